@@ -1,0 +1,1 @@
+"""Workloads, load generation, comparison of strategies and simulation on a virtual clock."""

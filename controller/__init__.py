@@ -1,0 +1,1 @@
+"""From a KVCluster manifest to running processes or Kubernetes objects."""

@@ -1,0 +1,1 @@
+"""The vocabulary that every room of KVCluster shares; it imports none of them."""

@@ -1,0 +1,376 @@
+"""The cache feed: how a worker tells routers which blocks it holds and how loaded it is.
+
+Pull (the usual way): `GET /cache/state` answers a `Snapshot`, `GET /cache/events` streams `Batch`es. Push (for
+workers outside a cluster): the same values in the bodies of `/internal/heartbeat`, `/internal/sync` and
+`/internal/eviction`.
+
+A worker's life is an *epoch* (microseconds since 1970 at process start, so a later life is greater). Within
+it every batch that changes the cache has the next *seq*; a snapshot at seq S contains every batch up to S. A
+consumer that sees a gap or another epoch takes a new snapshot.
+
+One event is one *physical* block. An engine may hold two blocks of the same key (vLLM rule 9), so the same key
+can be stored k times and removed k times: consumers count.
+
+Keys are hexadecimal in JSON and raw bytes in msgpack. Decoders raise `FeedError` on anything malformed, and
+never return half a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import orjson
+
+from kvcache.keys import KEY_BYTES, BlockKey
+
+MSGPACK = "application/msgpack"
+JSON = "application/json"
+
+
+class FeedError(ValueError):
+    """A feed message is malformed; the message says which field and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine is busy with at one moment.
+
+    `prefill_tokens` are prompt tokens still to be computed, waiting requests included; `free_blocks` are
+    blocks no running request refers to (cached or not), of `total_blocks` usable ones.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    prefill_tokens: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """Who a worker is, and what must agree before a router may match prompts against its cache."""
+
+    worker_id: str
+    epoch: int
+    model: str
+    block_size: int
+    fingerprint: str
+    """Of the tokenizer: see `kvcache.tokenizer.Tokenizer.fingerprint`."""
+    key_scheme: str
+    capacity: int
+    """Usable blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Blocks that entered the cache: a run of one sequence, each block the child of the one before."""
+
+    parent: BlockKey | None
+    """Key of the block before the first; None when the run starts a prompt."""
+    keys: tuple[BlockKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Blocks that were evicted, in the order of their eviction."""
+
+    keys: tuple[BlockKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """The whole cache was reset."""
+
+
+Event = Stored | Removed | Cleared
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one moment changed. With events, `seq` is one more than the last batch's; without (a load report
+    only), `seq` repeats the last one."""
+
+    epoch: int
+    seq: int
+    events: tuple[Event, ...]
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole cache at `seq`. A key held by k physical blocks is listed k times."""
+
+    info: WorkerInfo
+    seq: int
+    load: Load
+    blocks: tuple[tuple[BlockKey, BlockKey | None], ...]
+    """(key, parent key) of every cached block, a parent before its children."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A pushed sign of life. It registers the worker at `url`; `seq` is the last batch of the worker."""
+
+    info: WorkerInfo
+    url: str
+    seq: int
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """Pushed removals between two syncs."""
+
+    worker_id: str
+    epoch: int
+    seq: int
+    keys: tuple[BlockKey, ...]
+
+
+# --- encoding -------------------------------------------------------------------------------------------
+
+
+def encode_position(epoch: int, seq: int) -> str:
+    """`epoch:seq`: the id of a server-sent event and (quoted) the ETag of a snapshot."""
+    return f"{epoch}:{seq}"
+
+
+def decode_position(text: str) -> tuple[int, int]:
+    """Inverse of `encode_position`. Raises `FeedError`."""
+    epoch, colon, seq = text.partition(":")
+    if not (colon and epoch.isascii() and epoch.isdigit() and seq.isascii() and seq.isdigit()):
+        raise FeedError(f"a feed position looks like 'epoch:seq', not {text[:80]!r}")
+    return int(epoch), int(seq)
+
+
+def _load_fields(load: Load) -> dict[str, int]:
+    return {
+        "running": load.running,
+        "waiting": load.waiting,
+        "prefill_tokens": load.prefill_tokens,
+        "free_blocks": load.free_blocks,
+        "total_blocks": load.total_blocks,
+    }
+
+
+def _info_fields(info: WorkerInfo) -> dict[str, Any]:
+    return {
+        "worker_id": info.worker_id,
+        "epoch": info.epoch,
+        "model": info.model,
+        "block_size": info.block_size,
+        "fingerprint": info.fingerprint,
+        "key_scheme": info.key_scheme,
+        "capacity": info.capacity,
+    }
+
+
+def _event_fields(event: Event) -> dict[str, Any]:
+    match event:
+        case Stored(parent, keys):
+            return {
+                "type": "stored",
+                "parent": parent.hex() if parent is not None else None,
+                "keys": [key.hex() for key in keys],
+            }
+        case Removed(keys):
+            return {"type": "removed", "keys": [key.hex() for key in keys]}
+        case Cleared():
+            return {"type": "cleared"}
+
+
+def encode_batch(batch: Batch) -> bytes:
+    """JSON of one batch: the data line of a server-sent event (it holds no newline)."""
+    return orjson.dumps(
+        {
+            "epoch": batch.epoch,
+            "seq": batch.seq,
+            "events": [_event_fields(event) for event in batch.events],
+            "load": _load_fields(batch.load),
+        }
+    )
+
+
+def encode_snapshot(snapshot: Snapshot, media_type: str = JSON) -> bytes:
+    """A snapshot as JSON, or as msgpack when `media_type` is `MSGPACK`."""
+    fields: dict[str, Any] = {
+        **_info_fields(snapshot.info),
+        "seq": snapshot.seq,
+        "load": _load_fields(snapshot.load),
+    }
+    if media_type == MSGPACK:
+        fields["blocks"] = snapshot.blocks
+        packed: bytes = msgpack.packb(fields)
+        return packed
+    fields["blocks"] = [(key.hex(), parent.hex() if parent is not None else None) for key, parent in snapshot.blocks]
+    return orjson.dumps(fields)
+
+
+def encode_heartbeat(heartbeat: Heartbeat) -> bytes:
+    """JSON body of `POST /internal/heartbeat`."""
+    return orjson.dumps(
+        {
+            **_info_fields(heartbeat.info),
+            "url": heartbeat.url,
+            "seq": heartbeat.seq,
+            "load": _load_fields(heartbeat.load),
+        }
+    )
+
+
+def encode_eviction(eviction: Eviction) -> bytes:
+    """JSON body of `POST /internal/eviction`."""
+    return orjson.dumps(
+        {
+            "worker_id": eviction.worker_id,
+            "epoch": eviction.epoch,
+            "seq": eviction.seq,
+            "keys": [key.hex() for key in eviction.keys],
+        }
+    )
+
+
+# --- decoding -------------------------------------------------------------------------------------------
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise FeedError(f"{where} must be an object, not {type(value).__name__}")
+    return value
+
+
+def _integer(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if type(value) is not int or value < 0:
+        raise FeedError(f"{name} must be a whole number of 0 or more, not {value!r:.80}")
+    return value
+
+
+def _string(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if type(value) is not str or not value:
+        raise FeedError(f"{name} must be a string that is not empty, not {value!r:.80}")
+    return value
+
+
+def _sequence(fields: dict[str, Any], name: str) -> Sequence[Any]:
+    value = fields.get(name)
+    if type(value) is not list:
+        raise FeedError(f"{name} must be a list, not {type(value).__name__}")
+    return value
+
+
+def _key(value: Any) -> BlockKey:
+    try:
+        key = value if type(value) is bytes else bytes.fromhex(value)
+    except (TypeError, ValueError):
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise FeedError(f"a block key is {KEY_BYTES} bytes ({2 * KEY_BYTES} hexadecimal digits), not {value!r:.80}")
+    return key
+
+
+def _keys(fields: dict[str, Any]) -> tuple[BlockKey, ...]:
+    return tuple(_key(value) for value in _sequence(fields, "keys"))
+
+
+def _load(fields: dict[str, Any]) -> Load:
+    load = _mapping(fields.get("load"), "load")
+    return Load(
+        running=_integer(load, "running"),
+        waiting=_integer(load, "waiting"),
+        prefill_tokens=_integer(load, "prefill_tokens"),
+        free_blocks=_integer(load, "free_blocks"),
+        total_blocks=_integer(load, "total_blocks"),
+    )
+
+
+def _info(fields: dict[str, Any]) -> WorkerInfo:
+    return WorkerInfo(
+        worker_id=_string(fields, "worker_id"),
+        epoch=_integer(fields, "epoch"),
+        model=_string(fields, "model"),
+        block_size=_integer(fields, "block_size"),
+        fingerprint=_string(fields, "fingerprint"),
+        key_scheme=_string(fields, "key_scheme"),
+        capacity=_integer(fields, "capacity"),
+    )
+
+
+def _event(value: Any) -> Event:
+    fields = _mapping(value, "an event")
+    kind = fields.get("type")
+    if kind == "stored":
+        parent = fields.get("parent")
+        return Stored(None if parent is None else _key(parent), _keys(fields))
+    if kind == "removed":
+        return Removed(_keys(fields))
+    if kind == "cleared":
+        return Cleared()
+    raise FeedError(f"an event's type is stored, removed or cleared, not {kind!r:.80}")
+
+
+def _pair(value: Any) -> tuple[BlockKey, BlockKey | None]:
+    if type(value) is not list or len(value) != 2:
+        raise FeedError(f"a block is a pair [key, parent key or null], not {value!r:.80}")
+    return _key(value[0]), None if value[1] is None else _key(value[1])
+
+
+def _json(data: bytes | str) -> dict[str, Any]:
+    try:
+        return _mapping(orjson.loads(data), "the message")
+    except orjson.JSONDecodeError as error:
+        raise FeedError(f"the message is not JSON: {error}") from None
+
+
+def decode_batch(data: bytes | str) -> Batch:
+    """Inverse of `encode_batch`. Raises `FeedError`."""
+    fields = _json(data)
+    return Batch(
+        epoch=_integer(fields, "epoch"),
+        seq=_integer(fields, "seq"),
+        events=tuple(_event(value) for value in _sequence(fields, "events")),
+        load=_load(fields),
+    )
+
+
+def decode_snapshot(data: bytes, media_type: str = JSON) -> Snapshot:
+    """Inverse of `encode_snapshot`. Raises `FeedError`."""
+    if media_type == MSGPACK:
+        try:
+            fields = _mapping(msgpack.unpackb(data), "the message")
+        except (ValueError, msgpack.exceptions.UnpackException) as error:
+            raise FeedError(f"the message is not msgpack: {error}") from None
+    else:
+        fields = _json(data)
+    return Snapshot(
+        info=_info(fields),
+        seq=_integer(fields, "seq"),
+        load=_load(fields),
+        blocks=tuple(_pair(value) for value in _sequence(fields, "blocks")),
+    )
+
+
+def decode_heartbeat(data: bytes) -> Heartbeat:
+    """Inverse of `encode_heartbeat`. Raises `FeedError`."""
+    fields = _json(data)
+    return Heartbeat(
+        info=_info(fields),
+        url=_string(fields, "url"),
+        seq=_integer(fields, "seq"),
+        load=_load(fields),
+    )
+
+
+def decode_eviction(data: bytes) -> Eviction:
+    """Inverse of `encode_eviction`. Raises `FeedError`."""
+    fields = _json(data)
+    return Eviction(
+        worker_id=_string(fields, "worker_id"),
+        epoch=_integer(fields, "epoch"),
+        seq=_integer(fields, "seq"),
+        keys=_keys(fields),
+    )

@@ -1,0 +1,133 @@
+"""Names of KV-cache blocks that the worker and the router compute alike.
+
+Key of a full block = the first 16 bytes of SHA-256 over a header (cache salt, adapter) and the token ids as
+little-endian uint32 from the start of the prompt to the END of that block. A key therefore names a whole
+prefix: "who has this prefix" is one dictionary lookup, and the key at any depth can be computed without
+naming the blocks in between (`PrefixKeys.key`). Only full blocks have keys.
+
+The chained hash that vLLM uses (vLLM rule 1) was rejected: it costs one digest a block even when a search
+probes a handful of depths, and its seed differs between engines (rule 2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+KEY_SCHEME = "sha256-prefix-128"
+"""Name of this scheme. A worker that states another one is refused for matching."""
+
+KEY_BYTES = 16
+BYTES_PER_TOKEN = 4
+MAX_TOKEN_ID = 2**32 - 1
+
+BlockKey = bytes
+"""16 bytes; hexadecimal in JSON."""
+
+
+class TokenIdError(ValueError):
+    """A token id cannot be packed: it is not an integer between 0 and 2**32 - 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheScope:
+    """What separates equal token prefixes from one another: blocks are shared only within one scope.
+
+    `salt` is the request's `cache_salt` (a tenant's secret, say), `adapter` the LoRA adapter's name; both are
+    empty for most requests. vLLM keeps the same two apart (vLLM rule 3).
+    """
+
+    salt: str = ""
+    adapter: str = ""
+
+    def header(self) -> bytes:
+        """Bytes hashed before the first token. Lengths go first, so no two scopes share a header."""
+        salt, adapter = self.salt.encode(), self.adapter.encode()
+        return struct.pack("<II", len(salt), len(adapter)) + salt + adapter
+
+
+DEFAULT_SCOPE = CacheScope()
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Token ids as little-endian uint32, 4 bytes each. Raises `TokenIdError`."""
+    try:
+        packed = array("I", tokens)
+    except (OverflowError, TypeError) as error:
+        raise TokenIdError(f"token ids must be integers between 0 and {MAX_TOKEN_ID}: {error}") from None
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+class PrefixHasher:
+    """Keys of consecutive blocks while a sequence grows: feed it each full block's tokens in order.
+
+    O(block size) a block, whatever the length of the sequence so far.
+    """
+
+    __slots__ = ("_digest",)
+
+    def __init__(self, scope: CacheScope = DEFAULT_SCOPE) -> None:
+        self._digest = hashlib.sha256(scope.header())
+
+    def extend(self, packed_block: bytes | memoryview) -> BlockKey:
+        """Key of the block that ends with `packed_block` (the packed ids of exactly one block)."""
+        self._digest.update(packed_block)
+        return self._digest.copy().digest()[:KEY_BYTES]
+
+
+class PrefixKeys:
+    """Keys of one prompt's full blocks, each computed when it is first asked for.
+
+    Hash states are kept at the depths already probed, so a galloping search (depths 1, 2, 4, ... and then a
+    bisection) hashes little more than the part of the prompt below the deepest probe.
+    """
+
+    __slots__ = ("_block_bytes", "_depths", "_keys", "_packed", "_states", "depth")
+
+    def __init__(self, packed: bytes, block_size: int, scope: CacheScope = DEFAULT_SCOPE) -> None:
+        self._packed = memoryview(packed)
+        self._block_bytes = block_size * BYTES_PER_TOKEN
+        self.depth = len(packed) // self._block_bytes
+        """How many full blocks the prompt has, hence the deepest depth that has a key."""
+        self._states = {0: hashlib.sha256(scope.header())}
+        self._depths = [0]
+        self._keys: dict[int, BlockKey] = {}
+
+    def key(self, depth: int) -> BlockKey:
+        """Key of the prefix of `depth` full blocks, 1 <= depth <= self.depth."""
+        known = self._keys.get(depth)
+        if known is not None:
+            return known
+        if not 1 <= depth <= self.depth:
+            raise IndexError(f"depth {depth} is outside 1..{self.depth}")
+        below = 0
+        for at in self._depths:  # a dozen entries after a search: a scan beats a sorted container
+            if below < at <= depth:
+                below = at
+        state = self._states[below].copy()
+        state.update(self._packed[below * self._block_bytes : depth * self._block_bytes])
+        self._states[depth] = state
+        self._depths.append(depth)
+        key = self._keys[depth] = state.copy().digest()[:KEY_BYTES]
+        return key
+
+    def all(self) -> list[BlockKey]:
+        """Keys of every full block, first block first: O(length of the prompt)."""
+        state = self._states[0].copy()
+        size, packed = self._block_bytes, self._packed
+        keys = []
+        for end in range(size, self.depth * size + 1, size):
+            state.update(packed[end - size : end])
+            keys.append(state.copy().digest()[:KEY_BYTES])
+        return keys
+
+
+def block_keys(tokens: Sequence[int], block_size: int, scope: CacheScope = DEFAULT_SCOPE) -> list[BlockKey]:
+    """Keys of the full blocks of `tokens`, first block first; a last partial block has none."""
+    return PrefixKeys(pack_tokens(tokens), block_size, scope).all()

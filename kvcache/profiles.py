@@ -1,0 +1,153 @@
+"""Model geometry, engine latency and the named profiles that tie them to a GPU.
+
+`docs/profiles.md` shows the arithmetic of every profile; tests assert it. Sizes are bytes, times seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+GIB = 2**30
+
+
+class UnknownProfileError(ValueError):
+    """No profile has this name; the message lists those that exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGeometry:
+    """The figures of a transformer that decide how many bytes one token's keys and values take."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    dtype_bytes: int = 2
+
+    def bytes_per_block(self, block_size: int) -> int:
+        """Bytes of one block of `block_size` tokens: 2 (K, V) x layers x heads x head size x dtype x tokens."""
+        return 2 * self.layers * self.kv_heads * self.head_size * self.dtype_bytes * block_size
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyModel:
+    """How long an engine step takes. Seconds.
+
+    A prefill costs `prefill_base + prefill_block x blocks computed`, or `prefill_cached` when every full block
+    of the prompt that may be reused is cached; a decode step costs `decode`, however many sequences share it
+    (reading the weights dominates). A step that does both takes the longer of the two: the weights are read
+    once for the prefill chunk and the decoding sequences ride along.
+    """
+
+    prefill_base: float
+    prefill_block: float
+    prefill_cached: float
+    decode: float
+
+    def prefill(self, blocks: int) -> float:
+        """Seconds of an unloaded prefill that computes `blocks` blocks; 0 means that all is cached."""
+        return self.prefill_base + self.prefill_block * blocks if blocks else self.prefill_cached
+
+    def scaled(self, speed: float) -> LatencyModel:
+        """The same engine `speed` times as fast."""
+        return LatencyModel(
+            prefill_base=self.prefill_base / speed,
+            prefill_block=self.prefill_block / speed,
+            prefill_cached=self.prefill_cached / speed,
+            decode=self.decode / speed,
+        )
+
+
+def blocks_to_compute(prompt_tokens: int, cached_tokens: int, block_size: int) -> int:
+    """Blocks a prefill computes, partial last block included; 0 when all that may be cached is cached.
+
+    The last token of a prompt is always recomputed (vLLM rule 8), so "all is cached" means that the hit
+    covers every full block below the last token (and that there is a hit: a prompt of one block has none).
+    """
+    if cached_tokens and cached_tokens >= (prompt_tokens - 1) // block_size * block_size:
+        return 0
+    return -(-prompt_tokens // block_size) - cached_tokens // block_size
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One model on one GPU: what fits, how fast it runs and how it is scheduled."""
+
+    name: str
+    model: str
+    """Hugging Face id of the model the figures belong to."""
+    geometry: ModelGeometry
+    gpu_memory: int
+    """Bytes the engine may use: the GPU's memory times its utilisation limit."""
+    weights: int
+    overhead: int
+    """Bytes of activations, CUDA graphs and context."""
+    latency: LatencyModel
+    max_model_len: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+    def num_gpu_blocks(self, block_size: int) -> int:
+        """Physical blocks: what weights and overhead leave, in whole blocks. Block 0 is the null block."""
+        return (self.gpu_memory - self.weights - self.overhead) // self.geometry.bytes_per_block(block_size)
+
+    def blocks(self, block_size: int) -> int:
+        """Blocks that can hold a prompt: all but the null block (vLLM rule 5)."""
+        return self.num_gpu_blocks(block_size) - 1
+
+
+_MS = 1e-3
+
+_LLAMA_2_13B_A100 = Profile(
+    name="llama-2-13b-a100-40gb",
+    model="meta-llama/Llama-2-13b-hf",
+    geometry=ModelGeometry(layers=40, kv_heads=40, head_size=128),
+    gpu_memory=40 * GIB,
+    weights=26 * GIB,
+    overhead=round(2.7 * GIB),
+    latency=LatencyModel(5.0 * _MS, 2.5 * _MS, 0.5 * _MS, 15.0 * _MS),
+    max_model_len=4096,
+    max_num_batched_tokens=2048,
+    max_num_seqs=256,
+)
+
+_LLAMA_3_1_8B_H100 = Profile(
+    name="llama-3.1-8b-h100-80gb",
+    model="meta-llama/Llama-3.1-8B-Instruct",
+    geometry=ModelGeometry(layers=32, kv_heads=8, head_size=128),
+    gpu_memory=round(79.6 * 0.92 * GIB),
+    weights=round(14.96 * GIB),
+    overhead=round(3.0 * GIB),
+    latency=LatencyModel(4.0 * _MS, 0.58 * _MS, 0.5 * _MS, 7.0 * _MS),
+    max_model_len=131072,
+    max_num_batched_tokens=8192,
+    max_num_seqs=1024,
+)
+
+_LLAMA_3_1_8B_L4 = Profile(
+    name="llama-3.1-8b-l4-24gb",
+    model="meta-llama/Llama-3.1-8B-Instruct",
+    geometry=ModelGeometry(layers=32, kv_heads=8, head_size=128),
+    gpu_memory=round(22.5 * 0.92 * GIB),
+    weights=round(14.96 * GIB),
+    overhead=round(1.5 * GIB),
+    latency=LatencyModel(6.0 * _MS, 4.25 * _MS, 0.5 * _MS, 58.0 * _MS),
+    max_model_len=32768,
+    max_num_batched_tokens=2048,
+    max_num_seqs=256,
+)
+
+PROFILES: Mapping[str, Profile] = MappingProxyType(
+    {p.name: p for p in (_LLAMA_2_13B_A100, _LLAMA_3_1_8B_H100, _LLAMA_3_1_8B_L4)}
+)
+DEFAULT_PROFILE = _LLAMA_2_13B_A100.name
+
+
+def profile(name: str) -> Profile:
+    """The profile of this name. Raises `UnknownProfileError`."""
+    try:
+        return PROFILES[name]
+    except KeyError:
+        known = ", ".join(sorted(PROFILES))
+        raise UnknownProfileError(f"unknown profile {name!r}; use one of: {known}") from None

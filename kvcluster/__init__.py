@@ -1,0 +1,1 @@
+"""The `kvcluster` command: the one place that may import every room."""
