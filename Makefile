@@ -1,0 +1,52 @@
+# `make demo` and `make test` set up all they need in .venv; PYTHON picks the interpreter (3.11 or later).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= demo-results
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test unit check format bench clean
+
+help: ## list what make can do
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "kvcluster needs Python 3.11 or later; $$($(PYTHON) --version) found. Use: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+install: $(VENV)/.dev ## create .venv with everything development needs
+
+demo: $(VENV)/.runtime ## serve a KVCluster on this machine under three strategies in turn and compare them
+	$(BIN)/kvcluster compare examples/rag.yaml --workload rag \
+	  --strategies cache_aware,round_robin,least_loaded --out $(DEMO_OUT)
+
+test: check ## formatting, lint, types, import contract, and every test
+	$(BIN)/python -m pytest
+
+unit: $(VENV)/.dev ## the tests that start no processes (seconds)
+	$(BIN)/python -m pytest -m 'not process'
+
+check: $(VENV)/.dev ## ruff, mypy --strict and the import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## rewrite the code as ruff formats it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## micro-benchmarks of the index, the decision, the engine and the data path
+	$(BIN)/python -m bench.micro
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
