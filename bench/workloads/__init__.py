@@ -1,0 +1,42 @@
+"""Seeded workloads: what is asked, and when. The same workload drives a live endpoint and the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from bench.workloads.base import CHAT, COMPLETIONS, TimedRequest, Workload, WorkloadError, WorkloadSpec
+from bench.workloads.conversation import conversation
+from bench.workloads.rag import rag
+from bench.workloads.synthetic import hot, uniform
+from bench.workloads.trace import trace
+
+WORKLOADS: Mapping[str, Callable[[WorkloadSpec], Workload]] = MappingProxyType(
+    {"rag": rag, "chat": conversation, "uniform": uniform, "hot": hot, "trace": trace}
+)
+
+__all__ = [
+    "CHAT",
+    "COMPLETIONS",
+    "WORKLOADS",
+    "TimedRequest",
+    "Workload",
+    "WorkloadError",
+    "WorkloadSpec",
+    "build_workload",
+]
+
+
+def build_workload(spec: WorkloadSpec) -> Workload:
+    """The workload of this name and these parameters. Raises `WorkloadError`."""
+    try:
+        build = WORKLOADS[spec.name]
+    except KeyError:
+        raise WorkloadError(f"unknown workload {spec.name!r}; use one of: {', '.join(WORKLOADS)}") from None
+    if spec.limit is not None and spec.limit < 1:
+        raise WorkloadError(f"limit must be 1 or more, not {spec.limit}")
+    if spec.rate is not None and not spec.rate > 0:
+        raise WorkloadError(f"rate must be above 0 requests a second, not {spec.rate}")
+    if spec.trace is not None and spec.name != "trace":
+        raise WorkloadError(f"the workload {spec.name} replays no file; leave --trace out, or use --workload trace")
+    return build(spec)

@@ -1,0 +1,104 @@
+"""What a workload is: timed requests that depend on nothing but its parameters and its seed.
+
+A workload knows no clock and no socket. It yields requests in the order of their arrival; the load generator
+sends them when they are due, the simulator submits them at that time of its virtual clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+
+FIRST_TOKEN_ID = 512
+TOKEN_IDS = 1 << 14
+"""Prompts sent as token ids use FIRST_TOKEN_ID..FIRST_TOKEN_ID + TOKEN_IDS - 1: plain words in every vocabulary of
+32,000 and more, clear of the special and the byte-fallback tokens at its beginning."""
+
+
+class WorkloadError(ValueError):
+    """A workload cannot be built; the message says what is wrong and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedRequest:
+    """One request of a workload."""
+
+    index: int
+    """Position in the workload, from 0."""
+    at: float
+    """Arrival, emulated seconds after the start."""
+    path: str
+    """`COMPLETIONS` or `CHAT`."""
+    body: Mapping[str, Any]
+    """OpenAI body without `model` and the streaming fields, which whoever sends it adds."""
+    max_tokens: int
+    """Tokens that are generated: every body says `ignore_eos`, so that runs generate alike."""
+    prompt_tokens: int | None = None
+    """Length of the prompt where it is known without a tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSpec:
+    """Which workload, and its parameters; None means the workload's own default."""
+
+    name: str
+    seed: int = 0
+    limit: int | None = None
+    """How many requests."""
+    rate: float | None = None
+    """Mean arrivals an emulated second."""
+    trace: Path | None = None
+    """The file that `trace` replays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A workload that can be run again and again: every call of `requests` yields the same ones."""
+
+    name: str
+    seed: int
+    count: int
+    config: Mapping[str, Any]
+    """The parameters in force, for the result file."""
+    requests: Callable[[], Iterator[TimedRequest]]
+
+
+def poisson_arrivals(random: Random, rate: float) -> Iterator[float]:
+    """Arrival times, in seconds, of an open stream of `rate` requests a second."""
+    at = 0.0
+    while True:
+        at += random.expovariate(rate)
+        yield at
+
+
+def token_ids(name: str, count: int) -> list[int]:
+    """`count` token ids that are a pure function of `name`; a shorter list is a prefix of a longer one.
+
+    All ids are masked and shifted into their range at once, as one large integer: a trace has millions of them.
+    """
+    size = 2 * count
+    ones = int.from_bytes(b"\x01\x00" * count, "little")
+    words = int.from_bytes(hashlib.shake_128(name.encode()).digest(size), "little")
+    ids = array("H", ((words & ones * (TOKEN_IDS - 1)) + ones * FIRST_TOKEN_ID).to_bytes(size, sys.byteorder))
+    return ids.tolist() if sys.byteorder == "little" else ids.tolist()[::-1]
+
+
+def completion(index: int, at: float, prompt: list[int], max_tokens: int) -> TimedRequest:
+    """A request whose prompt is token ids."""
+    body = {"prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True}
+    return TimedRequest(index, at, COMPLETIONS, body, max_tokens, len(prompt))
+
+
+def chat(index: int, at: float, messages: list[dict[str, str]], max_tokens: int) -> TimedRequest:
+    """A request whose prompt is messages."""
+    body = {"messages": messages, "max_tokens": max_tokens, "ignore_eos": True}
+    return TimedRequest(index, at, CHAT, body, max_tokens)

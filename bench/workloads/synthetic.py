@@ -1,0 +1,49 @@
+"""`uniform` and `hot`: the two extremes, in token ids, so that lengths are exact with every tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from bench.workloads.base import TimedRequest, Workload, WorkloadSpec, completion, poisson_arrivals, token_ids
+
+REQUESTS = 400
+RATE = 12.0
+MAX_TOKENS = 32
+UNIFORM_TOKENS = (256, 768)
+HOT_PREFIX_TOKENS = 1_024
+HOT_TAIL_TOKENS = (64, 192)
+
+
+def uniform(spec: WorkloadSpec) -> Workload:
+    """Prompts that share nothing: what a strategy costs, or spoils, when caches cannot help."""
+    count, rate = spec.limit or REQUESTS, spec.rate or RATE
+
+    def requests() -> Iterator[TimedRequest]:
+        random = Random(f"uniform {spec.seed}")
+        for index, at in zip(range(count), poisson_arrivals(random, rate), strict=False):
+            prompt = token_ids(f"uniform {spec.seed} {index}", random.randint(*UNIFORM_TOKENS))
+            yield completion(index, at, prompt, MAX_TOKENS)
+
+    config = {"rate": rate, "prompt_tokens": list(UNIFORM_TOKENS), "max_tokens": MAX_TOKENS}
+    return Workload("uniform", spec.seed, count, config, requests)
+
+
+def hot(spec: WorkloadSpec) -> Workload:
+    """One large prefix that every prompt shares, and tails that none does: the trap of pure longest-prefix matching."""
+    count, rate = spec.limit or REQUESTS, spec.rate or RATE
+
+    def requests() -> Iterator[TimedRequest]:
+        random = Random(f"hot {spec.seed}")
+        prefix = token_ids(f"hot {spec.seed} prefix", HOT_PREFIX_TOKENS)
+        for index, at in zip(range(count), poisson_arrivals(random, rate), strict=False):
+            tail = token_ids(f"hot {spec.seed} {index}", random.randint(*HOT_TAIL_TOKENS))
+            yield completion(index, at, prefix + tail, MAX_TOKENS)
+
+    config = {
+        "rate": rate,
+        "prefix_tokens": HOT_PREFIX_TOKENS,
+        "tail_tokens": list(HOT_TAIL_TOKENS),
+        "max_tokens": MAX_TOKENS,
+    }
+    return Workload("hot", spec.seed, count, config, requests)
