@@ -1,0 +1,293 @@
+"""CPU a request in the router process, side by side with other routers on the same machine.
+
+    python -m bench.opponents --router 'sglang=sglang-router --worker-urls {workers} --port {port} --policy cache_aware'
+
+Every router stands in front of the same trivial engines (one process that answers at once), gets the same
+chat prompts (2 KB shared in groups, 2 KB of their own) over the same keep-alive connections, and is charged
+the CPU seconds that the operating system accounts to its process and threads. Compare the ratios within one
+run; requests per second also contain the client and the engines, which share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import shlex
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+ENGINES = 8
+CONNECTIONS = 32
+READY_SECONDS = 60.0
+
+_COMPLETION = json.dumps(
+    {
+        "id": "chatcmpl-0",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }
+).encode()
+_MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "vllm"}]}).encode()
+
+
+def _response(status: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+_ANSWER = _response("200 OK", _COMPLETION)
+_MODEL_LIST = _response("200 OK", _MODELS)
+_NO_FEED = _response("404 Not Found", b'{"detail":"Not Found"}')
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one router cost. CPU in microseconds a request, of the router's process tree alone."""
+
+    router: str
+    requests: int
+    failed: int
+    cpu_us_per_request: float
+    requests_per_second: float
+
+
+class _Messages(asyncio.Protocol):
+    """Splits a stream into HTTP/1.1 messages that state their length; no other framing is sent here."""
+
+    transport: asyncio.WriteTransport
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.WriteTransport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            head = self._buffer[:end].lower()
+            at = head.find(b"content-length:")
+            length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            if len(self._buffer) < end + 4 + length:
+                return
+            self._buffer = self._buffer[end + 4 + length :]
+            self.message(head)
+
+    def message(self, head: bytes) -> None:
+        """One whole message arrived; `head` is its first line and headers in lower case."""
+        raise NotImplementedError
+
+
+class _Engine(_Messages):
+    """Answers every request at once, so that what is left to measure is the router."""
+
+    def message(self, head: bytes) -> None:
+        if head.startswith(b"post"):
+            self.transport.write(_ANSWER)
+        else:
+            self.transport.write(_NO_FEED if b"/cache/" in head.split(b"\r\n", 1)[0] else _MODEL_LIST)
+
+
+class _Client(_Messages):
+    """One keep-alive connection that sends its next request when the last one is answered."""
+
+    def __init__(self, requests: Sequence[bytes], done: asyncio.Future[None]) -> None:
+        super().__init__()
+        self._requests = iter(requests)
+        self._done = done
+        self.failed = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._send_next()
+
+    def message(self, head: bytes) -> None:
+        if b" 200 " not in head.split(b"\r\n", 1)[0]:
+            self.failed += 1
+        self._send_next()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._done.done():
+            self.failed += 1 + sum(1 for _ in self._requests)
+            self._done.set_result(None)
+
+    def _send_next(self) -> None:
+        request = next(self._requests, None)
+        if request is not None:
+            self.transport.write(request)
+        elif not self._done.done():
+            self._done.set_result(None)
+            self.transport.close()
+
+
+def prompts(count: int, seed: int = 0) -> list[bytes]:
+    """Whole HTTP requests: chats of 4 KB whose first half is shared by an eighth of them."""
+    rng = random.Random(seed)
+    words = [f"{a}{b}" for a in ("stor", "rout", "cach", "block", "queu") for b in ("age", "ing", "ed", "s", "es")]
+
+    def text(size: int) -> str:
+        return " ".join(rng.choice(words) for _ in range(size // 7))
+
+    shared = [text(2048) for _ in range(8)]
+    requests = []
+    for i in range(count):
+        content = shared[i % len(shared)] + " " + text(2048)
+        message = {"role": "user", "content": content}
+        body = json.dumps({"model": "m", "max_tokens": 1, "messages": [message]}).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        requests.append(head.encode() + body)
+    return requests
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _serve_engines(ports: Sequence[int]) -> None:
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(_Engine, "127.0.0.1", port) for port in ports]
+        await asyncio.gather(*(server.serve_forever() for server in servers))
+
+    uvloop.run(serve())
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and its descendants (Linux)."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").iterdir():
+            found.extend(int(child) for child in (task / "children").read_text().split())
+    return found
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time of a process tree, threads included (Linux)."""
+    ticks = 0
+    for member in _tree(pid):
+        fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+async def _drive(port: int, requests: Sequence[bytes]) -> tuple[int, float]:
+    """Failed requests and seconds for `requests`, dealt out to the connections."""
+    loop = asyncio.get_running_loop()
+    started = time.perf_counter()
+    clients: list[_Client] = []
+    waits: list[asyncio.Future[None]] = []
+    for i in range(CONNECTIONS):
+        done: asyncio.Future[None] = loop.create_future()
+        client = _Client(requests[i::CONNECTIONS], done)
+        await loop.create_connection(lambda client=client: client, "127.0.0.1", port)  # type: ignore[misc]
+        clients.append(client)
+        waits.append(done)
+    await asyncio.gather(*waits)
+    return sum(client.failed for client in clients), time.perf_counter() - started
+
+
+async def _ready(port: int, request: bytes) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            failed, _ = await _drive(port, [request] * CONNECTIONS)
+        except OSError:
+            failed = 1
+        if not failed:
+            return
+        await asyncio.sleep(0.2)
+    raise TimeoutError(f"the router on port {port} answered no request within {READY_SECONDS:.0f} s")
+
+
+def measure(name: str, command: str, workers: Sequence[str], requests: Sequence[bytes]) -> Row:
+    """Start one router by `command` ({port} and {workers} filled in), drive it and stop it."""
+    port = _free_port()
+    argv = shlex.split(command.format(port=port, workers=" ".join(workers), commas=",".join(workers)))
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603 - the user's command
+    try:
+        uvloop.run(_ready(port, requests[0]))
+        uvloop.run(_drive(port, requests[: len(requests) // 4]))  # warm caches and connections
+        before = _cpu_seconds(process.pid)
+        failed, seconds = uvloop.run(_drive(port, requests))
+        cpu = _cpu_seconds(process.pid) - before
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return Row(name, len(requests), failed, cpu / len(requests) * 1e6, len(requests) / seconds)
+
+
+def main() -> None:
+    """Measure every router named on the command line, KVCluster's first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--router", action="append", default=[], metavar="NAME=COMMAND", help="a router to compare with"
+    )
+    parser.add_argument("--requests", type=int, default=8000)
+    parser.add_argument("--rounds", type=int, default=3, help="the routers take turns this many times")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    own = f"{sys.executable} -m router.main --port {{port}} --management-port 0 --workers {{commas}}"
+    commands = {
+        "kvcluster": own,
+        "kvcluster round_robin": own + " --strategy round_robin",
+        **dict(router.split("=", 1) for router in options.router),
+    }
+    ports = [_free_port() for _ in range(ENGINES)]
+    engines = multiprocessing.get_context("spawn").Process(target=_serve_engines, args=(ports,), daemon=True)
+    engines.start()
+    workers = [f"http://127.0.0.1:{port}" for port in ports]
+    requests = prompts(options.requests)
+    rows = [
+        measure(name, command, workers, requests) for _ in range(options.rounds) for name, command in commands.items()
+    ]
+    engines.terminate()
+    console = Console()
+    if options.json:
+        console.print_json(json.dumps([asdict(row) for row in rows]))
+        return
+    table = Table("router", "failed", "CPU us/request (median)", "min..max", "requests/s (median)")
+    for name in commands:
+        mine = [row for row in rows if row.router == name]
+        costs = [row.cpu_us_per_request for row in mine]
+        rates = [row.requests_per_second for row in mine]
+        table.add_row(
+            name,
+            str(sum(row.failed for row in mine)),
+            f"{statistics.median(costs):.0f}",
+            f"{min(costs):.0f}..{max(costs):.0f}",
+            f"{statistics.median(rates):.0f}",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
