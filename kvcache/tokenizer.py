@@ -1,0 +1,170 @@
+"""Tokenizers: the router and the worker turn the same request into the same token ids."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from kvcache.backend import Backend, TokenizerError
+from kvcache.chat import ChatTemplateError
+from kvcache.encoding_cache import DEFAULT_CACHE_BYTES, EncodingCache
+from kvcache.tokenizer_sources import BUNDLED, TokenizerSource, bundled, from_folder, from_transformers
+
+__all__ = ["IncrementalDecoder", "Tokenizer", "TokenizerError", "load_tokenizer"]
+
+REPLACEMENT = "\ufffd"
+
+
+class Tokenizer:
+    """Text to token ids and back. `fingerprint` (32 hexadecimal digits) covers all that changes token ids."""
+
+    def __init__(self, name: str, source: TokenizerSource, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        self.name = name
+        self.fingerprint = source.fingerprint
+        self.eos_token_id = source.eos_token_id
+        self.vocab_size = source.backend.vocab_size
+        self.special_ids = source.backend.special_ids
+        self.byte_level = source.backend.byte_level
+        """Each token stands for fixed bytes: see `kvcache.backend.Backend`."""
+        self._backend: Backend = source.backend
+        self._template = source.template
+        self.cache = EncodingCache(self._encode_plain, cache_bytes) if source.backend.cut_safe else None
+        """None where cutting text might change a token."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. Raises `TokenizerError` for text that is not valid Unicode."""
+        if self.cache is None or (add_special_tokens and self._adds_special_tokens):
+            return self._backend.encode(text, add_special_tokens)
+        return self.cache.encode(text)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD. Raises `TokenizerError`."""
+        return self._backend.decode(ids, skip_special_tokens)
+
+    def token_str(self, token_id: int) -> str:
+        """The token as the vocabulary writes it (`Ġwor` for " wor" in byte-level BPE). Raises `TokenizerError`."""
+        token = self._backend.token_str(token_id)
+        if token is None:
+            raise TokenizerError(f"token id {token_id} is out of vocabulary")
+        return token
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """Text of a conversation by the chat template. Raises `ChatTemplateError`."""
+        if self._template is None:
+            raise ChatTemplateError(
+                f"tokenizer {self.name!r} has no chat template: put one into its tokenizer_config.json, or use "
+                "/v1/completions"
+            )
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return self._backend.encode(text, False)
+
+    @property
+    def _adds_special_tokens(self) -> bool:
+        return self._backend.encode("", True) != []
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer called `name`; docs/tokenizers.md lists the forms. Raises `TokenizerError`."""
+    if name == BUNDLED:
+        return Tokenizer(name, bundled())
+    folder = Path(name)
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer(name, from_folder(folder))
+    return Tokenizer(name, from_transformers(name))
+
+
+class _Decoder(Protocol):
+    def push(self, token_id: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class IncrementalDecoder:
+    """Text of a growing sequence, token by token: the deltas, joined, equal `decode` of all ids.
+
+    A delta holds only whole characters: bytes of an unfinished one wait for the next token, or for `flush`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+        form = _ByteLevelDecoder if tokenizer.byte_level else _WindowDecoder
+        self._decoder: _Decoder = form(tokenizer, skip_special_tokens)
+
+    def push(self, token_id: int) -> str:
+        """Text that became certain with this token; "" while a character is unfinished."""
+        return self._decoder.push(token_id)
+
+    def flush(self) -> str:
+        """What is still held back, at the end of the sequence."""
+        return self._decoder.flush()
+
+
+class _ByteLevelDecoder:
+    """Every token is a run of bytes: an incremental UTF-8 decoder does the rest, O(1) a token."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._token_str = tokenizer.token_str
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return "" if token_id in self._skipped else self._bytes.decode(_token_bytes(self._token_str(token_id)))
+
+    def flush(self) -> str:
+        return self._bytes.decode(b"", True)
+
+
+class _WindowDecoder:
+    """Any other tokenizer: decode the tokens since the last delta together with those of the delta before it, whose
+    text is known, since how a token is written may depend on its neighbour."""
+
+    _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._known: list[int] = []
+        self._new: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        self._new.append(token_id)
+        # A run of byte tokens is decoded as a whole (one bad byte spoils all of it), so it waits for its end.
+        if self._BYTE_TOKEN.fullmatch(self._tokenizer.token_str(token_id)):
+            return ""
+        delta = self._delta()
+        if not delta or delta.endswith(REPLACEMENT):
+            return ""
+        self._known, self._new = self._new, []
+        return delta
+
+    def flush(self) -> str:
+        delta = self._delta()
+        self._known, self._new = self._new, []
+        return delta
+
+    def _delta(self) -> str:
+        known = self._tokenizer.decode(self._known, skip_special_tokens=self._skip)
+        both = self._tokenizer.decode(self._known + self._new, skip_special_tokens=self._skip)
+        return both[len(known) :]
+
+
+@cache
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for U+0100 and up, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+
+
+def _token_bytes(token: str) -> bytes:
+    """Bytes a token stands for; a token with a character outside the alphabet (an added one) stands for itself."""
+    alphabet = _byte_alphabet()
+    try:
+        return bytes([alphabet[character] for character in token])
+    except KeyError:
+        return token.encode()

@@ -1,0 +1,154 @@
+"""Where tokenizers come from: the bundled vocabulary, a folder, or a Hugging Face id. See docs/tokenizers.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as RustTokenizer
+
+from kvcache.backend import Backend, FastBackend, TokenizerError
+from kvcache.chat import DEFAULT_TEMPLATE, ChatTemplate, ChatTemplateError
+
+BUNDLED = "gpt2"
+"""The vocabulary that ships with the package: it needs no network."""
+
+END_OF_TEXT = "<|endoftext|>"
+
+_DATA = Path(__file__).parent / "data" / "gpt2"
+_TOKENIZER_FILE = "tokenizer.json"
+_FINGERPRINT_DIGITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSource:
+    """The parts of a `kvcache.tokenizer.Tokenizer`."""
+
+    backend: Backend
+    fingerprint: str
+    eos_token_id: int | None
+    template: ChatTemplate | None
+
+
+def bundled() -> TokenizerSource:
+    """GPT-2's byte-level BPE: 50,257 tokens, `<|endoftext|>` (50256) ends a text."""
+    vocabulary, merges = _DATA / "encoder.json", _DATA / "vocab.bpe"
+    tokenizer = RustTokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return TokenizerSource(
+        backend=FastBackend(tokenizer),
+        fingerprint=fingerprint([vocabulary.read_bytes(), merges.read_bytes()], DEFAULT_TEMPLATE),
+        eos_token_id=tokenizer.token_to_id(END_OF_TEXT),
+        template=ChatTemplate(DEFAULT_TEMPLATE, {"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}),
+    )
+
+
+def from_folder(folder: Path) -> TokenizerSource:
+    """A folder with `tokenizer.json` and, for chat and the end token, `tokenizer_config.json`."""
+    file = folder / _TOKENIZER_FILE
+    try:
+        content = file.read_bytes()
+        tokenizer = RustTokenizer.from_buffer(content)
+    except OSError as error:
+        raise TokenizerError(f"{file} cannot be read: {error}") from None
+    except Exception as error:  # noqa: BLE001 (the Rust parser raises the bare class)
+        raise TokenizerError(f"{file} is no tokenizer of the `tokenizers` library: {error}") from None
+    config = _config(folder)
+    special = _special_tokens(config)
+    template = _template_source(folder, config)
+    eos = special.get("eos_token")
+    return TokenizerSource(
+        backend=FastBackend(tokenizer),
+        fingerprint=fingerprint([content], template or ""),
+        eos_token_id=None if eos is None else tokenizer.token_to_id(eos),
+        template=_compiled(template, special, folder),
+    )
+
+
+def from_transformers(name: str) -> TokenizerSource:
+    """Whatever `transformers.AutoTokenizer` makes of a folder or a Hugging Face id."""
+    # Imported here for its price, 1 s and 250 MB, which the bundled vocabulary and folders do without.
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise TokenizerError(
+            f"tokenizer {name!r} cannot be loaded: use {BUNDLED!r}, a folder that holds {_TOKENIZER_FILE}, or a "
+            f"Hugging Face id that can be reached from here ({_first_line(error)})"
+        ) from None
+    if not tokenizer.is_fast:
+        raise TokenizerError(
+            f"tokenizer {name!r} has no fast form: convert it once with transformers (`save_pretrained`) to a folder "
+            f"that holds {_TOKENIZER_FILE}, and name that folder"
+        )
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    template = tokenizer.chat_template
+    backend: RustTokenizer = tokenizer.backend_tokenizer
+    return TokenizerSource(
+        backend=FastBackend(backend),
+        fingerprint=fingerprint([backend.to_str().encode()], template or ""),
+        eos_token_id=tokenizer.eos_token_id,
+        template=_compiled(template, special, name),
+    )
+
+
+def fingerprint(parts: Iterable[bytes], template: str) -> str:
+    """32 hexadecimal digits of SHA-256 over all that decides which token ids a request becomes."""
+    digest = hashlib.sha256()
+    for part in (*parts, template.encode()):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:_FINGERPRINT_DIGITS]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _compiled(source: str | None, special: Mapping[str, str], where: object) -> ChatTemplate | None:
+    try:
+        return None if source is None else ChatTemplate(source, special)
+    except ChatTemplateError as error:
+        raise TokenizerError(f"{where}: {error}") from None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    if not file.exists():
+        return {}
+    try:
+        config = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise TokenizerError(f"{file} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise TokenizerError(f"{file} must hold an object, not {type(config).__name__}")
+    return config
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Named special tokens (bos_token, eos_token, ...): a string each, or an object with its `content`."""
+    found = {}
+    for name, value in config.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(content, str):
+            found[name] = content
+    return found
+
+
+def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The chat template: a file of its own first, else the config's, by name "default" where there are several."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+    return template if isinstance(template, str) else None
