@@ -1,0 +1,1 @@
+"""Local mode: the processes of a KVCluster on this machine, without Kubernetes."""

@@ -1,0 +1,198 @@
+"""A KVCluster as local processes: `async with LocalCluster(manifest) as cluster`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from controller.local.plan import Addresses, ProcessPlan, Role, check, desired_processes
+from controller.local.process import ManagedProcess, ProcessStatus, State
+from controller.local.sockets import bind, url_of
+from controller.spec.model import KVCluster
+
+FAILED_STARTS = 3
+"""A process that ends this often in a row without having been ready will not get ready."""
+POLL_INTERVAL = 0.05
+
+
+class StartError(RuntimeError):
+    """The cluster did not become ready; the message names the process and shows what it wrote last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the manifest does not say: where to listen and to log.
+
+    Port 0 takes any free one. `log_dir` None: a temporary folder that is removed with the cluster. `echo` is called
+    with (process name, line) for each line a process writes, `on_change` with each change of a process.
+    """
+
+    port: int = 0
+    management_port: int = 0
+    log_dir: Path | None = None
+    echo: Callable[[str, str], None] | None = None
+    on_change: Callable[[ProcessStatus], None] | None = None
+
+
+Planner = Callable[[KVCluster, Addresses], tuple[ProcessPlan, ...]]
+
+
+class LocalCluster:
+    """Runs a manifest on this machine from entering the context to leaving it.
+
+    Entering starts every process and returns at once: `await wait_ready()` before use. Leaving ends the router, which
+    finishes what it serves, then the workers, and returns when all are gone. Raises `LocalModeError` (the manifest asks
+    for what a machine alone cannot do), and `PortTakenError` or another `OSError` on entering.
+    """
+
+    def __init__(
+        self, manifest: KVCluster, options: Options | None = None, *, plan: Planner = desired_processes
+    ) -> None:
+        check(manifest)
+        self.manifest = manifest
+        self._options = options or Options()
+        self._plan = plan
+        self._cleanup = contextlib.AsyncExitStack()
+        self._changed = asyncio.Event()
+        self._workers: list[ManagedProcess] = []
+        self._routers: list[ManagedProcess] = []
+        self._sockets: dict[str, socket.socket] = {}
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as cleanup:
+            self._client = await cleanup.enter_async_context(httpx.AsyncClient(trust_env=False))
+            self.addresses = self._listen(cleanup)
+            self.log_dir = self._options.log_dir or Path(
+                cleanup.enter_context(tempfile.TemporaryDirectory(prefix=f"kvcluster-{self.manifest.name}-"))
+            )
+            read_end, self._tether = os.pipe()
+            cleanup.callback(os.close, self._tether)
+            cleanup.callback(os.close, read_end)
+            for plan in self._plan(self.manifest, self.addresses):
+                process = self._managed(plan, read_end)
+                (self._workers if plan.role is Role.WORKER else self._routers).append(process)
+                process.start()
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async with self._cleanup:
+            # New connections are refused from here on, instead of waiting for a router that will not come.
+            for listener in self._sockets.values():
+                listener.close()
+            await asyncio.gather(*(process.stop() for process in self._routers))
+            await asyncio.gather(*(process.stop() for process in self._workers))
+
+    def _listen(self, cleanup: contextlib.AsyncExitStack) -> Addresses:
+        def listen(port: int = 0, flag: str = "") -> str:
+            listener = cleanup.enter_context(contextlib.closing(bind(port, flag)))
+            self._sockets[url := url_of(listener)] = listener
+            return url
+
+        router = listen(self._options.port, "--port")
+        management = listen(self._options.management_port, "--management-port")
+        return Addresses(tuple(listen() for _ in range(self.manifest.spec.workers.replicas)), router, management)
+
+    def _managed(self, plan: ProcessPlan, tether: int) -> ManagedProcess:
+        return ManagedProcess(
+            plan,
+            descriptors={url: listener.fileno() for url, listener in self._sockets.items()},
+            tether=tether,
+            log=self.log_dir / f"{plan.name}.log",
+            client=self._client,
+            on_change=self._on_change,
+            echo=self._options.echo,
+        )
+
+    def _on_change(self, status: ProcessStatus) -> None:
+        self._changed.set()
+        if self._options.on_change is not None:
+            self._options.on_change(status)
+
+    @property
+    def url(self) -> str:
+        """Base URL of the OpenAI API."""
+        return self.addresses.router
+
+    @property
+    def management_url(self) -> str:
+        """Base URL of the router's management port."""
+        return self.addresses.management
+
+    @property
+    def workers(self) -> tuple[ProcessStatus, ...]:
+        """The workers now, in the order of their indices; a worker's name is the id it reports."""
+        return tuple(process.status for process in self._workers)
+
+    @property
+    def router(self) -> ProcessStatus:
+        """The router now."""
+        return self._routers[0].status
+
+    @property
+    def processes(self) -> tuple[ProcessStatus, ...]:
+        """The router and the workers now."""
+        return (self.router, *self.workers)
+
+    @property
+    def router_pid(self) -> int | None:
+        """Process id of the router; None while it does not run."""
+        return self.router.pid
+
+    async def wait_ready(self, timeout: float = 60.0) -> None:
+        """Returns when every process is ready and the router may choose every worker. Raises `StartError`."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._processes_ready()
+                await self._workers_known()
+        except TimeoutError:
+            waiting = [process for process in self._all() if process.status.state is not State.READY]
+            raise StartError(
+                f"not ready after {timeout:g} s: "
+                + ("; ".join(_account(process) for process in waiting) or "the router does not see every worker")
+            ) from None
+
+    def kill(self) -> None:
+        """Makes leaving the context quick: what still runs is not waited for."""
+        for process in self._all():
+            process.kill()
+
+    def _all(self) -> list[ManagedProcess]:
+        return [*self._workers, *self._routers]
+
+    async def _processes_ready(self) -> None:
+        while any(process.status.state is not State.READY for process in self._all()):
+            for process in self._all():
+                if process.failed_starts >= FAILED_STARTS:
+                    raise StartError(f"does not start: {_account(process)}")
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _workers_known(self) -> None:
+        wanted = set(self.addresses.workers)
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                answer = await self._client.get(f"{self.management_url}/workers")
+                if wanted <= {worker["url"] for worker in answer.json()["workers"] if worker["ready"]}:
+                    return
+            await asyncio.sleep(POLL_INTERVAL)
+
+
+def _account(process: ManagedProcess) -> str:
+    """What is known of a process that is not ready."""
+    status, tail = process.status, process.log_tail()
+    why = f" ({status.detail})" if status.detail else ""
+    wrote = f"; it wrote last:\n{tail}" if tail else ""
+    return f"{status.name} is {status.state}{why}{wrote}"

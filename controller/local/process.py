@@ -1,0 +1,256 @@
+"""Keeps one process of a local cluster running: start, readiness, restart with backoff, clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import httpx
+
+from controller.local.plan import ProcessPlan, Role
+
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 5.0
+HEALTHY_SECONDS = 10.0
+"""A process that was ready for this long starts its backoff anew."""
+KILL_AFTER = 2.0
+"""Seconds beyond its grace period after which a process that was told to stop is killed."""
+PROBE_TIMEOUT = 5.0
+PROBE_INTERVAL = 0.05
+
+
+class State(StrEnum):
+    """Where a process is in its life."""
+
+    STARTING = "starting"
+    """It runs and has not answered its probe yet."""
+    READY = "ready"
+    """It has answered its probe."""
+    BACKOFF = "backoff"
+    """It has died and waits to be started again."""
+    STOPPING = "stopping"
+    """It was told to stop and finishes what runs."""
+    STOPPED = "stopped"
+    """It does not run and will not be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """A process at one moment. `pid` is None when it does not run; `detail` says why, where there is a why."""
+
+    name: str
+    role: Role
+    url: str
+    state: State
+    pid: int | None
+    restarts: int
+    detail: str = ""
+
+
+def next_delay(last: float | None, ready_for: float) -> float:
+    """Seconds to wait before a restart: doubles with each failure in a row, from `FIRST_DELAY` to `LONGEST_DELAY`.
+
+    `last` is the delay before (None: no failure so far), `ready_for` how long the process was ready.
+    """
+    if last is None or ready_for >= HEALTHY_SECONDS:
+        return FIRST_DELAY
+    return min(2 * last, LONGEST_DELAY)
+
+
+def describe_exit(code: int) -> str:
+    """A return code in words: negative codes are signals."""
+    if code >= 0:
+        return f"exited with code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
+
+
+_OWN_SETTINGS = ("WORKER_", "ROUTER_", "ROUTING_STRATEGY")
+
+
+def environment(inherited: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """Environment of a process: ours without settings meant for other workers and routers, then the manifest's."""
+    kept = {name: value for name, value in inherited.items() if not name.startswith(_OWN_SETTINGS)}
+    return {**kept, "PYTHONUNBUFFERED": "1", **own}
+
+
+class ManagedProcess:
+    """One planned process, kept running from `start` to `stop`.
+
+    `descriptors` are the sockets it inherits, by base URL; `tether` is the descriptor it watches to die with us.
+    `on_change` is called with every change of its status, `echo` (if any) with every line it writes.
+    """
+
+    def __init__(
+        self,
+        plan: ProcessPlan,
+        *,
+        descriptors: Mapping[str, int],
+        tether: int,
+        log: Path,
+        client: httpx.AsyncClient,
+        on_change: Callable[[ProcessStatus], None],
+        echo: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.log = log
+        self.failed_starts = 0
+        """Exits in a row without having been ready."""
+        self._sockets = tuple((flag, descriptors[url]) for flag, url in plan.listeners)
+        self._tether = tether
+        self._client = client
+        self._on_change = on_change
+        self._echo = echo
+        self._process: Process | None = None
+        self._stopping = asyncio.Event()
+        self._killing = asyncio.Event()
+        self._ready_at: float | None = None
+        self._status = ProcessStatus(plan.name, plan.role, plan.url, State.STARTING, None, 0)
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> ProcessStatus:
+        """The process now."""
+        return self._status
+
+    def start(self) -> None:
+        """Starts the process, and starts it again whenever it dies."""
+        self._task = asyncio.create_task(self._keep_running(), name=f"supervise {self.plan.name}")
+
+    async def stop(self) -> None:
+        """Ends the process and waits until it is gone: SIGTERM, its grace period, then SIGKILL. Idempotent."""
+        self._stopping.set()
+        if self._task is not None:
+            await self._task
+
+    def kill(self) -> None:
+        """Cuts the grace period of `stop` short."""
+        self._killing.set()
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines the process wrote."""
+        try:
+            text = self.log.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _change(self, state: State, detail: str = "") -> None:
+        process = self._process
+        pid = process.pid if process is not None and process.returncode is None else None
+        restarts = self._status.restarts + (state is State.BACKOFF)
+        self._status = ProcessStatus(self.plan.name, self.plan.role, self.plan.url, state, pid, restarts, detail)
+        self._on_change(self._status)
+
+    async def _keep_running(self) -> None:
+        loop = asyncio.get_running_loop()
+        delay: float | None = None
+        while not self._stopping.is_set():
+            self._ready_at = None
+            ended = await self._run_once()
+            if self._stopping.is_set():
+                break
+            ready_for = 0.0 if self._ready_at is None else loop.time() - self._ready_at
+            self.failed_starts = self.failed_starts + 1 if self._ready_at is None else 0
+            delay = next_delay(delay, ready_for)
+            self._change(State.BACKOFF, f"{ended}; starting again in {delay:.1f} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
+        self._change(State.STOPPED)
+
+    async def _run_once(self) -> str:
+        """One life of the process; says how it ended."""
+        try:
+            self._process = process = await self._spawn()
+        except OSError as error:
+            return f"could not be started: {error}"
+        self._change(State.STARTING)
+        helpers = [asyncio.create_task(self._watch_readiness())]
+        if process.stdout is not None and self._echo is not None:
+            helpers.append(asyncio.create_task(self._copy_output(process.stdout, self._echo)))
+        exited = asyncio.create_task(process.wait())
+        stopped = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((exited, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not exited.done():
+                helpers[0].cancel()
+                await self._terminate(process, exited)
+            return describe_exit(await exited)
+        finally:
+            stopped.cancel()
+            # What the process wrote last is still in the pipe.
+            await asyncio.gather(*helpers[1:])
+            helpers[0].cancel()
+            await asyncio.gather(stopped, helpers[0], return_exceptions=True)
+
+    async def _spawn(self) -> Process:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        sockets = [f"{flag}={descriptor}" for flag, descriptor in self._sockets]
+        with self.log.open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "controller.local.tether", str(self._tether), self.plan.module),
+                *(*self.plan.args, *sockets),
+                stdin=DEVNULL,
+                stdout=PIPE if self._echo else log,
+                stderr=STDOUT,
+                env=environment(os.environ, self.plan.env),
+                pass_fds=(self._tether, *(descriptor for _, descriptor in self._sockets)),
+                # A terminal sends Ctrl-C to the whole foreground group; the order of the stop is ours to decide.
+                start_new_session=True,
+            )
+
+    async def _watch_readiness(self) -> None:
+        while not await self._answers_probe():  # noqa: ASYNC110  another process is asked, which sets no event
+            await asyncio.sleep(PROBE_INTERVAL)
+        self._ready_at = asyncio.get_running_loop().time()
+        self._change(State.READY)
+
+    async def _answers_probe(self) -> bool:
+        # The socket listens even before the process does: the request waits there, so that most probes need one try.
+        try:
+            answer = await self._client.get(self.plan.probe, timeout=PROBE_TIMEOUT)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == httpx.codes.OK
+
+    async def _copy_output(self, output: asyncio.StreamReader, echo: Callable[[str, str], None]) -> None:
+        with self.log.open("ab", buffering=0) as log:
+            while chunk := await _line(output):
+                log.write(chunk)
+                echo(self.plan.name, chunk.decode(errors="replace").rstrip("\n"))
+
+    async def _terminate(self, process: Process, exited: asyncio.Task[int]) -> None:
+        self._change(State.STOPPING)
+        _signal_group(process, signal.SIGTERM)
+        _signal_group(process, signal.SIGCONT)  # a stopped process would never see the other signal
+        killing = asyncio.create_task(self._killing.wait())
+        deadline = self.plan.grace + KILL_AFTER
+        await asyncio.wait((exited, killing), timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
+        killing.cancel()
+        if not exited.done():
+            _signal_group(process, signal.SIGKILL)
+
+
+async def _line(output: asyncio.StreamReader) -> bytes:
+    """The next line, or a piece of one that is longer than the reader's buffer; empty at the end."""
+    try:
+        return await output.readuntil(b"\n")
+    except asyncio.IncompleteReadError as end:
+        return end.partial
+    except asyncio.LimitOverrunError as overrun:
+        return await output.readexactly(overrun.consumed)
+
+
+def _signal_group(process: Process, number: signal.Signals) -> None:
+    # The process leads a group of its own, which what it starts belongs to as well.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

@@ -1,0 +1,391 @@
+"""KVCluster, apiVersion kvcluster.dev/v1alpha1: the one source of the manifest's fields, defaults and rules.
+
+Names are camelCase in a manifest and snake_case here. The docstring under a field is its documentation everywhere:
+`docs/manifest.md` is generated from it. Types are strict, as an API server's are: "4" is not a whole number and
+`true` is not one either. A field marked `CLUSTER_ONLY` means something to Kubernetes alone; local mode accepts it,
+names it and goes on without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
+
+API_VERSION: Final = "kvcluster.dev/v1alpha1"
+KIND: Final = "KVCluster"
+
+MAX_NAME_LENGTH = 45
+"""The longest object name is `<name>-router-management`, and a Service's name has at most 63 characters."""
+
+
+class _ClusterOnly:
+    """Marks a field that only Kubernetes can honour."""
+
+
+CLUSTER_ONLY = _ClusterOnly()
+
+
+class Strategy(StrEnum):
+    """How a router chooses a worker; `docs/routing.md` has the formula of each."""
+
+    CACHE_AWARE = "cache_aware"
+    LONGEST_PREFIX = "longest_prefix"
+    ROUND_ROBIN = "round_robin"
+    LEAST_LOADED = "least_loaded"
+
+
+class EngineType(StrEnum):
+    """What a worker runs."""
+
+    EMULATOR = "emulator"
+    VLLM = "vllm"
+
+
+class SpecModel(BaseModel):
+    """What every part of a manifest has in common."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+    )
+
+
+def rule_broken(path: str, message: str) -> PydanticCustomError:
+    """A rule across fields is broken; `path` names the field to change, relative to the model that checks."""
+    return PydanticCustomError("rule", "{message}", {"message": message, "path": path})
+
+
+def _known_profile(name: str) -> str:
+    try:
+        return profile(name).name
+    except UnknownProfileError:
+        raise PydanticCustomError(
+            "one_of", "must be a profile of docs/profiles.md", {"choices": list(PROFILES)}
+        ) from None
+
+
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|Ki|Mi|Gi|Ti|M|G|T)?")
+
+
+def _quantity(value: str | int | float) -> str | int | float:
+    if _QUANTITY.fullmatch(str(value)) is None:
+        raise PydanticCustomError("quantity", "must be a quantity such as 500m, 2 or 4Gi")
+    return value
+
+
+Quantity = Annotated[str | int | float, AfterValidator(_quantity)]
+
+
+# --- parts that only a cluster honours ------------------------------------------------------------------
+
+
+class Resources(SpecModel):
+    """Compute resources of a container."""
+
+    requests: dict[str, Quantity] = Field(default_factory=dict)
+    """What is reserved, by resource name (cpu, memory, nvidia.com/gpu)."""
+    limits: dict[str, Quantity] = Field(default_factory=dict)
+    """What may be used at most, by resource name."""
+
+
+class Toleration(SpecModel):
+    """A node's taint that a pod accepts."""
+
+    key: str | None = None
+    """Key of the taint; all keys when absent."""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    """Whether the value must be equal, or the key merely exist."""
+    value: str | None = None
+    """Value of the taint, for `Equal`."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint; all effects when absent."""
+    toleration_seconds: int | None = None
+    """How long a `NoExecute` taint is tolerated."""
+
+
+class PodMetadata(SpecModel):
+    """Labels and annotations added to pods."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels to add."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations to add."""
+
+
+class Service(SpecModel):
+    """The Service in front of the routers' data port."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    """Kind of Service."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations, for a cloud's load balancer say."""
+
+
+class Placement(SpecModel):
+    """Where pods may run and what they get there."""
+
+    resources: Annotated[Resources, CLUSTER_ONLY] = Resources()
+    """Resources of each pod's container."""
+    node_selector: Annotated[dict[str, str], CLUSTER_ONLY] = Field(default_factory=dict)
+    """Labels a node must have."""
+    tolerations: Annotated[list[Toleration], CLUSTER_ONLY] = Field(default_factory=list)
+    """Taints that are accepted."""
+    affinity: Annotated[dict[str, Any], CLUSTER_ONLY] = Field(default_factory=dict)
+    """Kubernetes affinity, passed on as it is."""
+    topology_spread_constraints: Annotated[list[dict[str, Any]], CLUSTER_ONLY] = Field(default_factory=list)
+    """Kubernetes topology spread constraints, passed on as they are."""
+    pod_metadata: Annotated[PodMetadata, CLUSTER_ONLY] = PodMetadata()
+    """Labels and annotations added to each pod."""
+
+
+# --- the spec -------------------------------------------------------------------------------------------
+
+
+class Model(SpecModel):
+    """The model that is served."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Name under which requests ask for the model; a Hugging Face id or path for `vllm`. Default: the profile's."""
+    tokenizer: Annotated[str, Field(min_length=1, max_length=1024)] = "gpt2"
+    """`gpt2` (bundled, works offline), a local folder with a tokenizer.json, or a Hugging Face id."""
+    profile: Annotated[
+        str, AfterValidator(_known_profile), Field(json_schema_extra={"enum": list(PROFILES), "type": "string"})
+    ] = DEFAULT_PROFILE
+    """Model and GPU whose memory and speed the latency estimates (and the emulator) take: see `docs/profiles.md`."""
+    max_model_len: Annotated[int, Field(ge=2, le=10_000_000)] | None = None
+    """Tokens of the longest request, prompt and answer together. Default: the profile's, or what the cache holds."""
+
+
+class EnvVar(SpecModel):
+    """An environment variable."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+    """Name of the variable."""
+    value: str = ""
+    """Its value: a string (quote numbers and true/false)."""
+
+
+RESERVED_FLAGS: Mapping[str, str] = MappingProxyType(
+    {
+        "--model": "spec.model.name",
+        "--tokenizer": "spec.model.tokenizer",
+        "--profile": "spec.model.profile",
+        "--max-model-len": "spec.model.maxModelLen",
+        "--block-size": "spec.cache.blockSize",
+        "--blocks": "spec.cache.blocks",
+        "--num-gpu-blocks-override": "spec.cache.blocks",
+        "--speed": "spec.engine.speed",
+        "--generator": "spec.engine.generator",
+        "--seed": "spec.engine.seed",
+        "--mean-output-tokens": "spec.engine.meanOutputTokens",
+        "--grace-period": "spec.workers.drainSeconds",
+    }
+)
+"""Flags of a worker that a field of the manifest sets; `engine.args` may not set them a second time."""
+
+_OWNED_FLAGS = ("--host", "--port", "--fd", "--worker-id")
+
+
+class Engine(SpecModel):
+    """What runs in each worker."""
+
+    type: Annotated[EngineType, Field(strict=False)] = EngineType.EMULATOR
+    """`emulator` (no GPU) or `vllm` (needs a cluster)."""
+    image: Annotated[Annotated[str, Field(min_length=1)] | None, CLUSTER_ONLY] = None
+    """Container image. Default: the release's own for `emulator`."""
+    speed: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 1.0
+    """Emulator: divides every latency; 10 is ten times as fast as the real engine."""
+    generator: Annotated[str, Field(min_length=1, max_length=1024)] = "sampler"
+    """Emulator: where text comes from: `sampler` (seeded), `gpt2`, or a causal language model's path or id."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Emulator: seed of the sampler; the same seed gives the same answers."""
+    mean_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    """Emulator: mean length of the sampler's answers where a request does not bound it, tokens."""
+    args: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=256)
+    """Further flags of the engine, as its command line takes them."""
+    env: list[EnvVar] = Field(default_factory=list, max_length=256)
+    """Environment variables of the engine."""
+
+    @model_validator(mode="after")
+    def _args_do_not_contradict_fields(self) -> Engine:
+        for index, arg in enumerate(self.args):
+            flag = arg.partition("=")[0]
+            if flag in RESERVED_FLAGS:
+                raise rule_broken(f"args[{index}]", f"{flag} is set by {RESERVED_FLAGS[flag]}: use that field")
+            if flag in _OWNED_FLAGS:
+                raise rule_broken(f"args[{index}]", f"{flag} belongs to KVCluster: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _env_names_are_unique(self) -> Engine:
+        if (index := _first_repeated(variable.name for variable in self.env)) is not None:
+            raise rule_broken(f"env[{index}].name", "is given twice: remove one of the two")
+        return self
+
+
+def _first_repeated(values: Iterable[str]) -> int | None:
+    seen: set[str] = set()
+    for index, value in enumerate(values):
+        if value in seen:
+            return index
+        seen.add(value)
+    return None
+
+
+class Cache(SpecModel):
+    """The KV cache of each worker."""
+
+    block_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Tokens of a block. Workers and routers must agree, so it is set once, here."""
+    blocks: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Blocks a worker can hold. Default: what the profile's GPU leaves after weights and overhead."""
+
+
+class Workers(Placement):
+    """The workers."""
+
+    replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
+    """How many workers run."""
+    drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 30
+    """How long a worker that is told to stop may take to finish what runs."""
+
+
+class Limits(SpecModel):
+    """What a router accepts from clients."""
+
+    max_body_bytes: Annotated[int, Field(ge=1_024, le=2**31)] = 16 * 2**20
+    """Largest request body; a larger one is answered with 413."""
+    max_header_bytes: Annotated[int, Field(ge=1_024, le=2**20)] = 65_536
+    """Largest total of request line and headers; more is answered with 431."""
+    max_headers: Annotated[int, Field(ge=8, le=10_000)] = 256
+    """Most headers of a request; more is answered with 431."""
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096
+    """Most requests under way in one router; more are answered with 503 and Retry-After."""
+
+
+class Router(Placement):
+    """The routers."""
+
+    replicas: Annotated[int, Field(ge=1, le=1_000), CLUSTER_ONLY] = 1
+    """How many routers share the traffic. Local mode runs one."""
+    strategy: Annotated[Strategy, Field(strict=False)] = Strategy.CACHE_AWARE
+    """How a worker is chosen: see `docs/routing.md`."""
+    limits: Limits = Limits()
+    """What a router accepts from clients."""
+    service: Annotated[Service, CLUSTER_ONLY] = Service()
+    """The Service in front of the routers."""
+
+
+class KVClusterSpec(SpecModel):
+    """What should run."""
+
+    model: Model = Model()
+    """The model that is served."""
+    engine: Engine = Engine()
+    """What runs in each worker."""
+    cache: Cache = Cache()
+    """The KV cache of each worker."""
+    workers: Workers = Workers()
+    """The workers."""
+    router: Router = Router()
+    """The routers."""
+
+    @property
+    def profile(self) -> Profile:
+        """The named profile of model and GPU."""
+        return profile(self.model.profile)
+
+    @property
+    def model_name(self) -> str:
+        """The served name: as given, else the profile's."""
+        return self.model.name if self.model.name is not None else self.profile.model
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest request: as given, else the profile's or what the cache holds, if that is less."""
+        if self.model.max_model_len is not None:
+            return self.model.max_model_len
+        return min(self.profile.max_model_len, self.blocks * self.cache.block_size)
+
+    @property
+    def blocks(self) -> int:
+        """Usable blocks of each worker: as given, else the profile's at this block size."""
+        return self.cache.blocks if self.cache.blocks is not None else self.profile.blocks(self.cache.block_size)
+
+    @model_validator(mode="after")
+    def _longest_request_suits_model(self) -> KVClusterSpec:
+        if self.max_model_len > self.profile.max_model_len:
+            raise rule_broken(
+                "model.maxModelLen",
+                f"profile {self.profile.name} handles at most {self.profile.max_model_len} tokens: lower maxModelLen, "
+                "or choose another spec.model.profile",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _longest_request_fits_cache(self) -> KVClusterSpec:
+        # An engine refuses to start in this state: the request could be admitted but never run to its end.
+        size, needed = self.cache.block_size, -(-self.max_model_len // self.cache.block_size)
+        if self.blocks < needed:
+            raise rule_broken(
+                "model.maxModelLen",
+                f"needs {needed} blocks of {size} tokens, but the cache has {self.blocks} ({self.blocks * size} "
+                f"tokens): set spec.cache.blocks to {needed} or more, or spec.model.maxModelLen to {self.blocks * size} or less",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_is_complete(self) -> KVClusterSpec:
+        if self.engine.type is not EngineType.VLLM:
+            return self
+        if self.model.name is None:
+            raise rule_broken("model.name", "engine type vllm needs a Hugging Face id or a path to load")
+        for name in ("speed", "generator", "seed", "mean_output_tokens"):
+            if getattr(self.engine, name) != Engine.model_fields[name].default:
+                raise rule_broken(
+                    f"engine.{to_camel(name)}", "means something to the emulator alone: remove it for engine type vllm"
+                )
+        return self
+
+
+class Metadata(SpecModel):
+    """Name and labels of the object."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME_LENGTH)]
+    """Name of the cluster: a letter, then lower-case letters, digits and hyphens. Objects and processes carry it."""
+    namespace: Annotated[str | None, CLUSTER_ONLY] = None
+    """Namespace of the object."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the object."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations of the object."""
+
+
+class KVCluster(SpecModel):
+    """One LLM served by workers behind cache-aware routers."""
+
+    api_version: Literal["kvcluster.dev/v1alpha1"]
+    """Version of this schema."""
+    kind: Literal["KVCluster"]
+    """Always KVCluster."""
+    metadata: Metadata
+    """Name and labels of the object."""
+    spec: KVClusterSpec = KVClusterSpec()
+    """What should run."""
+
+    @property
+    def name(self) -> str:
+        """Name of the cluster."""
+        return self.metadata.name

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.local.cluster import LocalCluster, Options
+from controller.local.plan import Addresses, ProcessPlan, desired_processes
+from controller.spec.load import validate_manifest
+from controller.spec.model import KVCluster
+
+MakeManifest = Callable[..., KVCluster]
+
+
+def build_manifest(**spec: Any) -> KVCluster:
+    """A valid manifest named `demo` with these parts of the spec."""
+    content = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": {"name": "demo"}, "spec": spec}
+    return validate_manifest(content)
+
+
+@pytest.fixture
+def make_manifest() -> MakeManifest:
+    return build_manifest
+
+
+async def eventually(condition: Callable[[], Any], deadline: float = 30.0) -> None:
+    """Returns once the condition holds. Fails after `deadline` seconds, which is a hang, not a slow machine."""
+    async with asyncio.timeout(deadline):
+        while not condition():  # noqa: ASYNC110  conditions of the machine set no event
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(name="eventually")
+def _eventually() -> Callable[..., Awaitable[None]]:
+    return eventually
+
+
+def runs(pid: int) -> bool:
+    """Whether a process of this id runs (a zombie does not)."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.fixture(name="runs")
+def _runs() -> Callable[[int], bool]:
+    return runs
+
+
+def standins(**modes: str) -> Callable[[KVCluster, Addresses], tuple[ProcessPlan, ...]]:
+    """The processes of a manifest, each replaced by a stand-in; `modes` sets STANDIN by name (with _ for -)."""
+
+    def plan(manifest: KVCluster, addresses: Addresses) -> tuple[ProcessPlan, ...]:
+        return tuple(
+            dataclasses.replace(
+                process,
+                module="standin",
+                env={
+                    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]),
+                    "STANDIN": modes.get(process.name.replace("-", "_"), ""),
+                },
+            )
+            for process in desired_processes(manifest, addresses)
+        )
+
+    return plan
+
+
+@pytest.fixture
+def local_cluster() -> Callable[..., Any]:
+    @asynccontextmanager
+    async def run(manifest: KVCluster, options: Options | None = None, **modes: str) -> AsyncIterator[LocalCluster]:
+        async with LocalCluster(manifest, options, plan=standins(**modes)) as cluster:
+            yield cluster
+
+    return run

@@ -1,0 +1,53 @@
+"""A process that behaves as a worker or a router towards its supervisor, and does nothing else.
+
+It serves 200 on every path through the descriptors it is given, and lists its `--workers` under /workers. `STANDIN`
+tells it to misbehave: `die` (exits with code 3 at once), `deaf` (ignores SIGTERM), `unready` (answers 503).
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def _flags(argv: list[str]) -> dict[str, str]:
+    return dict(arg.removeprefix("--").split("=", 1) for arg in argv)
+
+
+def _serve(descriptor: int, workers: list[str], status: int) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            rows = [{"url": url, "ready": True} for url in workers]
+            body = json.dumps({"pid": os.getpid(), "workers": rows}).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    listener = socket.socket(fileno=descriptor)
+    server = ThreadingHTTPServer(listener.getsockname(), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+def main() -> None:
+    flags, mode = _flags(sys.argv[1:]), os.environ.get("STANDIN", "")
+    sys.stdout.write(f"stand-in {os.getpid()} {mode}\n")
+    if mode == "die":
+        sys.exit(3)
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "deaf" else lambda *_: stopped.set())
+    for name in ("fd", "management-fd"):
+        if name in flags:
+            _serve(int(flags[name]), flags.get("workers", "").split(","), 503 if mode == "unready" else 200)
+    stopped.wait()
+
+
+main()
