@@ -1,0 +1,133 @@
+"""The same workload under one strategy after another, each on a cold cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench.plot import plot_comparison
+from bench.report import print_comparison, why, winner
+from bench.result import Record, Result, Summary, write_json, write_records
+from bench.run import BenchOptions, measure
+from bench.workloads import build_workload
+
+SUMMARY_FILE = "strategy_comparison_summary.json"
+PLOT_FILE = "strategy_comparison.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A running cluster."""
+
+    url: str
+    """Base of the data plane."""
+    management_url: str | None = None
+    worker_urls: tuple[str, ...] = ()
+    worker_ids: tuple[str, ...] = ()
+    """As the router names workers in its answers; a worker without requests counts only when it is listed."""
+
+
+Launch = Callable[[str], AbstractAsyncContextManager[Target]]
+"""Starts a cluster under a strategy, with cold caches, ready to serve; leaving it stops the cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySummary:
+    """What the comparison keeps of one result."""
+
+    requests: int
+    errors: int
+    hit_rate: float | None
+    ttft_seconds: Summary | None
+    latency_seconds: Summary | None
+    computed_tokens: int
+    prefill_skew: float | None
+    loadgen_bottleneck: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All strategies side by side."""
+
+    winner: str
+    why: str
+    ceiling_hit_rate: float | None
+    """Of one cache as large as all workers' together; None where it was not computed."""
+    strategies: Mapping[str, StrategySummary]
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    seed: int
+
+
+def _summarised(result: Result) -> StrategySummary:
+    return StrategySummary(
+        requests=result.requests,
+        errors=result.errors,
+        hit_rate=result.hit_rate,
+        ttft_seconds=result.ttft_seconds,
+        latency_seconds=result.latency_seconds,
+        computed_tokens=result.computed_tokens,
+        prefill_skew=result.prefill_skew,
+        loadgen_bottleneck=result.loadgen.bottleneck if result.loadgen else (),
+    )
+
+
+def report(
+    results: Sequence[Result], out: Path, console: Console, title: str, ceiling: float | None = None
+) -> Comparison:
+    """Writes a file a strategy, the summary and the picture to the folder `out`, and prints the table."""
+    comparison = Comparison(
+        winner=winner(results).strategy,
+        why=why(results),
+        ceiling_hit_rate=ceiling,
+        strategies={r.strategy: _summarised(r) for r in results},
+        config=results[0].config,
+        versions=results[0].versions,
+        seed=results[0].seed,
+    )
+    for result in results:
+        write_json(out / f"results_{result.strategy}.json", result)
+    write_json(out / SUMMARY_FILE, comparison)
+    plot_comparison(out / PLOT_FILE, results, title, ceiling)
+    print_comparison(console, results, ceiling)
+    console.print(f"written to {out}: results_*.json, {SUMMARY_FILE}, {PLOT_FILE}")
+    return comparison
+
+
+def title_of(results: Sequence[Result]) -> str:
+    """Heading of the picture: what was run, on how many workers."""
+    first = results[0]
+    how = "simulated" if first.config.get("mode") == "simulated" else f"speed {first.config.get('speed', 1):g}"
+    return f"{first.config.get('workload')}: {first.requests:,} requests, {len(first.workers)} workers ({how})"
+
+
+def raw_file(raw: Path, strategy: str) -> Path:
+    """`runs.jsonl` becomes `runs_<strategy>.jsonl`."""
+    return raw.with_name(f"{raw.stem}_{strategy}{raw.suffix}")
+
+
+def keep_raw(raw: Path | None, strategy: str, records: Sequence[Record]) -> None:
+    """Writes one strategy's records where `--raw` says, if it does."""
+    if raw is not None:
+        write_records(raw_file(raw, strategy), records)
+
+
+async def compare(
+    launch: Launch, strategies: Sequence[str], options: BenchOptions, out: Path, console: Console
+) -> Comparison:
+    """Runs each strategy in turn, cold, and reports. Raises what `launch` raises, `WorkloadError`, `EndpointError`."""
+    workload = build_workload(options.workload)
+    results = []
+    for strategy in strategies:
+        async with launch(strategy) as target:
+            result, driven = await measure(
+                target.url, workload, options, console, strategy=strategy, worker_ids=target.worker_ids
+            )
+        keep_raw(options.raw, strategy, driven.records)
+        results.append(result)
+    return report(results, out, console, title_of(results))

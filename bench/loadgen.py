@@ -1,0 +1,217 @@
+"""The load generator: sends a workload's requests when they are due, whether or not the former ones are answered.
+
+Open loop: a closed loop would slow its arrivals down with the cluster it measures and so hide the queues. What it
+costs itself it measures too (`LoadgenHealth`): how late requests left, how long its event loop was busy with other
+things, and how much of a core it used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import aiohttp
+import orjson
+
+from bench.result import LoadgenHealth, Record, summary
+from bench.stream import FirstToken, ending, status_error
+from bench.workloads import TimedRequest, Workload
+
+WORKER_HEADER = "x-kvcluster-worker"
+REASON_HEADER = "x-kvcluster-reason"
+MATCHED_HEADER = "x-kvcluster-matched-blocks"
+STRATEGY_HEADER = "x-kvcluster-strategy"
+
+PREPARED_REQUESTS = 64
+"""Requests encoded ahead of time, so that a burst leaves at once."""
+PREPARE_AHEAD = 0.004
+"""Wall seconds that must be left before the next sending for another request to be encoded."""
+LAG_INTERVAL = 0.05
+READ_BUFFER = 64 * 2**20
+"""Bytes an answer may grow to unread: after the first token it is left to the end in the socket reader's buffer, which
+spares waking a coroutine for every token."""
+
+LATE = 0.020
+LAGGING = 0.010
+BUSY = 0.85
+
+
+class EndpointError(ConnectionError):
+    """The endpoint cannot be driven at all; the message says what to check."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to drive an endpoint."""
+
+    speed: float = 1.0
+    """Arrivals come this many times as fast, and measured times are multiplied by it."""
+    model: str | None = None
+    """Model to name in each body; None asks the endpoint which it serves."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent with every request (authorization, say)."""
+    timeout: float = 600.0
+    """Wall seconds after which a request is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """What driving a workload gave."""
+
+    records: list[Record]
+    health: LoadgenHealth
+    strategy: str
+    """As the router's headers name it; empty when none did."""
+    model: str | None
+
+
+Progress = Callable[[int, int, int], None]
+"""Called a few times a second with the requests sent, answered and failed so far."""
+
+
+async def served_model(session: aiohttp.ClientSession, url: str) -> str | None:
+    """The first model the endpoint lists; None when it has no such list. Raises `EndpointError`."""
+    try:
+        async with session.get(f"{url}/v1/models", timeout=aiohttp.ClientTimeout(total=10)) as answer:
+            if answer.status != 200:
+                return None
+            listed = await answer.json(content_type=None)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise EndpointError(f"no answer from {url}/v1/models ({error}); is the server running there?") from error
+    except ValueError:
+        return None
+    models = listed.get("data") if type(listed) is dict else None
+    return str(models[0]["id"]) if models else None
+
+
+class _Run:
+    """The state of one run; times are `time.perf_counter` until they go into a record."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, options: LoadOptions, model: str | None) -> None:
+        self.session = session
+        self.url = url
+        self.options = options
+        self.extra: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+        if model is not None:
+            self.extra["model"] = model
+        self.records: list[Record] = []
+        self.lateness: list[float] = []
+        self.lags: list[float] = []
+        self.sent = self.failed = 0
+        self.strategy = ""
+        self.start = 0.0
+
+    def encode(self, request: TimedRequest) -> tuple[TimedRequest, bytes]:
+        return request, orjson.dumps({**request.body, **self.extra})
+
+    def emulated(self, at: float) -> float:
+        return (at - self.start) * self.options.speed
+
+    async def send(self, request: TimedRequest, due: float, body: bytes) -> None:
+        """Sends one request, reads its answer and keeps its record. Raises nothing but cancellation."""
+        sent = time.perf_counter()
+        self.lateness.append(sent - due)
+        self.sent += 1
+        seen: dict[str, Any] = {"scheduled": request.at, "sent": self.emulated(sent)}
+        try:
+            async with asyncio.timeout(self.options.timeout):
+                await self._exchange(request, body, seen)
+        except TimeoutError:
+            seen["error"] = f"no complete answer within {self.options.timeout:g} s"
+        except (aiohttp.ClientError, OSError) as error:
+            seen["error"] = type(error).__name__
+        self.failed += seen.get("error") is not None
+        self.records.append(Record(request.index, **seen))
+
+    async def _exchange(self, request: TimedRequest, body: bytes, seen: dict[str, Any]) -> None:
+        async with self.session.post(self.url + request.path, data=body) as answer:
+            headers, content = answer.headers, answer.content
+            self.strategy = self.strategy or headers.get(STRATEGY_HEADER, "")
+            seen["worker"] = headers.get(WORKER_HEADER, "")
+            seen["reason"] = headers.get(REASON_HEADER, "")
+            matched = headers.get(MATCHED_HEADER, "")
+            seen["matched_blocks"] = int(matched) if matched.isdigit() else None
+            if answer.status != 200:
+                seen["error"] = status_error(answer.status, await content.read())
+                return
+            head, first = b"", FirstToken()
+            while piece := await content.readany():
+                head += piece
+                if first.push(piece):
+                    seen["first_token"] = self.emulated(time.perf_counter())
+                    await content.wait_eof()
+                    break
+            seen["finished"] = self.emulated(time.perf_counter())
+            end = ending(head + await content.read())
+        seen["prompt_tokens"] = request.prompt_tokens if end.prompt_tokens is None else end.prompt_tokens
+        seen["cached_tokens"], seen["output_tokens"] = end.cached_tokens, end.output_tokens
+        seen["error"] = end.error or (None if "first_token" in seen else "an answer without content")
+
+    async def watch(self, progress: Progress) -> None:
+        """Measures how long the event loop keeps a timer waiting, and reports progress."""
+        while True:
+            asked = time.perf_counter()
+            await asyncio.sleep(LAG_INTERVAL)
+            self.lags.append(max(0.0, time.perf_counter() - asked - LAG_INTERVAL))
+            progress(self.sent, len(self.records), self.failed)
+
+    async def pace(self, workload: Workload) -> None:
+        """Sends every request when it is due and waits for the last answer."""
+        coming = workload.requests()
+        prepared = deque(map(self.encode, islice(coming, PREPARED_REQUESTS)))
+        self.start = time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            while prepared:
+                request, body = prepared[0]
+                due = self.start + request.at / self.options.speed
+                left = due - time.perf_counter()
+                if left <= 0:
+                    prepared.popleft()
+                    tasks.create_task(self.send(request, due, body))
+                    if not prepared:
+                        prepared.extend(map(self.encode, islice(coming, 1)))
+                    await asyncio.sleep(0)
+                elif left > PREPARE_AHEAD and len(prepared) < PREPARED_REQUESTS:
+                    before = len(prepared)
+                    prepared.extend(map(self.encode, islice(coming, 1)))
+                    await asyncio.sleep(0 if len(prepared) > before else left)
+                else:
+                    await asyncio.sleep(left)
+
+    def health(self, cpu_seconds: float, wall_seconds: float) -> LoadgenHealth:
+        lateness, lags = summary(self.lateness), summary(self.lags)
+        share = cpu_seconds / wall_seconds if wall_seconds else 0.0
+        why = []
+        if lateness is not None and lateness.p99 > LATE:
+            why.append(f"1 % of the requests left more than {lateness.p99 * 1e3:.0f} ms late")
+        if lags is not None and lags.p95 > LAGGING:
+            why.append(f"its event loop was {lags.p95 * 1e3:.0f} ms behind 5 % of the time")
+        if share > BUSY:
+            why.append(f"it used {share:.0%} of a core")
+        return LoadgenHealth(lateness, lags, share, tuple(why))
+
+
+async def drive(url: str, workload: Workload, options: LoadOptions, progress: Progress) -> Driven:
+    """Sends the workload to `url` (the base, without /v1) and collects every answer. Raises `EndpointError`."""
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None)  # `_Run.send` has its own, which also covers waiting for the end
+    headers = {"content-type": "application/json", **options.headers}
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, headers=headers, read_bufsize=READ_BUFFER, auto_decompress=False
+    ) as session:
+        model = options.model or await served_model(session, url)
+        run = _Run(session, url, options, model)
+        watch = asyncio.create_task(run.watch(progress))
+        cpu, wall = time.process_time(), time.perf_counter()
+        try:
+            await run.pace(workload)
+        finally:
+            watch.cancel()
+        health = run.health(time.process_time() - cpu, time.perf_counter() - wall)
+        progress(run.sent, len(run.records), run.failed)
+    return Driven(sorted(run.records, key=lambda r: r.index), health, run.strategy, model)

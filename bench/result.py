@@ -1,0 +1,295 @@
+"""What a run measured: one record a request, and the result that a file of JSON holds.
+
+All times are emulated seconds: of a run at `--speed S`, wall seconds times S. So results at different speeds compare.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+HIT_SHARE = 0.5
+"""A request counts as a hit when at least this share of its prompt was cached. Any cached token would be too little:
+with a system prompt that all requests share, every one of them would be a hit."""
+
+
+class ResultError(ValueError):
+    """A results file cannot be read; the message names the file and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request as its sender saw it. Times are emulated seconds since the start of the run."""
+
+    index: int
+    """Position in the workload."""
+    scheduled: float
+    sent: float
+    first_token: float | None = None
+    """When the first data event with content arrived."""
+    finished: float | None = None
+    """When the stream ended."""
+    worker: str = ""
+    """Empty when no worker was named."""
+    reason: str = ""
+    """Why the router chose that worker."""
+    matched_blocks: int | None = None
+    """Blocks of the prompt that the router expected in that worker's cache."""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    error: str | None = None
+    """What went wrong, in a few words that can be counted; None for a request answered in full."""
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds from sending to the first token."""
+        return None if self.first_token is None else self.first_token - self.sent
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds from sending to the end of the answer."""
+        return None if self.finished is None else self.finished - self.sent
+
+    @property
+    def hit(self) -> bool | None:
+        """Whether the cache held `HIT_SHARE` of the prompt; None when the server does not say."""
+        if self.cached_tokens is None or not self.prompt_tokens:
+            return None
+        return self.cached_tokens >= HIT_SHARE * self.prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A distribution, in seconds."""
+
+    avg: float
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The requests of one kind, hits or misses."""
+
+    requests: int
+    ttft_seconds: Summary | None
+    latency_seconds: Summary | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTally:
+    """What one worker did."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    uncached_tokens: int = 0
+    """Prompt tokens it had to compute."""
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadgenHealth:
+    """How well the load generator kept up. Wall seconds, whatever the speed."""
+
+    lateness_seconds: Summary | None
+    """Actual minus scheduled sending."""
+    loop_lag_seconds: Summary | None
+    """How much longer than asked a short sleep took: by so much any time it measures may be too long."""
+    cpu_share: float
+    """Of one core, over the run."""
+    bottleneck: tuple[str, ...]
+    """Why the figures are the load generator's rather than the cluster's; empty when it kept up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One run of one strategy."""
+
+    strategy: str
+    requests: int
+    errors: int
+    hit_rate: float | None
+    """Cached prompt tokens, as the workers report them, over prompt tokens; None when they report none."""
+    ttft_seconds: Summary | None
+    latency_seconds: Summary | None
+    hit: Split
+    """Requests of whose prompt at least `HIT_SHARE` was cached."""
+    miss: Split
+    match_blocks: Mapping[str, int]
+    """Requests by the number of blocks matched, in ranges of powers of two."""
+    workers: Mapping[str, WorkerTally]
+    computed_tokens: int
+    """Prompt tokens that all workers together had to compute."""
+    prefill_skew: float | None
+    """Largest over mean of the workers' uncached tokens; 1 is even."""
+    error_causes: Mapping[str, int]
+    reasons: Mapping[str, int]
+    duration_seconds: float
+    """From the start to the last answer."""
+    ttft_percentiles: Sequence[float]
+    """TTFT at 0 %, 1 %, ... 100 %; empty without answers."""
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    seed: int
+    loadgen: LoadgenHealth | None = None
+    """None for a simulation: nothing is late on a virtual clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a run knows of itself besides its records."""
+
+    strategy: str
+    seed: int
+    config: Mapping[str, Any]
+    block_size: int = 16
+    worker_ids: Sequence[str] = ()
+    """Workers that exist, so that one that got no request still counts for the mean."""
+    loadgen: LoadgenHealth | None = None
+    extra_versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def quantile(ordered: Sequence[float], q: float) -> float:
+    """The q-quantile (0..1) of values in ascending order, interpolated between the two nearest."""
+    at = (len(ordered) - 1) * q
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+
+def summary(values: Iterable[float]) -> Summary | None:
+    """Mean and quantiles; None of nothing."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return Summary(
+        sum(ordered) / len(ordered), quantile(ordered, 0.5), quantile(ordered, 0.95), quantile(ordered, 0.99)
+    )
+
+
+def block_range(blocks: int) -> str:
+    """The range of powers of two that a number of blocks falls in: `0`, `1`, `2-3`, `4-7`, ..."""
+    if blocks < 2:
+        return str(blocks)
+    low = 1 << (blocks.bit_length() - 1)
+    return f"{low}-{2 * low - 1}"
+
+
+def versions(extra: Mapping[str, str]) -> dict[str, str]:
+    """What the figures were made with."""
+    return {
+        "kvcluster": version("kvcluster"),
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        **extra,
+    }
+
+
+def _split(records: Sequence[Record]) -> Split:
+    return Split(
+        requests=len(records),
+        ttft_seconds=summary(r.ttft for r in records if r.ttft is not None),
+        latency_seconds=summary(r.latency for r in records if r.latency is not None),
+    )
+
+
+def _matched(record: Record, block_size: int) -> int | None:
+    if record.matched_blocks is not None:
+        return record.matched_blocks
+    return None if record.cached_tokens is None else record.cached_tokens // block_size
+
+
+def _histogram(records: Sequence[Record], block_size: int) -> dict[str, int]:
+    counts = Counter(matched for r in records if (matched := _matched(r, block_size)) is not None)
+    ranges: dict[str, int] = {}
+    for blocks in sorted(counts):
+        name = block_range(blocks)
+        ranges[name] = ranges.get(name, 0) + counts[blocks]
+    return ranges
+
+
+def _tallies(records: Sequence[Record], worker_ids: Sequence[str]) -> dict[str, WorkerTally]:
+    tallies = {worker: WorkerTally() for worker in worker_ids}
+    for r in records:
+        name = r.worker or "unnamed"
+        before = tallies.get(name, WorkerTally())
+        prompt = r.prompt_tokens or 0
+        tallies[name] = WorkerTally(
+            requests=before.requests + 1,
+            prompt_tokens=before.prompt_tokens + prompt,
+            uncached_tokens=before.uncached_tokens + prompt - (r.cached_tokens or 0),
+            output_tokens=before.output_tokens + (r.output_tokens or 0),
+        )
+    return dict(sorted(tallies.items()))
+
+
+def summarise(records: Sequence[Record], info: RunInfo) -> Result:
+    """The result of a run. Figures are of the requests answered in full; the others are counted by cause."""
+    answered = [r for r in records if r.error is None]
+    told = [r for r in answered if r.hit is not None]
+    prompt_tokens = sum(r.prompt_tokens or 0 for r in told)
+    ttfts = sorted(r.ttft for r in answered if r.ttft is not None)
+    workers = _tallies(answered, info.worker_ids)
+    computed = [tally.uncached_tokens for tally in workers.values()]
+    overall = _split(answered)
+    return Result(
+        strategy=info.strategy,
+        requests=len(records),
+        errors=len(records) - len(answered),
+        hit_rate=sum(r.cached_tokens or 0 for r in told) / prompt_tokens if prompt_tokens else None,
+        ttft_seconds=overall.ttft_seconds,
+        latency_seconds=overall.latency_seconds,
+        hit=_split([r for r in told if r.hit]),
+        miss=_split([r for r in told if not r.hit]),
+        match_blocks=_histogram(answered, info.block_size),
+        workers=workers,
+        computed_tokens=sum(computed),
+        prefill_skew=max(computed) * len(computed) / sum(computed) if sum(computed) else None,
+        error_causes=dict(Counter(r.error for r in records if r.error is not None).most_common()),
+        reasons=dict(Counter(r.reason for r in answered if r.reason).most_common()),
+        duration_seconds=max((r.finished for r in records if r.finished is not None), default=0.0),
+        ttft_percentiles=[quantile(ttfts, percent / 100) for percent in range(101)] if ttfts else [],
+        config={**info.config, "hit_share": HIT_SHARE},
+        versions=versions(info.extra_versions),
+        seed=info.seed,
+        loadgen=info.loadgen,
+    )
+
+
+def write_json(file: Path, value: object) -> None:
+    """Writes dataclasses, mappings and lists as JSON that reads well."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def write_records(file: Path, records: Iterable[Record]) -> None:
+    """Writes one line of JSON a request."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as lines:
+        for record in records:
+            lines.write(orjson.dumps(asdict(record), option=orjson.OPT_APPEND_NEWLINE))
+
+
+def read_records(file: Path) -> list[Record]:
+    """Inverse of `write_records`. Raises `ResultError`."""
+    records = []
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    records.append(Record(**orjson.loads(line)))
+                except (orjson.JSONDecodeError, TypeError) as error:
+                    raise ResultError(f"{file}, line {number}: not a record of a request: {error}") from None
+    except OSError as error:
+        raise ResultError(f"cannot read {file}: {error.strerror}") from error
+    return records

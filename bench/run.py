@@ -1,0 +1,111 @@
+"""One run against a live endpoint: build the workload, drive it, show and keep what it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.loadgen import Driven, LoadOptions, drive
+from bench.report import print_result
+from bench.result import Result, RunInfo, summarise, write_json, write_records
+from bench.workloads import Workload, WorkloadSpec, build_workload
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What `kvcluster bench` takes."""
+
+    workload: WorkloadSpec
+    speed: float = 1.0
+    model: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 600.0
+    block_size: int = 16
+    """To count matched blocks by, where the router's header does not."""
+    json: Path | None = None
+    """Where the result goes."""
+    raw: Path | None = None
+    """Where one line a request goes."""
+
+    def __post_init__(self) -> None:
+        if not self.speed > 0:
+            raise ValueError(f"speed must be above 0, not {self.speed}; 1 is real time")
+
+
+@contextmanager
+def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int, int, int], None]]:
+    """A bar of requests answered; the value it yields takes (sent, answered, failed)."""
+    columns = (
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    # Redrawn by hand: a thread of its own would compete with the event loop that does the measuring.
+    with Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total, note="")
+        shown = -1
+
+        def update(sent: int, answered: int, failed: int) -> None:
+            nonlocal shown
+            if answered - shown < total / 200 and answered < total:
+                return
+            shown = answered
+            failures = f", {failed} failed" if failed else ""
+            bar.update(task, completed=answered, note=f"{sent - answered} in flight{failures}")
+            bar.refresh()
+
+        yield update
+
+
+async def measure(
+    url: str,
+    workload: Workload,
+    options: BenchOptions,
+    console: Console,
+    strategy: str = "",
+    worker_ids: Sequence[str] = (),
+) -> tuple[Result, Driven]:
+    """Drives `url` and sums it up, writing and printing nothing but a progress bar. Raises `EndpointError`."""
+    load = LoadOptions(options.speed, options.model, options.headers, options.timeout)
+    with progress_bar(console, strategy or workload.name, workload.count) as progress:
+        driven = await drive(url.rstrip("/"), workload, load, progress)
+    info = RunInfo(
+        strategy=strategy or driven.strategy or "unknown",
+        seed=workload.seed,
+        config={
+            "mode": "live",
+            "workload": workload.name,
+            "model": driven.model,
+            "speed": options.speed,
+            "seconds": "emulated: wall seconds times speed",
+            **workload.config,
+        },
+        block_size=options.block_size,
+        worker_ids=worker_ids,
+        loadgen=driven.health,
+        extra_versions={"aiohttp": version("aiohttp")},
+    )
+    return summarise(driven.records, info), driven
+
+
+async def run(url: str, options: BenchOptions, console: Console) -> Result:
+    """Drives any OpenAI endpoint, prints the result and writes the files asked for.
+
+    Raises `WorkloadError` and `EndpointError`.
+    """
+    workload = build_workload(options.workload)
+    result, driven = await measure(url, workload, options, console)
+    if options.json is not None:
+        write_json(options.json, result)
+    if options.raw is not None:
+        write_records(options.raw, driven.records)
+    print_result(console, result)
+    return result

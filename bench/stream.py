@@ -1,0 +1,102 @@
+"""Reading an OpenAI answer that comes as server-sent events, with as little work as a measurement allows.
+
+Only the events up to the first token and the last few are looked into: those say when the answer began, how long it
+is, how much of the prompt was cached and whether it ended well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+_SEPARATOR = b"\n\n"
+_DONE = b"[DONE]"
+LAST_EVENTS = 5
+"""Events at the end that are looked into: finish reason, usage, error and [DONE] are among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the end of a stream says."""
+
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    error: str | None = None
+
+
+def _payload(event: bytes) -> bytes:
+    """The data of an event; empty for comments and the like."""
+    event = event.strip()
+    return event[5:].strip() if event.startswith(b"data:") else b""
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    """The event's object; empty for what is not one."""
+    try:
+        fields = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return fields if type(fields) is dict else {}
+
+
+def has_content(data: bytes) -> bool:
+    """Whether this data is of a generated token: not the chunk that only names the role, nor one without choices."""
+    for choice in _decoded(data).get("choices") or ():
+        delta = choice.get("delta")
+        if delta is None:
+            return "text" in choice
+        if delta.get("content") or choice.get("finish_reason") is not None or "role" not in delta:
+            return True
+    return False
+
+
+class FirstToken:
+    """Finds the first event with content in a stream that arrives in pieces of any size."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def push(self, piece: bytes) -> bool:
+        """Takes the next piece; True when it completes the first event with content."""
+        *events, self._rest = (self._rest + piece.replace(b"\r\n", b"\n")).split(_SEPARATOR)
+        return any(has_content(_payload(event)) for event in events)
+
+
+def ending(body: bytes) -> Ending:
+    """What the last events of a whole stream say.
+
+    An answer that stops before `[DONE]`, that holds an error event (HTTP 200 was already sent when an engine died) or
+    that the engine aborted is an error.
+    """
+    events = [_payload(event) for event in body.replace(b"\r\n", b"\n").rstrip().rsplit(_SEPARATOR, LAST_EVENTS)]
+    usage: dict[str, Any] = {}
+    error = None if events[-1] == _DONE else "the stream ended before [DONE]"
+    for data in events:
+        fields = _decoded(data)
+        usage = fields.get("usage") or usage
+        if fields.get("error"):
+            error = f"error event: {error_name(fields)}"
+        for choice in fields.get("choices") or ():
+            if choice.get("finish_reason") == "abort":
+                error = "finish_reason abort"
+    details = usage.get("prompt_tokens_details") or {}
+    return Ending(usage.get("prompt_tokens"), details.get("cached_tokens"), usage.get("completion_tokens"), error)
+
+
+def error_name(fields: dict[str, Any]) -> str:
+    """The type of an OpenAI error body, or what there is instead: short, so that causes can be counted."""
+    error = fields.get("error")
+    if type(error) is not dict:
+        return str(error)[:80]
+    return str(error.get("type") or error.get("message") or "unnamed")[:80]
+
+
+def status_error(status: int, body: bytes) -> str:
+    """The cause of an answer that is no stream."""
+    fields = _decoded(body)
+    return f"HTTP {status} {error_name(fields)}" if fields.get("error") else f"HTTP {status}"

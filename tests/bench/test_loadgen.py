@@ -1,0 +1,199 @@
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from bench.loadgen import EndpointError, LoadOptions, drive
+from bench.workloads import Workload, WorkloadSpec, build_workload
+
+Handler = Callable[[web.Request], Any]
+
+
+def event(**fields: Any) -> bytes:
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+USAGE = {"prompt_tokens": 40, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 32}}
+WHOLE = [
+    event(choices=[{"text": "a", "finish_reason": None}]),
+    event(choices=[{"text": "b", "finish_reason": "length"}]),
+    event(choices=[], usage=USAGE),
+    b"data: [DONE]\n\n",
+]
+
+
+def streaming(pieces: list[bytes], headers: dict[str, str] | None = None) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream", **(headers or {})})
+        await answer.prepare(request)
+        for piece in pieces:
+            await answer.write(piece)
+        return answer
+
+    return handler
+
+
+@asynccontextmanager
+async def endpoint(handler: Handler) -> AsyncIterator[str]:
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "served"}]})
+
+    app = web.Application()
+    app.router.add_post("/v1/completions", handler)
+    app.router.add_get("/v1/models", models)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def small(count: int = 5) -> Workload:
+    return build_workload(WorkloadSpec("uniform", limit=count, rate=1000))
+
+
+def silent(sent: int, answered: int, failed: int) -> None:
+    pass
+
+
+async def test_a_record_holds_what_headers_and_usage_say() -> None:
+    headers = {
+        "x-kvcluster-worker": "w0",
+        "x-kvcluster-reason": "prefix_match",
+        "x-kvcluster-matched-blocks": "2",
+        "x-kvcluster-strategy": "cache_aware",
+    }
+    async with endpoint(streaming(WHOLE, headers)) as url:
+        driven = await drive(url, small(), LoadOptions(), silent)
+    assert driven.strategy == "cache_aware"
+    assert [r.index for r in driven.records] == list(range(5))
+    for r in driven.records:
+        assert (r.worker, r.reason, r.matched_blocks) == ("w0", "prefix_match", 2)
+        assert (r.prompt_tokens, r.cached_tokens, r.output_tokens, r.error) == (40, 32, 2, None)
+        assert r.first_token is not None
+        assert r.finished is not None
+        assert r.sent <= r.first_token <= r.finished
+
+
+async def test_every_request_is_sent_though_none_is_answered_yet() -> None:
+    """Open loop: the answers wait until the last request has arrived."""
+    waiting = asyncio.Event()
+    arrived = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal arrived
+        arrived += 1
+        if arrived == 80:
+            waiting.set()
+        await waiting.wait()
+        answer: web.StreamResponse = await streaming(WHOLE)(request)
+        return answer
+
+    async with endpoint(handler) as url:
+        driven = await drive(url, small(80), LoadOptions(), silent)
+    assert len(driven.records) == 80
+    assert all(r.error is None for r in driven.records)
+
+
+async def test_the_body_names_the_served_model_and_asks_for_usage() -> None:
+    bodies = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        bodies.append(await request.json())
+        answer: web.StreamResponse = await streaming(WHOLE)(request)
+        return answer
+
+    async with endpoint(handler) as url:
+        await drive(url, small(1), LoadOptions(), silent)
+    (body,) = bodies
+    assert body["model"] == "served"
+    assert body["stream"] is True
+    assert body["stream_options"] == {"include_usage": True}
+    assert body["ignore_eos"] is True
+
+
+async def test_times_are_emulated_seconds() -> None:
+    async with endpoint(streaming(WHOLE)) as url:
+        driven = await drive(
+            url, build_workload(WorkloadSpec("uniform", limit=4, rate=1)), LoadOptions(speed=500), silent
+        )
+    for r in driven.records:
+        assert r.sent >= r.scheduled
+
+
+@pytest.mark.parametrize(
+    ("pieces", "cause"),
+    [
+        (WHOLE[:3], "the stream ended before [DONE]"),
+        ([WHOLE[0], event(error={"type": "InternalServerError"}), WHOLE[3]], "error event: InternalServerError"),
+        ([WHOLE[0], event(choices=[{"text": "", "finish_reason": "abort"}]), WHOLE[3]], "finish_reason abort"),
+        (WHOLE[2:], "an answer without content"),
+    ],
+)
+async def test_a_stream_that_ends_badly_is_an_error(pieces: list[bytes], cause: str) -> None:
+    async with endpoint(streaming(pieces)) as url:
+        driven = await drive(url, small(1), LoadOptions(), silent)
+    assert [r.error for r in driven.records] == [cause]
+
+
+async def test_a_refusal_is_counted_by_status_and_type() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"error": {"type": "NotFoundError"}}, status=404)
+
+    async with endpoint(handler) as url:
+        driven = await drive(url, small(1), LoadOptions(), silent)
+    assert [r.error for r in driven.records] == ["HTTP 404 NotFoundError"]
+
+
+async def test_a_connection_that_breaks_mid_stream_is_an_error() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await answer.write(WHOLE[0])
+        assert request.transport is not None
+        request.transport.abort()
+        return answer
+
+    async with endpoint(handler) as url:
+        driven = await drive(url, small(1), LoadOptions(), silent)
+    (record,) = driven.records
+    assert record.error in ("ClientPayloadError", "ClientOSError", "ServerDisconnectedError", "ConnectionResetError")
+
+
+async def test_an_answer_that_never_ends_is_given_up() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await answer.write(WHOLE[0])
+        await asyncio.Event().wait()
+        return answer
+
+    async with endpoint(handler) as url:
+        driven = await drive(url, small(1), LoadOptions(timeout=0.2), silent)
+    assert [r.error for r in driven.records] == ["no complete answer within 0.2 s"]
+
+
+async def test_nobody_listening_is_said_before_the_run() -> None:
+    with pytest.raises(EndpointError, match="is the server running"):
+        await drive("http://127.0.0.1:9", small(), LoadOptions(), silent)
+
+
+async def test_the_load_generator_says_when_it_is_the_bottleneck() -> None:
+    def slow(sent: int, answered: int, failed: int) -> None:
+        deadline = asyncio.get_running_loop().time() + 0.05
+        while asyncio.get_running_loop().time() < deadline:
+            pass
+
+    async with endpoint(streaming(WHOLE)) as url:
+        driven = await drive(url, build_workload(WorkloadSpec("uniform", limit=60, rate=100)), LoadOptions(), slow)
+    assert any("late" in why or "behind" in why for why in driven.health.bottleneck)
+    assert dataclasses.asdict(driven.health)["lateness_seconds"]["p99"] > 0
