@@ -26,6 +26,10 @@ def _colour(result: Result, results: Sequence[Result]) -> str:
     return OTHER_COLOURS[others.index(result.strategy) % len(OTHER_COLOURS)]
 
 
+def _tick(value: float, _: int | None = None) -> str:
+    return f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms" if value else "0"
+
+
 def _label(result: Result) -> str:
     return result.strategy.replace("_", "\n")
 
@@ -71,9 +75,9 @@ def _ttfts(axes: Any, results: Sequence[Result]) -> None:
         axes.set_ylim(min(heights) * 0.6, max(heights) * 3)
     elif heights:
         axes.set_ylim(0, max(heights) * 1.25)
-    axes.yaxis.set_major_formatter(lambda value, _: seconds(value))
+    axes.yaxis.set_major_formatter(_tick)
     axes.yaxis.set_minor_formatter(lambda value, _: "")
-    axes.set_title("Time to first token" + (" (logarithmic)" if spread else "") + " (less is better)")
+    axes.set_title("Time to first token (less is better" + (", logarithmic)" if spread else ")"))
 
 
 def _distribution(axes: Any, results: Sequence[Result]) -> None:
@@ -87,7 +91,7 @@ def _distribution(axes: Any, results: Sequence[Result]) -> None:
     if lows:
         axes.set_xscale("log")
         axes.set_xlim(min(lows) * 0.8, max(highs) * 1.2)
-    axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
+    axes.xaxis.set_major_formatter(_tick)
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.set_ylim(0, 101)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}%")

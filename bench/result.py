@@ -10,7 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +185,17 @@ def block_range(blocks: int) -> str:
     return f"{low}-{2 * low - 1}"
 
 
+def _own_version() -> str:
+    try:
+        return version("kvcluster")
+    except PackageNotFoundError:
+        return "source tree, not installed"
+
+
 def versions(extra: Mapping[str, str]) -> dict[str, str]:
     """What the figures were made with."""
     return {
-        "kvcluster": version("kvcluster"),
+        "kvcluster": _own_version(),
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         **extra,

@@ -1,7 +1,7 @@
 """`rag`: questions over real documents, some asked about far more often than others.
 
 System prompt and document come first, the question last, as every retrieval pipeline does it, so requests about one
-document share its blocks. Sized for the profile llama-2-13b-a100-40gb (924 blocks a worker): 90 documents of about 33
+document share its blocks. Sized for the profile llama-2-13b-a100-40gb (924 blocks a worker): 90 documents of about 31
 blocks are more than three workers' caches hold and less than four.
 """
 
@@ -15,7 +15,7 @@ from bench.workloads.base import TimedRequest, Workload, WorkloadSpec, chat, poi
 from bench.workloads.documents import documents
 
 DOCUMENTS = 90
-DOCUMENT_CHARS = 1_800
+DOCUMENT_CHARS = 1_500
 ZIPF = 0.7
 """Weight of the document of rank r is 1 / r**ZIPF: the first is asked about some 20 times as often as the last."""
 MAX_TOKENS = 32
