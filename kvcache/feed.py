@@ -17,6 +17,7 @@ never return half a message.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from kvcache.keys import KEY_BYTES, BlockKey
 
 MSGPACK = "application/msgpack"
 JSON = "application/json"
+
+_POSITION_PART = re.compile("[0-9]{1,20}")
 
 
 class FeedError(ValueError):
@@ -141,7 +144,7 @@ def encode_position(epoch: int, seq: int) -> str:
 def decode_position(text: str) -> tuple[int, int]:
     """Inverse of `encode_position`. Raises `FeedError`."""
     epoch, colon, seq = text.partition(":")
-    if not (colon and epoch.isascii() and epoch.isdigit() and seq.isascii() and seq.isdigit()):
+    if not (colon and _POSITION_PART.fullmatch(epoch) and _POSITION_PART.fullmatch(seq)):
         raise FeedError(f"a feed position looks like 'epoch:seq', not {text[:80]!r}")
     return int(epoch), int(seq)
 
@@ -236,6 +239,11 @@ def encode_eviction(eviction: Eviction) -> bytes:
 # --- decoding -------------------------------------------------------------------------------------------
 
 
+def _shown(value: Any) -> str:
+    """A value in an error message; a container by its type only, for it may be nested too deep to be written out."""
+    return type(value).__name__ if isinstance(value, dict | list) else f"{value!r:.80}"
+
+
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if type(value) is not dict:
         raise FeedError(f"{where} must be an object, not {type(value).__name__}")
@@ -245,14 +253,14 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 def _integer(fields: dict[str, Any], name: str) -> int:
     value = fields.get(name)
     if type(value) is not int or value < 0:
-        raise FeedError(f"{name} must be a whole number of 0 or more, not {value!r:.80}")
+        raise FeedError(f"{name} must be a whole number of 0 or more, not {_shown(value)}")
     return value
 
 
 def _string(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if type(value) is not str or not value:
-        raise FeedError(f"{name} must be a string that is not empty, not {value!r:.80}")
+        raise FeedError(f"{name} must be a string that is not empty, not {_shown(value)}")
     return value
 
 
@@ -269,7 +277,7 @@ def _key(value: Any) -> BlockKey:
     except (TypeError, ValueError):
         key = b""
     if len(key) != KEY_BYTES:
-        raise FeedError(f"a block key is {KEY_BYTES} bytes ({2 * KEY_BYTES} hexadecimal digits), not {value!r:.80}")
+        raise FeedError(f"a block key is {KEY_BYTES} bytes ({2 * KEY_BYTES} hexadecimal digits), not {_shown(value)}")
     return key
 
 
@@ -310,12 +318,12 @@ def _event(value: Any) -> Event:
         return Removed(_keys(fields))
     if kind == "cleared":
         return Cleared()
-    raise FeedError(f"an event's type is stored, removed or cleared, not {kind!r:.80}")
+    raise FeedError(f"an event's type is stored, removed or cleared, not {_shown(kind)}")
 
 
 def _pair(value: Any) -> tuple[BlockKey, BlockKey | None]:
     if type(value) is not list or len(value) != 2:
-        raise FeedError(f"a block is a pair [key, parent key or null], not {value!r:.80}")
+        raise FeedError(f"a block is a pair [key, parent key or null], not {_shown(value)}")
     return _key(value[0]), None if value[1] is None else _key(value[1])
 
 

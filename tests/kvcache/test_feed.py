@@ -1,0 +1,209 @@
+"""Feed messages: what is encoded comes back, and garbage is refused as a whole, always with a `FeedError`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcache.feed import (
+    JSON,
+    MSGPACK,
+    Batch,
+    Cleared,
+    Eviction,
+    FeedError,
+    Heartbeat,
+    Load,
+    Removed,
+    Snapshot,
+    Stored,
+    WorkerInfo,
+    decode_batch,
+    decode_eviction,
+    decode_heartbeat,
+    decode_position,
+    decode_snapshot,
+    encode_batch,
+    encode_eviction,
+    encode_heartbeat,
+    encode_position,
+    encode_snapshot,
+)
+from kvcache.keys import KEY_BYTES
+
+count = st.integers(0, 2**53)
+word = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable())
+key = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES)
+keys = st.lists(key, max_size=5).map(tuple)
+load = st.builds(Load, count, count, count, count, count)
+info = st.builds(WorkerInfo, word, count, word, count, word, word, count)
+event = st.one_of(
+    st.builds(Stored, st.none() | key, keys),
+    st.builds(Removed, keys),
+    st.just(Cleared()),
+)
+batch = st.builds(Batch, count, count, st.lists(event, max_size=5).map(tuple), load)
+block = st.tuples(key, st.none() | key)
+snapshot = st.builds(Snapshot, info, count, load, st.lists(block, max_size=5).map(tuple))
+heartbeat = st.builds(Heartbeat, info, word, count, load)
+eviction = st.builds(Eviction, word, count, count, keys)
+
+INFO = WorkerInfo("w", 5, "m", 16, "f" * 32, "sha256-prefix-128", 924)
+EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
+    "batch": (encode_batch(Batch(5, 6, (Stored(None, (bytes(16),)), Removed((bytes(16),))), Load())), decode_batch),
+    "snapshot": (encode_snapshot(Snapshot(INFO, 6, Load(), ((bytes(16), None),))), decode_snapshot),
+    "heartbeat": (encode_heartbeat(Heartbeat(INFO, "http://w", 6, Load())), decode_heartbeat),
+    "eviction": (encode_eviction(Eviction("w", 5, 6, (bytes(16),))), decode_eviction),
+}
+DECODERS = [decode for _, decode in EXAMPLES.values()]
+
+json_value = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(batch)
+def test_a_batch_comes_back(message: Batch) -> None:
+    data = encode_batch(message)
+    assert b"\n" not in data
+    assert decode_batch(data) == message
+
+
+@given(snapshot, st.sampled_from([JSON, MSGPACK]))
+def test_a_snapshot_comes_back(message: Snapshot, media_type: str) -> None:
+    assert decode_snapshot(encode_snapshot(message, media_type), media_type) == message
+
+
+@given(heartbeat)
+def test_a_heartbeat_comes_back(message: Heartbeat) -> None:
+    assert decode_heartbeat(encode_heartbeat(message)) == message
+
+
+@given(eviction)
+def test_an_eviction_comes_back(message: Eviction) -> None:
+    assert decode_eviction(encode_eviction(message)) == message
+
+
+@given(count, count)
+def test_a_position_comes_back(epoch: int, seq: int) -> None:
+    assert decode_position(encode_position(epoch, seq)) == (epoch, seq)
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "1", "1:", ":1", "-1:2", "1:2:3", "1: 2", "１:2", "a:b", "²:1", "1:+2", "9" * 5000 + ":1"]
+)
+def test_a_malformed_position_is_refused(text: str) -> None:
+    with pytest.raises(FeedError, match="epoch:seq"):
+        decode_position(text)
+
+
+@given(st.binary(max_size=40))
+def test_noise_is_refused(data: bytes) -> None:
+    for decode in DECODERS:
+        with pytest.raises(FeedError):
+            decode(data)
+    with pytest.raises(FeedError):
+        decode_snapshot(data, MSGPACK)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@given(st.data())
+def test_one_wrong_part_spoils_the_message(name: str, data: st.DataObject) -> None:
+    """Put any value in the place of any other: the message decodes to something equal to what it says, or not at all."""
+    encoded, decode = EXAMPLES[name]
+    fields = json.loads(encoded)
+    at = data.draw(st.sampled_from(_paths(fields)))
+    changed = _with(fields, at, data.draw(json_value.filter(lambda value: _jsonable(value))))
+    try:
+        decoded = decode(orjson.dumps(changed))
+    except FeedError as error:
+        assert str(error)
+    else:
+        assert decoded is not None
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@given(data=st.data())
+def test_half_a_message_is_refused(name: str, data: st.DataObject) -> None:
+    encoded, decode = EXAMPLES[name]
+    with pytest.raises(FeedError):
+        decode(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
+
+
+@given(json_value)
+def test_any_msgpack_value_is_refused_where_it_is_no_snapshot(value: object) -> None:
+    with pytest.raises(FeedError):
+        decode_snapshot(msgpack.packb(value), MSGPACK)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("field", ["seq", "epoch", "worker_id", "load", "keys", "blocks", "events"])
+def test_a_value_nested_without_end_is_refused(name: str, field: str) -> None:
+    encoded, decode = EXAMPLES[name]
+    fields = json.loads(encoded)
+    if field in fields:
+        deep = b"[" * 1000 + b"]" * 1000
+        content = orjson.dumps(fields | {field: "DEEP"}).replace(b'"DEEP"', deep)
+        with pytest.raises(FeedError):
+            decode(content)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("seq", -1, "seq must be a whole number"),
+        ("seq", True, "seq must be a whole number"),
+        ("seq", 1.0, "seq must be a whole number"),
+        ("worker_id", "", "worker_id must be a string that is not empty"),
+        ("load", [], "load must be an object"),
+        ("blocks", {}, "blocks must be a list"),
+        ("blocks", [["00" * 15, None]], "a block key is 16 bytes"),
+        ("blocks", [["00" * 16]], "a block is a pair"),
+        ("blocks", [["zz" * 16, None]], "a block key is 16 bytes"),
+    ],
+)
+def test_the_error_names_the_field(field: str, value: object, says: str) -> None:
+    fields = json.loads(EXAMPLES["snapshot"][0]) | {field: value}
+    with pytest.raises(FeedError, match=says):
+        decode_snapshot(orjson.dumps(fields))
+
+
+def test_an_unknown_event_is_refused() -> None:
+    fields = json.loads(EXAMPLES["batch"][0]) | {"events": [{"type": "moved"}]}
+    with pytest.raises(FeedError, match="stored, removed or cleared"):
+        decode_batch(orjson.dumps(fields))
+
+
+def _jsonable(value: object) -> bool:
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _paths(value: object, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(path for name, inner in entries for path in _paths(inner, (*at, name)))]
+
+
+def _with(value: Any, at: tuple[Any, ...], new: object) -> Any:
+    if not at:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[at[0]] = _with(copy[at[0]], at[1:], new)
+    return copy

@@ -1,0 +1,98 @@
+"""Block keys: what a key names, and that every way to compute one agrees with the definition."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcache.keys import (
+    BYTES_PER_TOKEN,
+    DEFAULT_SCOPE,
+    KEY_BYTES,
+    CacheScope,
+    PrefixHasher,
+    PrefixKeys,
+    TokenIdError,
+    block_keys,
+    pack_tokens,
+)
+
+token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=120)
+block_sizes = st.integers(1, 9)
+scopes = st.builds(CacheScope, salt=st.text(max_size=5), adapter=st.text(max_size=5))
+
+
+def defined_keys(tokens: list[int], block_size: int, scope: CacheScope) -> list[bytes]:
+    """The definition, word for word: 16 bytes of SHA-256 over (salt, adapter, all ids up to the block's end)."""
+    salt, adapter = scope.salt.encode(), scope.adapter.encode()
+    header = struct.pack("<II", len(salt), len(adapter)) + salt + adapter
+    ends = range(block_size, len(tokens) + 1, block_size)
+    return [hashlib.sha256(header + struct.pack(f"<{end}I", *tokens[:end])).digest()[:16] for end in ends]
+
+
+@given(token_ids, block_sizes, scopes)
+def test_keys_are_those_of_the_definition(tokens: list[int], block_size: int, scope: CacheScope) -> None:
+    assert block_keys(tokens, block_size, scope) == defined_keys(tokens, block_size, scope)
+
+
+@given(token_ids, block_sizes, scopes, st.data())
+def test_probing_in_any_order_gives_the_same_keys(
+    tokens: list[int], block_size: int, scope: CacheScope, data: st.DataObject
+) -> None:
+    wanted = defined_keys(tokens, block_size, scope)
+    keys = PrefixKeys(pack_tokens(tokens), block_size, scope)
+    assert keys.depth == len(wanted)
+    if wanted:
+        depths = data.draw(st.lists(st.integers(1, len(wanted))))
+        assert [keys.key(depth) for depth in depths] == [wanted[depth - 1] for depth in depths]
+    assert keys.all() == wanted
+
+
+@given(token_ids, block_sizes, scopes)
+def test_a_growing_sequence_gets_the_same_keys(tokens: list[int], block_size: int, scope: CacheScope) -> None:
+    hasher, packed, size = PrefixHasher(scope), pack_tokens(tokens), block_size * BYTES_PER_TOKEN
+    ends = range(size, len(packed) + 1, size)
+    grown = [hasher.extend(packed[end - size : end]) for end in ends]
+    assert grown == block_keys(tokens, block_size, scope)
+
+
+@given(token_ids, token_ids, block_sizes)
+def test_prompts_share_keys_exactly_as_deep_as_they_share_blocks(
+    first: list[int], second: list[int], block_size: int
+) -> None:
+    pairs = list(zip(block_keys(first, block_size), block_keys(second, block_size), strict=False))
+    for depth, (one, other) in enumerate(pairs, 1):
+        assert (one == other) == (first[: depth * block_size] == second[: depth * block_size])
+
+
+@given(scopes, scopes)
+def test_scopes_share_a_header_only_when_equal(one: CacheScope, other: CacheScope) -> None:
+    assert (one.header() == other.header()) == (one == other)
+
+
+def test_salt_and_adapter_are_not_interchangeable() -> None:
+    tokens = list(range(16))
+    keys = {block_keys(tokens, 16, scope)[0] for scope in (DEFAULT_SCOPE, CacheScope("a"), CacheScope(adapter="a"))}
+    assert len(keys) == 3
+    assert all(len(key) == KEY_BYTES for key in keys)
+
+
+def test_a_partial_block_has_no_key() -> None:
+    assert block_keys([1] * 15, 16) == []
+    assert len(block_keys([1] * 33, 16)) == 2
+
+
+@pytest.mark.parametrize("depth", [0, 3, -1])
+def test_a_depth_outside_the_prompt_is_refused(depth: int) -> None:
+    with pytest.raises(IndexError, match="outside 1..2"):
+        PrefixKeys(pack_tokens([1] * 32), 16).key(depth)
+
+
+@pytest.mark.parametrize("tokens", [[-1], [2**32], ["1"], [None], [1.5]])
+def test_what_is_no_token_id_is_refused(tokens: list[int]) -> None:
+    with pytest.raises(TokenIdError, match="between 0 and 4294967295"):
+        pack_tokens(tokens)
