@@ -34,8 +34,9 @@ class Backend(Protocol):
     def special_ids(self) -> frozenset[int]: ...
 
     @property
-    def cut_safe(self) -> bool:
-        """Text may be cut where `kvcache.encoding_cache` cuts, without a change of any token."""
+    def affixes(self) -> tuple[list[int], list[int]] | None:
+        """What `add_special_tokens` puts before and after the text's own tokens, when text may also be cut where
+        `kvcache.encoding_cache` cuts without a change of any token; None otherwise."""
 
     @property
     def byte_level(self) -> bool:
@@ -60,13 +61,14 @@ class FastBackend:
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.byte_level = _kind(_state(tokenizer.decoder)) == "ByteLevel"
-        self.cut_safe = (
+        cut_safe = (
             type(tokenizer.model).__name__ == "BPE"
             and tokenizer.model.dropout is None
-            and _state(tokenizer.normalizer) is None
+            and _state(tokenizer.normalizer) in (None, {"type": "NFC"})
             and _cuts_words(_state(tokenizer.pre_tokenizer))
             and not any(_reaches_across(token) for token in added.values())
         )
+        self.affixes = _affixes(_state(tokenizer.post_processor)) if cut_safe else None
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         try:
@@ -114,6 +116,26 @@ def _cuts_words(pre_tokenizer: Any) -> bool:
             return pattern in CUT_SAFE_PATTERNS
         case _:
             return False
+
+
+def _affixes(post_processor: Any) -> tuple[list[int], list[int]] | None:
+    """Ids put before and after a text's own tokens; None for a post-processor that may do anything else."""
+    match post_processor:
+        case None | {"type": "ByteLevel"}:  # ByteLevel corrects offsets only
+            return [], []
+        case {"type": "TemplateProcessing", "single": template, "special_tokens": special}:
+            places = [at for at, piece in enumerate(template) if "Sequence" in piece]
+            if len(places) != 1:
+                return None
+            return _special(template[: places[0]], special), _special(template[places[0] + 1 :], special)
+        case {"type": "Sequence", "processors": [{"type": "ByteLevel"}, {"type": "TemplateProcessing"} as template]}:
+            return _affixes(template)
+        case _:
+            return None
+
+
+def _special(pieces: list[Any], special: Any) -> list[int]:
+    return [token_id for piece in pieces for token_id in special[piece["SpecialToken"]["id"]]["ids"]]
 
 
 def _reaches_across(token: Any) -> bool:

@@ -22,6 +22,16 @@ DEFAULT_TEMPLATE = (
 break. A conversation that grows keeps the text of its earlier turns, so the KV cache of those turns is reused."""
 
 
+_TEXT_FIELDS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+"""The types of content parts that are text, and the field that holds it."""
+
+
 class ChatTemplateError(ValueError):
     """The messages cannot be rendered; the message says why."""
 
@@ -100,10 +110,10 @@ def flat_message(message: object) -> dict[str, Any]:
     Raises `ChatTemplateError` for what is no message, or holds anything but text.
     """
     if not isinstance(message, Mapping):
-        raise ChatTemplateError(f"a message must be an object, not {type(message).__name__}")
+        raise ChatTemplateError(f"a message must be an object, not {_kind(message)}")
     role = message.get("role")
     if not isinstance(role, str) or not role:
-        raise ChatTemplateError(f"a message needs a role, a string that is not empty; got {role!r:.80}")
+        raise ChatTemplateError("a message needs a role, a string that is not empty")
     return {**message, "content": _flat_content(message.get("content"))}
 
 
@@ -113,17 +123,22 @@ def _flat_content(content: object) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise ChatTemplateError(f"a message's content must be a string or a list of parts, not {content!r:.80}")
+        raise ChatTemplateError(f"a message's content must be a string or a list of parts, not {_kind(content)}")
     return "\n".join(_part_text(part) for part in content)
 
 
 def _part_text(part: object) -> str:
     if isinstance(part, str):
         return part
-    if isinstance(part, Mapping) and part.get("type") in ("text", "input_text", "output_text", "refusal", "thinking"):
-        text = part.get(
-            "refusal" if part["type"] == "refusal" else "thinking" if part["type"] == "thinking" else "text"
-        )
-        if isinstance(text, str):
-            return text
-    raise ChatTemplateError(f'a part of a content must look like {{"type": "text", "text": "..."}}, not {part!r:.80}')
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    field = _TEXT_FIELDS.get(kind) if isinstance(kind, str) else None
+    text = part.get(field) if isinstance(part, Mapping) and field else None
+    if not isinstance(text, str):
+        what = f"one of type {kind[:40]!r}" if isinstance(kind, str) else _kind(part)
+        raise ChatTemplateError(f'a part of a content must look like {{"type": "text", "text": "..."}}, not {what}')
+    return text
+
+
+def _kind(value: object) -> str:
+    """A value by its type alone: what a client sent may be huge, or nested too deep to be written out."""
+    return type(value).__name__

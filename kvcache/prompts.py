@@ -85,9 +85,9 @@ def _from_ids(ids: object, tokenizer: Tokenizer) -> list[int]:
     if not ids:
         raise PromptError("The decoder prompt cannot be empty", param=None)
     try:
-        highest = max(array("Q", ids))  # rejects what is no whole number of 0 or more, at the speed of C
+        array("Q", ids)  # rejects what is no whole number of 0 or more, at the speed of C
     except (TypeError, OverflowError):
         raise PromptError("a prompt given as token ids must hold whole numbers of 0 or more", param="prompt") from None
-    if highest >= tokenizer.vocab_size:
+    if (highest := max(ids)) >= tokenizer.vocab_size:
         raise PromptError(f"Token id {highest} is out of vocabulary", param=None)
     return ids

@@ -5,14 +5,13 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from kvcache.backend import Backend, TokenizerError
 from kvcache.chat import ChatTemplateError
 from kvcache.encoding_cache import DEFAULT_CACHE_BYTES, EncodingCache
-from kvcache.tokenizer_sources import BUNDLED, TokenizerSource, bundled, from_folder, from_transformers
+from kvcache.tokenizer_sources import TokenizerSource, load
 
 __all__ = ["IncrementalDecoder", "Tokenizer", "TokenizerError", "load_tokenizer"]
 
@@ -32,14 +31,17 @@ class Tokenizer:
         """Each token stands for fixed bytes: see `kvcache.backend.Backend`."""
         self._backend: Backend = source.backend
         self._template = source.template
-        self.cache = EncodingCache(self._encode_plain, cache_bytes) if source.backend.cut_safe else None
+        self.cache = EncodingCache(self._encode_plain, cache_bytes) if source.backend.affixes else None
         """None where cutting text might change a token."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Raises `TokenizerError` for text that is not valid Unicode."""
-        if self.cache is None or (add_special_tokens and self._adds_special_tokens):
+        if self.cache is None or self._backend.affixes is None:
             return self._backend.encode(text, add_special_tokens)
-        return self.cache.encode(text)
+        if not add_special_tokens:
+            return self.cache.encode(text)
+        before, after = self._backend.affixes
+        return [*before, *self.cache.encode(text), *after]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD. Raises `TokenizerError`."""
@@ -64,19 +66,10 @@ class Tokenizer:
     def _encode_plain(self, text: str) -> list[int]:
         return self._backend.encode(text, False)
 
-    @property
-    def _adds_special_tokens(self) -> bool:
-        return self._backend.encode("", True) != []
-
 
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer called `name`; docs/tokenizers.md lists the forms. Raises `TokenizerError`."""
-    if name == BUNDLED:
-        return Tokenizer(name, bundled())
-    folder = Path(name)
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer(name, from_folder(folder))
-    return Tokenizer(name, from_transformers(name))
+    return Tokenizer(name, load(name))
 
 
 class _Decoder(Protocol):
@@ -153,7 +146,6 @@ class _WindowDecoder:
         return both[len(known) :]
 
 
-@cache
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for U+0100 and up, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -161,10 +153,12 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
 
 
+_BYTE_OF = MappingProxyType(_byte_alphabet())
+
+
 def _token_bytes(token: str) -> bytes:
     """Bytes a token stands for; a token with a character outside the alphabet (an added one) stands for itself."""
-    alphabet = _byte_alphabet()
     try:
-        return bytes([alphabet[character] for character in token])
+        return bytes([_BYTE_OF[character] for character in token])
     except KeyError:
         return token.encode()

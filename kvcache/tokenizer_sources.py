@@ -22,6 +22,8 @@ END_OF_TEXT = "<|endoftext|>"
 
 _DATA = Path(__file__).parent / "data" / "gpt2"
 _TOKENIZER_FILE = "tokenizer.json"
+_CONFIG_FILE = "tokenizer_config.json"
+_TEMPLATE_FILE = "chat_template.jinja"
 _FINGERPRINT_DIGITS = 32
 
 
@@ -72,18 +74,40 @@ def from_folder(folder: Path) -> TokenizerSource:
     )
 
 
+def from_hub(name: str) -> TokenizerSource:
+    """A Hugging Face id, downloaded or from the local cache: its `tokenizer.json`, else by transformers."""
+    # Imported here for its price, 0.2 s and 20 MB, which the bundled vocabulary and folders do without.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def fetch(file: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(name, file))
+        except LocalEntryNotFoundError:  # there is no way to know: it is not in the cache, and the hub is out of reach
+            raise
+        except EntryNotFoundError:
+            return None
+
+    try:
+        found = fetch(_TOKENIZER_FILE)
+        if found is None:
+            return from_transformers(name)
+        for optional in (_CONFIG_FILE, _TEMPLATE_FILE):
+            fetch(optional)
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, error) from None
+    return from_folder(found.parent)
+
+
 def from_transformers(name: str) -> TokenizerSource:
-    """Whatever `transformers.AutoTokenizer` makes of a folder or a Hugging Face id."""
-    # Imported here for its price, 1 s and 250 MB, which the bundled vocabulary and folders do without.
+    """Whatever `transformers.AutoTokenizer` makes of a folder or a Hugging Face id without `tokenizer.json`."""
+    # Imported here for its price, 1 s and 250 MB.
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise TokenizerError(
-            f"tokenizer {name!r} cannot be loaded: use {BUNDLED!r}, a folder that holds {_TOKENIZER_FILE}, or a "
-            f"Hugging Face id that can be reached from here ({_first_line(error)})"
-        ) from None
+        raise _unloadable(name, error) from None
     if not tokenizer.is_fast:
         raise TokenizerError(
             f"tokenizer {name!r} has no fast form: convert it once with transformers (`save_pretrained`) to a folder "
@@ -100,6 +124,16 @@ def from_transformers(name: str) -> TokenizerSource:
     )
 
 
+def load(name: str) -> TokenizerSource:
+    """The tokenizer called `name`. Raises `TokenizerError`."""
+    if name == BUNDLED:
+        return bundled()
+    folder = Path(name)
+    if (folder / _TOKENIZER_FILE).is_file():
+        return from_folder(folder)
+    return from_transformers(name) if folder.is_dir() else from_hub(name)
+
+
 def fingerprint(parts: Iterable[bytes], template: str) -> str:
     """32 hexadecimal digits of SHA-256 over all that decides which token ids a request becomes."""
     digest = hashlib.sha256()
@@ -109,8 +143,12 @@ def fingerprint(parts: Iterable[bytes], template: str) -> str:
     return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _unloadable(name: str, error: Exception) -> TokenizerError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return TokenizerError(
+        f"tokenizer {name!r} cannot be loaded: use {BUNDLED!r}, a folder that holds {_TOKENIZER_FILE}, or a Hugging "
+        f"Face id that can be reached from here ({reason})"
+    )
 
 
 def _compiled(source: str | None, special: Mapping[str, str], where: object) -> ChatTemplate | None:
@@ -121,7 +159,7 @@ def _compiled(source: str | None, special: Mapping[str, str], where: object) -> 
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
+    file = folder / _CONFIG_FILE
     if not file.exists():
         return {}
     try:
@@ -145,7 +183,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The chat template: a file of its own first, else the config's, by name "default" where there are several."""
-    file = folder / "chat_template.jinja"
+    file = folder / _TEMPLATE_FILE
     if file.exists():
         return file.read_text(encoding="utf-8")
     template = config.get("chat_template")
