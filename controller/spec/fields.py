@@ -13,7 +13,8 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from controller.spec.model import CLUSTER_ONLY, KVCluster
+from controller.spec.base import CLUSTER_ONLY
+from controller.spec.model import KVCluster
 
 Path = tuple[str, ...]
 """camelCase names from the top of the manifest; items of a list are under the name `[]`."""
@@ -149,6 +150,11 @@ FIELDS: tuple[SpecField, ...] = tuple(_walk(KVCluster, ()))
 def names_under(parent: Path) -> list[str]:
     """Names of the fields directly under `parent`; none where the schema leaves the content open."""
     return [field.path[-1] for field in FIELDS if field.path[:-1] == parent]
+
+
+def paths_ending_in(name: str) -> list[str]:
+    """Dotted paths of all fields of this name that are not inside a list."""
+    return [".".join(field.path) for field in FIELDS if field.path[-1] == name and "[]" not in field.path]
 
 
 def cluster_only_in(manifest: KVCluster) -> list[str]:

@@ -8,16 +8,17 @@ names it and goes on without it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from controller.spec.base import CLUSTER_ONLY, SpecModel, rule_broken
+from controller.spec.kubernetes import Placement, Service
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
 
 API_VERSION: Final = "kvcluster.dev/v1alpha1"
@@ -25,13 +26,6 @@ KIND: Final = "KVCluster"
 
 MAX_NAME_LENGTH = 45
 """The longest object name is `<name>-router-management`, and a Service's name has at most 63 characters."""
-
-
-class _ClusterOnly:
-    """Marks a field that only Kubernetes can honour."""
-
-
-CLUSTER_ONLY = _ClusterOnly()
 
 
 class Strategy(StrEnum):
@@ -50,23 +44,6 @@ class EngineType(StrEnum):
     VLLM = "vllm"
 
 
-class SpecModel(BaseModel):
-    """What every part of a manifest has in common."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        use_attribute_docstrings=True,
-    )
-
-
-def rule_broken(path: str, message: str) -> PydanticCustomError:
-    """A rule across fields is broken; `path` names the field to change, relative to the model that checks."""
-    return PydanticCustomError("rule", "{message}", {"message": message, "path": path})
-
-
 def _known_profile(name: str) -> str:
     try:
         return profile(name).name
@@ -74,80 +51,6 @@ def _known_profile(name: str) -> str:
         raise PydanticCustomError(
             "one_of", "must be a profile of docs/profiles.md", {"choices": list(PROFILES)}
         ) from None
-
-
-_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|Ki|Mi|Gi|Ti|M|G|T)?")
-
-
-def _quantity(value: str | int | float) -> str | int | float:
-    if _QUANTITY.fullmatch(str(value)) is None:
-        raise PydanticCustomError("quantity", "must be a quantity such as 500m, 2 or 4Gi")
-    return value
-
-
-Quantity = Annotated[str | int | float, AfterValidator(_quantity)]
-
-
-# --- parts that only a cluster honours ------------------------------------------------------------------
-
-
-class Resources(SpecModel):
-    """Compute resources of a container."""
-
-    requests: dict[str, Quantity] = Field(default_factory=dict)
-    """What is reserved, by resource name (cpu, memory, nvidia.com/gpu)."""
-    limits: dict[str, Quantity] = Field(default_factory=dict)
-    """What may be used at most, by resource name."""
-
-
-class Toleration(SpecModel):
-    """A node's taint that a pod accepts."""
-
-    key: str | None = None
-    """Key of the taint; all keys when absent."""
-    operator: Literal["Equal", "Exists"] = "Equal"
-    """Whether the value must be equal, or the key merely exist."""
-    value: str | None = None
-    """Value of the taint, for `Equal`."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Effect of the taint; all effects when absent."""
-    toleration_seconds: int | None = None
-    """How long a `NoExecute` taint is tolerated."""
-
-
-class PodMetadata(SpecModel):
-    """Labels and annotations added to pods."""
-
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Labels to add."""
-    annotations: dict[str, str] = Field(default_factory=dict)
-    """Annotations to add."""
-
-
-class Service(SpecModel):
-    """The Service in front of the routers' data port."""
-
-    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
-    """Kind of Service."""
-    annotations: dict[str, str] = Field(default_factory=dict)
-    """Annotations, for a cloud's load balancer say."""
-
-
-class Placement(SpecModel):
-    """Where pods may run and what they get there."""
-
-    resources: Annotated[Resources, CLUSTER_ONLY] = Resources()
-    """Resources of each pod's container."""
-    node_selector: Annotated[dict[str, str], CLUSTER_ONLY] = Field(default_factory=dict)
-    """Labels a node must have."""
-    tolerations: Annotated[list[Toleration], CLUSTER_ONLY] = Field(default_factory=list)
-    """Taints that are accepted."""
-    affinity: Annotated[dict[str, Any], CLUSTER_ONLY] = Field(default_factory=dict)
-    """Kubernetes affinity, passed on as it is."""
-    topology_spread_constraints: Annotated[list[dict[str, Any]], CLUSTER_ONLY] = Field(default_factory=list)
-    """Kubernetes topology spread constraints, passed on as they are."""
-    pod_metadata: Annotated[PodMetadata, CLUSTER_ONLY] = PodMetadata()
-    """Labels and annotations added to each pod."""
 
 
 # --- the spec -------------------------------------------------------------------------------------------
@@ -342,7 +245,8 @@ class KVClusterSpec(SpecModel):
             raise rule_broken(
                 "model.maxModelLen",
                 f"needs {needed} blocks of {size} tokens, but the cache has {self.blocks} ({self.blocks * size} "
-                f"tokens): set spec.cache.blocks to {needed} or more, or spec.model.maxModelLen to {self.blocks * size} or less",
+                f"tokens): set spec.cache.blocks to {needed} or more, or spec.model.maxModelLen to "
+                f"{self.blocks * size} or less",
             )
         return self
 
