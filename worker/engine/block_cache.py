@@ -1,0 +1,203 @@
+"""The blocks of one engine: which are free, which are cached, and which is evicted next (vLLM rules 5-11).
+
+Shape. A block is a number below `total`. What is known of it lies in parallel lists: `_refs` (sequences that use
+it), `_key` and `_parent` (None while it holds nothing that can be hit), `_next` and `_prev`. The last two form one
+circular doubly linked list, the free queue, whose sentinel is the number `total`. `_first` maps a key to the oldest
+block that holds it, `_more` to the later ones (rule 9: a recomputed block becomes a second one of the same key).
+
+Invariant. A block is in the free queue if and only if no sequence uses it. From the left, where allocation takes
+them, the queue holds blocks without a key and then cached ones in the order in which they were let go, of one
+sequence the last block first. A sequence that is hit takes all its ancestors out of the queue and returns them after
+itself, so a cached block always has a cached parent: the cache is prefix-closed.
+
+Rejected: an OrderedDict as free queue. It is as fast a block, but the common operations work on runs of hundreds of
+blocks, where the lists touch each link once and skip hashing, and a dictionary of 50,000 entries now and then stops
+for a rehash. Also rejected: an object a block (what vLLM has), which the garbage collector would walk; numbers and
+bytes it never visits. Every operation here is O(1) a block, whatever the size of the cache.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from kvcache.feed import Cleared, Event, Removed, Stored
+from kvcache.keys import BlockKey
+
+
+class OutOfBlocksError(RuntimeError):
+    """More blocks were asked for than are free: the caller must look at `free` and preempt or wait first."""
+
+
+class BlockCache:
+    """`total` blocks, all free and empty at first. Not thread-safe; called by the scheduler alone."""
+
+    __slots__ = (
+        "_events", "_first", "_key", "_more", "_next", "_parent", "_prev", "_refs", "_removed",
+        "free", "freed", "total",
+    )  # fmt: skip
+
+    def __init__(self, total: int) -> None:
+        if total < 1:
+            raise ValueError(f"a cache has at least 1 usable block, not {total}")
+        self.total = total
+        self.free = total
+        """Blocks that no sequence uses, cached or not."""
+        self.freed = 0
+        """Blocks ever returned to the free queue: tells a waiting scheduler that looking again may be worth it."""
+        ids = list(range(total + 1))  # the lists share these numbers instead of holding their own
+        self._next = [*ids[1:], ids[0]]
+        self._prev = [ids[total], *ids[:total]]
+        self._refs = [0] * total
+        self._key: list[BlockKey | None] = [None] * total
+        self._parent: list[BlockKey | None] = [None] * total
+        self._first: dict[BlockKey, int] = {}
+        self._more: dict[BlockKey, OrderedDict[int, None]] = {}
+        self._events: list[Event] = []
+        self._removed: list[BlockKey] = []
+        """Evictions since the last event in `_events`."""
+
+    def __contains__(self, key: BlockKey) -> bool:
+        return key in self._first
+
+    def hits(self, keys: Iterable[BlockKey]) -> list[int]:
+        """The blocks of the longest cached run at the start of `keys`, which is not read further than one key past
+        the run. Nothing is taken: see `acquire`."""
+        first = self._first.get
+        found: list[int] = []
+        for key in keys:
+            block = first(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def in_use(self, blocks: Iterable[int]) -> int:
+        """How many of `blocks` some sequence uses: those cost no free block when they are acquired (rule 13)."""
+        refs = self._refs
+        return sum(1 for block in blocks if refs[block])
+
+    def acquire(self, blocks: Iterable[int]) -> None:
+        """One more sequence uses these cached blocks; free ones leave the free queue (rule 10). No event."""
+        refs, nxt, prv = self._refs, self._next, self._prev
+        for block in blocks:
+            if not refs[block]:
+                after, before = nxt[block], prv[block]
+                nxt[before] = after
+                prv[after] = before
+                self.free -= 1
+            refs[block] += 1
+
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` blocks from the left of the free queue for one sequence; what they held is evicted (rule 11).
+
+        Raises `OutOfBlocksError`, having taken none.
+        """
+        if count > self.free:
+            raise OutOfBlocksError(f"{count} blocks wanted, {self.free} of {self.total} are free")
+        refs, nxt, key = self._refs, self._next, self._key
+        taken: list[int] = []
+        block = nxt[self.total]
+        for _ in range(count):
+            held = key[block]
+            if held is not None:
+                self._evict(block, held)
+            refs[block] = 1
+            taken.append(block)
+            block = nxt[block]
+        nxt[self.total] = block
+        self._prev[block] = self.total
+        self.free -= count
+        return taken
+
+    def store(self, blocks: Sequence[int], keys: Sequence[BlockKey], parent: BlockKey | None) -> None:
+        """`blocks`, which the caller uses, are full and can be hit under `keys` from now on: a run of one sequence
+        that starts after the block named `parent` (None = at the start of a prompt)."""
+        first = self._first
+        above = parent
+        for block, key in zip(blocks, keys, strict=True):
+            self._key[block] = key
+            self._parent[block] = above
+            if first.setdefault(key, block) != block:
+                self._more.setdefault(key, OrderedDict())[block] = None
+            above = key
+        self._flush_removed()
+        self._events.append(Stored(parent, tuple(keys)))
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """One sequence less uses `blocks`, given first block first. Blocks nobody uses any more enter the free queue
+        in reversed order: cached ones at the right, so the tail is evicted before the head, others at the left."""
+        refs, nxt, prv, key, end = self._refs, self._next, self._prev, self._key, self.total
+        right = prv[end]
+        freed = 0
+        for block in reversed(blocks):
+            left = refs[block] - 1
+            refs[block] = left
+            if left:
+                continue
+            freed += 1
+            if key[block] is not None:
+                nxt[right] = block
+                prv[block] = right
+                right = block
+            else:
+                head = nxt[end]
+                nxt[end] = block
+                prv[block] = end
+                nxt[block] = head
+                prv[head] = block
+                if head == end:  # the queue was empty
+                    right = block
+        nxt[right] = end
+        prv[end] = right
+        self.free += freed
+        self.freed += freed
+
+    def clear(self) -> bool:
+        """Forget every cached block. False, and nothing happens, while a sequence uses any."""
+        if self.free != self.total:
+            return False
+        self._key = [None] * self.total
+        self._parent = [None] * self.total
+        self._first.clear()
+        self._more.clear()
+        self._flush_removed()
+        self._events.append(Cleared())
+        return True
+
+    def blocks(self) -> list[tuple[BlockKey, BlockKey | None]]:
+        """(key, parent key) of every cached block, parents first, a key once for each block that holds it."""
+        # A key has been in `_first` without a break since before its children came (the cache is prefix-closed),
+        # so the order of that dictionary puts parents first.
+        pairs = []
+        for key, block in self._first.items():
+            pair = (key, self._parent[block])
+            pairs.append(pair)
+            if key in self._more:
+                pairs.extend([pair] * len(self._more[key]))
+        return pairs
+
+    def take_events(self) -> list[Event]:
+        """What has changed since the last call, in order; evictions in a row come as one event."""
+        self._flush_removed()
+        events, self._events = self._events, []
+        return events
+
+    def _evict(self, block: int, key: BlockKey) -> None:
+        later = self._more.get(key)
+        if later is None:
+            del self._first[key]
+        else:
+            if self._first[key] == block:
+                self._first[key], _ = later.popitem(last=False)
+            else:
+                del later[block]
+            if not later:
+                del self._more[key]
+        self._key[block] = self._parent[block] = None
+        self._removed.append(key)
+
+    def _flush_removed(self) -> None:
+        if self._removed:
+            self._events.append(Removed(tuple(self._removed)))
+            self._removed = []

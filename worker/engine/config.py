@@ -1,0 +1,47 @@
+"""How one emulated engine is set up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class EngineConfigError(ValueError):
+    """The settings of an engine contradict one another; the message says which to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Sizes and limits of one engine. Raises `EngineConfigError` for what vLLM refuses at start-up too."""
+
+    blocks: int
+    """Usable KV blocks: without the null block (vLLM rule 5)."""
+    max_num_batched_tokens: int
+    """Tokens one step computes at most."""
+    max_num_seqs: int
+    """Sequences that run at once at most."""
+    max_model_len: int
+    """Tokens of a prompt and its output together at most."""
+    block_size: int = 16
+    """Tokens a block holds."""
+    eos_token_id: int | None = None
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "max_num_batched_tokens", "max_num_seqs", "block_size"):
+            if getattr(self, name) < 1:
+                raise EngineConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_model_len < 2:
+            raise EngineConfigError(
+                f"max_model_len must be at least 2 (a prompt and an output), not {self.max_model_len}"
+            )
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise EngineConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): each running sequence needs one token a step"
+            )
+        if self.max_model_len > self.blocks * self.block_size:
+            raise EngineConfigError(
+                f"max_model_len ({self.max_model_len}) tokens do not fit into {self.blocks} blocks of "
+                f"{self.block_size} tokens; lower it to {self.blocks * self.block_size} or give the cache "
+                f"{-(-self.max_model_len // self.block_size)} blocks"
+            )
