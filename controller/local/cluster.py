@@ -51,8 +51,9 @@ class LocalCluster:
     """Runs a manifest on this machine from entering the context to leaving it.
 
     Entering starts every process and returns at once: `await wait_ready()` before use. Leaving ends the router, which
-    finishes what it serves, then the workers, and returns when all are gone. Raises `LocalModeError` (the manifest asks
-    for what a machine alone cannot do), and `PortTakenError` or another `OSError` on entering.
+    finishes what it serves, then the workers, and returns when all are gone; leaving by an exception waits for no
+    request. Raises `LocalModeError` (the manifest asks for what a machine alone cannot do), and `PortTakenError` or
+    another `OSError` on entering.
     """
 
     def __init__(
@@ -88,6 +89,8 @@ class LocalCluster:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self.kill()
         async with self._cleanup:
             # New connections are refused from here on, instead of waiting for a router that will not come.
             for listener in self._sockets.values():

@@ -1,0 +1,103 @@
+"""What a local cluster looks like at one moment: processes, the router's view of the workers, hit rates."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from controller.local.cluster import LocalCluster
+from controller.local.process import ProcessStatus, State
+
+OBSERVE_TIMEOUT = 0.5
+"""A frozen process must not hold up the picture of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A worker at one moment. None where nobody could say."""
+
+    process: ProcessStatus
+    routable: bool | None = None
+    """Whether the router may choose it."""
+    note: str = ""
+    """Why not, or why the process is not ready."""
+    blocks: int | None = None
+    """Cached blocks, as the router sees them."""
+    capacity: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+    hit_rate: float | None = None
+    """Cached over all prompt tokens since the process started."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """A cluster at one moment."""
+
+    name: str
+    strategy: str
+    router: ProcessStatus
+    workers: tuple[WorkerView, ...]
+
+
+_COUNTER = re.compile(r"^vllm:prefix_cache_(queries|hits)_total\{[^}]*\} (\S+)$", re.MULTILINE)
+
+
+def hit_rate(metrics: str) -> float | None:
+    """Hit rate from a worker's metrics; None before its first request."""
+    counts = {"queries": 0.0, "hits": 0.0}
+    for name, value in _COUNTER.findall(metrics):
+        counts[name] += float(value)
+    return counts["hits"] / counts["queries"] if counts["queries"] else None
+
+
+def worker_view(process: ProcessStatus, row: Mapping[str, Any] | None, metrics: str | None) -> WorkerView:
+    """A worker from its process, its row in the router's `/workers`, and its metrics."""
+    if row is None:
+        return WorkerView(process, note=process.detail, hit_rate=hit_rate(metrics or ""))
+    load = row.get("load") or {}
+    return WorkerView(
+        process=process,
+        routable=bool(row["ready"]),
+        note=process.detail or str(row.get("why") or ""),
+        blocks=row.get("blocks"),
+        capacity=row.get("capacity") or load.get("total_blocks"),
+        running=load.get("running"),
+        waiting=load.get("waiting"),
+        hit_rate=hit_rate(metrics or ""),
+    )
+
+
+async def observe(cluster: LocalCluster, client: httpx.AsyncClient) -> ClusterView:
+    """Asks the router and every worker that runs, all at once."""
+    listing, *metrics = await asyncio.gather(
+        _get(client, f"{cluster.management_url}/workers", cluster.router),
+        *(_get(client, f"{worker.url}/metrics", worker) for worker in cluster.workers),
+    )
+    rows: Sequence[Mapping[str, Any]] = [] if listing is None else listing.json()["workers"]
+    by_url = {row["url"]: row for row in rows}
+    return ClusterView(
+        name=cluster.manifest.name,
+        strategy=cluster.manifest.spec.router.strategy.value,
+        router=cluster.router,
+        workers=tuple(
+            worker_view(worker, by_url.get(worker.url), None if answer is None else answer.text)
+            for worker, answer in zip(cluster.workers, metrics, strict=True)
+        ),
+    )
+
+
+async def _get(client: httpx.AsyncClient, url: str, process: ProcessStatus) -> httpx.Response | None:
+    # The socket of a process that does not run accepts connections too, and would keep us waiting.
+    if process.state not in (State.READY, State.STOPPING):
+        return None
+    try:
+        answer = await client.get(url, timeout=OBSERVE_TIMEOUT)
+    except httpx.HTTPError:
+        return None
+    return answer if answer.is_success else None

@@ -1,0 +1,5 @@
+"""`python -m kvcluster`."""
+
+from kvcluster.cli import app
+
+app()

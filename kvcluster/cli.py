@@ -1,0 +1,139 @@
+"""The `kvcluster` command: its commands and options, and nothing else.
+
+What a command needs is imported when it runs, so that `kvcluster --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="kvcluster",
+    help="KV-cache-aware routing for LLM engines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Manifest = Annotated[str, typer.Argument(metavar="FILE", help="KVCluster manifest, YAML or JSON; - is standard input.")]
+Workload = Annotated[
+    str, typer.Option("--workload", "-w", metavar="NAME", help="What is asked: rag, chat, uniform, hot or trace.")
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="For --workload trace: JSON lines in Mooncake's format."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Send this many requests only.")]
+Rate = Annotated[
+    float | None, typer.Option(metavar="R", help="Mean arrivals an emulated second; default: the workload's own rate.")
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="K", help="Seed of the workload.")]
+Raw = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write one line of JSON a request here.")]
+Timeout = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give a request up after this many seconds.")]
+
+
+@app.command()
+def up(
+    file: Manifest,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the OpenAI API; 0 takes a free one.")] = 8000,
+    management_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of health, metrics and explanations; 0 takes a free one.")
+    ] = 9000,
+    strategy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Use this strategy instead of the manifest's.")
+    ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Run the engines N times as fast as real ones."),
+    ] = None,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where processes log; default: a new temporary folder."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the processes' logs, on stderr.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Report one JSON object a line.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up when not ready by then.")] = 120,
+) -> None:
+    """Run a KVCluster on this machine, until Ctrl-C."""
+    from kvcluster.commands.up import UpOptions, up
+
+    options = UpOptions(
+        port=port,
+        management_port=management_port,
+        strategy=strategy,
+        speed=speed,
+        log_dir=log_dir,
+        verbose=verbose,
+        json=json,
+        timeout=timeout,
+    )
+    raise typer.Exit(up(file, options))
+
+
+@app.command()
+def route(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What would be asked, or - for standard input.")],
+    router: Annotated[str, typer.Option(metavar="URL", help="Management URL of the router.")] = "http://127.0.0.1:9000",
+    chat: Annotated[bool, typer.Option("--chat", help="As a user's chat message.")] = False,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the router's model.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the router's answer as it is.")] = False,
+) -> None:
+    """Explain where a prompt would be sent, and why, without sending it."""
+    from kvcluster.commands.route import route
+
+    raise typer.Exit(route(prompt, router=router, chat=chat, model=model, as_json=json))
+
+
+@app.command()
+def bench(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Base URL of any OpenAI endpoint, say http://127.0.0.1:8000.")
+    ],
+    workload: Workload = "rag",
+    trace: Trace = None,
+    limit: Limit = None,
+    rate: Rate = None,
+    seed: Seed = 0,
+    speed: Annotated[
+        float, typer.Option(metavar="S", help="Compress arrival times S times: the speed the engines run at.")
+    ] = 1.0,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the endpoint's first model.")] = None,
+    timeout: Timeout = 600,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result here.")] = None,
+    raw: Raw = None,
+) -> None:
+    """Drive a running OpenAI endpoint with a workload, and measure."""
+    from kvcluster.commands.measure import Load, bench
+
+    load = Load(workload, trace, limit, rate, seed, timeout, raw)
+    raise typer.Exit(bench(url, load, speed=speed, model=model, json=json))
+
+
+@app.command()
+def compare(
+    manifest: Manifest,
+    strategies: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")
+    ] = "cache_aware,round_robin,least_loaded",
+    workload: Workload = "rag",
+    trace: Trace = None,
+    limit: Limit = None,
+    rate: Rate = None,
+    seed: Seed = 0,
+    speed: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Run engines and arrivals S times as fast; default: the manifest's speed."),
+    ] = None,
+    timeout: Timeout = 600,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results, summary and picture go.")] = Path("results"),
+    raw: Raw = None,
+) -> None:
+    """Run a manifest once per strategy, cold, under the same workload, and compare."""
+    from kvcluster.commands.measure import Load, compare
+
+    load = Load(workload, trace, limit, rate, seed, timeout, raw)
+    raise typer.Exit(compare(manifest, strategies.split(","), load, speed=speed, out=out))

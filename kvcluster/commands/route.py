@@ -1,0 +1,94 @@
+"""`kvcluster route`: where a prompt would go, and why."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from kvcluster.commands.errors import BAD_INPUT, FAILED, complain
+
+TIMEOUT = 30.0
+
+
+class ExplainError(RuntimeError):
+    """The router gave no explanation; the message says why and what to do."""
+
+
+def request_body(prompt: str, *, chat: bool, model: str | None) -> dict[str, Any]:
+    """The OpenAI request whose route is asked for."""
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+    return body if model is None else {**body, "model": model}
+
+
+def explain(router: str, body: Mapping[str, Any], transport: httpx.BaseTransport | None = None) -> dict[str, Any]:
+    """What the router says to `POST /route/explain`. Raises `ExplainError`."""
+    url = f"{router.rstrip('/')}/route/explain"
+    try:
+        with httpx.Client(trust_env=False, timeout=TIMEOUT, transport=transport) as client:
+            answer = client.post(url, json=body)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ExplainError(f"no router answers at {router} ({error}); --router takes its management URL") from None
+    try:
+        content = answer.json()
+    except ValueError:
+        content = None
+    if answer.is_success and type(content) is dict and "decision" in content:
+        return content
+    said = content.get("error", content) if type(content) is dict else answer.text[:200]
+    said = said.get("message", said) if type(said) is dict else said
+    raise ExplainError(f"{url} answered {answer.status_code}: {said}")
+
+
+def seconds(value: float | None) -> str:
+    """A duration, in milliseconds."""
+    return "-" if value is None else f"{1000 * value:,.1f} ms"
+
+
+def candidates_table(explanation: Mapping[str, Any]) -> Table:
+    """A row a candidate, cheapest first, the chosen one marked."""
+    decision = explanation["decision"]
+    prompt_blocks = decision.get("prompt_blocks")
+    table = Table(title=headline(decision), title_justify="left")
+    table.add_column("worker")
+    for heading in ("matched blocks", "queue", "prefill", "cost", "in flight"):
+        table.add_column(heading, justify="right")
+    for row in sorted(explanation["candidates"], key=lambda row: (row["cost"], row["worker"])):
+        chosen = row["worker"] == decision["worker"]
+        table.add_row(
+            f"{'→' if chosen else ' '} {row['worker']}",
+            f"{row['matched_blocks']:,}" + ("" if prompt_blocks is None else f" of {prompt_blocks:,}"),
+            *(seconds(row[name]) for name in ("queue_seconds", "prefill_seconds", "cost")),
+            f"{row['in_flight']:,}",
+            style="bold green" if chosen else "",
+        )
+    return table
+
+
+def headline(decision: Mapping[str, Any]) -> str:
+    """The decision in one line."""
+    ttft = seconds(decision.get("predicted_ttft"))
+    return f"{decision['worker']} ({decision['strategy']}: {decision['reason']}), first token expected in {ttft}"
+
+
+def route(prompt: str, *, router: str, chat: bool, model: str | None, as_json: bool) -> int:
+    """Runs the command; returns its exit code."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        complain("the prompt is empty")
+        return BAD_INPUT
+    try:
+        explanation = explain(router, request_body(text, chat=chat, model=model))
+    except ExplainError as error:
+        complain(error)
+        return FAILED
+    if as_json:
+        sys.stdout.write(orjson.dumps(explanation, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+    else:
+        Console().print(candidates_table(explanation))
+    return 0

@@ -1,0 +1,159 @@
+"""`kvcluster up`: a manifest as local processes, until someone stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from controller.local.cluster import LocalCluster, Options, StartError
+from controller.local.plan import LocalModeError, check
+from controller.local.status import observe
+from controller.spec.fields import cluster_only_in
+from controller.spec.load import load_manifest, override
+from controller.spec.model import KVCluster
+from controller.spec.problems import ManifestError
+from kvcluster.commands.errors import BAD_INPUT, FAILED, complain
+from kvcluster.display import Display, Endpoints, JsonDisplay, LineDisplay, TableDisplay
+
+VIEW_INTERVAL = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """The command's options, as `kvcluster up --help` describes them."""
+
+    port: int
+    management_port: int
+    strategy: str | None
+    speed: float | None
+    log_dir: Path | None
+    verbose: bool
+    json: bool
+    timeout: float
+
+
+def up(file: str, options: UpOptions) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        manifest = overridden(load_manifest(file), options)
+        check(manifest)
+    except (ManifestError, LocalModeError) as error:
+        complain(error)
+        return BAD_INPUT
+    try:
+        return asyncio.run(_serve(manifest, options, _display(manifest, options)))
+    except (StartError, OSError) as error:
+        complain(error)
+        return FAILED
+
+
+def overridden(manifest: KVCluster, options: UpOptions) -> KVCluster:
+    """The manifest with what the command line says instead. Raises `ManifestError`."""
+    flags = (
+        ("--strategy", ("spec", "router", "strategy"), options.strategy),
+        ("--speed", ("spec", "engine", "speed"), options.speed),
+    )
+    for flag, path, value in flags:
+        if value is not None:
+            manifest = override(manifest, {path: value}, f"{manifest.name} with {flag} {value}")
+    return manifest
+
+
+def _display(manifest: KVCluster, options: UpOptions) -> Display:
+    console = Console()
+    if options.json:
+        return JsonDisplay(_write)
+    # Lines of the processes' logs would tear a table apart.
+    if console.is_terminal and not options.verbose:
+        return TableDisplay(console, f"{manifest.name} · {manifest.spec.router.strategy}")
+    return LineDisplay(_write)
+
+
+def _write(line: str) -> None:
+    try:
+        sys.stdout.write(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our lines is gone, and with them the wish for a cluster: stop as on Ctrl-C, in silence.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _echo(name: str, line: str) -> None:
+    sys.stderr.write(f"{name} | {line}\n")
+
+
+async def _serve(manifest: KVCluster, options: UpOptions, display: Display) -> int:
+    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix=f"kvcluster-{manifest.name}-"))
+    cluster = LocalCluster(
+        manifest,
+        Options(
+            port=options.port,
+            management_port=options.management_port,
+            log_dir=log_dir,
+            echo=_echo if options.verbose else None,
+            on_change=display.change,
+        ),
+    )
+    with display, _stop_signals(cluster, display) as stop:
+        for path in cluster_only_in(manifest):
+            display.say(f"{path}: only a cluster honours it; ignored here")
+        display.say(f"logs in {log_dir}")
+        async with cluster:
+            if await _ready_before(stop, cluster, options.timeout):
+                display.ready(Endpoints(cluster.url, cluster.management_url, log_dir))
+                await _watch(cluster, display, stop)
+        display.say("stopped")
+    return 0
+
+
+@contextlib.contextmanager
+def _stop_signals(cluster: LocalCluster, display: Display) -> Iterator[asyncio.Event]:
+    """The event is set by the first Ctrl-C or SIGTERM; the next one cuts the drain short."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def signalled() -> None:
+        if stop.is_set():
+            cluster.kill()
+            return
+        stop.set()
+        display.say("stopping: requests under way may finish; once more to stop at once")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signalled)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _ready_before(stop: asyncio.Event, cluster: LocalCluster, timeout: float) -> bool:
+    """Waits for either; False when stopped first. Raises `StartError`."""
+    ready, stopped = asyncio.create_task(cluster.wait_ready(timeout)), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            ready.result()
+        return ready.done()
+    finally:
+        ready.cancel()
+        stopped.cancel()
+
+
+async def _watch(cluster: LocalCluster, display: Display, stop: asyncio.Event) -> None:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while not stop.is_set():
+            display.view(await observe(cluster, client))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), VIEW_INTERVAL)

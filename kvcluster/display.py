@@ -1,0 +1,199 @@
+"""How `kvcluster up` shows a local cluster: a live table on a terminal, a line a change elsewhere, or JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from controller.local.plan import Role
+from controller.local.process import ProcessStatus, State
+from controller.local.status import ClusterView, WorkerView
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where a cluster is reached."""
+
+    url: str
+    management_url: str
+    log_dir: Path
+
+
+class Display(Protocol):
+    """Shows what happens to a cluster. Entered before it starts, left after it is gone."""
+
+    def __enter__(self) -> Display: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def say(self, message: str) -> None:
+        """A remark about the run as a whole."""
+
+    def change(self, status: ProcessStatus) -> None:
+        """A process has changed."""
+
+    def ready(self, endpoints: Endpoints) -> None:
+        """The cluster serves."""
+
+    def view(self, view: ClusterView) -> None:
+        """What the cluster looks like now; called about once a second."""
+
+
+def _clock() -> str:
+    return datetime.now().astimezone().strftime("%H:%M:%S")
+
+
+def change_line(status: ProcessStatus) -> str:
+    """One change of a process, in words."""
+    pid = "" if status.pid is None else f" (pid {status.pid})"
+    detail = f": {status.detail}" if status.detail else ""
+    return f"{status.name} {status.state}{pid}{detail}"
+
+
+class LineDisplay:
+    """One line a change, for logs and pipes."""
+
+    def __init__(self, write: Callable[[str], object], clock: Callable[[], str] = _clock) -> None:
+        self._write = write
+        self._clock = clock
+
+    def __enter__(self) -> LineDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def say(self, message: str) -> None:
+        self._write(f"{self._clock()} {message}\n")
+
+    def change(self, status: ProcessStatus) -> None:
+        self.say(change_line(status))
+
+    def ready(self, endpoints: Endpoints) -> None:
+        self.say(f"ready: OpenAI API at {endpoints.url}/v1, management at {endpoints.management_url}")
+
+    def view(self, view: ClusterView) -> None:
+        # Load and hit rates change all the time; /metrics has them.
+        return None
+
+
+class JsonDisplay:
+    """One JSON object a line, for programs: `event` is `message`, `process`, `ready` or `status`."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._last: ClusterView | None = None
+
+    def __enter__(self) -> JsonDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def _event(self, name: str, fields: Mapping[str, object]) -> None:
+        content = {"event": name, "time": datetime.now().astimezone().isoformat(), **fields}
+        self._write(orjson.dumps(content, default=str, option=orjson.OPT_APPEND_NEWLINE).decode())
+
+    def say(self, message: str) -> None:
+        self._event("message", {"message": message})
+
+    def change(self, status: ProcessStatus) -> None:
+        self._event("process", asdict(status))
+
+    def ready(self, endpoints: Endpoints) -> None:
+        self._event("ready", asdict(endpoints))
+
+    def view(self, view: ClusterView) -> None:
+        if view != self._last:
+            self._event("status", asdict(view))
+        self._last = view
+
+
+_STYLES = {
+    State.STARTING: "yellow",
+    State.READY: "green",
+    State.BACKOFF: "bold red",
+    State.STOPPING: "yellow",
+    State.STOPPED: "dim",
+}
+
+
+def _state(status: ProcessStatus, view: WorkerView | None) -> str:
+    if status.state is State.READY and view is not None and view.routable is False:
+        return f"[bold red]not routable[/] {escape(view.note)}".rstrip()
+    return f"[{_STYLES[status.state]}]{status.state}[/] {escape(status.detail)}".rstrip()
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _cells(view: WorkerView | None) -> tuple[str, ...]:
+    if view is None:
+        return "-", "-", "-", "-"
+    of = "" if view.capacity is None else f" / {view.capacity:,}"
+    rate = "-" if view.hit_rate is None else f"{view.hit_rate:.1%}"
+    return _number(view.blocks) + of, _number(view.running), _number(view.waiting), rate
+
+
+def status_table(title: str, processes: Iterable[ProcessStatus], views: Mapping[str, WorkerView]) -> Table:
+    """A row a process; `views` has what is known of the workers, by name."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("process")
+    table.add_column("pid", justify="right")
+    table.add_column("state")
+    for heading in ("blocks cached", "running", "waiting", "hit rate", "restarts"):
+        table.add_column(heading, justify="right")
+    for status in sorted(processes, key=lambda status: status.role is not Role.ROUTER):
+        view = views.get(status.name)
+        cells = _cells(view) if status.role is Role.WORKER else ("", "", "", "")
+        pid = "-" if status.pid is None else str(status.pid)
+        table.add_row(status.name, pid, _state(status, view), *cells, str(status.restarts))
+    return table
+
+
+class TableDisplay:
+    """A live table; messages scroll above it."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._title = title
+        self._processes: dict[str, ProcessStatus] = {}
+        self._views: dict[str, WorkerView] = {}
+        # Redrawn when something changes: a thread of its own would take time that the engines need here.
+        self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> TableDisplay:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def say(self, message: str) -> None:
+        self._live.console.print(message, markup=False, highlight=False)
+
+    def change(self, status: ProcessStatus) -> None:
+        self._processes[status.name] = status
+        self._draw()
+
+    def ready(self, endpoints: Endpoints) -> None:
+        self.say(f"OpenAI API   {endpoints.url}/v1")
+        self.say(f"Management   {endpoints.management_url}")
+        self.say(f"Logs         {endpoints.log_dir}")
+        self.say("Ctrl-C stops")
+
+    def view(self, view: ClusterView) -> None:
+        self._views = {worker.process.name: worker for worker in view.workers}
+        self._draw()
+
+    def _draw(self) -> None:
+        self._live.update(status_table(self._title, self._processes.values(), self._views), refresh=True)
