@@ -43,8 +43,12 @@ class ApiError(Exception):
 
 
 def error_body(message: str, type: str, param: str | None, code: int) -> dict[str, Any]:  # noqa: A002
-    """`{"error": {message, type, param, code}}`; `code` repeats the HTTP status."""
-    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+    """`{"error": {message, type, param, code}}`; `code` repeats the HTTP status.
+
+    Half surrogate pairs, which a message may quote from a request, are escaped: no encoder takes them.
+    """
+    printable = message.encode(errors="backslashreplace").decode()
+    return {"error": {"message": printable, "type": type, "param": param, "code": code}}
 
 
 def sse_error(body: Mapping[str, Any]) -> bytes:

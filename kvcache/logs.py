@@ -33,7 +33,7 @@ class LogLevelError(ValueError):
     """The level is not one of `LEVELS`."""
 
 
-def event(logger: logging.Logger, level: int, name: str, **fields: Any) -> None:
+def event(logger: logging.Logger, level: int, name: str, /, **fields: Any) -> None:
     """Write the event `name` with its fields as one line. `level` is one of logging's (`logging.INFO`)."""
     if logger.isEnabledFor(level):
         logger.log(level, name, extra={_FIELDS: fields})

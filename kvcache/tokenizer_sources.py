@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,20 +81,15 @@ def from_hub(name: str) -> TokenizerSource:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    def fetch(file: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(name, file))
-        except LocalEntryNotFoundError:  # there is no way to know: it is not in the cache, and the hub is out of reach
-            raise
-        except EntryNotFoundError:
-            return None
-
     try:
-        found = fetch(_TOKENIZER_FILE)
-        if found is None:
-            return from_transformers(name)
+        found = Path(hf_hub_download(name, _TOKENIZER_FILE))
         for optional in (_CONFIG_FILE, _TEMPLATE_FILE):
-            fetch(optional)
+            with suppress(EntryNotFoundError):  # off line too: what is not in the cache counts as absent
+                hf_hub_download(name, optional)
+    except LocalEntryNotFoundError as error:  # neither in the cache nor can the hub be asked
+        raise _unloadable(name, error) from None
+    except EntryNotFoundError:
+        return from_transformers(name)
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from None
     return from_folder(found.parent)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.resources
 import inspect
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from kvcache.tokenizer import Tokenizer, load_tokenizer
 
-GPT2_FILES = Path(inspect.getfile(Tokenizer)).parent / "data" / "gpt2"
+GPT2_FILES = importlib.resources.files("kvcache") / "data" / "gpt2"
 
 
 @pytest.fixture(scope="session")

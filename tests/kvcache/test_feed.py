@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -123,17 +124,13 @@ def test_noise_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 @given(st.data())
 def test_one_wrong_part_spoils_the_message(name: str, data: st.DataObject) -> None:
-    """Put any value in the place of any other: the message decodes to something equal to what it says, or not at all."""
+    """Put any value in the place of any other: nothing but a `FeedError` may come of it."""
     encoded, decode = EXAMPLES[name]
     fields = json.loads(encoded)
     at = data.draw(st.sampled_from(_paths(fields)))
     changed = _with(fields, at, data.draw(json_value.filter(lambda value: _jsonable(value))))
-    try:
-        decoded = decode(orjson.dumps(changed))
-    except FeedError as error:
-        assert str(error)
-    else:
-        assert decoded is not None
+    with contextlib.suppress(FeedError):
+        decode(orjson.dumps(changed))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -88,7 +88,7 @@ def test_a_partial_block_has_no_key() -> None:
 
 @pytest.mark.parametrize("depth", [0, 3, -1])
 def test_a_depth_outside_the_prompt_is_refused(depth: int) -> None:
-    with pytest.raises(IndexError, match="outside 1..2"):
+    with pytest.raises(IndexError, match=r"outside 1\.\.2"):
         PrefixKeys(pack_tokens([1] * 32), 16).key(depth)
 
 

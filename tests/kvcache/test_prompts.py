@@ -1,0 +1,84 @@
+"""Prompts: each form of vLLM's, the same tokens whichever form, and vLLM's words for what is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvcache.keys import DEFAULT_SCOPE, CacheScope
+from kvcache.prompts import PromptError, chat_prompt, completion_prompts, request_scope
+from kvcache.tokenizer import Tokenizer
+
+HELLO = [15496, 995]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("Hello world", [HELLO]),
+        (["Hello world", "Hello"], [HELLO, HELLO[:1]]),
+        (HELLO, [HELLO]),
+        ([HELLO, [0, 50256]], [HELLO, [0, 50256]]),
+    ],
+)
+def test_every_form_of_a_prompt(gpt2: Tokenizer, prompt: object, prompts: list[list[int]]) -> None:
+    assert completion_prompts(prompt, gpt2) == prompts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says", "param"),
+    [
+        (None, "Either prompt or prompt_embeds must be provided and non-empty.", "prompt"),
+        ("", "Either prompt or prompt_embeds must be provided and non-empty.", "prompt"),
+        ([], "You must pass at least one prompt", None),
+        ([""], "prompt cannot be empty", None),
+        ([[]], "prompt cannot be empty", None),
+        ([50257], "Token id 50257 is out of vocabulary", None),
+        ([-1], "whole numbers of 0 or more", "prompt"),
+        ([1, "a"], "whole numbers of 0 or more", "prompt"),
+        ([1, 2.5], "whole numbers of 0 or more", "prompt"),
+        ([2**70], "whole numbers of 0 or more", "prompt"),
+        (["a", 5], "must be text or token ids, not int", "prompt"),
+        ([{}], "must be text or token ids, not dict", "prompt"),
+        (5, "not int", "prompt"),
+        ({}, "not dict", "prompt"),
+        ("\ud800", "surrogate", "prompt"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(gpt2: Tokenizer, prompt: object, says: str, param: str | None) -> None:
+    with pytest.raises(PromptError, match=says) as refused:
+        completion_prompts(prompt, gpt2)
+    assert refused.value.param == param
+
+
+def test_a_chat_is_its_rendered_text(gpt2: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    assert gpt2.decode(chat_prompt(messages, gpt2)) == "<|user|>\nhi\n<|assistant|>\n"
+    assert gpt2.decode(chat_prompt(messages, gpt2, add_generation_prompt=False)) == "<|user|>\nhi\n"
+
+
+@pytest.mark.parametrize(
+    "messages", [None, [], "hi", {}, [5], [{"role": "user", "content": 5}], [{"content": "\ud800"}]]
+)
+def test_what_is_no_chat_is_refused(gpt2: Tokenizer, messages: object) -> None:
+    with pytest.raises(PromptError) as refused:
+        chat_prompt(messages, gpt2)
+    assert refused.value.param == "messages"
+
+
+def test_half_a_surrogate_pair_in_a_chat_is_refused(gpt2: Tokenizer) -> None:
+    with pytest.raises(PromptError, match="surrogate"):
+        chat_prompt([{"role": "user", "content": "\ud800"}], gpt2)
+
+
+def test_the_scope_is_salt_and_adapter() -> None:
+    assert request_scope({}) == request_scope({"cache_salt": None}) == DEFAULT_SCOPE
+    assert request_scope({"cache_salt": "s"}, adapter="a") == CacheScope("s", "a")
+
+
+@pytest.mark.parametrize("salt", ["", 5, ["s"], "\ud800"])
+def test_a_salt_that_is_none_is_refused(salt: Any) -> None:
+    with pytest.raises(PromptError, match="cache_salt") as refused:
+        request_scope({"cache_salt": salt})
+    assert refused.value.param == "cache_salt"

@@ -1,0 +1,247 @@
+"""Requests as vLLM reads them and errors as vLLM writes them, byte for byte where a capture of vLLM 0.32 shows it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcache import errors
+from kvcache.errors import ApiError
+from kvcache.prompts import PromptError, completion_prompts
+from kvcache.tokenizer import Tokenizer
+from kvcache.wire import (
+    SSE_DONE,
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    parse_json,
+    parse_request,
+    sse_error,
+)
+
+CAPTURES = Path(__file__).parents[1] / "data" / "vllm"
+MODELS = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatCompletionRequest}
+
+
+def capture(name: str) -> tuple[str, str, int, str]:
+    """Path, request body, status and response body of a captured exchange."""
+    head, answer = (CAPTURES / name).read_text().split("\n\n", 1)
+    found = re.search(r"(?:### POST (\S+)\n### body: (.*)\n)?HTTP/1.1 (\d+)", head)
+    assert found is not None
+    return found[1] or "", found[2] or "", int(found[3]), answer.strip().removesuffix("curl rc 0")
+
+
+def compact(error: ApiError) -> str:
+    return json.dumps(error.body(), separators=(",", ":"))
+
+
+def refusal(model: type[Any], raw: bytes) -> ApiError:
+    with pytest.raises(ApiError) as refused:
+        parse_request(model, raw)
+    return refused.value
+
+
+def answered(model: type[Any], raw: bytes) -> ApiError | None:
+    """The error a body is answered with, if any."""
+    try:
+        parse_request(model, raw)
+    except ApiError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "err_bad_role.txt",
+        "err_invalid_json.txt",
+        "err_missing_messages.txt",
+        "err_neg_max_tokens.txt",
+        "err_neg_max_tokens_chat.txt",
+        "err_zero_max_tokens.txt",
+        "err_zero_max_tokens_chat.txt",
+    ],
+)
+def test_a_bad_body_is_refused_in_vllms_words(name: str) -> None:
+    path, body, status, answer = capture(name)
+    error = refusal(MODELS[path], body.encode())
+    assert (error.status, compact(error)) == (status, answer)
+
+
+@pytest.mark.parametrize("name", ["err_empty_prompt.txt", "err_missing_prompt.txt", "err_empty_ids.txt"])
+def test_a_missing_prompt_is_refused_in_vllms_words(gpt2: Tokenizer, name: str) -> None:
+    _, body, status, answer = capture(name)
+    request = parse_request(CompletionRequest, body.encode())
+    with pytest.raises(PromptError) as refused:
+        completion_prompts(request.prompt, gpt2)
+    assert compact(ApiError(status, str(refused.value), param=refused.value.param)) == answer
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("err_wrong_model.txt", lambda: errors.model_not_found("nope", ["tiny-llama"])),
+        ("err_wrong_model_completions.txt", lambda: errors.model_not_found("nope", ["tiny-llama"])),
+        ("err_stream_wrong_model.txt", lambda: errors.model_not_found("nope", ["tiny-llama"])),
+        ("err_too_long.txt", lambda: errors.prompt_too_long(2100, 2048, at_least=False)),
+        ("err_chat_too_long_text.txt", lambda: errors.prompt_too_long(9000, 2048, at_least=True)),
+        ("err_too_long_with_max.txt", lambda: errors.max_tokens_too_large(5000, 2048)),
+        ("err_kv_too_small.txt", lambda: errors.max_tokens_too_large(600, 512)),
+        ("err_content_type.txt", errors.unsupported_media_type),
+        ("engine_death_nonstream.txt", errors.engine_dead),
+    ],
+)
+def test_errors_of_the_server_are_in_vllms_words(name: str, error: Callable[[], ApiError]) -> None:
+    _, _, status, answer = capture(name)
+    assert (error().status, compact(error())) == (status, answer)
+
+
+def test_the_end_of_a_stream_whose_engine_died() -> None:
+    sent = (CAPTURES / "engine_death_stream_end.txt").read_bytes()
+    assert sse_error(errors.engine_dead().body()) + SSE_DONE == sent
+
+
+@pytest.mark.parametrize("name", ["err_missing_model.txt", "err_unknown_field.txt"])
+def test_what_vllm_accepts_is_accepted(name: str) -> None:
+    path, body, status, _ = capture(name)
+    assert status == 200
+    assert parse_request(MODELS[path], body.encode()).max_tokens == 1
+
+
+def test_a_completion_request_has_vllms_defaults() -> None:
+    request = parse_request(CompletionRequest, b'{"prompt": "x"}')
+    assert (request.max_tokens, request.min_tokens, request.n, request.stream) == (16, 0, 1, False)
+    assert (request.stop_strings, request.include_usage, request.ignore_eos) == ([], False, False)
+
+
+@pytest.mark.parametrize("prompt", ["x", ["x", "y"], [1, 2], [[1], [2, 3]]])
+def test_every_form_of_a_prompt_is_read(prompt: object) -> None:
+    assert parse_request(CompletionRequest, json.dumps({"prompt": prompt}).encode()).prompt == prompt
+
+
+def test_stop_and_stream_options() -> None:
+    body = {"prompt": "x", "stop": ["a", ""], "stream": True, "stream_options": {"continuous_usage_stats": True}}
+    request = parse_request(CompletionRequest, json.dumps(body).encode())
+    assert request.stop_strings == ["a"]
+    assert request.include_usage
+    assert request.continuous_usage
+
+
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        ({}, None),
+        ({"max_tokens": 3}, 3),
+        ({"max_completion_tokens": 4}, 4),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 4),
+    ],
+)
+def test_the_newer_name_of_the_output_limit_goes_first(body: dict[str, int], limit: int | None) -> None:
+    raw = json.dumps({"messages": [{"role": "user", "content": "x"}], **body}).encode()
+    assert parse_request(ChatCompletionRequest, raw).output_limit == limit
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": "x", "extra": {"kept": True}},
+        {"role": "user", "content": [{"type": "text", "text": "x"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "assistant"},
+        {"role": "tool", "content": "x", "tool_call_id": "1", "extra": 5},
+        {"role": "function", "content": None, "name": "f"},
+        {"role": "wizard", "content": "x"},
+    ],
+)
+def test_messages_are_kept_as_they_came(message: dict[str, Any]) -> None:
+    request = parse_request(ChatCompletionRequest, json.dumps({"messages": [message]}).encode())
+    assert request.messages == [message]
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "param"),
+    [
+        (CompletionRequest, {"prompt": 5}, "body.prompt.list[int]"),
+        (CompletionRequest, {"prompt": "x", "max_tokens": "many"}, "body.max_tokens"),
+        (CompletionRequest, {"prompt": "x", "stream": "perhaps"}, "body.stream"),
+        (CompletionRequest, {"prompt": "x", "n": 0}, "n"),
+        (CompletionRequest, {"prompt": "x", "min_tokens": -1}, "min_tokens"),
+        (CompletionRequest, {"prompt": "x", "temperature": -1}, "temperature"),
+        (CompletionRequest, {"prompt": "x", "cache_salt": ""}, "cache_salt"),
+        (CompletionRequest, {"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options"),
+        (CompletionRequest, {"prompt": "x", "seed": 2**64}, "body.seed"),
+        (CompletionRequest, [1], "body"),
+        (CompletionRequest, "x", "body"),
+        (CompletionRequest, None, "body"),
+        (ChatCompletionRequest, {"messages": "x"}, "body.messages"),
+        (
+            ChatCompletionRequest,
+            {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 0},
+            "max_tokens",
+        ),
+        (TokenizeRequest, {}, "body.prompt"),
+        (DetokenizeRequest, {"tokens": ["x"]}, "body.tokens.0"),
+    ],
+)
+def test_wrong_types_and_values_are_named(model: type[Any], body: object, param: str) -> None:
+    error = refusal(model, json.dumps(body).encode())
+    assert (error.status, error.param) == (400, param)
+
+
+def test_no_body_at_all() -> None:
+    assert refusal(CompletionRequest, b"").param == "body"
+
+
+@pytest.mark.parametrize("raw", [b"\xffx", b'{"prompt": "\xff"}', b"[" * 100_000])
+def test_what_no_parser_takes_is_refused_without_a_position(raw: bytes) -> None:
+    error = refusal(CompletionRequest, raw)
+    assert (error.status, error.param, error.message) == (400, None, "There was an error parsing the body")
+
+
+def test_what_only_pythons_parser_takes_passes() -> None:
+    assert parse_json(b'["\\ud800"]') == ["\ud800"]
+    assert parse_json(b"[-Infinity]") == [float("-inf")]
+
+
+def test_every_error_can_be_encoded() -> None:
+    error = errors.model_not_found("\ud800", ["m"])
+    assert "\\ud800" in json.dumps(error.body(), ensure_ascii=False).encode().decode()
+
+
+def test_an_error_never_echoes_a_body() -> None:
+    secret = "secret " * 1000
+    body = {"prompt": {"a": secret}, "max_tokens": secret, "stop": {"b": [secret]}}
+    message = refusal(CompletionRequest, json.dumps(body).encode()).message
+    assert len(message) < 4000
+    assert message.count("secret") < 40
+
+
+@given(st.binary(max_size=60))
+def test_noise_is_refused_with_an_answer(raw: bytes) -> None:
+    for model in (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest):
+        error = answered(model, raw)
+        assert error is None or compact(error)
+
+
+json_value = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.sampled_from([CompletionRequest, ChatCompletionRequest]),
+    st.dictionaries(st.sampled_from([*CompletionRequest.model_fields, "messages"]), json_value, max_size=4),
+)
+def test_any_value_in_any_field_is_read_or_refused(model: type[Any], body: dict[str, Any]) -> None:
+    error = answered(model, json.dumps(body).encode())
+    assert error is None or (error.status == 400 and json.loads(compact(error)) == error.body())
