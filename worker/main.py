@@ -1,0 +1,244 @@
+"""`python -m worker.main`: one emulated engine behind vLLM's HTTP API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+
+from kvcache.feed import WorkerInfo
+from kvcache.keys import KEY_SCHEME
+from kvcache.logs import configure, event
+from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run
+from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from worker.engine import Engine, EngineConfig, EngineConfigError
+from worker.feed import FeedLog
+from worker.generators import GeneratorError, make_generator
+from worker.generators.base import Generator
+from worker.metrics import EngineMetrics
+from worker.reporter import Reporter
+from worker.runner import EngineRunner
+from worker.server.app import App
+from worker.server.feed import CacheState, FeedEndpoints
+from worker.server.metrics import Exposition, WorkerCollector, WorkerCounts, cache_config, process_metrics
+from worker.server.service import Service
+from worker.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from worker.push import Pusher
+
+logger = logging.getLogger("worker")
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+LAST_WORDS = 2.0
+"""Seconds for answers that were cut short by the end of the grace period to reach their clients."""
+
+
+class Worker:
+    """Everything one worker process consists of, wired together. Made inside the event loop."""
+
+    def __init__(self, settings: Settings, tokenizer: Tokenizer, generator: Generator, port: int) -> None:
+        self._settings = settings
+        gpu = settings.gpu
+        clock = time.monotonic
+        self.epoch = time.time_ns() // 1000
+        max_model_len = settings.model_len()
+        self.engine = Engine(engine_config(settings, tokenizer), gpu.latency.scaled(settings.speed))
+        self.feed = FeedLog(self.epoch, self.engine.load())
+        self.reporter = Reporter(self.feed, clock)
+        metrics = EngineMetrics(max_model_len)
+        self.runner = EngineRunner(self.engine, clock=clock, report=self.reporter.report, observer=metrics)
+        self.info = WorkerInfo(
+            worker_id=settings.worker_id or f"{settings.host}:{port}",
+            epoch=self.epoch,
+            model=settings.served_model,
+            block_size=settings.block_size,
+            fingerprint=tokenizer.fingerprint,
+            key_scheme=KEY_SCHEME,
+            capacity=settings.usable_blocks,
+        )
+        self.service = Service(
+            model=settings.served_model,
+            root=gpu.model,
+            tokenizer=tokenizer,
+            generator=generator,
+            runner=self.runner,
+            metrics=metrics,
+            block_size=settings.block_size,
+            max_model_len=max_model_len,
+            prompt_tokens_details=settings.enable_prompt_tokens_details,
+            request_id_headers=settings.enable_request_id_headers,
+            dev_mode=settings.dev_mode,
+        )
+        self.state = CacheState(self.info, self.runner, self.feed)
+        self.endpoints = FeedEndpoints(self.state, self.feed, self.reporter)
+        self.pushers = make_pushers(settings, port, self.state, self.feed) if settings.router_url else []
+        registry = CollectorRegistry()
+        process_metrics(registry)
+        registry.register(
+            WorkerCollector(
+                self.engine,
+                metrics,
+                self.feed,
+                WorkerCounts(
+                    push_failures=lambda: sum(pusher.failures for pusher in self.pushers),
+                    draining=lambda: self.service.draining,
+                ),
+                settings.served_model,
+                cache_config(
+                    block_size=settings.block_size,
+                    blocks=settings.usable_blocks,
+                    max_model_len=max_model_len,
+                    prefix_caching=settings.enable_prefix_caching,
+                    block_bytes=gpu.geometry.bytes_per_block(settings.block_size),
+                ),
+            )
+        )
+        self.app = App(self.service, self.endpoints, Exposition(registry))
+
+    async def drain(self, grace: float) -> bool:
+        """Take nothing new and let what runs finish; what is left after `grace` seconds ends with "abort".
+
+        True if nothing was left.
+        """
+        self.service.draining = True
+        try:
+            async with asyncio.timeout(grace):
+                await self.runner.idle()
+        except TimeoutError:
+            self.runner.abort_all()
+            return False
+        return True
+
+    def close(self) -> None:
+        self.endpoints.close()
+        self.reporter.close()
+        self.service.close()
+
+
+def make_pushers(settings: Settings, port: int, state: CacheState, feed: FeedLog) -> list[Pusher]:
+    """One for each router to push to."""
+    from worker.push import Pusher, advertised_url  # aiohttp doubles the start-up time of those that do not push
+
+    return [
+        Pusher(url, settings.advertise_url or advertised_url(settings.host, port, url), state, feed)
+        for url in settings.router_url
+    ]
+
+
+def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:
+    """The engine's sizes. Raises `SettingsError` and `EngineConfigError`."""
+    gpu = settings.gpu
+    return EngineConfig(
+        block_size=settings.block_size,
+        blocks=settings.usable_blocks,
+        max_num_batched_tokens=settings.max_num_batched_tokens or gpu.max_num_batched_tokens,
+        max_num_seqs=settings.max_num_seqs or gpu.max_num_seqs,
+        max_model_len=settings.model_len(),
+        eos_token_id=tokenizer.eos_token_id,
+        enable_prefix_caching=settings.enable_prefix_caching,
+    )
+
+
+async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, stop: asyncio.Event) -> int:
+    """Run one worker until `stop` is set, then drain. The process's exit code."""
+    started = time.monotonic()
+    sock = inherited(settings.fd) if settings.fd is not None else listen(settings.host, settings.port)
+    worker = Worker(settings, tokenizer, generator, sock.getsockname()[1])
+    limits = HttpLimits(max_concurrent_requests=settings.max_concurrent_requests)
+    server = HttpServer(worker.app, sock, limits, cancel_on_disconnect=True)
+    await server.start()
+    _log_start(settings, worker, server.port)
+    pushing = [asyncio.create_task(pusher.run()) for pusher in worker.pushers]
+    try:
+        await _first(stop, worker.runner.dead)
+        failed = worker.runner.dead.is_set()
+        for task in pushing:  # first of all, so that the routers stop choosing this worker
+            task.cancel()
+        finished = await worker.drain(0.0 if failed else settings.grace_period)
+    finally:
+        for task in pushing:
+            task.cancel()
+        await asyncio.gather(*pushing, return_exceptions=True)
+        worker.close()
+        await server.stop(LAST_WORDS)
+    event(
+        logger,
+        logging.INFO,
+        "worker_stopped",
+        reason="engine dead" if failed else "asked to",
+        finished=finished,
+        uptime=round(time.monotonic() - started, 3),
+    )
+    return EXIT_FAILED if failed else 0
+
+
+async def _first(*events: asyncio.Event) -> None:
+    tasks = [asyncio.create_task(each.wait()) for each in events]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _log_start(settings: Settings, worker: Worker, port: int) -> None:
+    config = worker.engine.config
+    if settings.max_model_len is None and config.max_model_len < settings.gpu.max_model_len:
+        event(
+            logger,
+            logging.WARNING,
+            "max_model_len_lowered",
+            max_model_len=config.max_model_len,
+            profile=settings.gpu.max_model_len,
+            why=f"the cache holds {config.blocks} blocks of {config.block_size} tokens",
+        )
+    event(
+        logger,
+        logging.INFO,
+        "worker_started",
+        host=settings.host,
+        port=port,
+        pid=os.getpid(),
+        worker_id=worker.info.worker_id,
+        model=worker.info.model,
+        profile=settings.profile,
+        blocks=config.blocks,
+        block_size=config.block_size,
+        max_model_len=config.max_model_len,
+        speed=settings.speed,
+        generator=settings.generator,
+        epoch=worker.epoch,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the settings, load what they name, serve. Exit code 2 for settings that cannot be served."""
+    try:
+        settings = Settings.load(sys.argv[1:] if argv is None else argv)
+        configure(settings.log_level, settings.log_format)
+        tokenizer = load_tokenizer(settings.tokenizer)
+        engine_config(settings, tokenizer)
+        generator = make_generator(settings, tokenizer)
+    except (SettingsError, TokenizerError, EngineConfigError, GeneratorError) as error:
+        print(f"worker: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    with contextlib.closing(generator):
+        try:
+            return run(lambda stop: serve(settings, tokenizer, generator, stop))
+        except OSError as error:
+            print(f"worker: cannot listen: {error}", file=sys.stderr)  # noqa: T201
+            return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The worker's HTTP side: vLLM's API, the cache feed, metrics."""

@@ -1,0 +1,92 @@
+"""One HTTP exchange over raw ASGI: read the body, then answer at once or as a stream.
+
+Starlette's Request and Response were left out: per streamed token they cost more than the engine's step.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from kvcache.errors import ApiError, unsupported_media_type
+
+Header = tuple[bytes, bytes]
+
+VARY = (b"vary", b"Origin")
+JSON_TYPE = (b"content-type", b"application/json")
+SSE_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
+RETRY_AFTER = (b"retry-after", b"1")
+
+
+class Exchange:
+    """A request and the one answer to it. `common` are headers that the answer carries whatever it is."""
+
+    __slots__ = ("_receive", "_send", "common", "method", "path", "scope", "started")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self._receive = receive
+        self._send = send
+        self.common: tuple[Header, ...] = (VARY,)
+        self.started = False
+
+    def header(self, name: bytes) -> str:
+        """The first value of the header of this lower-case name, "" when there is none."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return bytes(value).decode("latin-1")
+        return ""
+
+    async def body(self) -> bytes:
+        """The whole body; the server bounds its size."""
+        message = await self._receive()
+        first: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            return first
+        parts = [first]
+        while message.get("more_body", False):
+            message = await self._receive()
+            parts.append(message.get("body", b""))
+        return b"".join(parts)
+
+    async def json_body(self) -> bytes:
+        """The whole body, if its type says JSON: vLLM takes no other. Raises `ApiError`."""
+        if self.header(b"content-type").partition(";")[0].strip().lower() != "application/json":
+            raise unsupported_media_type()
+        return await self.body()
+
+    async def reply(self, status: int, body: bytes, *headers: Header) -> None:
+        """Answer at once, headers in the order in which vLLM sends them."""
+        self.started = True
+        sent = [(b"content-length", b"%d" % len(body)), *headers, *self.common]
+        await self._send({"type": "http.response.start", "status": status, "headers": sent})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def json(self, status: int, value: Any, *headers: Header) -> None:
+        """Answer with JSON, fields in the order of `value`."""
+        await self.reply(status, orjson.dumps(value), JSON_TYPE, *headers)
+
+    async def error(self, error: ApiError) -> None:
+        """Answer with an error object."""
+        # It may quote a client's half surrogate pair, which orjson refuses.
+        body = json.dumps(error.body(), ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+        await self.reply(error.status, body, JSON_TYPE, *((RETRY_AFTER,) if error.status == 503 else ()))
+
+    async def open_stream(self, *headers: Header) -> None:
+        """Send the head of a stream of server-sent events."""
+        self.started = True
+        sent = [*headers, SSE_TYPE, *self.common]
+        await self._send({"type": "http.response.start", "status": 200, "headers": sent})
+
+    async def write(self, data: bytes) -> None:
+        """Send a part of the stream; waits while the client does not read."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def close_stream(self, data: bytes = b"") -> None:
+        """Send the last part of the stream."""
+        await self._send({"type": "http.response.body", "body": data})

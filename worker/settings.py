@@ -1,0 +1,149 @@
+"""Settings of one worker process: environment variables `WORKER_*`, overridden by kebab-case flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
+
+from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
+
+_HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
+
+
+class SettingsError(ValueError):
+    """A setting is missing, unknown or contradicts another; the message says which and what to do."""
+
+
+def _url(value: str) -> str:
+    _HTTP_URL.validate_python(value)
+    return value.rstrip("/")
+
+
+class Settings(BaseSettings):
+    """One emulated engine and its HTTP server."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="WORKER_",
+        cli_prog_name="python -m worker.main",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="ignore",
+        frozen=True,
+    )
+
+    host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104  vLLM's default, and what a pod needs
+    port: int = Field(8100, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    fd: int | None = Field(
+        None, ge=0, description="file descriptor of an inherited listening socket, instead of host and port"
+    )
+    worker_id: str | None = Field(
+        None, min_length=1, description="name of this worker in the router; default: host:port"
+    )
+
+    model: str | None = Field(None, min_length=1, description="served model name; default: the profile's model")
+    tokenizer: str = Field("gpt2", description="'gpt2' (bundled), a folder with a tokenizer, or a Hugging Face id")
+    profile: str = Field(DEFAULT_PROFILE, description=f"model on a GPU: {', '.join(sorted(PROFILES))}")
+    block_size: PositiveInt = Field(16, description="tokens of one KV-cache block")
+    blocks: PositiveInt | None = Field(
+        None, description="usable KV-cache blocks; default: what the profile's GPU holds"
+    )
+    max_model_len: PositiveInt | None = Field(
+        None, description="longest prompt plus answer, tokens; default: the profile's, or what the cache can hold"
+    )
+    max_num_seqs: PositiveInt | None = Field(None, description="sequences that run at once; default: the profile's")
+    max_num_batched_tokens: PositiveInt | None = Field(
+        None, description="tokens of one engine step; default: the profile's"
+    )
+    enable_prefix_caching: bool = Field(True, description="reuse the KV blocks of equal prefixes")
+    speed: PositiveFloat = Field(1.0, description="how many times as fast as the profile's GPU")
+
+    generator: str = Field(
+        "sampler", description="'sampler' (seeded words), 'gpt2', or a folder or id of a causal language model (CPU)"
+    )
+    mean_output_tokens: PositiveInt = Field(
+        128, description="mean answer length of the sampler, if max_tokens allows it"
+    )
+    seed: int = Field(0, description="seed of the answers' text and length")
+
+    router_url: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="management URL of a router to push heartbeats and cache state to; repeat or separate by commas"
+    )
+    advertise_url: str | None = Field(None, description="URL under which a router reaches this worker")
+
+    dev_mode: bool = Field(False, description="serve /reset_prefix_cache (vLLM: VLLM_SERVER_DEV_MODE)")
+    enable_prompt_tokens_details: bool = Field(True, description="report cached tokens in usage")
+    enable_request_id_headers: bool = Field(False, description="answer with an x-request-id header")
+    max_concurrent_requests: PositiveInt = Field(2048, description="requests in progress before new ones get 503")
+    grace_period: float = Field(
+        30.0, ge=0, description="seconds that running requests may take to finish after SIGTERM"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level to log")
+    log_format: Literal["kv", "json"] = Field("kv", description="one key=value line or one JSON object per event")
+
+    @field_validator("router_url", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        parts = [value] if isinstance(value, str) else value
+        return [url.strip() for part in parts for url in str(part).split(",") if url.strip()]
+
+    @field_validator("router_url")
+    @classmethod
+    def _router_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_url(url) for url in value)
+
+    @field_validator("advertise_url")
+    @classmethod
+    def _advertised(cls, value: str | None) -> str | None:
+        return None if value is None else _url(value)
+
+    @field_validator("profile")
+    @classmethod
+    def _known_profile(cls, value: str) -> str:
+        return profile(value).name
+
+    @classmethod
+    def load(cls, argv: Sequence[str]) -> Self:
+        """Settings from the environment and `argv` (without the program's name). Raises `SettingsError`."""
+        try:
+            return CliApp.run(cls, cli_args=list(argv))
+        except ValidationError as error:
+            raise SettingsError("; ".join(_explain(detail) for detail in error.errors())) from None
+
+    @property
+    def gpu(self) -> Profile:
+        """The profile these settings start from."""
+        return profile(self.profile)
+
+    @property
+    def served_model(self) -> str:
+        """The name clients use in the field `model`."""
+        return self.model or self.gpu.model
+
+    @property
+    def usable_blocks(self) -> int:
+        """Blocks that can hold prompts: the null block is not among them (vLLM rule 5)."""
+        return self.blocks or self.gpu.blocks(self.block_size)
+
+    def model_len(self) -> int:
+        """Tokens a request may have, answer included. Raises `SettingsError` when the cache cannot hold that many."""
+        held = self.usable_blocks * self.block_size
+        if self.max_model_len is None:
+            return min(self.gpu.max_model_len, held)
+        if self.max_model_len > held:
+            needed = -(-self.max_model_len // self.block_size)
+            raise SettingsError(
+                f"--max-model-len {self.max_model_len} needs {needed} blocks of {self.block_size} tokens, but the "
+                f"cache has {self.usable_blocks} ({held} tokens): use --max-model-len {held} or less, or --blocks "
+                f"{needed} or more"
+            )
+        return self.max_model_len
+
+
+def _explain(detail: Any) -> str:
+    where = "--" + "-".join(str(part) for part in detail["loc"][:1]).replace("_", "-")
+    return f"{where}: {detail['msg']}, not {detail['input']!r:.80}"
