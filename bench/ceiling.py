@@ -37,6 +37,10 @@ class PooledCache:
             blocks.popitem(last=False)
         return found
 
+    def held(self) -> frozenset[BlockKey]:
+        """The blocks in the cache now."""
+        return frozenset(self._blocks)
+
 
 def pooled_hit_rate(prompts: Iterable[Prompt], capacity: int, block_size: int) -> float:
     """Cached over all prompt tokens when the prompts come one after the other; `capacity` in blocks."""

@@ -17,6 +17,10 @@ from bench.workloads.base import TimedRequest, Workload, WorkloadSpec, chat
 TURNS = 5
 """Mean turns of a conversation: after each turn the user leaves with probability 1 / TURNS."""
 MAX_TURNS = 12
+MEAN_TURNS = TURNS * (1 - (1 - 1 / TURNS) ** MAX_TURNS)
+WARM_UP = 90.0
+"""Seconds before the start at which conversations begin, so that the rate is steady from the start: their turns
+before it are not sent."""
 THINK_SECONDS = 4.0
 """Mean time between two turns of one conversation: exponential, on top of `READ_SECONDS`."""
 READ_SECONDS = 2.0
@@ -64,18 +68,21 @@ def conversation(spec: WorkloadSpec) -> Workload:
     def requests() -> Iterator[TimedRequest]:
         random = Random(f"chat {spec.seed}")
         sessions = counter()
-        next_start = 0.0
+        next_start = -WARM_UP
         # (arrival, session number, messages, max_tokens, turns to come): session numbers break ties
         due: list[tuple[float, int, list[dict[str, str]], int, Iterator[tuple[float, list[dict[str, str]], int]]]] = []
-        for index in range(count):
+        index = 0
+        while index < count:
             while not due or due[0][0] >= next_start:
                 number = next(sessions)
                 turns = _session(number, spec.seed, next_start)
                 at, messages, max_tokens = next(turns)
                 heappush(due, (at, number, messages, max_tokens, turns))
-                next_start += random.expovariate(rate / TURNS)
+                next_start += random.expovariate(rate / MEAN_TURNS)
             at, number, messages, max_tokens, turns = heappop(due)
-            yield chat(index, at, messages, max_tokens)
+            if at >= 0:
+                yield chat(index, at, messages, max_tokens)
+                index += 1
             following = next(turns, None)
             if following is not None:
                 heappush(due, (following[0], number, following[1], following[2], turns))

@@ -64,19 +64,23 @@ def excerpts(module: str, source: str, length: int) -> list[Document]:
     `length`, is left out.
     """
     tree = ast.parse(source)
-    head = f"# Module {module}\n\n{cleandoc(ast.get_docstring(tree) or '')[: length // 3]}\n"
     made: list[Document] = []
     names: list[str] = []
-    text = head
+    text = f"# Module {module}\n\n{cleandoc(ast.get_docstring(tree) or '')[: length // 3]}\n"
+
+    def close() -> None:
+        if len(names) >= MIN_NAMES and len(text) > length * 2 // 3:
+            made.append(Document(f"{module} ({len(made) + 1})", text, tuple(names)))
+
     for name, entry in _entries(tree.body, module):
-        if len(text) + len(entry) > length:
-            text = (text + "\n" + entry)[:length].rpartition("\n")[0]
-            if len(names) >= MIN_NAMES and len(text) > length * 2 // 3:
-                made.append(Document(f"{module} ({len(made) + 1})", text, tuple(names)))
-            text, names = f"# Module {module}, continued\n", []
-        else:
+        if len(text) + len(entry) < length:
             text += "\n" + entry
             names.append(name)
+        else:
+            text = f"{text}\n{entry}"[:length].rpartition("\n")[0]
+            close()
+            text, names = f"# Module {module}, continued\n", []
+    close()
     return made
 
 

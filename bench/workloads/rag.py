@@ -2,7 +2,7 @@
 
 System prompt and document come first, the question last, as every retrieval pipeline does it, so requests about one
 document share its blocks. Sized for the profile llama-2-13b-a100-40gb (924 blocks a worker): 90 documents of about 31
-blocks are more than three workers' caches hold and less than four.
+blocks are three times what one worker's cache holds, and fit into four workers' caches together.
 """
 
 from __future__ import annotations

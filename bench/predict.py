@@ -1,0 +1,134 @@
+"""Measured against modelled: what the latency model says of a finished live run.
+
+The requests are played again, in virtual time, through one engine a worker: each at the moment it was really sent,
+to the worker that really served it, with the output it really had. What is left between the measured and the modelled
+time to first token is what the real processes added: sockets, tokenising, Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from bench.prompts import Prompt
+from bench.report import percent, seconds
+from bench.result import Record, Summary, quantile, summary
+from bench.shape import ClusterShape, SeededTokens
+from worker.engine.engine import Engine
+from worker.engine.request import EngineRequest
+
+RELATIVE_TOLERANCE = 0.05
+ABSOLUTE_TOLERANCE = 0.003
+"""Seconds: "as the latency model says" means within 5 % + 3 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Modelled:
+    """One request's time to first token, both ways. Emulated seconds."""
+
+    index: int
+    worker: str
+    measured: float
+    modelled: float
+
+    @property
+    def relative_error(self) -> float:
+        """Positive when the measured one is longer."""
+        return (self.measured - self.modelled) / self.modelled
+
+    def within(self, relative: float, absolute: float) -> bool:
+        """Whether the two agree to `relative` of the modelled one and `absolute` seconds."""
+        return abs(self.measured - self.modelled) <= relative * self.modelled + absolute
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well a live run followed the latency model."""
+
+    requests: int
+    measured: Summary
+    modelled: Summary
+    relative_error_p50: float
+    """Of the absolute values."""
+    relative_error_p95: float
+    within: float
+    """Share of the requests within `RELATIVE_TOLERANCE` + `ABSOLUTE_TOLERANCE`."""
+    quantiles_within: bool
+    """Whether p50, p95 and p99 of the measured times are."""
+
+
+def replay(records: Iterable[Record], prompts: Iterable[Prompt], shape: ClusterShape) -> list[Modelled]:
+    """The modelled time to first token of every request that was answered. `prompts` are those of the same workload.
+
+    The engines see only what the records hold: an unanswered request, which may have cost a worker time, is missing.
+    """
+    answered = {r.index: r for r in records if r.error is None and r.ttft is not None}
+    engines: dict[str, Engine] = {}
+    first_tokens: dict[str, float] = {}
+    by_sending = sorted(
+        (prompt for prompt in prompts if prompt.request.index in answered),
+        key=lambda prompt: answered[prompt.request.index].sent,
+    )
+    for prompt in by_sending:
+        record = answered[prompt.request.index]
+        engine = engines.setdefault(record.worker, Engine(shape.engine, shape.latency))
+        _collect(engine, record.sent, first_tokens)
+        engine.submit(
+            EngineRequest(
+                request_id=str(record.index),
+                prompt=prompt.tokens,
+                max_tokens=record.output_tokens or prompt.request.max_tokens,
+                source=SeededTokens(record.index),
+                scope=prompt.scope,
+                ignore_eos=True,
+            ),
+            record.sent,
+        )
+    for engine in engines.values():
+        while (due := engine.next_event()) is not None:
+            _collect(engine, due, first_tokens)
+    return [
+        Modelled(r.index, r.worker, r.ttft, first_tokens[str(r.index)] - r.sent)
+        for r in answered.values()
+        if r.ttft is not None
+    ]
+
+
+def _collect(engine: Engine, now: float, first_tokens: dict[str, float]) -> None:
+    for output in engine.advance(now):
+        if output.index == 0:
+            first_tokens[output.request_id] = output.at
+    engine.take_events()
+    engine.take_finished()
+
+
+def agreement(modelled: Sequence[Modelled]) -> Agreement:
+    """The figures of a replay; it must hold at least one request."""
+    errors = sorted(abs(each.relative_error) for each in modelled)
+    measured, predicted = summary(m.measured for m in modelled), summary(m.modelled for m in modelled)
+    if measured is None or predicted is None:
+        raise ValueError("no request of this run was answered, so there is nothing to compare with the latency model")
+    pairs = ((measured.p50, predicted.p50), (measured.p95, predicted.p95), (measured.p99, predicted.p99))
+    return Agreement(
+        requests=len(modelled),
+        measured=measured,
+        modelled=predicted,
+        relative_error_p50=quantile(errors, 0.5),
+        relative_error_p95=quantile(errors, 0.95),
+        within=sum(m.within(RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE) for m in modelled) / len(modelled),
+        quantiles_within=all(abs(a - b) <= RELATIVE_TOLERANCE * b + ABSOLUTE_TOLERANCE for a, b in pairs),
+    )
+
+
+def print_agreement(console: Console, figures: Agreement) -> None:
+    """One paragraph."""
+    for name in ("p50", "p95", "p99"):
+        measured, modelled = getattr(figures.measured, name), getattr(figures.modelled, name)
+        console.print(f"TTFT {name}: measured {seconds(measured)}, by the latency model {seconds(modelled)}")
+    console.print(
+        f"{percent(figures.within)} of {figures.requests:,} requests within {RELATIVE_TOLERANCE:.0%} + "
+        f"{ABSOLUTE_TOLERANCE * 1e3:.0f} ms of the model; relative error p50 {percent(figures.relative_error_p50)}, "
+        f"p95 {percent(figures.relative_error_p95)}"
+    )

@@ -1,0 +1,235 @@
+"""A cluster on a virtual clock: the product's own engine and router core, without processes, sockets or waiting.
+
+Everything that decides is the code that serves real traffic (`worker.engine.Engine`, `router.core.Fleet`); only time
+is not real. A heap holds what happens next: a request arrives at the router, reaches its worker, an engine's step
+ends, a batch of the cache feed reaches the router. Each engine is advanced to the end of each of its steps, so the
+router learns of every block exactly when a live feed with the same delay would have told it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count as counter
+
+from bench.prompts import Prompt
+from bench.result import Record
+from bench.shape import ClusterShape, SeededTokens
+from kvcache.feed import Batch, Event, Load, Snapshot, WorkerInfo
+from kvcache.keys import KEY_SCHEME, PrefixKeys, pack_tokens
+from router.core.decision import Decision, RouteRequest
+from router.core.fleet import Fleet, FleetConfig, Ticket
+from worker.engine.engine import Engine
+from worker.engine.request import EngineRequest, Output
+
+LOAD_INTERVAL = 0.02
+"""Shortest time between two load reports without cache events, as a worker's feed keeps it."""
+SIGN_OF_LIFE = 1.0
+"""Longest silence of a worker's feed."""
+EPOCH = 1
+FINGERPRINT = "simulated"
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """What lies between router and workers. Seconds, one way."""
+
+    network: float = 0.001
+    feed: float = 0.001
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """One request between its arrival and the end of its answer."""
+
+    prompt: Prompt
+    decision: Decision
+    ticket: Ticket
+    first_token: float = 0.0
+
+
+class _Worker:
+    """One engine and its end of the cache feed."""
+
+    __slots__ = ("engine", "info", "loaded", "loaded_at", "reporting", "seq", "url", "wakes")
+
+    def __init__(self, number: int, shape: ClusterShape) -> None:
+        self.url = f"http://worker-{number}"
+        self.engine = Engine(shape.engine, shape.latency)
+        self.info = WorkerInfo(
+            worker_id=f"worker-{number}",
+            epoch=EPOCH,
+            model=shape.model,
+            block_size=shape.engine.block_size,
+            fingerprint=FINGERPRINT,
+            key_scheme=KEY_SCHEME,
+            capacity=shape.engine.blocks,
+        )
+        self.seq = 0
+        self.loaded: Load = self.engine.load()
+        """As last reported."""
+        self.loaded_at = 0.0
+        self.reporting = False
+        """Whether a load report is on the heap."""
+        self.wakes: float | None = None
+        """The end of the step in progress, when it is on the heap."""
+
+
+class Simulation:
+    """One strategy's run over one workload. Not reusable: make one a run."""
+
+    def __init__(self, shape: ClusterShape, strategy: str, delays: Delays) -> None:
+        self._shape = shape
+        self._delays = delays
+        self._heap: list[tuple[float, int, Callable[[float], None]]] = []
+        self._order = counter()
+        self._workers = [_Worker(number, shape) for number in range(shape.workers)]
+        self._by_url = {worker.url: worker for worker in self._workers}
+        self._in_flight: dict[str, _InFlight] = {}
+        self._to_come = True
+        self.records: list[Record] = []
+        self.fleet = Fleet(
+            FleetConfig(
+                block_size=shape.engine.block_size,
+                fingerprint=FINGERPRINT,
+                key_scheme=KEY_SCHEME,
+                model=shape.model,
+                strategy=strategy,
+                latency=shape.latency,
+            )
+        )
+        for worker in self._workers:
+            self.fleet.add(worker.url, 0.0)
+            self.fleet.apply_snapshot(worker.url, Snapshot(worker.info, 0, worker.loaded, ()), 0.0)
+
+    @property
+    def worker_ids(self) -> list[str]:
+        """As records name them."""
+        return [worker.info.worker_id for worker in self._workers]
+
+    def run(self, prompts: Iterable[Prompt], progress: Callable[[int, int, int], None]) -> list[Record]:
+        """Plays the whole workload; the records are in its order. `progress` takes (sent, answered, failed)."""
+        coming = iter(prompts)
+        sent = 0
+
+        def arrive(now: float, prompt: Prompt) -> None:
+            nonlocal sent
+            sent += 1
+            self._arrive(now, prompt)
+            progress(sent, len(self.records), 0)
+            following = next(coming, None)
+            if following is None:
+                self._to_come = False
+            else:
+                self._at(following.request.at, lambda then: arrive(then, following))
+
+        first = next(coming)
+        self._at(first.request.at, lambda now: arrive(now, first))
+        for worker in self._workers:
+            self._at(SIGN_OF_LIFE, lambda now, worker=worker: self._alive(now, worker))  # type: ignore[misc]
+        heap = self._heap
+        while heap:
+            now, _, happen = heappop(heap)
+            happen(now)
+        progress(sent, len(self.records), 0)
+        return sorted(self.records, key=lambda record: record.index)
+
+    def _at(self, when: float, happen: Callable[[float], None]) -> None:
+        heappush(self._heap, (when, next(self._order), happen))
+
+    # --- the router's side ---------------------------------------------------------------------------------------
+
+    def _arrive(self, now: float, prompt: Prompt) -> None:
+        """The router decides and sends the request on its way."""
+        keys = PrefixKeys(pack_tokens(prompt.tokens), self._shape.engine.block_size, prompt.scope)
+        request = RouteRequest(keys=keys, prompt_tokens=len(prompt.tokens), streaming=True, model=None)
+        decision = self.fleet.choose(request, now)
+        ticket = self.fleet.dispatch(decision, request, now)
+        self._in_flight[str(prompt.request.index)] = _InFlight(prompt, decision, ticket)
+        worker = self._by_url[decision.url]
+        engine_request = EngineRequest(
+            request_id=str(prompt.request.index),
+            prompt=prompt.tokens,
+            max_tokens=prompt.request.max_tokens,
+            source=SeededTokens(prompt.request.index),
+            scope=prompt.scope,
+            ignore_eos=True,
+        )
+        self._at(now + self._delays.network, lambda then: self._submit(then, worker, engine_request))
+
+    def _hear(self, now: float, worker: _Worker, events: tuple[Event, ...], load: Load) -> None:
+        """A batch leaves the worker; it reaches the router after the feed's delay."""
+        worker.seq += bool(events)
+        worker.loaded, worker.loaded_at = load, now
+        batch = Batch(EPOCH, worker.seq, events, load)
+        self._at(now + self._delays.feed, lambda then: self.fleet.apply_batch(worker.url, batch, then))
+
+    # --- the workers' side ---------------------------------------------------------------------------------------
+
+    def _submit(self, now: float, worker: _Worker, request: EngineRequest) -> None:
+        worker.engine.submit(request, now)
+        self._advance(now, worker)
+
+    def _advance(self, now: float, worker: _Worker) -> None:
+        """Takes the engine to `now`, hands on what came out, and arranges for the end of its next step."""
+        if worker.wakes is not None and worker.wakes <= now:
+            worker.wakes = None
+        for output in worker.engine.advance(now):
+            if output.index == 0 or output.finish_reason is not None:
+                self._answer(worker, output)
+        worker.engine.take_finished()
+        events, load = tuple(worker.engine.take_events()), worker.engine.load()
+        if events:
+            self._hear(now, worker, events, load)
+        elif load != worker.loaded and not worker.reporting:
+            worker.reporting = True
+            self._at(max(now, worker.loaded_at + LOAD_INTERVAL), lambda then: self._report_load(then, worker))
+        due = worker.engine.next_event()
+        if due is not None and due != worker.wakes:
+            worker.wakes = due
+            self._at(due, lambda then: self._wake(then, worker))
+
+    def _wake(self, now: float, worker: _Worker) -> None:
+        if worker.wakes == now:  # else this step was already completed when a request came in at its very end
+            self._advance(now, worker)
+
+    def _report_load(self, now: float, worker: _Worker) -> None:
+        worker.reporting = False
+        load = worker.engine.load()
+        if load != worker.loaded:
+            self._hear(now, worker, (), load)
+
+    def _alive(self, now: float, worker: _Worker) -> None:
+        """A worker's feed is never silent for longer than `SIGN_OF_LIFE`, as long as the run lasts."""
+        if now - worker.loaded_at >= SIGN_OF_LIFE:
+            self._hear(now, worker, (), worker.engine.load())
+        if self._to_come or self._in_flight:
+            self._at(now + SIGN_OF_LIFE, lambda then: self._alive(then, worker))
+
+    def _answer(self, worker: _Worker, output: Output) -> None:
+        """The first or the last token of an answer: the router sees it after the network's delay."""
+        flight = self._in_flight[output.request_id]
+        seen = output.at + self._delays.network
+        if output.index == 0:
+            flight.first_token = seen
+            self._at(seen, flight.ticket.first_byte)
+        if output.finish_reason is not None:
+            del self._in_flight[output.request_id]
+            self._at(seen, flight.ticket.release)
+            request = flight.prompt.request
+            self.records.append(
+                Record(
+                    index=request.index,
+                    scheduled=request.at,
+                    sent=request.at,
+                    first_token=flight.first_token,
+                    finished=seen,
+                    worker=worker.info.worker_id,
+                    reason=flight.decision.reason,
+                    matched_blocks=flight.decision.matched_blocks,
+                    prompt_tokens=len(flight.prompt.tokens),
+                    cached_tokens=output.cached_tokens,
+                    output_tokens=output.index + 1,
+                )
+            )

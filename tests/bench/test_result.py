@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bench.compare import report, title_of
+from bench.report import why, winner
+from bench.result import (
+    Record,
+    Result,
+    ResultError,
+    RunInfo,
+    block_range,
+    quantile,
+    read_records,
+    summarise,
+    summary,
+    write_records,
+)
+
+INFO = RunInfo("cache_aware", 3, {"workload": "rag", "mode": "live"}, worker_ids=("a", "b"))
+
+
+def record(index: int, *, cached: int = 0, ttft: float = 0.1, worker: str = "a", error: str | None = None) -> Record:
+    return Record(
+        index=index,
+        scheduled=index,
+        sent=index,
+        first_token=index + ttft,
+        finished=index + ttft + 1,
+        worker=worker,
+        reason="prefix_match" if cached else "least_cost",
+        matched_blocks=cached // 16,
+        prompt_tokens=100,
+        cached_tokens=cached,
+        output_tokens=4,
+        error=error,
+    )
+
+
+def test_hits_are_requests_with_half_of_their_prompt_cached() -> None:
+    result = summarise([record(0, cached=96, ttft=0.1), record(1, cached=48, ttft=0.3), record(2, ttft=0.5)], INFO)
+    assert result.hit_rate == pytest.approx(144 / 300)
+    assert (result.hit.requests, result.miss.requests) == (1, 2)
+    assert result.hit.ttft_seconds is not None
+    assert result.hit.ttft_seconds.p50 == pytest.approx(0.1)
+    assert result.miss.ttft_seconds is not None
+    assert result.miss.ttft_seconds.avg == pytest.approx(0.4)
+    assert result.match_blocks == {"0": 1, "2-3": 1, "4-7": 1}
+
+
+def test_a_worker_without_requests_counts_for_the_mean() -> None:
+    result = summarise([record(0), record(1)], INFO)
+    assert result.workers["a"].uncached_tokens == 200
+    assert result.workers["b"].requests == 0
+    assert result.prefill_skew == 2.0
+
+
+def test_errors_are_counted_by_cause_and_kept_out_of_the_figures() -> None:
+    result = summarise([record(0, ttft=0.1), record(1, ttft=9, error="HTTP 503"), record(2, error="HTTP 503")], INFO)
+    assert (result.requests, result.errors, result.error_causes) == (3, 2, {"HTTP 503": 2})
+    assert result.ttft_seconds is not None
+    assert result.ttft_seconds.p99 == pytest.approx(0.1)
+
+
+def test_a_run_without_any_answer_has_a_result() -> None:
+    result = summarise([Record(0, 0.0, 0.0, error="ClientOSError")], INFO)
+    assert result.ttft_seconds is None
+    assert result.hit_rate is None
+    assert result.prefill_skew is None
+    assert orjson.loads(orjson.dumps(result))["errors"] == 1
+
+
+def test_a_server_that_reports_no_cached_tokens_has_no_hit_rate() -> None:
+    plain = Record(0, 0.0, 0.0, 0.1, 1.0, prompt_tokens=10, output_tokens=2)
+    result = summarise([plain], INFO)
+    assert result.hit_rate is None
+    assert result.workers["unnamed"].requests == 1
+
+
+def test_the_file_of_a_result_has_the_documented_fields() -> None:
+    written = orjson.loads(orjson.dumps(summarise([record(0, cached=96)], INFO)))
+    for name in (
+        "strategy",
+        "requests",
+        "errors",
+        "hit_rate",
+        "hit",
+        "miss",
+        "match_blocks",
+        "config",
+        "versions",
+        "seed",
+    ):
+        assert name in written
+    assert set(written["ttft_seconds"]) == set(written["latency_seconds"]) == {"avg", "p50", "p95", "p99"}
+    assert set(written["workers"]["a"]) == {"requests", "prompt_tokens", "uncached_tokens", "output_tokens"}
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
+def test_quantiles_stay_within_the_values_and_grow(values: list[float], q: float) -> None:
+    ordered = sorted(values)
+    assert ordered[0] <= quantile(ordered, q) <= ordered[-1]
+    assert quantile(ordered, q) <= quantile(ordered, min(1.0, q + 0.1))
+
+
+def test_quantiles_interpolate() -> None:
+    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.5
+    figures = summary([4.0, 2.0])
+    assert figures is not None
+    assert (figures.avg, figures.p50) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "name"), [(0, "0"), (1, "1"), (2, "2-3"), (3, "2-3"), (4, "4-7"), (64, "64-127"), (127, "64-127")]
+)
+def test_block_ranges(blocks: int, name: str) -> None:
+    assert block_range(blocks) == name
+
+
+def test_records_survive_their_file(tmp_path: Path) -> None:
+    records = [record(0, cached=32), Record(1, 1.0, 1.5, error="ClientOSError")]
+    write_records(tmp_path / "raw.jsonl", records)
+    assert read_records(tmp_path / "raw.jsonl") == records
+    (tmp_path / "bad.jsonl").write_text('{"index": 0}\n')
+    with pytest.raises(ResultError, match="line 1"):
+        read_records(tmp_path / "bad.jsonl")
+
+
+def of(strategy: str, ttft: float, cached: int, errors: int = 0) -> Result:
+    records = [record(i, cached=cached, ttft=ttft * (1 + i / 50), worker="ab"[i % 2]) for i in range(50)]
+    records += [record(50 + i, error="HTTP 503") for i in range(errors)]
+    return summarise(records, RunInfo(strategy, 0, {"workload": "rag", "mode": "live"}))
+
+
+def test_the_winner_starts_answering_soonest_and_does_answer() -> None:
+    results = [of("round_robin", 0.4, 0), of("cache_aware", 0.1, 64), of("broken", 0.01, 64, errors=5)]
+    assert winner(results).strategy == "cache_aware"
+    sentence = why(results[:2])
+    assert sentence.startswith("cache_aware starts answering soonest")
+    assert "64.0% of the prompt tokens were cached" in sentence
+    assert "1,800 prompt tokens instead of 5,000" in sentence
+
+
+def test_a_comparison_writes_its_files_and_names_the_winner(tmp_path: Path) -> None:
+    results = [of("round_robin", 4.0, 0), of("cache_aware", 0.1, 64), of("custom", 0.2, 32)]
+    console = Console(record=True, width=140)
+    comparison = report(results, tmp_path, console, title_of(results), ceiling=0.7)
+    assert comparison.winner == "cache_aware"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "results_cache_aware.json",
+        "results_custom.json",
+        "results_round_robin.json",
+        "strategy_comparison.png",
+        "strategy_comparison_summary.json",
+    ]
+    assert (tmp_path / "strategy_comparison.png").read_bytes().startswith(b"\x89PNG")
+    summed = orjson.loads((tmp_path / "strategy_comparison_summary.json").read_bytes())
+    assert list(summed["strategies"]) == ["round_robin", "cache_aware", "custom"]
+    assert summed["ceiling_hit_rate"] == 0.7
+    assert comparison.why in " ".join(console.export_text().split())

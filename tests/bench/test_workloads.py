@@ -1,0 +1,206 @@
+from itertools import pairwise
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bench.ceiling import pooled_hit_rate
+from bench.prompts import prompts
+from bench.workloads import CHAT, WORKLOADS, Workload, WorkloadError, WorkloadSpec, build_workload
+from bench.workloads.base import FIRST_TOKEN_ID, TOKEN_IDS, token_ids
+from bench.workloads.documents import excerpts, standard_library
+from kvcache.profiles import profile
+from kvcache.tokenizer import load_tokenizer
+
+SEEDED = tuple(name for name in WORKLOADS if name != "trace")
+
+
+def build(name: str, seed: int = 0, limit: int = 40, rate: float | None = None) -> Workload:
+    return build_workload(WorkloadSpec(name, seed=seed, limit=limit, rate=rate))
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_the_same_seed_yields_the_same_requests_and_another_yields_others(name: str) -> None:
+    once, again, other = build(name), build(name), build(name, seed=1)
+    assert list(once.requests()) == list(once.requests()) == list(again.requests())
+    assert list(once.requests()) != list(other.requests())
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_requests_are_numbered_and_ordered_by_arrival(name: str) -> None:
+    requests = list(build(name).requests())
+    assert [r.index for r in requests] == list(range(40))
+    assert all(before.at <= after.at for before, after in pairwise(requests))
+    assert all(r.body["max_tokens"] == r.max_tokens and r.body["ignore_eos"] is True for r in requests)
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_the_rate_is_the_mean_of_arrivals(name: str) -> None:
+    last = list(build(name, limit=1500, rate=50.0).requests())[-1]
+    assert 1500 / last.at == pytest.approx(50, rel=0.25)
+
+
+def test_token_ids_are_a_pure_function_of_their_name() -> None:
+    ids = token_ids("hash 7", 512)
+    assert ids[:100] == token_ids("hash 7", 100)
+    assert ids != token_ids("hash 8", 512)
+    assert FIRST_TOKEN_ID <= min(ids) <= max(ids) < FIRST_TOKEN_ID + TOKEN_IDS
+
+
+def test_rag_asks_about_real_documents_that_fit_the_pooled_caches_but_not_one() -> None:
+    """Sized for four workers of the default profile."""
+    one = profile("llama-2-13b-a100-40gb").blocks(16)
+    workload, tokenizer = build("rag", limit=600), load_tokenizer("gpt2")
+    documents = {
+        prompt.request.body["messages"][0]["content"]: len(prompt.tokens) // 16
+        for prompt in prompts(workload, tokenizer)
+    }
+    assert len(documents) > 80
+    assert 2 * one < sum(documents.values()) < 4 * one
+    everything = prompts(workload, tokenizer)
+    assert pooled_hit_rate(everything, 4 * one, 16) > 1.3 * pooled_hit_rate(prompts(workload, tokenizer), one, 16)
+
+
+def test_rag_puts_the_question_last_and_names_what_the_document_describes() -> None:
+    for request in build("rag").requests():
+        system, user = request.body["messages"]
+        assert request.path == CHAT
+        assert (system["role"], user["role"]) == ("system", "user")
+        assert "# Module" in system["content"]
+        assert user["content"].endswith(("?", "."))
+
+
+def test_popular_documents_are_asked_about_more_often() -> None:
+    asked: dict[str, int] = {}
+    for request in build("rag", limit=900).requests():
+        document = request.body["messages"][0]["content"]
+        asked[document] = asked.get(document, 0) + 1
+    counts = sorted(asked.values(), reverse=True)
+    assert counts[0] > 4 * counts[len(counts) // 2]
+
+
+def test_excerpts_hold_whole_lines_of_documentation() -> None:
+    functions = [f"def f{i}(a, b={i}):\n    '''Say {i}.\n\n    {'More words. ' * 9}\n    '''\n" for i in range(20)]
+    made = excerpts("m", "'''About m.'''\n" + "".join(functions) + "def _private():\n    'Hidden'\n", 900)
+    assert len(made) >= 2
+    for each in made:
+        assert 600 < len(each.text) <= 900
+        assert all(f"def {name}(a, b=" in each.text for name in each.names)
+        assert "Hidden" not in each.text
+    assert made[0].text.startswith("# Module m\n\nAbout m.\n\ndef m.f0(a, b=0)\nSay 0.\n")
+
+
+def test_the_standard_library_has_documents() -> None:
+    assert {"bisect", "json", "argparse"} <= {name for name, _ in standard_library()}
+
+
+def test_a_conversation_repeats_its_former_turns() -> None:
+    conversations: dict[str, list[list[dict[str, str]]]] = {}
+    for request in build("chat", limit=300).requests():
+        messages = request.body["messages"]
+        conversations.setdefault(messages[1]["content"], []).append(messages)
+    several = [turns for turns in conversations.values() if len(turns) > 1]
+    assert len(several) > 20
+    for turns in several:
+        for before, after in pairwise(turns):
+            assert after[: len(before)] == before
+            assert [m["role"] for m in after[len(before) :]] == ["assistant", "user"]
+
+
+def test_uniform_shares_nothing_and_hot_shares_its_prefix() -> None:
+    plain = [r.body["prompt"] for r in build("uniform").requests()]
+    assert len({tuple(p[:16]) for p in plain}) == len(plain)
+    hot = [r.body["prompt"] for r in build("hot").requests()]
+    assert len({tuple(p[:1024]) for p in hot}) == 1
+    assert len({tuple(p[1024:1040]) for p in hot}) == len(hot)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (WorkloadSpec("rags"), "unknown workload 'rags'; use one of: rag, chat, uniform, hot, trace"),
+        (WorkloadSpec("rag", limit=0), "limit must be 1 or more"),
+        (WorkloadSpec("rag", rate=0.0), "rate must be above 0"),
+        (WorkloadSpec("rag", trace=Path("t.jsonl")), "replays no file"),
+        (WorkloadSpec("trace"), "--trace FILE"),
+    ],
+)
+def test_a_wrong_parameter_is_refused(spec: WorkloadSpec, message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        build_workload(spec)
+
+
+# --- trace ----------------------------------------------------------------------------------------------------------
+
+ROWS = [
+    {"timestamp": 0, "input_length": 1100, "output_length": 5, "hash_ids": [0, 1, 2]},
+    {"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": [0]},
+    {"timestamp": 2000, "input_length": 1300, "output_length": 7, "hash_ids": [0, 1, 3]},
+]
+
+
+def write(file: Path, lines: list[bytes]) -> Path:
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    return file
+
+
+def test_a_trace_shares_what_its_hash_ids_share(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", [orjson.dumps(row) for row in ROWS])
+    requests = list(build_workload(WorkloadSpec("trace", trace=file)).requests())
+    first, second, third = (r.body["prompt"] for r in requests)
+    assert [r.prompt_tokens for r in requests] == [1100, 512, 1300] == [len(p) for p in (first, second, third)]
+    assert [r.max_tokens for r in requests] == [5, 1, 7]
+    assert [r.at for r in requests] == [0.0, 0.0, 2.0]
+    assert second == first[:512]
+    assert third[:1024] == first[:1024]
+    assert third[1024:1100] != first[1024:]
+
+
+def test_the_seed_does_not_change_a_trace_and_the_limit_cuts_it(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", [orjson.dumps(row) for row in ROWS])
+    one = list(build_workload(WorkloadSpec("trace", seed=1, trace=file)).requests())
+    two = list(build_workload(WorkloadSpec("trace", seed=2, trace=file, limit=2)).requests())
+    assert one[:2] == two
+
+
+def test_a_rate_stretches_a_trace(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", [orjson.dumps(row) for row in ROWS])
+    requests = list(build_workload(WorkloadSpec("trace", trace=file, rate=0.5)).requests())
+    assert [r.at for r in requests] == [0.0, 0.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", "line 2: it is not JSON"),
+        (b"", "line 2: it is not JSON"),
+        (b"[]", "line 2: a row is an object, not list"),
+        (b'{"timestamp": 1}', "line 2: input_length must be a whole number of 1 or more, not None"),
+        (b'{"timestamp":-1,"input_length":1,"output_length":1,"hash_ids":[1]}', "line 2: timestamp must be"),
+        (b'{"timestamp":1,"input_length":true,"output_length":1,"hash_ids":[1]}', "line 2: input_length must be"),
+        (b'{"timestamp":1,"input_length":1,"output_length":"9","hash_ids":[1]}', "line 2: output_length must be"),
+        (b'{"timestamp":1,"input_length":1,"output_length":1,"hash_ids":[-1]}', "line 2: hash_ids must be"),
+        (
+            b'{"timestamp":1,"input_length":513,"output_length":1,"hash_ids":[1]}',
+            "take 2 hash_ids of 512 tokens, not 1",
+        ),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: bytes, message: str) -> None:
+    file = write(tmp_path / "t.jsonl", [orjson.dumps(ROWS[0]), line, orjson.dumps(ROWS[1])])
+    with pytest.raises(WorkloadError, match=message.replace("[", r"\[")):
+        build_workload(WorkloadSpec("trace", trace=file))
+
+
+def test_a_trace_out_of_order_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", [orjson.dumps(ROWS[2]), orjson.dumps(ROWS[0])])
+    with pytest.raises(WorkloadError, match="line 2: its timestamp lies before"):
+        build_workload(WorkloadSpec("trace", trace=file))
+
+
+def test_a_missing_or_empty_trace_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match="cannot read the trace"):
+        build_workload(WorkloadSpec("trace", trace=tmp_path / "none.jsonl"))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(WorkloadError, match="holds no requests"):
+        build_workload(WorkloadSpec("trace", trace=tmp_path / "empty.jsonl"))
