@@ -22,6 +22,8 @@ from controller.spec.model import KVCluster
 
 FAILED_STARTS = 3
 """A process that ends this often in a row without having been ready will not get ready."""
+EXIT_USAGE = 2
+"""With this code a process says that its settings are wrong: another start would end the same."""
 POLL_INTERVAL = 0.05
 
 
@@ -178,7 +180,8 @@ class LocalCluster:
     async def _processes_ready(self) -> None:
         while any(process.status.state is not State.READY for process in self._all()):
             for process in self._all():
-                if process.failed_starts >= FAILED_STARTS:
+                hopeless = process.exit_code == EXIT_USAGE or process.failed_starts >= FAILED_STARTS
+                if process.failed_starts and hopeless:
                     raise StartError(f"does not start: {_account(process)}")
             self._changed.clear()
             await self._changed.wait()

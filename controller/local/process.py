@@ -21,8 +21,8 @@ FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
 HEALTHY_SECONDS = 10.0
 """A process that was ready for this long starts its backoff anew."""
-KILL_AFTER = 2.0
-"""Seconds beyond its grace period after which a process that was told to stop is killed."""
+KILL_AFTER = 5.0
+"""Seconds beyond its grace period after which a process that was told to stop is killed: time for last words."""
 PROBE_TIMEOUT = 5.0
 PROBE_INTERVAL = 0.05
 
@@ -105,6 +105,8 @@ class ManagedProcess:
         self.log = log
         self.failed_starts = 0
         """Exits in a row without having been ready."""
+        self.exit_code: int | None = None
+        """Of its last life; a signal's number with a minus sign."""
         self._sockets = tuple((flag, descriptors[url]) for flag, url in plan.listeners)
         self._tether = tether
         self._client = client
@@ -184,7 +186,8 @@ class ManagedProcess:
             if not exited.done():
                 helpers[0].cancel()
                 await self._terminate(process, exited)
-            return describe_exit(await exited)
+            self.exit_code = await exited
+            return describe_exit(self.exit_code)
         finally:
             stopped.cancel()
             # What the process wrote last is still in the pipe.

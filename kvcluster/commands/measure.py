@@ -19,7 +19,7 @@ from bench.workloads import WorkloadError, WorkloadSpec
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.plan import LocalModeError, check
 from controller.spec.load import load_manifest, override
-from controller.spec.model import KVCluster
+from controller.spec.model import KVCluster, Strategy
 from controller.spec.problems import ManifestError
 from kvcluster.commands.errors import BAD_INPUT, FAILED, complain
 
@@ -85,6 +85,9 @@ def compare(file: str, strategies: Sequence[str], load: Load, *, speed: float | 
     """Runs the command; returns its exit code."""
     names = list(dict.fromkeys(name.strip() for name in strategies if name.strip()))
     try:
+        if not names:
+            complain(f"--strategies names no strategy; use some of: {', '.join(Strategy)}")
+            return BAD_INPUT
         manifest = load_manifest(file)
         if speed is not None:
             manifest = override(manifest, {("spec", "engine", "speed"): speed}, f"{file} with --speed")

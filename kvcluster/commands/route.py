@@ -59,7 +59,7 @@ def candidates_table(explanation: Mapping[str, Any]) -> Table:
     for heading in ("matched blocks", "queue", "prefill", "cost", "in flight"):
         table.add_column(heading, justify="right")
     for row in sorted(explanation["candidates"], key=lambda row: (row["cost"], row["worker"])):
-        chosen = row["worker"] == decision["worker"]
+        chosen = row["worker"] == decision["worker_id"]
         table.add_row(
             f"{'→' if chosen else ' '} {row['worker']}",
             f"{row['matched_blocks']:,}" + ("" if prompt_blocks is None else f" of {prompt_blocks:,}"),
@@ -73,7 +73,7 @@ def candidates_table(explanation: Mapping[str, Any]) -> Table:
 def headline(decision: Mapping[str, Any]) -> str:
     """The decision in one line."""
     ttft = seconds(decision.get("predicted_ttft"))
-    return f"{decision['worker']} ({decision['strategy']}: {decision['reason']}), first token expected in {ttft}"
+    return f"{decision['worker_id']} ({decision['strategy']}: {decision['reason']}), first token expected in {ttft}"
 
 
 def route(prompt: str, *, router: str, chat: bool, model: str | None, as_json: bool) -> int:

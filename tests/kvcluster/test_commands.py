@@ -1,0 +1,144 @@
+"""Commands at their edges: what they refuse, and in which words."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from controller.local.sockets import bind
+from kvcluster.cli import app
+from kvcluster.commands.route import ExplainError, candidates_table, explain, request_body
+
+ROOT = Path(__file__).parents[2]
+RAG = str(ROOT / "examples" / "rag.yaml")
+
+EXPLANATION = {
+    "decision": {
+        "worker_id": "rag-worker-1",
+        "url": "http://127.0.0.1:2",
+        "strategy": "cache_aware",
+        "reason": "prefix_match",
+        "prompt_blocks": 12,
+        "predicted_ttft": 0.0105,
+    },
+    "candidates": [
+        {"worker": "rag-worker-0", "matched_blocks": 0, "queue_seconds": 0, "prefill_seconds": 0.035, "cost": 0.035,
+         "in_flight": 0},
+        {"worker": "rag-worker-1", "matched_blocks": 10, "queue_seconds": 0.0005, "prefill_seconds": 0.01,
+         "cost": 0.0105, "in_flight": 1},
+    ],
+}  # fmt: skip
+
+
+def run(*args: str) -> tuple[int, str]:
+    """Exit code and standard error of a command that ends before it starts an event loop."""
+    result = CliRunner().invoke(app, args)
+    return result.exit_code, result.stderr
+
+
+def run_process(*args: str) -> tuple[int, str]:
+    """The same as a process: an event loop of its own would get in the way of the test runner's."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "kvcluster", *args], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    return ended.returncode, ended.stderr
+
+
+def test_help_names_every_command_and_loads_none():
+    code = "import sys; from kvcluster.cli import app; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert not {"pydantic", "httpx", "matplotlib", "bench", "controller", "tokenizers"} & set(loaded.split())
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    assert all(name in shown for name in ("up", "route", "bench", "compare"))
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["up", "none.yaml"], 2, "cannot be read: No such file"),
+        (["up", RAG, "--strategy", "best"], 2, "rag with --strategy best is not a valid KVCluster"),
+        (["up", RAG, "--speed", "0"], 2, "spec.engine.speed: must be more than 0, not 0.0"),
+        (["compare", RAG, "--strategies", "cache_aware,best"], 2, "spec.router.strategy: must be one of"),
+        (["compare", RAG, "--strategies", ","], 2, "--strategies names no strategy"),
+        (["bench", "http://127.0.0.1:1", "--speed", "0"], 2, "speed must be above 0"),
+        (["route", ""], 2, "the prompt is empty"),
+        (["route", "hi", "--router", "http://127.0.0.1:1"], 1, "no router answers at http://127.0.0.1:1"),
+    ],
+)
+def test_refusals(args, code, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exit_code, said = run(*args)
+    assert (exit_code, message in said) == (code, True), said
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("args", [["compare", RAG, "--out", "/nowhere"], ["bench", "http://127.0.0.1:1"]])
+def test_unknown_workloads_are_refused_before_anything_starts(args):
+    code, said = run_process(*args, "--workload", "none")
+    assert (code, said) == (2, "error: unknown workload 'none'; use one of: rag, chat, uniform, hot, trace\n")
+
+
+def test_vllm_engines_need_a_cluster(tmp_path):
+    file = tmp_path / "vllm.yaml"
+    file.write_text(
+        "apiVersion: kvcluster.dev/v1alpha1\nkind: KVCluster\nmetadata: {name: v}\n"
+        "spec: {model: {name: facebook/opt-125m}, engine: {type: vllm}}\n"
+    )
+    assert run("up", str(file))[0] == 2
+    assert "vllm engines need a cluster" in run("up", str(file))[1]
+
+
+@pytest.mark.process
+def test_a_taken_port_is_named_with_its_flag():
+    with bind(0) as taken:
+        port = str(taken.getsockname()[1])
+        code, said = run_process("up", RAG, "--port", port)
+    assert code == 1
+    assert f"port {port} on 127.0.0.1 is taken by another process: choose another with --port" in said
+
+
+def test_a_prompt_is_asked_as_completion_or_chat():
+    assert request_body("hi", chat=False, model=None) == {"prompt": "hi"}
+    assert request_body("hi", chat=True, model="m") == {
+        "messages": [{"role": "user", "content": "hi"}],
+        "model": "m",
+    }
+
+
+def answering(status: int, content: bytes) -> httpx.MockTransport:
+    return httpx.MockTransport(lambda request: httpx.Response(status, content=content))
+
+
+def test_the_candidates_cheapest_first_and_the_chosen_marked():
+    explanation = explain("http://router", {}, answering(200, json.dumps(EXPLANATION).encode()))
+    out = io.StringIO()
+    Console(width=120, file=out).print(candidates_table(explanation))
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("rag-worker-1 (cache_aware: prefix_match), first token expected in 10.5 ms")
+    rows = [line for line in lines if "rag-worker-" in line][1:]
+    assert "→ rag-worker-1" in rows[0]
+    assert "10 of 12" in rows[0]
+    assert "35.0 ms" in rows[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "message"),
+    [
+        (503, b'{"error": {"message": "no worker is ready"}}', "answered 503: no worker is ready"),
+        (404, b'{"detail": "Not Found"}', "answered 404: {'detail': 'Not Found'}"),
+        (200, b"<html>", "answered 200: <html>"),
+    ],
+)
+def test_answers_that_explain_nothing(status, content, message):
+    with pytest.raises(ExplainError, match=message):
+        explain("http://router", {}, answering(status, content))
