@@ -86,6 +86,11 @@ def inherited(fd: int) -> socket.socket:
     return sock
 
 
+class AnswerCut(Exception):
+    """Raised by an app that cannot finish an answer it has begun: the connection is closed, so that the client sees
+    that the answer is not complete."""
+
+
 class _Refusal(Exception):
     """A request breaks a bound; raised inside a parser callback it stops the parser."""
 
@@ -156,6 +161,8 @@ class _Cycle(RequestResponseCycle):
             await app(self.scope, self.receive, self.send)  # type: ignore[arg-type]
         except ClientDisconnected:
             pass
+        except AnswerCut:
+            self.transport.close()
         except asyncio.CancelledError:
             # Either the client left, and there is nobody to answer, or a shutdown's grace period is over.
             await self._fail(_Refusal(503, "The server is shutting down.", "ServiceUnavailableError", 1))

@@ -1,0 +1,223 @@
+"""`python -m router.main`: the router. Data plane and management port in one process, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Sequence
+
+import aiohttp
+from prometheus_client import CollectorRegistry
+
+from kvcache.keys import KEY_SCHEME
+from kvcache.logs import configure, event
+from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run
+from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from router.core.config import FleetConfig
+from router.core.fleet import Fleet
+from router.server.attempts import Attempts
+from router.server.dataplane import DataPlane
+from router.server.discovery import Discovery, FileDiscovery, StaticDiscovery
+from router.server.liveness import Ticker
+from router.server.management import Management
+from router.server.members import Members
+from router.server.metrics import FleetCollector, Metrics
+from router.server.prompts import PromptReader
+from router.server.proxy import Proxy, RetryPolicy
+from router.server.signal import Signal
+from router.server.upstream import AiohttpUpstream
+from router.settings import Settings, SettingsError
+
+logger = logging.getLogger("router")
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def fleet_config(settings: Settings, tokenizer: Tokenizer) -> FleetConfig:
+    """What the decisions start from."""
+    return FleetConfig(
+        block_size=settings.block_size,
+        fingerprint=tokenizer.fingerprint,
+        key_scheme=KEY_SCHEME,
+        model=settings.model or "",
+        strategy=settings.strategy,
+        latency=settings.gpu.latency.scaled(settings.speed),
+        liveness_timeout=settings.liveness_timeout,
+    )
+
+
+def discovery(settings: Settings) -> Discovery:
+    """The source of workers the settings name. Workers that push register themselves beside it."""
+    if settings.workers_file is not None:
+        return FileDiscovery(settings.workers_file)
+    return StaticDiscovery(settings.workers)
+
+
+def http_limits(settings: Settings) -> HttpLimits:
+    """Bounds of the data port."""
+    return HttpLimits(
+        max_header_bytes=settings.max_header_bytes,
+        max_headers=settings.max_headers,
+        max_body_bytes=settings.max_body_bytes,
+        header_timeout=settings.header_timeout,
+        body_timeout=settings.body_timeout,
+        write_timeout=settings.write_timeout,
+        keep_alive=settings.keep_alive,
+        max_concurrent_requests=settings.max_concurrent_requests,
+    )
+
+
+MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=256 * 2**20, max_concurrent_requests=1024)
+"""A worker's full cache state is far larger than a prompt."""
+
+
+class Router:
+    """Everything one router process consists of, wired together. Made inside the event loop."""
+
+    def __init__(self, settings: Settings, tokenizer: Tokenizer, source: Discovery) -> None:
+        clock = time.monotonic
+        self._settings = settings
+        self._source = source
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        self.fleet = Fleet(fleet_config(settings, tokenizer))
+        self.registry.register(FleetCollector(self.fleet, clock))
+        self.changed = Signal()
+        self.attempts = Attempts(answer_timeout=settings.answer_timeout, idle_timeout=settings.idle_timeout)
+        self.upstream = AiohttpUpstream(connect_timeout=settings.connect_timeout)
+        self._control = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10), cookie_jar=aiohttp.DummyCookieJar()
+        )
+        self.members = Members(
+            self.fleet,
+            self.attempts,
+            self._control,
+            self.metrics,
+            clock=clock,
+            rng=random.Random(),
+            changed=self.changed,
+        )
+        self.prompts = PromptReader(tokenizer, settings.block_size)
+        self.proxy = Proxy(
+            fleet=self.fleet,
+            upstream=self.upstream,
+            attempts=self.attempts,
+            metrics=self.metrics,
+            clock=clock,
+            changed=self.changed,
+            policy=RetryPolicy(settings.retry_attempts, settings.retry_deadline),
+            refused=self.members.unreachable,
+            busy=self.members.busy,
+        )
+        self.data_plane = DataPlane(self.proxy, self.prompts, self.metrics, clock, settings.strategy)
+        self.management = Management(
+            fleet=self.fleet,
+            prompts=self.prompts,
+            metrics=self.metrics,
+            registry=self.registry,
+            clock=clock,
+            changed=self.changed,
+        )
+        self._ticker = Ticker(self.fleet, self.attempts, self.metrics, clock, self._left)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Follow the workers."""
+        self._tasks = [
+            asyncio.create_task(self.members.follow(self._source)),
+            asyncio.create_task(self._ticker.run()),
+        ]
+
+    async def close(self) -> None:
+        """Let go of the workers."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.members.stop()
+        await self.upstream.close()
+        await self._control.close()
+        self.prompts.close()
+
+    def refused(self, status: int) -> None:
+        """A request broke a bound of the data port."""
+        self.metrics.requests.labels(str(status), self._settings.strategy).inc()
+
+    def _left(self, url: str, why: str) -> None:
+        event(logger, logging.WARNING, "worker_left", worker=url, why=why)
+        self.attempts.left(url, why)
+
+
+def _socket(fd: int | None, host: str, port: int) -> socket.socket:
+    return inherited(fd) if fd is not None else listen(host, port)
+
+
+async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -> int:
+    """Run one router until `stop` is set; then finish what is in progress. The process's exit code."""
+    data_socket = _socket(settings.fd, settings.host, settings.port)
+    management_socket = _socket(settings.management_fd, settings.management_host, settings.management_port)
+    router = Router(settings, tokenizer, discovery(settings))
+    data = HttpServer(
+        router.data_plane,
+        data_socket,
+        http_limits(settings),
+        cancel_on_disconnect=True,
+        on_refusal=router.refused,
+    )
+    management = HttpServer(router.management.app(), management_socket, MANAGEMENT_LIMITS)
+    router.start()
+    await management.start()
+    await data.start()
+    event(
+        logger,
+        logging.INFO,
+        "router_started",
+        host=settings.host,
+        port=data.port,
+        management_port=management.port,
+        pid=os.getpid(),
+        strategy=settings.strategy,
+        block_size=settings.block_size,
+        tokenizer=tokenizer.name,
+        fingerprint=tokenizer.fingerprint,
+        profile=settings.profile,
+        speed=settings.speed,
+        workers=len(settings.workers),
+    )
+    try:
+        await stop.wait()
+        event(logger, logging.INFO, "router_draining", in_flight=data.in_flight, grace_period=settings.grace_period)
+        router.management.draining = True
+        await data.stop(settings.grace_period)
+    finally:
+        await management.stop(1.0)
+        await router.close()
+    event(logger, logging.INFO, "router_stopped")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the settings, load the tokenizer, serve. Exit code 2 for settings that cannot be served."""
+    try:
+        settings = Settings.load(sys.argv[1:] if argv is None else argv)
+        configure(settings.log_level, settings.log_format)
+        tokenizer = load_tokenizer(settings.tokenizer)
+    except (SettingsError, TokenizerError) as error:
+        print(f"router: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    try:
+        return run(lambda stop: serve(settings, tokenizer, stop))
+    except OSError as error:
+        print(f"router: cannot listen: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())

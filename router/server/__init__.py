@@ -1,0 +1,1 @@
+"""The router's shell: sockets, clocks and tasks around `router.core`."""

@@ -1,0 +1,64 @@
+"""Which HTTP headers a proxy passes on, and which end at each hop (RFC 9110 7.6.1)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+
+Headers = list[tuple[bytes, bytes]]
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_REQUEST_STOPS = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"http2-settings"}
+"""The upstream connection has a host, a length and an upgrade of its own."""
+_RESPONSE_STOPS = _HOP_BY_HOP | {b"date", b"server"}
+"""Our server writes the last two itself."""
+
+
+def _passed(headers: Iterable[tuple[bytes, bytes]], stops: frozenset[bytes]) -> Headers:
+    passed = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower == b"connection" and value.lower() not in (b"close", b"keep-alive"):
+            stops = stops | {token.strip() for token in value.lower().split(b",")}
+        passed.append((lower, value))
+    return [header for header in passed if header[0] not in stops]
+
+
+def to_worker(headers: Iterable[tuple[bytes, bytes]]) -> tuple[Headers, bytes]:
+    """The headers a worker gets, and the request's id: the client's `x-request-id`, or a new one."""
+    passed = _passed(headers, _REQUEST_STOPS)
+    for name, value in passed:
+        if name == b"x-request-id" and value:
+            return passed, value
+    request_id = uuid.uuid4().hex.encode()
+    passed.append((b"x-request-id", request_id))
+    return passed, request_id
+
+
+def to_client(headers: Iterable[tuple[bytes, bytes]], request_id: bytes, added: Headers) -> Headers:
+    """The headers a client gets: the worker's, `added`, and the request's id unless the worker sent one."""
+    passed = _passed(headers, _RESPONSE_STOPS)
+    if not any(name == b"x-request-id" for name, _ in passed):
+        passed.append((b"x-request-id", request_id))
+    passed.extend(added)
+    return passed
+
+
+def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    """Value of the first header of this (lower case) name; empty if there is none."""
+    for at, value in headers:
+        if at.lower() == name:
+            return value
+    return b""

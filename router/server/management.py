@@ -1,0 +1,138 @@
+"""The management port: health, metrics, workers, decisions explained, and what workers push. FastAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from kvcache.errors import error_body
+from kvcache.feed import JSON, MSGPACK, FeedError, decode_eviction, decode_heartbeat, decode_snapshot
+from router.core.decision import NoWorkerReady
+from router.core.errors import FeedRejected, RejectReason
+from router.core.fleet import Fleet
+from router.server.metrics import Metrics
+from router.server.prompts import CHAT, COMPLETIONS, PromptReader
+from router.server.signal import Signal
+
+
+@dataclass(slots=True)
+class Management:
+    """What the management endpoints read and change. `draining` is set when the process begins to stop."""
+
+    fleet: Fleet
+    prompts: PromptReader
+    metrics: Metrics
+    registry: CollectorRegistry
+    clock: Callable[[], float]
+    changed: Signal
+    draining: bool = False
+
+    def app(self) -> FastAPI:
+        """The ASGI app."""
+        app = FastAPI(title="KVCluster router", openapi_url="/openapi.json")
+        app.add_exception_handler(FeedError, self._malformed)
+        app.add_exception_handler(FeedRejected, self._rejected)
+        route = app.add_api_route
+        route("/health", self.health, methods=["GET"])
+        route("/ready", self.ready, methods=["GET"])
+        route("/metrics", self.scrape, methods=["GET"])
+        route("/workers", self.workers, methods=["GET"])
+        route("/route/explain", self.explain, methods=["POST"])
+        route("/internal/heartbeat", self.heartbeat, methods=["POST"])
+        route("/internal/sync", self.sync, methods=["POST"])
+        route("/internal/eviction", self.eviction, methods=["POST"])
+        return app
+
+    # --- state ---
+
+    async def health(self) -> Response:
+        """200 as long as the event loop runs."""
+        return _json({"status": "ok"})
+
+    async def ready(self) -> Response:
+        """200 when a request would find a worker; else 503 with the reason."""
+        ready = sum(worker.ready for worker in self.fleet.workers(self.clock()))
+        why = "the router is shutting down" if self.draining else None if ready else "no worker is ready"
+        return _json({"ready": why is None, "workers_ready": ready, "reason": why}, 200 if why is None else 503)
+
+    async def scrape(self) -> Response:
+        """Prometheus's text format."""
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def workers(self) -> Response:
+        """Every worker as the router sees it."""
+        return _json({"workers": [asdict(worker) for worker in self.fleet.workers(self.clock())]})
+
+    async def explain(self, request: Request) -> Response:
+        """The decision a completion or chat request would get now; nothing is sent, nothing is counted."""
+        body = await request.body()
+        fields = _fields(body)
+        if fields is None:
+            return _error(400, "the body is an OpenAI completion or chat request: a JSON object", "BadRequestError")
+        route = await self.prompts.read(CHAT if "messages" in fields else COMPLETIONS, body)
+        try:
+            decision = self.fleet.choose(route, self.clock())
+        except NoWorkerReady as error:
+            return _error(503, str(error), "ServiceUnavailableError")
+        chosen = asdict(decision)
+        candidates = [
+            {"worker": candidate.worker_id, **candidate._asdict()} for candidate in decision.candidates
+        ]  # fmt: skip
+        del chosen["candidates"]
+        chosen["prompt_tokens"] = route.prompt_tokens
+        return _json({"decision": chosen, "candidates": candidates})
+
+    # --- push ---
+
+    async def heartbeat(self, request: Request) -> Response:
+        """A sign of life with the worker's load. `resync` asks for the full state at once."""
+        beat = decode_heartbeat(await request.body())
+        resync = self.fleet.apply_heartbeat(beat, self.clock())
+        self.changed.fire()
+        return _json({"resync": resync})
+
+    async def sync(self, request: Request) -> Response:
+        """The worker's full cache state, in JSON or msgpack."""
+        media_type = request.headers.get("content-type", JSON).partition(";")[0].strip()
+        snapshot = decode_snapshot(await request.body(), MSGPACK if media_type == MSGPACK else JSON)
+        self.fleet.apply_sync(snapshot, self.clock())
+        return _json({})
+
+    async def eviction(self, request: Request) -> Response:
+        """Blocks the worker evicted since its last sync."""
+        self.fleet.apply_eviction(decode_eviction(await request.body()), self.clock())
+        return _json({})
+
+    async def _malformed(self, request: Request, error: Exception) -> Response:
+        self.metrics.feed_refusals.labels(RejectReason.MALFORMED.value).inc()
+        return _error(400, str(error), "BadRequestError", reason=RejectReason.MALFORMED.value)
+
+    async def _rejected(self, request: Request, error: Exception) -> Response:
+        reason = error.reason if isinstance(error, FeedRejected) else RejectReason.MALFORMED
+        self.metrics.feed_refusals.labels(reason.value).inc()
+        status = 404 if reason is RejectReason.UNKNOWN_WORKER else 409
+        return _error(status, str(error), "FeedRejected", reason=reason.value)
+
+
+def _fields(body: bytes) -> dict[str, Any] | None:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _json(content: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type=JSON)
+
+
+def _error(status: int, message: str, kind: str, *, reason: str | None = None) -> Response:
+    body = error_body(message, kind, None, status)
+    if reason is not None:
+        body["error"]["reason"] = reason
+    return _json(body, status)

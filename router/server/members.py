@@ -1,0 +1,174 @@
+"""Keeps the fleet in step with the membership: one subscriber and one prober for each worker there is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+
+from kvcache.logs import event
+from router.core.errors import UnknownWorker
+from router.core.fleet import Fleet
+from router.server.attempts import Attempts
+from router.server.discovery import Discovery, Membership
+from router.server.liveness import Prober
+from router.server.metrics import Metrics
+from router.server.signal import Signal
+from router.server.subscriber import FeedPolicy, Subscriber
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Member:
+    """What the router keeps running for one worker."""
+
+    subscriber: Subscriber
+    prober: Prober
+    tasks: tuple[asyncio.Task[None], ...]
+    reachable: bool = False
+    serving: bool = True
+    """Its /health does not say that it is draining."""
+    listed: bool = True
+    """Discovery does not say that it is terminating."""
+
+
+class Members:
+    """Follows a `Discovery`. Every change that may make a worker ready fires `changed`."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        attempts: Attempts,
+        session: aiohttp.ClientSession,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random,
+        changed: Signal,
+        feed_policy: FeedPolicy | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._attempts = attempts
+        self._session = session
+        self._metrics = metrics
+        self._clock = clock
+        self._rng = rng
+        self._changed = changed
+        self._feed_policy = feed_policy
+        self._members: dict[str, _Member] = {}
+
+    async def follow(self, discovery: Discovery) -> None:
+        """Apply every membership the discovery yields."""
+        async for membership in discovery.watch():
+            self.apply(membership)
+
+    def apply(self, membership: Membership) -> None:
+        """Add workers that are new, remove those that are gone, note those that are terminating."""
+        for url in [url for url in self._members if url not in membership]:
+            self._remove(url)
+        for url, listed in membership.items():
+            member = self._members.get(url) or self._add(url)
+            if member.listed != listed:
+                member.listed = listed
+                self._set_serving(url, member)
+
+    async def stop(self) -> None:
+        """End every subscriber and prober."""
+        tasks = [task for member in self._members.values() for task in member.tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- what the other parts of the shell report ---
+
+    def unreachable(self, url: str, why: str) -> None:
+        """Its address refuses connections. It stays out until its feed or its /health answers again."""
+        member = self._members.get(url)
+        if member is None or member.reachable:
+            event(logger, logging.WARNING, "worker_unreachable", worker=url, why=why)
+        if member is not None:
+            member.reachable = False
+            member.prober.now()
+        with contextlib.suppress(UnknownWorker):  # it may have been removed while a request was on its way to it
+            self._fleet.set_reachable(url, False, self._clock(), why)
+        self._attempts.left(url, why)
+
+    def busy(self, url: str) -> None:
+        """It turned a request away: ask whether it is draining."""
+        member = self._members.get(url)
+        if member is not None:
+            member.prober.now()
+
+    # --- internals ---
+
+    def _add(self, url: str) -> _Member:
+        event(logger, logging.INFO, "worker_added", worker=url)
+        self._fleet.add(url, self._clock())
+        subscriber = Subscriber(
+            url,
+            self._fleet,
+            self._session,
+            self._metrics,
+            clock=self._clock,
+            rng=self._rng,
+            up=lambda: self._up(url),
+            down=lambda why: self.unreachable(url, why),
+            policy=self._feed_policy,
+        )
+        prober = Prober(
+            url,
+            self._session,
+            needed=lambda: self._needs_probe(url),
+            answered=lambda status: self._health(url, status),
+            refused=lambda why: self.unreachable(url, why),
+        )
+        tasks = (asyncio.create_task(subscriber.run()), asyncio.create_task(prober.run()))
+        member = self._members[url] = _Member(subscriber, prober, tasks)
+        return member
+
+    def _remove(self, url: str) -> None:
+        event(logger, logging.INFO, "worker_removed", worker=url)
+        member = self._members.pop(url)
+        for task in member.tasks:
+            task.cancel()
+        self._fleet.remove(url, self._clock())
+        self._attempts.left(url, "it was removed")
+
+    def _needs_probe(self, url: str) -> bool:
+        member = self._members[url]
+        return not (member.subscriber.connected and member.reachable and member.serving)
+
+    def _up(self, url: str) -> None:
+        member = self._members[url]
+        if not member.reachable:
+            event(logger, logging.INFO, "worker_reachable", worker=url)
+        member.reachable = True
+        now = self._clock()
+        self._fleet.heard(url, now)
+        self._fleet.set_reachable(url, True, now, "")
+        if not member.serving:
+            member.prober.now()
+        self._changed.fire()
+
+    def _health(self, url: str, status: int) -> None:
+        member = self._members[url]
+        if status not in (200, 503):
+            return
+        serving = status == 200
+        if serving != member.serving:
+            member.serving = serving
+            self._set_serving(url, member)
+        self._up(url) if serving else self._fleet.heard(url, self._clock())
+
+    def _set_serving(self, url: str, member: _Member) -> None:
+        serving = member.serving and member.listed
+        event(logger, logging.INFO, "worker_serving" if serving else "worker_draining", worker=url)
+        self._fleet.set_serving(url, serving)
+        if serving:
+            self._changed.fire()

@@ -1,0 +1,100 @@
+"""The router's metrics. docs/metrics.md describes each; a test holds that document and this module together.
+
+Labels are bounded: statuses, the enums of causes and reasons, and the workers that exist now (read from the fleet at
+each scrape, so that a worker that is gone leaves no series behind).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from router.core.fleet import Fleet
+
+PREFIX = "kvcluster_router_"
+
+TTFT_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(20.0, 40.0, 80.0, 160.0),
+)
+"""vLLM's buckets below 1 s made finer, so that both histograms can be compared."""
+BLOCK_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """Every counter and histogram; gauges are read from the fleet by `FleetCollector`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(PREFIX + name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
+            return Histogram(PREFIX + name, text, buckets=tuple(buckets), registry=registry)
+
+        self.requests = counter(
+            "requests", "Requests answered, by status (499: the client left first) and strategy.", "code", "strategy"
+        )
+        self.decisions = counter("decisions", "Choices of a worker, by reason.", "reason")
+        self.retries = counter("retries", "Requests sent on to another worker, by what went wrong.", "cause")
+        self.broken_streams = counter(
+            "broken_streams", "Answers that broke off after their first byte, by what went wrong.", "cause"
+        )
+        self.ttft = histogram("ttft_seconds", "From a request's arrival to the first byte of its stream.", TTFT_BUCKETS)
+        self.predicted_ttft = histogram(
+            "predicted_ttft_seconds", "What the decision predicted for the same requests.", TTFT_BUCKETS
+        )
+        self.matched_blocks = histogram(
+            "matched_blocks", "Blocks of the prompt that the chosen worker held, as the router saw it.", BLOCK_BUCKETS
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of the prompts routed.")
+        self.predicted_cached = counter(
+            "predicted_cached_tokens", "Cached tokens predicted for the requests whose answers report them."
+        )
+        self.actual_cached = counter("actual_cached_tokens", "Cached tokens as the workers' answers report them.")
+        self.feed_connects = counter(
+            "feed_connects", "Connections made to workers' cache feeds, by outcome.", "outcome"
+        )
+        self.feed_gaps = counter("feed_gaps", "Times a view was lost and a new snapshot was taken.")
+        self.feed_refusals = counter("feed_refusals", "Feed messages that were not applied, by reason.", "reason")
+        self.loop_lag = histogram("loop_lag_seconds", "How late the event loop runs a timer.", LAG_BUCKETS)
+
+
+class FleetCollector(Collector):
+    """Gauges about workers, read from the fleet at each scrape."""
+
+    def __init__(self, fleet: Fleet, clock: Callable[[], float]) -> None:
+        self._fleet = fleet
+        self._clock = clock
+
+    def describe(self) -> Iterable[Metric]:
+        return self._families()
+
+    def _families(self) -> tuple[GaugeMetricFamily, ...]:
+        def gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(PREFIX + name, text, labels=labels)
+
+        return (
+            gauge("workers", "Workers, by state.", "state"),
+            gauge("view_age_seconds", "Time since a worker last confirmed what it holds.", "worker"),
+            gauge("in_flight", "Requests of this router that are with a worker.", "worker"),
+            gauge("worker_blocks", "Blocks a worker holds, as the router sees it.", "worker"),
+            gauge("index_blocks", "Different blocks in the index."),
+        )
+
+    def collect(self) -> Iterable[Metric]:
+        states, age, in_flight, blocks, index = families = self._families()
+        counts = dict.fromkeys(("ready", "unmatched", "not_ready"), 0)
+        for worker in self._fleet.workers(self._clock()):
+            counts["not_ready" if not worker.ready else "ready" if worker.matching else "unmatched"] += 1
+            if worker.view_age is not None:
+                age.add_metric([worker.worker_id], worker.view_age)
+            in_flight.add_metric([worker.worker_id], worker.in_flight)
+            blocks.add_metric([worker.worker_id], worker.blocks)
+        for state, count in counts.items():
+            states.add_metric([state], count)
+        index.add_metric([], self._fleet.index_blocks)
+        return families

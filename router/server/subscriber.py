@@ -1,0 +1,208 @@
+"""Follows one worker's cache feed: a snapshot, then the stream of changes, for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+
+from kvcache.feed import MSGPACK, FeedError, Snapshot, decode_batch, decode_snapshot, encode_position
+from kvcache.logs import event
+from router.core.errors import DuplicateWorker, FeedGap, FeedRejected, Mismatch, StaleEpoch
+from router.core.fleet import Fleet
+from router.server.metrics import Metrics
+from router.server.sse import EventTooLargeError, SseReader
+
+logger = logging.getLogger(__name__)
+
+
+class NoFeedError(Exception):
+    """The worker serves no cache feed (404): a plain vLLM, say."""
+
+
+class ResyncError(Exception):
+    """The stream cannot be continued from where the view stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedPolicy:
+    """Seconds and bytes."""
+
+    first_retry: float = 0.05
+    longest_retry: float = 0.5
+    """A restarted worker is found again within this."""
+    silence: float = 3.0
+    """A stream that brings nothing for so long is dropped: a worker reports its load every second."""
+    connect_timeout: float = 2.0
+    snapshot_timeout: float = 30.0
+    max_snapshot_bytes: int = 256 * 2**20
+    max_event_bytes: int = 8 * 2**20
+    no_feed_retry: float = 30.0
+    """How often a worker without a feed is asked again."""
+    thread_bytes: int = 256 * 1024
+    """Snapshots larger than this are decoded in a thread."""
+
+
+def backoff(attempt: int, policy: FeedPolicy, rng: random.Random) -> float:
+    """Seconds before reconnection number `attempt` (from 0): doubling, capped, between half and all of it at random."""
+    longest = min(policy.first_retry * 2.0 ** min(attempt, 16), policy.longest_retry)
+    return longest * (0.5 + 0.5 * rng.random())
+
+
+class Subscriber:
+    """One worker's feed, applied to the fleet.
+
+    `up` is called when the feed answers, `down(why)` when it cannot be reached. `connected` says whether the feed
+    currently vouches for the worker; while it does not, `server.liveness` asks the worker itself.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        fleet: Fleet,
+        session: aiohttp.ClientSession,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random,
+        up: Callable[[], None],
+        down: Callable[[str], None],
+        policy: FeedPolicy | None = None,
+    ) -> None:
+        self._url = url
+        self._fleet = fleet
+        self._session = session
+        self._metrics = metrics
+        self._clock = clock
+        self._rng = rng
+        self._up = up
+        self._down = down
+        self._policy = policy or FeedPolicy()
+        self._position: tuple[int, int] | None = None
+        self._failures = 0
+        self.connected = False
+
+    async def run(self) -> None:
+        """Follow the feed until cancelled."""
+        while True:
+            try:
+                await self._follow()
+            except NoFeedError:
+                self._log("no_feed", logging.INFO, "routed by load only")
+                self._metrics.feed_connects.labels("no_feed").inc()
+                self.connected = False
+                await asyncio.sleep(self._policy.no_feed_retry)
+                continue
+            except (ResyncError, FeedGap, StaleEpoch) as error:
+                self._log("feed_gap", logging.INFO, str(error))
+                self._metrics.feed_gaps.inc()
+                self._position = None
+                if self._failures == 0:
+                    self._failures = 1
+                    continue  # at once; if that does not help, after a pause
+            except FeedRejected as error:
+                self._log("feed_refused", logging.ERROR, str(error))
+                self._metrics.feed_refusals.labels(error.reason.value).inc()
+                self._position = None
+            except (FeedError, EventTooLargeError) as error:
+                self._log("feed_unreadable", logging.ERROR, str(error))
+                self._metrics.feed_refusals.labels("malformed").inc()
+                self._position = None
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                self._lost(error)
+            except Exception as error:  # noqa: BLE001  # whatever one worker sends, the others' feeds go on
+                self._log("feed_failed", logging.ERROR, repr(error))
+                self._metrics.feed_refusals.labels("unexpected").inc()
+                self._position = None
+            finally:
+                self.connected = False
+            await asyncio.sleep(backoff(self._failures, self._policy, self._rng))
+            self._failures += 1
+
+    def _lost(self, error: Exception) -> None:
+        if self._failures == 0:
+            self._log("feed_lost", logging.WARNING, repr(error))
+        self._metrics.feed_connects.labels("failed").inc()
+        cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+        if isinstance(cause, ConnectionRefusedError):
+            self._position = None  # nobody listens: whoever does next is another process
+            self._down("its feed refuses connections")
+
+    async def _follow(self) -> None:
+        if self._position is None:
+            self._position = await self._take_snapshot()
+        epoch, seq = self._position
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": encode_position(epoch, seq)}
+        async with self._get("/cache/events", headers) as response:
+            self._expect(response, "text/event-stream")
+            self._metrics.feed_connects.labels("connected").inc()
+            self.connected = True
+            self._up()
+            reader = SseReader(self._policy.max_event_bytes)
+            while piece := await self._next(response):
+                self._failures = 0
+                self._fleet.heard(self._url, self._clock())
+                for message in reader.feed(piece):
+                    self._apply(message.name, message.data)
+        raise aiohttp.ClientPayloadError("the feed ended")
+
+    async def _next(self, response: aiohttp.ClientResponse) -> bytes:
+        async with asyncio.timeout(self._policy.silence):
+            return await response.content.readany()
+
+    def _apply(self, name: str, data: bytes) -> None:
+        if name == "reset":
+            raise ResyncError("the worker asks for a new snapshot")
+        if name not in ("batch", "load"):
+            return
+        batch = decode_batch(data)
+        self._fleet.apply_batch(self._url, batch, self._clock())
+        self._position = (batch.epoch, batch.seq)
+
+    async def _take_snapshot(self) -> tuple[int, int]:
+        async with (
+            asyncio.timeout(self._policy.snapshot_timeout),
+            self._get("/cache/state", {"Accept": MSGPACK}) as response,
+        ):
+            self._expect(response, MSGPACK)
+            body = await self._bounded(response)
+        snapshot: Snapshot
+        if len(body) > self._policy.thread_bytes:
+            snapshot = await asyncio.to_thread(decode_snapshot, body, MSGPACK)
+        else:
+            snapshot = decode_snapshot(body, MSGPACK)
+        try:
+            self._fleet.apply_snapshot(self._url, snapshot, self._clock())
+        except (Mismatch, DuplicateWorker) as error:  # its blocks are not matched, but its load and life are followed
+            self._log("worker_unmatched", logging.ERROR, str(error))
+            self._metrics.feed_refusals.labels(error.reason.value).inc()
+        return snapshot.info.epoch, snapshot.seq
+
+    async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:
+        pieces, size = [], 0
+        while piece := await response.content.readany():
+            size += len(piece)
+            if size > self._policy.max_snapshot_bytes:
+                raise EventTooLargeError(f"the snapshot takes more than {self._policy.max_snapshot_bytes} bytes")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _get(
+        self, path: str, headers: dict[str, str]
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._policy.connect_timeout)
+        return self._session.get(self._url + path, headers=headers, timeout=timeout, allow_redirects=False)
+
+    def _expect(self, response: aiohttp.ClientResponse, content_type: str) -> None:
+        if response.status in (404, 405, 501):
+            raise NoFeedError
+        if response.status != 200 or response.content_type != content_type:
+            raise aiohttp.ClientPayloadError(f"{response.url.path}: {response.status} {response.content_type}")
+
+    def _log(self, name: str, level: int, why: str) -> None:
+        event(logger, level, name, worker=self._url, why=why)

@@ -1,0 +1,129 @@
+"""Settings of one router process: environment variables `ROUTER_*`, overridden by kebab-case flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
+
+from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
+from router.core.strategies import STRATEGIES, find_strategy
+from router.server.discovery import worker_url
+
+
+class SettingsError(ValueError):
+    """A setting is missing, unknown or contradicts another; the message says which and what to do."""
+
+
+class Settings(BaseSettings):
+    """One router."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ROUTER_",
+        cli_prog_name="python -m router.main",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    host: str = Field("0.0.0.0", description="address of the data port")  # noqa: S104  a pod is reached from outside
+    port: int = Field(8000, ge=0, le=65535, description="data port (the OpenAI API); 0 takes a free one")
+    fd: int | None = Field(None, ge=0, description="file descriptor of an inherited listening socket for the data port")
+    management_host: str = Field("0.0.0.0", description="address of the management port")  # noqa: S104
+    management_port: int = Field(
+        9000, ge=0, le=65535, description="management port (health, metrics, /workers, /internal); 0 takes a free one"
+    )
+    management_fd: int | None = Field(
+        None, ge=0, description="file descriptor of an inherited listening socket for the management port"
+    )
+
+    strategy: str = Field(
+        "cache_aware",
+        validation_alias=AliasChoices("ROUTING_STRATEGY", "ROUTER_STRATEGY"),
+        description=f"how a worker is chosen: {', '.join(STRATEGIES)} (environment: ROUTING_STRATEGY)",
+    )
+    workers: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="URLs of workers; repeat or separate by commas"
+    )
+    workers_file: Path | None = Field(None, description="file with one worker URL a line, read again when it changes")
+
+    model: str | None = Field(None, min_length=1, description="served model; default: whatever the workers serve")
+    tokenizer: str = Field("gpt2", description="'gpt2' (bundled), a folder with a tokenizer, or a Hugging Face id")
+    block_size: PositiveInt = Field(16, description="tokens of one KV-cache block; the workers' must be the same")
+    profile: str = Field(DEFAULT_PROFILE, description=f"whose latencies to expect: {', '.join(sorted(PROFILES))}")
+    speed: PositiveFloat = Field(1.0, description="how many times as fast as the profile's GPU the workers are")
+
+    liveness_timeout: PositiveFloat = Field(2.0, description="seconds of silence after which a worker is left out")
+    connect_timeout: PositiveFloat = Field(2.0, description="seconds to connect to a worker")
+    answer_timeout: PositiveFloat = Field(600.0, description="seconds a live worker may take to begin its answer")
+    idle_timeout: PositiveFloat = Field(60.0, description="seconds between two pieces of an answer")
+    retry_attempts: PositiveInt = Field(4, description="workers a request is sent to at most, one after another")
+    retry_deadline: float = Field(
+        10.0, ge=0, description="seconds in which another worker is looked (and waited) for after the first failure"
+    )
+
+    max_body_bytes: PositiveInt = Field(16 * 2**20, description="largest request body")
+    max_header_bytes: PositiveInt = Field(65_536, description="largest total of a request's headers")
+    max_headers: PositiveInt = Field(256, description="most headers of a request")
+    max_concurrent_requests: PositiveInt = Field(4096, description="requests in progress before new ones get 503")
+    header_timeout: PositiveFloat = Field(10.0, description="seconds a request's headers may take to arrive")
+    body_timeout: PositiveFloat = Field(30.0, description="seconds of silence allowed within a request's body")
+    write_timeout: PositiveFloat = Field(30.0, description="seconds a client may leave its answer unread")
+    keep_alive: PositiveFloat = Field(75.0, description="seconds a client's connection may be idle")
+    grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after SIGTERM")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level to log")
+    log_format: Literal["kv", "json"] = Field("kv", description="one key=value line or one JSON object per event")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        parts = [value] if isinstance(value, str) else value
+        return [url.strip() for part in parts for url in str(part).split(",") if url.strip()]
+
+    @field_validator("workers")
+    @classmethod
+    def _worker_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(worker_url(url) for url in value)
+
+    @field_validator("profile")
+    @classmethod
+    def _known_profile(cls, value: str) -> str:
+        return profile(value).name
+
+    @field_validator("strategy")
+    @classmethod
+    def _known_strategy(cls, value: str) -> str:
+        find_strategy(value)
+        return value
+
+    @classmethod
+    def load(cls, argv: Sequence[str]) -> Self:
+        """Settings from the environment and `argv` (without the program's name). Raises `SettingsError`."""
+        try:
+            settings = cls(_cli_parse_args=list(argv))  # type: ignore[call-arg]
+        except ValidationError as error:
+            raise SettingsError("; ".join(_explain(detail) for detail in error.errors())) from None
+        except SourceError as error:
+            raise SettingsError(str(error)) from None
+        if settings.workers and settings.workers_file is not None:
+            raise SettingsError("--workers and --workers-file name two lists of workers: use one of them")
+        return settings
+
+    @property
+    def gpu(self) -> Profile:
+        """The profile whose latencies the decisions start from."""
+        return profile(self.profile)
+
+
+def _explain(detail: Any) -> str:
+    where = "--" + "-".join(str(part) for part in detail["loc"][:1]).replace("_", "-")
+    return f"{where}: {detail['msg']}, not {detail['input']!r:.200}"
