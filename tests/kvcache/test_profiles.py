@@ -1,0 +1,130 @@
+"""Profiles: the arithmetic of docs/profiles.md is the code's, figure by figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcache.profiles import (
+    DEFAULT_PROFILE,
+    GIB,
+    PROFILES,
+    LatencyModel,
+    Profile,
+    UnknownProfileError,
+    blocks_to_compute,
+    profile,
+)
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "profiles.md"
+LLAMA_3_1_8B_PARAMETERS = 8_030_261_248
+
+
+def tables() -> list[dict[str, dict[str, float]]]:
+    """The document's tables: column -> row -> figure."""
+    found: list[dict[str, dict[str, float]]] = []
+    columns: list[str] = []
+    for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if not cells:
+            columns = []
+        elif not columns:
+            columns = cells[1:]
+            found.append({column: {} for column in columns})
+        elif not cells[0].startswith("---"):
+            for column, cell in zip(columns, cells[1:], strict=True):
+                found[-1][column][cells[0]] = float(cell.replace(",", ""))
+    return found
+
+
+FIGURES: dict[str, Callable[[Profile], float]] = {
+    "layers": lambda p: p.geometry.layers,
+    "KV heads": lambda p: p.geometry.kv_heads,
+    "head size": lambda p: p.geometry.head_size,
+    "bytes per value": lambda p: p.geometry.dtype_bytes,
+    "bytes a block": lambda p: p.geometry.bytes_per_block(16),
+    "GPU memory, GiB": lambda p: round(p.gpu_memory / GIB, 2),
+    "weights, GiB": lambda p: round(p.weights / GIB, 2),
+    "overhead, GiB": lambda p: round(p.overhead / GIB, 2),
+    "left for the cache, GiB": lambda p: round((p.gpu_memory - p.weights - p.overhead) / GIB, 2),
+    "physical blocks": lambda p: p.num_gpu_blocks(16),
+    "usable blocks": lambda p: p.blocks(16),
+    "usable tokens": lambda p: p.blocks(16) * 16,
+    "longest request, tokens": lambda p: p.max_model_len,
+    "prefill base, ms": lambda p: round(1e3 * p.latency.prefill_base, 6),
+    "prefill per block, ms": lambda p: round(1e3 * p.latency.prefill_block, 6),
+    "prefill, all cached, ms": lambda p: round(1e3 * p.latency.prefill_cached, 6),
+    "decode step, ms": lambda p: round(1e3 * p.latency.decode, 6),
+    "batched tokens a step": lambda p: p.max_num_batched_tokens,
+    "sequences a step": lambda p: p.max_num_seqs,
+}
+
+
+def test_the_document_shows_every_profile_as_it_is() -> None:
+    documented = tables()[0]
+    assert documented == {name: {row: of(one) for row, of in FIGURES.items()} for name, one in PROFILES.items()}
+
+
+@pytest.mark.parametrize(("column", "name"), [("H100 SXM", "llama-3.1-8b-h100-80gb"), ("L4", "llama-3.1-8b-l4-24gb")])
+def test_derived_latencies_follow_from_the_roofline(column: str, name: str) -> None:
+    given_figures, latency = tables()[1][column], PROFILES[name].latency
+    flops = given_figures["peak, dense 16 bit, TFLOPS"] * 1e12 * given_figures["share of it reached in prefill"]
+    bandwidth = given_figures["memory bandwidth, GB/s"] * 1e9 * given_figures["share of it reached in decode"]
+    assert 2 * LLAMA_3_1_8B_PARAMETERS * 16 / flops == pytest.approx(latency.prefill_block, rel=0.01)
+    assert 2 * LLAMA_3_1_8B_PARAMETERS / bandwidth == pytest.approx(latency.decode, rel=0.01)
+    assert given_figures["prefill per block, ms"] == pytest.approx(1e3 * latency.prefill_block)
+    assert given_figures["decode step, ms"] == pytest.approx(1e3 * latency.decode)
+
+
+def test_llama_2_13b_on_an_a100() -> None:
+    default = profile("llama-2-13b-a100-40gb")
+    assert default.name == DEFAULT_PROFILE
+    assert default.geometry.bytes_per_block(16) == 2 * 40 * 40 * 128 * 2 * 16 == 13_107_200
+    assert (default.num_gpu_blocks(16), default.blocks(16)) == (925, 924)
+    assert default.blocks(16) * 13_107_200 == 12_111_052_800
+    assert default.latency == LatencyModel(0.005, 0.0025, 0.0005, 0.015)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_longest_request_fits_into_the_cache(name: str) -> None:
+    assert PROFILES[name].blocks(16) * 16 >= PROFILES[name].max_model_len
+
+
+@given(st.sampled_from(sorted(PROFILES)), st.integers(1, 256))
+def test_blocks_fill_what_is_left_of_the_gpu(name: str, block_size: int) -> None:
+    one = PROFILES[name]
+    size, left = one.geometry.bytes_per_block(block_size), one.gpu_memory - one.weights - one.overhead
+    assert 0 <= left - one.num_gpu_blocks(block_size) * size < size
+
+
+def test_an_unknown_profile_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnknownProfileError, match=r"use one of: llama-2-13b-a100-40gb, llama-3\.1-8b-h100-80gb"):
+        profile("gpt-5")
+
+
+def test_prefill_time() -> None:
+    latency = profile(DEFAULT_PROFILE).latency
+    assert latency.prefill(0) == 0.0005
+    assert latency.prefill(4) == pytest.approx(0.015)
+    assert latency.scaled(10).prefill(4) == pytest.approx(0.0015)
+    assert latency.scaled(10).prefill(0) == pytest.approx(0.00005)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cached", "blocks"),
+    [(1, 0, 1), (16, 0, 1), (17, 0, 2), (32, 16, 0), (33, 32, 0), (33, 16, 2), (80, 64, 0), (80, 48, 2), (100, 48, 4)],
+)
+def test_blocks_to_compute(prompt: int, cached: int, blocks: int) -> None:
+    assert blocks_to_compute(prompt, cached, 16) == blocks
+
+
+@given(st.integers(1, 5000), st.integers(1, 64), st.data())
+def test_a_longer_hit_never_costs_more(prompt: int, block_size: int, data: st.DataObject) -> None:
+    reusable = (prompt - 1) // block_size  # the last token is always recomputed (vLLM rule 8)
+    hit = data.draw(st.integers(0, reusable))
+    cost = blocks_to_compute(prompt, hit * block_size, block_size)
+    assert cost == (0 if hit and hit == reusable else -(-prompt // block_size) - hit)
