@@ -52,7 +52,7 @@ class _InFlight:
 class _Worker:
     """One engine and its end of the cache feed."""
 
-    __slots__ = ("engine", "info", "loaded", "loaded_at", "reporting", "seq", "url", "wakes")
+    __slots__ = ("engine", "info", "loaded", "loaded_at", "looked_at", "reporting", "seq", "url", "wakes")
 
     def __init__(self, number: int, shape: ClusterShape) -> None:
         self.url = f"http://worker-{number}"
@@ -70,8 +70,10 @@ class _Worker:
         self.loaded: Load = self.engine.load()
         """As last reported."""
         self.loaded_at = 0.0
+        self.looked_at = 0.0
+        """When a change of load was last looked for."""
         self.reporting = False
-        """Whether a load report is on the heap."""
+        """Whether a look at the load is on the heap."""
         self.wakes: float | None = None
         """The end of the step in progress, when it is on the heap."""
 
@@ -126,8 +128,7 @@ class Simulation:
 
         first = next(coming)
         self._at(first.request.at, lambda now: arrive(now, first))
-        for worker in self._workers:
-            self._at(SIGN_OF_LIFE, lambda now, worker=worker: self._alive(now, worker))  # type: ignore[misc]
+        self._at(SIGN_OF_LIFE, self._housekeep)
         heap = self._heap
         while heap:
             now, _, happen = heappop(heap)
@@ -143,7 +144,12 @@ class Simulation:
     def _arrive(self, now: float, prompt: Prompt) -> None:
         """The router decides and sends the request on its way."""
         keys = PrefixKeys(pack_tokens(prompt.tokens), self._shape.engine.block_size, prompt.scope)
-        request = RouteRequest(keys=keys, prompt_tokens=len(prompt.tokens), streaming=True, model=None)
+        request = RouteRequest(
+            keys=keys,
+            prompt_tokens=len(prompt.tokens),
+            streaming=True,
+            output_tokens=prompt.request.max_tokens,
+        )
         decision = self.fleet.choose(request, now)
         ticket = self.fleet.dispatch(decision, request, now)
         self._in_flight[str(prompt.request.index)] = _InFlight(prompt, decision, ticket)
@@ -161,7 +167,7 @@ class Simulation:
     def _hear(self, now: float, worker: _Worker, events: tuple[Event, ...], load: Load) -> None:
         """A batch leaves the worker; it reaches the router after the feed's delay."""
         worker.seq += bool(events)
-        worker.loaded, worker.loaded_at = load, now
+        worker.loaded, worker.loaded_at, worker.looked_at = load, now, now
         batch = Batch(EPOCH, worker.seq, events, load)
         self._at(now + self._delays.feed, lambda then: self.fleet.apply_batch(worker.url, batch, then))
 
@@ -179,12 +185,12 @@ class Simulation:
             if output.index == 0 or output.finish_reason is not None:
                 self._answer(worker, output)
         worker.engine.take_finished()
-        events, load = tuple(worker.engine.take_events()), worker.engine.load()
+        events = tuple(worker.engine.take_events())
         if events:
-            self._hear(now, worker, events, load)
-        elif load != worker.loaded and not worker.reporting:
+            self._hear(now, worker, events, worker.engine.load())
+        elif not worker.reporting:
             worker.reporting = True
-            self._at(max(now, worker.loaded_at + LOAD_INTERVAL), lambda then: self._report_load(then, worker))
+            self._at(max(now, worker.looked_at + LOAD_INTERVAL), lambda then: self._report_load(then, worker))
         due = worker.engine.next_event()
         if due is not None and due != worker.wakes:
             worker.wakes = due
@@ -196,16 +202,19 @@ class Simulation:
 
     def _report_load(self, now: float, worker: _Worker) -> None:
         worker.reporting = False
+        worker.looked_at = now
         load = worker.engine.load()
         if load != worker.loaded:
             self._hear(now, worker, (), load)
 
-    def _alive(self, now: float, worker: _Worker) -> None:
-        """A worker's feed is never silent for longer than `SIGN_OF_LIFE`, as long as the run lasts."""
-        if now - worker.loaded_at >= SIGN_OF_LIFE:
-            self._hear(now, worker, (), worker.engine.load())
+    def _housekeep(self, now: float) -> None:
+        """No worker's feed is silent for longer than `SIGN_OF_LIFE`, and the router looks for those that are."""
+        for worker in self._workers:
+            if now - worker.loaded_at >= SIGN_OF_LIFE / 2:
+                self._hear(now, worker, (), worker.engine.load())
+        self.fleet.expire(now)
         if self._to_come or self._in_flight:
-            self._at(now + SIGN_OF_LIFE, lambda then: self._alive(then, worker))
+            self._at(now + SIGN_OF_LIFE / 2, self._housekeep)
 
     def _answer(self, worker: _Worker, output: Output) -> None:
         """The first or the last token of an answer: the router sees it after the network's delay."""

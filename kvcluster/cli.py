@@ -137,3 +137,48 @@ def compare(
 
     load = Load(workload, trace, limit, rate, seed, timeout, raw)
     raise typer.Exit(compare(manifest, strategies.split(","), load, speed=speed, out=out))
+
+
+@app.command()
+def simulate(
+    manifest: Manifest,
+    strategies: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")
+    ] = "cache_aware,round_robin,least_loaded,longest_prefix",
+    workload: Workload = "rag",
+    trace: Trace = None,
+    limit: Limit = None,
+    rate: Rate = None,
+    seed: Seed = 0,
+    network_delay: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="From router to worker, one way.")
+    ] = 0.001,
+    feed_delay: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="From a change of a cache to the router's view of it.")
+    ] = 0.001,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results, summary and picture go.")] = Path("results"),
+    raw: Raw = None,
+) -> None:
+    """Compare strategies in virtual time: the same engine and router code, no processes, no waiting."""
+    from bench.simulate import Delays
+    from kvcluster.commands.simulate import Play, simulate
+
+    play = Play(workload, trace, limit, rate, seed)
+    delays = Delays(network_delay, feed_delay)
+    raise typer.Exit(simulate(manifest, strategies.split(","), play, delays, out=out, raw=raw))
+
+
+@app.command()
+def predict(
+    manifest: Manifest,
+    records: Annotated[Path, typer.Argument(metavar="RAW", help="What `bench --raw` or `compare --raw` wrote.")],
+    workload: Workload = "rag",
+    trace: Trace = None,
+    limit: Limit = None,
+    rate: Rate = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare a finished run's time to first token with what the latency model says of it."""
+    from kvcluster.commands.simulate import Play, predict
+
+    raise typer.Exit(predict(manifest, records, Play(workload, trace, limit, rate, seed)))

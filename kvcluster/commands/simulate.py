@@ -1,0 +1,95 @@
+"""`kvcluster simulate` and `kvcluster predict`: what a manifest's engines would do, in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.forecast import SimulateOptions
+from bench.forecast import simulate as run_simulation
+from bench.predict import agreement, print_agreement, replay
+from bench.prompts import prompts
+from bench.result import read_records
+from bench.shape import ClusterShape
+from bench.simulate import Delays
+from bench.workloads import WorkloadSpec, build_workload
+from controller.spec.load import load_manifest
+from controller.spec.model import KVClusterSpec, Strategy
+from kvcache.tokenizer import load_tokenizer
+from kvcluster.commands.errors import BAD_INPUT, FAILED, complain
+from worker.engine.config import EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """What is played; None means the workload's own default."""
+
+    workload: str
+    trace: Path | None
+    limit: int | None
+    rate: float | None
+    seed: int
+
+    def spec(self) -> WorkloadSpec:
+        """The workload asked for."""
+        return WorkloadSpec(self.workload, self.seed, self.limit, self.rate, self.trace)
+
+
+def shape_of(spec: KVClusterSpec) -> ClusterShape:
+    """The workers of a manifest as the emulator runs them; its speed does not matter in virtual time."""
+    profile = spec.profile
+    return ClusterShape(
+        workers=spec.workers.replicas,
+        engine=EngineConfig(
+            blocks=spec.blocks,
+            max_num_batched_tokens=profile.max_num_batched_tokens,
+            max_num_seqs=profile.max_num_seqs,
+            max_model_len=spec.max_model_len,
+            block_size=spec.cache.block_size,
+        ),
+        latency=profile.latency,
+        model=spec.model_name,
+        tokenizer=spec.model.tokenizer,
+    )
+
+
+def simulate(file: str, strategies: Sequence[str], play: Play, delays: Delays, *, out: Path, raw: Path | None) -> int:
+    """Runs the command; returns its exit code."""
+    names = list(dict.fromkeys(name.strip() for name in strategies if name.strip()))
+    unknown = [name for name in names if name not in set(Strategy)]
+    if unknown or not names:
+        complain(f"--strategies {','.join(unknown) or 'names none'}: use some of {', '.join(Strategy)}")
+        return BAD_INPUT
+    try:
+        shape = shape_of(load_manifest(file).spec)
+        if not shape.workers:
+            complain("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
+            return BAD_INPUT
+        run_simulation(shape, names, SimulateOptions(play.spec(), delays, raw), out, Console())
+    except ValueError as error:  # of the manifest, the workload, a prompt, or a request that no engine can run
+        complain(error)
+        return BAD_INPUT
+    except OSError as error:
+        complain(error)
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def predict(file: str, raw: Path, play: Play) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        shape = shape_of(load_manifest(file).spec)
+        asked = prompts(build_workload(play.spec()), load_tokenizer(shape.tokenizer))
+        print_agreement(Console(), agreement(replay(read_records(raw), asked, shape)))
+    except ValueError as error:  # of the manifest, the workload, the records, or a prompt
+        complain(error)
+        return BAD_INPUT
+    except OSError as error:
+        complain(error)
+        return FAILED
+    return 0

@@ -1,0 +1,82 @@
+from dataclasses import replace
+
+import pytest
+
+from bench.predict import Modelled, agreement, replay
+from bench.prompts import Prompt, prompts
+from bench.result import Record
+from bench.shape import ClusterShape
+from bench.workloads import WorkloadSpec, build_workload
+from kvcache.profiles import LatencyModel
+from kvcache.tokenizer import load_tokenizer
+from worker.engine.config import EngineConfig
+
+SHAPE = ClusterShape(
+    workers=2,
+    engine=EngineConfig(blocks=924, max_num_batched_tokens=2048, max_num_seqs=256, max_model_len=4096),
+    latency=LatencyModel(prefill_base=0.005, prefill_block=0.0025, prefill_cached=0.0005, decode=0.015),
+    model="m",
+)
+
+
+def asked(count: int) -> list[Prompt]:
+    workload = build_workload(WorkloadSpec("hot", limit=count))
+    return list(prompts(workload, load_tokenizer("gpt2")))
+
+
+def answered(prompt: Prompt, sent: float, ttft: float, worker: str) -> Record:
+    index = prompt.request.index
+    return Record(
+        index=index,
+        scheduled=sent,
+        sent=sent,
+        first_token=sent + ttft,
+        finished=sent + ttft + 1,
+        worker=worker,
+        prompt_tokens=len(prompt.tokens),
+        cached_tokens=0,
+        output_tokens=32,
+    )
+
+
+def test_a_lone_request_takes_its_prefill() -> None:
+    (prompt,) = asked(1)
+    (modelled,) = replay([answered(prompt, 3.0, 0.3, "a")], [prompt], SHAPE)
+    blocks = -(-len(prompt.tokens) // 16)
+    assert modelled.modelled == pytest.approx(0.005 + 0.0025 * blocks)
+    assert modelled.measured == pytest.approx(0.3)
+
+
+def test_the_second_request_hits_only_on_the_worker_that_had_the_first() -> None:
+    first, second = asked(2)
+    alone = replay([answered(first, 0, 0.2, "a"), answered(second, 5, 0.2, "b")], [first, second], SHAPE)
+    together = replay([answered(first, 0, 0.2, "a"), answered(second, 5, 0.2, "a")], [first, second], SHAPE)
+    tail = -(-len(second.tokens) // 16) - 1024 // 16
+    assert together[1].modelled == pytest.approx(0.005 + 0.0025 * tail)
+    assert alone[1].modelled > 4 * together[1].modelled
+
+
+def test_a_request_waits_for_the_one_before_it() -> None:
+    first, second = asked(2)
+    queued = replay([answered(first, 0, 0.2, "a"), answered(second, 0.001, 0.2, "a")], [first, second], SHAPE)
+    assert queued[1].modelled > queued[0].modelled - 0.001
+
+
+def test_requests_without_an_answer_are_left_out() -> None:
+    first, second = asked(2)
+    failed = replace(answered(second, 1, 0.2, "a"), error="HTTP 503")
+    assert [m.index for m in replay([answered(first, 0, 0.2, "a"), failed], [first, second], SHAPE)] == [0]
+
+
+def test_agreement_counts_what_lies_within_the_tolerance() -> None:
+    close = [Modelled(i, "a", 0.1029, 0.1) for i in range(3)] + [Modelled(3, "a", 0.2, 0.1)]
+    figures = agreement(close)
+    assert figures.within == 0.75
+    assert figures.relative_error_p50 == pytest.approx(0.029)
+    assert not figures.quantiles_within
+    assert agreement(close[:3]).quantiles_within
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no request of this run was answered"):
+        agreement([])
