@@ -117,12 +117,14 @@ class PrefixKeys:
         key = self._keys[depth] = state.copy().digest()[:KEY_BYTES]
         return key
 
-    def all(self) -> list[BlockKey]:
-        """Keys of every full block, first block first: O(length of the prompt)."""
-        state = self._states[0].copy()
+    def all(self, above: int = 0) -> list[BlockKey]:
+        """Keys of every full block deeper than `above`, first block first: O(length of the prompt beyond it)."""
+        if above:
+            self.key(above)
+        state = self._states[above].copy()
         size, packed = self._block_bytes, self._packed
         keys = []
-        for end in range(size, self.depth * size + 1, size):
+        for end in range((above + 1) * size, self.depth * size + 1, size):
             state.update(packed[end - size : end])
             keys.append(state.copy().digest()[:KEY_BYTES])
         return keys

@@ -1,0 +1,65 @@
+"""What a fleet must know before it meets its workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvcache.feed import WorkerInfo
+from kvcache.keys import KEY_SCHEME
+from kvcache.profiles import LatencyModel
+from router.core.errors import Mismatch, RejectReason
+
+
+@dataclass(frozen=True, slots=True)
+class FleetConfig:
+    """Seconds and tokens throughout."""
+
+    block_size: int
+    fingerprint: str
+    """Of the router's tokenizer; a worker with another one is refused for matching."""
+    latency: LatencyModel
+    """Of the profile, at the speed the workers run at."""
+    key_scheme: str = KEY_SCHEME
+    model: str = ""
+    """The model that the fleet serves; empty: any, and workers are filtered by the request's model."""
+    strategy: str = "cache_aware"
+    liveness_timeout: float = 2.0
+    """A worker silent for this long leaves the candidates. Call `Fleet.expire` at least twice as often."""
+    speculation_grace: float = 1.0
+    """How long after its first byte a request's blocks are still assumed on its worker; by then the feed has
+    confirmed them."""
+    retry_after: float = 1.0
+    """What a client is told when no worker is ready."""
+    forget_after: float = 60.0
+    """A worker known by heartbeats alone is forgotten after this much silence."""
+    assigned_half_life: float = 60.0
+    """In the tie-break by work assigned lately, work this old counts half."""
+    expected_output_tokens: int = 128
+    """Assumed length of an answer, until lengths have been observed."""
+
+    def mismatch(self, info: WorkerInfo) -> Mismatch | None:
+        """Why this worker's blocks cannot be matched here; None when they can."""
+        checks = (
+            (RejectReason.BLOCK_SIZE, "block size", info.block_size, self.block_size, "start both with the same"),
+            (RejectReason.KEY_SCHEME, "key scheme", info.key_scheme, self.key_scheme, "run the same release on both"),
+            (
+                RejectReason.FINGERPRINT,
+                "tokenizer fingerprint",
+                info.fingerprint,
+                self.fingerprint,
+                "give the router the worker's tokenizer",
+            ),
+            (
+                RejectReason.MODEL,
+                "model",
+                info.model,
+                self.model or info.model,
+                "route another model by another router",
+            ),
+        )
+        for reason, what, theirs, ours, remedy in checks:
+            if theirs != ours:
+                return Mismatch(
+                    reason, f"worker {info.worker_id!r} has {what} {theirs!r}, this router {ours!r}: {remedy}"
+                )
+        return None

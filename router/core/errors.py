@@ -1,0 +1,78 @@
+"""Why the fleet refuses a message of the cache feed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class RejectReason(StrEnum):
+    """Why a feed message was not applied, for metrics, logs and the body of the answer."""
+
+    BLOCK_SIZE = "block_size"
+    """The worker cuts prompts into blocks of another size: its keys name other prefixes."""
+    FINGERPRINT = "fingerprint"
+    """The worker's tokenizer differs: equal text gives other token ids, so no key would ever match."""
+    KEY_SCHEME = "key_scheme"
+    """The worker names blocks by another function."""
+    MODEL = "model"
+    """The worker serves another model than the fleet."""
+    UNKNOWN_WORKER = "unknown_worker"
+    """No worker of this URL or id is registered: add it to discovery, or send a heartbeat first."""
+    STALE_EPOCH = "stale_epoch"
+    """The message comes from an earlier life of the worker."""
+    DUPLICATE_WORKER = "duplicate_worker"
+    """Another URL holds this worker id, in a later life or in the same one."""
+    GAP = "gap"
+    """Batches are missing between the view and this message: take a new snapshot."""
+    MALFORMED = "malformed"
+    """The message decodes but makes no sense."""
+
+
+class FeedRejected(ValueError):
+    """A feed message that was not applied; the view of the worker is what it was before, unless a subclass
+    says otherwise."""
+
+    def __init__(self, reason: RejectReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Mismatch(FeedRejected):
+    """The worker cannot be matched against this router's prompts.
+
+    From `Fleet.apply_snapshot` its load and life were taken in all the same: it is routed to by load.
+    """
+
+
+class UnknownWorker(FeedRejected):
+    """Nothing is registered under this URL or worker id."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(RejectReason.UNKNOWN_WORKER, message)
+
+
+class StaleEpoch(FeedRejected):
+    """The message belongs to an earlier life of the worker than the one in view."""
+
+    def __init__(self, epoch: int, current: int) -> None:
+        super().__init__(
+            RejectReason.STALE_EPOCH,
+            f"epoch {epoch} is over: the worker has been seen in epoch {current}; send what its current process states",
+        )
+
+
+class DuplicateWorker(FeedRejected):
+    """Two URLs claim one worker id and this is the older one (or the second of the same life)."""
+
+    def __init__(self, worker_id: str, url: str) -> None:
+        super().__init__(
+            RejectReason.DUPLICATE_WORKER,
+            f"worker id {worker_id!r} belongs to {url}; give every worker an id of its own",
+        )
+
+
+class FeedGap(FeedRejected):
+    """The view cannot be carried forward by this message: the caller takes a new snapshot."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(RejectReason.GAP, message)

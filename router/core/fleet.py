@@ -1,0 +1,245 @@
+"""The one door to the router's core: who the workers are, what they hold, and where a request goes.
+
+Time comes in as `now`: seconds, any origin, never going back. Nothing here waits, and nothing is kept of a request once
+its ticket is released (and its blocks are confirmed or forgotten).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+
+from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot
+from kvcache.keys import BlockKey
+from router.core.config import FleetConfig
+from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
+from router.core.member import Member, WorkerStatus
+from router.core.registry import Registry
+from router.core.strategies import Choice, find_strategy
+from router.core.ticket import Assumptions, Ticket
+from router.core.work import Shape
+
+__all__ = ["Fleet", "FleetConfig", "Ticket", "WorkerStatus"]
+
+
+class Fleet:
+    """Every worker of one model, as one router sees them.
+
+    A worker is addressed by its URL. It is a candidate while it is serving, reachable and heard from within the
+    liveness timeout, whatever is known of its cache. `choose` changes nothing but what time alone has made stale, so
+    a decision can be explained without being carried out; `dispatch` is what counts. Both are O(workers + log depth)
+    but for the hashing of the prompt. Not for several threads.
+    """
+
+    def __init__(self, config: FleetConfig) -> None:
+        self.config = config
+        self._strategy = find_strategy(config.strategy)
+        self._registry = Registry(config)
+        self._assumptions = Assumptions(self._registry.index, config.speculation_grace)
+        self._turn = 0
+
+    # --- membership and life ----------------------------------------------------------------------------
+
+    def add(self, url: str, now: float) -> None:
+        """Discovery names a worker. Idempotent. It becomes a candidate when it is first heard from."""
+        self._registry.add(url)
+
+    def remove(self, url: str, now: float) -> None:
+        """Discovery names it no more: everything about it is forgotten. Its open tickets stay releasable."""
+        self._registry.remove(url)
+
+    def set_serving(self, url: str, serving: bool) -> None:
+        """False: it finishes what it has and gets nothing new (it is terminating). Raises `UnknownWorker`."""
+        self._registry.find(url).serving = serving
+
+    def set_reachable(self, url: str, reachable: bool, now: float, why: str = "") -> None:
+        """What a connection attempt or a health probe showed; `why` it is not. Raises `UnknownWorker`."""
+        member = self._registry.find(url)
+        if reachable:
+            member.heard(now)
+        else:
+            member.silence(why)
+
+    def heard(self, url: str, now: float) -> None:
+        """Any sign of life: it is reachable. Raises `UnknownWorker`."""
+        self._registry.find(url).heard(now)
+
+    def expire(self, now: float) -> list[str]:
+        """URLs of the workers that left the candidates because they were silent for `liveness_timeout`.
+
+        Call it at least every half `liveness_timeout`. A call that comes later than that means that the caller itself
+        was held up and may not have read what the workers sent: then every worker not heard from since gets one more
+        period, once.
+        """
+        self._assumptions.expire(now)
+        return self._registry.expire(now)
+
+    # --- the cache feed, pulled -------------------------------------------------------------------------
+
+    def apply_snapshot(self, url: str, snapshot: Snapshot, now: float) -> None:
+        """The answer of `GET /cache/state`.
+
+        Raises `UnknownWorker`, `StaleEpoch`, and `Mismatch` or `DuplicateWorker` once its load is taken in: with these
+        two the worker stays routable, but its blocks are not matched.
+        """
+        self._registry.apply_snapshot(url, snapshot, now)
+
+    def apply_batch(self, url: str, batch: Batch, now: float) -> None:
+        """The next batch of `GET /cache/events`.
+
+        Raises `UnknownWorker`, `StaleEpoch`, and `FeedGap` when a snapshot must be taken first. Batches of a worker
+        that is refused for matching report its load only.
+        """
+        self._registry.apply_batch(url, batch, now)
+
+    # --- the cache feed, pushed -------------------------------------------------------------------------
+
+    def apply_heartbeat(self, heartbeat: Heartbeat, now: float) -> bool:
+        """Registers the worker or keeps it alive; whether it should send its whole state now.
+
+        Raises `FeedRejected` (`Mismatch`, `StaleEpoch`, `DuplicateWorker` or a malformed URL); then nothing changed.
+        """
+        return self._registry.apply_heartbeat(heartbeat, now)
+
+    def apply_sync(self, snapshot: Snapshot, now: float) -> None:
+        """The whole state of a worker that sent a heartbeat before; left aside when it is older than the view or when
+        the worker's own stream is live. Raises `Mismatch`, `UnknownWorker` or `StaleEpoch`; then nothing changed."""
+        self._registry.apply_sync(snapshot, now)
+
+    def apply_eviction(self, eviction: Eviction, now: float) -> None:
+        """Removals since the last sync. Raises `UnknownWorker`, `StaleEpoch` or `FeedGap`; then nothing changed."""
+        self._registry.apply_eviction(eviction, now)
+
+    # --- decisions --------------------------------------------------------------------------------------
+
+    def choose(self, request: RouteRequest, now: float, exclude: Collection[str] = ()) -> Decision:
+        """Where this request should go. `exclude` holds URLs. Raises `NoWorkerReady`."""
+        self._assumptions.expire(now)
+        members = self._candidates(request, exclude)
+        shape = _shape(request, self.config.block_size)
+        among = 0
+        if shape.reusable_blocks:
+            for member in members:
+                if member.view.refused is None:
+                    among |= member.bit
+        depths: dict[int, int] = {}
+        if among and request.keys is not None:
+            depths = self._registry.index.depths(request.keys, among, shape.reusable_blocks)
+        candidates = tuple(_figures(member, shape, depths.get(member.view.slot, 0), now) for member in members)
+        if len(candidates) == 1:
+            chosen, reason = Choice(candidates[0], Reason.ONLY_CANDIDATE)
+        else:
+            chosen, reason = self._strategy(candidates, among != 0)
+        return Decision(
+            worker_id=chosen.worker_id,
+            url=chosen.url,
+            strategy=self.config.strategy,
+            reason=reason,
+            matched_blocks=chosen.matched_blocks,
+            prompt_blocks=shape.prompt_blocks,
+            predicted_ttft=chosen.queue_seconds + chosen.prefill_seconds,
+            queue_seconds=chosen.queue_seconds,
+            prefill_seconds=chosen.prefill_seconds,
+            candidates=candidates,
+        )
+
+    def dispatch(self, decision: Decision, request: RouteRequest, now: float) -> Ticket:
+        """The request goes to the decision's worker now. The ticket must be released, however the request ends.
+
+        Raises `UnknownWorker` when the worker left the fleet since the decision.
+        """
+        member = self._registry.find(decision.url)
+        self._turn += 1
+        member.turn = self._turn
+        shape = _shape(request, self.config.block_size)
+        matched, keys, view = decision.matched_blocks, request.keys, member.view
+        expected = member.work.expect(shape, matched, now)
+        assumption, certain = None, False
+        if keys is not None and view.refused is None:
+            # The request keeps the stated blocks in use, so they stay; leaving them out spares a long conversation
+            # the hashing of all of its blocks each turn.
+            stated = self._registry.index.stated_depth(keys, view.slot, matched)
+            assumption = self._registry.index.assume(view.slot, keys.all(above=stated))
+            certain = view.synced and stated == matched
+        return Ticket(
+            member.work,
+            expected,
+            assumption,
+            self._assumptions,
+            streaming=request.streaming,
+            certain=certain,
+            now=now,
+        )
+
+    @contextmanager
+    def dispatching(self, decision: Decision, request: RouteRequest, clock: Callable[[], float]) -> Iterator[Ticket]:
+        """`dispatch`, released when the block is left: as reused when a first byte came."""
+        ticket = self.dispatch(decision, request, clock())
+        try:
+            yield ticket
+        finally:
+            ticket.release(clock(), reused=ticket.answered)
+
+    def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> list[Member]:
+        ready = self._registry.ready
+        members = [member for member in ready if member.url not in exclude] if exclude else ready
+        if not members:
+            known = len(self._registry)
+            raise NoWorkerReady(
+                f"no worker is ready: {known} known, {len(ready)} ready, {len(exclude)} excluded",
+                self.config.retry_after,
+            )
+        if request.model is not None and any(member.model != members[0].model for member in members):
+            # A worker that has not said what it serves may serve anything; a model nobody names (an adapter, or a
+            # mistake) is for any worker to answer.
+            serving = [member for member in members if member.model in ("", request.model)]
+            return serving or members
+        return members
+
+    # --- what is known ----------------------------------------------------------------------------------
+
+    def workers(self, now: float) -> list[WorkerStatus]:
+        """Every worker, candidates or not, in the order in which they joined."""
+        return [member.status(self._registry.index, now) for member in self._registry]
+
+    def view(self, url: str) -> dict[BlockKey, int]:
+        """How many blocks of each key the worker holds, as far as the feed has said. Raises `UnknownWorker`."""
+        return self._registry.index.held(self._registry.find(url).view.slot)
+
+    @property
+    def index_blocks(self) -> int:
+        """Different blocks that any worker holds."""
+        return len(self._registry.index)
+
+    @property
+    def assumed_blocks(self) -> int:
+        """Different blocks assumed present because a request was sent, and not yet confirmed or given up."""
+        return self._registry.index.assumed_blocks()
+
+
+def _shape(request: RouteRequest, block_size: int) -> Shape:
+    tokens, depth = request.prompt_tokens, request.keys.depth if request.keys is not None else 0
+    if tokens is None:
+        tokens = depth * block_size + 1
+    return Shape(
+        prompt_tokens=tokens,
+        prompt_blocks=-(-tokens // block_size),
+        reusable_blocks=min(depth, max(tokens - 1, 0) // block_size),
+        output_tokens=request.output_tokens,
+    )
+
+
+def _figures(member: Member, shape: Shape, matched: int, now: float) -> CandidateView:
+    expected = member.work.expect(shape, matched, now)
+    return CandidateView(
+        worker_id=member.worker_id,
+        url=member.url,
+        matched_blocks=matched,
+        queue_seconds=expected.queue,
+        memory_seconds=expected.memory,
+        prefill_seconds=expected.prefill,
+        cost=expected.queue + expected.prefill,
+        in_flight=member.work.in_flight(),
+        assigned_seconds=member.work.assigned(now),
+        turn=member.turn,
+    )

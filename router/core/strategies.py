@@ -1,0 +1,79 @@
+"""The rules that pick one of the candidates: one function each, found by name in `STRATEGIES`.
+
+A strategy is pure: it sees the candidates' figures (at least two of them) and returns one of them with the reason.
+`docs/routing.md` states each with its formula and limits. To add one, write the function and name it below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+from router.core.decision import CandidateView, Reason
+
+TIE_SECONDS = 1e-4
+"""Costs closer than this are equal: the estimate is not that sharp."""
+
+
+class Choice(NamedTuple):
+    candidate: CandidateView
+    reason: Reason
+
+
+Strategy = Callable[[Sequence[CandidateView], bool], Choice]
+"""(candidates, whether there was a prefix to match) -> choice."""
+
+
+class UnknownStrategyError(ValueError):
+    """No strategy has this name; the message lists those that exist."""
+
+
+def cache_aware(candidates: Sequence[CandidateView], matchable: bool) -> Choice:
+    """The smallest queue + prefill cost; ties: fewest in flight, least work assigned lately, longest unused."""
+    bound = min(candidate.cost for candidate in candidates) + TIE_SECONDS
+    tied = [candidate for candidate in candidates if candidate.cost <= bound]
+    chosen = tied[0] if len(tied) == 1 else min(tied, key=lambda c: (c.in_flight, c.assigned_seconds, c.turn))
+    if not matchable:
+        return Choice(chosen, Reason.NO_PREFIX)
+    longest = max(candidate.matched_blocks for candidate in candidates)
+    if not longest:
+        return Choice(chosen, Reason.NO_MATCH)
+    return Choice(chosen, Reason.PREFIX_MATCH if chosen.matched_blocks == longest else Reason.LOAD_OVER_PREFIX)
+
+
+def longest_prefix(candidates: Sequence[CandidateView], matchable: bool) -> Choice:
+    """The textbook rule: the longest match whatever the load; ties, no match among them, in turn."""
+    longest = max(candidate.matched_blocks for candidate in candidates)
+    chosen = min((c for c in candidates if c.matched_blocks == longest), key=lambda c: c.turn)
+    if longest:
+        return Choice(chosen, Reason.LONGEST_PREFIX)
+    return Choice(chosen, Reason.NO_MATCH if matchable else Reason.NO_PREFIX)
+
+
+def round_robin(candidates: Sequence[CandidateView], matchable: bool) -> Choice:
+    """In turn: the worker whose last request is the longest ago."""
+    return Choice(min(candidates, key=lambda c: c.turn), Reason.ROUND_ROBIN)
+
+
+def least_loaded(candidates: Sequence[CandidateView], matchable: bool) -> Choice:
+    """The fewest requests in flight; ties in turn."""
+    return Choice(min(candidates, key=lambda c: (c.in_flight, c.turn)), Reason.LEAST_LOADED)
+
+
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
+    {
+        "cache_aware": cache_aware,
+        "longest_prefix": longest_prefix,
+        "round_robin": round_robin,
+        "least_loaded": least_loaded,
+    }
+)
+
+
+def find_strategy(name: str) -> Strategy:
+    """The strategy of this name. Raises `UnknownStrategyError`."""
+    try:
+        return STRATEGIES[name]
+    except KeyError:
+        raise UnknownStrategyError(f"unknown strategy {name!r}; use one of: {', '.join(sorted(STRATEGIES))}") from None

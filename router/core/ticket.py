@@ -1,0 +1,96 @@
+"""What the fleet holds for one dispatched request, and gives back when it ends."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from router.core.index import Assumption, PrefixIndex
+from router.core.work import Expected, Work
+
+
+class Assumptions:
+    """Blocks of dispatched requests, taken as present on their workers until a grace after the first byte.
+
+    The grace is the same for all, so assumptions end in the order in which it was granted: a plain queue.
+    """
+
+    __slots__ = ("_due", "_grace", "_index")
+
+    def __init__(self, index: PrefixIndex, grace: float) -> None:
+        self._index = index
+        self._grace = grace
+        self._due: deque[tuple[float, Assumption]] = deque()
+
+    def confirm_by(self, assumption: Assumption, now: float) -> None:
+        """From now on the feed has the grace to confirm it."""
+        self._due.append((now + self._grace, assumption))
+
+    def give_up(self, assumption: Assumption) -> None:
+        """The request never got there."""
+        self._index.withdraw(assumption)
+
+    def expire(self, now: float) -> None:
+        """Ends every assumption whose grace is over."""
+        due = self._due
+        while due and due[0][0] <= now:
+            self._index.withdraw(due.popleft()[1])
+
+
+class Ticket:
+    """One request on one worker. Both methods may be called any number of times, in any order."""
+
+    __slots__ = ("_alone", "_assumption", "_assumptions", "_entry", "_expected", "_first", "_sent", "_work")
+
+    def __init__(
+        self,
+        work: Work,
+        expected: Expected,
+        assumption: Assumption | None,
+        assumptions: Assumptions,
+        *,
+        streaming: bool,
+        certain: bool,
+        now: float,
+    ) -> None:
+        """`certain`: the worker itself states to hold what the prediction counts on."""
+        self._alone = certain and streaming and work.idle
+        self._entry = work.open(expected, streaming, now)
+        self._work = work
+        self._expected = expected
+        self._assumption = assumption
+        self._assumptions = assumptions
+        self._sent = now
+        self._first: float | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether a first byte came."""
+        return self._first is not None
+
+    def first_byte(self, now: float) -> None:
+        """The worker answered: its prefill is over and its cache holds the prompt."""
+        if self._first is not None or not self._entry.open:
+            return
+        self._first = now
+        self._work.ledger.first_byte(self._entry, now)
+        if self._alone and self._work.ledger.last is self._entry:
+            # It had the worker to itself all the time: the only kind of request that shows how fast the engine is.
+            self._work.pace.observe(self._expected.unloaded, now - self._sent, self._expected.computed)
+        self._confirm(now)
+
+    def release(self, now: float, reused: bool = True) -> None:
+        """The request is over. `reused=False`: it never ran there (it could not be sent, or failed before its first
+        byte), so nothing of it is assumed any longer."""
+        if not self._entry.open:
+            return
+        self._work.close(self._entry, self._first, now)
+        if reused:
+            self._confirm(now)
+        elif self._assumption is not None:
+            self._assumptions.give_up(self._assumption)
+            self._assumption = None
+
+    def _confirm(self, now: float) -> None:
+        if self._assumption is not None:
+            self._assumptions.confirm_by(self._assumption, now)
+            self._assumption = None

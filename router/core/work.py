@@ -1,0 +1,186 @@
+"""What one worker is busy with, and how long a request would wait there: docs/routing.md, "Cost"."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from kvcache.feed import Load
+from kvcache.profiles import blocks_to_compute
+from router.core.config import FleetConfig
+from router.core.ledger import Entry, Ledger
+from router.core.pace import FleetPace, WorkerPace
+
+RESIDENCE_WEIGHT = 0.05
+"""Share of one finished request in the mean time that requests spend decoding."""
+
+
+class Shape(NamedTuple):
+    """What the cost of a request depends on, besides the worker."""
+
+    prompt_tokens: int
+    prompt_blocks: int
+    """A last partial one included."""
+    reusable_blocks: int
+    """Blocks a worker may reuse: never the one of the last token (vLLM rule 8)."""
+    output_tokens: int | None
+
+
+class Expected(NamedTuple):
+    """One worker's figures for one request. Seconds and blocks."""
+
+    queue: float
+    memory: float
+    """The part of the queue that waits for blocks."""
+    prefill: float
+    unloaded: float
+    """The prefill alone, as the latency model has it, uncorrected."""
+    computed: int
+    """Blocks that the prefill computes."""
+    blocks: int
+    """Blocks that the request takes beyond those it shares."""
+
+
+class Residence:
+    """Mean time from first token to release over all workers: how long blocks stay taken."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def observe(self, seconds: float) -> None:
+        self.seconds += RESIDENCE_WEIGHT * (seconds - self.seconds)
+
+
+class Work:
+    """The ledger of this router's own requests, and what the worker's last report holds beyond them.
+
+    A report is compared with the ledger as it stood when the report came in. Own requests released while a report
+    was under way could look foreign, so the report is held against the most that was open since the last one.
+    """
+
+    __slots__ = (
+        "_assigned",
+        "_assigned_at",
+        "_config",
+        "_foreign_requests",
+        "_foreign_seconds",
+        "_peak",
+        "_reported_at",
+        "_residence",
+        "_surplus_blocks",
+        "capacity",
+        "ledger",
+        "load",
+        "pace",
+    )
+
+    def __init__(self, config: FleetConfig, pace: FleetPace, residence: Residence) -> None:
+        self._config = config
+        self._residence = residence
+        self.pace = WorkerPace(pace)
+        self.ledger = Ledger()
+        self.load: Load | None = None
+        """As last reported."""
+        self.capacity = 0
+        """Usable blocks; 0: not known, and nothing waits for memory."""
+        self._reported_at = 0.0
+        self._peak = 0
+        self._foreign_requests = 0
+        self._foreign_seconds = 0.0
+        self._surplus_blocks = 0
+        """Blocks in use beyond those of the ledger at the last report; negative when requests share blocks."""
+        self._assigned = 0.0
+        self._assigned_at = 0.0
+
+    # --- what comes in ----------------------------------------------------------------------------------
+
+    def report(self, load: Load, now: float) -> None:
+        """The worker's own word on its load."""
+        pending = self.ledger.remaining(now)
+        self.load = load
+        self.capacity = load.total_blocks
+        self._reported_at = now
+        self._foreign_requests = max(0, load.running + load.waiting - max(self._peak, self.ledger.in_flight))
+        self._foreign_seconds = 0.0
+        if self._foreign_requests:
+            latency = self._config.latency
+            blocks = load.prefill_tokens / self._config.block_size
+            seconds = (latency.prefill_block * blocks + latency.prefill_base * load.waiting) * self.pace.factor
+            self._foreign_seconds = max(0.0, seconds - pending)
+        self._surplus_blocks = load.total_blocks - load.free_blocks - self.ledger.blocks
+        self._peak = self.ledger.in_flight
+
+    def forget_report(self) -> None:
+        """The process that reported is gone."""
+        self.load = None
+        self._foreign_requests = 0
+        self._foreign_seconds = 0.0
+        self._surplus_blocks = 0
+
+    def open(self, expected: Expected, streaming: bool, now: float) -> Entry:
+        """A request was dispatched to the worker."""
+        self._assigned = self.assigned(now) + expected.prefill
+        self._assigned_at = now
+        entry = self.ledger.open(expected.prefill, expected.blocks, streaming, now)
+        self._peak = max(self._peak, self.ledger.in_flight)
+        return entry
+
+    def close(self, entry: Entry, first_byte: float | None, now: float) -> None:
+        """A request is over; `first_byte` is when its first byte came, if any did. Idempotent."""
+        if entry.open and first_byte is not None:
+            self._residence.observe(now - first_byte)
+        self.ledger.close(entry, now)
+
+    # --- what follows from it ---------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Nobody's request is on the worker, as far as is known."""
+        return not self.ledger.in_flight and not self._foreign_requests
+
+    def in_flight(self) -> int:
+        """Requests on the worker: this router's own and, as of the last report, others'."""
+        return self.ledger.in_flight + self._foreign_requests
+
+    def assigned(self, now: float) -> float:
+        """Seconds of prefill that this router gave the worker, halved with every half-life of age."""
+        if not self._assigned:
+            return 0.0
+        return self._assigned * math.exp2((self._assigned_at - now) / self._config.assigned_half_life)
+
+    def queue(self, now: float) -> float:
+        """Seconds until the worker could start on a newcomer, waiting for memory aside."""
+        own = self.ledger.remaining(now)
+        foreign = 0.0
+        if self._foreign_seconds:
+            foreign = max(0.0, self._foreign_seconds - (now - self._reported_at))
+        step = 0.5 * self._config.latency.decode * self.pace.factor if self._decoding() else 0.0
+        return own + foreign + step
+
+    def expect(self, shape: Shape, matched: int, now: float) -> Expected:
+        """What the request would meet here, with `matched` of its leading blocks cached."""
+        config, factor = self._config, self.pace.factor
+        queue = self.queue(now)
+        computed = blocks_to_compute(shape.prompt_tokens, matched * config.block_size, config.block_size)
+        unloaded = config.latency.prefill(computed)
+        # A step that also decodes takes at least a decode step.
+        prefill = (max(unloaded, config.latency.decode) if self._decoding() else unloaded) * factor
+        output = self._residence.seconds / config.latency.decode if config.latency.decode else 0.0
+        if shape.output_tokens is not None:
+            output = min(output, shape.output_tokens)
+        blocks = shape.prompt_blocks - matched + int(output) // config.block_size
+        memory = self._memory_wait(blocks) * factor if self.capacity else 0.0
+        return Expected(queue + memory, memory, prefill, unloaded, computed, blocks)
+
+    def _decoding(self) -> bool:
+        return self._foreign_requests > 0 or self.ledger.decoding
+
+    def _memory_wait(self, needed: int) -> float:
+        """Seconds until enough blocks are released: requests give theirs back evenly over a mean residence."""
+        used = max(0, self.ledger.blocks + self._surplus_blocks)
+        short = used + needed - self.capacity
+        if short <= 0 or not used:
+            return 0.0
+        return self._residence.seconds * short / used
