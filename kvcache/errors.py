@@ -9,8 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 SSE_DONE = b"data: [DONE]\n\n"
 
 _SHOWN = 10
@@ -91,7 +89,7 @@ def max_tokens_too_large(max_tokens: int, max_model_len: int) -> ApiError:
 
 
 def output_too_long(prompt_tokens: int, max_tokens: int, max_model_len: int) -> ApiError:
-    """Prompt and output each fit the context, but not together."""
+    """Prompt and output each fit the context, but not together. No capture shows this one."""
     return parameter_error(
         f"This model's maximum context length is {max_model_len} tokens. However, you requested {max_tokens} output "
         f"tokens and your prompt contains {prompt_tokens} input tokens, for a total of {prompt_tokens + max_tokens} "
@@ -117,13 +115,8 @@ def unsupported_media_type() -> ApiError:
     return ApiError(400, message, type="Bad Request")
 
 
-def validation_error_body(error: ValidationError) -> dict[str, Any]:
-    """The body for a request that does not fit its model. The HTTP status is 400."""
-    return validation_failed(error.errors(include_url=False)).body()
-
-
 def validation_failed(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The same from pydantic's error details: location (the body's own, without "body"), type, message, input."""
+    """A request that does not fit its model, from pydantic's error details (`loc` counts from the body's root)."""
     shown = "".join(f"\n  {_detail(entry)}" for entry in errors[:_SHOWN])
     more = f"\n  ...and {len(errors) - _SHOWN} more errors" if len(errors) > _SHOWN else ""
     plural = "" if len(errors) == 1 else "s"

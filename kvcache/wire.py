@@ -19,7 +19,6 @@ from kvcache.errors import (
     parameter_error,
     sse_error,
     unparsable,
-    validation_error_body,
     validation_failed,
 )
 from kvcache.wire_messages import ChatMessage
@@ -36,7 +35,6 @@ __all__ = [
     "parse_json",
     "parse_request",
     "sse_error",
-    "validation_error_body",
 ]
 
 

@@ -50,6 +50,8 @@ def test_probing_in_any_order_gives_the_same_keys(
         depths = data.draw(st.lists(st.integers(1, len(wanted))))
         assert [keys.key(depth) for depth in depths] == [wanted[depth - 1] for depth in depths]
     assert keys.all() == wanted
+    above = data.draw(st.integers(0, len(wanted)))
+    assert keys.all(above) == wanted[above:]
 
 
 @given(token_ids, block_sizes, scopes)
