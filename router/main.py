@@ -82,7 +82,7 @@ class Router:
     """Everything one router process consists of, wired together. Made inside the event loop."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer, source: Discovery) -> None:
-        clock = time.monotonic
+        self.clock = clock = time.monotonic
         self._settings = settings
         self._source = source
         self.registry = CollectorRegistry()

@@ -1,0 +1,101 @@
+"""A whole router in the test's own event loop, in front of workers that misbehave on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from kvcache.serving import HttpServer, listen
+from kvcache.tokenizer import Tokenizer, load_tokenizer
+from router.main import MANAGEMENT_LIMITS, Router, http_limits
+from router.server.discovery import StaticDiscovery
+from router.settings import Settings
+
+
+@dataclass
+class RunningRouter:
+    """One router and clients of its two ports."""
+
+    router: Router
+    data: HttpServer
+    client: httpx.AsyncClient
+    management: httpx.AsyncClient
+
+    async def complete(self, prompt: Any = "a prompt", **fields: Any) -> httpx.Response:
+        return await self.client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 2, **fields})
+
+    async def stream(self, prompt: Any = "a prompt", **fields: Any) -> bytes:
+        return (await self.complete(prompt, stream=True, **fields)).content
+
+    def metric(self, name: str, **labels: str) -> float:
+        value = self.router.registry.get_sample_value(f"kvcluster_router_{name}", labels)
+        return value or 0.0
+
+    def nothing_held(self) -> bool:
+        """No request is with a worker, as far as any count in the router says."""
+        statuses = self.router.fleet.workers(self.router.clock())
+        return len(self.router.attempts) == 0 and all(status.in_flight == 0 for status in statuses)
+
+    async def ready(self, workers: int) -> None:
+        """Wait until so many workers are candidates."""
+        await until(lambda: self.candidates() == workers)
+
+    def candidates(self) -> int:
+        return sum(status.ready for status in self.router.fleet.workers(self.router.clock()))
+
+
+StartRouter = Callable[..., AbstractAsyncContextManager[RunningRouter]]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # nothing to wait on: the condition is a count
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer("gpt2")
+
+
+@pytest.fixture
+def start_router(tokenizer: Tokenizer) -> StartRouter:
+    """`async with start_router(workers, strategy="round_robin") as router`; it waits until the workers are ready."""
+
+    @asynccontextmanager
+    async def start(workers: Any = (), *, ready: int | None = None, **settings: Any) -> AsyncIterator[RunningRouter]:
+        # In turn, unless a test is about the choice itself: the first request goes to the first worker.
+        chosen = Settings(**{"routing_strategy": "round_robin", "retry_deadline": 0.3, **settings})
+        router = Router(chosen, tokenizer, StaticDiscovery([worker.url for worker in workers]))
+        data = HttpServer(
+            router.data_plane,
+            listen("127.0.0.1", 0),
+            http_limits(chosen),
+            cancel_on_disconnect=True,
+            on_refusal=router.refused,
+        )
+        management = HttpServer(router.management.app(), listen("127.0.0.1", 0), MANAGEMENT_LIMITS)
+        router.start()
+        await data.start()
+        await management.start()
+        try:
+            async with (
+                httpx.AsyncClient(base_url=f"http://127.0.0.1:{data.port}", trust_env=False, timeout=30) as client,
+                httpx.AsyncClient(base_url=f"http://127.0.0.1:{management.port}", trust_env=False) as manager,
+            ):
+                running = RunningRouter(router, data, client, manager)
+                await running.ready(len(workers) if ready is None else ready)
+                yield running
+                await until(running.nothing_held)
+        finally:
+            await data.stop(0)
+            await management.stop(0)
+            await router.close()
+
+    return start

@@ -1,0 +1,233 @@
+"""Workers that misbehave on purpose: real sockets on loopback, scripted answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import orjson
+
+from kvcache.feed import Load, Snapshot, WorkerInfo
+from kvcache.keys import KEY_SCHEME, BlockKey
+
+
+@dataclass
+class Received:
+    """One request as it came over the wire."""
+
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+
+Script = Callable[["Connection", Received], Awaitable[None]]
+
+
+@dataclass
+class Connection:
+    """The server's end of one connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def answer(self, status: int, body: bytes, content_type: str = "application/json", extra: str = "") -> None:
+        head = f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n{extra}\r\n"
+        await self.send(head.encode() + body)
+
+    async def begin_stream(self) -> None:
+        await self.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+
+    async def chunk(self, data: bytes) -> None:
+        await self.send(b"%x\r\n%s\r\n" % (len(data), data))
+
+    async def end_stream(self) -> None:
+        await self.send(b"0\r\n\r\n")
+
+    def reset(self) -> None:
+        """Close with a reset, as a killed process does."""
+        self.writer.transport.abort()
+
+    async def closed(self) -> None:
+        """Wait until the other end closes."""
+        try:
+            while await self.reader.read(65536):
+                pass
+        except ConnectionError:
+            return
+
+
+def token(text: str, finish: str | None = None) -> bytes:
+    """One event of a completion's stream, as vLLM writes it."""
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish, "stop_reason": None}
+    return b"data: " + orjson.dumps({"id": "cmpl-1", "object": "text_completion", "choices": [choice]}) + b"\n\n"
+
+
+def usage(cached: int) -> bytes:
+    """The last event of a stream that reports its usage."""
+    details = {"prompt_tokens": 100, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": cached}}
+    return b"data: " + orjson.dumps({"id": "cmpl-1", "choices": [], "usage": details}) + b"\n\n"
+
+
+ERROR_EVENT = (
+    b'data: {"error": {"message": "EngineCore encountered an issue. See stack trace (above) for the root cause.", '
+    b'"type": "InternalServerError", "param": null, "code": 500}}\n\n'
+)
+DONE = b"data: [DONE]\n\n"
+
+
+def completion(text: str, *, finish: str = "length", cached: int = 0) -> bytes:
+    """Body of a completion that is no stream."""
+    return orjson.dumps(
+        {
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "choices": [{"index": 0, "text": text, "finish_reason": finish}],
+            "usage": {"prompt_tokens": 100, "prompt_tokens_details": {"cached_tokens": cached}},
+        }
+    )
+
+
+async def good(connection: Connection, request: Received) -> None:
+    """Answer as a healthy worker: a stream if asked for."""
+    if b'"stream":true' in request.body.replace(b" ", b""):
+        await connection.begin_stream()
+        for event in (token("Hel"), token("lo", "length"), usage(16), DONE):
+            await connection.chunk(event)
+        await connection.end_stream()
+    else:
+        await connection.answer(200, completion("Hello", cached=16))
+
+
+@dataclass
+class FakeWorker:
+    """A worker on a port of its own. `script` answers the API; /health and the feed are answered here."""
+
+    script: Script = good
+    health: int = 200
+    name: str = "fake"
+    block_size: int = 16
+    fingerprint: str = ""
+    epoch: int = 1
+    seq: int = 0
+    blocks: list[tuple[BlockKey, BlockKey | None]] = field(default_factory=list)
+    serves_feed: bool = False
+    received: list[Received] = field(default_factory=list)
+    frozen: asyncio.Event = field(default_factory=asyncio.Event)
+    snapshots: int = 0
+    feeds: list[Connection] = field(default_factory=list)
+    feed_positions: list[str | None] = field(default_factory=list)
+    port: int = 0
+
+    _server: asyncio.Server | None = None
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(
+            worker_id=self.name,
+            epoch=self.epoch,
+            model="m",
+            block_size=self.block_size,
+            fingerprint=self.fingerprint,
+            key_scheme=KEY_SCHEME,
+            capacity=1000,
+        )
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.info, self.seq, Load(total_blocks=1000, free_blocks=1000), tuple(self.blocks))
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self, *, reset: bool = False) -> None:
+        """Close the port and every connection (`reset`: as a killed process does)."""
+        assert self._server is not None
+        self._server.close()
+        for writer in list(self._writers):
+            if reset:
+                writer.transport.abort()
+            else:
+                writer.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        connection = Connection(reader, writer)
+        try:
+            while (request := await _read(reader)) is not None:
+                if self.frozen.is_set():
+                    await asyncio.Event().wait()
+                await self._dispatch(connection, request)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _dispatch(self, connection: Connection, request: Received) -> None:
+        if request.target == "/health":
+            await connection.answer(self.health, b"")
+        elif request.target == "/cache/state" and self.serves_feed:
+            from kvcache.feed import MSGPACK, encode_snapshot
+
+            self.snapshots += 1
+            await connection.answer(200, encode_snapshot(self.snapshot(), MSGPACK), MSGPACK)
+        elif request.target == "/cache/events" and self.serves_feed:
+            self.feed_positions.append(request.header("last-event-id"))
+            await connection.begin_stream()
+            self.feeds.append(connection)
+            await connection.closed()
+        elif request.target.startswith("/cache/"):
+            await connection.answer(404, b'{"detail":"Not Found"}')
+        else:
+            self.received.append(request)
+            await self.script(connection, request)
+
+
+async def _read(reader: asyncio.StreamReader) -> Received | None:
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    except asyncio.IncompleteReadError:
+        return None
+    line, *fields = head.rstrip("\r\n").split("\r\n")
+    method, target, _ = line.split(" ")
+    headers = [(name.lower(), value) for name, _, value in (field.partition(": ") for field in fields)]
+    length = next((int(value) for name, value in headers if name == "content-length"), 0)
+    return Received(method, target, headers, await reader.readexactly(length))
+
+
+@asynccontextmanager
+async def fake_workers(*scripts: Script) -> AsyncIterator[list[FakeWorker]]:
+    """One worker for each script."""
+    async with AsyncExitStack() as stack:
+        workers = []
+        for number, script in enumerate(scripts):
+            worker = FakeWorker(script, name=f"w{number}")
+            await worker.start()
+            stack.push_async_callback(worker.stop)
+            workers.append(worker)
+        yield workers
