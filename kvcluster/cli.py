@@ -33,6 +33,8 @@ Rate = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="K", help="Seed of the workload.")]
 Raw = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write one line of JSON a request here.")]
+Strategies = Annotated[str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Where results, summary and picture go.")]
 Timeout = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give a request up after this many seconds.")]
 
 
@@ -107,18 +109,17 @@ def bench(
     raw: Raw = None,
 ) -> None:
     """Drive a running OpenAI endpoint with a workload, and measure."""
-    from kvcluster.commands.measure import Load, bench
+    from kvcluster.commands.measure import bench
+    from kvcluster.commands.workload import Load
 
-    load = Load(workload, trace, limit, rate, seed, timeout, raw)
-    raise typer.Exit(bench(url, load, speed=speed, model=model, json=json))
+    load = Load(workload, trace, limit, rate, seed)
+    raise typer.Exit(bench(url, load, speed=speed, model=model, timeout=timeout, json=json, raw=raw))
 
 
 @app.command()
 def compare(
     manifest: Manifest,
-    strategies: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")
-    ] = "cache_aware,round_robin,least_loaded",
+    strategies: Strategies = "cache_aware,round_robin,least_loaded",
     workload: Workload = "rag",
     trace: Trace = None,
     limit: Limit = None,
@@ -129,22 +130,21 @@ def compare(
         typer.Option(metavar="S", help="Run engines and arrivals S times as fast; default: the manifest's speed."),
     ] = None,
     timeout: Timeout = 600,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results, summary and picture go.")] = Path("results"),
+    out: Out = Path("results"),
     raw: Raw = None,
 ) -> None:
     """Run a manifest once per strategy, cold, under the same workload, and compare."""
-    from kvcluster.commands.measure import Load, compare
+    from kvcluster.commands.measure import compare
+    from kvcluster.commands.workload import Load
 
-    load = Load(workload, trace, limit, rate, seed, timeout, raw)
-    raise typer.Exit(compare(manifest, strategies.split(","), load, speed=speed, out=out))
+    load = Load(workload, trace, limit, rate, seed)
+    raise typer.Exit(compare(manifest, strategies.split(","), load, speed=speed, timeout=timeout, out=out, raw=raw))
 
 
 @app.command()
 def simulate(
     manifest: Manifest,
-    strategies: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")
-    ] = "cache_aware,round_robin,least_loaded,longest_prefix",
+    strategies: Strategies = "cache_aware,round_robin,least_loaded,longest_prefix",
     workload: Workload = "rag",
     trace: Trace = None,
     limit: Limit = None,
@@ -156,16 +156,17 @@ def simulate(
     feed_delay: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="From a change of a cache to the router's view of it.")
     ] = 0.001,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results, summary and picture go.")] = Path("results"),
+    out: Out = Path("results"),
     raw: Raw = None,
 ) -> None:
     """Compare strategies in virtual time: the same engine and router code, no processes, no waiting."""
     from bench.simulate import Delays
-    from kvcluster.commands.simulate import Play, simulate
+    from kvcluster.commands.simulate import simulate
+    from kvcluster.commands.workload import Load
 
-    play = Play(workload, trace, limit, rate, seed)
+    load = Load(workload, trace, limit, rate, seed)
     delays = Delays(network_delay, feed_delay)
-    raise typer.Exit(simulate(manifest, strategies.split(","), play, delays, out=out, raw=raw))
+    raise typer.Exit(simulate(manifest, strategies.split(","), load, delays, out=out, raw=raw))
 
 
 @app.command()
@@ -179,6 +180,7 @@ def predict(
     seed: Seed = 0,
 ) -> None:
     """Compare a finished run's time to first token with what the latency model says of it."""
-    from kvcluster.commands.simulate import Play, predict
+    from kvcluster.commands.simulate import predict
+    from kvcluster.commands.workload import Load
 
-    raise typer.Exit(predict(manifest, records, Play(workload, trace, limit, rate, seed)))
+    raise typer.Exit(predict(manifest, records, Load(workload, trace, limit, rate, seed)))

@@ -191,7 +191,8 @@ class LocalCluster:
         while True:
             with contextlib.suppress(httpx.HTTPError):
                 answer = await self._client.get(f"{self.management_url}/workers")
-                if wanted <= {worker["url"] for worker in answer.json()["workers"] if worker["ready"]}:
+                rows = answer.json()["workers"]
+                if wanted <= {row["url"] for row in rows if row["ready"] and row["matching"]}:
                     return
             await asyncio.sleep(POLL_INTERVAL)
 

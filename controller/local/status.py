@@ -64,7 +64,7 @@ def worker_view(process: ProcessStatus, row: Mapping[str, Any] | None, metrics: 
     return WorkerView(
         process=process,
         routable=bool(row["ready"]),
-        note=process.detail or str(row.get("why") or ""),
+        note=process.detail or str(row.get("why_not_ready") or ""),
         blocks=row.get("blocks"),
         capacity=row.get("capacity") or load.get("total_blocks"),
         running=load.get("running"),

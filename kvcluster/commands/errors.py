@@ -8,6 +8,8 @@ BAD_INPUT = 2
 """Exit code: the manifest or an option is wrong."""
 FAILED = 1
 """Exit code: the input was right, what it asked for failed."""
+INTERRUPTED = 130
+"""Exit code: Ctrl-C, as shells have it."""
 
 
 def complain(error: object) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -15,53 +14,32 @@ from bench.compare import compare as run_comparison
 from bench.loadgen import EndpointError
 from bench.run import BenchOptions
 from bench.run import run as run_bench
-from bench.workloads import WorkloadError, WorkloadSpec
 from controller.local.cluster import LocalCluster, Options, StartError
-from controller.local.plan import LocalModeError, check
+from controller.local.plan import check
 from controller.spec.load import load_manifest, override
-from controller.spec.model import KVCluster, Strategy
-from controller.spec.problems import ManifestError
-from kvcluster.commands.errors import BAD_INPUT, FAILED, complain
+from controller.spec.model import KVCluster
+from kvcluster.commands.errors import BAD_INPUT, FAILED, INTERRUPTED, complain
+from kvcluster.commands.workload import Load, checked_strategies, with_strategy
 
 READY_TIMEOUT = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What `bench` and `compare` drive with; None means the workload's own default."""
-
-    workload: str
-    trace: Path | None
-    limit: int | None
-    rate: float | None
-    seed: int
-    timeout: float
-    raw: Path | None
-
-    def spec(self) -> WorkloadSpec:
-        """The workload asked for."""
-        return WorkloadSpec(self.workload, self.seed, self.limit, self.rate, self.trace)
-
-
-def bench(url: str, load: Load, *, speed: float, model: str | None, json: Path | None) -> int:
+def bench(
+    url: str, load: Load, *, speed: float, model: str | None, timeout: float, json: Path | None, raw: Path | None
+) -> int:
     """Runs the command; returns its exit code."""
     try:
-        options = BenchOptions(load.spec(), speed=speed, model=model, timeout=load.timeout, json=json, raw=load.raw)
+        options = BenchOptions(load.spec(), speed=speed, model=model, timeout=timeout, json=json, raw=raw)
         asyncio.run(run_bench(url, options, Console()))
-    except (ValueError, WorkloadError) as error:
+    except ValueError as error:  # of the workload or an option
         complain(error)
         return BAD_INPUT
     except (EndpointError, OSError) as error:
         complain(error)
         return FAILED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return 0
-
-
-def with_strategy(manifest: KVCluster, strategy: str) -> KVCluster:
-    """The manifest under another strategy. Raises `ManifestError`."""
-    return override(manifest, {("spec", "router", "strategy"): strategy}, f"{manifest.name} with --strategies")
 
 
 def launcher(manifest: KVCluster, log_dir: Path) -> Launch:
@@ -81,35 +59,38 @@ def launcher(manifest: KVCluster, log_dir: Path) -> Launch:
     return launch
 
 
-def compare(file: str, strategies: Sequence[str], load: Load, *, speed: float | None, out: Path) -> int:
+def compare(
+    file: str,
+    strategies: Sequence[str],
+    load: Load,
+    *,
+    speed: float | None,
+    timeout: float,
+    out: Path,
+    raw: Path | None,
+) -> int:
     """Runs the command; returns its exit code."""
-    names = list(dict.fromkeys(name.strip() for name in strategies if name.strip()))
     try:
-        if not names:
-            complain(f"--strategies names no strategy; use some of: {', '.join(Strategy)}")
-            return BAD_INPUT
         manifest = load_manifest(file)
         if speed is not None:
             manifest = override(manifest, {("spec", "engine", "speed"): speed}, f"{file} with --speed")
         check(manifest)
-        # Before the first of several runs, not after it.
-        for name in names:
-            with_strategy(manifest, name)
+        names = checked_strategies(manifest, strategies)
         options = BenchOptions(
             load.spec(),
             speed=manifest.spec.engine.speed,
             model=manifest.spec.model_name,
-            timeout=load.timeout,
+            timeout=timeout,
             block_size=manifest.spec.cache.block_size,
-            raw=load.raw,
+            raw=raw,
         )
         asyncio.run(run_comparison(launcher(manifest, out / "logs"), names, options, out, Console()))
-    except (ManifestError, LocalModeError, WorkloadError, ValueError) as error:
+    except ValueError as error:  # of the manifest, the strategies or the workload
         complain(error)
         return BAD_INPUT
     except (StartError, EndpointError, OSError) as error:
         complain(error)
         return FAILED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return 0

@@ -58,7 +58,7 @@ def candidates_table(explanation: Mapping[str, Any]) -> Table:
     table.add_column("worker")
     for heading in ("matched blocks", "queue", "prefill", "cost", "in flight"):
         table.add_column(heading, justify="right")
-    for row in sorted(explanation["candidates"], key=lambda row: (row["cost"], row["worker"])):
+    for row in sorted(explanation["candidates"], key=lambda row: (row["cost"], row["worker"] != decision["worker_id"])):
         chosen = row["worker"] == decision["worker_id"]
         table.add_row(
             f"{'→' if chosen else ' '} {row['worker']}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -15,27 +14,13 @@ from bench.prompts import prompts
 from bench.result import read_records
 from bench.shape import ClusterShape
 from bench.simulate import Delays
-from bench.workloads import WorkloadSpec, build_workload
+from bench.workloads import build_workload
 from controller.spec.load import load_manifest
-from controller.spec.model import KVClusterSpec, Strategy
+from controller.spec.model import KVClusterSpec
 from kvcache.tokenizer import load_tokenizer
-from kvcluster.commands.errors import BAD_INPUT, FAILED, complain
+from kvcluster.commands.errors import BAD_INPUT, FAILED, INTERRUPTED, complain
+from kvcluster.commands.workload import Load, checked_strategies
 from worker.engine.config import EngineConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Play:
-    """What is played; None means the workload's own default."""
-
-    workload: str
-    trace: Path | None
-    limit: int | None
-    rate: float | None
-    seed: int
-
-    def spec(self) -> WorkloadSpec:
-        """The workload asked for."""
-        return WorkloadSpec(self.workload, self.seed, self.limit, self.rate, self.trace)
 
 
 def shape_of(spec: KVClusterSpec) -> ClusterShape:
@@ -56,35 +41,32 @@ def shape_of(spec: KVClusterSpec) -> ClusterShape:
     )
 
 
-def simulate(file: str, strategies: Sequence[str], play: Play, delays: Delays, *, out: Path, raw: Path | None) -> int:
+def simulate(file: str, strategies: Sequence[str], load: Load, delays: Delays, *, out: Path, raw: Path | None) -> int:
     """Runs the command; returns its exit code."""
-    names = list(dict.fromkeys(name.strip() for name in strategies if name.strip()))
-    unknown = [name for name in names if name not in set(Strategy)]
-    if unknown or not names:
-        complain(f"--strategies {','.join(unknown) or 'names none'}: use some of {', '.join(Strategy)}")
-        return BAD_INPUT
     try:
-        shape = shape_of(load_manifest(file).spec)
+        manifest = load_manifest(file)
+        names = checked_strategies(manifest, strategies)
+        shape = shape_of(manifest.spec)
         if not shape.workers:
             complain("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
             return BAD_INPUT
-        run_simulation(shape, names, SimulateOptions(play.spec(), delays, raw), out, Console())
-    except ValueError as error:  # of the manifest, the workload, a prompt, or a request that no engine can run
+        run_simulation(shape, names, SimulateOptions(load.spec(), delays, raw), out, Console())
+    except ValueError as error:  # of the manifest, the strategies, the workload, or a request that no engine can run
         complain(error)
         return BAD_INPUT
     except OSError as error:
         complain(error)
         return FAILED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return 0
 
 
-def predict(file: str, raw: Path, play: Play) -> int:
+def predict(file: str, raw: Path, load: Load) -> int:
     """Runs the command; returns its exit code."""
     try:
         shape = shape_of(load_manifest(file).spec)
-        asked = prompts(build_workload(play.spec()), load_tokenizer(shape.tokenizer))
+        asked = prompts(build_workload(load.spec()), load_tokenizer(shape.tokenizer))
         print_agreement(Console(), agreement(replay(read_records(raw), asked, shape)))
     except ValueError as error:  # of the manifest, the workload, the records, or a prompt
         complain(error)

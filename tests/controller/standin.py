@@ -20,7 +20,7 @@ def _flags(argv: list[str]) -> dict[str, str]:
 def _serve(descriptor: int, workers: list[str], status: int) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            rows = [{"url": url, "ready": True} for url in workers]
+            rows = [{"url": url, "ready": True, "matching": True} for url in workers]
             body = json.dumps({"pid": os.getpid(), "workers": rows}).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(body)))

@@ -1,0 +1,45 @@
+"""What `bench`, `compare` and `simulate` have in common: which workload, and which strategies on which manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.workloads import WorkloadSpec
+from controller.spec.load import override
+from controller.spec.model import KVCluster, Strategy
+
+
+class NoStrategyError(ValueError):
+    """`--strategies` is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The workload's options; None means the workload's own default."""
+
+    workload: str
+    trace: Path | None
+    limit: int | None
+    rate: float | None
+    seed: int
+
+    def spec(self) -> WorkloadSpec:
+        """The workload asked for."""
+        return WorkloadSpec(self.workload, self.seed, self.limit, self.rate, self.trace)
+
+
+def with_strategy(manifest: KVCluster, strategy: str) -> KVCluster:
+    """The manifest under another strategy. Raises `ManifestError`."""
+    return override(manifest, {("spec", "router", "strategy"): strategy}, f"{manifest.name} with --strategies")
+
+
+def checked_strategies(manifest: KVCluster, given: Sequence[str]) -> list[str]:
+    """The strategies named, each once, before the first of several runs. Raises `NoStrategyError`, `ManifestError`."""
+    names = list(dict.fromkeys(name.strip() for name in given if name.strip()))
+    if not names:
+        raise NoStrategyError(f"--strategies names no strategy; use some of: {', '.join(Strategy)}")
+    for name in names:
+        with_strategy(manifest, name)
+    return names
