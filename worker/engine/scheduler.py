@@ -185,8 +185,9 @@ class Scheduler:
         if sequence.scheduled is None:
             sequence.scheduled = start
             sequence.cached_tokens = cached
-            self._stats.prefix_cache_queries += sequence.tokens
-            self._stats.prefix_cache_hits += cached
+            if self._caching:
+                self._stats.prefix_cache_queries += sequence.tokens
+                self._stats.prefix_cache_hits += cached
         return sequence
 
     def _may_fit(self, sequence: Sequence) -> bool:
