@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 
@@ -29,10 +29,7 @@ from worker.server.app import App
 from worker.server.feed import CacheState, FeedEndpoints
 from worker.server.metrics import Exposition, WorkerCollector, WorkerCounts, cache_config, process_metrics
 from worker.server.service import Service
-from worker.settings import Settings, SettingsError
-
-if TYPE_CHECKING:
-    from worker.push import Pusher
+from worker.settings import WILDCARDS, Settings, SettingsError
 
 logger = logging.getLogger("worker")
 
@@ -46,10 +43,15 @@ LAST_WORDS = 2.0
 class Worker:
     """Everything one worker process consists of, wired together. Made inside the event loop."""
 
-    def __init__(self, settings: Settings, tokenizer: Tokenizer, generator: Generator, port: int) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        tokenizer: Tokenizer,
+        generator: Generator,
+        port: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         gpu = settings.gpu
-        clock = time.monotonic
         self.epoch = time.time_ns() // 1000
         max_model_len = settings.model_len()
         self.engine = Engine(engine_config(settings, tokenizer), gpu.latency.scaled(settings.speed))
@@ -58,7 +60,7 @@ class Worker:
         metrics = EngineMetrics(max_model_len)
         self.runner = EngineRunner(self.engine, clock=clock, report=self.reporter.report, observer=metrics)
         self.info = WorkerInfo(
-            worker_id=settings.worker_id or f"{settings.host}:{port}",
+            worker_id=settings.worker_id or f"{_own_name(settings.host)}:{port}",
             epoch=self.epoch,
             model=settings.served_model,
             block_size=settings.block_size,
@@ -81,7 +83,7 @@ class Worker:
         )
         self.state = CacheState(self.info, self.runner, self.feed)
         self.endpoints = FeedEndpoints(self.state, self.feed, self.reporter)
-        self.pushers = make_pushers(settings, port, self.state, self.feed) if settings.router_url else []
+        self.push_failures: Callable[[], int] = lambda: 0
         registry = CollectorRegistry()
         process_metrics(registry)
         registry.register(
@@ -90,7 +92,7 @@ class Worker:
                 metrics,
                 self.feed,
                 WorkerCounts(
-                    push_failures=lambda: sum(pusher.failures for pusher in self.pushers),
+                    push_failures=lambda: self.push_failures(),
                     draining=lambda: self.service.draining,
                 ),
                 settings.served_model,
@@ -108,31 +110,44 @@ class Worker:
     async def drain(self, grace: float) -> bool:
         """Take nothing new and let what runs finish; what is left after `grace` seconds ends with "abort".
 
+        The feed ends at once: a router that loses it asks /health, and hears that this worker leaves.
         True if nothing was left.
         """
         self.service.draining = True
+        self.endpoints.close()
         try:
             async with asyncio.timeout(grace):
-                await self.runner.idle()
+                await self.service.idle.wait()
         except TimeoutError:
             self.runner.abort_all()
             return False
         return True
 
     def close(self) -> None:
-        self.endpoints.close()
+        """Stop every timer and thread."""
         self.reporter.close()
         self.service.close()
 
 
-def make_pushers(settings: Settings, port: int, state: CacheState, feed: FeedLog) -> list[Pusher]:
-    """One for each router to push to."""
-    from worker.push import Pusher, advertised_url  # aiohttp doubles the start-up time of those that do not push
+def _own_name(host: str) -> str:
+    """`host`, or this machine's name where that means every address."""
+    return socket.gethostname() if host in WILDCARDS else host
 
-    return [
-        Pusher(url, settings.advertise_url or advertised_url(settings.host, port, url), state, feed)
+
+async def push(worker: Worker, settings: Settings, port: int) -> None:
+    """Keep every router that the settings name informed, until cancelled."""
+    if not settings.router_url:
+        return
+    from worker.push import Pusher, advertised_url, posting_to  # aiohttp: half the start-up time of a worker
+
+    pushers = [
+        Pusher(url, settings.advertise_url or advertised_url(settings.host, port, url), worker.state, worker.feed)
         for url in settings.router_url
     ]
+    worker.push_failures = lambda: sum(pusher.failures for pusher in pushers)
+    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        for pusher in pushers:
+            group.create_task(pusher.run(await stack.enter_async_context(posting_to(pusher.router_url))))
 
 
 def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:
@@ -158,17 +173,16 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
     server = HttpServer(worker.app, sock, limits, cancel_on_disconnect=True)
     await server.start()
     _log_start(settings, worker, server.port)
-    pushing = [asyncio.create_task(pusher.run()) for pusher in worker.pushers]
+    pushing = asyncio.create_task(push(worker, settings, server.port))
+    pushing.add_done_callback(_report_crash)
     try:
         await _first(stop, worker.runner.dead)
         failed = worker.runner.dead.is_set()
-        for task in pushing:  # first of all, so that the routers stop choosing this worker
-            task.cancel()
+        pushing.cancel()  # first of all, so that the routers stop choosing this worker
         finished = await worker.drain(0.0 if failed else settings.grace_period)
     finally:
-        for task in pushing:
-            task.cancel()
-        await asyncio.gather(*pushing, return_exceptions=True)
+        pushing.cancel()
+        await asyncio.gather(pushing, return_exceptions=True)
         worker.close()
         await server.stop(LAST_WORDS)
     event(
@@ -189,6 +203,11 @@ async def _first(*events: asyncio.Event) -> None:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _report_crash(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        event(logger, logging.ERROR, "push_crashed", error=repr(error))
 
 
 def _log_start(settings: Settings, worker: Worker, port: int) -> None:

@@ -7,10 +7,12 @@ what was evicted. One task a router; its messages go out in order.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -31,6 +33,7 @@ from kvcache.keys import BlockKey
 from kvcache.logs import event
 from worker.feed import FeedLog
 from worker.server.feed import CacheState
+from worker.settings import WILDCARDS
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,32 @@ class PushError(Exception):
     """The router did not take a message; the message says why."""
 
 
+class Post(Protocol):
+    """How a message reaches the router."""
+
+    async def __call__(self, path: str, body: bytes, media_type: str) -> bytes:
+        """The answer's body. Raises `PushError` when the router cannot be reached or does not take the message."""
+
+
+@contextlib.asynccontextmanager
+async def posting_to(router_url: str) -> AsyncIterator[Post]:
+    """A connection to the router's management port, kept open between messages."""
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=1)) as session:
+
+        async def post(path: str, body: bytes, media_type: str) -> bytes:
+            try:
+                async with session.post(router_url + path, data=body, headers={"content-type": media_type}) as answer:
+                    data = await answer.read()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise PushError(str(error) or type(error).__name__) from None
+            if not 200 <= answer.status < 300:
+                raise PushError(f"{path} refused: {answer.status} {data[:200].decode(errors='replace')}")
+            return data
+
+        yield post
+
+
 class Pusher:
     """Keeps one router informed. `url` is where the router reaches this worker."""
 
@@ -69,27 +98,24 @@ class Pusher:
         self.connected: bool | None = None
         """None before the first attempt has ended."""
 
-    async def run(self) -> None:
-        """Push until cancelled."""
+    async def run(self, post: Post) -> None:
+        """Push until cancelled. A router that is away is tried again, ever more rarely."""
         self._feed.listen(self._on_events)
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT)
         retry = FIRST_RETRY
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=1)) as session:
-            while True:
-                try:
-                    await self._push_what_is_due(session)
-                except (aiohttp.ClientError, TimeoutError, OSError, PushError) as error:
-                    self.failures += 1
-                    self._changed(False, str(error) or type(error).__name__)
-                    self._sync_due = 0.0
-                    self._evicted.clear()
-                    await asyncio.sleep(retry * random.uniform(0.5, 1.0))
-                    retry = min(2 * retry, LAST_RETRY)
-                    self._heartbeat_due = 0.0
-                else:
-                    retry = FIRST_RETRY
-                    self._changed(True, "")
-                    await self._until_due()
+        while True:
+            try:
+                await self._push_what_is_due(post)
+            except PushError as error:
+                self.failures += 1
+                self._changed(False, str(error))
+                await asyncio.sleep(retry * random.uniform(0.5, 1.0))
+                retry = min(2 * retry, LAST_RETRY)
+                self._evicted.clear()
+                self._heartbeat_due = self._sync_due = 0.0
+            else:
+                retry = FIRST_RETRY
+                self._changed(True, "")
+                await self._until_due()
 
     def _on_events(self, events: Sequence[Event]) -> None:
         for change in events:
@@ -101,23 +127,23 @@ class Pusher:
         if self._evicted:
             self._wake.set()
 
-    async def _push_what_is_due(self, session: aiohttp.ClientSession) -> None:
+    async def _push_what_is_due(self, post: Post) -> None:
+        info = self._state.info
         if self._evicted:
             keys, self._evicted = tuple(self._evicted), []
-            info = self._state.info
-            message = Eviction(info.worker_id, info.epoch, self._feed.seq, keys)
-            await self._post(session, "eviction", encode_eviction(message), JSON)
+            await post(
+                "/internal/eviction", encode_eviction(Eviction(info.worker_id, info.epoch, self._feed.seq, keys)), JSON
+            )
         now = self._loop.time()
         if now >= self._heartbeat_due:
             self._heartbeat_due = now + HEARTBEAT_INTERVAL
-            beat = Heartbeat(self._state.info, self.url, self._feed.seq, self._state.load())
-            answer = await self._post(session, "heartbeat", encode_heartbeat(beat), JSON)
-            if answer.get("resync") is True:
+            beat = Heartbeat(info, self.url, self._feed.seq, self._state.load())
+            if _asks_for_resync(await post("/internal/heartbeat", encode_heartbeat(beat), JSON)):
                 self._sync_due = 0.0
         if now >= self._sync_due:
             self._sync_due = now + SYNC_INTERVAL
             self._evicted.clear()
-            await self._post(session, "sync", encode_snapshot(self._state.snapshot(), MSGPACK), MSGPACK)
+            await post("/internal/sync", encode_snapshot(self._state.snapshot(), MSGPACK), MSGPACK)
 
     async def _until_due(self) -> None:
         """Sleep until the next heartbeat or sync; an eviction ends it earlier, but not at once."""
@@ -131,22 +157,6 @@ class Pusher:
         except TimeoutError:
             pass
 
-    async def _post(self, session: aiohttp.ClientSession, what: str, body: bytes, media_type: str) -> dict[str, object]:
-        """The answer's JSON object. Raises `PushError` for anything but 2xx with one."""
-        async with session.post(
-            f"{self.router_url}/internal/{what}", data=body, headers={"content-type": media_type}
-        ) as response:
-            answer = await response.read()
-            if not 200 <= response.status < 300:
-                raise PushError(f"{what} refused: {response.status} {answer[:200].decode(errors='replace')}")
-        try:
-            parsed = orjson.loads(answer or b"{}")
-        except orjson.JSONDecodeError:
-            raise PushError(
-                f"{what}: the answer is not JSON; is {self.router_url} a router's management port?"
-            ) from None
-        return parsed if isinstance(parsed, dict) else {}
-
     def _changed(self, connected: bool, why: str) -> None:
         if connected == self.connected:
             return
@@ -157,12 +167,19 @@ class Pusher:
             event(logger, logging.WARNING, "router_lost", router=self.router_url, why=why)
 
 
+def _asks_for_resync(answer: bytes) -> bool:
+    try:
+        return orjson.loads(answer).get("resync") is True
+    except (orjson.JSONDecodeError, AttributeError):
+        raise PushError("the heartbeat's answer is no JSON object; is this a router's management port?") from None
+
+
 def advertised_url(host: str, port: int, router_url: str) -> str:
     """Where the router at `router_url` reaches a server that listens on `host`.
 
     A server on every address is advertised under the one that this machine uses towards the router.
     """
-    if host in ("", "0.0.0.0", "::"):  # noqa: S104
+    if host in WILDCARDS:
         host = _address_towards(router_url)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -73,8 +73,6 @@ class EngineRunner:
         self._running: dict[str, _Running] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.dead = asyncio.Event()
         """Set when the engine has failed; the process should end."""
 
@@ -89,7 +87,6 @@ class EngineRunner:
             raise EngineDeadError
         self.engine.submit(request, self._clock())
         self._running[request.request_id] = _Running(sink)
-        self._idle.clear()
         self._pump_soon()
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
@@ -97,8 +94,6 @@ class EngineRunner:
         if self._running.pop(request_id, None) is None or self.dead.is_set():
             return
         self.engine.abort(request_id, self._clock(), reason)
-        if not self._running:
-            self._idle.set()
         self._pump_soon()
 
     def abort_all(self) -> None:
@@ -106,10 +101,6 @@ class EngineRunner:
         for request_id, running in tuple(self._running.items()):
             self.abort(request_id)
             running.sink.end()
-
-    async def idle(self) -> None:
-        """Wait until no request is left."""
-        await self._idle.wait()
 
     def reset_prefix_cache(self) -> bool:
         """Forget every cached block; False while a request runs."""
@@ -160,13 +151,10 @@ class EngineRunner:
         self._observer.token(None if last_at is None else output.at - last_at)
         if output.finish_reason is not None:
             del self._running[output.request_id]
-            if not self._running:
-                self._idle.set()
         running.sink.deliver(output)
 
     def _die(self) -> None:
         self.dead.set()
         running, self._running = self._running, {}
-        self._idle.set()
         for entry in running.values():
             entry.sink.fail(EngineDeadError())

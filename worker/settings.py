@@ -13,6 +13,10 @@ from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
 _HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
 
 
+WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
+"""Hosts that stand for every address of the machine."""
+
+
 class SettingsError(ValueError):
     """A setting is missing, unknown or contradicts another; the message says which and what to do."""
 
@@ -42,7 +46,9 @@ class Settings(BaseSettings):
         None, ge=0, description="file descriptor of an inherited listening socket, instead of host and port"
     )
     worker_id: str | None = Field(
-        None, min_length=1, description="name of this worker in the router; default: host:port"
+        None,
+        min_length=1,
+        description="name of this worker in the router; default: host:port (the machine's name for 0.0.0.0)",
     )
 
     model: str | None = Field(None, min_length=1, description="served model name; default: the profile's model")

@@ -68,13 +68,11 @@ class App:
         async def counted(exchange: Exchange, service: Service) -> None:
             if service.draining:
                 raise ApiError(503, "The server is shutting down and takes no new requests.")
-            service.in_progress += 1
-            try:
-                await handler(exchange, service)
-            except EngineDeadError:
-                raise engine_dead() from None
-            finally:
-                service.in_progress -= 1
+            with service.counted():
+                try:
+                    await handler(exchange, service)
+                except EngineDeadError:
+                    raise engine_dead() from None
 
         return counted
 

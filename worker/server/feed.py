@@ -60,13 +60,14 @@ class FeedEndpoints:
         self._closed = False
 
     def close(self) -> None:
-        """End every stream; new ones end at once."""
+        """End every stream, and answer 503 from now on."""
         self._closed = True
         for wake in tuple(self._wakes):
             wake()
 
     async def state(self, exchange: Exchange, service: Service) -> None:
         """The snapshot; 304 when If-None-Match names the present position."""
+        self._check_open()
         etag = f'"{self._state.position()}"'.encode()
         known = exchange.header(b"if-none-match").encode("latin-1")
         if etag in (tag.strip().removeprefix(b"W/") for tag in known.split(b",")):
@@ -81,6 +82,7 @@ class FeedEndpoints:
 
         A position that cannot be resumed, or a subscriber too slow to keep, ends the stream with a `reset` event.
         """
+        self._check_open()
         after = _last_event_id(exchange)
         self._state.position()
         wake = asyncio.Event()
@@ -106,6 +108,10 @@ class FeedEndpoints:
         finally:
             self._wakes.discard(wake.set)
             self._feed.unsubscribe(subscriber)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ApiError(503, "The worker is shutting down; its cache is of no more use.")
 
 
 def _last_event_id(exchange: Exchange) -> tuple[int, int] | None:

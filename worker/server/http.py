@@ -24,7 +24,7 @@ RETRY_AFTER = (b"retry-after", b"1")
 class Exchange:
     """A request and the one answer to it. `common` are headers that the answer carries whatever it is."""
 
-    __slots__ = ("_receive", "_send", "common", "method", "path", "scope", "started")
+    __slots__ = ("_receive", "_send", "common", "method", "path", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -33,7 +33,6 @@ class Exchange:
         self._receive = receive
         self._send = send
         self.common: tuple[Header, ...] = (VARY,)
-        self.started = False
 
     def header(self, name: bytes) -> str:
         """The first value of the header of this lower-case name, "" when there is none."""
@@ -62,7 +61,6 @@ class Exchange:
 
     async def reply(self, status: int, body: bytes, *headers: Header) -> None:
         """Answer at once, headers in the order in which vLLM sends them."""
-        self.started = True
         sent = [(b"content-length", b"%d" % len(body)), *headers, *self.common]
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
         await self._send({"type": "http.response.body", "body": body})
@@ -79,7 +77,6 @@ class Exchange:
 
     async def open_stream(self, *headers: Header) -> None:
         """Send the head of a stream of server-sent events."""
-        self.started = True
         sent = [*headers, SSE_TYPE, *self.common]
         await self._send({"type": "http.response.start", "status": 200, "headers": sent})
 

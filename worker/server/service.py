@@ -7,8 +7,9 @@ import hashlib
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -65,10 +66,27 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
     in_progress: int = 0
     """Completion and chat requests under way."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while none is."""
     _ids: itertools.count[int] = field(default_factory=itertools.count)
     _tokenizing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
     )
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """One request is under way."""
+        self.in_progress += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self.in_progress -= 1
+            if not self.in_progress:
+                self.idle.set()
 
     @property
     def fingerprint(self) -> str:
