@@ -19,7 +19,7 @@ bytes it never visits. Every operation here is O(1) a block, whatever the size o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, KeysView, Sequence
 
 from kvcache.feed import Cleared, Event, Removed, Stored
 from kvcache.keys import BlockKey
@@ -57,8 +57,10 @@ class BlockCache:
         self._removed: list[BlockKey] = []
         """Evictions since the last event in `_events`."""
 
-    def __contains__(self, key: BlockKey) -> bool:
-        return key in self._first
+    @property
+    def cached(self) -> KeysView[BlockKey]:
+        """The keys that can be hit: a live view."""
+        return self._first.keys()
 
     def hits(self, keys: Iterable[BlockKey]) -> list[int]:
         """The blocks of the longest cached run at the start of `keys`, which is not read further than one key past

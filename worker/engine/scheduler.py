@@ -129,14 +129,15 @@ class Scheduler:
         """Prompt tokens still to be computed: what running sequences lack, and what waiting ones would lack if they
         were admitted now. O(running + waiting), and O(1) a block by which those hits have changed since last time."""
         tokens = sum(sequence.tokens - sequence.computed for sequence in self.running if sequence.prefilling)
-        cache, size = self._cache, self._block_size
+        cached, size = self._cache.cached, self._block_size
         for sequence in self.waiting.values():
             if self._caching:
                 end = (sequence.tokens - 1) // size
                 hits = sequence.known_hits
-                while hits and sequence.keys(hits)[hits - 1] not in cache:
+                keys = sequence.keys(min(hits + 1, end))
+                while hits and keys[hits - 1] not in cached:
                     hits -= 1
-                while hits < end and sequence.keys(hits + 1)[hits] in cache:
+                while hits < end and sequence.keys(hits + 1)[hits] in cached:
                     hits += 1
                 sequence.known_hits = hits
             tokens += sequence.tokens - sequence.known_hits * size
@@ -203,10 +204,10 @@ class Scheduler:
             return True
         if not self._caching:
             return False
-        hits = blocked.hits
-        if hits and sequence.keys(hits)[hits - 1] not in self._cache:
+        cached, hits = self._cache.cached, blocked.hits
+        if hits and sequence.keys(hits)[hits - 1] not in cached:
             return True
-        return hits < (sequence.tokens - 1) // self._block_size and sequence.keys(hits + 1)[hits] in self._cache
+        return hits < (sequence.tokens - 1) // self._block_size and sequence.keys(hits + 1)[hits] in cached
 
     def _compute_chunk(self, sequence: Sequence, count: int) -> float:
         """Prefill the next `count` tokens; their full blocks can be hit at once (rule 6). Seconds it takes."""

@@ -60,6 +60,8 @@ class Sequence:
     def keys(self, end: int) -> list[BlockKey]:
         """Keys of the first `end` blocks at least: a list not to be changed."""
         known = self._keys
+        if len(known) >= end:
+            return known
         size = self._block_bytes
         for start in range(len(known) * size, end * size, size):
             known.append(self._hasher.extend(bytes(self._packed[start : start + size])))

@@ -201,7 +201,7 @@ def test_blocks_without_a_key_are_reused_before_cached_ones() -> None:
     cache.release(cached)
     cache.release(empty)
     assert cache.allocate(1) == empty
-    assert b"a" in cache
+    assert b"a" in cache.cached
 
 
 def test_a_shared_block_is_freed_with_its_last_user() -> None:
