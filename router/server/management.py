@@ -42,6 +42,7 @@ class Management:
         route("/ready", self.ready, methods=["GET"])
         route("/metrics", self.scrape, methods=["GET"])
         route("/workers", self.workers, methods=["GET"])
+        route("/workers/{worker_id}/blocks", self.blocks, methods=["GET"])
         route("/route/explain", self.explain, methods=["POST"])
         route("/internal/heartbeat", self.heartbeat, methods=["POST"])
         route("/internal/sync", self.sync, methods=["POST"])
@@ -67,6 +68,18 @@ class Management:
     async def workers(self) -> Response:
         """Every worker as the router sees it."""
         return _json({"workers": [asdict(worker) for worker in self.fleet.workers(self.clock())]})
+
+    async def blocks(self, worker_id: str) -> Response:
+        """The blocks the router believes this worker holds (a key once for each physical block), and as of when.
+
+        Compare with the worker's own `GET /cache/state`: at the same epoch and seq the two are equal.
+        """
+        for worker in self.fleet.workers(self.clock()):
+            if worker.worker_id == worker_id:
+                held = self.fleet.view(worker.url)
+                keys = [key.hex() for key, count in held.items() for _ in range(count)]
+                return _json({"worker_id": worker_id, "epoch": worker.epoch, "seq": worker.seq, "keys": keys})
+        return _error(404, f"no worker is called {worker_id!r}; GET /workers lists them", "NotFoundError")
 
     async def explain(self, request: Request) -> Response:
         """The decision a completion or chat request would get now; nothing is sent, nothing is counted."""

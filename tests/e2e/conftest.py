@@ -1,0 +1,46 @@
+"""Whole clusters of real processes on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import httpx
+import pytest
+
+from controller.local.cluster import LocalCluster
+from controller.spec.load import validate_manifest
+from tests.e2e.support import ClusterUnderTest
+
+START_SECONDS = 60.0
+
+StartCluster = Callable[..., AbstractAsyncContextManager[ClusterUnderTest]]
+
+
+@pytest.fixture
+def start_cluster() -> StartCluster:
+    """`async with start_cluster(workers=2, speed=20) as cluster`."""
+
+    @asynccontextmanager
+    async def start(
+        *, workers: int = 2, speed: float = 20.0, blocks: int = 924, strategy: str = "cache_aware"
+    ) -> AsyncIterator[ClusterUnderTest]:
+        manifest = validate_manifest(
+            {
+                "apiVersion": "kvcluster.dev/v1alpha1",
+                "kind": "KVCluster",
+                "metadata": {"name": "e2e"},
+                "spec": {
+                    "model": {"profile": "llama-2-13b-a100-40gb"},
+                    "engine": {"type": "emulator", "speed": speed},
+                    "cache": {"blocks": blocks},
+                    "workers": {"replicas": workers, "drainSeconds": 10},
+                    "router": {"strategy": strategy},
+                },
+            }
+        )
+        async with LocalCluster(manifest) as local, httpx.AsyncClient(timeout=30, trust_env=False) as client:
+            await local.wait_ready(START_SECONDS)
+            yield ClusterUnderTest(local, client)
+
+    return start

@@ -1,0 +1,68 @@
+"""What the end-to-end tests ask of a running cluster, and how they wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+
+from controller.local.cluster import LocalCluster
+
+
+class ClusterUnderTest:
+    """A running cluster with the questions the tests ask of it."""
+
+    def __init__(self, local: LocalCluster, client: httpx.AsyncClient) -> None:
+        self.local = local
+        self.client = client
+
+    @property
+    def url(self) -> str:
+        return self.local.url
+
+    async def router_workers(self) -> list[dict[str, Any]]:
+        answer = await self.client.get(f"{self.local.management_url}/workers")
+        workers: list[dict[str, Any]] = answer.json()["workers"]
+        return workers
+
+    async def router_view(self, worker_id: str) -> tuple[int, Counter[str]]:
+        """Epoch and multiset of block keys, as the router believes them."""
+        answer = await self.client.get(f"{self.local.management_url}/workers/{worker_id}/blocks")
+        answer.raise_for_status()
+        view = answer.json()
+        return view["epoch"], Counter(view["keys"])
+
+    async def worker_state(self, url: str) -> tuple[int, Counter[str]]:
+        """Epoch and multiset of block keys, as the worker states them."""
+        state = (await self.client.get(f"{url}/cache/state")).json()
+        return state["epoch"], Counter(key for key, _ in state["blocks"])
+
+    async def views_agree(self) -> bool:
+        """Whether the router's view of every worker equals the worker's own state."""
+        for worker in self.local.workers:
+            try:
+                if await self.router_view(worker.name) != await self.worker_state(worker.url):
+                    return False
+            except (httpx.HTTPError, KeyError):
+                return False
+        return True
+
+    async def metric(self, url: str, name: str) -> float:
+        """Sum of a metric's samples."""
+        text = (await self.client.get(f"{url}/metrics")).text
+        samples = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
+        assert samples, f"{url}/metrics has no {name}"
+        return sum(float(line.rsplit(" ", 1)[1]) for line in samples)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], within: float, what: str) -> float:
+    """Seconds until `condition` held; fails after `within`."""
+    start = time.monotonic()
+    while not await condition():
+        assert time.monotonic() - start < within, f"not within {within:g} s: {what}"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - start
