@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,32 +26,6 @@ def build_manifest(**spec: Any) -> KVCluster:
 @pytest.fixture
 def make_manifest() -> MakeManifest:
     return build_manifest
-
-
-async def eventually(condition: Callable[[], Any], deadline: float = 30.0) -> None:
-    """Returns once the condition holds. Fails after `deadline` seconds, which is a hang, not a slow machine."""
-    async with asyncio.timeout(deadline):
-        while not condition():  # noqa: ASYNC110  conditions of the machine set no event
-            await asyncio.sleep(0.01)
-
-
-@pytest.fixture(name="eventually")
-def _eventually() -> Callable[..., Awaitable[None]]:
-    return eventually
-
-
-def runs(pid: int) -> bool:
-    """Whether a process of this id runs (a zombie does not)."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
-@pytest.fixture(name="runs")
-def _runs() -> Callable[[int], bool]:
-    return runs
 
 
 def standins(**modes: str) -> Callable[[KVCluster, Addresses], tuple[ProcessPlan, ...]]:

@@ -11,6 +11,7 @@ import pytest
 from controller.local.cluster import Options, StartError
 from controller.local.process import State
 from controller.local.sockets import PortTakenError, bind
+from tests.processes import eventually, runs
 
 pytestmark = pytest.mark.process
 
@@ -20,7 +21,7 @@ def manifest(make_manifest):
     return make_manifest(workers={"replicas": 2, "drainSeconds": 20})
 
 
-async def test_serves_until_the_context_is_left_and_leaves_nothing_behind(manifest, local_cluster, runs):
+async def test_serves_until_the_context_is_left_and_leaves_nothing_behind(manifest, local_cluster):
     async with local_cluster(manifest) as cluster:
         await cluster.wait_ready()
         assert [worker.name for worker in cluster.workers] == ["demo-worker-0", "demo-worker-1"]
@@ -38,7 +39,7 @@ async def test_serves_until_the_context_is_left_and_leaves_nothing_behind(manife
             await client.get(cluster.url)
 
 
-async def test_a_killed_process_comes_back_under_its_address(manifest, local_cluster, eventually, runs):
+async def test_a_killed_process_comes_back_under_its_address(manifest, local_cluster):
     async with local_cluster(manifest) as cluster:
         await cluster.wait_ready()
         before = cluster.workers[1]
@@ -54,7 +55,7 @@ async def test_a_killed_process_comes_back_under_its_address(manifest, local_clu
         assert cluster.workers[0].restarts == cluster.router.restarts == 0
 
 
-async def test_changes_are_told_in_order(manifest, local_cluster, eventually):
+async def test_changes_are_told_in_order(manifest, local_cluster):
     changes = []
     async with local_cluster(manifest, Options(on_change=changes.append)) as cluster:
         await cluster.wait_ready()
@@ -67,7 +68,7 @@ async def test_changes_are_told_in_order(manifest, local_cluster, eventually):
     assert told[2].detail == "was killed by SIGKILL; starting again in 0.1 s"
 
 
-async def test_a_process_that_never_gets_ready_is_given_up_with_what_it_wrote(manifest, local_cluster, runs):
+async def test_a_process_that_never_gets_ready_is_given_up_with_what_it_wrote(manifest, local_cluster):
     async with local_cluster(manifest, demo_worker_1="die") as cluster:
         with pytest.raises(
             StartError, match=r"(?s)does not start: demo-worker-1 .*exited with code 3.*stand-in \d+ die"
@@ -83,7 +84,7 @@ async def test_not_ready_in_time_names_the_process(manifest, local_cluster):
             await cluster.wait_ready(timeout=1)
 
 
-async def test_a_process_deaf_to_sigterm_is_killed(make_manifest, local_cluster, runs):
+async def test_a_process_deaf_to_sigterm_is_killed(make_manifest, local_cluster):
     manifest = make_manifest(workers={"replicas": 1, "drainSeconds": 0})
     async with local_cluster(manifest, demo_worker_0="deaf") as cluster:
         await cluster.wait_ready()
@@ -91,7 +92,7 @@ async def test_a_process_deaf_to_sigterm_is_killed(make_manifest, local_cluster,
     assert not runs(pid)
 
 
-async def test_kill_cuts_the_drain_short(make_manifest, local_cluster, runs):
+async def test_kill_cuts_the_drain_short(make_manifest, local_cluster):
     manifest = make_manifest(workers={"replicas": 1, "drainSeconds": 86_400})
     async with local_cluster(manifest, demo_worker_0="deaf") as cluster:
         await cluster.wait_ready()
@@ -100,7 +101,7 @@ async def test_kill_cuts_the_drain_short(make_manifest, local_cluster, runs):
     assert not runs(pid)
 
 
-async def test_a_frozen_process_is_ended_too(manifest, local_cluster, runs):
+async def test_a_frozen_process_is_ended_too(manifest, local_cluster):
     async with local_cluster(manifest) as cluster:
         await cluster.wait_ready()
         pid = cluster.workers[0].pid

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import eventually, runs
+
 pytestmark = pytest.mark.process
 
 SUPERVISE = f"""
 import asyncio, json, sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
-from conftest import build_manifest, standins
+from tests.controller.conftest import build_manifest, standins
 from controller.local.cluster import LocalCluster
 
 async def main():
@@ -32,7 +34,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["running", "frozen"])
-async def test_children_die_with_a_killed_supervisor(frozen, eventually, runs):
+async def test_children_die_with_a_killed_supervisor(frozen):
     supervisor = await asyncio.create_subprocess_exec(sys.executable, "-c", SUPERVISE, stdout=PIPE)
     pids = json.loads(await supervisor.stdout.readline())
     assert all(runs(pid) for pid in pids)

@@ -1,0 +1,67 @@
+"""The manifest speaks of workers and routers without importing them: what it says must be what they take."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.local.plan import Addresses, desired_processes
+from controller.spec.model import RESERVED_FLAGS, KVCluster, Limits, Strategy
+from router.core.strategies import STRATEGIES
+from router.settings import Settings as RouterSettings
+from worker.settings import Settings as WorkerSettings
+
+ADDRESSES = Addresses(("http://127.0.0.1:1", "http://127.0.0.1:2"), "http://127.0.0.1:8000", "http://127.0.0.1:9000")
+
+
+@pytest.fixture
+def manifest(make_manifest) -> KVCluster:
+    return make_manifest(
+        model={"name": "m", "maxModelLen": 512},
+        engine={"speed": 2.5, "seed": 7, "meanOutputTokens": 9, "args": ["--dev-mode"]},
+        cache={"blockSize": 32, "blocks": 100},
+        workers={"replicas": 2, "drainSeconds": 5},
+        router={"strategy": "least_loaded", "limits": {"maxConcurrentRequests": 77}},
+    )
+
+
+def test_strategies_are_the_routers():
+    assert {strategy.value for strategy in Strategy} == set(STRATEGIES)
+
+
+def test_a_worker_understands_its_command_line(manifest):
+    plan = desired_processes(manifest, ADDRESSES)[1]
+    settings = WorkerSettings.load([*plan.args, "--fd=5"])
+    assert (settings.worker_id, settings.advertise_url, settings.fd) == ("demo-worker-1", "http://127.0.0.1:2", 5)
+    assert (settings.served_model, settings.usable_blocks, settings.block_size) == ("m", 100, 32)
+    assert (settings.model_len(), settings.speed, settings.seed) == (512, 2.5, 7)
+    assert (settings.mean_output_tokens, settings.grace_period, settings.dev_mode) == (9, 5.0, True)
+
+
+def test_a_router_understands_its_command_line(manifest):
+    plan = desired_processes(manifest, ADDRESSES)[-1]
+    settings = RouterSettings.load([*plan.args, "--fd=5", "--management-fd=6"])
+    assert (settings.workers, settings.strategy) == (ADDRESSES.workers, "least_loaded")
+    assert (settings.model, settings.block_size, settings.speed) == ("m", 32, 2.5)
+    assert (settings.max_concurrent_requests, settings.fd, settings.management_fd) == (77, 5, 6)
+
+
+def test_limits_default_to_the_routers_own():
+    settings, limits = RouterSettings.load([]), Limits()
+    for name in Limits.model_fields:
+        assert getattr(limits, name) == getattr(settings, name), name
+
+
+def test_defaults_are_the_workers_own(make_manifest):
+    spec, settings = make_manifest().spec, WorkerSettings.load([])
+    assert (spec.blocks, spec.max_model_len, spec.model_name) == (
+        *(settings.usable_blocks, settings.model_len(), settings.served_model),
+    )
+    assert (spec.engine.mean_output_tokens, spec.engine.seed, spec.engine.generator) == (
+        *(settings.mean_output_tokens, settings.seed, settings.generator),
+    )
+    assert (spec.model.tokenizer, spec.model.profile) == (settings.tokenizer, settings.profile)
+
+
+def test_reserved_flags_exist():
+    known = {f"--{name.replace('_', '-')}" for name in WorkerSettings.model_fields}
+    assert set(RESERVED_FLAGS) - known == {"--num-gpu-blocks-override"}  # vLLM's name for --blocks

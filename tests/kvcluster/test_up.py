@@ -1,0 +1,117 @@
+"""`kvcluster up` with real workers and a real router."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.processes import runs
+
+pytestmark = pytest.mark.process
+
+ROOT = Path(__file__).parents[2]
+MANIFEST = """
+apiVersion: kvcluster.dev/v1alpha1
+kind: KVCluster
+metadata: {name: small}
+spec:
+  workers: {replicas: 2, nodeSelector: {gpu: a100}}
+  engine: {speed: 50}
+"""
+DEADLINE = 60.0
+
+
+class Up:
+    """A running command and the events it has told."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def event(self, name: str, /, **fields: Any) -> dict[str, Any]:
+        """The next event of this name with these values."""
+        async with asyncio.timeout(DEADLINE):
+            while line := await self.process.stdout.readline():
+                event = json.loads(line)
+                if event["event"] == name and all(event[key] == value for key, value in fields.items()):
+                    return event
+        raise AssertionError(f"ended with {await self.process.wait()} before {name} {fields}")
+
+
+@asynccontextmanager
+async def up(tmp_path: Path, *args: str) -> AsyncIterator[Up]:
+    file = tmp_path / "small.yaml"
+    file.write_text(MANIFEST)
+    command = [sys.executable, "-m", "kvcluster", "up", str(file), "--port", "0", "--management-port", "0"]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--log-dir", str(tmp_path / "logs"), *args, stdout=PIPE, cwd=ROOT, limit=2**20
+    )
+    try:
+        yield Up(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_serves_restarts_what_dies_and_stops_cleanly(tmp_path):
+    async with up(tmp_path, "--json", "--strategy", "round_robin") as command, httpx.AsyncClient() as client:
+        ignored = await command.event("message")
+        assert ignored["message"] == "spec.workers.nodeSelector: only a cluster honours it; ignored here"
+        ready = await command.event("ready")
+        answer = await client.post(f"{ready['url']}/v1/completions", json={"prompt": "Hello", "max_tokens": 2})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-kvcluster-strategy"] == "round_robin"
+        assert answer.headers["x-kvcluster-worker"] in ("small-worker-0", "small-worker-1")
+
+        status = await command.event("status")
+        pids = [status["router"]["pid"], *(worker["process"]["pid"] for worker in status["workers"])]
+        os.kill(pids[1], signal.SIGKILL)
+        died = await command.event("process", name="small-worker-0", state="backoff")
+        assert died["detail"].startswith("was killed by SIGKILL")
+        back = await command.event("process", name="small-worker-0", state="ready")
+        assert (back["restarts"], back["url"]) == (1, died["url"])
+
+        command.process.send_signal(signal.SIGINT)
+        await command.event("message", message="stopped")
+        assert await command.process.wait() == 0
+        assert not any(runs(pid) for pid in (*pids, back["pid"]))
+    assert sorted(file.name for file in (tmp_path / "logs").iterdir()) == [
+        *("small-router.log", "small-worker-0.log", "small-worker-1.log"),
+    ]
+
+
+async def test_lines_where_there_is_no_terminal(tmp_path):
+    async with up(tmp_path) as command:
+        lines = []
+        async with asyncio.timeout(DEADLINE):
+            while line := (await command.process.stdout.readline()).decode():
+                lines.append(line.split(" ", 1)[1].rstrip())
+                if lines[-1].startswith("ready: "):
+                    command.process.send_signal(signal.SIGTERM)
+        assert await command.process.wait() == 0
+    assert any(line.startswith("small-router ready (pid ") for line in lines)
+    assert lines[-1] == "stopped"
+
+
+async def test_settings_a_worker_refuses_end_the_command_with_its_words(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(MANIFEST.replace("speed: 50", "args: [--max-num-seqs=none]"))
+    command = [sys.executable, "-m", "kvcluster", "up", str(file), "--port", "0", "--management-port", "0"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, cwd=ROOT)
+    async with asyncio.timeout(DEADLINE):
+        _, said = await process.communicate()
+    assert process.returncode == 1
+    assert "error: does not start: small-worker-" in said.decode()
+    assert "exited with code 2" in said.decode()
+    assert "--max-num-seqs: Input should be a valid integer" in said.decode()
