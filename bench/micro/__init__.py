@@ -1,0 +1,1 @@
+"""What single parts cost: scripts, each run as `python -m bench.micro.NAME`."""
