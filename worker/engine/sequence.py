@@ -59,19 +59,23 @@ class Sequence:
 
     def keys(self, end: int) -> list[BlockKey]:
         """Keys of the first `end` blocks at least: a list not to be changed."""
-        known = self._keys
-        if len(known) >= end:
-            return known
-        size = self._block_bytes
-        for start in range(len(known) * size, end * size, size):
-            known.append(self._hasher.extend(bytes(self._packed[start : start + size])))
-        return known
+        if len(self._keys) < end:
+            for _ in self._hash(end):
+                pass
+        return self._keys
 
     def each_key(self, end: int) -> Iterator[BlockKey]:
         """Keys of the first `end` blocks, hashed as they are asked for."""
         yield from self._keys[:end]
-        for depth in range(len(self._keys), end):
-            yield self.keys(depth + 1)[depth]
+        yield from self._hash(end)
+
+    def _hash(self, end: int) -> Iterator[BlockKey]:
+        """Extend the known keys to `end` blocks, one a turn."""
+        size, packed, known, extend = self._block_bytes, self._packed, self._keys, self._hasher.extend
+        for start in range(len(known) * size, end * size, size):
+            key = extend(bytes(packed[start : start + size]))
+            known.append(key)
+            yield key
 
     def finish(self, reason: FinishReason, at: float) -> FinishedRequest:
         """The record of its end."""
