@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from kvcache.tokenizer import Tokenizer, load_tokenizer
 from worker.generators import make_generator
 from worker.main import Worker

@@ -170,7 +170,9 @@ async def test_prompts_count_once_however_many_answers_they_get(start) -> None:
 async def test_echo_repeats_the_prompt_before_the_answer(start, tokenizer, stream) -> None:
     client = start(speed=1000).client
     for prompt in ("def a", tokenizer.encode("def a")):
-        reply = await client.post("/v1/completions", {"prompt": prompt, "max_tokens": 2, "echo": True, "stream": stream})
+        reply = await client.post(
+            "/v1/completions", {"prompt": prompt, "max_tokens": 2, "echo": True, "stream": stream}
+        )
         pieces = reply.chunks if stream else [reply.json()]
         text = "".join(choice["text"] for piece in pieces for choice in piece["choices"])
         assert text.startswith("def a ")

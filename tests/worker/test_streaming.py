@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from kvcache.feed import Load
 
 pytestmark = pytest.mark.looptime
@@ -114,7 +115,13 @@ async def test_the_choices_of_one_prompt_differ_and_share_its_blocks(start) -> N
 
 
 async def test_every_choice_of_a_chat_stream_begins_with_its_role(start) -> None:
-    body = {"messages": [{"role": "user", "content": "hi"}], "n": 2, "max_tokens": 3, "stream": True, "ignore_eos": True}
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "n": 2,
+        "max_tokens": 3,
+        "stream": True,
+        "ignore_eos": True,
+    }
     body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     reply = await start().client.post("/v1/chat/completions", body)
     roles = [chunk["choices"][0] for chunk in reply.chunks[:2]]

@@ -111,6 +111,14 @@ class WorkerCollector(Collector):
         )
         yield self._counter("prompt_tokens_cached", "Number of cached prompt tokens (local + external).", {"": cached})
         yield self._counter(
+            "prompt_tokens_cached_by_source",
+            "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), host (offloaded to "
+            "DRAM), disk, p2p (transferred from another vLLM instance) or external_unspecified. Counted at admission; "
+            "sums to vllm:prefix_cache_hits + vllm:external_prefix_cache_hits.",
+            {"device": stats.prefix_cache_hits, "host": 0, "p2p": 0, "disk": 0, "external_unspecified": 0},
+            "source",
+        )
+        yield self._counter(
             "generation_tokens", "Number of generation tokens processed.", {"": self._metrics.generated}
         )
         yield self._counter(

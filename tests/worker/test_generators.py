@@ -1,0 +1,205 @@
+"""Where the tokens come from: a seeded sampler, or a language model that makes one token at a time."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.generators import GeneratorError, make_generator
+from worker.generators.base import Ask
+from worker.generators.causal_lm import TurnTaker
+from worker.generators.sampler import Sampler
+from worker.settings import Settings
+
+PROMPT = [10, 20, 30]
+
+
+def tokens(answer: Any, count: int) -> list[int]:
+    return [answer.token(index) for index in range(count)]
+
+
+def length(answer: Any, eos: int | None) -> int:
+    index = 0
+    while answer.token(index) != eos:
+        index += 1
+    return index + 1
+
+
+# --- the sampler -------------------------------------------------------------------------------------------
+
+
+def test_the_same_request_gets_the_same_answer_on_every_worker(tokenizer) -> None:
+    ask = Ask(PROMPT, 100, ignore_eos=True)
+    one, other = (tokens(Sampler(tokenizer, 7, 100).answer(ask), 50) for _ in range(2))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        Ask([10, 20, 31], 100, ignore_eos=True),
+        Ask(PROMPT, 100, ignore_eos=True, seed=1),
+        Ask(PROMPT, 100, ignore_eos=True, choice=1),
+    ],
+    ids=["prompt", "seed", "choice"],
+)
+def test_answers_differ_with(ask, tokenizer) -> None:
+    sampler = Sampler(tokenizer, 7, 100)
+    assert tokens(sampler.answer(ask), 50) != tokens(sampler.answer(Ask(PROMPT, 100, ignore_eos=True)), 50)
+
+
+@given(st.lists(st.integers(0, 50_000), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_an_answer_that_comes_back_as_text_has_the_same_tokens(tokenizer, prompt, seed) -> None:
+    made = tokens(Sampler(tokenizer, seed, 100).answer(Ask(prompt, 30, ignore_eos=True)), 30)
+    text = tokenizer.decode(made)
+    assert tokenizer.encode(text) == made
+    assert tokenizer.encode("<|assistant|>\n" + text)[-30:] == made
+
+
+def test_lengths_have_the_mean_that_was_asked_for(tokenizer) -> None:
+    sampler = Sampler(tokenizer, 0, 60)
+    lengths = [length(sampler.answer(Ask([n], 10_000)), tokenizer.eos_token_id) for n in range(1500)]
+    assert statistics.mean(lengths) == pytest.approx(60, rel=0.1)
+    assert statistics.pstdev(lengths) == pytest.approx(60, rel=0.35)
+
+
+def test_min_tokens_and_ignore_eos_move_the_end(tokenizer) -> None:
+    sampler = Sampler(tokenizer, 0, 2)
+    assert length(sampler.answer(Ask(PROMPT, 500, min_tokens=80)), tokenizer.eos_token_id) == 81
+    endless = tokens(sampler.answer(Ask(PROMPT, 500, ignore_eos=True)), 500)
+    assert tokenizer.eos_token_id not in endless
+
+
+class Wordless:
+    """A vocabulary without a single token that looks like a word."""
+
+    vocab_size = 5
+    special_ids = frozenset({4})
+    eos_token_id = 4
+
+    def token_str(self, token_id: int) -> str:
+        return "#"
+
+
+def test_a_vocabulary_without_words_still_gives_plain_tokens() -> None:
+    sampler = Sampler(Wordless(), 0, 100)  # type: ignore[arg-type]
+    assert set(tokens(sampler.answer(Ask([1], 200, ignore_eos=True)), 200)) == {0, 1, 2, 3}
+
+
+# --- a language model --------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A model whose next token is the last one plus 1, and that remembers how it was called."""
+
+    window = 8
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[int], list[int] | None]] = []
+
+    def step(
+        self, tokens: Sequence[int], past: Any, temperature: float, chance: random.Random, banned: int | None
+    ) -> tuple[int, Any]:
+        self.calls.append((list(tokens), past))
+        seen = [*(past or []), *tokens]
+        assert len(seen) <= self.window
+        token = seen[-1] + 1
+        if token == 666:
+            raise RuntimeError("the model fails")
+        return token + (token == banned), seen
+
+
+@pytest.fixture
+def turns() -> Any:
+    made: list[TurnTaker] = []
+
+    def make(model: Any, eos: int | None = None) -> TurnTaker:
+        made.append(TurnTaker(model, eos, seed=0))
+        return made[-1]
+
+    yield make
+    for taker in made:
+        taker.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Until the model's thread has got there; pytest's time-out bounds it."""
+    while not condition():
+        os.sched_yield()
+
+
+def test_a_model_continues_the_prompt_one_token_at_a_time(turns) -> None:
+    model = Counting()
+    taker = turns(model)
+    answer = taker.answer(Ask([1, 2, 3], 4))
+    wait_until(lambda: len(answer.tokens) == 4)
+    assert answer.tokens == [4, 5, 6, 7]
+    assert model.calls[0] == ([1, 2, 3], None)
+    assert [call[0] for call in model.calls[1:]] == [[4], [5], [6]]
+    assert answer.token(3) == 7
+    assert answer.token(4) is None  # not ready, and never blocking
+
+
+def test_a_prompt_longer_than_the_window_loses_its_beginning(turns) -> None:
+    model = Counting()
+    answer = turns(model).answer(Ask(list(range(100)), 20))
+    wait_until(lambda: len(answer.tokens) == 20)
+    assert answer.tokens == list(range(100, 120))
+    assert model.calls[0][0] == [96, 97, 98, 99]  # half of the window is left for the answer
+
+
+def test_answers_take_turns(turns) -> None:
+    model = Counting()
+    taker = turns(model)
+    answers = [taker.answer(Ask([start], 6)) for start in (100, 200, 300)]
+    wait_until(lambda: all(len(answer.tokens) == 6 for answer in answers))
+    assert [answer.tokens[0] for answer in answers] == [101, 201, 301]
+
+
+def test_an_answer_ends_with_its_end_of_sequence_token(turns) -> None:
+    taker = turns(Counting(), eos=5)
+    ends, ignores, outlasts = (
+        taker.answer(ask) for ask in (Ask([3], 50), Ask([3], 5, ignore_eos=True), Ask([3], 50, min_tokens=3))
+    )
+    wait_until(lambda: len(ignores.tokens) == 5 and len(outlasts.tokens) == 50)
+    assert ends.tokens == [4, 5]
+    assert 5 not in ignores.tokens
+    assert 5 not in outlasts.tokens[:3]
+
+
+def test_an_answer_that_is_given_up_costs_the_model_nothing_more(turns) -> None:
+    model = Counting()
+    steps = threading.Semaphore(3)
+    step, model.step = model.step, lambda *args: (steps.acquire(), step(*args))[1]  # type: ignore[method-assign]
+    taker = turns(model)
+    answer = taker.answer(Ask([1], 1000))
+    wait_until(lambda: len(answer.tokens) == 3)
+    answer.close()
+    steps.release(1000)
+    taker.close()
+    assert len(answer.tokens) == 4  # the one that was being made
+
+
+def test_a_model_that_fails_ends_its_answer_and_no_other(turns) -> None:
+    taker = turns(Counting(), eos=7)
+    fails = taker.answer(Ask([663], 10))
+    works = taker.answer(Ask([100], 10))
+    wait_until(lambda: len(works.tokens) == 10 and len(fails.tokens) == 10)
+    assert fails.tokens[:2] == [664, 665]
+    assert set(fails.tokens[2:]) == {7}
+
+
+def test_without_torch_the_error_says_what_to_install(tokenizer, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "worker.generators.torch_model", raising=False)
+    with pytest.raises(GeneratorError, match=r"pip install 'kvcluster\[gpt2\]'"):
+        make_generator(Settings(generator="gpt2"), tokenizer)

@@ -1,0 +1,122 @@
+"""/metrics: vLLM's names, labels and buckets, and figures that add up."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+REAL = (Path(__file__).parent.parent / "data" / "vllm" / "metrics.txt").read_text()
+
+# Parts of vLLM that are not emulated: multimodal inputs, offloaded caches, roofline estimates, admission limits.
+ABSENT = {
+    "vllm:admission_rejections",
+    "vllm:estimated_flops_per_gpu",
+    "vllm:estimated_read_bytes_per_gpu",
+    "vllm:estimated_write_bytes_per_gpu",
+    "vllm:external_prefix_cache_hits",
+    "vllm:external_prefix_cache_queries",
+    "vllm:mm_cache_hits",
+    "vllm:mm_cache_queries",
+}
+
+
+def families(text: str) -> dict[str, Any]:
+    """Families by name, without the creation times that the text format gives as gauges."""
+    return {f.name: f for f in text_string_to_metric_families(text) if not f.name.endswith("_created")}
+
+
+def labels(family: Any) -> set[frozenset[tuple[str, str]]]:
+    """Label sets of a family: values only where they are part of the name, as buckets and reasons are."""
+    named = {"le", "reason", "source", "finished_reason", "sleep_state"}
+    return {
+        frozenset((name, value if name in named else "") for name, value in sample.labels.items())
+        for sample in family.samples
+    }
+
+
+def value(text: str, name: str, **wanted: str) -> float:
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name and wanted.items() <= sample.labels.items():
+                return float(sample.value)
+    raise AssertionError(f"no sample {name} {wanted}")
+
+
+async def scrape(harness: Any) -> str:
+    reply = await harness.client.get("/metrics")
+    assert reply.header("content-type").startswith("text/plain")
+    return reply.text
+
+
+async def test_every_family_has_vllms_type_labels_and_buckets(start) -> None:
+    real, ours = families(REAL), families(await scrape(start()))
+    for name, family in real.items():
+        if name in ABSENT:
+            assert name not in ours
+            continue
+        assert ours[name].type == family.type, name
+        assert ours[name].documentation == family.documentation, name
+        assert labels(ours[name]) == labels(family), name
+
+
+async def test_buckets_of_token_counts_grow_with_the_context(start) -> None:
+    text = await scrape(start(max_model_len=8192))
+    assert value(text, "vllm:request_prompt_tokens_bucket", le="5000.0") == 0.0
+    assert 'le="10000.0"' not in text
+
+
+@pytest.mark.looptime
+async def test_the_figures_add_up(start) -> None:
+    harness = start()
+    for _ in range(2):
+        body = {"prompt": [5] * 100, "max_tokens": 10, "n": 2, "ignore_eos": True}
+        await harness.client.post("/v1/completions", body)
+    text = await scrape(harness)
+    prefix = "vllm:"
+    assert value(text, prefix + "prompt_tokens_total") == 400
+    assert value(text, prefix + "prefix_cache_queries_total") == 400
+    hits = value(text, prefix + "prefix_cache_hits_total")
+    assert hits == value(text, prefix + "prompt_tokens_cached_total") == 3 * 96
+    assert value(text, prefix + "prompt_tokens_by_source_total", source="local_cache_hit") == hits
+    assert value(text, prefix + "prompt_tokens_by_source_total", source="local_compute") == 400 - hits
+    assert value(text, prefix + "generation_tokens_total") == 40
+    assert value(text, prefix + "request_success_total", finished_reason="length") == 4
+    assert value(text, prefix + "inter_token_latency_seconds_count") == 36
+    assert value(text, prefix + "inter_token_latency_seconds_sum") == pytest.approx(36 * 0.015)
+    assert value(text, prefix + "time_to_first_token_seconds_count") == 4
+    assert value(text, prefix + "request_params_n_sum") == 4
+    assert value(text, prefix + "request_params_max_tokens_sum") == 20
+    assert value(text, prefix + "request_decode_time_seconds_sum") == pytest.approx(4 * 9 * 0.015)
+    assert value(text, prefix + "iteration_tokens_total_sum") == 400 - hits + 36
+    assert value(text, prefix + "kv_cache_usage_perc") == 0.0
+    assert value(text, prefix + "cache_config_info", num_gpu_blocks="925", block_size="16") == 1.0
+
+
+@pytest.mark.looptime
+async def test_gauges_show_the_moment(start) -> None:
+    harness = start(max_num_seqs=1)
+    tasks = [
+        harness.client.begin("POST", "/v1/completions", {"prompt": [n] * 160, "max_tokens": 50, "ignore_eos": True})[0]
+        for n in range(3)
+    ]
+    await asyncio.sleep(0.1)
+    text = await scrape(harness)
+    assert value(text, "vllm:num_requests_running") == 1
+    assert value(text, "vllm:num_requests_waiting") == 2
+    assert value(text, "vllm:num_requests_waiting_by_reason", reason="capacity") == 2
+    assert value(text, "vllm:kv_cache_usage_perc") == pytest.approx(11 / 924)
+    assert value(text, "vllm:generation_tokens_total") > 1
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert value(await scrape(harness), "vllm:request_success_total", finished_reason="abort") == 3
+
+
+async def test_openmetrics_is_served_to_those_who_ask(start) -> None:
+    reply = await start().client.get("/metrics", {"accept": "application/openmetrics-text; version=1.0.0"})
+    assert reply.header("content-type").startswith("application/openmetrics-text")
+    assert reply.text.endswith("# EOF\n")

@@ -1,0 +1,64 @@
+"""Settings: flags over environment over defaults, and contradictions named with their remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.settings import Settings, SettingsError
+
+
+def test_the_defaults_are_llama_2_13b_on_an_a100() -> None:
+    settings = Settings.load([])
+    assert settings.served_model == "meta-llama/Llama-2-13b-hf"
+    assert (settings.usable_blocks, settings.model_len()) == (924, 4096)
+
+
+def test_flags_win_over_the_environment(monkeypatch) -> None:
+    monkeypatch.setenv("WORKER_SPEED", "5")
+    monkeypatch.setenv("WORKER_BLOCKS", "77")
+    settings = Settings.load(["--speed", "3"])
+    assert (settings.speed, settings.blocks) == (3.0, 77)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--router-url", "http://a:1,http://b:2/"],
+        ["--router-url", "http://a:1", "--router-url", "http://b:2"],
+    ],
+)
+def test_several_routers(argv, monkeypatch) -> None:
+    assert Settings.load(argv).router_url == ("http://a:1", "http://b:2")
+    monkeypatch.setenv("WORKER_ROUTER_URL", "http://a:1, http://b:2")
+    assert Settings.load([]).router_url == ("http://a:1", "http://b:2")
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["--speed", "0"], "--speed: Input should be greater than 0"),
+        (["--blocks", "none"], "--blocks: Input should be a valid integer"),
+        (["--profile", "abacus"], "unknown profile 'abacus'; use one of: llama-2-13b-a100-40gb"),
+        (["--router-url", "ftp://x"], "--router-url: URL scheme should be 'http' or 'https'"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--port", "70000"], "--port"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_flag(argv, complaint) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.load(argv)
+    assert complaint in str(refused.value)
+
+
+def test_the_context_is_lowered_to_the_cache_when_nobody_asked_for_more() -> None:
+    assert Settings.load(["--blocks", "100"]).model_len() == 1600
+    assert Settings.load(["--blocks", "100", "--max-model-len", "1600"]).model_len() == 1600
+
+
+def test_a_context_that_the_cache_cannot_hold_is_refused_with_both_figures_and_the_fix() -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.load(["--blocks", "100", "--max-model-len", "1601"]).model_len()
+    message = str(refused.value)
+    assert "--max-model-len 1601 needs 101 blocks of 16 tokens" in message
+    assert "the cache has 100 (1600 tokens)" in message
+    assert "--max-model-len 1600 or less, or --blocks 101 or more" in message
