@@ -28,10 +28,10 @@ from router.server.liveness import Ticker
 from router.server.management import Management
 from router.server.members import Members
 from router.server.metrics import FleetCollector, Metrics
+from router.server.pool import HttpToolsUpstream
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy, RetryPolicy
 from router.server.signal import Signal
-from router.server.upstream import AiohttpUpstream
 from router.settings import Settings, SettingsError
 
 logger = logging.getLogger("router")
@@ -91,13 +91,14 @@ class Router:
         self.registry.register(FleetCollector(self.fleet, clock))
         self.changed = Signal()
         self.attempts = Attempts(answer_timeout=settings.answer_timeout, idle_timeout=settings.idle_timeout)
-        self.upstream = AiohttpUpstream(connect_timeout=settings.connect_timeout)
+        self.upstream = HttpToolsUpstream(connect_timeout=settings.connect_timeout)
         self._control = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10), cookie_jar=aiohttp.DummyCookieJar()
         )
         self.members = Members(
             self.fleet,
             self.attempts,
+            self.upstream,
             self._control,
             self.metrics,
             clock=clock,

@@ -20,6 +20,7 @@ from router.server.liveness import Prober
 from router.server.metrics import Metrics
 from router.server.signal import Signal
 from router.server.subscriber import FeedPolicy, Subscriber
+from router.server.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Members:
         self,
         fleet: Fleet,
         attempts: Attempts,
+        upstream: Upstream,
         session: aiohttp.ClientSession,
         metrics: Metrics,
         *,
@@ -55,6 +57,7 @@ class Members:
     ) -> None:
         self._fleet = fleet
         self._attempts = attempts
+        self._upstream = upstream
         self._session = session
         self._metrics = metrics
         self._clock = clock
@@ -139,6 +142,7 @@ class Members:
             task.cancel()
         self._fleet.remove(url, self._clock())
         self._attempts.left(url, "it was removed")
+        self._upstream.forget(url)
 
     def _needs_probe(self, url: str) -> bool:
         member = self._members[url]
