@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,5 +170,5 @@ def read_capture(name: str) -> Capture:
 
 
 @pytest.fixture
-def capture() -> Iterator[Callable[[str], Capture]]:
-    yield read_capture
+def capture() -> Callable[[str], Capture]:
+    return read_capture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -15,7 +16,7 @@ VOLATILE = {"id", "created", "text", "content", "system_fingerprint", "tokens", 
 
 
 def shape(value: Any, key: str = "") -> Any:
-    """A JSON value with what is volatile replaced by its type; objects become lists of pairs, to compare their order."""
+    """A JSON value with what is volatile replaced by its type; objects become pairs, to compare their order."""
     match value:
         case dict():
             return [(name, shape(entry, name)) for name, entry in value.items()]
@@ -210,8 +211,6 @@ async def test_reset_prefix_cache_needs_dev_mode_and_an_idle_engine(start, captu
 
 @pytest.mark.looptime
 async def test_reset_prefix_cache_is_refused_while_a_request_runs(start) -> None:
-    import asyncio
-
     harness = start(dev_mode=True)
     running, _ = harness.client.begin("POST", "/v1/completions", {"prompt": "x", "max_tokens": 50, "ignore_eos": True})
     await asyncio.sleep(0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -195,7 +196,7 @@ async def test_a_silent_feed_gives_a_sign_of_life_every_second(start) -> None:
     await asyncio.sleep(5.5)
     times = [at for at, part in reply.writes if part]
     assert [name for _, name, _ in messages(reply.body)] == ["load"] * 6
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps == pytest.approx([1.0] * 5, abs=0.01)
     follower.cancel()
     await asyncio.gather(follower, return_exceptions=True)
@@ -212,7 +213,7 @@ async def test_load_reports_come_at_most_every_twenty_milliseconds_and_end_with_
     await asyncio.gather(*[harness.client.post("/v1/completions", body) for body in bodies])
     await asyncio.sleep(0.5)
     loads = [(at, batch) for at, part in reply.writes for _, name, batch in messages(part) if name == "load"]
-    for (earlier, _), (later, _) in zip(loads, loads[1:], strict=False):
+    for (earlier, _), (later, _) in pairwise(loads):
         assert later - earlier >= 0.0195
     assert messages(reply.body)[-1][2].load == harness.worker.engine.load()
     follower.cancel()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ class Process:
             pass_fds=pass_fds,
             env={**os.environ, **env},
         )
-        self.url = ""
+        self.port = 0
+        self.connections: list[http.client.HTTPConnection] = []
 
     def line(self, event: str) -> str:
         """Wait for the log line of this event."""
@@ -45,12 +46,14 @@ class Process:
     def ready(self) -> None:
         port = re.search(r" port=(\d+) ", self.line("worker_started"))
         assert port is not None
-        self.url = f"http://127.0.0.1:{port[1]}"
+        self.port = int(port[1])
 
-    def open(self, path: str, body: Any = None) -> Any:
+    def open(self, path: str, body: Any = None) -> http.client.HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"})
-        return urllib.request.urlopen(request, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        self.connections.append(connection)
+        connection.request("GET" if data is None else "POST", path, data, {"content-type": "application/json"})
+        return connection.getresponse()
 
     def resident(self) -> int:
         status = Path(f"/proc/{self.popen.pid}/status").read_text()
@@ -69,6 +72,8 @@ def running(*argv: str, **options: Any) -> Iterator[Process]:
     try:
         yield process
     finally:
+        for connection in process.connections:
+            connection.close()
         process.popen.kill()
         process.popen.wait()
         assert process.popen.stderr is not None
@@ -107,10 +112,10 @@ def test_it_takes_over_a_listening_socket() -> None:
     sock = listen("127.0.0.1", 0)
     port = sock.getsockname()[1]
     with running("--fd", str(sock.fileno()), pass_fds=(sock.fileno(),)) as worker:
-        worker.url = f"http://127.0.0.1:{port}"
+        worker.port = port
         assert worker.open("/version").read() == b'{"version":"0.32.0"}'  # the connection waited for the process
         worker.ready()
-        assert worker.url == f"http://127.0.0.1:{port}"
+        assert worker.port == port
         assert worker.stop() == 0
     sock.close()
 
@@ -137,7 +142,7 @@ def test_the_real_openai_client_works() -> None:
 
     with running("--speed", "20", "--model", "tiny-llama") as worker:
         worker.ready()
-        client = openai.OpenAI(base_url=f"{worker.url}/v1", api_key="none", max_retries=0)
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{worker.port}/v1", api_key="none", max_retries=0)
         messages: Any = [{"role": "user", "content": "hello"}]
         plain = client.chat.completions.create(model="tiny-llama", messages=messages, max_tokens=5)
         assert plain.choices[0].message.content
