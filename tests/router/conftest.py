@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ class RunningRouter:
         return sum(status.ready for status in self.router.fleet.workers(self.router.clock()))
 
 
+def http_client(port: int) -> httpx.AsyncClient:
+    """A client of one port. Reading the certificates that TLS would need takes longer than most tests."""
+    no_certificates = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30, verify=no_certificates)
+
+
 StartRouter = Callable[..., AbstractAsyncContextManager[RunningRouter]]
 
 
@@ -86,8 +93,8 @@ def start_router(tokenizer: Tokenizer) -> StartRouter:
         await management.start()
         try:
             async with (
-                httpx.AsyncClient(base_url=f"http://127.0.0.1:{data.port}", trust_env=False, timeout=30) as client,
-                httpx.AsyncClient(base_url=f"http://127.0.0.1:{management.port}", trust_env=False) as manager,
+                http_client(data.port) as client,
+                http_client(management.port) as manager,
             ):
                 running = RunningRouter(router, data, client, manager)
                 await running.ready(len(workers) if ready is None else ready)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from kvcache.feed import Load, Snapshot, WorkerInfo
+from kvcache.feed import MSGPACK, Load, Snapshot, WorkerInfo, encode_snapshot
 from kvcache.keys import KEY_SCHEME, BlockKey
 
 
@@ -153,6 +153,11 @@ class FakeWorker:
     def snapshot(self) -> Snapshot:
         return Snapshot(self.info, self.seq, Load(total_blocks=1000, free_blocks=1000), tuple(self.blocks))
 
+    def serve_feed(self, fingerprint: str, name: str | None = None) -> None:
+        """Serve the cache feed from now on."""
+        self.fingerprint, self.serves_feed = fingerprint, True
+        self.name = name or self.name
+
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -192,8 +197,6 @@ class FakeWorker:
         if request.target == "/health":
             await connection.answer(self.health, b"")
         elif request.target == "/cache/state" and self.serves_feed:
-            from kvcache.feed import MSGPACK, encode_snapshot
-
             self.snapshots += 1
             await connection.answer(200, encode_snapshot(self.snapshot(), MSGPACK), MSGPACK)
         elif request.target == "/cache/events" and self.serves_feed:

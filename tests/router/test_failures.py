@@ -8,7 +8,7 @@ import json
 import httpx
 import pytest
 
-from tests.router.conftest import StartRouter, until
+from tests.router.conftest import StartRouter, http_client, until
 from tests.router.fakes import (
     DONE,
     ERROR_EVENT,
@@ -22,8 +22,8 @@ from tests.router.fakes import (
     token,
 )
 
-ROLE = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
-ABORT = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort"}]}\n\n'
+ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
+ABORT = b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort"}]}\n\n'
 
 
 def answering(status: int, kind: str = "InternalServerError", extra: str = "") -> Script:
@@ -279,7 +279,7 @@ async def test_a_client_that_leaves_cancels_its_request(start_router: StartRoute
         cancelled.set()
 
     async with fake_workers(slow, good) as workers, start_router(workers) as router:
-        async with httpx.AsyncClient(base_url=router.client.base_url, trust_env=False) as client:
+        async with http_client(router.data.port) as client:
             leaving = asyncio.create_task(client.post("/v1/completions", json={"prompt": "x", "stream": stream}))
             await until(lambda: len(workers[0].received) == 1)
             leaving.cancel()
@@ -303,7 +303,7 @@ async def test_a_client_that_never_reads_is_dropped(start_router: StartRouter) -
             cancelled.set()
 
     async with fake_workers(endless) as workers, start_router(workers, write_timeout=0.2) as router:
-        reader, writer = await asyncio.open_connection("127.0.0.1", router.data.port)
+        _reader, writer = await asyncio.open_connection("127.0.0.1", router.data.port)
         body = b'{"prompt":"x","stream":true}'
         writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
         async with asyncio.timeout(20):
