@@ -11,8 +11,8 @@ from typing import Protocol
 import orjson
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from controller.local.plan import Role
 from controller.local.process import ProcessStatus, State
@@ -30,6 +30,10 @@ class Endpoints:
 
 class Display(Protocol):
     """Shows what happens to a cluster. Entered before it starts, left after it is gone."""
+
+    @property
+    def watches(self) -> bool:
+        """Whether `view` shows anything: observing a cluster costs its processes a little."""
 
     def __enter__(self) -> Display: ...
 
@@ -60,7 +64,9 @@ def change_line(status: ProcessStatus) -> str:
 
 
 class LineDisplay:
-    """One line a change, for logs and pipes."""
+    """One line a change, for logs and pipes. Load and hit rates change all the time; /metrics has them."""
+
+    watches = False
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], str] = _clock) -> None:
         self._write = write
@@ -82,12 +88,13 @@ class LineDisplay:
         self.say(f"ready: OpenAI API at {endpoints.url}/v1, management at {endpoints.management_url}")
 
     def view(self, view: ClusterView) -> None:
-        # Load and hit rates change all the time; /metrics has them.
         return None
 
 
 class JsonDisplay:
     """One JSON object a line, for programs: `event` is `message`, `process`, `ready` or `status`."""
+
+    watches = True
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
@@ -127,10 +134,11 @@ _STYLES = {
 }
 
 
-def _state(status: ProcessStatus, view: WorkerView | None) -> str:
+def _state(status: ProcessStatus, view: WorkerView | None) -> Text:
+    # Text, not markup: what a process says of itself may contain brackets.
     if status.state is State.READY and view is not None and view.routable is False:
-        return f"[bold red]not routable[/] {escape(view.note)}".rstrip()
-    return f"[{_STYLES[status.state]}]{status.state}[/] {escape(status.detail)}".rstrip()
+        return Text.assemble(("not routable", "bold red"), f" {view.note}".rstrip())
+    return Text.assemble((status.state.value, _STYLES[status.state]), f" {status.detail}".rstrip())
 
 
 def _number(value: int | None) -> str:
@@ -164,6 +172,8 @@ def status_table(title: str, processes: Iterable[ProcessStatus], views: Mapping[
 class TableDisplay:
     """A live table; messages scroll above it."""
 
+    watches = True
+
     def __init__(self, console: Console, title: str) -> None:
         self._title = title
         self._processes: dict[str, ProcessStatus] = {}
@@ -179,7 +189,7 @@ class TableDisplay:
         self._live.stop()
 
     def say(self, message: str) -> None:
-        self._live.console.print(message, markup=False, highlight=False)
+        self._live.console.print(Text(message))
 
     def change(self, status: ProcessStatus) -> None:
         self._processes[status.name] = status

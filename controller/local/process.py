@@ -233,8 +233,8 @@ class ManagedProcess:
 
     async def _terminate(self, process: Process, exited: asyncio.Task[int]) -> None:
         self._change(State.STOPPING)
+        _signal_group(process, signal.SIGCONT)  # a frozen process would not see the other signal
         _signal_group(process, signal.SIGTERM)
-        _signal_group(process, signal.SIGCONT)  # a stopped process would never see the other signal
         killing = asyncio.create_task(self._killing.wait())
         deadline = self.plan.grace + KILL_AFTER
         await asyncio.wait((exited, killing), timeout=deadline, return_when=asyncio.FIRST_COMPLETED)

@@ -25,6 +25,8 @@ def _die_with_parent(descriptor: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
+        # Signals are for the threads that expect them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while os.read(descriptor, 1):
             pass
         os.kill(os.getpid(), signal.SIGKILL)

@@ -112,7 +112,9 @@ async def _serve(manifest: KVCluster, options: UpOptions, display: Display) -> i
         async with cluster:
             if await _ready_before(stop, cluster, options.timeout):
                 display.ready(Endpoints(cluster.url, cluster.management_url, log_dir))
-                await _watch(cluster, display, stop)
+                if display.watches:
+                    await _watch(cluster, display, stop)
+                await stop.wait()
         display.say("stopped")
     return 0
 

@@ -42,12 +42,12 @@ def main() -> None:
     sys.stdout.write(f"stand-in {os.getpid()} {mode}\n")
     if mode == "die":
         sys.exit(3)
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "deaf" else lambda *_: stopped.set())
+    # Blocked in every thread, so that it waits for sigwait whichever thread the kernel would have woken.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     for name in ("fd", "management-fd"):
         if name in flags:
             _serve(int(flags[name]), flags.get("workers", "").split(","), 503 if mode == "unready" else 200)
-    stopped.wait()
+    signal.sigwait({signal.SIGUSR1 if mode == "deaf" else signal.SIGTERM})
 
 
 main()
