@@ -24,6 +24,13 @@ class TokenizerError(ValueError):
     """A tokenizer cannot be loaded, or cannot take what it was given; the message says which and what to do."""
 
 
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for U+0100 and up, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+
+
 class Backend(Protocol):
     """A tokenizer as `kvcache.tokenizer.Tokenizer` uses it."""
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from kvcache.backend import Backend, TokenizerError
+from kvcache.backend import Backend, TokenizerError, byte_alphabet
 from kvcache.chat import ChatTemplateError
 from kvcache.encoding_cache import DEFAULT_CACHE_BYTES, EncodingCache
 from kvcache.tokenizer_sources import TokenizerSource, load
@@ -146,14 +146,7 @@ class _WindowDecoder:
         return both[len(known) :]
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for U+0100 and up, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
-
-
-_BYTE_OF = MappingProxyType(_byte_alphabet())
+_BYTE_OF = MappingProxyType(byte_alphabet())
 
 
 def _token_bytes(token: str) -> bytes:

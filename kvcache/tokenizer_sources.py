@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from kvcache.backend import Backend, FastBackend, TokenizerError
+from kvcache.bundled import END_OF_TEXT, BundledBackend
 from kvcache.chat import DEFAULT_TEMPLATE, ChatTemplate, ChatTemplateError
 
 BUNDLED = "gpt2"
 """The vocabulary that ships with the package: it needs no network."""
-
-END_OF_TEXT = "<|endoftext|>"
 
 _DATA = Path(__file__).parent / "data" / "gpt2"
 _TOKENIZER_FILE = "tokenizer.json"
@@ -41,14 +39,11 @@ class TokenizerSource:
 def bundled() -> TokenizerSource:
     """GPT-2's byte-level BPE: 50,257 tokens, `<|endoftext|>` (50256) ends a text."""
     vocabulary, merges = _DATA / "encoder.json", _DATA / "vocab.bpe"
-    tokenizer = RustTokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    backend = BundledBackend(vocabulary)
     return TokenizerSource(
-        backend=FastBackend(tokenizer),
+        backend=backend,
         fingerprint=fingerprint([vocabulary.read_bytes(), merges.read_bytes()], DEFAULT_TEMPLATE),
-        eos_token_id=tokenizer.token_to_id(END_OF_TEXT),
+        eos_token_id=backend.end_of_text,
         template=ChatTemplate(DEFAULT_TEMPLATE, {"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}),
     )
 

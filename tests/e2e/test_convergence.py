@@ -40,7 +40,9 @@ async def test_ten_thousand_random_requests_with_cancellations_leave_nothing_beh
     # A cache of 260 blocks: evictions, queueing and preemptions all the time.
     async with (
         start_cluster(workers=3, speed=100, blocks=260) as cluster,
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), headers={"content-type": "application/json"}
+        ) as session,
     ):
         statuses: dict[int | str, int] = {}
 

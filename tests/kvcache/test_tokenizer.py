@@ -40,7 +40,11 @@ class ReferenceBpe:
         self.alphabet = {byte: chr(byte) for byte in kept} | {byte: chr(256 + at) for at, byte in enumerate(others)}
 
     def encode(self, text: str) -> list[int]:
-        return [self.vocabulary[token] for piece in PIECES.findall(text) for token in self._merged(piece)]
+        ids = []
+        for part in regex.split(r"(<\|endoftext\|>)", text):
+            merged = [part] if part == "<|endoftext|>" else [t for p in PIECES.findall(part) for t in self._merged(p)]
+            ids += [self.vocabulary[token] for token in merged]
+        return ids
 
     def _merged(self, piece: str) -> list[str]:
         word = [self.alphabet[byte] for byte in piece.encode()]
