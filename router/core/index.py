@@ -182,7 +182,7 @@ class PrefixIndex:
             if alive != have:
                 parted.append((below, at, alive & ~have))
             below, at, alive = at, at * 2, have
-        if alive:
+        if alive and below:
             _settle(found, alive, below)
         while parted:
             low, high, slots = parted.pop()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from kvcache.feed import Load, Snapshot, WorkerInfo
+from kvcache.keys import KEY_SCHEME, BlockKey, PrefixKeys, block_keys, pack_tokens
+from kvcache.profiles import LatencyModel
+from router.core.decision import RouteRequest
+from router.core.fleet import Fleet, FleetConfig
+
+BLOCK = 4
+"""Tokens a block: small, so that prompts in tests can be read."""
+CAPACITY = 10_000
+LATENCY = LatencyModel(prefill_base=0.005, prefill_block=0.0025, prefill_cached=0.0005, decode=0.015)
+
+
+def url_of(number: int) -> str:
+    return f"http://worker-{number}:8000"
+
+
+def info(worker_id: str = "w0", epoch: int = 1, **changes: object) -> WorkerInfo:
+    fields: dict[str, object] = {
+        "worker_id": worker_id,
+        "epoch": epoch,
+        "model": "m",
+        "block_size": BLOCK,
+        "fingerprint": "f" * 32,
+        "key_scheme": KEY_SCHEME,
+        "capacity": CAPACITY,
+    }
+    return WorkerInfo(**(fields | changes))  # type: ignore[arg-type]
+
+
+def idle(blocks: int = CAPACITY) -> Load:
+    return Load(free_blocks=blocks, total_blocks=blocks)
+
+
+def snapshot(
+    who: WorkerInfo | None = None, seq: int = 0, keys: Iterable[BlockKey] = (), load: Load | None = None
+) -> Snapshot:
+    return Snapshot(who or info(), seq, load or idle(), tuple((key, None) for key in keys))
+
+
+def tokens(blocks: int, start: int = 0) -> list[int]:
+    """`blocks` full blocks and one token more, so that all of the full ones may be reused."""
+    return [start + i for i in range(blocks * BLOCK + 1)]
+
+
+def keys_of(prompt: Sequence[int]) -> list[BlockKey]:
+    return block_keys(prompt, BLOCK)
+
+
+def ask(prompt: Sequence[int], *, streaming: bool = True, model: str | None = None) -> RouteRequest:
+    return RouteRequest(PrefixKeys(pack_tokens(prompt), BLOCK), len(prompt), streaming, model, 0)
+
+
+def config(**changes: object) -> FleetConfig:
+    fields: dict[str, object] = {"block_size": BLOCK, "fingerprint": "f" * 32, "latency": LATENCY}
+    return FleetConfig(**(fields | changes))  # type: ignore[arg-type]
+
+
+MakeFleet = Callable[..., Fleet]

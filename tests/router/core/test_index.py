@@ -1,0 +1,206 @@
+"""The index against a naive model: multisets of prefixes, one a worker."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from kvcache.keys import BlockKey, PrefixKeys, pack_tokens
+from router.core.index import Assumption, PrefixIndex
+from tests.router.core.support import BLOCK, keys_of
+
+Prompt = tuple[int, ...]
+
+
+def prompt_of(path: Prompt) -> list[int]:
+    """A prompt whose blocks are named by `path`, with one token more."""
+    return [token for block in path for token in (block, 0, 0, 0)] + [9]
+
+
+def search(path: Prompt) -> PrefixKeys:
+    return PrefixKeys(pack_tokens(prompt_of(path)), BLOCK)
+
+
+PATHS = st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple)
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """Stores and removes whole runs as an engine does, so that caches stay prefix-closed: a run is stored from its
+    start, and what is removed is a deepest block."""
+
+    slots: Bundle[int] = Bundle("slots")
+    assumptions: Bundle[tuple[int, int, Assumption]] = Bundle("assumptions")
+
+    @initialize()
+    def start(self) -> None:
+        self.index = PrefixIndex()
+        self.stored: dict[int, Counter[BlockKey]] = {}
+        self.assumed: dict[int, list[tuple[int, list[BlockKey]]]] = {}
+        self.paths: set[Prompt] = set()
+        self.number = 0
+
+    @rule(target=slots)
+    def open(self) -> int:
+        slot = self.index.open()
+        assert slot not in self.stored, "a slot in use was handed out"
+        assert slot <= len(self.stored), "masks stay as narrow as the fleet"
+        self.stored[slot], self.assumed[slot] = Counter(), []
+        return slot
+
+    @rule(slot=consumes(slots))
+    def drop(self, slot: int) -> None:
+        self.index.drop(slot)
+        del self.stored[slot], self.assumed[slot]
+
+    @rule(slot=slots, path=PATHS)
+    def store(self, slot: int, path: Prompt) -> None:
+        keys = keys_of(prompt_of(path))
+        self.paths.add(path)
+        self.index.store(slot, keys)
+        self.stored[slot].update(keys)
+
+    @rule(slot=slots, data=st.data())
+    def remove_deepest(self, slot: int, data: st.DataObject) -> None:
+        held = self.stored[slot]
+        leaves = [
+            path[:depth]
+            for path in sorted(self.paths)
+            for depth in range(1, len(path) + 1)
+            if held[keys_of(prompt_of(path[:depth]))[-1]]
+            and not any(held[keys_of(prompt_of((*path[:depth], block)))[-1]] for block in range(3))
+        ]
+        if not leaves:
+            return
+        key = keys_of(prompt_of(data.draw(st.sampled_from(leaves))))[-1]
+        assert self.index.remove(slot, [key]) == 0
+        self.stored[slot] = +(held - Counter([key]))
+
+    @rule(slot=slots)
+    def clear(self, slot: int) -> None:
+        self.index.clear(slot)
+        self.stored[slot], self.assumed[slot] = Counter(), []
+
+    @rule(slot=slots, paths=st.lists(PATHS, max_size=4))
+    def replace(self, slot: int, paths: list[Prompt]) -> None:
+        keys = [key for path in paths for key in keys_of(prompt_of(path))]
+        self.paths.update(paths)
+        self.index.replace(slot, keys)
+        self.stored[slot] = Counter(keys)
+
+    @rule(target=assumptions, slot=slots, path=PATHS)
+    def assume(self, slot: int, path: Prompt) -> tuple[int, int, Assumption]:
+        keys = keys_of(prompt_of(path))
+        self.paths.add(path)
+        self.number += 1
+        self.assumed[slot].append((self.number, keys))
+        return slot, self.number, self.index.assume(slot, keys)
+
+    @rule(assumption=assumptions)
+    def withdraw(self, assumption: tuple[int, int, Assumption]) -> None:
+        """Any number of times, and after the slot was cleared, dropped or given to another worker."""
+        slot, number, held = assumption
+        self.index.withdraw(held)
+        if slot in self.assumed:
+            self.assumed[slot] = [entry for entry in self.assumed[slot] if entry[0] != number]
+
+    @rule(target=slots, slot=consumes(slots))
+    def restart(self, slot: int) -> int:
+        self.drop(slot)
+        return self.open()
+
+    @rule(target=slots)
+    def nothing(self) -> object:
+        return multiple()
+
+    @invariant()
+    def every_multiset_is_exact(self) -> None:
+        for slot, held in self.stored.items():
+            assert self.index.held(slot) == held
+            assert self.index.blocks(slot) == held.total()
+        assert len(self.index) == len(set().union(*self.stored.values()))
+        assumed = {key for entries in self.assumed.values() for _, keys in entries for key in keys}
+        assert self.index.assumed_blocks() == len(assumed)
+
+    @rule(path=PATHS, among=st.integers(0, 2**6 - 1), limit=st.integers(0, 9))
+    def depths_are_the_longest_contiguous_matches(self, path: Prompt, among: int, limit: int) -> None:
+        keys = keys_of(prompt_of(path))
+        limit = min(limit, len(keys))
+        expected = {}
+        for slot, held in self.stored.items():
+            present = set(held) | {key for _, entry in self.assumed[slot] for key in entry}
+            depth = next((at for at, key in enumerate(keys[:limit]) if key not in present), limit)
+            if among >> slot & 1 and depth:
+                expected[slot] = depth
+        assert self.index.depths(search(path), among, limit) == expected
+
+    @rule(slot=slots, path=PATHS)
+    def stated_depth_leaves_assumptions_out(self, slot: int, path: Prompt) -> None:
+        keys = keys_of(prompt_of(path))
+        depth = next((at for at, key in enumerate(keys) if not self.stored[slot][key]), len(keys))
+        assert self.index.stated_depth(search(path), slot, len(keys)) == depth
+
+
+IndexMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestIndex = IndexMachine.TestCase
+
+
+def test_a_key_stored_k_times_is_held_until_it_is_removed_k_times() -> None:
+    index = PrefixIndex()
+    slot = index.open()
+    keys = keys_of(prompt_of((1, 2)))
+    index.store(slot, [*keys, keys[1], keys[1]])
+    assert index.remove(slot, [keys[1], keys[1]]) == 0
+    assert index.depths(search((1, 2)), 1 << slot, 2) == {slot: 2}
+    assert index.remove(slot, [keys[1]]) == 0
+    assert index.depths(search((1, 2)), 1 << slot, 2) == {slot: 1}
+    assert index.remove(slot, [keys[1]]) == 1, "a removal of what is not held is counted, and changes nothing"
+    assert index.held(slot) == Counter(keys[:1])
+
+
+def test_a_slot_that_is_used_again_knows_nothing_of_the_worker_before() -> None:
+    index = PrefixIndex()
+    first, other = index.open(), index.open()
+    keys = keys_of(prompt_of((1, 2)))
+    index.store(first, keys)
+    stale = index.assume(first, keys)
+    index.drop(first)
+    assert index.open() == first
+    fresh = index.assume(first, keys)
+    index.withdraw(stale)
+    assert index.depths(search((1, 2)), 0b11, 2) == {first: 2}, "the old life's end must not end the new one's"
+    index.withdraw(fresh)
+    assert index.depths(search((1, 2)), 0b11, 2) == {}
+    assert other == 1
+
+
+@given(st.integers(1, 600), st.lists(st.integers(0, 600), min_size=1, max_size=70))
+def test_any_depths_of_any_number_of_workers_are_found(length: int, depths: list[int]) -> None:
+    index = PrefixIndex()
+    prompt = list(range(length * BLOCK))
+    keys = keys_of(prompt)
+    for depth in depths:
+        index.store(index.open(), keys[:depth])
+    found = index.depths(PrefixKeys(pack_tokens(prompt), BLOCK), (1 << len(depths)) - 1, length)
+    assert found == {slot: min(depth, length) for slot, depth in enumerate(depths) if depth}
+
+
+@pytest.mark.parametrize("matched", [0, 1, 100, 4000, 8192])
+def test_a_search_probes_about_twice_the_logarithm_of_the_depth(matched: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = list(range(8192 * BLOCK))
+    index = PrefixIndex()
+    index.store(index.open(), keys_of(prompt)[:matched])
+    probed: set[int] = set()
+    plain = PrefixKeys.key
+
+    def counting(self: PrefixKeys, depth: int) -> BlockKey:
+        probed.add(depth)
+        return plain(self, depth)
+
+    monkeypatch.setattr(PrefixKeys, "key", counting)
+    assert index.depths(PrefixKeys(pack_tokens(prompt), BLOCK), 1, 8192) == ({0: matched} if matched else {})
+    assert len(probed) <= 2 * max(1, matched).bit_length() + 1
+    assert max(probed) <= max(1, 2 * matched), "nothing is hashed far beyond the match"
