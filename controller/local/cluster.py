@@ -7,11 +7,11 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -70,6 +70,7 @@ class LocalCluster:
         self._workers: list[ManagedProcess] = []
         self._routers: list[ManagedProcess] = []
         self._sockets: dict[str, socket.socket] = {}
+        self._not_yet = ""
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as cleanup:
@@ -94,11 +95,15 @@ class LocalCluster:
         if error is not None:
             self.kill()
         async with self._cleanup:
+            for router in self._routers:
+                router.stop()
             # New connections are refused from here on, instead of waiting for a router that will not come.
-            for listener in self._sockets.values():
-                listener.close()
-            await asyncio.gather(*(process.stop() for process in self._routers))
-            await asyncio.gather(*(process.stop() for process in self._workers))
+            for url in (self.addresses.router, self.addresses.management):
+                self._sockets[url].close()
+            await asyncio.gather(*(router.ended() for router in self._routers))
+            for worker in self._workers:
+                worker.stop()
+            await asyncio.gather(*(worker.ended() for worker in self._workers))
 
     def _listen(self, cleanup: contextlib.AsyncExitStack) -> Addresses:
         def listen(port: int = 0, flag: str = "") -> str:
@@ -166,7 +171,7 @@ class LocalCluster:
             waiting = [process for process in self._all() if process.status.state is not State.READY]
             raise StartError(
                 f"not ready after {timeout:g} s: "
-                + ("; ".join(_account(process) for process in waiting) or "the router does not see every worker")
+                + ("; ".join(_account(process) for process in waiting) or f"the router says of {self._not_yet}")
             ) from None
 
     def kill(self) -> None:
@@ -187,14 +192,24 @@ class LocalCluster:
             await self._changed.wait()
 
     async def _workers_known(self) -> None:
-        wanted = set(self.addresses.workers)
-        while True:
+        self._not_yet = "the workers: nothing"
+        while self._not_yet:
             with contextlib.suppress(httpx.HTTPError):
                 answer = await self._client.get(f"{self.management_url}/workers")
-                rows = answer.json()["workers"]
-                if wanted <= {row["url"] for row in rows if row["ready"] and row["matching"]}:
-                    return
-            await asyncio.sleep(POLL_INTERVAL)
+                self._not_yet = _unready({row["url"]: row for row in answer.json()["workers"]}, self.workers)
+            await asyncio.sleep(POLL_INTERVAL if self._not_yet else 0)
+
+
+def _unready(rows: Mapping[str, Mapping[str, Any]], workers: Iterable[ProcessStatus]) -> str:
+    """What keeps the router from matching prompts against each worker's cache; empty when nothing does."""
+    said = []
+    for worker in workers:
+        row = rows.get(worker.url)
+        if row is None:
+            said.append(f"{worker.name}: nothing")
+        elif not (row["ready"] and row["matching"]):
+            said.append(f"{worker.name}: {row['why_not_ready'] or row['why_not_matching']}")
+    return "; ".join(said)
 
 
 def _account(process: ManagedProcess) -> str:

@@ -128,9 +128,12 @@ class ManagedProcess:
         """Starts the process, and starts it again whenever it dies."""
         self._task = asyncio.create_task(self._keep_running(), name=f"supervise {self.plan.name}")
 
-    async def stop(self) -> None:
-        """Ends the process and waits until it is gone: SIGTERM, its grace period, then SIGKILL. Idempotent."""
+    def stop(self) -> None:
+        """Begins to end the process: SIGTERM, its grace period, then SIGKILL. It is not started again. Idempotent."""
         self._stopping.set()
+
+    async def ended(self) -> None:
+        """Returns when the process was stopped and is gone."""
         if self._task is not None:
             await self._task
 

@@ -1,7 +1,8 @@
 """A process that behaves as a worker or a router towards its supervisor, and does nothing else.
 
 It serves 200 on every path through the descriptors it is given, and lists its `--workers` under /workers. `STANDIN`
-tells it to misbehave: `die` (exits with code 3 at once), `deaf` (ignores SIGTERM), `unready` (answers 503).
+tells it to misbehave: `die` (exits with code 3 at once), `deaf` (ignores SIGTERM), `unready` (answers 503), `blind`
+(a router that matches no worker).
 """
 
 import json
@@ -12,6 +13,14 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+BLIND = os.environ.get("STANDIN") == "blind"
+VIEW = {
+    "ready": True,
+    "matching": not BLIND,
+    "why_not_ready": "",
+    "why_not_matching": "its block size is 32" if BLIND else "",
+}
+
 
 def _flags(argv: list[str]) -> dict[str, str]:
     return dict(arg.removeprefix("--").split("=", 1) for arg in argv)
@@ -20,7 +29,7 @@ def _flags(argv: list[str]) -> dict[str, str]:
 def _serve(descriptor: int, workers: list[str], status: int) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            rows = [{"url": url, "ready": True, "matching": True} for url in workers]
+            rows = [{"url": url, **VIEW} for url in workers]
             body = json.dumps({"pid": os.getpid(), "workers": rows}).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(body)))

@@ -84,6 +84,29 @@ async def test_not_ready_in_time_names_the_process(manifest, local_cluster):
             await cluster.wait_ready(timeout=1)
 
 
+async def test_workers_the_router_does_not_match_are_named_with_the_reason(manifest, local_cluster):
+    async with local_cluster(manifest, demo_router="blind") as cluster:
+        with pytest.raises(
+            StartError, match=r"the router says of demo-worker-0: its block size is 32; demo-worker-1: "
+        ):
+            await cluster.wait_ready(timeout=3)
+
+
+async def test_leaving_by_an_exception_waits_for_no_request(make_manifest, local_cluster):
+    manifest = make_manifest(workers={"replicas": 1, "drainSeconds": 86_400})
+    pids = []
+
+    async def fail() -> None:
+        async with local_cluster(manifest, demo_worker_0="deaf") as cluster:
+            await cluster.wait_ready()
+            pids.append(cluster.workers[0].pid)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await fail()
+    assert not runs(pids[0])
+
+
 async def test_a_process_deaf_to_sigterm_is_killed(make_manifest, local_cluster):
     manifest = make_manifest(workers={"replicas": 1, "drainSeconds": 0})
     async with local_cluster(manifest, demo_worker_0="deaf") as cluster:
