@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,10 @@ async def test_openmetrics_is_served_to_those_who_ask(start) -> None:
     reply = await start().client.get("/metrics", {"accept": "application/openmetrics-text; version=1.0.0"})
     assert reply.header("content-type").startswith("application/openmetrics-text")
     assert reply.text.endswith("# EOF\n")
+
+
+async def test_the_document_lists_the_workers_own_metrics(start) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "worker.md").read_text()
+    listed = set(re.findall(r"`(kvcluster_worker_\w+)`", document))
+    scraped = set(re.findall(r"^(kvcluster_worker_\w+)", await scrape(start()), re.MULTILINE))
+    assert listed == {name for name in scraped if not name.endswith("_created")}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from worker.settings import Settings, SettingsError
@@ -62,3 +65,11 @@ def test_a_context_that_the_cache_cannot_hold_is_refused_with_both_figures_and_t
     assert "--max-model-len 1601 needs 101 blocks of 16 tokens" in message
     assert "the cache has 100 (1600 tokens)" in message
     assert "--max-model-len 1600 or less, or --blocks 101 or more" in message
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "worker.md"
+
+
+def test_the_document_lists_every_flag_and_no_other() -> None:
+    listed = re.findall(r"^\| `--([a-z-]+)` \|", DOCUMENT.read_text(), re.MULTILINE)
+    assert listed == [name.replace("_", "-") for name in Settings.model_fields]
