@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from kvcache.feed import MSGPACK, Load, Snapshot, WorkerInfo, encode_snapshot
+from kvcache.feed import MSGPACK, Batch, Event, Load, Snapshot, WorkerInfo, encode_batch, encode_snapshot
 from kvcache.keys import KEY_SCHEME, BlockKey
 
 
@@ -157,6 +157,24 @@ class FakeWorker:
         """Serve the cache feed from now on."""
         self.fingerprint, self.serves_feed = fingerprint, True
         self.name = name or self.name
+
+    async def publish(self, *events: Event, seq: int | None = None, epoch: int | None = None) -> None:
+        """Send the next batch (or one with a position of the test's choice) to every subscriber."""
+        self.seq = self.seq + 1 if seq is None else seq
+        batch = Batch(
+            self.epoch if epoch is None else epoch, self.seq, events, Load(total_blocks=1000, free_blocks=1000)
+        )
+        await self.send_event("batch", encode_batch(batch))
+
+    async def send_event(self, name: str, data: bytes) -> None:
+        for feed in self.feeds:
+            await feed.chunk(b"event: %s\ndata: %s\n\n" % (name.encode(), data))
+
+    def drop_feeds(self) -> None:
+        """Break every subscriber's stream."""
+        for feed in self.feeds:
+            feed.reset()
+        self.feeds.clear()
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)

@@ -1,0 +1,208 @@
+"""Following workers' cache feeds: the view is the worker's state, whatever happens to the stream."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcache.feed import Cleared, Removed, Stored
+from kvcache.keys import block_keys
+from kvcache.tokenizer import Tokenizer
+from router.server.sse import EventTooLargeError, SseEvent, SseReader
+from router.server.subscriber import FeedPolicy, backoff
+from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.fakes import FakeWorker, fake_workers, good
+
+KEYS = block_keys(range(320), 16)
+CHAIN = [(key, KEYS[at - 1] if at else None) for at, key in enumerate(KEYS)]
+
+
+@asynccontextmanager
+async def followed(
+    start_router: StartRouter, tokenizer: Tokenizer, **settings: object
+) -> AsyncIterator[tuple[FakeWorker, RunningRouter]]:
+    """A worker with 5 blocks and a router that follows it."""
+    async with fake_workers(good) as (worker,):
+        worker.serve_feed(tokenizer.fingerprint, "w")
+        worker.blocks = CHAIN[:5]
+        async with start_router([worker], **settings) as router:
+            await until(lambda: len(worker.feeds) == 1)
+            yield worker, router
+
+
+def view(router: RunningRouter, worker: FakeWorker) -> Counter[bytes]:
+    return Counter(router.router.fleet.view(worker.url))
+
+
+async def holds(router: RunningRouter, worker: FakeWorker, *keys: bytes) -> None:
+    await until(lambda: view(router, worker) == Counter(keys))
+
+
+async def test_snapshot_then_changes(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    async with followed(start_router, tokenizer) as (worker, router):
+        await holds(router, worker, *KEYS[:5])
+        await worker.publish(Removed((KEYS[4],)), Stored(KEYS[3], (KEYS[4], KEYS[5])))
+        await worker.publish(Stored(KEYS[5], (KEYS[6],)))
+        await holds(router, worker, *KEYS[:7])
+        await worker.publish(Cleared())
+        await holds(router, worker)
+        assert worker.snapshots == 1
+        assert worker.feed_positions == ["1:0"]
+
+
+async def test_the_view_decides_where_requests_go(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    async with fake_workers(good, good) as workers:
+        for worker in workers:
+            worker.serve_feed(tokenizer.fingerprint)
+        workers[1].blocks = CHAIN
+        async with start_router(workers, routing_strategy="cache_aware") as router:
+            await holds(router, workers[1], *KEYS)
+            response = await router.complete(list(range(320)))
+            assert response.headers["x-kvcluster-worker"] == "w1"
+            assert response.headers["x-kvcluster-reason"] == "prefix_match"
+            assert response.headers["x-kvcluster-matched-blocks"] == "19"  # the block of the last token is recomputed
+
+
+async def test_a_broken_stream_is_resumed_where_it_stood(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    async with followed(start_router, tokenizer) as (worker, router):
+        await worker.publish(Stored(KEYS[4], (KEYS[5],)))
+        await holds(router, worker, *KEYS[:6])
+        worker.drop_feeds()
+        await until(lambda: len(worker.feeds) == 1)
+        assert worker.feed_positions == ["1:0", "1:1"]
+        assert worker.snapshots == 1
+        await worker.publish(Stored(KEYS[5], (KEYS[6],)))
+        await holds(router, worker, *KEYS[:7])
+
+
+async def test_a_gap_takes_a_new_snapshot(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    async with followed(start_router, tokenizer) as (worker, router):
+        worker.blocks = CHAIN[:9]
+        await worker.publish(Stored(KEYS[7], (KEYS[8],)), seq=7)
+        await holds(router, worker, *KEYS[:9])
+        assert worker.snapshots == 2
+        assert worker.feed_positions[-1] == "1:7"
+        assert router.metric("feed_gaps_total") == 1
+
+
+async def test_a_reset_takes_a_new_snapshot(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    async with followed(start_router, tokenizer) as (worker, router):
+        worker.blocks, worker.seq = CHAIN[:2], 40
+        await worker.send_event("reset", b"{}")
+        await holds(router, worker, *KEYS[:2])
+        assert worker.snapshots == 2
+
+
+async def test_a_restarted_worker_starts_with_what_it_holds_now(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    async with followed(start_router, tokenizer) as (worker, router):
+        await holds(router, worker, *KEYS[:5])
+        await worker.stop(reset=True)
+        await until(lambda: router.candidates() == 0)
+        worker.epoch, worker.seq, worker.blocks = 2, 0, CHAIN[:1]
+        await worker.start()
+        await holds(router, worker, KEYS[0])
+        await router.ready(1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"garbage", b"{}", b'{"epoch":1,"seq":1,"events":[{"type":"stored","keys":["zz"]}],"load":{}}', b"\xff" * 100],
+)
+async def test_garbage_in_the_stream_takes_a_new_snapshot(
+    start_router: StartRouter, tokenizer: Tokenizer, data: bytes
+) -> None:
+    async with followed(start_router, tokenizer) as (worker, router):
+        await worker.send_event("batch", data)
+        await until(lambda: worker.snapshots == 2)
+        await holds(router, worker, *KEYS[:5])
+        assert router.metric("feed_refusals_total", reason="malformed") == 1
+        assert (await router.complete()).status_code == 200
+
+
+async def test_an_event_without_end_is_an_error_not_memory(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    async with followed(start_router, tokenizer) as (worker, router):
+        for _ in range(9):
+            for feed in list(worker.feeds):
+                await feed.chunk(b"data: " + b"x" * 2**20)
+        await until(lambda: worker.snapshots == 2)
+        assert router.metric("feed_refusals_total", reason="malformed") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"block_size": 32}, "block_size"), ({"fingerprint": "0" * 32}, "fingerprint")],
+)
+async def test_a_worker_that_cannot_be_matched_is_routed_to_by_load_and_named(
+    start_router: StartRouter, tokenizer: Tokenizer, change: dict[str, object], reason: str
+) -> None:
+    async with fake_workers(good) as (worker,):
+        worker.serve_feed(tokenizer.fingerprint, "w")
+        worker.blocks = CHAIN[:5]
+        for name, value in change.items():
+            setattr(worker, name, value)
+        async with start_router([worker], routing_strategy="cache_aware") as router:
+            await until(lambda: len(worker.feeds) == 1)
+            await worker.publish(Stored(KEYS[4], (KEYS[5],)))
+            assert (await router.complete(list(range(320)))).headers["x-kvcluster-matched-blocks"] == "0"
+            (status,) = (await router.management.get("/workers")).json()["workers"]
+            assert (status["ready"], status["matching"]) == (True, False)
+            assert reason.replace("_", " ") in status["why_not_matching"]
+            assert view(router, worker) == Counter()
+            assert router.metric("feed_refusals_total", reason=reason) == 1
+            assert router.metric("workers", state="unmatched") == 1
+
+
+async def test_a_worker_without_a_feed_is_asked_for_its_health(start_router: StartRouter) -> None:
+    async with fake_workers(good) as (worker,), start_router([worker]) as router:
+        assert router.metric("feed_connects_total", outcome="no_feed") == 1
+        assert (await router.complete()).status_code == 200
+
+
+async def test_view_age_is_published(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    async with followed(start_router, tokenizer) as (worker, router):
+        await worker.publish(Stored(KEYS[4], (KEYS[5],)))
+        await holds(router, worker, *KEYS[:6])
+        text = (await router.management.get("/metrics")).text
+        assert 'kvcluster_router_view_age_seconds{worker="w"}' in text
+        assert 'kvcluster_router_worker_blocks{worker="w"} 6.0' in text
+        assert "kvcluster_router_index_blocks 6.0" in text
+
+
+@given(st.integers(0, 1000), st.integers(0, 2**32))
+def test_reconnection_backs_off_within_bounds(attempt: int, seed: int) -> None:
+    policy = FeedPolicy()
+    pause = backoff(attempt, policy, random.Random(seed))
+    assert policy.first_retry / 2 <= pause <= policy.longest_retry <= 1.0
+    if attempt == 0:
+        assert pause <= policy.first_retry
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["batch", "load"]), st.binary(max_size=50).filter(lambda b: b"\n" not in b))),
+    st.lists(st.integers(0, 2000)),
+)
+def test_events_are_the_same_however_the_stream_is_cut(events: list[tuple[str, bytes]], cuts: list[int]) -> None:
+    stream = b"".join(b"id: 1:2\nevent: %s\ndata: %s\n\n" % (name.encode(), data) for name, data in events)
+    reader, found, start = SseReader(1000), [], 0
+    for end in [*sorted(min(cut, len(stream)) for cut in cuts), len(stream)]:
+        found += reader.feed(stream[start:end])
+        start = end
+    assert found == [SseEvent(name, data) for name, data in events]
+
+
+def test_comments_and_unknown_fields_are_skipped() -> None:
+    assert SseReader(100).feed(b": hello\n\nretry: 5\n\ndata: a\ndata:b\n\n") == [SseEvent("message", b"a\nb")]
+
+
+@pytest.mark.parametrize("piece", [b"data: " + b"x" * 200, b"data: " + b"x" * 200 + b"\n\n"])
+def test_an_event_larger_than_the_limit_is_an_error(piece: bytes) -> None:
+    with pytest.raises(EventTooLargeError, match="100 bytes"):
+        SseReader(100).feed(piece)

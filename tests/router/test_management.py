@@ -1,0 +1,214 @@
+"""The management port: what it says, and what workers may push to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from kvcache.feed import (
+    MSGPACK,
+    Eviction,
+    Heartbeat,
+    Load,
+    Snapshot,
+    WorkerInfo,
+    encode_eviction,
+    encode_heartbeat,
+    encode_snapshot,
+)
+from kvcache.keys import KEY_SCHEME, block_keys
+from kvcache.tokenizer import Tokenizer
+from tests.router.conftest import RunningRouter, StartRouter
+from tests.router.fakes import FakeWorker, fake_workers, good
+
+KEYS = block_keys(range(320), 16)
+BLOCKS = tuple((key, KEYS[at - 1] if at else None) for at, key in enumerate(KEYS[:5]))
+LOAD = Load(total_blocks=1000, free_blocks=1000)
+
+
+class Pusher:
+    """A worker that pushes, as `python -m worker.main --router-url` does."""
+
+    def __init__(self, router: RunningRouter, url: str, fingerprint: str) -> None:
+        self.router = router
+        self.url = url
+        self.info = WorkerInfo("pushed", 5, "m", 16, fingerprint, KEY_SCHEME, 1000)
+
+    async def post(self, path: str, body: bytes, content_type: str = "application/json") -> httpx.Response:
+        return await self.router.management.post(path, content=body, headers={"content-type": content_type})
+
+    async def heartbeat(self, seq: int = 0, **info: object) -> httpx.Response:
+        beat = Heartbeat(replace(self.info, **info), self.url, seq, LOAD)  # type: ignore[arg-type]
+        return await self.post("/internal/heartbeat", encode_heartbeat(beat))
+
+    async def sync(self, seq: int = 3, blocks: object = BLOCKS, media_type: str = "application/json", **info: object):  # type: ignore[no-untyped-def]
+        snapshot = Snapshot(replace(self.info, **info), seq, LOAD, tuple(blocks))  # type: ignore[arg-type]
+        return await self.post("/internal/sync", encode_snapshot(snapshot, media_type), media_type)
+
+    async def evict(self, *keys: bytes, seq: int = 4, epoch: int = 5, worker: str = "pushed") -> httpx.Response:
+        return await self.post("/internal/eviction", encode_eviction(Eviction(worker, epoch, seq, keys)))
+
+    def view(self) -> Counter[bytes]:
+        return Counter(self.router.router.fleet.view(self.url))
+
+
+@pytest.fixture
+def pusher(tokenizer: Tokenizer):  # type: ignore[no-untyped-def]
+    return lambda router, worker: Pusher(router, worker.url, tokenizer.fingerprint)
+
+
+async def test_a_worker_registers_syncs_and_evicts_by_push(start_router: StartRouter, pusher) -> None:  # type: ignore[no-untyped-def]
+    async with fake_workers(good) as (worker,), start_router(routing_strategy="cache_aware") as router:
+        push = pusher(router, worker)
+        assert (await push.heartbeat(seq=3)).json() == {"resync": True}
+        assert (await push.sync(media_type=MSGPACK)).status_code == 200
+        assert push.view() == Counter(KEYS[:5])
+        assert (await push.heartbeat(seq=3)).json() == {"resync": False}
+        assert (await router.complete(list(range(320)))).headers["x-kvcluster-matched-blocks"] == "5"
+        assert (await push.evict(KEYS[4])).status_code == 200
+        assert push.view() == Counter(KEYS[:4])
+        assert (await push.sync(seq=9)).status_code == 200
+        assert push.view() == Counter(KEYS[:5])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"block_size": 32}, "block_size"),
+        ({"fingerprint": "0" * 32}, "fingerprint"),
+        ({"key_scheme": "md5"}, "key_scheme"),
+        ({"epoch": 4}, "stale_epoch"),
+    ],
+)
+async def test_pushes_that_do_not_fit_are_refused_by_name(
+    start_router: StartRouter,
+    pusher,
+    change: dict[str, object],
+    reason: str,  # type: ignore[no-untyped-def]
+) -> None:
+    async with fake_workers(good) as (worker,), start_router() as router:
+        push = pusher(router, worker)
+        await push.heartbeat(seq=3)
+        await push.sync()
+        for response in (await push.heartbeat(seq=9, **change), await push.sync(seq=9, blocks=(), **change)):
+            assert 400 <= response.status_code < 500
+            error = response.json()["error"]
+            assert error["reason"] == reason
+            assert error["message"]
+        assert push.view() == Counter(KEYS[:5])
+        assert router.metric("feed_refusals_total", reason=reason) == 2
+        assert (await router.complete()).status_code == 200
+
+
+async def test_unknown_workers_may_not_sync_or_evict(start_router: StartRouter, pusher) -> None:  # type: ignore[no-untyped-def]
+    async with fake_workers(good) as (worker,), start_router() as router:
+        push = pusher(router, worker)
+        for response in (await push.sync(), await push.evict(KEYS[0])):
+            assert response.status_code == 404
+            assert response.json()["error"]["reason"] == "unknown_worker"
+        assert (await router.management.get("/workers")).json() == {"workers": []}
+
+
+async def test_stale_evictions_change_nothing(start_router: StartRouter, pusher) -> None:  # type: ignore[no-untyped-def]
+    async with fake_workers(good) as (worker,), start_router() as router:
+        push = pusher(router, worker)
+        await push.heartbeat(seq=3)
+        await push.sync()
+        response = await push.evict(KEYS[0], epoch=4)
+        assert response.status_code == 409
+        assert response.json()["error"]["reason"] == "stale_epoch"
+        assert push.view() == Counter(KEYS[:5])
+
+
+@pytest.mark.parametrize("path", ["/internal/heartbeat", "/internal/sync", "/internal/eviction"])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"worker_id": 5}', b"[" * 100_000], ids=range(8)
+)
+async def test_garbage_is_refused(start_router: StartRouter, pusher, path: str, body: bytes) -> None:  # type: ignore[no-untyped-def]
+    async with fake_workers(good) as (worker,), start_router() as router:
+        push = pusher(router, worker)
+        await push.heartbeat(seq=3)
+        await push.sync()
+        response = await push.post(path, body)
+        assert response.status_code == 400
+        assert response.json()["error"]["reason"] == "malformed"
+        assert push.view() == Counter(KEYS[:5])
+
+
+async def test_garbage_in_msgpack_is_refused(start_router: StartRouter, pusher) -> None:  # type: ignore[no-untyped-def]
+    async with fake_workers(good) as (worker,), start_router() as router:
+        push = pusher(router, worker)
+        await push.heartbeat(seq=3)
+        for body in (b"", b"\xc1", b"\x81\xa1a", b"\x90"):
+            assert (await push.post("/internal/sync", body, MSGPACK)).status_code == 400
+
+
+@pytest.mark.parametrize("url", ["", "not a url", "ftp://x:1", "http://", "file:///etc/passwd"])
+async def test_a_heartbeat_needs_the_url_of_a_worker(start_router: StartRouter, pusher, url: str) -> None:  # type: ignore[no-untyped-def]
+    async with start_router() as router:
+        push = pusher(router, FakeWorker())
+        push.url = url
+        assert 400 <= (await push.heartbeat()).status_code < 500
+        assert (await router.management.get("/workers")).json() == {"workers": []}
+
+
+async def test_a_pushing_worker_that_falls_silent_leaves(start_router: StartRouter, pusher) -> None:  # type: ignore[no-untyped-def]
+    async with fake_workers(good) as (worker,), start_router(liveness_timeout=0.3) as router:
+        await pusher(router, worker).heartbeat()
+        assert router.candidates() == 1
+        await router.ready(0)
+
+
+async def test_health_and_readiness(start_router: StartRouter) -> None:
+    async with fake_workers(good) as (worker,), start_router([worker]) as router:
+        assert (await router.management.get("/health")).status_code == 200
+        assert (await router.management.get("/ready")).json() == {"ready": True, "workers_ready": 1, "reason": None}
+        await worker.stop()
+        await router.complete()
+        response = await router.management.get("/ready")
+        assert response.status_code == 503
+        assert response.json()["reason"] == "no worker is ready"
+        assert (await router.management.get("/health")).status_code == 200
+        router.router.management.draining = True
+        assert "shutting down" in (await router.management.get("/ready")).json()["reason"]
+
+
+async def test_explain_decides_and_sends_nothing(start_router: StartRouter) -> None:
+    async with fake_workers(good, good) as workers, start_router(workers, routing_strategy="cache_aware") as router:
+        await router.complete(list(range(320)))
+        received = [len(worker.received) for worker in workers]
+        requests = [{"prompt": list(range(320))}, {"messages": [{"role": "user", "content": "hi"}]}]
+        matched, chat = [(await router.management.post("/route/explain", json=body)).json() for body in requests]
+        assert matched["decision"]["reason"] == "prefix_match"
+        assert matched["decision"]["matched_blocks"] == 19
+        assert matched["decision"]["prompt_tokens"] == 320
+        assert {candidate["worker"] for candidate in matched["candidates"]} == {worker.url for worker in workers}
+        chosen = min(matched["candidates"], key=lambda candidate: candidate["cost"])
+        assert chosen["worker"] == matched["decision"]["worker_id"]
+        expected = {"matched_blocks", "queue_seconds", "prefill_seconds", "cost", "in_flight"}
+        assert all(expected <= set(candidate) for candidate in matched["candidates"])
+        assert chat["decision"]["prompt_tokens"] > 0
+        assert [len(worker.received) for worker in workers] == received
+        assert router.metric("decisions_total", reason="prefix_match") == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]"])
+async def test_explain_needs_a_request(start_router: StartRouter, body: bytes) -> None:
+    async with start_router() as router:
+        assert (await router.management.post("/route/explain", content=body)).status_code == 400
+
+
+async def test_explain_without_workers(start_router: StartRouter) -> None:
+    async with start_router() as router:
+        response = await router.management.post("/route/explain", json={"prompt": "x"})
+        assert response.status_code == 503
+        assert response.json()["error"]["type"] == "ServiceUnavailableError"
+
+
+async def test_the_two_ports_do_not_serve_each_other(start_router: StartRouter) -> None:
+    async with start_router() as router:
+        assert (await router.management.post("/v1/completions", json={})).status_code == 404
+        assert (await router.client.get("/workers")).status_code == 404
