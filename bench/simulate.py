@@ -235,7 +235,7 @@ class Simulation:
                     first_token=flight.first_token,
                     finished=seen,
                     worker=worker.info.worker_id,
-                    reason=flight.decision.reason,
+                    reason=flight.decision.reason.value,
                     matched_blocks=flight.decision.matched_blocks,
                     prompt_tokens=len(flight.prompt.tokens),
                     cached_tokens=output.cached_tokens,
