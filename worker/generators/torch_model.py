@@ -20,6 +20,7 @@ class TorchModel:
 
     def __init__(self, name: str, vocab_size: int) -> None:
         torch.set_num_threads(1)  # the emulation needs the other cores
+        transformers.utils.logging.disable_progress_bar()
         try:
             self._model = transformers.AutoModelForCausalLM.from_pretrained(name).eval()
         except (OSError, ValueError) as error:
@@ -42,11 +43,11 @@ class TorchModel:
     ) -> tuple[int, Any]:
         with torch.inference_mode():
             answer = self._model(input_ids=torch.tensor([list(tokens)]), past_key_values=past, use_cache=True)
-        logits = answer.logits[0, -1, : self._vocab_size].float()
-        if banned is not None:
-            logits[banned] = -torch.inf
-        if temperature == 0.0:
-            return int(logits.argmax()), answer.past_key_values
-        cumulative = torch.softmax(logits / temperature, dim=-1).cumsum(-1)
-        drawn = torch.searchsorted(cumulative, chance.random() * float(cumulative[-1]))
+            logits = answer.logits[0, -1, : self._vocab_size].float()
+            if banned is not None:
+                logits[banned] = -torch.inf
+            if temperature == 0.0:
+                return int(logits.argmax()), answer.past_key_values
+            cumulative = torch.softmax(logits / temperature, dim=-1).cumsum(-1)
+            drawn = torch.searchsorted(cumulative, chance.random() * float(cumulative[-1]))
         return min(int(drawn), self._vocab_size - 1), answer.past_key_values
