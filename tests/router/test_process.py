@@ -1,0 +1,141 @@
+"""The router as a process: `python -m router.main`, signals, inherited sockets, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from kvcache.serving import listen
+from tests.router.conftest import http_client, until
+from tests.router.fakes import Connection, Received, completion, fake_workers, good
+
+pytestmark = pytest.mark.process
+
+
+@asynccontextmanager
+async def router_process(
+    *flags: str, fds: tuple[int, ...] = (), **env: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "router.main", *flags,
+        env={**os.environ, **env}, pass_fds=fds, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def started(process: Process) -> tuple[int, int]:
+    """Data and management port, from the line that says that the router serves."""
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while line := (await process.stderr.readline()).decode():
+            if found := re.search(r"router_started .*\bport=(\d+) management_port=(\d+)", line):
+                return int(found[1]), int(found[2])
+    raise AssertionError("the router did not start")
+
+
+LOOPBACK = ("--host", "127.0.0.1", "--port", "0", "--management-host", "127.0.0.1", "--management-port", "0")
+
+
+async def readiness(client: httpx.AsyncClient, status: int) -> None:
+    """Wait until GET /ready answers this status."""
+    async with asyncio.timeout(30):
+        while (await client.get("/ready")).status_code != status:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def ready(management_port: int) -> None:
+    async with http_client(management_port) as client:
+        await readiness(client, 200)
+
+
+async def test_by_itself_with_a_strategy_from_the_environment() -> None:
+    async with (
+        fake_workers(good) as (worker,),
+        router_process(*LOOPBACK, "--workers", worker.url, ROUTING_STRATEGY="least_loaded") as process,
+    ):
+        port, management_port = await started(process)
+        await ready(management_port)
+        async with http_client(port) as client:
+            response = await client.post("/v1/completions", json={"prompt": "x"})
+        assert response.content == completion("Hello", cached=16)
+        assert response.headers["x-kvcluster-strategy"] == "least_loaded"
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+async def test_sigterm_finishes_what_is_in_progress() -> None:
+    release = asyncio.Event()
+
+    async def slow(connection: Connection, request: Received) -> None:
+        await release.wait()
+        await good(connection, request)
+
+    async with (
+        fake_workers(slow) as (worker,),
+        router_process(*LOOPBACK, "--workers", worker.url) as process,
+    ):
+        port, management_port = await started(process)
+        await ready(management_port)
+        async with http_client(port) as client, http_client(management_port) as management:
+            running = asyncio.create_task(client.post("/v1/completions", json={"prompt": "x"}))
+            await until(lambda: len(worker.received) == 1)
+            process.send_signal(signal.SIGTERM)
+            await readiness(management, 503)
+            with pytest.raises(httpx.ConnectError):
+                async with http_client(port) as late:
+                    await late.get("/v1/models")
+            release.set()
+            response = await running
+        assert response.status_code == 200
+        assert response.headers["connection"] == "close"
+        assert await process.wait() == 0
+
+
+async def test_a_restart_on_inherited_sockets_loses_no_connection_attempt() -> None:
+    data, management = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
+    fds = (data.fileno(), management.fileno())
+    flags = ("--fd", str(fds[0]), "--management-fd", str(fds[1]))
+    async with fake_workers(good) as (worker,), http_client(data.getsockname()[1]) as client:
+        async with router_process(*flags, "--workers", worker.url, fds=fds) as first:
+            await started(first)
+            assert (await client.post("/v1/completions", json={"prompt": "x"})).status_code == 200
+            first.kill()
+            await first.wait()
+        waiting = asyncio.create_task(client.post("/v1/completions", json={"prompt": "x"}))
+        async with router_process(*flags, "--workers", worker.url, fds=fds) as second:
+            await started(second)
+            # It came before any worker was known to be ready: it waited for one.
+            assert (await waiting).status_code == 200
+    data.close()
+    management.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (("--strategy", "magic"), 2, "unknown strategy 'magic'"),
+        (("--tokenizer", "/nonexistent/folder"), 2, "/nonexistent/folder"),
+        (("--fd", "0"), 1, "cannot listen"),
+        (("--nonsense",), 2, "nonsense"),
+    ],
+)
+async def test_what_cannot_be_served_is_said_in_a_line(flags: tuple[str, ...], code: int, says: str) -> None:
+    async with router_process(*LOOPBACK, *flags) as process:
+        _, err = await process.communicate()
+        assert process.returncode == code
+        assert says in err.decode()
+        assert "Traceback" not in err.decode()

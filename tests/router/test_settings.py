@@ -1,0 +1,51 @@
+"""Settings: flags before environment before defaults, and errors that name the setting."""
+
+from __future__ import annotations
+
+import pytest
+
+from router.settings import Settings, SettingsError
+
+
+def test_defaults() -> None:
+    settings = Settings.load([])
+    assert (settings.port, settings.management_port, settings.strategy) == (8000, 9000, "cache_aware")
+    assert settings.workers == ()
+
+
+def test_flags_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_PORT", "1")
+    monkeypatch.setenv("ROUTER_MANAGEMENT_PORT", "2")
+    monkeypatch.setenv("ROUTER_WORKERS", "http://a:1,http://b:2/")
+    settings = Settings.load(["--port", "3"])
+    assert (settings.port, settings.management_port) == (3, 2)
+    assert settings.workers == ("http://a:1", "http://b:2")
+
+
+@pytest.mark.parametrize("variable", ["ROUTING_STRATEGY", "ROUTER_STRATEGY"])
+def test_the_strategy_by_environment(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "round_robin")
+    assert Settings.load([]).strategy == "round_robin"
+    assert Settings.load(["--strategy", "least_loaded"]).strategy == "least_loaded"
+
+
+def test_workers_by_flag() -> None:
+    flags = ["--workers", "http://a:1,http://b:2", "--workers", "http://c:3"]
+    assert Settings.load(flags).workers == ("http://a:1", "http://b:2", "http://c:3")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--strategy", "magic"], "cache_aware"),
+        (["--port", "x"], "--port"),
+        (["--port", "70000"], "--port"),
+        (["--workers", "a:1"], "http://host:port"),
+        (["--profile", "none"], "llama-2-13b-a100-40gb"),
+        (["--speed", "0"], "--speed"),
+        (["--workers", "http://a:1", "--workers-file", "f"], "use one of them"),
+    ],
+)
+def test_what_is_wrong_is_named(flags: list[str], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        Settings.load(flags)
