@@ -24,7 +24,7 @@ async def chat_completions(exchange: Exchange, service: Service) -> None:
     service.check_model(request.model)
     service.check_output_limit(request.output_limit)
     scope, prompt = await service.tokenize(
-        raw,
+        len(raw),
         lambda: (
             request_scope({"cache_salt": request.cache_salt}),
             chat_prompt(request.messages, service.tokenizer, add_generation_prompt=request.add_generation_prompt),

@@ -24,7 +24,7 @@ async def completions(exchange: Exchange, service: Service) -> None:
     service.check_model(request.model)
     service.check_output_limit(request.max_tokens)
     scope, prompts = await service.tokenize(
-        raw,
+        len(raw) if _has_text(request.prompt) else 0,
         lambda: (
             request_scope({"cache_salt": request.cache_salt}),
             completion_prompts(request.prompt, service.tokenizer),
@@ -44,6 +44,11 @@ async def completions(exchange: Exchange, service: Service) -> None:
         else:
             await generation.finished()
             await exchange.json(200, _answer(service, request, generation, answer_id, created))
+
+
+def _has_text(prompt: object) -> bool:
+    """Whether anything is to be tokenised; ids are only checked."""
+    return isinstance(prompt, str) or (isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str))
 
 
 def _listed(prompt: object) -> list[object]:

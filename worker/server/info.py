@@ -60,7 +60,7 @@ async def tokenize(exchange: Exchange, service: Service) -> None:
     raw = await exchange.json_body()
     request = parse_request(TokenizeRequest, raw)
     service.check_model(request.model)
-    tokens = await service.tokenize(raw, lambda: _tokens(request, service))
+    tokens = await service.tokenize(len(raw), lambda: _tokens(request, service))
     strings = [service.tokenizer.token_str(token) for token in tokens] if request.return_token_strs else None
     await exchange.json(
         200,

@@ -37,7 +37,7 @@ VLLM_VERSION = "0.32.0"
 """The vLLM whose answers these are."""
 
 LONG_TEXT = 16 * 1024
-"""Bodies of at least so many bytes are tokenised in a thread: shorter ones cost less than the way there and back."""
+"""Texts of so many bytes are tokenised in a thread: shorter ones cost less than the way there and back."""
 
 MAX_CHOICES = 16_384
 """Answers to one request: vLLM's bound on `n` (VLLM_MAX_N_SEQUENCES)."""
@@ -103,10 +103,10 @@ class Service:
         if asked is not None and asked != self.model:
             raise model_not_found(asked, [self.model])
 
-    async def tokenize(self, raw: bytes, work: Callable[[], _Result]) -> _Result:
-        """`work` done here, or in a thread when the body `raw` is long. Raises `ApiError` for its `PromptError`."""
+    async def tokenize(self, text_bytes: int, work: Callable[[], _Result]) -> _Result:
+        """`work` done here, or in a thread when the text is long. Raises `ApiError` for its `PromptError`."""
         try:
-            if len(raw) < LONG_TEXT:
+            if text_bytes < LONG_TEXT:
                 return work()
             return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
         except PromptError as error:
