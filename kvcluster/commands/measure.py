@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from bench.compare import Launch, Target
 from bench.compare import compare as run_comparison
 from bench.loadgen import EndpointError
@@ -18,7 +16,7 @@ from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.plan import check
 from controller.spec.load import load_manifest, override
 from controller.spec.model import KVCluster
-from kvcluster.commands.errors import BAD_INPUT, FAILED, INTERRUPTED, complain
+from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, output
 from kvcluster.commands.workload import Load, checked_strategies, with_strategy
 
 READY_TIMEOUT = 120.0
@@ -30,7 +28,7 @@ def bench(
     """Runs the command; returns its exit code."""
     try:
         options = BenchOptions(load.spec(), speed=speed, model=model, timeout=timeout, json=json, raw=raw)
-        asyncio.run(run_bench(url, options, Console()))
+        asyncio.run(run_bench(url, options, output()))
     except ValueError as error:  # of the workload or an option
         complain(error)
         return BAD_INPUT
@@ -84,7 +82,7 @@ def compare(
             block_size=manifest.spec.cache.block_size,
             raw=raw,
         )
-        asyncio.run(run_comparison(launcher(manifest, out / "logs"), names, options, out, Console()))
+        asyncio.run(run_comparison(launcher(manifest, out / "logs"), names, options, out, output()))
     except ValueError as error:  # of the manifest, the strategies or the workload
         complain(error)
         return BAD_INPUT

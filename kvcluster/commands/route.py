@@ -8,10 +8,9 @@ from typing import Any
 
 import httpx
 import orjson
-from rich.console import Console
 from rich.table import Table
 
-from kvcluster.commands.errors import BAD_INPUT, FAILED, complain
+from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain, output
 
 TIMEOUT = 30.0
 
@@ -90,5 +89,5 @@ def route(prompt: str, *, router: str, chat: bool, model: str | None, as_json: b
     if as_json:
         sys.stdout.write(orjson.dumps(explanation, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
     else:
-        Console().print(candidates_table(explanation))
+        output().print(candidates_table(explanation))
     return 0

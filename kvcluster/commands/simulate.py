@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from bench.forecast import SimulateOptions
 from bench.forecast import simulate as run_simulation
 from bench.predict import agreement, print_agreement, replay
@@ -18,7 +16,7 @@ from bench.workloads import build_workload
 from controller.spec.load import load_manifest
 from controller.spec.model import KVClusterSpec
 from kvcache.tokenizer import load_tokenizer
-from kvcluster.commands.errors import BAD_INPUT, FAILED, INTERRUPTED, complain
+from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, output
 from kvcluster.commands.workload import Load, checked_strategies
 from worker.engine.config import EngineConfig
 
@@ -50,7 +48,7 @@ def simulate(file: str, strategies: Sequence[str], load: Load, delays: Delays, *
         if not shape.workers:
             complain("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
             return BAD_INPUT
-        run_simulation(shape, names, SimulateOptions(load.spec(), delays, raw), out, Console())
+        run_simulation(shape, names, SimulateOptions(load.spec(), delays, raw), out, output())
     except ValueError as error:  # of the manifest, the strategies, the workload, or a request that no engine can run
         complain(error)
         return BAD_INPUT
@@ -67,7 +65,7 @@ def predict(file: str, raw: Path, load: Load) -> int:
     try:
         shape = shape_of(load_manifest(file).spec)
         asked = prompts(build_workload(load.spec()), load_tokenizer(shape.tokenizer))
-        print_agreement(Console(), agreement(replay(read_records(raw), asked, shape)))
+        print_agreement(output(), agreement(replay(read_records(raw), asked, shape)))
     except ValueError as error:  # of the manifest, the workload, the records, or a prompt
         complain(error)
         return BAD_INPUT

@@ -22,7 +22,7 @@ from controller.spec.fields import cluster_only_in
 from controller.spec.load import load_manifest, override
 from controller.spec.model import KVCluster
 from controller.spec.problems import ManifestError
-from kvcluster.commands.errors import BAD_INPUT, FAILED, complain
+from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain
 from kvcluster.display import Display, Endpoints, JsonDisplay, LineDisplay, TableDisplay
 
 VIEW_INTERVAL = 1.0
