@@ -18,13 +18,15 @@ pytestmark = pytest.mark.process
 
 SUPERVISE = f"""
 import asyncio, json, sys
+from pathlib import Path
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
 from tests.controller.conftest import build_manifest, standins
-from controller.local.cluster import LocalCluster
+from controller.local.cluster import LocalCluster, Options
 
 async def main():
     manifest = build_manifest(workers={{"replicas": 2}})
-    async with LocalCluster(manifest, plan=standins(demo_worker_1="deaf")) as cluster:
+    options = Options(log_dir=Path(sys.argv[1]))
+    async with LocalCluster(manifest, options, plan=standins(demo_worker_1="deaf")) as cluster:
         await cluster.wait_ready()
         print(json.dumps([process.pid for process in cluster.processes]), flush=True)
         await asyncio.Event().wait()
@@ -34,8 +36,8 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["running", "frozen"])
-async def test_children_die_with_a_killed_supervisor(frozen):
-    supervisor = await asyncio.create_subprocess_exec(sys.executable, "-c", SUPERVISE, stdout=PIPE)
+async def test_children_die_with_a_killed_supervisor(frozen, tmp_path):
+    supervisor = await asyncio.create_subprocess_exec(sys.executable, "-c", SUPERVISE, str(tmp_path), stdout=PIPE)
     pids = json.loads(await supervisor.stdout.readline())
     assert all(runs(pid) for pid in pids)
     if frozen and sys.platform == "linux":

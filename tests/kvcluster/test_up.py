@@ -108,6 +108,7 @@ async def test_settings_a_worker_refuses_end_the_command_with_its_words(tmp_path
     file = tmp_path / "small.yaml"
     file.write_text(MANIFEST.replace("speed: 50", "args: [--max-num-seqs=none]"))
     command = [sys.executable, "-m", "kvcluster", "up", str(file), "--port", "0", "--management-port", "0"]
+    command += ["--log-dir", str(tmp_path / "logs")]
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, cwd=ROOT)
     async with asyncio.timeout(DEADLINE):
         _, said = await process.communicate()
