@@ -50,11 +50,15 @@ def up(file: str, options: UpOptions) -> int:
     except (ManifestError, LocalModeError) as error:
         complain(error)
         return BAD_INPUT
+    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix=f"kvcluster-{manifest.name}-"))
     try:
-        return asyncio.run(_serve(manifest, options, _display(manifest, options)))
+        return asyncio.run(_serve(manifest, options, _display(manifest, options), log_dir))
     except (StartError, OSError) as error:
         complain(error)
         return FAILED
+    finally:
+        with contextlib.suppress(OSError):
+            log_dir.rmdir()  # only if nothing was ever logged: a port was taken, say
 
 
 def overridden(manifest: KVCluster, options: UpOptions) -> KVCluster:
@@ -93,8 +97,7 @@ def _echo(name: str, line: str) -> None:
     sys.stderr.write(f"{name} | {line}\n")
 
 
-async def _serve(manifest: KVCluster, options: UpOptions, display: Display) -> int:
-    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix=f"kvcluster-{manifest.name}-"))
+async def _serve(manifest: KVCluster, options: UpOptions, display: Display, log_dir: Path) -> int:
     cluster = LocalCluster(
         manifest,
         Options(
