@@ -82,10 +82,11 @@ async def detokenize(exchange: Exchange, service: Service) -> None:
     """Text of token ids."""
     request = parse_request(DetokenizeRequest, await exchange.json_body())
     service.check_model(request.model)
-    try:
-        text = service.tokenizer.decode(request.tokens, skip_special_tokens=False)
-    except TokenizerError as error:
-        raise ApiError(400, str(error), param="tokens") from None
+    vocabulary = range(service.tokenizer.vocab_size)
+    for token in request.tokens:
+        if token not in vocabulary:
+            raise ApiError(400, f"Token id {token} is out of vocabulary")
+    text = service.tokenizer.decode(request.tokens, skip_special_tokens=False)
     await exchange.json(200, {"prompt": text})
 
 
