@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 import aiohttp
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from kvcache.keys import KEY_SCHEME
 from kvcache.logs import configure, event
@@ -86,9 +86,11 @@ class Router:
         self._settings = settings
         self._source = source
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.metrics = Metrics(self.registry)
         self.fleet = Fleet(fleet_config(settings, tokenizer))
-        self.registry.register(FleetCollector(self.fleet, clock))
+        self.fleet_metrics = FleetCollector(self.fleet, clock)
+        self.registry.register(self.fleet_metrics)
         self.changed = Signal()
         self.attempts = Attempts(answer_timeout=settings.answer_timeout, idle_timeout=settings.idle_timeout)
         self.upstream = HttpToolsUpstream(connect_timeout=settings.connect_timeout)
