@@ -51,6 +51,7 @@ class Cycle(RequestResponseCycle):
     _head = b""
     """Status line and headers that have not been written yet."""
     _bodiless = False
+    _until_close = False
 
     async def receive(self) -> Message:  # type: ignore[override]
         if self.more_body and not self.disconnected:
@@ -80,11 +81,12 @@ class Cycle(RequestResponseCycle):
         self.response_started = True
         lines = [STATUS_LINE[status]]
         self._bodiless = self.scope["method"] == "HEAD" or status in (204, 304)
-        self.chunked_encoding = not self._bodiless
+        self._until_close = self.scope["http_version"] == "1.0"  # no chunks there: the body ends with the connection
+        self.chunked_encoding = not self._bodiless and not self._until_close
         for name, value in (*self.default_headers, *headers):
             name = name.lower()
             if name == b"content-length":
-                self.chunked_encoding = False
+                self.chunked_encoding = self._until_close = False
                 self.expected_content_length = 0 if self._bodiless else int(value)
             elif name == b"transfer-encoding":
                 continue  # ours to write
@@ -116,6 +118,8 @@ class Cycle(RequestResponseCycle):
         self._head = b""
         if self._bodiless:
             pass
+        elif self._until_close:
+            data += body
         elif self.chunked_encoding:
             if body:
                 data = b"%s%x\r\n%s\r\n" % (data, len(body), body)

@@ -74,7 +74,7 @@ def http_limits(settings: Settings) -> HttpLimits:
     )
 
 
-MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=256 * 2**20, max_concurrent_requests=1024)
+MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=128 * 2**20, max_concurrent_requests=1024)
 """A worker's full cache state is far larger than a prompt."""
 
 

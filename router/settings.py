@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     idle_timeout: PositiveFloat = Field(60.0, description="seconds between two pieces of an answer")
     retry_attempts: PositiveInt = Field(4, description="workers a request is sent to at most, one after another")
     retry_deadline: float = Field(
-        10.0, ge=0, description="seconds in which another worker is looked (and waited) for after the first failure"
+        10.0, ge=0, description="seconds in which another worker is looked and waited for after a failure"
     )
 
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="largest request body")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +20,9 @@ from router.core.fleet import Fleet
 from router.server.metrics import Metrics
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
 from router.server.signal import Signal
+
+THREAD_BYTES = 256 * 1024
+"""A pushed state larger than this is decoded in a thread."""
 
 
 @dataclass(slots=True)
@@ -112,7 +117,9 @@ class Management:
     async def sync(self, request: Request) -> Response:
         """The worker's full cache state, in JSON or msgpack."""
         media_type = request.headers.get("content-type", JSON).partition(";")[0].strip()
-        snapshot = decode_snapshot(await request.body(), MSGPACK if media_type == MSGPACK else JSON)
+        body = await request.body()
+        decode = functools.partial(decode_snapshot, body, MSGPACK if media_type == MSGPACK else JSON)
+        snapshot = await asyncio.to_thread(decode) if len(body) > THREAD_BYTES else decode()
         self.fleet.apply_sync(snapshot, self.clock())
         return _json({})
 

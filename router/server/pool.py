@@ -81,7 +81,7 @@ class _Link(asyncio.Protocol):
         if self._released:
             return
         self._released = True
-        if self._complete and self._keep_alive and not self.lost.is_set():
+        if self._complete and self._keep_alive and not self.lost.is_set() and not self._origin.forgotten:
             self._origin.idle.append(self)
             self.idle_since = self._loop.time()
         else:
@@ -191,6 +191,7 @@ class _Origin:
         self.port = parts.port or (443 if self.ssl else 80)
         self.host_header = parts.netloc.encode()
         self.idle: list[_Link] = []
+        self.forgotten = False
 
 
 class HttpToolsUpstream:
@@ -222,8 +223,10 @@ class HttpToolsUpstream:
     def forget(self, url: str) -> None:
         """The worker is gone: close its idle connections."""
         origin = self._origins.pop(url, None)
-        for link in list(origin.idle) if origin is not None else ():
-            link.abort()
+        if origin is not None:
+            origin.forgotten = True
+            for link in list(origin.idle):
+                link.abort()
 
     async def close(self) -> None:
         """Cut every connection."""

@@ -40,7 +40,7 @@ class RetryPolicy:
 
     attempts: int = 4
     deadline: float = 10.0
-    """Seconds since the first failure (or since no worker was ready) in which another worker is looked for."""
+    """Seconds since a failure (or since no worker was ready) in which another worker is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +144,7 @@ class _Exchange:
             why=failure.why,
         )
         self.excluded.add(decision.url)
-        if self.give_up_at is None:
-            self.give_up_at = proxy.clock() + proxy.policy.deadline
+        self.give_up_at = proxy.clock() + proxy.policy.deadline
         if failure.cause is Cause.REFUSED:
             proxy.refused(decision.url, failure.why)
         elif failure.cause is Cause.BUSY:

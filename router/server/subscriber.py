@@ -144,16 +144,11 @@ class Subscriber:
             self.connected = True
             self._up()
             reader = SseReader(self._policy.max_event_bytes)
-            while piece := await self._next(response):
-                self._failures = 0
+            while piece := await response.content.readany():
                 self._fleet.heard(self._url, self._clock())
                 for message in reader.feed(piece):
                     self._apply(message.name, message.data)
         raise aiohttp.ClientPayloadError("the feed ended")
-
-    async def _next(self, response: aiohttp.ClientResponse) -> bytes:
-        async with asyncio.timeout(self._policy.silence):
-            return await response.content.readany()
 
     def _apply(self, name: str, data: bytes) -> None:
         if name == "reset":
@@ -163,6 +158,7 @@ class Subscriber:
         batch = decode_batch(data)
         self._fleet.apply_batch(self._url, batch, self._clock())
         self._position = (batch.epoch, batch.seq)
+        self._failures = 0
 
     async def _take_snapshot(self) -> tuple[int, int]:
         async with (
@@ -195,7 +191,8 @@ class Subscriber:
     def _get(
         self, path: str, headers: dict[str, str]
     ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._policy.connect_timeout)
+        policy = self._policy
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=policy.connect_timeout, sock_read=policy.silence)
         return self._session.get(self._url + path, headers=headers, timeout=timeout, allow_redirects=False)
 
     def _expect(self, response: aiohttp.ClientResponse, content_type: str) -> None:

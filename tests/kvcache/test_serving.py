@@ -378,3 +378,31 @@ def test_a_second_signal_ends_a_main_that_lingers() -> None:
         return 0
 
     assert run(main) == 1
+
+
+async def test_an_answer_without_a_length_to_a_client_that_knows_no_chunks() -> None:
+    async def pieces(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in (b"a", b"b"):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    async with serving(pieces) as server:
+        reader, writer = await connect(server)
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert b"transfer-encoding" not in head
+        assert body == b"ab"
+        writer.close()
+
+
+@pytest.mark.parametrize("header", [(b"x", b"a\r\nset-cookie: b"), (b"x\ny", b"a"), (b"x", b"a\x00")])
+async def test_a_header_cannot_smuggle_in_another(header: tuple[bytes, bytes]) -> None:
+    async def forging(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [header]})
+        await send({"type": "http.response.body"})
+
+    async with serving(forging) as server:
+        status, headers, _ = await exchange(server, GET)
+        assert status == 500
+        assert "set-cookie" not in headers
