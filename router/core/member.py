@@ -116,7 +116,7 @@ class Member:
             load=work.load,
             in_flight=work.ledger.in_flight,
             queue_seconds=work.queue(now),
-            latency_factor=work.pace.factor,
+            latency_factor=work.pace.factor(now),
             ready=self.ready,
             why_not_ready=why,
             matching=not unmatched,

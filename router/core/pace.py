@@ -13,40 +13,44 @@ MEMORY = 10.0
 """How many full samples the mean remembers."""
 FULL_SAMPLE_BLOCKS = 32
 """A prefill of this many blocks is a full sample; a shorter one, where constant overheads show, weighs less."""
+OUTLIER = 2.0
+"""A sample further than this factor from the mean counts as this far: one stalled request proves nothing."""
 SEPARATE = 1.25
 """A worker that differs from the fleet by less than this factor is taken to be as fast as the fleet."""
+EVIDENCE = 3.0
+"""So many full samples are needed before a worker is told from the fleet."""
+HALF_LIFE = 60.0
+"""Seconds in which a difference fades by half (as a power) without new samples. A worker that looks slow gets little
+to do, so only this lets it show that it has recovered."""
 
 
 class _Mean:
     """Forgetting geometric mean of ratios; it starts at 1 with the weight of one full sample."""
 
-    __slots__ = ("_log", "_mass", "value")
+    __slots__ = ("log", "mass")
 
     def __init__(self) -> None:
-        self._log = 0.0
-        self._mass = 1.0
-        self.value = 1.0
+        self.log = 0.0
+        self.mass = 1.0
 
-    def take(self, ratio: float, weight: float) -> None:
-        self._mass = min(self._mass + weight, MEMORY)
-        self._log += weight / self._mass * (math.log(_bounded(ratio)) - self._log)
-        self.value = math.exp(self._log)
+    def take(self, log: float, weight: float) -> None:
+        bound = math.log(OUTLIER)
+        self.mass = min(self.mass + weight, MEMORY)
+        self.log += weight / self.mass * min(max(log - self.log, -bound), bound)
 
 
 class FleetPace:
     """Observed / predicted seconds of all workers together: heals wrong constants of a profile."""
 
-    __slots__ = ("_mean",)
+    __slots__ = ("_mean", "factor")
 
     def __init__(self) -> None:
         self._mean = _Mean()
-
-    @property
-    def factor(self) -> float:
-        return self._mean.value
+        self.factor = 1.0
 
     def take(self, ratio: float, weight: float) -> None:
-        self._mean.take(ratio, weight)
+        self._mean.take(math.log(_bounded(ratio)), weight)
+        self.factor = math.exp(self._mean.log)
 
 
 class WorkerPace:
@@ -56,18 +60,23 @@ class WorkerPace:
     2 % faster would get every request of an idle fleet.
     """
 
-    __slots__ = ("_deviation", "_fleet")
+    __slots__ = ("_deviation", "_fleet", "_sampled_at")
 
     def __init__(self, fleet: FleetPace) -> None:
         self._fleet = fleet
         self._deviation = _Mean()
+        self._sampled_at = 0.0
 
-    @property
-    def factor(self) -> float:
-        deviation, fleet = self._deviation.value, self._fleet.factor
-        return _bounded(fleet * deviation) if deviation > SEPARATE or deviation * SEPARATE < 1 else fleet
+    def factor(self, now: float) -> float:
+        """Expected over predicted seconds, between `FASTEST` and `SLOWEST`."""
+        if self._deviation.mass < 1 + EVIDENCE:
+            return self._fleet.factor
+        deviation = self._deviation.log * self._fading(now)
+        if abs(deviation) < math.log(SEPARATE):
+            return self._fleet.factor
+        return _bounded(self._fleet.factor * math.exp(deviation))
 
-    def observe(self, predicted: float, observed: float, blocks: int) -> None:
+    def observe(self, predicted: float, observed: float, blocks: int, now: float) -> None:
         """One clean sample: seconds to the first byte as the latency model has them, as measured, and the blocks
         that the prefill computed."""
         if predicted <= 0 or blocks <= 0:
@@ -75,7 +84,12 @@ class WorkerPace:
         weight = min(1.0, blocks / FULL_SAMPLE_BLOCKS)
         ratio = observed / predicted
         self._fleet.take(ratio, weight)
-        self._deviation.take(ratio / self._fleet.factor, weight)
+        self._deviation.log *= self._fading(now)
+        self._deviation.take(math.log(_bounded(ratio / self._fleet.factor)), weight)
+        self._sampled_at = now
+
+    def _fading(self, now: float) -> float:
+        return math.exp2((self._sampled_at - now) / HALF_LIFE)
 
 
 def _bounded(ratio: float) -> float:

@@ -75,7 +75,7 @@ class Ticket:
         self._work.ledger.first_byte(self._entry, now)
         if self._alone and self._work.ledger.last is self._entry:
             # It had the worker to itself all the time: the only kind of request that shows how fast the engine is.
-            self._work.pace.observe(self._expected.unloaded, now - self._sent, self._expected.computed)
+            self._work.pace.observe(self._expected.unloaded, now - self._sent, self._expected.computed, now)
         self._confirm(now)
 
     def release(self, now: float, reused: bool = True) -> None:

@@ -107,7 +107,7 @@ class Work:
         if self._foreign_requests:
             latency = self._config.latency
             blocks = load.prefill_tokens / self._config.block_size
-            seconds = (latency.prefill_block * blocks + latency.prefill_base * load.waiting) * self.pace.factor
+            seconds = (latency.prefill_block * blocks + latency.prefill_base * load.waiting) * self.pace.factor(now)
             self._foreign_seconds = max(0.0, seconds - pending)
         self._surplus_blocks = load.total_blocks - load.free_blocks - self.ledger.blocks
         self._peak = self.ledger.in_flight
@@ -156,12 +156,12 @@ class Work:
         foreign = 0.0
         if self._foreign_seconds:
             foreign = max(0.0, self._foreign_seconds - (now - self._reported_at))
-        step = 0.5 * self._config.latency.decode * self.pace.factor if self._decoding() else 0.0
+        step = 0.5 * self._config.latency.decode * self.pace.factor(now) if self._decoding() else 0.0
         return own + foreign + step
 
     def expect(self, shape: Shape, matched: int, now: float) -> Expected:
         """What the request would meet here, with `matched` of its leading blocks cached."""
-        config, factor = self._config, self.pace.factor
+        config, factor = self._config, self.pace.factor(now)
         queue = self.queue(now)
         computed = blocks_to_compute(shape.prompt_tokens, matched * config.block_size, config.block_size)
         unloaded = config.latency.prefill(computed)

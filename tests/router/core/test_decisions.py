@@ -1,0 +1,404 @@
+"""Where requests go and why, under each strategy."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from kvcache.feed import Load
+from kvcache.keys import CacheScope, PrefixKeys, pack_tokens
+from kvcache.profiles import PROFILES
+from router.core.decision import Decision, Reason, RouteRequest
+from router.core.fleet import Fleet, Ticket
+from router.core.strategies import STRATEGIES, UnknownStrategyError, find_strategy
+from tests.router.core.support import (
+    BLOCK,
+    LATENCY,
+    MakeFleet,
+    ask,
+    config,
+    idle,
+    info,
+    keys_of,
+    snapshot,
+    tokens,
+    url_of,
+)
+
+
+def send(fleet: Fleet, request: RouteRequest, now: float) -> tuple[Decision, Ticket]:
+    decision = fleet.choose(request, now)
+    return decision, fleet.dispatch(decision, request, now)
+
+
+def hold(fleet: Fleet, number: int, prompt: list[int], blocks: int, seq: int = 1) -> None:
+    """Worker `number` holds the first `blocks` blocks of the prompt, and nothing else."""
+    fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}"), seq, keys_of(prompt)[:blocks]), 0.0)
+
+
+# --- cache_aware --------------------------------------------------------------------------------------------
+
+
+def test_the_worker_that_holds_most_of_the_prompt_gets_it(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(3)
+    prompt = tokens(20)
+    hold(fleet, 1, prompt, 12)
+    hold(fleet, 2, prompt, 5)
+    decision = fleet.choose(ask(prompt), 0.0)
+    assert (decision.worker_id, decision.reason, decision.matched_blocks) == ("w1", Reason.PREFIX_MATCH, 12)
+    assert decision.prompt_blocks == 21, "the last one is partial"
+    assert decision.queue_seconds == 0
+    assert decision.predicted_ttft == pytest.approx(0.005 + 0.0025 * 9)
+    assert [(c.worker_id, c.matched_blocks) for c in decision.candidates] == [("w0", 0), ("w1", 12), ("w2", 5)]
+    assert decision.candidates[0].cost > decision.candidates[2].cost > decision.candidates[1].cost
+
+
+def test_a_prompt_that_is_all_cached_costs_the_cached_prefill(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2)
+    prompt = tokens(8)[: 8 * BLOCK]  # ends with a full block, whose last token is recomputed
+    hold(fleet, 1, prompt, 8)
+    decision = fleet.choose(ask(prompt), 0.0)
+    assert decision.matched_blocks == 7
+    assert decision.predicted_ttft == LATENCY.prefill_cached
+
+
+def test_a_long_queue_outweighs_a_match(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2)
+    shared = tokens(10)
+    hold(fleet, 0, shared, 10)
+    send(fleet, ask(tokens(400, start=10_000)), 0.0)  # goes to either: make sure it is w0
+    busy = fleet.workers(0.0)[0].in_flight
+    if not busy:
+        send(fleet, ask(tokens(400, start=20_000)), 0.0)
+    decision = fleet.choose(ask(shared), 0.0)
+    assert (decision.worker_id, decision.reason) == ("w1", Reason.LOAD_OVER_PREFIX)
+    assert decision.matched_blocks == 0
+    assert fleet.choose(ask(shared), 1.0).reason is Reason.PREFIX_MATCH, "the queue is nearly through by then"
+
+
+def test_a_burst_in_one_instant_spreads(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(4)
+    chosen = Counter(send(fleet, ask(tokens(20, start=1000 * n)), 5.0)[0].worker_id for n in range(16))
+    assert chosen == {"w0": 4, "w1": 4, "w2": 4, "w3": 4}
+
+
+def test_a_burst_of_equal_prompts_uses_what_the_first_one_will_have_cached(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(4)
+    decisions = [send(fleet, ask(tokens(40)), 5.0)[0] for _ in range(16)]
+    assert decisions[0].reason is Reason.NO_MATCH
+    assert sum(decision.matched_blocks for decision in decisions) >= 12 * 40, "each worker computes it once at most"
+    assert max(decision.predicted_ttft for decision in decisions) < 4 * LATENCY.prefill(41)
+
+
+def test_an_idle_fleet_fills_its_caches_evenly(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(4)
+    rng = random.Random(7)
+    work: Counter[str] = Counter()
+    for turn in range(200):
+        blocks = rng.randrange(1, 60)
+        decision, ticket = send(fleet, ask(tokens(blocks, start=1000 * turn)), float(turn))
+        work[decision.worker_id] += blocks
+        ticket.first_byte(turn + 0.2)
+        ticket.release(turn + 0.3)
+    assert max(work.values()) < 1.1 * work.total() / 4
+
+
+TRAP = {"longest_prefix": 8.0, "cache_aware": 1.35}
+"""Largest over mean share of the work among eight workers, at most."""
+
+
+@pytest.mark.parametrize("strategy", TRAP)
+def test_prompts_that_all_share_their_first_block(make_fleet: MakeFleet, strategy: str) -> None:
+    """The trap of plain longest-prefix matching: nearly all prompts share a first block, so whoever has served one is
+    the longest match for all of the rest. It takes everything; weighing the match against the queue does not."""
+    fleet = make_fleet(8, strategy=strategy)
+    served: Counter[str] = Counter()
+    open_tickets: list[tuple[float, Ticket]] = []
+    for turn in range(400):
+        now = 0.02 * turn
+        while open_tickets and open_tickets[0][0] <= now:
+            done, ticket = open_tickets.pop(0)
+            ticket.first_byte(done)
+            ticket.release(done)
+        prompt = [*range(BLOCK), *tokens(40, start=1000 * (turn + 1))]
+        decision, ticket = send(fleet, ask(prompt), now)
+        served[decision.worker_id] += 1
+        fleet.heard(decision.url, now)
+        open_tickets.append((now + decision.predicted_ttft, ticket))
+        open_tickets.sort(key=lambda entry: entry[0])
+    assert max(served.values()) / (400 / 8) <= TRAP[strategy]
+    if strategy == "longest_prefix":
+        assert list(served.values()) == [400]
+
+
+def test_a_hot_prefix_is_copied_once_its_holder_is_swamped(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(4)
+    hot = tokens(80)
+    workers = {send(fleet, ask([*hot, *tokens(4, start=1000 * (n + 1))]), 0.001 * n)[0].worker_id for n in range(300)}
+    assert len(workers) == 4
+
+
+# --- reasons --------------------------------------------------------------------------------------------------
+
+
+def test_a_lone_candidate_is_named_so_and_its_match_told(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2)
+    hold(fleet, 0, tokens(4), 3)
+    decision = fleet.choose(ask(tokens(4)), 0.0, {url_of(1)})
+    assert (decision.reason, decision.matched_blocks) == (Reason.ONLY_CANDIDATE, 3)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [RouteRequest(None, None, True), RouteRequest(None, 900, False), ask([1, 2]), ask([])],
+    ids=["not parsed", "not tokenised", "shorter than a block", "empty"],
+)
+def test_a_request_with_nothing_to_match_goes_by_load(make_fleet: MakeFleet, request_: RouteRequest) -> None:
+    fleet = make_fleet(2)
+    decision, ticket = send(fleet, request_, 0.0)
+    assert decision.reason is Reason.NO_PREFIX
+    assert send(fleet, request_, 0.0)[0].worker_id != decision.worker_id
+    ticket.release(0.1)
+
+
+def test_no_prefix_is_said_when_no_view_may_be_used(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2)
+    for number in range(2):
+        with pytest.raises(ValueError, match="block size"):
+            fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}", 2, block_size=32)), 0.0)
+    assert fleet.choose(ask(tokens(9)), 0.0).reason is Reason.NO_PREFIX
+
+
+def test_equal_prompts_under_another_salt_do_not_match(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2)
+    hold(fleet, 0, tokens(4), 4)
+    keys = PrefixKeys(pack_tokens(tokens(4)), BLOCK, CacheScope(salt="tenant"))
+    assert fleet.choose(RouteRequest(keys, 17, True), 0.0).reason is Reason.NO_MATCH
+
+
+def test_explaining_changes_nothing(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(3, strategy="round_robin")
+    first = fleet.choose(ask(tokens(9)), 0.0)
+    assert [fleet.choose(ask(tokens(9)), 0.0) for _ in range(3)] == [first] * 3
+    assert fleet.assumed_blocks == 0
+
+
+def test_a_request_goes_to_workers_that_serve_its_model() -> None:
+    fleet = Fleet(config())
+    for number, model in enumerate(("a", "b", "b")):
+        fleet.add(url_of(number), 0.0)
+        fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}", model=model)), 0.0)
+    assert {c.worker_id for c in fleet.choose(ask(tokens(2), model="b"), 0.0).candidates} == {"w1", "w2"}
+    assert len(fleet.choose(ask(tokens(2), model="unheard of"), 0.0).candidates) == 3
+    assert len(fleet.choose(ask(tokens(2)), 0.0).candidates) == 3
+
+
+# --- the other strategies -----------------------------------------------------------------------------------------
+
+
+def test_round_robin_takes_turns_and_keeps_them_when_workers_come_and_go(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(3, strategy="round_robin")
+    hold(fleet, 2, tokens(9), 9)
+    chosen = [send(fleet, ask(tokens(9)), 0.0)[0] for _ in range(6)]
+    assert [decision.worker_id for decision in chosen] == ["w0", "w1", "w2"] * 2
+    assert {decision.reason for decision in chosen} == {Reason.ROUND_ROBIN}
+    assert chosen[2].matched_blocks == 9, "what a match would have been is told all the same"
+    fleet.remove(url_of(0), 0.0)
+    assert [send(fleet, ask(tokens(9)), 0.0)[0].worker_id for _ in range(4)] == ["w1", "w2"] * 2
+
+
+def test_least_loaded_counts_requests_its_own_and_others(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(3, strategy="least_loaded")
+    fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 1, load=Load(2, 1, 0, 10, 10)), 0.0)
+    decisions = [send(fleet, ask(tokens(2)), 0.0)[0] for _ in range(8)]
+    assert [decision.worker_id for decision in decisions] == ["w1", "w2"] * 3 + ["w0", "w1"]
+    assert decisions[0].reason is Reason.LEAST_LOADED
+
+
+def test_longest_prefix_ignores_load_and_takes_turns_among_equals(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(3, strategy="longest_prefix")
+    prompt = tokens(9)
+    assert fleet.choose(ask(prompt), 0.0).reason is Reason.NO_MATCH
+    hold(fleet, 1, prompt, 4)
+    hold(fleet, 2, prompt, 4)
+    decisions = [send(fleet, ask(prompt[: 4 * BLOCK + 1]), 0.0)[0] for _ in range(6)]
+    assert [decision.worker_id for decision in decisions] == ["w1", "w2"] * 3
+    assert {decision.reason for decision in decisions} == {Reason.LONGEST_PREFIX}
+
+
+def test_strategies_are_found_by_name() -> None:
+    assert set(STRATEGIES) == {"cache_aware", "longest_prefix", "round_robin", "least_loaded"}
+    with pytest.raises(UnknownStrategyError, match="cache_aware, least_loaded"):
+        find_strategy("random")
+    with pytest.raises(UnknownStrategyError):
+        Fleet(config(strategy=""))
+
+
+# --- what is assumed of dispatched requests ---------------------------------------------------------------------
+
+
+def test_a_dispatched_prompt_counts_as_present_until_it_is_given_up(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2)
+    decision, ticket = send(fleet, ask(tokens(12)), 0.0)
+    follower = fleet.choose(ask(tokens(15)), 0.0, [u for u in map(url_of, range(2)) if u != decision.url])
+    assert follower.matched_blocks == 12
+    ticket.release(0.1, reused=False)
+    assert fleet.assumed_blocks == 0
+    assert fleet.choose(ask(tokens(15)), 0.1).reason is Reason.NO_MATCH
+
+
+def test_what_the_feed_does_not_confirm_is_forgotten_after_the_grace(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2, speculation_grace=1.0)
+    decision, ticket = send(fleet, ask(tokens(12)), 0.0)
+    ticket.first_byte(7.0)
+    ticket.release(7.5)
+    assert fleet.choose(ask(tokens(12)), 7.9).matched_blocks == 12
+    number = int(decision.worker_id[1:])
+    fleet.apply_snapshot(decision.url, snapshot(info(f"w{number}"), 1, keys_of(tokens(12))[:6]), 7.9)
+    after = fleet.choose(ask(tokens(12)), 8.0)
+    assert (after.matched_blocks, fleet.assumed_blocks) == (6, 0)
+
+
+def test_a_request_without_a_first_byte_gets_the_grace_from_its_release(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+    _, ticket = send(fleet, ask(tokens(3), streaming=False), 0.0)
+    ticket.release(9.0)
+    ticket.release(99.0, reused=False)
+    fleet.expire(9.9)
+    assert fleet.assumed_blocks == 3
+    fleet.expire(10.0)
+    assert fleet.assumed_blocks == 0
+
+
+def test_a_cleared_cache_takes_its_assumptions_along(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+    _, ticket = send(fleet, ask(tokens(3)), 0.0)
+    fleet.apply_snapshot(url_of(0), snapshot(info("w0", epoch=2)), 0.1)
+    assert fleet.assumed_blocks == 0
+    _, again = send(fleet, ask(tokens(3)), 0.1)
+    ticket.release(0.2, reused=False)
+    assert fleet.assumed_blocks == 3, "a ticket of the old life must not end what the new one is assumed to hold"
+    again.release(0.3, reused=False)
+    assert fleet.assumed_blocks == 0
+
+
+def test_dispatching_always_releases(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+    request = ask(tokens(3))
+    with pytest.raises(RuntimeError), fleet.dispatching(fleet.choose(request, 0.0), request, lambda: 0.0):
+        raise RuntimeError("the connection broke")
+    assert (fleet.workers(0.0)[0].in_flight, fleet.assumed_blocks) == (0, 0)
+    with fleet.dispatching(fleet.choose(request, 0.0), request, lambda: 0.0) as ticket:
+        ticket.first_byte(0.0)
+    assert (fleet.workers(0.0)[0].in_flight, fleet.assumed_blocks) == (0, 3)
+
+
+# --- the estimate -------------------------------------------------------------------------------------------------
+
+
+def test_others_work_that_a_report_tells_of_counts_and_fades(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2)
+    busy = Load(running=1, waiting=1, prefill_tokens=100 * BLOCK, free_blocks=100, total_blocks=100)
+    fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 1, load=busy), 0.0)
+    first, second = fleet.choose(ask(tokens(2)), 0.0).candidates
+    assert first.queue_seconds == pytest.approx(0.0075 + 0.005 + 0.25)
+    assert first.in_flight == 2
+    assert second.queue_seconds == 0
+    assert fleet.choose(ask(tokens(2)), 0.2).candidates[0].queue_seconds == pytest.approx(0.0075 + 0.055)
+    assert fleet.choose(ask(tokens(2)), 0.9).candidates[0].queue_seconds == pytest.approx(0.0075)
+
+
+def test_own_requests_in_a_report_are_not_counted_twice(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+    tickets = [send(fleet, ask(tokens(40, start=1000 * n)), 0.0)[1] for n in range(3)]
+    before = fleet.workers(0.0)[0].queue_seconds
+    busy = Load(running=3, prefill_tokens=3 * 41 * BLOCK, free_blocks=CAPACITY_LEFT, total_blocks=10_000)
+    fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 1, load=busy), 0.0)
+    assert fleet.workers(0.0)[0].queue_seconds == pytest.approx(before)
+    for ticket in tickets:
+        ticket.first_byte(0.1)
+        ticket.release(0.1)
+    fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 2, load=busy), 0.1)
+    assert fleet.choose(ask(tokens(1)), 0.1).candidates[0].in_flight == 0, "that report was under way when they ended"
+
+
+CAPACITY_LEFT = 10_000 - 3 * 41
+
+
+def test_a_prefill_beside_decoding_takes_a_decode_step_at_least(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+    first, ticket = send(fleet, ask(tokens(2)), 0.0)
+    ticket.first_byte(first.predicted_ttft)
+    decision = fleet.choose(ask(tokens(2, start=500)), 0.1)
+    assert decision.queue_seconds == pytest.approx(LATENCY.decode / 2)
+    assert decision.prefill_seconds == LATENCY.decode
+
+
+def test_a_worker_whose_memory_is_taken_makes_a_newcomer_wait(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2)
+    for number in range(2):
+        fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}", capacity=50), 1, load=idle(50)), 0.0)
+    for turn in range(2):
+        send(fleet, ask(tokens(39, start=1000 * turn)), 0.0)[1].first_byte(0.1)
+    small, large = fleet.choose(ask(tokens(5)), 1.0), fleet.choose(ask(tokens(30, start=7000)), 1.0)
+    assert small.candidates[0].memory_seconds == 0
+    assert large.candidates[0].memory_seconds > 0
+    assert large.queue_seconds >= large.candidates[0].memory_seconds
+
+
+def test_a_report_shows_that_requests_share_their_blocks(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+    hold(fleet, 0, tokens(40), 40)
+    fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 2, keys_of(tokens(40)), idle(50)), 0.0)
+    tickets = [send(fleet, ask([*tokens(40), n]), 0.0)[1] for n in range(8)]
+    assert fleet.choose(ask(tokens(40)), 0.0).candidates[0].memory_seconds == 0
+    for ticket in tickets:
+        ticket.release(1.0)
+
+
+def test_a_slower_engine_than_the_profile_says_is_learnt_from_clean_requests_only(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+
+    def serve(turn: int, blocks: int, ratio: float) -> None:
+        now = 10.0 * turn
+        ticket = send(fleet, ask(tokens(blocks, start=10_000 * turn)), now)[1]
+        ticket.first_byte(now + ratio * LATENCY.prefill(blocks + 1))
+        ticket.release(now + 9)
+
+    for turn in range(100):
+        serve(turn, 60, 3.0)
+    assert fleet.workers(1000.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
+    for turn in range(100, 120):  # two at a time: what they see is not the engine alone
+        now = 10.0 * turn
+        pair = [send(fleet, ask(tokens(60, start=10_000 * turn + n)), now)[1] for n in (0, 5000)]
+        for ticket in pair:
+            ticket.first_byte(now + 9)
+            ticket.release(now + 9)
+    assert fleet.workers(1200.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
+
+
+def test_nothing_is_left_after_many_requests_that_end_in_every_way(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(4, latency=PROFILES["llama-3.1-8b-h100-80gb"].latency)
+    rng = random.Random(3)
+    tickets: list[Ticket] = []
+    now = 0.0
+    for _ in range(3000):
+        now += rng.random() * 0.02
+        for number in range(4):
+            fleet.heard(url_of(number), now)
+        start = 1000 * rng.randrange(12)
+        tickets.append(send(fleet, ask(tokens(rng.randrange(30), start), streaming=rng.random() < 0.7), now)[1])
+        rng.shuffle(tickets)
+        while len(tickets) > 40:
+            ticket = tickets.pop()
+            if rng.random() < 0.6:
+                ticket.first_byte(now)
+            ticket.release(now, reused=rng.random() < 0.8)
+    for ticket in tickets:
+        ticket.release(now)
+    fleet.expire(now + 1.01)
+    assert fleet.assumed_blocks == 0
+    for worker in fleet.workers(now + 1.01):
+        assert (worker.in_flight, worker.queue_seconds) == (0, 0.0)
