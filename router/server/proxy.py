@@ -107,10 +107,29 @@ class _Exchange:
             proxy.metrics.matched_blocks.observe(decision.matched_blocks)
             self.failure = await self._attempt(decision)
             if self.failure is None:
+                if logger.isEnabledFor(logging.DEBUG):
+                    self._log_answer(decision)
                 return self.status
             self._note(decision, self.failure)
         await self._give_up()
         return self.status
+
+    def _log_answer(self, decision: Decision) -> None:
+        event(
+            logger,
+            logging.DEBUG,
+            "answered",
+            request_id=self.request_id.decode("latin-1"),
+            path=self.request.target,
+            status=self.status,
+            worker=decision.worker_id,
+            reason=decision.reason.value,
+            matched_blocks=decision.matched_blocks,
+            prompt_blocks=decision.prompt_blocks,
+            predicted_ttft=decision.predicted_ttft,
+            attempts=self.attempts,
+            seconds=self.proxy.clock() - self.arrived,
+        )
 
     # --- choosing ---
 
