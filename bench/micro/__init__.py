@@ -1,1 +1,1 @@
-"""What single parts cost: scripts, each run as `python -m bench.micro.NAME`."""
+"""Micro-benchmarks: one hot path each, by hand, on whatever machine is at hand."""

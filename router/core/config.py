@@ -28,6 +28,9 @@ class FleetConfig:
     speculation_grace: float = 1.0
     """How long after its first byte a request's blocks are still assumed on its worker; by then the feed has
     confirmed them."""
+    recompute_charge: float = 3.0
+    """Seconds that cost adds for each second of computing blocks again that another worker holds, unless the prefix is
+    popular. It is time taken from whoever comes next."""
     retry_after: float = 1.0
     """What a client is told when no worker is ready."""
     forget_after: float = 60.0

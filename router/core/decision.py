@@ -71,7 +71,7 @@ class CandidateView(NamedTuple):
     prefill_seconds: float
     """Time to the first token from then on."""
     cost: float
-    """What strategy cache_aware compares: see docs/routing.md."""
+    """What strategy cache_aware compares, in seconds: queue, prefill and the charge for computing blocks again."""
     in_flight: int
     """Requests on the worker: this router's, and others' that its last report knew of."""
     assigned_seconds: float

@@ -15,11 +15,15 @@ from router.core.config import FleetConfig
 from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
 from router.core.member import Member, WorkerStatus
 from router.core.registry import Registry
-from router.core.strategies import Choice, find_strategy
+from router.core.reuse import Reuse
+from router.core.strategies import Choice, Conditions, find_strategy
 from router.core.ticket import Assumptions, Ticket
 from router.core.work import Shape
 
 __all__ = ["Fleet", "FleetConfig", "Ticket", "WorkerStatus"]
+
+TIE_SECONDS = 1e-4
+"""Costs that differ by this and half a decode step are equal: that step's end is not known any better."""
 
 
 class Fleet:
@@ -36,7 +40,9 @@ class Fleet:
         self._strategy = find_strategy(config.strategy)
         self._registry = Registry(config)
         self._assumptions = Assumptions(self._registry.index, config.speculation_grace)
+        self._reuse = Reuse()
         self._turn = 0
+        self._tie = TIE_SECONDS + config.latency.decode / 2
 
     # --- membership and life ----------------------------------------------------------------------------
 
@@ -125,11 +131,17 @@ class Fleet:
         depths: dict[int, int] = {}
         if among and request.keys is not None:
             depths = self._registry.index.depths(request.keys, among, shape.reusable_blocks)
-        candidates = tuple(_figures(member, shape, depths.get(member.view.slot, 0), now) for member in members)
+        best = max(depths.values(), default=0)
+        charge = 0.0
+        if best and request.keys is not None and not self._reuse.popular(request.keys.key(best)):
+            charge = self.config.recompute_charge * self.config.latency.prefill_block
+        candidates = tuple(
+            _figures(member, shape, depths.get(member.view.slot, 0), best, charge, now) for member in members
+        )
         if len(candidates) == 1:
             chosen, reason = Choice(candidates[0], Reason.ONLY_CANDIDATE)
         else:
-            chosen, reason = self._strategy(candidates, among != 0)
+            chosen, reason = self._strategy(candidates, Conditions(among != 0, self._tie))
         return Decision(
             worker_id=chosen.worker_id,
             url=chosen.url,
@@ -155,6 +167,10 @@ class Fleet:
         matched, keys, view = decision.matched_blocks, request.keys, member.view
         expected = member.work.expect(shape, matched, now)
         assumption, certain = None, False
+        if keys is not None:
+            best = max(candidate.matched_blocks for candidate in decision.candidates)
+            if best:
+                self._reuse.note(keys.key(best))
         if keys is not None and view.refused is None:
             # The request keeps the stated blocks in use, so they stay; leaving them out spares a long conversation
             # the hashing of all of its blocks each turn.
@@ -229,7 +245,8 @@ def _shape(request: RouteRequest, block_size: int) -> Shape:
     )
 
 
-def _figures(member: Member, shape: Shape, matched: int, now: float) -> CandidateView:
+def _figures(member: Member, shape: Shape, matched: int, best: int, charge: float, now: float) -> CandidateView:
+    """`charge`: seconds for each block that this worker would compute though another one holds it (`best`)."""
     expected = member.work.expect(shape, matched, now)
     return CandidateView(
         worker_id=member.worker_id,
@@ -238,7 +255,7 @@ def _figures(member: Member, shape: Shape, matched: int, now: float) -> Candidat
         queue_seconds=expected.queue,
         memory_seconds=expected.memory,
         prefill_seconds=expected.prefill,
-        cost=expected.queue + expected.prefill,
+        cost=expected.queue + expected.prefill + charge * (best - matched),
         in_flight=member.work.in_flight(),
         assigned_seconds=member.work.assigned(now),
         turn=member.turn,

@@ -12,8 +12,14 @@ from typing import NamedTuple
 
 from router.core.decision import CandidateView, Reason
 
-TIE_SECONDS = 1e-4
-"""Costs closer than this are equal: the estimate is not that sharp."""
+
+class Conditions(NamedTuple):
+    """What a strategy must know besides the candidates."""
+
+    matchable: bool
+    """Whether there was a prefix to match."""
+    tie_seconds: float
+    """Costs closer than this are equal: the estimate is not that sharp."""
 
 
 class Choice(NamedTuple):
@@ -21,20 +27,19 @@ class Choice(NamedTuple):
     reason: Reason
 
 
-Strategy = Callable[[Sequence[CandidateView], bool], Choice]
-"""(candidates, whether there was a prefix to match) -> choice."""
+Strategy = Callable[[Sequence[CandidateView], Conditions], Choice]
 
 
 class UnknownStrategyError(ValueError):
     """No strategy has this name; the message lists those that exist."""
 
 
-def cache_aware(candidates: Sequence[CandidateView], matchable: bool) -> Choice:
-    """The smallest queue + prefill cost; ties: fewest in flight, least work assigned lately, longest unused."""
-    bound = min(candidate.cost for candidate in candidates) + TIE_SECONDS
+def cache_aware(candidates: Sequence[CandidateView], conditions: Conditions) -> Choice:
+    """The smallest cost; ties: longest match, least work assigned lately, fewest in flight, longest unused."""
+    bound = min(candidate.cost for candidate in candidates) + conditions.tie_seconds
     tied = [candidate for candidate in candidates if candidate.cost <= bound]
-    chosen = tied[0] if len(tied) == 1 else min(tied, key=lambda c: (c.in_flight, c.assigned_seconds, c.turn))
-    if not matchable:
+    chosen = min(tied, key=lambda c: (-c.matched_blocks, c.assigned_seconds, c.in_flight, c.turn))
+    if not conditions.matchable:
         return Choice(chosen, Reason.NO_PREFIX)
     longest = max(candidate.matched_blocks for candidate in candidates)
     if not longest:
@@ -42,21 +47,21 @@ def cache_aware(candidates: Sequence[CandidateView], matchable: bool) -> Choice:
     return Choice(chosen, Reason.PREFIX_MATCH if chosen.matched_blocks == longest else Reason.LOAD_OVER_PREFIX)
 
 
-def longest_prefix(candidates: Sequence[CandidateView], matchable: bool) -> Choice:
+def longest_prefix(candidates: Sequence[CandidateView], conditions: Conditions) -> Choice:
     """The textbook rule: the longest match whatever the load; ties, no match among them, in turn."""
     longest = max(candidate.matched_blocks for candidate in candidates)
     chosen = min((c for c in candidates if c.matched_blocks == longest), key=lambda c: c.turn)
     if longest:
         return Choice(chosen, Reason.LONGEST_PREFIX)
-    return Choice(chosen, Reason.NO_MATCH if matchable else Reason.NO_PREFIX)
+    return Choice(chosen, Reason.NO_MATCH if conditions.matchable else Reason.NO_PREFIX)
 
 
-def round_robin(candidates: Sequence[CandidateView], matchable: bool) -> Choice:
+def round_robin(candidates: Sequence[CandidateView], conditions: Conditions) -> Choice:
     """In turn: the worker whose last request is the longest ago."""
     return Choice(min(candidates, key=lambda c: c.turn), Reason.ROUND_ROBIN)
 
 
-def least_loaded(candidates: Sequence[CandidateView], matchable: bool) -> Choice:
+def least_loaded(candidates: Sequence[CandidateView], conditions: Conditions) -> Choice:
     """The fewest requests in flight; ties in turn."""
     return Choice(min(candidates, key=lambda c: (c.in_flight, c.turn)), Reason.LEAST_LOADED)
 
