@@ -104,7 +104,9 @@ class Registry:
         if owner is None or owner is member or not owner.reachable:
             return None
         epoch = owner.view.epoch
-        return DuplicateWorker(info.worker_id, owner.url) if epoch is not None and epoch >= info.epoch else None
+        if epoch is None or epoch < info.epoch or (epoch == info.epoch and not owner.discovered):
+            return None  # in the same life it is one process, known by its heartbeats before discovery named it
+        return DuplicateWorker(info.worker_id, owner.url)
 
     def _own(self, member: Member, info: WorkerInfo) -> None:
         """Makes `member` the owner of the worker id, in place of whoever had it."""

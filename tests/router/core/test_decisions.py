@@ -12,6 +12,7 @@ from kvcache.keys import CacheScope, PrefixKeys, pack_tokens
 from kvcache.profiles import PROFILES
 from router.core.decision import Decision, Reason, RouteRequest
 from router.core.fleet import Fleet, Ticket
+from router.core.reuse import REMEMBERED, Reuse
 from router.core.strategies import STRATEGIES, UnknownStrategyError, find_strategy
 from tests.router.core.support import (
     BLOCK,
@@ -138,6 +139,44 @@ def test_a_hot_prefix_is_copied_once_its_holder_is_swamped(make_fleet: MakeFleet
     hot = tokens(80)
     workers = {send(fleet, ask([*hot, *tokens(4, start=1000 * (n + 1))]), 0.001 * n)[0].worker_id for n in range(300)}
     assert len(workers) == 4
+
+
+def test_one_conversations_history_is_waited_for_longer_than_computed_again(make_fleet: MakeFleet) -> None:
+    """Waiting 0.2 s or computing 0.15 s again: the answer comes sooner by computing, at the next request's expense."""
+    fleet = make_fleet(2)
+    history = tokens(60)
+    hold(fleet, 0, history, 60)
+    fleet.set_serving(url_of(1), False)
+    send(fleet, ask(tokens(78, start=10_000)), 0.0)
+    fleet.set_serving(url_of(1), True)
+    decision = fleet.choose(ask(history), 0.0)
+    assert decision.candidates[0].queue_seconds > decision.candidates[1].prefill_seconds
+    assert (decision.worker_id, decision.reason) == ("w0", Reason.PREFIX_MATCH)
+
+
+def test_a_popular_prefix_is_copied_as_soon_as_that_is_sooner(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2)
+    shared = tokens(60)
+    hold(fleet, 0, shared, 60)
+    for turn in range(2):
+        send(fleet, ask(shared), 0.1 * turn)[1].release(0.1 * turn)
+    fleet.set_serving(url_of(1), False)
+    send(fleet, ask(tokens(78, start=10_000)), 1.0)
+    fleet.set_serving(url_of(1), True)
+    decision = fleet.choose(ask(shared), 1.0)
+    assert (decision.worker_id, decision.reason) == ("w1", Reason.LOAD_OVER_PREFIX)
+
+
+def test_what_is_remembered_of_matches_is_bounded() -> None:
+    reuse = Reuse()
+    first, *others = (number.to_bytes(16, "big") for number in range(REMEMBERED + 1))
+    reuse.note(first)
+    assert not reuse.popular(first)
+    reuse.note(first)
+    assert reuse.popular(first)
+    for key in others:
+        reuse.note(key)
+    assert not reuse.popular(first)
 
 
 # --- reasons --------------------------------------------------------------------------------------------------

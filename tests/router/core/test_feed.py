@@ -203,6 +203,15 @@ def test_the_same_life_at_another_address_is_one_worker(pushed: Fleet) -> None:
     assert [worker.url for worker in pushed.workers(0.1)] == [URL]
 
 
+def test_discovery_names_a_worker_that_its_heartbeats_named_otherwise(pushed: Fleet) -> None:
+    pushed.add("http://pod:1", 0.1)
+    pushed.apply_snapshot("http://pod:1", snapshot(seq=6, keys=KEYS[:2]), 0.2)
+    assert [(worker.url, worker.matching) for worker in pushed.workers(0.2)] == [("http://pod:1", True)]
+    assert pushed.apply_heartbeat(heartbeat(seq=6), 0.3) is False
+    assert len(pushed.workers(0.3)) == 1
+    assert pushed.view("http://pod:1") == Counter(KEYS[:2])
+
+
 def test_a_worker_that_moved_takes_its_id_along(pushed: Fleet) -> None:
     pushed.apply_heartbeat(heartbeat(info(epoch=2), url="http://moved:1/"), 0.1)
     assert [(worker.url, worker.worker_id) for worker in pushed.workers(0.1)] == [("http://moved:1", "w0")]
