@@ -1,0 +1,63 @@
+"""docs/routing.md says what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvcache.keys import PrefixKeys, block_keys, pack_tokens
+from kvcache.profiles import DEFAULT_PROFILE, profile
+from router.core.decision import Decision, Reason, RouteRequest
+from router.core.errors import RejectReason
+from router.core.fleet import Fleet
+from router.core.strategies import STRATEGIES
+from tests.router.core.support import config, info, snapshot, url_of
+
+DOC = (Path(__file__).parents[3] / "docs" / "routing.md").read_text(encoding="utf-8")
+PROMPT = list(range(1608))
+
+
+def ask(tokens: list[int]) -> RouteRequest:
+    return RouteRequest(PrefixKeys(pack_tokens(tokens), 16), len(tokens), streaming=True, output_tokens=0)
+
+
+def decide(*, popular: bool) -> Decision:
+    fleet = Fleet(config(block_size=16, latency=profile(DEFAULT_PROFILE).latency))
+    keys = block_keys(PROMPT, 16)
+    for number, held in enumerate((80, 20, 0)):
+        fleet.add(url_of(number), 0.0)
+        who = info(f"w{number}", block_size=16)
+        fleet.apply_snapshot(url_of(number), snapshot(who, keys=keys[:held]), 0.0)
+    if popular:
+        for _ in range(2):
+            fleet.dispatch(fleet.choose(ask(PROMPT), 0.0), ask(PROMPT), 0.0).release(0.0, reused=False)
+
+    def send(number: int, blocks: int, now: float) -> None:
+        request = ask([50_000 + blocks] * (16 * blocks))
+        others = {url_of(other) for other in range(3)} - {url_of(number)}
+        ticket = fleet.dispatch(fleet.choose(request, now, others), request, now)
+        if number:
+            ticket.first_byte(now + 0.03)
+
+    send(1, 10, 0.5)
+    send(0, 70, 1.0)
+    send(0, 30, 1.0)
+    return fleet.choose(ask(PROMPT), 1.04)
+
+
+def test_the_worked_example() -> None:
+    once, often = decide(popular=False), decide(popular=True)
+    for one, many in zip(once.candidates, often.candidates, strict=True):
+        charge = one.cost - one.queue_seconds - one.prefill_seconds
+        figures = (one.queue_seconds, one.prefill_seconds, charge, one.cost, many.cost)
+        row = " | ".join(f"{abs(1e3 * seconds):.1f}" for seconds in figures)
+        assert f"| {one.worker_id} | {one.matched_blocks} | {row} |" in DOC
+    assert (once.worker_id, once.reason, once.prompt_blocks) == ("w0", Reason.PREFIX_MATCH, 101)
+    assert (often.worker_id, often.reason) == ("w1", Reason.LOAD_OVER_PREFIX)
+    assert often.predicted_ttft == pytest.approx(0.215)
+
+
+@pytest.mark.parametrize("name", [*Reason, *RejectReason, *(f"### {name}" for name in STRATEGIES)])
+def test_everything_that_has_a_name_is_documented(name: str) -> None:
+    assert (name if name.startswith("#") else f"`{name}`") in DOC
