@@ -31,23 +31,30 @@ class Assumption:
 
 
 class _Layer:
-    """Counted keys of every slot. `masks` is read by the search; only `add` and `discard` write it."""
+    """Counted keys of every slot, and `sizes`, the sum of each slot's counts."""
 
-    __slots__ = ("counts", "masks")
+    __slots__ = ("counts", "masks", "sizes")
 
     def __init__(self) -> None:
         self.masks: dict[BlockKey, int] = {}
         self.counts: list[dict[BlockKey, int]] = []
+        self.sizes: list[int] = []
 
-    def add(self, slot: int, keys: Iterable[BlockKey]) -> None:
+    def grow(self) -> None:
+        """One slot more."""
+        self.counts.append({})
+        self.sizes.append(0)
+
+    def add(self, slot: int, keys: Sequence[BlockKey]) -> None:
         counts, masks, bit = self.counts[slot], self.masks, 1 << slot
+        self.sizes[slot] += len(keys)
         for key in keys:
             count = counts.get(key, 0)
             counts[key] = count + 1
             if not count:
                 masks[key] = masks.get(key, 0) | bit
 
-    def discard(self, slot: int, keys: Iterable[BlockKey]) -> int:
+    def discard(self, slot: int, keys: Sequence[BlockKey]) -> int:
         """Takes one of each key away; how many of them were not there."""
         counts, missing = self.counts[slot], 0
         for key in keys:
@@ -59,12 +66,18 @@ class _Layer:
                 self._unmark(slot, key)
             else:
                 missing += 1
+        self.sizes[slot] -= len(keys) - missing
         return missing
 
-    def clear(self, slot: int) -> None:
-        counts, self.counts[slot] = self.counts[slot], {}
-        for key in counts:
+    def replace(self, slot: int, keys: Iterable[BlockKey]) -> None:
+        old, new = self.counts[slot], dict(Counter(keys))
+        self.counts[slot] = new
+        self.sizes[slot] = sum(new.values())
+        masks, bit = self.masks, 1 << slot
+        for key in old.keys() - new.keys():
             self._unmark(slot, key)
+        for key in new.keys() - old.keys():
+            masks[key] = masks.get(key, 0) | bit
 
     def _unmark(self, slot: int, key: BlockKey) -> None:
         rest = self.masks[key] & ~(1 << slot)
@@ -98,8 +111,8 @@ class PrefixIndex:
             slot = min(self._free)
             self._free.remove(slot)
             return slot
-        self._stored.counts.append({})
-        self._assumed.counts.append({})
+        self._stored.grow()
+        self._assumed.grow()
         self._lives.append(0)
         return len(self._lives) - 1
 
@@ -110,37 +123,31 @@ class PrefixIndex:
 
     # --- what workers state -----------------------------------------------------------------------------
 
-    def store(self, slot: int, keys: Iterable[BlockKey]) -> None:
+    def store(self, slot: int, keys: Sequence[BlockKey]) -> None:
         """One more physical block of each key."""
         self._stored.add(slot, keys)
 
-    def remove(self, slot: int, keys: Iterable[BlockKey]) -> int:
+    def remove(self, slot: int, keys: Sequence[BlockKey]) -> int:
         """One physical block less of each key; how many were not held (0 with a feed that is in order)."""
         return self._stored.discard(slot, keys)
 
     def clear(self, slot: int) -> None:
         """The worker's cache is empty. What was assumed of it is void too."""
-        self._stored.clear(slot)
-        self._assumed.clear(slot)
+        self._stored.replace(slot, ())
+        self._assumed.replace(slot, ())
         self._lives[slot] += 1
 
     def replace(self, slot: int, keys: Iterable[BlockKey]) -> None:
         """The worker holds exactly these blocks (a key once for each physical block); assumptions stay."""
-        old, new = self._stored.counts[slot], dict(Counter(keys))
-        self._stored.counts[slot] = new
-        masks, bit = self._stored.masks, 1 << slot
-        for key in old.keys() - new.keys():
-            self._stored._unmark(slot, key)
-        for key in new.keys() - old.keys():
-            masks[key] = masks.get(key, 0) | bit
+        self._stored.replace(slot, keys)
 
     def held(self, slot: int) -> Counter[BlockKey]:
         """Copy of the multiset of keys this slot holds."""
         return Counter(self._stored.counts[slot])
 
     def blocks(self, slot: int) -> int:
-        """Physical blocks of this slot: O(distinct keys)."""
-        return sum(self._stored.counts[slot].values())
+        """Physical blocks of this slot."""
+        return self._stored.sizes[slot]
 
     def __len__(self) -> int:
         """Distinct keys that any worker states to hold."""
