@@ -30,6 +30,7 @@ from worker.server.feed import CacheState, FeedEndpoints
 from worker.server.metrics import Exposition, WorkerCollector, WorkerCounts, cache_config, process_metrics
 from worker.server.service import Service
 from worker.settings import WILDCARDS, Settings, SettingsError
+from worker.timer import LoopTimer, TimerFactory, precise_timer
 
 logger = logging.getLogger("worker")
 
@@ -50,6 +51,7 @@ class Worker:
         generator: Generator,
         port: int,
         clock: Callable[[], float] = time.monotonic,
+        timer: TimerFactory = LoopTimer,
     ) -> None:
         gpu = settings.gpu
         self.epoch = time.time_ns() // 1000
@@ -58,7 +60,7 @@ class Worker:
         self.feed = FeedLog(self.epoch, self.engine.load())
         self.reporter = Reporter(self.feed, clock)
         metrics = EngineMetrics(max_model_len)
-        self.runner = EngineRunner(self.engine, clock=clock, report=self.reporter.report, observer=metrics)
+        self.runner = EngineRunner(self.engine, clock=clock, report=self.reporter.report, observer=metrics, timer=timer)
         self.info = WorkerInfo(
             worker_id=settings.worker_id or f"{_own_name(settings.host)}:{port}",
             epoch=self.epoch,
@@ -125,6 +127,7 @@ class Worker:
 
     def close(self) -> None:
         """Stop every timer and thread."""
+        self.runner.close()
         self.reporter.close()
         self.service.close()
 
@@ -168,7 +171,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
     """Run one worker until `stop` is set, then drain. The process's exit code."""
     started = time.monotonic()
     sock = inherited(settings.fd) if settings.fd is not None else listen(settings.host, settings.port)
-    worker = Worker(settings, tokenizer, generator, sock.getsockname()[1])
+    worker = Worker(settings, tokenizer, generator, sock.getsockname()[1], timer=precise_timer())
     limits = HttpLimits(max_concurrent_requests=settings.max_concurrent_requests)
     server = HttpServer(worker.app, sock, limits, cancel_on_disconnect=True)
     await server.start()

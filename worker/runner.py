@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kvcache.feed import Event, Load
 from worker.engine import Engine, EngineRequest, FinishedRequest, FinishReason, Output
+from worker.timer import LoopTimer, TimerFactory
 
 logger = logging.getLogger(__name__)
-
-TIMER_RESOLUTION = 1e-3
-"""uvloop's timers count whole milliseconds; a delay is rounded up, so that a timer never fires before its time."""
 
 
 class EngineDeadError(RuntimeError):
@@ -64,6 +61,7 @@ class EngineRunner:
         clock: Callable[[], float],
         report: Callable[[Sequence[Event], Load], None],
         observer: Observer,
+        timer: TimerFactory = LoopTimer,
     ) -> None:
         self.engine = engine
         self._clock = clock
@@ -71,7 +69,7 @@ class EngineRunner:
         self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, _Running] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = timer(self._loop, self._pump)
         self._soon: asyncio.Handle | None = None
         self.dead = asyncio.Event()
         """Set when the engine has failed; the process should end."""
@@ -108,6 +106,10 @@ class EngineRunner:
         self._pump_soon()
         return done
 
+    def close(self) -> None:
+        """Wake up no more."""
+        self._timer.close()
+
     def flush(self) -> None:
         """Report what has changed up to now, so that a snapshot taken next agrees with the feed's position."""
         self._report(self.engine.take_events(), self.engine.load())
@@ -121,9 +123,6 @@ class EngineRunner:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self.dead.is_set():
             return
         try:
@@ -139,9 +138,10 @@ class EngineRunner:
             self._observer.finished(finished)
         self.flush()
         due = self.engine.next_event()
-        if due is not None:
-            delay = max(due - self._clock(), 0.0)
-            self._timer = self._loop.call_later(math.ceil(delay / TIMER_RESOLUTION) * TIMER_RESOLUTION, self._pump)
+        if due is None:
+            self._timer.cancel()
+        else:
+            self._timer.set(max(due - self._clock(), 0.0))
 
     def _deliver(self, output: Output) -> None:
         running = self._running.get(output.request_id)
