@@ -86,8 +86,8 @@ class Simulation:
         self._delays = delays
         self._heap: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = counter()
-        self._workers = [_Worker(number, shape) for number in range(shape.workers)]
-        self._by_url = {worker.url: worker for worker in self._workers}
+        self.workers = [_Worker(number, shape) for number in range(shape.workers)]
+        self._by_url = {worker.url: worker for worker in self.workers}
         self._in_flight: dict[str, _InFlight] = {}
         self._to_come = True
         self.records: list[Record] = []
@@ -101,14 +101,14 @@ class Simulation:
                 latency=shape.latency,
             )
         )
-        for worker in self._workers:
+        for worker in self.workers:
             self.fleet.add(worker.url, 0.0)
             self.fleet.apply_snapshot(worker.url, Snapshot(worker.info, 0, worker.loaded, ()), 0.0)
 
     @property
     def worker_ids(self) -> list[str]:
         """As records name them."""
-        return [worker.info.worker_id for worker in self._workers]
+        return [worker.info.worker_id for worker in self.workers]
 
     def run(self, prompts: Iterable[Prompt], progress: Callable[[int, int, int], None]) -> list[Record]:
         """Plays the whole workload; the records are in its order. `progress` takes (sent, answered, failed)."""
@@ -209,7 +209,7 @@ class Simulation:
 
     def _housekeep(self, now: float) -> None:
         """No worker's feed is silent for longer than `SIGN_OF_LIFE`, and the router looks for those that are."""
-        for worker in self._workers:
+        for worker in self.workers:
             if now - worker.loaded_at >= SIGN_OF_LIFE / 2:
                 self._hear(now, worker, (), worker.engine.load())
         self.fleet.expire(now)
