@@ -75,6 +75,11 @@ class EngineRunner:
         """Set when the engine has failed; the process should end."""
 
     @property
+    def armed(self) -> bool:
+        """Whether a moment to wake up at is set; an idle engine has none."""
+        return self._timer.armed
+
+    @property
     def active(self) -> int:
         """Requests the engine has not finished."""
         return len(self._running)

@@ -27,6 +27,9 @@ _NANOSECONDS = 1_000_000_000
 class Timer(Protocol):
     """At most one moment to wake up at."""
 
+    armed: bool
+    """Whether there is one. It is over when the callback has set no other."""
+
     def set(self, delay: float) -> None:
         """Call back in `delay` seconds (0 or more), instead of at any moment set before."""
 
@@ -44,12 +47,15 @@ class LoopTimer:
         self._loop = loop
         self._callback = callback
         self._handle: asyncio.TimerHandle | None = None
+        self.armed = False
 
     def set(self, delay: float) -> None:
         self.cancel()
+        self.armed = True
         self._handle = self._loop.call_later(math.ceil(delay / LOOP_RESOLUTION) * LOOP_RESOLUTION, self._callback)
 
     def cancel(self) -> None:
+        self.armed = False
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -75,6 +81,7 @@ class LinuxTimer:
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create")
         self._spec = _TimerSpec()
+        self.armed = False
         self._loop = loop
         self._callback = callback
         loop.add_reader(self._fd, self._fired)
@@ -92,6 +99,7 @@ class LinuxTimer:
             self._fd = -1  # setting it now is an error that nobody looks at, and touches no other descriptor
 
     def _arm(self, nanoseconds: int) -> None:
+        self.armed = nanoseconds > 0
         value = self._spec.value
         value.seconds, value.nanoseconds = divmod(nanoseconds, _NANOSECONDS)
         self._libc.timerfd_settime(self._fd, 0, ctypes.byref(self._spec), None)

@@ -50,7 +50,7 @@ async def test_an_idle_worker_sleeps(start) -> None:
     harness = start()
     await harness.client.post("/v1/completions", completion())
     assert harness.worker.engine.next_event() is None
-    assert harness.worker.runner._timer is None
+    assert not harness.worker.runner.armed
 
 
 async def test_a_stop_string_ends_the_answer_and_names_itself(start) -> None:

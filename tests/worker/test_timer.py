@@ -1,0 +1,44 @@
+"""Timers of the engine's runner: the platform's finest behaves as the event loop's own."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from worker.timer import LoopTimer, TimerFactory, precise_timer
+
+KINDS = pytest.mark.parametrize("kind", [LoopTimer, precise_timer()], ids=["loop", "precise"])
+
+
+@KINDS
+async def test_it_calls_back_once_and_never_early(kind: TimerFactory) -> None:
+    loop = asyncio.get_running_loop()
+    fired: asyncio.Queue[float] = asyncio.Queue()
+    timer = kind(loop, lambda: fired.put_nowait(loop.time()))
+    for delay in (0.0, 0.0004, 0.003):
+        begun = loop.time()
+        timer.set(delay)
+        assert timer.armed
+        # The event loop rounds its own clock to its resolution.
+        assert await fired.get() >= begun + delay - 1e-6
+    timer.close()
+
+
+@KINDS
+async def test_the_last_moment_set_counts(kind: TimerFactory) -> None:
+    loop = asyncio.get_running_loop()
+    fired: asyncio.Queue[float] = asyncio.Queue()
+    timer = kind(loop, lambda: fired.put_nowait(loop.time()))
+    timer.set(3600.0)
+    timer.set(0.001)
+    await fired.get()
+    timer.set(0.0)
+    timer.cancel()
+    timer.cancel()
+    assert not timer.armed
+    other = kind(loop, lambda: fired.put_nowait(-1.0))
+    other.set(0.005)
+    assert await fired.get() == -1.0, "a cancelled timer does not call back"
+    timer.close()
+    other.close()
