@@ -46,7 +46,9 @@ format: $(VENV)/.dev ## rewrite the code as ruff formats it
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev ## micro-benchmarks of the index, the decision, the engine and the data path
-	$(BIN)/python -m bench.micro
+	$(BIN)/python -m bench.micro.engine
+	$(BIN)/python -m bench.micro.index
+	$(BIN)/python -m bench.opponents
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

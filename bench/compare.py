@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from bench.plot import plot_comparison
-from bench.report import print_comparison, why, winner
+from bench.report import percent, print_comparison, seconds, why, winner
 from bench.result import Record, Result, Summary, write_json, write_records
 from bench.run import BenchOptions, measure
-from bench.workloads import build_workload
+from bench.workloads import Workload, build_workload
 
 SUMMARY_FILE = "strategy_comparison_summary.json"
 PLOT_FILE = "strategy_comparison.png"
@@ -80,7 +80,7 @@ def _summarised(result: Result) -> StrategySummary:
 def report(
     results: Sequence[Result], out: Path, console: Console, title: str, ceiling: float | None = None
 ) -> Comparison:
-    """Writes a file a strategy, the summary and the picture to the folder `out`, and prints the table."""
+    """Writes the summary and the picture to the folder `out`, beside the results, and prints the table."""
     comparison = Comparison(
         winner=winner(results).strategy,
         why=why(results),
@@ -90,8 +90,6 @@ def report(
         versions=results[0].versions,
         seed=results[0].seed,
     )
-    for result in results:
-        write_json(out / f"results_{result.strategy}.json", result)
     write_json(out / SUMMARY_FILE, comparison)
     plot_comparison(out / PLOT_FILE, results, title, ceiling)
     print_comparison(console, results, ceiling)
@@ -106,6 +104,16 @@ def title_of(results: Sequence[Result]) -> str:
     return f"{first.config.get('workload')}: {first.requests:,} requests, {len(first.workers)} workers ({how})"
 
 
+def keep(result: Result, out: Path, console: Console) -> None:
+    """Writes one strategy's result as soon as there is one, so that a later failure loses nothing, and says so."""
+    write_json(out / f"results_{result.strategy}.json", result)
+    p50 = result.ttft_seconds.p50 if result.ttft_seconds else None
+    console.print(
+        f"{result.strategy}: {result.requests:,} requests, {result.errors:,} errors, "
+        f"hit rate {percent(result.hit_rate)}, TTFT p50 {seconds(p50)}"
+    )
+
+
 def raw_file(raw: Path, strategy: str) -> Path:
     """`runs.jsonl` becomes `runs_<strategy>.jsonl`."""
     return raw.with_name(f"{raw.stem}_{strategy}{raw.suffix}")
@@ -118,9 +126,17 @@ def keep_raw(raw: Path | None, strategy: str, records: Sequence[Record]) -> None
 
 
 async def compare(
-    launch: Launch, strategies: Sequence[str], options: BenchOptions, out: Path, console: Console
+    launch: Launch,
+    strategies: Sequence[str],
+    options: BenchOptions,
+    out: Path,
+    console: Console,
+    ceiling: Callable[[Workload], float] | None = None,
 ) -> Comparison:
-    """Runs each strategy in turn, cold, and reports. Raises what `launch` raises, `WorkloadError`, `EndpointError`."""
+    """Runs each strategy in turn, cold, and reports. `ceiling` computes the hit rate no placement can beat by much.
+
+    Raises what `launch` raises, `WorkloadError` and `EndpointError`.
+    """
     workload = build_workload(options.workload)
     results = []
     for strategy in strategies:
@@ -129,5 +145,6 @@ async def compare(
                 target.url, workload, options, console, strategy=strategy, worker_ids=target.worker_ids
             )
         keep_raw(options.raw, strategy, driven.records)
+        keep(result, out, console)
         results.append(result)
-    return report(results, out, console, title_of(results))
+    return report(results, out, console, title_of(results), ceiling(workload) if ceiling is not None else None)

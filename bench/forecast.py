@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.ceiling import pooled_hit_rate
-from bench.compare import Comparison, keep_raw, report, title_of
+from bench.compare import Comparison, keep, keep_raw, report, title_of
 from bench.prompts import prompts
 from bench.result import RunInfo, summarise
 from bench.run import progress_bar
@@ -57,5 +57,6 @@ def simulate(
         }
         info = RunInfo(strategy, workload.seed, config, shape.engine.block_size, simulation.worker_ids)
         results.append(summarise(records, info))
+        keep(results[-1], out, console)
     ceiling = pooled_hit_rate(prompts(workload, tokenizer), shape.capacity, shape.engine.block_size)
     return report(results, out, console, title_of(results), ceiling)

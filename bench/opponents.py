@@ -211,8 +211,8 @@ async def _drive(port: int, requests: Sequence[bytes]) -> tuple[int, float]:
     return sum(client.failed for client in clients), time.perf_counter() - started
 
 
-async def _ready(port: int, request: bytes) -> None:
-    deadline = time.monotonic() + READY_SECONDS
+async def _ready(port: int, request: bytes, within: float) -> None:
+    deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         try:
             failed, _ = await _drive(port, [request] * CONNECTIONS)
@@ -221,16 +221,25 @@ async def _ready(port: int, request: bytes) -> None:
         if not failed:
             return
         await asyncio.sleep(0.2)
-    raise TimeoutError(f"the router on port {port} answered no request within {READY_SECONDS:.0f} s")
+    raise TimeoutError(f"the router on port {port} answered no request within {within:g} s")
 
 
-def measure(name: str, command: str, workers: Sequence[str], requests: Sequence[bytes]) -> Row:
-    """Start one router by `command` ({port} and {workers} filled in), drive it and stop it."""
+def measure(
+    name: str,
+    command: str,
+    workers: Sequence[str],
+    requests: Sequence[bytes],
+    ready_seconds: float = READY_SECONDS,
+) -> Row:
+    """Start one router by `command` ({port}, {workers} and {commas} filled in), drive it and stop it.
+
+    Raises `TimeoutError` when it does not answer.
+    """
     port = _free_port()
     argv = shlex.split(command.format(port=port, workers=" ".join(workers), commas=",".join(workers)))
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603 - the user's command
     try:
-        uvloop.run(_ready(port, requests[0]))
+        uvloop.run(_ready(port, requests[0], ready_seconds))
         uvloop.run(_drive(port, requests[: len(requests) // 4]))  # warm caches and connections
         before = _cpu_seconds(process.pid)
         failed, seconds = uvloop.run(_drive(port, requests))

@@ -88,7 +88,13 @@ def _ttfts(axes: Any, results: Sequence[Result]) -> None:
     axes.set_title("Time to first token (less is better" + (", logarithmic)" if spread else ")"))
 
 
+CROWDED = 100
+"""Largest over smallest time from which labels at 1, 2 and 5 of each decade would touch."""
+
+
 def _distribution(axes: Any, results: Sequence[Result]) -> None:
+    from matplotlib.ticker import LogLocator  # see plot_comparison
+
     lows, highs = [], []
     for r in results:
         if not r.ttft_percentiles:
@@ -99,13 +105,14 @@ def _distribution(axes: Any, results: Sequence[Result]) -> None:
     if lows:
         axes.set_xscale("log")
         axes.set_xlim(min(lows) * 0.8, max(highs) * 1.2)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(highs) < CROWDED * min(lows) else (1,)))
     axes.xaxis.set_major_formatter(_tick)
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.set_ylim(0, 101)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}%")
     axes.set_xlabel("time to first token")
     axes.set_title("Requests answering within (left is better)")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="best")
 
 
 def _loads(axes: Any, results: Sequence[Result]) -> None:

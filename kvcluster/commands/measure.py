@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bench.ceiling import pooled_hit_rate
 from bench.compare import Launch, Target
 from bench.compare import compare as run_comparison
 from bench.loadgen import EndpointError
+from bench.prompts import prompts
 from bench.run import BenchOptions
 from bench.run import run as run_bench
+from bench.workloads import Workload
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.plan import check
 from controller.spec.load import load_manifest, override
 from controller.spec.model import KVCluster
+from kvcache.tokenizer import load_tokenizer
 from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, output
 from kvcluster.commands.workload import Load, checked_strategies, with_strategy
 
@@ -57,6 +61,17 @@ def launcher(manifest: KVCluster, log_dir: Path) -> Launch:
     return launch
 
 
+def pooled_ceiling(manifest: KVCluster) -> Callable[[Workload], float]:
+    """The hit rate of one cache as large as all of the manifest's workers' together."""
+
+    def ceiling(workload: Workload) -> float:
+        spec = manifest.spec
+        asked = prompts(workload, load_tokenizer(spec.model.tokenizer))
+        return pooled_hit_rate(asked, spec.workers.replicas * spec.blocks, spec.cache.block_size)
+
+    return ceiling
+
+
 def compare(
     file: str,
     strategies: Sequence[str],
@@ -82,7 +97,8 @@ def compare(
             block_size=manifest.spec.cache.block_size,
             raw=raw,
         )
-        asyncio.run(run_comparison(launcher(manifest, out / "logs"), names, options, out, output()))
+        launch, ceiling = launcher(manifest, out / "logs"), pooled_ceiling(manifest)
+        asyncio.run(run_comparison(launch, names, options, out, output(), ceiling))
     except ValueError as error:  # of the manifest, the strategies or the workload
         complain(error)
         return BAD_INPUT

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bench.compare import report, title_of
+from bench.compare import keep, report, title_of
 from bench.report import why, winner
 from bench.result import (
     Record,
@@ -148,6 +148,8 @@ def test_the_winner_starts_answering_soonest_and_does_answer() -> None:
 def test_a_comparison_writes_its_files_and_names_the_winner(tmp_path: Path) -> None:
     results = [of("round_robin", 4.0, 0), of("cache_aware", 0.1, 64), of("custom", 0.2, 32)]
     console = Console(record=True, width=140)
+    for result in results:
+        keep(result, tmp_path, console)
     comparison = report(results, tmp_path, console, title_of(results), ceiling=0.7)
     assert comparison.winner == "cache_aware"
     assert sorted(file.name for file in tmp_path.iterdir()) == [

@@ -1,0 +1,31 @@
+"""The comparison with other routers: what it charges a router with, and that it counts what fails."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from bench.opponents import main, measure, prompts
+
+pytestmark = pytest.mark.process
+
+
+def test_it_measures_our_own_router(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["opponents", "--requests", "128", "--rounds", "1", "--json"])
+    main()
+    printed = capfd.readouterr().out
+    assert printed.count('"failed": 0') == 2, printed
+    assert '"router": "kvcluster"' in printed
+
+
+def test_prompts_share_their_first_half_in_groups() -> None:
+    first, second, ninth = (prompt.partition(b'"content": "')[2] for prompt in (prompts(9)[i] for i in (0, 1, 8)))
+    assert first[:2000] == ninth[:2000]
+    assert first[:2000] != second[:2000]
+    assert first != ninth
+
+
+def test_a_router_that_never_answers_is_an_error() -> None:
+    with pytest.raises(TimeoutError, match="answered no request"):
+        measure("deaf", f"{sys.executable} -c pass", [], prompts(1), ready_seconds=0.5)

@@ -1,0 +1,127 @@
+"""The commands of the README do what it says, as written."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from pathlib import Path
+
+import httpx
+import pytest
+
+from controller.local.sockets import bind
+from tests.e2e.support import eventually
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """Every line behind a prompt in the README, without its comment."""
+    blocks = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [line[2:].partition("  #")[0].strip() for line in lines]
+
+
+def _free_port() -> int:
+    listener = bind(0, "--port")
+    with listener:
+        return int(listener.getsockname()[1])
+
+
+class Shell:
+    """Runs the README's commands with its ports replaced by free ones, in a folder that holds the examples."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "examples").symlink_to(ROOT / "examples")
+        self._folder = folder
+        self._ports = {port: str(_free_port()) for port in ("8000", "9000", "8101")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+
+    def port(self, port: str) -> str:
+        return self._ports[port]
+
+    async def start(self, command: str) -> Process:
+        for port, free in self._ports.items():
+            command = re.sub(rf"(?<=[: ]){port}\b", free, command)
+        words = shlex.split(command.removesuffix("&"))
+        settings = {}
+        while "=" in words[0]:
+            name, _, value = words.pop(0).partition("=")
+            settings[name] = value
+        return await asyncio.create_subprocess_exec(
+            *words, cwd=self._folder, env={**self._environment, **settings}, stdout=PIPE, stderr=STDOUT
+        )
+
+    async def run(self, command: str) -> str:
+        process = await self.start(command)
+        output, _ = await process.communicate()
+        assert process.returncode == 0, f"{command}\n{output.decode()}"
+        return output.decode()
+
+
+async def _stop(process: Process) -> None:
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None
+    output = await process.stdout.read()
+    assert await process.wait() == 0, output.decode()
+
+
+async def _answers(url: str) -> bool:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        try:
+            return (await client.get(url)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+def _one(start: str) -> str:
+    found = [command for command in commands() if command.startswith(start)]
+    assert len(found) == 1, f"the README has {len(found)} commands that begin with {start!r}"
+    return found[0]
+
+
+async def test_a_cluster_is_run_asked_explained_and_driven(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    ports = f" --port {shell.port('8000')} --management-port {shell.port('9000')}"
+    cluster = await shell.start(_one("kvcluster up") + ports)
+    try:
+        management = f"http://127.0.0.1:{shell.port('9000')}"
+        await eventually(lambda: _answers(f"{management}/ready"), 60, "the cluster is ready")
+        assert '"text_completion"' in await shell.run(_one("curl"))
+        explained = await shell.run(_one("kvcluster route") + f" --router {management}")
+        assert "rag-worker-0" in explained
+        driven = await shell.run(_one("kvcluster bench"))
+        assert "TTFT" in driven
+    finally:
+        await _stop(cluster)
+
+
+async def test_strategies_are_compared_live_and_in_virtual_time(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    assert "longest_prefix" in await shell.run(_one("kvcluster compare"))
+    for file in ("results_cache_aware.json", "strategy_comparison_summary.json", "strategy_comparison.png"):
+        assert (tmp_path / "results" / file).stat().st_size > 0
+    assert "pooled ceiling" in await shell.run(_one("kvcluster simulate"))
+
+
+async def test_a_router_and_a_worker_run_by_themselves(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    router = await shell.start(_one("ROUTING_STRATEGY=") + f" --management-port {shell.port('9000')} --port 0")
+    try:
+        worker = await shell.start(_one("python -m worker.main"))
+        try:
+            management = f"http://127.0.0.1:{shell.port('9000')}"
+            await eventually(lambda: _answers(f"{management}/ready"), 60, "the worker has registered itself")
+        finally:
+            await _stop(worker)
+    finally:
+        await _stop(router)
