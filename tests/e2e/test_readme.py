@@ -24,10 +24,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[str]:
-    """Every line behind a prompt in the README, without its comment."""
+    """Every line behind a prompt in the README, without its comment and the `&` that puts it in the background."""
     blocks = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ ")]
-    return [line[2:].partition("  #")[0].strip() for line in lines]
+    return [line[2:].partition("  #")[0].strip().removesuffix("&").strip() for line in lines]
 
 
 def _free_port() -> int:
@@ -52,7 +52,7 @@ class Shell:
     async def start(self, command: str) -> Process:
         for port, free in self._ports.items():
             command = re.sub(rf"(?<=[: ]){port}\b", free, command)
-        words = shlex.split(command.removesuffix("&"))
+        words = shlex.split(command)
         settings = {}
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
@@ -69,7 +69,8 @@ class Shell:
 
 
 async def _stop(process: Process) -> None:
-    process.send_signal(signal.SIGTERM)
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
     assert process.stdout is not None
     output = await process.stdout.read()
     assert await process.wait() == 0, output.decode()
