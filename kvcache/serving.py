@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import time
@@ -127,6 +128,15 @@ class HttpServer:
                 while state.connections:
                     state.changed.clear()
                     await state.changed.wait()
+
+
+def settle() -> None:
+    """Call once, when a process has made all it keeps: the garbage collector does not walk that again.
+
+    A full collection of what a process imports takes some ten milliseconds, in which no request moves.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:

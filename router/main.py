@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from kvcache.keys import KEY_SCHEME
 from kvcache.logs import configure, event
-from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run
+from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
 from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from router.core.config import FleetConfig
 from router.core.fleet import Fleet
@@ -177,6 +177,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -
     router.start()
     await management.start()
     await data.start()
+    settle()
     event(
         logger,
         logging.INFO,

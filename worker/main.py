@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from kvcache.feed import WorkerInfo
 from kvcache.keys import KEY_SCHEME
 from kvcache.logs import configure, event
-from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run
+from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
 from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from worker.engine import Engine, EngineConfig, EngineConfigError
 from worker.feed import FeedLog
@@ -175,6 +175,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
     limits = HttpLimits(max_concurrent_requests=settings.max_concurrent_requests)
     server = HttpServer(worker.app, sock, limits, cancel_on_disconnect=True)
     await server.start()
+    settle()
     _log_start(settings, worker, server.port)
     pushing = asyncio.create_task(push(worker, settings, server.port))
     pushing.add_done_callback(_report_crash)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import uvloop
 
 from bench.ceiling import pooled_hit_rate
 from bench.compare import Launch, Target
@@ -32,7 +33,7 @@ def bench(
     """Runs the command; returns its exit code."""
     try:
         options = BenchOptions(load.spec(), speed=speed, model=model, timeout=timeout, json=json, raw=raw)
-        asyncio.run(run_bench(url, options, output()))
+        uvloop.run(run_bench(url, options, output()))
     except ValueError as error:  # of the workload or an option
         complain(error)
         return BAD_INPUT
@@ -98,7 +99,7 @@ def compare(
             raw=raw,
         )
         launch, ceiling = launcher(manifest, out / "logs"), pooled_ceiling(manifest)
-        asyncio.run(run_comparison(launch, names, options, out, output(), ceiling))
+        uvloop.run(run_comparison(launch, names, options, out, output(), ceiling))
     except ValueError as error:  # of the manifest, the strategies or the workload
         complain(error)
         return BAD_INPUT
