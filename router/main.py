@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from kvcache.keys import KEY_SCHEME
 from kvcache.logs import configure, event
 from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
+from kvcache.settings import SettingsError
 from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from router.core.config import FleetConfig
 from router.core.fleet import Fleet
@@ -32,7 +33,7 @@ from router.server.pool import HttpToolsUpstream
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy, RetryPolicy
 from router.server.signal import Signal
-from router.settings import Settings, SettingsError
+from router.settings import Settings
 
 logger = logging.getLogger("router")
 

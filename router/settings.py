@@ -4,35 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from pydantic_settings import SettingsError as SourceError
+from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
+from kvcache.settings import ProcessSettings, SettingsError, split_list
 from router.core.strategies import STRATEGIES, find_strategy
 from router.server.discovery import worker_url
 
 
-class SettingsError(ValueError):
-    """A setting is missing, unknown or contradicts another; the message says which and what to do."""
-
-
-class Settings(BaseSettings):
+class Settings(ProcessSettings):
     """One router."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="ROUTER_",
-        cli_prog_name="python -m router.main",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        extra="ignore",
-        frozen=True,
-        populate_by_name=True,
-    )
+    model_config = SettingsConfigDict(env_prefix="ROUTER_", cli_prog_name="python -m router.main")
 
     host: str = Field("0.0.0.0", description="address of the data port")  # noqa: S104  a pod is reached from outside
     port: int = Field(8000, ge=0, le=65535, description="data port (the OpenAI API); 0 takes a free one")
@@ -80,14 +66,10 @@ class Settings(BaseSettings):
     keep_alive: PositiveFloat = Field(75.0, description="seconds a client's connection may be idle")
     grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after SIGTERM")
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level to log")
-    log_format: Literal["kv", "json"] = Field("kv", description="one key=value line or one JSON object per event")
-
     @field_validator("workers", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        parts = [value] if isinstance(value, str) else value
-        return [url.strip() for part in parts for url in str(part).split(",") if url.strip()]
+        return split_list(value)
 
     @field_validator("workers")
     @classmethod
@@ -107,13 +89,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, argv: Sequence[str]) -> Self:
-        """Settings from the environment and `argv` (without the program's name). Raises `SettingsError`."""
-        try:
-            settings = cls(_cli_parse_args=list(argv))  # type: ignore[call-arg]
-        except ValidationError as error:
-            raise SettingsError("; ".join(_explain(detail) for detail in error.errors())) from None
-        except SourceError as error:
-            raise SettingsError(str(error)) from None
+        settings = super().load(argv)
         if settings.workers and settings.workers_file is not None:
             raise SettingsError("--workers and --workers-file name two lists of workers: use one of them")
         return settings
@@ -122,8 +98,3 @@ class Settings(BaseSettings):
     def gpu(self) -> Profile:
         """The profile whose latencies the decisions start from."""
         return profile(self.profile)
-
-
-def _explain(detail: Any) -> str:
-    where = "--" + "-".join(str(part) for part in detail["loc"][:1]).replace("_", "-")
-    return f"{where}: {detail['msg']}, not {detail['input']!r:.200}"

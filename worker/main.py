@@ -17,6 +17,7 @@ from kvcache.feed import WorkerInfo
 from kvcache.keys import KEY_SCHEME
 from kvcache.logs import configure, event
 from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
+from kvcache.settings import SettingsError
 from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from worker.engine import Engine, EngineConfig, EngineConfigError
 from worker.feed import FeedLog
@@ -29,7 +30,7 @@ from worker.server.app import App
 from worker.server.feed import CacheState, FeedEndpoints
 from worker.server.metrics import Exposition, WorkerCollector, WorkerCounts, cache_config, process_metrics
 from worker.server.service import Service
-from worker.settings import WILDCARDS, Settings, SettingsError
+from worker.settings import WILDCARDS, Settings
 from worker.timer import LoopTimer, TimerFactory, precise_timer
 
 logger = logging.getLogger("worker")

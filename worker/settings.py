@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
-from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
-from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
+from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
+from kvcache.settings import ProcessSettings, SettingsError, split_list
 
 _HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
 
@@ -17,28 +17,15 @@ WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
 """Hosts that stand for every address of the machine."""
 
 
-class SettingsError(ValueError):
-    """A setting is missing, unknown or contradicts another; the message says which and what to do."""
-
-
 def _url(value: str) -> str:
     _HTTP_URL.validate_python(value)
     return value.rstrip("/")
 
 
-class Settings(BaseSettings):
+class Settings(ProcessSettings):
     """One emulated engine and its HTTP server."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="WORKER_",
-        cli_prog_name="python -m worker.main",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        extra="ignore",
-        frozen=True,
-    )
+    model_config = SettingsConfigDict(env_prefix="WORKER_", cli_prog_name="python -m worker.main")
 
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104  vLLM's default, and what a pod needs
     port: int = Field(8100, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -88,14 +75,11 @@ class Settings(BaseSettings):
     grace_period: float = Field(
         30.0, ge=0, description="seconds that running requests may take to finish after SIGTERM"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level to log")
-    log_format: Literal["kv", "json"] = Field("kv", description="one key=value line or one JSON object per event")
 
     @field_validator("router_url", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        parts = [value] if isinstance(value, str) else value
-        return [url.strip() for part in parts for url in str(part).split(",") if url.strip()]
+        return split_list(value)
 
     @field_validator("router_url")
     @classmethod
@@ -111,14 +95,6 @@ class Settings(BaseSettings):
     @classmethod
     def _known_profile(cls, value: str) -> str:
         return profile(value).name
-
-    @classmethod
-    def load(cls, argv: Sequence[str]) -> Self:
-        """Settings from the environment and `argv` (without the program's name). Raises `SettingsError`."""
-        try:
-            return CliApp.run(cls, cli_args=list(argv))
-        except ValidationError as error:
-            raise SettingsError("; ".join(_explain(detail) for detail in error.errors())) from None
 
     @property
     def gpu(self) -> Profile:
@@ -148,8 +124,3 @@ class Settings(BaseSettings):
                 f"{needed} or more"
             )
         return self.max_model_len
-
-
-def _explain(detail: Any) -> str:
-    where = "--" + "-".join(str(part) for part in detail["loc"][:1]).replace("_", "-")
-    return f"{where}: {detail['msg']}, not {detail['input']!r:.80}"

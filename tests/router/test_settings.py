@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from router.settings import Settings, SettingsError
+from kvcache.settings import SettingsError
+from router.settings import Settings
 
 
 def test_defaults() -> None:
