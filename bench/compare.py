@@ -26,8 +26,6 @@ class Target:
 
     url: str
     """Base of the data plane."""
-    management_url: str | None = None
-    worker_urls: tuple[str, ...] = ()
     worker_ids: tuple[str, ...] = ()
     """As the router names workers in its answers; a worker without requests counts only when it is listed."""
 

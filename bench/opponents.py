@@ -23,8 +23,10 @@ import statistics
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -70,7 +72,7 @@ class Row:
     requests_per_second: float
 
 
-class _Messages(asyncio.Protocol):
+class _Messages(asyncio.Protocol, ABC):
     """Splits a stream into HTTP/1.1 messages that state their length; no other framing is sent here."""
 
     transport: asyncio.WriteTransport
@@ -92,9 +94,9 @@ class _Messages(asyncio.Protocol):
             self._buffer = self._buffer[end + 4 + length :]
             self.message(head)
 
+    @abstractmethod
     def message(self, head: bytes) -> None:
         """One whole message arrived; `head` is its first line and headers in lower case."""
-        raise NotImplementedError
 
 
 class _Engine(_Messages):
@@ -203,8 +205,7 @@ async def _drive(port: int, requests: Sequence[bytes]) -> tuple[int, float]:
     waits: list[asyncio.Future[None]] = []
     for i in range(CONNECTIONS):
         done: asyncio.Future[None] = loop.create_future()
-        client = _Client(requests[i::CONNECTIONS], done)
-        await loop.create_connection(lambda client=client: client, "127.0.0.1", port)  # type: ignore[misc]
+        _, client = await loop.create_connection(partial(_Client, requests[i::CONNECTIONS], done), "127.0.0.1", port)
         clients.append(client)
         waits.append(done)
     await asyncio.gather(*waits)

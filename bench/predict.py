@@ -130,5 +130,6 @@ def print_agreement(console: Console, figures: Agreement) -> None:
     console.print(
         f"{percent(figures.within)} of {figures.requests:,} requests within {RELATIVE_TOLERANCE:.0%} + "
         f"{ABSOLUTE_TOLERANCE * 1e3:.0f} ms of the model; relative error p50 {percent(figures.relative_error_p50)}, "
-        f"p95 {percent(figures.relative_error_p95)}"
+        f"p95 {percent(figures.relative_error_p95)}; "
+        f"{'all' if figures.quantiles_within else 'not all'} of p50, p95 and p99 are within"
     )

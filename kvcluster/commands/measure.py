@@ -54,8 +54,6 @@ def launcher(manifest: KVCluster, log_dir: Path) -> Launch:
             await cluster.wait_ready(READY_TIMEOUT)
             yield Target(
                 url=cluster.url,
-                management_url=cluster.management_url,
-                worker_urls=tuple(worker.url for worker in cluster.workers),
                 worker_ids=tuple(worker.name for worker in cluster.workers),
             )
 

@@ -189,12 +189,12 @@ class Fleet:
 
     @contextmanager
     def dispatching(self, decision: Decision, request: RouteRequest, clock: Callable[[], float]) -> Iterator[Ticket]:
-        """`dispatch`, released when the block is left: as reused when a first byte came."""
+        """`dispatch`, released however the block is left: as reused when the worker served it or a first byte came."""
         ticket = self.dispatch(decision, request, clock())
         try:
             yield ticket
         finally:
-            ticket.release(clock(), reused=ticket.answered)
+            ticket.release(clock(), reused=ticket.served or ticket.answered)
 
     def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> list[Member]:
         ready = self._registry.ready

@@ -39,7 +39,17 @@ class Assumptions:
 class Ticket:
     """One request on one worker. Both methods may be called any number of times, in any order."""
 
-    __slots__ = ("_alone", "_assumption", "_assumptions", "_entry", "_expected", "_first", "_sent", "_work")
+    __slots__ = (
+        "_alone",
+        "_assumption",
+        "_assumptions",
+        "_entry",
+        "_expected",
+        "_first",
+        "_sent",
+        "_work",
+        "served",
+    )
 
     def __init__(
         self,
@@ -61,6 +71,8 @@ class Ticket:
         self._assumptions = assumptions
         self._sent = now
         self._first: float | None = None
+        self.served = False
+        """Set by whoever passes the answer on: the worker answered well, so its cache holds the prompt."""
 
     @property
     def answered(self) -> bool:

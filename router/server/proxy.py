@@ -177,11 +177,12 @@ class _Exchange:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("requests are handled in tasks")
-        now = proxy.clock()
-        ticket = proxy.fleet.dispatch(decision, self.route, now)
         response: UpstreamResponse | None = None
         try:
-            with proxy.attempts.at(decision.url, task, now) as attempt:
+            with (
+                proxy.fleet.dispatching(decision, self.route, proxy.clock) as ticket,
+                proxy.attempts.at(decision.url, task, proxy.clock()) as attempt,
+            ):
                 response = await proxy.upstream.send(decision.url, self.request)
                 self.status = response.status
                 if response.status >= 500 and response.status != 501:
@@ -189,7 +190,7 @@ class _Exchange:
                     return await self._failed_answer(response, decision, cause, f"status {response.status}", b"")
                 if find(response.headers, b"content-type").startswith(b"text/event-stream"):
                     return await self._stream(response, decision, attempt, ticket)
-                return await self._whole(response, decision, attempt)
+                return await self._whole(response, decision, attempt, ticket)
         except UpstreamError as error:
             if self.begun:
                 await self._cut(error)
@@ -198,7 +199,6 @@ class _Exchange:
         finally:
             if response is not None:
                 response.close()
-            ticket.release(proxy.clock(), reused=self.begun and self.status < 400)
 
     async def _failed_answer(
         self, response: UpstreamResponse, decision: Decision, cause: Cause, why: str, body: bytes
@@ -240,7 +240,7 @@ class _Exchange:
             self.proxy.metrics.ttft.observe(first_byte_at - self.arrived)
             self.proxy.metrics.predicted_ttft.observe(decision.predicted_ttft)
         cached: int | None = None
-        await self._begin(response, decision, attempt)
+        await self._begin(response, decision, attempt, ticket)
         while piece:
             if b'"cached_tokens":' in held:
                 cached = cached_tokens(held) or cached
@@ -259,7 +259,9 @@ class _Exchange:
         self._count_cached(decision, cached)
         return None
 
-    async def _whole(self, response: UpstreamResponse, decision: Decision, attempt: Attempt) -> Failure | None:
+    async def _whole(
+        self, response: UpstreamResponse, decision: Decision, attempt: Attempt, ticket: Ticket
+    ) -> Failure | None:
         """Pass on an answer that is no stream: once it is complete, unless it is large."""
         clock, send = self.proxy.clock, self.send
         body = b""
@@ -270,7 +272,7 @@ class _Exchange:
                 break
         if not piece and response.status == 200 and was_aborted(body):
             return await self._failed_answer(response, decision, Cause.ABORTED, "its engine aborted the request", body)
-        await self._begin(response, decision, attempt)
+        await self._begin(response, decision, attempt, ticket)
         while piece:
             await send({"type": "http.response.body", "body": body, "more_body": True})
             attempt.since = clock()
@@ -281,8 +283,9 @@ class _Exchange:
             self._count_cached(decision, cached_tokens(body))
         return None
 
-    async def _begin(self, response: UpstreamResponse, decision: Decision, attempt: Attempt) -> None:
+    async def _begin(self, response: UpstreamResponse, decision: Decision, attempt: Attempt, ticket: Ticket) -> None:
         """The point of no return: status and headers go to the client."""
+        ticket.served = response.status < 400
         attempt.answered = self.begun = True
         attempt.since = NOT_WAITING
         headers = self._headers(response, decision)

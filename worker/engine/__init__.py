@@ -11,7 +11,6 @@ from worker.engine.request import (
     RequestTimes,
     TokenSource,
 )
-from worker.engine.sampler import SeededSource, request_name
 from worker.engine.stats import EngineStats
 
 __all__ = [
@@ -25,7 +24,5 @@ __all__ = [
     "Output",
     "RequestRefusedError",
     "RequestTimes",
-    "SeededSource",
     "TokenSource",
-    "request_name",
 ]
