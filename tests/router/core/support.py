@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from kvcache.feed import Load, Snapshot, WorkerInfo
 from kvcache.keys import KEY_SCHEME, BlockKey, PrefixKeys, block_keys, pack_tokens
 from kvcache.profiles import LatencyModel
-from router.core.decision import RouteRequest
-from router.core.fleet import Fleet, FleetConfig
+from router.core.decision import Decision, RouteRequest
+from router.core.fleet import Fleet, FleetConfig, Ticket
 
 BLOCK = 4
 """Tokens a block: small, so that prompts in tests can be read."""
@@ -60,3 +60,13 @@ def config(**changes: object) -> FleetConfig:
 
 
 MakeFleet = Callable[..., Fleet]
+
+
+def send(fleet: Fleet, request: RouteRequest, now: float) -> tuple[Decision, Ticket]:
+    decision = fleet.choose(request, now)
+    return decision, fleet.dispatch(decision, request, now)
+
+
+def hold(fleet: Fleet, number: int, prompt: list[int], blocks: int, seq: int = 1) -> None:
+    """Worker `number` holds the first `blocks` blocks of the prompt, and nothing else."""
+    fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}"), seq, keys_of(prompt)[:blocks]), 0.0)

@@ -9,8 +9,7 @@ import pytest
 
 from kvcache.feed import Load
 from kvcache.keys import CacheScope, PrefixKeys, pack_tokens
-from kvcache.profiles import PROFILES
-from router.core.decision import Decision, Reason, RouteRequest
+from router.core.decision import Reason, RouteRequest
 from router.core.fleet import Fleet, Ticket
 from router.core.reuse import REMEMBERED, Reuse
 from router.core.strategies import STRATEGIES, UnknownStrategyError, find_strategy
@@ -20,24 +19,13 @@ from tests.router.core.support import (
     MakeFleet,
     ask,
     config,
-    idle,
+    hold,
     info,
-    keys_of,
+    send,
     snapshot,
     tokens,
     url_of,
 )
-
-
-def send(fleet: Fleet, request: RouteRequest, now: float) -> tuple[Decision, Ticket]:
-    decision = fleet.choose(request, now)
-    return decision, fleet.dispatch(decision, request, now)
-
-
-def hold(fleet: Fleet, number: int, prompt: list[int], blocks: int, seq: int = 1) -> None:
-    """Worker `number` holds the first `blocks` blocks of the prompt, and nothing else."""
-    fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}"), seq, keys_of(prompt)[:blocks]), 0.0)
-
 
 # --- cache_aware --------------------------------------------------------------------------------------------
 
@@ -273,171 +261,3 @@ def test_strategies_are_found_by_name() -> None:
         find_strategy("random")
     with pytest.raises(UnknownStrategyError):
         Fleet(config(strategy=""))
-
-
-# --- what is assumed of dispatched requests ---------------------------------------------------------------------
-
-
-def test_a_dispatched_prompt_counts_as_present_until_it_is_given_up(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(2)
-    decision, ticket = send(fleet, ask(tokens(12)), 0.0)
-    follower = fleet.choose(ask(tokens(15)), 0.0, [u for u in map(url_of, range(2)) if u != decision.url])
-    assert follower.matched_blocks == 12
-    ticket.release(0.1, reused=False)
-    assert fleet.assumed_blocks == 0
-    assert fleet.choose(ask(tokens(15)), 0.1).reason is Reason.NO_MATCH
-
-
-def test_what_the_feed_does_not_confirm_is_forgotten_after_the_grace(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(2, speculation_grace=1.0)
-    decision, ticket = send(fleet, ask(tokens(12)), 0.0)
-    ticket.first_byte(7.0)
-    ticket.release(7.5)
-    assert fleet.choose(ask(tokens(12)), 7.9).matched_blocks == 12
-    number = int(decision.worker_id[1:])
-    fleet.apply_snapshot(decision.url, snapshot(info(f"w{number}"), 1, keys_of(tokens(12))[:6]), 7.9)
-    after = fleet.choose(ask(tokens(12)), 8.0)
-    assert (after.matched_blocks, fleet.assumed_blocks) == (6, 0)
-
-
-def test_a_request_without_a_first_byte_gets_the_grace_from_its_release(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(1)
-    _, ticket = send(fleet, ask(tokens(3), streaming=False), 0.0)
-    ticket.release(9.0)
-    ticket.release(99.0, reused=False)
-    fleet.expire(9.9)
-    assert fleet.assumed_blocks == 3
-    fleet.expire(10.0)
-    assert fleet.assumed_blocks == 0
-
-
-def test_a_cleared_cache_takes_its_assumptions_along(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(1)
-    _, ticket = send(fleet, ask(tokens(3)), 0.0)
-    fleet.apply_snapshot(url_of(0), snapshot(info("w0", epoch=2)), 0.1)
-    assert fleet.assumed_blocks == 0
-    _, again = send(fleet, ask(tokens(3)), 0.1)
-    ticket.release(0.2, reused=False)
-    assert fleet.assumed_blocks == 3, "a ticket of the old life must not end what the new one is assumed to hold"
-    again.release(0.3, reused=False)
-    assert fleet.assumed_blocks == 0
-
-
-def test_dispatching_always_releases(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(1)
-    request = ask(tokens(3))
-    with pytest.raises(RuntimeError), fleet.dispatching(fleet.choose(request, 0.0), request, lambda: 0.0):
-        raise RuntimeError("the connection broke")
-    assert (fleet.workers(0.0)[0].in_flight, fleet.assumed_blocks) == (0, 0)
-    with fleet.dispatching(fleet.choose(request, 0.0), request, lambda: 0.0) as ticket:
-        ticket.first_byte(0.0)
-    assert (fleet.workers(0.0)[0].in_flight, fleet.assumed_blocks) == (0, 3)
-
-
-# --- the estimate -------------------------------------------------------------------------------------------------
-
-
-def test_others_work_that_a_report_tells_of_counts_and_fades(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(2)
-    busy = Load(running=1, waiting=1, prefill_tokens=100 * BLOCK, free_blocks=100, total_blocks=100)
-    fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 1, load=busy), 0.0)
-    first, second = fleet.choose(ask(tokens(2)), 0.0).candidates
-    assert first.queue_seconds == pytest.approx(0.0075 + 0.005 + 0.25)
-    assert first.in_flight == 2
-    assert second.queue_seconds == 0
-    assert fleet.choose(ask(tokens(2)), 0.2).candidates[0].queue_seconds == pytest.approx(0.0075 + 0.055)
-    assert fleet.choose(ask(tokens(2)), 0.9).candidates[0].queue_seconds == pytest.approx(0.0075)
-
-
-def test_own_requests_in_a_report_are_not_counted_twice(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(1)
-    tickets = [send(fleet, ask(tokens(40, start=1000 * n)), 0.0)[1] for n in range(3)]
-    before = fleet.workers(0.0)[0].queue_seconds
-    busy = Load(running=3, prefill_tokens=3 * 41 * BLOCK, free_blocks=CAPACITY_LEFT, total_blocks=10_000)
-    fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 1, load=busy), 0.0)
-    assert fleet.workers(0.0)[0].queue_seconds == pytest.approx(before)
-    for ticket in tickets:
-        ticket.first_byte(0.1)
-        ticket.release(0.1)
-    fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 2, load=busy), 0.1)
-    assert fleet.choose(ask(tokens(1)), 0.1).candidates[0].in_flight == 0, "that report was under way when they ended"
-
-
-CAPACITY_LEFT = 10_000 - 3 * 41
-
-
-def test_a_prefill_beside_decoding_takes_a_decode_step_at_least(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(1)
-    first, ticket = send(fleet, ask(tokens(2)), 0.0)
-    ticket.first_byte(first.predicted_ttft)
-    decision = fleet.choose(ask(tokens(2, start=500)), 0.1)
-    assert decision.queue_seconds == pytest.approx(LATENCY.decode / 2)
-    assert decision.prefill_seconds == LATENCY.decode
-
-
-def test_a_worker_whose_memory_is_taken_makes_a_newcomer_wait(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(2)
-    for number in range(2):
-        fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}", capacity=50), 1, load=idle(50)), 0.0)
-    for turn in range(2):
-        send(fleet, ask(tokens(39, start=1000 * turn)), 0.0)[1].first_byte(0.1)
-    small, large = fleet.choose(ask(tokens(5)), 1.0), fleet.choose(ask(tokens(30, start=7000)), 1.0)
-    assert small.candidates[0].memory_seconds == 0
-    assert large.candidates[0].memory_seconds > 0
-    assert large.queue_seconds >= large.candidates[0].memory_seconds
-
-
-def test_a_report_shows_that_requests_share_their_blocks(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(1)
-    hold(fleet, 0, tokens(40), 40)
-    fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 2, keys_of(tokens(40)), idle(50)), 0.0)
-    tickets = [send(fleet, ask([*tokens(40), n]), 0.0)[1] for n in range(8)]
-    assert fleet.choose(ask(tokens(40)), 0.0).candidates[0].memory_seconds == 0
-    for ticket in tickets:
-        ticket.release(1.0)
-
-
-def test_a_slower_engine_than_the_profile_says_is_learnt_from_clean_requests_only(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(1)
-
-    def serve(turn: int, blocks: int, ratio: float) -> None:
-        now = 10.0 * turn
-        ticket = send(fleet, ask(tokens(blocks, start=10_000 * turn)), now)[1]
-        ticket.first_byte(now + ratio * LATENCY.prefill(blocks + 1))
-        ticket.release(now + 9)
-
-    for turn in range(100):
-        serve(turn, 60, 3.0)
-    assert fleet.workers(1000.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
-    for turn in range(100, 120):  # two at a time: what they see is not the engine alone
-        now = 10.0 * turn
-        pair = [send(fleet, ask(tokens(60, start=10_000 * turn + n)), now)[1] for n in (0, 5000)]
-        for ticket in pair:
-            ticket.first_byte(now + 9)
-            ticket.release(now + 9)
-    assert fleet.workers(1200.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
-
-
-def test_nothing_is_left_after_many_requests_that_end_in_every_way(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(4, latency=PROFILES["llama-3.1-8b-h100-80gb"].latency)
-    rng = random.Random(3)
-    tickets: list[Ticket] = []
-    now = 0.0
-    for _ in range(3000):
-        now += rng.random() * 0.02
-        for number in range(4):
-            fleet.heard(url_of(number), now)
-        start = 1000 * rng.randrange(12)
-        tickets.append(send(fleet, ask(tokens(rng.randrange(30), start), streaming=rng.random() < 0.7), now)[1])
-        rng.shuffle(tickets)
-        while len(tickets) > 40:
-            ticket = tickets.pop()
-            if rng.random() < 0.6:
-                ticket.first_byte(now)
-            ticket.release(now, reused=rng.random() < 0.8)
-    for ticket in tickets:
-        ticket.release(now)
-    fleet.expire(now + 1.01)
-    assert fleet.assumed_blocks == 0
-    for worker in fleet.workers(now + 1.01):
-        assert (worker.in_flight, worker.queue_seconds) == (0, 0.0)
