@@ -44,12 +44,12 @@ class KubeClient:
         self._wrote = wrote
 
     async def __aenter__(self) -> Self:
-        self._api = ApiClient(self._configuration)  # type: ignore[no-untyped-call]
+        self._api = ApiClient(self._configuration)
         self._api.user_agent = "kvcluster-controller"
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._api.close()
+        await self._api.close()  # type: ignore[no-untyped-call]
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """The object; None where there is none. Raises `ApiError`."""
@@ -128,7 +128,7 @@ class KubeClient:
     ) -> Object:
         headers = {"Accept": JSON, "Content-Type": content_type}
         try:
-            request = await self._api.param_serialize(  # type: ignore[no-untyped-call]
+            request = await self._api.param_serialize(
                 method,
                 path,
                 query_params=list((query or {}).items()),
@@ -136,8 +136,8 @@ class KubeClient:
                 body=body,
                 auth_settings=["BearerToken"],
             )
-            response = await self._api.call_api(*request, _request_timeout=TIMEOUT)  # type: ignore[no-untyped-call]
-            data = await response.read()
+            response = await self._api.call_api(*request, _request_timeout=TIMEOUT)
+            data = await response.read()  # type: ignore[no-untyped-call]
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise ApiError(0, "Unreachable", f"the API server cannot be reached: {error!r}") from None
         return _answer(response.status, data, response.headers)

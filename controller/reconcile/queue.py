@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -85,10 +86,10 @@ class WorkQueue:
             self._busy.add(key)
             task = asyncio.create_task(self._handle(key))
             running.add(task)
-            task.add_done_callback(lambda task, key=key: self._done(task, key, running))
+            task.add_done_callback(functools.partial(self._done, key, running))
         return None
 
-    def _done(self, task: asyncio.Task[None], key: Key, running: set[asyncio.Task[None]]) -> None:
+    def _done(self, key: Key, running: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
         running.discard(task)
         self._busy.discard(key)
         self._changed.set()

@@ -1,4 +1,4 @@
-"""One look at one KVCluster: from what is seen to what is written. Idempotent; everything it knows, it can see again."""
+"""One look at one KVCluster: from what is seen to what is written. Idempotent: what it knows, it can see again."""
 
 from __future__ import annotations
 
