@@ -109,7 +109,7 @@ def _vllm(cluster: Cluster) -> Object:
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumeMounts": [*spec.workers.volume_mounts],
+        **({"volumeMounts": spec.workers.volume_mounts} if spec.workers.volume_mounts else {}),
         **resources(spec.workers),
     }
     agent = container(
