@@ -129,7 +129,7 @@ class Engine(SpecModel):
     """Emulator: divides every latency; 10 is ten times as fast as the real engine."""
     generator: Annotated[str, Field(min_length=1, max_length=1024)] = "sampler"
     """Emulator: where text comes from: `sampler` (seeded), `gpt2`, or a causal language model's path or id."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
     """Emulator: seed of the sampler; the same seed gives the same answers."""
     mean_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     """Emulator: mean length of the sampler's answers where a request does not bound it, tokens."""
