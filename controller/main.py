@@ -83,7 +83,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
                 settings=kopf.OperatorSettings(),
                 clusterwide=not settings.watch_namespaces,
                 namespaces=settings.watch_namespaces,
-                liveness_endpoint=f"http://{settings.host}:{settings.health_port}/healthz",
+                liveness_endpoint=_liveness(settings),
                 stop_flag=stop,
                 standalone=True,
             )
@@ -91,6 +91,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             await server.stop(1.0)
     event(logger, logging.INFO, "controller_stopped")
     return 0
+
+
+def _liveness(settings: Settings) -> str | None:
+    return f"http://{settings.host}:{settings.health_port}/healthz" if settings.health_port else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
