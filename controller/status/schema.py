@@ -39,8 +39,8 @@ def status_schema() -> dict[str, Any]:
                 512,
             ),
             "hitRate": _string(
-                "Share of prompt tokens that came from the workers' caches since the routers started. Absent before the "
-                "first request.",
+                "Share of prompt tokens that came from the workers' caches since the routers started. Absent before "
+                "the first request.",
                 16,
             ),
             "cache": _object(
