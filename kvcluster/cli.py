@@ -227,3 +227,11 @@ def predict(
     from kvcluster.commands.workload import Load
 
     raise typer.Exit(predict(manifest, records, Load(workload, trace, limit, rate, seed)))
+
+
+@app.command()
+def crd() -> None:
+    """Print the CustomResourceDefinition of KVCluster, for `kubectl apply --server-side -f -`."""
+    from controller.spec.crd import crd_yaml
+
+    typer.echo(crd_yaml(), nl=False)
