@@ -37,8 +37,8 @@ def test_a_cluster_that_is_well():
     assert len(status.pop("conditions")) == 6
     assert status == {
         "observedGeneration": 7,
-        "workers": {"wanted": 4, "replicas": 4, "ready": 4, "updated": 4, "available": 4},
-        "routers": {"wanted": 2, "replicas": 2, "ready": 2, "updated": 2, "available": 2},
+        "workers": {"summary": "4/4", "wanted": 4, "replicas": 4, "ready": 4, "updated": 4, "available": 4},
+        "routers": {"summary": "2/2", "wanted": 2, "replicas": 2, "ready": 2, "updated": 2, "available": 2},
         "strategy": "cache_aware",
         "endpoint": "http://rag-router.ns.svc:8000",
         "hitRate": "82.3%",
