@@ -17,7 +17,7 @@ STEP = 100
 COLD = 0.5
 """Blocks: heat decays for ever, and what is left of less than that is none."""
 MARGIN = 1.25
-"""A pod overtakes the one before it when it is warmer by this factor, so that two alike do not change places forever."""
+"""A pod overtakes the one before it when it is warmer by this factor, so that two alike do not keep changing places."""
 
 
 def deletion_costs(reports: Mapping[str, RouterReport | str], pods: Iterable[Raw]) -> dict[str, int]:

@@ -61,15 +61,19 @@ def when(value: object) -> datetime | None:
     if type(value) is not str:
         return None
     try:
-        moment = datetime.fromisoformat(value)
+        return moment(value)
     except ValueError:
         return None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-def timestamp(moment: datetime | str) -> str:
-    """A moment as the API server writes it, to the second. Raises `ValueError` for one without a zone."""
-    parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+def moment(given: datetime | str) -> datetime:
+    """An aware datetime, from RFC 3339 too. Raises `ValueError` for one without a zone."""
+    parsed = datetime.fromisoformat(given) if isinstance(given, str) else given
     if parsed.tzinfo is None:
-        raise ValueError(f"{moment} has no time zone")
-    return parsed.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        raise ValueError(f"{given} has no time zone")
+    return parsed
+
+
+def timestamp(aware: datetime) -> str:
+    """A moment as the API server writes it, to the second."""
+    return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

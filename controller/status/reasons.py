@@ -262,7 +262,7 @@ class Reason(StrEnum):
     )
     STALLED = (
         "Stalled",
-        "A Deployment made no progress within its deadline, and no pod says why.",
+        "A Deployment made no progress within its deadline (10 minutes).",
         "Deployment's condition Progressing",
         "It makes progress.",
         True,

@@ -39,8 +39,8 @@ def status_schema() -> dict[str, Any]:
                 512,
             ),
             "hitRate": _string(
-                "Share of prompt tokens that came from the workers' caches since the routers started. Absent before the "
-                "first request.",
+                "Share of prompt tokens that came from the workers' caches since the routers started. Absent before "
+                "the first request.",
                 16,
             ),
             "cache": _object(
@@ -82,6 +82,7 @@ def _figures(noun: str) -> dict[str, Any]:
     return _object(
         f"How many {noun}s there are.",
         {
+            "summary": _string("ready/wanted, for a column of kubectl get.", 32),
             "wanted": _count(f"{noun.capitalize()}s that there should be."),
             "replicas": _count("Pods of the Deployment, old and new."),
             "ready": _count("Pods that take requests."),

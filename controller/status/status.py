@@ -27,13 +27,12 @@ def compute(observed: Observed, previous: Mapping[str, Any] | None, now: datetim
 
     `previous` is the status as it stands, None before the first. `now` is aware, or RFC 3339.
     """
-    moment = datetime.fromisoformat(now) if isinstance(now, str) else now
     before = previous if previous is not None else {}
     cache = cache_status(_reports(observed), raw.mapping(before, "cache"))
     permille = cache.get("hitRatePermille")
     status = {
         "observedGeneration": observed.generation,
-        "conditions": conditions(observed, raw.objects(before, "conditions"), moment),
+        "conditions": conditions(observed, raw.objects(before, "conditions"), raw.moment(now)),
         "workers": workload(observed, Component.WORKER).figures(),
         "routers": workload(observed, Component.ROUTER).figures(),
         "strategy": _strategy(observed, before),

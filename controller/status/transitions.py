@@ -34,16 +34,22 @@ class EventNote:
 
 
 def events(previous: Mapping[str, Any] | None, current: Mapping[str, Any]) -> tuple[EventNote, ...]:
-    """One event for each condition whose status or reason changed, and for each change of how many pods are wanted.
+    """One event for each condition whose status or reason changed, and for each change of how many pods are wanted,
+    the warnings first.
 
     A message that changes alone is no event. Of a new KVCluster only what is True is told: that nothing is there yet
     goes without saying. One reason is told once, however many conditions it changed.
     """
-    notes: dict[str, EventNote] = {}
-    for note in (*_scalings(previous, current), *_transitions(previous, current)):
-        # Degraded names what is wrong in fewer words than what follows from it.
-        notes.setdefault(note.reason if note.type == "Warning" else note.message, note)
-    return tuple(notes.values())
+    told: list[EventNote] = []
+    found = [*_scalings(previous, current), *_transitions(previous, current)]
+    for note in sorted(found, key=lambda note: note.type != "Warning"):
+        if not any(_covers(other, note) for other in told):
+            told.append(note)
+    return tuple(told)
+
+
+def _covers(told: EventNote, note: EventNote) -> bool:
+    return told.message == note.message or (told.type == "Warning" and told.reason == note.reason)
 
 
 def _conditions(status: Mapping[str, Any] | None) -> dict[str, raw.Raw]:

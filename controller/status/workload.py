@@ -45,9 +45,10 @@ class Workload:
         """`3 of 4 workers are ready`."""
         return f"{self.ready} of {count(self.wanted, self.component)} {'is' if self.wanted == 1 else 'are'} ready"
 
-    def figures(self) -> dict[str, int]:
-        """As the status shows it."""
+    def figures(self) -> dict[str, int | str]:
+        """As the status shows it; `summary` is for the column of `kubectl get`, which can only show one field."""
         return {
+            "summary": f"{self.ready}/{self.wanted}",
             "wanted": self.wanted,
             "replicas": self.replicas,
             "ready": self.ready,
