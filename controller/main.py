@@ -79,7 +79,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         )
         try:
             await kopf.operator(
-                registry=registry(operator),
+                registry=registry(operator, stop),
                 settings=kopf.OperatorSettings(),
                 clusterwide=not settings.watch_namespaces,
                 namespaces=settings.watch_namespaces,
@@ -105,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"controller: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
     configure(settings.log_level, settings.log_format)
+    if settings.log_level != "debug":
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event of each object
     if settings.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf looks for it
     try:

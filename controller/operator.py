@@ -129,8 +129,8 @@ def _cluster(kind: Kind, item: Object) -> Key | None:
     return owner_of(item)
 
 
-def registry(operator: Operator) -> kopf.OperatorRegistry:
-    """kopf's handlers for this operator."""
+def registry(operator: Operator, stop: asyncio.Event) -> kopf.OperatorRegistry:
+    """kopf's handlers for this operator. `stop` is the flag that kopf was told to stop by."""
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.startup(registry=handlers)
@@ -141,6 +141,7 @@ def registry(operator: Operator) -> kopf.OperatorRegistry:
     @kopf.on.cleanup(registry=handlers)
     async def cleanup(**_: Any) -> None:
         await operator.stop()
+        stop.set()  # whoever still waits for it keeps kopf from ending for 5 s after a signal
 
     @kopf.on.login(registry=handlers)
     def login(**arguments: Any) -> kopf.ConnectionInfo | None:
