@@ -84,6 +84,11 @@ class Cluster:
         binding = {**head, "kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [subject]}
         await self._post(f"{rbac}/clusterrolebindings", binding)
 
+    async def add_namespace(self, name: str) -> Cluster:
+        """A namespace of its own on the same server."""
+        await self._post("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        return Cluster(self.server, self._client, name)
+
     async def _post(self, path: str, manifest: Object) -> Object:
         return self._checked(await self._client.post(path, json=manifest))
 
@@ -93,9 +98,8 @@ class Cluster:
         content: Object = answer.json()
         return content
 
-    @staticmethod
-    def path(plural: str, name: str = "") -> str:
-        base = f"/{_GROUPS.get(plural, 'api/v1')}/namespaces/{NAMESPACE}/{plural}"
+    def path(self, plural: str, name: str = "") -> str:
+        base = f"/{_GROUPS.get(plural, 'api/v1')}/namespaces/{self.namespace}/{plural}"
         return f"{base}/{name}" if name else base
 
     async def create(self, name: str, **spec: Any) -> Object:
@@ -196,7 +200,10 @@ class Cluster:
     def writes(self) -> int:
         """Requests of the operator that were to change something."""
         reading = ("get", "list", "watch")
-        return sum(each.user == OPERATOR and each.verb not in reading for each in self.server.requests)
+        return sum(
+            each.user == OPERATOR and each.verb not in reading and each.namespace == self.namespace
+            for each in self.server.requests
+        )
 
 
 class Controller:
