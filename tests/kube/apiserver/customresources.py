@@ -113,7 +113,7 @@ def _structural(raw: Object, path: str) -> Iterator[Cause]:
     if raw.get("type") == "array" and "items" not in raw:
         yield required(f"{path}.items", "must be specified")
     if raw.get("properties") and raw.get("additionalProperties"):
-        yield Cause(f"{path}.additionalProperties", "Forbidden: additionalProperties and properties are mutually exclusive",
+        yield Cause(f"{path}.additionalProperties", "Forbidden: excludes properties, and the other way round",
                     "FieldValueForbidden")  # fmt: skip
     if raw.get("uniqueItems"):
         yield Cause(f"{path}.uniqueItems", "Forbidden: uniqueItems cannot be set to true since the runtime complexity "

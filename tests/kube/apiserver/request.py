@@ -106,7 +106,7 @@ class Call:
             if "yaml" not in kind:
                 raise bad_request(f"couldn't get version/kind; json parse error: {error}") from None
         try:
-            return yaml.load(self.raw, _Loader)
+            return yaml.load(self.raw, _Loader)  # noqa: S506  it is the safe one
         except yaml.YAMLError as error:
             raise bad_request(f"error decoding YAML: {error}") from None
 
@@ -169,7 +169,7 @@ def token_of(name: str) -> str:
 
 
 def authenticate(headers: Any) -> User:
-    """Who asks: nobody named is the administrator, for kubectl sends no token over plain HTTP. Raises `ApiError` 401."""
+    """Who asks: without a token the administrator, for kubectl sends none over plain HTTP. Raises `ApiError` 401."""
     given = headers.get("authorization")
     if given is None:
         user = ADMIN

@@ -238,13 +238,14 @@ def faults(kind: str, obj: Object) -> Iterator[Cause]:
 
 
 def _same(old: Object, new: Object, *path: str) -> tuple[bool, Any]:
-    before, after = old, new
+    before: Any = old
+    after: Any = new
     for name in path:
         before, after = (before or {}).get(name), (after or {}).get(name)
     return before == after, after
 
 
-_IMMUTABLE = {
+_IMMUTABLE: dict[str, list[tuple[str, ...]]] = {
     "Deployment": [("spec", "selector")],
     "ReplicaSet": [("spec", "selector")],
     "StatefulSet": [("spec", "selector"), ("spec", "serviceName"), ("spec", "podManagementPolicy")],
@@ -264,7 +265,7 @@ def changes(kind: str, old: Object, new: Object) -> Iterator[Cause]:
         before, after = (old.get("spec") or {}).get("clusterIP"), (new.get("spec") or {}).get("clusterIP")
         if before and before != after:
             yield Cause("spec.clusterIPs[0]", f'Invalid value: ["{after or ""}"]: may not change once set')
-    if kind in ("ConfigMap", "Secret") and old.get("immutable"):
+    if kind in ("ConfigMap", "Secret") and old.get("immutable"):  # noqa: SIM102
         if any(old.get(part) != new.get(part) for part in ("data", "binaryData", "immutable")):
             yield Cause("data", "Forbidden: field is immutable when `immutable` is set", "FieldValueForbidden")
     if kind == "Pod":
