@@ -79,6 +79,29 @@ def test_a_rollout_ends_and_keeps_within_its_limits(strategy, desired):
     assert (new.wanted, old.wanted) == (desired, 0)
 
 
+def scaled(wanted, desired, most, available=None):
+    return Sizes(wanted, wanted, wanted if available is None else available, desired, most)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "desired", "new", "old", "expected"),
+    [
+        # Nobody else has pods: the one that has some follows, whatever its template.
+        ({}, 5, scaled(2, 2, 3), [Sizes(0)], (5, (0,))),
+        (rolling(1, 0), 5, Sizes(0), [scaled(2, 2, 3)], (0, (5,))),
+        (rolling(1, 0), 0, scaled(2, 2, 3), [], (0, ())),
+        # The example of the Kubernetes documentation: 10 -> 15 with 8 old and 5 new pods.
+        (rolling(3, 2), 15, scaled(5, 10, 13, 0), [scaled(8, 10, 13)], (7, (11,))),
+        # Down in the middle of a rollout; the larger one takes what rounding leaves.
+        (rolling(1, 0), 2, scaled(2, 4, 5), [scaled(3, 4, 5)], (1, (2,))),
+        (rolling(1, 0), 0, scaled(2, 4, 5), [scaled(3, 4, 5)], (0, (0,))),
+    ],
+)
+def test_a_deployment_that_is_scaled(strategy, desired, new, old, expected):
+    step = next_step(strategy, desired, new, old)
+    assert (step.new, step.old) == expected
+
+
 def test_recreate_waits_for_the_last_old_pod():
     strategy = {"type": "Recreate"}
     assert next_step(strategy, 2, Sizes(0), [Sizes(2, 2, 2)]).old == (0,)

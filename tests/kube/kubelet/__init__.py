@@ -3,8 +3,8 @@
     async with FakeNode(api_url, logs=folder) as node: ...
 
 It speaks plain HTTP to any Kubernetes API server. Not played: init containers, volumes, resources, scheduling rules,
-image entrypoints (a container needs a `command`), cluster DNS, garbage collection (the API server's), proportional
-scaling. A port that something on this machine holds on 0.0.0.0 is taken for every pod.
+image entrypoints (a container needs a `command`), cluster DNS, garbage collection (the API server's). A
+port that something on this machine holds on 0.0.0.0 is taken for every pod.
 """
 
 from tests.kube.kubelet.machine import Timing

@@ -22,7 +22,7 @@ from tests.kube.kubelet.environment import (
 )
 from tests.kube.kubelet.machine import Machine
 from tests.kube.kubelet.podstatus import Record, Running, Terminated, Waiting
-from tests.kube.kubelet.probes import Prober, Tally, tally
+from tests.kube.kubelet.probes import Prober, Tally
 from tests.kube.kubelet.process import signal_group, spawn
 
 CONFIG_RETRY = 10.0
@@ -223,6 +223,13 @@ class Container:
             if "readinessProbe" in self.spec:
                 group.create_task(self._readiness())
 
+    def _tally(self, kind: str) -> Tally:
+        probe = self.spec[kind]
+        failures = probe.get("failureThreshold", 3)
+        if kind != "readinessProbe":
+            failures = self._machine.timing.failures(failures)
+        return Tally(probe.get("successThreshold", 1), failures)
+
     async def _verdict(self, kind: str, count: Tally) -> bool:
         """Asks until the verdict changes, and gives the new one."""
         probe, timing = self.spec[kind], self._machine.timing
@@ -239,7 +246,7 @@ class Container:
             await asyncio.sleep(period)
 
     async def _startup(self, process: Process) -> bool:
-        if not await self._verdict("startupProbe", tally(self.spec["startupProbe"])):
+        if not await self._verdict("startupProbe", self._tally("startupProbe")):
             await self._fail(process, "startup")
             return False
         self.record.started = True
@@ -248,13 +255,13 @@ class Container:
         return True
 
     async def _liveness(self, process: Process) -> None:
-        count = tally(self.spec["livenessProbe"])
+        count = self._tally("livenessProbe")
         while await self._verdict("livenessProbe", count):
             pass
         await self._fail(process, "liveness")
 
     async def _readiness(self) -> None:
-        count = tally(self.spec["readinessProbe"])
+        count = self._tally("readinessProbe")
         while True:
             ready = await self._verdict("readinessProbe", count)
             if self.record.ready != ready:

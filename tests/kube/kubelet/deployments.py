@@ -23,11 +23,13 @@ from tests.kube.kubelet.events import Events
 from tests.kube.kubelet.informer import Informer
 from tests.kube.kubelet.machine import Timing
 from tests.kube.kubelet.quota import Quotas
-from tests.kube.kubelet.rollout import Sizes, is_active, is_ready, next_step, victims
+from tests.kube.kubelet.rollout import Sizes, is_active, is_ready, most_pods, next_step, victims
 from tests.kube.kubelet.workqueue import WorkQueue
 
 HASH = "pod-template-hash"
 REVISION = "deployment.kubernetes.io/revision"
+DESIRED = "deployment.kubernetes.io/desired-replicas"
+MOST = "deployment.kubernetes.io/max-replicas"
 GENERATED = 58
 """Characters of a generated name before its random suffix."""
 ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -137,8 +139,9 @@ class Deployments:
     def _sizes(self, replica_set: Object | None) -> Sizes:
         if replica_set is None:
             return Sizes(0)
-        counted = self._counted(replica_set)
-        return Sizes(counted.wanted, len(self._pods_of(replica_set)), counted.available)
+        counted, marks = self._counted(replica_set), replica_set["metadata"].get("annotations") or {}
+        desired, most = (int(marks[key]) if key in marks else None for key in (DESIRED, MOST))
+        return Sizes(counted.wanted, len(self._pods_of(replica_set)), counted.available, desired, most)
 
     def _counted(self, replica_set: Object) -> Counted:
         replica_set = self._sets.get(key_of(replica_set)) or replica_set
@@ -172,7 +175,7 @@ class Deployments:
                 "namespace": deployment["metadata"]["namespace"],
                 "name": name,
                 "labels": labels,
-                "annotations": {REVISION: str(revision)},
+                "annotations": _marks(spec, revision),
                 "ownerReferences": [_reference("apps/v1", "Deployment", deployment)],
             },
             "spec": {
@@ -188,14 +191,13 @@ class Deployments:
         return created
 
     async def _scale(self, deployment: Object, replica_set: Object, size: int, revision: int) -> None:
-        present, patch = replica_set["spec"].get("replicas", 1), Object()
-        least = deployment["spec"].get("minReadySeconds", 0)
-        spec = {"replicas": size, "minReadySeconds": least}
-        if present != size or replica_set["spec"].get("minReadySeconds", 0) != least:
-            patch["spec"] = spec
-        if revision != _revision(replica_set):
-            patch["metadata"] = {"annotations": {REVISION: str(revision)}}
-        if patch:
+        spec, marks = replica_set["spec"], replica_set["metadata"].get("annotations") or {}
+        present, least = spec.get("replicas", 1), deployment["spec"].get("minReadySeconds", 0)
+        wanted = _marks(deployment["spec"], revision)
+        if not present and not size and _revision(replica_set) == revision:
+            return
+        if present != size or spec.get("minReadySeconds", 0) != least or wanted.items() - marks.items():
+            patch = {"spec": {"replicas": size, "minReadySeconds": least}, "metadata": {"annotations": wanted}}
             self._sets.wrote(await self._api.patch(REPLICA_SETS, key_of(replica_set), patch))
             self._say_scaled(deployment, replica_set["metadata"]["name"], present, size)
 
@@ -325,6 +327,13 @@ def _owner(item: Mapping[str, Any]) -> Mapping[str, Any]:
     references = item["metadata"].get("ownerReferences") or ()
     found: Mapping[str, Any] = next((each for each in references if each.get("controller")), {})
     return found
+
+
+def _marks(spec: Object, revision: int) -> dict[str, str]:
+    """The annotations of a ReplicaSet by which a later look knows what this one saw."""
+    desired = spec.get("replicas", 1)
+    most = most_pods(spec.get("strategy") or {}, desired)
+    return {REVISION: str(revision), DESIRED: str(desired), MOST: str(most)}
 
 
 def _revision(replica_set: Object) -> int:

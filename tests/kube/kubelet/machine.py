@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,18 +25,24 @@ class Timing:
     """How much faster than on a real node time passes, so that tests need not wait.
 
     `scale` multiplies probe periods and delays, restart and image backoff, minReadySeconds and
-    progressDeadlineSeconds, but no timeout and no grace period: those are for the real processes. `pre_stop`
-    multiplies the sleep action of preStop hooks. `proxy_delay` is the time in seconds from a change of an
-    EndpointSlice until Service proxies act on it.
+    progressDeadlineSeconds, but no timeout and no grace period: those are for the real processes. `deadly` multiplies
+    the time after which a liveness or startup probe that fails ends its container: a process on a busy machine may be
+    slow to start. `pre_stop` multiplies the sleep action of preStop hooks. `proxy_delay` is the time in seconds from
+    a change of an EndpointSlice until Service proxies act on it.
     """
 
     scale: float = 0.1
+    deadly: float = 1.0
     pre_stop: float = 1.0
     proxy_delay: float = 0.2
 
     def scaled(self, seconds: float) -> float:
         """A period or a delay on this node."""
         return max(seconds * self.scale, SHORTEST)
+
+    def failures(self, threshold: int) -> int:
+        """How often a probe that can end its container must fail in a row to do so."""
+        return max(math.ceil(threshold * self.deadly / self.scale), 1)
 
 
 class Images:

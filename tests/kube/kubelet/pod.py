@@ -55,6 +55,10 @@ class Pod:
             container.kill()
 
     def _end(self, grace: float) -> None:
+        if self._ending.is_set() and grace < self._grace:
+            # Told again, and to be quicker.
+            for container in self.containers:
+                asyncio.get_running_loop().call_later(grace, container.kill)
         self._grace = grace
         self._ending.set()
 

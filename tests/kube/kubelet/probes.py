@@ -38,11 +38,6 @@ class Tally:
         return True
 
 
-def tally(probe: Spec) -> Tally:
-    """A fresh tally with a probe's thresholds."""
-    return Tally(probe.get("successThreshold", 1), probe.get("failureThreshold", 3))
-
-
 @dataclass(frozen=True, slots=True)
 class Prober:
     """Asks one container."""
@@ -78,15 +73,19 @@ class Prober:
         return f"the fake node knows no such probe: {sorted(probe)}"
 
     async def _http(self, get: Spec) -> str:
+        """The request itself; a connection that fails is an answer too."""
         scheme, host = get.get("scheme", "HTTP").lower(), get.get("host") or self.ip
         url = f"{scheme}://{host}:{self._port(get['port'])}{get.get('path', '/')}"
         headers = {each["name"]: each["value"] for each in get.get("httpHeaders") or ()}
         headers.setdefault("User-Agent", "kube-probe/1.32")
         headers["Connection"] = "close"
-        async with self.session.get(url, headers=headers, allow_redirects=False) as response:
-            if 200 <= response.status < 400:
-                return ""
-            return f"HTTP probe failed with statuscode: {response.status}"
+        try:
+            async with self.session.get(url, headers=headers, allow_redirects=False) as response:
+                if 200 <= response.status < 400:
+                    return ""
+                return f"HTTP probe failed with statuscode: {response.status}"
+        except aiohttp.ClientConnectorError as error:
+            return f'Get "{url}": dial tcp {host}: connect: {error.strerror}'
 
     def _port(self, port: int | str) -> int:
         number = target_port(port, {"spec": {"containers": [self.container]}})

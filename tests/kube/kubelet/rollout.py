@@ -1,7 +1,6 @@
 """How many pods each ReplicaSet of a Deployment should have, and which pods go first: Kubernetes' own arithmetic.
 
-One call is one step; the next one follows when the cluster has changed. Scaling in the middle of a rollout is not
-spread proportionally over the ReplicaSets, as Kubernetes does it: the newest takes what may be added.
+One call is one step; the next one follows when the cluster has changed.
 """
 
 from __future__ import annotations
@@ -18,11 +17,16 @@ _PHASES = {"Pending": 0, "Unknown": 1}
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """A ReplicaSet: pods it should have, pods it has (terminating ones included), pods that are available."""
+    """A ReplicaSet: pods it should have, pods it has (terminating ones included), pods that are available.
+
+    `desired` and `most` are the Deployment's replicas and what it might have had beside, when this was last scaled.
+    """
 
     wanted: int
     pods: int = 0
     available: int = 0
+    desired: int | None = None
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,16 @@ def max_unavailable(strategy: Mapping[str, Any], desired: int) -> int:
     return 0 if recreates(strategy) or desired == 0 else limits(strategy, desired)[1]
 
 
+def most_pods(strategy: Mapping[str, Any], desired: int) -> int:
+    """Pods a Deployment may have while it rolls out."""
+    return desired if recreates(strategy) or not desired else desired + limits(strategy, desired)[0]
+
+
 def next_step(strategy: Mapping[str, Any], desired: int, new: Sizes, old: Sequence[Sizes]) -> Step:
     """What to scale now. `old` are the ReplicaSets of earlier templates, oldest first."""
     unchanged = tuple(each.wanted for each in old)
+    if any(each.wanted and each.desired not in (None, desired) for each in (new, *old)):
+        return _rescaled(strategy, desired, new, old)
     if recreates(strategy):
         if any(unchanged) or any(each.pods for each in old):
             return Step(new.wanted, (0,) * len(old))
@@ -75,6 +86,34 @@ def next_step(strategy: Mapping[str, Any], desired: int, new: Sizes, old: Sequen
     if size != new.wanted:
         return Step(size, unchanged)
     return Step(size, _shrunk(desired - unavailable, new, old))
+
+
+def _rescaled(strategy: Mapping[str, Any], desired: int, new: Sizes, old: Sequence[Sizes]) -> Step:
+    """The Deployment itself was scaled: the one active ReplicaSet follows, several share the difference."""
+    sets = [*old, new]
+    sizes = [each.wanted for each in sets]
+    active = [index for index, size in enumerate(sizes) if size]
+    if len(active) == 1:
+        sizes[active[0]] = desired
+    elif new.wanted == new.desired == new.available == desired:
+        sizes[:-1] = [0] * len(old)
+    elif not recreates(strategy):
+        most = most_pods(strategy, desired)
+        change = left = most - sum(sizes)
+        # The largest first; of equally large ones the newest grows, and the oldest shrinks.
+        active.sort(key=lambda index: (-sizes[index], -index if change > 0 else index))
+        for index in active:
+            before = sets[index].most or sum(each.pods for each in sets) or 1
+            share = -sizes[index] if not desired else _rounded(sizes[index] * most, before) - sizes[index]
+            share = min(share, left) if change > 0 else max(share, left)
+            sizes[index] += share
+            left -= share
+        sizes[active[0]] = max(sizes[active[0]] + left, 0)
+    return Step(sizes[-1], tuple(sizes[:-1]))
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)
 
 
 def _grown(desired: int, new: Sizes, room: int) -> int:
