@@ -33,13 +33,14 @@ import http.server, os, signal, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
-        self.send_header("content-length", str(len(os.environ["POD"])))
+        self.send_header("content-length", str(len(pod)))
         self.end_headers()
-        self.wfile.write(os.environ["POD"].encode())
+        self.wfile.write(pod.encode())
     do_POST = do_GET
 
 if os.environ.get("DEAF"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pod = os.environ.get("WHO_AM_I") or os.environ["POD"]
 print("listening on", os.environ["IP"], flush=True)
 http.server.ThreadingHTTPServer((os.environ["IP"], 8080), Handler).serve_forever()
 """
@@ -59,7 +60,7 @@ def standin(**container: Any) -> dict[str, Any]:
         "ports": [{"name": "http", "containerPort": 8080}],
         "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 1},
         **container,
-        "env": own + container.get("env", []),
+        "env": [*own, *container.get("env", ())],
     }
 
 
@@ -297,7 +298,7 @@ async def test_a_quota_that_refuses_pods(tmp_path):
 async def test_a_container_waits_for_its_configuration(tmp_path):
     async with bed(tmp_path) as it:
         source = [{"configMapRef": {"name": "app"}}]
-        await it.deploy(standin(envFrom=source, env=[{"name": "POD", "value": "$(WHO)-$(NOT)"}]), replicas=1)
+        await it.deploy(standin(envFrom=source, env=[{"name": "WHO_AM_I", "value": "$(WHO)-$(NOT)"}]), replicas=1)
         (item,) = await it.until(PODS, lambda items: [waiting(e) for e in items] == ["CreateContainerConfigError"])
         message = item["status"]["containerStatuses"][0]["state"]["waiting"]["message"]
         assert message == 'configmap "app" not found'
