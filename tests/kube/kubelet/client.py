@@ -17,6 +17,7 @@ Key = tuple[str, str]
 
 MERGE_PATCH = "application/merge-patch+json"
 CALL_TIMEOUT = 10.0
+CONFLICT = 409
 TRANSIENT = (aiohttp.ClientError, TimeoutError, ConnectionError)
 """What the lack of an API server looks like."""
 
@@ -118,9 +119,13 @@ class Api:
         except _NotFound:
             return None
         except ApiError as error:
-            if error.code == 409 and "preconditions" in options:
-                return None
-            raise
+            uid = options.get("preconditions", {}).get("uid")
+            if error.code != CONFLICT or uid is None:
+                raise
+            found = await self.get(resource, key)
+            if found is not None and found["metadata"]["uid"] == uid:
+                raise
+            return None
 
     async def _call(
         self, method: str, path: str, body: Object | None = None, content_type: str = "application/json"
