@@ -105,8 +105,6 @@ def faults(definition: Object) -> Iterator[Cause]:
 
 def _structural(raw: Object, path: str) -> Iterator[Cause]:
     """Where a schema is not structural."""
-    if not isinstance(raw, dict):
-        return
     free = raw.get("x-kubernetes-int-or-string") or raw.get("x-kubernetes-preserve-unknown-fields")
     if not raw.get("type") and not free:
         yield required(f"{path}.type", "must not be empty for specified object fields")

@@ -39,6 +39,11 @@ VALUE_RULE = (
     "end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is "
     "'(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
 )
+KEY_RULE = (
+    "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric "
+    "character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is "
+    "'([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
+)
 IMMUTABLE = "field is immutable"
 
 
@@ -87,8 +92,7 @@ def metadata(kind: str, obj: Object) -> Iterator[Cause]:
 def _labels(labels: Any, path: str) -> Iterator[Cause]:
     for key, value in (labels or {}).items():
         if not _QUALIFIED.match(key):
-            yield invalid(path, key, "name part must consist of alphanumeric characters, '-', '_' or '.', and must start "
-                          "and end with an alphanumeric character")  # fmt: skip
+            yield invalid(path, key, KEY_RULE)
         if len(value) > 63:
             yield invalid(path, value, "must be no more than 63 bytes")
         if not _VALUE.match(value):

@@ -24,6 +24,14 @@ TOO_MANY = "FieldValueTooMany"
 TOO_LONG = "FieldValueTooLong"
 DUPLICATE = "FieldValueDuplicate"
 
+BLOCKING = {REQUIRED, TYPE, TOO_MANY, TOO_LONG}
+"""Faults after which CEL rules are not evaluated."""
+UNCHECKED = Cause(
+    "<nil>",
+    'Invalid value: "null": some validation rules were not checked because the object was invalid; correct the '
+    "existing errors to complete validation",
+)
+
 
 def shown(value: Any) -> str:
     """A value as messages show it."""
