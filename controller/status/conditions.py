@@ -102,7 +102,7 @@ def _available(observed: Observed, load: Workload, fleet: _Fleet) -> Verdict:
 def _availability(observed: Observed, load: Workload, fleet: _Fleet) -> tuple[Reason, str]:
     if not load.exists:
         return Reason.NOT_CREATED, f"Deployment {load.name} does not exist."
-    if load.wanted == 0 and not load.ready:
+    if load.wanted == 0:
         return Reason.SCALED_TO_ZERO, f"No {load.component} is wanted."
     if load.ready >= load.wanted:
         return Reason.ALL_READY, f"{_capital(load.of)}."

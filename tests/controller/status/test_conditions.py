@@ -60,6 +60,7 @@ def test_a_cluster_that_has_just_been_applied():
         (8, 5, "False/TooFewReady"),
         (4, 5, "True/AllReady"),
         (0, 0, "False/ScaledToZero"),
+        (0, 2, "False/ScaledToZero"),
     ],
 )
 def test_a_quarter_may_be_missing(wanted, ready, expected):
@@ -68,6 +69,12 @@ def test_a_quarter_may_be_missing(wanted, ready, expected):
     assert reasons(seen)["WorkersAvailable"] == expected
     assert reasons(seen)["Ready"] == ("True/Serving" if ready else "False/ScaledToZero")
     assert reasons(seen)["Degraded"] == "False/AsExpected"
+
+
+def test_pods_on_top_of_those_wanted_do_not_change_the_message():
+    more = deployment(readyReplicas=5, replicas=5)
+    seen = observed(deployments={"worker": more, "router": deployment("router", 2)})
+    assert conditions(seen)["WorkersAvailable"] == conditions(observed())["WorkersAvailable"]
 
 
 def test_routers_without_workers_wait_for_them():
