@@ -79,11 +79,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         )
         try:
             await kopf.operator(
-                registry=registry(operator),
+                registry=registry(operator, stop),
                 settings=kopf.OperatorSettings(),
                 clusterwide=not settings.watch_namespaces,
                 namespaces=settings.watch_namespaces,
-                liveness_endpoint=f"http://{settings.host}:{settings.health_port}/healthz",
+                liveness_endpoint=_liveness(settings),
                 stop_flag=stop,
                 standalone=True,
             )
@@ -91,6 +91,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             await server.stop(1.0)
     event(logger, logging.INFO, "controller_stopped")
     return 0
+
+
+def _liveness(settings: Settings) -> str | None:
+    return f"http://{settings.host}:{settings.health_port}/healthz" if settings.health_port else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"controller: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
     configure(settings.log_level, settings.log_format)
+    if settings.log_level != "debug":
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event of each object
     if settings.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf looks for it
     try:

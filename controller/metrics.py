@@ -30,8 +30,8 @@ class Metrics:
         self.writes = Counter(
             PREFIX + "writes", "Writes to the API server, by verb and kind.", ["verb", "kind"], registry=registry
         )
-        self.relists = Counter(
-            PREFIX + "healed", "Clusters for which a full list brought news that no watch had.", registry=registry
+        self.healed = Counter(
+            PREFIX + "healed", "KVClusters for which a full list brought news that no watch had.", registry=registry
         )
 
 

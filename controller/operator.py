@@ -2,7 +2,7 @@
 
 Level-triggered: whatever an event says, the cluster it belongs to is looked at as a whole, soon. kopf's handlers of
 changes (create, update, resume) are not used: they keep their progress in annotations and finalizers of the object,
-which a cluster whose objects all have owner references does not need (docs/decisions/012).
+which a cluster whose objects all have owner references does not need (docs/decisions/011).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +68,7 @@ class Operator:
 
     async def start(self) -> None:
         """Learns what there is, then begins to look after it."""
-        while not await self._relist():  # noqa: ASYNC110  the API server sets no event of ours
+        while await self._relist() is None:  # noqa: ASYNC110  the API server sets no event of ours
             await asyncio.sleep(RELIST_RETRY)
         self._tasks = [asyncio.create_task(self.queue.run()), asyncio.create_task(self._keep_relisting())]
 
@@ -97,29 +96,31 @@ class Operator:
     async def _keep_relisting(self) -> None:
         while True:
             await asyncio.sleep(RELIST * self._rng.uniform(0.95, 1.05))
-            await self._relist()
+            self._metrics.healed.inc(len(await self._relist() or ()))
 
-    async def _relist(self) -> bool:
-        """Lists everything; False when the API server did not let us."""
+    async def _relist(self) -> set[Key] | None:
+        """Lists everything; the clusters of which it brought news, None when the API server did not let us."""
+        news: set[Key] = set()
         try:
             for kind in WATCHED:
                 for namespace in self._namespaces:
-                    await self._relist_kind(kind, namespace)
+                    news |= await self._relist_kind(kind, namespace)
         except ApiError as error:
             event(logger, logging.WARNING, "list_failed", why=str(error))
-            return False
-        return True
+            return None
+        finally:
+            for key in news:
+                self._wake(key)
+        return news
 
-    async def _relist_kind(self, kind: Kind, namespace: str | None) -> None:
+    async def _relist_kind(self, kind: Kind, namespace: str | None) -> set[Key]:
         try:
             items, version = await self._client.list(kind, namespace, "" if kind == KVCLUSTER else OURS)
         except ApiError as error:
-            if kind.optional and error.status == 404:
-                return
+            if kind.optional and error.status in (403, 404):
+                return set()
             raise
-        for key in self._inventory.replace(kind, namespace, items, version):
-            self._metrics.relists.inc()
-            self._wake(key)
+        return self._inventory.replace(kind, namespace, items, version)
 
 
 def _cluster(kind: Kind, item: Object) -> Key | None:
@@ -128,8 +129,8 @@ def _cluster(kind: Kind, item: Object) -> Key | None:
     return owner_of(item)
 
 
-def registry(operator: Operator) -> kopf.OperatorRegistry:
-    """kopf's handlers for this operator."""
+def registry(operator: Operator, stop: asyncio.Event) -> kopf.OperatorRegistry:
+    """kopf's handlers for this operator. `stop` is the flag that kopf was told to stop by."""
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.startup(registry=handlers)
@@ -140,6 +141,7 @@ def registry(operator: Operator) -> kopf.OperatorRegistry:
     @kopf.on.cleanup(registry=handlers)
     async def cleanup(**_: Any) -> None:
         await operator.stop()
+        stop.set()  # whoever still waits for it keeps kopf from ending for 5 s after a signal
 
     @kopf.on.login(registry=handlers)
     def login(**arguments: Any) -> kopf.ConnectionInfo | None:
@@ -172,8 +174,3 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     # Our own events tell of transitions; kopf's would tell of its log lines.
     settings.posting.enabled = False
     settings.peering.standalone = True
-
-
-def monotonic() -> float:
-    """The clock of everything that measures how long."""
-    return time.monotonic()

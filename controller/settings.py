@@ -31,7 +31,7 @@ class Settings(ProcessSettings):
         None, description="kubeconfig file; default: the pod's service account, else KUBECONFIG or ~/.kube/config"
     )
     host: str = Field("0.0.0.0", description="address of the health and metrics ports")  # noqa: S104  for the kubelet
-    health_port: int = Field(8081, ge=0, le=65535, description="port of /healthz")
+    health_port: int = Field(8081, ge=0, le=65535, description="port of /healthz; 0: none")
     metrics_port: int = Field(8080, ge=0, le=65535, description="port of /metrics; 0 takes a free one")
     router_drain_delay: float = Field(
         5.0, ge=0, description="seconds a router goes on accepting after it was told to stop"

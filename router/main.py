@@ -22,13 +22,14 @@ from kvcache.settings import SettingsError
 from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from router.core.config import FleetConfig
 from router.core.fleet import Fleet
+from router.core.recent import RecentDecisions
 from router.server.attempts import Attempts
 from router.server.dataplane import DataPlane
 from router.server.discovery import Discovery, FileDiscovery, StaticDiscovery
 from router.server.liveness import Ticker
 from router.server.management import Management
 from router.server.members import Members
-from router.server.metrics import FleetCollector, Metrics
+from router.server.metrics import DiscoveryCollector, FleetCollector, Metrics
 from router.server.pool import HttpToolsUpstream
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy, RetryPolicy
@@ -54,8 +55,20 @@ def fleet_config(settings: Settings, tokenizer: Tokenizer) -> FleetConfig:
     )
 
 
-def discovery(settings: Settings) -> Discovery:
-    """The source of workers the settings name. Workers that push register themselves beside it."""
+async def discovery(settings: Settings) -> Discovery:
+    """The source of workers the settings name. Workers that push register themselves beside it.
+
+    Raises `SettingsError` if it is Kubernetes and there is no way to its API server.
+    """
+    if settings.kubernetes_service is not None:
+        from router.server.apiserver import find_api_server  # the client takes 13 MB and 0.15 s
+        from router.server.kubernetes import KubernetesDiscovery
+
+        return KubernetesDiscovery(
+            await find_api_server(
+                settings.kubernetes_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig
+            )
+        )
     if settings.workers_file is not None:
         return FileDiscovery(settings.workers_file)
     return StaticDiscovery(settings.workers)
@@ -92,6 +105,9 @@ class Router:
         self.fleet = Fleet(fleet_config(settings, tokenizer))
         self.fleet_metrics = FleetCollector(self.fleet, clock)
         self.registry.register(self.fleet_metrics)
+        self.discovery_metrics = DiscoveryCollector(source.status)
+        self.registry.register(self.discovery_metrics)
+        recent = RecentDecisions()
         self.changed = Signal()
         self.attempts = Attempts(answer_timeout=settings.answer_timeout, idle_timeout=settings.idle_timeout)
         self.upstream = HttpToolsUpstream(connect_timeout=settings.connect_timeout)
@@ -114,6 +130,7 @@ class Router:
             upstream=self.upstream,
             attempts=self.attempts,
             metrics=self.metrics,
+            recent=recent,
             clock=clock,
             changed=self.changed,
             policy=RetryPolicy(settings.retry_attempts, settings.retry_deadline),
@@ -128,6 +145,9 @@ class Router:
             registry=self.registry,
             clock=clock,
             changed=self.changed,
+            recent=recent,
+            discovery=source.status,
+            pod=self.members.pod,
         )
         self._ticker = Ticker(self.fleet, self.attempts, self.metrics, clock, self._left)
         self._tasks: list[asyncio.Task[None]] = []
@@ -163,10 +183,14 @@ def _socket(fd: int | None, host: str, port: int) -> socket.socket:
 
 
 async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -> int:
-    """Run one router until `stop` is set; then finish what is in progress. The process's exit code."""
+    """Run one router until `stop` is set; then finish what is in progress. The process's exit code.
+
+    Raises `SettingsError` and `OSError` when it cannot begin.
+    """
+    source = await discovery(settings)
     data_socket = _socket(settings.fd, settings.host, settings.port)
     management_socket = _socket(settings.management_fd, settings.management_host, settings.management_port)
-    router = Router(settings, tokenizer, discovery(settings))
+    router = Router(settings, tokenizer, source)
     data = HttpServer(
         router.data_plane,
         data_socket,
@@ -193,12 +217,28 @@ async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -
         fingerprint=tokenizer.fingerprint,
         profile=settings.profile,
         speed=settings.speed,
+        discovery=source.status().source,
         workers=len(settings.workers),
     )
     try:
         await stop.wait()
-        event(logger, logging.INFO, "router_draining", in_flight=data.in_flight, grace_period=settings.grace_period)
+        event(
+            logger,
+            logging.INFO,
+            "router_draining",
+            in_flight=data.in_flight,
+            drain_delay=settings.drain_delay,
+            grace_period=settings.grace_period,
+        )
         router.management.draining = True
+        if settings.drain_delay:
+            data.drain()
+            stop.clear()  # another signal ends the delay, and only one after that the process
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.drain_delay):
+                    await stop.wait()
+            stop.set()
+            event(logger, logging.INFO, "router_closing", in_flight=data.in_flight)
         await data.stop(settings.grace_period)
     finally:
         await management.stop(1.0)
@@ -218,6 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         return run(lambda stop: serve(settings, tokenizer, stop))
+    except SettingsError as error:
+        print(f"router: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
     except OSError as error:
         print(f"router: cannot listen: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
