@@ -91,7 +91,7 @@ def _ready(fleet: _Fleet, workers: Verdict, routers: Verdict) -> Verdict:
         return _verdict(ConditionType.READY, Reason.SERVING, message)
     # Routers are not ready without workers, so that is the cause if both are missing.
     cause = workers if not fleet.worker.ready else routers
-    return _verdict(ConditionType.READY, cause.reason, cause.message)
+    return _verdict(ConditionType.READY, cause.reason, f"Requests are not answered: {cause.message}")
 
 
 def _available(observed: Observed, load: Workload, fleet: _Fleet) -> Verdict:

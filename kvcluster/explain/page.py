@@ -304,9 +304,19 @@ def _told(problem: str) -> str:
 
 
 def _events(events: Iterable[raw.Raw], now: datetime) -> tuple[EventRow, ...]:
-    rows = [_event(event, now) for event in events]
-    rows.sort(key=lambda row: row.seconds if row.seconds is not None else float("inf"))
+    latest = sorted(events, key=_last_written, reverse=True)
+    # Stable: of those seen in the same second the one that was written last comes first.
+    rows = sorted((_event(event, now) for event in latest), key=_seconds)
     return tuple(rows[:EVENTS_SHOWN])
+
+
+def _last_written(event: raw.Raw) -> int:
+    version = raw.text(event, "metadata", "resourceVersion")
+    return int(version) if version.isdecimal() else 0
+
+
+def _seconds(row: EventRow) -> float:
+    return float("inf") if row.seconds is None else row.seconds
 
 
 def _event(event: raw.Raw, now: datetime) -> EventRow:

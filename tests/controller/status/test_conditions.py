@@ -96,7 +96,9 @@ def test_routers_without_workers_wait_for_them():
         "Progressing": "True/Starting",
         "Degraded": "False/AsExpected",
     }
-    assert found["Ready"]["message"] == "0 of 4 workers are ready. Pod rag-worker-0: runs, not ready."
+    assert found["Ready"]["message"] == (
+        "Requests are not answered: 0 of 4 workers are ready. Pod rag-worker-0: runs, not ready."
+    )
 
 
 # --- what pods suffer from ---

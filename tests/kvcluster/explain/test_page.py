@@ -168,6 +168,11 @@ def test_events_newest_first_and_at_most_ten():
     assert [row.reason for row in found.events] == [f"R{minutes}" for minutes in range(10)]
 
 
+def test_of_events_of_one_second_the_last_written_comes_first():
+    events = tuple({**EVENT, "reason": f"R{n}", "metadata": {"resourceVersion": str(n)}} for n in (9, 11, 10))
+    assert [row.reason for row in seen(events=events).events] == ["R11", "R10", "R9"]
+
+
 def test_an_event_of_the_new_kind_counts_its_series():
     event = {
         **EVENT,
