@@ -120,7 +120,8 @@ def _pods(rows: Iterable[PodRow]) -> RenderableType:
     for row in rows:
         state = Text(row.state, style=_GOOD if row.ready else "yellow" if row.state == "terminating" else _BAD)
         restarts = Text(str(row.restarts), style="yellow" if row.restarts else "")
-        cells = _worker_cells(row.worker) if row.role == Component.WORKER else ("",) * 5
+        # Of a pod that is not ready the routers know its address, and nothing that tells anything.
+        cells = _worker_cells(row.worker if row.ready else None) if row.role == Component.WORKER else ("",) * 5
         table.add_row(Text(row.name), state, restarts, duration(row.age_seconds), Text(row.node or "-"), *cells)
     return _indented(table)
 

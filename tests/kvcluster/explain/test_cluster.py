@@ -129,7 +129,7 @@ async def test_one_page(populated, tmp_path: Path):
     assert found.routers[0].report is not None
     assert found.routers[0].error == ""
     assert found.pods[1].worker is not None
-    assert [event.reason for event in found.events] == ["Serving", "Failed"]
+    assert [event.reason for event in found.events] == ["Failed", "Serving"]
     assert len(found.problems) == 2
     assert "Pod rag-worker-x cannot pull image" in found.problems[0]
     assert found.problems[1].startswith("Worker rag-worker-1 gets requests by load alone")
