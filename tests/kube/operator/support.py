@@ -63,18 +63,17 @@ def free_port() -> int:
 class Cluster:
     """One namespace of an API server, and what is in it."""
 
-    def __init__(self, server: FakeApiServer, client: httpx.AsyncClient) -> None:
+    def __init__(self, server: FakeApiServer, client: httpx.AsyncClient, namespace: str = NAMESPACE) -> None:
         self.server = server
         self.operator = OPERATOR
+        self.namespace = namespace
         self._client = client
 
     async def prepare(self) -> None:
-        """The CRD, a namespace, and an operator that may do anything."""
+        """The CRD, two namespaces, and an operator that may do anything."""
         await self._post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd())
         for name in (NAMESPACE, "system"):
-            await self._post(
-                "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-            )
+            await self.add_namespace(name)
         rbac = "/apis/rbac.authorization.k8s.io/v1"
         rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
         head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "operator"}}
