@@ -28,6 +28,8 @@ from kvcache.logs import event
 
 logger = logging.getLogger(__name__)
 
+LAME_DUCK = 0.25
+"""Seconds an idle connection stays open at shutdown, so that a request already on its way is answered."""
 LINGER = 2.0
 """Seconds a refused connection is still read (and thrown away): closing it with unread bytes would reset it, and
 the client might never see the answer that says why."""
@@ -63,7 +65,10 @@ class ServingState(ServerState):
         self.cancel_on_disconnect = cancel_on_disconnect
         self.on_refusal = on_refusal
         self.in_flight = 0
+        self.draining = False
+        """Every answer whose head has not gone out says `Connection: close`."""
         self.stopping = False
+        """No new connection is accepted, and one that becomes idle is closed."""
         self.changed = asyncio.Event()
         """Set when a connection goes away: `HttpServer.stop` looks again."""
         self._second = 0
@@ -272,7 +277,7 @@ class Connection(HttpToolsProtocol):
             default_headers=state.date_headers(),
             message_event=asyncio.Event(),
             expect_100_continue=False,
-            keep_alive=self._keep_alive and not state.stopping,
+            keep_alive=self._keep_alive and not state.draining,
             on_response=self.on_response_complete,
         )
         cycle.body = b"".join(self._body)  # type: ignore[assignment]
@@ -300,12 +305,11 @@ class Connection(HttpToolsProtocol):
                 self._guard_writing()
         elif self.pipeline:
             self._start(self.pipeline.popleft())
-        elif self.server_state.stopping:
-            self._close()
         else:
             self.flow.resume_reading()
             if self._stage == "idle":
-                self._set_timer(self._limits.keep_alive, self._close)
+                idle = LAME_DUCK if self.server_state.stopping else self._limits.keep_alive
+                self._set_timer(idle, self._close)
 
     # --- refusing ---
 
@@ -347,10 +351,11 @@ class Connection(HttpToolsProtocol):
 
     # --- stopping ---
 
-    def shutdown(self) -> None:
-        """Close after the answer under way."""
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
+    def drain(self) -> None:
+        """Let the last answer that has been asked for say `Connection: close`, unless its head is out."""
+        last = self.pipeline[-1] if self.pipeline else self.cycle
+        if last is not None and not last.response_started:
+            last.keep_alive = False
 
     def close_if_idle(self) -> None:
         if self.cycle is None and self._stage == "idle":

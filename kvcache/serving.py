@@ -23,14 +23,12 @@ import uvloop
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 
-from kvcache.http_connection import Connection, HttpLimits, ServingState
+from kvcache.http_connection import LAME_DUCK, Connection, HttpLimits, ServingState
 from kvcache.http_cycle import AnswerCut
 
 __all__ = ["AnswerCut", "HttpLimits", "HttpServer", "inherited", "listen", "run"]
 
 BACKLOG = 2048
-LAME_DUCK = 0.25
-"""Seconds idle connections stay open at shutdown, so that a request already on its way is answered."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -98,18 +96,26 @@ class HttpServer:
             lambda: Connection(self._config, self._state, loop), sock=self._sock, backlog=BACKLOG
         )
 
-    async def stop(self, grace: float) -> None:
-        """Stop accepting, let answers under way finish for up to `grace` seconds, then cut what is left.
+    def drain(self) -> None:
+        """Go on accepting, but let every answer begun from now on say `Connection: close`, so that clients move.
 
-        Every answer begun from now on says `Connection: close`. Safe to call twice.
+        No connection is closed before it has said so, or has been idle for as long as any may be. Safe to call twice.
+        """
+        self._state.draining = True
+        for connection in self._state.connections:
+            connection.drain()
+
+    async def stop(self, grace: float) -> None:
+        """`drain`, stop accepting, let answers under way finish for up to `grace` seconds, then cut what is left.
+
+        Idle connections are closed without a word, but only after `LAME_DUCK`. Safe to call twice.
         """
         state = self._state
+        self.drain()
         state.stopping = True
         if self._listener is not None:
             self._listener.close()
         end = time.monotonic() + grace
-        for connection in list(state.connections):
-            connection.shutdown()
         await self._until_closed(min(LAME_DUCK, grace))
         for connection in list(state.connections):
             connection.close_if_idle()
@@ -140,7 +146,8 @@ def settle() -> None:
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
-    """Run `main` on uvloop and return its exit code. Its event is set at SIGTERM or SIGINT; a second one cancels it."""
+    """Run `main` on uvloop and return its exit code. Its event is set at SIGTERM or SIGINT; one that comes while it is
+    set cancels `main`."""
 
     async def guarded() -> int:
         stop = asyncio.Event()

@@ -22,13 +22,14 @@ from kvcache.settings import SettingsError
 from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from router.core.config import FleetConfig
 from router.core.fleet import Fleet
+from router.core.recent import RecentDecisions
 from router.server.attempts import Attempts
 from router.server.dataplane import DataPlane
 from router.server.discovery import Discovery, FileDiscovery, StaticDiscovery
 from router.server.liveness import Ticker
 from router.server.management import Management
 from router.server.members import Members
-from router.server.metrics import FleetCollector, Metrics
+from router.server.metrics import DiscoveryCollector, FleetCollector, Metrics
 from router.server.pool import HttpToolsUpstream
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy, RetryPolicy
@@ -92,6 +93,9 @@ class Router:
         self.fleet = Fleet(fleet_config(settings, tokenizer))
         self.fleet_metrics = FleetCollector(self.fleet, clock)
         self.registry.register(self.fleet_metrics)
+        self.discovery_metrics = DiscoveryCollector(source.status)
+        self.registry.register(self.discovery_metrics)
+        recent = RecentDecisions()
         self.changed = Signal()
         self.attempts = Attempts(answer_timeout=settings.answer_timeout, idle_timeout=settings.idle_timeout)
         self.upstream = HttpToolsUpstream(connect_timeout=settings.connect_timeout)
@@ -114,6 +118,7 @@ class Router:
             upstream=self.upstream,
             attempts=self.attempts,
             metrics=self.metrics,
+            recent=recent,
             clock=clock,
             changed=self.changed,
             policy=RetryPolicy(settings.retry_attempts, settings.retry_deadline),
@@ -128,6 +133,9 @@ class Router:
             registry=self.registry,
             clock=clock,
             changed=self.changed,
+            recent=recent,
+            discovery=source.status,
+            pod=self.members.pod,
         )
         self._ticker = Ticker(self.fleet, self.attempts, self.metrics, clock, self._left)
         self._tasks: list[asyncio.Task[None]] = []
@@ -197,8 +205,23 @@ async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -
     )
     try:
         await stop.wait()
-        event(logger, logging.INFO, "router_draining", in_flight=data.in_flight, grace_period=settings.grace_period)
+        event(
+            logger,
+            logging.INFO,
+            "router_draining",
+            in_flight=data.in_flight,
+            drain_delay=settings.drain_delay,
+            grace_period=settings.grace_period,
+        )
         router.management.draining = True
+        if settings.drain_delay:
+            data.drain()
+            stop.clear()  # another signal ends the delay, and only one after that the process
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.drain_delay):
+                    await stop.wait()
+            stop.set()
+            event(logger, logging.INFO, "router_closing", in_flight=data.in_flight)
         await data.stop(settings.grace_period)
     finally:
         await management.stop(1.0)

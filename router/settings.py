@@ -14,6 +14,9 @@ from kvcache.settings import ProcessSettings, SettingsError, split_list
 from router.core.strategies import STRATEGIES, find_strategy
 from router.server.discovery import worker_url
 
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+"""Names of Services and namespaces."""
+
 
 class Settings(ProcessSettings):
     """One router."""
@@ -40,6 +43,15 @@ class Settings(ProcessSettings):
         (), description="URLs of workers; repeat or separate by commas"
     )
     workers_file: Path | None = Field(None, description="file with one worker URL a line, read again when it changes")
+    kubernetes_service: str | None = Field(
+        None, pattern=DNS_LABEL, description="Service whose EndpointSlices name the workers; they are watched"
+    )
+    kubernetes_namespace: str | None = Field(
+        None, pattern=DNS_LABEL, description="its namespace; default: the pod's own, else the kubeconfig context's"
+    )
+    kubernetes_kubeconfig: Path | None = Field(
+        None, description="how to reach the API server; default: as a pod does, else $KUBECONFIG or ~/.kube/config"
+    )
 
     model: str | None = Field(None, min_length=1, description="served model; default: whatever the workers serve")
     tokenizer: str = Field("gpt2", description="'gpt2' (bundled), a folder with a tokenizer, or a Hugging Face id")
@@ -64,7 +76,10 @@ class Settings(ProcessSettings):
     body_timeout: PositiveFloat = Field(30.0, description="seconds of silence allowed within a request's body")
     write_timeout: PositiveFloat = Field(30.0, description="seconds a client may leave its answer unread")
     keep_alive: PositiveFloat = Field(75.0, description="seconds a client's connection may be idle")
-    grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after SIGTERM")
+    drain_delay: float = Field(
+        0.0, ge=0, description="seconds after SIGTERM in which new requests are still taken, though /ready says 503"
+    )
+    grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after that")
 
     @field_validator("workers", mode="before")
     @classmethod
@@ -90,8 +105,18 @@ class Settings(ProcessSettings):
     @classmethod
     def load(cls, argv: Sequence[str]) -> Self:
         settings = super().load(argv)
-        if settings.workers and settings.workers_file is not None:
-            raise SettingsError("--workers and --workers-file name two lists of workers: use one of them")
+        lists = {
+            "--workers": bool(settings.workers),
+            "--workers-file": settings.workers_file is not None,
+            "--kubernetes-service": settings.kubernetes_service is not None,
+        }
+        given = [flag for flag, used in lists.items() if used]
+        if len(given) > 1:
+            raise SettingsError(f"{' and '.join(given)} name {len(given)} lists of workers: use one of them")
+        for name in ("kubernetes_namespace", "kubernetes_kubeconfig"):
+            if getattr(settings, name) is not None and settings.kubernetes_service is None:
+                flag = "--" + name.replace("_", "-")
+                raise SettingsError(f"{flag} says where to find a Service: name it with --kubernetes-service")
         return settings
 
     @property

@@ -46,9 +46,13 @@ class Fleet:
 
     # --- membership and life ----------------------------------------------------------------------------
 
-    def add(self, url: str, now: float) -> None:
-        """Discovery names a worker. Idempotent. It becomes a candidate when it is first heard from."""
-        self._registry.add(url)
+    def add(self, url: str, now: float, *, feed_vouches: bool = True) -> None:
+        """Discovery names a worker. Idempotent. It becomes a candidate when it is first heard from.
+
+        `feed_vouches=False`: another process serves its feed (an agent beside the engine), so that what comes from
+        there is no sign of life.
+        """
+        self._registry.add(url, feed_vouches)
 
     def remove(self, url: str, now: float) -> None:
         """Discovery names it no more: everything about it is forgotten. Its open tickets stay releasable."""
@@ -182,6 +186,8 @@ class Fleet:
             expected,
             assumption,
             self._assumptions,
+            member.heat,
+            matched=matched,
             streaming=request.streaming,
             certain=certain,
             now=now,

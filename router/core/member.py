@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvcache.feed import Load
+from router.core.heat import Heat
 from router.core.index import PrefixIndex
 from router.core.view import View
 from router.core.work import Work
@@ -40,6 +41,8 @@ class WorkerStatus:
     """Named by discovery; otherwise known by its heartbeats."""
     unknown_removals: int
     """Removals of blocks that the copy did not hold; 0 with a feed in order."""
+    heat: float
+    """Blocks that requests reused there in this life of the worker, those of 10 minutes ago counted half."""
 
 
 class Member:
@@ -49,7 +52,9 @@ class Member:
         "bit",
         "discovered",
         "doubted",
+        "feed_vouches",
         "heard_at",
+        "heat",
         "reachable",
         "serving",
         "turn",
@@ -59,10 +64,13 @@ class Member:
         "work",
     )
 
-    def __init__(self, url: str, view: View, work: Work) -> None:
+    def __init__(self, url: str, view: View, work: Work, heat: Heat) -> None:
         self.url = url
         self.view = view
         self.work = work
+        self.heat = heat
+        self.feed_vouches = True
+        """Its feed comes from the process that serves its requests, so it is a sign of life."""
         self.bit = 1 << view.slot
         self.discovered = False
         self.serving = True
@@ -91,6 +99,11 @@ class Member:
         self.heard_at = now
         self.reachable = True
         self.doubted = False
+
+    def fed(self, now: float) -> None:
+        """Its feed spoke."""
+        if self.feed_vouches:
+            self.heard(now)
 
     def silence(self, why: str) -> None:
         """No candidate until it is heard from again. Its view stays: if it is the same process, it is still right."""
@@ -123,4 +136,5 @@ class Member:
             why_not_matching=unmatched,
             discovered=self.discovered,
             unknown_removals=view.unknown,
+            heat=self.heat.value(now),
         )

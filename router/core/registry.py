@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from kvcache.feed import Batch, Eviction, Heartbeat, Load, Snapshot, WorkerInfo
 from router.core.config import FleetConfig
 from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, UnknownWorker
+from router.core.heat import Heat
 from router.core.index import PrefixIndex
 from router.core.member import Member
 from router.core.pace import FleetPace
@@ -54,12 +55,13 @@ class Registry:
             )
         return member
 
-    def add(self, url: str) -> None:
+    def add(self, url: str, feed_vouches: bool) -> None:
         """Discovery names a worker, one that is known by its heartbeats perhaps."""
         member = self._members.get(url)
         if member is None:
             member = self._join(url)
         member.discovered = True
+        member.feed_vouches = feed_vouches
 
     def remove(self, url: str) -> None:
         """Forgets a worker altogether."""
@@ -69,7 +71,9 @@ class Registry:
             member.view.close()
 
     def _join(self, url: str) -> Member:
-        member = Member(url, View(self.index), Work(self._config, self._pace, self.residence))
+        config = self._config
+        work = Work(config, self._pace, self.residence)
+        member = Member(url, View(self.index), work, Heat(config.heat_half_life))
         self._members[url] = member
         return member
 
@@ -144,7 +148,7 @@ class Registry:
         view, info = member.view, snapshot.info
         if member.reachable:
             view.check_epoch(info.epoch)  # after a lost contact any life may be the current one: clocks can step back
-        member.heard(now)
+        member.fed(now)
         conflict = self._conflict(member, info)
         if conflict is None:
             self._own(member, info)
@@ -162,7 +166,7 @@ class Registry:
         """See `Fleet.apply_batch`."""
         member = self.find(url)
         member.view.check_epoch(batch.epoch)
-        member.heard(now)
+        member.fed(now)
         member.view.apply(batch, now)
         member.view.pulled_at = now
         member.work.report(batch.load, now)
@@ -216,6 +220,7 @@ class Registry:
     def _meet(self, member: Member, info: WorkerInfo, load: Load, now: float) -> None:
         if member.view.epoch != info.epoch:
             member.work.forget_report()
+            member.heat.clear()
         member.view.meet(info)
         member.work.report(load, now)
 

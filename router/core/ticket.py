@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from router.core.heat import Heat
 from router.core.index import Assumption, PrefixIndex
 from router.core.work import Expected, Work
 
@@ -46,6 +47,8 @@ class Ticket:
         "_entry",
         "_expected",
         "_first",
+        "_heat",
+        "_matched",
         "_sent",
         "_work",
         "served",
@@ -57,18 +60,22 @@ class Ticket:
         expected: Expected,
         assumption: Assumption | None,
         assumptions: Assumptions,
+        heat: Heat,
         *,
+        matched: int,
         streaming: bool,
         certain: bool,
         now: float,
     ) -> None:
-        """`certain`: the worker itself states to hold what the prediction counts on."""
+        """`matched`: blocks that the prediction counts on; `certain`: the worker itself states to hold them."""
         self._alone = certain and streaming and work.idle
         self._entry = work.open(expected, streaming, now)
         self._work = work
         self._expected = expected
         self._assumption = assumption
         self._assumptions = assumptions
+        self._heat = heat
+        self._matched = matched
         self._sent = now
         self._first: float | None = None
         self.served = False
@@ -97,6 +104,7 @@ class Ticket:
             return
         self._work.close(self._entry, self._first, now)
         if reused:
+            self._heat.add(self._matched, now)
             self._confirm(now)
         elif self._assumption is not None:
             self._assumptions.give_up(self._assumption)

@@ -4,25 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from kvcache.logs import event
+from router.core.membership import Listing, Membership
 
 logger = logging.getLogger(__name__)
-
-Membership = Mapping[str, bool]
-"""URL of every worker there is -> whether it takes new requests (False: it is terminating)."""
 
 
 class WorkerUrlError(ValueError):
     """Not the URL of a worker; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class DiscoveryStatus:
+    """How well a source knows the workers now. Seconds."""
+
+    source: str
+    """`kubernetes`, `file` or `static`."""
+    known: bool
+    """It has told its first list."""
+    healthy: bool
+    """Its list is as good as new; False: the last one it could get stays in force."""
+    age: float | None
+    """Since the list was last confirmed; None: never, or it cannot change."""
+    error: str = ""
+    """What keeps it from confirming the list now; empty: nothing."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """Attempts to read or watch the list that failed, by cause."""
+    relists: Mapping[str, int] = field(default_factory=dict)
+    """Times the whole list was read again, by reason."""
+
+    def public(self) -> dict[str, object]:
+        """What `GET /status` and `GET /ready` say of it."""
+        return {"source": self.source, "healthy": self.healthy, "age_seconds": self.age, "error": self.error}
+
+
 class Discovery(Protocol):
     """A source of workers."""
+
+    def status(self) -> DiscoveryStatus:
+        """How it is doing."""
 
     def watch(self) -> AsyncIterator[Membership]:
         """The membership now, and again whenever it changes. It ends when it can no longer change."""
@@ -45,7 +72,10 @@ class StaticDiscovery:
     """A list that never changes."""
 
     def __init__(self, urls: Sequence[str]) -> None:
-        self._members = {worker_url(url): True for url in urls}
+        self._members = {worker_url(url): Listing() for url in urls}
+
+    def status(self) -> DiscoveryStatus:
+        return DiscoveryStatus("static", known=True, healthy=True, age=None)
 
     async def watch(self) -> AsyncIterator[Membership]:
         yield self._members
@@ -57,22 +87,29 @@ class FileDiscovery:
     It is read again every `interval` seconds. While it is missing or holds a bad line the last good list stays.
     """
 
-    def __init__(self, path: Path, interval: float = 0.5) -> None:
+    def __init__(self, path: Path, interval: float = 0.5, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._interval = interval
+        self._clock = clock
+        self._read_at: float | None = None
+        self._problem = ""
+
+    def status(self) -> DiscoveryStatus:
+        age = None if self._read_at is None else self._clock() - self._read_at
+        return DiscoveryStatus("file", age is not None, not self._problem and age is not None, age, self._problem)
 
     async def watch(self) -> AsyncIterator[Membership]:
         last: Membership | None = None
-        problem = ""
         while True:
             try:
                 members = self._read()
             except (OSError, UnicodeDecodeError, WorkerUrlError) as error:
-                if str(error) != problem:
-                    problem = str(error)
-                    event(logger, logging.ERROR, "workers_file_unusable", path=str(self._path), why=problem)
+                if str(error) != self._problem:
+                    self._problem = str(error)
+                    event(logger, logging.ERROR, "workers_file_unusable", path=str(self._path), why=self._problem)
             else:
-                problem = ""
+                self._problem = ""
+                self._read_at = self._clock()
                 if members != last:
                     last = members
                     yield members
@@ -80,4 +117,4 @@ class FileDiscovery:
 
     def _read(self) -> Membership:
         lines = (line.partition("#")[0].strip() for line in self._path.read_text("utf-8").splitlines())
-        return {worker_url(line): True for line in lines if line}
+        return {worker_url(line): Listing() for line in lines if line}

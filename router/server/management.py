@@ -17,9 +17,12 @@ from kvcache.feed import JSON, MSGPACK, FeedError, decode_eviction, decode_heart
 from router.core.decision import NoWorkerReady
 from router.core.errors import FeedRejected, RejectReason
 from router.core.fleet import Fleet
+from router.core.recent import RecentDecisions
+from router.server.discovery import DiscoveryStatus
 from router.server.metrics import Metrics
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
 from router.server.signal import Signal
+from router.server.status import status_page
 
 THREAD_BYTES = 256 * 1024
 """A pushed state larger than this is decoded in a thread."""
@@ -27,7 +30,8 @@ THREAD_BYTES = 256 * 1024
 
 @dataclass(slots=True)
 class Management:
-    """What the management endpoints read and change. `draining` is set when the process begins to stop."""
+    """What the management endpoints read and change. `draining` is set when the process begins to stop; `pod` gives
+    the name of the pod at a worker's URL, empty where there is none."""
 
     fleet: Fleet
     prompts: PromptReader
@@ -35,6 +39,9 @@ class Management:
     registry: CollectorRegistry
     clock: Callable[[], float]
     changed: Signal
+    recent: RecentDecisions
+    discovery: Callable[[], DiscoveryStatus]
+    pod: Callable[[str], str]
     draining: bool = False
 
     def app(self) -> FastAPI:
@@ -46,6 +53,7 @@ class Management:
         route("/health", self.health, methods=["GET"])
         route("/ready", self.ready, methods=["GET"])
         route("/metrics", self.scrape, methods=["GET"])
+        route("/status", self.status, methods=["GET"])
         route("/workers", self.workers, methods=["GET"])
         route("/workers/{worker_id}/blocks", self.blocks, methods=["GET"])
         route("/route/explain", self.explain, methods=["POST"])
@@ -61,10 +69,36 @@ class Management:
         return _json({"status": "ok"})
 
     async def ready(self) -> Response:
-        """200 when a request would find a worker; else 503 with the reason."""
-        ready = sum(worker.ready for worker in self.fleet.workers(self.clock()))
-        why = "the router is shutting down" if self.draining else None if ready else "no worker is ready"
-        return _json({"ready": why is None, "workers_ready": ready, "reason": why}, 200 if why is None else 503)
+        """200 when a request would find a worker; else 503 with the reason.
+
+        A source of workers that fails after its first list changes the body, never the status: the last known list is
+        the best there is, and whether the workers on it live is asked of them.
+        """
+        discovery, workers = self.discovery(), self.fleet.workers(self.clock())
+        ready = sum(worker.ready for worker in workers)
+        if self.draining:
+            why = "the router is shutting down"
+        elif not discovery.known:
+            why = f"the workers are not known yet: {discovery.error or 'their list has not been read'}"
+        elif not ready:
+            why = "no worker is ready" if workers else "no worker is known"
+        else:
+            why = None
+        page = {"ready": why is None, "workers_ready": ready, "reason": why, "discovery": discovery.public()}
+        return _json(page, 200 if why is None else 503)
+
+    async def status(self) -> Response:
+        """How this router is doing, on one page."""
+        return _json(
+            status_page(
+                self.fleet,
+                self.recent,
+                self.metrics,
+                self.discovery(),
+                draining=self.draining,
+                now=self.clock(),
+            )
+        )
 
     async def scrape(self) -> Response:
         """Prometheus's text format."""
@@ -72,7 +106,8 @@ class Management:
 
     async def workers(self) -> Response:
         """Every worker as the router sees it."""
-        return _json({"workers": [asdict(worker) for worker in self.fleet.workers(self.clock())]})
+        workers = self.fleet.workers(self.clock())
+        return _json({"workers": [{**asdict(worker), "pod": self.pod(worker.url)} for worker in workers]})
 
     async def blocks(self, worker_id: str) -> Response:
         """The blocks the router believes this worker holds (a key once for each physical block), and as of when.

@@ -14,8 +14,9 @@ import aiohttp
 from kvcache.logs import event
 from router.core.errors import UnknownWorker
 from router.core.fleet import Fleet
+from router.core.membership import Listing, Membership
 from router.server.attempts import Attempts
-from router.server.discovery import Discovery, Membership
+from router.server.discovery import Discovery
 from router.server.liveness import Prober
 from router.server.metrics import Metrics
 from router.server.signal import Signal
@@ -29,14 +30,13 @@ logger = logging.getLogger(__name__)
 class _Member:
     """What the router keeps running for one worker."""
 
+    listing: Listing
     subscriber: Subscriber
     prober: Prober
     tasks: tuple[asyncio.Task[None], ...]
     reachable: bool = False
     serving: bool = True
     """Its /health does not say that it is draining."""
-    listed: bool = True
-    """Discovery does not say that it is terminating."""
 
 
 class Members:
@@ -72,14 +72,26 @@ class Members:
             self.apply(membership)
 
     def apply(self, membership: Membership) -> None:
-        """Add workers that are new, remove those that are gone, note those that are terminating."""
-        for url in [url for url in self._members if url not in membership]:
-            self._remove(url)
-        for url, listed in membership.items():
-            member = self._members.get(url) or self._add(url)
-            if member.listed != listed:
-                member.listed = listed
+        """Add workers that are new, remove those that are gone, note those that take nothing new.
+
+        Another pod at the address of an earlier one is another worker: nothing of the earlier one is kept.
+        """
+        for url, member in list(self._members.items()):
+            listing = membership.get(url)
+            if listing is None or not listing.continues(member.listing):
+                self._remove(url)
+        for url, listing in membership.items():
+            known = self._members.get(url)
+            member = known or self._add(url, listing)
+            before = member.listing.serving if known else True
+            member.listing = listing
+            if listing.serving != before:
                 self._set_serving(url, member)
+
+    def pod(self, url: str) -> str:
+        """Name of the pod at this URL; empty if it is not known."""
+        member = self._members.get(url)
+        return member.listing.pod if member is not None else ""
 
     async def stop(self) -> None:
         """End every subscriber and prober."""
@@ -110,9 +122,9 @@ class Members:
 
     # --- internals ---
 
-    def _add(self, url: str) -> _Member:
-        event(logger, logging.INFO, "worker_added", worker=url)
-        self._fleet.add(url, self._clock())
+    def _add(self, url: str, listing: Listing) -> _Member:
+        event(logger, logging.INFO, "worker_added", worker=url, **_where(listing))
+        self._fleet.add(url, self._clock(), feed_vouches=listing.feed is None)
         subscriber = Subscriber(
             url,
             self._fleet,
@@ -122,6 +134,7 @@ class Members:
             rng=self._rng,
             up=lambda: self._up(url),
             down=lambda why: self.unreachable(url, why),
+            feed=listing.feed,
             policy=self._feed_policy,
         )
         prober = Prober(
@@ -132,12 +145,12 @@ class Members:
             refused=lambda why: self.unreachable(url, why),
         )
         tasks = (asyncio.create_task(subscriber.run()), asyncio.create_task(prober.run()))
-        member = self._members[url] = _Member(subscriber, prober, tasks)
+        member = self._members[url] = _Member(listing, subscriber, prober, tasks)
         return member
 
     def _remove(self, url: str) -> None:
-        event(logger, logging.INFO, "worker_removed", worker=url)
         member = self._members.pop(url)
+        event(logger, logging.INFO, "worker_removed", worker=url, **_where(member.listing))
         for task in member.tasks:
             task.cancel()
         self._fleet.remove(url, self._clock())
@@ -146,7 +159,7 @@ class Members:
 
     def _needs_probe(self, url: str) -> bool:
         member = self._members[url]
-        return not (member.subscriber.connected and member.reachable and member.serving)
+        return not (member.subscriber.vouches and member.reachable and member.serving)
 
     def _up(self, url: str) -> None:
         member = self._members[url]
@@ -171,8 +184,13 @@ class Members:
         self._up(url) if serving else self._fleet.heard(url, self._clock())
 
     def _set_serving(self, url: str, member: _Member) -> None:
-        serving = member.serving and member.listed
+        serving = member.serving and member.listing.serving
         event(logger, logging.INFO, "worker_serving" if serving else "worker_draining", worker=url)
         self._fleet.set_serving(url, serving)
         if serving:
             self._changed.fire()
+
+
+def _where(listing: Listing) -> dict[str, str]:
+    """Fields of a log line: what is known of the worker beside its URL."""
+    return {name: value for name, value in (("pod", listing.pod), ("feed", listing.feed)) if value}

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from router.core.fleet import Fleet
+from router.server.discovery import DiscoveryStatus
 
 PREFIX = "kvcluster_router_"
 
@@ -53,6 +54,9 @@ class Metrics:
         self.prompt_tokens = counter("prompt_tokens", "Tokens of the prompts routed.")
         self.predicted_cached = counter(
             "predicted_cached_tokens", "Cached tokens predicted for the requests whose answers report them."
+        )
+        self.reported_prompt = counter(
+            "reported_prompt_tokens", "Tokens of the prompts whose answers report cached tokens."
         )
         self.actual_cached = counter("actual_cached_tokens", "Cached tokens as the workers' answers report them.")
         self.feed_connects = counter(
@@ -98,3 +102,49 @@ class FleetCollector(Collector):
             states.add_metric([state], count)
         index.add_metric([], self._fleet.index_blocks)
         return families
+
+
+class DiscoveryCollector(Collector):
+    """How well the source of workers knows them, read from it at each scrape."""
+
+    def __init__(self, status: Callable[[], DiscoveryStatus]) -> None:
+        self._status = status
+
+    def describe(self) -> Iterable[Metric]:
+        return self._families()
+
+    def _families(self) -> tuple[GaugeMetricFamily, CounterMetricFamily, CounterMetricFamily]:
+        return (
+            GaugeMetricFamily(PREFIX + "discovery_age_seconds", "Time since the list of workers was last confirmed."),
+            CounterMetricFamily(
+                PREFIX + "discovery_failures", "Attempts to read or watch the list that failed.", labels=("cause",)
+            ),
+            CounterMetricFamily(
+                PREFIX + "discovery_relists", "Times the whole list was read again.", labels=("reason",)
+            ),
+        )
+
+    def collect(self) -> Iterable[Metric]:
+        age, failures, relists = families = self._families()
+        status = self._status()
+        if status.age is not None:
+            age.add_metric([], status.age)
+        for family, counts in ((failures, status.failures), (relists, status.relists)):
+            for label, count in counts.items():
+                family.add_metric([label], count)
+        return families
+
+
+def total(counter: Counter) -> float:
+    """What a counter has come to, over all of its labels."""
+    return sum(by_label(counter).values())
+
+
+def by_label(counter: Counter) -> dict[str, float]:
+    """What a counter has come to, by its one label (empty if it has none)."""
+    return {
+        "".join(sample.labels.values()): sample.value
+        for family in counter.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }

@@ -18,6 +18,7 @@ from kvcache.logs import event
 from kvcache.serving import AnswerCut
 from router.core.decision import Decision, NoWorkerReady, RouteRequest
 from router.core.fleet import Fleet, Ticket
+from router.core.recent import RecentDecisions
 from router.server.answer import MAX_HELD, Verdict, cached_tokens, complete_events, judge_stream, was_aborted
 from router.server.attempts import NOT_WAITING, Attempt, Attempts
 from router.server.headers import Headers, find, to_client
@@ -60,6 +61,7 @@ class Proxy:
     upstream: Upstream
     attempts: Attempts
     metrics: Metrics
+    recent: RecentDecisions
     clock: Callable[[], float]
     changed: Signal
     """Fires when a worker may have become ready."""
@@ -103,6 +105,7 @@ class _Exchange:
             if self.failure is not None:
                 proxy.metrics.retries.labels(self.failure.cause.value).inc()
             self.attempts += 1
+            proxy.recent.note(decision, proxy.clock())
             proxy.metrics.decisions.labels(decision.reason.value).inc()
             proxy.metrics.matched_blocks.observe(decision.matched_blocks)
             self.failure = await self._attempt(decision)
@@ -310,6 +313,7 @@ class _Exchange:
         # The last token is always recomputed, so a block that ends with it cannot be reused (vLLM rule 8).
         block_size = self.proxy.fleet.config.block_size
         metrics.predicted_cached.inc(min(decision.matched_blocks, max(tokens - 1, 0) // block_size) * block_size)
+        metrics.reported_prompt.inc(tokens)
         metrics.actual_cached.inc(actual)
 
     # --- ends without an answer ---

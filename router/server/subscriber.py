@@ -57,8 +57,10 @@ def backoff(attempt: int, policy: FeedPolicy, rng: random.Random) -> float:
 class Subscriber:
     """One worker's feed, applied to the fleet.
 
-    `up` is called when the feed answers, `down(why)` when it cannot be reached. `connected` says whether the feed
-    currently vouches for the worker; while it does not, `server.liveness` asks the worker itself.
+    `up` is called when the feed answers, `down(why)` when it cannot be reached. `vouches` says whether the feed
+    currently shows that the worker lives; while it does not, `server.liveness` asks the worker itself. A feed at an
+    address of its own (`feed`: an agent's, beside the engine) never does: neither its answers nor their absence say
+    anything about the engine.
     """
 
     def __init__(
@@ -72,9 +74,12 @@ class Subscriber:
         rng: random.Random,
         up: Callable[[], None],
         down: Callable[[str], None],
+        feed: str | None = None,
         policy: FeedPolicy | None = None,
     ) -> None:
         self._url = url
+        self._feed = feed or url
+        self._own = feed is None
         self._fleet = fleet
         self._session = session
         self._metrics = metrics
@@ -85,7 +90,12 @@ class Subscriber:
         self._policy = policy or FeedPolicy()
         self._position: tuple[int, int] | None = None
         self._failures = 0
-        self.connected = False
+        self._connected = False
+
+    @property
+    def vouches(self) -> bool:
+        """The feed is connected, and it is the worker's own."""
+        return self._connected and self._own
 
     async def run(self) -> None:
         """Follow the feed until cancelled."""
@@ -95,7 +105,7 @@ class Subscriber:
             except NoFeedError:
                 self._log("no_feed", logging.INFO, "routed by load only")
                 self._metrics.feed_connects.labels("no_feed").inc()
-                self.connected = False
+                self._connected = False
                 await asyncio.sleep(self._policy.no_feed_retry)
                 continue
             except (ResyncError, FeedGap, StaleEpoch) as error:
@@ -120,7 +130,7 @@ class Subscriber:
                 self._metrics.feed_refusals.labels("unexpected").inc()
                 self._position = None
             finally:
-                self.connected = False
+                self._connected = False
             await asyncio.sleep(backoff(self._failures, self._policy, self._rng))
             self._failures += 1
 
@@ -131,7 +141,8 @@ class Subscriber:
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
         if isinstance(cause, ConnectionRefusedError):
             self._position = None  # nobody listens: whoever does next is another process
-            self._down("its feed refuses connections")
+            if self._own:
+                self._down("its feed refuses connections")
 
     async def _follow(self) -> None:
         if self._position is None:
@@ -141,11 +152,13 @@ class Subscriber:
         async with self._get("/cache/events", headers) as response:
             self._expect(response, "text/event-stream")
             self._metrics.feed_connects.labels("connected").inc()
-            self.connected = True
-            self._up()
+            self._connected = True
+            if self._own:
+                self._up()
             reader = SseReader(self._policy.max_event_bytes)
             while piece := await response.content.readany():
-                self._fleet.heard(self._url, self._clock())
+                if self._own:
+                    self._fleet.heard(self._url, self._clock())
                 for message in reader.feed(piece):
                     self._apply(message.name, message.data)
         raise aiohttp.ClientPayloadError("the feed ended")
@@ -193,7 +206,7 @@ class Subscriber:
     ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         policy = self._policy
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=policy.connect_timeout, sock_read=policy.silence)
-        return self._session.get(self._url + path, headers=headers, timeout=timeout, allow_redirects=False)
+        return self._session.get(self._feed + path, headers=headers, timeout=timeout, allow_redirects=False)
 
     def _expect(self, response: aiohttp.ClientResponse, content_type: str) -> None:
         if response.status in (404, 405, 501):

@@ -65,8 +65,9 @@ async def test_the_routers_metrics() -> None:
         (family,) = metric.describe()
         name = f"{family.name}_total" if family.type == "counter" else family.name
         found[name] = (family.type, frozenset(metric._labelnames))
-    for family in router.fleet_metrics.describe():
-        found[family.name] = (family.type, frozenset(family._labelnames))
+    for family in (*router.fleet_metrics.describe(), *router.discovery_metrics.describe()):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = (family.type, frozenset(family._labelnames))
     await router.close()
     assert documented("kvcluster_router_") == found
 

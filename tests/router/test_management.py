@@ -165,7 +165,12 @@ async def test_a_pushing_worker_that_falls_silent_leaves(start_router: StartRout
 async def test_health_and_readiness(start_router: StartRouter) -> None:
     async with fake_workers(good) as (worker,), start_router([worker]) as router:
         assert (await router.management.get("/health")).status_code == 200
-        assert (await router.management.get("/ready")).json() == {"ready": True, "workers_ready": 1, "reason": None}
+        assert (await router.management.get("/ready")).json() == {
+            "ready": True,
+            "workers_ready": 1,
+            "reason": None,
+            "discovery": {"source": "static", "healthy": True, "age_seconds": None, "error": ""},
+        }
         await worker.stop()
         await router.complete()
         response = await router.management.get("/ready")
