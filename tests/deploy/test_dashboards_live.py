@@ -45,7 +45,7 @@ DOCUMENTS = [" ".join(f"fact{document}x{word}" for word in range(150)) for docum
 
 
 def workers_file(folder: Path) -> Any:
-    """The processes of local mode, with the router's workers in a file: a source whose age is known, as in a cluster."""
+    """Local mode's processes, but the router reads its workers from a file: a source with an age, as in a cluster."""
 
     def plan(manifest: KVCluster, addresses: Addresses) -> tuple[ProcessPlan, ...]:
         file = folder / "workers"
