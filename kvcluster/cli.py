@@ -19,6 +19,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+plugin = typer.Typer(
+    name="kubectl kvcluster",
+    help="What kubectl cannot show of a KVCluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+"""`kubectl-kvcluster`: kubectl runs a command of that name for `kubectl kvcluster`."""
+
+
+@plugin.callback()
+def _commands() -> None:
+    # With a callback Typer keeps the name of a command that is the only one.
+    pass
+
+
 Manifest = Annotated[str, typer.Argument(metavar="FILE", help="KVCluster manifest, YAML or JSON; - is standard input.")]
 Workload = Annotated[
     str, typer.Option("--workload", "-w", metavar="NAME", help="What is asked: rag, chat, uniform, hot or trace.")
@@ -35,6 +52,14 @@ Seed = Annotated[int, typer.Option(min=0, metavar="K", help="Seed of the workloa
 Raw = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write one line of JSON a request here.")]
 Strategies = Annotated[str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where results, summary and picture go.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the KVCluster.")]
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", "-n", metavar="NS", help="Its namespace; default: the context's.")
+]
+Context = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Context of the kubeconfig; default: its current one.")
+]
+Kubeconfig = Annotated[Path | None, typer.Option(metavar="FILE", help="Default: $KUBECONFIG, else ~/.kube/config.")]
 Timeout = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give a request up after this many seconds.")]
 
 
@@ -88,6 +113,24 @@ def route(
     from kvcluster.commands.route import route
 
     raise typer.Exit(route(prompt, router=router, chat=chat, model=model, as_json=json))
+
+
+@app.command()
+@plugin.command()
+def explain(
+    name: Name,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the page as JSON.")] = False,
+) -> None:
+    """Show one page about a KVCluster in a Kubernetes cluster: what is the matter, pod by pod, and what to do.
+
+    Exit code 0: shown; 1: it could not be read; 2: it does not exist, or there is no cluster to ask.
+    """
+    from kvcluster.commands.explain import ExplainOptions, explain
+
+    raise typer.Exit(explain(name, ExplainOptions(namespace, context, kubeconfig), as_json=json))
 
 
 @app.command()
@@ -184,3 +227,11 @@ def predict(
     from kvcluster.commands.workload import Load
 
     raise typer.Exit(predict(manifest, records, Load(workload, trace, limit, rate, seed)))
+
+
+@app.command()
+def crd() -> None:
+    """Print the CustomResourceDefinition of KVCluster, for `kubectl apply --server-side -f -`."""
+    from controller.spec.crd import crd_yaml
+
+    typer.echo(crd_yaml(), nl=False)

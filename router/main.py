@@ -55,8 +55,20 @@ def fleet_config(settings: Settings, tokenizer: Tokenizer) -> FleetConfig:
     )
 
 
-def discovery(settings: Settings) -> Discovery:
-    """The source of workers the settings name. Workers that push register themselves beside it."""
+async def discovery(settings: Settings) -> Discovery:
+    """The source of workers the settings name. Workers that push register themselves beside it.
+
+    Raises `SettingsError` if it is Kubernetes and there is no way to its API server.
+    """
+    if settings.kubernetes_service is not None:
+        from router.server.apiserver import find_api_server  # the client takes 13 MB and 0.15 s
+        from router.server.kubernetes import KubernetesDiscovery
+
+        return KubernetesDiscovery(
+            await find_api_server(
+                settings.kubernetes_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig
+            )
+        )
     if settings.workers_file is not None:
         return FileDiscovery(settings.workers_file)
     return StaticDiscovery(settings.workers)
@@ -171,10 +183,14 @@ def _socket(fd: int | None, host: str, port: int) -> socket.socket:
 
 
 async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -> int:
-    """Run one router until `stop` is set; then finish what is in progress. The process's exit code."""
+    """Run one router until `stop` is set; then finish what is in progress. The process's exit code.
+
+    Raises `SettingsError` and `OSError` when it cannot begin.
+    """
+    source = await discovery(settings)
     data_socket = _socket(settings.fd, settings.host, settings.port)
     management_socket = _socket(settings.management_fd, settings.management_host, settings.management_port)
-    router = Router(settings, tokenizer, discovery(settings))
+    router = Router(settings, tokenizer, source)
     data = HttpServer(
         router.data_plane,
         data_socket,
@@ -201,6 +217,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -
         fingerprint=tokenizer.fingerprint,
         profile=settings.profile,
         speed=settings.speed,
+        discovery=source.status().source,
         workers=len(settings.workers),
     )
     try:
@@ -241,6 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         return run(lambda stop: serve(settings, tokenizer, stop))
+    except SettingsError as error:
+        print(f"router: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
     except OSError as error:
         print(f"router: cannot listen: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED

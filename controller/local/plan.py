@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from controller.processes import flags, router_settings, worker_settings
 from controller.spec.model import EngineType, KVCluster
 
 
@@ -74,66 +75,30 @@ def desired_processes(manifest: KVCluster, addresses: Addresses) -> tuple[Proces
     return (*workers, _router(manifest, addresses))
 
 
-def _flags(values: Mapping[str, object]) -> tuple[str, ...]:
-    return tuple(f"--{name}={value}" for name, value in values.items() if value is not None)
-
-
 def _worker(manifest: KVCluster, index: int, url: str) -> ProcessPlan:
     spec = manifest.spec
-    args = _flags(
-        {
-            "worker-id": worker_name(manifest, index),
-            "advertise-url": url,
-            "model": spec.model_name,
-            "tokenizer": spec.model.tokenizer,
-            "profile": spec.model.profile,
-            "max-model-len": spec.max_model_len,
-            "block-size": spec.cache.block_size,
-            "blocks": spec.blocks,
-            "speed": spec.engine.speed,
-            "generator": spec.engine.generator,
-            "seed": spec.engine.seed,
-            "mean-output-tokens": spec.engine.mean_output_tokens,
-            "grace-period": spec.workers.drain_seconds,
-        }
-    )
+    own = {"worker-id": worker_name(manifest, index), "advertise-url": url}
     return ProcessPlan(
         name=worker_name(manifest, index),
         role=Role.WORKER,
         url=url,
         module="worker.main",
-        args=(*args, *spec.engine.args),
+        args=(*flags(own | worker_settings(spec)), *spec.engine.args),
         listeners=(("--fd", url),),
         probe=f"{url}/health",
         grace=spec.workers.drain_seconds,
-        env={variable.name: variable.value for variable in spec.engine.env},
+        env={variable.name: variable.value for variable in spec.engine.env if variable.value_from is None},
     )
 
 
 def _router(manifest: KVCluster, addresses: Addresses) -> ProcessPlan:
-    spec, limits = manifest.spec, manifest.spec.router.limits
-    args = _flags(
-        {
-            "strategy": spec.router.strategy.value,
-            "workers": ",".join(addresses.workers),
-            "model": spec.model_name,
-            "tokenizer": spec.model.tokenizer,
-            "profile": spec.model.profile,
-            "block-size": spec.cache.block_size,
-            "speed": spec.engine.speed,
-            "max-body-bytes": limits.max_body_bytes,
-            "max-header-bytes": limits.max_header_bytes,
-            "max-headers": limits.max_headers,
-            "max-concurrent-requests": limits.max_concurrent_requests,
-            "grace-period": spec.workers.drain_seconds,
-        }
-    )
+    spec = manifest.spec
     return ProcessPlan(
         name=f"{manifest.name}-router",
         role=Role.ROUTER,
         url=addresses.router,
         module="router.main",
-        args=args,
+        args=flags({"workers": ",".join(addresses.workers)} | router_settings(spec)),
         listeners=(("--fd", addresses.router), ("--management-fd", addresses.management)),
         probe=f"{addresses.management}/ready",
         grace=spec.workers.drain_seconds,

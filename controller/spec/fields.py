@@ -169,6 +169,10 @@ def cluster_only_in(manifest: KVCluster) -> list[str]:
                     found.append(".".join(here))
             elif isinstance(content, BaseModel):
                 visit(content, here)
+            elif isinstance(content, list):
+                for index, item in enumerate(content):
+                    if isinstance(item, BaseModel):
+                        visit(item, (*here[:-1], f"{here[-1]}[{index}]"))
 
     visit(manifest, ())
     return found

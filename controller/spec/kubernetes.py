@@ -66,6 +66,12 @@ class Service(SpecModel):
     """Annotations, for a cloud's load balancer say."""
 
 
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
+
+RawObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+"""Passed on to Kubernetes as it is."""
+
+
 class Placement(SpecModel):
     """Where pods may run and what they get there."""
 
@@ -75,9 +81,35 @@ class Placement(SpecModel):
     """Labels a node must have."""
     tolerations: Annotated[list[Toleration], CLUSTER_ONLY] = Field(default_factory=list)
     """Taints that are accepted."""
-    affinity: Annotated[dict[str, Any], CLUSTER_ONLY] = Field(default_factory=dict)
+    affinity: Annotated[RawObject, CLUSTER_ONLY] = Field(default_factory=dict)
     """Kubernetes affinity, passed on as it is."""
-    topology_spread_constraints: Annotated[list[dict[str, Any]], CLUSTER_ONLY] = Field(default_factory=list)
-    """Kubernetes topology spread constraints, passed on as they are."""
+    topology_spread_constraints: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
+    """Kubernetes topology spread constraints, passed on as they are. Default: spread over nodes where possible."""
+    priority_class_name: Annotated[str | None, CLUSTER_ONLY] = None
+    """PriorityClass of the pods."""
     pod_metadata: Annotated[PodMetadata, CLUSTER_ONLY] = PodMetadata()
     """Labels and annotations added to each pod."""
+
+
+class NetworkPolicy(SpecModel):
+    """Who may open connections to the pods."""
+
+    enabled: bool = False
+    """Let only routers and scrapers reach the workers, and only the controller and scrapers the management port."""
+    scrapers: list[RawObject] = Field(default_factory=list, max_length=64)
+    """Peers that may scrape metrics, as a NetworkPolicy writes them (namespaceSelector, podSelector, ipBlock)."""
+    clients: list[RawObject] = Field(default_factory=list, max_length=64)
+    """Peers that may send requests to the routers. Default: everyone."""
+
+
+class Monitoring(SpecModel):
+    """How Prometheus finds the pods."""
+
+    pod_monitor: bool = False
+    """Create a PodMonitor, where the Prometheus operator's CRD is installed."""
+    pod_monitor_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the PodMonitor: a Prometheus selects its monitors by them."""
+    interval_seconds: Annotated[int, Field(ge=1, le=3_600)] = 15
+    """How often the PodMonitor has the pods scraped."""
+    scrape_annotations: bool = False
+    """Annotate the pods with `prometheus.io/scrape`, `port` and `path`."""

@@ -18,12 +18,13 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from controller.spec.base import CLUSTER_ONLY, SpecModel, rule_broken
-from controller.spec.kubernetes import Placement, Service
+from controller.spec.kubernetes import Monitoring, NetworkPolicy, Placement, PullPolicy, RawObject, Service
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
 
 API_VERSION: Final = "kvcluster.dev/v1alpha1"
 KIND: Final = "KVCluster"
 
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 MAX_NAME_LENGTH = 45
 """The longest object name is `<name>-router-management`, and a Service's name has at most 63 characters."""
 
@@ -61,8 +62,9 @@ class Model(SpecModel):
 
     name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """Name under which requests ask for the model; a Hugging Face id or path for `vllm`. Default: the profile's."""
-    tokenizer: Annotated[str, Field(min_length=1, max_length=1024)] = "gpt2"
-    """`gpt2` (bundled, works offline), a local folder with a tokenizer.json, or a Hugging Face id."""
+    tokenizer: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """`gpt2` (bundled, works offline), a folder with a tokenizer.json, or a Hugging Face id. Default: `gpt2` for the
+    emulator, the model's own for `vllm`."""
     profile: Annotated[
         str, AfterValidator(_known_profile), Field(json_schema_extra={"enum": list(PROFILES), "type": "string"})
     ] = DEFAULT_PROFILE
@@ -76,8 +78,16 @@ class EnvVar(SpecModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
     """Name of the variable."""
-    value: str = ""
+    value: Annotated[str, Field(max_length=32_768)] = ""
     """Its value: a string (quote numbers and true/false)."""
+    value_from: Annotated[RawObject | None, CLUSTER_ONLY] = None
+    """Where the value comes from instead: Kubernetes' `secretKeyRef`, `configMapKeyRef`, `fieldRef`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EnvVar:
+        if self.value and self.value_from is not None:
+            raise rule_broken("valueFrom", "cannot be used beside value: remove one of the two")
+        return self
 
 
 RESERVED_FLAGS: Mapping[str, str] = MappingProxyType(
@@ -98,7 +108,8 @@ RESERVED_FLAGS: Mapping[str, str] = MappingProxyType(
 )
 """Flags of a worker that a field of the manifest sets; `engine.args` may not set them a second time."""
 
-_OWNED_FLAGS = ("--host", "--port", "--fd", "--worker-id")
+OWNED_FLAGS = ("--host", "--port", "--fd", "--worker-id", "--kv-events-config", "--served-model-name")
+"""Flags that belong to KVCluster itself."""
 
 
 class Engine(SpecModel):
@@ -107,16 +118,22 @@ class Engine(SpecModel):
     type: Annotated[EngineType, Field(strict=False)] = EngineType.EMULATOR
     """`emulator` (no GPU) or `vllm` (needs a cluster)."""
     image: Annotated[Annotated[str, Field(min_length=1)] | None, CLUSTER_ONLY] = None
-    """Container image. Default: the release's own for `emulator`."""
+    """Container image of the workers. Default: the release's own for `emulator`, a pinned vLLM for `vllm`."""
+    image_pull_policy: Annotated[PullPolicy | None, CLUSTER_ONLY] = None
+    """When the image is pulled. Default: the controller's setting for its own image, else Kubernetes' default."""
+    image_pull_secrets: Annotated[list[Annotated[str, Field(min_length=1)]], CLUSTER_ONLY] = Field(
+        default_factory=list, max_length=16
+    )
+    """Names of Secrets to pull images with, for workers and routers."""
     speed: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 1.0
     """Emulator: divides every latency; 10 is ten times as fast as the real engine."""
     generator: Annotated[str, Field(min_length=1, max_length=1024)] = "sampler"
     """Emulator: where text comes from: `sampler` (seeded), `gpt2`, or a causal language model's path or id."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
     """Emulator: seed of the sampler; the same seed gives the same answers."""
     mean_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     """Emulator: mean length of the sampler's answers where a request does not bound it, tokens."""
-    args: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=256)
+    args: list[Annotated[str, Field(min_length=1, max_length=1_024)]] = Field(default_factory=list, max_length=256)
     """Further flags of the engine, as its command line takes them."""
     env: list[EnvVar] = Field(default_factory=list, max_length=256)
     """Environment variables of the engine."""
@@ -127,7 +144,7 @@ class Engine(SpecModel):
             flag = arg.partition("=")[0]
             if flag in RESERVED_FLAGS:
                 raise rule_broken(f"args[{index}]", f"{flag} is set by {RESERVED_FLAGS[flag]}: use that field")
-            if flag in _OWNED_FLAGS:
+            if flag in OWNED_FLAGS:
                 raise rule_broken(f"args[{index}]", f"{flag} belongs to KVCluster: remove it")
         return self
 
@@ -163,6 +180,12 @@ class Workers(Placement):
     """How many workers run."""
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 30
     """How long a worker that is told to stop may take to finish what runs."""
+    volumes: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
+    """Further volumes of each pod, as Kubernetes writes them: a model cache, shared memory."""
+    volume_mounts: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
+    """Where the engine's container mounts them."""
+    runtime_class_name: Annotated[str | None, CLUSTER_ONLY] = None
+    """RuntimeClass of the pods (`nvidia`, on some clusters)."""
 
 
 class Limits(SpecModel):
@@ -189,6 +212,46 @@ class Router(Placement):
     """What a router accepts from clients."""
     service: Annotated[Service, CLUSTER_ONLY] = Service()
     """The Service in front of the routers."""
+    image: Annotated[Annotated[str, Field(min_length=1)] | None, CLUSTER_ONLY] = None
+    """Container image of the routers. Default: the release's own."""
+    image_pull_policy: Annotated[PullPolicy | None, CLUSTER_ONLY] = None
+    """When the image is pulled. Default: the controller's setting for its own image, else Kubernetes' default."""
+
+
+class Scaler(StrEnum):
+    """What changes the number of workers."""
+
+    HPA = "hpa"
+    KEDA = "keda"
+
+
+class Autoscaling(SpecModel):
+    """The number of workers follows their queues."""
+
+    type: Annotated[Scaler, Field(strict=False)] = Scaler.HPA
+    """`hpa` (needs a custom metrics adapter that serves vllm:num_requests_waiting for pods) or `keda`."""
+    min: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Fewest workers."""
+    max: Annotated[int, Field(ge=1, le=10_000)]
+    """Most workers."""
+    target_queue: Annotated[int, Field(ge=1, le=100_000)] = 4
+    """Waiting requests per worker to aim at: more, and workers are added."""
+    scale_down_seconds: Annotated[int, Field(ge=0, le=3_600)] = 300
+    """How long the queues must have been short before a worker is taken away: its cache goes with it."""
+    prometheus_address: Annotated[str, Field(pattern=r"^https?://.+$", max_length=2_048)] | None = None
+    """For `keda`: where Prometheus is asked, such as http://prometheus.monitoring:9090."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Autoscaling:
+        if self.min > self.max:
+            raise rule_broken("min", f"must not exceed max ({self.max}): lower min or raise max")
+        return self
+
+    @model_validator(mode="after")
+    def _keda_asks_prometheus(self) -> Autoscaling:
+        if self.type is Scaler.KEDA and self.prometheus_address is None:
+            raise rule_broken("prometheusAddress", "type keda needs the address of the Prometheus to ask")
+        return self
 
 
 class KVClusterSpec(SpecModel):
@@ -204,6 +267,12 @@ class KVClusterSpec(SpecModel):
     """The workers."""
     router: Router = Router()
     """The routers."""
+    autoscaling: Annotated[Autoscaling | None, CLUSTER_ONLY] = None
+    """Let an autoscaler decide how many workers run; workers.replicas then only says how many there are at first."""
+    monitoring: Annotated[Monitoring, CLUSTER_ONLY] = Monitoring()
+    """How Prometheus finds the pods."""
+    network_policy: Annotated[NetworkPolicy, CLUSTER_ONLY] = NetworkPolicy()
+    """Who may open connections to the pods."""
 
     @property
     def profile(self) -> Profile:
@@ -214,6 +283,13 @@ class KVClusterSpec(SpecModel):
     def model_name(self) -> str:
         """The served name: as given, else the profile's."""
         return self.model.name if self.model.name is not None else self.profile.model
+
+    @property
+    def tokenizer(self) -> str:
+        """What turns prompts into token ids: as given, else `gpt2`, or the model's own where that is loaded."""
+        if self.model.tokenizer is not None:
+            return self.model.tokenizer
+        return self.model_name if self.engine.type is EngineType.VLLM else "gpt2"
 
     @property
     def max_model_len(self) -> int:
@@ -267,7 +343,7 @@ class KVClusterSpec(SpecModel):
 class Metadata(SpecModel):
     """Name and labels of the object."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME_LENGTH)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
     """Name of the cluster: a letter, then lower-case letters, digits and hyphens. Objects and processes carry it."""
     namespace: Annotated[str | None, CLUSTER_ONLY] = None
     """Namespace of the object."""

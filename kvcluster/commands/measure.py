@@ -65,7 +65,7 @@ def pooled_ceiling(manifest: KVCluster) -> Callable[[Workload], float]:
 
     def ceiling(workload: Workload) -> float:
         spec = manifest.spec
-        asked = prompts(workload, load_tokenizer(spec.model.tokenizer))
+        asked = prompts(workload, load_tokenizer(spec.tokenizer))
         return pooled_hit_rate(asked, spec.workers.replicas * spec.blocks, spec.cache.block_size)
 
     return ceiling

@@ -35,7 +35,7 @@ def shape_of(spec: KVClusterSpec) -> ClusterShape:
         ),
         latency=profile.latency,
         model=spec.model_name,
-        tokenizer=spec.model.tokenizer,
+        tokenizer=spec.tokenizer,
     )
 
 

@@ -116,7 +116,7 @@ class Member:
             unmatched = str(view.refused)
         else:
             unmatched = "" if view.synced else "no state of its cache has been taken yet"
-        why = "" if self.ready else "it is terminating" if not self.serving else self.why
+        why = "" if self.ready else "it is terminating or not ready" if not self.serving else self.why
         return WorkerStatus(
             worker_id=self.worker_id,
             url=self.url,

@@ -59,7 +59,7 @@ def test_defaults_are_the_workers_own(make_manifest):
     assert (spec.engine.mean_output_tokens, spec.engine.seed, spec.engine.generator) == (
         *(settings.mean_output_tokens, settings.seed, settings.generator),
     )
-    assert (spec.model.tokenizer, spec.model.profile) == (settings.tokenizer, settings.profile)
+    assert (spec.tokenizer, spec.model.profile) == (settings.tokenizer, settings.profile)
 
 
 def test_reserved_flags_exist():

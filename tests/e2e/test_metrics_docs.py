@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
-from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from controller.metrics import ClusterCollector
+from controller.metrics import Metrics as ControllerMetrics
+from controller.reconcile.inventory import Inventory
 from kvcache.tokenizer import load_tokenizer
 from router.main import Router
 from router.server.discovery import StaticDiscovery
@@ -82,3 +85,15 @@ async def test_the_workers_metrics() -> None:
         assert found[name][0] == kind, name
         if labels != CONFIGURATION:
             assert found[name][1] == labels | ENGINE, name
+
+
+def test_the_controllers_metrics() -> None:
+    registry = CollectorRegistry()
+    metrics, clusters = ControllerMetrics(registry), ClusterCollector(Inventory(), lambda: 0)
+    found: Described = {}
+    for declared in (*vars(metrics).values(), clusters):
+        for family in declared.describe():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = family._labelnames if declared is clusters else declared._labelnames
+            found[name] = (family.type, frozenset(labels))
+    assert documented("kvcluster_controller_") == found

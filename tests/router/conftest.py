@@ -15,7 +15,7 @@ import pytest
 from kvcache.serving import HttpServer, listen
 from kvcache.tokenizer import Tokenizer, load_tokenizer
 from router.main import MANAGEMENT_LIMITS, Router, http_limits
-from router.server.discovery import StaticDiscovery
+from router.server.discovery import Discovery, StaticDiscovery
 from router.settings import Settings
 
 
@@ -76,10 +76,12 @@ def start_router(tokenizer: Tokenizer) -> StartRouter:
     """`async with start_router(workers, strategy="round_robin") as router`; it waits until the workers are ready."""
 
     @asynccontextmanager
-    async def start(workers: Any = (), *, ready: int | None = None, **settings: Any) -> AsyncIterator[RunningRouter]:
+    async def start(
+        workers: Any = (), *, ready: int | None = None, source: Discovery | None = None, **settings: Any
+    ) -> AsyncIterator[RunningRouter]:
         # In turn, unless a test is about the choice itself: the first request goes to the first worker.
         chosen = Settings(**{"routing_strategy": "round_robin", "retry_deadline": 0.3, **settings})
-        router = Router(chosen, tokenizer, StaticDiscovery([worker.url for worker in workers]))
+        router = Router(chosen, tokenizer, source or StaticDiscovery([worker.url for worker in workers]))
         data = HttpServer(
             router.data_plane,
             listen("127.0.0.1", 0),

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from kvcache.feed import Stored
+from kvcache.keys import block_keys
+from kvcache.tokenizer import Tokenizer
 from router.core.membership import Listing
 from router.server.discovery import FileDiscovery, StaticDiscovery, WorkerUrlError, worker_url
-from tests.router.conftest import StartRouter, until
-from tests.router.fakes import fake_workers, good
+from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.fakes import Connection, FakeWorker, Received, fake_workers, good, token
 
 
 @pytest.mark.parametrize(
@@ -98,3 +101,149 @@ async def test_unanswered_requests_of_a_removed_worker_go_elsewhere(start_router
         await until(lambda: len(router.router.attempts) == 1)
         router.router.members.apply({two.url: Listing()})
         assert (await running).headers["x-kvcluster-worker"] == two.url
+
+
+# --- pods and feeds -------------------------------------------------------------------------------------
+
+KEYS = block_keys(range(320), 16)
+CHAIN = [(key, KEYS[at - 1] if at else None) for at, key in enumerate(KEYS)]
+
+
+def held(router: RunningRouter, worker: FakeWorker) -> int:
+    """Blocks the router believes this worker to hold."""
+    return sum(router.router.fleet.view(worker.url).values())
+
+
+async def test_another_pod_at_the_same_address_is_another_worker(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    async def hangs(connection: Connection, request: Received) -> None:
+        await connection.closed()
+
+    async with fake_workers(hangs, good) as (one, two), start_router() as router:
+        one.serve_feed(tokenizer.fingerprint, "pod-a")
+        one.blocks = CHAIN[:5]
+        router.router.members.apply({one.url: Listing(pod="pod-a", uid="a"), two.url: Listing()})
+        await until(lambda: held(router, one) == 5)
+        await router.ready(2)
+        waiting = asyncio.create_task(router.complete())
+        await until(lambda: len(one.received) == 1)
+        one.drop_feeds()
+        one.name, one.epoch, one.blocks = "pod-b", 1, []  # an epoch says nothing about another process
+        router.router.members.apply({one.url: Listing(pod="pod-b", uid="b"), two.url: Listing()})
+        assert held(router, one) == 0
+        assert (await waiting).headers["x-kvcluster-worker"] == two.url
+        await until(lambda: "pod-b" in {status.worker_id for status in router.router.fleet.workers(0.0)})
+        await router.ready(2)
+        (shown,) = [w for w in (await router.management.get("/workers")).json()["workers"] if w["url"] == one.url]
+        assert (shown["pod"], shown["worker_id"], shown["blocks"]) == ("pod-b", "pod-b", 0)
+
+
+async def test_a_worker_that_is_not_ready_for_a_moment_keeps_its_view(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    async with fake_workers(good) as (one,), start_router() as router:
+        one.serve_feed(tokenizer.fingerprint)
+        one.blocks = CHAIN[:5]
+        router.router.members.apply({one.url: Listing(uid="a")})
+        await until(lambda: held(router, one) == 5)
+        router.router.members.apply({one.url: Listing(serving=False, uid="a")})
+        assert router.candidates() == 0
+        await one.publish(Stored(KEYS[4], (KEYS[5],)))
+        await until(lambda: held(router, one) == 6)
+        router.router.members.apply({one.url: Listing(uid="a")})
+        assert router.candidates() == 1
+        assert one.snapshots == 1
+
+
+async def test_a_worker_first_listed_as_not_ready_gets_nothing(start_router: StartRouter) -> None:
+    async with fake_workers(good) as (one,), start_router(retry_deadline=20) as router:
+        router.router.members.apply({one.url: Listing(serving=False)})
+        waiting = asyncio.create_task(router.complete())
+        await until(lambda: router.router.fleet.workers(0.0)[0].why_not_ready == "it is terminating or not ready")
+        assert one.received == []
+        router.router.members.apply({one.url: Listing()})
+        assert (await waiting).status_code == 200
+
+
+async def test_a_terminating_worker_finishes_what_it_has(start_router: StartRouter) -> None:
+    release = asyncio.Event()
+
+    async def slow(connection: Connection, request: Received) -> None:
+        await connection.begin_stream()
+        await connection.chunk(token("a"))
+        await release.wait()
+        await connection.chunk(token("b", "length"))
+        await connection.end_stream()
+
+    async with fake_workers(slow, good) as (one, two), start_router([one, two]) as router:
+        running = asyncio.create_task(router.stream())
+        await until(lambda: len(router.router.attempts) == 1)
+        router.router.members.apply({one.url: Listing(serving=False), two.url: Listing()})
+        assert (await router.complete()).headers["x-kvcluster-worker"] == two.url
+        router.router.members.apply({two.url: Listing()})
+        release.set()
+        assert await running == token("a") + token("b", "length")
+
+
+async def test_a_feed_at_an_address_of_its_own(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    async with fake_workers(good, good) as (engine, agent), start_router(liveness_timeout=0.5) as router:
+        agent.serve_feed(tokenizer.fingerprint, "pod")
+        agent.blocks = CHAIN[:5]
+        router.router.members.apply({engine.url: Listing(feed=agent.url)})
+        await until(lambda: held(router, engine) == 5)
+        await router.ready(1)
+        assert (await router.complete()).headers["x-kvcluster-worker"] == "pod"
+        assert (len(engine.received), len(agent.received)) == (1, 0)
+        # The agent is gone: the view is lost for a while, the engine serves on.
+        await agent.stop(reset=True)
+        agent.feeds.clear()
+        await until(lambda: router.metric("feed_connects_total", outcome="failed") > 0)
+        assert router.candidates() == 1
+        await agent.start()
+        await until(lambda: len(agent.feeds) == 1)
+        # The engine is gone: its agent's feed is no sign of its life.
+        await engine.stop(reset=True)
+        await router.ready(0)
+        await agent.publish(Stored(KEYS[4], (KEYS[5],)))
+        await until(lambda: held(router, engine) == 6)
+        assert router.candidates() == 0
+        await engine.start()
+        await router.ready(1)
+
+
+async def test_a_request_waits_for_workers_that_come_later(start_router: StartRouter) -> None:
+    """A rolling restart of the only worker: the old one drains, then is gone, then another one comes."""
+
+    async def draining(connection: Connection, request: Received) -> None:
+        await connection.answer(503, b'{"error":{}}')
+
+    async with fake_workers(draining, good) as (old, new), start_router([old], retry_deadline=20) as router:
+        old.health = 503
+        waiting = asyncio.create_task(router.complete())
+        await until(lambda: router.candidates() == 0)
+        router.router.members.apply({old.url: Listing(serving=False)})
+        router.router.members.apply({})
+        assert not waiting.done()
+        router.router.members.apply({new.url: Listing()})
+        response = await waiting
+        assert response.status_code == 200
+        assert response.headers["x-kvcluster-worker"] == new.url
+
+
+async def test_an_unusable_file_is_said_by_readiness(start_router: StartRouter, tmp_path: Path) -> None:
+    path = tmp_path / "workers"
+    async with fake_workers(good) as (one,), start_router(source=FileDiscovery(path, interval=0.01)) as router:
+        await until(lambda: router.router.management.discovery().error != "")
+        response = await router.management.get("/ready")
+        assert response.status_code == 503
+        assert "the workers are not known yet: " in response.json()["reason"]
+        assert str(path) in response.json()["reason"]
+        path.write_text(one.url)
+        await router.ready(1)
+        path.write_text("nonsense")
+        await until(lambda: router.router.management.discovery().error != "")
+        response = await router.management.get("/ready")
+        assert response.status_code == 200
+        assert response.json()["discovery"]["healthy"] is False
+        assert router.metric("discovery_age_seconds") >= 0

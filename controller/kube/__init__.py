@@ -1,0 +1,1 @@
+"""The controller's way to the Kubernetes API server."""

@@ -1,0 +1,124 @@
+"""`python -m controller.main`: the controller, which turns KVClusters into what serves them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import aiohttp
+import kopf
+from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
+
+from controller.kube.client import KubeClient
+from controller.kube.connect import NoClusterError, connection
+from controller.metrics import ClusterCollector, Metrics
+from controller.operator import Operator, registry
+from controller.reconcile.inventory import Inventory
+from controller.reconcile.reconciler import Reconciler
+from controller.reconcile.reports import RouterAsker
+from controller.settings import Settings
+from kvcache.logs import configure, event
+from kvcache.serving import HttpServer, listen, run
+from kvcache.settings import SettingsError
+
+logger = logging.getLogger("controller")
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> int:
+    """Look after KVClusters until `stop` is set. The process's exit code. Raises `NoClusterError` and `OSError`."""
+    configuration = await connection(settings.kubeconfig)
+    metrics_registry = CollectorRegistry()
+    ProcessCollector(registry=metrics_registry)
+    metrics = Metrics(metrics_registry)
+    inventory = Inventory()
+    async with (
+        KubeClient(configuration, lambda verb, kind: metrics.writes.labels(verb, kind).inc()) as client,
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
+    ):
+        reconciler = Reconciler(
+            client,
+            inventory,
+            settings.release,
+            RouterAsker(session),
+            clock=time.monotonic,
+            now=lambda: datetime.now(UTC),
+            instance=socket.gethostname(),
+        )
+        operator = Operator(
+            client,
+            inventory,
+            reconciler,
+            metrics,
+            namespaces=settings.watch_namespaces,
+            workers=settings.workers,
+            rng=random.Random(),
+        )
+        metrics_registry.register(ClusterCollector(inventory, lambda: len(operator.queue)))
+        server = HttpServer(make_asgi_app(metrics_registry), listen(settings.host, settings.metrics_port))
+        await server.start()
+        event(
+            logger,
+            logging.INFO,
+            "controller_started",
+            api_server=configuration.host,
+            namespaces=",".join(settings.watch_namespaces) or "all",
+            image=settings.image,
+            metrics_port=server.port,
+            pid=os.getpid(),
+        )
+        try:
+            await kopf.operator(
+                registry=registry(operator, stop),
+                settings=kopf.OperatorSettings(),
+                clusterwide=not settings.watch_namespaces,
+                namespaces=settings.watch_namespaces,
+                liveness_endpoint=_liveness(settings),
+                stop_flag=stop,
+                standalone=True,
+            )
+        finally:
+            await server.stop(1.0)
+    event(logger, logging.INFO, "controller_stopped")
+    return 0
+
+
+def _liveness(settings: Settings) -> str | None:
+    return f"http://{settings.host}:{settings.health_port}/healthz" if settings.health_port else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the settings, connect, serve. Exit code 2 for settings that cannot be served."""
+    try:
+        settings = Settings.load(sys.argv[1:] if argv is None else argv)
+    except SettingsError as error:
+        print(f"controller: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    configure(settings.log_level, settings.log_format)
+    if settings.log_level != "debug":
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event of each object
+    if settings.kubeconfig is not None:
+        os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf looks for it
+    try:
+        return run(lambda stop: serve(settings, stop))
+    except NoClusterError as error:
+        print(f"controller: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    except OSError as error:
+        print(f"controller: cannot listen: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())

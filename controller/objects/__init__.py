@@ -1,0 +1,1 @@
+"""Which Kubernetes objects a KVCluster asks for: pure functions from its spec to manifests for server-side apply."""

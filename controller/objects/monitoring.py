@@ -1,0 +1,41 @@
+"""PodMonitors: how a Prometheus operator's Prometheus finds the pods."""
+
+from __future__ import annotations
+
+from controller.objects.names import FEED, HTTP, MANAGEMENT, Cluster, Component, Object
+from controller.spec.model import EngineType
+
+_INSTANCE = "__meta_kubernetes_pod_label_app_kubernetes_io_instance"
+
+
+def pod_monitors(cluster: Cluster) -> tuple[Object, ...]:
+    """One for the routers' management ports and one for the workers', where the spec asks for them."""
+    if not cluster.spec.monitoring.pod_monitor:
+        return ()
+    feeds = (FEED,) if cluster.spec.engine.type is EngineType.VLLM else ()
+    return (
+        _monitor(cluster, Component.ROUTER, (MANAGEMENT,)),
+        _monitor(cluster, Component.WORKER, (HTTP, *feeds)),
+    )
+
+
+def _monitor(cluster: Cluster, component: Component, ports: tuple[str, ...]) -> Object:
+    manifest = cluster.head("monitoring.coreos.com/v1", "PodMonitor", component)
+    metadata = manifest["metadata"]
+    metadata["labels"] = cluster.spec.monitoring.pod_monitor_labels | metadata["labels"]
+    return {
+        **manifest,
+        "spec": {
+            "selector": {"matchLabels": cluster.selector(component)},
+            "podMetricsEndpoints": [_endpoint(cluster, port) for port in ports],
+        },
+    }
+
+
+def _endpoint(cluster: Cluster, port: str) -> Object:
+    return {
+        "port": port,
+        "path": "/metrics",
+        "interval": f"{cluster.spec.monitoring.interval_seconds}s",
+        "relabelings": [{"action": "replace", "sourceLabels": [_INSTANCE], "targetLabel": "cluster"}],
+    }

@@ -1,0 +1,140 @@
+"""What the pods of both components have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from controller.objects.config import digest, settings
+from controller.objects.names import CONFIG_HASH, Cluster, Component, Object
+from controller.spec.kubernetes import Placement
+
+RESTRICTED: Object = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""Security context of our own containers: the Pod Security Standard `restricted`, and a read-only root."""
+
+SCRATCH = "tmp"
+"""The one writable folder of a read-only container."""
+
+
+def template(
+    cluster: Cluster,
+    component: Component,
+    placement: Placement,
+    containers: list[Object],
+    *,
+    scrape_port: int,
+    grace: float,
+    **pod: Any,
+) -> Object:
+    """A Deployment's pod template. `grace`: seconds from SIGTERM to SIGKILL; `pod`: further fields of the PodSpec."""
+    spec: Object = {
+        "containers": containers,
+        # A Service called "router" in the namespace would set ROUTER_PORT for every pod.
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": int(grace),
+        "topologySpreadConstraints": placement.topology_spread_constraints or [_spread(cluster, component)],
+        "volumes": [{"name": SCRATCH, "emptyDir": {}}, *pod.pop("volumes", [])],
+        **pod,
+    }
+    if placement.node_selector:
+        spec["nodeSelector"] = placement.node_selector
+    if placement.tolerations:
+        spec["tolerations"] = [
+            toleration.model_dump(by_alias=True, exclude_none=True) for toleration in placement.tolerations
+        ]
+    if placement.affinity:
+        spec["affinity"] = placement.affinity
+    if placement.priority_class_name is not None:
+        spec["priorityClassName"] = placement.priority_class_name
+    if cluster.spec.engine.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in cluster.spec.engine.image_pull_secrets]
+    metadata = placement.pod_metadata
+    return {
+        "metadata": {
+            # Ours last: selectors and the rolling of pods hang on them.
+            "labels": metadata.labels | cluster.labels(component),
+            "annotations": (
+                _scrape_annotations(cluster, scrape_port)
+                | metadata.annotations
+                | {CONFIG_HASH: digest(settings(cluster, component))}
+            ),
+        },
+        "spec": spec,
+    }
+
+
+def container(
+    cluster: Cluster,
+    name: str,
+    component: Component,
+    module: str,
+    *,
+    image: str | None,
+    pull_policy: str | None,
+    ports: dict[str, int],
+    **fields: Any,
+) -> Object:
+    """A container that runs one of our modules with the settings of its component's ConfigMap."""
+    return {
+        "name": name,
+        **image_fields(cluster, image, pull_policy),
+        "command": ["python", "-m", module],
+        "envFrom": [{"configMapRef": {"name": cluster.object_name(component)}}],
+        "ports": container_ports(ports),
+        "securityContext": RESTRICTED,
+        "volumeMounts": [{"name": SCRATCH, "mountPath": "/tmp"}],  # noqa: S108  a volume of the pod's own
+        **fields,
+    }
+
+
+def container_ports(ports: dict[str, int]) -> list[Object]:
+    """A container's ports by name."""
+    return [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
+
+
+def image_fields(cluster: Cluster, image: str | None, pull_policy: str | None) -> Object:
+    """The image, and how it is pulled: the installation's own policy is about the installation's own image."""
+    policy = pull_policy or (cluster.release.image_pull_policy if image is None else None)
+    return {"image": image or cluster.release.image} | ({"imagePullPolicy": policy} if policy else {})
+
+
+def resources(placement: Placement) -> Object:
+    """The container's resources, where any are given."""
+    wanted = placement.resources.model_dump(by_alias=True)
+    given = {kind: amounts for kind, amounts in wanted.items() if amounts}
+    return {"resources": given} if given else {}
+
+
+def probe(path: str, port: str, *, period: int, failures: int, timeout: int = 2) -> Object:
+    """An HTTP probe. Seconds."""
+    return {
+        "httpGet": {"path": path, "port": port},
+        "periodSeconds": period,
+        "failureThreshold": failures,
+        "timeoutSeconds": timeout,
+    }
+
+
+def from_pod(name: str, field: str) -> Object:
+    """An environment variable that holds a field of the pod."""
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}}
+
+
+def _spread(cluster: Cluster, component: Component) -> Object:
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": cluster.selector(component)},
+    }
+
+
+def _scrape_annotations(cluster: Cluster, port: int) -> dict[str, str]:
+    if not cluster.spec.monitoring.scrape_annotations:
+        return {}
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": "/metrics"}

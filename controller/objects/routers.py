@@ -1,0 +1,73 @@
+"""The routers: their Deployment and their two Services, data and management apart."""
+
+from __future__ import annotations
+
+from controller.objects.names import HTTP, MANAGEMENT, MANAGEMENT_PORT, ROUTER_PORT, Cluster, Component, Object
+from controller.objects.pods import container, probe, resources, template
+
+LAST_WORDS = 10
+"""Seconds beyond the drain for a process to end."""
+
+
+def deployment(cluster: Cluster) -> Object:
+    """The routers. A new one is ready before an old one leaves, so that there is always somebody to answer."""
+    router = cluster.spec.router
+    process = container(
+        cluster,
+        "router",
+        Component.ROUTER,
+        "router.main",
+        image=router.image,
+        pull_policy=router.image_pull_policy,
+        ports={HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT},
+        readinessProbe=probe("/ready", MANAGEMENT, period=2, failures=2),
+        livenessProbe=probe("/health", MANAGEMENT, period=10, failures=6, timeout=5),
+        startupProbe=probe("/health", MANAGEMENT, period=1, failures=120),
+        **resources(router),
+    )
+    return {
+        **cluster.head("apps/v1", "Deployment", Component.ROUTER),
+        "spec": {
+            "replicas": router.replicas,
+            "selector": {"matchLabels": cluster.selector(Component.ROUTER)},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": template(
+                cluster,
+                Component.ROUTER,
+                router,
+                [process],
+                scrape_port=MANAGEMENT_PORT,
+                grace=cluster.release.drain_delay + cluster.spec.workers.drain_seconds + LAST_WORDS,
+                serviceAccountName=cluster.object_name(Component.ROUTER),
+            ),
+        },
+    }
+
+
+def service(cluster: Cluster) -> Object:
+    """What clients talk to: the OpenAI API and nothing else."""
+    wanted = cluster.spec.router.service
+    manifest = cluster.head("v1", "Service", Component.ROUTER)
+    if wanted.annotations:
+        manifest["metadata"]["annotations"] = dict(wanted.annotations)
+    return {
+        **manifest,
+        "spec": {
+            "type": wanted.type,
+            "selector": cluster.selector(Component.ROUTER),
+            "ports": [{"name": HTTP, "port": ROUTER_PORT, "targetPort": HTTP, "protocol": "TCP"}],
+        },
+    }
+
+
+def management_service(cluster: Cluster) -> Object:
+    """Health, metrics and explanations, within the cluster only; headless, for every router is asked by itself."""
+    return {
+        **cluster.head("v1", "Service", Component.ROUTER, "-management"),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": cluster.selector(Component.ROUTER),
+            "ports": [{"name": MANAGEMENT, "port": MANAGEMENT_PORT, "targetPort": MANAGEMENT, "protocol": "TCP"}],
+        },
+    }

@@ -1,0 +1,77 @@
+"""How many pods there are at least and at most: disruption budgets and autoscalers."""
+
+from __future__ import annotations
+
+from controller.objects.names import Cluster, Component, Object
+from controller.spec.model import Autoscaling, Scaler
+
+WAITING = "vllm:num_requests_waiting"
+"""Requests in an engine's queue; the emulator and vLLM both export it."""
+
+
+def disruption_budget(cluster: Cluster, component: Component) -> Object:
+    """One pod at a time may be evicted."""
+    return {
+        **cluster.head("policy/v1", "PodDisruptionBudget", component),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": cluster.selector(component)}},
+    }
+
+
+def autoscalers(cluster: Cluster) -> tuple[Object, ...]:
+    """What changes the number of workers, where the spec asks for it."""
+    scaling = cluster.spec.autoscaling
+    if scaling is None:
+        return ()
+    return (_hpa(cluster, scaling) if scaling.type is Scaler.HPA else _scaled_object(cluster, scaling),)
+
+
+def _target(cluster: Cluster) -> Object:
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": cluster.object_name(Component.WORKER)}
+
+
+def _behavior(scaling: Autoscaling) -> Object:
+    # One worker at a time: each takes its cache with it.
+    return {
+        "scaleDown": {
+            "stabilizationWindowSeconds": scaling.scale_down_seconds,
+            "policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}],
+        }
+    }
+
+
+def _hpa(cluster: Cluster, scaling: Autoscaling) -> Object:
+    target = {"type": "AverageValue", "averageValue": str(scaling.target_queue)}
+    return {
+        **cluster.head("autoscaling/v2", "HorizontalPodAutoscaler", Component.WORKER),
+        "spec": {
+            "scaleTargetRef": _target(cluster),
+            "minReplicas": scaling.min,
+            "maxReplicas": scaling.max,
+            "metrics": [{"type": "Pods", "pods": {"metric": {"name": WAITING}, "target": target}}],
+            "behavior": _behavior(scaling),
+        },
+    }
+
+
+def _scaled_object(cluster: Cluster, scaling: Autoscaling) -> Object:
+    pods = f"{cluster.object_name(Component.WORKER)}-.+"
+    return {
+        **cluster.head("keda.sh/v1alpha1", "ScaledObject", Component.WORKER),
+        "spec": {
+            "scaleTargetRef": _target(cluster),
+            "minReplicaCount": scaling.min,
+            "maxReplicaCount": scaling.max,
+            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(scaling)}},
+            "triggers": [
+                {
+                    "type": "prometheus",
+                    "metricType": "AverageValue",
+                    "metadata": {
+                        "serverAddress": scaling.prometheus_address,
+                        "query": f'sum({WAITING}{{namespace="{cluster.namespace}", pod=~"{pods}"}})',
+                        "threshold": str(scaling.target_queue),
+                    },
+                }
+            ],
+        },
+    }

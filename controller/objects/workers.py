@@ -1,0 +1,183 @@
+"""The workers: their Deployment, with an emulated engine or vLLM in each pod, and the Service that lists them."""
+
+from __future__ import annotations
+
+import json
+
+from controller.objects.config import EVENTS_PORT, REPLAY_PORT
+from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Component, Object
+from controller.objects.pods import (
+    container,
+    container_ports,
+    from_pod,
+    image_fields,
+    probe,
+    resources,
+    template,
+)
+from controller.spec.model import EngineType
+
+VLLM_IMAGE = "vllm/vllm-openai:v0.32.0"
+"""The release whose behaviour was measured."""
+LAST_WORDS = 10
+"""Seconds beyond the drain for a process to end."""
+PRE_STOP = 5
+"""Seconds between a vLLM pod's leaving the EndpointSlice and its SIGTERM, from when on it answers with nothing."""
+MODEL_LOAD_SECONDS = 3600
+
+
+def deployment(cluster: Cluster) -> Object:
+    """The workers. `replicas` is left to the autoscaler where there is one."""
+    workers = cluster.spec.workers
+    spec: Object = {
+        "selector": {"matchLabels": cluster.selector(Component.WORKER)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling(cluster)},
+        "template": _vllm(cluster) if cluster.spec.engine.type is EngineType.VLLM else _emulator(cluster),
+    }
+    if cluster.spec.autoscaling is None:
+        spec["replicas"] = workers.replicas
+    return {**cluster.head("apps/v1", "Deployment", Component.WORKER), "spec": spec}
+
+
+def service(cluster: Cluster) -> Object:
+    """A headless Service: routers watch its EndpointSlices."""
+    ports = [{"name": HTTP, "port": WORKER_PORT, "targetPort": HTTP, "protocol": "TCP"}]
+    if cluster.spec.engine.type is EngineType.VLLM:
+        ports.append({"name": FEED, "port": FEED_PORT, "targetPort": FEED, "protocol": "TCP"})
+    return {
+        **cluster.head("v1", "Service", Component.WORKER),
+        "spec": {"clusterIP": "None", "selector": cluster.selector(Component.WORKER), "ports": ports},
+    }
+
+
+def _rolling(cluster: Cluster) -> Object:
+    """A new worker first, then an old one less, so that the capacity never shrinks. Engines on GPUs find no free one to
+    start a new worker on, so there an old one goes first, as long as another stays."""
+    spec = cluster.spec
+    several = spec.autoscaling.min > 1 if spec.autoscaling is not None else spec.workers.replicas > 1
+    surge = spec.engine.type is EngineType.EMULATOR or not several
+    return {"maxSurge": 1, "maxUnavailable": 0} if surge else {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def _emulator(cluster: Cluster) -> Object:
+    spec = cluster.spec
+    worker = container(
+        cluster,
+        "worker",
+        Component.WORKER,
+        "worker.main",
+        image=spec.engine.image,
+        pull_policy=spec.engine.image_pull_policy,
+        ports={HTTP: WORKER_PORT},
+        env=[from_pod("WORKER_WORKER_ID", "metadata.name"), *_variables(cluster)],
+        readinessProbe=probe("/health", HTTP, period=2, failures=2),
+        livenessProbe=probe("/health", HTTP, period=10, failures=6, timeout=5),
+        startupProbe=probe("/health", HTTP, period=1, failures=120),
+        **_arguments(cluster),
+        **resources(spec.workers),
+    )
+    worker["volumeMounts"] = [*worker["volumeMounts"], *spec.workers.volume_mounts]
+    return template(
+        cluster,
+        Component.WORKER,
+        spec.workers,
+        [worker],
+        scrape_port=WORKER_PORT,
+        grace=spec.workers.drain_seconds + LAST_WORDS,
+        automountServiceAccountToken=False,
+        **_further(cluster),
+    )
+
+
+def _vllm(cluster: Cluster) -> Object:
+    """vLLM as its image has it, and beside it the agent that tells routers what its cache holds."""
+    spec = cluster.spec
+    engine = {
+        "name": "worker",
+        **image_fields(cluster, spec.engine.image or VLLM_IMAGE, spec.engine.image_pull_policy),
+        "command": ["vllm", "serve"],
+        "args": vllm_arguments(cluster),
+        "env": [from_pod("VLLM_HOST_IP", "status.podIP"), *_variables(cluster)],
+        "ports": container_ports({HTTP: WORKER_PORT}),
+        "readinessProbe": probe("/health", HTTP, period=2, failures=2),
+        "livenessProbe": probe("/health", HTTP, period=10, failures=6, timeout=5),
+        "startupProbe": probe("/health", HTTP, period=5, failures=MODEL_LOAD_SECONDS // 5),
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(PRE_STOP)]}}},
+        # The image runs as root and writes its caches: the rest of the restricted profile holds.
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        **({"volumeMounts": spec.workers.volume_mounts} if spec.workers.volume_mounts else {}),
+        **resources(spec.workers),
+    }
+    agent = container(
+        cluster,
+        "agent",
+        Component.WORKER,
+        "worker.agent.main",
+        image=None,
+        pull_policy=None,
+        ports={FEED: FEED_PORT},
+        env=[from_pod("AGENT_WORKER_ID", "metadata.name")],
+        readinessProbe=probe("/health", FEED, period=2, failures=2),
+        # A native sidecar (KEP-753) outlives the engine: while that drains, routers want to know of its load.
+        restartPolicy="Always",
+    )
+    return template(
+        cluster,
+        Component.WORKER,
+        spec.workers,
+        [engine],
+        initContainers=[agent],
+        scrape_port=WORKER_PORT,
+        grace=PRE_STOP + spec.workers.drain_seconds + LAST_WORDS,
+        automountServiceAccountToken=False,
+        **_further(cluster),
+    )
+
+
+def vllm_arguments(cluster: Cluster) -> list[str]:
+    """The command line of `vllm serve`."""
+    spec = cluster.spec
+    events = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": f"tcp://*:{EVENTS_PORT}",
+        "replay_endpoint": f"tcp://*:{REPLAY_PORT}",
+        "topic": "",
+    }
+    return [
+        spec.model_name,
+        f"--port={WORKER_PORT}",
+        f"--served-model-name={spec.model_name}",
+        f"--block-size={spec.cache.block_size}",
+        *([] if spec.model.max_model_len is None else [f"--max-model-len={spec.model.max_model_len}"]),
+        *([] if spec.cache.blocks is None else [f"--num-gpu-blocks-override={spec.cache.blocks}"]),
+        *([] if spec.model.tokenizer is None else [f"--tokenizer={spec.model.tokenizer}"]),
+        "--enable-prefix-caching",
+        "--enable-prompt-tokens-details",
+        f"--shutdown-timeout={spec.workers.drain_seconds}",
+        f"--kv-events-config={json.dumps(events)}",
+        *spec.engine.args,
+    ]
+
+
+def _arguments(cluster: Cluster) -> Object:
+    return {"args": [*cluster.spec.engine.args]} if cluster.spec.engine.args else {}
+
+
+def _variables(cluster: Cluster) -> list[Object]:
+    return [
+        {"name": variable.name, "value": variable.value}
+        if variable.value_from is None
+        else {"name": variable.name, "valueFrom": variable.value_from}
+        for variable in cluster.spec.engine.env
+    ]
+
+
+def _further(cluster: Cluster) -> Object:
+    workers = cluster.spec.workers
+    runtime = {} if workers.runtime_class_name is None else {"runtimeClassName": workers.runtime_class_name}
+    return {"volumes": workers.volumes, **runtime}

@@ -1,0 +1,176 @@
+"""The kopf shell: watches that fill the inventory, and the queue of KVClusters to look at.
+
+Level-triggered: whatever an event says, the cluster it belongs to is looked at as a whole, soon. kopf's handlers of
+changes (create, update, resume) are not used: they keep their progress in annotations and finalizers of the object,
+which a cluster whose objects all have owner references does not need (docs/decisions/011).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+
+from controller.kube.client import ApiError, KubeClient
+from controller.kube.kinds import KVCLUSTER, OWNED, POD, Kind
+from controller.metrics import Metrics
+from controller.objects.names import APP, MANAGED_BY, MANAGED_BY_LABEL, NAME_LABEL, Object
+from controller.reconcile.inventory import Inventory, Key, owner_of
+from controller.reconcile.queue import RetryLater, WorkQueue
+from controller.reconcile.reconciler import Reconciler
+from kvcache.logs import event
+
+logger = logging.getLogger(__name__)
+
+OURS = f"{NAME_LABEL}={APP},{MANAGED_BY_LABEL}={MANAGED_BY}"
+DEBOUNCE = 0.05
+"""Seconds: our own writes come back as events, several at once."""
+RELIST = 300.0
+"""Seconds between two full lists, which heal what a watch lost. They are spread at random over a tenth of that."""
+RELIST_RETRY = 5.0
+
+WATCHED = (KVCLUSTER, POD, *OWNED)
+
+
+class Operator:
+    """What happens between an event and a look at a cluster."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        inventory: Inventory,
+        reconciler: Reconciler,
+        metrics: Metrics,
+        *,
+        namespaces: tuple[str, ...],
+        workers: int,
+        rng: random.Random,
+    ) -> None:
+        self._client = client
+        self._inventory = inventory
+        self._reconciler = reconciler
+        self._metrics = metrics
+        self._namespaces: tuple[str | None, ...] = namespaces or (None,)
+        self._rng = rng
+        self.queue = WorkQueue(self._look, workers=workers, rng=rng)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def seen(self, kind: Kind, change: str | None, item: Object) -> None:
+        """An event of a watch: `change` is ADDED, MODIFIED, DELETED, or None for what was there before."""
+        item = {"apiVersion": kind.api_version, "kind": kind.name} | item
+        take = self._inventory.drop if change == "DELETED" else self._inventory.put
+        if take(kind, item):
+            self._wake(_cluster(kind, item))
+
+    async def start(self) -> None:
+        """Learns what there is, then begins to look after it."""
+        while await self._relist() is None:  # noqa: ASYNC110  the API server sets no event of ours
+            await asyncio.sleep(RELIST_RETRY)
+        self._tasks = [asyncio.create_task(self.queue.run()), asyncio.create_task(self._keep_relisting())]
+
+    async def stop(self) -> None:
+        """Leaves everything as it is."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _wake(self, key: Key | None) -> None:
+        if key is not None:
+            self.queue.add(key, DEBOUNCE)
+
+    async def _look(self, key: Key) -> float | None:
+        with self._metrics.seconds.time():
+            try:
+                again = await self._reconciler.reconcile(key)
+            except RetryLater:
+                self._metrics.reconciles.labels("again").inc()
+                raise
+        self._metrics.reconciles.labels("done").inc()
+        # Spread, so that clusters which were made together are not polled together for ever.
+        return None if again is None else again * self._rng.uniform(0.9, 1.1)
+
+    async def _keep_relisting(self) -> None:
+        while True:
+            await asyncio.sleep(RELIST * self._rng.uniform(0.95, 1.05))
+            self._metrics.healed.inc(len(await self._relist() or ()))
+
+    async def _relist(self) -> set[Key] | None:
+        """Lists everything; the clusters of which it brought news, None when the API server did not let us."""
+        news: set[Key] = set()
+        try:
+            for kind in WATCHED:
+                for namespace in self._namespaces:
+                    news |= await self._relist_kind(kind, namespace)
+        except ApiError as error:
+            event(logger, logging.WARNING, "list_failed", why=str(error))
+            return None
+        finally:
+            for key in news:
+                self._wake(key)
+        return news
+
+    async def _relist_kind(self, kind: Kind, namespace: str | None) -> set[Key]:
+        try:
+            items, version = await self._client.list(kind, namespace, "" if kind == KVCLUSTER else OURS)
+        except ApiError as error:
+            if kind.optional and error.status in (403, 404):
+                return set()
+            raise
+        return self._inventory.replace(kind, namespace, items, version)
+
+
+def _cluster(kind: Kind, item: Object) -> Key | None:
+    if kind == KVCLUSTER:
+        return item["metadata"]["namespace"], item["metadata"]["name"]
+    return owner_of(item)
+
+
+def registry(operator: Operator, stop: asyncio.Event) -> kopf.OperatorRegistry:
+    """kopf's handlers for this operator. `stop` is the flag that kopf was told to stop by."""
+    handlers = kopf.OperatorRegistry()
+
+    @kopf.on.startup(registry=handlers)
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        _configure(settings)
+        await operator.start()
+
+    @kopf.on.cleanup(registry=handlers)
+    async def cleanup(**_: Any) -> None:
+        await operator.stop()
+        stop.set()  # whoever still waits for it keeps kopf from ending for 5 s after a signal
+
+    @kopf.on.login(registry=handlers)
+    def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+        # Without client libraries: kopf reads the files itself, and reads them again when the token has expired.
+        return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+
+    for kind in WATCHED:
+        kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers, id=f"seen-{kind.plural}")(
+            _handler(operator, kind)
+        )
+    return handlers
+
+
+def _handler(operator: Operator, kind: Kind) -> Callable[..., Any]:
+    async def seen(event: Any, **_: Any) -> None:
+        operator.seen(kind, event["type"], dict(event["object"]))
+
+    return seen
+
+
+def _configure(settings: kopf.OperatorSettings) -> None:
+    """What matters of kopf's settings. Times in seconds."""
+    for kind in (POD, *OWNED):
+        settings.watching.label_selectors[kind.group, kind.version, kind.plural] = OURS
+    # A load balancer that forgets a silent connection is found out by the server's own end of the watch.
+    settings.watching.server_timeout = 120
+    settings.watching.client_timeout = 150
+    settings.watching.connect_timeout = 5
+    settings.networking.request_timeout = 10
+    # Our own events tell of transitions; kopf's would tell of its log lines.
+    settings.posting.enabled = False
+    settings.peering.standalone = True

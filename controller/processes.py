@@ -1,0 +1,62 @@
+"""The settings that a manifest gives its workers and routers, whoever starts them.
+
+Names are those of the processes' settings, in kebab case: local mode turns them into flags (`--max-model-len=4096`),
+the controller into environment variables (`WORKER_MAX_MODEL_LEN=4096`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from controller.spec.model import KVClusterSpec
+
+Settings = Mapping[str, object]
+
+
+def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
+    """Settings of one emulated worker, apart from its name and address."""
+    return {
+        "model": spec.model_name,
+        "tokenizer": spec.tokenizer,
+        "profile": spec.model.profile,
+        "max-model-len": spec.max_model_len,
+        "block-size": spec.cache.block_size,
+        "blocks": spec.blocks,
+        "speed": spec.engine.speed,
+        "generator": spec.engine.generator,
+        "seed": spec.engine.seed,
+        "mean-output-tokens": spec.engine.mean_output_tokens,
+        "grace-period": spec.workers.drain_seconds,
+    }
+
+
+def router_settings(spec: KVClusterSpec) -> dict[str, object]:
+    """Settings of one router, apart from its addresses and its source of workers."""
+    limits = spec.router.limits
+    return {
+        "strategy": spec.router.strategy.value,
+        "model": spec.model_name,
+        "tokenizer": spec.tokenizer,
+        "profile": spec.model.profile,
+        "block-size": spec.cache.block_size,
+        "speed": spec.engine.speed,
+        "max-body-bytes": limits.max_body_bytes,
+        "max-header-bytes": limits.max_header_bytes,
+        "max-headers": limits.max_headers,
+        "max-concurrent-requests": limits.max_concurrent_requests,
+        "grace-period": spec.workers.drain_seconds,
+    }
+
+
+def flags(settings: Settings) -> tuple[str, ...]:
+    """As a command line."""
+    return tuple(f"--{name}={value}" for name, value in settings.items() if value is not None)
+
+
+def environment(prefix: str, settings: Settings) -> dict[str, str]:
+    """As environment variables."""
+    return {
+        f"{prefix}_{name.upper().replace('-', '_')}": str(value)
+        for name, value in settings.items()
+        if value is not None
+    }

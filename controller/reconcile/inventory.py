@@ -1,0 +1,121 @@
+"""What the controller has seen of KVClusters and the objects that belong to them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from controller.kube.kinds import Kind
+from controller.objects.names import INSTANCE_LABEL, Object
+
+Key = tuple[str, str]
+"""(namespace, name) of a KVCluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One object, by kind and name."""
+
+    kind: Kind
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.name}/{self.name}"
+
+
+def owner_of(item: Object) -> Key | None:
+    """The KVCluster that an object says it belongs to."""
+    metadata = item["metadata"]
+    name = (metadata.get("labels") or {}).get(INSTANCE_LABEL)
+    return (metadata["namespace"], name) if name else None
+
+
+class Inventory:
+    """Objects by kind and by the cluster they belong to, fed by watches, by lists, and by the answers to our writes.
+
+    Invariant: an object is held under exactly one cluster. An older state of an object never replaces a newer one;
+    which of the two is older is told by resourceVersion, of the same uid.
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[Ref, Object] = {}
+        self._owned: defaultdict[Key, set[Ref]] = defaultdict(set)
+
+    def get(self, kind: Kind, key: Key) -> Object | None:
+        """The object of this kind at (namespace, name)."""
+        return self._items.get(Ref(kind, *key))
+
+    def owned(self, key: Key) -> Iterator[tuple[Ref, Object]]:
+        """What is labelled as this cluster's, pods included."""
+        for ref in sorted(self._owned.get(key, ()), key=str):
+            yield ref, self._items[ref]
+
+    def keys(self, kind: Kind) -> list[Key]:
+        """(namespace, name) of all objects of a kind."""
+        return [(ref.namespace, ref.name) for ref in self._items if ref.kind == kind]
+
+    def put(self, kind: Kind, item: Object) -> bool:
+        """Takes an object in; False when it is what we have, or older."""
+        metadata = item["metadata"]
+        ref = Ref(kind, metadata["namespace"], metadata["name"])
+        held = self._items.get(ref)
+        if held is not None and not _newer(item, held):
+            return False
+        self._forget(ref)
+        self._items[ref] = item
+        if (owner := owner_of(item)) is not None:
+            self._owned[owner].add(ref)
+        return True
+
+    def drop(self, kind: Kind, item: Object) -> bool:
+        """An object was deleted; False when we know of a later one under the name."""
+        metadata = item["metadata"]
+        ref = Ref(kind, metadata["namespace"], metadata["name"])
+        held = self._items.get(ref)
+        if held is None or held["metadata"]["uid"] != metadata["uid"]:
+            return False
+        self._forget(ref)
+        return True
+
+    def replace(self, kind: Kind, namespace: str | None, items: Iterable[Object], version: str) -> set[Key]:
+        """Takes in a complete list as of `version`, of one namespace or of all; the clusters for which it brought news.
+
+        This is what heals a deletion that a watch lost: an object that is not listed is gone, unless it came later.
+        """
+        listed = {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in items}
+        changed: set[Key] = set()
+        for key in self.keys(kind):
+            gone = self._items[Ref(kind, *key)]
+            if namespace in (None, key[0]) and key not in listed and not _later(gone, version):
+                changed.add(owner_of(gone) or key)
+                self._forget(Ref(kind, *key))
+        for key, item in listed.items():
+            if self.put(kind, item):
+                changed.add(owner_of(item) or key)
+        return changed
+
+    def _forget(self, ref: Ref) -> None:
+        held = self._items.pop(ref, None)
+        owner = owner_of(held) if held is not None else None
+        if owner is not None:
+            self._owned[owner].discard(ref)
+            if not self._owned[owner]:
+                del self._owned[owner]
+
+
+def _newer(item: Object, held: Object) -> bool:
+    mine, theirs = item["metadata"], held["metadata"]
+    if mine["uid"] != theirs["uid"]:
+        return True
+    version, other = mine["resourceVersion"], theirs["resourceVersion"]
+    # Comparable as numbers since KEP-5504; where they are not numbers, whatever comes last is the newest.
+    if version.isdigit() and other.isdigit():
+        return int(version) > int(other)
+    return bool(version != other)
+
+
+def _later(item: Object, version: str) -> bool:
+    own = item["metadata"]["resourceVersion"]
+    return own.isdigit() and version.isdigit() and int(own) > int(version)

@@ -1,0 +1,180 @@
+"""One look at one KVCluster: from what is seen to what is written. Idempotent: what it knows, it can see again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from controller.kube.client import ApiError, KubeClient
+from controller.kube.kinds import DEPLOYMENT, HPA, KVCLUSTER, POD, SCALED_OBJECT, SERVICE, Kind, kind_of
+from controller.objects.desired import desired_objects
+from controller.objects.names import Cluster, Component, Object, Release
+from controller.reconcile.announce import event_object
+from controller.reconcile.apis import OptionalApis
+from controller.reconcile.costs import DeletionCosts
+from controller.reconcile.inventory import Inventory, Key, Ref
+from controller.reconcile.plan import Plan, foreign_owner, leaving, plan, ref_of
+from controller.reconcile.queue import RetryLater
+from controller.reconcile.reports import RouterAsker
+from controller.reconcile.writer import Writer
+from controller.spec.load import validate_manifest
+from controller.spec.problems import ManifestError
+from controller.status.observed import Observed, Problem, ProblemKind, RouterReport
+from controller.status.status import compute
+from controller.status.transitions import events
+from kvcache.logs import event
+
+logger = logging.getLogger(__name__)
+
+POLL = 10.0
+"""Seconds between two looks at a cluster that nothing happens to: its routers are asked how things are."""
+POLL_UNSETTLED = 2.0
+"""The same while something is about to change, or the caches' view is not fresh."""
+CONFLICT_RETRY = 5.0
+"""Seconds after which a taken name is tried again: its owner may be on its way out."""
+
+
+class Reconciler:
+    """Looks after KVClusters, one at a time each. `now` gives aware times; `instance` names this process in events."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        inventory: Inventory,
+        release: Release,
+        asker: RouterAsker,
+        *,
+        clock: Callable[[], float],
+        now: Callable[[], datetime],
+        instance: str,
+    ) -> None:
+        self._client = client
+        self._inventory = inventory
+        self._release = release
+        self._asker = asker
+        self._now = now
+        self._instance = instance
+        self._apis = OptionalApis(client, clock)
+        self._writer = Writer(client, inventory)
+        self._costs = DeletionCosts(client, clock)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Seconds after which to look again; None: the cluster is gone. Raises `RetryLater`."""
+        body = self._inventory.get(KVCLUSTER, key)
+        if body is None or leaving(body):
+            # Its objects name it as their owner: the garbage collector ends them, whether we run or not.
+            self._writer.forget(key)
+            self._costs.forget(key)
+            return None
+        try:
+            return await self._look(key, body)
+        except ApiError as error:
+            raise RetryLater(str(error), error.retry_after) from None
+
+    async def _look(self, key: Key, body: Object) -> float:
+        cluster, problems = self._read(body)
+        refused: list[Problem] = []
+        if cluster is not None:
+            live, todo = await self._plan(key, cluster)
+            refused = await self._writer.carry_out(todo, cluster, live)
+            problems += [*refused, *_obstacles(todo)]
+        settled = await self._report(key, body, cluster, problems)
+        if refused:
+            raise RetryLater(f"{refused[0].object}: {refused[0].message}")
+        if any(problem.kind is ProblemKind.NAME_CONFLICT for problem in problems):
+            return CONFLICT_RETRY
+        return POLL if settled else POLL_UNSETTLED
+
+    def _read(self, body: Object) -> tuple[Cluster | None, list[Problem]]:
+        metadata = body["metadata"]
+        try:
+            manifest = validate_manifest(body)
+        except ManifestError as error:
+            return None, [Problem(ProblemKind.INVALID_SPEC, found.path, found.message) for found in error.problems]
+        return Cluster(metadata["name"], metadata["namespace"], metadata["uid"], manifest.spec, self._release), []
+
+    async def _plan(self, key: Key, cluster: Cluster) -> tuple[dict[Ref, Object], Plan]:
+        desired = desired_objects(cluster)
+        absent = await self._apis.absent({kind_of(manifest) for manifest in desired})
+        live = {ref: item for ref, item in self._inventory.owned(key) if ref.kind != POD}
+        for ref in map(ref_of, desired):
+            # What we know nothing of may be there all the same: somebody else's, or without our labels.
+            if ref not in live and ref.kind not in absent:
+                found = await self._client.get(ref.kind, ref.namespace, ref.name)
+                if found is not None:
+                    live[ref] = found
+        return live, plan(cluster.uid, desired, live, self._writer.written, absent)
+
+    async def _report(self, key: Key, body: Object, cluster: Cluster | None, problems: list[Problem]) -> bool:
+        """Writes the status and tells of what changed in it; whether things are as they should be."""
+        pods = [item for ref, item in self._inventory.owned(key) if ref.kind == POD]
+        reports = await self._asker.ask(pods)
+        before = body.get("status")
+        status = compute(self._observed(key, body, cluster, problems, pods, reports), before, self._now())
+        if status != before:
+            answer = await self._client.apply({**_identity(body), "status": status}, subresource="status")
+            self._inventory.put(KVCLUSTER, answer)
+            for note in events(before, status):
+                event(logger, logging.INFO, "told", cluster="/".join(key), reason=note.reason, message=note.message)
+                path = f"/api/v1/namespaces/{key[0]}/events"
+                await self._client.create(path, event_object(body, note, self._now(), self._instance))
+        await self._costs.update(key, reports, pods)
+        return _settled(status)
+
+    def _observed(
+        self,
+        key: Key,
+        body: Object,
+        cluster: Cluster | None,
+        problems: list[Problem],
+        pods: list[Object],
+        reports: Mapping[str, RouterReport | str],
+    ) -> Observed:
+        namespace, name = key
+
+        def ours(kind: Kind, component: Component) -> Object | None:
+            item = self._inventory.get(kind, (namespace, f"{name}-{component}"))
+            return item if item is not None and foreign_owner(item, body["metadata"]["uid"]) is None else None
+
+        spec = None if cluster is None else cluster.spec
+        return Observed(
+            name=name,
+            namespace=namespace,
+            generation=body["metadata"]["generation"],
+            spec=spec,
+            deployments={component.value: ours(DEPLOYMENT, component) for component in Component},
+            pods=tuple(pods),
+            reports=reports,
+            autoscaler=ours(HPA, Component.WORKER) or ours(SCALED_OBJECT, Component.WORKER),
+            problems=tuple(problems),
+            service=ours(SERVICE, Component.ROUTER),
+            workers_wanted=None if spec is None or spec.autoscaling is not None else spec.workers.replicas,
+        )
+
+
+def _identity(body: Object) -> Object:
+    """What names the object in an apply: with its uid, so that a later one of the same name gets none of it."""
+    metadata = body["metadata"]
+    return {
+        "apiVersion": body["apiVersion"],
+        "kind": body["kind"],
+        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
+    }
+
+
+def _obstacles(todo: Plan) -> list[Problem]:
+    taken = [
+        Problem(ProblemKind.NAME_CONFLICT, str(ref), f"{ref} exists and {owner}: rename one of the two, or delete it")
+        for ref, owner in todo.conflicts
+    ]
+    missing = [
+        Problem(ProblemKind.MISSING_API, str(ref), f"this cluster has no {ref.kind.api_version} {ref.kind.name}")
+        for ref in todo.missing
+    ]
+    return taken + missing
+
+
+def _settled(status: Object) -> bool:
+    truth = {condition["type"]: condition["status"] for condition in status["conditions"]}
+    return truth.get("Progressing") == "False" and truth.get("CacheViewFresh") == "True"

@@ -1,0 +1,49 @@
+"""Settings of the controller process: environment variables `CONTROLLER_*`, overridden by kebab-case flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from controller.objects.names import Release
+from kvcache.settings import ProcessSettings, split_list
+
+
+class Settings(ProcessSettings):
+    """The controller."""
+
+    model_config = SettingsConfigDict(env_prefix="CONTROLLER_", cli_prog_name="python -m controller.main")
+
+    image: str = Field(min_length=1, description="default image of routers, emulated workers and cache agents")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
+        None, description="pull policy of that image; default: Kubernetes' own"
+    )
+    watch_namespaces: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="namespaces to look after, repeated or separated by commas; default: all of them"
+    )
+    namespace: str | None = Field(
+        None, description="namespace the controller runs in: NetworkPolicies let its pods ask the routers"
+    )
+    kubeconfig: Path | None = Field(
+        None, description="kubeconfig file; default: the pod's service account, else KUBECONFIG or ~/.kube/config"
+    )
+    host: str = Field("0.0.0.0", description="address of the health and metrics ports")  # noqa: S104  for the kubelet
+    health_port: int = Field(8081, ge=0, le=65535, description="port of /healthz; 0: none")
+    metrics_port: int = Field(8080, ge=0, le=65535, description="port of /metrics; 0 takes a free one")
+    router_drain_delay: float = Field(
+        5.0, ge=0, description="seconds a router goes on accepting after it was told to stop"
+    )
+    workers: int = Field(4, ge=1, le=64, description="KVClusters looked at at once")
+
+    @field_validator("watch_namespaces", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return split_list(value)
+
+    @property
+    def release(self) -> Release:
+        """What the installation decides for its clusters."""
+        return Release(self.image, self.image_pull_policy, self.namespace, self.router_drain_delay)

@@ -1,0 +1,90 @@
+"""Rules across fields as the API server checks them: CEL expressions in the CRD, with the words of the model.
+
+Every rule here is also one of the model's validators, which local mode and the controller check; a test holds the two
+together. What cannot be said in CEL within its cost limits (a profile's own limits, say) is the model's alone, and a
+manifest that breaks it gets the condition Degraded with reason InvalidSpec.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from controller.spec.model import MAX_NAME_LENGTH, NAME_PATTERN, OWNED_FLAGS, RESERVED_FLAGS
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One CEL rule. `field` names the field to change, relative to where the rule stands."""
+
+    expression: str
+    message: str
+    field: str | None = None
+
+
+def _flag_pattern(flags: Mapping[str, str] | tuple[str, ...]) -> str:
+    return f"^({'|'.join(re.escape(flag).replace(chr(92), '') for flag in flags)})(=|$)"
+
+
+RULES: Mapping[Path, tuple[Rule, ...]] = {
+    (): (
+        Rule(
+            f"size(self.metadata.name) <= {MAX_NAME_LENGTH} && self.metadata.name.matches('{NAME_PATTERN}')",
+            f"metadata.name: must be a letter, then lower-case letters, digits and hyphens, at most {MAX_NAME_LENGTH} "
+            "characters: Services are called after it",
+        ),
+    ),
+    ("spec",): (
+        Rule(
+            "self.engine.type != 'vllm' || has(self.model.name)",
+            "engine type vllm needs a Hugging Face id or a path to load: set spec.model.name",
+            ".model.name",
+        ),
+        Rule(
+            "self.engine.type != 'vllm' || (self.engine.speed == 1.0 && self.engine.generator == 'sampler' && "
+            "self.engine.seed == 0 && self.engine.meanOutputTokens == 128)",
+            "speed, generator, seed and meanOutputTokens mean something to the emulator alone: remove them for engine "
+            "type vllm",
+            ".engine",
+        ),
+        Rule(
+            "!has(self.model.maxModelLen) || !has(self.cache.blocks) || "
+            "self.model.maxModelLen <= self.cache.blocks * self.cache.blockSize",
+            "the longest request does not fit the cache: raise spec.cache.blocks or lower spec.model.maxModelLen",
+            ".model.maxModelLen",
+        ),
+        Rule(
+            "self.cache.blockSize == oldSelf.cache.blockSize || "
+            "(oldSelf.workers.replicas == 0 && !has(oldSelf.autoscaling))",
+            "cannot be changed while workers run, for workers and routers must agree on it: remove spec.autoscaling, "
+            "set spec.workers.replicas to 0, change it, and scale up again",
+            ".cache.blockSize",
+        ),
+    ),
+    ("spec", "autoscaling"): (
+        Rule("self.min <= self.max", "must not exceed max: lower min or raise max", ".min"),
+        Rule(
+            "self.type != 'keda' || has(self.prometheusAddress)",
+            "type keda needs the address of the Prometheus to ask: set prometheusAddress",
+            ".prometheusAddress",
+        ),
+    ),
+    ("spec", "engine", "args", "[]"): (
+        Rule(
+            f"!self.matches('{_flag_pattern(RESERVED_FLAGS)}')",
+            "a field of the spec sets this flag: use spec.model, spec.cache, spec.engine or spec.workers.drainSeconds",
+        ),
+        Rule(f"!self.matches('{_flag_pattern(OWNED_FLAGS)}')", "this flag belongs to KVCluster: remove it"),
+    ),
+    ("spec", "engine", "env", "[]"): (
+        Rule(
+            "!has(self.valueFrom) || !has(self.value) || size(self.value) == 0",
+            "cannot be used beside value: remove one of the two",
+            ".valueFrom",
+        ),
+    ),
+}
+"""Where a rule stands in a manifest -> the rules that stand there."""

@@ -1,0 +1,379 @@
+"""The conditions of a KVCluster and every reason they give. `docs/status.md` is generated from here.
+
+The controller writes all of them; `source` says on whose word it does.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+
+class ConditionType(StrEnum):
+    """What a condition is about. Every KVCluster that the controller has seen has all six."""
+
+    when: str
+    """What True means."""
+    otherwise: str
+    """What False and Unknown mean."""
+
+    def __new__(cls, value: str, when: str, otherwise: str) -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.when, member.otherwise = when, otherwise
+        return member
+
+    READY = (
+        "Ready",
+        "A request sent to the endpoint is answered: a router and a worker are ready. It stays so in a rolling update.",
+        "False: it would not be; the reason is that of WorkersAvailable or RouterAvailable, whichever is the cause.",
+    )
+    WORKERS_AVAILABLE = (
+        "WorkersAvailable",
+        "At least one worker is ready, and at most a quarter of those wanted (or one, if that is more) is missing.",
+        "False: fewer are ready, or none is wanted.",
+    )
+    ROUTER_AVAILABLE = (
+        "RouterAvailable",
+        "The same of the routers.",
+        "False: fewer are ready.",
+    )
+    CACHE_VIEW_FRESH = (
+        "CacheViewFresh",
+        "Every router that is ready matches prompts against all ready workers, by what it was told in the last 5 s.",
+        "False: requests are answered, but some are routed by load alone or by an old view. Unknown: nobody could say.",
+    )
+    PROGRESSING = (
+        "Progressing",
+        "What runs is on its way to what the spec asks for.",
+        "False: it has arrived, or does not get there; then Degraded is True.",
+    )
+    DEGRADED = (
+        "Degraded",
+        "Something is wrong that will not pass by itself; the message says what, where, and what to do.",
+        "False: nothing is.",
+    )
+
+
+class Reason(StrEnum):
+    """Why a condition is as it is."""
+
+    when: str
+    """When it is given."""
+    source: str
+    """On whose word."""
+    absent: str
+    """What makes it go away."""
+    trouble: bool
+    """Whether the event that tells of it is a warning."""
+
+    def __new__(cls, value: str, when: str, source: str, absent: str, trouble: bool = False) -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.when, member.source, member.absent, member.trouble = when, source, absent, trouble
+        return member
+
+    # --- how many pods are ready ---
+    SERVING = (
+        "Serving",
+        "At least one router and one worker are ready.",
+        "Deployment status",
+        "The last router or the last worker is no longer ready.",
+    )
+    ALL_READY = (
+        "AllReady",
+        "As many pods are ready as are wanted.",
+        "Deployment status",
+        "A pod is no longer ready, or more are wanted.",
+    )
+    SOME_READY = (
+        "SomeReady",
+        "Not all that are wanted are ready, but enough: at most a quarter (or one, if that is more) is missing.",
+        "Deployment status",
+        "All are ready again, or too few.",
+    )
+    TOO_FEW_READY = (
+        "TooFewReady",
+        "Some are ready, but more than a quarter is missing, and no pod says why.",
+        "Deployment status",
+        "Enough are ready, none is, or a pod says why.",
+    )
+    NONE_READY = (
+        "NoneReady",
+        "None is ready, and no pod says that it never will be: it is starting, or its probe fails.",
+        "Deployment status, pods",
+        "One is ready, or a pod says why not.",
+    )
+    SCALED_TO_ZERO = (
+        "ScaledToZero",
+        "No pod is wanted. Requests are not answered. Nothing is wrong, so Degraded stays False.",
+        "spec.workers.replicas, or the Deployment's replicas while an autoscaler owns them",
+        "One is wanted.",
+    )
+    NOT_CREATED = (
+        "NotCreated",
+        "The Deployment does not exist.",
+        "API server",
+        "The Deployment exists.",
+    )
+    WAITING_FOR_WORKERS = (
+        "WaitingForWorkers",
+        "Routers run, and say that they are not ready because no worker is.",
+        "Deployment status, router pods",
+        "A router or a worker is ready.",
+    )
+
+    # --- what a pod suffers from ---
+    IMAGE_PULL_FAILED = (
+        "ImagePullFailed",
+        "The image of a container cannot be pulled (ErrImagePull, ImagePullBackOff, InvalidImageName, ...).",
+        "kubelet, in the container's state",
+        "The container has started, or the pod is gone.",
+        True,
+    )
+    CANNOT_START = (
+        "CannotStart",
+        "A container cannot be created or started: a missing ConfigMap or Secret, a command that does not exist.",
+        "kubelet, in the container's state",
+        "The container has started, or the pod is gone.",
+        True,
+    )
+    CRASH_LOOPING = (
+        "CrashLooping",
+        "A container ended and was started again, at least twice in a row, or waits in CrashLoopBackOff.",
+        "kubelet, in the container's state",
+        "The pod has been ready for 60 s, nothing has ended for 10 minutes, or the pod is gone.",
+        True,
+    )
+    UNSCHEDULABLE = (
+        "Unschedulable",
+        "No node takes a pod.",
+        "scheduler, in the pod's condition PodScheduled",
+        "The pod has a node, or is gone.",
+        True,
+    )
+    QUOTA_EXCEEDED = (
+        "QuotaExceeded",
+        "A quota of the namespace refuses a pod.",
+        "Deployment's condition ReplicaFailure",
+        "The Deployment can create its pods.",
+        True,
+    )
+    CREATE_REFUSED = (
+        "CreateRefused",
+        "The API server refuses a pod for another reason: Pod Security, a LimitRange, an admission webhook.",
+        "Deployment's condition ReplicaFailure",
+        "The Deployment can create its pods.",
+        True,
+    )
+
+    # --- what the routers know of the workers' caches ---
+    FRESH = (
+        "Fresh",
+        "Every ready router matches all ready workers, and no view is older than 5 s.",
+        "routers' /status",
+        "One of these no longer holds.",
+    )
+    STALE = (
+        "Stale",
+        "A router's view of a worker is older than 5 s: the worker's feed brings nothing, or is cut.",
+        "routers' /status",
+        "All views are younger than 5 s.",
+        True,
+    )
+    MISMATCH = (
+        "Mismatch",
+        "A router does not match prompts against a worker that has been ready for 5 s: it serves another model, block "
+        "size, tokenizer or key scheme, or no cache feed at all.",
+        "routers' /status",
+        "All are matched.",
+        True,
+    )
+    WORKERS_MISSING = (
+        "WorkersMissing",
+        "A router has fewer workers to choose from than have been ready for 5 s.",
+        "routers' /status",
+        "It has all of them.",
+        True,
+    )
+    DISCOVERY_STALE = (
+        "DiscoveryStale",
+        "A router is no longer told which workers there are; it serves with the last list it had.",
+        "routers' /status",
+        "Its watch works again.",
+        True,
+    )
+    NO_ROUTER = (
+        "NoRouter",
+        "Unknown: no router is ready.",
+        "router pods",
+        "One is.",
+    )
+    NO_WORKERS = (
+        "NoWorkers",
+        "Unknown: no worker is ready, so there is nothing to view.",
+        "worker pods",
+        "One is.",
+    )
+    ROUTER_UNREACHABLE = (
+        "RouterUnreachable",
+        "Unknown: the controller could not ask a ready router, or did not understand its answer.",
+        "the controller's request to the router's management port",
+        "The router answers.",
+        True,
+    )
+
+    # --- the way to what is wanted ---
+    CREATING = (
+        "Creating",
+        "A Deployment does not exist yet.",
+        "API server",
+        "Both exist.",
+    )
+    ROLLING_OUT = (
+        "RollingOut",
+        "Pods are being replaced by pods of the current spec.",
+        "Deployment status",
+        "All pods are of the current spec.",
+    )
+    SCALING = (
+        "Scaling",
+        "There are more or fewer pods than wanted.",
+        "Deployment status",
+        "There are as many as wanted.",
+    )
+    STARTING = (
+        "Starting",
+        "All pods exist, and some are not ready yet.",
+        "Deployment status",
+        "All are ready.",
+    )
+    COMPLETE = (
+        "Complete",
+        "What runs is what the spec asks for, and is ready.",
+        "Deployment status",
+        "The spec or a pod changes.",
+    )
+    BLOCKED = (
+        "Blocked",
+        "The spec is not being brought about: see Degraded.",
+        "the controller",
+        "The problem is solved.",
+    )
+    STALLED = (
+        "Stalled",
+        "A Deployment made no progress within its deadline (10 minutes).",
+        "Deployment's condition Progressing",
+        "It makes progress.",
+        True,
+    )
+
+    # --- what is wrong ---
+    AS_EXPECTED = (
+        "AsExpected",
+        "Nothing is wrong.",
+        "the controller",
+        "Something is.",
+    )
+    INVALID_SPEC = (
+        "InvalidSpec",
+        "The spec breaks a rule that the CRD's schema cannot hold. What runs is left as it is.",
+        "the controller, which checks the spec",
+        "The spec is valid.",
+        True,
+    )
+    NAME_CONFLICT = (
+        "NameConflict",
+        "An object with a name that the cluster needs belongs to someone else. It is left alone.",
+        "the controller, which looks before it applies",
+        "The object is gone, or the KVCluster is called something else.",
+        True,
+    )
+    APPLY_FAILED = (
+        "ApplyFailed",
+        "The API server refuses an object: a quota, missing rights, an admission webhook.",
+        "API server, in its answer",
+        "It is accepted.",
+        True,
+    )
+    MISSING_API = (
+        "MissingApi",
+        "The spec asks for a kind of object that this cluster does not know (KEDA's ScaledObject, PodMonitor).",
+        "API server's discovery",
+        "The CRD is installed, or the spec no longer asks for it.",
+        True,
+    )
+    AUTOSCALER_FAILING = (
+        "AutoscalerFailing",
+        "The autoscaler has not been able to do its work for two minutes: no metric, say.",
+        "conditions of the HorizontalPodAutoscaler or ScaledObject",
+        "It works, or the spec no longer asks for one.",
+        True,
+    )
+
+
+_SUFFERING = (
+    Reason.QUOTA_EXCEEDED,
+    Reason.CREATE_REFUSED,
+    Reason.IMAGE_PULL_FAILED,
+    Reason.CANNOT_START,
+    Reason.CRASH_LOOPING,
+    Reason.UNSCHEDULABLE,
+)
+"""What keeps pods from being there, the gravest first."""
+
+GIVEN_BY: dict[ConditionType, dict[str, tuple[Reason, ...]]] = {
+    ConditionType.READY: {
+        "True": (Reason.SERVING,),
+        "False": (
+            Reason.NONE_READY,
+            Reason.SCALED_TO_ZERO,
+            Reason.NOT_CREATED,
+            Reason.WAITING_FOR_WORKERS,
+            *_SUFFERING,
+        ),
+    },
+    ConditionType.WORKERS_AVAILABLE: {
+        "True": (Reason.ALL_READY, Reason.SOME_READY),
+        "False": (
+            Reason.TOO_FEW_READY,
+            Reason.NONE_READY,
+            Reason.SCALED_TO_ZERO,
+            Reason.NOT_CREATED,
+            *_SUFFERING,
+        ),
+    },
+    ConditionType.ROUTER_AVAILABLE: {
+        "True": (Reason.ALL_READY, Reason.SOME_READY),
+        "False": (
+            Reason.TOO_FEW_READY,
+            Reason.NONE_READY,
+            Reason.SCALED_TO_ZERO,
+            Reason.NOT_CREATED,
+            Reason.WAITING_FOR_WORKERS,
+            *_SUFFERING,
+        ),
+    },
+    ConditionType.CACHE_VIEW_FRESH: {
+        "True": (Reason.FRESH,),
+        "False": (Reason.DISCOVERY_STALE, Reason.WORKERS_MISSING, Reason.MISMATCH, Reason.STALE),
+        "Unknown": (Reason.NO_WORKERS, Reason.NO_ROUTER, Reason.ROUTER_UNREACHABLE),
+    },
+    ConditionType.PROGRESSING: {
+        "True": (Reason.CREATING, Reason.ROLLING_OUT, Reason.SCALING, Reason.STARTING),
+        "False": (Reason.COMPLETE, Reason.BLOCKED, Reason.STALLED),
+    },
+    ConditionType.DEGRADED: {
+        "True": (
+            Reason.INVALID_SPEC,
+            Reason.NAME_CONFLICT,
+            Reason.APPLY_FAILED,
+            Reason.MISSING_API,
+            *_SUFFERING,
+            Reason.STALLED,
+            Reason.AUTOSCALER_FAILING,
+        ),
+        "False": (Reason.AS_EXPECTED,),
+    },
+}
+"""By condition and status: the reasons it gives. Where several hold, Degraded and CacheViewFresh give the first."""

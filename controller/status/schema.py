@@ -1,0 +1,128 @@
+"""The structural schema of the status, for the CRD."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from controller.spec.model import Strategy
+from controller.status.cache import AGES
+from controller.status.conditions import MESSAGE_LENGTH
+from controller.status.reasons import ConditionType
+
+STATUS_REPLICAS_PATH = ".status.workers.replicas"
+LABEL_SELECTOR_PATH = ".status.selector"
+"""For the CRD's scale subresource."""
+
+
+def status_schema() -> dict[str, Any]:
+    """OpenAPI v3 schema of `status`, as a CRD takes it."""
+    return _object(
+        "What the controller found. It alone writes here.",
+        {
+            "observedGeneration": _count("metadata.generation that this status is about.", int64=True),
+            "conditions": {
+                "type": "array",
+                "description": f"{', '.join(ConditionType)}: see docs/status.md.",
+                "items": _condition(),
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["type"],
+            },
+            "workers": _figures("worker"),
+            "routers": _figures("router"),
+            "strategy": {
+                "type": "string",
+                "enum": [strategy.value for strategy in Strategy],
+                "description": "How the routers choose a worker.",
+            },
+            "endpoint": _string(
+                "Base URL of the OpenAI API: the load balancer's or a node's, else the Service's inside the cluster.",
+                512,
+            ),
+            "hitRate": _string(
+                "Share of prompt tokens that came from the workers' caches since the routers started. Absent before "
+                "the first request.",
+                16,
+            ),
+            "cache": _object(
+                "What the routers know of the workers' caches.",
+                {
+                    "hitRatePermille": {
+                        **_count("hitRate in thousandths. Changes of less than 5 are not shown."),
+                        "maximum": 1000,
+                    },
+                    "viewAgeSeconds": {
+                        **_count(
+                            "Age of the oldest view that a router has of a ready worker's cache, rounded up: "
+                            f"{', '.join(map(str, AGES[:-1]))} or {AGES[-1]} (or more). Absent without a view."
+                        ),
+                        "maximum": AGES[-1],
+                    },
+                },
+            ),
+            "selector": _string("Label selector of the worker pods, for the scale subresource.", 512),
+        },
+    )
+
+
+def _object(description: str, properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object", "description": description, "properties": properties}
+    return schema if required is None else {**schema, "required": required}
+
+
+def _string(description: str, length: int) -> dict[str, Any]:
+    return {"type": "string", "maxLength": length, "description": description}
+
+
+def _count(description: str, *, int64: bool = False) -> dict[str, Any]:
+    form = "int64" if int64 else "int32"
+    return {"type": "integer", "format": form, "minimum": 0, "description": description}
+
+
+def _figures(noun: str) -> dict[str, Any]:
+    return _object(
+        f"How many {noun}s there are.",
+        {
+            "summary": _string("ready/wanted, for a column of kubectl get.", 32),
+            "wanted": _count(f"{noun.capitalize()}s that there should be."),
+            "replicas": _count("Pods of the Deployment, old and new."),
+            "ready": _count("Pods that take requests."),
+            "updated": _count("Pods of the current spec."),
+            "available": _count("Pods that have been ready for the Deployment's minReadySeconds."),
+        },
+    )
+
+
+def _condition() -> dict[str, Any]:
+    """metav1.Condition."""
+    return _object(
+        "One aspect of the state.",
+        {
+            "type": {
+                "type": "string",
+                "maxLength": 316,
+                "pattern": r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+                r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$",
+                "description": "What it is about.",
+            },
+            "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "Whether it holds."},
+            "observedGeneration": _count("metadata.generation that it is about.", int64=True),
+            "lastTransitionTime": {
+                "type": "string",
+                "format": "date-time",
+                "description": "When status last changed.",
+            },
+            "reason": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 1024,
+                "pattern": r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+                "description": "Why, in one word for programs: see docs/status.md.",
+            },
+            "message": {
+                "type": "string",
+                "maxLength": MESSAGE_LENGTH,
+                "description": "Why, in words for people, and what to do.",
+            },
+        },
+        ["type", "status", "lastTransitionTime", "reason", "message"],
+    )

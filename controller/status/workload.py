@@ -1,0 +1,94 @@
+"""How many pods of a component there are, and how many there should be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.status import raw
+from controller.status.observed import Component, Observed
+
+TOLERATED_SHARE = 4
+"""One in so many pods may be missing (at least one) before a component counts as unavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The Deployment of a component in figures."""
+
+    component: Component
+    name: str
+    exists: bool
+    wanted: int
+    replicas: int
+    """Pods that the Deployment has, old and new."""
+    ready: int
+    updated: int
+    """Pods of the current template."""
+    available: int
+    current: bool
+    """The Deployment controller has seen the Deployment as it is now."""
+    stalled: str
+    """The Deployment controller's words when it gave a rollout up."""
+
+    @property
+    def needed(self) -> int:
+        """How many must be ready for the component to be available."""
+        return max(1, self.wanted - max(1, self.wanted // TOLERATED_SHARE))
+
+    @property
+    def available_enough(self) -> bool:
+        """Whether as many are ready as must be."""
+        return self.wanted > 0 and self.ready >= self.needed
+
+    @property
+    def of(self) -> str:
+        """`3 of 4 workers are ready`."""
+        return f"{self.ready} of {count(self.wanted, self.component)} {'is' if self.wanted == 1 else 'are'} ready"
+
+    def figures(self) -> dict[str, int | str]:
+        """As the status shows it; `summary` is for the column of `kubectl get`, which can only show one field."""
+        return {
+            "summary": f"{self.ready}/{self.wanted}",
+            "wanted": self.wanted,
+            "replicas": self.replicas,
+            "ready": self.ready,
+            "updated": self.updated,
+            "available": self.available,
+        }
+
+
+def count(number: int, noun: str) -> str:
+    """`1 worker`, `4 workers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def workload(observed: Observed, component: Component) -> Workload:
+    """The figures of one component."""
+    deployment = observed.deployments.get(component)
+    asked = raw.at(deployment, "spec", "replicas")
+    of_deployment = asked if type(asked) is int else 1 if deployment is not None else 0
+    progress = raw.condition(deployment, "Progressing")
+    stalled = progress.get("status") == "False" and progress.get("reason") == "ProgressDeadlineExceeded"
+    return Workload(
+        component=component,
+        name=f"{observed.name}-{component}",
+        exists=deployment is not None,
+        wanted=_wanted(observed, component, of_deployment),
+        replicas=raw.number(deployment, "status", "replicas"),
+        ready=raw.number(deployment, "status", "readyReplicas"),
+        updated=raw.number(deployment, "status", "updatedReplicas"),
+        available=raw.number(deployment, "status", "availableReplicas"),
+        current=raw.number(deployment, "status", "observedGeneration")
+        >= raw.number(deployment, "metadata", "generation"),
+        stalled=raw.text(progress, "message") if stalled else "",
+    )
+
+
+def _wanted(observed: Observed, component: Component, of_deployment: int) -> int:
+    if component is Component.WORKER:
+        if observed.workers_wanted is not None:
+            return observed.workers_wanted
+        if observed.deployments.get(component) is None and observed.spec is not None:
+            return observed.spec.workers.replicas
+        return of_deployment
+    return observed.spec.router.replicas if observed.spec is not None else of_deployment

@@ -1,0 +1,60 @@
+"""`kvcluster explain`: one page about a KVCluster in a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+
+from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain, output
+from kvcluster.explain.api import NoClusterError, ReadError, connected
+from kvcluster.explain.gather import NotFoundError, gather
+from kvcluster.explain.page import Page, page
+from kvcluster.explain.render import rendered
+
+_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainOptions:
+    """The command's options, as `kvcluster explain --help` describes them."""
+
+    namespace: str | None = None
+    context: str | None = None
+    kubeconfig: Path | None = None
+
+
+class BadNameError(ValueError):
+    """Nothing in a cluster can be called that."""
+
+
+def explain(name: str, options: ExplainOptions, *, as_json: bool) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        found = asyncio.run(look(name, options))
+    except (BadNameError, NoClusterError, NotFoundError) as error:
+        complain(error)
+        return BAD_INPUT
+    except ReadError as error:
+        complain(f"KVCluster {name} cannot be read: {error}")
+        return FAILED
+    if as_json:
+        sys.stdout.write(orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+    else:
+        output().print(rendered(found))
+    return 0
+
+
+async def look(name: str, options: ExplainOptions) -> Page:
+    """The page as of now. Raises `BadNameError`, `NoClusterError`, `NotFoundError` or `ReadError`."""
+    for what, text in (("name", name), ("namespace", options.namespace)):
+        if text is not None and not _NAME.fullmatch(text):
+            raise BadNameError(f"{text!r} is no {what}: lower-case letters, digits and hyphens make one")
+    async with connected(options.kubeconfig, options.context) as api:
+        gathered = await gather(api, name, options.namespace or api.namespace)
+        return page(gathered, datetime.now(UTC))

@@ -1,0 +1,150 @@
+"""Everything the page needs, read at once; what cannot be read is noted and the rest goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from controller.spec.model import API_VERSION
+from controller.status import raw
+from controller.status.observed import Component
+from controller.status.pods import active
+from controller.status.report import ReportError, RouterReport, parse_report
+from kvcluster.explain.api import Api, ReadError, parsed, segment
+
+PLURAL = "kvclusters"
+MANAGEMENT_PORT = 9000
+EVENT_LIMIT = "500"
+_MADE_UP = "[bcdfghjklmnpqrstvwxz0-9]+"
+
+Raw = dict[str, Any]
+
+
+class NotFoundError(LookupError):
+    """There is no such KVCluster; the message says what there is instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterAnswer:
+    """What one router pod said through the API server's proxy."""
+
+    pod: str
+    report: RouterReport | None
+    workers: tuple[Raw, ...] | None
+    """Rows of `GET /workers`."""
+    error: str = ""
+    """Why report or workers are missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What could be read."""
+
+    server: str
+    namespace: str
+    cluster: Raw
+    pods: tuple[Raw, ...] = ()
+    events: tuple[Raw, ...] = ()
+    routers: tuple[RouterAnswer, ...] = ()
+    unread: tuple[str, ...] = field(default=())
+    """What could not be read, and why."""
+
+
+async def gather(api: Api, name: str, namespace: str) -> Gathered:
+    """Reads a KVCluster and what belongs to it. Raises `NotFoundError`, or `ReadError` for the KVCluster itself."""
+    cluster = await _cluster(api, name, namespace)
+    unread: list[str] = []
+    core = f"/api/v1/namespaces/{segment(namespace)}"
+    # The controller of a release that is called like the KVCluster has the same name and instance.
+    components = f"app.kubernetes.io/component in ({','.join(Component)})"
+    labels = f"app.kubernetes.io/name=kvcluster,app.kubernetes.io/instance={name},{components}"
+    of_cluster = f"involvedObject.kind=KVCluster,involvedObject.name={name}"
+    pods, own, warnings = await asyncio.gather(
+        _items(api, "pods", f"{core}/pods", {"labelSelector": labels}, unread),
+        _items(api, "events", f"{core}/events", {"fieldSelector": of_cluster, "limit": EVENT_LIMIT}, unread),
+        _items(api, "events", f"{core}/events", {"fieldSelector": "type=Warning", "limit": EVENT_LIMIT}, unread),
+    )
+    names = frozenset(raw.name(pod) for pod in pods)
+    routers = await asyncio.gather(
+        *(_router(api, core, raw.name(pod)) for pod in active(pods, Component.ROUTER) if _runs(pod))
+    )
+    return Gathered(
+        server=api.server,
+        namespace=namespace,
+        cluster=cluster,
+        pods=tuple(pods),
+        events=(*own, *(event for event in warnings if _of_objects(event, name, names))),
+        routers=tuple(routers),
+        unread=tuple(dict.fromkeys(unread)),
+    )
+
+
+async def _cluster(api: Api, name: str, namespace: str) -> Raw:
+    collection = f"/apis/{API_VERSION}/namespaces/{segment(namespace)}/{PLURAL}"
+    try:
+        return await api.get(f"{collection}/{segment(name)}")
+    except ReadError as error:
+        if error.status != 404:
+            raise
+    try:
+        others = [raw.name(item) for item in raw.objects(await api.get(collection), "items")]
+    except ReadError as error:
+        if error.status != 404:
+            others = []
+        else:
+            raise NotFoundError(
+                f"{api.server} does not know KVClusters: install the chart (deploy/helm/kvcluster) there first"
+            ) from None
+    there = f"there are: {', '.join(sorted(others))}" if others else "there is none; -n names another namespace"
+    raise NotFoundError(f"no KVCluster {name} in namespace {namespace} of {api.server}; {there}")
+
+
+async def _items(api: Api, what: str, path: str, query: Mapping[str, str], unread: list[str]) -> list[Raw]:
+    try:
+        return [dict(item) for item in raw.objects(await api.get(path, query), "items")]
+    except ReadError as error:
+        unread.append(f"{what} could not be read: {error}")
+        return []
+
+
+def _runs(pod: raw.Raw) -> bool:
+    return raw.text(pod, "status", "phase") == "Running"
+
+
+def _of_objects(event: Raw, name: str, pods: frozenset[str]) -> bool:
+    """Whether it is about an object of the cluster: a pod (one that is gone too), a Deployment, a ReplicaSet, ..."""
+    if raw.text(event, "involvedObject", "kind") == "KVCluster":
+        return False
+    subject = raw.text(event, "involvedObject", "name")
+    # A cluster may be called `rag-worker`: only what Kubernetes makes up (it uses no vowels) may follow our names.
+    return subject in pods or re.fullmatch(f"{re.escape(name)}-(worker|router)(-{_MADE_UP})*", subject) is not None
+
+
+async def _router(api: Api, core: str, pod: str) -> RouterAnswer:
+    proxy = f"{core}/pods/{segment(pod)}:{MANAGEMENT_PORT}/proxy"
+    report, workers = await asyncio.gather(_report(api, f"{proxy}/status"), _workers(api, f"{proxy}/workers"))
+    errors = [answer for answer in (report, workers) if isinstance(answer, str)]
+    return RouterAnswer(
+        pod,
+        None if isinstance(report, str) else report,
+        None if isinstance(workers, str) else workers,
+        errors[0] if errors else "",
+    )
+
+
+async def _report(api: Api, path: str) -> RouterReport | str:
+    try:
+        return parse_report(await api.body(path))
+    except (ReadError, ReportError) as error:
+        return str(error)
+
+
+async def _workers(api: Api, path: str) -> tuple[Raw, ...] | str:
+    try:
+        body = await api.body(path)
+    except ReadError as error:
+        return str(error)
+    return tuple(dict(row) for row in raw.objects(parsed(body), "workers"))

@@ -1,0 +1,337 @@
+"""The page as a value: what was gathered, put together for people and programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from controller.status import raw
+from controller.status.cache import hit_rate_permille, percent
+from controller.status.observed import Component
+from controller.status.pods import active, component_of, containers, is_ready, pod_trouble, state_of
+from controller.status.report import RecentDecision, RouterReport
+from kvcluster.explain.gather import Gathered, RouterAnswer
+
+EVENTS_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionRow:
+    """A condition of the KVCluster."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+    seconds: float | None
+    """Since its status changed."""
+    good: bool | None
+    """Whether that is as it should be; None where it is neither good nor bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFigures:
+    """What the routers say of a worker; None where none could say."""
+
+    blocks: int | None
+    capacity: int | None
+    in_flight: int
+    """Requests of all routers that were asked."""
+    heat: float
+    """Blocks reused there lately, over the routers that were asked."""
+    view_age_seconds: float | None
+    """The oldest view of a router."""
+    routable: bool
+    matched: bool
+    """Every router matches prompts against its cache."""
+    why_not: str
+    """Why it is not routable or not matched."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodRow:
+    """A pod of the cluster."""
+
+    name: str
+    role: str
+    state: str
+    ready: bool
+    restarts: int
+    age_seconds: float | None
+    node: str
+    worker: WorkerFigures | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRow:
+    """A router and its latest decisions."""
+
+    pod: str
+    report: RouterReport | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """An event about the KVCluster, or a warning about one of its objects."""
+
+    type: str
+    reason: str
+    object: str
+    message: str
+    count: int
+    seconds: float | None
+    """Since it was last seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All of it."""
+
+    name: str
+    namespace: str
+    server: str
+    strategy: str
+    endpoint: str
+    hit_rate: str
+    """Empty before the first request."""
+    view_age_seconds: float | None
+    wanted: dict[str, int | None]
+    """How many pods of each component are wanted."""
+    conditions: tuple[ConditionRow, ...]
+    problems: tuple[str, ...]
+    """What is wrong and what to do."""
+    pods: tuple[PodRow, ...]
+    routers: tuple[RouterRow, ...]
+    events: tuple[EventRow, ...]
+    unread: tuple[str, ...]
+    """What could not be read and why."""
+
+
+def page(gathered: Gathered, now: datetime) -> Page:
+    """Puts the page together."""
+    cluster = gathered.cluster
+    reports = [router.report for router in gathered.routers if router.report is not None]
+    rate = hit_rate_permille(reports, None)
+    ages = [report.view_age_seconds for report in reports if report.view_age_seconds is not None]
+    pods = tuple(_pod(pod, gathered.routers, now) for pod in sorted(gathered.pods, key=_routers_first))
+    conditions = tuple(_condition(item, now) for item in raw.objects(cluster, "status", "conditions"))
+    return Page(
+        name=raw.name(cluster),
+        namespace=gathered.namespace,
+        server=gathered.server,
+        strategy=raw.text(cluster, "status", "strategy") or next((report.strategy for report in reports), ""),
+        endpoint=raw.text(cluster, "status", "endpoint"),
+        hit_rate=raw.text(cluster, "status", "hitRate") if rate is None else percent(rate),
+        view_age_seconds=max(ages) if ages else raw.at(cluster, "status", "cache", "viewAgeSeconds"),
+        wanted={component.value: raw.at(cluster, "status", f"{component}s", "wanted") for component in Component},
+        conditions=conditions,
+        problems=_distinct(
+            [
+                *_of_status(cluster),
+                *(
+                    f"{row.type} is {row.status} ({row.reason}): {row.message}"
+                    for row in conditions
+                    if row.good is False
+                ),
+                *_of_pods(gathered, now),
+                *_of_workers(pods),
+                *_of_routers(gathered.routers),
+            ]
+        ),
+        pods=pods,
+        routers=tuple(RouterRow(router.pod, router.report, router.error) for router in gathered.routers),
+        events=_events(gathered.events, now),
+        unread=gathered.unread,
+    )
+
+
+def _since(value: object, now: datetime) -> float | None:
+    then = raw.when(value)
+    return None if then is None else max(0.0, (now - then).total_seconds())
+
+
+def _condition(item: raw.Raw, now: datetime) -> ConditionRow:
+    kind, status = raw.text(item, "type"), raw.text(item, "status")
+    good: bool | None
+    if kind == "Progressing" or status == "Unknown":
+        good = None
+    else:
+        good = (status == "False") if kind == "Degraded" else (status == "True")
+    return ConditionRow(
+        kind,
+        status,
+        raw.text(item, "reason"),
+        raw.text(item, "message"),
+        _since(item.get("lastTransitionTime"), now),
+        good,
+    )
+
+
+# --- pods ---
+
+
+def _routers_first(pod: raw.Raw) -> tuple[str, str]:
+    return component_of(pod), raw.name(pod)
+
+
+def _pod(pod: raw.Raw, routers: Sequence[RouterAnswer], now: datetime) -> PodRow:
+    role = component_of(pod)
+    return PodRow(
+        name=raw.name(pod),
+        role=role,
+        state=state_of(pod),
+        ready=is_ready(pod),
+        restarts=sum(raw.number(status, "restartCount") for status in containers(pod)),
+        age_seconds=_since(raw.at(pod, "metadata", "creationTimestamp"), now),
+        node=raw.text(pod, "spec", "nodeName"),
+        worker=_figures(pod, routers) if role == Component.WORKER else None,
+    )
+
+
+def _figures(pod: raw.Raw, routers: Sequence[RouterAnswer]) -> WorkerFigures | None:
+    known = [(router, row) for router in routers for row in router.workers or () if _is(row, pod)]
+    if not known:
+        return None
+    rows = [row for _, row in known]
+    ages = [row["view_age"] for row in rows if isinstance(row.get("view_age"), int | float)]
+    why = next((text for row in rows for text in _why(row) if text), "")
+    return WorkerFigures(
+        blocks=_largest(row.get("blocks") for row in rows),
+        capacity=_largest(row.get("capacity") for row in rows),
+        in_flight=sum(raw.number(row, "in_flight") for row in rows),
+        heat=sum(
+            router.report.heat.get(raw.text(row, "worker_id"), 0.0)
+            for router, row in known
+            if router.report is not None
+        ),
+        view_age_seconds=max(ages, default=None),
+        routable=all(row.get("ready") is True for row in rows),
+        matched=all(row.get("matching") is True for row in rows),
+        why_not=why,
+    )
+
+
+def _is(row: raw.Raw, pod: raw.Raw) -> bool:
+    """A worker calls itself as its pod is called; one that has not said so yet is known by its address."""
+    address = raw.text(pod, "status", "podIP")
+    return raw.text(row, "worker_id") == raw.name(pod) or (
+        bool(address) and urlsplit(raw.text(row, "url")).hostname == address.lower()
+    )
+
+
+def _why(row: raw.Raw) -> tuple[str, str]:
+    return raw.text(row, "why_not_ready"), raw.text(row, "why_not_matching")
+
+
+def _largest(values: Iterable[Any]) -> int | None:
+    return max((value for value in values if type(value) is int), default=None)
+
+
+# --- what is wrong ---
+
+
+def _of_status(cluster: raw.Raw) -> list[str]:
+    generation = raw.number(cluster, "metadata", "generation")
+    seen = raw.at(cluster, "status", "observedGeneration")
+    if type(seen) is not int:
+        return [
+            "It has no status: the controller has not seen it. Does it run, and does it watch this namespace? "
+            "kubectl get pods -A -l app.kubernetes.io/name=kvcluster,app.kubernetes.io/component=controller"
+        ]
+    if seen < generation:
+        return [
+            f"The status is about generation {seen} and the spec is at {generation}: the controller is behind, "
+            "or does not run."
+        ]
+    return []
+
+
+def _of_pods(gathered: Gathered, now: datetime) -> list[str]:
+    troubles = (
+        pod_trouble(pod, gathered.namespace, now) for component in Component for pod in active(gathered.pods, component)
+    )
+    return [trouble.message for trouble in troubles if trouble is not None]
+
+
+def _of_workers(pods: Iterable[PodRow]) -> list[str]:
+    found = []
+    for pod in pods:
+        # What a pod that is not ready yet lacks is no news.
+        if not pod.ready or pod.worker is None:
+            continue
+        if not pod.worker.routable:
+            found.append(f"Worker {pod.name} is ready, and gets no requests: {pod.worker.why_not}")
+        elif not pod.worker.matched:
+            found.append(f"Worker {pod.name} gets requests by load alone: {pod.worker.why_not}")
+    return found
+
+
+def _of_routers(routers: Iterable[RouterAnswer]) -> list[str]:
+    found = []
+    for router in routers:
+        discovery = router.report.discovery if router.report is not None else None
+        if discovery is not None and not discovery.healthy:
+            found.append(
+                f"Router {router.pod} is not told which workers there are "
+                f"({discovery.error or 'no reason is given'}), and serves with the last list it had."
+            )
+    return found
+
+
+def _distinct(problems: Iterable[str]) -> tuple[str, ...]:
+    """Without those that another one contains."""
+    found: list[str] = []
+    for problem in problems:
+        if not any(problem in other for other in found):
+            found.append(problem)
+    return tuple(found)
+
+
+# --- events and decisions ---
+
+
+def _events(events: Iterable[raw.Raw], now: datetime) -> tuple[EventRow, ...]:
+    rows = [_event(event, now) for event in events]
+    rows.sort(key=lambda row: row.seconds if row.seconds is not None else float("inf"))
+    return tuple(rows[:EVENTS_SHOWN])
+
+
+def _event(event: raw.Raw, now: datetime) -> EventRow:
+    seen = (
+        raw.at(event, "series", "lastObservedTime")
+        or event.get("lastTimestamp")
+        or event.get("eventTime")
+        or raw.at(event, "metadata", "creationTimestamp")
+    )
+    kind, name = (raw.text(event, "involvedObject", field) for field in ("kind", "name"))
+    return EventRow(
+        type=raw.text(event, "type"),
+        reason=raw.text(event, "reason"),
+        object=f"{kind}/{name}",
+        message=raw.text(event, "message"),
+        count=raw.number(event, "series", "count") or raw.number(event, "count") or 1,
+        seconds=_since(seen, now),
+    )
+
+
+def decision_reasons(page: Page) -> dict[str, int]:
+    """Decisions by reason over all routers, the most frequent first."""
+    total: dict[str, int] = {}
+    for router in page.routers:
+        for reason, count in (router.report.decisions if router.report is not None else {}).items():
+            total[reason] = total.get(reason, 0) + count
+    return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+def last_decisions(page: Page, count: int) -> list[tuple[str, RecentDecision]]:
+    """The latest decisions of each router, by router, the newest first."""
+    return [
+        (router.pod, decision)
+        for router in page.routers
+        if router.report is not None
+        for decision in router.report.recent[:count]
+    ]

@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+
+import pytest
+
+from controller.status.observed import Observed, Problem, ProblemKind
+from tests.controller.status.support import (
+    NOW,
+    ROUTERS,
+    WORKERS,
+    ago,
+    ailing,
+    conditions,
+    container,
+    deployment,
+    observed,
+    pod,
+    reasons,
+    report,
+    waiting,
+)
+
+WELL = {
+    "Ready": "True/Serving",
+    "WorkersAvailable": "True/AllReady",
+    "RouterAvailable": "True/AllReady",
+    "CacheViewFresh": "True/Fresh",
+    "Progressing": "False/Complete",
+    "Degraded": "False/AsExpected",
+}
+
+
+def test_a_cluster_that_is_well():
+    assert reasons(observed()) == WELL
+    assert {item["observedGeneration"] for item in conditions(observed()).values()} == {7}
+
+
+def test_a_cluster_that_has_just_been_applied():
+    assert reasons(Observed("rag", "ns", 1, observed().spec, workers_wanted=4)) == {
+        "Ready": "False/NotCreated",
+        "WorkersAvailable": "False/NotCreated",
+        "RouterAvailable": "False/NotCreated",
+        "CacheViewFresh": "Unknown/NoWorkers",
+        "Progressing": "True/Creating",
+        "Degraded": "False/AsExpected",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ready", "expected"),
+    [
+        (1, 1, "True/AllReady"),
+        (2, 1, "True/SomeReady"),
+        (3, 2, "True/SomeReady"),
+        (4, 3, "True/SomeReady"),
+        (4, 2, "False/TooFewReady"),
+        (8, 6, "True/SomeReady"),
+        (8, 5, "False/TooFewReady"),
+        (4, 5, "True/AllReady"),
+        (0, 0, "False/ScaledToZero"),
+    ],
+)
+def test_a_quarter_may_be_missing(wanted, ready, expected):
+    load = deployment(wanted=wanted, readyReplicas=ready)
+    seen = observed(deployments={"worker": load, "router": deployment("router", 2)}, workers_wanted=wanted)
+    assert reasons(seen)["WorkersAvailable"] == expected
+    assert reasons(seen)["Ready"] == ("True/Serving" if ready else "False/ScaledToZero")
+    assert reasons(seen)["Degraded"] == "False/AsExpected"
+
+
+def test_routers_without_workers_wait_for_them():
+    starting = pod("rag-worker-0", ready=False)
+    unready = [pod(router["metadata"]["name"], ready=False) for router in ROUTERS]
+    seen = observed(
+        pods=(starting, *unready),
+        deployments={
+            "worker": deployment(readyReplicas=None, availableReplicas=None),
+            "router": deployment("router", 2, readyReplicas=None, availableReplicas=None),
+        },
+    )
+    found = conditions(seen)
+    assert reasons(seen) == {
+        "Ready": "False/NoneReady",
+        "WorkersAvailable": "False/NoneReady",
+        "RouterAvailable": "False/WaitingForWorkers",
+        "CacheViewFresh": "Unknown/NoWorkers",
+        "Progressing": "True/Starting",
+        "Degraded": "False/AsExpected",
+    }
+    assert found["Ready"]["message"] == "0 of 4 workers are ready. Pod rag-worker-0: runs, not ready."
+
+
+# --- what pods suffer from ---
+
+PULL = 'rpc error: code = NotFound desc = failed to pull and unpack image "registry.example/kvcluster:9": not found'
+CRASHED = {"terminated": {"exitCode": 3, "reason": "Error", "finishedAt": ago(seconds=20)}}
+OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": ago(seconds=20)}}
+KILLED = {"terminated": {"exitCode": 139, "reason": "Error", "finishedAt": ago(seconds=20)}}
+UNSCHEDULABLE = [
+    {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+    }
+]
+
+AILMENTS = {
+    "pull": (
+        {"containerStatuses": waiting("ErrImagePull", PULL)},
+        "ImagePullFailed",
+        ["Pod rag-worker-x cannot pull image registry.example/kvcluster:9: rpc error", "not found.", "Check the image"],
+    ),
+    "pull, from 1.31 on": (
+        {
+            "containerStatuses": waiting(
+                "ImagePullBackOff", f'Back-off pulling image "registry.example/kvcluster:9": ErrImagePull: {PULL}'
+            )
+        },
+        "ImagePullFailed",
+        [f"image registry.example/kvcluster:9: {PULL}. Check"],
+    ),
+    "pull, no cause given": (
+        {"containerStatuses": waiting("ImagePullBackOff", 'Back-off pulling image "registry.example/kvcluster:9"')},
+        "ImagePullFailed",
+        ["cannot pull image registry.example/kvcluster:9. Check"],
+    ),
+    "name": (
+        {"containerStatuses": waiting("InvalidImageName")},
+        "ImagePullFailed",
+        ["cannot pull image registry.example/kvcluster:9 (InvalidImageName). Check"],
+    ),
+    "initial container": (
+        {"initContainerStatuses": waiting("ErrImageNeverPull", "it is not present")},
+        "ImagePullFailed",
+        ["it is not present."],
+    ),
+    "config": (
+        {"containerStatuses": waiting("CreateContainerConfigError", 'configmap "rag-worker" not found')},
+        "CannotStart",
+        ['Container worker of pod rag-worker-x cannot start (CreateContainerConfigError): configmap "rag-worker" not'],
+    ),
+    "crash": (
+        {"containerStatuses": waiting("CrashLoopBackOff", "back-off 40s", restartCount=4, lastState=CRASHED)},
+        "CrashLooping",
+        [
+            "Container worker of pod rag-worker-x keeps ending: last time with exit code 3.",
+            "kubectl logs -n ns rag-worker-x -c worker --previous",
+        ],
+    ),
+    "crash, between two": (
+        {"containerStatuses": [container(state={"running": {}}, restartCount=2, lastState=KILLED)]},
+        "CrashLooping",
+        ["last time with exit code 139 (SIGSEGV)."],
+    ),
+    "crash, right after": (
+        {"containerStatuses": [container(state=CRASHED, restartCount=1)]},
+        "CrashLooping",
+        ["exit code 3"],
+    ),
+    "memory": (
+        {"containerStatuses": waiting("CrashLoopBackOff", restartCount=4, lastState=OOM)},
+        "CrashLooping",
+        ["OOMKilled, exit code 137", "Raise its memory limit"],
+    ),
+    "no node": (
+        {"phase": "Pending", "conditions": UNSCHEDULABLE},
+        "Unschedulable",
+        ["No node takes pod rag-worker-x: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "spec.workers"],
+    ),
+}
+
+
+@pytest.mark.parametrize("ailment", AILMENTS)
+def test_what_a_pod_suffers_from_is_told_with_its_name(ailment):
+    status, reason, words = AILMENTS[ailment]
+    few, none = (ailing(pod("rag-worker-x", ready=False, **status), ready=ready) for ready in (3, 0))
+    assert reasons(few)["Degraded"] == f"True/{reason}"
+    assert reasons(few)["WorkersAvailable"] == "True/SomeReady"
+    assert reasons(few)["Ready"] == "True/Serving"
+    assert reasons(none)["WorkersAvailable"] == reasons(none)["Ready"] == f"False/{reason}"
+    for message in (
+        conditions(few)["Degraded"]["message"],
+        conditions(few)["WorkersAvailable"]["message"],
+        conditions(none)["Ready"]["message"],
+    ):
+        assert all(word in message for word in words), message
+        assert "rag-worker-x" in message
+
+
+def test_the_kubelets_best_explanation_is_kept_while_its_messages_alternate():
+    sick = {
+        reason: ailing(pod("rag-worker-x", ready=False, containerStatuses=waiting(reason, said)))
+        for reason, said in (("ErrImagePull", PULL), ("ImagePullBackOff", "Back-off pulling image"))
+    }
+    first = conditions(sick["ErrImagePull"])
+    again = conditions(sick["ImagePullBackOff"], {"conditions": list(first.values())})
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        ({"containerStatuses": [container(state={"running": {}}, restartCount=1, lastState=CRASHED)]}, "ended once"),
+        (
+            {
+                "containerStatuses": [
+                    container(
+                        state={"running": {}},
+                        restartCount=5,
+                        lastState={"terminated": {"exitCode": 1, "finishedAt": ago(minutes=11)}},
+                    )
+                ]
+            },
+            "long ago",
+        ),
+        ({"containerStatuses": waiting("ContainerCreating")}, "starting"),
+    ],
+)
+def test_no_crash_loop(status, why):
+    assert reasons(ailing(pod("rag-worker-x", ready=False, **status)))["Degraded"] == "False/AsExpected", why
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(59, "True/CrashLooping"), (60, "False/AsExpected")])
+def test_a_loop_is_over_once_the_pod_has_been_ready_for_a_minute(seconds, expected):
+    status = [container(state={"running": {}}, restartCount=3, lastState=CRASHED)]
+    seen = observed(
+        pods=(*WORKERS[:3], pod("rag-worker-x", since=ago(seconds=seconds), containerStatuses=status), *ROUTERS)
+    )
+    assert reasons(seen)["Degraded"] == expected
+    assert reasons(seen)["WorkersAvailable"] == "True/AllReady"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ('pods "rag-worker-x" is forbidden: exceeded quota: gpus, requested: nvidia.com/gpu=1', "QuotaExceeded"),
+        ('pods "rag-worker-x" is forbidden: violates PodSecurity "restricted:latest"', "CreateRefused"),
+    ],
+)
+def test_pods_that_are_refused(said, reason):
+    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": said}
+    seen = ailing(ready=1, conditions=[failure])
+    assert reasons(seen)["WorkersAvailable"] == f"False/{reason}"
+    assert reasons(seen)["Degraded"] == f"True/{reason}"
+    assert said in conditions(seen)["Degraded"]["message"]
+
+
+def test_the_gravest_comes_first_and_the_rest_is_named():
+    seen = ailing(
+        pod("rag-worker-a", ready=False, phase="Pending", conditions=UNSCHEDULABLE),
+        pod("rag-worker-b", ready=False, containerStatuses=waiting("ErrImagePull", PULL)),
+        pod("rag-worker-c", ready=False, containerStatuses=waiting("ErrImagePull", PULL)),
+        ready=1,
+    )
+    degraded = conditions(seen)["Degraded"]
+    assert degraded["reason"] == "ImagePullFailed"
+    assert degraded["message"].endswith("And 1 more. Besides: Unschedulable.")
+
+
+def test_pods_that_are_over_or_being_deleted_suffer_from_nothing():
+    sick = pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", PULL))
+    sick["metadata"]["deletionTimestamp"] = ago(seconds=1)
+    evicted = pod("rag-worker-y", ready=False, containerStatuses=waiting("ErrImagePull", PULL), phase="Failed")
+    assert reasons(ailing(sick, evicted))["Degraded"] == "False/AsExpected"
+
+
+# --- problems of the controller ---
+
+
+@pytest.mark.parametrize(
+    "kind", [ProblemKind.INVALID_SPEC, ProblemKind.NAME_CONFLICT, ProblemKind.APPLY_FAILED, ProblemKind.MISSING_API]
+)
+def test_problems_of_applying(kind):
+    seen = observed(problems=(Problem(kind, "Service/rag-router", "belongs to Helm release x"),))
+    assert reasons(seen)["Degraded"] == f"True/{kind}"
+    assert conditions(seen)["Degraded"]["message"] == "Service/rag-router: belongs to Helm release x"
+    blocked = kind is not ProblemKind.MISSING_API
+    assert reasons(seen)["Progressing"] == ("False/Blocked" if blocked else "False/Complete")
+    assert reasons(seen)["Ready"] == "True/Serving"
+
+
+def test_an_invalid_spec_leaves_what_runs_in_view():
+    problems = tuple(Problem(ProblemKind.INVALID_SPEC, f"spec.{name}", "is wrong.") for name in "abcde")
+    seen = observed(spec=None, workers_wanted=None, problems=problems)
+    assert reasons(seen) == {**WELL, "Degraded": "True/InvalidSpec", "Progressing": "False/Blocked"}
+    assert conditions(seen)["Degraded"]["message"] == (
+        "spec.a: is wrong. spec.b: is wrong. spec.c: is wrong. And 2 more."
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "condition"), [("HorizontalPodAutoscaler", "ScalingActive"), ("ScaledObject", "Ready")]
+)
+def test_an_autoscaler_that_fails_has_two_minutes(kind, condition):
+    def failing(reason: str, since: str) -> Observed:
+        why = {"type": condition, "status": "False", "reason": reason, "message": "no metrics returned"}
+        scaler = {
+            "kind": kind,
+            "metadata": {"name": "rag-worker"},
+            "status": {"conditions": [{**why, "lastTransitionTime": since}]},
+        }
+        return observed(autoscaler=scaler, workers_wanted=None)
+
+    assert reasons(failing("FailedGetPodsMetric", ago(seconds=119)))["Degraded"] == "False/AsExpected"
+    assert reasons(failing("ScalingDisabled", ago(hours=1)))["Degraded"] == "False/AsExpected"
+    seen = failing("FailedGetPodsMetric", ago(seconds=120))
+    assert reasons(seen)["Degraded"] == "True/AutoscalerFailing"
+    message = conditions(seen)["Degraded"]["message"]
+    assert message == f"{kind} rag-worker (FailedGetPodsMetric): no metrics returned."
+
+
+# --- the way to what is wanted ---
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"replicas": 5, "updatedReplicas": 1}, "True/RollingOut"),
+        ({"replicas": 5, "updatedReplicas": 4}, "True/RollingOut"),
+        ({"updatedReplicas": None}, "True/RollingOut"),
+        ({"observedGeneration": 0}, "True/RollingOut"),
+        ({"replicas": 2, "updatedReplicas": 2}, "True/Scaling"),
+        ({"replicas": 6, "updatedReplicas": 6}, "True/Scaling"),
+        ({"readyReplicas": 3, "availableReplicas": 3}, "True/Starting"),
+        ({}, "False/Complete"),
+        (
+            {
+                "updatedReplicas": 1,
+                "conditions": [
+                    {
+                        "type": "Progressing",
+                        "status": "False",
+                        "reason": "ProgressDeadlineExceeded",
+                        "message": 'ReplicaSet "rag-worker-1" has timed out progressing.',
+                    }
+                ],
+            },
+            "False/Stalled",
+        ),
+    ],
+)
+def test_progress(figures, expected):
+    seen = observed(deployments={"worker": deployment(**figures), "router": deployment("router", 2)})
+    assert reasons(seen)["Progressing"] == expected
+    assert reasons(seen)["Ready"] == "True/Serving"
+    assert reasons(seen)["Degraded"] == ("True/Stalled" if "Stalled" in expected else "False/AsExpected")
+
+
+# --- what the routers know ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"view_age_seconds": 5.0}, "True/Fresh"),
+        ({"view_age_seconds": 5.1}, "False/Stale"),
+        ({"workers_matching": 3}, "False/Mismatch"),
+        ({"workers_ready": 3, "workers_matching": 3}, "False/WorkersMissing"),
+        ({"draining": True, "workers_ready": 0}, "True/Fresh"),
+    ],
+)
+def test_the_worst_router_decides(changes, expected):
+    seen = observed(reports={"rag-router-a": report(), "rag-router-b": report(**changes)})
+    assert reasons(seen)["CacheViewFresh"] == expected
+    if expected.startswith("False"):
+        assert "rag-router-b" in conditions(seen)["CacheViewFresh"]["message"]
+
+
+def test_a_dead_watch_is_told_with_its_error():
+    discovery = dataclasses.replace(report().discovery, healthy=False, error="watch: 403 Forbidden")
+    seen = observed(reports={"rag-router-a": report(discovery=discovery, workers_matching=0)})
+    assert reasons(seen)["CacheViewFresh"] == "False/DiscoveryStale"
+    assert "watch: 403 Forbidden." in conditions(seen)["CacheViewFresh"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        ({}, "Unknown/RouterUnreachable"),
+        ({"rag-router-a": report()}, "True/Fresh"),
+        ({"rag-router-a": report(), "rag-router-b": "timed out"}, "Unknown/RouterUnreachable"),
+        ({"rag-router-a": report(workers_matching=1), "rag-router-b": "timed out"}, "False/Mismatch"),
+        ({"rag-router-gone": report(workers_matching=1), "rag-router-a": report()}, "True/Fresh"),
+    ],
+)
+def test_routers_that_do_not_answer(reports, expected):
+    assert reasons(observed(reports=reports))["CacheViewFresh"] == expected
+
+
+def test_without_routers_nobody_can_say():
+    assert reasons(observed(pods=WORKERS))["CacheViewFresh"] == "Unknown/NoRouter"
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(4, "True/Fresh"), (5, "False/WorkersMissing")])
+def test_a_new_worker_has_five_seconds_to_be_known(seconds, expected):
+    new = pod("rag-worker-new", since=ago(seconds=seconds))
+    assert reasons(observed(pods=(*WORKERS, new, *ROUTERS)))["CacheViewFresh"] == expected
+
+
+# --- their history ---
+
+
+def test_the_transition_time_moves_with_the_status_alone():
+    before = conditions(observed())
+    previous = {"conditions": list(before.values())}
+    later = NOW + timedelta(minutes=5)
+    seen = observed(deployments={"worker": deployment(readyReplicas=3), "router": deployment("router", 2)})
+    after = conditions(seen, previous, later)
+    assert after["WorkersAvailable"]["reason"] == "SomeReady"
+    assert after["WorkersAvailable"]["lastTransitionTime"] == before["Ready"]["lastTransitionTime"]
+    gone = observed(deployments={"worker": deployment(readyReplicas=0), "router": deployment("router", 2)})
+    assert conditions(gone, previous, later)["Ready"]["lastTransitionTime"] == "2026-03-01T12:05:00Z"

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controller.spec.docs import MarkersMissingError
+from controller.status.docs import with_tables
+from controller.status.schema import status_schema
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "status.md"
+
+
+def test_the_tables_are_those_of_the_enums():
+    text = DOCUMENT.read_text()
+    assert with_tables(text) == text, "run: python -m controller.status.docs"
+
+
+def test_every_field_is_documented():
+    schema, text = status_schema(), DOCUMENT.read_text()
+    cache = [f"cache.{name}" for name in schema["properties"].pop("cache")["properties"]]
+    assert all(f"`{name}`" in text for name in (*schema["properties"], *cache))
+
+
+def test_a_document_without_a_place_for_them_is_refused():
+    with pytest.raises(MarkersMissingError, match="conditions: generated"):
+        with_tables("# Status\n")

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from controller.status.observed import Observed, Problem, ProblemKind
+from controller.status.status import compute
+from controller.status.transitions import events
+from tests.controller.status.support import NOW, WORKERS, ailing, deployment, observed, pod, waiting
+
+SICK = pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", "not found"))
+NEW = Observed("rag", "ns", 1, observed().spec, workers_wanted=4)
+
+
+def told(*seen: Observed) -> list[list[tuple[str, str]]]:
+    """Events after each of these, one after another."""
+    status, said = None, []
+    for each in seen:
+        current = compute(each, status, NOW)
+        said.append([(note.type, note.reason) for note in events(status, current)])
+        status = current
+    return said
+
+
+def test_from_apply_to_ready():
+    assert told(NEW, observed(), observed()) == [
+        [("Normal", "Creating")],
+        [
+            *(("Normal", "AllReady"),) * 2,
+            ("Normal", "Fresh"),
+            ("Normal", "Complete"),
+            ("Normal", "Serving"),
+        ],
+        [],
+    ]
+
+
+def test_one_cause_is_told_once():
+    well = observed()
+    assert told(well, ailing(SICK, ready=0), ailing(SICK, ready=0))[1:] == [
+        [("Warning", "ImagePullFailed"), ("Normal", "NoWorkers"), ("Normal", "Starting")],
+        [],
+    ]
+
+
+def test_the_event_names_the_pod():
+    note = events(compute(observed(), None, NOW), compute(ailing(SICK), None, NOW))[0]
+    assert (note.type, note.reason) == ("Warning", "ImagePullFailed")
+    assert "rag-worker-x" in note.message
+
+
+def test_a_message_that_changes_alone_is_no_event():
+    other = pod("rag-worker-y", ready=False, containerStatuses=waiting("ErrImagePull", "denied"))
+    assert told(ailing(SICK), ailing(other))[1] == []
+
+
+def test_scaling_is_told():
+    more = observed(
+        workers_wanted=6,
+        deployments={"worker": deployment(wanted=6, replicas=4), "router": deployment("router", 2)},
+    )
+    before, after = compute(observed(), None, NOW), compute(more, None, NOW)
+    assert [note.message for note in events(before, after) if note.reason == "Scaled"] == ["workers: from 4 to 6"]
+
+
+def test_losing_ready_is_a_warning_unless_it_was_asked_for():
+    def without(wanted: int) -> Observed:
+        return observed(
+            pods=WORKERS,
+            workers_wanted=wanted,
+            deployments={
+                "worker": deployment(wanted=wanted, readyReplicas=None, availableReplicas=None),
+                "router": deployment("router", 2),
+            },
+        )
+
+    lost = [note for note in told(observed(), without(4))[1] if note[1] == "NoneReady"]
+    assert lost == [("Warning", "NoneReady")]
+    assert all(kind == "Normal" for kind, _ in told(observed(), without(0))[1])
+
+
+def test_problems_and_their_end():
+    conflict = observed(problems=(Problem(ProblemKind.NAME_CONFLICT, "Service/rag-router", "is foreign"),))
+    assert told(observed(), conflict, observed())[1:] == [
+        [("Warning", "NameConflict"), ("Normal", "Blocked")],
+        [("Normal", "AsExpected"), ("Normal", "Complete")],
+    ]

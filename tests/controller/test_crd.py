@@ -1,0 +1,77 @@
+"""The CRD: one with the model, structural, and refused by nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+
+from controller.spec.crd import CHART_FILE, crd, crd_yaml
+from controller.spec.fields import FIELDS
+from controller.spec.rules import RULES
+
+ROOT = Path(__file__).parents[2]
+
+
+def schema() -> dict[str, Any]:
+    result: dict[str, Any] = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return result
+
+
+def nodes(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    yield path, node
+    for name, child in node.get("properties", {}).items():
+        yield from nodes(child, (*path, name))
+    for name, part in (("items", "[]"), ("additionalProperties", "*")):
+        if isinstance(node.get(name), dict):
+            yield from nodes(node[name], (*path, part))
+
+
+def test_the_charts_copy_is_the_generated_one():
+    assert (ROOT / CHART_FILE).read_text(encoding="utf-8") == crd_yaml(), "run: python -m controller.spec.crd"
+
+
+def test_kubernetes_own_schema_takes_it():
+    kubernetes_validate.validate(crd(), "1.32", strict=True)
+
+
+def test_every_field_of_the_model_is_in_it_with_its_description():
+    found = dict(nodes(schema()))
+    for field in FIELDS:
+        if field.path[0] != "spec":
+            continue
+        assert field.path in found, ".".join(field.path)
+        assert found[field.path]["description"], ".".join(field.path)
+
+
+def test_it_is_structural():
+    for path, node in nodes(schema()):
+        where = ".".join(path)
+        assert "type" in node or node.get("x-kubernetes-int-or-string"), where
+        assert not node.keys() & {"$ref", "title", "allOf", "oneOf", "const", "$defs"}, where
+        assert node.get("anyOf") is None or node.get("x-kubernetes-int-or-string"), where
+        assert not ("properties" in node and "additionalProperties" in node), where
+        assert isinstance(node.get("exclusiveMinimum", True), bool), where
+        assert node.get("type") != "array" or "x-kubernetes-list-type" in node, where
+
+
+def test_every_part_that_has_defaults_is_filled_in_though_it_is_not_given():
+    found = dict(nodes(schema()))
+    for path, node in found.items():
+        if path[:1] == ("spec",) and "default" in node and "[]" not in path:
+            for end in range(1, len(path)):
+                parent = found[path[:end]]
+                assert parent.get("default") == {} or path[:end] == ("spec", "autoscaling"), ".".join(path)
+
+
+def test_every_rule_stands_at_its_place_and_says_what_to_do():
+    found = dict(nodes(schema()))
+    for path, rules in RULES.items():
+        standing = found[path]["x-kubernetes-validations"]
+        assert [rule["rule"] for rule in standing] == [rule.expression for rule in rules]
+        for rule in rules:
+            assert len(rule.message) > 20
+            if rule.field is not None:
+                assert (*path, *rule.field.strip(".").split(".")) in found

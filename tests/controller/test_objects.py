@@ -1,0 +1,256 @@
+"""The objects a KVCluster asks for, as Kubernetes' own schemas and the processes in the pods read them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from controller.kube.kinds import kind_of
+from controller.objects.desired import desired_objects
+from controller.objects.names import Cluster, Object, Release
+from controller.spec.load import validate_manifest
+from router.settings import Settings as RouterSettings
+from worker.settings import Settings as WorkerSettings
+
+VLLM = {
+    "model": {"name": "meta-llama/Llama-3.1-8B", "profile": "llama-3.1-8b-h100-80gb"},
+    "engine": {
+        "type": "vllm",
+        "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "t"}}}],
+    },
+    "workers": {
+        "replicas": 3,
+        "resources": {"limits": {"nvidia.com/gpu": 1}},
+        "runtimeClassName": "nvidia",
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+        "volumeMounts": [{"name": "shm", "mountPath": "/weights"}],
+    },
+}
+EVERYTHING: dict[str, Any] = {
+    "engine": {"args": ["--dev-mode"], "env": [{"name": "A", "value": "b"}], "imagePullSecrets": ["registry"]},
+    "workers": {
+        "resources": {"requests": {"cpu": "500m", "memory": "256Mi"}},
+        "nodeSelector": {"disk": "fast"},
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {"podAntiAffinity": {}},
+        "topologySpreadConstraints": [
+            {"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"},
+        ],
+        "podMetadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+        "priorityClassName": "high",
+    },
+    "router": {"replicas": 2, "service": {"type": "LoadBalancer", "annotations": {"lb": "internal"}}},
+    "autoscaling": {"min": 2, "max": 4, "targetQueue": 3},
+    "monitoring": {"podMonitor": True, "podMonitorLabels": {"release": "prom"}, "scrapeAnnotations": True},
+    "networkPolicy": {"enabled": True, "scrapers": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
+}
+SPECS = {"default": {}, "vllm": VLLM, "everything": EVERYTHING, "vllm and everything": {**EVERYTHING, **VLLM}}
+ALWAYS = {
+    *("ServiceAccount/rag-router", "Role/rag-router", "RoleBinding/rag-router", "ConfigMap/rag-router"),
+    *("ConfigMap/rag-worker", "Service/rag-worker", "Service/rag-router", "Service/rag-router-management"),
+    *("PodDisruptionBudget/rag-router", "PodDisruptionBudget/rag-worker"),
+    *("Deployment/rag-worker", "Deployment/rag-router"),
+}
+
+
+def objects(name: str = "rag", release: Release | None = None, **spec: Any) -> dict[str, Object]:
+    """`Kind/name` -> manifest."""
+    content = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": {"name": name}, "spec": spec}
+    parsed = validate_manifest(content).spec
+    cluster = Cluster(name, "serving", "uid-1", parsed, release or Release("kvcluster:1.2.3", "Never", "system"))
+    return {f"{item['kind']}/{item['metadata']['name']}": item for item in desired_objects(cluster)}
+
+
+def containers(deployment: Object) -> dict[str, Object]:
+    spec = deployment["spec"]["template"]["spec"]
+    return {item["name"]: item for item in (*spec["containers"], *spec.get("initContainers", ()))}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_kubernetes_own_schemas_take_every_object(spec):
+    for item in objects(**spec).values():
+        if not kind_of(item).optional:
+            kubernetes_validate.validate(item, "1.32", strict=True)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_every_object_belongs_to_its_cluster(spec):
+    made = objects(**spec)
+    assert set(made) >= ALWAYS
+    for item in made.values():
+        metadata = item["metadata"]
+        assert metadata["namespace"] == "serving"
+        assert metadata["ownerReferences"] == [
+            {
+                "apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "name": "rag", "uid": "uid-1",
+                "controller": True, "blockOwnerDeletion": True,
+            }
+        ]  # fmt: skip
+        assert metadata["labels"]["app.kubernetes.io/instance"] == "rag"
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "kvcluster"
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_selectors_choose_the_pods_of_one_component(spec):
+    made = objects(**spec)
+    for component in ("router", "worker"):
+        labels = made[f"Deployment/rag-{component}"]["spec"]["template"]["metadata"]["labels"]
+        for kind in ("Deployment", "PodDisruptionBudget"):
+            selector = made[f"{kind}/rag-{component}"]["spec"]["selector"]["matchLabels"]
+            assert selector.items() <= labels.items()
+            assert selector["app.kubernetes.io/component"] == component
+        assert made[f"Service/rag-{component}"]["spec"]["selector"].items() <= labels.items()
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_our_own_containers_are_restricted(spec):
+    made = objects(**spec)
+    own = [
+        container
+        for component in ("router", "worker")
+        for container in containers(made[f"Deployment/rag-{component}"]).values()
+        if container["command"][0] == "python"
+    ]
+    assert own
+    for container in own:
+        context = container["securityContext"]
+        assert context["runAsNonRoot"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["image"] == "kvcluster:1.2.3"
+        assert container["imagePullPolicy"] == "Never"
+
+
+def test_no_image_is_whatever_is_latest():
+    for item in objects(**VLLM).values():
+        for container in containers(item).values() if item["kind"] == "Deployment" else ():
+            tag = container["image"].rpartition(":")[2]
+            assert re.fullmatch(r"v?\d+(\.\d+)+", tag), container["image"]
+
+
+def test_a_pods_environment_is_what_its_process_reads(monkeypatch):
+    made = objects(cache={"blocks": 100}, engine={"seed": 7}, router={"strategy": "round_robin"})
+    for component in ("router", "worker"):
+        for name, value in made[f"ConfigMap/rag-{component}"]["data"].items():
+            monkeypatch.setenv(name, value)
+    worker, router = WorkerSettings.load([]), RouterSettings.load([])
+    assert (worker.blocks, worker.seed, worker.block_size, worker.port) == (100, 7, 16, 8100)
+    assert (router.strategy, router.block_size, router.grace_period) == ("round_robin", 16, 30.0)
+    unread = {
+        name
+        for component, prefix, model in (("router", "ROUTER_", RouterSettings), ("worker", "WORKER_", WorkerSettings))
+        for name in made[f"ConfigMap/rag-{component}"]["data"]
+        if name.removeprefix(prefix).lower() not in model.model_fields
+    }
+    assert unread == set()
+
+
+def test_a_change_of_the_settings_rolls_the_pods_it_concerns():
+    def hashes(**spec: Any) -> list[str]:
+        made = objects(**spec)
+        return [
+            made[f"Deployment/rag-{component}"]["spec"]["template"]["metadata"]["annotations"][
+                "kvcluster.dev/config-hash"
+            ]
+            for component in ("worker", "router")
+        ]
+
+    worker, router = hashes()
+    assert hashes(workers={"replicas": 9}) == [worker, router]
+    other_worker, same_router = hashes(engine={"seed": 1})
+    assert other_worker != worker
+    assert same_router == router
+    same_worker, other_router = hashes(router={"strategy": "round_robin"})
+    assert same_worker == worker
+    assert other_router != router
+
+
+def test_replicas_are_the_autoscalers_while_there_is_one():
+    assert objects(workers={"replicas": 3})["Deployment/rag-worker"]["spec"]["replicas"] == 3
+    made = objects(workers={"replicas": 3}, autoscaling={"max": 5})
+    assert "replicas" not in made["Deployment/rag-worker"]["spec"]
+    spec = made["HorizontalPodAutoscaler/rag-worker"]["spec"]
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (1, 5)
+    assert spec["metrics"][0]["pods"]["metric"]["name"] == "vllm:num_requests_waiting"
+    keda = objects(autoscaling={"type": "keda", "max": 5, "prometheusAddress": "http://prometheus:9090"})
+    assert "HorizontalPodAutoscaler/rag-worker" not in keda
+    trigger = keda["ScaledObject/rag-worker"]["spec"]["triggers"][0]["metadata"]
+    assert trigger["query"] == 'sum(vllm:num_requests_waiting{namespace="serving", pod=~"rag-worker-.+"})'
+
+
+def test_a_rolling_change_never_leaves_nobody_to_answer():
+    def rolling(component: str = "worker", **spec: Any) -> dict[str, int]:
+        update = objects(**spec)[f"Deployment/rag-{component}"]["spec"]["strategy"]["rollingUpdate"]
+        return {name: update[name] for name in ("maxSurge", "maxUnavailable")}
+
+    another_first = {"maxSurge": 1, "maxUnavailable": 0}
+    assert rolling("router") == rolling() == another_first
+    one_gpu = {**VLLM, "workers": {"replicas": 1}}
+    assert rolling(**one_gpu) == another_first, "the only engine may not go before the next is there"
+    assert rolling(**VLLM) == {"maxSurge": 0, "maxUnavailable": 1}, "there may be no GPU for one more"
+
+
+def test_pods_have_time_to_drain():
+    made = objects(workers={"drainSeconds": 120})
+    assert made["Deployment/rag-worker"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 130
+    assert made["Deployment/rag-router"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 135
+    assert made["ConfigMap/rag-worker"]["data"]["WORKER_GRACE_PERIOD"] == "120"
+
+
+def test_vllm_gets_an_agent_beside_it_and_a_feed_port():
+    made = objects(**VLLM)
+    found = containers(made["Deployment/rag-worker"])
+    assert found["worker"]["command"] == ["vllm", "serve"]
+    assert found["worker"]["args"][0] == "meta-llama/Llama-3.1-8B"
+    assert found["agent"]["restartPolicy"] == "Always", "a native sidecar: it outlives the engine"
+    assert {port["name"]: port["port"] for port in made["Service/rag-worker"]["spec"]["ports"]} == {
+        "http": 8100,
+        "feed": 8101,
+    }
+    assert made["ConfigMap/rag-worker"]["data"]["AGENT_TOKENIZER"] == "meta-llama/Llama-3.1-8B"
+    assert made["ConfigMap/rag-router"]["data"]["ROUTER_TOKENIZER"] == "meta-llama/Llama-3.1-8B"
+
+
+def test_network_policies_let_in_whom_they_name_and_nobody_else():
+    made = objects(**EVERYTHING)
+    (worker,) = made["NetworkPolicy/rag-worker"]["spec"]["ingress"]
+    assert [sorted(peer) for peer in worker["from"]] == [["podSelector"], ["namespaceSelector"]]
+    data, management = made["NetworkPolicy/rag-router"]["spec"]["ingress"]
+    assert "from" not in data
+    assert [port["port"] for port in (*data["ports"], *management["ports"])] == [8000, 9000]
+    assert management["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "system"}
+    alone = objects(release=Release("kvcluster:1.2.3"), networkPolicy={"enabled": True})
+    (only,) = alone["NetworkPolicy/rag-router"]["spec"]["ingress"]
+    assert [port["port"] for port in only["ports"]] == [8000], "an empty list of peers would mean everyone"
+
+
+def test_routers_may_read_what_they_watch_and_nothing_else():
+    made = objects()
+    assert made["Role/rag-router"]["rules"] == [
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+    ]
+    assert made["Deployment/rag-router"]["spec"]["template"]["spec"]["serviceAccountName"] == "rag-router"
+    assert made["Deployment/rag-worker"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_the_longest_name_still_makes_service_names():
+    made = objects(name="a" * 45)
+    assert max(len(item["metadata"]["name"]) for item in made.values()) == 63
+
+
+def test_the_same_spec_gives_the_same_objects_and_another_spec_another_stamp():
+    def stamps(**spec: Any) -> dict[str, str]:
+        return {
+            name: item["metadata"]["annotations"]["kvcluster.dev/applied-hash"]
+            for name, item in objects(**spec).items()
+        }
+
+    first, again, other = stamps(), stamps(), stamps(workers={"replicas": 2})
+    assert first == again
+    assert {name for name in first if first[name] != other[name]} == {"Deployment/rag-worker"}

@@ -1,0 +1,150 @@
+"""A Kubernetes API server for tests: enough of it for kubectl, helm, kopf and the official client.
+
+    api = FakeApiServer()
+    await api.start()
+    api.kubeconfig(path)
+    ...
+    await api.stop()
+
+It runs on the test's event loop. `tests/kube/test_conformance.py` holds it to what a real server does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import socket
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+import yaml
+
+from tests.kube.apiserver import writes
+from tests.kube.apiserver.app import App
+from tests.kube.apiserver.cluster import Ask, Cluster
+from tests.kube.apiserver.faults import Fault, Faults
+from tests.kube.apiserver.garbage import GarbageCollector
+from tests.kube.apiserver.request import Logged, token_of
+from tests.kube.apiserver.schema import Definitions
+from tests.kube.apiserver.store import Store
+
+__all__ = ["FakeApiServer", "Fault", "Faults", "Logged"]
+
+
+@lru_cache(maxsize=1)
+def definitions() -> Definitions:
+    """Read once a process: they are never changed."""
+    return Definitions()
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the test runner's."""
+        yield
+
+
+def _utc() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+class FakeApiServer:
+    """An API server on a port of 127.0.0.1. Stopping keeps the objects; starting again is a restart.
+
+    `bookmark_seconds` is how often watches get bookmarks; `service_network` is where ClusterIPs come from (loopback
+    addresses by default, so that whoever plays the proxy can listen on them).
+    """
+
+    def __init__(
+        self, *, port: int = 0, bookmark_seconds: float = 10.0, service_network: str = "127.96.0.0/16",
+        clock: Callable[[], datetime.datetime] = _utc,
+    ) -> None:  # fmt: skip
+        self._port = port
+        self._cluster = Cluster(definitions(), clock, service_network)
+        self._garbage = GarbageCollector(self._cluster)
+        self._app = App(self._cluster, bookmark_seconds)
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._seeded = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def faults(self) -> Faults:
+        return self._app.faults
+
+    @property
+    def requests(self) -> list[Logged]:
+        """Every request answered so far, in order; `requests.clear()` begins anew."""
+        return self._app.requests
+
+    @property
+    def store(self) -> Store:
+        """The objects; read them, write through the API."""
+        return self._cluster.store
+
+    def compact(self) -> None:
+        """Forget the history: watches from before now are answered with 410 Gone."""
+        self._cluster.store.compact()
+
+    async def start(self) -> None:
+        """Serve from now on."""
+        if not self._seeded:
+            self._seeded = True
+            self._seed()
+        sock = socket.create_server(("127.0.0.1", self._port), backlog=2048)
+        sock.setblocking(False)
+        # asyncio sets it on sockets that say they are TCP, which those of create_server do not; answers wait 40 ms without.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._port = sock.getsockname()[1]
+        self._app.client = httpx.AsyncClient(timeout=30, trust_env=False)
+        config = uvicorn.Config(
+            self._app, lifespan="off", log_config=None, log_level="critical", access_log=False, ws="none",
+            timeout_graceful_shutdown=1,
+        )  # fmt: skip
+        self._server = _Server(config)
+        self._serving = asyncio.create_task(self._server.serve([sock]))
+        while not self._server.started:
+            if self._serving.done():
+                self._serving.result()
+            await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        """Drop every connection and the socket."""
+        if self._server is None or self._serving is None:
+            return
+        self._app.cut_watches()
+        self._server.should_exit = True
+        await self._serving
+        if self._app.client is not None:
+            await self._app.client.aclose()
+        self._server = self._serving = self._app.client = None
+
+    def _seed(self) -> None:
+        for name in ("default", "kube-system"):
+            resource = self._cluster.registry.find("", "v1", "namespaces")
+            assert resource is not None
+            namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+            writes.create(self._cluster, resource, "", namespace, Ask(manager="kube-apiserver"))
+
+    def token(self, user: str) -> str:
+        """A bearer token of a user."""
+        return token_of(user)
+
+    def kubeconfig(self, path: Path, user: str = "admin", namespace: str = "default") -> Path:
+        """Write a kubeconfig for a user: `admin`, or `system:serviceaccount:<namespace>:<name>`, or any other name."""
+        config: dict[str, Any] = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": user, "user": {"token": self.token(user)}}],
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": user, "namespace": namespace}}],
+        }  # fmt: skip
+        path.write_text(yaml.safe_dump(config))
+        return path

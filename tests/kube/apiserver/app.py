@@ -1,0 +1,175 @@
+"""The ASGI application: filters (faults, authentication, authorisation), then the handler of the path."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import Any
+
+import httpx
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from tests.kube.apiserver import discovery, handlers, openapi, subresources
+from tests.kube.apiserver.cluster import Cluster
+from tests.kube.apiserver.errors import ApiError, bad_request, no_such_path
+from tests.kube.apiserver.faults import Faults
+from tests.kube.apiserver.rbac import authorized, forbidden
+from tests.kube.apiserver.request import Call, Logged, authenticate, read
+from tests.kube.apiserver.resources import Resource
+from tests.kube.apiserver.watch import Watch
+
+AGGREGATED = "as=APIGroupDiscoveryList"
+JSON = "application/json"
+
+
+class App:
+    """Serves a cluster over HTTP."""
+
+    def __init__(self, cluster: Cluster, bookmark_seconds: float) -> None:
+        self.cluster = cluster
+        self.requests: list[Logged] = []
+        self.watches: set[Watch] = set()
+        self.faults = Faults(self.cut_watches)
+        self.client: httpx.AsyncClient | None = None
+        self._bookmark_seconds = bookmark_seconds
+
+    def cut_watches(self) -> int:
+        for watch in list(self.watches):
+            watch.cut()
+        return len(self.watches)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self.faults.refusing:
+            return  # without an answer: the server drops the connection
+        try:
+            call = await read(Request(scope, receive))
+        except ClientDisconnect:
+            return
+        try:
+            await self._answer(call, receive, send)
+        except ApiError as error:
+            body = orjson.dumps(error.body())
+            await self._send(call, send, error.code, body, headers=error.headers)
+
+    async def _answer(self, call: Call, receive: Receive, send: Send) -> None:
+        call.user = authenticate(call.headers)
+        wanted = call.attributes()
+        wait, failure = self.faults.strike(wanted, call.user.name)
+        if wait:
+            await asyncio.sleep(wait)
+        if failure is not None:
+            raise failure
+        if not authorized(self.cluster, call.user, wanted):
+            raise forbidden(call.user, wanted)
+        if not call.resource:
+            await self._plain(call, send)
+            return
+        resource = self.cluster.registry.find(call.group, call.version, call.resource)
+        if resource is None or (call.subresource and call.subresource not in resource.subresources):
+            raise no_such_path()
+        if call.verb == "watch":
+            await self._watch(resource, call, receive, send)
+            return
+        if call.subresource == "proxy":
+            assert self.client is not None
+            status, body, kind = await subresources.proxy(self.cluster, resource, call, self.client)
+            await self._send(call, send, status, body, kind)
+            return
+        own = {"scale": subresources.scale, "eviction": subresources.evict, "token": subresources.token}
+        status, body = own.get(call.subresource, handlers.handle)(self.cluster, resource, call)
+        await self._send(call, send, status, body)
+
+    async def _send(
+        self, call: Call, send: Send, status: int, body: bytes, kind: str = JSON, headers: dict[str, str] | None = None
+    ) -> None:
+        self.requests.append(call.logged(status))
+        shown = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+        shown += [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+        for warning in call.warnings:
+            quoted = warning.replace("\\", "\\\\").replace('"', '\\"')
+            shown.append((b"warning", f'299 - "{quoted}"'.encode()))
+        await send({"type": "http.response.start", "status": status, "headers": shown})
+        await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else body})
+
+    async def _plain(self, call: Call, send: Send) -> None:
+        """Paths that name no resource."""
+        registry = self.cluster.registry
+        parts = [part for part in call.path.split("/") if part]
+        kind = JSON
+        answer: Any
+        match parts:
+            case ["healthz" | "readyz" | "livez", *_]:
+                await self._send(call, send, 200, b"ok", "text/plain; charset=utf-8")
+                return
+            case ["version"]:
+                answer = discovery.VERSION
+            case ["api"] | ["apis"]:
+                core = parts == ["api"]
+                if AGGREGATED in call.accept:
+                    answer = discovery.aggregated(registry, core=core)
+                    kind = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+                else:
+                    answer = discovery.api_versions() if core else discovery.groups(registry)
+            case ["api", version]:
+                answer = discovery.resources(registry, "", version)
+            case ["apis", group]:
+                answer = discovery.group(registry, group)
+            case ["apis", group, version]:
+                answer = discovery.resources(registry, group, version)
+            case ["openapi", *rest]:
+                kind, answer = openapi.document(registry, rest, call.accept) or (JSON, None)
+            case _:
+                answer = None
+        if answer is None:
+            raise no_such_path()
+        body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
+        await self._send(call, send, 200, body, kind)
+
+    async def _watch(self, resource: Resource, call: Call, receive: Receive, send: Send) -> None:
+        since = _since(call)
+        chosen = handlers.selection(resource, call)
+        bookmarks = call.query.get("allowWatchBookmarks", "").lower() in ("1", "true")
+        initial = call.query.get("sendInitialEvents", "").lower() in ("1", "true")
+        if initial and call.query.get("resourceVersionMatch") != "NotOlderThan":
+            raise bad_request("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless "
+                              "sendInitialEvents is provided")  # fmt: skip
+        seconds = float(call.query.get("timeoutSeconds") or random.uniform(1800, 3600))
+        watch = Watch(
+            self.cluster.store, chosen, handlers.renderer(self.cluster, resource, call), bookmarks=bookmarks,
+            kind=(resource.api_version, resource.kind), bookmark_seconds=self._bookmark_seconds,
+        )  # fmt: skip
+        self.requests.append(call.logged(200))
+        headers = [(b"content-type", JSON.encode()), (b"cache-control", b"no-cache, private")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        # Headers go out with the first chunk of the body, and a client waits for them.
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        self.watches.add(watch)
+        gone = asyncio.ensure_future(_disconnected(receive, watch))
+        try:
+            lines = watch.lines(None if initial else since, seconds, initial_end=initial and bookmarks)
+            async with contextlib.aclosing(lines):
+                async for chunk in lines:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except OSError:
+            return
+        finally:
+            self.watches.discard(watch)
+            gone.cancel()
+        if not watch.was_cut:
+            await send({"type": "http.response.body", "body": b""})
+
+
+def _since(call: Call) -> int | None:
+    version = call.query.get("resourceVersion") or "0"
+    if not version.isdigit():
+        raise bad_request(f'resourceVersion: Invalid value: "{version}": strconv.ParseUint: parsing: invalid syntax')
+    return int(version) or None
+
+
+async def _disconnected(receive: Receive, watch: Watch) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    watch.cut()

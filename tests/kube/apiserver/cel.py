@@ -1,0 +1,187 @@
+"""CEL rules of CRDs (`x-kubernetes-validations`), evaluated by the reference implementation in C++."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from cel_expr_python import cel
+from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
+
+from tests.kube.apiserver.errors import Cause
+from tests.kube.apiserver.schema import Node, child
+from tests.kube.apiserver.structural import parse_quantity
+from tests.kube.apiserver.validation import invalid, shown
+
+_REASONS = {
+    "FieldValueInvalid": "Invalid value",
+    "FieldValueForbidden": "Forbidden",
+    "FieldValueRequired": "Required value",
+    "FieldValueDuplicate": "Duplicate value",
+}
+
+T = cel.Type
+
+
+def _quantity_ok(text: str) -> bool:
+    try:
+        parse_quantity(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_url(text: str) -> bool:
+    parts = urlsplit(text)
+    return bool(parts.scheme and (parts.netloc or parts.path.startswith("/")))
+
+
+def _compare(a: float, b: float) -> int:
+    return (a > b) - (a < b)
+
+
+def _function(name: str, result: Any, parameters: list[Any], impl: Any, member: bool = False) -> Any:
+    suffix = "_".join(p.name().lower() for p in parameters)
+    overload = cel.Overload(
+        f"k8s_{name}_{suffix}", return_type=result, parameters=parameters, is_member=member, impl=impl
+    )
+    return cel.FunctionDecl(name, [overload])
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
+    """CEL with the functions Kubernetes adds. A quantity is its number, as a double, so `compareTo` takes doubles."""
+    ordered = [
+        _function("isSorted", T.BOOL, [T.LIST], lambda xs: list(xs) == sorted(xs), member=True),
+        _function("sum", T.DYN, [T.LIST], sum, member=True),
+        _function("min", T.DYN, [T.LIST], min, member=True),
+        _function("max", T.DYN, [T.LIST], max, member=True),
+    ]
+    quantities = [
+        _function("quantity", T.DOUBLE, [T.STRING], lambda s: float(parse_quantity(s))),
+        _function("isQuantity", T.BOOL, [T.STRING], _quantity_ok),
+        _function("compareTo", T.INT, [T.DOUBLE, T.DOUBLE], _compare, member=True),
+        _function("isLessThan", T.BOOL, [T.DOUBLE, T.DOUBLE], lambda a, b: a < b, member=True),
+        _function("isGreaterThan", T.BOOL, [T.DOUBLE, T.DOUBLE], lambda a, b: a > b, member=True),
+        _function("isInteger", T.BOOL, [T.DOUBLE], float.is_integer, member=True),
+        _function("asInteger", T.INT, [T.DOUBLE], int, member=True),
+        _function("asApproximateFloat", T.DOUBLE, [T.DOUBLE], float, member=True),
+    ]
+    strings = [
+        _function("find", T.STRING, [T.STRING, T.STRING], _find, member=True),
+        _function(
+            "findAll", T.LIST, [T.STRING, T.STRING], lambda s, p: [m.group() for m in re.finditer(p, s)], member=True
+        ),
+        _function("isURL", T.BOOL, [T.STRING], _is_url),
+    ]
+    return cel.NewEnv(
+        variables={"self": T.DYN, "oldSelf": T.DYN},
+        extensions=[
+            ext_optional.ExtOptional(),
+            ext_strings.ExtStrings(),
+            ext_math.ExtMath(),
+            ext_bindings.ExtBindings(),
+        ],
+        functions=[*ordered, *quantities, *strings],
+    )
+
+
+def _find(text: str, pattern: str) -> str:
+    match = re.search(pattern, text)
+    return match.group() if match else ""
+
+
+@lru_cache(maxsize=1024)
+def compiled(expression: str) -> Any:
+    """Raises `RuntimeError` for a rule that is not CEL."""
+    return _environment().compile(expression)
+
+
+def is_transition(rule: str) -> bool:
+    return re.search(r"\boldSelf\b", rule) is not None
+
+
+def check_rules(node: Node, path: str = "") -> Iterator[Cause]:
+    """Faults of the rules themselves, found when a CRD is created."""
+    for number, rule in enumerate(node.rules):
+        where = f"{path}.x-kubernetes-validations[{number}]"
+        for name in ("rule", "messageExpression"):
+            if text := rule.get(name):
+                try:
+                    compiled(text)
+                except RuntimeError as error:
+                    why = str(error).removesuffix(" [INVALID_ARGUMENT]").removeprefix("INVALID_ARGUMENT: ")
+                    yield invalid(f"{where}.{name}", text, f"compilation failed: {why}")
+    for name, below in node.properties.items():
+        if below.has_rules_below:
+            yield from check_rules(below, f"{path}.properties[{name}]")
+    if node.items is not None and node.items.has_rules_below:
+        yield from check_rules(node.items, f"{path}.items")
+    if node.additional is not None and node.additional.has_rules_below:
+        yield from check_rules(node.additional, f"{path}.additionalProperties")
+
+
+def broken_rules(value: Any, old: Any, node: Node, path: str = "") -> Iterator[Cause]:
+    """Every rule a value breaks; rules over `oldSelf` are judged where both the old and the new value exist."""
+    if not node.has_rules_below or value is None:
+        return
+    for rule in node.rules:
+        fault = _judge(rule, value, old, path)
+        if fault is not None:
+            yield fault
+    if isinstance(value, dict):
+        before = old if isinstance(old, dict) else {}
+        for name, below in value.items():
+            known = child(node, name)
+            if known is not None and known.has_rules_below:
+                where = f"{path}.{name}" if path else name
+                yield from broken_rules(below, before.get(name), known, where)
+    elif isinstance(value, list) and node.items is not None:
+        for number, item in enumerate(value):
+            yield from broken_rules(item, _counterpart(item, old, node), node.items, f"{path}[{number}]")
+
+
+def _counterpart(item: Any, old: Any, node: Node) -> Any:
+    """The old item of a list of list type map; items of other lists have none."""
+    if node.list_type != "map" or not isinstance(old, list) or not isinstance(item, dict):
+        return None
+    keys = [item.get(k) for k in node.list_keys]
+    return next((o for o in old if isinstance(o, dict) and [o.get(k) for k in node.list_keys] == keys), None)
+
+
+def _judge(rule: dict[str, Any], value: Any, old: Any, path: str) -> Cause | None:
+    text = rule["rule"]
+    if is_transition(text) and old is None and not rule.get("optionalOldSelf"):
+        return None
+    data = {"self": value, "oldSelf": old}
+    outcome = compiled(text).eval(data=data)
+    if outcome.type() == T.BOOL and outcome.value() is True:
+        return None
+    where = path
+    if field_path := rule.get("fieldPath"):
+        where = f"{path}{field_path}" if path else field_path.lstrip(".")
+    if outcome.type() == T.ERROR:
+        why = str(outcome.plain_value()).partition(": ")[2]
+        return invalid(where, _brief(value), f"rule evaluation error: {why}: {text}")
+    reason = rule.get("reason", "FieldValueInvalid")
+    message = _message(rule, data) or rule.get("message", "").strip() or f"failed rule: {' '.join(text.split())}"
+    head = _REASONS.get(reason, "Invalid value")
+    if reason == "FieldValueInvalid":
+        head = f"{head}: {shown(_brief(value))}"
+    return Cause(where, f"{head}: {message}", reason)
+
+
+def _message(rule: dict[str, Any], data: dict[str, Any]) -> str:
+    expression = rule.get("messageExpression")
+    if not expression:
+        return ""
+    outcome = compiled(expression).eval(data=data)
+    text = outcome.plain_value() if outcome.type() == T.STRING else ""
+    return str(text) if str(text).strip() and "\n" not in str(text) else ""
+
+
+def _brief(value: Any) -> Any:
+    return {dict: "object", list: "array"}.get(type(value), value)

@@ -1,0 +1,95 @@
+"""What a server holds beside its connections: objects, the resources served, and who asks."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.kube.apiserver.customresources import serve
+from tests.kube.apiserver.resources import Registry, Resource
+from tests.kube.apiserver.schema import Definitions
+from tests.kube.apiserver.store import Change, Object, Store
+
+MASTERS = "system:masters"
+CRDS = ("apiextensions.k8s.io", "customresourcedefinitions")
+NAMESPACES = ("", "namespaces")
+
+
+@dataclass(frozen=True)
+class User:
+    """Who asks."""
+
+    name: str
+    groups: tuple[str, ...] = ()
+
+    @property
+    def admin(self) -> bool:
+        return MASTERS in self.groups
+
+
+ADMIN = User("admin", (MASTERS, "system:authenticated"))
+
+
+@dataclass
+class Ask:
+    """One request to write: by whom, and how."""
+
+    user: User = ADMIN
+    manager: str = "unknown"
+    subresource: str = ""
+    dry_run: bool = False
+    validation: str = "Warn"
+    """What unknown fields do: Ignore, Warn or Strict."""
+    warnings: list[str] = field(default_factory=list)
+
+
+class Cluster:
+    """The state of one API server."""
+
+    def __init__(self, definitions: Definitions, clock: Callable[[], datetime.datetime], service_network: str) -> None:
+        self.registry = Registry(definitions)
+        self.store = Store()
+        self.clock = clock
+        self._network = ipaddress.ip_network(service_network)
+        self.store.subscribe(self._serve_definitions)
+
+    def now(self) -> str:
+        return self.clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def _serve_definitions(self, change: Change) -> None:
+        if change.key == CRDS:
+            definition = change.new.obj if change.new else None
+            self.registry.serve_custom(change.name[1], serve(definition, self.registry.definitions.meta()))
+
+    def resource_of(self, api_version: str, kind: str) -> Resource | None:
+        return self.registry.by_kind(api_version, kind)
+
+    def namespace_phase(self, name: str) -> str:
+        """Active, Terminating, or empty for a namespace that does not exist."""
+        stored = self.store.get(NAMESPACES, ("", name))
+        if stored is None:
+            return ""
+        return "Terminating" if stored.obj["metadata"].get("deletionTimestamp") else "Active"
+
+    def seed(self, objects: list[Object], create: Callable[[Resource, Object], Any]) -> None:
+        """Create the objects a cluster starts with."""
+        for obj in objects:
+            resource = self.resource_of(obj["apiVersion"], obj["kind"])
+            if resource is not None:
+                create(resource, obj)
+
+    def free_cluster_ip(self) -> str:
+        """An address of the service network no Service has."""
+        taken = {s.obj["spec"].get("clusterIP") for s in self.store.all(("", "services"))}
+        hosts = self._network.hosts()
+        next(hosts)
+        return next(str(address) for address in hosts if str(address) not in taken)
+
+    def free_node_port(self) -> int:
+        taken = {
+            port.get("nodePort") for s in self.store.all(("", "services")) for port in s.obj["spec"].get("ports") or ()
+        }
+        return next(port for port in range(30000, 32768) if port not in taken)

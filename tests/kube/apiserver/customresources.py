@@ -1,0 +1,161 @@
+"""CustomResourceDefinitions: the resources they define, their status, their own validity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.kube.apiserver.cel import check_rules
+from tests.kube.apiserver.errors import Cause
+from tests.kube.apiserver.resources import Column, Resource, Scale
+from tests.kube.apiserver.schema import ANYTHING, Node, structural
+from tests.kube.apiserver.validation import invalid, required, type_of, validate
+
+Object = dict[str, Any]
+
+AGE = Column("Age", ".metadata.creationTimestamp", "date")
+CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
+
+
+def _schema(version: Object, meta: Node | None) -> Node:
+    raw = (version.get("schema") or {}).get("openAPIV3Schema")
+    if raw is None:
+        return ANYTHING
+    return structural(raw, meta)
+
+
+def serve(definition: Object | None, meta: Node) -> list[Resource]:
+    """The resources of a definition: one for each served version."""
+    if definition is None:
+        return []
+    spec = definition["spec"]
+    names = spec["names"]
+    found = []
+    for version in spec["versions"]:
+        if not version.get("served"):
+            continue
+        subresources = version.get("subresources") or {}
+        scale = subresources.get("scale")
+        columns = tuple(
+            Column(c["name"], c["jsonPath"], c["type"], c.get("priority", 0), c.get("description", ""))
+            for c in version.get("additionalPrinterColumns") or ()
+        )
+        found.append(
+            Resource(
+                group=spec["group"],
+                version=version["name"],
+                plural=names["plural"],
+                kind=names["kind"],
+                namespaced=spec["scope"] == "Namespaced",
+                schema=_schema(version, meta),
+                short_names=tuple(names.get("shortNames") or ()),
+                categories=tuple(names.get("categories") or ()),
+                subresources=tuple(s for s in ("status", "scale") if s in subresources),
+                columns=columns or (AGE,),
+                scale=Scale(scale["specReplicasPath"], scale["statusReplicasPath"], scale.get("labelSelectorPath", ""))
+                if scale else None,
+                custom=True,
+                singular=names.get("singular") or names["kind"].lower(),
+                list_kind=names.get("listKind") or f"{names['kind']}List",
+                openapi=(version.get("schema") or {}).get("openAPIV3Schema") or {"type": "object"},
+                definition=f"{'.'.join(reversed(spec['group'].split('.')))}.{version['name']}.{names['kind']}",
+            )
+        )  # fmt: skip
+    return found
+
+
+def accept(definition: Object, now: str) -> None:
+    """Set the status of a definition whose names are free, in place."""
+    spec = definition["spec"]
+    status = definition.setdefault("status", {})
+    status["acceptedNames"] = spec["names"]
+    stored = [v["name"] for v in spec["versions"] if v.get("storage")]
+    status["storedVersions"] = list(dict.fromkeys([*(status.get("storedVersions") or ()), *stored]))
+    if not status.get("conditions"):
+        status["conditions"] = [
+            {"type": "NamesAccepted", "status": "True", "lastTransitionTime": now, "reason": "NoConflicts",
+             "message": "no conflicts found"},
+            {"type": "Established", "status": "True", "lastTransitionTime": now, "reason": "InitialNamesAccepted",
+             "message": "the initial names have been accepted"},
+        ]  # fmt: skip
+
+
+def faults(definition: Object) -> Iterator[Cause]:
+    """Faults of a definition."""
+    spec = definition.get("spec") or {}
+    names = spec.get("names") or {}
+    expected = f"{names.get('plural', '')}.{spec.get('group', '')}"
+    name = definition["metadata"]["name"]
+    if name != expected:
+        yield invalid("metadata.name", name, 'must be spec.names.plural+"."+spec.group')
+    versions = spec.get("versions") or []
+    if sum(bool(v.get("storage")) for v in versions) != 1:
+        yield invalid("spec.versions", versions, "must have exactly one version marked as storage version")
+    for number, version in enumerate(versions):
+        where = f"spec.versions[{number}].schema.openAPIV3Schema"
+        raw = (version.get("schema") or {}).get("openAPIV3Schema")
+        if raw is None:
+            yield required(where, "schemas are required")
+            continue
+        if raw.get("type") != "object":
+            yield required(f"{where}.type", "must not be empty at the root")
+        yield from _structural(raw, where)
+        yield from check_rules(structural(raw), where)
+
+
+def _structural(raw: Object, path: str) -> Iterator[Cause]:
+    """Where a schema is not structural."""
+    if not isinstance(raw, dict):
+        return
+    free = raw.get("x-kubernetes-int-or-string") or raw.get("x-kubernetes-preserve-unknown-fields")
+    if not raw.get("type") and not free:
+        yield required(f"{path}.type", "must not be empty for specified object fields")
+    if raw.get("type") == "array" and "items" not in raw:
+        yield required(f"{path}.items", "must be specified")
+    if raw.get("properties") and raw.get("additionalProperties"):
+        yield Cause(f"{path}.additionalProperties", "Forbidden: additionalProperties and properties are mutually exclusive",
+                    "FieldValueForbidden")  # fmt: skip
+    if raw.get("uniqueItems"):
+        yield Cause(f"{path}.uniqueItems", "Forbidden: uniqueItems cannot be set to true since the runtime complexity "
+                    "becomes quadratic", "FieldValueForbidden")  # fmt: skip
+    if raw.get("$ref"):
+        yield Cause(f"{path}.$ref", "Forbidden: $ref is not supported", "FieldValueForbidden")
+    yield from _list_type(raw, path)
+    if "default" in raw:
+        fault = next(validate(raw["default"], structural(raw), f"{path}.default"), None)
+        if fault is not None:
+            yield fault
+    for name, below in (raw.get("properties") or {}).items():
+        if path.endswith("openAPIV3Schema") and name == "metadata":
+            continue
+        yield from _structural(below, f"{path}.properties[{name}]")
+    if isinstance(raw.get("items"), dict):
+        yield from _structural(raw["items"], f"{path}.items")
+    if isinstance(raw.get("additionalProperties"), dict):
+        yield from _structural(raw["additionalProperties"], f"{path}.additionalProperties")
+
+
+def _list_type(raw: Object, path: str) -> Iterator[Cause]:
+    kind = raw.get("x-kubernetes-list-type")
+    keys = raw.get("x-kubernetes-list-map-keys") or []
+    if kind == "map" and not keys:
+        yield required(f"{path}.x-kubernetes-list-map-keys", "must not be empty if x-kubernetes-list-type is map")
+    if keys and kind != "map":
+        yield invalid(f"{path}.x-kubernetes-list-type", kind, "must be map if x-kubernetes-list-map-keys is non-empty")
+    items = raw.get("items") or {}
+    for key in keys:
+        declared = (items.get("properties") or {}).get(key)
+        if declared is None:
+            yield invalid(f"{path}.x-kubernetes-list-map-keys", key, "entries must all be names of item properties")
+        elif key not in (items.get("required") or ()) and "default" not in declared:
+            yield required(f"{path}.items.properties[{key}].default",
+                           "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required "
+                           "property")  # fmt: skip
+    if kind == "set" and items and type_of_schema(items) in ("object", "array"):
+        atomic = items.get("x-kubernetes-map-type") == "atomic" or items.get("x-kubernetes-list-type") == "atomic"
+        if not atomic:
+            yield invalid(f"{path}.items", type_of(items), "forbidden for items of a list of list type set")
+
+
+def type_of_schema(raw: Object) -> str:
+    return str(raw.get("type", ""))

@@ -1,0 +1,109 @@
+"""Failures on order: answers with errors, delays, cut watches, refused connections."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.kube.apiserver.errors import REASONS, ApiError
+from tests.kube.apiserver.rbac import Attributes
+
+
+@dataclass
+class Fault:
+    """One kind of failure. Empty strings match anything; `times` counts down, None never ends."""
+
+    verb: str = ""
+    resource: str = ""
+    """Plural, or plural/subresource."""
+    namespace: str = ""
+    name: str = ""
+    user: str = ""
+    status: int = 0
+    """0 does not fail; the request is only delayed."""
+    message: str = ""
+    retry_after: int | None = None
+    delay: float = 0.0
+    probability: float = 1.0
+    times: int | None = None
+    hits: int = 0
+
+    def applies(self, asked: Attributes, user: str) -> bool:
+        if self.times is not None and self.hits >= self.times:
+            return False
+        wanted = (
+            (self.verb, asked.verb), (self.resource, asked.full), (self.namespace, asked.namespace),
+            (self.name, asked.name), (self.user, user),
+        )  # fmt: skip
+        return all(not want or want == have for want, have in wanted)
+
+
+class Faults:
+    """What the server shall do wrong. `clear` puts everything right."""
+
+    def __init__(self, cut: Callable[[], int], seed: int = 0) -> None:
+        self._cut = cut
+        self._random = random.Random(seed)
+        self._faults: list[Fault] = []
+        self.refusing = False
+
+    def fail(
+        self, *, verb: str = "", resource: str = "", namespace: str = "", name: str = "", user: str = "",
+        status: int = 500, message: str = "", times: int | None = None, probability: float = 1.0,
+        retry_after: int | None = None,
+    ) -> Fault:  # fmt: skip
+        """Answer matching requests with an error: always, `times` times, or with a (seeded) probability."""
+        fault = Fault(
+            verb, resource, namespace, name, user, status, message, retry_after, times=times, probability=probability
+        )
+        self._faults.append(fault)
+        return fault
+
+    def delay(self, seconds: float, *, verb: str = "", resource: str = "", times: int | None = None) -> Fault:
+        """Let matching requests wait before anything is done for them."""
+        fault = Fault(verb, resource, delay=seconds, times=times)
+        self._faults.append(fault)
+        return fault
+
+    def refuse(self, refusing: bool = True) -> None:
+        """Drop every connection as soon as a request arrives on it, and every open watch."""
+        self.refusing = refusing
+        if refusing:
+            self._cut()
+
+    def cut_watches(self) -> int:
+        """Drop the connection of every open watch. Returns how many there were."""
+        return self._cut()
+
+    def remove(self, fault: Fault) -> None:
+        self._faults.remove(fault)
+
+    def clear(self) -> None:
+        self._faults.clear()
+        self.refusing = False
+
+    def seed(self, seed: int) -> None:
+        self._random.seed(seed)
+
+    def strike(self, asked: Attributes, user: str) -> tuple[float, ApiError | None]:
+        """How long a request waits, and the error it is answered with, if any."""
+        wait = 0.0
+        for fault in self._faults:
+            if not fault.applies(asked, user) or self._random.random() >= fault.probability:
+                continue
+            fault.hits += 1
+            wait += fault.delay
+            if fault.status:
+                return wait, _error(fault, asked)
+        return wait, None
+
+
+def _error(fault: Fault, asked: Attributes) -> ApiError:
+    headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+    details = {"name": asked.name, "group": asked.group, "kind": asked.resource}
+    shown: dict[str, object] = {key: value for key, value in details.items() if value}
+    if fault.retry_after is not None:
+        shown["retryAfterSeconds"] = fault.retry_after
+    message = fault.message or f"injected fault: {fault.status} {REASONS.get(fault.status, '')}".rstrip()
+    return ApiError(fault.status, message, details=shown, headers=headers)

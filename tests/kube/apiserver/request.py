@@ -1,0 +1,191 @@
+"""Requests, taken apart the way the API server's filters do it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+import yaml
+from starlette.requests import Request
+
+from tests.kube.apiserver.cluster import ADMIN, MASTERS, Ask, User
+from tests.kube.apiserver.errors import ApiError, bad_request
+from tests.kube.apiserver.rbac import Attributes
+from tests.kube.apiserver.selectors import field_terms
+
+
+class Logged(NamedTuple):
+    """One request that was answered (a watch: begun). Requests for no resource have their path as name."""
+
+    verb: str
+    group: str
+    resource: str
+    subresource: str
+    namespace: str
+    name: str
+    user: str
+    status: int
+
+
+@dataclass
+class Call:
+    """One request to the API."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: Any
+    raw: bytes
+    group: str = ""
+    version: str = ""
+    resource: str = ""
+    subresource: str = ""
+    namespace: str = ""
+    name: str = ""
+    tail: str = ""
+    """What follows the subresource."""
+    user: User = ADMIN
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def watching(self) -> bool:
+        return self.query.get("watch", "").lower() in ("1", "true")
+
+    @property
+    def verb(self) -> str:
+        if not self.resource:
+            return self.method.lower()
+        match self.method:
+            case "GET" | "HEAD":
+                if self.watching and not self.subresource:
+                    return "watch"
+                return "get" if self.name else "list"
+            case "POST":
+                return "create"
+            case "PUT":
+                return "update"
+            case "PATCH":
+                return "patch"
+            case "DELETE":
+                return "delete" if self.name else "deletecollection"
+        return self.method.lower()
+
+    def attributes(self) -> Attributes:
+        if not self.resource:
+            return Attributes(self.verb, path=self.path)
+        name = self.name
+        if not name and (selector := self.query.get("fieldSelector")):
+            # A list of one object, by its name, is allowed to whoever may read that object.
+            name = next((v for path, v, equal in field_terms(selector) if path == "metadata.name" and equal), "")
+        return Attributes(self.verb, self.group, self.resource, self.subresource, self.namespace, name)
+
+    def logged(self, status: int) -> Logged:
+        name = self.name if self.resource else self.path
+        return Logged(
+            self.verb, self.group, self.resource, self.subresource, self.namespace, name, self.user.name, status
+        )
+
+    @property
+    def accept(self) -> str:
+        return str(self.headers.get("accept", ""))
+
+    def body(self) -> Any:
+        """The body, as JSON or YAML. Raises `ApiError` 400 or 415."""
+        kind = self.headers.get("content-type", "").partition(";")[0].strip()
+        if kind in ("application/vnd.kubernetes.protobuf", "application/cbor"):
+            raise ApiError(415, f"the body of the request was in an unknown format - accepted media types include: "
+                           f"application/json, application/yaml (got {kind})")  # fmt: skip
+        if not self.raw:
+            return None
+        try:
+            return orjson.loads(self.raw)
+        except orjson.JSONDecodeError as error:
+            if "yaml" not in kind:
+                raise bad_request(f"couldn't get version/kind; json parse error: {error}") from None
+        try:
+            return yaml.load(self.raw, _Loader)
+        except yaml.YAMLError as error:
+            raise bad_request(f"error decoding YAML: {error}") from None
+
+    def ask(self) -> Ask:
+        """How this request writes."""
+        manager = self.query.get("fieldManager") or self.headers.get("user-agent", "unknown").partition("/")[0]
+        validation = self.query.get("fieldValidation") or "Warn"
+        dry_run = self.query.get("dryRun") == "All"
+        return Ask(self.user, manager[:128], self.subresource, dry_run, validation, self.warnings)
+
+
+class _Loader(yaml.CSafeLoader):
+    """YAML as Kubernetes reads it: timestamps are strings."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+async def read(request: Request) -> Call:
+    """Take a request apart."""
+    path = request.url.path
+    call = Call(request.method, path, dict(request.query_params), request.headers, await request.body())
+    parts = [part for part in path.split("/") if part]
+    if parts[:1] == ["api"] and len(parts) > 2:
+        call.version, rest = parts[1], parts[2:]
+    elif parts[:1] == ["apis"] and len(parts) > 3:
+        (call.group, call.version), rest = parts[1:3], parts[3:]
+    else:
+        return call
+    if rest[0] == "namespaces" and len(rest) > 2 and rest[2] not in ("status", "finalize"):
+        call.namespace, rest = rest[1], rest[2:]
+    call.resource = rest[0]
+    call.name = rest[1] if len(rest) > 1 else ""
+    call.subresource = rest[2] if len(rest) > 2 else ""
+    call.tail = "/".join(rest[3:])
+    if call.resource == "namespaces" and not call.group:
+        call.namespace = call.name
+    return call
+
+
+def user_named(name: str, groups: tuple[str, ...] = ()) -> User:
+    """A user with the groups its name implies."""
+    if name == "admin":
+        return ADMIN
+    implied: list[str] = list(groups)
+    if name.startswith("system:serviceaccount:"):
+        implied += ["system:serviceaccounts", f"system:serviceaccounts:{name.split(':')[2]}"]
+    return User(name, tuple(dict.fromkeys([*implied, "system:authenticated"])))
+
+
+_PREFIX = "fake-"
+
+
+def token_of(name: str) -> str:
+    """The bearer token of a user."""
+    return _PREFIX + base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
+
+
+def authenticate(headers: Any) -> User:
+    """Who asks: nobody named is the administrator, for kubectl sends no token over plain HTTP. Raises `ApiError` 401."""
+    given = headers.get("authorization")
+    if given is None:
+        user = ADMIN
+    else:
+        scheme, _, token = given.partition(" ")
+        if scheme.lower() != "bearer" or not token.startswith(_PREFIX):
+            raise ApiError(401, "Unauthorized")
+        body = token.removeprefix(_PREFIX)
+        try:
+            user = user_named(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode())
+        except (binascii.Error, UnicodeDecodeError):
+            raise ApiError(401, "Unauthorized") from None
+    other = headers.get("impersonate-user")
+    if other is not None:
+        if MASTERS not in user.groups:
+            raise ApiError(403, f'users "{other}" is forbidden: User "{user.name}" cannot impersonate resource "users" '
+                           'in API group "" at the cluster scope', "Forbidden")  # fmt: skip
+        return user_named(other)
+    return user

@@ -1,0 +1,141 @@
+"""What a server does to an object before it judges it: drop unknown fields, fill in defaults, write quantities one way."""
+
+from __future__ import annotations
+
+import copy
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from tests.kube.apiserver.schema import Node, child
+
+
+def prune(value: Any, node: Node, path: str = "") -> list[str]:
+    """Remove fields the schema does not know, in place; returns their paths."""
+    dropped: list[str] = []
+    _prune(value, node, path, dropped)
+    return dropped
+
+
+def _prune(value: Any, node: Node, path: str, dropped: list[str]) -> None:
+    if isinstance(value, dict):
+        if not node.properties and node.additional is None and node.preserve:
+            return
+        unknown = []
+        for name, below in value.items():
+            known = child(node, name)
+            where = f"{path}.{name}" if path else name
+            if known is None:
+                unknown.append(name)
+                dropped.append(where)
+            elif isinstance(below, dict | list):
+                _prune(below, known, where, dropped)
+        for name in unknown:
+            del value[name]
+    elif isinstance(value, list) and node.items is not None:
+        for number, item in enumerate(value):
+            if isinstance(item, dict | list):
+                _prune(item, node.items, f"{path}[{number}]", dropped)
+
+
+def fill_defaults(value: Any, node: Node) -> None:
+    """Set every field that is absent and has a default, in place; null counts as absent where it is not allowed."""
+    if not node.has_defaults_below:
+        return
+    if isinstance(value, dict):
+        for name, below in node.properties.items():
+            if below.has_default and (name not in value or (value[name] is None and not below.nullable)):
+                value[name] = copy.deepcopy(below.default)
+        for name, below in value.items():
+            known = child(node, name)
+            if known is not None:
+                fill_defaults(below, known)
+    elif isinstance(value, list) and node.items is not None:
+        for item in value:
+            fill_defaults(item, node.items)
+
+
+def drop_nulls(value: Any, node: Node) -> None:
+    """Remove nulls where a field may not be null, in place: absent and null mean the same there."""
+    if isinstance(value, dict):
+        if node.preserve and not node.properties:
+            return
+        for name in [n for n, v in value.items() if v is None]:
+            known = child(node, name)
+            if known is not None and not known.preserve and (not known.nullable or not node.has_default):
+                del value[name]
+        for name, below in value.items():
+            if isinstance(below, dict | list) and (known := child(node, name)) is not None:
+                drop_nulls(below, known)
+    elif isinstance(value, list) and node.items is not None:
+        for item in value:
+            drop_nulls(item, node.items)
+
+
+_QUANTITY = re.compile(r"([+-]?[0-9.]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i|)$")
+_BINARY = {"Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5, "Ei": 6}
+_DECIMAL = {"n": -3, "u": -2, "m": -1, "": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
+
+
+def parse_quantity(text: str) -> Decimal:
+    """The number a quantity stands for. Raises `ValueError`."""
+    match = _QUANTITY.match(text)
+    if match is None:
+        raise ValueError(f"not a quantity: {text!r}")
+    digits, suffix = match.groups()
+    try:
+        number = Decimal(digits)
+    except InvalidOperation:
+        raise ValueError(f"not a quantity: {text!r}") from None
+    if suffix in _BINARY:
+        return number * 1024 ** _BINARY[suffix]
+    if suffix in _DECIMAL:
+        return number.scaleb(3 * _DECIMAL[suffix])
+    return number.scaleb(int(suffix[1:]))
+
+
+def canonical_quantity(value: Any) -> str:
+    """A quantity as the server writes it: `1000m` is `1`, `1024Mi` is `1Gi`, `0.5` is `500m`. Raises `ValueError`."""
+    text = str(value)
+    number = parse_quantity(text)
+    suffix = _QUANTITY.match(text).group(2)  # type: ignore[union-attr]
+    if number == 0:
+        return "0"
+    if suffix in _BINARY and number == number.to_integral_value():
+        whole, power = int(number), 0
+        while whole % 1024 == 0 and power < 6:
+            whole, power = whole // 1024, power + 1
+        if abs(whole) >= 1024 or power or abs(int(number)) < 1024:
+            return f"{whole}{'' if not power else next(s for s, p in _BINARY.items() if p == power)}"
+    if suffix[:1] in ("e", "E") and len(suffix) > 1:
+        power = 0
+        while number == number.to_integral_value() and int(number) % 1000 == 0:
+            number, power = number / 1000, power + 3
+        return f"{int(number)}e{power}" if power else str(int(number))
+    exponent = 0
+    while number != number.to_integral_value() and exponent > -3:
+        number, exponent = number * 1000, exponent - 1
+    whole = int(number.to_integral_value(rounding="ROUND_UP"))
+    while whole % 1000 == 0 and exponent < 6:
+        whole, exponent = whole // 1000, exponent + 1
+    return f"{whole}{next(s for s, e in _DECIMAL.items() if e == exponent)}"
+
+
+def canonical_quantities(value: Any, node: Node) -> Any:
+    """Rewrite every quantity as the server does, in place (the new value is returned, for scalars). Malformed ones stay."""
+    if not node.has_quantities_below:
+        return value
+    if node.quantity:
+        try:
+            return canonical_quantity(value)
+        except ValueError:
+            return value
+    if isinstance(value, dict):
+        for name, below in value.items():
+            known = child(node, name)
+            if known is not None and known.has_quantities_below and below is not None:
+                value[name] = canonical_quantities(below, known)
+    elif isinstance(value, list) and node.items is not None:
+        for item in value:
+            canonical_quantities(item, node.items)
+    return value

@@ -1,0 +1,335 @@
+"""Creating, updating and applying objects: everything between a decoded request and the store."""
+
+from __future__ import annotations
+
+import copy
+import random
+import uuid
+from typing import Any
+
+from tests.kube.apiserver import customresources, defaults, ownership, rules
+from tests.kube.apiserver.cel import broken_rules
+from tests.kube.apiserver.cluster import Ask, Cluster
+from tests.kube.apiserver.errors import (
+    ApiError,
+    Cause,
+    already_exists,
+    bad_request,
+    conflict,
+    invalid,
+    not_found,
+)
+from tests.kube.apiserver.rbac import check_escalation
+from tests.kube.apiserver.resources import Resource
+from tests.kube.apiserver.store import Object, Stored
+from tests.kube.apiserver.structural import canonical_quantities, drop_nulls, fill_defaults, prune
+from tests.kube.apiserver.validation import REQUIRED, TYPE, validate
+
+_SYSTEM = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
+
+_GENERATIONS = {
+    "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Job", "PodDisruptionBudget", "NetworkPolicy", "Ingress",
+    "CustomResourceDefinition", "Pod", "EndpointSlice", "HorizontalPodAutoscaler", "CronJob",
+}  # fmt: skip
+
+
+def decode(resource: Resource, obj: Any, ask: Ask) -> Object:
+    """A body as an object of this resource: kinds checked, unknown fields dealt with."""
+    if not isinstance(obj, dict):
+        raise bad_request("the body of the request is not an object")
+    kind, version = obj.get("kind") or resource.kind, obj.get("apiVersion") or resource.api_version
+    if kind != resource.kind:
+        raise bad_request(f"the object provided is unrecognized (must be of type {resource.kind}): kind is {kind}")
+    if version != resource.api_version:
+        raise bad_request(
+            f"the API version in the data ({version}) does not match the expected API version ({resource.api_version})"
+        )
+    obj["apiVersion"], obj["kind"] = version, kind
+    if not isinstance(obj.setdefault("metadata", {}), dict):
+        raise bad_request("metadata is not an object")
+    unknown = prune(obj, resource.schema)
+    if unknown and ask.validation == "Strict":
+        listed = ", ".join(f'unknown field "{path}"' for path in unknown)
+        raise bad_request(f"{_subject(resource)}strict decoding error: {listed}")
+    if ask.validation == "Warn":
+        ask.warnings += [f'unknown field "{path}"' for path in unknown]
+    return obj
+
+
+def _subject(resource: Resource) -> str:
+    if resource.custom:
+        return ""
+    return f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
+
+
+def place(resource: Resource, obj: Object, namespace: str) -> None:
+    """Set the object's namespace from the path. Raises `ApiError` 400 where the two differ."""
+    meta = obj["metadata"]
+    if not resource.namespaced:
+        meta.pop("namespace", None)
+        return
+    if meta.get("namespace") and meta["namespace"] != namespace:
+        raise bad_request(
+            f"the namespace of the provided object does not match the namespace sent on the request: "
+            f"{meta['namespace']} != {namespace}"
+        )
+    meta["namespace"] = namespace
+
+
+def create(cluster: Cluster, resource: Resource, namespace: str, obj: Object, ask: Ask) -> Object:
+    """POST. Returns the object as stored."""
+    obj = decode(resource, obj, ask)
+    place(resource, obj, namespace)
+    meta = obj["metadata"]
+    if not meta.get("name") and meta.get("generateName"):
+        meta["name"] = meta["generateName"][:58] + "".join(random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
+    name = meta.get("name") or ""
+    if not name:
+        raise invalid(resource.group, resource.kind, "", [
+            Cause("metadata.name", "Required value: name or generateName is required", REQUIRED)
+        ])  # fmt: skip
+    if meta.pop("resourceVersion", None):
+        raise ApiError(500, "resourceVersion should not be set on objects to be created", "InternalError")
+    owners = ownership.owned(obj)
+    return _insert(cluster, resource, obj, ask, owners, applied=False)
+
+
+def _insert(
+    cluster: Cluster, resource: Resource, obj: Object, ask: Ask, owners: ownership.Owned, *, applied: bool
+) -> Object:
+    meta = obj["metadata"]
+    name, namespace = meta["name"], meta.get("namespace", "")
+    if cluster.store.get(resource.key, (namespace, name)) is not None:
+        raise already_exists(resource.group, resource.plural, name)
+    for field in (*_SYSTEM, "managedFields"):
+        meta.pop(field, None)
+    if resource.has_status:
+        obj.pop("status", None)
+    prepared = settle(cluster, resource, None, obj, ask)
+    meta = prepared["metadata"]
+    meta["uid"] = str(uuid.UUID(int=random.getrandbits(128), version=4))
+    meta["creationTimestamp"] = cluster.now()
+    if resource.custom or resource.kind in _GENERATIONS:
+        meta["generation"] = 1
+    if not resource.custom and resource.has_status and (status := defaults.initial_status(resource.kind)):
+        prepared["status"] = status
+    judge(cluster, resource, None, prepared, ask)
+    if namespace:
+        _check_namespace(cluster, resource, namespace, name)
+    if resource.kind == "CustomResourceDefinition":
+        customresources.accept(prepared, cluster.now())
+    if not applied:
+        manager = ownership.Manager(ask.manager, "Update")
+        owners = ownership.after_update(
+            None, prepared, resource.schema, manager, owners, resource.api_version, cluster.now(), resource.has_status
+        )
+    ownership.record(prepared, owners)
+    return _keep(cluster, resource, None, prepared, ask)
+
+
+def _check_namespace(cluster: Cluster, resource: Resource, namespace: str, name: str) -> None:
+    phase = cluster.namespace_phase(namespace)
+    if not phase:
+        raise not_found("", "namespaces", namespace)
+    if phase == "Terminating":
+        full = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
+        raise ApiError(
+            403, f'{full} "{name}" is forbidden: unable to create new content in namespace {namespace} because it is '
+            "being terminated", "Forbidden",
+            {"name": name, "kind": resource.plural, "causes": [
+                {"reason": "NamespaceTerminating", "message": f"namespace {namespace} is being terminated",
+                 "field": "metadata.namespace"}]},
+        )  # fmt: skip
+
+
+def update(cluster: Cluster, resource: Resource, old: Stored, obj: Object, ask: Ask, *, patch: bool = False) -> Object:
+    """PUT, or what a patch other than apply made of the object."""
+    obj = decode(resource, obj, ask)
+    before = old.obj
+    name = before["metadata"]["name"]
+    meta = obj["metadata"]
+    if meta.get("name", name) != name:
+        raise bad_request(f"the name of the object ({meta.get('name')}) does not match the name on the URL ({name})")
+    meta["name"] = name
+    place(resource, obj, before["metadata"].get("namespace", ""))
+    version = meta.get("resourceVersion") or ""
+    if not version and resource.custom and not patch:
+        raise invalid(resource.group, resource.kind, name, [
+            Cause("metadata.resourceVersion", "Invalid value: 0: must be specified for an update")
+        ])  # fmt: skip
+    if version and version != before["metadata"]["resourceVersion"]:
+        raise conflict(resource.group, resource.plural, name)
+    if meta.get("uid", before["metadata"]["uid"]) != before["metadata"]["uid"]:
+        raise conflict(
+            resource.group, resource.plural, name,
+            f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {before['metadata']['uid']}",
+        )  # fmt: skip
+    sent = meta.get("managedFields")
+    owners = ownership.owned(obj if sent else before)
+    obj = carry_over(resource, before, obj, ask)
+    prepared = settle(cluster, resource, before, obj, ask)
+    manager = ownership.Manager(ask.manager, "Update", ask.subresource)
+    judge(cluster, resource, before, prepared, ask)
+    owners = ownership.after_update(
+        before, prepared, resource.schema, manager, owners, resource.api_version, cluster.now(), resource.has_status
+    )
+    ownership.record(prepared, owners)
+    return _keep(cluster, resource, old, prepared, ask)
+
+
+def carry_over(resource: Resource, before: Object, obj: Object, ask: Ask) -> Object:
+    """The new object with what this request may not change taken from the old one."""
+    if ask.subresource == "status":
+        status = obj.get("status")
+        obj = copy.deepcopy(before)
+        obj.pop("status", None)
+        if status is not None:
+            obj["status"] = status
+    elif resource.has_status:
+        obj.pop("status", None)
+        if "status" in before:
+            obj["status"] = copy.deepcopy(before["status"])
+    meta, old = obj["metadata"], before["metadata"]
+    for field in (*_SYSTEM, "resourceVersion", "generateName"):
+        meta.pop(field, None)
+        if field in old:
+            meta[field] = old[field]
+    return obj
+
+
+def settle(cluster: Cluster, resource: Resource, before: Object | None, obj: Object, ask: Ask) -> Object:
+    """Defaults and canonical forms; allocates what the server allocates."""
+    drop_nulls(obj, resource.schema)
+    fill_defaults(obj, resource.schema)
+    if not resource.custom:
+        defaults.fill(resource.kind, obj)
+        if resource.kind == "Service":
+            _allocate(cluster, before, obj)
+    canonical_quantities(obj, resource.schema)
+    meta = obj["metadata"]
+    for field in ("labels", "annotations", "finalizers", "ownerReferences"):
+        if field in meta and not meta[field]:
+            del meta[field]
+    return obj
+
+
+def _allocate(cluster: Cluster, before: Object | None, obj: Object) -> None:
+    spec = obj["spec"]
+    old = (before or {}).get("spec") or {}
+    if spec["type"] == "ExternalName":
+        return
+    if not spec.get("clusterIP"):
+        spec["clusterIP"] = old.get("clusterIP") or cluster.free_cluster_ip()
+    spec["clusterIPs"] = [spec["clusterIP"]]
+    if spec["type"] in ("NodePort", "LoadBalancer"):
+        known = {port.get("port"): port.get("nodePort") for port in old.get("ports") or ()}
+        for port in spec.get("ports") or ():
+            if not port.get("nodePort"):
+                port["nodePort"] = known.get(port.get("port")) or cluster.free_node_port()
+
+
+def judge(cluster: Cluster, resource: Resource, before: Object | None, obj: Object, ask: Ask) -> None:
+    """Raises `ApiError` for an object, or a change of one, that is not allowed."""
+    causes = list(validate(obj, resource.schema))
+    name = obj["metadata"]["name"]
+    if not resource.custom:
+        causes = [c for c in causes if c.reason != REQUIRED or not c.field.startswith("status.")]
+        wrong = [c for c in causes if c.reason == TYPE]
+        if wrong:
+            raise bad_request(f"{_subject(resource)}json: cannot unmarshal: {wrong[0].text()}")
+    if isinstance(obj.get("metadata"), dict) and not any(c.field.startswith("metadata") for c in causes):
+        causes += rules.metadata(resource.kind, obj)
+    if resource.custom:
+        # Like the real server: rules see only what the schema accepts.
+        if not causes:
+            causes += broken_rules(obj, before, resource.schema)
+    else:
+        causes += rules.faults(resource.kind, obj)
+        if before is not None:
+            causes += rules.changes(resource.kind, before, obj)
+        if ask.subresource == "status":
+            causes += rules.status_faults(resource.kind, obj)
+        if resource.kind == "CustomResourceDefinition":
+            causes += customresources.faults(obj)
+    if causes:
+        raise invalid(resource.group, resource.kind, name, causes)
+    check_escalation(cluster, resource, before, obj, ask.user)
+
+
+def apply(
+    cluster: Cluster, resource: Resource, namespace: str, name: str, obj: Object, ask: Ask, *, force: bool
+) -> tuple[Object, bool]:
+    """Server-side apply. Returns the object and whether it was created."""
+    obj = decode(resource, obj, ask)
+    place(resource, obj, namespace)
+    meta = obj["metadata"]
+    if meta.get("name", name) != name:
+        raise bad_request(f"the name of the object ({meta['name']}) does not match the name on the URL ({name})")
+    if meta.get("managedFields"):
+        raise bad_request("metadata.managedFields must be nil")
+    meta["name"] = name
+    old = cluster.store.get(resource.key, (namespace, name))
+    version = meta.pop("resourceVersion", None)
+    uid = meta.get("uid")
+    if old is None and (ask.subresource or version or uid):
+        if uid or version:
+            raise conflict(resource.group, resource.plural, name, "the object does not exist")
+        raise not_found(resource.group, resource.plural, name)
+    before = old.obj if old else None
+    if before is not None and version and version != before["metadata"]["resourceVersion"]:
+        raise conflict(resource.group, resource.plural, name)
+    manager = ownership.Manager(ask.manager, "Apply", ask.subresource)
+    for field in _SYSTEM:
+        meta.pop(field, None)
+    merged, owners = ownership.apply(
+        before, obj, resource.schema, manager, resource.api_version, cluster.now(),
+        force=force, has_status=resource.has_status,
+    )  # fmt: skip
+    if before is None or old is None:
+        return _insert(cluster, resource, merged, ask, owners, applied=True), True
+    merged = orphan_copy(merged)
+    merged = carry_over(resource, before, merged, ask)
+    prepared = settle(cluster, resource, before, merged, ask)
+    judge(cluster, resource, before, prepared, ask)
+    ownership.record(prepared, owners)
+    return _keep(cluster, resource, old, prepared, ask), False
+
+
+def orphan_copy(obj: Object) -> Object:
+    """A copy that shares nothing with the stored object it was merged from."""
+    return copy.deepcopy(obj)
+
+
+def _keep(cluster: Cluster, resource: Resource, old: Stored | None, obj: Object, ask: Ask) -> Object:
+    """Store an object that passed everything; a change that changes nothing is none."""
+    meta = obj["metadata"]
+    name = (meta.get("namespace", ""), meta["name"])
+    if old is not None:
+        if obj == old.obj:
+            return old.obj
+        if _content_changed(resource, old.obj, obj) and "generation" in meta:
+            meta["generation"] = old.obj["metadata"]["generation"] + 1
+        if resource.kind == "CustomResourceDefinition":
+            customresources.accept(obj, cluster.now())
+    if ask.dry_run:
+        meta.setdefault("resourceVersion", "")
+        if not meta["resourceVersion"]:
+            del meta["resourceVersion"]
+        return obj
+    if old is not None and meta.get("deletionTimestamp") and not meta.get("finalizers") and not _waits(resource, obj):
+        return cluster.store.delete(resource.key, name, obj).obj
+    return cluster.store.put(resource.key, name, obj).obj
+
+
+def _waits(resource: Resource, obj: Object) -> bool:
+    """Whether an object being deleted stays although no finalizer holds it."""
+    if resource.kind == "Namespace":
+        return True
+    return resource.kind == "Pod" and obj["metadata"].get("deletionGracePeriodSeconds", 0) > 0
+
+
+def _content_changed(resource: Resource, old: Object, new: Object) -> bool:
+    ignored = {"metadata", "status"} if resource.has_status or not resource.custom else {"metadata"}
+    if not resource.custom and "spec" in new:
+        return old.get("spec") != new.get("spec")
+    return {k: v for k, v in old.items() if k not in ignored} != {k: v for k, v in new.items() if k not in ignored}

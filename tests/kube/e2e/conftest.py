@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.kube.kubelet import FakeNode
+
+from tests.kube.e2e.support import World
+from tests.kube.operator.support import OPERATOR, Controller, prepared
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """An API server, a node that runs pods as processes, and the operator."""
+    logs = tmp_path / "logs"
+    async with prepared() as cluster:
+
+        def kubeconfig(namespace: str, account: str) -> Path:
+            file = tmp_path / f"kubeconfig-{namespace}-{account}"
+            return cluster.server.kubeconfig(file, f"system:serviceaccount:{namespace}:{account}")
+
+        controller = Controller(cluster.server.kubeconfig(tmp_path / "operator", OPERATOR), tmp_path / "controller.log")
+        async with FakeNode(cluster.server.url, logs=logs, kubeconfig_for=kubeconfig) as node:
+            await controller.start()
+            try:
+                yield World(cluster, node, controller)
+            finally:
+                await controller.stop()

@@ -1,0 +1,100 @@
+"""A whole cluster on one machine, and traffic through it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.kube.kubelet import FakeNode
+
+from bench.loadgen import LoadOptions, drive
+from bench.result import Record
+from bench.workloads import WorkloadSpec, build_workload
+from tests.kube.operator.support import NAMESPACE, Cluster, Controller, Object, eventually
+
+SPEED = 4.0
+RATE = 4.0
+"""Emulated requests a second: 16 on the wall clock."""
+START = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The API server's side, the node's side, and the operator between them."""
+
+    api: Cluster
+    node: FakeNode
+    controller: Controller
+
+    async def serve(self, name: str = "rag", workers: int = 2, routers: int = 1, **spec: Any) -> None:
+        """Applies a KVCluster and waits until it is Ready."""
+        spec = {
+            "engine": {"speed": SPEED},
+            "workers": {"replicas": workers, "drainSeconds": 20},
+            "router": {"replicas": routers},
+            **spec,
+        }
+        await self.api.create(name, **spec)
+        await self.ready(name)
+
+    async def ready(self, name: str = "rag") -> None:
+        async def is_ready() -> bool:
+            return await self.api.condition(name, "Ready", "Serving")
+
+        await eventually(is_ready, f"{name} is Ready", START)
+
+    async def rolled_out(self, component: str, name: str = "rag") -> None:
+        """All pods of a Deployment are of its latest template, and no older one is left."""
+
+        async def done() -> bool:
+            deployment = await self.api.get("deployments", f"{name}-{component}")
+            status, wanted = deployment.get("status", {}), deployment["spec"]["replicas"]
+            return bool(
+                status.get("observedGeneration") == deployment["metadata"]["generation"]
+                and status.get("updatedReplicas", 0) == status.get("availableReplicas", 0) == wanted
+                and len(await self.pods(component, name)) == wanted
+            )
+
+        await eventually(done, f"{name}-{component} is rolled out", 90)
+
+    async def pods(self, component: str, name: str = "rag") -> list[Object]:
+        labels = {"app.kubernetes.io/instance": name, "app.kubernetes.io/component": component}
+        return [
+            pod for pod in await self.api.list("pods") if labels.items() <= pod["metadata"].get("labels", {}).items()
+        ]
+
+    def url(self, name: str = "rag") -> str:
+        """What a client in the cluster would ask."""
+        return f"http://{self.node.cluster_ip(NAMESPACE, f'{name}-router')}:8000"
+
+    async def restart(self, component: str, name: str = "rag") -> None:
+        """`kubectl rollout restart`."""
+        note = {"kubectl.kubernetes.io/restartedAt": f"{asyncio.get_running_loop().time()}"}
+        patch = {"spec": {"template": {"metadata": {"annotations": note}}}}
+        await self.api.patch("deployments", f"{name}-{component}", patch)
+
+    async def under_load(self, *disturbances: Callable[[], Awaitable[None]], name: str = "rag") -> list[Record]:
+        """Requests flow from before the first disturbance until after the last; those that failed."""
+        failed: list[Record] = []
+        done = asyncio.Event()
+
+        async def traffic() -> None:
+            seed = 0
+            while not done.is_set():
+                # Short portions, so that it ends soon after the last disturbance does.
+                workload = build_workload(WorkloadSpec("rag", seed=seed, limit=48, rate=RATE))
+                driven = await drive(self.url(name), workload, LoadOptions(speed=SPEED, timeout=60))
+                assert len(driven.records) == workload.count
+                failed.extend(record for record in driven.records if record.error is not None)
+                seed += 1
+
+        flowing = asyncio.create_task(traffic())
+        try:
+            for disturb in disturbances:
+                await disturb()
+        finally:
+            done.set()
+        await flowing
+        return failed

@@ -1,0 +1,140 @@
+"""From `kubectl apply` to answered requests, and everything that changes under them: no request fails."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.kube.e2e.support import World
+from tests.kube.operator.support import OBJECTS, eventually
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
+
+
+async def test_requests_flow_while_everything_changes(world: World):
+    await world.serve(workers=2, routers=2)
+
+    async def scale(workers: int) -> None:
+        await world.api.scale("kvclusters", "rag", workers)
+        await world.rolled_out("worker")
+
+    async def restart(component: str) -> None:
+        await world.restart(component)
+        await world.rolled_out(component)
+
+    async def other_strategy() -> None:
+        await world.api.patch("kvclusters", "rag", {"spec": {"router": {"strategy": "least_loaded"}}})
+        await world.api.settled("rag")
+        await world.rolled_out("router")
+
+    failed = await world.under_load(
+        lambda: scale(3),
+        lambda: restart("worker"),
+        lambda: restart("router"),
+        lambda: scale(1),
+        other_strategy,
+    )
+    assert failed == []
+    await world.api.delete("kvclusters", "rag")
+
+    async def gone() -> bool:
+        return await world.api.lacks(OBJECTS) and not await world.api.list("pods")
+
+    await eventually(gone, "everything is gone", 60)
+
+
+async def test_the_status_tells_what_goes_on(world: World):
+    await world.serve(workers=2)
+    assert await world.under_load() == []
+
+    async def told() -> bool:
+        status = (await world.api.get("kvclusters", "rag"))["status"]
+        return bool(
+            status["workers"]["summary"] == "2/2"
+            and status["routers"]["summary"] == "1/1"
+            and status["hitRate"].endswith("%")
+            and await world.api.condition("rag", "CacheViewFresh", "Fresh")
+        )
+
+    await eventually(told, "hit rate and numbers are in the status", 30)
+    reasons = [event["reason"] for event in await world.api.events() if event["involvedObject"]["kind"] == "KVCluster"]
+    assert "Serving" in reasons
+    assert len(reasons) == len(set(reasons)), "no event is repeated"
+
+
+async def test_a_router_sends_requests_where_their_prefix_is(world: World):
+    await world.serve(workers=3)
+    body = {"prompt": "A long document about routing and caches. " * 40, "max_tokens": 4}
+    async with httpx.AsyncClient(base_url=world.url(), timeout=30, trust_env=False) as client:
+        first = await client.post("/v1/completions", json=body)
+        for _ in range(3):
+            again = await client.post("/v1/completions", json=body)
+            assert again.headers["x-kvcluster-worker"] == first.headers["x-kvcluster-worker"]
+            assert again.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    names = {pod["metadata"]["name"] for pod in await world.pods("worker")}
+    assert first.headers["x-kvcluster-worker"] in names, "workers are called after their pods"
+
+
+async def test_the_coldest_worker_leaves_first(world: World):
+    await world.serve(workers=3)
+    body = {"prompt": "What everybody asks about. " * 60, "max_tokens": 2}
+    async with httpx.AsyncClient(base_url=world.url(), timeout=30, trust_env=False) as client:
+        for _ in range(6):
+            answer = await client.post("/v1/completions", json=body)
+    warm = answer.headers["x-kvcluster-worker"]
+
+    async def priced() -> bool:
+        costs = {
+            pod["metadata"]["name"]: int(
+                pod["metadata"].get("annotations", {}).get("controller.kubernetes.io/pod-deletion-cost", 0)
+            )
+            for pod in await world.pods("worker")
+        }
+        return costs[warm] == max(costs.values()) > 0
+
+    await eventually(priced, "the warm worker is the dearest", 30)
+    await world.api.scale("kvclusters", "rag", 1)
+    await world.rolled_out("worker")
+    (left,) = await world.pods("worker")
+    assert left["metadata"]["name"] == warm
+
+
+async def test_an_image_that_cannot_be_pulled_is_said_with_the_pods_name(world: World):
+    world.node.refuse_image("registry.example/none:1")
+    await world.serve(workers=1)
+    await world.api.patch("kvclusters", "rag", {"spec": {"engine": {"image": "registry.example/none:1"}}})
+
+    async def said() -> bool:
+        return await world.api.condition("rag", "Degraded", "ImagePullFailed")
+
+    await eventually(said, "the status says so", 60)
+    message = next(each["message"] for each in await world.api.conditions("rag") if each["type"] == "Degraded")
+    assert "registry.example/none:1" in message
+    assert any(pod["metadata"]["name"] in message for pod in await world.pods("worker"))
+    assert await world.api.condition("rag", "Ready", "Serving"), "the old worker goes on"
+
+
+async def test_a_worker_that_crashes_is_said_with_the_pods_name(world: World):
+    await world.api.create("rag", engine={"args": ["--no-such-flag"]})
+
+    async def said() -> bool:
+        return await world.api.condition("rag", "Degraded", "CrashLooping")
+
+    await eventually(said, "the status says so", 60)
+    message = next(each["message"] for each in await world.api.conditions("rag") if each["type"] == "Degraded")
+    assert any(pod["metadata"]["name"] in message for pod in await world.pods("worker"))
+    await world.api.patch("kvclusters", "rag", {"spec": {"engine": {"args": []}}})
+    await world.ready()
+    await eventually(lambda: world.api.condition("rag", "Degraded", "AsExpected"), "it recovers", 60)
+
+
+async def test_a_quota_that_refuses_pods_is_said(world: World):
+    await world.serve(workers=1)
+    world.node.quota("serving", pods=2)
+    await world.api.scale("kvclusters", "rag", 3)
+
+    async def said() -> bool:
+        return await world.api.condition("rag", "Degraded", "QuotaExceeded")
+
+    await eventually(said, "the status says so", 60)
+    assert await world.api.condition("rag", "Ready", "Serving")

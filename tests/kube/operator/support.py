@@ -1,0 +1,262 @@
+"""What the operator's tests do to an API server, as a person with kubectl would."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tests.kube.apiserver import FakeApiServer
+
+from controller.spec.crd import crd
+
+Object = dict[str, Any]
+
+NAMESPACE = "serving"
+OPERATOR = "system:serviceaccount:system:controller"
+IMAGE = "kvcluster:test"
+OBJECTS = frozenset(
+    {
+        *("serviceaccounts/rag-router", "roles/rag-router", "rolebindings/rag-router", "configmaps/rag-router"),
+        *("configmaps/rag-worker", "services/rag-worker", "services/rag-router", "services/rag-router-management"),
+        *("poddisruptionbudgets/rag-router", "poddisruptionbudgets/rag-worker"),
+        *("deployments/rag-worker", "deployments/rag-router"),
+    }
+)
+"""What every KVCluster called rag has."""
+
+_GROUPS: Mapping[str, str] = {
+    "kvclusters": "apis/kvcluster.dev/v1alpha1",
+    "deployments": "apis/apps/v1",
+    "roles": "apis/rbac.authorization.k8s.io/v1",
+    "rolebindings": "apis/rbac.authorization.k8s.io/v1",
+    "poddisruptionbudgets": "apis/policy/v1",
+    "horizontalpodautoscalers": "apis/autoscaling/v2",
+    "networkpolicies": "apis/networking.k8s.io/v1",
+}
+_OWNED = ("serviceaccounts", "configmaps", "services", *(plural for plural in _GROUPS if plural != "kvclusters"))
+MERGE = {"content-type": "application/merge-patch+json"}
+APPLY = {"content-type": "application/apply-patch+yaml"}
+
+
+async def eventually(done: Callable[[], Awaitable[bool]], what: str, within: float = 15.0) -> None:
+    """Waits for something another process does; fails with `what` did not come about."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + within
+    while not await done():
+        assert loop.time() < end, f"not within {within:g} s: {what}"
+        await asyncio.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Cluster:
+    """One namespace of an API server, and what is in it."""
+
+    def __init__(self, server: FakeApiServer, client: httpx.AsyncClient) -> None:
+        self.server = server
+        self.operator = OPERATOR
+        self._client = client
+
+    async def prepare(self) -> None:
+        """The CRD, a namespace, and an operator that may do anything."""
+        await self._post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd())
+        for name in (NAMESPACE, "system"):
+            await self._post(
+                "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+            )
+        rbac = "/apis/rbac.authorization.k8s.io/v1"
+        rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
+        head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "operator"}}
+        await self._post(f"{rbac}/clusterroles", {**head, "kind": "ClusterRole", "rules": rules})
+        subject = {"kind": "ServiceAccount", "name": "controller", "namespace": "system"}
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "operator"}
+        binding = {**head, "kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [subject]}
+        await self._post(f"{rbac}/clusterrolebindings", binding)
+
+    async def _post(self, path: str, manifest: Object) -> Object:
+        return self._checked(await self._client.post(path, json=manifest))
+
+    @staticmethod
+    def _checked(answer: httpx.Response) -> Object:
+        assert answer.is_success, f"{answer.request.method} {answer.request.url}: {answer.text}"
+        content: Object = answer.json()
+        return content
+
+    @staticmethod
+    def path(plural: str, name: str = "") -> str:
+        base = f"/{_GROUPS.get(plural, 'api/v1')}/namespaces/{NAMESPACE}/{plural}"
+        return f"{base}/{name}" if name else base
+
+    async def create(self, name: str, **spec: Any) -> Object:
+        """A KVCluster."""
+        head = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster"}
+        return await self._post(self.path("kvclusters"), {**head, "metadata": {"name": name}, "spec": spec})
+
+    async def apply_raw(self, plural: str, manifest: Object) -> Object:
+        path = self.path(plural, manifest["metadata"]["name"])
+        answer = await self._client.patch(path, json=manifest, params={"fieldManager": "someone"}, headers=APPLY)
+        return self._checked(answer)
+
+    async def patch(self, plural: str, name: str, patch: Object) -> Object:
+        return self._checked(await self._client.patch(self.path(plural, name), json=patch, headers=MERGE))
+
+    async def scale(self, plural: str, name: str, replicas: int) -> None:
+        path = f"{self.path(plural, name)}/scale"
+        self._checked(await self._client.patch(path, json={"spec": {"replicas": replicas}}, headers=MERGE))
+
+    async def delete(self, plural: str, name: str) -> None:
+        self._checked(await self._client.delete(self.path(plural, name)))
+
+    async def find(self, plural: str, name: str) -> Object | None:
+        answer = await self._client.get(self.path(plural, name))
+        return None if answer.status_code == 404 else self._checked(answer)
+
+    async def get(self, plural: str, name: str) -> Object:
+        found = await self.find(plural, name)
+        assert found is not None, f"{plural}/{name} is not there"
+        return found
+
+    async def list(self, plural: str) -> list[Object]:
+        found: list[Object] = self._checked(await self._client.get(self.path(plural)))["items"]
+        return found
+
+    async def events(self) -> list[Object]:
+        return await self.list("events")
+
+    async def _owned(self) -> dict[str, Object]:
+        found = {}
+        for plural in _OWNED:
+            for item in await self.list(plural):
+                found[f"{plural}/{item['metadata']['name']}"] = item
+        return found
+
+    async def versions(self) -> dict[str, str]:
+        """resourceVersion of every object, by plural/name."""
+        return {name: item["metadata"]["resourceVersion"] for name, item in (await self._owned()).items()}
+
+    async def owners(self) -> set[str]:
+        """uids of the owners of all objects."""
+        return {
+            owner["uid"]
+            for item in (await self._owned()).values()
+            for owner in item["metadata"].get("ownerReferences", ())
+        }
+
+    async def has(self, names: frozenset[str] | set[str], cluster: str = "rag") -> bool:
+        wanted = {name.replace("/rag-", f"/{cluster}-") for name in names}
+        return wanted <= (await self._owned()).keys()
+
+    async def lacks(self, names: frozenset[str] | set[str]) -> bool:
+        return not names & (await self._owned()).keys()
+
+    async def stated(self, plural: str, name: str) -> Object | None:
+        """An object without what changes by itself."""
+        found = await self.find(plural, name)
+        if found is None:
+            return None
+        metadata = {key: found["metadata"].get(key) for key in ("labels", "annotations", "ownerReferences")}
+        return {**{key: value for key, value in found.items() if key != "status"}, "metadata": metadata}
+
+    async def conditions(self, name: str) -> list[Object]:
+        found: list[Object] = (await self.get("kvclusters", name)).get("status", {}).get("conditions", [])
+        return found
+
+    async def condition(self, name: str, kind: str, reason: str) -> bool:
+        return any(each["type"] == kind and each["reason"] == reason for each in await self.conditions(name))
+
+    async def settled(self, name: str, within: float = 15.0) -> None:
+        """The operator has seen the latest spec, and has not written for a moment."""
+
+        async def seen() -> bool:
+            body = await self.get("kvclusters", name)
+            return bool(body.get("status", {}).get("observedGeneration") == body["metadata"]["generation"])
+
+        await eventually(seen, f"the operator has seen {name}", within)
+        writes = -1
+
+        async def quiet() -> bool:
+            nonlocal writes
+            before, writes = writes, self.writes()
+            await asyncio.sleep(0.25)
+            return before == writes
+
+        await eventually(quiet, "the operator has nothing more to write", within)
+
+    def writes(self) -> int:
+        """Requests of the operator that were to change something."""
+        reading = ("get", "list", "watch")
+        return sum(each.user == OPERATOR and each.verb not in reading for each in self.server.requests)
+
+
+class Controller:
+    """`python -m controller.main` as a process of its own."""
+
+    def __init__(self, kubeconfig: Path, log: Path) -> None:
+        self._kubeconfig = kubeconfig
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+        self._killer: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "controller.main", f"--kubeconfig={self._kubeconfig}", f"--image={IMAGE}"),
+                *("--host=127.0.0.1", "--metrics-port=0", "--health-port=0", "--router-drain-delay=0.5"),
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "KUBECONFIG": str(self._kubeconfig)},
+                cwd=Path(__file__).parents[3],
+            )
+
+    async def kill(self) -> None:
+        """SIGKILL: no last words."""
+        assert self._process is not None
+        self._process.kill()
+        await self._process.wait()
+
+    async def kill_after_writes(self, cluster: Cluster, writes: int) -> None:
+        """Kills it as soon as it has written so often, counted from now."""
+        start = cluster.writes()
+
+        async def watch() -> None:
+            while cluster.writes() - start < writes:  # noqa: ASYNC110  the server's log sets no event
+                await asyncio.sleep(0.001)
+            await self.kill()
+
+        self._killer = asyncio.create_task(watch())
+
+    async def killed(self) -> None:
+        assert self._killer is not None
+        await asyncio.wait_for(self._killer, 20)
+
+    async def stop(self) -> None:
+        """SIGTERM; it must end in order."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(self._process.wait(), 20) == 0, self._log.read_text()
+
+
+@asynccontextmanager
+async def prepared() -> AsyncIterator[Cluster]:
+    """An API server that knows KVClusters."""
+    server = FakeApiServer()
+    await server.start()
+    try:
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=10) as client:
+            cluster = Cluster(server, client)
+            await cluster.prepare()
+            yield cluster
+    finally:
+        await server.stop()
