@@ -55,8 +55,7 @@ def test_every_metric_is_documented(fleet):
     documented = set(re.findall(r"^\| `([\w:]+)` \|", METRICS, re.MULTILINE))
     asked = set().union(*(metric_names(query.expression) for query in queries(fleet)))
     assert len(asked) > 20
-    unknown = {name for name in asked - documented if not name.startswith("process_")}
-    assert not {name for name in unknown if not name.startswith("kvcluster_controller_")}
+    assert not {name for name in asked - documented if not name.startswith("process_")}
 
 
 def test_queries_keep_to_the_chosen_clusters(fleet):

@@ -1,7 +1,7 @@
-"""Every query of every panel returns data from a real Prometheus that scrapes real routers and workers.
+"""Every query of every panel returns data from a real Prometheus that scrapes a real controller, router and workers.
 
 The targets carry the labels that Kubernetes' service discovery would give them, and go through the rules of
-docs/dashboards.md. The controller's metrics come from a stand-in that exports its names.
+docs/dashboards.md.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from controller.local.cluster import LocalCluster
 from controller.local.plan import Addresses, ProcessPlan, Role, desired_processes
@@ -27,8 +26,10 @@ from controller.spec.load import validate_manifest
 from controller.spec.model import KVCluster
 from deploy.helm.dashboards import DOCUMENT, FLEET, load, queries
 from tests.deploy import prometheus
+from tests.deploy.controller import running_controller
 from tests.deploy.test_dashboards import metric_names
 from tests.e2e.support import eventually
+from tests.kube.operator.support import OPERATOR, prepared
 
 pytestmark = [
     pytest.mark.process,
@@ -84,26 +85,15 @@ async def traffic(url: str) -> AsyncIterator[None]:
                 task.cancel()
 
 
-@contextmanager
-def controller_standin() -> Iterator[tuple[str, Any]]:
-    """Address of an exporter of the controller's metrics, and what makes one reconcile of them."""
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    Gauge("kvcluster_controller_clusters", "KVClusters.", registry=registry).set(1)
-    reconciles = Counter("kvcluster_controller_reconciles", "Reconciles.", ("result",), registry=registry)
-    seconds = Histogram("kvcluster_controller_reconcile_seconds", "Time of one.", registry=registry)
-
-    def reconcile() -> None:
-        reconciles.labels("unchanged").inc()
-        seconds.observe(0.02)
-
-    server, thread = start_http_server(0, "127.0.0.1", registry)
-    try:
-        yield f"127.0.0.1:{server.server_port}", reconcile
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+@asynccontextmanager
+async def controller(folder: Path) -> AsyncIterator[str]:
+    """Address of the metrics of a controller that looks after one KVCluster."""
+    async with prepared() as cluster:
+        await cluster.create(NAME)
+        kubeconfig = cluster.server.kubeconfig(folder / "kubeconfig", OPERATOR)
+        settings = {"CONTROLLER_IMAGE": "kvcluster:test"}
+        async with running_controller(kubeconfig, folder / "controller.log", settings) as process:
+            yield process.metrics
 
 
 def target(address: str, pod: str, component: str, instance: str, namespace: str) -> dict[str, Any]:
@@ -160,38 +150,36 @@ async def test_every_panel_shows_data(tmp_path: Path) -> None:
             "spec": {"engine": {"speed": 5}, "workers": {"replicas": 3}},
         }
     )
-    async with LocalCluster(manifest, plan=workers_file(tmp_path)) as cluster:
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(LocalCluster(manifest, plan=workers_file(tmp_path)))
         await cluster.wait_ready()
-        with controller_standin() as (controller, reconcile):
-            config = scrape_config(cluster, controller)
-            async with prometheus.running(config, tmp_path) as server, traffic(cluster.url):
-                empty = {(query.panel, substituted(query.expression)) for query in queries(dashboard)}
+        config = scrape_config(cluster, await stack.enter_async_context(controller(tmp_path)))
+        server = await stack.enter_async_context(prometheus.running(config, tmp_path))
+        await stack.enter_async_context(traffic(cluster.url))
+        empty = {(query.panel, substituted(query.expression)) for query in queries(dashboard)}
 
-                async def all_show_data() -> bool:
-                    reconcile()
-                    for panel, expression in sorted(empty):
-                        if await server.points(expression, WINDOW):
-                            empty.discard((panel, expression))
-                    return not empty
+        async def all_show_data() -> bool:
+            for panel, expression in sorted(empty):
+                if await server.points(expression, WINDOW):
+                    empty.discard((panel, expression))
+            return not empty
 
-                with suppress(AssertionError):
-                    await eventually(all_show_data, 90, "every panel shows data")
-                assert not empty, "\n".join(f"{panel}: {expression}" for panel, expression in sorted(empty))
+        with suppress(AssertionError):
+            await eventually(all_show_data, 90, "every panel shows data")
+        assert not empty, "\n".join(f"{panel}: {expression}" for panel, expression in sorted(empty))
 
-                # A query that ends in `or vector(0)` always returns something: what it asks for must exist as well.
-                asked = set().union(*(metric_names(query.expression) for query in queries(dashboard)))
-                described = await server.families()
-                # OpenMetrics describes a counter without its suffix.
-                assert not {name for name in asked if not {name, name.removesuffix("_total")} & described}
+        # A query that ends in `or vector(0)` always returns something: what it asks for must exist as well.
+        asked = set().union(*(metric_names(query.expression) for query in queries(dashboard)))
+        described = await server.families()
+        # OpenMetrics describes a counter without its suffix.
+        assert not {name for name in asked if not {name, name.removesuffix("_total")} & described}
 
-                for variable in dashboard["templating"]["list"]:
-                    if variable["type"] == "query":
-                        found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
-                        assert found is not None
-                        values = await server.label_values(substituted(found[1]), found[2])
-                        assert values == {NAMESPACE if variable["name"] == "namespace" else NAME}
-                labels = await server.label_values("process_resident_memory_bytes", "component")
-                assert labels == {"controller", "router", "worker"}
-                assert await server.label_values('kvcluster_router_workers{component="router"}', "pod") == {
-                    f"{NAME}-router-0"
-                }
+        for variable in dashboard["templating"]["list"]:
+            if variable["type"] == "query":
+                found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
+                assert found is not None
+                values = await server.label_values(substituted(found[1]), found[2])
+                assert values == {NAMESPACE if variable["name"] == "namespace" else NAME}
+        memory = "process_resident_memory_bytes"
+        assert await server.label_values(memory, "component") == {"controller", "router", "worker"}
+        assert await server.label_values("kvcluster_router_workers", "pod") == {f"{NAME}-router-0"}

@@ -80,14 +80,7 @@ def test_every_package_and_data_file_is_in_the_wheel() -> None:
         assert all((file.parent / "__init__.py").exists() for file in folder.rglob("*.py")), package
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "router.main",
-        "worker.main",
-        pytest.param("controller.main", marks=pytest.mark.xfail(reason="the controller's process is yet to come")),
-    ],
-)
+@pytest.mark.parametrize("module", ["controller.main", "router.main", "worker.main"])
 def test_what_pods_run_exists(module: str) -> None:
     assert importlib.util.find_spec(module) is not None
 
