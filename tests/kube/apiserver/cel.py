@@ -14,7 +14,7 @@ from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_string
 from tests.kube.apiserver.errors import Cause
 from tests.kube.apiserver.schema import Node, child
 from tests.kube.apiserver.structural import parse_quantity
-from tests.kube.apiserver.validation import invalid, shown
+from tests.kube.apiserver.validation import invalid, shown, type_of
 
 _REASONS = {
     "FieldValueInvalid": "Invalid value",
@@ -78,7 +78,7 @@ def _environment() -> Any:
         _function("isURL", T.BOOL, [T.STRING], _is_url),
     ]
     return cel.NewEnv(
-        variables={"self": T.DYN, "oldSelf": T.DYN},
+        variables={"self": T.DYN, "oldSelf": T.DYN, "hasOldSelf": T.BOOL},
         extensions=[
             ext_optional.ExtOptional(),
             ext_strings.ExtStrings(),
@@ -104,17 +104,56 @@ def is_transition(rule: str) -> bool:
     return re.search(r"\boldSelf\b", rule) is not None
 
 
+def _source(rule: dict[str, Any], name: str) -> str:
+    """The expression of a rule; with `optionalOldSelf`, the old value is an optional in it."""
+    text = str(rule[name])
+    if rule.get("optionalOldSelf") and is_transition(text):
+        return f"cel.bind(oldSelf, hasOldSelf ? optional.of(oldSelf) : optional.none(), {text})"
+    return text
+
+
+_CHAIN = re.compile(r"(?<![\w.])(?:self|oldSelf)((?:\.[A-Za-z_]\w*)+)(?!\w*\s*\()")
+
+
+def _unknown_field(text: str, node: Node) -> str:
+    """The first field a rule names that its schema does not have; the real compiler knows the types."""
+    for chain in _CHAIN.findall(text):
+        if chain in (".metadata.name", ".metadata.generateName"):
+            continue  # a custom resource has them whatever its schema says
+        at = node
+        for name in chain.strip(".").split("."):
+            known = child(at, name)
+            if known is None and at.type == "object" and not name.startswith("__"):
+                return str(name)
+            if known is None or known.preserve:
+                break
+            at = known
+    return ""
+
+
+def _rule_faults(rule: dict[str, Any], where: str, node: Node) -> Iterator[Cause]:
+    for name in ("rule", "messageExpression"):
+        if not rule.get(name):
+            if name == "rule":
+                yield Cause(f"{where}.rule", "Required value: rule is not specified", "FieldValueRequired")
+            continue
+        text = rule[name]
+        try:
+            wanted = T.BOOL if name == "rule" else T.STRING
+            kind = compiled(_source(rule, name)).return_type()
+            if kind not in (wanted, T.DYN):
+                yield invalid(f"{where}.{name}", text, f"cel expression must evaluate to a {wanted.name().lower()}")
+        except RuntimeError as error:
+            why = str(error).removesuffix(" [INVALID_ARGUMENT]").removeprefix("INVALID_ARGUMENT: ")
+            yield invalid(f"{where}.{name}", text, f"compilation failed: {why}")
+        if unknown := _unknown_field(text, node):
+            yield invalid(f"{where}.{name}", text, f"compilation failed: ERROR: undefined field '{unknown}'")
+
+
 def check_rules(node: Node, path: str = "") -> Iterator[Cause]:
     """Faults of the rules themselves, found when a CRD is created."""
     for number, rule in enumerate(node.rules):
-        where = f"{path}.x-kubernetes-validations[{number}]"
-        for name in ("rule", "messageExpression"):
-            if text := rule.get(name):
-                try:
-                    compiled(text)
-                except RuntimeError as error:
-                    why = str(error).removesuffix(" [INVALID_ARGUMENT]").removeprefix("INVALID_ARGUMENT: ")
-                    yield invalid(f"{where}.{name}", text, f"compilation failed: {why}")
+        yield from _rule_faults(rule, f"{path}.x-kubernetes-validations[{number}]", node)
     for name, below in node.properties.items():
         if below.has_rules_below:
             yield from check_rules(below, f"{path}.properties[{name}]")
@@ -156,32 +195,36 @@ def _judge(rule: dict[str, Any], value: Any, old: Any, path: str) -> Cause | Non
     text = rule["rule"]
     if is_transition(text) and old is None and not rule.get("optionalOldSelf"):
         return None
-    data = {"self": value, "oldSelf": old}
-    outcome = compiled(text).eval(data=data)
+    data = {"self": value, "oldSelf": old, "hasOldSelf": old is not None}
+    outcome = compiled(_source(rule, "rule")).eval(data=data)
     if outcome.type() == T.BOOL and outcome.value() is True:
         return None
+    named = (rule.get("message") or text).strip()
+    if outcome.type() == T.ERROR:
+        return Cause(path, f'Invalid value: "{type_of(value)}": {_error(outcome)} evaluating rule: {named}')
     where = path
     if field_path := rule.get("fieldPath"):
         where = f"{path}{field_path}" if path else field_path.lstrip(".")
-    if outcome.type() == T.ERROR:
-        why = str(outcome.plain_value()).partition(": ")[2]
-        return invalid(where, _brief(value), f"rule evaluation error: {why}: {text}")
     reason = rule.get("reason", "FieldValueInvalid")
-    message = _message(rule, data) or rule.get("message", "").strip() or f"failed rule: {' '.join(text.split())}"
+    message = _message(rule, data) or (named if rule.get("message") else f"failed rule: {named}")
     head = _REASONS.get(reason, "Invalid value")
-    if reason == "FieldValueInvalid":
-        head = f"{head}: {shown(_brief(value))}"
+    if reason == "FieldValueInvalid" and not isinstance(value, dict | list):
+        head = f"{head}: {shown(value)}"
     return Cause(where, f"{head}: {message}", reason)
 
 
+def _error(outcome: Any) -> str:
+    """What went wrong, in the words of the Go implementation where they differ."""
+    text = str(outcome.plain_value()).partition(": ")[2]
+    return re.sub(r'Key not found in map : "(.*)"', r"no such key: \1", text).replace(
+        "divide by zero", "division by zero"
+    )
+
+
 def _message(rule: dict[str, Any], data: dict[str, Any]) -> str:
-    expression = rule.get("messageExpression")
-    if not expression:
+    """The text of `messageExpression`; empty where it has none that can be shown."""
+    if not rule.get("messageExpression"):
         return ""
-    outcome = compiled(expression).eval(data=data)
-    text = outcome.plain_value() if outcome.type() == T.STRING else ""
-    return str(text) if str(text).strip() and "\n" not in str(text) else ""
-
-
-def _brief(value: Any) -> Any:
-    return {dict: "object", list: "array"}.get(type(value), value)
+    outcome = compiled(_source(rule, "messageExpression")).eval(data=data)
+    text = str(outcome.plain_value()).strip() if outcome.type() == T.STRING else ""
+    return "" if "\n" in text else text

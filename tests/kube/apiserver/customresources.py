@@ -105,15 +105,13 @@ def faults(definition: Object) -> Iterator[Cause]:
 
 def _structural(raw: Object, path: str) -> Iterator[Cause]:
     """Where a schema is not structural."""
-    if not isinstance(raw, dict):
-        return
     free = raw.get("x-kubernetes-int-or-string") or raw.get("x-kubernetes-preserve-unknown-fields")
     if not raw.get("type") and not free:
         yield required(f"{path}.type", "must not be empty for specified object fields")
     if raw.get("type") == "array" and "items" not in raw:
         yield required(f"{path}.items", "must be specified")
     if raw.get("properties") and raw.get("additionalProperties"):
-        yield Cause(f"{path}.additionalProperties", "Forbidden: additionalProperties and properties are mutually exclusive",
+        yield Cause(f"{path}.additionalProperties", "Forbidden: excludes properties, and the other way round",
                     "FieldValueForbidden")  # fmt: skip
     if raw.get("uniqueItems"):
         yield Cause(f"{path}.uniqueItems", "Forbidden: uniqueItems cannot be set to true since the runtime complexity "

@@ -95,8 +95,9 @@ def after_update(
     has_status: bool,
 ) -> Owned:  # fmt: skip
     """The owners after a create, update or patch: who changes a field owns it, alone."""
+    removed: Fields = set()
     if old is None:
-        changed, removed = fields_of(new, node), set()
+        changed = fields_of(new, node)
     else:
         changed, removed = compare(old, new, node)
     result = {}

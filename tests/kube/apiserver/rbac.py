@@ -180,7 +180,8 @@ def check_escalation(cluster: Cluster, resource: Resource, before: Object | None
     if missing:
         listed = "\n".join(_shown(part) for part in missing)
         message = (
-            f'{resource_name(resource.group, resource.plural)} "{obj["metadata"]["name"]}" is forbidden: user "{user.name}" '
+            f'{resource_name(resource.group, resource.plural)} "{obj["metadata"]["name"]}" is forbidden: '
+            f'user "{user.name}" '
             f"(groups={_go_list(user.groups)}) is attempting to grant RBAC permissions not currently held:\n{listed}"
         )
         details = {"name": obj["metadata"]["name"], "group": GROUP, "kind": resource.plural}
@@ -208,7 +209,7 @@ def review(cluster: Cluster, resource: Resource, obj: Object, user: User, groups
             "incomplete": False,
             "resourceRules": [_trimmed(r, "nonResourceURLs") for r in rules if r.get("resources")],
             "nonResourceRules": [
-                {"verbs": r["verbs"], "nonResourceURLs": r["nonResourceURLs"]} for r in rules if r.get("nonResourceURLs")
+                {name: r[name] for name in ("verbs", "nonResourceURLs")} for r in rules if r.get("nonResourceURLs")
             ],
         }}  # fmt: skip
     if resource.kind == "SubjectAccessReview":

@@ -39,6 +39,11 @@ VALUE_RULE = (
     "end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is "
     "'(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
 )
+KEY_RULE = (
+    "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric "
+    "character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is "
+    "'([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
+)
 IMMUTABLE = "field is immutable"
 
 
@@ -87,8 +92,7 @@ def metadata(kind: str, obj: Object) -> Iterator[Cause]:
 def _labels(labels: Any, path: str) -> Iterator[Cause]:
     for key, value in (labels or {}).items():
         if not _QUALIFIED.match(key):
-            yield invalid(path, key, "name part must consist of alphanumeric characters, '-', '_' or '.', and must start "
-                          "and end with an alphanumeric character")  # fmt: skip
+            yield invalid(path, key, KEY_RULE)
         if len(value) > 63:
             yield invalid(path, value, "must be no more than 63 bytes")
         if not _VALUE.match(value):
@@ -238,13 +242,14 @@ def faults(kind: str, obj: Object) -> Iterator[Cause]:
 
 
 def _same(old: Object, new: Object, *path: str) -> tuple[bool, Any]:
-    before, after = old, new
+    before: Any = old
+    after: Any = new
     for name in path:
         before, after = (before or {}).get(name), (after or {}).get(name)
     return before == after, after
 
 
-_IMMUTABLE = {
+_IMMUTABLE: dict[str, list[tuple[str, ...]]] = {
     "Deployment": [("spec", "selector")],
     "ReplicaSet": [("spec", "selector")],
     "StatefulSet": [("spec", "selector"), ("spec", "serviceName"), ("spec", "podManagementPolicy")],
@@ -264,7 +269,7 @@ def changes(kind: str, old: Object, new: Object) -> Iterator[Cause]:
         before, after = (old.get("spec") or {}).get("clusterIP"), (new.get("spec") or {}).get("clusterIP")
         if before and before != after:
             yield Cause("spec.clusterIPs[0]", f'Invalid value: ["{after or ""}"]: may not change once set')
-    if kind in ("ConfigMap", "Secret") and old.get("immutable"):
+    if kind in ("ConfigMap", "Secret") and old.get("immutable"):  # noqa: SIM102
         if any(old.get(part) != new.get(part) for part in ("data", "binaryData", "immutable")):
             yield Cause("data", "Forbidden: field is immutable when `immutable` is set", "FieldValueForbidden")
     if kind == "Pod":

@@ -1,4 +1,4 @@
-"""What a server does to an object before it judges it: drop unknown fields, fill in defaults, write quantities one way."""
+"""What a server does to an object before it judges it: drops unknown fields, fills in defaults, unifies quantities."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def parse_quantity(text: str) -> Decimal:
     except InvalidOperation:
         raise ValueError(f"not a quantity: {text!r}") from None
     if suffix in _BINARY:
-        return number * 1024 ** _BINARY[suffix]
+        return number * int(1024 ** _BINARY[suffix])
     if suffix in _DECIMAL:
         return number.scaleb(3 * _DECIMAL[suffix])
     return number.scaleb(int(suffix[1:]))
@@ -122,7 +122,7 @@ def canonical_quantity(value: Any) -> str:
 
 
 def canonical_quantities(value: Any, node: Node) -> Any:
-    """Rewrite every quantity as the server does, in place (the new value is returned, for scalars). Malformed ones stay."""
+    """Rewrite every quantity as the server does, in place (the result is for scalars); malformed ones stay."""
     if not node.has_quantities_below:
         return value
     if node.quantity:

@@ -24,6 +24,14 @@ TOO_MANY = "FieldValueTooMany"
 TOO_LONG = "FieldValueTooLong"
 DUPLICATE = "FieldValueDuplicate"
 
+BLOCKING = {REQUIRED, TYPE, TOO_MANY, TOO_LONG}
+"""Faults after which CEL rules are not evaluated."""
+UNCHECKED = Cause(
+    "<nil>",
+    'Invalid value: "null": some validation rules were not checked because the object was invalid; correct the '
+    "existing errors to complete validation",
+)
+
 
 def shown(value: Any) -> str:
     """A value as messages show it."""
@@ -90,15 +98,11 @@ def validate(value: Any, node: Node, path: str = "") -> Iterator[Cause]:
                               "'^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")  # fmt: skip
             return
         if kind not in ("integer", "string"):
-            yield Cause(path, f'Invalid value: "{kind}": {_where(path)} in body must be of type integer,string: "{kind}"',
-                        TYPE)  # fmt: skip
+            yield _wrong_type(path, kind, "integer,string")
             return
-    elif node.type and kind != node.type and not (node.type == "number" and kind == "integer"):
-        if not (node.type == "integer" and kind == "number" and float(value).is_integer()):
-            yield Cause(
-                path, f'Invalid value: "{kind}": {_where(path)} in body must be of type {node.type}: "{kind}"', TYPE
-            )
-            return
+    elif node.type and not _fits(value, kind, node.type):
+        yield _wrong_type(path, kind, node.type)
+        return
     if node.facets:
         yield from _facets(value, node.facets, path)
     if kind == "object":
@@ -115,6 +119,17 @@ def validate(value: Any, node: Node, path: str = "") -> Iterator[Cause]:
             yield from validate(item, node.items, f"{path}[{number}]")
         if node.list_type != "atomic":
             yield from _duplicates(value, node, path)
+
+
+def _fits(value: Any, kind: str, wanted: str) -> bool:
+    """Whether a value may stand where a type is wanted: 1 is a number, and 1.0 an integer."""
+    return kind == wanted or (wanted == "number" and kind == "integer") or (
+        wanted == "integer" and kind == "number" and float(value).is_integer()
+    )  # fmt: skip
+
+
+def _wrong_type(path: str, kind: str, wanted: str) -> Cause:
+    return Cause(path, f'Invalid value: "{kind}": {_where(path)} in body must be of type {wanted}: "{kind}"', TYPE)
 
 
 def _where(path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,9 @@ class Watch:
         bookmark = {"kind": kind, "apiVersion": api_version, "metadata": meta}
         return _event("BOOKMARK", orjson.dumps(bookmark))
 
-    async def lines(self, since: int | None, seconds: float, *, initial_end: bool = False) -> AsyncIterator[bytes]:
+    async def lines(
+        self, since: int | None, seconds: float, *, initial_end: bool = False
+    ) -> AsyncGenerator[bytes, None]:
         """The events after a revision; None begins with every object there is."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds

@@ -23,7 +23,7 @@ from tests.kube.apiserver.rbac import check_escalation
 from tests.kube.apiserver.resources import Resource
 from tests.kube.apiserver.store import Object, Stored
 from tests.kube.apiserver.structural import canonical_quantities, drop_nulls, fill_defaults, prune
-from tests.kube.apiserver.validation import REQUIRED, TYPE, validate
+from tests.kube.apiserver.validation import BLOCKING, REQUIRED, TYPE, UNCHECKED, validate
 
 _SYSTEM = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
 
@@ -240,9 +240,10 @@ def judge(cluster: Cluster, resource: Resource, before: Object | None, obj: Obje
     if isinstance(obj.get("metadata"), dict) and not any(c.field.startswith("metadata") for c in causes):
         causes += rules.metadata(resource.kind, obj)
     if resource.custom:
-        # Like the real server: rules see only what the schema accepts.
-        if not causes:
+        if not any(c.reason in BLOCKING for c in causes):
             causes += broken_rules(obj, before, resource.schema)
+        elif resource.schema.has_rules_below:
+            causes.append(UNCHECKED)
     else:
         causes += rules.faults(resource.kind, obj)
         if before is not None:
