@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_OUT ?= demo-results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit check format bench clean
+.PHONY: help install demo test unit check format bench kind kind-delete clean
 
 help: ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,7 +16,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[plot]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
@@ -49,6 +49,12 @@ bench: $(VENV)/.dev ## micro-benchmarks of the index, the decision, the engine a
 	$(BIN)/python -m bench.micro.engine
 	$(BIN)/python -m bench.micro.index
 	$(BIN)/python -m bench.opponents
+
+kind: ## a Kubernetes cluster in Docker with the controller and a KVCluster in it (needs docker, kind, kubectl, helm)
+	deploy/kind/up.sh
+
+kind-delete: ## remove that cluster
+	deploy/kind/down.sh
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -75,6 +75,17 @@ def _summarised(result: Result) -> StrategySummary:
     )
 
 
+def _drawn(file: Path, results: Sequence[Result], title: str, ceiling: float | None) -> bool:
+    """Draws the picture, where the extra `plot` is installed."""
+    try:
+        plot_comparison(file, results, title, ceiling)
+    except ModuleNotFoundError as missing:
+        if missing.name != "matplotlib":
+            raise
+        return False
+    return True
+
+
 def report(
     results: Sequence[Result], out: Path, console: Console, title: str, ceiling: float | None = None
 ) -> Comparison:
@@ -89,9 +100,11 @@ def report(
         seed=results[0].seed,
     )
     write_json(out / SUMMARY_FILE, comparison)
-    plot_comparison(out / PLOT_FILE, results, title, ceiling)
+    picture = _drawn(out / PLOT_FILE, results, title, ceiling)
     print_comparison(console, results, ceiling)
-    console.print(f"written to {out}: results_*.json, {SUMMARY_FILE}, {PLOT_FILE}")
+    console.print(f"written to {out}: results_*.json, {SUMMARY_FILE}{f', {PLOT_FILE}' if picture else ''}")
+    if not picture:
+        console.print("no picture: matplotlib is not installed (pip install 'kvcluster[plot]')", markup=False)
     return comparison
 
 

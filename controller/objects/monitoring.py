@@ -5,7 +5,9 @@ from __future__ import annotations
 from controller.objects.names import FEED, HTTP, MANAGEMENT, Cluster, Component, Object
 from controller.spec.model import EngineType
 
-_INSTANCE = "__meta_kubernetes_pod_label_app_kubernetes_io_instance"
+_POD_LABEL = "__meta_kubernetes_pod_label_app_kubernetes_io_"
+_LABELS = {"instance": "kvcluster", "component": "component"}
+"""Label of a pod (after app.kubernetes.io/) -> label of its series: docs/dashboards.md."""
 
 
 def pod_monitors(cluster: Cluster) -> tuple[Object, ...]:
@@ -37,5 +39,18 @@ def _endpoint(cluster: Cluster, port: str) -> Object:
         "port": port,
         "path": "/metrics",
         "interval": f"{cluster.spec.monitoring.interval_seconds}s",
-        "relabelings": [{"action": "replace", "sourceLabels": [_INSTANCE], "targetLabel": "cluster"}],
+        "relabelings": [
+            {"action": "replace", "sourceLabels": [_POD_LABEL + label], "targetLabel": name}
+            for label, name in _LABELS.items()
+        ],
+        # Some versions of Python's Prometheus client send `vllm_x` for `vllm:x` to Prometheus 2.
+        "metricRelabelings": [
+            {
+                "action": "replace",
+                "sourceLabels": ["__name__"],
+                "regex": "vllm_(.+)",
+                "replacement": "vllm:$1",
+                "targetLabel": "__name__",
+            }
+        ],
     }

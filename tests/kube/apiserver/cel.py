@@ -118,6 +118,8 @@ _CHAIN = re.compile(r"(?<![\w.])(?:self|oldSelf)((?:\.[A-Za-z_]\w*)+)(?!\w*\s*\(
 def _unknown_field(text: str, node: Node) -> str:
     """The first field a rule names that its schema does not have; the real compiler knows the types."""
     for chain in _CHAIN.findall(text):
+        if chain in (".metadata.name", ".metadata.generateName"):
+            continue  # a custom resource has them whatever its schema says
         at = node
         for name in chain.strip(".").split("."):
             known = child(at, name)

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Makes the Python environment of the image: everything the processes need, and nothing else. The Dockerfile runs this;
+# so can anyone who wants to see what is in the image, or how large it is, without a container engine.
+#
+#   deploy/image/venv.sh PYTHON VENV [EXTRAS]     e.g. deploy/image/venv.sh python3.12 /tmp/venv gpt2
+set -eu
+python=$1 venv=$2 extras=${3:-}
+source=$(cd "$(dirname "$0")/../.." && pwd)
+
+# Built from a copy: a build leaves files in its source folder, which the next one would take up.
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+(cd "$source" && cp -R pyproject.toml README.md LICENSE kvcache worker router controller bench kvcluster "$copy")
+
+# pip stays outside: it is not needed once the packages are in.
+"$python" -m venv --without-pip "$venv"
+"$python" -m pip --disable-pip-version-check --python "$venv/bin/python" install --quiet --no-compile \
+  "$copy${extras:+[$extras]}"
+
+packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+find "$packages" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
+# Without torch transformers only makes tokenizers, and needs none of its models' code (34 MB).
+if [ ! -d "$packages/torch" ]; then
+  find "$packages/transformers/models" -name 'modeling_*.py' -delete -o -name 'modular_*.py' -delete
+fi
+
+# The root file system is read-only, so bytecode is written now or never: for what the processes import at their start.
+cd /
+env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" - "$packages" <<'PYTHON'
+import importlib, pathlib, sys
+site = pathlib.Path(sys.argv[1])
+for room in ("controller", "router", "worker"):
+    for main in sorted(site.glob(f"{room}/**/main.py")):
+        importlib.import_module(".".join(main.relative_to(site).with_suffix("").parts))
+PYTHON

@@ -1,0 +1,56 @@
+"""Helm, in each version that the chart supports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.helm.docs import CHART, ROOT
+
+RELEASE, NAMESPACE = "rel", "kvcluster-system"
+CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+
+
+class Helm:
+    """Runs one helm binary, with settings and caches of its own."""
+
+    def __init__(self, binary: Path, major: int, home: Path) -> None:
+        self._binary = binary
+        self.major = major
+        folders = {f"HELM_{name}_HOME": str(home / name.lower()) for name in ("CACHE", "CONFIG", "DATA")}
+        self._environment = {"PATH": os.environ["PATH"], "HOME": str(home), "KUBECONFIG": os.devnull, **folders}
+
+    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """What it answers, whether or not it succeeds."""
+        command = [str(self._binary), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=self._environment)
+
+    def ok(self, *arguments: str | Path) -> str:
+        """What it prints; fails the test unless it succeeds."""
+        ended = self.run(*arguments)
+        assert ended.returncode == 0, ended.stderr + ended.stdout
+        return ended.stdout
+
+    def template(self, *arguments: str | Path, release: str = RELEASE) -> list[dict[str, Any]]:
+        """The objects of a release, its tests included."""
+        text = self.ok("template", release, CHART, "--namespace", NAMESPACE, *arguments)
+        return [document for document in yaml.safe_load_all(text) if document]
+
+
+@pytest.fixture(params=["helm-3", "helm-4"])
+def helm(request: pytest.FixtureRequest, tmp_path: Path) -> Helm:
+    binary = ROOT / ".tools" / str(request.param)
+    if not binary.exists():
+        pytest.skip(f"{binary.name} is not in .tools")
+    return Helm(binary, int(binary.name.rpartition("-")[2]), tmp_path)
+
+
+@pytest.fixture(params=CI_VALUES, ids=lambda file: file.name.removesuffix("-values.yaml"))
+def ci_values(request: pytest.FixtureRequest) -> Path:
+    """Each of the chart's sets of values for tests."""
+    return Path(request.param)

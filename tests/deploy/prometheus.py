@@ -1,0 +1,96 @@
+"""A real Prometheus process for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import shutil
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from controller.local.sockets import bind
+from tests.e2e.support import eventually
+
+START_SECONDS = 60.0
+
+
+def binary() -> str | None:
+    """Where Prometheus is; None when it is not installed."""
+    return shutil.which("prometheus")
+
+
+class Prometheus:
+    """Questions to a running Prometheus."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def _get(self, path: str, **params: Any) -> Any:
+        answer = await self._client.get(f"/api/v1/{path}", params=params)
+        content = answer.json()
+        assert content["status"] == "success", content
+        return content["data"]
+
+    async def points(self, expression: str, seconds: float) -> list[float]:
+        """Every value, not NaN, of all series of a query over the last so many seconds, one a second."""
+        [[end, _]] = [(await self._get("query", query="time()"))["result"]]
+        data = await self._get("query_range", query=expression, start=end - seconds, end=end, step=1)
+        values = [float(value) for series in data["result"] for _, value in series["values"]]
+        return [value for value in values if not math.isnan(value)]
+
+    async def families(self) -> set[str]:
+        """Names of all metrics that targets described, with or without samples."""
+        return set(await self._get("metadata"))
+
+    async def label_values(self, selector: str, label: str) -> set[str]:
+        """Values of a label on the series of a selector."""
+        return set(await self._get(f"label/{label}/values", **{"match[]": selector}))
+
+    async def ready(self) -> bool:
+        try:
+            return (await self._client.get("/-/ready")).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+@asynccontextmanager
+async def running(config: dict[str, Any], folder: Path) -> AsyncIterator[Prometheus]:
+    """Prometheus with this configuration, from entering to leaving."""
+    executable = binary()
+    assert executable is not None
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with bind(0) as listener:
+        address = "{}:{}".format(*listener.getsockname())
+    process = await asyncio.create_subprocess_exec(
+        executable,
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+        "--log.level=warn",
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    assert process.stdout is not None
+    log = asyncio.create_task(process.stdout.read())
+    try:
+        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=30, trust_env=False) as client:
+            prometheus = Prometheus(client)
+
+            async def up() -> bool:
+                assert process.returncode is None, (await log).decode()
+                return await prometheus.ready()
+
+            await eventually(up, START_SECONDS, "Prometheus is ready")
+            yield prometheus
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await log
+        await process.wait()

@@ -1,0 +1,330 @@
+"""The chart, rendered by helm 3 and helm 4."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from deploy.helm.docs import CHART, DOCUMENT, ROOT, SCHEMA, VALUES, defaults, schema, values, values_yaml, with_table
+from tests.deploy.conftest import NAMESPACE, RELEASE, Helm
+
+helm_runs = pytest.mark.process
+
+WITHOUT_SCHEMA = {"PodMonitor", "ServiceMonitor"}
+"""Kinds of the Prometheus operator, of which kubernetes-validate knows nothing."""
+CLUSTER_SCOPED = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+
+
+def named(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [item for item in objects if item["kind"] == kind]
+
+
+def only(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    [item] = named(objects, kind)
+    return item
+
+
+def pod_specs(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of Deployments, and of the pods that tests run."""
+    deployments = [item["spec"]["template"]["spec"] for item in named(objects, "Deployment")]
+    return deployments + [item["spec"] for item in named(objects, "Pod")]
+
+
+def controller(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    [container] = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+def environment(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    return {variable["name"]: variable.get("value") for variable in controller(objects)["env"]}
+
+
+# --- what holds for every set of values -------------------------------------------------------------------
+
+
+@helm_runs
+def test_lint(helm: Helm, ci_values: Path) -> None:
+    helm.ok("lint", "--strict", CHART, "--values", ci_values)
+
+
+@helm_runs
+def test_every_object_is_what_kubernetes_accepts(helm: Helm, ci_values: Path) -> None:
+    objects = helm.template("--values", ci_values)
+    assert len(
+        {(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in objects}
+    ) == len(objects)
+    for item in objects:
+        if item["kind"] in WITHOUT_SCHEMA:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            kubernetes_validate.validate(item, "1.32", strict=True)
+
+
+@helm_runs
+def test_every_pod_is_restricted(helm: Helm, ci_values: Path) -> None:
+    specs = pod_specs(helm.template("--values", ci_values))
+    assert len(specs) == 2
+    for spec in specs:
+        assert spec["enableServiceLinks"] is False
+        context = spec["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert context.get("runAsUser", 1) > 0
+        assert context.get("runAsUser") == context.get("runAsGroup")
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+            assert "memory" in container["resources"]["limits"]
+            assert not container["image"].endswith(":latest")
+        assert all("hostPath" not in volume for volume in spec.get("volumes", ()))
+
+
+@helm_runs
+def test_every_object_carries_the_labels(helm: Helm, ci_values: Path) -> None:
+    for item in helm.template("--values", ci_values):
+        labels = item["metadata"]["labels"]
+        assert labels["app.kubernetes.io/name"] == "kvcluster", item["kind"]
+        assert labels["app.kubernetes.io/instance"] == RELEASE
+        assert labels["app.kubernetes.io/managed-by"] == "Helm"
+        if item["kind"] not in CLUSTER_SCOPED | {"Role", "RoleBinding", "ConfigMap"}:
+            assert item["metadata"]["namespace"] == NAMESPACE
+
+
+# --- what single values do --------------------------------------------------------------------------------
+
+
+@helm_runs
+def test_one_controller_never_two(helm: Helm) -> None:
+    spec = only(helm.template(), "Deployment")["spec"]
+    assert spec["replicas"] == 1
+    assert spec["strategy"] == {"type": "Recreate"}
+    labels = spec["template"]["metadata"]["labels"]
+    assert spec["selector"]["matchLabels"].items() <= labels.items()
+    assert labels["app.kubernetes.io/component"] == "controller"
+
+
+@helm_runs
+def test_the_process_gets_what_the_contract_says(helm: Helm) -> None:
+    objects = helm.template()
+    container = controller(objects)
+    assert container["command"] == ["python", "-m", "controller.main"]
+    assert environment(objects) == {
+        "CONTROLLER_IMAGE": "kvcluster:0.1.0",
+        "CONTROLLER_IMAGE_PULL_POLICY": "IfNotPresent",
+        "CONTROLLER_WATCH_NAMESPACES": "",
+        "CONTROLLER_NAMESPACE": None,
+        "CONTROLLER_LOG_LEVEL": "info",
+        "CONTROLLER_LOG_FORMAT": "kv",
+        "CONTROLLER_HEALTH_PORT": "8081",
+        "CONTROLLER_METRICS_PORT": "8080",
+    }
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"metrics": 8080, "health": 8081}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
+    assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]  # noqa: S108
+
+
+@helm_runs
+@pytest.mark.parametrize(
+    ("settings", "image"),
+    [
+        ([], "kvcluster:0.1.0"),
+        (["image.repository=reg.example.com:5000/a/b", "image.tag=1.2.3"], "reg.example.com:5000/a/b:1.2.3"),
+        (["image.tag=1.2.3", f"image.digest=sha256:{'a' * 64}"], f"kvcluster@sha256:{'a' * 64}"),
+    ],
+)
+def test_one_image_for_the_controller_and_what_it_starts(helm: Helm, settings: list[str], image: str) -> None:
+    objects = helm.template(*(f"--set={setting}" for setting in settings))
+    assert environment(objects)["CONTROLLER_IMAGE"] == image
+    assert {container["image"] for spec in pod_specs(objects) for container in spec["containers"]} == {image}
+
+
+@helm_runs
+def test_all_namespaces_by_default(helm: Helm) -> None:
+    objects = helm.template()
+    assert not named(objects, "Role")
+    binding = only(objects, "ClusterRoleBinding")
+    account = only(objects, "ServiceAccount")["metadata"]
+    [subject] = binding["subjects"]
+    assert subject == {"kind": "ServiceAccount", "name": account["name"], "namespace": NAMESPACE}
+    assert binding["roleRef"]["name"] in {role["metadata"]["name"] for role in named(objects, "ClusterRole")}
+    spec = only(objects, "Deployment")["spec"]["template"]["spec"]
+    assert spec["serviceAccountName"] == account["name"]
+
+
+@helm_runs
+def test_a_list_of_namespaces_needs_nothing_cluster_wide(helm: Helm) -> None:
+    objects = helm.template("--values", CHART / "ci" / "namespaced-values.yaml")
+    assert not [item["kind"] for item in objects if item["kind"] in CLUSTER_SCOPED]
+    for kind in ("Role", "RoleBinding"):
+        assert [item["metadata"]["namespace"] for item in named(objects, kind)] == ["team-a", "team-b"]
+    assert environment(objects)["CONTROLLER_WATCH_NAMESPACES"] == "team-a,team-b"
+    rules = only(helm.template("--set=rbac.aggregate=false"), "ClusterRole")["rules"]
+    for role in named(objects, "Role"):
+        assert role["rules"] == [
+            rule for rule in rules if not {"namespaces", "customresourcedefinitions"} & set(rule["resources"])
+        ]
+
+
+@helm_runs
+def test_no_permission_is_wider_than_needed(helm: Helm) -> None:
+    role = only(helm.template("--set=rbac.aggregate=false"), "ClusterRole")
+    resources = {resource for rule in role["rules"] for resource in rule["resources"]}
+    verbs = {verb for rule in role["rules"] for verb in rule["verbs"]}
+    groups = {group for rule in role["rules"] for group in rule["apiGroups"]}
+    assert "*" not in resources | verbs | groups
+    assert not {"secrets", "nodes", "pods/exec", "clusterroles", "clusterrolebindings"} & resources
+    assert not {"escalate", "bind", "impersonate", "deletecollection"} & verbs
+
+
+@helm_runs
+def test_users_roles_include_kvclusters(helm: Helm) -> None:
+    roles = named(helm.template(), "ClusterRole")
+    aggregated = {
+        label.rpartition("-")[2]: role["rules"]
+        for role in roles
+        for label in role["metadata"]["labels"]
+        if label.startswith("rbac.authorization.k8s.io/aggregate-to-")
+    }
+    assert set(aggregated) == {"view", "edit", "admin"}
+    assert {verb for rule in aggregated["view"] for verb in rule["verbs"]} == {"get", "list", "watch"}
+    assert not any("kvclusters/status" in rule["resources"] for rule in aggregated["edit"])
+
+
+@helm_runs
+def test_the_crd_is_the_file_and_is_kept(helm: Helm) -> None:
+    rendered = only(helm.template(), "CustomResourceDefinition")
+    written = yaml.safe_load((CHART / "files" / "crd.yaml").read_text(encoding="utf-8"))
+    assert not {"annotations", "labels"} & set(written["metadata"]), "the template adds these by text"
+    assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert rendered["metadata"].pop("labels")
+    assert rendered == written
+    assert not named(helm.template("--set=crds.install=false"), "CustomResourceDefinition")
+
+
+@helm_runs
+def test_monitors(helm: Helm) -> None:
+    assert not [item for item in helm.template() if item["kind"] in WITHOUT_SCHEMA]
+    for kind, endpoints in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
+        monitor = only(helm.template(f"--set=metrics.monitor.kind={kind},metrics.monitor.labels.team=x"), kind)
+        assert monitor["metadata"]["labels"]["team"] == "x"
+        [endpoint] = monitor["spec"][endpoints]
+        assert endpoint["port"] == "metrics"
+
+
+@helm_runs
+def test_dashboards(helm: Helm) -> None:
+    assert not named(helm.template(), "ConfigMap")
+    found = only(
+        helm.template(
+            "--set=dashboards.enabled=true,dashboards.label=boards,dashboards.labelValue=yes,dashboards.namespace=grafana",
+            "--set=dashboards.annotations.grafana_folder=KV",
+        ),
+        "ConfigMap",
+    )
+    assert found["metadata"]["namespace"] == "grafana"
+    assert found["metadata"]["labels"]["boards"] == "yes"
+    assert found["metadata"]["annotations"] == {"grafana_folder": "KV"}
+    file = CHART / "dashboards" / "fleet.json"
+    assert json.loads(found["data"]["kvcluster-fleet.json"]) == json.loads(file.read_text(encoding="utf-8"))
+
+
+@helm_runs
+@pytest.mark.parametrize("release", ["kvcluster", "r" * 53])
+def test_names_fit(helm: Helm, release: str) -> None:
+    for item in helm.template("--values", CHART / "ci" / "default-values.yaml", release=release):
+        assert len(item["metadata"]["name"].partition(":")[2] or item["metadata"]["name"]) <= 63
+
+
+@helm_runs
+def test_notes_say_what_to_do_next(helm: Helm) -> None:
+    if helm.major == 3:
+        pytest.skip("helm 3 shows notes only to those who have a cluster")
+    notes = helm.ok(
+        "install", RELEASE, CHART, "--namespace", NAMESPACE, "--dry-run=client", "--set=watchNamespaces={a}"
+    )
+    assert f"helm test {RELEASE} --namespace {NAMESPACE}" in notes
+    assert "kubectl --namespace a apply" in notes
+    found = re.search(r"<<'EOF'\n(.*?)^EOF$", notes, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    minimal = yaml.safe_load((ROOT / "examples" / "minimal.yaml").read_text(encoding="utf-8"))
+    assert yaml.safe_load(found[1]) == minimal
+
+
+@helm_runs
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("imagee.tag=1", "imagee"),
+        ("image.tagg=1", "tagg"),
+        ("image.tag=latest", "tag"),
+        ("image.digest=abc", "digest"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("watchNamespaces=team-a", "watchNamespaces"),
+        ("watchNamespaces={Team_A}", "watchNamespaces"),
+        ("crds.install=maybe", "install"),
+        ("logLevel=loud", "logLevel"),
+        ("metrics.monitor.kind=Monitor", "kind"),
+        ("runAsUser=0", "runAsUser"),
+        ("imagePullSecrets[0].nam=x", "imagePullSecrets"),
+        ("resources.request.cpu=1", "request"),
+    ],
+)
+def test_bad_values_are_refused_by_name(helm: Helm, setting: str, field: str) -> None:
+    ended = helm.run("template", RELEASE, CHART, "--set", setting)
+    assert ended.returncode != 0
+    assert field in ended.stderr, ended.stderr
+
+
+# --- one source for the values ----------------------------------------------------------------------------
+
+
+def test_values_yaml_and_the_table_are_those_of_the_schema() -> None:
+    message = "run: python -m deploy.helm.docs"
+    assert VALUES.read_text(encoding="utf-8") == values_yaml(), message
+    document = DOCUMENT.read_text(encoding="utf-8")
+    assert with_table(document) == document, message
+    assert yaml.safe_load(values_yaml()) == defaults(schema()["properties"])
+
+
+def test_every_value_is_described_and_nothing_else_is_allowed() -> None:
+    def closed(node: dict[str, Any], path: str) -> None:
+        if "properties" in node:
+            assert node["type"] == "object"
+            assert "additionalProperties" in node or path.endswith("]"), path
+        for name, below in node.get("properties", {}).items():
+            assert node["additionalProperties"] is False, path
+            closed(below, f"{path}.{name}")
+        if isinstance(node.get("items"), dict):
+            closed(node["items"], f"{path}[]")
+
+    closed(json.loads(SCHEMA.read_text(encoding="utf-8")), "")
+    assert all(value.description.endswith(".") for value in values(schema()["properties"]))
+
+
+def test_templates_use_every_value() -> None:
+    templates = "".join(file.read_text(encoding="utf-8") for file in (CHART / "templates").rglob("*.*"))
+    for value in values(schema()["properties"]):
+        name = value.path.rpartition(".")[2]
+        assert value.path == "global" or re.search(rf"[.\s]{name}\b", templates), value.path
+
+
+def test_the_charts_version_is_the_packages() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert chart["appVersion"] == project["version"]

@@ -1,0 +1,156 @@
+"""The image: what its Dockerfile says, and (where KVCLUSTER_IMAGE_VENV names one) the environment that goes into it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import tomllib
+from asyncio import create_subprocess_exec
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from controller.local.sockets import bind
+from deploy.helm.docs import CHART, ROOT
+from tests.e2e.support import eventually
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+VENV_SCRIPT = (ROOT / "deploy" / "image" / "venv.sh").read_text(encoding="utf-8")
+PACKAGES = ("kvcache", "worker", "router", "controller", "bench", "kvcluster")
+
+BASE_MEGABYTES = 130
+"""Of python:3.12-slim, uncompressed."""
+IMAGE_MEGABYTES = 400
+
+
+def instructions(text: str) -> list[tuple[str, str]]:
+    """Instruction and argument of each line, continued lines joined."""
+    lines = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
+    return [(word, rest.strip()) for word, _, rest in (line.strip().partition(" ") for line in lines) if word]
+
+
+def stages() -> list[list[tuple[str, str]]]:
+    """The instructions of each stage, from its FROM on."""
+    found: list[list[tuple[str, str]]] = []
+    for word, rest in instructions(DOCKERFILE):
+        if word == "FROM":
+            found.append([])
+        if found:
+            found[-1].append((word, rest))
+    return found
+
+
+def test_two_stages_of_one_base_that_a_build_argument_names() -> None:
+    assert [stage[0] for stage in stages()] == [("FROM", "${BASE} AS builder"), ("FROM", "${BASE}")]
+    [base] = [rest for word, rest in instructions(DOCKERFILE) if word == "ARG" and rest.startswith("BASE=")]
+    assert re.fullmatch(r"BASE=python:3\.\d+-slim", base)
+
+
+def test_the_final_stage_installs_nothing_and_runs_as_a_numeric_user() -> None:
+    words = [word for word, _ in stages()[-1]]
+    assert not {"RUN", "ENTRYPOINT", "CMD", "ADD"} & set(words)
+    user = dict(stages()[-1])["USER"]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert f'"default": {user.partition(":")[0]}' in (CHART / "values.schema.json").read_text(encoding="utf-8")
+
+
+def test_what_the_build_copies_is_let_in() -> None:
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    copied = re.search(r"cp -R (.*?) \"\$copy\"", VENV_SCRIPT)
+    assert copied is not None
+    assert set(PACKAGES) <= set(copied[1].split())
+    assert {f"!{path}" for path in copied[1].split()} <= set(ignore)
+    assert {"*", "!deploy/image", "**/__pycache__"} <= set(ignore)
+
+
+def test_every_package_and_data_file_is_in_the_wheel() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert {f"{package}*" for package in PACKAGES} == set(setuptools["packages"]["find"]["include"])
+    for package in PACKAGES:
+        folder = ROOT / package
+        covered = {file for glob in setuptools["package-data"].get(package, ()) for file in folder.glob(glob)}
+        data = {file for file in folder.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+        assert data <= covered, f"pyproject.toml leaves out {sorted(map(str, data - covered))}"
+        assert all((file.parent / "__init__.py").exists() for file in folder.rglob("*.py")), package
+
+
+@pytest.mark.parametrize("module", ["controller.main", "router.main", "worker.main"])
+def test_what_pods_run_exists(module: str) -> None:
+    assert importlib.util.find_spec(module) is not None
+
+
+# --- the environment itself -------------------------------------------------------------------------------
+
+VENV = os.environ.get("KVCLUSTER_IMAGE_VENV")
+needs_venv = pytest.mark.skipif(
+    VENV is None, reason="KVCLUSTER_IMAGE_VENV names no environment (deploy/image/venv.sh makes one)"
+)
+
+
+@needs_venv
+def test_the_image_is_small() -> None:
+    files = [file for file in Path(str(VENV)).rglob("*") if not file.is_symlink() and file.is_file()]
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    assert megabytes + BASE_MEGABYTES < IMAGE_MEGABYTES
+    assert not [file for file in files if file.parts[-2:] == ("pip", "__init__.py")]
+
+
+def _port() -> str:
+    with bind(0) as listener:
+        return str(listener.getsockname()[1])
+
+
+@asynccontextmanager
+async def _process(folder: Path, module: str, *flags: str) -> AsyncIterator[Process]:
+    """A process as a pod runs it: nothing but /tmp can be written, and the source code is not at hand."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": "/proc",
+        "TMPDIR": str(folder),
+        "HF_HOME": str(folder / "huggingface"),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    python = str(Path(str(VENV)) / "bin" / "python")
+    process = await create_subprocess_exec(
+        python, "-m", module, *flags, cwd="/", env=environment, stdout=PIPE, stderr=STDOUT
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        output = (await process.stdout.read()).decode()
+        assert await process.wait() == 0, output
+
+
+@needs_venv
+@pytest.mark.process
+async def test_a_worker_and_a_router_run_from_it(tmp_path: Path) -> None:
+    worker_port, port, management = _port(), _port(), _port()
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=30, trust_env=False))
+        worker = f"http://127.0.0.1:{worker_port}"
+        flags = ("--host=127.0.0.1", f"--port={worker_port}", "--speed=100")
+        await stack.enter_async_context(_process(tmp_path, "worker.main", *flags))
+        flags = ("--host=127.0.0.1", f"--port={port}", f"--management-port={management}", f"--workers={worker}")
+        await stack.enter_async_context(_process(tmp_path, "router.main", *flags))
+
+        async def ready() -> bool:
+            try:
+                return (await client.get(f"http://127.0.0.1:{management}/ready")).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        await eventually(ready, 60, "the router is ready")
+        body = {"prompt": "def hello():", "max_tokens": 8}
+        answer = await client.post(f"http://127.0.0.1:{port}/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["completion_tokens"] > 0
