@@ -20,6 +20,10 @@ RATE = 4.0
 START = 60.0
 
 
+def _silent(sent: int, answered: int, failed: int) -> None:
+    """Nobody watches."""
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """The API server's side, the node's side, and the operator between them."""
@@ -85,7 +89,7 @@ class World:
             while not done.is_set():
                 # Short portions, so that it ends soon after the last disturbance does.
                 workload = build_workload(WorkloadSpec("rag", seed=seed, limit=48, rate=RATE))
-                driven = await drive(self.url(name), workload, LoadOptions(speed=SPEED, timeout=60))
+                driven = await drive(self.url(name), workload, LoadOptions(speed=SPEED, timeout=60), _silent)
                 assert len(driven.records) == workload.count
                 failed.extend(record for record in driven.records if record.error is not None)
                 seed += 1
