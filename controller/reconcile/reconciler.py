@@ -170,5 +170,6 @@ def _obstacles(todo: Plan) -> list[Problem]:
 
 
 def _settled(status: Object) -> bool:
+    """Whether nothing is expected to change by itself soon."""
     truth = {condition["type"]: condition["status"] for condition in status["conditions"]}
-    return truth.get("Progressing") == "False" and truth.get("CacheViewFresh") == "True"
+    return truth.get("Progressing") != "True" and truth.get("CacheViewFresh") != "False"
