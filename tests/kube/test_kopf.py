@@ -33,6 +33,7 @@ class Operator:
         self.handled: list[tuple[str, str, int]] = []
         self.seen: list[tuple[str, str]] = []
         self.indexed: set[str] = set()
+        self.deployments: set[str] = set()
         self.registry = kopf.OperatorRegistry()
         registry = self.registry
 
@@ -47,6 +48,7 @@ class Operator:
             settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="example.dev")
             settings.posting.enabled = True
             settings.watching.server_timeout = 60
+            settings.watching.label_selectors["apps", "deployments"] = "app=web"
             settings.networking.error_backoffs = [0.05, 0.1, 0.2]
             settings.watching.reconnect_backoff = 0.05
 
@@ -69,9 +71,14 @@ class Operator:
         async def forget(name: str, **_: Any) -> None:
             self.handled.append(("delete", name, 0))
 
-        @kopf.on.event("apps", "v1", "deployments", labels={"app": "web"}, registry=registry)
-        async def notice(type: str | None, name: str, **_: Any) -> None:  # noqa: A002  the name is kopf's
+        @kopf.index("apps", "v1", "deployments", id="replicas", registry=registry)
+        def replicas(name: str, spec: kopf.Spec, **_: Any) -> dict[str, int]:
+            return {name: spec["replicas"]}
+
+        @kopf.on.event("apps", "v1", "deployments", registry=registry)
+        async def notice(type: str | None, name: str, replicas: Any, **_: Any) -> None:  # noqa: A002  kopf's name
             self.seen.append((str(type), name))
+            self.deployments = set(replicas)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -113,6 +120,7 @@ async def test_kopf_handles_the_life_of_an_object(fake: FakeApiServer, client: h
         ok(await client.post(DEPLOYMENTS, json=labelled), 201)
         ok(await client.post(DEPLOYMENTS, json=deployment("other")), 201)
         await eventually(lambda: operator.seen)
+        assert operator.deployments == {"web"}
         fake.faults.cut_watches()
         ok(await client.delete(f"{DEPLOYMENTS}/web"))
         await eventually(lambda: ("DELETED", "web") in operator.seen)
