@@ -12,10 +12,9 @@ It runs on the test's event loop. `tests/kube/test_conformance.py` holds it to w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import httpx
 import uvicorn
 import yaml
+from uvicorn.server import ServerState
 
 from tests.kube.apiserver import writes
 from tests.kube.apiserver.app import App
@@ -42,11 +42,17 @@ def definitions() -> Definitions:
     return Definitions()
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are the test runner's."""
-        yield
+async def _listen(app: App, sock: socket.socket, state: ServerState) -> asyncio.Server:
+    """Serve an app with uvicorn's protocol; its own `Server` takes signals, and up to 0.2 s to stop."""
+    config = uvicorn.Config(
+        app, lifespan="off", log_config=None, log_level="critical", access_log=False, ws="none", interface="asgi3"
+    )
+    config.load()
+
+    def protocol() -> asyncio.Protocol:
+        return config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
+
+    return await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=2048)
 
 
 def _utc() -> datetime.datetime:
@@ -68,8 +74,8 @@ class FakeApiServer:
         self._cluster = Cluster(definitions(), clock, service_network)
         self._garbage = GarbageCollector(self._cluster)
         self._app = App(self._cluster, bookmark_seconds)
-        self._server: _Server | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self._connections = ServerState()
+        self._listener: asyncio.Server | None = None
         self._seeded = False
 
     @property
@@ -101,29 +107,24 @@ class FakeApiServer:
             self._seed()
         sock = socket.create_server(("127.0.0.1", self._port), backlog=2048)
         sock.setblocking(False)
+        # Inherited by connections; asyncio sets it itself only where the socket names its protocol.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._port = sock.getsockname()[1]
-        self._app.client = httpx.AsyncClient(timeout=30, trust_env=False)
-        config = uvicorn.Config(
-            self._app, lifespan="off", log_config=None, log_level="critical", access_log=False, ws="none",
-            timeout_graceful_shutdown=1,
-        )  # fmt: skip
-        self._server = _Server(config)
-        self._serving = asyncio.create_task(self._server.serve([sock]))
-        while not self._server.started:
-            if self._serving.done():
-                self._serving.result()
-            await asyncio.sleep(0)
+        self._app.client = httpx.AsyncClient(timeout=30, trust_env=False, verify=False)  # noqa: S501  pods speak plain HTTP
+        self._listener = await _listen(self._app, sock, self._connections)
 
     async def stop(self) -> None:
         """Drop every connection and the socket."""
-        if self._server is None or self._serving is None:
+        if self._listener is None:
             return
+        self._listener.close()
         self._app.cut_watches()
-        self._server.should_exit = True
-        await self._serving
+        for connection in list(self._connections.connections):
+            connection.transport.abort()
+        await asyncio.gather(*self._connections.tasks, return_exceptions=True)
         if self._app.client is not None:
             await self._app.client.aclose()
-        self._server = self._serving = self._app.client = None
+        self._listener = self._app.client = None
 
     def _seed(self) -> None:
         for name in ("default", "kube-system"):
@@ -138,10 +139,14 @@ class FakeApiServer:
 
     def kubeconfig(self, path: Path, user: str = "admin", namespace: str = "default") -> Path:
         """Write a kubeconfig for a user: `admin`, or `system:serviceaccount:<namespace>:<name>`, or any other name."""
+        login = {"token": self.token(user)}
+        if user != "admin":
+            # For kubectl, which sends no token over plain HTTP: it is the administrator, and impersonates the user.
+            login["as"] = user
         config: dict[str, Any] = {
             "apiVersion": "v1", "kind": "Config", "current-context": "fake",
             "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
-            "users": [{"name": user, "user": {"token": self.token(user)}}],
+            "users": [{"name": user, "user": login}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": user, "namespace": namespace}}],
         }  # fmt: skip
         path.write_text(yaml.safe_dump(config))

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from tests.kube.apiserver import deletion, patches, tables, writes
+from tests.kube.apiserver import deletion, events, patches, tables, writes
 from tests.kube.apiserver.cluster import Cluster
 from tests.kube.apiserver.errors import ApiError, Cause, bad_request, gone, invalid, method_not_allowed, not_found
 from tests.kube.apiserver.rbac import Attributes, authorized, forbidden, review
@@ -38,13 +38,6 @@ def selection(resource: Resource, call: Call) -> Selection:
     return Selection(resource.key, namespace, lambda obj: all(p(obj) for p in predicates))
 
 
-def in_version(resource: Resource, stored: Stored) -> bytes:
-    """An object's JSON under the version it is asked for."""
-    if stored.obj["apiVersion"] == resource.api_version:
-        return stored.raw
-    return orjson.dumps({**stored.obj, "apiVersion": resource.api_version})
-
-
 def renderer(cluster: Cluster, resource: Resource, call: Call) -> Callable[[Stored], bytes]:
     """How this client wants objects in a watch: as they are, as tables of one row, or their metadata only."""
     if TABLE in call.accept:
@@ -61,7 +54,7 @@ def renderer(cluster: Cluster, resource: Resource, call: Call) -> Callable[[Stor
         return as_table
     if PARTIAL in call.accept:
         return lambda stored: orjson.dumps(partial(stored.obj))
-    return lambda stored: in_version(resource, stored)
+    return lambda stored: events.raw(resource, stored)
 
 
 def partial(obj: Object) -> Object:
@@ -89,7 +82,7 @@ def found(cluster: Cluster, resource: Resource, call: Call) -> Stored:
 
 def get(cluster: Cluster, resource: Resource, call: Call) -> Answer:
     stored = found(cluster, resource, call)
-    return 200, shown(cluster, resource, call, stored.obj, in_version(resource, stored))
+    return 200, shown(cluster, resource, call, stored.obj, events.raw(resource, stored))
 
 
 def _check_version(cluster: Cluster, call: Call) -> None:
@@ -121,7 +114,7 @@ def list_(cluster: Cluster, resource: Resource, call: Call) -> Answer:
         items = b",".join(orjson.dumps(partial(s.obj)) for s in objects)
     else:
         kind, version = resource.list_kind, resource.api_version
-        items = b",".join(in_version(resource, s) for s in objects)
+        items = b",".join(events.raw(resource, s) for s in objects)
     head = orjson.dumps({"kind": kind, "apiVersion": version, "metadata": meta})
     return 200, head[:-1] + b',"items":[' + items + b"]}"
 
@@ -240,8 +233,21 @@ _ON_OBJECT = {"GET": get, "HEAD": get, "PUT": update, "PATCH": patch, "DELETE": 
 _ON_COLLECTION = {"GET": list_, "HEAD": list_, "POST": create, "DELETE": delete_collection}
 
 
+def _newer_event(cluster: Cluster, resource: Resource, call: Call) -> Answer:
+    """A write of an event in the shape of events.k8s.io: done in the other shape."""
+    core = cluster.registry.find("", "v1", "events")
+    body = call.body()
+    if core is None or not isinstance(body, dict):
+        raise bad_request("an event is written as an object or a merge patch")
+    call.raw = orjson.dumps(events.to_core(body))
+    status, raw = handle(cluster, core, call)
+    return status, orjson.dumps(events.to_newer(orjson.loads(raw)))
+
+
 def handle(cluster: Cluster, resource: Resource, call: Call) -> Answer:
     """Everything but watches and subresources of their own kind."""
+    if events.is_newer(resource) and call.method in ("POST", "PUT", "PATCH"):
+        return _newer_event(cluster, resource, call)
     handler = (_ON_OBJECT if call.name else _ON_COLLECTION).get(call.method)
     if handler is None or call.verb not in resource.verbs:
         raise method_not_allowed()

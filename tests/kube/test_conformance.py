@@ -1,0 +1,524 @@
+"""What the operator and its tools rely on in an API server: objects, schemas, versions, deletion.
+
+Each test runs against the fake API server and, where there is one, against a real kube-apiserver with etcd: what passes
+on both pins the one to the other. Bare API servers have no controllers, so nothing here waits for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.kube.backends import Backend
+from tests.kube.calls import JSON_PATCH, MERGE, STRATEGIC, fields, ok, patch, refused
+from tests.kube.samples import GROUP, WIDGETS, config_map, deployment, pod, widget, widget_definition
+
+pytestmark = pytest.mark.process
+
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+# Discovery
+
+
+async def test_discovery_names_built_in_and_custom_resources(client: httpx.AsyncClient, widgets: str) -> None:
+    core = {r["name"]: r for r in ok(await client.get("/api/v1"))["resources"]}
+    assert {"pods", "pods/status", "pods/eviction", "services", "namespaces"} <= set(core)
+    groups = {g["name"] for g in ok(await client.get("/apis"))["groups"]}
+    assert {"apps", "rbac.authorization.k8s.io", "policy", "autoscaling", GROUP} <= groups
+    listed = {r["name"]: r for r in ok(await client.get(WIDGETS))["resources"]}
+    assert listed["widgets"]["shortNames"] == ["wd"]
+    assert listed["widgets/scale"]["kind"] == "Scale"
+    assert listed["widgets/status"]["verbs"] == ["get", "patch", "update"]
+
+
+async def test_aggregated_discovery(client: httpx.AsyncClient, widgets: str) -> None:
+    accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json"
+    answer = await client.get("/apis", headers={"Accept": accept})
+    assert "as=APIGroupDiscoveryList" in answer.headers["content-type"]
+    items = {item["metadata"]["name"]: item for item in ok(answer)["items"]}
+    resource = items[GROUP]["versions"][0]["resources"][0]
+    assert (resource["resource"], resource["scope"]) == ("widgets", "Namespaced")
+
+
+async def test_openapi_describes_a_custom_resource(client: httpx.AsyncClient, widgets: str) -> None:
+    async def schemas() -> dict[str, Any]:
+        where = ok(await client.get("/openapi/v3"))["paths"].get(f"apis/{GROUP}/v1alpha1")
+        return ok(await client.get(where["serverRelativeURL"]))["components"]["schemas"] if where else {}
+
+    async with asyncio.timeout(30):  # a real server publishes it a moment after the CRD is served
+        while not (found := await schemas()):  # noqa: ASYNC110  nothing tells when
+            await asyncio.sleep(0.1)
+    schema = next(s for name, s in found.items() if name.endswith(".Widget"))
+    assert schema["properties"]["spec"]["properties"]["model"]["description"] == "The model to serve."
+
+
+# Schemas
+
+
+async def test_defaults_are_filled_in_at_every_level(client: httpx.AsyncClient, widgets: str) -> None:
+    obj = ok(await client.post(widgets, json=widget(parts=[{"name": "x"}])), 201)
+    assert obj["spec"] == {
+        "model": "gpt2", "mode": "fast", "min": 1, "blockSize": 16, "workers": {"replicas": 2},
+        "parts": [{"name": "x", "size": 1}],
+    }  # fmt: skip
+    assert obj["metadata"]["generation"] == 1
+    assert obj["metadata"]["uid"]
+    assert obj["metadata"]["creationTimestamp"].endswith("Z")
+
+
+async def test_unknown_fields_are_dropped_and_warned_of(client: httpx.AsyncClient, widgets: str) -> None:
+    body = widget(colour="red", extra={"kept": {"deep": 1}}, workers={"speed": 3})
+    answer = await client.post(widgets, json=body)
+    spec = ok(answer, 201)["spec"]
+    assert "colour" not in spec
+    assert spec["workers"] == {"replicas": 2}
+    assert spec["extra"] == {"kept": {"deep": 1}}
+    warnings = answer.headers.get_list("warning")
+    assert any('unknown field \\"spec.colour\\"' in warning for warning in warnings)
+    assert any('unknown field \\"spec.workers.speed\\"' in warning for warning in warnings)
+
+
+async def test_strict_validation_refuses_unknown_fields(client: httpx.AsyncClient, widgets: str) -> None:
+    answer = await client.post(widgets, json=widget(colour="red"), params={"fieldValidation": "Strict"})
+    assert 'strict decoding error: unknown field "spec.colour"' in refused(answer, 400, "BadRequest")["message"]
+    answer = await client.post(
+        f"/apis/apps/v1/namespaces/{widgets.split('/')[5]}/deployments", json=deployment(replica=2),
+        params={"fieldValidation": "Strict"},
+    )  # fmt: skip
+    assert 'unknown field "spec.replica"' in refused(answer, 400, "BadRequest")["message"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "message"),
+    [
+        ({"workers": {"replicas": -1}}, "spec.workers.replicas", "should be greater than or equal to 0"),
+        ({"max": 101}, "spec.max", "should be less than or equal to 100"),
+        ({"mode": "odd"}, "spec.mode", 'Unsupported value: "odd": supported values: "fast", "slow"'),
+        ({"model": ""}, "spec.model", "should be at least 1 chars long"),
+        ({"model": "m" * 21}, "spec.model", "Too long: may not be more than 20 bytes"),
+        ({"min": "one"}, "spec.min", 'must be of type integer: "string"'),
+        ({"code": "A1"}, "spec.code", "should match '^[a-z]+$'"),
+        ({"since": "yesterday"}, "spec.since", "must be of type date-time"),
+        ({"parts": [{"size": 1}]}, "spec.parts[0].name", "Required value"),
+        ({"parts": [{"name": n} for n in "abcd"]}, "spec.parts", "Too many: 4: must have at most 3 items"),
+        ({"parts": [{"name": "a"}, {"name": "a"}]}, "spec.parts[1]", "Duplicate value"),
+        ({"port": True}, "spec.port", "must be of type integer,string"),
+        ({"labels": {"a": 1}}, "spec.labels.a", "must be of type string"),
+        ({"min": 5, "max": 3}, "spec.min", "Forbidden: min 5 exceeds max 3"),
+        ({"port": -1}, "spec", "port must be positive"),
+    ],
+)
+async def test_what_the_schema_forbids_is_refused_with_the_field_named(
+    client: httpx.AsyncClient, widgets: str, spec: dict[str, Any], field: str, message: str
+) -> None:
+    status = refused(await client.post(widgets, json=widget(**spec)), 422, "Invalid")
+    assert field in fields(status)
+    assert status["message"].startswith(f'Widget.{GROUP} "a" is invalid: ')
+    assert f"{field}: " in status["message"]
+    assert message in status["message"]
+    assert status["details"]["name"] == "a"
+    assert status["details"]["group"] == GROUP
+    assert status["details"]["kind"] == "Widget"
+
+
+async def test_a_required_field_that_is_missing(client: httpx.AsyncClient, widgets: str) -> None:
+    body = widget()
+    del body["spec"]["model"]
+    status = refused(await client.post(widgets, json=body), 422, "Invalid")
+    assert {c["field"]: c["reason"] for c in status["details"]["causes"]}["spec.model"] == "FieldValueRequired"
+
+
+async def test_transition_rules_hold_between_old_and_new(client: httpx.AsyncClient, widgets: str) -> None:
+    ok(await client.post(widgets, json=widget(blockSize=32)), 201)
+    status = refused(await patch(client, f"{widgets}/a", {"spec": {"blockSize": 16}}), 422, "Invalid")
+    assert fields(status) == {"spec.blockSize"}
+    assert "blockSize is immutable" in status["message"]
+    ok(await patch(client, f"{widgets}/a", {"spec": {"mode": "slow"}}))
+
+
+async def test_a_definition_that_is_not_structural_is_refused(client: httpx.AsyncClient) -> None:
+    broken = widget_definition()
+    schema = broken["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema["properties"]["spec"]["properties"]["model"].pop("type")
+    schema["properties"]["spec"]["x-kubernetes-validations"][0]["rule"] = "self.nothing > 1"
+    broken["spec"]["group"] = "broken.example.dev"
+    broken["metadata"]["name"] = "widgets.broken.example.dev"
+    status = refused(await client.post(DEFINITIONS, json=broken), 422, "Invalid")
+    assert "must not be empty for specified object fields" in status["message"]
+
+
+async def test_a_rule_that_names_no_field_is_refused(client: httpx.AsyncClient) -> None:
+    broken = widget_definition()
+    spec = broken["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    spec["x-kubernetes-validations"] = [{"rule": "self.nothing > 1"}]
+    broken["spec"]["group"] = "broken.example.dev"
+    broken["metadata"]["name"] = "widgets.broken.example.dev"
+    status = refused(await client.post(DEFINITIONS, json=broken), 422, "Invalid")
+    assert "undefined field 'nothing'" in status["message"]
+
+
+# Versions, generations, subresources
+
+
+async def test_generation_counts_changes_of_the_spec_only(client: httpx.AsyncClient, widgets: str) -> None:
+    first = ok(await client.post(widgets, json=widget()), 201)
+    labelled = ok(await patch(client, f"{widgets}/a", {"metadata": {"labels": {"x": "y"}}}))
+    assert labelled["metadata"]["generation"] == 1
+    assert int(labelled["metadata"]["resourceVersion"]) > int(first["metadata"]["resourceVersion"])
+    changed = ok(await patch(client, f"{widgets}/a", {"spec": {"mode": "slow"}}))
+    assert changed["metadata"]["generation"] == 2
+    shown = ok(await patch(client, f"{widgets}/a/status", {"status": {"ready": 1}}))
+    assert shown["metadata"]["generation"] == 2
+
+
+async def test_a_write_that_changes_nothing_makes_no_new_version(client: httpx.AsyncClient, widgets: str) -> None:
+    first = ok(await client.post(widgets, json=widget()), 201)
+    again = ok(await patch(client, f"{widgets}/a", {"spec": {"mode": "fast"}}))
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    put = ok(await client.put(f"{widgets}/a", json=again))
+    assert put["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+
+
+async def test_status_is_written_through_its_subresource_only(client: httpx.AsyncClient, widgets: str) -> None:
+    created = ok(await client.post(widgets, json={**widget(), "status": {"ready": 7}}), 201)
+    assert "status" not in created
+    both = {"spec": {"mode": "slow"}, "status": {"ready": 1}, "metadata": {"labels": {"a": "b"}}}
+    shown = ok(await patch(client, f"{widgets}/a/status", both))
+    assert shown["status"] == {"ready": 1}
+    assert shown["spec"]["mode"] == "fast"
+    assert "labels" not in shown["metadata"]
+    changed = ok(await patch(client, f"{widgets}/a", {"spec": {"mode": "slow"}, "status": {"ready": 9}}))
+    assert changed["spec"]["mode"] == "slow"
+    assert changed["status"] == {"ready": 1}
+    assert ok(await client.get(f"{widgets}/a/status"))["status"] == {"ready": 1}
+
+
+async def test_a_stale_version_is_a_conflict(client: httpx.AsyncClient, widgets: str) -> None:
+    old = ok(await client.post(widgets, json=widget()), 201)
+    ok(await patch(client, f"{widgets}/a", {"spec": {"mode": "slow"}}))
+    old["spec"]["min"] = 2
+    status = refused(await client.put(f"{widgets}/a", json=old), 409, "Conflict")
+    assert "the object has been modified" in status["message"]
+    stale = {"metadata": {"resourceVersion": old["metadata"]["resourceVersion"]}, "spec": {"min": 2}}
+    refused(await patch(client, f"{widgets}/a", stale), 409, "Conflict")
+
+
+async def test_scale_reads_and_writes_where_the_definition_says(client: httpx.AsyncClient, widgets: str) -> None:
+    ok(await client.post(widgets, json=widget()), 201)
+    ok(await patch(client, f"{widgets}/a/status", {"status": {"ready": 1, "selector": "app=a"}}))
+    scale = ok(await client.get(f"{widgets}/a/scale"))
+    assert scale["kind"] == "Scale"
+    assert scale["spec"] == {"replicas": 2}
+    assert scale["status"] == {"replicas": 1, "selector": "app=a"}
+    scale["spec"]["replicas"] = 5
+    ok(await client.put(f"{widgets}/a/scale", json=scale))
+    obj = ok(await client.get(f"{widgets}/a"))
+    assert obj["spec"]["workers"]["replicas"] == 5
+    assert obj["metadata"]["generation"] == 2
+    ok(await patch(client, f"{widgets}/a/scale", {"spec": {"replicas": 6}}))
+    assert ok(await client.get(f"{widgets}/a"))["spec"]["workers"]["replicas"] == 6
+    refused(await patch(client, f"{widgets}/a/scale", {"spec": {"replicas": -1}}), 422, "Invalid")
+
+
+async def test_tables_have_the_columns_of_the_definition(client: httpx.AsyncClient, widgets: str) -> None:
+    ok(await client.post(widgets, json=widget()), 201)
+    conditions = [{"type": "Other", "status": "False"}, {"type": "Ready", "status": "True"}]
+    ok(await patch(client, f"{widgets}/a/status", {"status": {"conditions": conditions}}))
+    accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
+    table = ok(await client.get(widgets, headers={"Accept": accept}))
+    assert table["kind"] == "Table"
+    assert [c["name"] for c in table["columnDefinitions"]] == ["Name", "Model", "Workers", "Ready", "Mode", "Age"]
+    assert [c["priority"] for c in table["columnDefinitions"]] == [0, 0, 0, 0, 1, 0]
+    assert table["rows"][0]["cells"][:5] == ["a", "gpt2", 2, "True", "fast"]
+    assert table["rows"][0]["object"]["metadata"]["name"] == "a"
+
+
+# Built-in kinds
+
+
+async def test_defaults_of_a_deployment(client: httpx.AsyncClient, ns: str) -> None:
+    spec = ok(await client.post(f"/apis/apps/v1/namespaces/{ns}/deployments", json=deployment()), 201)["spec"]
+    assert (spec["replicas"], spec["revisionHistoryLimit"], spec["progressDeadlineSeconds"]) == (1, 10, 600)
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}
+    template = spec["template"]["spec"]
+    assert (template["restartPolicy"], template["terminationGracePeriodSeconds"]) == ("Always", 30)
+    container = template["containers"][0]
+    assert container["imagePullPolicy"] == "IfNotPresent"
+    assert container["terminationMessagePath"] == "/dev/termination-log"
+    assert container["ports"] == [{"containerPort": 80, "protocol": "TCP"}]
+
+
+async def test_quantities_are_written_one_way(client: httpx.AsyncClient, ns: str) -> None:
+    body = deployment()
+    container = body["spec"]["template"]["spec"]["containers"][0]
+    container["resources"] = {
+        "requests": {"cpu": "1000m", "memory": "1024Mi"}, "limits": {"cpu": 0.5, "memory": "1.5Gi"},
+    }  # fmt: skip
+    container["resources"]["limits"]["cpu"] = "2000m"
+    obj = ok(await client.post(f"/apis/apps/v1/namespaces/{ns}/deployments", json=body), 201)
+    resources = obj["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert resources == {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "1536Mi"}}
+
+
+async def test_defaults_of_a_service_and_its_address_that_stays(client: httpx.AsyncClient, ns: str) -> None:
+    services = f"/api/v1/namespaces/{ns}/services"
+    body = {"metadata": {"name": "s"}, "spec": {"selector": {"a": "b"}, "ports": [{"port": 80}]}}
+    spec = ok(await client.post(services, json=body), 201)["spec"]
+    assert (spec["type"], spec["sessionAffinity"]) == ("ClusterIP", "None")
+    assert spec["ports"] == [{"port": 80, "protocol": "TCP", "targetPort": 80}]
+    assert spec["clusterIP"]
+    moved = ok(await patch(client, f"{services}/s", {"spec": {"selector": {"a": "c"}}}))
+    assert moved["spec"]["clusterIP"] == spec["clusterIP"]
+    refused(await patch(client, f"{services}/s", {"spec": {"clusterIP": "10.0.0.77"}}), 422, "Invalid")
+    headless = {"metadata": {"name": "h"}, "spec": {"clusterIP": "None", "ports": [{"port": 80}]}}
+    assert ok(await client.post(services, json=headless), 201)["spec"]["clusterIP"] == "None"
+
+
+async def test_what_may_not_change(client: httpx.AsyncClient, ns: str) -> None:
+    ok(await client.post(f"/apis/apps/v1/namespaces/{ns}/deployments", json=deployment()), 201)
+    change = {"spec": {"selector": {"matchLabels": {"app": "other"}},
+                       "template": {"metadata": {"labels": {"app": "other"}}}}}  # fmt: skip
+    status = refused(await patch(client, f"/apis/apps/v1/namespaces/{ns}/deployments/web", change), 422, "Invalid")
+    assert "field is immutable" in status["message"]
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{ns}/rolebindings"
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"}
+    ok(await client.post(rbac, json={"metadata": {"name": "b"}, "roleRef": reference}), 201)
+    status = refused(await patch(client, f"{rbac}/b", {"roleRef": {"name": "s"}}), 422, "Invalid")
+    assert "cannot change roleRef" in status["message"]
+
+
+async def test_a_deployment_status_that_contradicts_itself_is_refused(client: httpx.AsyncClient, ns: str) -> None:
+    path = f"/apis/apps/v1/namespaces/{ns}/deployments"
+    ok(await client.post(path, json=deployment()), 201)
+    refused(await patch(client, f"{path}/web/status", {"status": {"readyReplicas": 1}}), 422, "Invalid")
+    counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
+    shown = ok(await patch(client, f"{path}/web/status", {"status": {**counts, "observedGeneration": 1}}))
+    assert shown["status"]["readyReplicas"] == 1
+
+
+async def test_names_and_places(client: httpx.AsyncClient, ns: str) -> None:
+    maps = f"/api/v1/namespaces/{ns}/configmaps"
+    ok(await client.post(maps, json=config_map()), 201)
+    status = refused(await client.post(maps, json=config_map()), 409, "AlreadyExists")
+    assert status["message"] == 'configmaps "c" already exists'
+    status = refused(await client.get(f"{maps}/none"), 404, "NotFound")
+    assert status["message"] == 'configmaps "none" not found'
+    assert status["details"] == {"name": "none", "kind": "configmaps"}
+    status = refused(await client.post("/api/v1/namespaces/nowhere/configmaps", json=config_map()), 404, "NotFound")
+    assert status["message"] == 'namespaces "nowhere" not found'
+    named = ok(await client.post(maps, json={"metadata": {"generateName": "gen-"}}), 201)
+    assert named["metadata"]["name"].startswith("gen-")
+    assert len(named["metadata"]["name"]) == 9
+    refused(await client.post(maps, json=config_map("Not_a_name")), 422, "Invalid")
+    elsewhere = config_map("d", namespace="default")
+    refused(await client.post(maps, json=elsewhere), 400, "BadRequest")
+    refused(await client.put(f"{maps}/c", json=config_map("d")), 400, "BadRequest")
+
+
+async def test_dry_runs_keep_nothing(client: httpx.AsyncClient, widgets: str) -> None:
+    shown = ok(await client.post(widgets, json=widget(), params={"dryRun": "All"}), 201)
+    assert shown["spec"]["mode"] == "fast"
+    refused(await client.get(f"{widgets}/a"), 404, "NotFound")
+
+
+async def test_events_are_one_resource_in_two_groups(client: httpx.AsyncClient, ns: str) -> None:
+    event = {
+        "metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": ns}, "reason": "Tested",
+        "type": "Normal", "message": "hello", "source": {"component": "tests"},
+    }  # fmt: skip
+    ok(await client.post(f"/api/v1/namespaces/{ns}/events", json=event), 201)
+    found = ok(await client.get(f"/api/v1/namespaces/{ns}/events", params={"fieldSelector": "involvedObject.name=p"}))
+    assert [e["reason"] for e in found["items"]] == ["Tested"]
+    newer = ok(await client.get(f"/apis/events.k8s.io/v1/namespaces/{ns}/events/e"))
+    assert newer["apiVersion"] == "events.k8s.io/v1"
+    assert newer["regarding"]["name"] == "p"
+    assert newer["note"] == "hello"
+
+
+# Lists
+
+
+async def test_selectors(client: httpx.AsyncClient, ns: str) -> None:
+    maps = f"/api/v1/namespaces/{ns}/configmaps"
+    for name, labels in {"one": {"a": "1", "b": "x"}, "two": {"a": "2"}, "three": {"b": "x"}}.items():
+        ok(await client.post(maps, json=config_map(name, labels=labels)), 201)
+
+    async def names(**query: str) -> set[str]:
+        return {obj["metadata"]["name"] for obj in ok(await client.get(maps, params=query))["items"]} & {
+            "one", "two", "three",
+        }  # fmt: skip
+
+    assert await names(labelSelector="a=1") == {"one"}
+    assert await names(labelSelector="a!=1") == {"two", "three"}
+    assert await names(labelSelector="a in (1,2),b") == {"one"}
+    assert await names(labelSelector="a notin (1)") == {"two", "three"}
+    assert await names(labelSelector="!a") == {"three"}
+    assert await names(fieldSelector="metadata.name=two") == {"two"}
+    assert await names(fieldSelector="metadata.name!=two") == {"one", "three"}
+    refused(await client.get(maps, params={"fieldSelector": "data.x=1"}), 400, "BadRequest")
+    refused(await client.get(maps, params={"labelSelector": "a=1=2"}), 400, "BadRequest")
+
+
+async def test_pods_are_selected_by_node_and_phase(client: httpx.AsyncClient, ns: str) -> None:
+    pods = f"/api/v1/namespaces/{ns}/pods"
+    ok(await client.post(pods, json=pod("placed", nodeName="n1")), 201)
+    ok(await client.post(pods, json=pod("waiting")), 201)
+    on_node = ok(await client.get(pods, params={"fieldSelector": "spec.nodeName=n1"}))["items"]
+    assert [p["metadata"]["name"] for p in on_node] == ["placed"]
+    pending = ok(await client.get(pods, params={"fieldSelector": "status.phase=Pending"}))["items"]
+    assert len(pending) == 2
+
+
+async def test_lists_come_in_pages(client: httpx.AsyncClient, ns: str) -> None:
+    maps = f"/api/v1/namespaces/{ns}/configmaps"
+    for number in range(5):
+        ok(await client.post(maps, json=config_map(f"c{number}", labels={"t": "page"})), 201)
+    found: list[str] = []
+    query = {"limit": "2", "labelSelector": "t=page"}
+    for size in (2, 2, 1):
+        page = ok(await client.get(maps, params=query))
+        assert len(page["items"]) == size
+        found += [obj["metadata"]["name"] for obj in page["items"]]
+        query["continue"] = page["metadata"].get("continue", "")
+    assert found == [f"c{number}" for number in range(5)]
+    assert not query["continue"]
+
+
+# Patches
+
+
+async def test_merge_patch(client: httpx.AsyncClient, ns: str) -> None:
+    maps = f"/api/v1/namespaces/{ns}/configmaps"
+    ok(await client.post(maps, json=config_map(data={"a": "1", "b": "2"})), 201)
+    assert ok(await patch(client, f"{maps}/c", {"data": {"a": None, "c": "3"}}))["data"] == {"b": "2", "c": "3"}
+
+
+async def test_json_patch(client: httpx.AsyncClient, ns: str) -> None:
+    maps = f"/api/v1/namespaces/{ns}/configmaps"
+    ok(await client.post(maps, json=config_map(data={"a": "1", "b.c": "2"})), 201)
+    label = [{"op": "add", "path": "/metadata/labels", "value": {"x/y": "z"}}]
+    ok(await patch(client, f"{maps}/c", label, JSON_PATCH))
+    steps = [
+        {"op": "remove", "path": "/metadata/labels/x~1y"},
+        {"op": "test", "path": "/data/a", "value": "1"},
+        {"op": "replace", "path": "/data/a", "value": "9"},
+        {"op": "remove", "path": "/data/b.c"},
+        {"op": "add", "path": "/data/d", "value": "4"},
+    ]
+    assert ok(await patch(client, f"{maps}/c", steps, JSON_PATCH))["data"] == {"a": "9", "d": "4"}
+    refused(await patch(client, f"{maps}/c", steps, JSON_PATCH), 422, "Invalid")
+
+
+async def test_strategic_merge_patch_merges_lists_by_their_keys(client: httpx.AsyncClient, ns: str) -> None:
+    path = f"/apis/apps/v1/namespaces/{ns}/deployments"
+    body = deployment()
+    body["spec"]["template"]["spec"]["containers"][0]["env"] = [
+        {"name": "A", "value": "1"},
+        {"name": "B", "value": "2"},
+    ]
+    ok(await client.post(path, json=body), 201)
+    change = {"spec": {"template": {"spec": {"containers": [
+        {"name": "main", "image": "web:2", "env": [{"name": "B", "value": "3"}, {"name": "A", "$patch": "delete"}]},
+        {"name": "side", "image": "side:1"},
+    ]}}}}  # fmt: skip
+    obj = ok(await patch(client, f"{path}/web", change, STRATEGIC))
+    containers = {c["name"]: c for c in obj["spec"]["template"]["spec"]["containers"]}
+    assert containers["main"]["image"] == "web:2"
+    assert containers["main"]["env"] == [{"name": "B", "value": "3"}]
+    assert containers["main"]["ports"][0]["containerPort"] == 80
+    assert containers["side"]["imagePullPolicy"] == "IfNotPresent"
+
+
+async def test_custom_resources_take_no_strategic_merge_patch(client: httpx.AsyncClient, widgets: str) -> None:
+    ok(await client.post(widgets, json=widget()), 201)
+    refused(await patch(client, f"{widgets}/a", {"spec": {}}, STRATEGIC), 415, "UnsupportedMediaType")
+    refused(await patch(client, f"{widgets}/none", {"spec": {}}, MERGE), 404, "NotFound")
+
+
+# Deletion
+
+
+async def test_finalizers_hold_an_object(client: httpx.AsyncClient, widgets: str) -> None:
+    body = widget()
+    body["metadata"]["finalizers"] = ["example.dev/hold"]
+    ok(await client.post(widgets, json=body), 201)
+    marked = ok(await client.delete(f"{widgets}/a"))
+    assert marked["metadata"]["deletionTimestamp"]
+    assert marked["metadata"]["generation"] == 2
+    ok(await client.delete(f"{widgets}/a"))
+    ok(await patch(client, f"{widgets}/a", {"metadata": {"finalizers": None}}))
+    refused(await client.get(f"{widgets}/a"), 404, "NotFound")
+
+
+async def test_deleting_says_what_was_deleted(client: httpx.AsyncClient, widgets: str) -> None:
+    created = ok(await client.post(widgets, json=widget()), 201)
+    status = ok(await client.delete(f"{widgets}/a"))
+    assert status["status"] == "Success"
+    assert status["details"]["uid"] == created["metadata"]["uid"]
+    refused(await client.delete(f"{widgets}/a"), 404, "NotFound")
+
+
+async def test_preconditions_of_a_deletion(client: httpx.AsyncClient, widgets: str) -> None:
+    created = ok(await client.post(widgets, json=widget()), 201)
+    wrong = {"preconditions": {"uid": "00000000-0000-0000-0000-000000000000"}}
+    refused(await client.request("DELETE", f"{widgets}/a", json=wrong), 409, "Conflict")
+    right = {"preconditions": {"uid": created["metadata"]["uid"]}}
+    ok(await client.request("DELETE", f"{widgets}/a", json=right))
+
+
+async def test_foreground_and_orphan_are_finalizers(client: httpx.AsyncClient, widgets: str) -> None:
+    for policy, finalizer in (("Foreground", "foregroundDeletion"), ("Orphan", "orphan")):
+        name = policy.lower()
+        body = widget(name)
+        body["metadata"]["finalizers"] = ["example.dev/hold"]  # so that no garbage collector ends it at once
+        ok(await client.post(widgets, json=body), 201)
+        marked = ok(await client.request("DELETE", f"{widgets}/{name}", json={"propagationPolicy": policy}))
+        assert finalizer in marked["metadata"]["finalizers"]
+        ok(await patch(client, f"{widgets}/{name}", {"metadata": {"finalizers": None}}))
+
+
+async def test_delete_collection_takes_what_is_selected(client: httpx.AsyncClient, ns: str) -> None:
+    maps = f"/api/v1/namespaces/{ns}/configmaps"
+    for name, labels in {"one": {"a": "1"}, "two": {"a": "2"}}.items():
+        ok(await client.post(maps, json=config_map(name, labels=labels)), 201)
+    ok(await client.delete(maps, params={"labelSelector": "a=1"}))
+    refused(await client.get(f"{maps}/one"), 404, "NotFound")
+    ok(await client.get(f"{maps}/two"))
+
+
+async def test_a_pod_on_a_node_ends_gracefully(client: httpx.AsyncClient, ns: str) -> None:
+    pods = f"/api/v1/namespaces/{ns}/pods"
+    ok(await client.post(pods, json=pod("placed", nodeName="n1")), 201)
+    ok(await client.post(pods, json=pod("waiting")), 201)
+    ok(await client.delete(f"{pods}/waiting"))
+    refused(await client.get(f"{pods}/waiting"), 404, "NotFound")
+    ok(await client.delete(f"{pods}/placed"))
+    ending = ok(await client.get(f"{pods}/placed"))["metadata"]
+    assert ending["deletionTimestamp"]
+    assert ending["deletionGracePeriodSeconds"] == 30
+    ok(await client.request("DELETE", f"{pods}/placed", json={"gracePeriodSeconds": 0}))
+    refused(await client.get(f"{pods}/placed"), 404, "NotFound")
+
+
+async def test_a_budget_forbids_an_eviction(client: httpx.AsyncClient, ns: str) -> None:
+    pods = f"/api/v1/namespaces/{ns}/pods"
+    ok(await client.post(pods, json=pod("p", {"app": "a"}, nodeName="n1")), 201)
+    ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    ok(await patch(client, f"{pods}/p/status", {"status": ready}))
+    budget = {"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "a"}}}}
+    ok(await client.post(f"/apis/policy/v1/namespaces/{ns}/poddisruptionbudgets", json=budget), 201)
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}}
+    refused(await client.post(f"{pods}/p/eviction", json=eviction), 429, "TooManyRequests")
+    ok(await client.delete(f"/apis/policy/v1/namespaces/{ns}/poddisruptionbudgets/b"))
+    ok(await client.post(f"{pods}/p/eviction", json=eviction), 201)
+    assert ok(await client.get(f"{pods}/p"))["metadata"]["deletionTimestamp"]
+
+
+async def test_a_backend_says_which_it_is(api: Backend, client: httpx.AsyncClient) -> None:
+    version = ok(await client.get("/version"))
+    assert version["major"] == "1"
+    assert api.real or api.fake.url == api.url
