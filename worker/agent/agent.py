@@ -133,9 +133,12 @@ class Agent:
             if message is None:
                 answers = answers and await self._catch_up()
             else:
-                if not follower.live(*message):
+                while not follower.live(*message):
+                    missing = follower.next
                     answers = await self._catch_up()
-                    follower.live(*message, last_resort=True)
+                    if follower.next == missing:
+                        follower.live(*message, last_resort=True)
+                        break
                 self.last_event_at = self.clock()
                 taken += 1
             mirror.flush()

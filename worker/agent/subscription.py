@@ -84,9 +84,7 @@ class Subscription:
 
 
 @contextlib.asynccontextmanager
-async def replay(
-    context: zmq.asyncio.Context, endpoint: str, start: int, timeout: float = REPLAY_TIMEOUT
-) -> AsyncIterator[AsyncIterator[Message]]:
+async def replay(context: zmq.asyncio.Context, endpoint: str, start: int) -> AsyncIterator[AsyncIterator[Message]]:
     """Ask for every batch from `start` on. The iterator ends when the engine says that was all; raises `ReplayError`.
 
     A socket for each request: what arrives late for an earlier one cannot be taken for an answer to this.
@@ -97,13 +95,13 @@ async def replay(
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         socket.connect(endpoint)
         await socket.send_multipart([b"", start.to_bytes(8, "big")])
-        yield _answers(socket, timeout)
+        yield _answers(socket)
     finally:
         socket.close(0)
 
 
-async def _answers(socket: zmq.asyncio.Socket, timeout: float) -> AsyncIterator[Message]:
-    while await socket.poll(int(timeout * 1000)):
+async def _answers(socket: zmq.asyncio.Socket) -> AsyncIterator[Message]:
+    while await socket.poll(int(REPLAY_TIMEOUT * 1000)):
         frames = await socket.recv_multipart()
         if len(frames) >= 2 and frames[-2] == _END:
             return

@@ -78,7 +78,7 @@ class FakeEngine:
 
     async def __aenter__(self) -> FakeEngine:
         await self._server.start()
-        self.start()
+        await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -86,11 +86,11 @@ class FakeEngine:
         await self._server.stop(0)
         self._context.destroy(linger=0)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         self._next = 0
         self._buffer.clear()
-        self._pub = self._bound(zmq.PUB, "pub")
-        router = self._bound(zmq.ROUTER, "replay")
+        self._pub = await self._bound(zmq.PUB, "pub")
+        router = await self._bound(zmq.ROUTER, "replay")
         self._task = asyncio.create_task(self._serve_replays(router))
 
     async def stop(self) -> None:
@@ -122,14 +122,20 @@ class FakeEngine:
         self._buffer.append((seq, payload))
         return seq
 
-    def _bound(self, kind: int, name: str) -> zmq.asyncio.Socket:
+    async def _bound(self, kind: int, name: str) -> zmq.asyncio.Socket:
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
-        if name in self._ports:
-            socket.bind(f"tcp://127.0.0.1:{self._ports[name]}")
-        else:
+        if name not in self._ports:
             self._ports[name] = socket.bind_to_random_port("tcp://127.0.0.1")
-        return socket
+            return socket
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    socket.bind(f"tcp://127.0.0.1:{self._ports[name]}")
+                except zmq.ZMQError:  # the socket that was closed last lets go of it in ZMQ's own time
+                    await asyncio.sleep(0.01)
+                else:
+                    return socket
 
     async def _serve_replays(self, router: zmq.asyncio.Socket) -> None:
         try:

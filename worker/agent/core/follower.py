@@ -4,7 +4,8 @@ vLLM numbers its batches from 0 when its process starts, and keeps the last 10,0
 ones are gone. Whoever drives a `Follower` does so like this:
 
     begin()                        a connection was made
-    live(seq, payload)             a batch was published; False: ask for history first, then offer it again
+    live(seq, payload)             a batch was published; False: ask for history first, then offer it again, as the
+                                   last resort if `next` is still the same
     history_begin() -> start       ask the engine for every batch from `start` on
     history(seq, payload)          ... hand over each one that it answers
     history_end() -> bool          ... False: some in the middle were lost on the way, ask again
@@ -53,7 +54,6 @@ class Follower:
         self.blocks = blocks
         self._can_replay = can_replay
         self._next: int | None = None
-        """The batch to apply next; None: whichever comes first."""
         self._live = -1
         """The last batch that was published to us: lower ones are a restart, not copies of what was replayed."""
         self._answered = self._hole = False
@@ -70,6 +70,7 @@ class Follower:
 
     @property
     def next(self) -> int | None:
+        """The batch to apply next; None: whichever comes first."""
         return self._next
 
     def begin(self) -> None:
