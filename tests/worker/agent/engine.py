@@ -66,6 +66,9 @@ class FakeEngine:
         self.holes: set[int] = set()
         """Batches that the next answers lose, each once."""
         self.health = 200
+        self.answers = asyncio.Event()
+        """While cleared, HTTP requests wait."""
+        self.answers.set()
         self.values: dict[str, Any] = {"running": 0, "waiting": 0, "usage": 0.0, "block_size": 16, "blocks": 101}
 
     @property
@@ -155,6 +158,7 @@ class FakeEngine:
             router.close(0)
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.answers.wait()
         known = {"/health": b"", "/metrics": (METRICS % self.values).encode()}
         body = known.get(scope["path"])
         status = 404 if body is None else self.health

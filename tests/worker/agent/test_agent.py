@@ -209,6 +209,17 @@ async def test_an_engine_that_is_not_well(beside: Start) -> None:
         assert (await running.snapshot()).info.epoch == epoch
 
 
+async def test_an_engine_that_is_too_slow(beside: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FakeEngine() as engine, beside(engine) as running:
+        await follows(running)
+        monkeypatch.setattr("worker.agent.engine.PATIENCE", 0.05)
+        engine.answers.clear()
+        await eventually(lambda: "does not answer within" in running.agent.problem)
+        engine.answers.set()
+        monkeypatch.undo()
+        await follows(running)
+
+
 async def test_an_engine_that_was_never_there(beside: Start) -> None:
     async with FakeEngine() as engine, beside(engine, engine_url="http://127.0.0.1:9") as running:
         await eventually(lambda: "Cannot connect" in running.agent.problem)

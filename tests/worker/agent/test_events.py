@@ -54,6 +54,10 @@ def test_the_oldest_arrays_end_early() -> None:
     ]
 
 
+def test_the_batch_itself_may_be_a_map() -> None:
+    assert decode(msgpack.packb({"ts": 1.5, "events": [{"type": "AllBlocksCleared"}]})) == [AllBlocksCleared()]
+
+
 def test_what_later_versions_add_is_ignored() -> None:
     stored = ["BlockStored", [1], None, [5, 6], 2, None, "GPU", None, None, 0, "full_attention", None, "more"]
     events = decode(
@@ -92,7 +96,7 @@ def test_stored_blocks_that_cannot_be_read_are_only_missing(fields: dict[str, An
         b"",
         b"\xc1",
         b"\x93\x01",
-        msgpack.packb({"events": []}),
+        msgpack.packb({"ts": 1.5}),
         msgpack.packb([1.5]),
         msgpack.packb([1.5, "events"]),
         batch("BlockStored"),

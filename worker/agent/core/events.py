@@ -84,9 +84,13 @@ def decode(payload: bytes) -> list[EngineEvent]:
         batch = msgpack.unpackb(payload, strict_map_key=False)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise EventError(f"the batch is not msgpack: {error}") from None
-    if type(batch) is not list or len(batch) < 2 or type(batch[1]) is not list:
+    if type(batch) is dict:  # as newer sources than the captured 0.32 declare it
+        events = batch.get("events")
+    else:
+        events = batch[1] if type(batch) is list and len(batch) > 1 else None
+    if type(events) is not list:
         raise EventError("a batch is an array of a timestamp and a list of events")
-    return [_event(value) for value in batch[1]]
+    return [_event(value) for value in events]
 
 
 def _event(value: Any) -> EngineEvent:
