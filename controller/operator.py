@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import kopf
@@ -31,9 +31,12 @@ DEBOUNCE = 0.05
 """Seconds: our own writes come back as events, several at once."""
 RELIST = 300.0
 """Seconds between two full lists, which heal what a watch lost. They are spread at random over a tenth of that."""
-RELIST_RETRY = 5.0
+RELIST_RETRY, LONGEST_RELIST_RETRY = 0.5, 10.0
 
 WATCHED = (KVCLUSTER, POD, *OWNED)
+
+Part = tuple[Kind, str | None]
+"""A kind, in one namespace or in all."""
 
 
 class Operator:
@@ -54,7 +57,7 @@ class Operator:
         self._inventory = inventory
         self._reconciler = reconciler
         self._metrics = metrics
-        self._namespaces: tuple[str | None, ...] = namespaces or (None,)
+        self._everything = [(kind, namespace) for kind in WATCHED for namespace in namespaces or (None,)]
         self._rng = rng
         self.queue = WorkQueue(self._look, workers=workers, rng=rng)
         self._tasks: list[asyncio.Task[None]] = []
@@ -73,8 +76,10 @@ class Operator:
 
     async def start(self) -> None:
         """Learns what there is, then begins to look after it."""
-        while await self._relist() is None:  # noqa: ASYNC110  the API server sets no event of ours
-            await asyncio.sleep(RELIST_RETRY)
+        unlisted, wait = await self._relist(self._everything), RELIST_RETRY
+        while unlisted:
+            await asyncio.sleep(wait)
+            unlisted, wait = await self._relist(unlisted), min(2 * wait, LONGEST_RELIST_RETRY)
         self._tasks = [asyncio.create_task(self.queue.run()), asyncio.create_task(self._keep_relisting())]
 
     async def stop(self) -> None:
@@ -101,24 +106,24 @@ class Operator:
     async def _keep_relisting(self) -> None:
         while True:
             await asyncio.sleep(RELIST * self._rng.uniform(0.95, 1.05))
-            self._metrics.healed.inc(len(await self._relist() or ()))
+            await self._relist(self._everything)
 
-    async def _relist(self) -> set[Key] | None:
-        """Lists everything; the clusters of which it brought news, None when the API server did not let us."""
-        news: set[Key] = set()
-        try:
-            for kind in WATCHED:
-                for namespace in self._namespaces:
-                    news |= await self._relist_kind(kind, namespace)
-        except ApiError as error:
-            event(logger, logging.WARNING, "list_failed", why=str(error))
-            return None
-        finally:
+    async def _relist(self, parts: Iterable[Part]) -> list[Part]:
+        """Lists these, and wakes the clusters of which that brought news; those that could not be listed."""
+        unlisted = []
+        for kind, namespace in parts:
+            try:
+                news = await self._list(kind, namespace)
+            except ApiError as error:
+                event(logger, logging.WARNING, "list_failed", kind=kind.name, why=str(error))
+                unlisted.append((kind, namespace))
+                continue
+            self._metrics.healed.inc(len(news) if self._tasks else 0)
             for key in news:
                 self._wake(key)
-        return news
+        return unlisted
 
-    async def _relist_kind(self, kind: Kind, namespace: str | None) -> set[Key]:
+    async def _list(self, kind: Kind, namespace: str | None) -> set[Key]:
         try:
             items, version = await self._client.list(kind, namespace, "" if kind == KVCLUSTER else OURS)
         except ApiError as error:

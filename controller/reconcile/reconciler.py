@@ -13,11 +13,11 @@ from controller.objects.names import Cluster, Component, Object, Release
 from controller.reconcile.announce import event_object
 from controller.reconcile.apis import OptionalApis
 from controller.reconcile.costs import DeletionCosts
-from controller.reconcile.inventory import Inventory, Key, Ref
-from controller.reconcile.plan import Plan, foreign_owner, leaving, plan, ref_of
+from controller.reconcile.inventory import Inventory, Key
+from controller.reconcile.plan import Plan, foreign_owner, leaving, plan
 from controller.reconcile.queue import RetryLater
 from controller.reconcile.reports import RouterAsker
-from controller.reconcile.writer import Writer
+from controller.reconcile.writer import Outcome, Writer, name_conflict
 from controller.spec.load import validate_manifest
 from controller.spec.problems import ManifestError
 from controller.status.observed import Observed, Problem, ProblemKind, RouterReport
@@ -74,15 +74,18 @@ class Reconciler:
 
     async def _look(self, key: Key, body: Object) -> float:
         cluster, problems = self._read(body)
-        refused: list[Problem] = []
+        outcome = Outcome()
         if cluster is not None:
-            live, todo = await self._plan(key, cluster)
-            refused = await self._writer.carry_out(todo, cluster, live)
-            problems += [*refused, *_obstacles(todo)]
+            todo = await self._plan(key, cluster)
+            outcome = await self._writer.carry_out(todo, cluster)
+            problems += [*outcome.problems, *_obstacles(todo)]
         settled = await self._report(key, body, cluster, problems)
-        if refused:
-            raise RetryLater(f"{refused[0].object}: {refused[0].message}")
-        if any(problem.kind is ProblemKind.NAME_CONFLICT for problem in problems):
+        if outcome.postponed is not None:
+            raise outcome.postponed
+        kinds = {problem.kind for problem in problems}
+        if ProblemKind.APPLY_FAILED in kinds:
+            raise RetryLater("; ".join(f"{problem.object}: {problem.message}" for problem in problems))
+        if ProblemKind.NAME_CONFLICT in kinds:
             return CONFLICT_RETRY
         return POLL if settled else POLL_UNSETTLED
 
@@ -94,17 +97,11 @@ class Reconciler:
             return None, [Problem(ProblemKind.INVALID_SPEC, found.path, found.message) for found in error.problems]
         return Cluster(metadata["name"], metadata["namespace"], metadata["uid"], manifest.spec, self._release), []
 
-    async def _plan(self, key: Key, cluster: Cluster) -> tuple[dict[Ref, Object], Plan]:
+    async def _plan(self, key: Key, cluster: Cluster) -> Plan:
         desired = desired_objects(cluster)
         absent = await self._apis.absent({kind_of(manifest) for manifest in desired})
         live = {ref: item for ref, item in self._inventory.owned(key) if ref.kind != POD}
-        for ref in map(ref_of, desired):
-            # What we know nothing of may be there all the same: somebody else's, or without our labels.
-            if ref not in live and ref.kind not in absent:
-                found = await self._client.get(ref.kind, ref.namespace, ref.name)
-                if found is not None:
-                    live[ref] = found
-        return live, plan(cluster.uid, desired, live, self._writer.written, absent)
+        return plan(cluster.uid, desired, live, self._writer.written, absent)
 
     async def _report(self, key: Key, body: Object, cluster: Cluster | None, problems: list[Problem]) -> bool:
         """Writes the status and tells of what changed in it; whether things are as they should be."""
@@ -164,10 +161,7 @@ def _identity(body: Object) -> Object:
 
 
 def _obstacles(todo: Plan) -> list[Problem]:
-    taken = [
-        Problem(ProblemKind.NAME_CONFLICT, str(ref), f"{ref} exists and {owner}: rename one of the two, or delete it")
-        for ref, owner in todo.conflicts
-    ]
+    taken = [name_conflict(ref, owner) for ref, owner in todo.conflicts]
     missing = [
         Problem(ProblemKind.MISSING_API, str(ref), f"this cluster has no {ref.kind.api_version} {ref.kind.name}")
         for ref in todo.missing
@@ -176,5 +170,6 @@ def _obstacles(todo: Plan) -> list[Problem]:
 
 
 def _settled(status: Object) -> bool:
+    """Whether nothing is expected to change by itself soon."""
     truth = {condition["type"]: condition["status"] for condition in status["conditions"]}
-    return truth.get("Progressing") == "False" and truth.get("CacheViewFresh") == "True"
+    return truth.get("Progressing") != "True" and truth.get("CacheViewFresh") != "False"

@@ -10,7 +10,9 @@ import aiohttp
 from controller.objects.names import COMPONENT_LABEL, MANAGEMENT_PORT, Component, Object
 from controller.status.observed import ReportError, RouterReport, parse_report
 
-TIMEOUT = 2.0
+TIMEOUT = 1.5
+TRIES = 2
+"""A router that does not answer is asked once more: one slow moment is not worth a word in the status."""
 MAX_BYTES = 1 << 20
 AT_ONCE = 32
 
@@ -29,6 +31,14 @@ class RouterAsker:
         return dict(zip(addresses, answers, strict=True))
 
     async def _one(self, url: str) -> RouterReport | str:
+        answer: RouterReport | str = ""
+        for _ in range(TRIES):
+            answer = await self._ask(url)
+            if type(answer) is RouterReport:
+                break
+        return answer
+
+    async def _ask(self, url: str) -> RouterReport | str:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)
         try:
             async with (

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import DEPLOYMENT
 from controller.objects.names import APPLIED_HASH, FIELD_MANAGER, Cluster, Object
 from controller.reconcile.comparison import fingerprint
 from controller.reconcile.inventory import Inventory, Key, Ref, owner_of
-from controller.reconcile.plan import Plan, ref_of, replicas_to_hand_over
+from controller.reconcile.plan import Plan, foreign_owner, ref_of, replicas_to_hand_over
 from controller.status.observed import Problem, ProblemKind
 from kvcache.logs import event
 
@@ -17,6 +20,40 @@ logger = logging.getLogger(__name__)
 
 HANDOVER_MANAGER = f"{FIELD_MANAGER}-replicas"
 """States a Deployment's replicas in our stead from when an autoscaler is switched on until that changes them."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a plan."""
+
+    problems: list[Problem] = field(default_factory=list)
+    """What the server refused for good, and names that are taken."""
+    postponed: ApiError | None = None
+    """The first failure that may pass by itself."""
+
+    def note(self, problem: Problem | None) -> None:
+        if problem is not None:
+            self.problems.append(problem)
+
+    @contextmanager
+    def noting(self, ref: Ref) -> Iterator[None]:
+        """What goes wrong within is about this object. Raises the `ApiError` of a server that cannot be reached."""
+        try:
+            yield
+        except ApiError as error:
+            if error.status == 0:
+                raise
+            if error.passing:
+                self.postponed = self.postponed or error
+                return
+            event(logger, logging.ERROR, "apply_refused", object=str(ref), namespace=ref.namespace, why=str(error))
+            self.problems.append(Problem(ProblemKind.APPLY_FAILED, str(ref), error.message))
+
+
+def name_conflict(ref: Ref, owner: str) -> Problem:
+    """A name of ours is taken."""
+    message = f"{ref} exists and {owner}: rename one of the two, or delete it"
+    return Problem(ProblemKind.NAME_CONFLICT, str(ref), message)
 
 
 class Writer:
@@ -27,25 +64,21 @@ class Writer:
         self._inventory = inventory
         self.written: dict[Ref, tuple[str, str]] = {}
 
-    async def carry_out(self, plan: Plan, cluster: Cluster, live: dict[Ref, Object]) -> list[Problem]:
-        """Applies and deletes. What the server refuses for good is a problem, and the rest goes on; raises `ApiError`
-        where it makes sense to come back later."""
-        problems = []
+    async def carry_out(self, plan: Plan, cluster: Cluster) -> Outcome:
+        """Applies and deletes. What the server refuses does not keep the rest from being done; raises `ApiError` when
+        there is no server to be found."""
+        outcome = Outcome()
         for manifest in plan.apply:
             ref = ref_of(manifest)
-            try:
-                await self._apply(manifest, live.get(ref), cluster)
-            except ApiError as error:
-                if error.passing:
-                    raise
-                event(logger, logging.ERROR, "apply_refused", object=str(ref), namespace=ref.namespace, why=str(error))
-                problems.append(Problem(ProblemKind.APPLY_FAILED, str(ref), error.message))
+            with outcome.noting(ref):
+                outcome.note(await self._bring_about(manifest, cluster))
         for item in plan.delete:
-            ref = Ref(ref_of(item).kind, item["metadata"]["namespace"], item["metadata"]["name"])
-            event(logger, logging.INFO, "deleting", object=str(ref), namespace=ref.namespace)
-            await self._client.delete(item)
-            self.written.pop(ref, None)
-        return problems
+            ref = ref_of(item)
+            with outcome.noting(ref):
+                event(logger, logging.INFO, "deleting", object=str(ref), namespace=ref.namespace)
+                await self._client.delete(item)
+                self.written.pop(ref, None)
+        return outcome
 
     def forget(self, key: Key) -> None:
         """The cluster is gone."""
@@ -55,8 +88,19 @@ class Writer:
             if item is None or owner_of(item) == (namespace, name):
                 del self.written[ref]
 
-    async def _apply(self, manifest: Object, current: Object | None, cluster: Cluster) -> None:
+    async def _bring_about(self, manifest: Object, cluster: Cluster) -> Problem | None:
+        """Applies a manifest, unless the name turns out to be somebody else's."""
         ref = ref_of(manifest)
+        current = self._inventory.get(ref.kind, (ref.namespace, ref.name))
+        if current is None:
+            # What we have not seen may be there all the same: without our labels, or of a moment ago.
+            current = await self._client.get(ref.kind, ref.namespace, ref.name)
+            if current is not None and (owner := foreign_owner(current, cluster.uid)) is not None:
+                return name_conflict(ref, owner)
+        await self._apply(ref, manifest, current, cluster)
+        return None
+
+    async def _apply(self, ref: Ref, manifest: Object, current: Object | None, cluster: Cluster) -> None:
         replicas = replicas_to_hand_over(manifest, current, _initial_replicas(cluster))
         if replicas is not None and current is not None:
             await self._client.apply(_replicas(manifest, replicas), HANDOVER_MANAGER)

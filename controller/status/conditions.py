@@ -91,7 +91,7 @@ def _ready(fleet: _Fleet, workers: Verdict, routers: Verdict) -> Verdict:
         return _verdict(ConditionType.READY, Reason.SERVING, message)
     # Routers are not ready without workers, so that is the cause if both are missing.
     cause = workers if not fleet.worker.ready else routers
-    return _verdict(ConditionType.READY, cause.reason, cause.message)
+    return _verdict(ConditionType.READY, cause.reason, f"Requests are not answered: {cause.message}")
 
 
 def _available(observed: Observed, load: Workload, fleet: _Fleet) -> Verdict:
@@ -102,7 +102,7 @@ def _available(observed: Observed, load: Workload, fleet: _Fleet) -> Verdict:
 def _availability(observed: Observed, load: Workload, fleet: _Fleet) -> tuple[Reason, str]:
     if not load.exists:
         return Reason.NOT_CREATED, f"Deployment {load.name} does not exist."
-    if load.wanted == 0 and not load.ready:
+    if load.wanted == 0:
         return Reason.SCALED_TO_ZERO, f"No {load.component} is wanted."
     if load.ready >= load.wanted:
         return Reason.ALL_READY, f"{_capital(load.of)}."

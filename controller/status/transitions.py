@@ -49,7 +49,9 @@ def events(previous: Mapping[str, Any] | None, current: Mapping[str, Any]) -> tu
 
 
 def _covers(told: EventNote, note: EventNote) -> bool:
-    return told.message == note.message or (told.type == "Warning" and told.reason == note.reason)
+    if told.reason != note.reason:
+        return False
+    return told.type == "Warning" or note.message in told.message or told.message in note.message
 
 
 def _conditions(status: Mapping[str, Any] | None) -> dict[str, raw.Raw]:

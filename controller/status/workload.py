@@ -42,8 +42,9 @@ class Workload:
 
     @property
     def of(self) -> str:
-        """`3 of 4 workers are ready`."""
-        return f"{self.ready} of {count(self.wanted, self.component)} {'is' if self.wanted == 1 else 'are'} ready"
+        """`3 of 4 workers are ready`. Those that a rolling update has for a while on top do not count."""
+        verb = "is" if self.wanted == 1 else "are"
+        return f"{min(self.ready, self.wanted)} of {count(self.wanted, self.component)} {verb} ready"
 
     def figures(self) -> dict[str, int | str]:
         """As the status shows it; `summary` is for the column of `kubectl get`, which can only show one field."""

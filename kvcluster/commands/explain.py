@@ -15,7 +15,7 @@ from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain, output
 from kvcluster.explain.api import NoClusterError, ReadError, connected
 from kvcluster.explain.gather import NotFoundError, gather
 from kvcluster.explain.page import Page, page
-from kvcluster.explain.render import rendered
+from kvcluster.explain.render import rendered, width
 
 _NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 
@@ -46,7 +46,9 @@ def explain(name: str, options: ExplainOptions, *, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
     else:
-        output().print(rendered(found))
+        console = output()
+        console.width = width(found, console)
+        console.print(rendered(found))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -132,11 +133,7 @@ def page(gathered: Gathered, now: datetime) -> Page:
         problems=_distinct(
             [
                 *_of_status(cluster),
-                *(
-                    f"{row.type} is {row.status} ({row.reason}): {row.message}"
-                    for row in conditions
-                    if row.good is False
-                ),
+                *_of_conditions(conditions),
                 *_of_pods(gathered, now),
                 *_of_workers(pods),
                 *_of_routers(gathered.routers),
@@ -250,6 +247,12 @@ def _of_status(cluster: raw.Raw) -> list[str]:
     return []
 
 
+def _of_conditions(conditions: Iterable[ConditionRow]) -> list[str]:
+    """What is not as it should be. Degraded names the cause, and comes first: the rest may only follow from it."""
+    bad = sorted((row for row in conditions if row.good is False), key=lambda row: row.type != "Degraded")
+    return [f"{row.message} ({row.type} is {row.status}: {row.reason})" for row in bad]
+
+
 def _of_pods(gathered: Gathered, now: datetime) -> list[str]:
     troubles = (
         pod_trouble(pod, gathered.namespace, now) for component in Component for pod in active(gathered.pods, component)
@@ -283,21 +286,37 @@ def _of_routers(routers: Iterable[RouterAnswer]) -> list[str]:
 
 
 def _distinct(problems: Iterable[str]) -> tuple[str, ...]:
-    """Without those that another one contains."""
+    """Without those that tell what an earlier one has told."""
     found: list[str] = []
     for problem in problems:
-        if not any(problem in other for other in found):
+        told = _told(problem)
+        if not any(_told(other) in told or told in _told(other) for other in found):
             found.append(problem)
     return tuple(found)
+
+
+def _told(problem: str) -> str:
+    """A problem without the condition it was found in."""
+    return re.sub(r" \(\w+ is (True|False): \w+\)$", "", problem)
 
 
 # --- events and decisions ---
 
 
 def _events(events: Iterable[raw.Raw], now: datetime) -> tuple[EventRow, ...]:
-    rows = [_event(event, now) for event in events]
-    rows.sort(key=lambda row: row.seconds if row.seconds is not None else float("inf"))
+    latest = sorted(events, key=_last_written, reverse=True)
+    # Stable: of those seen in the same second the one that was written last comes first.
+    rows = sorted((_event(event, now) for event in latest), key=_seconds)
     return tuple(rows[:EVENTS_SHOWN])
+
+
+def _last_written(event: raw.Raw) -> int:
+    version = raw.text(event, "metadata", "resourceVersion")
+    return int(version) if version.isdecimal() else 0
+
+
+def _seconds(row: EventRow) -> float:
+    return float("inf") if row.seconds is None else row.seconds
 
 
 def _event(event: raw.Raw, now: datetime) -> EventRow:

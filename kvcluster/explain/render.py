@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from kvcluster.explain.page import ConditionRow, EventRow, Page, PodRow, WorkerF
 
 DECISIONS_SHOWN = 5
 """Of each router."""
+PROSE_WIDTH = 40
 
 _GOOD, _BAD, _DIM = "green", "bold red", "dim"
 
@@ -30,6 +32,18 @@ def rendered(page: Page) -> RenderableType:
     parts += [_title("Routing"), *_routing(page)]
     parts += [_title("Events"), _events(page.events) if page.events else Text("  none")]
     return Group(*parts)
+
+
+def width(page: Page, console: Console) -> int:
+    """Columns in which no name has to be cut: a terminal that has fewer breaks the lines itself."""
+    wide = console.options.update(width=10_000)
+    figures = (_pods(page.pods), _decisions(page))
+    prose = (_conditions(page.conditions), _events(page.events))
+    return max(
+        console.width,
+        *(Measurement.get(console, wide, table).maximum for table in figures),
+        *(Measurement.get(console, wide, table).minimum + PROSE_WIDTH for table in prose),
+    )
 
 
 def duration(seconds: float | None) -> str:
@@ -49,7 +63,7 @@ def _title(text: str) -> Text:
 
 
 def _bullet(text: str, style: str) -> Padding:
-    return Padding(Text.assemble(("• ", style), text), (0, 0, 0, 2))
+    return Padding(Text.assemble(("• ", style), text), (0, 0, 0, 2), expand=False)
 
 
 def _problem(text: str) -> Padding:
@@ -71,7 +85,7 @@ def _table(*headings: str, right: Iterable[str] = ()) -> Table:
 
 
 def _indented(table: Table) -> Padding:
-    return Padding(table, (0, 0, 0, 2))
+    return Padding(table, (0, 0, 0, 2), expand=False)
 
 
 def _head(page: Page) -> RenderableType:
@@ -106,7 +120,8 @@ def _pods(rows: Iterable[PodRow]) -> RenderableType:
     for row in rows:
         state = Text(row.state, style=_GOOD if row.ready else "yellow" if row.state == "terminating" else _BAD)
         restarts = Text(str(row.restarts), style="yellow" if row.restarts else "")
-        cells = _worker_cells(row.worker) if row.role == Component.WORKER else ("",) * 5
+        # Of a pod that is not ready the routers know its address, and nothing that tells anything.
+        cells = _worker_cells(row.worker if row.ready else None) if row.role == Component.WORKER else ("",) * 5
         table.add_row(Text(row.name), state, restarts, duration(row.age_seconds), Text(row.node or "-"), *cells)
     return _indented(table)
 
@@ -128,14 +143,14 @@ def _routing(page: Page) -> Iterable[RenderableType]:
     if reasons:
         total = sum(reasons.values())
         shares = ", ".join(f"{reason} {count:,} ({count / total:.0%})" for reason, count in reasons.items())
-        yield Padding(Text(f"{total:,} decisions: {shares}"), (0, 0, 0, 2))
-    recent = last_decisions(page, DECISIONS_SHOWN)
-    if not recent:
-        yield Text("  no decision is known")
-        return
+        yield Padding(Text(f"{total:,} decisions: {shares}"), (0, 0, 0, 2), expand=False)
+    yield _decisions(page) if last_decisions(page, 1) else Text("  no decision is known")
+
+
+def _decisions(page: Page) -> RenderableType:
     headings = ("router", "ago", "worker", "reason", "matched blocks", "first token")
     table = _table(*headings, right=("ago", "matched blocks", "first token"))
-    for pod, decision in recent:
+    for pod, decision in last_decisions(page, DECISIONS_SHOWN):
         of = "" if decision.prompt_blocks is None else f" of {decision.prompt_blocks:,}"
         predicted = decision.predicted_ttft_seconds
         table.add_row(
@@ -146,7 +161,7 @@ def _routing(page: Page) -> Iterable[RenderableType]:
             f"{decision.matched_blocks:,}{of}",
             "-" if predicted is None else f"{1000 * predicted:,.1f} ms",
         )
-    yield _indented(table)
+    return _indented(table)
 
 
 def _events(rows: Iterable[EventRow]) -> RenderableType:

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from router.core.decision import Reason
+from router.core.listwatch import Cause as DiscoveryCause
+from router.core.listwatch import Relist
 from router.server.upstream import Cause
 from router.settings import Settings
 
@@ -25,5 +27,5 @@ def test_every_flag_is_documented() -> None:
 
 
 def test_every_cause_and_reason_is_documented() -> None:
-    for name in [*Cause, *Reason]:
+    for name in [*Cause, *Reason, *DiscoveryCause, *Relist]:
         assert f"`{name.value}`" in DOCUMENT, name

@@ -10,6 +10,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +18,8 @@ import pytest
 from kvcache.serving import listen
 from tests.router.conftest import http_client, until
 from tests.router.fakes import Connection, Received, completion, fake_workers, good
+from tests.router.kubernetes.scripted import ScriptedApi
+from tests.router.kubernetes.slices import endpoint, endpoint_slice
 
 pytestmark = pytest.mark.process
 
@@ -105,6 +108,86 @@ async def test_sigterm_finishes_what_is_in_progress() -> None:
         assert await process.wait() == 0
 
 
+async def test_with_a_drain_delay_requests_are_taken_until_everybody_knows() -> None:
+    async with (
+        fake_workers(good) as (worker,),
+        router_process(*LOOPBACK, "--workers", worker.url, "--drain-delay", "60") as process,
+    ):
+        port, management_port = await started(process)
+        await ready(management_port)
+        async with http_client(port) as idle, http_client(management_port) as management:
+            assert "connection" not in (await idle.post("/v1/completions", json={"prompt": "x"})).headers
+            process.send_signal(signal.SIGTERM)
+            await readiness(management, 503)
+            assert (await management.get("/status")).json()["draining"] is True
+            told = await idle.post("/v1/completions", json={"prompt": "x"})
+            assert (told.status_code, told.headers["connection"]) == (200, "close")
+            async with http_client(port) as late:
+                answer = await late.post("/v1/completions", json={"prompt": "x"})
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+            assert process.returncode is None
+            process.send_signal(signal.SIGTERM)  # no need to wait for the rest of the delay
+            assert await process.wait() == 0
+
+
+async def test_a_client_that_keeps_its_connections_notices_nothing_of_a_drain() -> None:
+    async with fake_workers(good) as (worker,):
+        flags = (*LOOPBACK, "--workers", worker.url, "--drain-delay", "0.5")
+        async with router_process(*flags) as process:
+            port, management_port = await started(process)
+            await ready(management_port)
+            statuses: list[int] = []
+
+            async def client() -> None:
+                """Asks on one connection until it is told to leave it."""
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                body = b'{"prompt":"x"}'
+                closing = False
+                while not closing:
+                    head = b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % len(body)
+                    writer.write(head + body)
+                    answer = (await reader.readuntil(b"\r\n\r\n")).decode()
+                    statuses.append(int(answer.split()[1]))
+                    await reader.readexactly(int(re.search(r"content-length: (\d+)", answer)[1]))  # type: ignore[index]
+                    closing = "connection: close" in answer
+                assert await reader.read() == b""
+                writer.close()
+
+            clients = [asyncio.create_task(client()) for _ in range(8)]
+            await until(lambda: len(statuses) > 50)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.gather(*clients)
+            assert set(statuses) == {200}
+            assert await process.wait() == 0
+
+
+async def test_workers_from_kubernetes(tmp_path: Path) -> None:
+    async with fake_workers(good, good) as workers:
+        api = ScriptedApi()
+        await api.start()
+        config = api.kubeconfig(tmp_path / "kubeconfig")
+        env = {"ROUTER_KUBERNETES_SERVICE": "workers", "KUBECONFIG": str(config), "ROUTER_STRATEGY": "round_robin"}
+        async with router_process(*LOOPBACK, **env) as process:
+            port, management_port = await started(process)
+            async with http_client(management_port) as management, http_client(port) as client:
+                await readiness(management, 503)
+                for number, worker in enumerate(workers):
+                    made = endpoint("127.0.0.1", f"w-{number}")
+                    await api.put(endpoint_slice(f"s{number}", made, ports=[{"name": "http", "port": worker.port}]))
+                await readiness(management, 200)
+                async with asyncio.timeout(30):
+                    while len((await management.get("/workers")).json()["workers"]) < 2:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                assert (await client.post("/v1/completions", json={"prompt": "x"})).status_code == 200
+                await api.stop(reset=True)  # the router does not need it to serve
+                assert (await client.post("/v1/completions", json={"prompt": "x"})).status_code == 200
+                page = (await management.get("/status")).json()
+                assert page["discovery"]["source"] == "kubernetes"
+                assert {w["pod"] for w in (await management.get("/workers")).json()["workers"]} == {"w-0", "w-1"}
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+
+
 async def test_a_restart_on_inherited_sockets_loses_no_connection_attempt() -> None:
     data, management = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
     fds = (data.fileno(), management.fileno())
@@ -131,6 +214,7 @@ async def test_a_restart_on_inherited_sockets_loses_no_connection_attempt() -> N
         (("--tokenizer", "/nonexistent/folder"), 2, "/nonexistent/folder"),
         (("--fd", "0"), 1, "cannot listen"),
         (("--nonsense",), 2, "nonsense"),
+        (("--kubernetes-service", "s", "--kubernetes-kubeconfig", "/none"), 2, "no kubeconfig /none"),
     ],
 )
 async def test_what_cannot_be_served_is_said_in_a_line(flags: tuple[str, ...], code: int, says: str) -> None:

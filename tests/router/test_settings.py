@@ -45,6 +45,14 @@ def test_workers_by_flag() -> None:
         (["--profile", "none"], "llama-2-13b-a100-40gb"),
         (["--speed", "0"], "--speed"),
         (["--workers", "http://a:1", "--workers-file", "f"], "use one of them"),
+        (["--workers", "http://a:1", "--kubernetes-service", "s"], "--workers and --kubernetes-service name 2 lists"),
+        (["--workers-file", "f", "--kubernetes-service", "s"], "use one of them"),
+        (["--kubernetes-service", "Not_a_name"], "--kubernetes-service"),
+        (["--kubernetes-service", "a,b=c"], "--kubernetes-service"),
+        (["--kubernetes-service", "s", "--kubernetes-namespace", ".."], "--kubernetes-namespace"),
+        (["--kubernetes-namespace", "ns"], "--kubernetes-namespace says where"),
+        (["--kubernetes-kubeconfig", "f"], "--kubernetes-kubeconfig says where"),
+        (["--drain-delay", "-1"], "--drain-delay"),
     ],
 )
 def test_what_is_wrong_is_named(flags: list[str], says: str) -> None:

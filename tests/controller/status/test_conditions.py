@@ -60,6 +60,7 @@ def test_a_cluster_that_has_just_been_applied():
         (8, 5, "False/TooFewReady"),
         (4, 5, "True/AllReady"),
         (0, 0, "False/ScaledToZero"),
+        (0, 2, "False/ScaledToZero"),
     ],
 )
 def test_a_quarter_may_be_missing(wanted, ready, expected):
@@ -68,6 +69,12 @@ def test_a_quarter_may_be_missing(wanted, ready, expected):
     assert reasons(seen)["WorkersAvailable"] == expected
     assert reasons(seen)["Ready"] == ("True/Serving" if ready else "False/ScaledToZero")
     assert reasons(seen)["Degraded"] == "False/AsExpected"
+
+
+def test_pods_on_top_of_those_wanted_do_not_change_the_message():
+    more = deployment(readyReplicas=5, replicas=5)
+    seen = observed(deployments={"worker": more, "router": deployment("router", 2)})
+    assert conditions(seen)["WorkersAvailable"] == conditions(observed())["WorkersAvailable"]
 
 
 def test_routers_without_workers_wait_for_them():
@@ -89,7 +96,9 @@ def test_routers_without_workers_wait_for_them():
         "Progressing": "True/Starting",
         "Degraded": "False/AsExpected",
     }
-    assert found["Ready"]["message"] == "0 of 4 workers are ready. Pod rag-worker-0: runs, not ready."
+    assert found["Ready"]["message"] == (
+        "Requests are not answered: 0 of 4 workers are ready. Pod rag-worker-0: runs, not ready."
+    )
 
 
 # --- what pods suffer from ---

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.status.heat import ANNOTATION, deletion_costs
@@ -70,6 +70,7 @@ def test_a_strange_annotation_counts_as_none():
 HEAT = st.lists(st.sampled_from([0.0, 0.4, 0.5, 1.0]) | st.floats(0, 1e9), min_size=4, max_size=4)
 
 
+@settings(deadline=None)
 @given(HEAT, st.lists(st.integers(-(2**31), 2**31 - 1), min_size=4, max_size=4))
 def test_a_second_look_changes_nothing_and_clearly_warmer_costs_more(values, before):
     found = costs(heat(*values), dict(zip(NAMES, before, strict=True)))

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.status.cache import AGES, hit_rate_permille, view_age
@@ -158,6 +158,7 @@ OBSERVED = st.fixed_dictionaries(
 VALIDATOR = jsonschema.Draft202012Validator(status_schema())
 
 
+@settings(deadline=None)
 @given(OBSERVED, OBSERVED)
 def test_every_status_is_valid_and_nothing_is_written_twice(first, second):
     earlier = compute(first, None, NOW)
@@ -251,6 +252,7 @@ def test_the_view_age_moves_in_steps(age, previous, expected):
     assert view_age([report(view_age_seconds=age)], previous) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1.2), min_size=5), st.sampled_from([None, *AGES]))
 def test_an_idle_clusters_view_age_comes_to_rest(ages, previous):
     seen = []

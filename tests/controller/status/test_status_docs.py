@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from controller.reconcile.costs import INTERVAL
+from controller.reconcile.reconciler import POLL, POLL_UNSETTLED
+from controller.reconcile.reports import TIMEOUT
 from controller.spec.docs import MarkersMissingError
+from controller.status.cache import AGES
 from controller.status.docs import with_tables
+from controller.status.freshness import FRESH_SECONDS
+from controller.status.heat import MARGIN
+from controller.status.pods import RECOVERED_AFTER
 from controller.status.schema import status_schema
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "status.md"
@@ -25,3 +32,17 @@ def test_every_field_is_documented():
 def test_a_document_without_a_place_for_them_is_refused():
     with pytest.raises(MarkersMissingError, match="conditions: generated"):
         with_tables("# Status\n")
+
+
+def test_how_often_routers_are_asked_is_documented():
+    text = DOCUMENT.read_text()
+    for sentence in (
+        f"Every {POLL:g} s, and every {POLL_UNSETTLED:g} s while",
+        f"an answer has {TIMEOUT:g} s",
+        f"at most every {INTERVAL:g} s",
+        f"warmer by {MARGIN - 1:.0%}",
+        f"ready for {RECOVERED_AFTER.seconds} s",
+        f"ready for {FRESH_SECONDS} s",
+        ", ".join(map(str, AGES[:-1])),
+    ):
+        assert sentence in text, sentence

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.kube.kubelet import FakeNode
+import httpx
 
 from bench.loadgen import LoadOptions, drive
 from bench.result import Record
 from bench.workloads import WorkloadSpec, build_workload
+from tests.kube.kubelet import FakeNode
 from tests.kube.operator.support import NAMESPACE, Cluster, Controller, Object, eventually
 
 SPEED = 4.0
 RATE = 4.0
 """Emulated requests a second: 16 on the wall clock."""
 START = 60.0
+
+
+def _silent(sent: int, answered: int, failed: int) -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,24 @@ class World:
             return await self.api.condition(name, "Ready", "Serving")
 
         await eventually(is_ready, f"{name} is Ready", START)
+        await eventually(lambda: self.answers(name), "the Service's proxy knows it", 5)
+
+    async def answers(self, name: str = "rag") -> bool:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            try:
+                return (await client.get(f"{self.url(name)}/v1/models")).is_success
+            except httpx.ConnectError:
+                return False
+
+    async def scale(self, workers: int, name: str = "rag") -> None:
+        """`kubectl scale kvc`, and its effect."""
+        await self.api.scale("kvclusters", name, workers)
+
+        async def followed() -> bool:
+            return bool((await self.api.get("deployments", f"{name}-worker"))["spec"]["replicas"] == workers)
+
+        await eventually(followed, "the Deployment follows", 5)
+        await self.rolled_out("worker", name)
 
     async def rolled_out(self, component: str, name: str = "rag") -> None:
         """All pods of a Deployment are of its latest template, and no older one is left."""
@@ -81,14 +105,14 @@ class World:
         done = asyncio.Event()
 
         async def traffic() -> None:
-            seed = 0
-            while not done.is_set():
+            for seed in itertools.count():
                 # Short portions, so that it ends soon after the last disturbance does.
                 workload = build_workload(WorkloadSpec("rag", seed=seed, limit=48, rate=RATE))
-                driven = await drive(self.url(name), workload, LoadOptions(speed=SPEED, timeout=60))
+                driven = await drive(self.url(name), workload, LoadOptions(speed=SPEED, timeout=60), _silent)
                 assert len(driven.records) == workload.count
                 failed.extend(record for record in driven.records if record.error is not None)
-                seed += 1
+                if done.is_set():
+                    return
 
         flowing = asyncio.create_task(traffic())
         try:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.kube.apiserver import FakeApiServer
 
 from controller.spec.crd import crd
+from tests.kube.apiserver import FakeApiServer
 
 Object = dict[str, Any]
 
@@ -63,18 +63,17 @@ def free_port() -> int:
 class Cluster:
     """One namespace of an API server, and what is in it."""
 
-    def __init__(self, server: FakeApiServer, client: httpx.AsyncClient) -> None:
+    def __init__(self, server: FakeApiServer, client: httpx.AsyncClient, namespace: str = NAMESPACE) -> None:
         self.server = server
         self.operator = OPERATOR
+        self.namespace = namespace
         self._client = client
 
     async def prepare(self) -> None:
-        """The CRD, a namespace, and an operator that may do anything."""
+        """The CRD, two namespaces, and an operator that may do anything."""
         await self._post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd())
         for name in (NAMESPACE, "system"):
-            await self._post(
-                "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-            )
+            await self.add_namespace(name)
         rbac = "/apis/rbac.authorization.k8s.io/v1"
         rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
         head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "operator"}}
@@ -83,6 +82,11 @@ class Cluster:
         reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "operator"}
         binding = {**head, "kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [subject]}
         await self._post(f"{rbac}/clusterrolebindings", binding)
+
+    async def add_namespace(self, name: str) -> Cluster:
+        """A namespace of its own on the same server."""
+        await self._post("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        return Cluster(self.server, self._client, name)
 
     async def _post(self, path: str, manifest: Object) -> Object:
         return self._checked(await self._client.post(path, json=manifest))
@@ -93,9 +97,8 @@ class Cluster:
         content: Object = answer.json()
         return content
 
-    @staticmethod
-    def path(plural: str, name: str = "") -> str:
-        base = f"/{_GROUPS.get(plural, 'api/v1')}/namespaces/{NAMESPACE}/{plural}"
+    def path(self, plural: str, name: str = "") -> str:
+        base = f"/{_GROUPS.get(plural, 'api/v1')}/namespaces/{self.namespace}/{plural}"
         return f"{base}/{name}" if name else base
 
     async def create(self, name: str, **spec: Any) -> Object:
@@ -196,7 +199,10 @@ class Cluster:
     def writes(self) -> int:
         """Requests of the operator that were to change something."""
         reading = ("get", "list", "watch")
-        return sum(each.user == OPERATOR and each.verb not in reading for each in self.server.requests)
+        return sum(
+            each.user == OPERATOR and each.verb not in reading and each.namespace == self.namespace
+            for each in self.server.requests
+        )
 
 
 class Controller:
@@ -245,7 +251,9 @@ class Controller:
         assert self._process is not None
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(self._process.wait(), 20) == 0, self._log.read_text()
+            ended = await asyncio.wait_for(self._process.wait(), 20)
+            # A process that has only begun to import its modules ends by the signal itself.
+            assert ended in (0, -signal.SIGTERM), self._log.read_text()
 
 
 @asynccontextmanager

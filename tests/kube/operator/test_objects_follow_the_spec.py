@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
+import pytest_asyncio
 
 from tests.kube.operator.support import OBJECTS, Cluster, eventually
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def cluster(shared: Cluster, request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    """A namespace of the test's own."""
+    index = request.session.items.index(request.node)
+    cluster = await shared.add_namespace(f"test-{index}")
+    yield cluster
+    if await cluster.find("kvclusters", "rag") is not None:
+        await cluster.delete("kvclusters", "rag")
 
 
 async def test_a_kvcluster_gets_its_objects_and_takes_them_with_it(cluster: Cluster):

@@ -87,10 +87,12 @@ async def test_the_watches_are_cut_and_their_history_is_gone(cluster: Cluster):
     assert (await cluster.get("deployments", "rag-worker"))["spec"]["replicas"] == 2
 
 
-@pytest.mark.parametrize("status", [409, 429, 500, 503])
-async def test_a_third_of_all_requests_fail(cluster: Cluster, status: int):
+@pytest.mark.parametrize(
+    ("status", "verb", "retry_after"), [(409, "patch", None), (429, "", 1), (500, "", None), (503, "", None)]
+)
+async def test_a_third_of_all_requests_fail(cluster: Cluster, status: int, verb: str, retry_after: int | None):
     cluster.server.faults.fail(
-        user=cluster.operator, status=status, probability=0.33, retry_after=1 if status == 429 else None
+        user=cluster.operator, verb=verb, status=status, probability=0.33, retry_after=retry_after
     )
     await cluster.create("rag", **SPECS["full"])
     await cluster.create("chat", **SPECS["plain"])

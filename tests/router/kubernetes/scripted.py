@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,11 @@ class ScriptedApi(FakeWorker):
     lists: int = 0
     questions: list[dict[str, str]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, ssl=self.tls)
+        self.port = self._server.sockets[0].getsockname()[1]
 
     async def put(self, made: dict[str, Any], *, told: bool = True) -> None:
         """Create or replace a slice; `told=False`: the watches that are open are not told."""

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
+import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from kubernetes.aio.config import incluster_config
 
 from kvcache.settings import SettingsError
-from router.core.listwatch import Policy
+from router.core.listwatch import ApiFailure, Policy
 from router.core.membership import Membership
+from router.server import apiserver
 from router.server.apiserver import find_api_server
 from router.server.kubernetes import KubernetesDiscovery
 from tests.router.conftest import until
@@ -248,3 +255,63 @@ async def test_a_pod_without_a_service_account_is_told_what_to_change(
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     with pytest.raises(SettingsError, match="automountServiceAccountToken: true"):
         await find_api_server("s", None, None)
+
+
+@pytest.fixture
+def pod(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a service account, in a pod whose API server has a certificate for 127.0.0.1."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl to make a certificate")
+    extensions = (
+        "subjectAltName=IP:127.0.0.1",
+        "basicConstraints=critical,CA:TRUE",
+        "keyUsage=critical,digitalSignature,keyCertSign",
+    )
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-subj", "/CN=api", "-days", "2", "-keyout", nowhere / "key.pem", "-out", nowhere / "ca.crt",
+         *(word for extension in extensions for word in ("-addext", extension))],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (nowhere / "token").write_text("first")
+    (nowhere / "namespace").write_text("pods-own\n")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(nowhere / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(nowhere / "ca.crt"))
+    monkeypatch.setattr(apiserver, "NAMESPACE_FILE", nowhere / "namespace")
+    return nowhere
+
+
+async def test_in_a_pod_the_service_account_is_used_and_its_token_read_again(
+    pod: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [datetime.datetime(2026, 11, 24, 12)]  # noqa: DTZ001  as the client reads it
+    clock = SimpleNamespace(now=lambda: now[0])
+    monkeypatch.setattr(incluster_config, "datetime", SimpleNamespace(datetime=clock, timedelta=datetime.timedelta))
+    api = ScriptedApi(tls=ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+    assert api.tls is not None
+    api.tls.load_cert_chain(pod / "ca.crt", pod / "key.pem")
+    await api.start()
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api.port))
+    server = await find_api_server("workers", None, None)
+    assert server.namespace == "pods-own"
+    await server.list()
+    (pod / "token").write_text("second")
+    await server.list()
+    now[0] += datetime.timedelta(minutes=1)
+    await server.list()
+    assert api.tokens == ["bearer first", "bearer first", "bearer second"]
+    (pod / "token").unlink()
+    now[0] += datetime.timedelta(minutes=1)
+    with pytest.raises(ApiFailure, match="token"):
+        await server.list()
+    await server.close()
+    await api.stop()
+
+
+async def test_a_pod_that_names_a_kubeconfig_uses_it(pod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
+    assert (await find_api_server("s", None, None)).namespace == "pods-own"
+    assert (await find_api_server("s", None, ScriptedApi(port=1).kubeconfig(pod / "k"))).namespace == "ns"

@@ -303,7 +303,7 @@ class Client:
         self.now += self.state.failed(failure, self.now)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200, deadline=None)
 @given(steps=STEPS, seed=st.integers(0, 1000))
 def test_the_membership_is_that_of_the_final_slices(steps: list[tuple[Any, ...]], seed: int) -> None:
     server = Server()

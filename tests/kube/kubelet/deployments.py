@@ -1,0 +1,340 @@
+"""The Deployment controller and the ReplicaSet controller in one: pods of Deployments, and the status of both."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.kube.kubelet.client import DEPLOYMENTS, PODS, REPLICA_SETS, Api, ApiError, Key, Object, key_of, now
+from tests.kube.kubelet.deployment_status import (
+    COUNTS,
+    Counted,
+    deployment_status,
+    is_complete,
+    progressed,
+    replica_set_status,
+)
+from tests.kube.kubelet.events import Events
+from tests.kube.kubelet.informer import Informer
+from tests.kube.kubelet.machine import Timing
+from tests.kube.kubelet.quota import Quotas
+from tests.kube.kubelet.rollout import Sizes, is_active, is_ready, most_pods, next_step, victims
+from tests.kube.kubelet.workqueue import WorkQueue
+
+HASH = "pod-template-hash"
+REVISION = "deployment.kubernetes.io/revision"
+DESIRED = "deployment.kubernetes.io/desired-replicas"
+MOST = "deployment.kubernetes.io/max-replicas"
+GENERATED = 58
+"""Characters of a generated name before its random suffix."""
+ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+RETRY_CREATE = 0.5
+SLACK = 0.01
+
+
+@dataclass(slots=True)
+class _Rollout:
+    """What is remembered of a Deployment between two looks."""
+
+    newest: str = ""
+    progress: float = 0.0
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+class Deployments:
+    """Reconciles Deployments by name."""
+
+    def __init__(
+        self,
+        api: Api,
+        deployments: Informer,
+        replica_sets: Informer,
+        pods: Informer,
+        *,
+        events: Events,
+        quotas: Quotas,
+        timing: Timing,
+    ) -> None:
+        self._api = api
+        self._deployments = deployments
+        self._sets = replica_sets
+        self._pods = pods
+        self._events = events
+        self._quotas = quotas
+        self._timing = timing
+        self._ready_since: dict[str, float] = {}
+        self._rollouts: dict[str, _Rollout] = {}
+        self.queue = WorkQueue(self._reconcile)
+        deployments.on_change(self._on_deployment)
+        replica_sets.on_change(lambda item, _: self._add_owner(item))
+        pods.on_change(self._on_pod)
+
+    def everything(self) -> None:
+        """Looks at every Deployment again."""
+        for item in self._deployments:
+            self.queue.add(key_of(item))
+
+    def _on_deployment(self, item: Object, exists: bool) -> None:
+        if not exists:
+            self._rollouts.pop(item["metadata"]["uid"], None)
+        self.queue.add(key_of(item))
+
+    def _on_pod(self, item: Object, exists: bool) -> None:
+        uid = item["metadata"]["uid"]
+        if exists and is_ready(item):
+            self._ready_since.setdefault(uid, asyncio.get_running_loop().time())
+        else:
+            self._ready_since.pop(uid, None)
+        owner = _owner(item)
+        replica_set = self._sets.get((item["metadata"]["namespace"], owner.get("name", "")))
+        if owner.get("kind") == "ReplicaSet" and replica_set is not None:
+            self._add_owner(replica_set)
+
+    def _add_owner(self, item: Object) -> None:
+        owner = _owner(item)
+        if owner.get("kind") == "Deployment":
+            self.queue.add((item["metadata"]["namespace"], owner["name"]))
+
+    async def _reconcile(self, key: Key) -> float | None:
+        deployment = self._deployments.get(key)
+        if deployment is None or "deletionTimestamp" in deployment["metadata"]:
+            return None
+        spec, uid = deployment["spec"], deployment["metadata"]["uid"]
+        state = self._rollouts.setdefault(uid, _Rollout(progress=asyncio.get_running_loop().time()))
+        desired = spec.get("replicas", 1)
+        owned = sorted(
+            (each for each in self._sets if _owner(each).get("uid") == uid), key=lambda each: _revision(each)
+        )
+        name = f"{key[1]}-{template_hash(spec['template'])}"
+        new = next((each for each in owned if each["metadata"]["name"] == name), None)
+        old = [each for each in owned if each is not new]
+        step = next_step(spec.get("strategy") or {}, desired, self._sizes(new), [self._sizes(each) for each in old])
+        revision = max((_revision(each) for each in old), default=0) + 1
+        began = new is None or state.newest not in ("", name)
+        if new is None:
+            new = await self._create_set(deployment, name, step.new, revision)
+        else:
+            revision = max(revision, _revision(new))
+            await self._scale(deployment, new, step.new, revision)
+        for replica_set, size in zip(old, step.old, strict=True):
+            await self._scale(deployment, replica_set, size, _revision(replica_set))
+        for replica_set in (new, *old):
+            current = self._sets.get(key_of(replica_set)) or replica_set
+            await self._sync_pods(current, state)
+            await self._write_set_status(current, state)
+        await self._drop_history(spec.get("revisionHistoryLimit", 10), old)
+        await self._write_revision(deployment, revision)
+        state.newest = name
+        return await self._write_status(deployment, new, old, state, began=began)
+
+    def _pods_of(self, replica_set: Object) -> list[Object]:
+        uid = replica_set["metadata"]["uid"]
+        return [pod for pod in self._pods if _owner(pod).get("uid") == uid]
+
+    def _sizes(self, replica_set: Object | None) -> Sizes:
+        if replica_set is None:
+            return Sizes(0)
+        counted, marks = self._counted(replica_set), replica_set["metadata"].get("annotations") or {}
+        desired, most = (int(marks[key]) if key in marks else None for key in (DESIRED, MOST))
+        return Sizes(counted.wanted, len(self._pods_of(replica_set)), counted.available, desired, most)
+
+    def _counted(self, replica_set: Object) -> Counted:
+        replica_set = self._sets.get(key_of(replica_set)) or replica_set
+        active = [pod for pod in self._pods_of(replica_set) if is_active(pod)]
+        least = replica_set["spec"].get("minReadySeconds", 0)
+        waits = [self._until_available(pod, least) for pod in active if is_ready(pod)]
+        return Counted(
+            replica_set["metadata"]["name"],
+            wanted=replica_set["spec"].get("replicas", 1),
+            active=len(active),
+            ready=len(waits),
+            available=sum(wait <= 0 for wait in waits),
+        )
+
+    def _until_available(self, pod: Object, least: float) -> float:
+        """Seconds until the pod has been ready for minReadySeconds."""
+        if not least:
+            return 0.0
+        time = asyncio.get_running_loop().time()
+        return self._ready_since.get(pod["metadata"]["uid"], time) + self._timing.scaled(least) - time
+
+    async def _create_set(self, deployment: Object, name: str, size: int, revision: int) -> Object:
+        spec = deployment["spec"]
+        marked = {HASH: name.rpartition("-")[2]}
+        template = spec["template"]
+        metadata = template.get("metadata") or {}
+        labels = {**(metadata.get("labels") or {}), **marked}
+        selector = {**spec["selector"], "matchLabels": {**(spec["selector"].get("matchLabels") or {}), **marked}}
+        item = {
+            "metadata": {
+                "namespace": deployment["metadata"]["namespace"],
+                "name": name,
+                "labels": labels,
+                "annotations": _marks(spec, revision),
+                "ownerReferences": [_reference("apps/v1", "Deployment", deployment)],
+            },
+            "spec": {
+                "replicas": size,
+                "minReadySeconds": spec.get("minReadySeconds", 0),
+                "selector": selector,
+                "template": {**template, "metadata": {**metadata, "labels": labels}},
+            },
+        }
+        created = await self._api.create(REPLICA_SETS, item)
+        self._sets.wrote(created)
+        self._say_scaled(deployment, name, 0, size)
+        return created
+
+    async def _scale(self, deployment: Object, replica_set: Object, size: int, revision: int) -> None:
+        spec, marks = replica_set["spec"], replica_set["metadata"].get("annotations") or {}
+        present, least = spec.get("replicas", 1), deployment["spec"].get("minReadySeconds", 0)
+        wanted = _marks(deployment["spec"], revision)
+        if not present and not size and _revision(replica_set) == revision:
+            return
+        if present != size or spec.get("minReadySeconds", 0) != least or wanted.items() - marks.items():
+            patch = {"spec": {"replicas": size, "minReadySeconds": least}, "metadata": {"annotations": wanted}}
+            self._sets.wrote(await self._api.patch(REPLICA_SETS, key_of(replica_set), patch))
+            self._say_scaled(deployment, replica_set["metadata"]["name"], present, size)
+
+    def _say_scaled(self, deployment: Object, name: str, before: int, after: int) -> None:
+        if before != after:
+            way = "up" if after > before else "down"
+            said = f"Scaled {way} replica set {name} from {before} to {after}"
+            self._events.say(DEPLOYMENTS, deployment, "ScalingReplicaSet", said, warning=False)
+
+    async def _sync_pods(self, replica_set: Object, state: _Rollout) -> None:
+        """Creates or deletes pods until the ReplicaSet has as many as it should."""
+        name = replica_set["metadata"]["name"]
+        active = [pod for pod in self._pods_of(replica_set) if is_active(pod)]
+        wanted = replica_set["spec"].get("replicas", 1)
+        before = state.failures.pop(name, None)
+        try:
+            for _ in range(wanted - len(active)):
+                pod = _new_pod(replica_set)
+                self._quotas.check(pod)
+                self._pods.wrote(await self._api.create(PODS, pod))
+        except ApiError as error:
+            # Every attempt is about a pod of another name; as in a cluster, the first one's message stays.
+            state.failures[name] = before or error.message
+            if before is None:
+                said = f"Error creating: {error.message}"
+                self._events.say(REPLICA_SETS, replica_set, "FailedCreate", said, warning=True)
+        for victim in victims(active, len(active) - wanted) if len(active) > wanted else ():
+            await self._delete_pod(victim)
+
+    async def _delete_pod(self, pod: Mapping[str, Any]) -> None:
+        answer = await self._api.delete(PODS, key_of(pod), preconditions={"uid": pod["metadata"]["uid"]})
+        if answer is not None and "deletionTimestamp" in answer.get("metadata", {}):
+            self._pods.wrote(answer)
+        else:
+            self._pods.deleted(dict(pod))
+
+    async def _write_set_status(self, replica_set: Object, state: _Rollout) -> None:
+        failure = state.failures.get(replica_set["metadata"]["name"], "")
+        status = replica_set_status(replica_set, self._counted(replica_set), failure, now())
+        await self._write(REPLICA_SETS, self._sets, replica_set, status)
+
+    async def _write_revision(self, deployment: Object, revision: int) -> None:
+        annotations = deployment["metadata"].get("annotations") or {}
+        if annotations.get(REVISION) != str(revision):
+            patch = {"metadata": {"annotations": {REVISION: str(revision)}}}
+            self._deployments.wrote(await self._api.patch(DEPLOYMENTS, key_of(deployment), patch))
+
+    async def _write_status(
+        self, deployment: Object, new: Object, old: Sequence[Object], state: _Rollout, *, began: bool
+    ) -> float | None:
+        """Writes the Deployment's status; the seconds after which time alone will have changed it, if any."""
+        spec, time = deployment["spec"], asyncio.get_running_loop().time()
+        desired, least = spec.get("replicas", 1), spec.get("minReadySeconds", 0)
+        patience = self._timing.scaled(spec.get("progressDeadlineSeconds", 600))
+        overdue = time - state.progress > patience
+        status = deployment_status(
+            deployment,
+            self._counted(new),
+            [self._counted(each) for each in old],
+            created=began,
+            failure=next(iter(state.failures.values()), ""),
+            overdue=overdue,
+            now=now(),
+        )
+        complete = is_complete(status, desired)
+        if began or complete or progressed(deployment.get("status", {}), status):
+            state.progress, overdue = time, False
+        await self._write(DEPLOYMENTS, self._deployments, deployment, status)
+        ready = [pod for each in (new, *old) for pod in self._pods_of(each) if is_ready(pod)]
+        waits = [wait for pod in ready if (wait := self._until_available(pod, least)) > 0]
+        if state.failures:
+            waits.append(RETRY_CREATE)
+        if not complete and not overdue:
+            waits.append(state.progress + patience - time + SLACK)
+        return min(waits, default=None)
+
+    async def _write(self, resource: Any, informer: Informer, item: Object, status: Object) -> None:
+        present = (informer.get(key_of(item)) or item).get("status", {})
+        absent = {"conditions": [], **dict.fromkeys((*COUNTS, "fullyLabeledReplicas"), 0)}
+        if any(present.get(name, absent.get(name)) != value for name, value in status.items()):
+            # As the API server shows it: zeros and empty lists are left out.
+            shown = {name: None if value in (0, []) else value for name, value in status.items()}
+            if resource is REPLICA_SETS:
+                shown["replicas"] = status["replicas"]
+            informer.wrote(await self._api.patch(resource, key_of(item), {"status": shown}, "status"))
+
+    async def _drop_history(self, limit: int, old: Sequence[Object]) -> None:
+        """Deletes the oldest ReplicaSets that want and have no pods."""
+        idle = [each for each in old if not each["spec"].get("replicas", 1) and not self._pods_of(each)]
+        for replica_set in idle[: max(len(idle) - limit, 0)]:
+            await self._api.delete(REPLICA_SETS, key_of(replica_set))
+            self._sets.deleted(replica_set)
+
+
+def template_hash(template: Mapping[str, Any]) -> str:
+    """Names a pod template: equal templates have equal hashes."""
+    digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).digest()
+    return "".join(ALPHABET[byte % len(ALPHABET)] for byte in digest[:10])
+
+
+def _new_pod(replica_set: Object) -> Object:
+    template = replica_set["spec"]["template"]
+    metadata, name = template.get("metadata") or {}, replica_set["metadata"]["name"]
+    suffix = "".join(secrets.choice(ALPHABET) for _ in range(5))
+    return {
+        "metadata": {
+            "namespace": replica_set["metadata"]["namespace"],
+            "name": f"{name}-"[:GENERATED] + suffix,
+            "generateName": f"{name}-",
+            "labels": metadata.get("labels") or {},
+            "annotations": metadata.get("annotations") or {},
+            "ownerReferences": [_reference("apps/v1", "ReplicaSet", replica_set)],
+        },
+        "spec": template["spec"],
+        "status": {"phase": "Pending"},
+    }
+
+
+def _reference(version: str, kind: str, owner: Object) -> dict[str, Any]:
+    metadata = owner["metadata"]
+    named = {"apiVersion": version, "kind": kind, "name": metadata["name"], "uid": metadata["uid"]}
+    return {**named, "controller": True, "blockOwnerDeletion": True}
+
+
+def _owner(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The reference to the controller of an object; empty when it has none."""
+    references = item["metadata"].get("ownerReferences") or ()
+    found: Mapping[str, Any] = next((each for each in references if each.get("controller")), {})
+    return found
+
+
+def _marks(spec: Object, revision: int) -> dict[str, str]:
+    """The annotations of a ReplicaSet by which a later look knows what this one saw."""
+    desired = spec.get("replicas", 1)
+    most = most_pods(spec.get("strategy") or {}, desired)
+    return {REVISION: str(revision), DESIRED: str(desired), MOST: str(most)}
+
+
+def _revision(replica_set: Object) -> int:
+    return int((replica_set["metadata"].get("annotations") or {}).get(REVISION, 0))

@@ -1,0 +1,47 @@
+"""Starts and ends the processes of containers. They never outlive this one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, STDOUT, Process
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.kube.kubelet.environment import local_command
+
+ROOT = Path(__file__).parents[3]
+"""The repository: the working directory of every container, as it is the image's."""
+
+
+def wrapped(argv: Sequence[str], tether: int) -> list[str]:
+    """The command line that runs `argv` such that it ends with us."""
+    command = local_command(argv, sys.executable)
+    if command[0] == sys.executable and command[1:2] == ["-m"]:
+        return [sys.executable, "-m", "controller.local.tether", str(tether), *command[2:]]
+    return [sys.executable, "-m", "tests.kube.kubelet.leash", str(os.getpid()), *command]
+
+
+async def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, tether: int) -> Process:
+    """Starts a command in a process group of its own, what it writes goes to the end of `log`. Raises `OSError`."""
+    with log.open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            *wrapped(argv, tether),
+            stdin=DEVNULL,
+            stdout=output,
+            stderr=STDOUT,
+            env=dict(env),
+            cwd=ROOT,
+            pass_fds=(tether,),
+            start_new_session=True,
+        )
+
+
+def signal_group(process: Process, number: signal.Signals) -> None:
+    """Sends a signal to the process and to all it has started."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)

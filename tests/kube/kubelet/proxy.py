@@ -1,0 +1,167 @@
+"""The Service proxy: connections to a Service's address go to one of its pods."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.kube.kubelet.client import Key, Object, key_of
+from tests.kube.kubelet.informer import Informer
+from tests.kube.kubelet.loopback import Loopback
+from tests.kube.kubelet.slices import SERVICE_NAME, is_headless
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+CHUNK = 65_536
+
+Backend = tuple[str, int]
+Table = Mapping[int, tuple[Backend, ...]]
+"""Where connections to each port of a Service may go."""
+Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+
+
+def backends(slices: Iterable[Mapping[str, Any]], port_name: str) -> tuple[Backend, ...]:
+    """Where connections to this port of a Service may go: ready pods, else those that still serve while they end."""
+    ready, serving = set(), set()
+    for item in slices:
+        numbers = [port["port"] for port in item.get("ports") or () if (port.get("name") or "") == port_name]
+        for endpoint, number in itertools.product(item.get("endpoints") or (), numbers):
+            state, address = endpoint.get("conditions") or {}, (endpoint["addresses"][0], number)
+            # What is not said counts as ready, and as serving what it is ready for.
+            if state.get("ready", True):
+                ready.add(address)
+            elif state.get("serving") and state.get("terminating"):
+                serving.add(address)
+    return tuple(sorted(ready or serving))
+
+
+@dataclass(slots=True)
+class _Port:
+    """One port of a Service: it listens while there is a pod to forward to, so that else it refuses."""
+
+    targets: tuple[Backend, ...] = ()
+    turn: int = 0
+    server: asyncio.Server | None = None
+
+
+class ServiceProxy:
+    """Gives every Service that is not headless an address of its own on this machine and serves it.
+
+    A change of the slices takes effect `delay` seconds later, as on a real node; connections that stand are left alone.
+    """
+
+    def __init__(self, services: Informer, slices: Informer, loopback: Loopback, delay: float, spawn: Spawn) -> None:
+        self._services = services
+        self._slices = slices
+        self._loopback = loopback
+        self._delay = delay
+        self._spawn = spawn
+        self._addresses: dict[Key, str] = {}
+        self._ports: dict[tuple[Key, int], _Port] = {}
+        self._updates: asyncio.Queue[tuple[float, Key, Table]] = asyncio.Queue()
+        services.on_change(lambda item, _: self._changed(key_of(item)))
+        slices.on_change(self._on_slice)
+
+    def address(self, key: Key) -> str:
+        """The address at which this Service is reached (once it exists)."""
+        if key not in self._addresses:
+            self._addresses[key] = self._loopback.service()
+        return self._addresses[key]
+
+    def _on_slice(self, item: Object, exists: bool) -> None:
+        service = (item["metadata"].get("labels") or {}).get(SERVICE_NAME)
+        if service:
+            self._changed((item["metadata"]["namespace"], service))
+
+    def _changed(self, key: Key) -> None:
+        due = asyncio.get_running_loop().time() + self._delay
+        self._updates.put_nowait((due, key, self._table(key)))
+
+    def _table(self, key: Key) -> Table:
+        """Pods by port of the Service, as the API server has them now."""
+        service = self._services.get(key)
+        if service is None or is_headless(service) or service["spec"].get("type") == "ExternalName":
+            return {}
+        slices = [
+            each
+            for each in self._slices
+            if (each["metadata"].get("labels") or {}).get(SERVICE_NAME) == key[1]
+            and each["metadata"]["namespace"] == key[0]
+        ]
+        return {port["port"]: backends(slices, port.get("name", "")) for port in service["spec"].get("ports") or ()}
+
+    async def run(self) -> None:
+        """Applies changes, each after its delay, until it is cancelled."""
+        try:
+            while True:
+                due, key, table = await self._updates.get()
+                await asyncio.sleep(due - asyncio.get_running_loop().time())
+                await self._apply(key, table)
+        finally:
+            for port in self._ports.values():
+                _close(port)
+
+    async def _apply(self, key: Key, table: Table) -> None:
+        for known, number in list(self._ports):
+            if known == key and number not in table:
+                _close(self._ports.pop((known, number)))
+        for number, targets in table.items():
+            port = self._ports.setdefault((key, number), _Port())
+            port.targets = targets
+            if not targets:
+                _close(port)
+            elif port.server is None:
+                await self._listen(key, number, port)
+
+    async def _listen(self, key: Key, number: int, port: _Port) -> None:
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._spawn(_forward(port, reader, writer), f"connection to {key[1]}:{number}")
+
+        try:
+            port.server = await asyncio.start_server(accept, self.address(key), number, backlog=1024)
+        except OSError as error:
+            # Ports below 1024 may be denied to us; nobody can connect then, and the test that tries sees why.
+            logger.error("Service %s/%s: cannot listen on port %d: %s", *key, number, error)
+
+
+def _close(port: _Port) -> None:
+    if port.server is not None:
+        port.server.close()
+        port.server = None
+
+
+async def _forward(port: _Port, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Joins a new connection to the next pod in turn. When that refuses, the client's connection is reset."""
+    targets, ends = port.targets, [writer]
+    try:
+        if targets:
+            port.turn += 1
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                upstream, sink = await asyncio.open_connection(*targets[port.turn % len(targets)])
+            ends.append(sink)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_copy(reader, sink))
+                group.create_task(_copy(upstream, writer))
+    except* OSError:
+        # One side is gone; the other one hears of it by a reset, as it would without us.
+        for each in ends:
+            each.transport.abort()
+    finally:
+        for each in ends:
+            each.close()
+            with contextlib.suppress(OSError):
+                await each.wait_closed()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while chunk := await reader.read(CHUNK):
+        writer.write(chunk)
+        await writer.drain()
+    if writer.can_write_eof():
+        writer.write_eof()

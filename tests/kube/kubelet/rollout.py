@@ -1,0 +1,190 @@
+"""How many pods each ReplicaSet of a Deployment should have, and which pods go first: Kubernetes' own arithmetic.
+
+One call is one step; the next one follows when the cluster has changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+_COST = re.compile(r"0|-?[1-9]\d{0,9}")
+_PHASES = {"Pending": 0, "Unknown": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """A ReplicaSet: pods it should have, pods it has (terminating ones included), pods that are available.
+
+    `desired` and `most` are the Deployment's replicas and what it might have had beside, when this was last scaled.
+    """
+
+    wanted: int
+    pods: int = 0
+    available: int = 0
+    desired: int | None = None
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The sizes after the next step; `old` in the order they were given."""
+
+    new: int
+    old: tuple[int, ...]
+
+
+def int_or_percent(value: int | str, total: int, *, round_up: bool) -> int:
+    """`5` or `"25%"` of `total`. Raises `ValueError` for anything else."""
+    if isinstance(value, int):
+        return value
+    if not re.fullmatch(r"\d+%", value):
+        raise ValueError(f"neither a number nor a percentage: {value!r}")
+    scaled = int(value[:-1]) * total
+    return -(-scaled // 100) if round_up else scaled // 100
+
+
+def limits(strategy: Mapping[str, Any], desired: int) -> tuple[int, int]:
+    """(maxSurge, maxUnavailable) in pods: surge rounds up, unavailable down, and both are never zero."""
+    rolling = strategy.get("rollingUpdate") or {}
+    surge = int_or_percent(rolling.get("maxSurge", "25%"), desired, round_up=True)
+    unavailable = int_or_percent(rolling.get("maxUnavailable", "25%"), desired, round_up=False)
+    if surge == 0 and unavailable == 0:
+        unavailable = 1
+    return surge, min(unavailable, desired)
+
+
+def recreates(strategy: Mapping[str, Any]) -> bool:
+    """Whether all old pods end before a new one starts."""
+    return strategy.get("type") == "Recreate"
+
+
+def max_unavailable(strategy: Mapping[str, Any], desired: int) -> int:
+    """Pods that may be missing while the Deployment still counts as available."""
+    return 0 if recreates(strategy) or desired == 0 else limits(strategy, desired)[1]
+
+
+def most_pods(strategy: Mapping[str, Any], desired: int) -> int:
+    """Pods a Deployment may have while it rolls out."""
+    return desired if recreates(strategy) or not desired else desired + limits(strategy, desired)[0]
+
+
+def next_step(strategy: Mapping[str, Any], desired: int, new: Sizes, old: Sequence[Sizes]) -> Step:
+    """What to scale now. `old` are the ReplicaSets of earlier templates, oldest first."""
+    unchanged = tuple(each.wanted for each in old)
+    if any(each.wanted and each.desired not in (None, desired) for each in (new, *old)):
+        return _rescaled(strategy, desired, new, old)
+    if recreates(strategy):
+        if any(unchanged) or any(each.pods for each in old):
+            return Step(new.wanted, (0,) * len(old))
+        return Step(desired, unchanged)
+    surge, unavailable = limits(strategy, desired)
+    size = _grown(desired, new, desired + surge - new.wanted - sum(unchanged))
+    if size != new.wanted:
+        return Step(size, unchanged)
+    return Step(size, _shrunk(desired - unavailable, new, old))
+
+
+def _rescaled(strategy: Mapping[str, Any], desired: int, new: Sizes, old: Sequence[Sizes]) -> Step:
+    """The Deployment itself was scaled: the one active ReplicaSet follows, several share the difference."""
+    sets = [*old, new]
+    sizes = [each.wanted for each in sets]
+    active = [index for index, size in enumerate(sizes) if size]
+    if len(active) == 1:
+        sizes[active[0]] = desired
+    elif new.wanted == new.desired == new.available == desired:
+        sizes[:-1] = [0] * len(old)
+    elif not recreates(strategy):
+        most = most_pods(strategy, desired)
+        change = left = most - sum(sizes)
+        # The largest first; of equally large ones the newest grows, and the oldest shrinks.
+        active.sort(key=lambda index: (-sizes[index], -index if change > 0 else index))
+        for index in active:
+            before = sets[index].most or sum(each.pods for each in sets) or 1
+            share = -sizes[index] if not desired else _rounded(sizes[index] * most, before) - sizes[index]
+            share = min(share, left) if change > 0 else max(share, left)
+            sizes[index] += share
+            left -= share
+        sizes[active[0]] = max(sizes[active[0]] + left, 0)
+    return Step(sizes[-1], tuple(sizes[:-1]))
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)
+
+
+def _grown(desired: int, new: Sizes, room: int) -> int:
+    if new.wanted >= desired:
+        return desired
+    return new.wanted + min(max(room, 0), desired - new.wanted)
+
+
+def _shrunk(least: int, new: Sizes, old: Sequence[Sizes]) -> tuple[int, ...]:
+    """Sizes of the old ReplicaSets: first their pods that serve nobody go, then what can be spared."""
+    sizes = [each.wanted for each in old]
+    starting = new.wanted - new.available
+    spare = new.wanted + sum(sizes) - least - starting
+    if spare <= 0:
+        return tuple(sizes)
+    for index, each in enumerate(old):
+        useless = min(spare, max(sizes[index] - each.available, 0))
+        sizes[index] -= useless
+        spare -= useless
+    spare = new.available + sum(each.available for each in old) - least
+    for index in range(len(sizes)):
+        fewer = min(sizes[index], max(spare, 0))
+        sizes[index] -= fewer
+        spare -= fewer
+    return tuple(sizes)
+
+
+def condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of this type; empty when there is none."""
+    found: Mapping[str, Any] = next((each for each in status.get("conditions") or () if each["type"] == kind), {})
+    return found
+
+
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    """Whether the pod's condition Ready is True."""
+    return condition(pod.get("status", {}), "Ready").get("status") == "True"
+
+
+def is_active(pod: Mapping[str, Any]) -> bool:
+    """Whether a ReplicaSet counts the pod: it has not ended and was not told to."""
+    ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+    return not ended and "deletionTimestamp" not in pod["metadata"]
+
+
+def deletion_cost(pod: Mapping[str, Any]) -> int:
+    """What the pod's annotation says; 0 where it says nothing that Kubernetes understands."""
+    text = (pod["metadata"].get("annotations") or {}).get(DELETION_COST, "0")
+    value = int(text) if _COST.fullmatch(text) else 0
+    return value if -(2**31) <= value < 2**31 else 0
+
+
+def victims(pods: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """The pods that end when `count` must: unscheduled, not running, not ready, cheap, young ones first."""
+    ordered = sorted(pods, key=lambda pod: pod["metadata"]["name"])
+    # Stable sorts, from the least important criterion to the most important one.
+    ordered.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
+    ordered.sort(key=_restarts, reverse=True)
+    ordered.sort(key=lambda pod: _ready_since(pod) if is_ready(pod) else "", reverse=True)
+    ordered.sort(key=_rank)
+    return ordered[:count]
+
+
+def _rank(pod: Mapping[str, Any]) -> tuple[bool, int, bool, int]:
+    phase = pod.get("status", {}).get("phase", "Pending")
+    return bool(pod["spec"].get("nodeName")), _PHASES.get(phase, 2), is_ready(pod), deletion_cost(pod)
+
+
+def _ready_since(pod: Mapping[str, Any]) -> str:
+    return str(condition(pod["status"], "Ready").get("lastTransitionTime", ""))
+
+
+def _restarts(pod: Mapping[str, Any]) -> int:
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    return max((each.get("restartCount", 0) for each in statuses), default=0)

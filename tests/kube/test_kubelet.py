@@ -1,0 +1,152 @@
+"""The fake node against the fake API server: Deployments become processes that answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.kube.bed import NAMESPACE, answers, bed, endpoints, exiting, reasons, standin
+from tests.kube.kubelet import Timing
+from tests.kube.kubelet.client import ENDPOINT_SLICES, PODS
+from tests.processes import eventually, runs
+
+pytestmark = pytest.mark.process
+
+COST = "controller.kubernetes.io/pod-deletion-cost"
+
+WORKER = {
+    "name": "worker",
+    "image": "kvcluster:1",
+    "command": ["python", "-m", "worker.main"],
+    "args": ["--speed=100"],
+    "env": [{"name": "WORKER_WORKER_ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+    "ports": [{"name": "http", "containerPort": 8100}],
+    "readinessProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 1},
+    "livenessProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10},
+}
+
+
+async def test_a_deployment_of_workers_becomes_ready_and_its_service_leads_to_them(tmp_path):
+    async with bed(tmp_path, Timing()) as it:
+        await it.deploy(WORKER)
+        url = await it.serve()
+        deployment = await it.rolled_out()
+        assert deployment["status"]["readyReplicas"] == 2
+        assert reasons(deployment) == {
+            "Available": ("True", "MinimumReplicasAvailable"),
+            "Progressing": ("True", "NewReplicaSetAvailable"),
+        }
+        pods = it.node.pods()
+        assert len({pod.ip for pod in pods}) == 2
+        (item,) = await it.until(ENDPOINT_SLICES, lambda items: sum(e["ready"] for e in endpoints(items).values()) == 2)
+        assert item["ports"] == [{"name": "http", "port": 8100, "protocol": "TCP"}]
+        assert {each["addresses"][0] for each in item["endpoints"]} == {pod.ip for pod in pods}
+        assert item["metadata"]["ownerReferences"][0]["kind"] == "Service"
+        await answers(it, f"{url}/health")
+        await eventually(lambda: all("worker_started" in pod.log.read_text() for pod in pods))
+        answered = {json.loads(await it.get(f"http://{pod.ip}:8100/cache/state"))["worker_id"] for pod in pods}
+        assert answered == {pod.name for pod in pods}
+        pids = [pod.pid for pod in pods]
+    assert not any(runs(pid) for pid in pids)
+
+
+async def test_a_rolling_update_loses_no_request(tmp_path):
+    async with bed(tmp_path, Timing(scale=0.02, pre_stop=0.2)) as it:
+        draining = standin(lifecycle={"preStop": {"sleep": {"seconds": 5}}})
+        await it.deploy(draining, strategy={"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}})
+        url = await it.serve()
+        await it.rolled_out()
+        before = {pod.name for pod in it.node.pods()}
+        assert await answers(it, url) in before
+        answered = []
+
+        async def ask() -> None:
+            while True:
+                # Not GET: aiohttp would send that again by itself.
+                async with it.session.post(url, headers={"connection": "close"}) as answer:
+                    answered.append(await answer.text())
+
+        asking = asyncio.create_task(ask())
+        await it.change(template={"metadata": {"annotations": {"restarted": "now"}}})
+        await it.rolled_out()
+        await eventually(lambda: len(it.node.pods()) == 2)
+        await eventually(lambda: {*answered[-10:]} == {pod.name for pod in it.node.pods()})
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
+        assert not before & {pod.name for pod in it.node.pods()}
+        sets = {pod["metadata"]["labels"]["pod-template-hash"] for pod in await it.all(PODS)}
+        assert len(sets) == 1
+
+
+async def test_the_cheapest_pod_ends_first_and_its_endpoint_says_so_while_it_serves(tmp_path):
+    async with bed(tmp_path) as it:
+        await it.deploy(standin(lifecycle={"preStop": {"sleep": {"seconds": 600}}}), replicas=3)
+        await it.serve()
+        await it.rolled_out()
+        cheap = it.node.pods()[1]
+        await it.api.patch(PODS, (NAMESPACE, cheap.name), {"metadata": {"annotations": {COST: "-7"}}})
+        await it.change(replicas=2)
+        slices = await it.until(ENDPOINT_SLICES, lambda items: any(e["terminating"] for e in endpoints(items).values()))
+        assert endpoints(slices)[cheap.name] == {"ready": False, "serving": True, "terminating": True}
+        assert await it.get(f"http://{cheap.ip}:8080") == cheap.name
+        # Told a second time to end, and at once.
+        await it.api.delete(PODS, (NAMESPACE, cheap.name), gracePeriodSeconds=0)
+        await eventually(lambda: len(it.node.pods()) == 2)
+        assert not runs(cheap.pid)
+        await it.until(ENDPOINT_SLICES, lambda items: len(endpoints(items)) == 2)
+
+
+async def test_a_service_without_ready_pods_refuses_and_serves_again(tmp_path):
+    async with bed(tmp_path) as it:
+        await it.deploy(standin(), replicas=1)
+        url = await it.serve()
+        assert await answers(it, url) == it.node.pods()[0].name
+        await it.change(replicas=0)
+
+        async def refused() -> bool:
+            try:
+                await it.get(url)
+            except aiohttp.ClientConnectorError:
+                return True
+            except aiohttp.ClientError:
+                pass  # the pod is gone and the proxy does not know it yet
+            return False
+
+        async with asyncio.timeout(30):
+            while not await refused():  # noqa: ASYNC110  a socket is asked, which sets no event
+                await asyncio.sleep(0.02)
+        await it.change(replicas=1)
+        assert await answers(it, url) == it.node.pods()[0].name
+
+
+async def test_a_pod_sees_its_own_settings_only_and_ends_when_its_work_is_done(tmp_path, monkeypatch):
+    for name in ("KUBECONFIG", "WORKER_PORT", "ROUTING_STRATEGY"):
+        monkeypatch.setenv(name, "of the test")
+    shown = "import json, os; print(json.dumps(dict(os.environ)))"
+
+    def kubeconfig_for(namespace: str, account: str) -> Path:
+        return tmp_path / f"{namespace}-{account}.yaml"
+
+    async with bed(tmp_path, kubeconfig_for=kubeconfig_for) as it:
+        for name, spec in (
+            ("asks", {"serviceAccountName": "rag"}),
+            ("does-not", {"automountServiceAccountToken": False}),
+        ):
+            spec = {**spec, "restartPolicy": "Never", "containers": [exiting(shown, args=["$(MORE)"])]}
+            await it.api.create(PODS, {"metadata": {"namespace": NAMESPACE, "name": name}, "spec": spec})
+        await it.until(PODS, lambda items: [each["status"].get("phase") for each in items] == ["Succeeded"] * 2)
+        asks, does_not = (json.loads(pod.log.read_text()) for pod in it.node.pods())
+        assert asks["KUBECONFIG"] == str(tmp_path / "default-rag.yaml")
+        assert "KUBECONFIG" not in does_not
+        assert not {"WORKER_PORT", "ROUTING_STRATEGY"} & asks.keys()
+        assert {asks[host] for host in ("WORKER_HOST", "ROUTER_HOST", "ROUTER_MANAGEMENT_HOST", "AGENT_HOST")} == {
+            it.node.pods()[0].ip
+        }
+        await it.api.delete(PODS, (NAMESPACE, "asks"))
+        await eventually(lambda: [pod.name for pod in it.node.pods()] == ["does-not"])

@@ -1,0 +1,188 @@
+"""The fake node when containers, images, quotas, the API server or the test itself fail."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kube.bed import NAMESPACE, bed, endpoints, exiting, reasons, standin, waiting
+from tests.kube.kubelet import Timing
+from tests.kube.kubelet.client import CONFIG_MAPS, DEPLOYMENTS, ENDPOINT_SLICES, PODS
+from tests.processes import eventually, runs
+
+pytestmark = pytest.mark.process
+
+
+async def test_a_killed_process_starts_again_in_place(tmp_path):
+    async with bed(tmp_path) as it:
+        await it.deploy(standin(), replicas=1)
+        await it.rolled_out()
+        (before,) = it.node.pods()
+        it.node.kill(before.name, signal.SIGKILL)
+        (item,) = await it.until(PODS, lambda items: items[0]["status"]["containerStatuses"][0]["restartCount"] == 1)
+        assert item["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 137
+        await it.rolled_out()
+        (after,) = it.node.pods()
+        assert (after.name, after.ip, after.restarts) == (before.name, before.ip, 1)
+        assert after.pid != before.pid
+
+
+async def test_a_container_that_ends_again_and_again_is_backed_off(tmp_path):
+    async with bed(tmp_path) as it:
+        await it.deploy(exiting("import sys; print('no luck'); sys.exit(3)"), replicas=1)
+        (item,) = await it.until(PODS, lambda items: [waiting(each) for each in items] == ["CrashLoopBackOff"])
+        (status,) = item["status"]["containerStatuses"]
+        assert status["lastState"]["terminated"]["exitCode"] == 3
+        assert "restarting failed container=main" in status["state"]["waiting"]["message"]
+        assert item["status"]["phase"] == "Running"
+        assert "no luck" in it.node.pods()[0].log.read_text()
+
+
+async def test_an_image_that_cannot_be_pulled(tmp_path):
+    async with bed(tmp_path) as it:
+        it.node.refuse_image("standin:1")
+        await it.deploy(standin(), replicas=1)
+        (item,) = await it.until(PODS, lambda items: [waiting(each) for each in items] == ["ImagePullBackOff"])
+        assert item["status"]["phase"] == "Pending"
+        assert "standin:1: not found" in item["status"]["containerStatuses"][0]["state"]["waiting"]["message"]
+        assert it.node.pods()[0].pid is None
+        it.node.allow_image("standin:1")
+        await it.rolled_out()
+
+
+async def test_a_quota_that_refuses_pods(tmp_path):
+    async with bed(tmp_path) as it:
+        it.node.quota(NAMESPACE, pods=1)
+        await it.deploy(standin())
+
+        def failed(items: list[Any]) -> bool:
+            return any("ReplicaFailure" in reasons(each) for each in items if "conditions" in each.get("status", {}))
+
+        (deployment,) = await it.until(DEPLOYMENTS, failed)
+        assert reasons(deployment)["ReplicaFailure"] == ("True", "FailedCreate")
+        message = deployment["status"]["conditions"][-1]["message"]
+        assert "is forbidden: exceeded quota: pods, requested: pods=1, used: pods=1, limited: pods=1" in message
+        it.node.quota(NAMESPACE, pods=None)
+        assert "ReplicaFailure" not in reasons(await it.rolled_out())
+
+
+async def test_a_container_waits_for_its_configuration(tmp_path):
+    async with bed(tmp_path) as it:
+        source = [{"configMapRef": {"name": "app"}}]
+        await it.deploy(standin(envFrom=source, env=[{"name": "WHO_AM_I", "value": "$(WHO)-$(NOT)"}]), replicas=1)
+        (item,) = await it.until(PODS, lambda items: [waiting(e) for e in items] == ["CreateContainerConfigError"])
+        message = item["status"]["containerStatuses"][0]["state"]["waiting"]["message"]
+        assert message == 'configmap "app" not found'
+        named = {"metadata": {"namespace": NAMESPACE, "name": "app"}, "data": {"WHO": "me"}}
+        await it.api.create(CONFIG_MAPS, named)
+        await it.rolled_out()
+        assert await it.get(f"http://{it.node.pods()[0].ip}:8080") == "me-$(NOT)"
+
+
+async def test_a_deaf_process_is_killed_after_its_grace_period(tmp_path):
+    async with bed(tmp_path) as it:
+        await it.deploy(
+            standin(
+                env=[{"name": "DEAF", "value": "1"}],
+                lifecycle={"preStop": {"exec": {"command": ["python", "-c", "print('farewell')"]}}},
+            ),
+            replicas=1,
+            pod={"terminationGracePeriodSeconds": 1},
+        )
+        await it.rolled_out()
+        (pod,) = it.node.pods()
+        await it.change(replicas=0)
+        await eventually(lambda: not it.node.pods())
+        assert not runs(pod.pid)
+        assert "farewell" in pod.log.read_text()
+        await it.until(PODS, lambda items: not items)
+
+
+async def test_probes_that_can_end_a_container_do(tmp_path):
+    async with bed(tmp_path, Timing(scale=0.02, deadly=0.02)) as it:
+        dead = {"httpGet": {"path": "/", "port": 1}, "periodSeconds": 1, "failureThreshold": 2}
+        await it.deploy(standin(livenessProbe=dead), standin(name="late", env=[], startupProbe=dead), replicas=1)
+
+        def restarted(items: list[Any]) -> bool:
+            statuses = [each for item in items for each in item["status"].get("containerStatuses", ())]
+            return len(statuses) == 2 and all(each["restartCount"] for each in statuses)
+
+        await it.until(PODS, restarted)
+
+
+async def test_an_api_server_that_is_away_for_a_while(tmp_path):
+    async with bed(tmp_path) as it:
+        await it.deploy(standin(), replicas=1)
+        await it.rolled_out()
+        (before,) = it.node.pods()
+        await it.server.stop()
+        it.node.kill(before.name)
+        await eventually(lambda: [pod.restarts for pod in it.node.pods()] == [1])
+        await it.server.start()
+        await it.until(PODS, lambda items: items[0]["status"]["containerStatuses"][0]["restartCount"] == 1)
+        await it.change(replicas=2)
+        await it.rolled_out()
+        assert before.name in [pod.name for pod in it.node.pods()]
+
+
+async def test_an_api_server_that_fails_half_of_the_time(tmp_path):
+    async with bed(tmp_path) as it:
+        await it.deploy(standin(), replicas=3)
+        await it.serve()
+        faults = it.server.faults
+        for status, verb in itertools.product((409, 500), ("create", "patch", "delete", "watch")):
+            faults.fail(verb=verb, status=status, probability=0.3)
+
+        async def settled(pods: int) -> None:
+            async with asyncio.timeout(60):
+                while len(endpoints(await it.all(ENDPOINT_SLICES))) != pods or len(await it.all(PODS)) != pods:
+                    await asyncio.sleep(0.1)
+                    faults.cut_watches()
+                    it.server.compact()
+
+        await settled(3)
+        await it.rolled_out()
+        faults.clear()
+        await it.change(replicas=1, template={"metadata": {"annotations": {"restarted": "now"}}})
+        for status in (409, 500):
+            faults.fail(verb="delete", status=status, probability=0.3)
+        await settled(1)
+        await it.rolled_out()
+        assert len(it.node.pods()) == len(await it.all(ENDPOINT_SLICES)) == 1
+
+
+NODE = f"""
+import asyncio, json, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.kube.bed import bed, standin
+from tests.processes import eventually
+
+async def main():
+    async with bed(Path(sys.argv[1])) as it:
+        await it.deploy(standin(), standin(name="module", command=["python", "-m", "http.server", "0"]), replicas=1)
+        await eventually(lambda: it.node.pods() and len(it.node.pods()[0].pids) == 2)
+        print(json.dumps(list(it.node.pods()[0].pids.values())), flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_processes_die_with_a_killed_test(tmp_path):
+    test = await asyncio.create_subprocess_exec(sys.executable, "-c", NODE, str(tmp_path), stdout=PIPE)
+    assert test.stdout is not None
+    pids = json.loads(await test.stdout.readline())
+    assert all(runs(pid) for pid in pids)
+    os.kill(test.pid, signal.SIGKILL)
+    await test.wait()
+    await eventually(lambda: not any(runs(pid) for pid in pids))

@@ -1,0 +1,188 @@
+"""What the fake node says about pods, slices, Deployments and where a Service leads."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kube.kubelet.deployment_status import Counted, deployment_status, replica_set_status
+from tests.kube.kubelet.podstatus import Place, Record, Running, Terminated, Waiting, phase, pod_status
+from tests.kube.kubelet.probes import Tally
+from tests.kube.kubelet.proxy import backends
+from tests.kube.kubelet.slices import contents
+
+PLACE = Place("127.9.0.1", "127.9.255.254", "2026-01-01T00:00:00Z")
+NOW, LATER = "2026-01-01T00:00:05Z", "2026-01-01T00:00:09Z"
+ENDED = Terminated(-9, NOW, NOW)
+
+
+def record(state, *, last=None, ready=False, name="worker"):
+    return Record(name, "image", state=state, last=last, ready=ready, started=ready)
+
+
+@pytest.mark.parametrize(
+    ("policy", "states", "expected"),
+    [
+        ("Always", [record(Waiting())], "Pending"),
+        ("Always", [record(Running(NOW)), record(Waiting("ErrImagePull"))], "Pending"),
+        ("Always", [record(Running(NOW))], "Running"),
+        ("Always", [record(Waiting("CrashLoopBackOff"), last=ENDED)], "Running"),
+        ("Always", [record(ENDED)], "Running"),
+        ("Never", [record(ENDED), record(Running(NOW))], "Running"),
+        ("Never", [record(ENDED), record(Terminated(0, NOW, NOW))], "Failed"),
+        ("Never", [record(Terminated(0, NOW, NOW))], "Succeeded"),
+        ("OnFailure", [record(ENDED)], "Running"),
+    ],
+)
+def test_phase(policy, states, expected):
+    assert phase(policy, states) == expected
+
+
+def test_a_signal_shows_as_the_exit_code_of_a_runtime():
+    assert ENDED.document()["terminated"]["exitCode"] == 137
+    assert Terminated(3, NOW, NOW).document()["terminated"]["exitCode"] == 3
+    assert Terminated(0, NOW, NOW).document()["terminated"]["reason"] == "Completed"
+
+
+def conditions(status):
+    return {each["type"]: each for each in status["conditions"]}
+
+
+def test_conditions_keep_the_time_of_their_last_transition():
+    pod = {"metadata": {}, "spec": {}, "status": {}}
+    waiting = pod_status(pod, [record(Running(NOW)), record(Running(NOW), ready=True, name="agent")], PLACE, NOW)
+    assert conditions(waiting)["Ready"]["status"] == "False"
+    assert conditions(waiting)["Ready"]["message"] == "containers with unready status: [worker]"
+    ready = pod_status({**pod, "status": waiting}, [record(Running(NOW), ready=True)], PLACE, LATER)
+    assert conditions(ready)["Ready"]["status"] == "True"
+    assert conditions(ready)["Ready"]["lastTransitionTime"] == LATER
+    assert conditions(ready)["PodScheduled"]["lastTransitionTime"] == NOW
+    assert ready["podIP"] == "127.9.0.1"
+
+
+def test_a_pod_that_was_told_to_end_is_over_when_its_processes_are():
+    pod = {"metadata": {}, "spec": {"restartPolicy": "Always"}}
+    assert pod_status(pod, [record(ENDED)], PLACE, NOW, terminal=True)["phase"] == "Failed"
+    assert pod_status(pod, [record(Terminated(0, NOW, NOW))], PLACE, NOW, terminal=True)["phase"] == "Succeeded"
+
+
+SERVICE = {
+    "metadata": {"name": "rag-worker", "namespace": "prod", "uid": "s-1", "labels": {"a": "b"}},
+    "spec": {
+        "clusterIP": "None",
+        "selector": {"app": "rag"},
+        "ports": [{"name": "http", "port": 80, "targetPort": "web"}],
+    },
+}
+
+
+def pod(name, ip="127.9.0.1", *, ready=True, terminating=False, port=8100, labels=None, **status):
+    metadata = {"name": name, "namespace": "prod", "uid": f"u-{name}", "labels": labels or {"app": "rag"}}
+    return {
+        "metadata": {**metadata, **({"deletionTimestamp": NOW} if terminating else {})},
+        "spec": {"nodeName": "n", "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": port}]}]},
+        "status": {"podIP": ip, "conditions": [{"type": "Ready", "status": str(ready)}], **status},
+    }
+
+
+@pytest.mark.parametrize(
+    ("ready", "terminating", "publish", "expected"),
+    [
+        (True, False, False, (True, True, False)),
+        (False, False, False, (False, False, False)),
+        (True, True, False, (False, True, True)),
+        (False, True, False, (False, False, True)),
+        (False, False, True, (True, False, False)),
+        (True, True, True, (True, True, True)),
+    ],
+)
+def test_conditions_of_an_endpoint(ready, terminating, publish, expected):
+    service = {**SERVICE, "spec": {**SERVICE["spec"], "publishNotReadyAddresses": publish}}
+    (content,) = contents(service, [pod("a", ready=ready, terminating=terminating)])
+    (endpoint,) = content.endpoints
+    assert tuple(endpoint["conditions"][name] for name in ("ready", "serving", "terminating")) == expected
+    assert endpoint["targetRef"] == {"kind": "Pod", "namespace": "prod", "name": "a", "uid": "u-a"}
+    assert content.ports == [{"name": "http", "port": 8100, "protocol": "TCP"}]
+
+
+def test_pods_without_an_address_or_of_others_or_over_are_left_out():
+    pods = [pod("a", ip=""), pod("b", labels={"app": "x"}), pod("c", phase="Failed")]
+    (content,) = contents(SERVICE, pods)
+    assert (content.ports, content.endpoints) == ([], [])
+
+
+def test_pods_whose_named_ports_differ_go_into_slices_of_their_own():
+    slices = contents(SERVICE, [pod("a"), pod("b", port=9), pod("c")])
+    assert [[each["targetRef"]["name"] for each in content.endpoints] for content in slices] == [["a", "c"], ["b"]]
+    assert [content.ports[0]["port"] for content in slices] == [8100, 9]
+
+
+def test_a_service_leads_to_ready_pods_and_to_ending_ones_only_when_there_is_no_other():
+    def leads_to(*pods):
+        content = contents(SERVICE, pods)[0]
+        return backends([{"ports": content.ports, "endpoints": content.endpoints}], "http")
+
+    ready, ending = pod("a", "127.9.0.1"), pod("b", "127.9.0.2", terminating=True)
+    unready = pod("c", "127.9.0.3", ready=False)
+    assert leads_to(ready, ending, unready) == (("127.9.0.1", 8100),)
+    assert leads_to(ending, unready) == (("127.9.0.2", 8100),)
+    assert leads_to(unready) == ()
+
+
+def test_a_probe_changes_its_verdict_after_a_threshold_of_equal_answers():
+    tally = Tally(success_threshold=1, failure_threshold=3)
+    assert [tally.add(answer) for answer in (True, False, False, True, False, False, False, False)] == [
+        *(True, False, False, False),
+        *(False, False, True, False),
+    ]
+    assert tally.verdict is False
+
+
+def deployment(status=None, replicas=2):
+    return {"metadata": {"generation": 3}, "spec": {"replicas": replicas}, "status": status or {}}
+
+
+def status_of(item, new, old=(), **facts):
+    return deployment_status(item, new, old, **{"created": False, "failure": "", "overdue": False, "now": NOW, **facts})
+
+
+def reasons(status):
+    return {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
+
+
+def test_a_deployment_from_its_first_pod_to_its_last():
+    fresh = status_of(deployment(), Counted("rs", 2, 2), created=True)
+    assert fresh["observedGeneration"] == 3
+    assert reasons(fresh) == {
+        "Available": ("False", "MinimumReplicasUnavailable"),
+        "Progressing": ("True", "NewReplicaSetCreated"),
+    }
+    half = status_of(deployment(fresh), Counted("rs", 2, 2, 1, 1))
+    assert reasons(half)["Progressing"] == ("True", "ReplicaSetUpdated")
+    assert half["unavailableReplicas"] == 1
+    whole = status_of(deployment(half), Counted("rs", 2, 2, 2, 2))
+    assert reasons(whole) == {
+        "Available": ("True", "MinimumReplicasAvailable"),
+        "Progressing": ("True", "NewReplicaSetAvailable"),
+    }
+    # A pod that dies later is no lack of progress.
+    assert (
+        reasons(status_of(deployment(whole), Counted("rs", 2, 2, 1, 1)))["Progressing"][1] == "NewReplicaSetAvailable"
+    )
+
+
+def test_a_rollout_that_makes_no_progress():
+    done = status_of(deployment(), Counted("rs1", 2, 2, 2, 2))
+    begun = status_of(deployment(done), Counted("rs2", 1, 1), [Counted("rs1", 2, 2, 2, 2)], created=True)
+    assert reasons(begun)["Progressing"] == ("True", "NewReplicaSetCreated")
+    stuck = status_of(deployment(begun), Counted("rs2", 1, 1), [Counted("rs1", 2, 2, 2, 2)], overdue=True)
+    assert reasons(stuck)["Progressing"] == ("False", "ProgressDeadlineExceeded")
+    assert reasons(stuck)["Available"][0] == "True"
+    assert (stuck["replicas"], stuck["updatedReplicas"], stuck["unavailableReplicas"]) == (3, 1, 1)
+
+
+def test_pods_that_cannot_be_created():
+    failed = status_of(deployment(), Counted("rs", 2, 0), failure="exceeded quota")
+    assert reasons(failed)["ReplicaFailure"] == ("True", "FailedCreate")
+    assert "ReplicaFailure" not in reasons(status_of(deployment(failed), Counted("rs", 2, 2)))
+    own = replica_set_status({"metadata": {}}, Counted("rs", 2, 0), "exceeded quota", NOW)
+    assert own["conditions"][0]["message"] == "exceeded quota"
