@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_OUT ?= demo-results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit check format bench kind kind-delete clean
+.PHONY: help install tools demo test unit check format bench kind kind-delete clean
 
 help: ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.runtime
 
 install: $(VENV)/.dev ## create .venv with everything development needs
+
+tools: $(VENV)/.dev ## fetch kubectl and helm into .tools, for the tests that use them
+	$(BIN)/python -m tests.kube.fetch_tools
 
 demo: $(VENV)/.runtime ## serve a KVCluster on this machine under three strategies in turn and compare them
 	$(BIN)/kvcluster compare examples/rag.yaml --workload rag \
@@ -57,4 +60,4 @@ kind-delete: ## remove that cluster
 	deploy/kind/down.sh
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .tools $(DEMO_OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.helm.docs import CHART, ROOT
+from deploy.helm.docs import CHART
+from tests.kube.binaries import MISSING, helm_binaries
 
 RELEASE, NAMESPACE = "rel", "kvcluster-system"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -54,10 +55,10 @@ class Helm:
 
 
 def _helm(major: int, home: Path) -> Helm:
-    binary = ROOT / ".tools" / f"helm-{major}"
-    if not binary.exists():
-        pytest.skip(f"{binary.name} is not in .tools")
-    return Helm(binary, major, home)
+    found = [binary for binary in helm_binaries() if binary.name == f"helm-{major}"]
+    if not found:
+        pytest.skip(MISSING)
+    return Helm(found[0], major, home)
 
 
 @pytest.fixture(params=[3, 4], ids=["helm-3", "helm-4"])

@@ -15,6 +15,7 @@ from controller.spec.crd import crd_yaml
 from controller.spec.load import validate_manifest
 from deploy.helm.docs import CHART, ROOT
 from tests.kube.apiserver import FakeApiServer
+from tests.kube.binaries import MISSING, kubectl_binaries
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 NAMES = {"minimal", "rag", "autoscaled", "multi-namespace", "vllm"}
@@ -55,9 +56,9 @@ def test_the_charts_crd_is_the_models() -> None:
 @pytest.mark.process
 @pytest.mark.parametrize("version", ["1.32", "1.35"])
 async def test_kubectl_applies_all_of_them(version: str, tmp_path: Path) -> None:
-    binary = ROOT / ".tools" / f"kubectl-{version}"
-    if not binary.exists():
-        pytest.skip(f"{binary.name} is not in .tools")
+    binary = next((found for found in kubectl_binaries() if found.name == f"kubectl-{version}"), None)
+    if binary is None:
+        pytest.skip(MISSING)
     server = FakeApiServer()
     await server.start()
     environment = {

@@ -55,8 +55,8 @@ async def test_what_is_not_granted_is_forbidden(robot: httpx.AsyncClient, ns: st
     assert status["details"] == {"name": "c", "kind": "configmaps"}
     status = refused(await robot.get("/apis/apps/v1/deployments"), 403, "Forbidden")
     assert status["message"] == (
-        f'deployments.apps is forbidden: User "{robot_of(ns)}" cannot list resource "deployments" in API group "apps" at '
-        "the cluster scope"
+        f'deployments.apps is forbidden: User "{robot_of(ns)}" cannot list resource "deployments" in API group "apps" '
+        "at the cluster scope"
     )
 
 

@@ -100,6 +100,13 @@ async def test_a_field_no_longer_applied_goes(client: httpx.AsyncClient, maps: s
     assert not obj.get("data")
 
 
+async def test_labels_no_longer_applied_go(client: httpx.AsyncClient, maps: str) -> None:
+    ok(await apply(client, f"{maps}/c", config_map(labels={"a": "1"}, annotations={"b": "2"})), 201)
+    obj = ok(await apply(client, f"{maps}/c", config_map()))
+    assert not {"labels", "annotations"} & set(obj["metadata"])
+    assert obj["metadata"]["name"] == "c"
+
+
 async def test_a_dropped_field_gets_its_default_back(client: httpx.AsyncClient, deployments: str) -> None:
     ok(await apply(client, f"{deployments}/web", deployment(replicas=3)), 201)
     obj = ok(await apply(client, f"{deployments}/web", deployment()))

@@ -139,10 +139,14 @@ class FakeApiServer:
 
     def kubeconfig(self, path: Path, user: str = "admin", namespace: str = "default") -> Path:
         """Write a kubeconfig for a user: `admin`, or `system:serviceaccount:<namespace>:<name>`, or any other name."""
+        login = {"token": self.token(user)}
+        if user != "admin":
+            # For kubectl, which sends no token over plain HTTP: it is the administrator, and impersonates the user.
+            login["as"] = user
         config: dict[str, Any] = {
             "apiVersion": "v1", "kind": "Config", "current-context": "fake",
             "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
-            "users": [{"name": user, "user": {"token": self.token(user)}}],
+            "users": [{"name": user, "user": login}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": user, "namespace": namespace}}],
         }  # fmt: skip
         path.write_text(yaml.safe_dump(config))

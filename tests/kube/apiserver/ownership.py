@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -113,7 +112,7 @@ def after_update(
 
 
 def merge_applied(live: Any, applied: Any, node: Node) -> Any:
-    """The live value with what is applied laid over it. Neither argument is changed."""
+    """The live value with what is applied laid over it. Neither is changed; the result shares parts with both."""
     if isinstance(applied, dict) and isinstance(live, dict) and is_granular(applied, node):
         result = dict(live)
         for name, value in applied.items():
@@ -121,7 +120,7 @@ def merge_applied(live: Any, applied: Any, node: Node) -> Any:
             if name in live and known is not None and is_granular(value, known) and is_granular(live[name], known):
                 result[name] = merge_applied(live[name], value, known)
             else:
-                result[name] = copy.deepcopy(value)
+                result[name] = value
         return result
     if isinstance(applied, list) and isinstance(live, list) and is_granular(applied, node):
         wanted = {item_element(item, node): item for item in applied}
@@ -130,10 +129,10 @@ def merge_applied(live: Any, applied: Any, node: Node) -> Any:
         return [
             merge_applied(kept[e], wanted[e], node.items)  # type: ignore[arg-type]
             if e in wanted and e in kept and isinstance(wanted[e], dict)
-            else copy.deepcopy(wanted.get(e, kept.get(e)))
+            else wanted.get(e, kept.get(e))
             for e in order
         ]
-    return copy.deepcopy(applied)
+    return applied
 
 
 def remove_fields(obj: Any, node: Node, gone: Fields, kept: Fields, path: Field = ()) -> Any:
@@ -163,17 +162,21 @@ def apply(
     live: Object | None, applied: Object, node: Node, manager: Manager, api_version: str, now: str, *,
     force: bool, has_status: bool,
 ) -> tuple[Object, Owned]:  # fmt: skip
-    """Server-side apply. Returns the object and its owners. Raises `ApiError` 409 for conflicts."""
+    """Server-side apply. Returns the object, which shares parts with both, and its owners.
+
+    Raises `ApiError` 409 for conflicts.
+    """
     owners = owned(live) if live is not None else {}
     wanted = fields_of(applied, node)
     if has_status:
         wanted = within(wanted, manager.subresource)
     if live is None:
-        return copy.deepcopy(applied), {manager: Entry(wanted, api_version, now)}
+        return applied, {manager: Entry(wanted, api_version, now)}
     merged = merge_applied(live, applied, node)
     before = owners[manager].fields if manager in owners else set()
     others = {other: entry for other, entry in owners.items() if other != manager}
-    gone = with_parents(before) - with_parents(wanted)
+    # An object always has metadata: its name is applied with it, though nobody owns that.
+    gone = with_parents(before) - with_parents(wanted) - {("f:metadata",)}
     if gone:
         kept = with_parents(set().union(*(entry.fields for entry in others.values())) | wanted)
         merged = remove_fields(merged, node, gone, kept)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from tests.kube.apiserver.errors import ApiError, bad_request
 from tests.kube.apiserver.schema import Node, child
+from tests.kube.apiserver.structural import plain_copy
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
@@ -97,7 +97,7 @@ def json_patch(document: Any, operations: Any) -> Any:
                 if _get(document, path, "test") != operation.get("value"):
                     raise _unprocessable(f"testing value {operation['path']} failed")
             case "copy":
-                document = _add(document, path, copy.deepcopy(_get(document, _pointer(operation["from"]), "copy")))
+                document = _add(document, path, plain_copy(_get(document, _pointer(operation["from"]), "copy")))
             case "move":
                 source = _pointer(operation["from"])
                 value = _get(document, source, "move")
@@ -113,7 +113,7 @@ def strategic_merge(target: Any, patch: dict[str, Any], node: Node) -> Any:
         target = {}
     directive = patch.get("$patch")
     if directive == "replace":
-        return {k: copy.deepcopy(v) for k, v in patch.items() if k != "$patch"}
+        return {k: plain_copy(v) for k, v in patch.items() if k != "$patch"}
     if directive == "delete":
         return {}
     keep = patch.get("$retainKeys")
@@ -149,7 +149,7 @@ def _merge_field(target: dict[str, Any], name: str, value: Any, node: Node | Non
     elif isinstance(value, list) and node is not None and node.merge_key:
         target[name] = _merge_list(target.get(name) or [], value, node)
     else:
-        target[name] = copy.deepcopy(value)
+        target[name] = plain_copy(value)
 
 
 def _merge_list(old: list[Any], patch: list[Any], node: Node) -> list[Any]:

@@ -189,7 +189,7 @@ def authenticate(headers: Any) -> User:
         except (binascii.Error, UnicodeDecodeError):
             raise ApiError(401, "Unauthorized") from None
     other = headers.get("impersonate-user")
-    if other is not None:
+    if other is not None and other != user.name:
         if MASTERS not in user.groups:
             raise ApiError(403, f'users "{other}" is forbidden: User "{user.name}" cannot impersonate resource "users" '
                            'in API group "" at the cluster scope', "Forbidden")  # fmt: skip

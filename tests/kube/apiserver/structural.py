@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -45,7 +44,7 @@ def fill_defaults(value: Any, node: Node) -> None:
     if isinstance(value, dict):
         for name, below in node.properties.items():
             if below.has_default and (name not in value or (value[name] is None and not below.nullable)):
-                value[name] = copy.deepcopy(below.default)
+                value[name] = plain_copy(below.default)
         for name, below in value.items():
             known = child(node, name)
             if known is not None:
@@ -70,6 +69,15 @@ def drop_nulls(value: Any, node: Node) -> None:
     elif isinstance(value, list) and node.items is not None:
         for item in value:
             drop_nulls(item, node.items)
+
+
+def plain_copy(value: Any) -> Any:
+    """A copy of plain data that shares nothing with it."""
+    if isinstance(value, dict):
+        return {name: plain_copy(v) if isinstance(v, dict | list) else v for name, v in value.items()}
+    if isinstance(value, list):
+        return [plain_copy(v) if isinstance(v, dict | list) else v for v in value]
+    return value
 
 
 _QUANTITY = re.compile(r"([+-]?[0-9.]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i|)$")

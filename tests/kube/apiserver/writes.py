@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import uuid
 from typing import Any
@@ -22,7 +21,7 @@ from tests.kube.apiserver.errors import (
 from tests.kube.apiserver.rbac import check_escalation
 from tests.kube.apiserver.resources import Resource
 from tests.kube.apiserver.store import Object, Stored
-from tests.kube.apiserver.structural import canonical_quantities, drop_nulls, fill_defaults, prune
+from tests.kube.apiserver.structural import canonical_quantities, drop_nulls, fill_defaults, plain_copy, prune
 from tests.kube.apiserver.validation import BLOCKING, REQUIRED, TYPE, UNCHECKED, validate
 
 _SYSTEM = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
@@ -181,14 +180,14 @@ def carry_over(resource: Resource, before: Object, obj: Object, ask: Ask) -> Obj
     """The new object with what this request may not change taken from the old one."""
     if ask.subresource == "status":
         status = obj.get("status")
-        obj = copy.deepcopy(before)
+        obj = plain_copy(before)
         obj.pop("status", None)
         if status is not None:
             obj["status"] = status
     elif resource.has_status:
         obj.pop("status", None)
         if "status" in before:
-            obj["status"] = copy.deepcopy(before["status"])
+            obj["status"] = plain_copy(before["status"])
     meta, old = obj["metadata"], before["metadata"]
     for field in (*_SYSTEM, "resourceVersion", "generateName"):
         meta.pop(field, None)
@@ -288,17 +287,11 @@ def apply(
     )  # fmt: skip
     if before is None or old is None:
         return _insert(cluster, resource, merged, ask, owners, applied=True), True
-    merged = orphan_copy(merged)
-    merged = carry_over(resource, before, merged, ask)
+    merged = carry_over(resource, before, plain_copy(merged), ask)
     prepared = settle(cluster, resource, before, merged, ask)
     judge(cluster, resource, before, prepared, ask)
     ownership.record(prepared, owners)
     return _keep(cluster, resource, old, prepared, ask), False
-
-
-def orphan_copy(obj: Object) -> Object:
-    """A copy that shares nothing with the stored object it was merged from."""
-    return copy.deepcopy(obj)
 
 
 def _keep(cluster: Cluster, resource: Resource, old: Stored | None, obj: Object, ask: Ask) -> Object:

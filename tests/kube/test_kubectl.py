@@ -1,0 +1,185 @@
+"""kubectl against the fake API server: what a person at a terminal does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.kube.apiserver import FakeApiServer
+from tests.kube.binaries import kubectl_binaries
+from tests.kube.kubectl import Tool, parameters
+from tests.kube.samples import config_map, deployment, pod, widget, widget_definition
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(params=parameters(kubectl_binaries()))
+async def kubectl(request: pytest.FixtureRequest, fake: FakeApiServer, tmp_path: Path) -> Tool:
+    """kubectl as administrator; widgets are defined."""
+    tool = Tool(request.param, fake.kubeconfig(tmp_path / "kubeconfig"), tmp_path)
+    await tool.apply(widget_definition())
+    await tool("wait", "--for=condition=Established", "crd/widgets.conformance.example.dev", "--timeout=30s")
+    return tool
+
+
+async def test_apply_on_the_clients_side(kubectl: Tool) -> None:
+    assert "widget.conformance.example.dev/a created" in await kubectl.apply(widget(args=["x"]))
+    assert "unchanged" in await kubectl.apply(widget(args=["x"]))
+    assert "configured" in await kubectl.apply(widget())
+    obj = yaml.safe_load(await kubectl("get", "wd", "a", "-o", "yaml"))
+    assert "args" not in obj["spec"]
+    assert "kubectl.kubernetes.io/last-applied-configuration" in obj["metadata"]["annotations"]
+
+
+async def test_apply_on_the_servers_side_and_its_conflicts(kubectl: Tool) -> None:
+    flags = ("--server-side",)
+    assert "serverside-applied" in await kubectl.apply(widget(min=2), flags=flags)
+    await kubectl.apply(widget(min=2), flags=flags)
+    body = yaml.safe_dump(widget(min=3))
+    clash = await kubectl.run("apply", "--server-side", "--field-manager=other", "-f", "-", stdin=body)
+    assert clash.code != 0
+    assert 'conflict with "kubectl": .spec.min' in clash.err
+    await kubectl.apply(widget(min=3), flags=("--server-side", "--field-manager=other", "--force-conflicts"))
+
+
+async def test_from_the_clients_side_to_the_servers(kubectl: Tool) -> None:
+    await kubectl.apply(deployment(replicas=2))
+    await kubectl.apply(deployment(), flags=("--server-side",))
+    obj = yaml.safe_load(await kubectl("get", "deployment", "web", "-o", "yaml", "--show-managed-fields"))
+    assert obj["spec"]["replicas"] == 1
+    managers = {entry["manager"] for entry in obj["metadata"]["managedFields"]}
+    assert "kubectl" in managers
+    assert "kubectl-client-side-apply" not in managers
+
+
+async def test_what_is_not_valid_is_refused_with_the_field_named(kubectl: Tool) -> None:
+    body = yaml.safe_dump(widget(workers={"replicas": -1}, min=9, max=3))
+    ran = await kubectl.run("apply", "-f", "-", stdin=body)
+    assert ran.code != 0
+    assert "spec.workers.replicas" in ran.err
+    assert "min 9 exceeds max 3" in ran.err
+    ran = await kubectl.run("apply", "-f", "-", stdin=yaml.safe_dump(widget(colour="red")))
+    assert ran.code != 0
+    assert 'unknown field "spec.colour"' in ran.err
+
+
+async def test_get_prints_the_columns(kubectl: Tool) -> None:
+    await kubectl.apply(widget())
+    status = '{"status":{"conditions":[{"type":"Ready","status":"True"}]}}'
+    await kubectl("patch", "wd", "a", "--subresource=status", "--type=merge", "-p", status)
+    head, row = (await kubectl("get", "wd")).splitlines()
+    assert head.split() == ["NAME", "MODEL", "WORKERS", "READY", "AGE"]
+    assert row.split()[:4] == ["a", "gpt2", "2", "True"]
+    assert "MODE" in (await kubectl("get", "wd", "-o", "wide")).splitlines()[0]
+    await kubectl.apply(deployment())
+    everything = await kubectl("get", "all")
+    assert "deployment.apps/web" in everything
+    assert "widget.conformance.example.dev/a" in everything
+
+
+async def test_explain_reads_the_definition(kubectl: Tool) -> None:
+    text = await kubectl("explain", "widgets.spec.model")
+    assert "The model to serve." in text
+    assert "<string>" in text
+    text = await kubectl("explain", "widget.spec")
+    assert "What is wanted." in text
+    assert "-required-" in text
+    assert "RollingUpdate" in await kubectl("explain", "deployment.spec.strategy")
+
+
+async def test_describe(kubectl: Tool) -> None:
+    await kubectl.apply(widget(), deployment(), pod())
+    uid = await kubectl("get", "pod", "p", "-o", "jsonpath={.metadata.uid}")
+    event = {
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "e", "namespace": "default"}, "type": "Normal",
+        "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default", "uid": uid}, "reason": "Tested",
+        "message": "hello",
+        "source": {"component": "tests"}, "firstTimestamp": "2026-01-01T00:00:00Z",
+        "lastTimestamp": "2026-01-01T00:00:00Z", "count": 1,
+    }  # fmt: skip
+    await kubectl.apply(event)
+    assert ["Model:", "gpt2"] in [line.split() for line in (await kubectl("describe", "wd", "a")).splitlines()]
+    assert "RollingUpdateStrategy:  25% max unavailable" in await kubectl("describe", "deployment", "web")
+    described = await kubectl("describe", "pod", "p")
+    assert "Tested" in described
+    assert "hello" in await kubectl("events")
+
+
+async def test_scale_and_wait(kubectl: Tool) -> None:
+    await kubectl.apply(widget(), deployment())
+    assert "scaled" in await kubectl("scale", "wd/a", "--replicas=5")
+    assert await kubectl("get", "wd", "a", "-o", "jsonpath={.spec.workers.replicas}") == "5"
+    await kubectl("scale", "deployment/web", "--replicas=4", "--current-replicas=1")
+    await kubectl("wait", "--for=jsonpath={.spec.replicas}=4", "deployment/web", "--timeout=20s")
+    ran = await kubectl.run("wait", "--for=condition=Ready", "wd/a", "--timeout=1s")
+    assert ran.code != 0
+
+
+async def test_edits_labels_and_restarts(kubectl: Tool) -> None:
+    await kubectl.apply(deployment(), widget())
+    await kubectl("label", "deployment", "web", "tier=front")
+    await kubectl("annotate", "wd", "a", "note=here")
+    await kubectl("set", "image", "deployment/web", "main=web:2")
+    await kubectl("set", "env", "deployment/web", "KEY=value")
+    await kubectl("rollout", "restart", "deployment/web")
+    await kubectl(
+        "patch", "deployment", "web", "--type=json", "-p", '[{"op":"replace","path":"/spec/replicas","value":3}]'
+    )
+    await kubectl("patch", "wd", "a", "--type=merge", "-p", '{"spec":{"mode":"slow"}}')
+    obj = yaml.safe_load(await kubectl("get", "deployment", "web", "-o", "yaml"))
+    template = obj["spec"]["template"]
+    assert obj["metadata"]["labels"] == {"tier": "front"}
+    assert template["spec"]["containers"][0]["image"] == "web:2"
+    assert template["spec"]["containers"][0]["env"] == [{"name": "KEY", "value": "value"}]
+    assert "kubectl.kubernetes.io/restartedAt" in template["metadata"]["annotations"]
+    assert obj["spec"]["replicas"] == 3
+    assert obj["metadata"]["generation"] == 5
+    assert await kubectl("get", "wd", "a", "-o", "jsonpath={.spec.mode} {.metadata.annotations.note}") == "slow here"
+
+
+async def test_diff_shows_what_apply_would_do(kubectl: Tool) -> None:
+    await kubectl.apply(widget())
+    body = yaml.safe_dump(widget(min=4))
+    for flags in ((), ("--server-side", "--force-conflicts")):
+        ran = await kubectl.run("diff", *flags, "-f", "-", stdin=body)
+        assert ran.code == 1, ran.err
+        assert "+  min: 4" in ran.out
+    same = await kubectl.run("diff", "-f", "-", stdin=yaml.safe_dump(widget()))
+    assert same.code == 0, same.out
+
+
+async def test_what_kubectl_creates_from_flags(kubectl: Tool, fake: FakeApiServer, tmp_path: Path) -> None:
+    await kubectl("create", "namespace", "shop")
+    await kubectl("create", "configmap", "c", "--from-literal=a=b", "-n", "shop")
+    await kubectl("create", "secret", "generic", "s", "--from-literal=k=v", "-n", "shop")
+    await kubectl("create", "deployment", "web", "--image=web:1", "--replicas=2", "-n", "shop")
+    await kubectl("create", "serviceaccount", "robot", "-n", "shop")
+    await kubectl("create", "role", "reader", "--verb=get,list", "--resource=configmaps", "-n", "shop")
+    await kubectl("create", "rolebinding", "reader", "--role=reader", "--serviceaccount=shop:robot", "-n", "shop")
+    assert await kubectl("get", "cm", "c", "-n", "shop", "-o", "jsonpath={.data.a}") == "b"
+    assert await kubectl("get", "secret", "s", "-n", "shop", "-o", "jsonpath={.data.k}") == "dg=="
+    user = "system:serviceaccount:shop:robot"
+    robot = Tool(kubectl.binary, fake.kubeconfig(tmp_path / "robot", user, "shop"), tmp_path)
+    assert (await robot("auth", "can-i", "get", "configmaps")).strip() == "yes"
+    assert (await robot.run("auth", "can-i", "delete", "configmaps")).out.strip() == "no"
+    assert "configmaps" in await robot("auth", "can-i", "--list")
+    assert user in await robot("auth", "whoami")
+    assert "c" in await robot("get", "configmaps", "-o", "name")
+    denied = await robot.run("get", "secrets")
+    assert "Error from server (Forbidden)" in denied.err
+
+
+async def test_delete(kubectl: Tool) -> None:
+    owner = config_map("owner")
+    await kubectl.apply(owner, widget())
+    uid = await kubectl("get", "cm", "owner", "-o", "jsonpath={.metadata.uid}")
+    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid, "blockOwnerDeletion": True}
+    await kubectl.apply(config_map("owned", ownerReferences=[reference]))
+    await kubectl("delete", "cm", "owner", "--cascade=foreground")
+    ran = await kubectl.run("get", "cm", "owned")
+    assert "NotFound" in ran.err
+    await kubectl("delete", "wd", "--all")
+    await kubectl("delete", "crd", "widgets.conformance.example.dev")
+    assert (await kubectl.run("get", "wd")).code != 0
