@@ -62,6 +62,11 @@ class Operator:
         self.queue = WorkQueue(self._look, workers=workers, rng=rng)
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def clusterwide(self) -> bool:
+        """Whether all namespaces are looked after."""
+        return self._namespaces == (None,)
+
     def seen(self, kind: Kind, change: str | None, item: Object) -> None:
         """An event of a watch: `change` is ADDED, MODIFIED, DELETED, or None for what was there before."""
         item = {"apiVersion": kind.api_version, "kind": kind.name} | item
@@ -140,7 +145,7 @@ def registry(operator: Operator, stop: asyncio.Event) -> kopf.OperatorRegistry:
 
     @kopf.on.startup(registry=handlers)
     async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        _configure(settings)
+        _configure(settings, clusterwide=operator.clusterwide)
         await operator.start()
 
     @kopf.on.cleanup(registry=handlers)
@@ -167,8 +172,10 @@ def _handler(operator: Operator, kind: Kind) -> Callable[..., Any]:
     return seen
 
 
-def _configure(settings: kopf.OperatorSettings) -> None:
+def _configure(settings: kopf.OperatorSettings, *, clusterwide: bool) -> None:
     """What matters of kopf's settings. Times in seconds."""
+    # Whoever is given a list of namespaces may have no right to list namespaces and CRDs.
+    settings.scanning.disabled = not clusterwide
     for kind in (POD, *OWNED):
         settings.watching.label_selectors[kind.group, kind.version, kind.plural] = OURS
     # A load balancer that forgets a silent connection is found out by the server's own end of the watch.

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.helm.docs import CHART, ROOT
+from deploy.helm.docs import CHART
+from tests.kube.binaries import MISSING, helm_binaries
 
 RELEASE, NAMESPACE = "rel", "kvcluster-system"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -23,12 +24,23 @@ class Helm:
         self._binary = binary
         self.major = major
         folders = {f"HELM_{name}_HOME": str(home / name.lower()) for name in ("CACHE", "CONFIG", "DATA")}
-        self._environment = {"PATH": os.environ["PATH"], "HOME": str(home), "KUBECONFIG": os.devnull, **folders}
+        self.kubeconfig = Path(os.devnull)
+        self._environment = {"PATH": os.environ["PATH"], "HOME": str(home), **folders}
+
+    def use(self, kubeconfig: Path) -> None:
+        """Talk to this cluster from now on; to none before."""
+        self.kubeconfig = kubeconfig
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """What it answers, whether or not it succeeds."""
         command = [str(self._binary), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=self._environment)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self._environment | {"KUBECONFIG": str(self.kubeconfig)},
+        )
 
     def ok(self, *arguments: str | Path) -> str:
         """What it prints; fails the test unless it succeeds."""
@@ -42,12 +54,21 @@ class Helm:
         return [document for document in yaml.safe_load_all(text) if document]
 
 
-@pytest.fixture(params=["helm-3", "helm-4"])
+def _helm(major: int, home: Path) -> Helm:
+    found = [binary for binary in helm_binaries() if binary.name == f"helm-{major}"]
+    if not found:
+        pytest.skip(MISSING)
+    return Helm(found[0], major, home)
+
+
+@pytest.fixture(params=[3, 4], ids=["helm-3", "helm-4"])
 def helm(request: pytest.FixtureRequest, tmp_path: Path) -> Helm:
-    binary = ROOT / ".tools" / str(request.param)
-    if not binary.exists():
-        pytest.skip(f"{binary.name} is not in .tools")
-    return Helm(binary, int(binary.name.rpartition("-")[2]), tmp_path)
+    return _helm(int(request.param), tmp_path / "helm")
+
+
+@pytest.fixture
+def helm_4(tmp_path: Path) -> Helm:
+    return _helm(4, tmp_path / "helm-4")
 
 
 @pytest.fixture(params=CI_VALUES, ids=lambda file: file.name.removesuffix("-values.yaml"))

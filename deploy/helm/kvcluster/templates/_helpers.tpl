@@ -74,11 +74,11 @@ capabilities:
 {{- define "kvcluster.rules" -}}
 - apiGroups: [kvcluster.dev]
   resources: [kvclusters]
-  verbs: [get, list, watch, patch]
+  verbs: [get, list, watch]
 - apiGroups: [kvcluster.dev]
   resources: [kvclusters/status]
-  verbs: [get, patch]
-# Owner references that block the owner's deletion.
+  verbs: [patch]
+# For owner references that block the owner's deletion, where the cluster checks who may set them.
 - apiGroups: [kvcluster.dev]
   resources: [kvclusters/finalizers]
   verbs: [update]
@@ -114,7 +114,7 @@ capabilities:
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [get, list, watch]
-- apiGroups: ["", events.k8s.io]
+- apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}
