@@ -20,6 +20,7 @@ from tests.kube.backends import Backend, FakeBackend
 
 Object = dict[str, Any]
 
+ROOT = Path(__file__).parents[3]
 NAMESPACE = "serving"
 OPERATOR = "system:serviceaccount:system:controller"
 IMAGE = "kvcluster:test"
@@ -122,13 +123,20 @@ class Cluster:
         head = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster"}
         return await self._post(self.path("kvclusters"), {**head, "metadata": {"name": name}, "spec": spec})
 
+    async def try_create(self, manifest: Object, **query: str) -> httpx.Response:
+        """A KVCluster as it is, and what the server says."""
+        return await self._client.post(self.path("kvclusters"), json=manifest, params=query)
+
+    async def try_patch(self, plural: str, name: str, patch: Object) -> httpx.Response:
+        return await self._client.patch(self.path(plural, name), json=patch, headers=MERGE)
+
     async def apply_raw(self, plural: str, manifest: Object) -> Object:
         path = self.path(plural, manifest["metadata"]["name"])
         answer = await self._client.patch(path, json=manifest, params={"fieldManager": "someone"}, headers=APPLY)
         return self._checked(answer)
 
     async def patch(self, plural: str, name: str, patch: Object) -> Object:
-        return self._checked(await self._client.patch(self.path(plural, name), json=patch, headers=MERGE))
+        return self._checked(await self.try_patch(plural, name, patch))
 
     async def scale(self, plural: str, name: str, replicas: int) -> None:
         path = f"{self.path(plural, name)}/scale"
@@ -238,7 +246,7 @@ class Controller:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "KUBECONFIG": str(self._kubeconfig)},
-                cwd=Path(__file__).parents[3],
+                cwd=ROOT,
             )
 
     async def kill(self) -> None:
