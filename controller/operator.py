@@ -57,15 +57,12 @@ class Operator:
         self._inventory = inventory
         self._reconciler = reconciler
         self._metrics = metrics
+        self.clusterwide = not namespaces
+        """Whether all namespaces are looked after."""
         self._everything = [(kind, namespace) for kind in WATCHED for namespace in namespaces or (None,)]
         self._rng = rng
         self.queue = WorkQueue(self._look, workers=workers, rng=rng)
         self._tasks: list[asyncio.Task[None]] = []
-
-    @property
-    def clusterwide(self) -> bool:
-        """Whether all namespaces are looked after."""
-        return self._namespaces == (None,)
 
     def seen(self, kind: Kind, change: str | None, item: Object) -> None:
         """An event of a watch: `change` is ADDED, MODIFIED, DELETED, or None for what was there before."""
