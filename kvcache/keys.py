@@ -17,6 +17,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 KEY_SCHEME = "sha256-prefix-128"
 """Name of this scheme. A worker that states another one is refused for matching."""
@@ -79,6 +80,22 @@ class PrefixHasher:
         """Key of the block that ends with `packed_block` (the packed ids of exactly one block)."""
         self._digest.update(packed_block)
         return self._digest.copy().digest()[:KEY_BYTES]
+
+
+PrefixState: TypeAlias = "hashlib._Hash"
+"""What a prefix was hashed to so far. Treat it as a value: `prefix_extended` makes new ones."""
+
+
+def prefix_start(scope: CacheScope = DEFAULT_SCOPE) -> PrefixState:
+    """The state before a prompt's first block."""
+    return hashlib.sha256(scope.header())
+
+
+def prefix_extended(state: PrefixState, packed_block: bytes | memoryview) -> tuple[PrefixState, BlockKey]:
+    """The state after one more block, and that block's key. `state` stays as it is: other blocks may follow it too."""
+    longer = state.copy()
+    longer.update(packed_block)
+    return longer, longer.digest()[:KEY_BYTES]
 
 
 class PrefixKeys:

@@ -1,6 +1,7 @@
 """The cache feed's outgoing side: numbers what the engine changed, remembers it for a while, hands it to subscribers.
 
-Nothing here knows of sockets or clocks: the runner publishes, `worker.server.feed` streams, `worker.push` pushes.
+Nothing here knows of sockets or clocks: the runner (or the agent) publishes, `worker.server.feed` streams,
+`worker.push` pushes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Subscriber:
         self._bytes = 0
         self._load: bytes | None = None
         self.overrun = False
-        """It read too slowly: its frames are gone, and it must take a new snapshot."""
+        """Its frames are gone, and it must take a new snapshot: it read too slowly, or the epoch ended."""
 
     def batch(self, frame: bytes) -> None:
         """Queue a batch. A load report that still waits is older than the batch's own load, hence dropped."""
@@ -41,10 +42,16 @@ class Subscriber:
         self._load = None
         self._bytes += len(frame)
         if self._bytes > SUBSCRIBER_BYTES:
-            self.overrun = True
-            self._frames.clear()
+            self.drop()
         else:
             self._frames.append(frame)
+            self._wake()
+
+    def drop(self) -> None:
+        """Take away what waits; it must take a new snapshot."""
+        self.overrun = True
+        self._frames.clear()
+        self._load = None
         self._wake()
 
     def load(self, frame: bytes) -> None:
@@ -65,7 +72,7 @@ class Subscriber:
 
 
 class FeedLog:
-    """Batches of one epoch. `seq` is the last batch's number; `load` the last load that was published."""
+    """Batches of one epoch (at a time). `seq` is the last batch's number; `load` the last load that was published."""
 
     def __init__(self, epoch: int, load: Load) -> None:
         self.epoch = epoch
@@ -105,6 +112,19 @@ class FeedLog:
             subscriber.batch(frame)
         for listener in self._listeners:
             listener(events)
+
+    def restart(self, epoch: int, load: Load) -> None:
+        """Begin another epoch, a later one: nothing of the last can be resumed, and every subscriber must take a new
+        snapshot."""
+        if epoch <= self.epoch:
+            raise ValueError(f"epoch {epoch} does not follow epoch {self.epoch}")
+        self.epoch = epoch
+        self.seq = 0
+        self.load = load
+        self._history.clear()
+        self._history_bytes = 0
+        for subscriber in tuple(self._subscribers):
+            subscriber.drop()
 
     def publish_load(self, load: Load) -> None:
         """Hand a load report to every subscriber."""

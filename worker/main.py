@@ -27,8 +27,9 @@ from worker.metrics import EngineMetrics
 from worker.reporter import Reporter
 from worker.runner import EngineRunner
 from worker.server.app import App
+from worker.server.exposition import Exposition, process_metrics
 from worker.server.feed import CacheState, FeedEndpoints
-from worker.server.metrics import Exposition, WorkerCollector, WorkerCounts, cache_config, process_metrics
+from worker.server.metrics import WorkerCollector, WorkerCounts, cache_config
 from worker.server.service import Service
 from worker.settings import WILDCARDS, Settings
 from worker.timer import LoopTimer, TimerFactory, precise_timer

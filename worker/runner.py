@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kvcache.feed import Event, Load
+from kvcache.keys import BlockKey
 from worker.engine import Engine, EngineRequest, FinishedRequest, FinishReason, Output
 from worker.timer import LoopTimer, TimerFactory
 
@@ -114,6 +115,14 @@ class EngineRunner:
     def close(self) -> None:
         """Wake up no more."""
         self._timer.close()
+
+    def load(self) -> Load:
+        """What the engine is busy with now."""
+        return self.engine.load()
+
+    def blocks(self) -> list[tuple[BlockKey, BlockKey | None]]:
+        """(key, parent key) of every cached block, parents first."""
+        return self.engine.blocks()
 
     def flush(self) -> None:
         """Report what has changed up to now, so that a snapshot taken next agrees with the feed's position."""

@@ -17,6 +17,9 @@ from kvcache.tokenizer import load_tokenizer
 from router.main import Router
 from router.server.discovery import StaticDiscovery
 from router.settings import Settings as RouterSettings
+from worker.agent.agent import Agent
+from worker.agent.main import make_app
+from worker.agent.settings import Settings as AgentSettings
 from worker.generators import make_generator
 from worker.main import Worker
 from worker.settings import Settings as WorkerSettings
@@ -73,6 +76,15 @@ async def test_the_routers_metrics() -> None:
         found[name] = (family.type, frozenset(family._labelnames))
     await router.close()
     assert documented("kvcluster_router_") == found
+
+
+async def test_the_agents_metrics() -> None:
+    agent = Agent(AgentSettings(), "-", 8101)
+    transport = httpx.ASGITransport(make_app(agent))
+    async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
+        text = (await client.get("/metrics")).text
+    agent.close()
+    assert documented("kvcluster_agent_") == exported(text_string_to_metric_families(text), "kvcluster_agent_")
 
 
 async def test_the_workers_metrics() -> None:

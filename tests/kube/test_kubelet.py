@@ -51,6 +51,8 @@ async def test_a_deployment_of_workers_becomes_ready_and_its_service_leads_to_th
         await eventually(lambda: all("worker_started" in pod.log.read_text() for pod in pods))
         answered = {json.loads(await it.get(f"http://{pod.ip}:8100/cache/state"))["worker_id"] for pod in pods}
         assert answered == {pod.name for pod in pods}
+        by_api = f"{it.server.url}/api/v1/namespaces/{NAMESPACE}/pods/{pods[0].name}:8100/proxy/cache/state"
+        assert json.loads(await it.get(by_api))["worker_id"] == pods[0].name
         pids = [pod.pid for pod in pods]
     assert not any(runs(pid) for pid in pids)
 
@@ -84,6 +86,20 @@ async def test_a_rolling_update_loses_no_request(tmp_path):
         assert len(sets) == 1
 
 
+async def test_recreate_ends_all_old_pods_before_it_starts_a_new_one(tmp_path):
+    async with bed(tmp_path) as it:
+        await it.deploy(standin(), strategy={"type": "Recreate"}, minReadySeconds=5)
+        await it.rolled_out()
+        before = {pod.name for pod in it.node.pods()}
+        await it.change(template={"metadata": {"annotations": {"restarted": "now"}}})
+        async with asyncio.timeout(60):
+            while (names := {pod.name for pod in it.node.pods()}) & before or not names:
+                assert names <= before
+                await asyncio.sleep(0)
+        await it.rolled_out()
+        assert not before & {pod.name for pod in it.node.pods()}
+
+
 async def test_the_cheapest_pod_ends_first_and_its_endpoint_says_so_while_it_serves(tmp_path):
     async with bed(tmp_path) as it:
         await it.deploy(standin(lifecycle={"preStop": {"sleep": {"seconds": 600}}}), replicas=3)
@@ -100,6 +116,17 @@ async def test_the_cheapest_pod_ends_first_and_its_endpoint_says_so_while_it_ser
         await eventually(lambda: len(it.node.pods()) == 2)
         assert not runs(cheap.pid)
         await it.until(ENDPOINT_SLICES, lambda items: len(endpoints(items)) == 2)
+
+
+async def test_a_hook_runs_before_the_process_is_told_to_end(tmp_path):
+    async with bed(tmp_path) as it:
+        hook = {"preStop": {"exec": {"command": ["sh", "-c", "sleep 0.1; echo farewell from $POD"]}}}
+        await it.deploy(standin(lifecycle=hook), replicas=1)
+        await it.rolled_out()
+        (pod,) = it.node.pods()
+        await it.change(replicas=0)
+        await eventually(lambda: not it.node.pods())
+        assert f"farewell from {pod.name}" in pod.log.read_text()
 
 
 async def test_a_service_without_ready_pods_refuses_and_serves_again(tmp_path):

@@ -59,6 +59,33 @@ async def test_an_image_that_cannot_be_pulled(tmp_path):
         await it.rolled_out()
 
 
+async def test_a_rollout_that_cannot_end_says_so_and_can_be_taken_back(tmp_path):
+    async with bed(tmp_path) as it:
+        it.node.refuse_image("standin:2")
+        await it.deploy(standin(), progressDeadlineSeconds=20)
+        await it.rolled_out()
+        before = {pod.name for pod in it.node.pods()}
+        await it.change(template={"spec": {"containers": [standin(image="standin:2")]}})
+
+        def overdue(items: list[Any]) -> bool:
+            return reasons(items[0])["Progressing"] == ("False", "ProgressDeadlineExceeded")
+
+        (deployment,) = await it.until(DEPLOYMENTS, overdue)
+        assert reasons(deployment)["Available"] == ("True", "MinimumReplicasAvailable")
+        assert deployment["status"]["unavailableReplicas"] == 1
+        await it.change(template={"spec": {"containers": [standin()]}})
+        assert reasons(await it.rolled_out())["Progressing"] == ("True", "NewReplicaSetAvailable")
+        await eventually(lambda: {pod.name for pod in it.node.pods()} == before)
+
+
+async def test_a_command_that_does_not_exist(tmp_path):
+    async with bed(tmp_path) as it:
+        await it.deploy(exiting("", command=["no-such-engine", "serve"]), replicas=1)
+        (item,) = await it.until(PODS, lambda items: [waiting(each) for each in items] == ["CrashLoopBackOff"])
+        assert item["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 127
+        assert "no-such-engine: No such file or directory" in it.node.pods()[0].log.read_text()
+
+
 async def test_a_quota_that_refuses_pods(tmp_path):
     async with bed(tmp_path) as it:
         it.node.quota(NAMESPACE, pods=1)
@@ -90,20 +117,13 @@ async def test_a_container_waits_for_its_configuration(tmp_path):
 
 async def test_a_deaf_process_is_killed_after_its_grace_period(tmp_path):
     async with bed(tmp_path) as it:
-        await it.deploy(
-            standin(
-                env=[{"name": "DEAF", "value": "1"}],
-                lifecycle={"preStop": {"exec": {"command": ["python", "-c", "print('farewell')"]}}},
-            ),
-            replicas=1,
-            pod={"terminationGracePeriodSeconds": 1},
-        )
+        deaf = standin(env=[{"name": "DEAF", "value": "1"}])
+        await it.deploy(deaf, replicas=1, pod={"terminationGracePeriodSeconds": 1})
         await it.rolled_out()
         (pod,) = it.node.pods()
         await it.change(replicas=0)
         await eventually(lambda: not it.node.pods())
         assert not runs(pod.pid)
-        assert "farewell" in pod.log.read_text()
         await it.until(PODS, lambda items: not items)
 
 

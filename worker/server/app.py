@@ -12,9 +12,9 @@ from worker.runner import EngineDeadError
 from worker.server import info
 from worker.server.chat import chat_completions
 from worker.server.completions import completions
+from worker.server.exposition import Exposition
 from worker.server.feed import FeedEndpoints
 from worker.server.http import Exchange, Header
-from worker.server.metrics import Exposition
 from worker.server.service import Service
 
 Handler = Callable[[Exchange, Service], Awaitable[None]]

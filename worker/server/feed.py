@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from kvcache.errors import ApiError
 from kvcache.feed import (
@@ -16,56 +17,74 @@ from kvcache.feed import (
     decode_position,
     encode_snapshot,
 )
+from kvcache.keys import BlockKey
 from worker.feed import FeedLog
 from worker.reporter import Reporter
-from worker.runner import EngineRunner
 from worker.server.http import Exchange, Header
-from worker.server.service import Service
 
 NO_STORE: Header = (b"cache-control", b"no-store")
 
 
-class CacheState:
-    """Snapshots of the engine's cache that agree with the feed's position."""
+SHUTTING_DOWN = "The worker is shutting down; its cache is of no more use."
 
-    def __init__(self, info: WorkerInfo, runner: EngineRunner, feed: FeedLog) -> None:
+
+class CacheSource(Protocol):
+    """Whose cache the feed tells of: an emulated engine, or what the agent knows of a real one."""
+
+    def flush(self) -> None:
+        """Publish what has changed up to now."""
+
+    def load(self) -> Load:
+        """What the engine is busy with now."""
+
+    def blocks(self) -> Iterable[tuple[BlockKey, BlockKey | None]]:
+        """(key, parent key) of every cached block, a key once for each block that holds it."""
+
+
+class CacheState:
+    """Snapshots of the engine's cache that agree with the feed's position. `info` is of the feed's epoch."""
+
+    def __init__(self, info: WorkerInfo, source: CacheSource, feed: FeedLog) -> None:
         self.info = info
-        self._runner = runner
+        self._source = source
         self._feed = feed
 
     def position(self) -> str:
         """`epoch:seq` with everything published that has happened so far."""
-        self._runner.flush()
+        self._source.flush()
         return self._feed.position
 
     def load(self) -> Load:
         """What the engine is busy with now."""
-        return self._runner.engine.load()
+        return self._source.load()
 
     def snapshot(self) -> Snapshot:
         """The whole cache: O(blocks)."""
-        self._runner.flush()
-        engine = self._runner.engine
-        return Snapshot(self.info, self._feed.seq, engine.load(), tuple(engine.blocks()))
+        self._source.flush()
+        return Snapshot(self.info, self._feed.seq, self._source.load(), tuple(self._source.blocks()))
 
 
 class FeedEndpoints:
-    """Both endpoints. `close` ends every stream."""
+    """Both endpoints. `close` ends every stream; `open` undoes it."""
 
     def __init__(self, state: CacheState, feed: FeedLog, reporter: Reporter) -> None:
         self._state = state
         self._feed = feed
         self._reporter = reporter
         self._wakes: set[Callable[[], None]] = set()
-        self._closed = False
+        self._closed = ""
 
-    def close(self) -> None:
-        """End every stream, and answer 503 from now on."""
-        self._closed = True
+    def close(self, why: str = SHUTTING_DOWN) -> None:
+        """End every stream, and answer 503 with these words from now on."""
+        self._closed = why
         for wake in tuple(self._wakes):
             wake()
 
-    async def state(self, exchange: Exchange, service: Service) -> None:
+    def open(self) -> None:
+        """Answer again."""
+        self._closed = ""
+
+    async def state(self, exchange: Exchange, service: object) -> None:
         """The snapshot; 304 when If-None-Match names the present position."""
         self._check_open()
         etag = f'"{self._state.position()}"'.encode()
@@ -77,7 +96,7 @@ class FeedEndpoints:
         body = encode_snapshot(self._state.snapshot(), media_type)
         await exchange.reply(200, body, (b"content-type", media_type.encode()), (b"etag", etag), NO_STORE)
 
-    async def events(self, exchange: Exchange, service: Service) -> None:
+    async def events(self, exchange: Exchange, service: object) -> None:
         """The stream: what the subscriber missed since Last-Event-ID, then everything as it happens.
 
         A position that cannot be resumed, or a subscriber too slow to keep, ends the stream with a `reset` event.
@@ -111,7 +130,7 @@ class FeedEndpoints:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ApiError(503, "The worker is shutting down; its cache is of no more use.")
+            raise ApiError(503, self._closed)
 
 
 def _last_event_id(exchange: Exchange) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""GET /metrics: vLLM's metric names, labels and buckets, and a few of the worker's own."""
+"""What GET /metrics tells: vLLM's metric names, labels and buckets, and a few of the worker's own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from worker.engine import Engine
 from worker.feed import FeedLog
 from worker.metrics import STEP_TOKENS, EngineMetrics, Histogram
-from worker.server.http import Exchange
-from worker.server.service import Service
 
 FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
 
@@ -214,22 +210,3 @@ def cache_config(
         "use_replayssm": "False",
         "user_specified_block_size": "True",
     }
-
-
-class Exposition:
-    """The endpoint: every metric of one registry."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    async def metrics(self, exchange: Exchange, service: Service) -> None:
-        """Text format by default, OpenMetrics by Accept."""
-        encoder, content_type = choose_encoder(exchange.header(b"accept"))
-        await exchange.reply(200, encoder(self._registry), (b"content-type", content_type.encode()))
-
-
-def process_metrics(registry: CollectorRegistry) -> None:
-    """Register what every Python process reports: memory, CPU, garbage collection, version."""
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)

@@ -73,7 +73,7 @@ class FakeApiServer:
         self._port = port
         self._cluster = Cluster(definitions(), clock, service_network)
         self._garbage = GarbageCollector(self._cluster)
-        self._app = App(self._cluster, bookmark_seconds)
+        self._app = App(self._cluster, bookmark_seconds, self._drop)
         self._connections = ServerState()
         self._listener: asyncio.Server | None = None
         self._seeded = False
@@ -125,6 +125,15 @@ class FakeApiServer:
         if self._app.client is not None:
             await self._app.client.aclose()
         self._listener = self._app.client = None
+        if self._app.crashes:
+            raise ExceptionGroup("the fake API server failed", self._app.crashes)
+
+    def _drop(self, scope: Any) -> None:
+        """Break the connection on which a request arrived."""
+        for connection in list(self._connections.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and cycle.scope is scope:
+                connection.transport.abort()
 
     def _seed(self) -> None:
         for name in ("default", "kube-system"):

@@ -98,7 +98,7 @@ class Definitions:
         elif name == INT_OR_STRING:
             node.type, node.int_or_string = "", True
         elif name.endswith((".JSON", ".FieldsV1", ".RawExtension")):
-            node.preserve = True
+            node.preserve, node.nullable = True, True
         else:
             self._convert(raw, node)
 

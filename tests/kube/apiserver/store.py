@@ -82,6 +82,11 @@ class Store:
         self._note(Change(stored.revision, key, name, old, stored, stored))
         return stored
 
+    def reread(self, key: ResourceKey, name: Name, obj: Object) -> None:
+        """Show an object otherwise than it was stored, as a new schema makes the server do; nothing happened to it."""
+        revision = self._objects[key][name].revision
+        self._objects[key][name] = Stored(obj, orjson.dumps(obj), revision)
+
     def delete(self, key: ResourceKey, name: Name, last_state: Object | None = None) -> Stored:
         """Remove an object. Returns its last state (the given one, else as stored) at the revision of its removal."""
         old = self._objects[key].pop(name)

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.kube.kubelet import FakeNode
 
 from tests.kube.e2e.support import World
-from tests.kube.operator.support import OPERATOR, Controller, prepared
+from tests.kube.kubelet import FakeNode
+from tests.kube.operator.support import Controller, prepared
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             file = tmp_path / f"kubeconfig-{namespace}-{account}"
             return cluster.server.kubeconfig(file, f"system:serviceaccount:{namespace}:{account}")
 
-        controller = Controller(cluster.server.kubeconfig(tmp_path / "operator", OPERATOR), tmp_path / "controller.log")
+        controller = Controller(cluster.operator_kubeconfig(tmp_path / "operator"), tmp_path / "controller.log")
         async with FakeNode(cluster.server.url, logs=logs, kubeconfig_for=kubeconfig) as node:
             await controller.start()
             try:

@@ -9,6 +9,7 @@ from typing import Any
 from tests.kube.kubelet.rollout import condition, max_unavailable
 
 COUNTS = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas")
+CREATED = "NewReplicaSetCreated"
 COMPLETE = "NewReplicaSetAvailable"
 
 
@@ -103,7 +104,7 @@ def _progress(
     """(reason, status) of the condition Progressing."""
     before = condition(present, "Progressing")
     if created:
-        return "NewReplicaSetCreated", "True"
+        return CREATED, "True"
     if before.get("reason") == COMPLETE and counts["replicas"] == counts["updatedReplicas"]:
         # Once a rollout is complete, pods that die or are added are not called progress any more.
         return COMPLETE, "True"
@@ -113,12 +114,14 @@ def _progress(
         return "ReplicaSetUpdated", "True"
     if overdue:
         return "ProgressDeadlineExceeded", "False"
+    if before.get("reason") == CREATED and counts["updatedReplicas"]:
+        return "ReplicaSetUpdated", "True"
     return before.get("reason", "ReplicaSetUpdated"), before.get("status", "True")
 
 
 def _progress_message(reason: str, name: str) -> str:
     return {
-        "NewReplicaSetCreated": f'Created new replica set "{name}"',
+        CREATED: f'Created new replica set "{name}"',
         COMPLETE: f'ReplicaSet "{name}" has successfully progressed.',
         "ProgressDeadlineExceeded": f'ReplicaSet "{name}" has timed out progressing.',
     }.get(reason, f'ReplicaSet "{name}" is progressing.')

@@ -42,6 +42,7 @@ class _Rollout:
     """What is remembered of a Deployment between two looks."""
 
     newest: str = ""
+    created: bool = False
     progress: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -105,7 +106,7 @@ class Deployments:
         if deployment is None or "deletionTimestamp" in deployment["metadata"]:
             return None
         spec, uid = deployment["spec"], deployment["metadata"]["uid"]
-        state = self._rollouts.setdefault(uid, _Rollout(progress=asyncio.get_running_loop().time()))
+        state = self._rollouts.setdefault(uid, _Rollout())
         desired = spec.get("replicas", 1)
         owned = sorted(
             (each for each in self._sets if _owner(each).get("uid") == uid), key=lambda each: _revision(each)
@@ -115,9 +116,12 @@ class Deployments:
         old = [each for each in owned if each is not new]
         step = next_step(spec.get("strategy") or {}, desired, self._sizes(new), [self._sizes(each) for each in old])
         revision = max((_revision(each) for each in old), default=0) + 1
-        began = new is None or state.newest not in ("", name)
+        if state.newest != name:
+            # A rollout begins; back to an earlier template it does so without a condition of its own.
+            state.newest, state.progress = name, asyncio.get_running_loop().time()
         if new is None:
             new = await self._create_set(deployment, name, step.new, revision)
+            state.created = True
         else:
             revision = max(revision, _revision(new))
             await self._scale(deployment, new, step.new, revision)
@@ -129,8 +133,7 @@ class Deployments:
             await self._write_set_status(current, state)
         await self._drop_history(spec.get("revisionHistoryLimit", 10), old)
         await self._write_revision(deployment, revision)
-        state.newest = name
-        return await self._write_status(deployment, new, old, state, began=began)
+        return await self._write_status(deployment, new, old, state)
 
     def _pods_of(self, replica_set: Object) -> list[Object]:
         uid = replica_set["metadata"]["uid"]
@@ -246,7 +249,7 @@ class Deployments:
             self._deployments.wrote(await self._api.patch(DEPLOYMENTS, key_of(deployment), patch))
 
     async def _write_status(
-        self, deployment: Object, new: Object, old: Sequence[Object], state: _Rollout, *, began: bool
+        self, deployment: Object, new: Object, old: Sequence[Object], state: _Rollout
     ) -> float | None:
         """Writes the Deployment's status; the seconds after which time alone will have changed it, if any."""
         spec, time = deployment["spec"], asyncio.get_running_loop().time()
@@ -257,15 +260,16 @@ class Deployments:
             deployment,
             self._counted(new),
             [self._counted(each) for each in old],
-            created=began,
+            created=state.created,
             failure=next(iter(state.failures.values()), ""),
             overdue=overdue,
             now=now(),
         )
         complete = is_complete(status, desired)
-        if began or complete or progressed(deployment.get("status", {}), status):
+        if complete or progressed(deployment.get("status", {}), status):
             state.progress, overdue = time, False
         await self._write(DEPLOYMENTS, self._deployments, deployment, status)
+        state.created = False
         ready = [pod for each in (new, *old) for pod in self._pods_of(each) if is_ready(pod)]
         waits = [wait for pod in ready if (wait := self._until_available(pod, least)) > 0]
         if state.failures:

@@ -1,4 +1,4 @@
-"""`python -m tests.kube.kubelet.leash PARENT COMMAND...`: becomes the command, which dies with the process PARENT.
+"""`python leash.py PARENT COMMAND...`: becomes the command, which dies with the process PARENT.
 
 For commands that are no Python modules (those run under `controller.local.tether`). Linux only: elsewhere, and in what
 the command itself starts, nothing ends with the parent.
@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 
+NOT_FOUND = 127
+"""What a shell says of a command it cannot run."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -21,7 +23,11 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             sys.exit(1)  # it died before the kernel knew
-    os.execvp(command[0], command)  # noqa: S606  no shell is meant
+    try:
+        os.execvp(command[0], command)  # noqa: S606  no shell is meant
+    except OSError as error:
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
+        sys.exit(NOT_FOUND)
 
 
 if __name__ == "__main__":

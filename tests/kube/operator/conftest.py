@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.kube.operator.support import OPERATOR, Cluster, Controller, prepared
+from tests.kube.backends import available
+from tests.kube.operator.support import Cluster, Controller, prepared
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=available())
+async def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """An API server with an operator, for a module whose tests each take a namespace of their own."""
     folder = tmp_path_factory.mktemp("operator")
-    async with prepared() as cluster:
-        controller = Controller(cluster.server.kubeconfig(folder / "kubeconfig", OPERATOR), folder / "controller.log")
+    backend = request.getfixturevalue("real_backend") if request.param == "real" else None
+    async with prepared(backend) as cluster:
+        controller = Controller(cluster.operator_kubeconfig(folder / "kubeconfig"), folder / "controller.log")
         await controller.start()
         yield cluster
         await controller.stop()
@@ -22,7 +24,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clus
 
 @pytest.fixture
 async def bare() -> AsyncIterator[Cluster]:
-    """An API server without an operator."""
+    """A fake API server without an operator."""
     async with prepared() as cluster:
         yield cluster
 
@@ -30,7 +32,7 @@ async def bare() -> AsyncIterator[Cluster]:
 @pytest.fixture
 async def controller(bare: Cluster, tmp_path: Path) -> AsyncIterator[Controller]:
     """The operator, running."""
-    controller = Controller(bare.server.kubeconfig(tmp_path / "kubeconfig", OPERATOR), tmp_path / "controller.log")
+    controller = Controller(bare.operator_kubeconfig(tmp_path / "kubeconfig"), tmp_path / "controller.log")
     await controller.start()
     yield controller
     await controller.stop()
@@ -38,5 +40,5 @@ async def controller(bare: Cluster, tmp_path: Path) -> AsyncIterator[Controller]
 
 @pytest.fixture
 async def cluster(bare: Cluster, controller: Controller) -> Cluster:
-    """An API server with an operator."""
+    """A fake API server with an operator."""
     return bare

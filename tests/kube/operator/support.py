@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import httpx
 
 from controller.spec.crd import crd
 from tests.kube.apiserver import FakeApiServer
+from tests.kube.backends import Backend, FakeBackend
 
 Object = dict[str, Any]
 
+ROOT = Path(__file__).parents[3]
 NAMESPACE = "serving"
 OPERATOR = "system:serviceaccount:system:controller"
 IMAGE = "kvcluster:test"
@@ -63,17 +65,32 @@ def free_port() -> int:
 class Cluster:
     """One namespace of an API server, and what is in it."""
 
-    def __init__(self, server: FakeApiServer, client: httpx.AsyncClient, namespace: str = NAMESPACE) -> None:
-        self.server = server
+    def __init__(self, backend: Backend, client: httpx.AsyncClient, namespace: str = NAMESPACE) -> None:
+        self.backend = backend
         self.operator = OPERATOR
         self.namespace = namespace
         self._client = client
 
+    @property
+    def server(self) -> FakeApiServer:
+        """The fake server, for its faults and its log."""
+        return self.backend.fake
+
+    def operator_kubeconfig(self, path: Path) -> Path:
+        """What the operator logs in with: as itself, or as the administrator where users are impersonated."""
+        return self.backend.kubeconfig(path, "admin" if self.backend.real else OPERATOR)
+
     async def prepare(self) -> None:
         """The CRD, two namespaces, and an operator that may do anything."""
-        await self._post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd())
+        definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        await self._post(definitions, crd())
         for name in (NAMESPACE, "system"):
             await self.add_namespace(name)
+
+        async def served() -> bool:
+            return (await self._client.get(self.path("kvclusters"))).is_success
+
+        await eventually(served, "KVClusters are served")
         rbac = "/apis/rbac.authorization.k8s.io/v1"
         rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
         head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "operator"}}
@@ -86,7 +103,7 @@ class Cluster:
     async def add_namespace(self, name: str) -> Cluster:
         """A namespace of its own on the same server."""
         await self._post("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-        return Cluster(self.server, self._client, name)
+        return Cluster(self.backend, self._client, name)
 
     async def _post(self, path: str, manifest: Object) -> Object:
         return self._checked(await self._client.post(path, json=manifest))
@@ -106,13 +123,20 @@ class Cluster:
         head = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster"}
         return await self._post(self.path("kvclusters"), {**head, "metadata": {"name": name}, "spec": spec})
 
+    async def try_create(self, manifest: Object, **query: str) -> httpx.Response:
+        """A KVCluster as it is, and what the server says."""
+        return await self._client.post(self.path("kvclusters"), json=manifest, params=query)
+
+    async def try_patch(self, plural: str, name: str, patch: Object) -> httpx.Response:
+        return await self._client.patch(self.path(plural, name), json=patch, headers=MERGE)
+
     async def apply_raw(self, plural: str, manifest: Object) -> Object:
         path = self.path(plural, manifest["metadata"]["name"])
         answer = await self._client.patch(path, json=manifest, params={"fieldManager": "someone"}, headers=APPLY)
         return self._checked(answer)
 
     async def patch(self, plural: str, name: str, patch: Object) -> Object:
-        return self._checked(await self._client.patch(self.path(plural, name), json=patch, headers=MERGE))
+        return self._checked(await self.try_patch(plural, name, patch))
 
     async def scale(self, plural: str, name: str, replicas: int) -> None:
         path = f"{self.path(plural, name)}/scale"
@@ -137,16 +161,16 @@ class Cluster:
     async def events(self) -> list[Object]:
         return await self.list("events")
 
-    async def _owned(self) -> dict[str, Object]:
+    async def _owned(self, *plurals: str) -> dict[str, Object]:
         found = {}
-        for plural in _OWNED:
+        for plural in plurals or _OWNED:
             for item in await self.list(plural):
                 found[f"{plural}/{item['metadata']['name']}"] = item
         return found
 
-    async def versions(self) -> dict[str, str]:
+    async def versions(self, *plurals: str) -> dict[str, str]:
         """resourceVersion of every object, by plural/name."""
-        return {name: item["metadata"]["resourceVersion"] for name, item in (await self._owned()).items()}
+        return {name: item["metadata"]["resourceVersion"] for name, item in (await self._owned(*plurals)).items()}
 
     async def owners(self) -> set[str]:
         """uids of the owners of all objects."""
@@ -186,13 +210,13 @@ class Cluster:
             return bool(body.get("status", {}).get("observedGeneration") == body["metadata"]["generation"])
 
         await eventually(seen, f"the operator has seen {name}", within)
-        writes = -1
+        last: dict[str, str] = {}
 
         async def quiet() -> bool:
-            nonlocal writes
-            before, writes = writes, self.writes()
+            nonlocal last
+            before, last = last, await self.versions() | await self.versions("kvclusters")
             await asyncio.sleep(0.25)
-            return before == writes
+            return before == last
 
         await eventually(quiet, "the operator has nothing more to write", within)
 
@@ -222,7 +246,7 @@ class Controller:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "KUBECONFIG": str(self._kubeconfig)},
-                cwd=Path(__file__).parents[3],
+                cwd=ROOT,
             )
 
     async def kill(self) -> None:
@@ -257,14 +281,14 @@ class Controller:
 
 
 @asynccontextmanager
-async def prepared() -> AsyncIterator[Cluster]:
-    """An API server that knows KVClusters."""
-    server = FakeApiServer()
-    await server.start()
-    try:
-        async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=10) as client:
-            cluster = Cluster(server, client)
-            await cluster.prepare()
-            yield cluster
-    finally:
-        await server.stop()
+async def prepared(backend: Backend | None = None) -> AsyncIterator[Cluster]:
+    """An API server that knows KVClusters: this one, else a fake one of its own."""
+    async with AsyncExitStack() as stack:
+        if backend is None:
+            server = FakeApiServer()
+            await server.start()
+            stack.push_async_callback(server.stop)
+            backend = FakeBackend(server)
+        cluster = Cluster(backend, await stack.enter_async_context(backend.client()))
+        await cluster.prepare()
+        yield cluster

@@ -154,6 +154,8 @@ async def test_names_that_are_taken_are_not_taken_over(cluster: Cluster):
 
 
 async def test_a_cluster_made_anew_under_its_old_name_gets_objects_of_its_own(cluster: Cluster):
+    if cluster.backend.real:
+        pytest.skip("a bare API server collects no garbage: the objects of the first would stay")
     await cluster.create("rag")
     await cluster.settled("rag")
     await cluster.delete("kvclusters", "rag")

@@ -1,0 +1,110 @@
+"""What the API server refuses before the operator sees it: with the field named, and words that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+
+from controller.spec.load import validate_manifest
+from controller.spec.problems import ManifestError
+from tests.kube.operator.support import ROOT, Cluster
+
+pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
+
+VLLM = {"engine": {"type": "vllm"}, "model": {"name": "m"}}
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a negative number of workers": ({"workers": {"replicas": -1}}, "spec.workers.replicas", "0"),
+    "a number that is a string": ({"workers": {"replicas": "4"}}, "spec.workers.replicas", "integer"),
+    "no blocks": ({"cache": {"blocks": 0}}, "spec.cache.blocks", "1"),
+    "an unknown strategy": ({"router": {"strategy": "fastest"}}, "spec.router.strategy", "cache_aware"),
+    "an unknown profile": ({"model": {"profile": "gpu"}}, "spec.model.profile", "llama-2-13b-a100-40gb"),
+    "a speed of nothing": ({"engine": {"speed": 0}}, "spec.engine.speed", "0"),
+    "an autoscaler without an end": ({"autoscaling": {"min": 2}}, "spec.autoscaling.max", "Required"),
+    "min above max": ({"autoscaling": {"min": 5, "max": 2}}, "spec.autoscaling.min", "lower min or raise max"),
+    "keda without Prometheus": (
+        {"autoscaling": {"type": "keda", "max": 2}}, "spec.autoscaling.prometheusAddress", "set prometheusAddress",
+    ),
+    "vllm without a model": ({"engine": {"type": "vllm"}}, "spec.model.name", "set spec.model.name"),
+    "vllm with the emulator's fields": (
+        {**VLLM, "engine": {"type": "vllm", "speed": 2}}, "spec.engine", "remove them for engine type vllm",
+    ),
+    "a request that the cache cannot hold": (
+        {"cache": {"blocks": 10}, "model": {"maxModelLen": 1000}}, "spec.model.maxModelLen", "raise spec.cache.blocks",
+    ),
+    "a flag that a field sets": ({"engine": {"args": ["--speed=2"]}}, "spec.engine.args[0]", "use spec.model"),
+    "a flag of ours": ({"engine": {"args": ["--port", "80"]}}, "spec.engine.args[0]", "remove it"),
+    "a variable given twice": (
+        {"engine": {"env": [{"name": "A"}, {"name": "A", "value": "b"}]}}, "spec.engine.env[1]", "Duplicate",
+    ),
+    "a variable with two sources": (
+        {"engine": {"env": [{"name": "A", "value": "b", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}},
+        "spec.engine.env[0].valueFrom", "remove one of the two",
+    ),
+}  # fmt: skip
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(shared: Cluster) -> Cluster:
+    return await shared.add_namespace("bad-input")
+
+
+def manifest(spec: dict[str, Any], name: str = "bad") -> dict[str, Any]:
+    return {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": {"name": name}, "spec": spec}
+
+
+@pytest.mark.parametrize(("spec", "field", "words"), REFUSED.values(), ids=REFUSED)
+async def test_a_bad_spec_is_refused_with_its_field_named(cluster: Cluster, spec, field, words):
+    answer = await cluster.try_create(manifest(spec))
+    assert answer.status_code == 422, answer.text
+    causes = answer.json()["details"]["causes"]
+    assert field in {cause["field"] for cause in causes}, causes
+    assert words in answer.json()["message"]
+    with pytest.raises(ManifestError):
+        validate_manifest(manifest(spec))
+
+
+@pytest.mark.parametrize("name", ["a" * 46, "1a"])
+async def test_a_name_that_services_could_not_have_is_refused(cluster: Cluster, name: str):
+    answer = await cluster.try_create(manifest({}, name))
+    assert answer.status_code == 422
+    assert "at most 45 characters" in answer.json()["message"]
+
+
+async def test_a_misspelt_field_is_refused_when_kubectl_asks_for_it(cluster: Cluster):
+    answer = await cluster.try_create(manifest({"wrokers": {}}), fieldValidation="Strict")
+    assert answer.status_code == 400
+    assert 'unknown field "spec.wrokers"' in answer.json()["message"]
+
+
+async def test_the_block_size_stands_while_workers_run(cluster: Cluster):
+    await cluster.create("sized", workers={"replicas": 1})
+    change = {"spec": {"cache": {"blockSize": 32}}}
+    answer = await cluster.try_patch("kvclusters", "sized", change)
+    assert answer.status_code == 422
+    assert answer.json()["details"]["causes"][0]["field"] == "spec.cache.blockSize"
+    assert "set spec.workers.replicas to 0" in answer.json()["message"]
+    await cluster.patch("kvclusters", "sized", {"spec": {"workers": {"replicas": 0}}})
+    await cluster.patch("kvclusters", "sized", change)
+    await cluster.delete("kvclusters", "sized")
+
+
+def examples() -> Iterator[Any]:
+    for file in sorted((ROOT / "examples").glob("*.yaml")):
+        for number, document in enumerate(yaml.safe_load_all(file.read_text(encoding="utf-8"))):
+            if document["kind"] == "KVCluster":
+                yield pytest.param(document, id=f"{file.stem}-{number}")
+
+
+@pytest.mark.parametrize("document", list(examples()))
+async def test_what_is_stored_means_what_was_written(cluster: Cluster, document):
+    """The schema's defaults are the model's: filling them in changes nothing."""
+    content = {**document, "metadata": {"name": "example"}}
+    answer = await cluster.try_create(content)
+    assert answer.status_code == 201, answer.text
+    assert validate_manifest(answer.json()).spec == validate_manifest(content).spec
+    await cluster.delete("kvclusters", "example")

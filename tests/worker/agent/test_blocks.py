@@ -1,0 +1,265 @@
+"""vLLM's names to our keys: what is published is what a plain model of the cache computes, and never more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcache.feed import Cleared, Event, Removed, Stored
+from kvcache.keys import BlockKey, CacheScope, block_keys
+from tests.worker.agent.captures import NAMES, cached, messages
+from tests.worker.agent.engine import CLEARED, packed, removed, stored
+from worker.agent.core.blocks import DropReason, EngineBlocks
+from worker.agent.core.events import decode
+
+SIZE = 2
+
+
+def applied(*events: dict[str, Any], blocks: EngineBlocks | None = None) -> EngineBlocks:
+    blocks = blocks or EngineBlocks(SIZE)
+    blocks.apply(decode(packed(*events)))
+    return blocks
+
+
+def held(blocks: EngineBlocks) -> Counter[BlockKey]:
+    return Counter(key for key, _ in blocks.blocks())
+
+
+class Reader:
+    """A router: counts, and takes no removal of what it does not hold."""
+
+    def __init__(self) -> None:
+        self.keys: Counter[BlockKey] = Counter()
+
+    def read(self, events: Iterable[Event]) -> None:
+        for event in events:
+            match event:
+                case Stored(parent, keys):
+                    assert parent is None or len(parent) == 16
+                    self.keys.update(keys)
+                case Removed(keys):
+                    for key in keys:
+                        assert self.keys[key] > 0
+                        self.keys[key] -= 1
+                case Cleared():
+                    self.keys.clear()
+        self.keys = +self.keys
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_captures_end_in_the_keys_of_their_prompts(name: str) -> None:
+    blocks, reader = EngineBlocks(16), Reader()
+    captured = messages(name)
+    for at, message in enumerate(captured):
+        reader.read(blocks.apply(decode(message.payload)))
+        if at % 10 == 0 or at == len(captured) - 1:
+            assert held(blocks) == reader.keys == cached(captured[: at + 1])
+    assert blocks.physical == reader.keys.total() > 0
+    assert blocks.unknown_removals == 0
+    assert not blocks.dropped
+
+
+def test_a_snapshot_lists_parents_first_and_each_physical_block() -> None:
+    blocks = applied(stored([1, 2], [5, 6, 7, 8]), stored([3], [9, 9], 1), stored([2], [7, 8], 1))
+    a, b = block_keys([5, 6, 7, 8], SIZE)
+    _, c = block_keys([5, 6, 9, 9], SIZE)
+    assert list(blocks.blocks()) == [(a, None), (b, a), (b, a), (c, a)]
+    assert blocks.physical == 4
+
+
+def test_a_name_stored_twice_is_gone_when_it_was_removed_twice() -> None:
+    blocks = applied(stored([1], [5, 6]), stored([1], [5, 6]))
+    (key,) = block_keys([5, 6], SIZE)
+    for left in (1, 0):
+        assert blocks.apply(decode(packed(removed(1)))) == [Removed((key,))]
+        assert held(blocks)[key] == left
+    assert blocks.apply(decode(packed(removed(1)))) == []
+    assert blocks.unknown_removals == 1
+
+
+def test_removals_in_a_row_are_one_event_in_order() -> None:
+    blocks = applied(stored([1, 2, 3], [1, 2, 3, 4, 5, 6]))
+    a, b, c = block_keys([1, 2, 3, 4, 5, 6], SIZE)
+    events = blocks.apply(decode(packed(removed(3), removed(2), stored([2], [3, 4], 1), removed(1))))
+    assert events == [Removed((c, b)), Stored(a, (b,)), Removed((a,))]
+
+
+def test_a_removed_parent_leaves_its_children_their_keys() -> None:
+    blocks = applied(stored([1, 2], [1, 2, 3, 4]), removed(1), stored([3], [5, 6], 2))
+    _, b, c = block_keys([1, 2, 3, 4, 5, 6], SIZE)
+    assert held(blocks) == Counter([b, c])
+
+
+@pytest.mark.parametrize(
+    ("fields", "scope"),
+    [
+        ({"extra_keys": [["tenant"], None]}, CacheScope("tenant")),
+        ({"extra_keys": [None, None]}, CacheScope()),
+        ({"extra_keys": None}, CacheScope()),
+        ({"lora_name": "sql", "lora_id": 1, "extra_keys": [["sql"], ["sql"]]}, CacheScope(adapter="sql")),
+        ({"lora_name": "sql", "lora_id": 1, "extra_keys": [["sql", "tenant"], ["sql"]]}, CacheScope("tenant", "sql")),
+        ({"lora_name": "sql", "lora_id": 7, "extra_keys": [[7], [7]]}, CacheScope(adapter="sql")),
+        ({"lora_name": "sql", "lora_id": 1}, CacheScope(adapter="sql")),
+        ({"group_idx": 0, "kv_cache_spec_kind": "mla_attention"}, CacheScope()),
+        ({"medium": None}, CacheScope()),
+    ],
+)
+def test_what_a_key_separates(fields: dict[str, Any], scope: CacheScope) -> None:
+    blocks = applied(stored([1, 2], [5, 6, 7, 8], **fields), stored([3], [9, 9], 2))
+    assert held(blocks) == Counter(block_keys([5, 6, 7, 8, 9, 9], SIZE, scope))
+
+
+@pytest.mark.parametrize(
+    ("event", "reason", "published"),
+    [
+        (stored([1], [5, 6], 99), "unknown_parent", 0),
+        (stored([1, 2], [5, 6, 7, 8], medium="CPU"), "medium", 0),
+        (stored([1], [5, 6], group_idx=1), "group", 0),
+        (stored([1], [5, 6], group_idx=0, kv_cache_spec_kind="sliding_window"), "kind", 0),
+        (stored([1], [5, 6, 7]), "block_size", 0),
+        (stored([1], [5, 6], lora_id=3), "adapter", 0),
+        (stored([1], [5, 6], extra_keys=[[["image", 0]]]), "extra_keys", 0),
+        (stored([1], [5, 6], extra_keys=[["image", "tenant"]]), "extra_keys", 0),
+        (stored([1], [5, 6], extra_keys=[[b"embedding"]]), "extra_keys", 0),
+        (stored([1, 2, 3], [5, 6, 7, 8, 9, 9], extra_keys=[None, [["image", 0]], None]), "extra_keys", 1),
+        (stored([1, 2], [5, 6, 7, 8], extra_keys=[None, "odd"]), "extra_keys", 1),
+        ({**stored([1, 2], [5, 6]), "block_size": 2}, "unreadable", 0),
+        (stored([1], [5, -6]), "unreadable", 0),
+        (stored([1], [5, "6"]), "unreadable", 0),
+        (stored([1], [5, 2**32]), "unreadable", 0),
+    ],
+)
+def test_what_has_no_key_is_counted_and_kept_out(event: dict[str, Any], reason: str, published: int) -> None:
+    blocks = applied(event)
+    assert blocks.physical == published
+    assert blocks.dropped == {DropReason(reason): len(event["block_hashes"]) - published}
+    child = applied(stored([50], [1, 2], event["block_hashes"][-1]), blocks=blocks)
+    assert child.physical == published
+    gone = {name: event[name] for name in ("medium", "group_idx") if name in event}
+    applied(*(removed(name, **gone) for name in event["block_hashes"]), blocks=blocks)
+    assert blocks.physical == 0
+
+
+def test_a_copy_on_the_cpu_does_not_count() -> None:
+    blocks = applied(stored([1], [5, 6]), stored([1], [5, 6], medium="CPU"), removed(1, medium="CPU"))
+    assert blocks.physical == 1
+    assert applied(removed(1), blocks=blocks).physical == 0
+
+
+def test_events_are_counted_by_type() -> None:
+    blocks = applied(stored([1], [5, 6]), removed(1), CLEARED, {"type": "New"}, {**stored([1], [1, 2]), "token_ids": 3})
+    assert blocks.events == {"stored": 1, "removed": 1, "cleared": 1, "unknown": 1, "unreadable": 1}
+
+
+# --- any sequence of events -----------------------------------------------------------------------------
+
+SCOPES = (CacheScope(), CacheScope("tenant"), CacheScope(adapter="sql"))
+Prefix = tuple[CacheScope, tuple[int, ...]]
+
+
+def name_of(prefix: Prefix) -> int:
+    return hash(prefix) & (2**64 - 1)
+
+
+class Engine:
+    """Stores runs of blocks below what it holds, removes any block: wilder than vLLM, which removes tails first."""
+
+    def __init__(self) -> None:
+        self.held: Counter[Prefix] = Counter()
+
+    def keys(self) -> Counter[BlockKey]:
+        keys: Counter[BlockKey] = Counter()
+        for (scope, tokens), count in self.held.items():
+            keys[block_keys(tokens, SIZE, scope)[-1]] += count
+        return keys
+
+    def store(self, above: Prefix, tokens: list[int]) -> dict[str, Any]:
+        scope, prefix = above
+        names, extra = [], [scope.adapter] if scope.adapter else []
+        for at in range(0, len(tokens), SIZE):
+            prefix += tuple(tokens[at : at + SIZE])
+            names.append(name_of((scope, prefix)))
+            self.held[scope, prefix] += 1
+        keys = [extra or None for _ in names]
+        if not above[1] and scope.salt:
+            keys[0] = [*extra, scope.salt]
+        parent = name_of(above) if above[1] else None
+        adapter = {"lora_id": 1, "lora_name": scope.adapter} if scope.adapter else {}
+        return stored(names, tokens, parent, extra_keys=keys, **adapter)
+
+    def remove(self, prefix: Prefix) -> dict[str, Any]:
+        self.held[prefix] -= 1
+        self.held = +self.held
+        return removed(name_of(prefix))
+
+
+RUNS = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(lambda bits: [bit for bit in bits for _ in range(SIZE)])
+
+
+def draw_event(data: st.DataObject, engine: Engine) -> dict[str, Any]:
+    prefixes = sorted(engine.held, key=repr)
+    kind = data.draw(st.sampled_from(["store"] * 4 + ["remove"] * 3 + ["clear", "noise"]))
+    if kind == "remove" and prefixes:
+        return engine.remove(data.draw(st.sampled_from(prefixes)))
+    if kind == "clear":
+        engine.held.clear()
+        return CLEARED
+    if kind == "noise":
+        return data.draw(st.sampled_from(NOISE))
+    roots: list[Prefix] = [(scope, ()) for scope in SCOPES]
+    return engine.store(data.draw(st.sampled_from(roots + prefixes)), data.draw(RUNS))
+
+
+NOISE = [
+    stored([1, 2], [0, 0, 1, 1], medium="CPU"),
+    removed(name_of((SCOPES[0], (0, 0))), medium="CPU"),
+    stored([name_of((SCOPES[0], (0, 0)))], [0, 0], group_idx=1),
+    removed(name_of((SCOPES[0], (0, 0))), group_idx=1),
+    stored([3], [1, 1, 1], None),
+    stored([4], [1, 1], 77),
+    removed(78),
+    {"type": "Unheard"},
+]
+
+
+@given(st.data())
+def test_any_sequence_gives_the_multiset_of_a_plain_model(data: st.DataObject) -> None:
+    engine, blocks, reader = Engine(), EngineBlocks(SIZE), Reader()
+    for _ in range(data.draw(st.integers(1, 25))):
+        reader.read(blocks.apply(decode(packed(draw_event(data, engine)))))
+        assert held(blocks) == reader.keys == engine.keys()
+        assert blocks.physical == reader.keys.total()
+
+
+@given(st.data())
+def test_history_that_begins_anywhere_gives_a_part_of_it(data: st.DataObject) -> None:
+    engine = Engine()
+    for _ in range(data.draw(st.integers(1, 10))):
+        draw_event(data, engine)
+    blocks, reader = EngineBlocks(SIZE), Reader()
+    for _ in range(data.draw(st.integers(1, 15))):
+        reader.read(blocks.apply(decode(packed(draw_event(data, engine)))))
+        assert held(blocks) == reader.keys
+        assert reader.keys <= engine.keys()
+
+
+@given(
+    st.binary(max_size=60)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=3) | st.binary(max_size=3),
+        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=12,
+    ).map(lambda value: msgpack.packb([0, [["BlockStored", [1], None, [1, 1], SIZE, None, "GPU", None, value], value]]))
+)
+def test_whatever_comes_is_read_or_refused(payload: bytes) -> None:
+    blocks = EngineBlocks(SIZE)
+    try:
+        blocks.apply(decode(payload))
+    except ValueError:
+        assert blocks.physical == 0

@@ -1,0 +1,201 @@
+"""The agent's two loops: one looks at the engine's health and load, one follows its events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import zmq.asyncio
+
+from kvcache.logs import event
+from worker.agent.core.load import Reading
+from worker.agent.engine import EngineClient, EngineError, engine_client
+from worker.agent.mirror import DescriptionError, Mirror
+from worker.agent.settings import Settings
+from worker.agent.subscription import DisconnectedError, ReplayError, Subscription, replay
+from worker.server.feed import FeedEndpoints
+from worker.settings import WILDCARDS
+
+logger = logging.getLogger(__name__)
+
+QUIET = 5.0
+"""After so many seconds without an event, ask whether one was missed: nothing else would tell of a lost last one."""
+
+REPLAY_ATTEMPTS = 20
+"""Answers with holes in them before what is missing is given up."""
+
+SLICE = 64
+"""Batches applied before other tasks get a turn."""
+
+REPLAY_OUTCOMES = ("complete", "torn", "unanswered")
+
+
+class Agent:
+    """Everything one agent consists of, wired together. Made inside the event loop."""
+
+    def __init__(
+        self, settings: Settings, fingerprint: str, port: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        name = socket.gethostname() if settings.host in WILDCARDS else settings.host
+        self.mirror = Mirror(
+            settings,
+            settings.worker_id or f"{name}:{port}",
+            fingerprint,
+            now=lambda: time.time_ns() // 1000,
+            clock=clock,
+        )
+        self.endpoints = FeedEndpoints(self.mirror.state, self.mirror.feed, self.mirror.reporter)
+        self.engine_problem = f"{settings.engine_url} has not answered yet"
+        """Why the engine cannot be used; "" when it can."""
+        self.events_problem = f"not subscribed to {settings.events_endpoint} yet"
+        """Why the engine's events are not known; "" when they are."""
+        self.replays: Counter[str] = Counter()
+        self.last_event_at: float | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._context = zmq.asyncio.Context(io_threads=1)
+        self._shut = False
+        self._refresh()
+
+    @property
+    def problem(self) -> str:
+        """Why the feed is not served; "" when it is."""
+        return self.engine_problem or self.events_problem
+
+    async def run(self) -> None:
+        """Look and follow until cancelled."""
+        async with engine_client(self.settings.engine_url) as client, asyncio.TaskGroup() as group:
+            await self._watch(client, group)
+
+    def shut(self) -> None:
+        """End every stream: the process is about to end."""
+        self._shut = True
+        self.endpoints.close()
+
+    def close(self) -> None:
+        """Stop every timer, close every socket."""
+        self.mirror.reporter.close()
+        self._context.destroy(linger=0)
+
+    # --- the engine -------------------------------------------------------------------------------------
+
+    async def _watch(self, client: EngineClient, group: asyncio.TaskGroup) -> None:
+        while True:
+            asked_at = self.clock()
+            try:
+                self._answered(await client.read(), group)
+            except (EngineError, DescriptionError) as error:
+                self._engine(str(error))
+            await asyncio.sleep(max(asked_at + self.settings.poll_interval - self.clock(), 0.0))
+
+    def _answered(self, reading: Reading, group: asyncio.TaskGroup) -> None:
+        if self.mirror.read(reading):
+            if reading.engines > 1:
+                event(logger, logging.ERROR, "several_engines", engines=reading.engines, followed=1)
+            if self._following is not None:
+                self._following.cancel()
+            self._events(f"not subscribed to {self.settings.events_endpoint} yet")
+            self._following = group.create_task(self._follow(self._following))
+        self._engine("")
+
+    # --- its events -------------------------------------------------------------------------------------
+
+    async def _follow(self, before: asyncio.Task[None] | None) -> None:
+        """Subscribe, and again whenever the connection ends. `before` did so for the engine as it was before."""
+        if before is not None:
+            await asyncio.wait([before])
+        while True:
+            subscription = Subscription(self._context, self.settings.events_endpoint, self.settings.topic)
+            try:
+                await subscription.connected()
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(subscription.disconnected())
+                    group.create_task(self._read(subscription))
+            except* DisconnectedError:
+                self._events(f"the connection to {self.settings.events_endpoint} ended")
+            finally:
+                subscription.close()
+
+    async def _read(self, subscription: Subscription) -> None:
+        follower, mirror = self.mirror.follower, self.mirror
+        follower.begin()
+        answers = await self._catch_up()
+        mirror.flush()
+        self._events("")
+        taken = 0
+        while True:
+            message = await subscription.receive(QUIET)
+            if message is None:
+                answers = answers and await self._catch_up()
+            else:
+                while not follower.live(*message):
+                    missing = follower.next
+                    answers = await self._catch_up()
+                    if follower.next == missing:
+                        follower.live(*message, last_resort=True)
+                        break
+                self.last_event_at = self.clock()
+                taken += 1
+            mirror.flush()
+            if taken % SLICE == 0:
+                await asyncio.sleep(0)
+
+    async def _catch_up(self) -> bool:
+        """Apply every batch that the engine remembers and that is not known. False when it does not answer."""
+        endpoint = self.settings.replay_endpoint
+        follower = self.mirror.follower
+        for _ in range(REPLAY_ATTEMPTS if endpoint else 0):
+            answered = 0
+            try:
+                async with replay(self._context, endpoint, follower.history_begin()) as answers:
+                    async for message in answers:
+                        follower.history(*message)
+                        self.last_event_at = self.clock()
+                        answered += 1
+                        if answered % SLICE == 0:
+                            await asyncio.sleep(0)
+            except ReplayError:
+                if not answered:
+                    self.replays["unanswered"] += 1
+                    event(logger, logging.WARNING, "replay_unanswered", endpoint=endpoint)
+                    return False
+            else:
+                if follower.history_end():
+                    self.replays["complete"] += 1
+                    return True
+            self.replays["torn"] += 1
+        return False
+
+    # --- health -----------------------------------------------------------------------------------------
+
+    def _engine(self, problem: str) -> None:
+        if problem != self.engine_problem:
+            _log("engine_reached", "engine_unusable", problem)
+        self.engine_problem = problem
+        self._refresh()
+
+    def _events(self, problem: str) -> None:
+        if problem != self.events_problem:
+            _log("events_followed", "events_not_followed", problem)
+        self.events_problem = problem
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self._shut:
+            return
+        if self.problem:
+            self.endpoints.close(self.problem)
+        else:
+            self.endpoints.open()
+
+
+def _log(well: str, badly: str, problem: str) -> None:
+    if problem:
+        event(logger, logging.WARNING, badly, why=problem)
+    else:
+        event(logger, logging.INFO, well)

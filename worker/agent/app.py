@@ -1,0 +1,47 @@
+"""The agent's ASGI app: the cache feed, health, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.types import Receive, Scope, Send
+
+from kvcache.errors import ApiError
+from worker.agent.agent import Agent
+from worker.server.exposition import Exposition
+from worker.server.http import Exchange
+
+Handler = Callable[[Exchange, Agent], Awaitable[None]]
+
+
+class App:
+    """One agent's HTTP API."""
+
+    def __init__(self, agent: Agent, exposition: Exposition) -> None:
+        self._agent = agent
+        self._routes: Mapping[str, Handler] = {
+            "/health": health,
+            "/metrics": exposition.metrics,
+            "/cache/state": agent.endpoints.state,
+            "/cache/events": agent.endpoints.events,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        handler = self._routes.get(exchange.path)
+        if handler is None:
+            await exchange.json(404, {"detail": "Not Found"})
+        elif exchange.method != "GET":
+            await exchange.json(405, {"detail": "Method Not Allowed"}, (b"allow", b"GET"))
+        else:
+            try:
+                await handler(exchange, self._agent)
+            except ApiError as error:
+                await exchange.error(error)
+
+
+async def health(exchange: Exchange, agent: Agent) -> None:
+    """200 while the engine answers and its events are followed, else 503 with the reason."""
+    if agent.problem:
+        raise ApiError(503, agent.problem)
+    await exchange.json(200, {"complete": agent.mirror.follower.complete})

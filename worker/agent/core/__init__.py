@@ -1,0 +1,1 @@
+"""What the agent knows without sockets or clocks: vLLM's events, block names, sequence numbers and load."""

@@ -1,0 +1,219 @@
+"""The blocks of a real engine by vLLM's names, and our key of each.
+
+vLLM's hashes cannot be chained from what its events carry, so a key is computed from the block's tokens on top of the
+hash state of its parent, which is kept for every block: a block costs one digest whatever its depth. Measured beside
+the alternative, keeping tokens and a parent link and hashing the whole prefix again where it branches: docs/vllm.md.
+
+Invariant: what is held is a part of what the engine holds, and all of it if every event since the engine's start, or
+since its last clear, was applied and none of its blocks was dropped (`DropReason`). So a lost event costs a hit, and
+never claims a block that is not there, as long as whoever loses a *removal* clears this first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import Any
+
+from kvcache.feed import Cleared, Event, Removed, Stored
+from kvcache.keys import (
+    BYTES_PER_TOKEN,
+    BlockKey,
+    CacheScope,
+    PrefixState,
+    TokenIdError,
+    pack_tokens,
+    prefix_extended,
+    prefix_start,
+)
+from worker.agent.core.events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    EngineEvent,
+    Name,
+    UnknownEvent,
+    Unreadable,
+)
+
+GPU = "GPU"
+FULL_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
+"""Kinds of attention whose blocks are reused as a prefix from the start of the prompt."""
+
+EVENT_TYPES = ("stored", "removed", "cleared", "unknown", "unreadable")
+
+
+class DropReason(StrEnum):
+    """Why a block that the engine stored is not published."""
+
+    UNKNOWN_PARENT = "unknown_parent"  # its prefix is not known: history was lost, or the parent was dropped
+    MEDIUM = "medium"  # it lies elsewhere than on the GPU
+    GROUP = "group"  # it belongs to another KV-cache group of a hybrid model
+    KIND = "kind"  # its attention does not reuse whole prefixes
+    BLOCK_SIZE = "block_size"  # it holds another number of tokens than routers look for
+    ADAPTER = "adapter"  # its LoRA adapter is given by a number only
+    EXTRA_KEYS = "extra_keys"  # an image or an embedding is part of its identity
+    UNREADABLE = "unreadable"  # the event names no tokens, or not as many as its blocks hold
+
+
+class _Unknown(Exception):
+    """What vLLM hashed beside the tokens has no counterpart in a key."""
+
+
+class EngineBlocks:
+    """Blocks of `block_size` tokens in KV-cache group `group`. Not thread-safe."""
+
+    __slots__ = ("_blocks", "_group", "_more", "block_size", "dropped", "events", "physical", "unknown_removals")
+
+    def __init__(self, block_size: int, group: int = 0) -> None:
+        self.block_size = block_size
+        self._group = group
+        # Plain tuples of values that refer to nothing: the garbage collector stops visiting them.
+        self._blocks: dict[Name, tuple[BlockKey, BlockKey | None, PrefixState]] = {}
+        self._more: Counter[Name] = Counter()
+        """Physical blocks of a name beyond the first (vLLM rule 9)."""
+        self.physical = 0
+        """Blocks held, each physical one counted."""
+        self.events: Counter[str] = Counter()
+        self.dropped: Counter[DropReason] = Counter()
+        self.unknown_removals = 0
+        """Removals of blocks that were not held: those that were dropped, or were stored before what is known."""
+
+    def apply(self, events: Iterable[EngineEvent]) -> list[Event]:
+        """Take in one batch; what it changed, in order, removals in a row as one event."""
+        changes: list[Event] = []
+        removed: list[BlockKey] = []
+        for event in events:
+            if isinstance(event, BlockRemoved):
+                self.events["removed"] += 1
+                removed += self._remove(event)
+                continue
+            if removed:
+                changes.append(Removed(tuple(removed)))
+                removed = []
+            changes += self._other(event)
+        if removed:
+            changes.append(Removed(tuple(removed)))
+        return changes
+
+    def clear(self) -> None:
+        """Hold nothing any more."""
+        self._blocks.clear()
+        self._more.clear()
+        self.physical = 0
+
+    def blocks(self) -> Iterator[tuple[BlockKey, BlockKey | None]]:
+        """(key, parent key) of every block held, a key once for each physical block.
+
+        Parents come first if no event was lost; else a parent that was removed and stored again may come later.
+        """
+        for name, (key, parent, _) in self._blocks.items():
+            for _ in range(1 + self._more[name] if name in self._more else 1):
+                yield key, parent
+
+    def _other(self, event: EngineEvent) -> list[Event]:
+        match event:
+            case BlockStored():
+                self.events["stored"] += 1
+                return self._store(event)
+            case AllBlocksCleared():
+                self.events["cleared"] += 1
+                self.clear()
+                return [Cleared()]
+            case Unreadable(blocks):
+                self.events["unreadable"] += 1
+                self.dropped[DropReason.UNREADABLE] += blocks
+            case UnknownEvent():
+                self.events["unknown"] += 1
+        return []
+
+    def _store(self, event: BlockStored) -> list[Event]:
+        count = len(event.names)
+        if (reason := self._refusal(event)) is not None:
+            self.dropped[reason] += count
+            return []
+        try:
+            packed = memoryview(pack_tokens(event.tokens))
+            parent, state = self._start(event)
+        except TokenIdError:
+            self.dropped[DropReason.UNREADABLE] += count
+            return []
+        except _Unknown:
+            self.dropped[DropReason.EXTRA_KEYS] += count
+            return []
+        above, keys, size = parent, [], self.block_size * BYTES_PER_TOKEN
+        for at, name in enumerate(event.names):
+            if at and _extras(event, at):
+                self.dropped[DropReason.EXTRA_KEYS] += count - at
+                break
+            held = self._blocks.get(name)
+            if held is not None:
+                self._more[name] += 1
+                above, _, state = held
+            else:
+                state, key = prefix_extended(state, packed[at * size : (at + 1) * size])
+                self._blocks[name] = (key, above, state)
+                above = key
+            keys.append(above)
+        self.physical += len(keys)
+        return [Stored(parent, tuple(keys))] if keys else []
+
+    def _refusal(self, event: BlockStored) -> DropReason | None:
+        if (event.medium or GPU) != GPU:
+            return DropReason.MEDIUM
+        if (event.group or 0) != self._group:
+            return DropReason.GROUP
+        if event.kind is not None and event.kind not in FULL_ATTENTION:
+            return DropReason.KIND
+        if event.block_size != self.block_size:
+            return DropReason.BLOCK_SIZE
+        if event.lora_id is not None and event.lora_name is None:
+            return DropReason.ADAPTER
+        if len(event.tokens) != len(event.names) * self.block_size:
+            return DropReason.UNREADABLE
+        if event.parent is not None and event.parent not in self._blocks:
+            return DropReason.UNKNOWN_PARENT
+        return None
+
+    def _start(self, event: BlockStored) -> tuple[BlockKey | None, PrefixState]:
+        """Key and hash state of what comes before the first block. Raises `_Unknown`."""
+        extras = _extras(event, 0)
+        if event.parent is not None:
+            if extras:
+                raise _Unknown
+            key, _, state = self._blocks[event.parent]
+            return key, state
+        # Only a prompt's first block has a salt, one string. (Older versions give an image as one string too:
+        # its blocks get keys that no request asks for.)
+        if len(extras) > 1 or any(type(extra) is not str for extra in extras):
+            raise _Unknown
+        return None, prefix_start(CacheScope(salt=extras[0] if extras else "", adapter=event.lora_name or ""))
+
+    def _remove(self, event: BlockRemoved) -> list[BlockKey]:
+        if (event.medium or GPU) != GPU or (event.group or 0) != self._group:
+            return []
+        keys = []
+        for name in event.names:
+            if name in self._more:
+                self._more[name] -= 1
+                if not self._more[name]:
+                    del self._more[name]
+                keys.append(self._blocks[name][0])
+            elif (held := self._blocks.pop(name, None)) is not None:
+                keys.append(held[0])
+            else:
+                self.unknown_removals += 1
+        self.physical -= len(keys)
+        return keys
+
+
+def _extras(event: BlockStored, at: int) -> list[Any]:
+    """What vLLM hashed into block `at` beside its tokens and its adapter's name (vLLM rule 3)."""
+    extras = event.extra_keys[at] if at < len(event.extra_keys) else None
+    if extras is None:
+        return []
+    if type(extras) is not list:
+        return [extras]
+    named = event.lora_name is not None and bool(extras) and extras[0] in (event.lora_name, event.lora_id)
+    return extras[1:] if named else extras

@@ -1,0 +1,161 @@
+"""vLLM's KV events as they come over ZMQ: msgpack of `[timestamp, [events], rank?]`.
+
+Each event is a map with `type` (vLLM 0.24 and later) or an array that begins with the type (0.11 to 0.22). Fields that
+are not known here are ignored, and trailing ones may be missing, in both forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgpack
+
+T = TypeVar("T")
+
+Name = int | bytes
+"""vLLM's hash of a block: an opaque name. It is the low 64 bits of what vLLM chains, so no hash follows from it."""
+
+_ARRAY_FIELDS = {
+    "BlockStored": (
+        "block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium", "lora_name", "extra_keys",
+        "group_idx", "kv_cache_spec_kind",
+    ),
+    "BlockRemoved": ("block_hashes", "medium", "group_idx"),
+    "AllBlocksCleared": (),
+}  # fmt: skip
+
+
+class EventError(ValueError):
+    """A batch cannot be read, so what it removed is not known. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStored:
+    """A run of blocks of one sequence: `tokens` are those of all of them, in order."""
+
+    names: tuple[Name, ...]
+    parent: Name | None
+    tokens: list[Any]
+    block_size: int
+    lora_id: int | None
+    lora_name: str | None
+    extra_keys: list[Any]
+    """What vLLM hashed beside the tokens, one entry a block; shorter when the event did not say."""
+    medium: str | None
+    group: int | None
+    kind: str | None
+    """Of attention, as vLLM names it; None before about 0.24."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRemoved:
+    names: tuple[Name, ...]
+    medium: str | None
+    group: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AllBlocksCleared:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Blocks were stored, but the event does not say which in a way that is understood here."""
+
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownEvent:
+    """A type that later versions have."""
+
+    type: str
+
+
+EngineEvent = BlockStored | BlockRemoved | AllBlocksCleared | Unreadable | UnknownEvent
+
+
+def decode(payload: bytes) -> list[EngineEvent]:
+    """The events of one batch. Raises `EventError`."""
+    try:
+        batch = msgpack.unpackb(payload, strict_map_key=False)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise EventError(f"the batch is not msgpack: {error}") from None
+    if type(batch) is dict:  # as newer sources than the captured 0.32 declare it
+        events = batch.get("events")
+    else:
+        events = batch[1] if type(batch) is list and len(batch) > 1 else None
+    if type(events) is not list:
+        raise EventError("a batch is an array of a timestamp and a list of events")
+    return [_event(value) for value in events]
+
+
+def _event(value: Any) -> EngineEvent:
+    if type(value) is dict:
+        kind, fields = value.get("type"), value
+    elif type(value) is list and value:
+        kind = value[0]
+        known = _ARRAY_FIELDS.get(kind, ()) if type(kind) is str else ()
+        fields = dict(zip(known, value[1:], strict=False))
+    else:
+        raise EventError(f"an event is a map or an array that begins with its type, not {type(value).__name__}")
+    if type(kind) is not str:
+        raise EventError("an event has no type")
+    match kind:
+        case "BlockStored":
+            return _stored(fields)
+        case "BlockRemoved":
+            return _removed(fields)
+        case "AllBlocksCleared":
+            return AllBlocksCleared()
+    return UnknownEvent(kind)
+
+
+def _stored(fields: Mapping[str, Any]) -> BlockStored | Unreadable:
+    names, tokens = _names(fields), fields.get("token_ids")
+    parent, size = fields.get("parent_block_hash"), fields.get("block_size")
+    if (
+        names is None
+        or type(tokens) is not list
+        or type(size) is not int
+        or size < 1
+        or not (parent is None or _is_name(parent))
+    ):
+        return Unreadable(1 if names is None else len(names))
+    extra = fields.get("extra_keys")
+    return BlockStored(
+        names=names,
+        parent=parent,
+        tokens=tokens,
+        block_size=size,
+        lora_id=_typed(fields, "lora_id", int),
+        lora_name=_typed(fields, "lora_name", str),
+        extra_keys=extra if type(extra) is list else [],
+        medium=_typed(fields, "medium", str),
+        group=_typed(fields, "group_idx", int),
+        kind=_typed(fields, "kv_cache_spec_kind", str),
+    )
+
+
+def _removed(fields: Mapping[str, Any]) -> BlockRemoved:
+    names = _names(fields)
+    if names is None:
+        raise EventError("a removal does not name its blocks")
+    return BlockRemoved(names, _typed(fields, "medium", str), _typed(fields, "group_idx", int))
+
+
+def _names(fields: Mapping[str, Any]) -> tuple[Name, ...] | None:
+    names = fields.get("block_hashes")
+    return tuple(names) if type(names) is list and all(map(_is_name, names)) else None
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is int or type(value) is bytes
+
+
+def _typed(fields: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    value = fields.get(name)
+    return value if type(value) is kind else None

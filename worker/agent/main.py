@@ -1,0 +1,92 @@
+"""`python -m worker.agent.main`: the cache agent beside one vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry
+
+from kvcache.logs import configure, event
+from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
+from kvcache.settings import SettingsError
+from kvcache.tokenizer import TokenizerError, load_tokenizer
+from worker.agent.agent import Agent
+from worker.agent.app import App
+from worker.agent.metrics import AgentCollector
+from worker.agent.settings import Settings
+from worker.server.exposition import Exposition, process_metrics
+
+logger = logging.getLogger("worker.agent")
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+LAST_WORDS = 0.5
+"""Seconds for the last bytes of streams to reach their readers."""
+
+
+def make_app(agent: Agent) -> App:
+    """The agent's endpoints."""
+    registry = CollectorRegistry()
+    process_metrics(registry)
+    registry.register(AgentCollector(agent))
+    return App(agent, Exposition(registry))
+
+
+async def serve(settings: Settings, fingerprint: str, stop: asyncio.Event) -> int:
+    """Run one agent until `stop` is set. The process's exit code."""
+    sock = inherited(settings.fd) if settings.fd is not None else listen(settings.host, settings.port)
+    agent = Agent(settings, fingerprint, sock.getsockname()[1])
+    server = HttpServer(make_app(agent), sock, HttpLimits(), cancel_on_disconnect=True)
+    await server.start()
+    settle()
+    event(
+        logger,
+        logging.INFO,
+        "agent_started",
+        host=settings.host,
+        port=server.port,
+        pid=os.getpid(),
+        worker_id=agent.mirror.state.info.worker_id,
+        engine=settings.engine_url,
+        events=settings.events_endpoint,
+        replay=settings.replay_endpoint or "none",
+    )
+    running = asyncio.create_task(agent.run())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        failed = running.done()
+    finally:
+        agent.shut()
+        for task in (running, stopping):
+            task.cancel()
+        results = await asyncio.gather(running, stopping, return_exceptions=True)
+        await server.stop(LAST_WORDS)
+        agent.close()
+    event(logger, logging.INFO, "agent_stopped", reason=repr(results[0]) if failed else "asked to")
+    return EXIT_FAILED if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the settings, serve. Exit code 2 for settings that cannot be served."""
+    try:
+        settings = Settings.load(sys.argv[1:] if argv is None else argv)
+        configure(settings.log_level, settings.log_format)
+        fingerprint = load_tokenizer(settings.tokenizer).fingerprint
+    except (SettingsError, TokenizerError) as error:
+        print(f"agent: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    try:
+        return run(lambda stop: serve(settings, fingerprint, stop))
+    except OSError as error:
+        print(f"agent: cannot listen: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

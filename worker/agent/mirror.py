@@ -1,0 +1,140 @@
+"""What the agent knows of its engine, published: epochs, batches, load. Synchronous; whoever calls it does the I/O."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from kvcache.feed import Load, WorkerInfo
+from kvcache.keys import KEY_SCHEME, BlockKey
+from kvcache.logs import event
+from worker.agent.core.blocks import EngineBlocks
+from worker.agent.core.follower import Follower, Reset
+from worker.agent.core.load import LoadEstimate, Reading
+from worker.agent.settings import Settings
+from worker.feed import FeedLog
+from worker.reporter import Reporter
+from worker.server.feed import CacheState
+
+logger = logging.getLogger(__name__)
+
+
+class DescriptionError(ValueError):
+    """Neither the engine nor the settings say what is needed; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What an engine is, as far as the feed is concerned."""
+
+    model: str
+    block_size: int
+    stated_block_size: int
+    """What routers are told: the engine's, should the settings say otherwise, so that they refuse to match."""
+    blocks: int
+
+
+def describe(reading: Reading, settings: Settings) -> Description:
+    """Settings first, then the engine's own words. Raises `DescriptionError`."""
+    block_size = settings.block_size or reading.block_size
+    blocks = settings.blocks or reading.blocks
+    if block_size is None or blocks is None:
+        raise DescriptionError(
+            "the engine's /metrics do not tell its cache's sizes (vllm:cache_config_info): set AGENT_BLOCK_SIZE and "
+            "AGENT_BLOCKS"
+        )
+    return Description(settings.model or reading.model, block_size, reading.block_size or block_size, blocks)
+
+
+class Mirror:
+    """A `CacheSource`: the blocks of a real engine, and the feed that tells of them. `now` gives microseconds since
+    1970, `fingerprint` is the tokenizer's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker_id: str,
+        fingerprint: str,
+        *,
+        now: Callable[[], int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._now = now
+        self._load = Load()
+        self._estimate = LoadEstimate()
+        self.description: Description | None = None
+        self.follower = self._new_follower(settings.block_size or 1)
+        self.resets: Counter[Reset] = Counter()
+        self.feed = FeedLog(now(), self._load)
+        self.reporter = Reporter(self.feed, clock)
+        info = WorkerInfo(worker_id, self.feed.epoch, settings.model or "", 0, fingerprint, KEY_SCHEME, 0)
+        self.state = CacheState(info, self, self.feed)
+
+    def read(self, reading: Reading) -> bool:
+        """A look at the engine. True when it is another one than before, whose events have to be followed anew.
+
+        Raises `DescriptionError`.
+        """
+        description = describe(reading, self._settings)
+        changed = description != self.description
+        if changed:
+            self._describe(description)
+        self._load = self._estimate.load(reading, description.blocks)
+        self.reporter.report((), self._load)
+        return changed
+
+    def flush(self) -> None:
+        """Publish what the follower has learned since the last time."""
+        update = self.follower.take()
+        if update.reset is not None:
+            self._begin_epoch(update.reset)
+        elif update.events:
+            self.reporter.report(update.events, self._load)
+
+    def load(self) -> Load:
+        """As last read."""
+        return self._load
+
+    def blocks(self) -> Iterable[tuple[BlockKey, BlockKey | None]]:
+        return self.follower.blocks.blocks()
+
+    def _describe(self, description: Description) -> None:
+        self.description = description
+        self.follower = self._new_follower(description.block_size)
+        self.state.info = replace(
+            self.state.info,
+            model=description.model,
+            block_size=description.stated_block_size,
+            capacity=description.blocks,
+        )
+        if description.block_size != description.stated_block_size:
+            event(
+                logger,
+                logging.ERROR,
+                "block_size_differs",
+                engine=description.stated_block_size,
+                wanted=description.block_size,
+                remedy=f"start vllm with --block-size {description.block_size}",
+            )
+
+    def _new_follower(self, block_size: int) -> Follower:
+        blocks = EngineBlocks(block_size, self._settings.group)
+        return Follower(blocks, can_replay=bool(self._settings.replay_endpoint))
+
+    def _begin_epoch(self, why: Reset) -> None:
+        self.resets[why] += 1
+        epoch = max(self._now(), self.feed.epoch + 1)
+        self.feed.restart(epoch, self._load)
+        self.state.info = replace(self.state.info, epoch=epoch)
+        event(
+            logger,
+            logging.INFO if why is Reset.CONNECTED else logging.WARNING,
+            "epoch_began",
+            epoch=epoch,
+            why=why.value,
+            blocks=self.follower.blocks.physical,
+            complete=self.follower.complete,
+        )

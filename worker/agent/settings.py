@@ -1,0 +1,69 @@
+"""Settings of one cache agent: environment variables `AGENT_*`, overridden by kebab-case flags."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from kvcache.settings import ProcessSettings
+
+_HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
+_ZMQ_ADDRESS = re.compile(r"tcp://[^*:]+:\d{1,5}|tcp://\[[0-9a-fA-F:]+\]:\d{1,5}|ipc://[^*]+")
+
+
+class Settings(ProcessSettings):
+    """The agent beside one vLLM."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENT_", cli_prog_name="python -m worker.agent.main")
+
+    host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104  what a pod needs
+    port: int = Field(8101, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    fd: int | None = Field(
+        None, ge=0, description="file descriptor of an inherited listening socket, instead of host and port"
+    )
+    engine_url: str = Field("http://127.0.0.1:8100", description="URL of the engine's API server")
+    events_endpoint: str = Field(
+        "tcp://127.0.0.1:5557", description="where the engine publishes its KV events (it binds tcp://*:5557)"
+    )
+    replay_endpoint: str = Field(
+        "tcp://127.0.0.1:5558", description="where the engine replays them; empty if it was not told to"
+    )
+    topic: str = Field("", description="begin of the topic that the engine publishes under; empty takes every topic")
+    group: int = Field(0, ge=0, description="KV-cache group to follow, of an engine that has several")
+
+    worker_id: str | None = Field(
+        None, min_length=1, description="name of this worker in the router; default: this machine's name and the port"
+    )
+    model: str | None = Field(
+        None, min_length=1, description="served model name; default: as the engine's /metrics say"
+    )
+    tokenizer: str = Field(
+        "gpt2", description="the model's, as routers are told: 'gpt2' (bundled), a folder, or a Hugging Face id"
+    )
+    block_size: PositiveInt | None = Field(None, description="tokens of one KV-cache block; default: the engine's")
+    blocks: PositiveInt | None = Field(None, description="usable KV-cache blocks; default: the engine's")
+    poll_interval: PositiveFloat = Field(1.0, le=2.5, description="seconds between two looks at the engine's load")
+
+    @field_validator("engine_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        _HTTP_URL.validate_python(value)
+        return value.rstrip("/")
+
+    @field_validator("events_endpoint", "replay_endpoint")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if not value or _ZMQ_ADDRESS.fullmatch(value):
+            return value
+        raise ValueError(
+            "an address to connect to is needed, such as tcp://127.0.0.1:5557 (the engine binds to tcp://*)"
+        )
+
+    @field_validator("events_endpoint")
+    @classmethod
+    def _given(cls, value: str) -> str:
+        if not value:
+            raise ValueError("the engine's events are needed")
+        return value

@@ -1,0 +1,117 @@
+"""The engine's ZMQ sockets: a subscription that ends with its connection, and replay of what was missed."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import zmq
+import zmq.asyncio
+
+HIGH_WATER_MARK = 100_000
+"""Batches that may wait here: what vLLM's publisher holds too. Beyond, ZMQ drops some, which shows as a gap."""
+
+REPLAY_TIMEOUT = 2.0
+"""Silence in the middle of an answer to a replay request, seconds. vLLM looks at the requests every 0.1 s."""
+
+HEARTBEAT = 1_000
+HEARTBEAT_TIMEOUT = 3_000
+"""Milliseconds: an engine that is frozen or whose host is gone counts as disconnected."""
+
+_EVENT = struct.Struct("=HI")
+"""Of ZMQ's socket monitor: which event, and a value that means something else for each."""
+
+_END = b"\xff" * 8
+
+Message = tuple[int, bytes]
+"""Sequence number and payload."""
+
+
+class DisconnectedError(Exception):
+    """The connection to the publisher is gone: its process ended, or was frozen for seconds."""
+
+
+class ReplayError(Exception):
+    """The engine does not answer replay requests."""
+
+
+class Subscription:
+    """One connection to the publisher. ZMQ would connect again by itself; a new life of the engine must be noticed,
+    so a subscription ends with its first connection."""
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, topic: str) -> None:
+        self._socket = context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT)
+        self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
+        # A name of its own: pyzmq would name it after a file descriptor, which the next socket may get.
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED, f"inproc://{uuid4()}"
+        )
+        self._socket.connect(endpoint)
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._socket.close(0)
+
+    async def connected(self) -> None:
+        """Return once the publisher has answered: what it publishes from now on arrives."""
+        while await self._event() != zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            pass
+
+    async def disconnected(self) -> None:
+        """Raise `DisconnectedError` when the connection ends."""
+        while await self._event() != zmq.EVENT_DISCONNECTED:
+            pass
+        raise DisconnectedError
+
+    async def receive(self, timeout: float) -> Message | None:
+        """The next batch; None after `timeout` seconds without one. What is no batch is passed over."""
+        while await self._socket.poll(int(timeout * 1000)):
+            message = _message(await self._socket.recv_multipart())
+            if message is not None:
+                return message
+        return None
+
+    async def _event(self) -> int:
+        frames: list[bytes] = await self._monitor.recv_multipart()
+        number, _ = _EVENT.unpack_from(frames[0])
+        return int(number)
+
+
+@contextlib.asynccontextmanager
+async def replay(context: zmq.asyncio.Context, endpoint: str, start: int) -> AsyncIterator[AsyncIterator[Message]]:
+    """Ask for every batch from `start` on. The iterator ends when the engine says that was all; raises `ReplayError`.
+
+    A socket for each request: what arrives late for an earlier one cannot be taken for an answer to this.
+    """
+    socket = context.socket(zmq.DEALER)
+    try:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        socket.connect(endpoint)
+        await socket.send_multipart([b"", start.to_bytes(8, "big")])
+        yield _answers(socket)
+    finally:
+        socket.close(0)
+
+
+async def _answers(socket: zmq.asyncio.Socket) -> AsyncIterator[Message]:
+    while await socket.poll(int(REPLAY_TIMEOUT * 1000)):
+        frames = await socket.recv_multipart()
+        if len(frames) >= 2 and frames[-2] == _END:
+            return
+        if (message := _message(frames)) is not None:
+            yield message
+    raise ReplayError
+
+
+def _message(frames: list[bytes]) -> Message | None:
+    """Sequence and payload are the last two frames, with a topic before them or (old replay answers) without."""
+    if len(frames) < 2 or len(frames[-2]) != 8:
+        return None
+    return int.from_bytes(frames[-2], "big"), frames[-1]
