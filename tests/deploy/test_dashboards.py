@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from controller.objects.monitoring import pod_monitors
+from controller.objects.names import Cluster, Release
+from controller.spec.load import validate_manifest
 from deploy.helm.dashboards import DOCUMENT, FLEET, ROOT, load, panels, queries, with_panels
 
 METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
@@ -94,3 +97,22 @@ def test_prometheus_can_parse_every_query(fleet, tmp_path: Path):
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     promtool("rules", "--lint-fatal", str(file))
+
+
+def test_the_prometheus_operator_is_told_to_set_the_same_labels():
+    head = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": {"name": "rag"}}
+    manifest = validate_manifest({**head, "spec": {"monitoring": {"podMonitor": True}}})
+    cluster = Cluster("rag", "shop", "uid", manifest.spec, Release("kvcluster:test"))
+    endpoints = [endpoint for monitor in pod_monitors(cluster) for endpoint in monitor["spec"]["podMetricsEndpoints"]]
+    assert len(endpoints) == 2
+    [job] = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)[0])[
+        "scrape_configs"
+    ]
+    [renamed] = job["metric_relabel_configs"]
+    documented = set(re.findall(r"^\| `(\w+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE))
+    assert documented == {"namespace", "pod", "component", "kvcluster"}
+    for endpoint in endpoints:
+        # The operator sets the others by itself.
+        assert {rule["targetLabel"] for rule in endpoint["relabelings"]} == documented - {"namespace", "pod"}
+        [rule] = endpoint["metricRelabelings"]
+        assert (rule["regex"], rule["replacement"]) == (renamed["regex"], renamed["replacement"])

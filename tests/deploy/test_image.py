@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import signal
+import subprocess
 import tomllib
 from asyncio import create_subprocess_exec
 from asyncio.subprocess import PIPE, STDOUT, Process
@@ -80,7 +81,11 @@ def test_every_package_and_data_file_is_in_the_wheel() -> None:
         assert all((file.parent / "__init__.py").exists() for file in folder.rglob("*.py")), package
 
 
-@pytest.mark.parametrize("module", ["controller.main", "router.main", "worker.main"])
+PROCESSES = ["controller.main", "router.main", "worker.main"]
+"""What the containers of the chart and of the controller's Deployments run."""
+
+
+@pytest.mark.parametrize("module", PROCESSES)
 def test_what_pods_run_exists(module: str) -> None:
     assert importlib.util.find_spec(module) is not None
 
@@ -99,6 +104,18 @@ def test_the_image_is_small() -> None:
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     assert megabytes + BASE_MEGABYTES < IMAGE_MEGABYTES
     assert not [file for file in files if file.parts[-2:] == ("pip", "__init__.py")]
+
+
+@needs_venv
+@pytest.mark.process
+@pytest.mark.parametrize("module", PROCESSES)
+def test_every_process_starts_from_it(module: str) -> None:
+    python = str(Path(str(VENV)) / "bin" / "python")
+    environment = {"PATH": os.environ["PATH"], "HOME": "/proc", "PYTHONSAFEPATH": "1"}
+    command = [python, "-m", module, "--help"]
+    ended = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert module in ended.stdout
 
 
 def _port() -> str:
