@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -28,13 +30,15 @@ JSON = "application/json"
 class App:
     """Serves a cluster over HTTP."""
 
-    def __init__(self, cluster: Cluster, bookmark_seconds: float) -> None:
+    def __init__(self, cluster: Cluster, bookmark_seconds: float, drop: Callable[[Scope], None]) -> None:
         self.cluster = cluster
         self.requests: list[Logged] = []
         self.watches: set[Watch] = set()
         self.faults = Faults(self.cut_watches)
+        self.crashes: list[Exception] = []
         self.client: httpx.AsyncClient | None = None
         self._bookmark_seconds = bookmark_seconds
+        self._drop = drop
 
     def cut_watches(self) -> int:
         for watch in list(self.watches):
@@ -42,8 +46,10 @@ class App:
         return len(self.watches)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self.faults.refusing:
-            return  # without an answer: the server drops the connection
+        if self.faults.refusing:
+            self._drop(scope)
+            await asyncio.sleep(0)
+            return
         try:
             call = await read(Request(scope, receive))
         except ClientDisconnect:
@@ -51,8 +57,15 @@ class App:
         try:
             await self._answer(call, receive, send)
         except ApiError as error:
-            body = orjson.dumps(error.body())
-            await self._send(call, send, error.code, body, headers=error.headers)
+            await self._fail(call, send, error)
+        except Exception as error:  # noqa: BLE001  a server answers whatever happens
+            # A fault of the fake itself: the client is told, and so is the test (`FakeApiServer.stop` raises it).
+            self.crashes.append(error)
+            text = "".join(traceback.format_exception(error))
+            await self._fail(call, send, ApiError(500, f"the fake API server failed:\n{text}"))
+
+    async def _fail(self, call: Call, send: Send, error: ApiError) -> None:
+        await self._send(call, send, error.code, orjson.dumps(error.body()), headers=error.headers)
 
     async def _answer(self, call: Call, receive: Receive, send: Send) -> None:
         call.user = authenticate(call.headers)
@@ -72,6 +85,10 @@ class App:
             raise no_such_path()
         if call.verb == "watch":
             await self._watch(resource, call, receive, send)
+            return
+        if call.subresource == "log":
+            handlers.found(self.cluster, resource, call)
+            await self._send(call, send, 200, b"", "text/plain")
             return
         if call.subresource == "proxy":
             assert self.client is not None

@@ -6,12 +6,12 @@ import datetime
 import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from tests.kube.apiserver.customresources import serve
 from tests.kube.apiserver.resources import Registry, Resource
 from tests.kube.apiserver.schema import Definitions
-from tests.kube.apiserver.store import Change, Object, Store
+from tests.kube.apiserver.store import Change, Store
+from tests.kube.apiserver.structural import fill_defaults, prune
 
 MASTERS = "system:masters"
 CRDS = ("apiextensions.k8s.io", "customresourcedefinitions")
@@ -62,7 +62,21 @@ class Cluster:
     def _serve_definitions(self, change: Change) -> None:
         if change.key == CRDS:
             definition = change.new.obj if change.new else None
-            self.registry.serve_custom(change.name[1], serve(definition, self.registry.definitions.meta()))
+            resources = serve(definition, self.registry.definitions.meta())
+            self.registry.serve_custom(change.name[1], resources)
+            if change.old is not None and change.old.obj["spec"] != change.last.obj["spec"]:
+                self._reread(resources)
+
+    def _reread(self, resources: list[Resource]) -> None:
+        """What is stored is pruned and gets its defaults anew by a schema that changed."""
+        for resource in resources:
+            for stored in list(self.store.all(resource.key)):
+                obj = stored.copy()
+                prune(obj, resource.schema)
+                fill_defaults(obj, resource.schema)
+                if obj != stored.obj:
+                    meta = obj["metadata"]
+                    self.store.reread(resource.key, (meta.get("namespace", ""), meta["name"]), obj)
 
     def resource_of(self, api_version: str, kind: str) -> Resource | None:
         return self.registry.by_kind(api_version, kind)
@@ -73,13 +87,6 @@ class Cluster:
         if stored is None:
             return ""
         return "Terminating" if stored.obj["metadata"].get("deletionTimestamp") else "Active"
-
-    def seed(self, objects: list[Object], create: Callable[[Resource, Object], Any]) -> None:
-        """Create the objects a cluster starts with."""
-        for obj in objects:
-            resource = self.resource_of(obj["apiVersion"], obj["kind"])
-            if resource is not None:
-                create(resource, obj)
 
     def free_cluster_ip(self) -> str:
         """An address of the service network no Service has."""

@@ -55,6 +55,7 @@ def serve(definition: Object | None, meta: Node) -> list[Resource]:
                 scale=Scale(scale["specReplicasPath"], scale["statusReplicasPath"], scale.get("labelSelectorPath", ""))
                 if scale else None,
                 custom=True,
+                selectable=frozenset(f["jsonPath"].lstrip(".") for f in version.get("selectableFields") or ()),
                 singular=names.get("singular") or names["kind"].lower(),
                 list_kind=names.get("listKind") or f"{names['kind']}List",
                 openapi=(version.get("schema") or {}).get("openAPIV3Schema") or {"type": "object"},

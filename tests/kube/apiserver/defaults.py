@@ -55,8 +55,6 @@ def _container(container: Object, *, template: bool) -> None:
     for port in container.get("ports") or ():
         _port(port)
     for env in container.get("env") or ():
-        if env.get("value") == "" and "valueFrom" not in env:
-            del env["value"]
         reference = (env.get("valueFrom") or {}).get("fieldRef")
         if reference is not None:
             reference.setdefault("apiVersion", "v1")
@@ -259,11 +257,22 @@ def fill(kind: str, obj: Object) -> None:
         known(obj)
 
 
-def initial_status(kind: str) -> Object:
+def _quality(spec: Object) -> str:
+    """A pod's QoS class."""
+    resources = [
+        c.get("resources") or {} for c in [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
+    ]
+    if not any(r.get("requests") or r.get("limits") for r in resources):
+        return "BestEffort"
+    limited = all({"cpu", "memory"} <= set(r.get("limits") or ()) for r in resources)
+    return "Guaranteed" if limited and all(r.get("requests") == r.get("limits") for r in resources) else "Burstable"
+
+
+def initial_status(kind: str, obj: Object) -> Object:
     """The status a new object of a built-in kind has."""
     match kind:
         case "Pod":
-            return {"phase": "Pending", "qosClass": "BestEffort"}
+            return {"phase": "Pending", "qosClass": _quality(obj["spec"])}
         case "Namespace":
             return {"phase": "Active"}
         case "Service":

@@ -31,7 +31,7 @@ def selection(resource: Resource, call: Call) -> Selection:
     if text := call.query.get("labelSelector"):
         predicates.append(labels_match(text))
     if text := call.query.get("fieldSelector"):
-        predicates.append(fields_match(text, resource.plural))
+        predicates.append(fields_match(text, resource.plural, resource.selectable))
     if call.name:
         predicates.append(lambda obj: obj["metadata"]["name"] == call.name)
     namespace = call.namespace if resource.namespaced else ""
@@ -249,7 +249,7 @@ def handle(cluster: Cluster, resource: Resource, call: Call) -> Answer:
     if events.is_newer(resource) and call.method in ("POST", "PUT", "PATCH"):
         return _newer_event(cluster, resource, call)
     handler = (_ON_OBJECT if call.name else _ON_COLLECTION).get(call.method)
-    if handler is None or call.verb not in resource.verbs:
+    if handler is None or call.verb not in resource.verbs or (call.subresource and handler is delete):
         raise method_not_allowed()
     if resource.namespaced and not call.namespace and call.method not in ("GET", "HEAD"):
         raise method_not_allowed()

@@ -17,6 +17,8 @@ from tests.kube.apiserver.errors import ApiError, bad_request
 from tests.kube.apiserver.rbac import Attributes
 from tests.kube.apiserver.selectors import field_terms
 
+LARGEST_BODY = 3 * 1024 * 1024
+
 
 class Logged(NamedTuple):
     """One request that was answered (a watch: begun). Requests for no resource have their path as name."""
@@ -106,6 +108,8 @@ class Call:
             return protobuf.decode(self.raw)
         if not self.raw:
             return None
+        if len(self.raw) > LARGEST_BODY:
+            raise ApiError(413, f"Request entity too large: limit is {LARGEST_BODY}", "RequestEntityTooLarge")
         try:
             return orjson.loads(self.raw)
         except orjson.JSONDecodeError as error:

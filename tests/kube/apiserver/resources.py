@@ -52,6 +52,8 @@ class Resource:
     singular: str = ""
     list_kind: str = ""
     verbs: tuple[str, ...] = ALL_VERBS
+    selectable: frozenset[str] = frozenset()
+    """Fields a custom resource can be selected by."""
     openapi: dict[str, Any] = field(default_factory=dict)
     """The schema as published."""
     definition: str = ""

@@ -5,8 +5,6 @@ One tree serves pruning, defaulting, validation, strategic merging and field own
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -46,7 +44,6 @@ class Node:
     nullable: bool = False
     int_or_string: bool = False
     quantity: bool = False
-    embedded: bool = False
     default: Any = None
     has_default: bool = False
     required: tuple[str, ...] = ()
@@ -57,10 +54,6 @@ class Node:
     has_defaults_below: bool = False
     has_rules_below: bool = False
     has_quantities_below: bool = False
-
-    @property
-    def scalar(self) -> bool:
-        return self.type not in ("object", "array") and not self.preserve
 
 
 ANYTHING = Node(preserve=True)
@@ -98,7 +91,14 @@ class Definitions:
         elif name == INT_OR_STRING:
             node.type, node.int_or_string = "", True
         elif name.endswith((".JSON", ".FieldsV1", ".RawExtension")):
-            node.preserve = True
+            node.preserve, node.nullable = True, True
+        elif name.endswith((".JSONSchemaPropsOrArray", ".JSONSchemaPropsOrBool")):
+            # A schema may say true or false where a schema could stand; lists of schemas are not structural.
+            node.type = "object" if name.endswith("Array") else ""
+            node.properties, node.nullable = (
+                self.node(name.removesuffix("OrArray").removesuffix("OrBool")).properties,
+                True,
+            )
         else:
             self._convert(raw, node)
 
@@ -122,7 +122,8 @@ class Definitions:
             kind = next(k for k in kind if k != "null")
         node.type = kind
         node.nullable = True  # Go decodes null as the zero value everywhere
-        node.properties = {name: self._child(child) for name, child in raw.get("properties", {}).items()}
+        # In place: a recursive definition shares the dictionary while it is being filled.
+        node.properties.update({name: self._child(child) for name, child in raw.get("properties", {}).items()})
         if isinstance(raw.get("additionalProperties"), dict):
             node.additional = self._child(raw["additionalProperties"])
         if "items" in raw:
@@ -166,7 +167,6 @@ def structural(raw: dict[str, Any], meta: Node | None = None) -> Node:
         if meta is not None and own is not None and own.properties.get("name"):
             node.properties["metadata"] = Node(**vars(meta))
             node.properties["metadata"].properties = {**meta.properties, "name": own.properties["name"]}
-    node.embedded = embedded
     additional = raw.get("additionalProperties")
     if isinstance(additional, dict):
         node.additional = structural(additional)
@@ -201,20 +201,3 @@ def child(node: Node, name: str) -> Node | None:
     if node.additional is not None:
         return node.additional
     return ANYTHING if node.preserve else None
-
-
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
-
-
-def walk(node: Node, path: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Node]]:
-    """Every node with its path; recursion is entered once."""
-    if id(node) in seen:
-        return
-    yield path, node
-    seen |= {id(node)}
-    for name, below in node.properties.items():
-        yield from walk(below, f"{path}.{name}", seen)
-    if node.items is not None:
-        yield from walk(node.items, f"{path}[]", seen)
-    if node.additional is not None:
-        yield from walk(node.additional, f"{path}[*]", seen)

@@ -51,7 +51,7 @@ Listener = Callable[[Change], None]
 class Store:
     """Every object of a cluster, with one monotonic revision over all of them."""
 
-    def __init__(self, history: int = 20_000) -> None:
+    def __init__(self, history: int = 5_000) -> None:
         self.revision = 1
         self._objects: dict[ResourceKey, dict[Name, Stored]] = {}
         self._history: deque[Change] = deque(maxlen=history)
@@ -81,6 +81,11 @@ class Store:
         objects[name] = stored
         self._note(Change(stored.revision, key, name, old, stored, stored))
         return stored
+
+    def reread(self, key: ResourceKey, name: Name, obj: Object) -> None:
+        """Show an object otherwise than it was stored, as a new schema makes the server do; nothing happened to it."""
+        revision = self._objects[key][name].revision
+        self._objects[key][name] = Stored(obj, orjson.dumps(obj), revision)
 
     def delete(self, key: ResourceKey, name: Name, last_state: Object | None = None) -> Stored:
         """Remove an object. Returns its last state (the given one, else as stored) at the revision of its removal."""

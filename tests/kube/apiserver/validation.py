@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from tests.kube.apiserver.errors import Cause
-from tests.kube.apiserver.schema import Node, child
+from tests.kube.apiserver.schema import ANYTHING, Node, child
 from tests.kube.apiserver.structural import parse_quantity
 
 REQUIRED = "FieldValueRequired"
@@ -88,6 +88,8 @@ def validate(value: Any, node: Node, path: str = "") -> Iterator[Cause]:
                 path, f'Invalid value: "null": {_where(path)} in body must be of type {node.type}: "null"', TYPE
             )
         return
+    if node.preserve and not node.type and not node.properties and node.additional is None and not node.facets:
+        return
     kind = type_of(value)
     if node.int_or_string:
         if node.quantity:
@@ -111,7 +113,7 @@ def validate(value: Any, node: Node, path: str = "") -> Iterator[Cause]:
                 yield required(f"{path}.{name}" if path else name)
         for name, below in value.items():
             known = child(node, name)
-            if known is not None:
+            if known is not None and known is not ANYTHING:
                 where = _inside(path, name, name in node.properties)
                 yield from validate(below, known, where)
     elif kind == "array" and node.items is not None:
@@ -137,7 +139,7 @@ def _where(path: str) -> str:
 
 
 def _inside(path: str, name: str, declared: bool) -> str:
-    if not declared and not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    if not declared and not name.replace("_", "").replace("-", "").isalnum():
         return f"{path}[{name}]"
     return f"{path}.{name}" if path else name
 

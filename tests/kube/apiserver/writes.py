@@ -21,7 +21,14 @@ from tests.kube.apiserver.errors import (
 from tests.kube.apiserver.rbac import check_escalation
 from tests.kube.apiserver.resources import Resource
 from tests.kube.apiserver.store import Object, Stored
-from tests.kube.apiserver.structural import canonical_quantities, drop_nulls, fill_defaults, plain_copy, prune
+from tests.kube.apiserver.structural import (
+    as_go_writes,
+    canonical_quantities,
+    drop_nulls,
+    fill_defaults,
+    plain_copy,
+    prune,
+)
 from tests.kube.apiserver.validation import BLOCKING, REQUIRED, TYPE, UNCHECKED, validate
 
 _SYSTEM = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
@@ -52,7 +59,20 @@ def decode(resource: Resource, obj: Any, ask: Ask) -> Object:
         raise bad_request(f"{_subject(resource)}strict decoding error: {listed}")
     if ask.validation == "Warn":
         ask.warnings += [f'unknown field "{path}"' for path in unknown]
+    _check_types(resource, obj)
     return obj
+
+
+def _check_types(resource: Resource, obj: Object) -> None:
+    """Raises `ApiError` 400 where Go could not decode the object: a built-in one, or any metadata."""
+    node, value, path = resource.schema, obj, ""
+    if resource.custom and "metadata" in node.properties:
+        node, value, path = node.properties["metadata"], obj["metadata"], "metadata"
+    elif resource.custom:
+        return
+    wrong = next((cause for cause in validate(value, node, path) if cause.reason == TYPE), None)
+    if wrong is not None:
+        raise bad_request(f"{_subject(resource)}json: cannot unmarshal: {wrong.text()}")
 
 
 def _subject(resource: Resource) -> str:
@@ -110,7 +130,7 @@ def _insert(
     meta["creationTimestamp"] = cluster.now()
     if resource.custom or resource.kind in _GENERATIONS:
         meta["generation"] = 1
-    if not resource.custom and resource.has_status and (status := defaults.initial_status(resource.kind)):
+    if not resource.custom and resource.has_status and (status := defaults.initial_status(resource.kind, prepared)):
         prepared["status"] = status
     judge(cluster, resource, None, prepared, ask)
     if namespace:
@@ -198,9 +218,11 @@ def carry_over(resource: Resource, before: Object, obj: Object, ask: Ask) -> Obj
 
 def settle(cluster: Cluster, resource: Resource, before: Object | None, obj: Object, ask: Ask) -> Object:
     """Defaults and canonical forms; allocates what the server allocates."""
-    drop_nulls(obj, resource.schema)
-    fill_defaults(obj, resource.schema)
-    if not resource.custom:
+    if resource.custom:
+        drop_nulls(obj, resource.schema)
+        fill_defaults(obj, resource.schema)
+    else:
+        as_go_writes(obj, resource.schema)
         defaults.fill(resource.kind, obj)
         if resource.kind == "Service":
             _allocate(cluster, before, obj)
@@ -228,14 +250,13 @@ def _allocate(cluster: Cluster, before: Object | None, obj: Object) -> None:
 
 
 def judge(cluster: Cluster, resource: Resource, before: Object | None, obj: Object, ask: Ask) -> None:
-    """Raises `ApiError` for an object, or a change of one, that is not allowed."""
+    """Raises `ApiError` for an object, or a change of one, that is not allowed; what did not change was judged."""
+    if obj == before:
+        return
     causes = list(validate(obj, resource.schema))
     name = obj["metadata"]["name"]
     if not resource.custom:
         causes = [c for c in causes if c.reason != REQUIRED or not c.field.startswith("status.")]
-        wrong = [c for c in causes if c.reason == TYPE]
-        if wrong:
-            raise bad_request(f"{_subject(resource)}json: cannot unmarshal: {wrong[0].text()}")
     if isinstance(obj.get("metadata"), dict) and not any(c.field.startswith("metadata") for c in causes):
         causes += rules.metadata(resource.kind, obj)
     if resource.custom:
