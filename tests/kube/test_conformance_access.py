@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -28,6 +29,21 @@ async def grant(client: httpx.AsyncClient, ns: str, rules: Rules) -> None:
         "subjects": [{"kind": "ServiceAccount", "name": "robot", "namespace": ns}],
     }  # fmt: skip
     ok(await client.post(f"{root}/rolebindings", json=binding), 201)
+    await until_granted(client, ns, rules[-1])
+
+
+async def until_granted(client: httpx.AsyncClient, ns: str, rule: dict[str, list[str]]) -> None:
+    """A real server's authoriser follows the roles with a delay."""
+    resource, _, subresource = rule["resources"][0].partition("/")
+    attributes = {
+        "namespace": ns, "verb": rule["verbs"][0], "group": rule["apiGroups"][0], "resource": resource,
+        "subresource": subresource, "name": rule.get("resourceNames", [""])[0],
+    }  # fmt: skip
+    spec = {"user": robot_of(ns), "groups": ["system:authenticated"], "resourceAttributes": attributes}
+    path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+    async with asyncio.timeout(30):
+        while not ok(await client.post(path, json={"spec": spec}), 201)["status"]["allowed"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 def robot_of(ns: str) -> str:
@@ -85,6 +101,7 @@ async def test_a_cluster_role_grants_everywhere(client: httpx.AsyncClient, robot
         "subjects": [{"kind": "ServiceAccount", "name": "robot", "namespace": ns}],
     }  # fmt: skip
     ok(await client.post(f"/apis/{RBAC}/v1/clusterrolebindings", json=binding), 201)
+    await until_granted(client, ns, READ_MAPS[0])
     ok(await robot.get("/api/v1/configmaps"))
     ok(await robot.get("/api/v1/namespaces/default/configmaps"))
 

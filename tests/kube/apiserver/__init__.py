@@ -31,6 +31,7 @@ from tests.kube.apiserver.request import Logged, token_of
 from tests.kube.apiserver.schema import Definitions
 from tests.kube.apiserver.serving import listen, serve
 from tests.kube.apiserver.store import Store
+from tests.kube.apiserver.structural import plain_copy
 
 __all__ = ["FakeApiServer", "Fault", "Faults", "Logged"]
 
@@ -39,6 +40,21 @@ __all__ = ["FakeApiServer", "Fault", "Faults", "Logged"]
 def definitions() -> Definitions:
     """Read once a process: they are never changed."""
     return Definitions()
+
+
+_FIRST: list[dict[str, Any]] = [
+    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}},
+    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}},
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "cluster-admin"},
+        "rules": [
+            {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
+            {"nonResourceURLs": ["*"], "verbs": ["*"]},
+        ],
+    },
+]
 
 
 def _utc() -> datetime.datetime:
@@ -122,11 +138,11 @@ class FakeApiServer:
                 connection.transport.abort()
 
     def _seed(self) -> None:
-        for name in ("default", "kube-system"):
-            resource = self._cluster.registry.find("", "v1", "namespaces")
+        """Create what every cluster has from the start."""
+        for obj in _FIRST:
+            resource = self._cluster.resource_of(obj["apiVersion"], obj["kind"])
             assert resource is not None
-            namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-            writes.create(self._cluster, resource, "", namespace, Ask(manager="kube-apiserver"))
+            writes.create(self._cluster, resource, "", plain_copy(obj), Ask(manager="kube-apiserver"))
 
     def token(self, user: str) -> str:
         """A bearer token of a user."""

@@ -64,6 +64,8 @@ def _environment() -> Any:
         _function("quantity", T.DOUBLE, [T.STRING], lambda s: float(parse_quantity(s))),
         _function("isQuantity", T.BOOL, [T.STRING], _quantity_ok),
         _function("compareTo", T.INT, [T.DOUBLE, T.DOUBLE], _compare, member=True),
+        _function("add", T.DOUBLE, [T.DOUBLE, T.DOUBLE], lambda a, b: a + b, member=True),
+        _function("sub", T.DOUBLE, [T.DOUBLE, T.DOUBLE], lambda a, b: a - b, member=True),
         _function("isLessThan", T.BOOL, [T.DOUBLE, T.DOUBLE], lambda a, b: a < b, member=True),
         _function("isGreaterThan", T.BOOL, [T.DOUBLE, T.DOUBLE], lambda a, b: a > b, member=True),
         _function("isInteger", T.BOOL, [T.DOUBLE], float.is_integer, member=True),

@@ -12,8 +12,9 @@ _STEP = re.compile(
     r"|\[(?P<star>\*)\]"
     r"|\['(?P<quoted>[^']*)'\]|\[\"(?P<quoted2>[^\"]*)\"\]"
     r"|\[\?\(@(?P<left>\.[^=!<>]+?)\s*(?P<op>==|!=)\s*(?P<right>'[^']*'|\"[^\"]*\"|[^)]+)\)\]"
-    r"|(?P<escaped>\.(?:[^.\[\\]|\\.)+)"
 )
+# A name in which dots are escaped.
+_ESCAPED = re.compile(r"\.((?:[^.\[\\]|\\.)+)")
 
 
 @lru_cache(maxsize=256)
@@ -23,7 +24,7 @@ def _steps(path: str) -> tuple[tuple[str, Any], ...]:
     path = path.strip()
     path = path if path.startswith((".", "[")) else f".{path}"
     while position < len(path):
-        escaped = re.compile(r"\.((?:[^.\[\\]|\\.)+)").match(path, position)
+        escaped = _ESCAPED.match(path, position)
         match = escaped if escaped and "\\" in escaped.group(1) else _STEP.match(path, position)
         if match is None or match.end() == position:
             raise ValueError(f"not a JSONPath: {path!r}")
@@ -43,8 +44,7 @@ def _step(match: re.Match[str]) -> tuple[str, Any]:
         return "index", int(found["index"])
     if found["left"]:
         return "filter", (found["left"], found["op"], found["right"].strip("'\""))
-    name = found["name"] or found["quoted"] or found["quoted2"] or found["escaped"][1:]
-    return "name", name
+    return "name", found["name"] or found["quoted"] or found["quoted2"]
 
 
 def find(obj: Any, path: str) -> list[Any]:

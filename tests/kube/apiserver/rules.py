@@ -229,6 +229,10 @@ def faults(kind: str, obj: Object) -> Iterator[Cause]:
             yield from _autoscaler(obj)
         case "EndpointSlice":
             yield from _slice(obj)
+        case "Event":
+            place = (obj.get("involvedObject") or {}).get("namespace") or "default"
+            if place != obj["metadata"].get("namespace"):
+                yield invalid("involvedObject.namespace", place, "does not match event.namespace")
         case "ConfigMap":
             if sum(map(len, (obj.get("data") or {}).values())) > 1 << 20:
                 yield Cause("[]", "Too long: may not be more than 1048576 bytes", "FieldValueTooLong")

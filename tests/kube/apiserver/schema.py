@@ -5,8 +5,6 @@ One tree serves pruning, defaulting, validation, strategic merging and field own
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -46,7 +44,6 @@ class Node:
     nullable: bool = False
     int_or_string: bool = False
     quantity: bool = False
-    embedded: bool = False
     default: Any = None
     has_default: bool = False
     required: tuple[str, ...] = ()
@@ -57,10 +54,6 @@ class Node:
     has_defaults_below: bool = False
     has_rules_below: bool = False
     has_quantities_below: bool = False
-
-    @property
-    def scalar(self) -> bool:
-        return self.type not in ("object", "array") and not self.preserve
 
 
 ANYTHING = Node(preserve=True)
@@ -174,7 +167,6 @@ def structural(raw: dict[str, Any], meta: Node | None = None) -> Node:
         if meta is not None and own is not None and own.properties.get("name"):
             node.properties["metadata"] = Node(**vars(meta))
             node.properties["metadata"].properties = {**meta.properties, "name": own.properties["name"]}
-    node.embedded = embedded
     additional = raw.get("additionalProperties")
     if isinstance(additional, dict):
         node.additional = structural(additional)
@@ -209,20 +201,3 @@ def child(node: Node, name: str) -> Node | None:
     if node.additional is not None:
         return node.additional
     return ANYTHING if node.preserve else None
-
-
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
-
-
-def walk(node: Node, path: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Node]]:
-    """Every node with its path; recursion is entered once."""
-    if id(node) in seen:
-        return
-    yield path, node
-    seen |= {id(node)}
-    for name, below in node.properties.items():
-        yield from walk(below, f"{path}.{name}", seen)
-    if node.items is not None:
-        yield from walk(node.items, f"{path}[]", seen)
-    if node.additional is not None:
-        yield from walk(node.additional, f"{path}[*]", seen)

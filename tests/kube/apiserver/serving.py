@@ -22,7 +22,14 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(app: Any, sock: socket.socket, state: ServerState) -> asyncio.Server:
     """Serve with uvicorn's protocol; its own `Server` takes over signals, and needs up to 0.2 s to stop."""
     config = uvicorn.Config(
-        app, lifespan="off", log_config=None, log_level="critical", access_log=False, ws="none", interface="asgi3"
+        app,
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        ws="none",
+        interface="asgi3",
+        timeout_keep_alive=90,
     )
     config.load()
 

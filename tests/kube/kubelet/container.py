@@ -23,7 +23,7 @@ from tests.kube.kubelet.environment import (
 from tests.kube.kubelet.machine import Machine
 from tests.kube.kubelet.podstatus import Record, Running, Terminated, Waiting
 from tests.kube.kubelet.probes import Prober, Tally
-from tests.kube.kubelet.process import signal_group, spawn
+from tests.kube.kubelet.process import ended, signal_group, spawn
 
 CONFIG_RETRY = 10.0
 FIRST_BACKOFF = 10.0
@@ -72,14 +72,14 @@ class Container:
         backoff = 0.0
         while (argv := await self._configured()) is not None:
             began = asyncio.get_running_loop().time()
-            ended = await self._live(argv)
+            end = await self._live(argv)
             self.record.started = self.record.ready = False
-            self._become(ended)
-            if self._stopping.is_set() or policy == "Never" or (policy == "OnFailure" and ended.code == 0):
+            self._become(end)
+            if self._stopping.is_set() or policy == "Never" or (policy == "OnFailure" and end.code == 0):
                 return
             if asyncio.get_running_loop().time() - began > self._machine.timing.scaled(FORGIVEN_AFTER):
                 backoff = 0.0
-            self.record.last = ended
+            self.record.last = end
             if backoff and await self._back_off(backoff):
                 return
             backoff = min(2 * backoff or FIRST_BACKOFF, LONGEST_BACKOFF)
@@ -202,8 +202,7 @@ class Container:
                 signal_group(process, signal.SIGKILL)
             return await self._probed(process, began)
         finally:
-            signal_group(process, signal.SIGKILL)
-            await process.wait()
+            await ended(process)
             self._process = None
 
     async def _probed(self, process: Process, began: str) -> Terminated:
@@ -281,10 +280,7 @@ class Container:
         hook = (self.spec.get("lifecycle") or {}).get("preStop")
         try:
             if hook and grace > 0:
-                hooked = asyncio.ensure_future(self._hook(hook))
-                await asyncio.wait((exited, hooked), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-                hooked.cancel()
-                await asyncio.gather(hooked, return_exceptions=True)
+                await self._hooked(hook, exited, grace)
             signal_group(process, signal.SIGTERM)
             left = deadline - asyncio.get_running_loop().time()
             await asyncio.wait((exited,), timeout=max(left, LEAST_GRACE) if grace > 0 else 0)
@@ -292,6 +288,17 @@ class Container:
             await exited
         finally:
             exited.cancel()
+
+    async def _hooked(self, hook: Mapping[str, Any], exited: asyncio.Future[int], grace: float) -> None:
+        """Runs the hook while the process and the grace period last."""
+        hooked = asyncio.ensure_future(self._hook(hook))
+        try:
+            await asyncio.wait((exited, hooked), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hooked.cancel()
+            (result,) = await asyncio.gather(hooked, return_exceptions=True)
+        if isinstance(result, Exception):
+            raise result
 
     async def _hook(self, hook: Mapping[str, Any]) -> None:
         if "sleep" in hook:
@@ -304,8 +311,7 @@ class Container:
         try:
             return await process.wait()
         finally:
-            signal_group(process, signal.SIGKILL)
-            await process.wait()
+            await ended(process)
 
 
 def _duration(seconds: float) -> str:

@@ -27,6 +27,7 @@ from tests.kube.kubelet.machine import Images, KubeconfigFor, Machine, Timing
 from tests.kube.kubelet.pod import Pod
 from tests.kube.kubelet.proxy import ServiceProxy
 from tests.kube.kubelet.quota import Quotas
+from tests.kube.kubelet.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class FakeNode:
         self._spawn(self._proxy.run(), "service proxy")
         for queue in (self._kubelet.queue, self._deployments.queue, endpoints.queue):
             # Nothing is decided on half of the facts: an unlisted pod would be created again.
-            self._spawn(_after(informers, queue.run()), "controller")
+            self._spawn(_after(informers, queue), "controller")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -188,14 +189,10 @@ class FakeNode:
         self._deployments.everything()
 
 
-async def _after(informers: Iterable[Informer], work: Coroutine[Any, Any, None]) -> None:
-    try:
-        for informer in informers:
-            await informer.synced.wait()
-    except BaseException:
-        work.close()
-        raise
-    await work
+async def _after(informers: Iterable[Informer], queue: WorkQueue) -> None:
+    for informer in informers:
+        await informer.synced.wait()
+    await queue.run()
 
 
 def _info(pod: Pod) -> PodInfo:

@@ -48,3 +48,17 @@ def signal_group(process: Process, number: signal.Signals) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
+
+
+async def ended(process: Process) -> None:
+    """Kills the process, unless it has ended, and returns when it is gone: a cancellation meanwhile has to wait."""
+    signal_group(process, signal.SIGKILL)
+    gone = asyncio.ensure_future(process.wait())
+    cancelled: asyncio.CancelledError | None = None
+    while not gone.done():
+        try:
+            await asyncio.shield(gone)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

@@ -121,7 +121,9 @@ class ServiceProxy:
 
     async def _listen(self, key: Key, number: int, port: _Port) -> None:
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self._spawn(_forward(port, reader, writer), f"connection to {key[1]}:{number}")
+            task = self._spawn(_forward(port, reader, writer), f"connection to {key[1]}:{number}")
+            # Also when the task is cancelled before it has begun.
+            task.add_done_callback(lambda _: writer.close())
 
         try:
             port.server = await asyncio.start_server(accept, self.address(key), number, backlog=1024)
@@ -155,6 +157,7 @@ async def _forward(port: _Port, reader: asyncio.StreamReader, writer: asyncio.St
     finally:
         for each in ends:
             each.close()
+        for each in ends:
             with contextlib.suppress(OSError):
                 await each.wait_closed()
 
