@@ -44,6 +44,7 @@ class KubeClient:
         self._wrote = wrote
 
     async def __aenter__(self) -> Self:
+        self._configuration.retries = None  # whether and when to try again is the queue's to say
         self._api = ApiClient(self._configuration)
         self._api.user_agent = "kvcluster-controller"
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controller.component import Component
 from controller.objects.names import (
     APP,
     COMPONENT_LABEL,
@@ -11,7 +12,6 @@ from controller.objects.names import (
     ROUTER_PORT,
     WORKER_PORT,
     Cluster,
-    Component,
     Object,
 )
 from controller.spec.model import EngineType

@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from controller.objects.names import FEED_PORT, WORKER_PORT, Cluster, Component, Object
+from controller.component import Component
+from controller.objects.names import FEED_PORT, WORKER_PORT, Cluster, Object
 from controller.processes import environment, router_settings, worker_settings
 from controller.spec.model import EngineType
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from controller.objects.names import FEED, HTTP, MANAGEMENT, Cluster, Component, Object
+from controller.component import Component
+from controller.objects.names import FEED, HTTP, MANAGEMENT, Cluster, Object
 from controller.spec.model import EngineType
 
 _POD_LABEL = "__meta_kubernetes_pod_label_app_kubernetes_io_"

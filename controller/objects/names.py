@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
+from controller.component import Component
 from controller.spec.model import KVClusterSpec
 
 Object = dict[str, Any]
@@ -27,13 +27,6 @@ APPLIED_HASH = "kvcluster.dev/applied-hash"
 
 HTTP, MANAGEMENT, FEED = "http", "management", "feed"
 ROUTER_PORT, MANAGEMENT_PORT, WORKER_PORT, FEED_PORT = 8000, 9000, 8100, 8101
-
-
-class Component(StrEnum):
-    """What a pod is."""
-
-    ROUTER = "router"
-    WORKER = "worker"
 
 
 @dataclass(frozen=True, slots=True)

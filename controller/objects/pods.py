@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from controller.component import Component
 from controller.objects.config import digest, settings
-from controller.objects.names import CONFIG_HASH, Cluster, Component, Object
+from controller.objects.names import CONFIG_HASH, Cluster, Object
 from controller.spec.kubernetes import Placement
 
 RESTRICTED: Object = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from controller.objects.names import HTTP, MANAGEMENT, MANAGEMENT_PORT, ROUTER_PORT, Cluster, Component, Object
+from controller.component import Component
+from controller.objects.names import HTTP, MANAGEMENT, MANAGEMENT_PORT, ROUTER_PORT, Cluster, Object
 from controller.objects.pods import container, probe, resources, template
 
 LAST_WORDS = 10

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from controller.objects.names import Cluster, Component, Object
+from controller.component import Component
+from controller.objects.names import Cluster, Object
 from controller.spec.model import Autoscaling, Scaler
 
 WAITING = "vllm:num_requests_waiting"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+from controller.component import Component
 from controller.objects.config import EVENTS_PORT, REPLAY_PORT
-from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Component, Object
+from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Object
 from controller.objects.pods import (
     container,
     container_ports,

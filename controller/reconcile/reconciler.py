@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+from controller.component import Component
 from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import DEPLOYMENT, HPA, KVCLUSTER, POD, SCALED_OBJECT, SERVICE, Kind, kind_of
 from controller.objects.desired import desired_objects
-from controller.objects.names import Cluster, Component, Object, Release
+from controller.objects.names import Cluster, Object, Release
 from controller.reconcile.announce import event_object
 from controller.reconcile.apis import OptionalApis
 from controller.reconcile.costs import DeletionCosts

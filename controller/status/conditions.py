@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from controller.component import Component
 from controller.status import raw
 from controller.status.freshness import freshness
-from controller.status.observed import Component, Observed
+from controller.status.observed import Observed
 from controller.status.pods import Trouble, active, state_of
 from controller.status.reasons import GIVEN_BY, ConditionType, Reason
 from controller.status.troubles import pod_troubles, troubles

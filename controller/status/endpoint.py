@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from controller.component import Component
 from controller.status import raw
-from controller.status.observed import Component, Observed
+from controller.status.observed import Observed
 from controller.status.pods import active, is_ready
 
 DATA_PORT = 8000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from controller.component import Component
 from controller.status import raw
-from controller.status.observed import Component
 from controller.status.pods import active
 from controller.status.raw import Raw
 from controller.status.report import RouterReport

@@ -10,17 +10,10 @@ from typing import Any
 from controller.spec.model import KVClusterSpec
 from controller.status.report import ReportError, RouterReport, parse_report
 
-__all__ = ["Component", "Observed", "Problem", "ProblemKind", "ReportError", "RouterReport", "parse_report"]
+__all__ = ["Observed", "Problem", "ProblemKind", "ReportError", "RouterReport", "parse_report"]
 
 Raw = Mapping[str, Any]
 """An object as the API server gave it."""
-
-
-class Component(StrEnum):
-    """Value of the label `app.kubernetes.io/component`."""
-
-    WORKER = "worker"
-    ROUTER = "router"
 
 
 class ProblemKind(StrEnum):

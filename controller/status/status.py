@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from controller.component import Component
 from controller.status import raw
 from controller.status.cache import cache_status, percent
 from controller.status.conditions import conditions
 from controller.status.endpoint import endpoint
-from controller.status.observed import Component, Observed
+from controller.status.observed import Observed
 from controller.status.pods import active, is_ready
 from controller.status.report import RouterReport
 from controller.status.workload import workload

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from controller.component import Component
 from controller.status import raw
-from controller.status.observed import Component
 from controller.status.reasons import ConditionType, Reason
 
 SCALED = "Scaled"

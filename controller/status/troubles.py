@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from controller.component import Component
 from controller.status import raw
-from controller.status.observed import Component, Observed, ProblemKind
+from controller.status.observed import Observed, ProblemKind
 from controller.status.pods import Trouble, active, pod_trouble, quoted, sharpened
 from controller.status.raw import Raw
 from controller.status.reasons import GIVEN_BY, ConditionType, Reason

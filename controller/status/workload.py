@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.component import Component
 from controller.status import raw
-from controller.status.observed import Component, Observed
+from controller.status.observed import Observed
 
 TOLERATED_SHARE = 4
 """One in so many pods may be missing (at least one) before a component counts as unavailable."""

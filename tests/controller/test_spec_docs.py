@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.spec.docs import MarkersMissingError, with_tables
+from controller.generated import MarkersMissingError
+from controller.spec.docs import with_tables
 from controller.spec.fields import FIELDS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "manifest.md"

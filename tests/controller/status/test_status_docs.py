@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from controller.generated import MarkersMissingError
 from controller.reconcile.costs import INTERVAL
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED
 from controller.reconcile.reports import TIMEOUT
-from controller.spec.docs import MarkersMissingError
 from controller.status.cache import AGES
 from controller.status.docs import with_tables
 from controller.status.freshness import FRESH_SECONDS
