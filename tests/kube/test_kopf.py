@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -82,20 +83,19 @@ class Operator:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        stop, ready = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(
-            kopf.operator(
-                registry=self.registry, namespaces=["default"], standalone=True, stop_flag=stop, ready_flag=ready
-            )
+        """The operator on a loop of its own: when it stops, it cancels every task of its loop, whoever made it."""
+        stop, ready = threading.Event(), threading.Event()
+        operator = kopf.operator(
+            registry=self.registry, namespaces=["default"], standalone=True, stop_flag=stop, ready_flag=ready
         )
+        thread = asyncio.create_task(asyncio.to_thread(asyncio.run, operator))
         try:
-            async with asyncio.timeout(30):
-                await ready.wait()
+            await eventually(ready.is_set)
             yield
         finally:
             stop.set()
             async with asyncio.timeout(30):
-                await task
+                await thread
 
 
 @pytest.fixture
@@ -136,8 +136,10 @@ async def test_kopf_handles_the_life_of_an_object(fake: FakeApiServer, client: h
         events = f"/api/v1/namespaces/default/events?fieldSelector=involvedObject.uid={obj['metadata']['uid']}"
         await eventually(lambda: any(e.resource == "events" and e.verb == "create" for e in fake.requests))
         assert "Reconciled" in {e["reason"] for e in ok(await client.get(events))["items"]}
-    async with Operator(fake.url, fake.token("admin")).running():
-        pass  # a second operator finds nothing new to do, and stops
+    again = Operator(fake.url, fake.token("admin"))
+    async with again.running():
+        await eventually(lambda: again.handled)
+    assert again.handled == [("resume", "old", 1)]
 
 
 async def test_the_official_client_applies(fake: FakeApiServer, client: httpx.AsyncClient, tmp_path: Path) -> None:
