@@ -83,7 +83,7 @@ class Policy:
     relist: float = 300.0
     """Between two lists; up to a fifth more at random."""
     first_retry: float = 0.2
-    longest_retry: float = 10.0
+    longest_retry: float = 5.0
     longest_retry_after: float = 60.0
     """More than this the API server cannot ask of us."""
     stale_after: float = 60.0

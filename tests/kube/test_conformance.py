@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.kube.backends import Backend
-from tests.kube.calls import JSON_PATCH, MERGE, STRATEGIC, fields, ok, patch, refused
+from tests.kube.calls import JSON_PATCH, MERGE, STRATEGIC, apply, fields, ok, patch, refused
 from tests.kube.samples import GROUP, WIDGETS, config_map, deployment, pod, widget, widget_definition
 
 pytestmark = pytest.mark.process
@@ -276,6 +276,36 @@ async def test_defaults_of_a_service_and_its_address_that_stays(client: httpx.As
     refused(await patch(client, f"{services}/s", {"spec": {"clusterIP": "10.0.0.77"}}), 422, "Invalid")
     headless = {"metadata": {"name": "h"}, "spec": {"clusterIP": "None", "ports": [{"port": 80}]}}
     assert ok(await client.post(services, json=headless), 201)["spec"]["clusterIP"] == "None"
+
+
+async def test_zero_values_are_left_out(client: httpx.AsyncClient, ns: str) -> None:
+    body = {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "labels": {}, "annotations": None},
+        "spec": {"clusterIP": "None", "publishNotReadyAddresses": False, "ports": [{"port": 80, "nodePort": 0}],
+                 "selector": {"a": "b"}},
+    }  # fmt: skip
+    path = f"/api/v1/namespaces/{ns}/services/s"
+    first = ok(await apply(client, path, body), 201)
+    assert not {"labels", "annotations"} & set(first["metadata"])
+    assert "publishNotReadyAddresses" not in first["spec"]
+    assert "nodePort" not in first["spec"]["ports"][0]
+    again = ok(await apply(client, path, body))
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    web = deployment(minReadySeconds=0)
+    spec = web["spec"]["template"]["spec"]
+    spec |= {"automountServiceAccountToken": False, "hostNetwork": False, "nodeSelector": {}, "tolerations": []}
+    spec["containers"][0] |= {"args": [], "env": [{"name": "A", "value": ""}], "securityContext": {"privileged": False}}
+    spec["volumes"] = [{"name": "v", "emptyDir": {}}]
+    shown = ok(await client.post(f"/apis/apps/v1/namespaces/{ns}/deployments", json=web), 201)["spec"]
+    assert "minReadySeconds" not in shown
+    template = shown["template"]["spec"]
+    assert not {"hostNetwork", "nodeSelector", "tolerations"} & set(template)
+    assert template["automountServiceAccountToken"] is False
+    assert template["volumes"] == [{"name": "v", "emptyDir": {}}]
+    container = template["containers"][0]
+    assert "args" not in container
+    assert container["env"] == [{"name": "A"}]
+    assert container["securityContext"] == {"privileged": False}
 
 
 async def test_what_may_not_change(client: httpx.AsyncClient, ns: str) -> None:

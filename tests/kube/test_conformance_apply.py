@@ -184,7 +184,7 @@ async def test_status_is_applied_through_its_subresource(client: httpx.AsyncClie
     assert obj["status"] == ready["status"]
     assert obj["spec"]["model"] == "gpt2"
     assert obj["metadata"]["generation"] == 1
-    condition = {'k:{"type":"Ready"}': {".": {}, "f:status": {}, "f:type": {}}}
+    condition: dict[str, Any] = {'k:{"type":"Ready"}': {".": {}, "f:status": {}, "f:type": {}}}
     assert owners(obj)["controller", "Apply", "status"] == {"f:status": {"f:conditions": condition}}
     again = ok(await apply(client, f"{widgets}/a", widget(), "person"))
     assert again["metadata"]["resourceVersion"] == obj["metadata"]["resourceVersion"]

@@ -177,7 +177,8 @@ async def test_an_api_server_that_fails_half_of_the_time(tmp_path):
             faults.fail(verb="delete", status=status, probability=0.3)
         await settled(1)
         await it.rolled_out()
-        assert len(it.node.pods()) == len(await it.all(ENDPOINT_SLICES)) == 1
+        await eventually(lambda: len(it.node.pods()) == 1)
+        assert len(await it.all(ENDPOINT_SLICES)) == 1
 
 
 NODE = f"""

@@ -146,7 +146,7 @@ async def test_a_worker_that_is_not_ready_for_a_moment_keeps_its_view(
         one.serve_feed(tokenizer.fingerprint)
         one.blocks = CHAIN[:5]
         router.router.members.apply({one.url: Listing(uid="a")})
-        await until(lambda: held(router, one) == 5)
+        await until(lambda: held(router, one) == 5 and len(one.feeds) == 1)
         router.router.members.apply({one.url: Listing(serving=False, uid="a")})
         assert router.candidates() == 0
         await one.publish(Stored(KEYS[4], (KEYS[5],)))

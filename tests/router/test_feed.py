@@ -87,7 +87,7 @@ async def test_a_gap_takes_a_new_snapshot(start_router: StartRouter, tokenizer: 
         await worker.publish(Stored(KEYS[7], (KEYS[8],)), seq=7)
         await holds(router, worker, *KEYS[:9])
         assert worker.snapshots == 2
-        assert worker.feed_positions[-1] == "1:7"
+        await until(lambda: worker.feed_positions[-1] == "1:7")
         assert router.metric("feed_gaps_total") == 1
 
 

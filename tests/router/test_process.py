@@ -223,3 +223,9 @@ async def test_what_cannot_be_served_is_said_in_a_line(flags: tuple[str, ...], c
         assert process.returncode == code
         assert says in err.decode()
         assert "Traceback" not in err.decode()
+
+
+async def test_a_router_outside_kubernetes_does_not_load_its_client() -> None:
+    code = "import sys, router.main; sys.exit('kubernetes' in sys.modules)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    assert await process.wait() == 0

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import socket
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 import yaml
 from uvicorn.server import ServerState
 
@@ -31,6 +29,7 @@ from tests.kube.apiserver.faults import Fault, Faults
 from tests.kube.apiserver.garbage import GarbageCollector
 from tests.kube.apiserver.request import Logged, token_of
 from tests.kube.apiserver.schema import Definitions
+from tests.kube.apiserver.serving import listen, serve
 from tests.kube.apiserver.store import Store
 
 __all__ = ["FakeApiServer", "Fault", "Faults", "Logged"]
@@ -40,19 +39,6 @@ __all__ = ["FakeApiServer", "Fault", "Faults", "Logged"]
 def definitions() -> Definitions:
     """Read once a process: they are never changed."""
     return Definitions()
-
-
-async def _listen(app: App, sock: socket.socket, state: ServerState) -> asyncio.Server:
-    """Serve an app with uvicorn's protocol; its own `Server` takes signals, and up to 0.2 s to stop."""
-    config = uvicorn.Config(
-        app, lifespan="off", log_config=None, log_level="critical", access_log=False, ws="none", interface="asgi3"
-    )
-    config.load()
-
-    def protocol() -> asyncio.Protocol:
-        return config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
-
-    return await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=2048)
 
 
 def _utc() -> datetime.datetime:
@@ -105,13 +91,10 @@ class FakeApiServer:
         if not self._seeded:
             self._seeded = True
             self._seed()
-        sock = socket.create_server(("127.0.0.1", self._port), backlog=2048)
-        sock.setblocking(False)
-        # Inherited by connections; asyncio sets it itself only where the socket names its protocol.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock = listen("127.0.0.1", self._port)
         self._port = sock.getsockname()[1]
         self._app.client = httpx.AsyncClient(timeout=30, trust_env=False, verify=False)  # noqa: S501  pods speak plain HTTP
-        self._listener = await _listen(self._app, sock, self._connections)
+        self._listener = await serve(self._app, sock, self._connections)
 
     async def stop(self) -> None:
         """Drop every connection and the socket."""
@@ -121,7 +104,10 @@ class FakeApiServer:
         self._app.cut_watches()
         for connection in list(self._connections.connections):
             connection.transport.abort()
-        await asyncio.gather(*self._connections.tasks, return_exceptions=True)
+        tasks = list(self._connections.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._app.client is not None:
             await self._app.client.aclose()
         self._listener = self._app.client = None

@@ -55,8 +55,6 @@ def _container(container: Object, *, template: bool) -> None:
     for port in container.get("ports") or ():
         _port(port)
     for env in container.get("env") or ():
-        if env.get("value") == "" and "valueFrom" not in env:
-            del env["value"]
         reference = (env.get("valueFrom") or {}).get("fieldRef")
         if reference is not None:
             reference.setdefault("apiVersion", "v1")

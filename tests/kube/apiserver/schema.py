@@ -99,6 +99,13 @@ class Definitions:
             node.type, node.int_or_string = "", True
         elif name.endswith((".JSON", ".FieldsV1", ".RawExtension")):
             node.preserve, node.nullable = True, True
+        elif name.endswith((".JSONSchemaPropsOrArray", ".JSONSchemaPropsOrBool")):
+            # A schema may say true or false where a schema could stand; lists of schemas are not structural.
+            node.type = "object" if name.endswith("Array") else ""
+            node.properties, node.nullable = (
+                self.node(name.removesuffix("OrArray").removesuffix("OrBool")).properties,
+                True,
+            )
         else:
             self._convert(raw, node)
 
@@ -122,7 +129,8 @@ class Definitions:
             kind = next(k for k in kind if k != "null")
         node.type = kind
         node.nullable = True  # Go decodes null as the zero value everywhere
-        node.properties = {name: self._child(child) for name, child in raw.get("properties", {}).items()}
+        # In place: a recursive definition shares the dictionary while it is being filled.
+        node.properties.update({name: self._child(child) for name, child in raw.get("properties", {}).items()})
         if isinstance(raw.get("additionalProperties"), dict):
             node.additional = self._child(raw["additionalProperties"])
         if "items" in raw:

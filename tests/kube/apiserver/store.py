@@ -51,7 +51,7 @@ Listener = Callable[[Change], None]
 class Store:
     """Every object of a cluster, with one monotonic revision over all of them."""
 
-    def __init__(self, history: int = 20_000) -> None:
+    def __init__(self, history: int = 5_000) -> None:
         self.revision = 1
         self._objects: dict[ResourceKey, dict[Name, Stored]] = {}
         self._history: deque[Change] = deque(maxlen=history)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -55,13 +56,13 @@ def fill_defaults(value: Any, node: Node) -> None:
 
 
 def drop_nulls(value: Any, node: Node) -> None:
-    """Remove nulls where a field may not be null, in place: absent and null mean the same there."""
+    """Remove nulls where a custom resource's field may not be null, in place: absent and null mean the same there."""
     if isinstance(value, dict):
         if node.preserve and not node.properties:
             return
         for name in [n for n, v in value.items() if v is None]:
             known = child(node, name)
-            if known is not None and not known.preserve and (not known.nullable or not node.has_default):
+            if known is not None and not known.preserve and not known.nullable:
                 del value[name]
         for name, below in value.items():
             if isinstance(below, dict | list) and (known := child(node, name)) is not None:
@@ -69,6 +70,56 @@ def drop_nulls(value: Any, node: Node) -> None:
     elif isinstance(value, list) and node.items is not None:
         for item in value:
             drop_nulls(item, node.items)
+
+
+_ZERO: dict[str, Callable[[], Any]] = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
+
+# What Go leaves out when it is zero, and what not: the published schemas do not tell pointers from values.
+_LEFT_OUT = {
+    "hostIPC", "hostNetwork", "hostPID", "hostPort", "initialDelaySeconds", "minReadySeconds", "nodePort", "nullable",
+    "paused", "publishNotReadyAddresses", "readOnly", "stdin", "stdinOnce", "tty", "unschedulable",
+}  # fmt: skip
+_KEPT_STRINGS = {"appProtocol", "hostname", "name", "ipFamilyPolicy", "runtimeClassName", "storageClassName", "zone"}
+_KEPT_LISTS = {"rules", "endpoints", "ports", "containers", "addresses", "verbs", "policyTypes"}
+
+
+def as_go_writes(value: Any, node: Node) -> None:
+    """Remove from a built-in object what the server leaves out when it writes it: nulls and most zero values, in place.
+
+    A null in a list is the zero value of its items' type.
+    """
+    if isinstance(value, dict):
+        if node.preserve and not node.properties:
+            return
+        gone = []
+        for name, below in value.items():
+            known = child(node, name)
+            if known is None or (known.preserve and not known.properties):
+                continue
+            if isinstance(below, dict | list):
+                as_go_writes(below, known)
+            if below is None or (not below and name in node.properties and _left_out(name, below, node, known)):
+                gone.append(name)
+        for name in gone:
+            del value[name]
+    elif isinstance(value, list) and node.items is not None:
+        for number, item in enumerate(value):
+            if item is None and node.items.type in _ZERO:
+                value[number] = _ZERO[node.items.type]()
+            elif isinstance(item, dict | list):
+                as_go_writes(item, node.items)
+
+
+def _left_out(name: str, zero: Any, node: Node, known: Node) -> bool:
+    if name in node.required:
+        return False
+    if isinstance(zero, dict):
+        return known.additional is not None
+    if isinstance(zero, list):
+        return name not in _KEPT_LISTS
+    if isinstance(zero, str):
+        return name not in _KEPT_STRINGS and not known.int_or_string
+    return name in _LEFT_OUT
 
 
 def plain_copy(value: Any) -> Any:

@@ -21,7 +21,14 @@ from tests.kube.apiserver.errors import (
 from tests.kube.apiserver.rbac import check_escalation
 from tests.kube.apiserver.resources import Resource
 from tests.kube.apiserver.store import Object, Stored
-from tests.kube.apiserver.structural import canonical_quantities, drop_nulls, fill_defaults, plain_copy, prune
+from tests.kube.apiserver.structural import (
+    as_go_writes,
+    canonical_quantities,
+    drop_nulls,
+    fill_defaults,
+    plain_copy,
+    prune,
+)
 from tests.kube.apiserver.validation import BLOCKING, REQUIRED, TYPE, UNCHECKED, validate
 
 _SYSTEM = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
@@ -211,9 +218,11 @@ def carry_over(resource: Resource, before: Object, obj: Object, ask: Ask) -> Obj
 
 def settle(cluster: Cluster, resource: Resource, before: Object | None, obj: Object, ask: Ask) -> Object:
     """Defaults and canonical forms; allocates what the server allocates."""
-    drop_nulls(obj, resource.schema)
-    fill_defaults(obj, resource.schema)
-    if not resource.custom:
+    if resource.custom:
+        drop_nulls(obj, resource.schema)
+        fill_defaults(obj, resource.schema)
+    else:
+        as_go_writes(obj, resource.schema)
         defaults.fill(resource.kind, obj)
         if resource.kind == "Service":
             _allocate(cluster, before, obj)

@@ -146,7 +146,7 @@ class FakeNode:
             logger.error("the fake node's task %r crashed", task.get_name(), exc_info=error)
 
     def pods(self) -> list[PodInfo]:
-        """The pods on this node, those that end included, by namespace and name."""
+        """The pods on this node, those that end included until their deletion is confirmed, by namespace and name."""
         return sorted(map(_info, self._kubelet.pods.values()), key=lambda each: (each.namespace, each.name))
 
     def kill(

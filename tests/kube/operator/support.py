@@ -249,6 +249,18 @@ class Controller:
                 cwd=ROOT,
             )
 
+    def cpu_seconds(self) -> float:
+        """CPU it has used so far."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rss_megabytes(self) -> int:
+        """Memory it holds now."""
+        assert self._process is not None
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
     async def kill(self) -> None:
         """SIGKILL: no last words."""
         assert self._process is not None

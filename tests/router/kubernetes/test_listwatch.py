@@ -136,10 +136,10 @@ def test_waits_double_up_to_a_cap_and_begin_anew_once_a_watch_has_worked() -> No
     refused = ApiFailure(Cause.CONNECT, "refused")
     waits = [state.failed(refused, 1.0) for _ in range(40)]
     assert waits[:3] == pytest.approx([0.15, 0.3, 0.6])
-    assert max(waits) == pytest.approx(7.5)
+    assert max(waits) == pytest.approx(3.75)
     state.listed(slice_list(ONE), 2.0)
     state.opened(2.0)
-    assert state.failed(refused, 2.1) == pytest.approx(7.5)  # a list alone shows nothing: the watch may be forbidden
+    assert state.failed(refused, 2.1) == pytest.approx(3.75)  # a list alone shows nothing: the watch may be forbidden
     state.opened(3.0)
     state.settled()
     assert (state.failure, state.streak) == (None, 0)

@@ -184,12 +184,12 @@ async def test_an_api_server_that_is_away_is_said_twice_and_its_return_once(capl
         assert (status.healthy, status.known) == (False, True)
         assert status.age == pytest.approx(659.0, abs=1.0)
         assert status.failures["connect"] == status.failures.total() - 1  # type: ignore[attr-defined]
-        assert 50 < status.failures["connect"] < 120
+        assert 120 < status.failures["connect"] < 200
         assert logged(caplog) == ["workers_listed", "discovery_lost", "discovery_stale"]
         assert refused is api.down
         assert len(told) == 1
         api.down, api.slices = None, [TWO]
-        await asyncio.sleep(13.0)
+        await asyncio.sleep(7.0)
         assert list(told[-1]) == URLS[1:]
         assert discovery.status().public()["healthy"] is True
         assert discovery.status().error == ""
@@ -202,11 +202,11 @@ async def test_a_router_that_may_list_but_not_watch_lists_and_says_so(caplog: py
     async with following(api) as (discovery, told):
         await asyncio.sleep(100.0)
         api.slices.append(TWO)
-        await asyncio.sleep(11.0)
+        await asyncio.sleep(6.0)
         assert list(told[-1]) == URLS
         assert discovery.status().healthy
         assert discovery.status().error == "may not watch"
-        assert len(api.lists) < 30
+        assert len(api.lists) < 45
         assert logged(caplog).count("discovery_lost") == 1
 
 
@@ -261,7 +261,7 @@ async def test_expired_positions_list_again_at_once_but_not_in_a_hot_loop() -> N
         api.watch_fails = gone
         api.send(gone)
         await asyncio.sleep(60.0)
-        assert len(api.lists) < 15
+        assert len(api.lists) < 25
         assert discovery.status().healthy
 
 

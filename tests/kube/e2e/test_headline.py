@@ -1,0 +1,85 @@
+"""What the first page promises: helm install, kubectl apply, kubectl wait, a request; and all of it away again.
+
+The controller runs in the pod that the chart describes, with the rights that the chart gives it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.kube.apiserver import FakeApiServer
+from tests.kube.binaries import MISSING, helm_binaries, kubectl_binaries
+from tests.kube.kubectl import Tool
+from tests.kube.kubelet import FakeNode
+from tests.kube.operator.support import ROOT, eventually
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
+
+PAIRS = [
+    pytest.param(helm, kubectl, id=f"{helm.name} {kubectl.name}")
+    for helm, kubectl in zip(helm_binaries(), kubectl_binaries(), strict=True)
+]
+NONE = [pytest.param(None, None, marks=pytest.mark.skip(reason=MISSING), id="none")]
+
+
+def commands() -> list[list[str]]:
+    """The README's commands for Kubernetes."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return [shlex.split(line, comments=True) for line in found[1].splitlines()]
+
+
+@pytest.mark.parametrize(("helm_binary", "kubectl_binary"), PAIRS or NONE)
+async def test_the_readmes_commands(helm_binary: Path, kubectl_binary: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # kubectl's plugin
+    monkeypatch.chdir(ROOT)
+    server = FakeApiServer()
+    await server.start()
+    admin = server.kubeconfig(tmp_path / "admin")
+
+    def kubeconfig(namespace: str, account: str) -> Path:
+        file = tmp_path / f"kubeconfig-{namespace}-{account}"
+        return server.kubeconfig(file, f"system:serviceaccount:{namespace}:{account}")
+
+    helm, kubectl = Tool(helm_binary, admin, tmp_path), Tool(kubectl_binary, admin, tmp_path)
+    printed = {}
+    try:
+        async with FakeNode(server.url, logs=tmp_path / "logs", kubeconfig_for=kubeconfig) as node:
+            for program, *arguments in commands():
+                tool = {"helm": helm, "kubectl": kubectl}[program]
+                printed[" ".join(arguments[:2])] = await tool(*arguments, deadline=120)
+            assert "cache_aware" in printed["get kvc"]
+            for words in ("cache_aware", "rag-worker-", "Ready"):
+                assert words in printed["kvcluster explain"]
+            await _answers(f"http://{node.cluster_ip('default', 'rag-router')}:8000")
+            await kubectl("delete", "kvcluster", "rag")
+
+            async def gone() -> bool:
+                return "rag-" not in await kubectl("get", "pods,services,deployments", "-o", "name")
+
+            await eventually(gone, "nothing of it is left", 60)
+            denied = [each for each in server.requests if each.status == 403]
+            assert denied == [], "the rights that the chart and the operator give suffice"
+            await helm("uninstall", "kvcluster", "-n", "kvcluster-system")
+    finally:
+        await server.stop()
+
+
+async def _answers(url: str) -> None:
+    async def answered() -> bool:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            try:
+                body = {"prompt": "def hello():", "max_tokens": 4}
+                return (await client.post(f"{url}/v1/completions", json=body)).is_success
+            except httpx.ConnectError:
+                return False
+
+    await eventually(answered, "a request is answered")
