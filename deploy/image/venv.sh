@@ -19,9 +19,11 @@ trap 'rm -rf "$copy"' EXIT
 
 packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 find "$packages" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
-# Without torch transformers only makes tokenizers, and needs none of its models' code (34 MB).
+# Sources of compiled modules, and types for checkers: nothing reads them at run time.
+find "$packages" -type f \( -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' \) -delete
+# Without torch transformers only makes tokenizers, and needs none of its models' code (33 MB).
 if [ ! -d "$packages/torch" ]; then
-  find "$packages/transformers/models" -name 'modeling_*.py' -delete -o -name 'modular_*.py' -delete
+  find "$packages/transformers/models" \( -name 'modeling_*.py' -o -name 'modular_*.py' \) -not -path '*/auto/*' -delete
 fi
 
 # The root file system is read-only, so bytecode is written now or never: for what the processes import at their start.

@@ -118,6 +118,22 @@ def test_every_process_starts_from_it(module: str) -> None:
     assert module in ended.stdout
 
 
+@needs_venv
+@pytest.mark.process
+def test_a_tokenizer_that_only_transformers_can_read_is_read_in_it(tmp_path: Path) -> None:
+    for name, there in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
+        (tmp_path / there).write_bytes((ROOT / "kvcache" / "data" / "gpt2" / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    code = (
+        "import sys; from kvcache.tokenizer import load_tokenizer; "
+        "print(load_tokenizer(sys.argv[1]).encode('def hello():') == load_tokenizer('gpt2').encode('def hello():'))"
+    )
+    command = [str(Path(str(VENV)) / "bin" / "python"), "-c", code, str(tmp_path)]
+    environment = {"PATH": os.environ["PATH"], "HOME": "/proc", "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "True", ended.stderr
+
+
 def _port() -> str:
     with bind(0) as listener:
         return str(listener.getsockname()[1])
