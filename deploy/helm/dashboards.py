@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from controller.generated import between
+
 ROOT = Path(__file__).parents[2]
 FLEET = ROOT / "deploy" / "helm" / "kvcluster" / "dashboards" / "fleet.json"
 DOCUMENT = ROOT / "docs" / "dashboards.md"
@@ -59,12 +61,8 @@ def panel_list(dashboard: dict[str, Any]) -> str:
 
 
 def with_panels(document: str) -> str:
-    """The document with the panels of today between its markers."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{DOCUMENT.name} needs the lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{panel_list(load(FLEET))}\n\n{END}{after}"
+    """The document with the panels of today between its markers. Raises `MarkersMissingError`."""
+    return between(document, BEGIN, END, panel_list(load(FLEET)))
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from controller.generated import between
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "kvcluster"
 SCHEMA = CHART / "values.schema.json"
@@ -91,12 +93,8 @@ def table() -> str:
 
 
 def with_table(document: str) -> str:
-    """The document with the table of today between its markers."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{DOCUMENT.name} needs the lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    """The document with the table of today between its markers. Raises `MarkersMissingError`."""
+    return between(document, BEGIN, END, table())
 
 
 def main() -> None:
