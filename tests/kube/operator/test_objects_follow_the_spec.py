@@ -33,6 +33,14 @@ async def test_a_kvcluster_gets_its_objects_and_takes_them_with_it(cluster: Clus
     assert "annotations" not in owner["metadata"]
 
 
+async def test_the_longest_name_there_is(cluster: Cluster):
+    name = "a" * 45
+    await cluster.create(name)
+    await eventually(lambda: cluster.has(OBJECTS, name), "all objects are there")
+    assert len((await cluster.get("services", f"{name}-router-management"))["metadata"]["name"]) == 63
+    await cluster.delete("kvclusters", name)
+
+
 async def test_a_changed_spec_changes_its_objects_and_no_others(cluster: Cluster):
     await cluster.create("rag")
     await cluster.settled("rag")
