@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import orjson
@@ -164,3 +165,13 @@ def test_a_comparison_writes_its_files_and_names_the_winner(tmp_path: Path) -> N
     assert list(summed["strategies"]) == ["round_robin", "cache_aware", "custom"]
     assert summed["ceiling_hit_rate"] == 0.7
     assert comparison.why in " ".join(console.export_text().split())
+
+
+def test_without_matplotlib_a_comparison_lacks_its_picture_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    results, console = [of("round_robin", 4.0, 0), of("cache_aware", 0.1, 64)], Console(record=True, width=140)
+    report(results, tmp_path, console, title_of(results))
+    assert [file.name for file in tmp_path.iterdir()] == ["strategy_comparison_summary.json"]
+    assert "no picture: matplotlib is not installed (pip install 'kvcluster[plot]')" in console.export_text()
