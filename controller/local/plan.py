@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from controller.processes import flags, router_settings, worker_settings
-from controller.spec.model import EngineType, KVCluster
+from controller.spec.model import EngineType, EnvVar, KVCluster
 
 
 class LocalModeError(ValueError):
@@ -87,7 +87,7 @@ def _worker(manifest: KVCluster, index: int, url: str) -> ProcessPlan:
         listeners=(("--fd", url),),
         probe=f"{url}/health",
         grace=spec.workers.drain_seconds,
-        env={variable.name: variable.value for variable in spec.engine.env if variable.value_from is None},
+        env=_environment([*spec.model.env, *spec.engine.env]),
     )
 
 
@@ -102,4 +102,10 @@ def _router(manifest: KVCluster, addresses: Addresses) -> ProcessPlan:
         listeners=(("--fd", addresses.router), ("--management-fd", addresses.management)),
         probe=f"{addresses.management}/ready",
         grace=spec.workers.drain_seconds,
+        env=_environment(spec.model.env),
     )
+
+
+def _environment(env: Iterable[EnvVar]) -> dict[str, str]:
+    """The variables that have a value here; of two the later."""
+    return {variable.name: variable.value for variable in env if variable.value_from is None}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from controller.component import Component
 from controller.objects.config import digest, settings
 from controller.objects.names import CONFIG_HASH, Cluster, Object
 from controller.spec.kubernetes import Placement
+from controller.spec.model import EnvVar
 
 RESTRICTED: Object = {
     "allowPrivilegeEscalation": False,
@@ -119,6 +121,16 @@ def probe(path: str, port: str, *, period: int, failures: int, timeout: int = 2)
         "failureThreshold": failures,
         "timeoutSeconds": timeout,
     }
+
+
+def variables(env: Iterable[EnvVar]) -> list[Object]:
+    """Environment variables as a container has them."""
+    return [
+        {"name": variable.name, "value": variable.value}
+        if variable.value_from is None
+        else {"name": variable.name, "valueFrom": variable.value_from}
+        for variable in env
+    ]
 
 
 def from_pod(name: str, field: str) -> Object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from controller.component import Component
 from controller.objects.names import HTTP, MANAGEMENT, MANAGEMENT_PORT, ROUTER_PORT, Cluster, Object
-from controller.objects.pods import container, probe, resources, template
+from controller.objects.pods import container, probe, resources, template, variables
 
 LAST_WORDS = 10
 """Seconds beyond the drain for a process to end."""
@@ -24,6 +24,7 @@ def deployment(cluster: Cluster) -> Object:
         readinessProbe=probe("/ready", MANAGEMENT, period=2, failures=2),
         livenessProbe=probe("/health", MANAGEMENT, period=10, failures=6, timeout=5),
         startupProbe=probe("/health", MANAGEMENT, period=1, failures=120),
+        **({"env": variables(cluster.spec.model.env)} if cluster.spec.model.env else {}),
         **resources(router),
     )
     return {

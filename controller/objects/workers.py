@@ -15,6 +15,7 @@ from controller.objects.pods import (
     probe,
     resources,
     template,
+    variables,
 )
 from controller.spec.model import EngineType
 
@@ -121,7 +122,7 @@ def _vllm(cluster: Cluster) -> Object:
         image=None,
         pull_policy=None,
         ports={FEED: FEED_PORT},
-        env=[from_pod("AGENT_WORKER_ID", "metadata.name")],
+        env=[from_pod("AGENT_WORKER_ID", "metadata.name"), *variables(spec.model.env)],
         readinessProbe=probe("/health", FEED, period=2, failures=2),
         # A native sidecar (KEP-753) outlives the engine: while that drains, routers want to know of its load.
         restartPolicy="Always",
@@ -170,12 +171,10 @@ def _arguments(cluster: Cluster) -> Object:
 
 
 def _variables(cluster: Cluster) -> list[Object]:
-    return [
-        {"name": variable.name, "value": variable.value}
-        if variable.value_from is None
-        else {"name": variable.name, "valueFrom": variable.value_from}
-        for variable in cluster.spec.engine.env
-    ]
+    """The engine's own variables win over the model's."""
+    own = {variable.name for variable in cluster.spec.engine.env}
+    shared = [variable for variable in cluster.spec.model.env if variable.name not in own]
+    return variables([*shared, *cluster.spec.engine.env])
 
 
 def _further(cluster: Cluster) -> Object:

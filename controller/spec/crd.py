@@ -24,7 +24,7 @@ CHART_FILE = Path("deploy/helm/kvcluster/files/crd.yaml")
 
 Schema = dict[str, Any]
 
-_MAP_LISTS: Mapping[tuple[str, ...], list[str]] = {("spec", "engine", "env"): ["name"]}
+_MAP_LISTS: Mapping[tuple[str, ...], list[str]] = {("spec", part, "env"): ["name"] for part in ("engine", "model")}
 """Lists whose items have a key: two managers can own different items, and a key cannot be given twice."""
 _SET_LISTS = frozenset({("spec", "engine", "imagePullSecrets")})
 

@@ -57,22 +57,6 @@ def _known_profile(name: str) -> str:
 # --- the spec -------------------------------------------------------------------------------------------
 
 
-class Model(SpecModel):
-    """The model that is served."""
-
-    name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
-    """Name under which requests ask for the model; a Hugging Face id or path for `vllm`. Default: the profile's."""
-    tokenizer: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    """`gpt2` (bundled, works offline), a folder with a tokenizer.json, or a Hugging Face id. Default: `gpt2` for the
-    emulator, the model's own for `vllm`."""
-    profile: Annotated[
-        str, AfterValidator(_known_profile), Field(json_schema_extra={"enum": list(PROFILES), "type": "string"})
-    ] = DEFAULT_PROFILE
-    """Model and GPU whose memory and speed the latency estimates (and the emulator) take: see `docs/profiles.md`."""
-    max_model_len: Annotated[int, Field(ge=2, le=10_000_000)] | None = None
-    """Tokens of the longest request, prompt and answer together. Default: the profile's, or what the cache holds."""
-
-
 class EnvVar(SpecModel):
     """An environment variable."""
 
@@ -87,6 +71,30 @@ class EnvVar(SpecModel):
     def _one_source(self) -> EnvVar:
         if self.value and self.value_from is not None:
             raise rule_broken("valueFrom", "cannot be used beside value: remove one of the two")
+        return self
+
+
+class Model(SpecModel):
+    """The model that is served."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Name under which requests ask for the model; a Hugging Face id or path for `vllm`. Default: the profile's."""
+    tokenizer: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """`gpt2` (bundled, works offline), a folder with a tokenizer.json, or a Hugging Face id. Default: `gpt2` for the
+    emulator, the model's own for `vllm`."""
+    profile: Annotated[
+        str, AfterValidator(_known_profile), Field(json_schema_extra={"enum": list(PROFILES), "type": "string"})
+    ] = DEFAULT_PROFILE
+    """Model and GPU whose memory and speed the latency estimates (and the emulator) take: see `docs/profiles.md`."""
+    max_model_len: Annotated[int, Field(ge=2, le=10_000_000)] | None = None
+    """Tokens of the longest request, prompt and answer together. Default: the profile's, or what the cache holds."""
+    env: list[EnvVar] = Field(default_factory=list, max_length=64)
+    """Environment variables of everything that loads the model or its tokenizer, workers and routers alike: a hub's
+    token from a Secret (`HF_TOKEN`), a mirror (`HF_ENDPOINT`)."""
+
+    @model_validator(mode="after")
+    def _env_names_are_unique(self) -> Model:
+        _unique(self.env)
         return self
 
 
@@ -150,9 +158,14 @@ class Engine(SpecModel):
 
     @model_validator(mode="after")
     def _env_names_are_unique(self) -> Engine:
-        if (index := _first_repeated(variable.name for variable in self.env)) is not None:
-            raise rule_broken(f"env[{index}].name", "is given twice: remove one of the two")
+        _unique(self.env)
         return self
+
+
+def _unique(env: Iterable[EnvVar]) -> None:
+    """Raises for a variable that is given twice."""
+    if (index := _first_repeated(variable.name for variable in env)) is not None:
+        raise rule_broken(f"env[{index}].name", "is given twice: remove one of the two")
 
 
 def _first_repeated(values: Iterable[str]) -> int | None:

@@ -29,6 +29,12 @@ def _flag_pattern(flags: Mapping[str, str] | tuple[str, ...]) -> str:
     return f"^({'|'.join(re.escape(flag).replace(chr(92), '') for flag in flags)})(=|$)"
 
 
+_ONE_SOURCE = Rule(
+    "!has(self.valueFrom) || !has(self.value) || size(self.value) == 0",
+    "cannot be used beside value: remove one of the two",
+    ".valueFrom",
+)
+
 RULES: Mapping[Path, tuple[Rule, ...]] = {
     (): (
         Rule(
@@ -79,12 +85,7 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
         ),
         Rule(f"!self.matches('{_flag_pattern(OWNED_FLAGS)}')", "this flag belongs to KVCluster: remove it"),
     ),
-    ("spec", "engine", "env", "[]"): (
-        Rule(
-            "!has(self.valueFrom) || !has(self.value) || size(self.value) == 0",
-            "cannot be used beside value: remove one of the two",
-            ".valueFrom",
-        ),
-    ),
+    ("spec", "engine", "env", "[]"): (_ONE_SOURCE,),
+    ("spec", "model", "env", "[]"): (_ONE_SOURCE,),
 }
 """Where a rule stands in a manifest -> the rules that stand there."""

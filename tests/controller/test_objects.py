@@ -224,6 +224,18 @@ def test_vllm_gets_an_agent_beside_it_and_a_feed_port():
     assert made["ConfigMap/rag-router"]["data"]["ROUTER_TOKENIZER"] == "meta-llama/Llama-3.1-8B"
 
 
+def test_whatever_loads_the_model_or_its_tokenizer_gets_the_models_variables():
+    token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}
+    mirror = {"name": "HF_ENDPOINT", "value": "http://mirror"}
+    made = objects(**{**VLLM, "model": {**VLLM["model"], "env": [token, mirror]}})
+    for component in ("router", "worker"):
+        for container in containers(made[f"Deployment/rag-{component}"]).values():
+            env = {variable["name"]: variable for variable in container["env"]}
+            assert env["HF_ENDPOINT"] == mirror
+            expected = "t" if container["name"] == "worker" else "token"
+            assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"]["key"] == expected, "the engine's own wins"
+
+
 def test_network_policies_let_in_whom_they_name_and_nobody_else():
     made = objects(**EVERYTHING)
     (worker,) = made["NetworkPolicy/rag-worker"]["spec"]["ingress"]
