@@ -147,7 +147,8 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         "enable_kv_cache_events": True,
         "publisher": "zmq",
         "endpoint": f"tcp://*:{EVENTS_PORT}",
-        "replay_endpoint": f"tcp://*:{REPLAY_PORT}",
+        # Always bound, wherever it is (the other binds only with a *, and is for the agent beside it too).
+        "replay_endpoint": f"tcp://127.0.0.1:{REPLAY_PORT}",
         "topic": "",
     }
     return [
