@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +36,9 @@ class TorchModel:
                 f"--generator {name}: the model has {config.vocab_size} tokens, the tokenizer {vocab_size}. "
                 f"Use the model's own: --tokenizer {name}"
             )
+        # transformers calls it `cache` since 5.24; what it called it before is given up in 5.40.
+        forward = inspect.signature(self._model.forward).parameters
+        self._cache = "cache" if "cache" in forward else "past_key_values"
         self.window: int = getattr(config, "max_position_embeddings", 2048)
         self._vocab_size = vocab_size
 
@@ -42,12 +46,12 @@ class TorchModel:
         self, tokens: Sequence[int], past: Any, temperature: float, chance: random.Random, banned: int | None
     ) -> tuple[int, Any]:
         with torch.inference_mode():
-            answer = self._model(input_ids=torch.tensor([list(tokens)]), past_key_values=past, use_cache=True)
+            answer = self._model(input_ids=torch.tensor([list(tokens)]), use_cache=True, **{self._cache: past})
             logits = answer.logits[0, -1, : self._vocab_size].float()
             if banned is not None:
                 logits[banned] = -torch.inf
             if temperature == 0.0:
-                return int(logits.argmax()), answer.past_key_values
+                return int(logits.argmax()), answer[self._cache]
             cumulative = torch.softmax(logits / temperature, dim=-1).cumsum(-1)
             drawn = torch.searchsorted(cumulative, chance.random() * float(cumulative[-1]))
-        return min(int(drawn), self._vocab_size - 1), answer.past_key_values
+        return min(int(drawn), self._vocab_size - 1), answer[self._cache]

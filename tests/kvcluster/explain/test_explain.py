@@ -119,7 +119,7 @@ def test_one_page(explain, api):
     assert {token for _, _, token in api.asked} == {"Bearer secret"}
     selectors = [query["labelSelector"][0] for path, query, _ in api.asked if path == f"{CORE}/pods"]
     assert selectors == [
-        "app.kubernetes.io/name=kvcluster,app.kubernetes.io/instance=rag,app.kubernetes.io/component in (worker,router)"
+        "app.kubernetes.io/name=kvcluster,app.kubernetes.io/instance=rag,app.kubernetes.io/component in (router,worker)"
     ]
     assert len(api.asked) == 8
 
