@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kube.apiserver.fieldsets import decode, encode, fields_of
@@ -63,6 +63,7 @@ def contains(live: Any, wanted: Any) -> bool:
     return bool(live == wanted)
 
 
+@settings(deadline=None)
 @given(steps)
 def test_what_is_applied_is_there_and_owned(sequence: list[tuple[str, Object]]) -> None:
     live: Object | None = None
@@ -73,6 +74,7 @@ def test_what_is_applied_is_there_and_owned(sequence: list[tuple[str, Object]]) 
         assert (entry.fields if entry else set()) == fields_of(applied(spec), NODE)
 
 
+@settings(deadline=None)
 @given(steps)
 def test_every_field_there_has_an_owner_and_every_owned_field_is_there(sequence: list[tuple[str, Object]]) -> None:
     live: Object | None = None
@@ -84,6 +86,7 @@ def test_every_field_there_has_an_owner_and_every_owned_field_is_there(sequence:
     assert there <= claimed
 
 
+@settings(deadline=None)
 @given(steps)
 def test_applying_again_changes_nothing(sequence: list[tuple[str, Object]]) -> None:
     live: Object | None = None
@@ -93,6 +96,7 @@ def test_applying_again_changes_nothing(sequence: list[tuple[str, Object]]) -> N
     assert step(live, manager, spec) == live
 
 
+@settings(deadline=None)
 @given(steps)
 def test_nothing_is_left_when_everybody_lets_go(sequence: list[tuple[str, Object]]) -> None:
     live: Object | None = None
@@ -104,6 +108,7 @@ def test_nothing_is_left_when_everybody_lets_go(sequence: list[tuple[str, Object
     assert live["spec"] == {}
 
 
+@settings(deadline=None)
 @given(specs)
 def test_field_sets_survive_being_written(spec: Object) -> None:
     fields = fields_of(applied(spec), NODE)
