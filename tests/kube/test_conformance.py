@@ -278,6 +278,24 @@ async def test_defaults_of_a_service_and_its_address_that_stays(client: httpx.As
     assert ok(await client.post(services, json=headless), 201)["spec"]["clusterIP"] == "None"
 
 
+async def test_a_service_can_change_its_type(client: httpx.AsyncClient, ns: str) -> None:
+    path = f"/api/v1/namespaces/{ns}/services/s"
+
+    def service(kind: str) -> dict[str, Any]:
+        spec = {"type": kind, "selector": {"a": "b"}, "ports": [{"name": "http", "port": 80}]}
+        return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": spec}
+
+    exposed = ok(await apply(client, path, service("NodePort")), 201)["spec"]
+    assert exposed["ports"][0]["nodePort"] >= 30000
+    assert exposed["externalTrafficPolicy"] == "Cluster"
+    inside = ok(await apply(client, path, service("ClusterIP")))["spec"]
+    assert "nodePort" not in inside["ports"][0]
+    assert "externalTrafficPolicy" not in inside
+    assert inside["clusterIP"] == exposed["clusterIP"]
+    balanced = ok(await apply(client, path, service("LoadBalancer")))["spec"]
+    assert balanced["allocateLoadBalancerNodePorts"] is True
+
+
 async def test_zero_values_are_left_out(client: httpx.AsyncClient, ns: str) -> None:
     body = {
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "labels": {}, "annotations": None},
