@@ -30,10 +30,13 @@ class Tool:
     kubeconfig: Path
     home: Path
 
-    async def run(self, *arguments: str, stdin: str = "", deadline: float = 60.0) -> Ran:
+    async def run(
+        self, *arguments: str, stdin: str = "", deadline: float = 60.0, env: dict[str, str] | None = None
+    ) -> Ran:
         # The server is local: no proxy of the environment may come between.
         environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
         environment |= {"KUBECONFIG": str(self.kubeconfig), "HOME": str(self.home), "KUBECTL_KUBERC": "false"}
+        environment |= env or {}
         process = await asyncio.create_subprocess_exec(
             self.binary, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, env=environment,

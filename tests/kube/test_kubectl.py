@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.kube.apiserver import FakeApiServer
 from tests.kube.binaries import kubectl_binaries
 from tests.kube.kubectl import Tool, parameters
 from tests.kube.samples import config_map, deployment, pod, widget, widget_definition
+from tests.processes import eventually
 
 pytestmark = pytest.mark.process
 
@@ -137,6 +139,23 @@ async def test_edits_labels_and_restarts(kubectl: Tool) -> None:
     assert obj["spec"]["replicas"] == 3
     assert obj["metadata"]["generation"] == 5
     assert await kubectl("get", "wd", "a", "-o", "jsonpath={.spec.mode} {.metadata.annotations.note}") == "slow here"
+
+
+async def test_edit(kubectl: Tool) -> None:
+    await kubectl.apply(widget())
+    ran = await kubectl.run("edit", "wd", "a", env={"KUBE_EDITOR": "sed -i s/fast/slow/"})
+    assert "edited" in ran.out, ran.err
+    assert await kubectl("get", "wd", "a", "-o", "jsonpath={.spec.mode}") == "slow"
+
+
+async def test_get_follows_changes(kubectl: Tool, fake: FakeApiServer) -> None:
+    await kubectl.apply(widget())
+    following = asyncio.create_task(kubectl.run("get", "wd", "-w"))
+    await eventually(lambda: any((r.verb, r.resource) == ("watch", "widgets") for r in fake.requests))
+    await kubectl("scale", "wd/a", "--replicas=7")
+    fake.faults.refuse(True)  # kubectl's watch ends, and it does not come back
+    rows = (await following).out.splitlines()
+    assert [row.split()[2] for row in rows] == ["WORKERS", "2", "7"]
 
 
 async def test_diff_shows_what_apply_would_do(kubectl: Tool) -> None:

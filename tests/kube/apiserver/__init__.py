@@ -6,7 +6,8 @@
     ...
     await api.stop()
 
-It runs on the test's event loop. `tests/kube/test_conformance.py` holds it to what a real server does.
+It runs on the test's event loop. Run kopf on another one (a thread's) or in a process: a kopf operator that stops
+cancels every task of its loop, this server's too. `tests/kube/test_conformance.py` holds it to what a real server does.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class FakeApiServer:
     ) -> None:  # fmt: skip
         self._port = port
         self._cluster = Cluster(definitions(), clock, service_network)
-        self._garbage = GarbageCollector(self._cluster)
         self._app = App(self._cluster, bookmark_seconds, self._drop)
+        self._garbage = GarbageCollector(self._cluster, self._app.crashes.append)
         self._connections = ServerState()
         self._listener: asyncio.Server | None = None
         self._seeded = False

@@ -77,7 +77,7 @@ def compare(old: Any, new: Any, node: Node) -> tuple[Fields, Fields]:
     changed: Fields = set()
     removed: Fields = set()
     _compare(old, new, node, (), changed, removed)
-    return changed - _UNOWNED, removed - _UNOWNED
+    return changed - _UNOWNED, removed - _UNOWNED - changed
 
 
 def _compare(old: Any, new: Any, node: Node, path: Field, changed: Fields, removed: Fields) -> None:
@@ -92,6 +92,8 @@ def _compare(old: Any, new: Any, node: Node, path: Field, changed: Fields, remov
                     _compare(old[name], below, known, where, changed, removed)  # type: ignore[arg-type]
                 else:
                     _all_of(below, known, where, changed, True)
+                    if is_granular(old[name], known):
+                        _collect(old[name], known, where, removed)  # type: ignore[arg-type]
         for name in old:
             if name not in new:
                 _all_of(old[name], child(node, name), (*path, f"f:{name}"), removed, False)

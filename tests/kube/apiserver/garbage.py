@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from tests.kube.apiserver.cluster import CRDS, NAMESPACES, Cluster
@@ -22,8 +23,9 @@ def _owners(stored: Stored | None) -> set[str]:
 class GarbageCollector:
     """Follows every change; acts on the event loop, after the request that caused it is answered."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, on_crash: Callable[[Exception], None]) -> None:
         self._cluster = cluster
+        self._on_crash = on_crash
         self._dependents: dict[str, set[Place]] = {}
         self._alive: dict[str, Place] = {}
         self._work: deque[Place] = deque()
@@ -74,8 +76,12 @@ class GarbageCollector:
             key, name = self._work.popleft()
             stored = self._cluster.store.get(key, name)
             resource = self._resource(stored)
-            if stored is not None and resource is not None:
+            if stored is None or resource is None:
+                continue
+            try:
                 self._visit(resource, name, stored)
+            except Exception as error:  # noqa: BLE001  nobody waits for this: `FakeApiServer.stop` raises it
+                self._on_crash(error)
 
     def _resource(self, stored: Stored | None) -> Resource | None:
         return self._cluster.resource_of(stored.obj["apiVersion"], stored.obj["kind"]) if stored else None

@@ -77,7 +77,8 @@ _ZERO: dict[str, Callable[[], Any]] = {"object": dict, "array": list, "string": 
 # What Go leaves out when it is zero, and what not: the published schemas do not tell pointers from values.
 _LEFT_OUT = {
     "hostIPC", "hostNetwork", "hostPID", "hostPort", "initialDelaySeconds", "minReadySeconds", "nodePort", "nullable",
-    "paused", "publishNotReadyAddresses", "readOnly", "stdin", "stdinOnce", "tty", "unschedulable",
+    "paused",
+    "preserveUnknownFields", "publishNotReadyAddresses", "readOnly", "stdin", "stdinOnce", "tty", "unschedulable",
 }  # fmt: skip
 _KEPT_STRINGS = {"appProtocol", "hostname", "name", "ipFamilyPolicy", "runtimeClassName", "storageClassName", "zone"}
 _KEPT_LISTS = {"rules", "endpoints", "ports", "containers", "addresses", "verbs", "policyTypes"}

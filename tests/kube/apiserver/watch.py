@@ -63,7 +63,7 @@ class Watch:
         self.was_cut = False
 
     def cut(self) -> None:
-        """End without an end of the body."""
+        """End without an end of the body; what happened before is still told."""
         self.was_cut = self._ending = True
         self._wake.set()
 
@@ -130,7 +130,7 @@ class Watch:
     async def _until(self, end: float, loop: asyncio.AbstractEventLoop) -> AsyncIterator[bytes]:
         next_bookmark = loop.time() + self._bookmark_seconds
         while True:
-            if self._pending and not self.was_cut:
+            if self._pending:
                 chunk = b"".join(self._line(change) for change in self._pending)
                 self._pending.clear()
                 if chunk:

@@ -242,7 +242,15 @@ def _allocate(cluster: Cluster, before: Object | None, obj: Object) -> None:
     if not spec.get("clusterIP"):
         spec["clusterIP"] = old.get("clusterIP") or cluster.free_cluster_ip()
     spec["clusterIPs"] = [spec["clusterIP"]]
-    if spec["type"] in ("NodePort", "LoadBalancer"):
+    exposed = ("NodePort", "LoadBalancer")
+    if old.get("type") in exposed and spec["type"] not in exposed:
+        # What the server once filled in for the old type goes with it.
+        spec.pop("externalTrafficPolicy", None)
+        for port in spec.get("ports") or ():
+            port.pop("nodePort", None)
+    if spec["type"] != "LoadBalancer":
+        spec.pop("allocateLoadBalancerNodePorts", None)
+    if spec["type"] in exposed:
         known = {port.get("port"): port.get("nodePort") for port in old.get("ports") or ()}
         for port in spec.get("ports") or ():
             if not port.get("nodePort"):
