@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -13,6 +14,10 @@ from controller.kube.kinds import Kind, kind_of
 from controller.objects.names import FIELD_MANAGER, Object
 
 TIMEOUT = 10.0
+RETRIES = (0.1, 0.4)
+"""Seconds before a request that the server was too busy for, or stumbled over, is sent again; then the caller waits."""
+LONGEST_WAIT = 2.0
+"""Seconds. A server that asks for more (Retry-After) is left alone, and the caller told."""
 PAGE = 500
 
 APPLY, MERGE, JSON = "application/apply-patch+yaml", "application/merge-patch+json", "application/json"
@@ -126,6 +131,21 @@ class KubeClient:
         query: Mapping[str, str] | None = None,
         body: Object | None = None,
         content_type: str = JSON,
+    ) -> Object:
+        for wait in RETRIES:
+            try:
+                return await self._send(method, path, query, body, content_type)
+            except ApiError as error:
+                asked = error.retry_after or 0.0
+                # What failed within the server may have been done all the same: only what can be done twice is.
+                again = error.status == 429 or (error.status >= 500 and method != "POST")
+                if not again or asked > LONGEST_WAIT:
+                    raise
+                await asyncio.sleep(max(wait, asked))
+        return await self._send(method, path, query, body, content_type)
+
+    async def _send(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Object | None, content_type: str
     ) -> Object:
         headers = {"Accept": JSON, "Content-Type": content_type}
         try:

@@ -18,11 +18,15 @@ FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 
 
 class RetryLater(Exception):
-    """Raised by a handler that could not finish; `after` seconds at least, where the server said so."""
+    """Raised by a handler that could not finish; `after` seconds at least, where the server said so.
 
-    def __init__(self, why: str, after: float | None = None) -> None:
+    `progress`: it got further than before, so the time between tries begins anew.
+    """
+
+    def __init__(self, why: str, after: float | None = None, *, progress: bool = False) -> None:
         super().__init__(why)
         self.after = after
+        self.progress = progress
 
 
 def backoff(failures: int, rng: random.Random) -> float:
@@ -98,7 +102,7 @@ class WorkQueue:
         try:
             again = await self._handler(key)
         except RetryLater as error:
-            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            failures = self._failures[key] = 1 if error.progress else self._failures.get(key, 0) + 1
             delay = max(backoff(failures, self._rng), error.after or 0.0)
             event(logger, logging.WARNING, "reconcile_again", cluster="/".join(key), after=delay, why=str(error))
             self.add(key, delay)

@@ -81,8 +81,8 @@ class Reconciler:
             outcome = await self._writer.carry_out(todo, cluster)
             problems += [*outcome.problems, *_obstacles(todo)]
         settled = await self._report(key, body, cluster, problems)
-        if outcome.postponed is not None:
-            raise outcome.postponed
+        if (error := outcome.postponed) is not None:
+            raise RetryLater(str(error), error.retry_after, progress=outcome.done > 0)
         kinds = {problem.kind for problem in problems}
         if ProblemKind.APPLY_FAILED in kinds:
             raise RetryLater("; ".join(f"{problem.object}: {problem.message}" for problem in problems))

@@ -30,6 +30,8 @@ class Outcome:
     """What the server refused for good, and names that are taken."""
     postponed: ApiError | None = None
     """The first failure that may pass by itself."""
+    done: int = 0
+    """Objects that were written or deleted."""
 
     def note(self, problem: Problem | None) -> None:
         if problem is not None:
@@ -40,6 +42,7 @@ class Outcome:
         """What goes wrong within is about this object. Raises the `ApiError` of a server that cannot be reached."""
         try:
             yield
+            self.done += 1
         except ApiError as error:
             if error.status == 0:
                 raise

@@ -106,6 +106,19 @@ async def test_failures_are_tried_again_ever_later_and_do_not_hold_up_others():
     assert others.calls == [(0.0, B)]
 
 
+async def test_whoever_gets_further_does_not_wait_longer():
+    moments: list[float] = []
+
+    async def handler(key: Key) -> float | None:
+        moments.append(asyncio.get_running_loop().time())
+        raise RetryLater("one more was done", progress=True)
+
+    async with running(handler) as queue:
+        queue.add(A)
+        await asyncio.sleep(10)
+    assert max(later - earlier for earlier, later in itertools.pairwise(moments)) <= 0.5
+
+
 async def test_a_server_that_says_when_is_believed():
     moments: list[float] = []
 
