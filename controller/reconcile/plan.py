@@ -22,6 +22,8 @@ class Plan:
     delete: tuple[Object, ...] = ()
     conflicts: tuple[tuple[Ref, str], ...] = ()
     """(object, whose it is) for names of ours that are taken."""
+    create: bool = False
+    """Whether an object of `apply` does not exist, as far as is known."""
     missing: tuple[Ref, ...] = ()
     """Objects that are wanted, but whose kind the cluster does not have."""
 
@@ -50,7 +52,13 @@ def plan(
     for ref, current in live.items():
         if ref.kind in OWNED and ref not in wanted and foreign_owner(current, uid) is None and not leaving(current):
             work.delete.append(current)
-    return Plan(tuple(work.apply), tuple(work.delete), tuple(work.conflicts), tuple(work.missing))
+    return Plan(
+        apply=tuple(work.apply),
+        delete=tuple(work.delete),
+        conflicts=tuple(work.conflicts),
+        create=any(ref_of(manifest) not in live for manifest in work.apply),
+        missing=tuple(work.missing),
+    )
 
 
 @dataclass(slots=True)

@@ -73,11 +73,13 @@ class Reconciler:
         except ApiError as error:
             raise RetryLater(str(error), error.retry_after) from None
 
-    async def _look(self, key: Key, body: Object) -> float:
+    async def _look(self, key: Key, body: Object) -> float | None:
         cluster, problems = self._read(body)
         outcome = Outcome()
         if cluster is not None:
             todo = await self._plan(key, cluster)
+            if todo.create and not await self._still_there(key, body):
+                return None
             outcome = await self._writer.carry_out(todo, cluster)
             problems += [*outcome.problems, *_obstacles(todo)]
         settled = await self._report(key, body, cluster, problems)
@@ -103,6 +105,16 @@ class Reconciler:
         absent = await self._apis.absent({kind_of(manifest) for manifest in desired})
         live = {ref: item for ref, item in self._inventory.owned(key) if ref.kind != POD}
         return plan(cluster.uid, desired, live, self._writer.written, absent)
+
+    async def _still_there(self, key: Key, body: Object) -> bool:
+        """Whether the KVCluster exists as we know it: its objects may have gone because it has, and the watches of the
+        two are not told in order. Nothing is made for a KVCluster that is gone."""
+        found = await self._client.get(KVCLUSTER, *key)
+        if found is not None:
+            self._inventory.put(KVCLUSTER, found)
+            return bool(found["metadata"]["uid"] == body["metadata"]["uid"] and not leaving(found))
+        self._inventory.drop(KVCLUSTER, body)
+        return False
 
     async def _report(self, key: Key, body: Object, cluster: Cluster | None, problems: list[Problem]) -> bool:
         """Writes the status and tells of what changed in it; whether things are as they should be."""

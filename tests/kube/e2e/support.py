@@ -100,8 +100,8 @@ class World:
         await self.api.patch("deployments", f"{name}-{component}", patch)
 
     async def under_load(self, *disturbances: Callable[[], Awaitable[None]], name: str = "rag") -> list[Record]:
-        """Requests flow from before the first disturbance until after the last; those that failed."""
-        failed: list[Record] = []
+        """Requests flow from before the first disturbance until after the last; what became of each."""
+        records: list[Record] = []
         done = asyncio.Event()
 
         async def traffic() -> None:
@@ -110,7 +110,7 @@ class World:
                 workload = build_workload(WorkloadSpec("rag", seed=seed, limit=48, rate=RATE))
                 driven = await drive(self.url(name), workload, LoadOptions(speed=SPEED, timeout=60), _silent)
                 assert len(driven.records) == workload.count
-                failed.extend(record for record in driven.records if record.error is not None)
+                records.extend(driven.records)
                 if done.is_set():
                     return
 
@@ -121,4 +121,9 @@ class World:
         finally:
             done.set()
         await flowing
-        return failed
+        return records
+
+
+def failures(records: list[Record]) -> list[str]:
+    """What went wrong, of the requests that failed."""
+    return [record.error for record in records if record.error is not None]

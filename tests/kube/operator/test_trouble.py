@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -16,8 +17,8 @@ SPECS = {
 }
 
 
-async def converged(cluster: Cluster, *names: str) -> None:
-    """Every cluster has exactly its objects, and nothing belongs to one that is gone."""
+async def converged(cluster: Cluster, *names: str, deleted: tuple[str, str] | None = None) -> None:
+    """Every cluster has its objects, each made once (but for one that was `deleted`); none of one that is gone."""
     for name in names:
         await eventually(lambda name=name: cluster.has(OBJECTS, name), f"{name} is complete", 60)
         await cluster.settled(name, 60)
@@ -27,6 +28,12 @@ async def converged(cluster: Cluster, *names: str) -> None:
         return await cluster.owners() <= uids
 
     await eventually(no_orphans, "nothing belongs to a cluster that is gone", 30)
+    made = Counter(
+        (each.resource, each.name)
+        for each in cluster.server.requests
+        if each.user == cluster.operator and each.verb == "patch" and each.status == 201
+    )
+    assert [name for name, times in made.items() if times > 1 and name != deleted] == [], "made twice"
 
 
 @pytest.mark.parametrize("writes", [1, 3, 7, 12, 14])
@@ -71,7 +78,7 @@ async def test_the_api_server_is_restarted(cluster: Cluster):
     await cluster.server.start()
     await cluster.create("chat")
     await cluster.delete("services", "rag-worker")
-    await converged(cluster, "rag", "chat")
+    await converged(cluster, "rag", "chat", deleted=("services", "rag-worker"))
 
 
 async def test_the_watches_are_cut_and_their_history_is_gone(cluster: Cluster):
