@@ -77,7 +77,17 @@ class Operator:
         while unlisted:
             await asyncio.sleep(wait)
             unlisted, wait = await self._relist(unlisted), min(2 * wait, LONGEST_RELIST_RETRY)
-        self._tasks = [asyncio.create_task(self.queue.run()), asyncio.create_task(self._keep_relisting())]
+        self._tasks = [
+            asyncio.create_task(self.queue.run(), name="queue"),
+            asyncio.create_task(self._keep_relisting(), name="relist"),
+        ]
+
+    def check(self) -> None:
+        """Raises `RuntimeError` when it no longer looks after anything, though the process lives."""
+        for task in self._tasks:
+            if task.done():
+                why = "it was cancelled" if task.cancelled() else repr(task.exception())
+                raise RuntimeError(f"the task {task.get_name()} has ended: {why}")
 
     async def stop(self) -> None:
         """Leaves everything as it is."""
@@ -149,6 +159,14 @@ def registry(operator: Operator, stop: asyncio.Event) -> kopf.OperatorRegistry:
     async def cleanup(**_: Any) -> None:
         await operator.stop()
         stop.set()  # whoever still waits for it keeps kopf from ending for 5 s after a signal
+
+    @kopf.on.probe(registry=handlers, id="looking")
+    async def probe(**_: Any) -> bool:
+        try:
+            operator.check()
+        except RuntimeError as error:
+            raise kopf.PermanentError(str(error)) from error  # /healthz answers 500, and the pod is started again
+        return True
 
     @kopf.on.login(registry=handlers)
     def login(**arguments: Any) -> kopf.ConnectionInfo | None:
