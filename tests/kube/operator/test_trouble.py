@@ -131,7 +131,7 @@ async def test_idle_clusters_cost_no_writes(cluster: Cluster):
     await converged(cluster, *names)
     await asyncio.sleep(2.0)  # whatever is still on its way
     before = len(cluster.server.requests)
-    await asyncio.sleep(10.0)
+    await asyncio.sleep(6.0)
     requests = [request for request in cluster.server.requests[before:] if request.user == cluster.operator]
     assert [request for request in requests if request.verb not in ("get", "list", "watch")] == []
     assert len(requests) <= 13, "the watches may be renewed once; nothing is polled"
