@@ -94,7 +94,7 @@ def test_what_pods_run_exists(module: str) -> None:
 
 VENV = os.environ.get("KVCLUSTER_IMAGE_VENV")
 needs_venv = pytest.mark.skipif(
-    VENV is None, reason="KVCLUSTER_IMAGE_VENV names no environment (deploy/image/venv.sh makes one)"
+    not VENV, reason="KVCLUSTER_IMAGE_VENV names no environment (deploy/image/venv.sh makes one)"
 )
 
 
