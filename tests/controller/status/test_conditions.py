@@ -11,15 +11,12 @@ from tests.controller.status.support import (
     ROUTERS,
     WORKERS,
     ago,
-    ailing,
     conditions,
-    container,
     deployment,
     observed,
     pod,
     reasons,
     report,
-    waiting,
 )
 
 WELL = {
@@ -99,181 +96,6 @@ def test_routers_without_workers_wait_for_them():
     assert found["Ready"]["message"] == (
         "Requests are not answered: 0 of 4 workers are ready. Pod rag-worker-0: runs, not ready."
     )
-
-
-# --- what pods suffer from ---
-
-PULL = 'rpc error: code = NotFound desc = failed to pull and unpack image "registry.example/kvcluster:9": not found'
-CRASHED = {"terminated": {"exitCode": 3, "reason": "Error", "finishedAt": ago(seconds=20)}}
-OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": ago(seconds=20)}}
-KILLED = {"terminated": {"exitCode": 139, "reason": "Error", "finishedAt": ago(seconds=20)}}
-UNSCHEDULABLE = [
-    {
-        "type": "PodScheduled",
-        "status": "False",
-        "reason": "Unschedulable",
-        "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
-    }
-]
-
-AILMENTS = {
-    "pull": (
-        {"containerStatuses": waiting("ErrImagePull", PULL)},
-        "ImagePullFailed",
-        ["Pod rag-worker-x cannot pull image registry.example/kvcluster:9: rpc error", "not found.", "Check the image"],
-    ),
-    "pull, from 1.31 on": (
-        {
-            "containerStatuses": waiting(
-                "ImagePullBackOff", f'Back-off pulling image "registry.example/kvcluster:9": ErrImagePull: {PULL}'
-            )
-        },
-        "ImagePullFailed",
-        [f"image registry.example/kvcluster:9: {PULL}. Check"],
-    ),
-    "pull, no cause given": (
-        {"containerStatuses": waiting("ImagePullBackOff", 'Back-off pulling image "registry.example/kvcluster:9"')},
-        "ImagePullFailed",
-        ["cannot pull image registry.example/kvcluster:9. Check"],
-    ),
-    "name": (
-        {"containerStatuses": waiting("InvalidImageName")},
-        "ImagePullFailed",
-        ["cannot pull image registry.example/kvcluster:9 (InvalidImageName). Check"],
-    ),
-    "initial container": (
-        {"initContainerStatuses": waiting("ErrImageNeverPull", "it is not present")},
-        "ImagePullFailed",
-        ["it is not present."],
-    ),
-    "config": (
-        {"containerStatuses": waiting("CreateContainerConfigError", 'configmap "rag-worker" not found')},
-        "CannotStart",
-        ['Container worker of pod rag-worker-x cannot start (CreateContainerConfigError): configmap "rag-worker" not'],
-    ),
-    "crash": (
-        {"containerStatuses": waiting("CrashLoopBackOff", "back-off 40s", restartCount=4, lastState=CRASHED)},
-        "CrashLooping",
-        [
-            "Container worker of pod rag-worker-x keeps ending: last time with exit code 3.",
-            "kubectl logs -n ns rag-worker-x -c worker --previous",
-        ],
-    ),
-    "crash, between two": (
-        {"containerStatuses": [container(state={"running": {}}, restartCount=2, lastState=KILLED)]},
-        "CrashLooping",
-        ["last time with exit code 139 (SIGSEGV)."],
-    ),
-    "crash, right after": (
-        {"containerStatuses": [container(state=CRASHED, restartCount=1)]},
-        "CrashLooping",
-        ["exit code 3"],
-    ),
-    "memory": (
-        {"containerStatuses": waiting("CrashLoopBackOff", restartCount=4, lastState=OOM)},
-        "CrashLooping",
-        ["OOMKilled, exit code 137", "Raise its memory limit"],
-    ),
-    "no node": (
-        {"phase": "Pending", "conditions": UNSCHEDULABLE},
-        "Unschedulable",
-        ["No node takes pod rag-worker-x: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "spec.workers"],
-    ),
-}
-
-
-@pytest.mark.parametrize("ailment", AILMENTS)
-def test_what_a_pod_suffers_from_is_told_with_its_name(ailment):
-    status, reason, words = AILMENTS[ailment]
-    few, none = (ailing(pod("rag-worker-x", ready=False, **status), ready=ready) for ready in (3, 0))
-    assert reasons(few)["Degraded"] == f"True/{reason}"
-    assert reasons(few)["WorkersAvailable"] == "True/SomeReady"
-    assert reasons(few)["Ready"] == "True/Serving"
-    assert reasons(none)["WorkersAvailable"] == reasons(none)["Ready"] == f"False/{reason}"
-    for message in (
-        conditions(few)["Degraded"]["message"],
-        conditions(few)["WorkersAvailable"]["message"],
-        conditions(none)["Ready"]["message"],
-    ):
-        assert all(word in message for word in words), message
-        assert "rag-worker-x" in message
-
-
-def test_the_kubelets_best_explanation_is_kept_while_its_messages_alternate():
-    sick = {
-        reason: ailing(pod("rag-worker-x", ready=False, containerStatuses=waiting(reason, said)))
-        for reason, said in (("ErrImagePull", PULL), ("ImagePullBackOff", "Back-off pulling image"))
-    }
-    first = conditions(sick["ErrImagePull"])
-    again = conditions(sick["ImagePullBackOff"], {"conditions": list(first.values())})
-    assert again == first
-
-
-@pytest.mark.parametrize(
-    ("status", "why"),
-    [
-        ({"containerStatuses": [container(state={"running": {}}, restartCount=1, lastState=CRASHED)]}, "ended once"),
-        (
-            {
-                "containerStatuses": [
-                    container(
-                        state={"running": {}},
-                        restartCount=5,
-                        lastState={"terminated": {"exitCode": 1, "finishedAt": ago(minutes=11)}},
-                    )
-                ]
-            },
-            "long ago",
-        ),
-        ({"containerStatuses": waiting("ContainerCreating")}, "starting"),
-    ],
-)
-def test_no_crash_loop(status, why):
-    assert reasons(ailing(pod("rag-worker-x", ready=False, **status)))["Degraded"] == "False/AsExpected", why
-
-
-@pytest.mark.parametrize(("seconds", "expected"), [(59, "True/CrashLooping"), (60, "False/AsExpected")])
-def test_a_loop_is_over_once_the_pod_has_been_ready_for_a_minute(seconds, expected):
-    status = [container(state={"running": {}}, restartCount=3, lastState=CRASHED)]
-    seen = observed(
-        pods=(*WORKERS[:3], pod("rag-worker-x", since=ago(seconds=seconds), containerStatuses=status), *ROUTERS)
-    )
-    assert reasons(seen)["Degraded"] == expected
-    assert reasons(seen)["WorkersAvailable"] == "True/AllReady"
-
-
-@pytest.mark.parametrize(
-    ("said", "reason"),
-    [
-        ('pods "rag-worker-x" is forbidden: exceeded quota: gpus, requested: nvidia.com/gpu=1', "QuotaExceeded"),
-        ('pods "rag-worker-x" is forbidden: violates PodSecurity "restricted:latest"', "CreateRefused"),
-    ],
-)
-def test_pods_that_are_refused(said, reason):
-    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": said}
-    seen = ailing(ready=1, conditions=[failure])
-    assert reasons(seen)["WorkersAvailable"] == f"False/{reason}"
-    assert reasons(seen)["Degraded"] == f"True/{reason}"
-    assert said in conditions(seen)["Degraded"]["message"]
-
-
-def test_the_gravest_comes_first_and_the_rest_is_named():
-    seen = ailing(
-        pod("rag-worker-a", ready=False, phase="Pending", conditions=UNSCHEDULABLE),
-        pod("rag-worker-b", ready=False, containerStatuses=waiting("ErrImagePull", PULL)),
-        pod("rag-worker-c", ready=False, containerStatuses=waiting("ErrImagePull", PULL)),
-        ready=1,
-    )
-    degraded = conditions(seen)["Degraded"]
-    assert degraded["reason"] == "ImagePullFailed"
-    assert degraded["message"].endswith("And 1 more. Besides: Unschedulable.")
-
-
-def test_pods_that_are_over_or_being_deleted_suffer_from_nothing():
-    sick = pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", PULL))
-    sick["metadata"]["deletionTimestamp"] = ago(seconds=1)
-    evicted = pod("rag-worker-y", ready=False, containerStatuses=waiting("ErrImagePull", PULL), phase="Failed")
-    assert reasons(ailing(sick, evicted))["Degraded"] == "False/AsExpected"
 
 
 # --- problems of the controller ---
