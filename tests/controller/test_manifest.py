@@ -208,3 +208,13 @@ def test_fields_only_a_cluster_honours_are_found_where_they_are_set():
     assert cluster_only_in(manifest) == [
         *("spec.workers.nodeSelector", "spec.router.resources", "spec.router.replicas"),
     ]
+
+
+def test_variables_from_a_cluster_are_named_as_what_only_a_cluster_honours():
+    spec = "  engine: {env: [{name: A, value: b}, {name: TOKEN, valueFrom: {secretKeyRef: {name: s, key: k}}}]}"
+    assert cluster_only_in(parsed(spec)) == ["spec.engine.env[1].valueFrom"]
+
+
+def test_what_only_a_cluster_honours_is_named_whole():
+    found = cluster_only_in(load_manifest(EXAMPLES / "autoscaled.yaml"))
+    assert "spec.autoscaling" in found
