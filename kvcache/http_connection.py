@@ -29,7 +29,9 @@ from kvcache.logs import event
 logger = logging.getLogger(__name__)
 
 LAME_DUCK = 0.25
-"""Seconds an idle connection stays open at shutdown, so that a request already on its way is answered."""
+"""Seconds an idle connection stays open at shutdown, so that a request already on its way is answered; and for as long
+after the last request that came on any of them: a client that goes on sending takes its idle connections one by one,
+and each is told `Connection: close`."""
 LINGER = 2.0
 """Seconds a refused connection is still read (and thrown away): closing it with unread bytes would reset it, and
 the client might never see the answer that says why."""
@@ -68,7 +70,9 @@ class ServingState(ServerState):
         self.draining = False
         """Every answer whose head has not gone out says `Connection: close`."""
         self.stopping = False
-        """No new connection is accepted, and one that becomes idle is closed."""
+        """No new connection is accepted."""
+        self.arrived_at = 0.0
+        """Loop time of the last request that came while stopping."""
         self.changed = asyncio.Event()
         """Set when a connection goes away: `HttpServer.stop` looks again."""
         self._second = 0
@@ -107,6 +111,8 @@ class Connection(HttpToolsProtocol):
         self._body: list[bytes] = []
         self._header_bytes = self._body_bytes = 0
         self._keep_alive = True
+        self._idle_since = 0.0
+        """Loop time; 0: since before the server began to stop."""
 
     # --- transport ---
 
@@ -267,6 +273,8 @@ class Connection(HttpToolsProtocol):
         self._stage = "idle"
         self._set_timer(None)
         state = self.server_state
+        if state.stopping:
+            state.arrived_at = self.loop.time()
         cycle = Cycle(
             scope=self.scope,
             transport=self.transport,
@@ -307,9 +315,10 @@ class Connection(HttpToolsProtocol):
             self._start(self.pipeline.popleft())
         else:
             self.flow.resume_reading()
+            if self.server_state.stopping:
+                self._idle_since = self.loop.time()
             if self._stage == "idle":
-                idle = LAME_DUCK if self.server_state.stopping else self._limits.keep_alive
-                self._set_timer(idle, self._close)
+                self._set_timer(self._limits.keep_alive, self._close)
 
     # --- refusing ---
 
@@ -357,6 +366,7 @@ class Connection(HttpToolsProtocol):
         if last is not None and not last.response_started:
             last.keep_alive = False
 
-    def close_if_idle(self) -> None:
-        if self.cycle is None and self._stage == "idle":
+    def close_if_idle(self, since: float) -> None:
+        """Close without a word, if it has been idle since this loop time or longer."""
+        if self.cycle is None and self._stage == "idle" and self._idle_since <= since:
             self._close()

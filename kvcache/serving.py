@@ -15,7 +15,6 @@ import contextlib
 import gc
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -108,18 +107,21 @@ class HttpServer:
     async def stop(self, grace: float) -> None:
         """`drain`, stop accepting, let answers under way finish for up to `grace` seconds, then cut what is left.
 
-        Idle connections are closed without a word, but only after `LAME_DUCK`. Safe to call twice.
+        Idle connections are closed without a word, but only when nothing has come on any of them for `LAME_DUCK`.
+        Safe to call twice.
         """
-        state = self._state
+        state, loop = self._state, asyncio.get_running_loop()
         self.drain()
         state.stopping = True
         if self._listener is not None:
             self._listener.close()
-        end = time.monotonic() + grace
+        end = loop.time() + grace
         await self._until_closed(min(LAME_DUCK, grace))
-        for connection in list(state.connections):
-            connection.close_if_idle()
-        await self._until_closed(end - time.monotonic())
+        while state.connections and (now := loop.time()) < end:
+            if state.arrived_at <= (quiet_since := now - LAME_DUCK):
+                for connection in list(state.connections):
+                    connection.close_if_idle(quiet_since)
+            await self._until_closed(min(LAME_DUCK / 5, end - now))
         tasks = list(state.tasks)
         for task in tasks:
             task.cancel("the grace period is over")

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from kvcache.http_connection import LAME_DUCK
 from kvcache.serving import HttpServer, listen
 from tests.kvcache.test_serving import GET, answer, connect, echo, exchange, read_answer, serving, until
 
@@ -105,3 +106,22 @@ async def test_stopping_ends_an_idle_connection_that_was_never_told() -> None:
     assert await reader.read() == b""
     assert server.connections == 0
     writer.close()
+
+
+async def test_idle_connections_stay_open_while_their_client_goes_on_sending() -> None:
+    """A client takes its idle connections one by one; none is closed under its hands, and each is told to close."""
+    server = HttpServer(echo, listen("127.0.0.1", 0))
+    await server.start()
+    pool = [await connect(server) for _ in range(6)]
+    for reader, writer in pool:
+        writer.write(GET)
+        await read_answer(reader)
+    stopping = asyncio.create_task(server.stop(10))
+    for reader, writer in pool:
+        await asyncio.sleep(LAME_DUCK * 0.6)  # together they take far longer than an idle connection is kept for
+        writer.write(GET)
+        assert (await read_answer(reader))[1]["connection"] == "close"
+    await stopping
+    assert server.connections == 0
+    for _, writer in pool:
+        writer.close()
