@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from router.server.headers import Headers
-from router.server.upstream import Cause, UpstreamError, UpstreamRequest
+from router.server.upstream import Cause, Progress, UpstreamError, UpstreamRequest
 
 MAX_HEADER_BYTES = 131_072
 HIGH_WATER = 262_144
@@ -56,7 +56,7 @@ class _Link(asyncio.Protocol):
         """Send a request's bytes and wait for the headers of its answer. Raises `UpstreamError`."""
         self._begin(head=head)
         if self._transport is None or self.lost.is_set():
-            raise UpstreamError(Cause.BROKEN, "the connection was closed before the request was sent")
+            raise UpstreamError(Cause.BROKEN, "the connection was closed before the request was sent", Progress.UNSENT)
         self._transport.write(data)
         while not self._headers_done:
             await self._wait()
@@ -143,13 +143,17 @@ class _Link(asyncio.Protocol):
             self._broken = self._broken or UpstreamError(
                 Cause.BROKEN,
                 f"the worker closed the connection {'within' if self._headers_done else 'before'} its answer",
+                self._progress(),
             )
         self._wake()
 
     def _break(self, why: str) -> None:
-        self._broken = UpstreamError(Cause.BROKEN, why)
+        self._broken = UpstreamError(Cause.BROKEN, why, self._progress())
         self.abort()
         self._wake()
+
+    def _progress(self) -> Progress:
+        return Progress.ANSWERING if self._header_bytes else Progress.UNANSWERED
 
     # --- parser callbacks ---
 
@@ -251,11 +255,13 @@ class HttpToolsUpstream:
                     lambda: _Link(self, origin), origin.host, origin.port, ssl=origin.ssl
                 )
         except ConnectionRefusedError as error:
-            raise UpstreamError(Cause.REFUSED, str(error)) from None
+            raise UpstreamError(Cause.REFUSED, str(error), Progress.UNSENT) from None
         except TimeoutError:
-            raise UpstreamError(Cause.CONNECT, f"no connection within {self._connect_timeout:g} s") from None
+            raise UpstreamError(
+                Cause.CONNECT, f"no connection within {self._connect_timeout:g} s", Progress.UNSENT
+            ) from None
         except OSError as error:
-            raise UpstreamError(Cause.CONNECT, str(error)) from None
+            raise UpstreamError(Cause.CONNECT, str(error), Progress.UNSENT) from None
         return link
 
 

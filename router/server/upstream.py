@@ -31,12 +31,24 @@ class Cause(StrEnum):
     """It sent nothing for longer than the time-out allows."""
 
 
-class UpstreamError(Exception):
-    """A worker's answer is missing or incomplete."""
+class Progress(StrEnum):
+    """How far an exchange got before it failed: what may have happened at the worker."""
 
-    def __init__(self, cause: Cause, message: str) -> None:
+    UNSENT = "unsent"
+    """No byte of the request left: the worker cannot have acted on it."""
+    UNANSWERED = "unanswered"
+    """The request was sent, in part at least, and no byte of an answer came: the worker may have acted on it."""
+    ANSWERING = "answering"
+    """The answer had begun."""
+
+
+class UpstreamError(Exception):
+    """A worker's answer is missing or incomplete; `progress` says how far the exchange had got."""
+
+    def __init__(self, cause: Cause, message: str, progress: Progress = Progress.UNANSWERED) -> None:
         super().__init__(message)
         self.cause = cause
+        self.progress = progress
 
 
 @dataclass(frozen=True, slots=True)
