@@ -46,16 +46,26 @@ class RouterAsker:
                 self._slots,
                 self._session.get(f"{url}/status", timeout=timeout, allow_redirects=False) as response,
             ):
-                body = await response.content.read(MAX_BYTES)
                 if response.status != 200:
                     return f"it answered {response.status}"
-                return parse_report(body)
+                return parse_report(await _whole(response))
         except ReportError as error:
             return str(error)
         except TimeoutError:
             return f"no answer within {TIMEOUT:g} s"
         except (aiohttp.ClientError, OSError) as error:
             return str(error)
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """The body to its end, in however many pieces it arrives. Raises `ReportError` for one that is too large."""
+    pieces, size = [], 0
+    async for piece in response.content.iter_any():
+        size += len(piece)
+        if size > MAX_BYTES:
+            raise ReportError(f"its report takes more than {MAX_BYTES:,} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def address(pod: Object) -> str:
