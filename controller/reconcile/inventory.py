@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -11,6 +11,9 @@ from controller.objects.names import INSTANCE_LABEL, Object
 
 Key = tuple[str, str]
 """(namespace, name) of a KVCluster."""
+
+REMEMBERED_ENDS = 16_384
+"""Deletions that are remembered against states that arrive late: about 3 MB, and more than end within a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,15 @@ def owner_of(item: Object) -> Key | None:
 class Inventory:
     """Objects by kind and by the cluster they belong to, fed by watches, by lists, and by the answers to our writes.
 
-    Invariant: an object is held under exactly one cluster. An older state of an object never replaces a newer one;
-    which of the two is older is told by resourceVersion, of the same uid.
+    Invariant: an object is held under exactly one cluster. An older state never replaces a newer one, and none that is
+    older than its object's end brings the object back; which of two states is older is told by resourceVersion.
     """
 
     def __init__(self) -> None:
         self._items: dict[Ref, Object] = {}
         self._owned: defaultdict[Key, set[Ref]] = defaultdict(set)
+        self._ended: OrderedDict[str, str] = OrderedDict()
+        """By uid: the resourceVersion as of which an object was gone; the last `REMEMBERED_ENDS` of them."""
 
     def get(self, kind: Kind, key: Key) -> Object | None:
         """The object of this kind at (namespace, name)."""
@@ -60,8 +65,10 @@ class Inventory:
         """Takes an object in; False when it is what we have, or older."""
         metadata = item["metadata"]
         ref = Ref(kind, metadata["namespace"], metadata["name"])
-        held = self._items.get(ref)
+        held, ended = self._items.get(ref), self._ended.get(metadata["uid"])
         if held is not None and not _newer(item, held):
+            return False
+        if ended is not None and not _after(metadata["resourceVersion"], ended):
             return False
         self._forget(ref)
         self._items[ref] = item
@@ -73,6 +80,7 @@ class Inventory:
         """An object was deleted; False when we know of a later one under the name."""
         metadata = item["metadata"]
         ref = Ref(kind, metadata["namespace"], metadata["name"])
+        self._end(metadata["uid"], metadata["resourceVersion"])
         held = self._items.get(ref)
         if held is None or held["metadata"]["uid"] != metadata["uid"]:
             return False
@@ -90,11 +98,19 @@ class Inventory:
             gone = self._items[Ref(kind, *key)]
             if namespace in (None, key[0]) and key not in listed and not _later(gone, version):
                 changed.add(owner_of(gone) or key)
+                self._end(gone["metadata"]["uid"], version)
                 self._forget(Ref(kind, *key))
         for key, item in listed.items():
             if self.put(kind, item):
                 changed.add(owner_of(item) or key)
         return changed
+
+    def _end(self, uid: str, version: str) -> None:
+        """A list that was asked for before the object's end may still arrive after the news of it."""
+        self._ended.pop(uid, None)
+        self._ended[uid] = version
+        if len(self._ended) > REMEMBERED_ENDS:
+            self._ended.popitem(last=False)
 
     def _forget(self, ref: Ref) -> None:
         held = self._items.pop(ref, None)
@@ -107,13 +123,16 @@ class Inventory:
 
 def _newer(item: Object, held: Object) -> bool:
     mine, theirs = item["metadata"], held["metadata"]
-    if mine["uid"] != theirs["uid"]:
+    if mine["uid"] != theirs["uid"] and not (mine["resourceVersion"].isdigit() and theirs["resourceVersion"].isdigit()):
         return True
-    version, other = mine["resourceVersion"], theirs["resourceVersion"]
+    return _after(mine["resourceVersion"], theirs["resourceVersion"])
+
+
+def _after(version: str, other: str) -> bool:
     # Comparable as numbers since KEP-5504; where they are not numbers, whatever comes last is the newest.
     if version.isdigit() and other.isdigit():
         return int(version) > int(other)
-    return bool(version != other)
+    return version != other
 
 
 def _later(item: Object, version: str) -> bool:

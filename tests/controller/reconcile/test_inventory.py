@@ -66,6 +66,26 @@ def test_a_full_list_heals_a_lost_deletion_and_spares_what_came_after_it():
     assert inventory.keys(DEPLOYMENT) == [("other", "elsewhere"), ("ns", "written-meanwhile"), ("ns", "changed")]
 
 
+def test_a_list_from_before_a_deletion_does_not_bring_the_object_back():
+    inventory = Inventory()
+    inventory.put(POD, item("a", 5))
+    assert inventory.drop(POD, item("a", 9))
+    assert inventory.replace(POD, None, [item("a", 5)], "6") == set(), "the list was asked for before the deletion"
+    assert not inventory.put(POD, item("a", 7)), "nor does a late event, or the late answer to a write"
+    assert versions(inventory) == {}
+    assert inventory.put(POD, item("a", 12)), "what left the selection and came back is there again"
+
+
+def test_an_older_list_does_not_undo_a_newer_one():
+    inventory = Inventory()
+    inventory.put(POD, item("a", 5))
+    inventory.put(POD, item("b", 8, uid="second"))
+    inventory.replace(POD, None, [item("b", 8, uid="second")], "10")
+    inventory.replace(POD, None, [item("a", 5), item("b", 4, uid="first")], "6")
+    assert versions(inventory) == {"b": "8"}
+    assert inventory.get(POD, ("ns", "b"))["metadata"]["uid"] == "second"
+
+
 EVENTS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["rag", "chat"]), st.booleans()), max_size=30)
 
 
@@ -81,3 +101,25 @@ def test_any_order_of_states_ends_with_the_latest(events, rng):
         assert inventory.get(POD, ("ns", name)) == each
     owned = [ref for cluster in ("rag", "chat") for ref, _ in inventory.owned(("ns", cluster))]
     assert sorted(owned, key=str) == sorted((Ref(POD, "ns", name) for name in latest), key=str)
+
+
+LIVES = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["put", "delete"])), max_size=25)
+
+
+@given(LIVES, st.data())
+def test_words_that_arrive_late_never_change_how_it_ends(lives, data):
+    """A server's history, told by a watch in order, with lists of any earlier moment arriving in between."""
+    now: dict[str, Object] = {}
+    snapshots: list[tuple[list[Object], str]] = [([], "0")]
+    inventory = Inventory()
+    for version, (name, what) in enumerate(lives, 1):
+        if what == "put":
+            uid = now[name]["metadata"]["uid"] if name in now else f"{name}-{version}"
+            now[name] = item(name, version, uid=uid)
+            inventory.put(POD, now[name])
+        elif name in now:
+            gone = now.pop(name)
+            inventory.drop(POD, item(name, version, uid=gone["metadata"]["uid"]))
+        snapshots.append((list(now.values()), str(version)))
+        inventory.replace(POD, None, *data.draw(st.sampled_from(snapshots)))
+        assert versions(inventory) == {name: each["metadata"]["resourceVersion"] for name, each in now.items()}
