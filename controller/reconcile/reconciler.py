@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
@@ -11,7 +10,7 @@ from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import DEPLOYMENT, HPA, KVCLUSTER, POD, SCALED_OBJECT, SERVICE, Kind, kind_of
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Object, Release
-from controller.reconcile.announce import event_object
+from controller.reconcile.announce import Announcer
 from controller.reconcile.apis import OptionalApis
 from controller.reconcile.costs import DeletionCosts
 from controller.reconcile.inventory import Inventory, Key
@@ -24,9 +23,6 @@ from controller.spec.problems import ManifestError
 from controller.status.observed import Observed, Problem, ProblemKind, RouterReport
 from controller.status.status import compute
 from controller.status.transitions import events
-from kvcache.logs import event
-
-logger = logging.getLogger(__name__)
 
 POLL = 10.0
 """Seconds between two looks at a cluster that nothing happens to: its routers are asked how things are."""
@@ -55,7 +51,7 @@ class Reconciler:
         self._release = release
         self._asker = asker
         self._now = now
-        self._instance = instance
+        self._announcer = Announcer(client, now, instance)
         self._apis = OptionalApis(client, clock)
         self._writer = Writer(client, inventory)
         self._costs = DeletionCosts(client, clock)
@@ -67,6 +63,7 @@ class Reconciler:
             # Its objects name it as their owner: the garbage collector ends them, whether we run or not.
             self._writer.forget(key)
             self._costs.forget(key)
+            self._announcer.forget(key)
             return None
         try:
             return await self._look(key, body)
@@ -125,11 +122,9 @@ class Reconciler:
         if status != before:
             answer = await self._client.apply({**_identity(body), "status": status}, subresource="status")
             self._inventory.put(KVCLUSTER, answer)
-            for note in events(before, status):
-                event(logger, logging.INFO, "told", cluster="/".join(key), reason=note.reason, message=note.message)
-                path = f"/api/v1/namespaces/{key[0]}/events"
-                await self._client.create(path, event_object(body, note, self._now(), self._instance))
+            self._announcer.add(body, events(before, status))
         await self._costs.update(key, reports, pods)
+        await self._announcer.tell(key)
         return _settled(status)
 
     def _observed(

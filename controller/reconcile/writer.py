@@ -22,6 +22,10 @@ HANDOVER_MANAGER = f"{FIELD_MANAGER}-replicas"
 """States a Deployment's replicas in our stead from when an autoscaler is switched on until that changes them."""
 
 
+class NameTakenError(Exception):
+    """An object of this name exists already; the message says whose it is."""
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of a plan."""
@@ -33,16 +37,14 @@ class Outcome:
     done: int = 0
     """Objects that were written or deleted."""
 
-    def note(self, problem: Problem | None) -> None:
-        if problem is not None:
-            self.problems.append(problem)
-
     @contextmanager
     def noting(self, ref: Ref) -> Iterator[None]:
         """What goes wrong within is about this object. Raises the `ApiError` of a server that cannot be reached."""
         try:
             yield
             self.done += 1
+        except NameTakenError as taken:
+            self.problems.append(name_conflict(ref, str(taken)))
         except ApiError as error:
             if error.status == 0:
                 raise
@@ -74,7 +76,7 @@ class Writer:
         for manifest in plan.apply:
             ref = ref_of(manifest)
             with outcome.noting(ref):
-                outcome.note(await self._bring_about(manifest, cluster))
+                await self._bring_about(manifest, cluster)
         for item in plan.delete:
             ref = ref_of(item)
             with outcome.noting(ref):
@@ -91,17 +93,16 @@ class Writer:
             if item is None or owner_of(item) == (namespace, name):
                 del self.written[ref]
 
-    async def _bring_about(self, manifest: Object, cluster: Cluster) -> Problem | None:
-        """Applies a manifest, unless the name turns out to be somebody else's."""
+    async def _bring_about(self, manifest: Object, cluster: Cluster) -> None:
+        """Applies a manifest. Raises `NameTakenError` where somebody else has the name, and `ApiError`."""
         ref = ref_of(manifest)
         current = self._inventory.get(ref.kind, (ref.namespace, ref.name))
         if current is None:
             # What we have not seen may be there all the same: without our labels, or of a moment ago.
             current = await self._client.get(ref.kind, ref.namespace, ref.name)
             if current is not None and (owner := foreign_owner(current, cluster.uid)) is not None:
-                return name_conflict(ref, owner)
+                raise NameTakenError(owner)
         await self._apply(ref, manifest, current, cluster)
-        return None
 
     async def _apply(self, ref: Ref, manifest: Object, current: Object | None, cluster: Cluster) -> None:
         replicas = replicas_to_hand_over(manifest, current, _initial_replicas(cluster))

@@ -1,0 +1,91 @@
+"""An event that the API server did not take is posted again, and told once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from controller.kube.client import ApiError
+from controller.reconcile.announce import MOST_WAITING, Announcer
+from controller.status.transitions import EventNote
+
+KEY = ("ns", "rag")
+BODY = {
+    "apiVersion": "kvcluster.dev/v1alpha1",
+    "kind": "KVCluster",
+    "metadata": {"name": "rag", "namespace": "ns", "uid": "u", "resourceVersion": "7"},
+}
+
+
+class Server:
+    """Takes events by name; `failures` are what it answers first, having taken the event where `takes` says so."""
+
+    def __init__(self, *failures: ApiError, takes: bool = False) -> None:
+        self.events: dict[str, dict[str, Any]] = {}
+        self._failures = list(failures)
+        self._takes = takes
+
+    async def create(self, path: str, manifest: dict[str, Any]) -> None:
+        assert path == "/api/v1/namespaces/ns/events"
+        name = manifest["metadata"]["name"]
+        if name in self.events:
+            raise ApiError(409, "AlreadyExists", "it exists")
+        if self._failures:
+            if self._takes:
+                self.events[name] = manifest
+            raise self._failures.pop(0)
+        self.events[name] = manifest
+
+    @property
+    def reasons(self) -> list[str]:
+        return [each["reason"] for each in self.events.values()]
+
+
+def announcer(server: Server) -> Announcer:
+    return Announcer(server, lambda: datetime(2026, 1, 1, tzinfo=UTC), "me")  # type: ignore[arg-type]
+
+
+def note(reason: str) -> EventNote:
+    return EventNote("Normal", reason, f"because of {reason}")
+
+
+@pytest.mark.parametrize("takes", [False, True], ids=["not taken", "taken, though the answer was lost"])
+async def test_a_failed_post_is_made_up_for(takes: bool):
+    server = Server(ApiError(503, "ServiceUnavailable", "not now"), takes=takes)
+    told = announcer(server)
+    told.add(BODY, [note("Serving"), note("AllReady")])
+    with pytest.raises(ApiError):
+        await told.tell(KEY)
+    await told.tell(KEY)
+    assert server.reasons == ["Serving", "AllReady"]
+    await told.tell(KEY)
+    assert server.reasons == ["Serving", "AllReady"]
+
+
+async def test_an_event_that_is_refused_for_good_holds_up_no_other():
+    server = Server(ApiError(403, "Forbidden", "the namespace is being terminated"))
+    told = announcer(server)
+    told.add(BODY, [note("Serving"), note("AllReady")])
+    await told.tell(KEY)
+    assert server.reasons == ["AllReady"]
+
+
+async def test_a_cluster_that_is_gone_is_not_spoken_of():
+    server = Server(ApiError(500, "InternalError", "no"))
+    told = announcer(server)
+    told.add(BODY, [note("Serving")])
+    with pytest.raises(ApiError):
+        await told.tell(KEY)
+    told.forget(KEY)
+    await told.tell(KEY)
+    assert server.reasons == []
+
+
+async def test_what_waits_is_bounded():
+    server = Server()
+    told = announcer(server)
+    told.add(BODY, [note(f"R{number}") for number in range(MOST_WAITING + 5)])
+    await told.tell(KEY)
+    assert server.reasons == [f"R{number}" for number in range(5, MOST_WAITING + 5)]
