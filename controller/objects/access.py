@@ -16,11 +16,9 @@ from controller.objects.names import (
 )
 from controller.spec.model import EngineType
 
-READ = ["get", "list", "watch"]
-
 
 def router_rights(cluster: Cluster) -> tuple[Object, ...]:
-    """ServiceAccount, Role and RoleBinding: a router reads EndpointSlices and pods of its namespace, nothing else."""
+    """ServiceAccount, Role and RoleBinding: a router lists and watches its namespace's EndpointSlices, nothing else."""
     name = cluster.object_name(Component.ROUTER)
     account = cluster.head("v1", "ServiceAccount", Component.ROUTER)
     role = cluster.head("rbac.authorization.k8s.io/v1", "Role", Component.ROUTER)
@@ -29,10 +27,7 @@ def router_rights(cluster: Cluster) -> tuple[Object, ...]:
         {**account, "automountServiceAccountToken": False},
         {
             **role,
-            "rules": [
-                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": READ},
-                {"apiGroups": [""], "resources": ["pods"], "verbs": READ},
-            ],
+            "rules": [{"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]}],
         },
         {
             **binding,

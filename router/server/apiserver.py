@@ -123,7 +123,7 @@ class ApiServer:
             status = None
         failure = status_failure(answer.status, answer.headers.get("Retry-After", ""), status)
         if failure.cause is Cause.FORBIDDEN:
-            hint = f"grant get, list and watch on endpointslices (discovery.k8s.io) in namespace {self.namespace}"
+            hint = f"grant list and watch on endpointslices (discovery.k8s.io) in namespace {self.namespace}"
             return ApiFailure(failure.cause, f"{failure}; {hint}")
         return failure
 

@@ -252,8 +252,7 @@ def test_network_policies_let_in_whom_they_name_and_nobody_else():
 def test_routers_may_read_what_they_watch_and_nothing_else():
     made = objects()
     assert made["Role/rag-router"]["rules"] == [
-        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
     ]
     assert made["Deployment/rag-router"]["spec"]["template"]["spec"]["serviceAccountName"] == "rag-router"
     assert made["Deployment/rag-worker"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is False

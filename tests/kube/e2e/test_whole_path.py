@@ -7,6 +7,7 @@ import pytest
 
 from tests.kube.e2e.support import World, failures
 from tests.kube.operator.support import OBJECTS, eventually
+from tests.kube.rights import used
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
@@ -97,6 +98,7 @@ async def test_the_coldest_worker_leaves_first(world: World):
     await world.scale(1)
     (left,) = await world.pods("worker")
     assert left["metadata"]["name"] == warm
+    assert ("patch", "", "pods") in used(world.api.server.requests, world.api.operator)
 
 
 async def test_an_image_that_cannot_be_pulled_is_said_with_the_pods_name(world: World):

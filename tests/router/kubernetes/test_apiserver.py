@@ -157,7 +157,7 @@ async def test_an_api_server_that_restarts_is_found_again(tmp_path: Path, caplog
     ("refusal", "cause", "says"),
     [
         ((401, status(401, "Unauthorized", "Unauthorized"), ""), "unauthorized", "401"),
-        ((403, status(403, "Forbidden", "u cannot list"), ""), "forbidden", "grant get, list and watch"),
+        ((403, status(403, "Forbidden", "u cannot list"), ""), "forbidden", "grant list and watch"),
         ((429, status(429, "TooManyRequests", "too many"), ""), "throttled", "too many"),
         ((500, "no status", ""), "server_error", "500"),
         ((200, ["no list"], ""), "malformed", "no sense"),

@@ -106,14 +106,14 @@ capabilities:
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]
   verbs: [get, list, watch, create, patch, delete]
-# Patched with the cost of deleting the pod, by cache heat. The reading verbs here and of EndpointSlices are also what
-# it grants to routers, and nobody can grant what they do not hold.
+# Patched with the cost of deleting the pod, by cache heat.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
+# Not read by itself: it grants this to routers, and nobody can grant what they do not hold.
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
