@@ -137,7 +137,9 @@ class Router:
             refused=self.members.unreachable,
             busy=self.members.busy,
         )
-        self.data_plane = DataPlane(self.proxy, self.prompts, self.metrics, clock, settings.strategy)
+        self.data_plane = DataPlane(
+            self.proxy, self.prompts, self.metrics, clock, settings.strategy, frozenset(settings.allowed_paths)
+        )
         self.management = Management(
             fleet=self.fleet,
             prompts=self.prompts,

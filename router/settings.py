@@ -13,6 +13,7 @@ from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
 from kvcache.settings import ProcessSettings, SettingsError, split_list
 from router.core.strategies import STRATEGIES, find_strategy
 from router.server.discovery import worker_url
+from router.server.paths import is_plain
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 """Names of Services and namespaces."""
@@ -68,6 +69,10 @@ class Settings(ProcessSettings):
         10.0, ge=0, description="seconds in which another worker is looked and waited for after a failure"
     )
 
+    allowed_paths: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="paths passed on beside those of inference APIs, such as /v1/load_lora_adapter; separate by commas",
+    )
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="largest request body")
     max_header_bytes: PositiveInt = Field(65_536, description="largest total of a request's headers")
     max_headers: PositiveInt = Field(256, description="most headers of a request")
@@ -81,7 +86,7 @@ class Settings(ProcessSettings):
     )
     grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after that")
 
-    @field_validator("workers", mode="before")
+    @field_validator("workers", "allowed_paths", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_list(value)
@@ -90,6 +95,14 @@ class Settings(ProcessSettings):
     @classmethod
     def _worker_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(worker_url(url) for url in value)
+
+    @field_validator("allowed_paths")
+    @classmethod
+    def _plain_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for path in value:
+            if not is_plain(path) or path.endswith("/"):
+                raise ValueError(f"{path!r} is no path that can be allowed: write it out, as in /v1/load_lora_adapter")
+        return value
 
     @field_validator("profile")
     @classmethod

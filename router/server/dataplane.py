@@ -1,4 +1,4 @@
-"""The data port: OpenAI's API for clients, and nothing else. A raw ASGI app; bodies pass through byte for byte."""
+"""The data port: inference APIs for clients, and nothing else. A raw ASGI app; bodies pass through byte for byte."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
+from kvcache.errors import ApiError
 from router.server.headers import to_worker
 from router.server.metrics import Metrics
+from router.server.paths import Access, access, repeatable
 from router.server.prompts import CHAT, COMPLETIONS, UNREAD, PromptReader
-from router.server.proxy import Proxy, answer_json
+from router.server.proxy import Proxy, answer_error, answer_json
 from router.server.upstream import UpstreamRequest
 
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -23,14 +25,15 @@ CLIENT_LEFT = 499
 
 @dataclass(frozen=True, slots=True)
 class DataPlane:
-    """`POST /v1/completions` and `/v1/chat/completions` go where their prefix is cached; every other /v1 path,
-    /tokenize and /detokenize to the least loaded worker."""
+    """`POST /v1/completions` and `/v1/chat/completions` go where their prefix is cached; every other path of an
+    inference API, and those `allowed` by name, to the least loaded worker."""
 
     proxy: Proxy
     prompts: PromptReader
     metrics: Metrics
     clock: Callable[[], float]
     strategy: str
+    allowed: frozenset[str] = frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         code = CLIENT_LEFT
@@ -48,9 +51,11 @@ class DataPlane:
         arrived = self.clock()
         path: str = scope["path"]
         method: str = scope["method"]
-        if not _is_forwarded(path):
-            await answer_json(send, 404, b'{"detail":"Not Found"}', [])
-            return 404
+        judged = access(path, self.allowed)
+        if judged is not Access.PASSED:
+            return await _not_found(send, path, judged)
+        if scope["raw_path"].endswith(b"/"):
+            return await _redirect(send, scope)
         body: bytes = (await receive()).get("body", b"")
         headers, request_id = to_worker(scope["headers"])
         target: bytes = scope["raw_path"]
@@ -61,11 +66,25 @@ class DataPlane:
             route = await self.prompts.read(path, body)
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.inc(route.prompt_tokens)
-        request = UpstreamRequest(method, quote(target, safe=_PRINTABLE), headers, body)
+        request = UpstreamRequest(method, quote(target, safe=_PRINTABLE), headers, body, repeatable(method, path))
         return await self.proxy.forward(request, route, request_id, arrived, send)
 
 
-def _is_forwarded(path: str) -> bool:
-    if path.startswith("/v1/"):
-        return ".." not in path  # a worker's own server might resolve it to a path that is not for clients
-    return path in ("/tokenize", "/detokenize")
+async def _not_found(send: Send, path: str, judged: Access) -> int:
+    if judged is Access.CLOSED:
+        message = f"{path} is not passed on to workers: it is no part of an inference API (see --allowed-paths)."
+        await answer_error(send, ApiError(404, message), [])
+    else:
+        await answer_json(send, 404, b'{"detail":"Not Found"}', [])
+    return 404
+
+
+async def _redirect(send: Send, scope: Scope) -> int:
+    """As vLLM's server, but to where the client came from: a worker would name its own address."""
+    location = scope["raw_path"].rstrip(b"/")
+    if scope["query_string"]:
+        location += b"?" + scope["query_string"]
+    headers = [(b"content-length", b"0"), (b"location", location)]
+    await send({"type": "http.response.start", "status": 307, "headers": headers})
+    await send({"type": "http.response.body"})
+    return 307

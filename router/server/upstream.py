@@ -59,6 +59,8 @@ class UpstreamRequest:
     target: str
     headers: Headers
     body: bytes
+    repeatable: bool = False
+    """Sending it twice has no other effect than sending it once (`server.paths`)."""
 
 
 class UpstreamResponse(Protocol):

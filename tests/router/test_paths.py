@@ -1,0 +1,125 @@
+"""Which paths clients reach, however they spell them."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import quote, unquote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kvcache.settings import SettingsError
+from router.server.paths import Access, access, is_plain, repeatable
+from router.settings import Settings
+from tests.router.conftest import RunningRouter, StartRouter
+from tests.router.fakes import fake_workers, good
+
+TRAVERSALS = [
+    "/v1/%252e%252e/metrics", "/v1/%25252e%25252e/metrics", "/v1/..%2fmetrics", "/v1/%2e%2e%2fmetrics",
+    "/v1/..%5cmetrics", "/v1/models/..;/../metrics", "/v1/models/%2e%2e;x=1/metrics", "/v1/./metrics", "/v1//metrics",
+    "/v1/models//../x", "/v1/%c0%ae%c0%ae/metrics", "/v1/%ef%bc%8e%ef%bc%8e/metrics", "/v1/models/%00",
+    "/v1/models/%0a",
+    "/v1/models/.%20/x", "/v1/models/%u002e%u002e/x", "/v1/models/100%25", "/%2e/v1/models", "/v1/models/..",
+]  # fmt: skip
+
+
+async def raw(router: RunningRouter, method: str, target: str, headers: str = "") -> bytes:
+    """One request as it is written here: clients tidy paths up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.data.port)
+    writer.write(f"{method} {target} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n{headers}\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("path", TRAVERSALS)
+async def test_what_a_server_might_resolve_to_another_path_is_not_passed_on(
+    start_router: StartRouter, path: str
+) -> None:
+    async with fake_workers(good) as workers, start_router(workers) as router:
+        assert (await raw(router, "GET", path)).startswith(b"HTTP/1.1 404 ")
+        assert workers[0].received == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/load%5Flora_adapter", "/v1/load_lora_adapter/",
+             "/%761/load_lora_adapter", "/v1/LOAD_lora_adapter", "/v1/reset_prefix_cache", "/v1/sleep", "/v1/"],
+)  # fmt: skip
+async def test_management_verbs_are_refused(start_router: StartRouter, path: str) -> None:
+    async with fake_workers(good) as workers, start_router(workers) as router:
+        assert (await raw(router, "POST", path)).startswith(b"HTTP/1.1 404 ")
+        assert workers[0].received == []
+
+
+async def test_what_is_allowed_by_name_is_passed_on_and_nothing_beside_it(start_router: StartRouter) -> None:
+    allowed = "/v1/load_lora_adapter,/rerank"
+    async with fake_workers(good) as workers, start_router(workers, allowed_paths=allowed) as router:
+        for path in ("/v1/load_lora_adapter", "/rerank"):
+            assert (await router.client.post(path)).status_code == 200
+        refused = await router.client.post("/v1/unload_lora_adapter")
+        assert refused.status_code == 404
+        assert "--allowed-paths" in refused.json()["error"]["message"]
+        assert [received.target for received in workers[0].received] == ["/v1/load_lora_adapter", "/rerank"]
+
+
+@pytest.mark.parametrize("path", ["v1/x", "/v1/../x", "/v1/%2e", "/x/", "/"])
+def test_a_path_that_cannot_be_allowed_is_refused_by_name(path: str) -> None:
+    with pytest.raises(SettingsError, match="no path that can be allowed"):
+        Settings.load(["--allowed-paths", path])
+
+
+async def test_a_trailing_slash_is_redirected_to_where_the_client_came_from(start_router: StartRouter) -> None:
+    async with fake_workers(good) as workers, start_router(workers) as router:
+        response = await router.client.post("/v1/completions/?a=b", json={})
+        assert response.status_code == 307
+        assert response.headers["location"] == "/v1/completions?a=b"
+        assert workers[0].received == []
+        response = await router.client.get("/v1/models%2F")  # no slash of the path itself: nothing to take off
+        assert response.status_code == 200
+
+
+PIECES = st.sampled_from(
+    ["..", ".", "%2e", "%2E%2e", "%252e", "%25", "%2f", "/", "//", "\\", "%5c", ";", ";a=b", "v1", "models", "metrics",
+     "files", "a b", "%20", "．", "‥", "%c0%ae", "\x00", "%00", "%"]
+)  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=8).map(lambda pieces: "/v1/models/" + "".join(pieces)))
+@example("/v1/models/%252e%252e/%252e%252e/metrics")
+def test_however_often_a_plain_path_is_decoded_it_stays_below_its_resource(target: str) -> None:
+    """A reader that decodes again and again, takes backslashes for slashes, drops parameters and resolves dots."""
+    path = unquote(target)
+    if access(path) is not Access.PASSED:
+        return
+    seen = path
+    for _ in range(4):
+        depth = 0
+        for segment in seen.replace("\\", "/").split("/")[1:]:
+            depth += {"..": -1, ".": 0, "": 0}.get(segment.partition(";")[0].strip(), 1)
+            assert depth >= 0
+        assert ".." not in seen.replace(";", "/").split("/")
+        seen = unquote(seen)
+    assert seen == path
+
+
+@given(st.text(st.characters(categories=("L", "N")), min_size=1))
+def test_names_in_any_script_are_plain(name: str) -> None:
+    assert is_plain("/v1/models/" + unquote(quote(name)))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/v1/chat/completions", True),
+        ("POST", "/v1/embeddings", True),
+        ("POST", "/v1/load_lora_adapter", False),
+        ("POST", "/v1/files", False),
+        ("POST", "/v1/responses/r/cancel", False),
+        ("GET", "/v1/responses/r", True),
+        ("DELETE", "/v1/files/f", True),
+        ("PATCH", "/v1/files/f", False),
+    ],
+)
+def test_what_may_be_sent_twice(method: str, path: str, expected: bool) -> None:
+    assert repeatable(method, path) is expected
