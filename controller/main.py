@@ -109,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event of each object
     if settings.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf looks for it
+    # Else kopf names itself after the user, and the uid that the image runs under has no name.
+    os.environ.setdefault("POD_ID", socket.gethostname())
     try:
         return run(lambda stop: serve(settings, stop))
     except NoClusterError as error:

@@ -113,9 +113,19 @@ def resources(placement: Placement) -> Object:
     return {"resources": given} if given else {}
 
 
-def probe(path: str, port: str, *, period: int, failures: int, timeout: int = 2) -> Object:
+START_SECONDS = 2
+"""What one of our processes takes to start: a probe before would only record a failure."""
+
+
+def startup_probe(path: str, port: str) -> Object:
+    """The startup probe of one of our own processes, which gets two minutes."""
+    return probe(path, port, period=1, failures=120, delay=START_SECONDS)
+
+
+def probe(path: str, port: str, *, period: int, failures: int, timeout: int = 2, delay: int = 0) -> Object:
     """An HTTP probe. Seconds."""
     return {
+        **({"initialDelaySeconds": delay} if delay else {}),
         "httpGet": {"path": path, "port": port},
         "periodSeconds": period,
         "failureThreshold": failures,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from controller.component import Component
 from controller.objects.names import HTTP, MANAGEMENT, MANAGEMENT_PORT, ROUTER_PORT, Cluster, Object
-from controller.objects.pods import container, probe, resources, template, variables
+from controller.objects.pods import container, probe, resources, startup_probe, template, variables
 
 LAST_WORDS = 10
 """Seconds beyond the drain for a process to end."""
@@ -23,7 +23,7 @@ def deployment(cluster: Cluster) -> Object:
         ports={HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT},
         readinessProbe=probe("/ready", MANAGEMENT, period=2, failures=2),
         livenessProbe=probe("/health", MANAGEMENT, period=10, failures=6, timeout=5),
-        startupProbe=probe("/health", MANAGEMENT, period=1, failures=120),
+        startupProbe=startup_probe("/health", MANAGEMENT),
         **({"env": variables(cluster.spec.model.env)} if cluster.spec.model.env else {}),
         **resources(router),
     )
@@ -41,6 +41,8 @@ def deployment(cluster: Cluster) -> Object:
                 scrape_port=MANAGEMENT_PORT,
                 grace=cluster.release.drain_delay + cluster.spec.workers.drain_seconds + LAST_WORDS,
                 serviceAccountName=cluster.object_name(Component.ROUTER),
+                # The account itself says no: whatever else is given it gets no token.
+                automountServiceAccountToken=True,
             ),
         },
     }

@@ -14,6 +14,7 @@ from controller.objects.pods import (
     image_fields,
     probe,
     resources,
+    startup_probe,
     template,
     variables,
 )
@@ -26,6 +27,8 @@ LAST_WORDS = 10
 PRE_STOP = 5
 """Seconds between a vLLM pod's leaving the EndpointSlice and its SIGTERM, from when on it answers with nothing."""
 MODEL_LOAD_SECONDS = 3600
+VLLM_START_SECONDS = 30
+"""What vLLM takes at least until it listens. A probe before would only record a failure."""
 
 
 def deployment(cluster: Cluster) -> Object:
@@ -43,9 +46,10 @@ def deployment(cluster: Cluster) -> Object:
 
 def service(cluster: Cluster) -> Object:
     """A headless Service: routers watch its EndpointSlices."""
-    ports = [{"name": HTTP, "port": WORKER_PORT, "targetPort": HTTP, "protocol": "TCP"}]
+    # By number: the feed is a sidecar's, and older EndpointSlice controllers find no port of an init container by name.
+    ports = [{"name": HTTP, "port": WORKER_PORT, "targetPort": WORKER_PORT, "protocol": "TCP"}]
     if cluster.spec.engine.type is EngineType.VLLM:
-        ports.append({"name": FEED, "port": FEED_PORT, "targetPort": FEED, "protocol": "TCP"})
+        ports.append({"name": FEED, "port": FEED_PORT, "targetPort": FEED_PORT, "protocol": "TCP"})
     return {
         **cluster.head("v1", "Service", Component.WORKER),
         "spec": {"clusterIP": "None", "selector": cluster.selector(Component.WORKER), "ports": ports},
@@ -74,7 +78,7 @@ def _emulator(cluster: Cluster) -> Object:
         env=[from_pod("WORKER_WORKER_ID", "metadata.name"), *_variables(cluster)],
         readinessProbe=probe("/health", HTTP, period=2, failures=2),
         livenessProbe=probe("/health", HTTP, period=10, failures=6, timeout=5),
-        startupProbe=probe("/health", HTTP, period=1, failures=120),
+        startupProbe=startup_probe("/health", HTTP),
         **_arguments(cluster),
         **resources(spec.workers),
     )
@@ -103,7 +107,7 @@ def _vllm(cluster: Cluster) -> Object:
         "ports": container_ports({HTTP: WORKER_PORT}),
         "readinessProbe": probe("/health", HTTP, period=2, failures=2),
         "livenessProbe": probe("/health", HTTP, period=10, failures=6, timeout=5),
-        "startupProbe": probe("/health", HTTP, period=5, failures=MODEL_LOAD_SECONDS // 5),
+        "startupProbe": probe("/health", HTTP, period=5, failures=MODEL_LOAD_SECONDS // 5, delay=VLLM_START_SECONDS),
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(PRE_STOP)]}}},
         # The image runs as root and writes its caches: the rest of the restricted profile holds.
         "securityContext": {
@@ -123,7 +127,7 @@ def _vllm(cluster: Cluster) -> Object:
         pull_policy=None,
         ports={FEED: FEED_PORT},
         env=[from_pod("AGENT_WORKER_ID", "metadata.name"), *variables(spec.model.env)],
-        readinessProbe=probe("/health", FEED, period=2, failures=2),
+        # No probe: a pod whose view is lost serves on, by load, and the router says so (CacheViewFresh).
         # A native sidecar (KEP-753) outlives the engine: while that drains, routers want to know of its load.
         restartPolicy="Always",
     )

@@ -224,6 +224,33 @@ def test_vllm_gets_an_agent_beside_it_and_a_feed_port():
     assert made["ConfigMap/rag-router"]["data"]["ROUTER_TOKENIZER"] == "meta-llama/Llama-3.1-8B"
 
 
+def test_a_lost_cache_view_takes_no_worker_out_of_service():
+    agent = containers(objects(**VLLM)["Deployment/rag-worker"])["agent"]
+    assert "readinessProbe" not in agent
+    assert "startupProbe" not in agent, "the engine would wait for it"
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_services_find_their_ports_whatever_the_cluster_knows_of_sidecars(spec):
+    made = objects(**spec)
+    for name in ("router", "worker", "router-management"):
+        service = made[f"Service/rag-{name}"]["spec"]
+        pod = made[f"Deployment/rag-{service['selector']['app.kubernetes.io/component']}"]["spec"]["template"]["spec"]
+        named = {port["name"] for container in pod["containers"] for port in container["ports"]}
+        for port in service["ports"]:
+            assert isinstance(port["targetPort"], int) or port["targetPort"] in named
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_nobody_is_asked_whether_it_has_started_before_it_can_have(spec):
+    made = objects(**spec)
+    for component in ("router", "worker"):
+        for container in made[f"Deployment/rag-{component}"]["spec"]["template"]["spec"]["containers"]:
+            assert container["startupProbe"]["initialDelaySeconds"] >= 2
+            # Neither is asked anything before the startup probe has passed.
+            assert {"readinessProbe", "livenessProbe"} <= container.keys()
+
+
 def test_whatever_loads_the_model_or_its_tokenizer_gets_the_models_variables():
     token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}
     mirror = {"name": "HF_ENDPOINT", "value": "http://mirror"}
@@ -254,7 +281,10 @@ def test_routers_may_read_what_they_watch_and_nothing_else():
     assert made["Role/rag-router"]["rules"] == [
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
     ]
-    assert made["Deployment/rag-router"]["spec"]["template"]["spec"]["serviceAccountName"] == "rag-router"
+    router = made["Deployment/rag-router"]["spec"]["template"]["spec"]
+    assert router["serviceAccountName"] == "rag-router"
+    assert made["ServiceAccount/rag-router"]["automountServiceAccountToken"] is False
+    assert router["automountServiceAccountToken"] is True, "the account says no, and the pod has the last word"
     assert made["Deployment/rag-worker"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
 
 

@@ -136,6 +136,7 @@ def test_the_process_gets_what_the_contract_says(helm: Helm) -> None:
     assert ports == {"metrics": 8080, "health": 8081}
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert container[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
+    assert container["startupProbe"]["initialDelaySeconds"] > 0, "a failed probe of a normal start is a Warning"
     assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]  # noqa: S108
 
 
