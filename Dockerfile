@@ -19,11 +19,13 @@ LABEL org.opencontainers.image.title="kvcluster" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=builder /opt/kvcluster /opt/kvcluster
+# Bytecode of everything, the standard library included, lies in one folder: deploy/image/bytecode.py.
 # Pods run with a read-only root and an emptyDir on /tmp: what libraries want to write goes there. Modules are never
 # looked for in the working directory.
 ENV PATH=/opt/kvcluster/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONPYCACHEPREFIX=/opt/kvcluster/pycache \
     PYTHONSAFEPATH=1 \
     HOME=/tmp \
     HF_HOME=/tmp/huggingface \

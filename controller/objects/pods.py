@@ -22,6 +22,7 @@ RESTRICTED: Object = {
 
 SCRATCH = "tmp"
 """The one writable folder of a read-only container."""
+SCRATCH_MOUNT: Object = {"name": SCRATCH, "mountPath": "/tmp"}  # noqa: S108  a volume of the pod's own
 
 
 def template(
@@ -90,7 +91,7 @@ def container(
         "envFrom": [{"configMapRef": {"name": cluster.object_name(component)}}],
         "ports": container_ports(ports),
         "securityContext": RESTRICTED,
-        "volumeMounts": [{"name": SCRATCH, "mountPath": "/tmp"}],  # noqa: S108  a volume of the pod's own
+        "volumeMounts": [SCRATCH_MOUNT],
         **fields,
     }
 

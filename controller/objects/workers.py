@@ -8,6 +8,8 @@ from controller.component import Component
 from controller.objects.config import EVENTS_PORT, REPLAY_PORT
 from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Object
 from controller.objects.pods import (
+    RESTRICTED,
+    SCRATCH_MOUNT,
     container,
     container_ports,
     from_pod,
@@ -81,6 +83,7 @@ def _emulator(cluster: Cluster) -> Object:
         startupProbe=startup_probe("/health", HTTP),
         **_arguments(cluster),
         **resources(spec.workers),
+        securityContext=RESTRICTED | _container_security(cluster),
     )
     worker["volumeMounts"] = [*worker["volumeMounts"], *spec.workers.volume_mounts]
     return template(
@@ -98,12 +101,13 @@ def _emulator(cluster: Cluster) -> Object:
 def _vllm(cluster: Cluster) -> Object:
     """vLLM as its image has it, and beside it the agent that tells routers what its cache holds."""
     spec = cluster.spec
+    mounts = [*([SCRATCH_MOUNT] if _unprivileged(cluster) else []), *spec.workers.volume_mounts]
     engine = {
         "name": "worker",
         **image_fields(cluster, spec.engine.image or VLLM_IMAGE, spec.engine.image_pull_policy),
         "command": ["vllm", "serve"],
         "args": vllm_arguments(cluster),
-        "env": [from_pod("VLLM_HOST_IP", "status.podIP"), *_variables(cluster)],
+        "env": [from_pod("VLLM_HOST_IP", "status.podIP"), *_home(cluster), *_variables(cluster)],
         "ports": container_ports({HTTP: WORKER_PORT}),
         "readinessProbe": probe("/health", HTTP, period=2, failures=2),
         "livenessProbe": probe("/health", HTTP, period=10, failures=6, timeout=5),
@@ -114,8 +118,9 @@ def _vllm(cluster: Cluster) -> Object:
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
+            **_container_security(cluster),
         },
-        **({"volumeMounts": spec.workers.volume_mounts} if spec.workers.volume_mounts else {}),
+        **({"volumeMounts": mounts} if mounts else {}),
         **resources(spec.workers),
     }
     agent = container(
@@ -185,4 +190,29 @@ def _variables(cluster: Cluster) -> list[Object]:
 def _further(cluster: Cluster) -> Object:
     workers = cluster.spec.workers
     runtime = {} if workers.runtime_class_name is None else {"runtimeClassName": workers.runtime_class_name}
-    return {"volumes": workers.volumes, **runtime}
+    pod = {name: value for name, value in workers.security_context.items() if name in _OF_THE_POD}
+    return {"volumes": workers.volumes, **runtime, **({"securityContext": pod} if pod else {})}
+
+
+_OF_THE_POD = ("fsGroup", "fsGroupChangePolicy", "supplementalGroups", "supplementalGroupsPolicy")
+"""Fields of `workers.securityContext` that Kubernetes has in the pod's security context only."""
+
+
+def _container_security(cluster: Cluster) -> Object:
+    given = cluster.spec.workers.security_context
+    return {name: value for name, value in given.items() if name not in _OF_THE_POD}
+
+
+def _unprivileged(cluster: Cluster) -> bool:
+    """Whether an engine whose image means to run as root is told not to, or may not write to its root."""
+    given = cluster.spec.workers.security_context
+    return bool(given.get("runAsNonRoot") or given.get("runAsUser") or given.get("readOnlyRootFilesystem"))
+
+
+def _home(cluster: Cluster) -> list[Object]:
+    """A home that another user than root can write to, and a name: libraries ask for one, and the uid has none."""
+    if not _unprivileged(cluster):
+        return []
+    given = {variable.name for variable in (*cluster.spec.engine.env, *cluster.spec.model.env)}
+    home = {"HOME": SCRATCH_MOUNT["mountPath"], "USER": "vllm"}
+    return [{"name": name, "value": value} for name, value in home.items() if name not in given]

@@ -199,6 +199,10 @@ class Workers(Placement):
     """Where the engine's container mounts them."""
     runtime_class_name: Annotated[str | None, CLUSTER_ONLY] = None
     """RuntimeClass of the pods (`nvidia`, on some clusters)."""
+    security_context: Annotated[RawObject, CLUSTER_ONLY] = Field(default_factory=dict)
+    """Security context of the engine's container, over its default: `{runAsNonRoot: true, runAsUser: 1000}` lets vLLM,
+    whose image runs as root, into a namespace that enforces the `restricted` profile. `fsGroup`, `fsGroupChangePolicy`
+    and `supplementalGroups` go to the pod."""
 
 
 class Limits(SpecModel):

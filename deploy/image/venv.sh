@@ -26,12 +26,9 @@ if [ ! -d "$packages/torch" ]; then
   find "$packages/transformers/models" \( -name 'modeling_*.py' -o -name 'modular_*.py' \) -not -path '*/auto/*' -delete
 fi
 
-# The root file system is read-only, so bytecode is written now or never: for what the processes import at their start.
+# The root file system is read-only, so bytecode is written now or never; the base image has none of the standard library
+# either. All of it goes into one folder of the environment's (PYTHONPYCACHEPREFIX names it at run time), never checked
+# against sources, whose times a copy may change. Of the largest packages only what is imported gets there.
 cd /
-env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" - "$packages" <<'PYTHON'
-import importlib, pathlib, sys
-site = pathlib.Path(sys.argv[1])
-for room in ("controller", "router", "worker"):
-    for main in sorted(site.glob(f"{room}/**/main.py")):
-        importlib.import_module(".".join(main.relative_to(site).with_suffix("").parts))
-PYTHON
+env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$("$venv/bin/python" -c 'import sys; print(sys.prefix)')/pycache" \
+  PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 "$venv/bin/python" "$source/deploy/image/bytecode.py" "$packages"

@@ -127,6 +127,37 @@ def test_our_own_containers_are_restricted(spec):
         assert container["imagePullPolicy"] == "Never"
 
 
+RESTRICTED_PROFILE = {
+    "allowPrivilegeEscalation": False,
+    "runAsNonRoot": True,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""What a namespace that enforces the Pod Security Standard `restricted` demands of every container."""
+
+
+def test_an_engine_can_be_let_into_a_restricted_namespace():
+    given = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 2000}
+    made = objects(**{**VLLM, "workers": {**VLLM["workers"], "securityContext": given}})
+    pod = made["Deployment/rag-worker"]["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"fsGroup": 2000}
+    for container in containers(made["Deployment/rag-worker"]).values():
+        assert container["securityContext"].items() >= RESTRICTED_PROFILE.items()
+    engine = containers(made["Deployment/rag-worker"])["worker"]
+    assert engine["securityContext"]["runAsUser"] == 1000
+    env = {variable["name"]: variable.get("value") for variable in engine["env"]}
+    assert (env["HOME"], env["USER"]) == ("/tmp", "vllm")  # noqa: S108
+    assert {"name": "tmp", "mountPath": "/tmp"} in engine["volumeMounts"]  # noqa: S108
+    for spec in ({}, {"workers": {"securityContext": {"readOnlyRootFilesystem": False}}}):
+        emulator = containers(objects(**spec)["Deployment/rag-worker"])["worker"]
+        assert emulator["securityContext"].items() >= RESTRICTED_PROFILE.items()
+    home = {"name": "HOME", "value": "/models"}
+    made = objects(**{**VLLM, "model": {**VLLM["model"], "env": [home]}, "workers": {"securityContext": given}})
+    assert [each for each in containers(made["Deployment/rag-worker"])["worker"]["env"] if each["name"] == "HOME"] == [
+        home
+    ]
+
+
 def test_no_image_is_whatever_is_latest():
     for item in objects(**VLLM).values():
         for container in containers(item).values() if item["kind"] == "Deployment" else ():

@@ -27,7 +27,7 @@ PACKAGES = ("kvcache", "worker", "router", "controller", "bench", "kvcluster")
 
 BASE_MEGABYTES = 130
 """Of python:3.12-slim, uncompressed."""
-IMAGE_MEGABYTES = 400
+IMAGE_MEGABYTES = 450
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -81,8 +81,15 @@ def test_every_package_and_data_file_is_in_the_wheel() -> None:
         assert all((file.parent / "__init__.py").exists() for file in folder.rglob("*.py")), package
 
 
-PROCESSES = ["controller.main", "router.main", "worker.main"]
+PROCESSES = ["controller.main", "router.main", "worker.main", "worker.agent.main"]
 """What the containers of the chart and of the controller's Deployments run."""
+
+
+def test_the_image_finds_the_bytecode_where_its_build_puts_it() -> None:
+    [installed] = re.findall(r"venv\.sh python (\S+)", DOCKERFILE)
+    environment = " ".join(rest for word, rest in stages()[-1] if word == "ENV")
+    assert f"PYTHONPYCACHEPREFIX={installed}/pycache" in environment
+    assert '/pycache" ' in VENV_SCRIPT
 
 
 @pytest.mark.parametrize("module", PROCESSES)
@@ -93,6 +100,8 @@ def test_what_pods_run_exists(module: str) -> None:
 # --- the environment itself -------------------------------------------------------------------------------
 
 VENV = os.environ.get("KVCLUSTER_IMAGE_VENV")
+CACHED = {"PYTHONPYCACHEPREFIX": f"{Path(VENV).resolve() / 'pycache'}" if VENV else ""}
+"""Where the image's processes find bytecode."""
 needs_venv = pytest.mark.skipif(
     not VENV, reason="KVCLUSTER_IMAGE_VENV names no environment (deploy/image/venv.sh makes one)"
 )
@@ -116,6 +125,28 @@ def test_every_process_starts_from_it(module: str) -> None:
     ended = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert module in ended.stdout
+
+
+UNCOMPILED = """
+import importlib, pathlib, sys
+for module in {modules!r}:
+    importlib.import_module(module)
+for module in tuple(sys.modules.values()):
+    cached = getattr(getattr(module, "__spec__", None), "cached", None)
+    if cached and not pathlib.Path(cached).exists():
+        print(module.__name__)
+"""
+
+
+@needs_venv
+@pytest.mark.process
+@pytest.mark.parametrize("module", [*PROCESSES, "router.server.apiserver"])
+def test_nothing_is_compiled_at_the_start_of_a_process(module: str) -> None:
+    python = str(Path(str(VENV)) / "bin" / "python")
+    environment = {"PATH": os.environ["PATH"], **CACHED, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    code = UNCOMPILED.format(modules=[module])
+    ended = subprocess.run([python, "-c", code], cwd="/", env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout == ""
 
 
 @needs_venv
@@ -149,6 +180,7 @@ async def _process(folder: Path, module: str, *flags: str) -> AsyncIterator[Proc
         "HF_HOME": str(folder / "huggingface"),
         "PYTHONSAFEPATH": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        **CACHED,
     }
     python = str(Path(str(VENV)) / "bin" / "python")
     process = await create_subprocess_exec(
