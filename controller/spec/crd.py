@@ -45,14 +45,14 @@ def crd() -> Schema:
     """The CustomResourceDefinition, apiextensions.k8s.io/v1."""
     model = KVClusterSpec.model_json_schema(by_alias=True)
     spec = _structural(model, model.get("$defs", {}), ("spec",))
-    spec["default"] = {}
+    spec["default"] = _defaults(spec)
     schema: Schema = {
         "type": "object",
         "description": "One LLM served by workers behind cache-aware routers.",
         "properties": {
             "apiVersion": {"type": "string", "description": "Version of this schema."},
             "kind": {"type": "string", "description": f"Always {KIND}."},
-            "metadata": {"type": "object"},
+            "metadata": _metadata(),
             "spec": spec,
             "status": status_schema(),
         },
@@ -144,9 +144,26 @@ def _structural(node: Schema, definitions: Mapping[str, Schema], path: tuple[str
     if node["type"] == "object":
         result |= _object(node, definitions, path)
     if default is not None:
-        # A part whose fields all have defaults is filled in field by field.
-        result["default"] = {} if type(default) is dict else default
+        result["default"] = _defaults(result) if type(default) is dict else default
     return {**result, **_rules(path)}
+
+
+def _defaults(schema: Schema) -> Schema:
+    """The default of an object, written out whole: what an API server makes of `{}`, field by field.
+
+    A CRD is refused whose rules do not hold on a default as it is written (`{}` has no field that a rule could read):
+    the server fills a default's own fields in only when an object is stored.
+    """
+    return {name: value["default"] for name, value in schema["properties"].items() if "default" in value}
+
+
+def _metadata() -> Schema:
+    """The metadata that rules may read, with the bounds that an API server puts on names anyway.
+
+    Without them it would count with names of 3 MiB when it estimates what a rule costs.
+    """
+    name = {"type": "string", "maxLength": 253}
+    return {"type": "object", "properties": {"name": name, "generateName": name}}
 
 
 def _resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import kubernetes_validate
 
 from controller.spec.crd import CHART_FILE, crd, crd_yaml
 from controller.spec.fields import FIELDS
+from controller.spec.model import KVClusterSpec, Strategy
 from controller.spec.rules import RULES
+from tests.kube.apiserver import celchecks
+from tests.kube.apiserver.customresources import faults
+from tests.kube.apiserver.schema import structural
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,13 +63,39 @@ def test_it_is_structural():
         assert node.get("type") != "array" or "x-kubernetes-list-type" in node, where
 
 
-def test_every_part_that_has_defaults_is_filled_in_though_it_is_not_given():
+def test_every_default_is_written_out_whole():
+    # A server judges a default as it is written, and rules read fields that only a nested default would fill in.
+    for path, node in nodes(schema()):
+        if isinstance(node.get("default"), dict):
+            below = node["properties"]
+            assert node["default"] == {name: below[name]["default"] for name in below if "default" in below[name]}, path
+
+
+def test_a_spec_that_is_left_out_is_the_models_own_default():
+    spec = schema()["properties"]["spec"]["default"]
+    assert spec["router"]["strategy"] == Strategy.CACHE_AWARE
+    assert KVClusterSpec.model_validate(spec) == KVClusterSpec()
+
+
+def test_a_server_takes_it_within_half_of_the_cost_of_rules():
+    assert list(faults(crd())) == []
+    half = {"RULE_LIMIT": celchecks.RULE_LIMIT // 2, "TOTAL_LIMIT": celchecks.TOTAL_LIMIT // 2}
+    with mock.patch.multiple(celchecks, **half):
+        assert list(celchecks.check_rules(structural(schema()), resource=True)) == []
+
+
+def test_everything_that_a_rule_reads_is_bounded():
     found = dict(nodes(schema()))
-    for path, node in found.items():
-        if path[:1] == ("spec",) and "default" in node and "[]" not in path:
-            for end in range(1, len(path)):
-                parent = found[path[:end]]
-                assert parent.get("default") == {} or path[:end] == ("spec", "autoscaling"), ".".join(path)
+    bounds = {"string": {"maxLength", "enum", "format"}, "array": {"maxItems"}, "object": {"maxProperties"}}
+    for path, rules in RULES.items():
+        for rule in rules:
+            for chain in re.findall(r"\b(?:self|oldSelf)((?:\.[a-z]\w*(?!\w*\())*)", rule.expression):
+                node = found[(*path, *chain.split(".")[1:])]
+                if node.get("type") != "object" or "additionalProperties" in node:
+                    assert node.keys() & bounds.get(node["type"], node.keys()), (path, chain)
+        for end in range(len(path)):
+            if path[end] == "[]":
+                assert "maxItems" in found[path[:end]], path
 
 
 def test_every_rule_stands_at_its_place_and_says_what_to_do():

@@ -45,7 +45,7 @@ def widget_definition() -> Object:
         "x-kubernetes-validations": [
             {
                 "rule": "!has(self.max) || self.min <= self.max", "fieldPath": ".min", "reason": "FieldValueForbidden",
-                "messageExpression": "'min ' + string(self.min) + ' exceeds max ' + string(self.max)",
+                "messageExpression": "'min %d exceeds max %d'.format([self.min, self.max])",
             },
             {"rule": "!has(self.port) || type(self.port) != int || self.port > 0", "message": "port must be positive"},
         ],

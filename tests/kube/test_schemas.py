@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.kube.apiserver.cel import broken_rules, check_rules
+from tests.kube.apiserver.cel import broken_rules
+from tests.kube.apiserver.celchecks import check_rules
 from tests.kube.apiserver.fieldsets import decode, encode
 from tests.kube.apiserver.jsonpath import find
 from tests.kube.apiserver.patches import json_patch, merge_patch
@@ -55,7 +56,7 @@ def judge(value: Any, *rules: dict[str, Any], old: Any = None) -> list[str]:
         "quantity(self.memory).compareTo(quantity('1024Mi')) == 0", "self.?tags.orValue([]).size() == 0",
         "[self.a, self.b].isSorted() && [self.a, self.b].sum() == 3", "self.name.find('[0-9]') == '1'",
         "['x', 'y'].exists_one(t, t == 'x')", "self.name in ['w1', 'w2']", "type(self.a) == int",
-        "cel.bind(n, self.a + 1, n == self.b)", "'a-b'.split('-').join('+') == 'a+b'", "isURL('http://x/y')",
+        "'a-b'.split('-') == ['a', 'b']", "isURL('http://x/y')",
         "[1, 2].map(n, n * 2) == [2, 4]", "duration('1h') > duration('59m')", "'%d-%s'.format([1, 'x']) == '1-x'",
     ],
 )  # fmt: skip
@@ -69,7 +70,7 @@ def test_rules_say_why_they_do_not_hold() -> None:
     assert judge(value, {"rule": "self.a <= self.b", "message": "a is too big"}) == [
         "spec: Invalid value: a is too big"
     ]
-    told = {"rule": "self.a <= self.b", "messageExpression": "'a is ' + string(self.a)", "fieldPath": ".a"}
+    told = {"rule": "self.a <= self.b", "messageExpression": "'a is %d'.format([self.a])", "fieldPath": ".a"}
     assert judge(value, told) == ["spec.a: Invalid value: a is 3"]
     assert judge(value, {**told, "reason": "FieldValueForbidden"}) == ["spec.a: Forbidden: a is 3"]
     missing = judge(value, {"rule": "self.name == 'x'"})

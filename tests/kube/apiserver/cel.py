@@ -14,7 +14,7 @@ from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_string
 from tests.kube.apiserver.errors import Cause
 from tests.kube.apiserver.schema import Node, child
 from tests.kube.apiserver.structural import parse_quantity
-from tests.kube.apiserver.validation import invalid, shown, type_of
+from tests.kube.apiserver.validation import shown, type_of
 
 _REASONS = {
     "FieldValueInvalid": "Invalid value",
@@ -52,8 +52,8 @@ def _function(name: str, result: Any, parameters: list[Any], impl: Any, member: 
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Any:
-    """CEL with the functions Kubernetes adds. A quantity is its number, as a double, so `compareTo` takes doubles."""
+def _functions() -> list[Any]:
+    """The functions Kubernetes adds. A quantity is its number, as a double, so `compareTo` takes doubles."""
     ordered = [
         _function("isSorted", T.BOOL, [T.LIST], lambda xs: list(xs) == sorted(xs), member=True),
         _function("sum", T.DYN, [T.LIST], sum, member=True),
@@ -79,16 +79,27 @@ def _environment() -> Any:
         ),
         _function("isURL", T.BOOL, [T.STRING], _is_url),
     ]
+    return [*ordered, *quantities, *strings]
+
+
+def environment(kind: Any, descriptors: Any = None) -> Any:
+    """CEL as Kubernetes has it, with `self` and `oldSelf` of a type (a message's has its descriptor in a pool)."""
     return cel.NewEnv(
-        variables={"self": T.DYN, "oldSelf": T.DYN, "hasOldSelf": T.BOOL},
+        descriptor_pool=descriptors,
+        variables={"self": kind, "oldSelf": kind, "hasOldSelf": T.BOOL},
         extensions=[
             ext_optional.ExtOptional(),
             ext_strings.ExtStrings(),
             ext_math.ExtMath(),
             ext_bindings.ExtBindings(),
         ],
-        functions=[*ordered, *quantities, *strings],
+        functions=_functions(),
     )
+
+
+@lru_cache(maxsize=1)
+def _untyped() -> Any:
+    return environment(T.DYN)
 
 
 def _find(text: str, pattern: str) -> str:
@@ -98,71 +109,20 @@ def _find(text: str, pattern: str) -> str:
 
 @lru_cache(maxsize=1024)
 def compiled(expression: str) -> Any:
-    """Raises `RuntimeError` for a rule that is not CEL."""
-    return _environment().compile(expression)
+    """An expression, to be evaluated. Raises `RuntimeError` for one that is not CEL."""
+    return _untyped().compile(expression)
 
 
 def is_transition(rule: str) -> bool:
     return re.search(r"\boldSelf\b", rule) is not None
 
 
-def _source(rule: dict[str, Any], name: str) -> str:
+def source(rule: dict[str, Any], name: str) -> str:
     """The expression of a rule; with `optionalOldSelf`, the old value is an optional in it."""
     text = str(rule[name])
     if rule.get("optionalOldSelf") and is_transition(text):
         return f"cel.bind(oldSelf, hasOldSelf ? optional.of(oldSelf) : optional.none(), {text})"
     return text
-
-
-_CHAIN = re.compile(r"(?<![\w.])(?:self|oldSelf)((?:\.[A-Za-z_]\w*)+)(?!\w*\s*\()")
-
-
-def _unknown_field(text: str, node: Node) -> str:
-    """The first field a rule names that its schema does not have; the real compiler knows the types."""
-    for chain in _CHAIN.findall(text):
-        if chain in (".metadata.name", ".metadata.generateName"):
-            continue  # a custom resource has them whatever its schema says
-        at = node
-        for name in chain.strip(".").split("."):
-            known = child(at, name)
-            if known is None and at.type == "object" and not name.startswith("__"):
-                return str(name)
-            if known is None or known.preserve:
-                break
-            at = known
-    return ""
-
-
-def _rule_faults(rule: dict[str, Any], where: str, node: Node) -> Iterator[Cause]:
-    for name in ("rule", "messageExpression"):
-        if not rule.get(name):
-            if name == "rule":
-                yield Cause(f"{where}.rule", "Required value: rule is not specified", "FieldValueRequired")
-            continue
-        text = rule[name]
-        try:
-            wanted = T.BOOL if name == "rule" else T.STRING
-            kind = compiled(_source(rule, name)).return_type()
-            if kind not in (wanted, T.DYN):
-                yield invalid(f"{where}.{name}", text, f"cel expression must evaluate to a {wanted.name().lower()}")
-        except RuntimeError as error:
-            why = str(error).removesuffix(" [INVALID_ARGUMENT]").removeprefix("INVALID_ARGUMENT: ")
-            yield invalid(f"{where}.{name}", text, f"compilation failed: {why}")
-        if unknown := _unknown_field(text, node):
-            yield invalid(f"{where}.{name}", text, f"compilation failed: ERROR: undefined field '{unknown}'")
-
-
-def check_rules(node: Node, path: str = "") -> Iterator[Cause]:
-    """Faults of the rules themselves, found when a CRD is created."""
-    for number, rule in enumerate(node.rules):
-        yield from _rule_faults(rule, f"{path}.x-kubernetes-validations[{number}]", node)
-    for name, below in node.properties.items():
-        if below.has_rules_below:
-            yield from check_rules(below, f"{path}.properties[{name}]")
-    if node.items is not None and node.items.has_rules_below:
-        yield from check_rules(node.items, f"{path}.items")
-    if node.additional is not None and node.additional.has_rules_below:
-        yield from check_rules(node.additional, f"{path}.additionalProperties")
 
 
 def broken_rules(value: Any, old: Any, node: Node, path: str = "") -> Iterator[Cause]:
@@ -198,7 +158,7 @@ def _judge(rule: dict[str, Any], value: Any, old: Any, path: str) -> Cause | Non
     if is_transition(text) and old is None and not rule.get("optionalOldSelf"):
         return None
     data = {"self": value, "oldSelf": old, "hasOldSelf": old is not None}
-    outcome = compiled(_source(rule, "rule")).eval(data=data)
+    outcome = compiled(source(rule, "rule")).eval(data=data)
     if outcome.type() == T.BOOL and outcome.value() is True:
         return None
     named = (rule.get("message") or text).strip()
@@ -227,6 +187,6 @@ def _message(rule: dict[str, Any], data: dict[str, Any]) -> str:
     """The text of `messageExpression`; empty where it has none that can be shown."""
     if not rule.get("messageExpression"):
         return ""
-    outcome = compiled(_source(rule, "messageExpression")).eval(data=data)
+    outcome = compiled(source(rule, "messageExpression")).eval(data=data)
     text = str(outcome.plain_value()).strip() if outcome.type() == T.STRING else ""
     return "" if "\n" in text else text

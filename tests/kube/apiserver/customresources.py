@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
-from tests.kube.apiserver.cel import check_rules
+import orjson
+
+from tests.kube.apiserver.cel import broken_rules
+from tests.kube.apiserver.celchecks import check_rules
 from tests.kube.apiserver.errors import Cause
 from tests.kube.apiserver.resources import Column, Resource, Scale
 from tests.kube.apiserver.schema import ANYTHING, Node, structural
+from tests.kube.apiserver.structural import plain_copy, prune
 from tests.kube.apiserver.validation import invalid, required, type_of, validate
 
 Object = dict[str, Any]
@@ -92,16 +97,43 @@ def faults(definition: Object) -> Iterator[Cause]:
     versions = spec.get("versions") or []
     if sum(bool(v.get("storage")) for v in versions) != 1:
         yield invalid("spec.versions", versions, "must have exactly one version marked as storage version")
-    for number, version in enumerate(versions):
-        where = f"spec.versions[{number}].schema.openAPIV3Schema"
-        raw = (version.get("schema") or {}).get("openAPIV3Schema")
+    schemas = [(version.get("schema") or {}).get("openAPIV3Schema") for version in versions]
+    # The server keeps a schema that all versions share once, and calls it by that place.
+    shared = all(raw == schemas[0] for raw in schemas)
+    for number, raw in enumerate(schemas):
+        where = "spec.validation.openAPIV3Schema" if shared else f"spec.versions[{number}].schema.openAPIV3Schema"
         if raw is None:
-            yield required(where, "schemas are required")
-            continue
-        if raw.get("type") != "object":
-            yield required(f"{where}.type", "must not be empty at the root")
-        yield from _structural(raw, where)
-        yield from check_rules(structural(raw), where)
+            yield required(f"spec.versions[{number}].schema.openAPIV3Schema", "schemas are required")
+        elif not (shared and number):
+            yield from (Cause(where + field, message, reason) for field, message, reason in _judged(orjson.dumps(raw)))
+
+
+@lru_cache(maxsize=64)
+def _judged(schema: bytes) -> list[tuple[str, str, str]]:
+    """Field (below the schema), message and reason of every fault of a schema: what is worse hides what follows."""
+    raw = orjson.loads(schema)
+    if raw.get("type") != "object":
+        return [(".type", "Required value: must not be empty at the root", "FieldValueRequired")]
+    node = structural(raw)
+    found = list(_structural(raw, "")) or list(_defaults(node, "")) or list(check_rules(node, resource=True))
+    return [(cause.field, cause.message, cause.reason) for cause in found]
+
+
+def _defaults(node: Node, path: str) -> Iterator[Cause]:
+    """Where a default is not valid as it is written: nested defaults are not filled in before it is judged."""
+    if node.has_default:
+        where = f"{path}.default"
+        if prune(plain_copy(node.default), node):
+            yield invalid(where, node.default, "must not have unknown fields")
+        yield from list(validate(node.default, node, where)) or [
+            # First as if nothing changed, then as if there had been nothing.
+            *broken_rules(node.default, node.default, node, where),
+            *broken_rules(node.default, None, node, where),
+        ]
+    for name, below in node.properties.items():
+        yield from _defaults(below, f"{path}.properties[{name}]")
+    if node.items is not None:
+        yield from _defaults(node.items, f"{path}.items")
 
 
 def _structural(raw: Object, path: str) -> Iterator[Cause]:
@@ -120,12 +152,8 @@ def _structural(raw: Object, path: str) -> Iterator[Cause]:
     if raw.get("$ref"):
         yield Cause(f"{path}.$ref", "Forbidden: $ref is not supported", "FieldValueForbidden")
     yield from _list_type(raw, path)
-    if "default" in raw:
-        fault = next(validate(raw["default"], structural(raw), f"{path}.default"), None)
-        if fault is not None:
-            yield fault
     for name, below in (raw.get("properties") or {}).items():
-        if path.endswith("openAPIV3Schema") and name == "metadata":
+        if not path and name == "metadata":
             continue
         yield from _structural(below, f"{path}.properties[{name}]")
     if isinstance(raw.get("items"), dict):

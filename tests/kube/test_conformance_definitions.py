@@ -1,0 +1,181 @@
+"""What an API server refuses of a CRD: defaults on which a rule does not hold, rules that could cost too much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.kube.calls import ok, refused
+from tests.kube.conftest import DEFINITIONS
+
+Object = dict[str, Any]
+ROOT = "spec.validation.openAPIV3Schema"
+
+
+def definition(spec: Object, **more: Object) -> Object:
+    """A CRD whose objects have this spec."""
+    schema = {"type": "object", "properties": {"spec": spec, **more}}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    names = {"plural": "gadgets", "singular": "gadget", "kind": "Gadget", "listKind": "GadgetList"}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "gadgets.rules.example.dev"},
+        "spec": {"group": "rules.example.dev", "scope": "Namespaced", "names": names, "versions": [version]},
+    }  # fmt: skip
+
+
+def ruled(rule: str, *, spec: Object | None = None, **more: Any) -> Object:
+    """A spec with a rule over its fields."""
+    fields = {
+        "a": {"type": "integer", "default": 1},
+        "b": {"type": "integer"},
+        "text": {"type": "string"},
+        "short": {"type": "string", "maxLength": 10},
+        "port": {"x-kubernetes-int-or-string": True},
+        "words": {"type": "array", "items": {"type": "string"}},
+        "few": {"type": "array", "maxItems": 4, "items": {"type": "string", "maxLength": 10}},
+        "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+        "a-b": {"type": "integer"},
+        "namespace": {"type": "string", "maxLength": 63},
+        "since": {"type": "string", "format": "date-time"},
+    }
+    rules = [{"rule": rule, **more}]
+    return {"type": "object", "properties": fields, "x-kubernetes-validations": rules, **(spec or {})}
+
+
+async def send(client: httpx.AsyncClient, spec: Object, **more: Object) -> httpx.Response:
+    return await client.post(DEFINITIONS, json=definition(spec, **more), params={"dryRun": "All"})
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "self.a > 0", "!has(self.b) || self.a < self.b", "size(self.text) < 100", "self.short.matches('^[a-z]+$')",
+        "self.few.all(word, word.matches('^[a-z]+$'))", "type(self.port) != int || self.port > 0",
+        "self.words.size() < 5", "!('x' in self.labels)", "self.labels.all(k, k != 'x')", "self.a__dash__b > 1",
+        "self.__namespace__ == 'x'", "self.since > timestamp('2020-01-01T00:00:00Z')",
+        "self.few.isSorted() && self.few.size() > 1",
+        "self.?b.orValue(3) > 1", "self.a == oldSelf.a",
+        "self.few.join('-').size() < 100", "quantity(self.short).isGreaterThan(quantity('1'))",
+        "self.few == ['x', 'y']", "self.text == 'x'", "self == oldSelf",
+    ],
+)  # fmt: skip
+async def test_rules_that_are_taken(client: httpx.AsyncClient, rule: str) -> None:
+    ok(await send(client, ruled(rule)), 201)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("self.a +", "compilation failed"),
+        ("self.nothing == 1", "undefined field 'nothing'"),
+        ("self.a + 1", "must evaluate to a bool"),
+        ("self.text > 1", "found no matching overload for '_>_'"),
+        ("self.text.all(c, c == 'x')", "compilation failed"),
+        ("cel.bind(n, self.a, n == 1)", "undeclared reference to 'cel'"),
+        ("self.words.all(word, word.matches('^[a-z]+$'))", "estimated rule cost exceeds budget by factor of more than"),
+        ("self.words.all(one, self.words.all(other, one != other))", "more than 100x"),
+        ("self.text.contains(self.short) && self.text.contains(self.text)", "more than 100x"),
+        ("self.text.matches('" + "x" * 600 + "')", "estimated rule cost exceeds budget by factor of 4.7x"),
+        ("self.text.matches('" + "x" * 150 + "')", "estimated rule cost exceeds budget by factor of 1.195378x"),
+    ],
+)  # fmt: skip
+async def test_rules_that_are_refused(client: httpx.AsyncClient, rule: str, words: str) -> None:
+    status = refused(await send(client, ruled(rule)), 422, "Invalid")
+    where = f"{ROOT}.properties[spec].x-kubernetes-validations[0].rule"
+    assert where in {cause["field"] for cause in status["details"]["causes"]}
+    assert words in status["message"]
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "words"),
+    [
+        (
+            {"messageExpression": "'a is ' + string(self.a)"},
+            "messageExpression",
+            "estimated messageExpression cost exceeds budget by factor of more than 100x",
+        ),
+        ({"messageExpression": "self.a"}, "messageExpression", "messageExpression must evaluate to a string"),
+        ({"messageExpression": "self.nothing"}, "messageExpression", "undefined field 'nothing'"),
+        ({"message": "two\nlines"}, "message", "must not contain line breaks"),
+        ({"reason": "Odd"}, "reason", "supported values"),
+        ({"fieldPath": ".nothing"}, "fieldPath", "must be a valid path"),
+        ({"optionalOldSelf": True}, "optionalOldSelf", "may not be set if oldSelf is not used in rule"),
+    ],
+)
+async def test_a_rule_whose_other_fields_are_wrong(
+    client: httpx.AsyncClient, more: Object, field: str, words: str
+) -> None:
+    status = refused(await send(client, ruled("self.a > 0", **more)), 422, "Invalid")
+    where = f"{ROOT}.properties[spec].x-kubernetes-validations[0].{field}"
+    assert where in {cause["field"] for cause in status["details"]["causes"]}
+    assert words in status["message"]
+
+
+async def test_what_a_message_costs_is_bounded_by_its_format(client: httpx.AsyncClient) -> None:
+    ok(await send(client, ruled("self.a > 0", messageExpression="'a is %d'.format([self.a])")), 201)
+
+
+async def test_a_rule_costs_as_often_as_its_value_can_occur(client: httpx.AsyncClient) -> None:
+    item = {
+        "type": "string", "maxLength": 100,
+        "x-kubernetes-validations": [{"rule": "self.matches('^(one|two|three|four|five|six|seven|eight|nine|ten)$')"}],
+    }  # fmt: skip
+    few = {"type": "object", "properties": {"items": {"type": "array", "maxItems": 100, "items": item}}}
+    ok(await send(client, few), 201)
+    many = {"type": "object", "properties": {"items": {"type": "array", "items": item}}}
+    status = refused(await send(client, many), 422, "Invalid")
+    assert "estimated rule cost exceeds budget" in status["message"]
+
+
+async def test_all_rules_together_have_a_budget(client: httpx.AsyncClient) -> None:
+    # Each costs a little less than a rule may.
+    text = {"type": "string", "x-kubernetes-validations": [{"rule": "self.matches('" + "x" * 120 + "')"}]}
+    ok(await send(client, {"type": "object", "properties": {f"f{n}": text for n in range(10)}}), 201)
+    status = refused(
+        await send(client, {"type": "object", "properties": {f"f{n}": text for n in range(12)}}), 422, "Invalid"
+    )
+    assert "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema exceeds" in status["message"]
+
+
+async def test_an_old_value_is_known_where_items_have_keys(client: httpx.AsyncClient) -> None:
+    item = {
+        "type": "object", "required": ["name"], "properties": {"name": {"type": "string", "maxLength": 10}},
+        "x-kubernetes-validations": [{"rule": "self == oldSelf"}],
+    }  # fmt: skip
+    keyed = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+    items = {"type": "array", "maxItems": 3, "items": item}
+    ok(await send(client, {"type": "object", "properties": {"items": {**items, **keyed}}}), 201)
+    status = refused(await send(client, {"type": "object", "properties": {"items": items}}), 422, "Invalid")
+    assert "oldSelf cannot be used on the uncorrelatable portion of the schema" in status["message"]
+
+
+async def test_a_rule_must_hold_on_a_default_as_it_is_written(client: httpx.AsyncClient) -> None:
+    # A nested default would make the rule hold, but is not filled in before it is judged.
+    status = refused(await send(client, ruled("self.a > 0", spec={"default": {}})), 422, "Invalid")
+    assert status["details"]["causes"][0]["field"] == f"{ROOT}.properties[spec].default"
+    assert "no such key: a evaluating rule: self.a > 0" in status["message"]
+    ok(await send(client, ruled("self.a > 0", spec={"default": {"a": 1}})), 201)
+    wrong = refused(await send(client, ruled("self.a > 0", spec={"default": {"a": 0}})), 422, "Invalid")
+    assert "failed rule: self.a > 0" in wrong["message"]
+
+
+async def test_a_default_has_no_field_that_the_schema_does_not_know(client: httpx.AsyncClient) -> None:
+    status = refused(await send(client, ruled("self.a > 0", spec={"default": {"a": 1, "odd": 2}})), 422, "Invalid")
+    assert "must not have unknown fields" in status["message"]
+
+
+async def test_a_rule_at_the_root_may_read_the_name(client: httpx.AsyncClient) -> None:
+    # The name is a string without bounds to the estimate, unless the schema bounds it and the generated one.
+    rule = {"rule": "self.metadata.name.matches('" + "x" * 200 + "')"}
+    unbounded = definition({"type": "object"})
+    schema = unbounded["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema["x-kubernetes-validations"] = [rule]
+    status = refused(await client.post(DEFINITIONS, json=unbounded, params={"dryRun": "All"}), 422, "Invalid")
+    assert "estimated rule cost exceeds budget by factor of 1.6x" in status["message"]
+    name = {"type": "string", "maxLength": 253}
+    metadata = {"type": "object", "properties": {"name": name, "generateName": name}}
+    schema["properties"] |= {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": metadata}
+    ok(await client.post(DEFINITIONS, json=unbounded, params={"dryRun": "All"}), 201)
