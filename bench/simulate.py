@@ -222,7 +222,7 @@ class Simulation:
         seen = output.at + self._delays.network
         if output.index == 0:
             flight.first_token = seen
-            self._at(seen, flight.ticket.first_byte)
+            self._at(seen, flight.ticket.first_token)
         if output.finish_reason is not None:
             del self._in_flight[output.request_id]
             self._at(seen, flight.ticket.release)

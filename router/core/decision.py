@@ -55,6 +55,8 @@ class RouteRequest:
     streaming: bool
     model: str | None = None
     output_tokens: int | None = None
+    prompted: bool = True
+    """Whether it has a prompt. A list of models, say, has none: sending that somewhere is no decision to count."""
 
 
 class CandidateView(NamedTuple):

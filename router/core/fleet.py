@@ -241,6 +241,8 @@ class Fleet:
 
 def _shape(request: RouteRequest, block_size: int) -> Shape:
     tokens, depth = request.prompt_tokens, request.keys.depth if request.keys is not None else 0
+    if not request.prompted:
+        return Shape(0, 0, 0, 0)
     if tokens is None:
         tokens = depth * block_size + 1
     return Shape(

@@ -59,7 +59,7 @@ class Ledger:
         self.last = entry
         return entry
 
-    def first_byte(self, entry: Entry, now: float) -> None:
+    def first_token(self, entry: Entry, now: float) -> None:
         """The request's prefill is over, so the next one's has begun."""
         if entry.pending:
             self._answered(entry, now)

@@ -86,12 +86,12 @@ class Ticket:
         """Whether a first byte came."""
         return self._first is not None
 
-    def first_byte(self, now: float) -> None:
+    def first_token(self, now: float) -> None:
         """The worker answered: its prefill is over and its cache holds the prompt."""
         if self._first is not None or not self._entry.open:
             return
         self._first = now
-        self._work.ledger.first_byte(self._entry, now)
+        self._work.ledger.first_token(self._entry, now)
         if self._alone and self._work.ledger.last is self._entry:
             # It had the worker to itself all the time: the only kind of request that shows how fast the engine is.
             self._work.pace.observe(self._expected.unloaded, now - self._sent, self._expected.computed, now)

@@ -127,10 +127,10 @@ class Work:
         self._peak = max(self._peak, self.ledger.in_flight)
         return entry
 
-    def close(self, entry: Entry, first_byte: float | None, now: float) -> None:
-        """A request is over; `first_byte` is when its first byte came, if any did. Idempotent."""
-        if entry.open and first_byte is not None:
-            self._residence.observe(now - first_byte)
+    def close(self, entry: Entry, first_token: float | None, now: float) -> None:
+        """A request is over; `first_token` is when its first byte came, if any did. Idempotent."""
+        if entry.open and first_token is not None:
+            self._residence.observe(now - first_token)
         self.ledger.close(entry, now)
 
     # --- what follows from it ---------------------------------------------------------------------------

@@ -39,12 +39,14 @@ class Metrics:
         self.requests = counter(
             "requests", "Requests answered, by status (499: the client left first) and strategy.", "code", "strategy"
         )
-        self.decisions = counter("decisions", "Choices of a worker, by reason.", "reason")
+        self.decisions = counter("decisions", "Choices of a worker for a request with a prompt, by reason.", "reason")
         self.retries = counter("retries", "Requests sent on to another worker, by what went wrong.", "cause")
         self.broken_streams = counter(
-            "broken_streams", "Answers that broke off after their first byte, by what went wrong.", "cause"
+            "broken_streams", "Answers that broke off or failed after their first byte, by what went wrong.", "cause"
         )
-        self.ttft = histogram("ttft_seconds", "From a request's arrival to the first byte of its stream.", TTFT_BUCKETS)
+        self.ttft = histogram(
+            "ttft_seconds", "From a request's arrival to the first event of its stream with content.", TTFT_BUCKETS
+        )
         self.predicted_ttft = histogram(
             "predicted_ttft_seconds", "What the decision predicted for the same requests.", TTFT_BUCKETS
         )

@@ -17,8 +17,8 @@ from router.core.decision import RouteRequest
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 
-UNREAD = RouteRequest(keys=None, prompt_tokens=None, streaming=False)
-"""What is known of a request whose prompt does not matter or cannot be read."""
+UNREAD = RouteRequest(keys=None, prompt_tokens=None, streaming=False, prompted=False)
+"""What is known of a request without a prompt, or whose body is no request."""
 
 THREAD_TEXT = 16_384
 """Text longer than this (characters) is tokenised in a thread: 8 ms at 2 MB/s would hold up every other request."""

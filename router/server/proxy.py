@@ -87,9 +87,8 @@ class _Exchange:
             if self.failure is not None:
                 proxy.metrics.retries.labels(self.failure.cause.value).inc()
             self.attempts += 1
-            proxy.recent.note(decision, proxy.clock())
-            proxy.metrics.decisions.labels(decision.reason.value).inc()
-            proxy.metrics.matched_blocks.observe(decision.matched_blocks)
+            if self.client.route.prompted:
+                self._count(decision)
             self.failure = await self._attempt(decision)
             if self.failure is None:
                 if logger.isEnabledFor(logging.DEBUG):
@@ -98,6 +97,12 @@ class _Exchange:
             self._note(decision, self.failure)
         await self._give_up()
         return self.status
+
+    def _count(self, decision: Decision) -> None:
+        proxy = self.proxy
+        proxy.recent.note(decision, proxy.clock())
+        proxy.metrics.decisions.labels(decision.reason.value).inc()
+        proxy.metrics.matched_blocks.observe(decision.matched_blocks)
 
     def _log_answer(self, decision: Decision) -> None:
         event(

@@ -15,11 +15,12 @@ from kvcache.logs import event
 from kvcache.serving import AnswerCut
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Ticket
-from router.server.answer import MAX_HELD, Verdict, cached_tokens, complete_events, judge_stream, was_aborted
+from router.server.answer import AnswerStream, Stage, WholeAnswer, read_answer
 from router.server.attempts import NOT_WAITING, Attempt
 from router.server.headers import Headers, find, to_client
 from router.server.metrics import Metrics
-from router.server.upstream import Cause, UpstreamError, UpstreamResponse
+from router.server.upstream import Cause, Progress, UpstreamError, UpstreamResponse
+from router.server.usage import Usage, UsageFinder
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class Relay:
     begun: bool = False
     """A byte has gone to the client."""
     streaming: bool = False
+    broken: Cause | None = None
+    """Why the client has had less than a whole answer."""
 
     async def run(self) -> Failure | None:
         """Pass the answer on. A `Failure` means that nothing went to the client.
@@ -88,117 +91,128 @@ class Relay:
         return Failure(cause, why, (self.response.status, headers, body))
 
     async def _stream(self) -> Failure | None:
-        """Pass on server-sent events, whole ones only: a stream that breaks off ends at the end of an event."""
-        response, attempt, clock, send = self.response, self.attempt, self.clock, self.client.send
+        """Pass on server-sent events, whole ones only: a stream that breaks off ends at the end of an event.
+
+        The head goes with the first comment or the first event with content, whichever comes first. After a comment the
+        request cannot go elsewhere: its client has been told who answers.
+        """
+        response, attempt, clock = self.response, self.attempt, self.clock
         self.streaming = True
-        held = b""
-        while True:
-            piece = await response.read()
-            attempt.since = now = clock()
-            if not piece:
-                if held:
-                    break
-                raise UpstreamError(Cause.BROKEN, "the stream ended before its first event")
-            if not held:
-                self.ticket.first_byte(now)
-                first_byte_at = now
-            held += piece
-            verdict = judge_stream(held)
-            if verdict is Verdict.PASS:
-                break
-            if verdict is not Verdict.WAIT:
-                cause = Cause.ERROR_EVENT if verdict is Verdict.ERROR else Cause.ABORTED
-                return await self._failed_answer(cause, "its stream began with a failure", held)
-        if response.status == 200:
-            self.metrics.ttft.observe(first_byte_at - self.client.arrived)
-            self.metrics.predicted_ttft.observe(self.decision.predicted_ttft)
-        cached: int | None = None
-        await self._begin()
-        while piece:
-            if b'"cached_tokens":' in held:
-                cached = cached_tokens(held) or cached
-            attempt.since = NOT_WAITING
-            if held.endswith(b"\n\n"):
-                await send({"type": "http.response.body", "body": held, "more_body": True})
-                held = b""
-            elif end := complete_events(held) or (len(held) if len(held) > MAX_HELD else 0):
-                await send({"type": "http.response.body", "body": held[:end], "more_body": True})
-                held = held[end:]
-            attempt.since = clock()
-            piece = await response.read()
-            held += piece
-        attempt.since = NOT_WAITING
-        await send({"type": "http.response.body", "body": held})
-        self._count_cached(cached)
+        stream = AnswerStream()
+        try:
+            while piece := await response.read():
+                now = clock()
+                before = stream.stage
+                passed = stream.push(piece)
+                if stream.stage.broken and not self.begun:
+                    cause = Cause.ERROR_EVENT if stream.stage is Stage.FAILED else Cause.ABORTED
+                    return await self._failed_answer(cause, "its stream began with a failure", passed + stream.finish())
+                if stream.stage is Stage.ANSWERING and stream.stage is not before:
+                    self._first_token(now)
+                # Comments are no progress: a server writes them while its engine hangs.
+                if stream.stage is not Stage.SILENT:
+                    attempt.since = now
+                if passed:
+                    await self._pass_on(passed)
+            rest = stream.finish()
+            if stream.stage is Stage.SILENT and not rest:
+                raise UpstreamError(Cause.BROKEN, "the stream ended before its first event", Progress.ANSWERING)
+            await self._pass_on(rest, last=True)
+        finally:
+            if self.begun:
+                self._count(stream.usage)
+        if stream.stage.broken:
+            self._note_broken(Cause.ERROR_EVENT, "its stream holds an error")
         return None
+
+    def _first_token(self, now: float) -> None:
+        if self.response.status < 400:
+            self.ticket.served = True
+            self.ticket.first_token(now)
+        if self.response.status == 200:
+            self.metrics.ttft.observe(now - self.client.arrived)
+            self.metrics.predicted_ttft.observe(self.decision.predicted_ttft)
 
     async def _whole(self) -> Failure | None:
         """Pass on an answer that is no stream: once it is complete, unless it is large."""
-        response, attempt, clock, send = self.response, self.attempt, self.clock, self.client.send
+        response, attempt, clock = self.response, self.attempt, self.clock
         body = b""
         while piece := await response.read():
             attempt.since = clock()
             body = body + piece if body else piece
             if len(body) > MAX_BUFFERED:
                 break
-        if not piece and response.status == 200 and was_aborted(body):
+        answer = WholeAnswer() if piece or response.status != 200 else read_answer(body)
+        if answer.aborted:
             return await self._failed_answer(Cause.ABORTED, "its engine aborted the request", body)
-        await self._begin()
+        finder = UsageFinder()
         while piece:
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-            attempt.since = clock()
+            finder.push(body)
+            await self._pass_on(body)
             body = piece = await response.read()
-            attempt.since = NOT_WAITING
-        await send({"type": "http.response.body", "body": body})
+            attempt.since = clock()
+        self.ticket.served = response.status < 400
+        await self._pass_on(body, last=True)
         if response.status == 200:
-            self._count_cached(cached_tokens(body))
+            self._count(answer.usage or finder.usage)
         return None
+
+    async def _pass_on(self, data: bytes, *, last: bool = False) -> None:
+        """Send bytes to the client, after the head if they are the first. The time that the client takes to read is not
+        held against the worker."""
+        attempt, clock = self.attempt, self.clock
+        began, since = clock(), attempt.since
+        attempt.since = NOT_WAITING
+        if not self.begun:
+            await self._begin()
+        await self.client.send({"type": "http.response.body", "body": data, "more_body": not last})
+        attempt.since = NOT_WAITING if last else since + clock() - began
 
     async def _begin(self) -> None:
         """The point of no return: status and headers go to the client."""
-        self.ticket.served = self.response.status < 400
         self.attempt.answered = self.begun = True
-        self.attempt.since = NOT_WAITING
-        headers = self._headers()
-        await self.client.send({"type": "http.response.start", "status": self.response.status, "headers": headers})
+        status, headers = self.response.status, self._headers()
+        await self.client.send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _headers(self) -> Headers:
         decision = self.decision
         added = [
             (b"x-kvcluster-worker", _header_value(decision.worker_id)),
             (b"x-kvcluster-reason", decision.reason.value.encode()),
-            (b"x-kvcluster-matched-blocks", b"%d" % decision.matched_blocks),
             (b"x-kvcluster-strategy", decision.strategy.encode()),
             (b"x-kvcluster-attempts", b"%d" % self.attempts),
         ]
+        if self.client.route.prompted:
+            added.append((b"x-kvcluster-matched-blocks", b"%d" % decision.matched_blocks))
         return to_client(self.response.headers, self.client.request_id, added)
 
-    def _count_cached(self, actual: int | None) -> None:
-        """Predicted against actual cached tokens, for requests whose answers report the latter."""
-        tokens = self.client.route.prompt_tokens
-        if actual is None or tokens is None:
+    def _count(self, usage: Usage | None) -> None:
+        """Predicted against reported cached tokens, of answers that report them: of others neither side counts."""
+        if usage is None or usage.cached is None:
             return
         metrics = self.metrics
-        # The last token is always recomputed, so a block that ends with it cannot be reused (vLLM rule 8).
-        block_size = self.block_size
-        metrics.predicted_cached.inc(min(self.decision.matched_blocks, max(tokens - 1, 0) // block_size) * block_size)
-        metrics.reported_prompt.inc(tokens)
-        metrics.actual_cached.inc(actual)
+        metrics.predicted_cached.inc(self.decision.matched_blocks * self.block_size)
+        metrics.reported_prompt.inc(usage.prompt)
+        metrics.actual_cached.inc(usage.cached)
 
     async def cut(self, error: UpstreamError) -> None:
         """The worker failed after the first byte: say so in the stream as vLLM does, or break the answer off."""
-        self.metrics.broken_streams.labels(error.cause.value).inc()
+        self._note_broken(error.cause, str(error))
+        if not self.streaming:
+            raise AnswerCut(str(error))
+        await self.client.send({"type": "http.response.body", "body": sse_error(engine_dead().body()) + SSE_DONE})
+
+    def _note_broken(self, cause: Cause, why: str) -> None:
+        self.broken = cause
+        self.metrics.broken_streams.labels(cause.value).inc()
         event(
             logger,
             logging.WARNING,
             "answer_broken",
             request_id=self.client.request_id.decode("latin-1"),
-            cause=error.cause.value,
-            why=str(error),
+            cause=cause.value,
+            why=why,
         )
-        if not self.streaming:
-            raise AnswerCut(str(error))
-        await self.client.send({"type": "http.response.body", "body": sse_error(engine_dead().body()) + SSE_DONE})
 
 
 @lru_cache(maxsize=4096)

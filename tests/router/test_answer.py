@@ -6,48 +6,61 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.server.answer import MAX_HELD, Verdict, cached_tokens, complete_events, judge_stream, was_aborted
+from router.server.answer import MAX_HELD, AnswerStream, Stage, complete_events, read_answer
 
 ERROR = b'data: {"error": {"message": "dead", "type": "InternalServerError", "param": null, "code": 500}}\n\n'
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
 
 
 @pytest.mark.parametrize(
-    ("held", "verdict"),
+    ("held", "stage"),
     [
-        (b"", Verdict.WAIT),
-        (b": keep-alive\n\n", Verdict.WAIT),
-        (ROLE, Verdict.WAIT),
-        (b'data: {"choices":[{"index":0,"text":"a"', Verdict.WAIT),
-        (b'data: {"choices":[{"index":0,"text":"a","finish_reason":null}]}\n\n', Verdict.PASS),
-        (b'data: {"choices":[{"index":0,"text":"","finish_reason":null}]}\n\n', Verdict.PASS),
-        (b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n', Verdict.PASS),
-        (b'data: {"choices":[{"index":0,"text":"a","finish_reason":"abort"}]}\n\n', Verdict.PASS),
-        (b'data: {"choices":[{"index":0,"text":"","finish_reason":"abort"}]}\n\n', Verdict.ABORT),
-        (ROLE + b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n', Verdict.PASS),
-        (ROLE + b'data: {"choices":[{"index":0,"delta":{"reasoning":"a"},"finish_reason":null}]}\n\n', Verdict.PASS),
-        (ROLE + b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{}]},"finish_reason":null}]}\n\n', Verdict.PASS),
-        (ROLE + b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort"}]}\n\n', Verdict.ABORT),
-        (ROLE + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', Verdict.PASS),
-        (ROLE + b"data: [DONE]\n\n", Verdict.PASS),
-        (ERROR, Verdict.ERROR),
-        (ROLE + ERROR, Verdict.ERROR),
-        (ERROR.replace(b"500", b"400"), Verdict.PASS),
-        (b"event: response.created\ndata: {}\n\n", Verdict.PASS),
-        (b"data: not json\n\n", Verdict.PASS),
-        (b"data: 7\n\n", Verdict.PASS),
-        (ERROR.replace(b"\n", b"\r\n"), Verdict.ERROR),
-        (b"x" * (MAX_HELD + 1), Verdict.PASS),
+        (b"", Stage.SILENT),
+        (b": keep-alive\n\n", Stage.SILENT),
+        (ROLE, Stage.SILENT),
+        (b'data: {"choices":[{"index":0,"text":"a"', Stage.SILENT),
+        (b'data: {"choices":[{"index":0,"text":"a","finish_reason":null}]}\n\n', Stage.ANSWERING),
+        (b'data: {"choices":[{"index":0,"text":"","finish_reason":null}]}\n\n', Stage.ANSWERING),
+        (b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n', Stage.ANSWERING),
+        (b'data: {"choices":[{"index":0,"text":"a","finish_reason":"abort"}]}\n\n', Stage.ANSWERING),
+        (b'data: {"choices":[{"index":0,"text":"","finish_reason":"abort"}]}\n\n', Stage.ABORTED),
+        (ROLE + b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n', Stage.ANSWERING),
+        (ROLE + b'data: {"choices":[{"index":0,"delta":{"reasoning":"a"},"finish_reason":null}]}\n\n', Stage.ANSWERING),
+        (
+            ROLE + b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{}]},"finish_reason":null}]}\n\n',
+            Stage.ANSWERING,
+        ),
+        (ROLE + b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort"}]}\n\n', Stage.ABORTED),
+        (ROLE + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', Stage.ANSWERING),
+        (ROLE + b"data: [DONE]\n\n", Stage.REFUSED),
+        (ERROR, Stage.FAILED),
+        (ROLE + ERROR, Stage.FAILED),
+        (ERROR.replace(b"500", b"400"), Stage.REFUSED),
+        (b"event: response.created\ndata: {}\n\n", Stage.ANSWERING),
+        (b"data: not json\n\n", Stage.ANSWERING),
+        (b"data: 7\n\n", Stage.ANSWERING),
+        (ERROR.replace(b"\n", b"\r\n"), Stage.FAILED),
+        (b"x" * (MAX_HELD + 1), Stage.ANSWERING),
     ],
 )
-def test_verdicts(held: bytes, verdict: Verdict) -> None:
-    assert judge_stream(held) is verdict
+def test_stages_of_a_stream(held: bytes, stage: Stage) -> None:
+    whole, piecemeal = AnswerStream(), AnswerStream()
+    whole.push(held)
+    for at in range(len(held)) if len(held) < 1000 else ():
+        piecemeal.push(held[at : at + 1])
+    assert whole.stage is stage
+    assert len(held) >= 1000 or piecemeal.stage is stage
 
 
-@given(st.binary())
-def test_no_beginning_of_a_stream_is_too_strange(held: bytes) -> None:
-    judge_stream(held)
-    judge_stream(b"data: " + held + b"\n\n")
+@given(st.lists(st.binary()))
+def test_no_stream_is_too_strange(pieces: list[bytes]) -> None:
+    for prefix in (b"", b"data: ", b": "):
+        stream, came, passed = AnswerStream(), b"", b""
+        for piece in pieces:
+            came += prefix + piece + b"\n\n"
+            passed += stream.push(prefix + piece + b"\n\n")
+            assert came.startswith(passed)
+        assert passed + stream.finish() == came
 
 
 @given(
@@ -72,19 +85,61 @@ def test_events_are_complete_up_to_the_last_empty_line(events: list[bytes], rest
     ],
 )
 def test_aborted_answers(body: bytes, aborted: bool) -> None:
-    assert was_aborted(body) is aborted
+    assert read_answer(body).aborted is aborted
+
+
+COMMENT = b": keep-alive\n\n"
+ONE = b'data: {"choices":[{"index":0,"text":"a","finish_reason":null}]}\n\n'
 
 
 @pytest.mark.parametrize(
-    ("data", "expected"),
+    ("pieces", "passed"),
     [
-        (b'{"usage":{"prompt_tokens_details":{"cached_tokens":48,"created":0}}}', 48),
-        (b'{"usage":{"prompt_tokens_details":{"cached_tokens": 48 }}}', 48),
-        (b'..."cached_tokens":16},...,"cached_tokens":32}', 32),
-        (b'{"usage":{"prompt_tokens_details":{"cached_tokens":null}}}', None),
-        (b'{"prompt_tokens_details":null}', None),
-        (b'"cached_tokens":', None),
+        ([COMMENT, ONE], [COMMENT, ONE]),
+        ([b": keep-alive\r\n\r\n", ONE], [b": keep-alive\r\n\r\n", ONE]),
+        ([b": keep", b"-alive\n", b"\n", ONE], [b"", b": keep-alive\n", b"\n", ONE]),
+        ([b": line\n", ONE], [b": line\n", ONE]),
+        ([b"\n", ONE], [b"\n", ONE]),
+        ([ROLE, ONE], [b"", ROLE + ONE]),
+        ([ROLE, COMMENT, ONE], [b"", ROLE + COMMENT, ONE]),
+        ([ROLE + COMMENT + ROLE, ONE], [ROLE + COMMENT, ROLE + ONE]),
+        ([ONE + ONE[:9], ONE[9:], COMMENT], [ONE, ONE, COMMENT]),
+        ([COMMENT + ONE + ROLE[:30]], [COMMENT + ONE]),
     ],
 )
-def test_cached_tokens(data: bytes, expected: int | None) -> None:
-    assert cached_tokens(data) == expected
+def test_comments_go_on_as_they_come_and_events_whole(pieces: list[bytes], passed: list[bytes]) -> None:
+    stream = AnswerStream()
+    assert [stream.push(piece) for piece in pieces] == passed
+
+
+@pytest.mark.parametrize("before", [b"", COMMENT, ROLE, COMMENT * 50 + ROLE, b"\n\n", b"id: 7\n\n", b"retry: 10\n\n"])
+def test_only_data_with_content_is_a_first_token(before: bytes) -> None:
+    stream = AnswerStream()
+    stream.push(before)
+    assert stream.stage is Stage.SILENT
+    stream.push(ONE)
+    assert stream.stage is Stage.ANSWERING
+
+
+def test_a_failure_within_a_stream_is_seen() -> None:
+    stream = AnswerStream()
+    for piece in (ONE, ROLE, ERROR):
+        assert stream.push(piece) == piece
+    assert stream.stage is Stage.FAILED
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage"),
+    [
+        ("response.created", Stage.SILENT),
+        ("response.in_progress", Stage.SILENT),
+        ("response.output_text.delta", Stage.ANSWERING),
+        ("message_start", Stage.SILENT),
+        ("ping", Stage.SILENT),
+        ("content_block_delta", Stage.ANSWERING),
+    ],
+)
+def test_events_of_other_apis(kind: str, stage: Stage) -> None:
+    stream = AnswerStream()
+    stream.push(b'event: %s\ndata: {"type":"%s"}\n\n' % (kind.encode(), kind.encode()))
+    assert stream.stage is stage

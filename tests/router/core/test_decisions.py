@@ -89,7 +89,7 @@ def test_an_idle_fleet_fills_its_caches_evenly(make_fleet: MakeFleet) -> None:
         blocks = rng.randrange(1, 60)
         decision, ticket = send(fleet, ask(tokens(blocks, start=1000 * turn)), float(turn))
         work[decision.worker_id] += blocks
-        ticket.first_byte(turn + 0.2)
+        ticket.first_token(turn + 0.2)
         ticket.release(turn + 0.3)
     assert max(work.values()) < 1.1 * work.total() / 4
 
@@ -109,7 +109,7 @@ def test_prompts_that_all_share_their_first_block(make_fleet: MakeFleet, strateg
         now = 0.02 * turn
         while open_tickets and open_tickets[0][0] <= now:
             done, ticket = open_tickets.pop(0)
-            ticket.first_byte(done)
+            ticket.first_token(done)
             ticket.release(done)
         prompt = [*range(BLOCK), *tokens(40, start=1000 * (turn + 1))]
         decision, ticket = send(fleet, ask(prompt), now)

@@ -41,7 +41,7 @@ def test_a_dispatched_prompt_counts_as_present_until_it_is_given_up(make_fleet: 
 def test_what_the_feed_does_not_confirm_is_forgotten_after_the_grace(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, speculation_grace=1.0)
     decision, ticket = send(fleet, ask(tokens(12)), 0.0)
-    ticket.first_byte(7.0)
+    ticket.first_token(7.0)
     ticket.release(7.5)
     assert fleet.choose(ask(tokens(12)), 7.9).matched_blocks == 12
     number = int(decision.worker_id[1:])
@@ -80,7 +80,7 @@ def test_dispatching_always_releases(make_fleet: MakeFleet) -> None:
         raise RuntimeError("the connection broke")
     assert (fleet.workers(0.0)[0].in_flight, fleet.assumed_blocks) == (0, 0)
     with fleet.dispatching(fleet.choose(request, 0.0), request, lambda: 0.0) as ticket:
-        ticket.first_byte(0.0)
+        ticket.first_token(0.0)
     assert (fleet.workers(0.0)[0].in_flight, fleet.assumed_blocks) == (0, 3)
 
 
@@ -107,7 +107,7 @@ def test_own_requests_in_a_report_are_not_counted_twice(make_fleet: MakeFleet) -
     fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 1, load=busy), 0.0)
     assert fleet.workers(0.0)[0].queue_seconds == pytest.approx(before)
     for ticket in tickets:
-        ticket.first_byte(0.1)
+        ticket.first_token(0.1)
         ticket.release(0.1)
     fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 2, load=busy), 0.1)
     assert fleet.choose(ask(tokens(1)), 0.1).candidates[0].in_flight == 0, "that report was under way when they ended"
@@ -119,7 +119,7 @@ CAPACITY_LEFT = 10_000 - 3 * 41
 def test_a_prefill_beside_decoding_takes_a_decode_step_at_least(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(1)
     first, ticket = send(fleet, ask(tokens(2)), 0.0)
-    ticket.first_byte(first.predicted_ttft)
+    ticket.first_token(first.predicted_ttft)
     decision = fleet.choose(ask(tokens(2, start=500)), 0.1)
     assert decision.queue_seconds == pytest.approx(LATENCY.decode / 2)
     assert decision.prefill_seconds == LATENCY.decode
@@ -130,7 +130,7 @@ def test_a_worker_whose_memory_is_taken_makes_a_newcomer_wait(make_fleet: MakeFl
     for number in range(2):
         fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}", capacity=50), 1, load=idle(50)), 0.0)
     for turn in range(2):
-        send(fleet, ask(tokens(39, start=1000 * turn)), 0.0)[1].first_byte(0.1)
+        send(fleet, ask(tokens(39, start=1000 * turn)), 0.0)[1].first_token(0.1)
     small, large = fleet.choose(ask(tokens(5)), 1.0), fleet.choose(ask(tokens(30, start=7000)), 1.0)
     assert small.candidates[0].memory_seconds == 0
     assert large.candidates[0].memory_seconds > 0
@@ -153,7 +153,7 @@ def test_a_slower_engine_than_the_profile_says_is_learnt_from_clean_requests_onl
     def serve(turn: int, blocks: int, ratio: float) -> None:
         now = 10.0 * turn
         ticket = send(fleet, ask(tokens(blocks, start=10_000 * turn)), now)[1]
-        ticket.first_byte(now + ratio * LATENCY.prefill(blocks + 1))
+        ticket.first_token(now + ratio * LATENCY.prefill(blocks + 1))
         ticket.release(now + 9)
 
     for turn in range(100):
@@ -163,7 +163,7 @@ def test_a_slower_engine_than_the_profile_says_is_learnt_from_clean_requests_onl
         now = 10.0 * turn
         pair = [send(fleet, ask(tokens(60, start=10_000 * turn + n)), now)[1] for n in (0, 5000)]
         for ticket in pair:
-            ticket.first_byte(now + 9)
+            ticket.first_token(now + 9)
             ticket.release(now + 9)
     assert fleet.workers(1200.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
 
@@ -183,7 +183,7 @@ def test_nothing_is_left_after_many_requests_that_end_in_every_way(make_fleet: M
         while len(tickets) > 40:
             ticket = tickets.pop()
             if rng.random() < 0.6:
-                ticket.first_byte(now)
+                ticket.first_token(now)
             ticket.release(now, reused=rng.random() < 0.8)
     for ticket in tickets:
         ticket.release(now)

@@ -8,7 +8,7 @@ from router.core.ledger import Entry, Ledger
 
 STEP = st.floats(0, 2, allow_nan=False)
 OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["open", "first_byte", "close", "look"]), st.integers(0, 20), STEP, st.booleans()),
+    st.tuples(st.sampled_from(["open", "first_token", "close", "look"]), st.integers(0, 20), STEP, st.booleans()),
     max_size=60,
 )
 
@@ -26,8 +26,8 @@ def test_counts_are_exact_whatever_happens_in_whatever_order(operations: list[tu
             assert ledger.remaining(now) >= 0
         elif entries:
             number %= len(entries)
-            if name == "first_byte" and number in open_entries:
-                ledger.first_byte(entries[number], now)
+            if name == "first_token" and number in open_entries:
+                ledger.first_token(entries[number], now)
             elif name == "close":
                 ledger.close(entries[number], now)
                 open_entries.discard(number)
@@ -44,7 +44,7 @@ def test_the_queue_is_the_predicted_prefill_ahead_less_what_has_passed() -> None
     ledger.open(0.2, 1, True, 10.0)
     assert ledger.remaining(10.0) == pytest.approx(0.5)
     assert ledger.remaining(10.1) == pytest.approx(0.4)
-    ledger.first_byte(first, 10.25)
+    ledger.first_token(first, 10.25)
     assert ledger.remaining(10.25) == pytest.approx(0.2), "the next one started when the first was answered"
     assert ledger.remaining(10.3) == pytest.approx(0.15)
 
@@ -83,5 +83,5 @@ def test_a_first_byte_after_the_release_changes_nothing() -> None:
     ledger = Ledger()
     entry = ledger.open(0.3, 1, True, 0.0)
     ledger.close(entry, 0.1)
-    ledger.first_byte(entry, 0.2)
+    ledger.first_token(entry, 0.2)
     assert ledger.remaining(0.2) == 0.0

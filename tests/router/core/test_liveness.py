@@ -115,7 +115,7 @@ def test_a_worker_removed_is_unknown_and_its_tickets_still_close(make_fleet: Mak
         fleet.dispatch(decision, request, 0.2)
     fleet.add("http://new", 0.3)  # takes the slot
     fleet.heard("http://new", 0.3)
-    ticket.first_byte(0.4)
+    ticket.first_token(0.4)
     ticket.release(0.5)
     fleet.expire(5.0)
     assert all(worker.in_flight == 0 for worker in fleet.workers(5.0))

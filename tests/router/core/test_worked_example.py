@@ -38,7 +38,7 @@ def decide(*, popular: bool) -> Decision:
         others = {url_of(other) for other in range(3)} - {url_of(number)}
         ticket = fleet.dispatch(fleet.choose(request, now, others), request, now)
         if number:
-            ticket.first_byte(now + 0.03)
+            ticket.first_token(now + 0.03)
 
     send(1, 10, 0.5)
     send(0, 70, 1.0)
