@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from kvcache.chat_format import content_format
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -22,28 +25,30 @@ DEFAULT_TEMPLATE = (
 break. A conversation that grows keeps the text of its earlier turns, so the KV cache of those turns is reused."""
 
 
-_TEXT_FIELDS = {
-    "text": "text",
-    "input_text": "text",
-    "output_text": "text",
-    "refusal": "refusal",
-    "thinking": "thinking",
-}
-"""The types of content parts that are text, and the field that holds it."""
+_NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 
 class ChatTemplateError(ValueError):
-    """The messages cannot be rendered; the message says why."""
+    """The messages cannot be rendered; the message says why, `reason` is what the template itself said."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class _GenerationMarker(Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it changes nothing."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it only shows them. What
+    is set within stays within, as in transformers."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as a plain class attribute)
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_shown"), [], [], body).set_lineno(line)
+
+    def _shown(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 def _raise_exception(message: str) -> None:
@@ -85,60 +90,66 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens)
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            syntax = environment.parse(source)
+            self._template = environment.from_string(source)
         except TemplateError as error:
             raise ChatTemplateError(f"the chat template does not compile: {error}") from None
+        self.content_format = content_format(syntax)
+        """The form of a message's content that it reads."""
+        self.knows_developer = '"developer"' in source or "'developer'" in source
+        """Whether it has words for the developer's role."""
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """Text of the prompt. Raises `ChatTemplateError`, also for whatever the template itself raises."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] = _NO_VARIABLES,
+    ) -> str:
+        """Text of the prompt, for messages as `kvcache.chat_messages` reads them. `variables` go before special tokens
+        of the same name. Raises `ChatTemplateError`, also for whatever the template itself raises."""
+        if continue_final_message:
+            if add_generation_prompt:
+                raise ChatTemplateError("continue_final_message and add_generation_prompt exclude each other")
+            messages, continued = _marked(messages)
         try:
-            return self._template.render(
-                messages=[flat_message(message) for message in messages],
+            text = self._template.render(
+                messages=messages,
+                tools=tools,
+                documents=documents,
                 add_generation_prompt=add_generation_prompt,
-                **self.special_tokens,
+                **{**self.special_tokens, **variables},
             )
-        except ChatTemplateError:
-            raise
         except Exception as error:  # a template is a program: any operation in it may fail in Python's own way
-            raise ChatTemplateError(f"the chat template failed on these messages: {error}") from error
+            raise ChatTemplateError(f"the chat template failed on these messages: {error}", str(error)) from error
+        return _cut_at_mark(text, continued) if continue_final_message else text
 
 
-def flat_message(message: object) -> dict[str, Any]:
-    """One message with its content as a string: parts are joined with line breaks, no content is "" (as in vLLM).
-
-    Raises `ChatTemplateError` for what is no message, or holds anything but text.
-    """
-    if not isinstance(message, Mapping):
-        raise ChatTemplateError(f"a message must be an object, not {_kind(message)}")
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise ChatTemplateError("a message needs a role, a string that is not empty")
-    return {**message, "content": _flat_content(message.get("content"))}
+_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
+"""transformers' own: with its trailing space it shows whether a template trims what it is given."""
 
 
-def _flat_content(content: object) -> str:
-    if content is None:
-        return ""
+def _marked(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
+    """The messages with the mark behind the last text of the last one, and that text."""
+    *before, last = messages
+    content = last["content"]
     if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise ChatTemplateError(f"a message's content must be a string or a list of parts, not {_kind(content)}")
-    return "\n".join(_part_text(part) for part in content)
+        return [*before, {**last, "content": content + _MARK}], content
+    for at in range(len(content) - 1, -1, -1):
+        if "text" in content[at]:
+            text = content[at]["text"]
+            marked = [*content[:at], {**content[at], "text": text + _MARK}, *content[at + 1 :]]
+            return [*before, {**last, "content": marked}], text
+    raise ChatTemplateError("continue_final_message is set, but the last message has no text to continue")
 
 
-def _part_text(part: object) -> str:
-    if isinstance(part, str):
-        return part
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    field = _TEXT_FIELDS.get(kind) if isinstance(kind, str) else None
-    text = part.get(field) if isinstance(part, Mapping) and field else None
-    if not isinstance(text, str):
-        what = f"one of type {kind[:40]!r}" if isinstance(kind, str) else _kind(part)
-        raise ChatTemplateError(f'a part of a content must look like {{"type": "text", "text": "..."}}, not {what}')
-    return text
-
-
-def _kind(value: object) -> str:
-    """A value by its type alone: what a client sent may be huge, or nested too deep to be written out."""
-    return type(value).__name__
+def _cut_at_mark(text: str, continued: str) -> str:
+    at = text.rfind(_MARK.strip())
+    if at < 0 or continued.strip() not in text:
+        raise ChatTemplateError("continue_final_message is set, but the template does not write the last message out")
+    return text[:at] if text.startswith(_MARK, at) else text[:at].rstrip()

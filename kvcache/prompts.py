@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from kvcache.chat import ChatTemplateError
+from kvcache.chat_request import ChatRequestError
 from kvcache.keys import CacheScope
 from kvcache.tokenizer import Tokenizer, TokenizerError
 
@@ -20,7 +21,7 @@ class PromptError(ValueError):
         self.param = param
 
 
-def completion_prompts(prompt: object, tokenizer: Tokenizer) -> list[list[int]]:
+def completion_prompts(prompt: object, tokenizer: Tokenizer, *, add_special_tokens: bool = True) -> list[list[int]]:
     """Token ids of each prompt of a completion request: text, a list of texts, token ids, or a list of those.
 
     Raises `PromptError` with vLLM's words.
@@ -30,7 +31,7 @@ def completion_prompts(prompt: object, tokenizer: Tokenizer) -> list[list[int]]:
             "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)", param="prompt"
         )
     if isinstance(prompt, str):
-        return [_from_text(prompt, tokenizer)]
+        return [_from_text(prompt, tokenizer, add_special_tokens)]
     if not isinstance(prompt, list):
         raise PromptError(
             f"prompt must be text, a list of texts, token ids or a list of those, not {type(prompt).__name__}",
@@ -40,18 +41,104 @@ def completion_prompts(prompt: object, tokenizer: Tokenizer) -> list[list[int]]:
         raise PromptError("You must pass at least one prompt", param=None)
     if isinstance(prompt[0], int):
         return [_from_ids(prompt, tokenizer)]
-    return [_from_text(one, tokenizer) if isinstance(one, str) else _from_ids(one, tokenizer) for one in prompt]
+    return [
+        _from_text(one, tokenizer, add_special_tokens) if isinstance(one, str) else _from_ids(one, tokenizer)
+        for one in prompt
+    ]
+
+
+def completion_request_prompts(
+    fields: Mapping[str, Any], tokenizer: Tokenizer, max_model_len: int | None = None
+) -> list[list[int]]:
+    """Token ids of each prompt of a completion request's JSON body, cut as `truncate_prompt_tokens` says.
+
+    `max_model_len` is what -1 refers to. Raises `PromptError`, also for fields that change the prompt in ways that are
+    the engine's alone (`suffix`, `prompt_embeds`).
+    """
+    for name in ("suffix", "prompt_embeds"):
+        if fields.get(name) is not None:
+            raise PromptError(f"{name} is not read here", param=name)
+    cut = Truncation.of(fields, max_model_len, output_tokens=fields.get("max_tokens", 16))
+    special = _flag(fields, "add_special_tokens", True)
+    prompts = completion_prompts(fields.get("prompt"), tokenizer, add_special_tokens=special)
+    if cut is None:
+        return prompts
+    texts = fields["prompt"] if isinstance(fields["prompt"], list) else [fields["prompt"]]
+    return [
+        _cut_text(texts[at], ids, cut, tokenizer) if special and isinstance(texts[at], str) else cut.apply(ids)
+        for at, ids in enumerate(prompts)
+    ]
+
+
+def chat_request_prompt(fields: Mapping[str, Any], tokenizer: Tokenizer, max_model_len: int | None = None) -> list[int]:
+    """Token ids of the prompt of a chat request's JSON body. Raises `PromptError`."""
+    output_tokens = fields.get("max_completion_tokens")
+    if output_tokens is None:
+        output_tokens = fields.get("max_tokens")
+    cut = Truncation.of(fields, max_model_len, output_tokens=output_tokens)
+    special = _flag(fields, "add_special_tokens", False)  # the template writes the special tokens itself
+    try:
+        text = tokenizer.render_chat(fields)
+        ids = tokenizer.encode(text, add_special_tokens=special)
+        if cut is None:
+            return ids
+        return _cut_text(text, ids, cut, tokenizer) if special else cut.apply(ids)
+    except ChatRequestError as error:
+        raise PromptError(str(error), param=error.param) from None
+    except TokenizerError as error:
+        raise PromptError(str(error), param="messages") from None
 
 
 def chat_prompt(messages: object, tokenizer: Tokenizer, *, add_generation_prompt: bool = True) -> list[int]:
-    """Token ids of a chat request's messages by the tokenizer's chat template. Raises `PromptError`."""
-    if not isinstance(messages, list) or not messages:
-        raise PromptError("messages must be a list of at least one message", param="messages")
-    try:
-        text = tokenizer.render_chat(messages, add_generation_prompt=add_generation_prompt)
-        return tokenizer.encode(text, add_special_tokens=False)  # the template writes the special tokens itself
-    except (ChatTemplateError, TokenizerError) as error:
-        raise PromptError(str(error), param="messages") from None
+    """Token ids of a chat request that has nothing but messages. Raises `PromptError`."""
+    return chat_request_prompt({"messages": messages, "add_generation_prompt": add_generation_prompt}, tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """A request's `truncate_prompt_tokens`: how many tokens are kept, from which end they are cut."""
+
+    keep: int
+    left: bool
+    """Keep the last ones: what vLLM does unless told otherwise."""
+    stated: bool
+    """The request names the side. vLLM then cuts special tokens like any other, else it leaves them whole."""
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any], max_model_len: int | None, output_tokens: object) -> Truncation | None:
+        """None for a request that says nothing of it. -1 keeps what the context holds: all of it when nothing is to be
+        generated, else all but one. Raises `PromptError`."""
+        keep, side = fields.get("truncate_prompt_tokens"), fields.get("truncation_side")
+        if side not in (None, "left", "right"):
+            raise PromptError("truncation_side is 'left' or 'right'", param="truncation_side")
+        if keep is None:
+            return None
+        if not isinstance(keep, int) or isinstance(keep, bool) or keep < -1:
+            raise PromptError("truncate_prompt_tokens is a whole number of -1 or more", param="truncate_prompt_tokens")
+        if keep == -1:
+            if max_model_len is None:
+                raise PromptError("the context's length is not known here", param="truncate_prompt_tokens")
+            keep = max_model_len - 1 if output_tokens else max_model_len
+        return cls(keep, side != "right", side is not None)
+
+    def apply(self, ids: list[int]) -> list[int]:
+        """The tokens that are kept."""
+        if self.keep >= len(ids):
+            return ids
+        return ids[len(ids) - self.keep :] if self.left else ids[: self.keep]
+
+
+def _cut_text(text: str, ids: list[int], cut: Truncation, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a text, cut between the special tokens that were put around it."""
+    if cut.stated or cut.keep >= len(ids):
+        return cut.apply(ids)
+    plain = tokenizer.encode(text, add_special_tokens=False)
+    added = len(ids) - len(plain)
+    before = next((at for at in range(added + 1) if ids[at : at + len(plain)] == plain), None)
+    if before is None or cut.keep < added:
+        raise PromptError("the tokenizer puts more around a text than can be kept", param="truncate_prompt_tokens")
+    kept = replace(cut, keep=cut.keep - added).apply(plain)
+    return [*ids[:before], *kept, *ids[len(ids) - (added - before) :]]
 
 
 def request_scope(body: Mapping[str, Any], adapter: str = "") -> CacheScope:
@@ -69,9 +156,9 @@ def request_scope(body: Mapping[str, Any], adapter: str = "") -> CacheScope:
     return CacheScope(salt, adapter)
 
 
-def _from_text(text: str, tokenizer: Tokenizer) -> list[int]:
+def _from_text(text: str, tokenizer: Tokenizer, add_special_tokens: bool) -> list[int]:
     try:
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
     except TokenizerError as error:
         raise PromptError(str(error), param="prompt") from None
     if not ids:
@@ -91,3 +178,10 @@ def _from_ids(ids: object, tokenizer: Tokenizer) -> list[int]:
     if (highest := max(ids)) >= tokenizer.vocab_size:
         raise PromptError(f"Token id {highest} is out of vocabulary", param=None)
     return ids
+
+
+def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = fields.get(name, default)
+    if not isinstance(value, bool):
+        raise PromptError(f"{name} must be true or false, not {type(value).__name__}", param=name)
+    return value

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from kvcache.backend import Backend, TokenizerError, byte_alphabet
-from kvcache.chat import ChatTemplateError
+from kvcache.chat_request import ChatOptions
 from kvcache.encoding_cache import DEFAULT_CACHE_BYTES, EncodingCache
 from kvcache.tokenizer_sources import TokenizerSource, load
 
@@ -30,7 +30,7 @@ class Tokenizer:
         self.byte_level = source.backend.byte_level
         """Each token stands for fixed bytes: see `kvcache.backend.Backend`."""
         self._backend: Backend = source.backend
-        self._template = source.template
+        self._chat = source.chat
         self.cache = EncodingCache(self._encode_plain, cache_bytes) if source.backend.affixes else None
         """None where cutting text might change a token."""
 
@@ -54,22 +54,19 @@ class Tokenizer:
             raise TokenizerError(f"token id {token_id} is out of vocabulary")
         return token
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """Text of a conversation by the chat template. Raises `ChatTemplateError`."""
-        if self._template is None:
-            raise ChatTemplateError(
-                f"tokenizer {self.name!r} has no chat template: put one into its tokenizer_config.json, or use "
-                "/v1/completions"
-            )
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+    def render_chat(self, fields: Mapping[str, Any]) -> str:
+        """Text of the prompt of a chat request's JSON body, by the chat template. Raises
+        `kvcache.chat_request.ChatRequestError`."""
+        return self._chat.render(fields)
 
     def _encode_plain(self, text: str) -> list[int]:
         return self._backend.encode(text, False)
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer called `name`; docs/tokenizers.md lists the forms. Raises `TokenizerError`."""
-    return Tokenizer(name, load(name))
+def load_tokenizer(name: str, chat: ChatOptions | None = None) -> Tokenizer:
+    """The tokenizer called `name`, rendering chats by the options of the engine's command line; docs/tokenizers.md
+    lists the forms. Raises `TokenizerError`."""
+    return Tokenizer(name, load(name, chat or ChatOptions()))
 
 
 class _Decoder(Protocol):

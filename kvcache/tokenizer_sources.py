@@ -14,7 +14,8 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from kvcache.backend import Backend, FastBackend, TokenizerError
 from kvcache.bundled import END_OF_TEXT, BundledBackend
-from kvcache.chat import DEFAULT_TEMPLATE, ChatTemplate, ChatTemplateError
+from kvcache.chat import DEFAULT_TEMPLATE, ChatTemplateError
+from kvcache.chat_request import ChatOptions, ChatRenderer
 
 BUNDLED = "gpt2"
 """The vocabulary that ships with the package: it needs no network."""
@@ -23,6 +24,8 @@ _DATA = Path(__file__).parent / "data" / "gpt2"
 _TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
+_TEMPLATE_FOLDER = "additional_chat_templates"
+_DEFAULT = "default"
 _FINGERPRINT_DIGITS = 32
 
 
@@ -33,22 +36,23 @@ class TokenizerSource:
     backend: Backend
     fingerprint: str
     eos_token_id: int | None
-    template: ChatTemplate | None
+    chat: ChatRenderer
 
 
-def bundled() -> TokenizerSource:
+def bundled(options: ChatOptions) -> TokenizerSource:
     """GPT-2's byte-level BPE: 50,257 tokens, `<|endoftext|>` (50256) ends a text."""
     vocabulary, merges = _DATA / "encoder.json", _DATA / "vocab.bpe"
     backend = BundledBackend(vocabulary)
+    templates = {_DEFAULT: DEFAULT_TEMPLATE}
     return TokenizerSource(
         backend=backend,
-        fingerprint=fingerprint([vocabulary.read_bytes(), merges.read_bytes()], DEFAULT_TEMPLATE),
+        fingerprint=fingerprint([vocabulary.read_bytes(), merges.read_bytes()], templates, options),
         eos_token_id=backend.end_of_text,
-        template=ChatTemplate(DEFAULT_TEMPLATE, {"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}),
+        chat=_renderer(templates, {"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}, options, BUNDLED),
     )
 
 
-def from_folder(folder: Path) -> TokenizerSource:
+def from_folder(folder: Path, options: ChatOptions) -> TokenizerSource:
     """A folder with `tokenizer.json` and, for chat and the end token, `tokenizer_config.json`."""
     file = folder / _TOKENIZER_FILE
     try:
@@ -60,17 +64,17 @@ def from_folder(folder: Path) -> TokenizerSource:
         raise TokenizerError(f"{file} is no tokenizer of the `tokenizers` library: {error}") from None
     config = _config(folder)
     special = _special_tokens(config)
-    template = _template_source(folder, config)
+    templates = _template_sources(folder, config)
     eos = special.get("eos_token")
     return TokenizerSource(
         backend=FastBackend(tokenizer),
-        fingerprint=fingerprint([content], template or ""),
+        fingerprint=fingerprint([content], templates, options),
         eos_token_id=None if eos is None else tokenizer.token_to_id(eos),
-        template=_compiled(template, special, folder),
+        chat=_renderer(templates, special, options, folder),
     )
 
 
-def from_hub(name: str) -> TokenizerSource:
+def from_hub(name: str, options: ChatOptions) -> TokenizerSource:
     """A Hugging Face id, downloaded or from the local cache: its `tokenizer.json`, else by transformers."""
     # Imported here for its price, 0.2 s and 20 MB, which the bundled vocabulary and folders do without.
     from huggingface_hub import hf_hub_download
@@ -84,13 +88,13 @@ def from_hub(name: str) -> TokenizerSource:
     except LocalEntryNotFoundError as error:  # neither in the cache nor can the hub be asked
         raise _unloadable(name, error) from None
     except EntryNotFoundError:
-        return from_transformers(name)
+        return from_transformers(name, options)
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from None
-    return from_folder(found.parent)
+    return from_folder(found.parent, options)
 
 
-def from_transformers(name: str) -> TokenizerSource:
+def from_transformers(name: str, options: ChatOptions) -> TokenizerSource:
     """Whatever `transformers.AutoTokenizer` makes of a folder or a Hugging Face id without `tokenizer.json`."""
     # Imported here for its price, 1 s and 250 MB.
     from transformers import AutoTokenizer
@@ -106,29 +110,36 @@ def from_transformers(name: str) -> TokenizerSource:
         )
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     template = tokenizer.chat_template
+    templates = {_DEFAULT: template} if isinstance(template, str) else dict(template or {})
     backend: RustTokenizer = tokenizer.backend_tokenizer
     return TokenizerSource(
         backend=FastBackend(backend),
-        fingerprint=fingerprint([backend.to_str().encode()], template or ""),
+        fingerprint=fingerprint([backend.to_str().encode()], templates, options),
         eos_token_id=tokenizer.eos_token_id,
-        template=_compiled(template, special, name),
+        chat=_renderer(templates, special, options, name),
     )
 
 
-def load(name: str) -> TokenizerSource:
+def load(name: str, options: ChatOptions) -> TokenizerSource:
     """The tokenizer called `name`. Raises `TokenizerError`."""
     if name == BUNDLED:
-        return bundled()
+        return bundled(options)
     folder = Path(name)
     if (folder / _TOKENIZER_FILE).is_file():
-        return from_folder(folder)
-    return from_transformers(name) if folder.is_dir() else from_hub(name)
+        return from_folder(folder, options)
+    return from_transformers(name, options) if folder.is_dir() else from_hub(name, options)
 
 
-def fingerprint(parts: Iterable[bytes], template: str) -> str:
+def fingerprint(parts: Iterable[bytes], templates: Mapping[str, str], options: ChatOptions) -> str:
     """32 hexadecimal digits of SHA-256 over all that decides which token ids a request becomes."""
+    template = options.chat_template
+    if template is None:
+        template = templates.get(_DEFAULT, "")
+        others = [f"{name} {source}".encode() for name, source in sorted(templates.items()) if name != _DEFAULT]
+    else:
+        others = []
     digest = hashlib.sha256()
-    for part in (*parts, template.encode()):
+    for part in (*parts, template.encode(), *others, *options.fingerprint_parts()):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()[:_FINGERPRINT_DIGITS]
@@ -142,9 +153,11 @@ def _unloadable(name: str, error: Exception) -> TokenizerError:
     )
 
 
-def _compiled(source: str | None, special: Mapping[str, str], where: object) -> ChatTemplate | None:
+def _renderer(
+    templates: Mapping[str, str], special: Mapping[str, str], options: ChatOptions, where: object
+) -> ChatRenderer:
     try:
-        return None if source is None else ChatTemplate(source, special)
+        return ChatRenderer(templates, special, options)
     except ChatTemplateError as error:
         raise TokenizerError(f"{where}: {error}") from None
 
@@ -172,12 +185,16 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The chat template: a file of its own first, else the config's, by name "default" where there are several."""
+def _template_sources(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates by name, the usual one as "default": from files of their own first, else the config's."""
     file = folder / _TEMPLATE_FILE
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        others = {
+            other.stem: other.read_text(encoding="utf-8") for other in (folder / _TEMPLATE_FOLDER).glob("*.jinja")
+        }
+        return {**others, _DEFAULT: file.read_text(encoding="utf-8")}
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
-    return template if isinstance(template, str) else None
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        return {name: source for name, source in named.items() if isinstance(name, str) and isinstance(source, str)}
+    return {_DEFAULT: template} if isinstance(template, str) else {}

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from kvcache.keys import PrefixKeys, TokenIdError, pack_tokens
-from kvcache.prompts import PromptError, chat_prompt, completion_prompts, request_scope
+from kvcache.prompts import PromptError, chat_request_prompt, completion_request_prompts, request_scope
 from kvcache.tokenizer import Tokenizer
 from router.core.decision import RouteRequest
 
@@ -63,12 +63,9 @@ class PromptReader:
         output_tokens = _output_tokens(fields)
         try:
             if path == CHAT:
-                generation = fields.get("add_generation_prompt") is not False
-                prompts = [
-                    chat_prompt(fields.get("messages"), self._tokenizer, add_generation_prompt=generation)
-                ]  # fmt: skip
+                prompts = [chat_request_prompt(fields, self._tokenizer)]
             else:
-                prompts = completion_prompts(fields.get("prompt"), self._tokenizer)
+                prompts = completion_request_prompts(fields, self._tokenizer)
             # Several prompts in one request go to one worker; the first stands for where they are cached.
             keys = PrefixKeys(pack_tokens(prompts[0]), self._block_size, request_scope(fields))
         except (PromptError, TokenIdError):

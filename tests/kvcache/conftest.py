@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kvcache.chat_request import ChatOptions
 from kvcache.tokenizer import Tokenizer, load_tokenizer
 
+VLLM_DATA = Path(__file__).parents[1] / "data" / "vllm"
 GPT2_FILES = importlib.resources.files("kvcache") / "data" / "gpt2"
 
 
@@ -48,3 +50,19 @@ def gpt2_json(gpt2: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path
     file = tmp_path_factory.mktemp("gpt2") / "tokenizer.json"
     file.write_text(json.dumps(content))
     return file
+
+
+@pytest.fixture(scope="session")
+def recorded_model(gpt2_json: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The tokenizer of the model that the pairs in tests/data/vllm/chat_prompts.json were recorded with: GPT-2's
+    vocabulary with ChatML's marks, and a template that shows whatever a request can set."""
+    folder = tmp_path_factory.mktemp("recorded")
+    content = json.loads(gpt2_json.read_text())
+    end = content["added_tokens"][0]
+    marks = [{**end, "id": 50257 + at, "content": mark} for at, mark in enumerate(("<|im_start|>", "<|im_end|>"))]
+    content["added_tokens"] += marks
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    names = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    (folder / "chat_template.jinja").write_bytes((VLLM_DATA / "chat_template.jinja").read_bytes())
+    return load_tokenizer(str(folder), ChatOptions(trust_request_chat_template=True))

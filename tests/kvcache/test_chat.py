@@ -7,25 +7,26 @@ from typing import Any
 import pytest
 
 from kvcache.chat import ChatTemplate, ChatTemplateError
+from kvcache.chat_request import ChatRenderer, ChatRequestError
 from kvcache.tokenizer import Tokenizer
 
 USER = {"role": "user", "content": "hi"}
 
 
 def render(source: str, *messages: dict[str, Any], **special: str) -> str:
-    return ChatTemplate(source, special).render(messages or (USER,))
+    return ChatRenderer({"default": source}, special).render({"messages": [*messages] or [USER]})
 
 
 def test_the_bundled_template(gpt2: Tokenizer) -> None:
     conversation = [{"role": "system", "content": "Be brief."}, USER]
-    assert gpt2.render_chat(conversation) == "<|system|>\nBe brief.\n<|user|>\nhi\n<|assistant|>\n"
-    assert gpt2.render_chat([USER], add_generation_prompt=False) == "<|user|>\nhi\n"
+    assert gpt2.render_chat({"messages": conversation}) == "<|system|>\nBe brief.\n<|user|>\nhi\n<|assistant|>\n"
+    assert gpt2.render_chat({"messages": [USER], "add_generation_prompt": False}) == "<|user|>\nhi\n"
 
 
 def test_a_growing_conversation_keeps_its_beginning(gpt2: Tokenizer) -> None:
     asked = [USER]
     answered = [*asked, {"role": "assistant", "content": "hello"}, {"role": "user", "content": "and?"}]
-    assert gpt2.render_chat(answered).startswith(gpt2.render_chat(asked) + "hello\n")
+    assert gpt2.render_chat({"messages": answered}).startswith(gpt2.render_chat({"messages": asked}) + "hello\n")
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,8 @@ def test_content_becomes_text(content: object, text: str) -> None:
     ],
 )
 def test_what_is_no_message_of_text_is_refused(gpt2: Tokenizer, message: Any, says: str) -> None:
-    with pytest.raises(ChatTemplateError, match=says):
-        gpt2.render_chat([message])
+    with pytest.raises(ChatRequestError, match=says):
+        gpt2.render_chat({"messages": [message]})
 
 
 def test_what_transformers_gives_to_templates() -> None:
@@ -73,8 +74,9 @@ def test_what_transformers_gives_to_templates() -> None:
 
 
 def test_a_template_that_complains_is_quoted() -> None:
-    with pytest.raises(ChatTemplateError, match="roles must alternate"):
+    with pytest.raises(ChatRequestError, match="roles must alternate") as complaint:
         render("{{ raise_exception('roles must alternate') }}")
+    assert complaint.value.reason == "roles must alternate"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_a_template_that_complains_is_quoted() -> None:
     ],
 )
 def test_whatever_a_template_does_wrong_is_one_error(source: str) -> None:
-    with pytest.raises(ChatTemplateError, match="the chat template failed"):
+    with pytest.raises(ChatRequestError, match="the chat template failed"):
         render(source)
 
 

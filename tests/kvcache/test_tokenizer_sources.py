@@ -14,10 +14,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kvcache.chat import ChatTemplateError
+from kvcache.chat_request import ChatOptions, ChatRequestError
 from kvcache.tokenizer import IncrementalDecoder, Tokenizer, TokenizerError, load_tokenizer
 
-MESSAGES = [{"role": "user", "content": "hi"}]
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 @pytest.fixture
@@ -44,8 +45,8 @@ def test_the_end_token_comes_from_the_config(folder: Path, eos: object) -> None:
 
 
 def test_without_a_chat_template_there_is_no_chat(folder: Path) -> None:
-    with pytest.raises(ChatTemplateError, match="has no chat template"):
-        configure(folder).render_chat(MESSAGES)
+    with pytest.raises(ChatRequestError, match="has no chat template"):
+        configure(folder).render_chat(CHAT)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,45 @@ def test_without_a_chat_template_there_is_no_chat(folder: Path) -> None:
     ],
 )
 def test_the_chat_template_comes_from_the_config(folder: Path, template: object) -> None:
-    assert configure(folder, bos_token="<s>", chat_template=template).render_chat(MESSAGES) == "<s>hi"
+    assert configure(folder, bos_token="<s>", chat_template=template).render_chat(CHAT) == "<s>hi"
 
 
 def test_a_template_file_goes_before_the_config(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("from the file")
-    assert configure(folder, chat_template="from the config").render_chat(MESSAGES) == "from the file"
+    assert configure(folder, chat_template="from the config").render_chat(CHAT) == "from the file"
+
+
+def test_requests_with_tools_use_the_template_for_tools(folder: Path) -> None:
+    templates = [{"name": "tool_use", "template": "with tools"}, {"name": "default", "template": "without"}]
+    from_config = configure(folder, chat_template=templates)
+    assert from_config.render_chat(CHAT) == "without"
+    assert from_config.render_chat(CHAT | {"tools": [TOOL]}) == "with tools"
+    (folder / "chat_template.jinja").write_text("without")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    from_files = configure(folder)
+    assert from_files.render_chat(CHAT | {"tools": [TOOL]}) == "with tools"
+    assert from_files.fingerprint == from_config.fingerprint
+
+
+def test_the_engines_own_template_goes_before_the_tokenizers(folder: Path) -> None:
+    configure(folder, chat_template=[{"name": "tool_use", "template": "no"}, {"name": "default", "template": "no"}])
+    given = load_tokenizer(str(folder), ChatOptions(chat_template="given"))
+    assert given.render_chat(CHAT) == given.render_chat(CHAT | {"tools": [TOOL]}) == "given"
+    assert given.fingerprint == configure(folder, chat_template="given").fingerprint
+
+
+def test_the_fingerprint_follows_the_engines_options(folder: Path) -> None:
+    options = [
+        ChatOptions(),
+        ChatOptions(chat_template="x"),
+        ChatOptions(chat_template_content_format="openai"),
+        ChatOptions(default_chat_template_kwargs={"enable_thinking": False}),
+        ChatOptions(exclude_tools_when_tool_choice_none=True),
+    ]
+    assert len({load_tokenizer("gpt2", option).fingerprint for option in options}) == len(options)
+    trusting = load_tokenizer("gpt2", ChatOptions(trust_request_chat_template=True))
+    assert trusting.fingerprint == load_tokenizer("gpt2").fingerprint
 
 
 def test_the_fingerprint_follows_all_that_changes_ids(folder: Path, gpt2: Tokenizer) -> None:

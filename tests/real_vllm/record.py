@@ -1,0 +1,62 @@
+"""`python -m tests.real_vllm.record URL`: what a running vLLM makes of random requests, for tests that have no vLLM.
+
+The engine must serve the model of docs/real-vllm.md, with `--trust-request-chat-template`. Requests that it refuses are
+left out: whatever the router reads of them matters to nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from array import array
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.real_vllm.requests import Requests
+
+FILE = Path(__file__).parents[1] / "data" / "vllm" / "chat_prompts.json"
+SEED, COUNT = 7, 120
+
+
+def digest(tokens: list[int]) -> str:
+    """Of token ids, 16 hexadecimal digits."""
+    return hashlib.sha256(array("I", tokens).tobytes()).hexdigest()[:16]
+
+
+def prompts(client: httpx.Client, path: str, body: dict[str, Any]) -> list[list[int]] | None:
+    """The token ids of a request's prompts as the engine computes them; None if it refuses the request."""
+    answer = client.post(path, json=body | {"return_token_ids": True})
+    if answer.status_code != 200:
+        return None
+    found = answer.json()
+    return [found["prompt_token_ids"]] if "messages" in body else [one["prompt_token_ids"] for one in found["choices"]]
+
+
+def main(url: str) -> None:
+    with httpx.Client(base_url=url, timeout=60) as client:
+        version = client.get("/version").json()["version"]
+        model = client.get("/v1/models").json()["data"][0]["id"]
+        made = Requests(SEED, model)
+        pairs = []
+        while len(pairs) < COUNT:
+            chat = len(pairs) % 5 != 0
+            body = made.chat() if chat else made.completion()
+            path = "/v1/chat/completions" if chat else "/v1/completions"
+            found = prompts(client, path, body)
+            if found is None:
+                continue
+            texts = [client.post("/detokenize", json={"tokens": ids}).json()["prompt"] for ids in found]
+            expected = [
+                {"tokens": len(ids), "digest": digest(ids), "text": text}
+                for ids, text in zip(found, texts, strict=True)
+            ]
+            pairs.append({"path": path, "body": body, "prompts": expected})
+    lines = ",\n".join(json.dumps(pair, ensure_ascii=False) for pair in pairs)
+    FILE.write_text(f'{{"vllm": {json.dumps(version)}, "pairs": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
