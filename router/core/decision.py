@@ -42,6 +42,17 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ReportedSequence:
+    """The one of a request's sequences whose cached tokens its answer reports, where it is not the first prompt."""
+
+    keys: PrefixKeys
+    reusable_blocks: int
+    """Leading blocks that may be reused: never the block of the last token."""
+    fresh_blocks: int
+    """Of these, what the request's sequences before it will have computed."""
+
+
+@dataclass(frozen=True, slots=True)
 class RouteRequest:
     """What the router knows of a request when it decides.
 
@@ -57,6 +68,8 @@ class RouteRequest:
     output_tokens: int | None = None
     prompted: bool = True
     """Whether it has a prompt. A list of models, say, has none: sending that somewhere is no decision to count."""
+    reported: ReportedSequence | None = None
+    """Whose cached tokens the answer will report; None: those of the prompt of `keys`."""
 
 
 class CandidateView(NamedTuple):
@@ -99,3 +112,5 @@ class Decision:
     prefill_seconds: float
     candidates: tuple[CandidateView, ...]
     """In the order in which the workers joined; the chosen one among them."""
+    reported_blocks: int
+    """Cached blocks that the answer is expected to report: `matched_blocks`, but for requests of several sequences."""

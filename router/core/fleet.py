@@ -157,7 +157,18 @@ class Fleet:
             queue_seconds=chosen.queue_seconds,
             prefill_seconds=chosen.prefill_seconds,
             candidates=candidates,
+            reported_blocks=self._reported_blocks(request, chosen),
         )
+
+    def _reported_blocks(self, request: RouteRequest, chosen: CandidateView) -> int:
+        reported = request.reported
+        if reported is None:
+            return chosen.matched_blocks
+        view = self._registry.find(chosen.url).view
+        depths: dict[int, int] = {}
+        if view.refused is None:
+            depths = self._registry.index.depths(reported.keys, 1 << view.slot, reported.reusable_blocks)
+        return max(depths.get(view.slot, 0), reported.fresh_blocks)
 
     def dispatch(self, decision: Decision, request: RouteRequest, now: float) -> Ticket:
         """The request goes to the decision's worker now. The ticket must be released, however the request ends.

@@ -13,6 +13,7 @@ from kvcache.keys import PrefixKeys, TokenIdError, pack_tokens
 from kvcache.prompts import PromptError, chat_request_prompt, completion_request_prompts, request_scope
 from kvcache.tokenizer import Tokenizer
 from router.core.decision import RouteRequest
+from router.server.reported import reads_no_cache, reported_sequence
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -66,18 +67,22 @@ class PromptReader:
                 prompts = [chat_request_prompt(fields, self._tokenizer)]
             else:
                 prompts = completion_request_prompts(fields, self._tokenizer)
+            scope = request_scope(fields)
             # Several prompts in one request go to one worker; the first stands for where they are cached.
-            keys = PrefixKeys(pack_tokens(prompts[0]), self._block_size, request_scope(fields))
+            keys = PrefixKeys(pack_tokens(prompts[0]), self._block_size, scope)
+            reported = reported_sequence(fields, prompts, keys, self._block_size, scope, streaming=streaming)
         except (PromptError, TokenIdError):
             return RouteRequest(
                 keys=None, prompt_tokens=None, streaming=streaming, model=model, output_tokens=output_tokens
             )
+        reads = not reads_no_cache(fields, chat=path == CHAT)
         return RouteRequest(
-            keys=keys,
+            keys=keys if reads else None,
             prompt_tokens=sum(len(prompt) for prompt in prompts),
             streaming=streaming,
             model=model,
             output_tokens=output_tokens,
+            reported=reported if reads else None,
         )
 
 

@@ -191,7 +191,7 @@ class Relay:
         if usage is None or usage.cached is None:
             return
         metrics = self.metrics
-        metrics.predicted_cached.inc(self.decision.matched_blocks * self.block_size)
+        metrics.predicted_cached.inc(self.decision.reported_blocks * self.block_size)
         metrics.reported_prompt.inc(usage.prompt)
         metrics.actual_cached.inc(usage.cached)
 
