@@ -30,17 +30,14 @@ def reported_sequence(
         return None
     *before, last = prompts
     reusable = max(len(last) - 1, 0) // block_size
-    if siblings:
-        fresh = reusable
-    else:
-        fresh = max(min(_common(prompt, last) // block_size, reusable) for prompt in before)
+    computed = len(last) if siblings else max(_common(prompt, last) for prompt in before)
     if len(prompts) > 1:
         keys = PrefixKeys(pack_tokens(last), block_size, scope)
-    return ReportedSequence(keys, min(keys.depth, reusable), fresh)
+    return ReportedSequence(keys, min(keys.depth, reusable), min(computed // block_size, reusable))
 
 
 def reads_no_cache(fields: Mapping[str, Any], *, chat: bool) -> bool:
-    """Whether the engine computes the whole prompt whatever it holds: log-probabilities of the prompt were asked for."""
+    """Whether the engine computes the whole prompt whatever it holds: its log-probabilities were asked for."""
     if fields.get("prompt_logprobs") is not None:
         return True
     asked = fields.get("top_logprobs", 0) if chat else fields.get("logprobs")
