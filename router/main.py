@@ -52,6 +52,7 @@ def fleet_config(settings: Settings, tokenizer: Tokenizer) -> FleetConfig:
         strategy=settings.strategy,
         latency=settings.gpu.latency.scaled(settings.speed),
         liveness_timeout=settings.liveness_timeout,
+        view_timeout=settings.view_timeout,
     )
 
 

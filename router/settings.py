@@ -61,6 +61,9 @@ class Settings(ProcessSettings):
     speed: PositiveFloat = Field(1.0, description="how many times as fast as the profile's GPU the workers are")
 
     liveness_timeout: PositiveFloat = Field(2.0, description="seconds of silence after which a worker is left out")
+    view_timeout: PositiveFloat = Field(
+        10.0, description="seconds after which a view of a cache that nothing confirms is not matched against"
+    )
     connect_timeout: PositiveFloat = Field(2.0, description="seconds to connect to a worker")
     answer_timeout: PositiveFloat = Field(600.0, description="seconds a live worker may take to begin its answer")
     idle_timeout: PositiveFloat = Field(60.0, description="seconds between two pieces of an answer")

@@ -62,17 +62,19 @@ def _finding(router: str, report: RouterReport, settled: int) -> Finding | None:
             f"Router {router} has {report.workers_ready} of {count(settled, 'ready worker')} to choose from; "
             "kvcluster explain shows what it says of each.",
         )
+    if report.view_age_seconds is not None and report.view_age_seconds > FRESH_SECONDS:
+        return (
+            Reason.STALE,
+            f"Router {router} has heard nothing of a worker's cache for more than {FRESH_SECONDS} s, and matches "
+            f"prompts against {report.workers_matching} of {count(report.workers_ready, 'worker')}: the rest get "
+            "requests by load alone until their feeds are back. kvcluster explain names them.",
+        )
     if report.workers_matching < settled:
         return (
             Reason.MISMATCH,
             f"Router {router} matches prompts against {report.workers_matching} of {count(settled, 'ready worker')}, "
             "and sends requests to the rest by load alone: they serve another model, block size or tokenizer, or no "
             "cache feed. kvcluster explain names them.",
-        )
-    if report.view_age_seconds is not None and report.view_age_seconds > FRESH_SECONDS:
-        return (
-            Reason.STALE,
-            f"Router {router} has heard nothing of a worker's cache for more than {FRESH_SECONDS} s.",
         )
     return None
 

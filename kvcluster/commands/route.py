@@ -61,12 +61,18 @@ def candidates_table(explanation: Mapping[str, Any]) -> Table:
         chosen = row["worker"] == decision["worker_id"]
         table.add_row(
             f"{'→' if chosen else ' '} {row['worker']}",
-            f"{row['matched_blocks']:,}" + ("" if prompt_blocks is None else f" of {prompt_blocks:,}"),
+            _matched(row, prompt_blocks),
             *(seconds(row[name]) for name in ("queue_seconds", "prefill_seconds", "cost")),
             f"{row['in_flight']:,}",
             style="bold green" if chosen else "",
         )
     return table
+
+
+def _matched(row: Mapping[str, Any], prompt_blocks: int | None) -> str:
+    if row.get("matching") is False:
+        return "by load alone"
+    return f"{row['matched_blocks']:,}" + ("" if prompt_blocks is None else f" of {prompt_blocks:,}")
 
 
 def headline(decision: Mapping[str, Any]) -> str:

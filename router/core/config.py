@@ -25,6 +25,9 @@ class FleetConfig:
     strategy: str = "cache_aware"
     liveness_timeout: float = 2.0
     """A worker silent for this long leaves the candidates. Call `Fleet.expire` at least twice as often."""
+    view_timeout: float = 10.0
+    """A copy of a worker's cache that nothing has confirmed for this long is not matched against: requests go there by
+    load until its feed is back. A pushed view is confirmed every 5 s at least, a streamed one each second."""
     speculation_grace: float = 1.0
     """How long after its first byte a request's blocks are still assumed on its worker; by then the feed has
     confirmed them."""

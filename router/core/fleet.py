@@ -130,7 +130,7 @@ class Fleet:
         among = 0
         if shape.reusable_blocks:
             for member in members:
-                if member.view.refused is None:
+                if member.view.usable(now):
                     among |= member.bit
         depths: dict[int, int] = {}
         if among and request.keys is not None:
@@ -186,7 +186,7 @@ class Fleet:
             best = max(candidate.matched_blocks for candidate in decision.candidates)
             if best:
                 self._reuse.note(keys.key(best))
-        if keys is not None and view.refused is None:
+        if keys is not None and view.usable(now):
             # The request keeps the stated blocks in use, so they stay; leaving them out spares a long conversation
             # the hashing of all of its blocks each turn.
             stated = self._registry.index.stated_depth(keys, view.slot, matched)

@@ -112,10 +112,7 @@ class Member:
 
     def status(self, index: PrefixIndex, now: float) -> WorkerStatus:
         view, work = self.view, self.work
-        if view.refused is not None:
-            unmatched = str(view.refused)
-        else:
-            unmatched = "" if view.synced else "no state of its cache has been taken yet"
+        unmatched = view.why_unusable(now)
         why = "" if self.ready else "it is terminating or not ready" if not self.serving else self.why
         return WorkerStatus(
             worker_id=self.worker_id,

@@ -73,7 +73,7 @@ class Registry:
     def _join(self, url: str) -> Member:
         config = self._config
         work = Work(config, self._pace, self.residence)
-        member = Member(url, View(self.index), work, Heat(config.heat_half_life))
+        member = Member(url, View(self.index, config.view_timeout), work, Heat(config.heat_half_life))
         self._members[url] = member
         return member
 
@@ -86,6 +86,7 @@ class Registry:
         self._expired_at = now
         left, forgotten = [], []
         for member in self._members.values():
+            member.work.expire_report(now)
             silent = now - member.heard_at
             if not member.reachable:
                 if not member.discovered and silent > self._config.forget_after:

@@ -17,6 +17,7 @@ class View:
 
     __slots__ = (
         "_index",
+        "_timeout",
         "confirmed_at",
         "evicted",
         "info",
@@ -28,8 +29,10 @@ class View:
         "unknown",
     )
 
-    def __init__(self, index: PrefixIndex) -> None:
+    def __init__(self, index: PrefixIndex, timeout: float) -> None:
+        """`timeout`: seconds after which a copy that nothing has confirmed is no longer relied on."""
         self._index = index
+        self._timeout = timeout
         self.slot = index.open()
         self.info: WorkerInfo | None = None
         self.synced = False
@@ -47,6 +50,26 @@ class View:
     @property
     def epoch(self) -> int | None:
         return self.info.epoch if self.info is not None else None
+
+    def usable(self, now: float) -> bool:
+        """Whether prompts may be matched against the copy. One that nothing confirms is kept: it may be resumed."""
+        return self.refused is None and not self._overdue(now)
+
+    def why_unusable(self, now: float) -> str:
+        """Why prompts are not matched against the worker's cache; empty when they are."""
+        if self.refused is not None:
+            return str(self.refused)
+        if self.confirmed_at is None:
+            return "no state of its cache has been taken yet"
+        if self._overdue(now):
+            return (
+                f"nothing has confirmed the copy of its cache for more than {self._timeout:g} s: its cache feed, or "
+                "the agent that serves that, is silent"
+            )
+        return ""
+
+    def _overdue(self, now: float) -> bool:
+        return self.confirmed_at is not None and now - self.confirmed_at > self._timeout
 
     def check_epoch(self, epoch: int) -> None:
         """Raises `StaleEpoch` for a message from an earlier life."""

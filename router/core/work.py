@@ -112,8 +112,13 @@ class Work:
         self._surplus_blocks = load.total_blocks - load.free_blocks - self.ledger.blocks
         self._peak = self.ledger.in_flight
 
+    def expire_report(self, now: float) -> None:
+        """A report that is as old as a view may be at most says nothing any more."""
+        if self.load is not None and now - self._reported_at > self._config.view_timeout:
+            self.forget_report()
+
     def forget_report(self) -> None:
-        """The process that reported is gone."""
+        """The process that reported is gone, or silent."""
         self.load = None
         self._foreign_requests = 0
         self._foreign_seconds = 0.0

@@ -128,14 +128,22 @@ class Management:
         if fields is None:
             return _error(400, "the body is an OpenAI completion or chat request: a JSON object", "BadRequestError")
         route = await self.prompts.read(CHAT if "messages" in fields else COMPLETIONS, body)
+        now = self.clock()
         try:
-            decision = self.fleet.choose(route, self.clock())
+            decision = self.fleet.choose(route, now)
         except NoWorkerReady as error:
             return _error(503, str(error), "ServiceUnavailableError")
         chosen = asdict(decision)
+        why_not = {worker.url: worker.why_not_matching for worker in self.fleet.workers(now)}
         candidates = [
-            {"worker": candidate.worker_id, **candidate._asdict()} for candidate in decision.candidates
-        ]  # fmt: skip
+            {
+                "worker": candidate.worker_id,
+                **candidate._asdict(),
+                "matching": not why_not[candidate.url],
+                "why_not_matching": why_not[candidate.url],
+            }
+            for candidate in decision.candidates
+        ]
         del chosen["candidates"]
         chosen["prompt_tokens"] = route.prompt_tokens
         return _json({"decision": chosen, "candidates": candidates})

@@ -212,6 +212,47 @@ async def test_a_feed_at_an_address_of_its_own(start_router: StartRouter, tokeni
         await router.ready(1)
 
 
+async def test_the_view_of_a_dead_agent_is_not_used_and_said_not_to_be(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    prompt = {"prompt": list(range(320)), "max_tokens": 2}
+    async with (
+        fake_workers(good, good, good) as (engine, other, agent),
+        start_router(routing_strategy="cache_aware", view_timeout=0.2) as router,
+    ):
+        agent.serve_feed(tokenizer.fingerprint, "pod")
+        agent.blocks = CHAIN
+        router.router.members.apply({engine.url: Listing(feed=agent.url), other.url: Listing()})
+        await router.ready(2)
+        await until(lambda: len(agent.feeds) == 1)
+        await agent.publish(seq=0)
+        response = await router.client.post("/v1/completions", json=prompt)
+        assert response.headers["x-kvcluster-matched-blocks"] == "19"
+        await agent.stop(reset=True)
+        agent.feeds.clear()
+        await until(lambda: not any(worker.matching for worker in router.router.fleet.workers(router.router.clock())))
+        assert router.candidates() == 2
+        response = await router.client.post("/v1/completions", json=prompt)
+        assert response.headers["x-kvcluster-matched-blocks"] == "0"
+        assert response.headers["x-kvcluster-reason"] == "no_match"
+        rows = (await router.management.get("/workers")).json()["workers"]
+        (row,) = [row for row in rows if row["worker_id"] == "pod"]
+        assert row["ready"]
+        assert not row["matching"]
+        assert "nothing has confirmed" in row["why_not_matching"]
+        assert (await router.management.get("/status")).json()["workers"]["matching"] == 0
+        assert router.metric("workers", state="unmatched") == 2
+        explained = (await router.management.post("/route/explain", json=prompt)).json()
+        (candidate,) = [each for each in explained["candidates"] if each["worker"] == "pod"]
+        assert (candidate["matched_blocks"], candidate["matching"]) == (0, False)
+        assert candidate["why_not_matching"] == row["why_not_matching"]
+        await agent.start()
+        await until(lambda: len(agent.feeds) == 1)
+        await agent.publish(seq=0)
+        response = await router.client.post("/v1/completions", json=prompt)
+        assert response.headers["x-kvcluster-matched-blocks"] == "19"
+
+
 async def test_a_request_waits_for_workers_that_come_later(start_router: StartRouter) -> None:
     """A rolling restart of the only worker: the old one drains, then is gone, then another one comes."""
 

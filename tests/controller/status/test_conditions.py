@@ -188,6 +188,7 @@ def test_progress(figures, expected):
     [
         ({"view_age_seconds": 5.0}, "True/Fresh"),
         ({"view_age_seconds": 5.1}, "False/Stale"),
+        ({"view_age_seconds": 10.1, "workers_matching": 3}, "False/Stale"),
         ({"workers_matching": 3}, "False/Mismatch"),
         ({"workers_ready": 3, "workers_matching": 3}, "False/WorkersMissing"),
         ({"draining": True, "workers_ready": 0}, "True/Fresh"),

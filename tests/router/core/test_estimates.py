@@ -148,7 +148,7 @@ def test_a_report_shows_that_requests_share_their_blocks(make_fleet: MakeFleet) 
 
 
 def test_a_slower_engine_than_the_profile_says_is_learnt_from_clean_requests_only(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(1)
+    fleet = make_fleet(1, view_timeout=10_000.0)
 
     def serve(turn: int, blocks: int, ratio: float) -> None:
         now = 10.0 * turn
