@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 
 from controller.kube.client import KubeClient
 from controller.kube.connect import NoClusterError, connection
+from controller.kube.link import Link, said_once
 from controller.metrics import ClusterCollector, Metrics
 from controller.operator import Operator, registry
 from controller.reconcile.inventory import Inventory
@@ -41,9 +42,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     metrics_registry = CollectorRegistry()
     ProcessCollector(registry=metrics_registry)
     metrics = Metrics(metrics_registry)
-    inventory = Inventory()
+    inventory, link = Inventory(), Link(time.monotonic)
     async with (
-        KubeClient(configuration, lambda verb, kind: metrics.writes.labels(verb, kind).inc()) as client,
+        KubeClient(configuration, link, lambda verb, kind: metrics.writes.labels(verb, kind).inc()) as client,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
     ):
         reconciler = Reconciler(
@@ -57,6 +58,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         )
         operator = Operator(
             client,
+            link,
             inventory,
             reconciler,
             metrics,
@@ -78,15 +80,16 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             pid=os.getpid(),
         )
         try:
-            await kopf.operator(
-                registry=registry(operator, stop),
-                settings=kopf.OperatorSettings(),
-                clusterwide=not settings.watch_namespaces,
-                namespaces=settings.watch_namespaces,
-                liveness_endpoint=_liveness(settings),
-                stop_flag=stop,
-                standalone=True,
-            )
+            with said_once(link):
+                await kopf.operator(
+                    registry=registry(operator, stop),
+                    settings=kopf.OperatorSettings(),
+                    clusterwide=not settings.watch_namespaces,
+                    namespaces=settings.watch_namespaces,
+                    liveness_endpoint=_liveness(settings),
+                    stop_flag=stop,
+                    standalone=True,
+                )
         finally:
             await server.stop(1.0)
     event(logger, logging.INFO, "controller_stopped")

@@ -8,6 +8,7 @@ which a cluster whose objects all have owner references does not need (docs/deci
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Callable, Iterable
@@ -17,8 +18,10 @@ import kopf
 
 from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import KVCLUSTER, OWNED, POD, Kind
+from controller.kube.link import Backoffs, Link
 from controller.metrics import Metrics
 from controller.objects.names import APP, MANAGED_BY, MANAGED_BY_LABEL, NAME_LABEL, Object
+from controller.pulse import Pulse
 from controller.reconcile.inventory import Inventory, Key, owner_of
 from controller.reconcile.queue import RetryLater, WorkQueue
 from controller.reconcile.reconciler import Reconciler
@@ -29,7 +32,7 @@ logger = logging.getLogger(__name__)
 OURS = f"{NAME_LABEL}={APP},{MANAGED_BY_LABEL}={MANAGED_BY}"
 DEBOUNCE = 0.05
 """Seconds: our own writes come back as events, several at once."""
-RELIST = 300.0
+RELIST = 600.0
 """Seconds between two full lists, which heal what a watch lost. They are spread at random over a tenth of that."""
 RELIST_RETRY, LONGEST_RELIST_RETRY = 0.5, 10.0
 
@@ -45,6 +48,7 @@ class Operator:
     def __init__(
         self,
         client: KubeClient,
+        link: Link,
         inventory: Inventory,
         reconciler: Reconciler,
         metrics: Metrics,
@@ -54,6 +58,7 @@ class Operator:
         rng: random.Random,
     ) -> None:
         self._client = client
+        self.link = link
         self._inventory = inventory
         self._reconciler = reconciler
         self._metrics = metrics
@@ -61,6 +66,9 @@ class Operator:
         """Whether all namespaces are looked after."""
         self._everything = [(kind, namespace) for kind in WATCHED for namespace in namespaces or (None,)]
         self._rng = rng
+        self._pulse = Pulse(
+            client, link, functools.partial(self.seen, KVCLUSTER), namespace=next(iter(namespaces), None), rng=rng
+        )
         self.queue = WorkQueue(self._look, workers=workers, rng=rng)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -80,6 +88,7 @@ class Operator:
         self._tasks = [
             asyncio.create_task(self.queue.run(), name="queue"),
             asyncio.create_task(self._keep_relisting(), name="relist"),
+            asyncio.create_task(self._pulse.run(), name="pulse"),
         ]
 
     def check(self) -> None:
@@ -122,7 +131,9 @@ class Operator:
             try:
                 news = await self._list(kind, namespace)
             except ApiError as error:
-                event(logger, logging.WARNING, "list_failed", kind=kind.name, why=str(error))
+                # That the API server is away is said once, for all (controller.kube.link).
+                level = logging.WARNING if error.status else logging.DEBUG
+                event(logger, level, "list_failed", kind=kind.name, why=str(error))
                 unlisted.append((kind, namespace))
                 continue
             self._metrics.healed.inc(len(news) if self._tasks else 0)
@@ -169,9 +180,10 @@ def registry(operator: Operator, stop: asyncio.Event) -> kopf.OperatorRegistry:
         return True
 
     @kopf.on.login(registry=handlers)
-    def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+    async def login(**arguments: Any) -> kopf.AiohttpSession | None:
         # Without client libraries: kopf reads the files itself, and reads them again when the token has expired.
-        return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+        found = kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+        return None if found is None else operator.link.session(found)
 
     for kind in WATCHED:
         kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers, id=f"seen-{kind.plural}")(
@@ -193,11 +205,14 @@ def _configure(settings: kopf.OperatorSettings, *, clusterwide: bool) -> None:
     settings.scanning.disabled = not clusterwide
     for kind in (POD, *OWNED):
         settings.watching.label_selectors[kind.group, kind.version, kind.plural] = OURS
-    # A load balancer that forgets a silent connection is found out by the server's own end of the watch.
-    settings.watching.server_timeout = 120
-    settings.watching.client_timeout = 150
+    # A connection that is dead without a word is found out by the pulse. What it cannot see, one watch that alone is
+    # dead, the API server's bookmarks show: one a minute.
+    settings.watching.server_timeout = 600
+    settings.watching.client_timeout = 630
+    settings.watching.inactivity_timeout = 130
     settings.watching.connect_timeout = 5
     settings.networking.request_timeout = 10
+    settings.networking.error_backoffs = Backoffs()
     # Our own events tell of transitions; kopf's would tell of its log lines.
     settings.posting.enabled = False
     settings.peering.standalone = True

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Self
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 
 from controller.kube.kinds import Kind, kind_of
+from controller.kube.link import Link, LinkedClient
 from controller.objects.names import FIELD_MANAGER, Object
 
 TIMEOUT = 10.0
+CONNECT_TIMEOUT = 5.0
 RETRIES = (0.1, 0.4)
 """Seconds before a request that the server was too busy for, or stumbled over, is sent again; then the caller waits."""
 LONGEST_WAIT = 2.0
@@ -43,14 +45,16 @@ class KubeClient:
     """One connection pool to one API server. `wrote` is called with (verb, kind) for each request that writes."""
 
     def __init__(
-        self, configuration: Configuration, wrote: Callable[[str, str], None] = lambda verb, kind: None
+        self, configuration: Configuration, link: Link, wrote: Callable[[str, str], None] = lambda verb, kind: None
     ) -> None:
         self._configuration = configuration
+        self._link = link
         self._wrote = wrote
 
     async def __aenter__(self) -> Self:
         self._configuration.retries = None  # whether and when to try again is the queue's to say
         self._api = ApiClient(self._configuration)
+        self._api.rest_client = LinkedClient(self._configuration, self._link)
         self._api.user_agent = "kvcluster-controller"
         return self
 
@@ -78,6 +82,35 @@ class KubeClient:
             proceed = page["metadata"].get("continue", "")
             if not proceed:
                 return items, str(page["metadata"].get("resourceVersion", ""))
+
+    async def watch(self, kind: Kind, namespace: str | None, version: str, seconds: int) -> AsyncIterator[Object]:
+        """The events after `version` ("0": what there is, then its changes), bookmarks too, until the server ends the
+        watch after `seconds`. Raises `ApiError`; whoever does not want to wait for ever sets a time limit."""
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(seconds),
+        }
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
+        try:
+            rest = await self._call("GET", kind.path(namespace), query, None, JSON, timeout)
+            response: aiohttp.ClientResponse = rest.response
+            try:
+                if response.status != 200:
+                    _answer(response.status, await response.read(), response.headers)
+                async for line in response.content:
+                    event = _parsed(line)
+                    if event.get("type") == "ERROR":
+                        status = event.get("object") or {}
+                        raise ApiError(
+                            int(status.get("code") or 500), str(status.get("reason")), str(status.get("message"))
+                        )
+                    yield event
+            finally:
+                response.close()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ApiError(0, "Unreachable", f"the watch broke off: {error!r}") from None
 
     async def exists(self, kind: Kind) -> bool:
         """Whether the API server knows this kind. Raises `ApiError`."""
@@ -147,21 +180,39 @@ class KubeClient:
     async def _send(
         self, method: str, path: str, query: Mapping[str, str] | None, body: Object | None, content_type: str
     ) -> Object:
-        headers = {"Accept": JSON, "Content-Type": content_type}
         try:
-            request = await self._api.param_serialize(
-                method,
-                path,
-                query_params=list((query or {}).items()),
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
-            )
-            response = await self._api.call_api(*request, _request_timeout=TIMEOUT)
-            data = await response.read()  # type: ignore[no-untyped-call]
+            response = await self._call(method, path, query, body, content_type, aiohttp.ClientTimeout(total=TIMEOUT))
+            data = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise ApiError(0, "Unreachable", f"the API server cannot be reached: {error!r}") from None
         return _answer(response.status, data, response.headers)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Object | None,
+        content_type: str,
+        timeout: aiohttp.ClientTimeout,
+    ) -> Any:
+        # Anew each time: a service account's token is replaced every hour.
+        request = await self._api.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": JSON, "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        return await self._api.call_api(*request, _request_timeout=timeout)
+
+
+def _parsed(line: bytes) -> Object:
+    event = json.loads(line)
+    if type(event) is not dict:
+        raise ValueError("an event is no object")
+    return event
 
 
 def _answer(status: int, data: bytes, headers: Mapping[str, str]) -> Object:

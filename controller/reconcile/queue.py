@@ -20,13 +20,14 @@ FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 class RetryLater(Exception):
     """Raised by a handler that could not finish; `after` seconds at least, where the server said so.
 
-    `progress`: it got further than before, so the time between tries begins anew.
+    `progress`: it got further than before, so the time between tries begins anew. `said`: the log says why already.
     """
 
-    def __init__(self, why: str, after: float | None = None, *, progress: bool = False) -> None:
+    def __init__(self, why: str, after: float | None = None, *, progress: bool = False, said: bool = False) -> None:
         super().__init__(why)
         self.after = after
         self.progress = progress
+        self.said = said
 
 
 def backoff(failures: int, rng: random.Random) -> float:
@@ -104,7 +105,8 @@ class WorkQueue:
         except RetryLater as error:
             failures = self._failures[key] = 1 if error.progress else self._failures.get(key, 0) + 1
             delay = max(backoff(failures, self._rng), error.after or 0.0)
-            event(logger, logging.WARNING, "reconcile_again", cluster="/".join(key), after=delay, why=str(error))
+            level = logging.DEBUG if error.said else logging.WARNING
+            event(logger, level, "reconcile_again", cluster="/".join(key), after=delay, why=str(error))
             self.add(key, delay)
         except Exception:  # whatever one cluster causes, the others go on
             failures = self._failures[key] = self._failures.get(key, 0) + 1

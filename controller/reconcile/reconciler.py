@@ -68,7 +68,7 @@ class Reconciler:
         try:
             return await self._look(key, body)
         except ApiError as error:
-            raise RetryLater(str(error), error.retry_after) from None
+            raise RetryLater(str(error), error.retry_after, said=error.status == 0) from None
 
     async def _look(self, key: Key, body: Object) -> float | None:
         cluster, problems = self._read(body)

@@ -72,11 +72,11 @@ class ApiFailure(Exception):
 class Policy:
     """Seconds, unless said otherwise."""
 
-    shortest_watch: int = 30
-    longest_watch: int = 45
+    shortest_watch: int = 10
+    longest_watch: int = 14
     """The API server ends a watch after a time between the two: routers do not come back all at once, and a connection
-    that died without a word is known soon."""
-    slack: float = 5.0
+    that is dead without a word is known within 20 s."""
+    slack: float = 3.0
     """How much later than asked for a watch may end before its connection is taken for dead."""
     settled: float = 2.0
     """A watch that has lasted this long works: earlier failures are over."""

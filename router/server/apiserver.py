@@ -14,9 +14,11 @@ import aiohttp
 import orjson
 import yaml
 from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
 
 from kvcache.settings import SettingsError
+from kvcache.sockets import kept_alive
 from router.core.listwatch import ApiFailure, Cause, Watch, status_failure
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -61,6 +63,7 @@ class ApiServer:
         self.service = service
         configuration.retries = None  # how long to wait is decided elsewhere
         self._client = ApiClient(configuration)
+        self._client.rest_client = _KeptAlive(configuration)
         self._client.user_agent = "kvcluster-router"
 
     async def list(self) -> object:
@@ -126,6 +129,13 @@ class ApiServer:
             hint = f"grant list and watch on endpointslices (discovery.k8s.io) in namespace {self.namespace}"
             return ApiFailure(failure.cause, f"{failure}; {hint}")
         return failure
+
+
+class _KeptAlive(RESTClientObject):
+    """The official client's connection pool; the kernel finds out when the API server's machine is gone."""
+
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(limit=self.maxsize, ssl=self.ssl_context, socket_factory=kept_alive)
 
 
 def _json(data: bytes) -> object:

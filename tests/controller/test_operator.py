@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from controller.kube.client import ApiError
 from controller.kube.kinds import KVCLUSTER, Kind
+from controller.kube.link import Link
 from controller.metrics import Metrics
 from controller.operator import WATCHED, Operator
 from controller.reconcile.inventory import Inventory, Key
@@ -32,6 +34,13 @@ class Lists:
         metadata = {"name": "rag", "namespace": "ns", "uid": "u", "resourceVersion": "1"}
         return ([{"metadata": metadata}] if kind == KVCLUSTER else []), "5"
 
+    async def watch(
+        self, kind: Kind, namespace: str | None, version: str, seconds: int
+    ) -> AsyncIterator[dict[str, object]]:
+        """Nothing happens."""
+        await asyncio.sleep(seconds)
+        yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "5"}}}
+
 
 class Looks:
     """Whom the operator looked at."""
@@ -47,7 +56,7 @@ class Looks:
 def operator(lists: Lists, looks: Looks) -> Operator:
     metrics = Metrics(CollectorRegistry())
     return Operator(
-        lists, Inventory(), looks, metrics, namespaces=(), workers=2, rng=random.Random(1)  # type: ignore[arg-type]
+        lists, Link(lambda: 0.0), Inventory(), looks, metrics, namespaces=(), workers=2, rng=random.Random(1)  # type: ignore[arg-type]
     )  # fmt: skip
 
 

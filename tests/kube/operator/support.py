@@ -249,6 +249,10 @@ class Controller:
                 cwd=ROOT,
             )
 
+    def log(self) -> list[str]:
+        """The lines it has written."""
+        return self._log.read_text().splitlines()
+
     def cpu_seconds(self) -> float:
         """CPU it has used so far."""
         assert self._process is not None
@@ -280,7 +284,7 @@ class Controller:
 
     async def killed(self) -> None:
         assert self._killer is not None
-        await asyncio.wait_for(self._killer, 20)
+        await asyncio.wait_for(self._killer, 60)
 
     async def stop(self) -> None:
         """SIGTERM; it must end in order."""

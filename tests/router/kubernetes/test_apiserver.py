@@ -82,7 +82,7 @@ async def test_what_is_asked(tmp_path: Path) -> None:
         listed, watched = followed.api.questions
         path = "/apis/discovery.k8s.io/v1/namespaces/ns/endpointslices"
         assert listed == {"path": path, "labelSelector": "kubernetes.io/service-name=workers"}
-        assert 30 <= int(watched.pop("timeoutSeconds")) <= 45
+        assert 10 <= int(watched.pop("timeoutSeconds")) <= 14
         assert watched == {**listed, "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": "1"}
         assert followed.api.tokens == ["Bearer secret"] * 2
 

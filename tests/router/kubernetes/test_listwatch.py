@@ -41,7 +41,7 @@ def test_first_the_list_then_a_watch_from_there() -> None:
     state.listed(slice_list(ONE, version=7), 0.0)
     assert state.workers is not None
     assert list(state.workers) == URLS[:1]
-    assert state.next(1.0) == Watch("7", 38)
+    assert state.next(1.0) == Watch("7", 12)
     assert state.relists == {}
 
 
@@ -49,17 +49,17 @@ def test_events_and_bookmarks_carry_the_position_on() -> None:
     state = listed(ONE)
     state.event(event("ADDED", TWO, 2), 1.0)
     assert list(state.workers or ()) == URLS
-    assert state.next(1.0) == Watch("2", 38)
+    assert state.next(1.0) == Watch("2", 12)
     state.event(event("MODIFIED", endpoint_slice("b", endpoint("10.0.0.2", "w-2", ready=False)), 3), 1.0)
     assert (state.workers or {})[URLS[1]] == Listing(False, None, "w-2", "uid-w-2")
     state.event(bookmark(40), 2.0)
-    assert state.next(2.0) == Watch("40", 38)
+    assert state.next(2.0) == Watch("40", 12)
     state.event(event("DELETED", ONE, 41), 3.0)
     assert list(state.workers or ()) == URLS[1:]
     assert state.age(4.5) == 1.5
 
 
-@pytest.mark.parametrize(("chance", "seconds"), [(0.0, 30), (0.999, 45)])
+@pytest.mark.parametrize(("chance", "seconds"), [(0.0, 10), (0.999, 14)])
 def test_watches_end_at_different_times(chance: float, seconds: int) -> None:
     state = machine(lambda: chance)
     state.listed(slice_list(), 0.0)
@@ -70,7 +70,7 @@ def test_a_watch_that_ends_in_its_time_goes_on_where_it_stood() -> None:
     state = listed(ONE)
     state.event(bookmark(9), 20.0)
     state.ended(40.0)
-    assert state.next(40.0) == Watch("9", 38)
+    assert state.next(40.0) == Watch("9", 12)
     assert state.age(41.0) == 1.0
     assert state.failures == {}
 
@@ -82,7 +82,7 @@ def test_the_list_is_read_again_every_five_minutes_so_that_a_lost_deletion_heals
     state.listed(slice_list(TWO, version=90), 331.0)
     assert list(state.workers or ()) == URLS[1:]
     assert state.relists == {"periodic": 1}
-    assert state.next(332.0) == Watch("90", 38)
+    assert state.next(332.0) == Watch("90", 12)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_cut_watch_is_resumed_and_after_a_second_failure_the_list_is_read_agai
     state = listed(ONE)
     cut = ApiFailure(Cause.CUT, "reset")
     assert 0.1 <= state.failed(cut, 1.0) <= 0.2
-    assert state.next(1.2) == Watch("1", 38)
+    assert state.next(1.2) == Watch("1", 12)
     assert 0.2 <= state.failed(ApiFailure(Cause.CONNECT, "refused"), 1.3) <= 0.4
     assert state.next(1.6) is None
     state.listed(slice_list(version=5), 1.6)
@@ -194,7 +194,7 @@ def test_an_event_that_is_none_changes_nothing(found: object) -> None:
     with pytest.raises(ApiFailure):
         state.event(found, 1.0)
     assert list(state.workers or ()) == URLS[:1]
-    assert state.next(1.0) == Watch("1", 38)
+    assert state.next(1.0) == Watch("1", 12)
 
 
 def test_a_watch_that_ends_at_once_is_a_failure() -> None:

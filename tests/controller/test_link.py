@@ -1,0 +1,89 @@
+"""What is said of an API server that comes and goes, and what becomes of the connections to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from controller.kube.link import Link, State, said_once
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "controller.kube.link"]
+
+
+def test_one_line_when_it_goes_and_one_when_it_is_back(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    link = Link(Clock())
+    link.failed("refused")
+    link.answered()
+    assert lines(caplog) == [], "one connection that is cut is nothing to speak of"
+    for _ in range(20):
+        link.failed("refused")
+    assert (link.state, lines(caplog)) == (State.LOST, ["api_server_lost"])
+    for _ in range(3):
+        link.answered()
+    assert (link.state, lines(caplog)) == (State.ANSWERING, ["api_server_lost", "api_server_restored"])
+
+
+def test_kopfs_line_for_each_request_is_dropped_while_requests_fail(caplog: pytest.LogCaptureFixture):
+    link, kopf = Link(Clock()), logging.getLogger("kopf.clients")
+    failed = "Request attempt #1/9 failed; will retry: GET /api -> APIForbiddenError"
+    with said_once(link):
+        kopf.error(failed)
+        link.failed("refused")
+        kopf.error(failed)
+        kopf.error("something else")
+        link.answered()
+    kopf.error(failed)
+    said = [record.getMessage() for record in caplog.records if record.name == kopf.name]
+    assert said == [failed, "something else", failed]
+
+
+async def test_what_it_observes_and_cuts():
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/busy":
+            return web.Response(status=503)
+        if request.path == "/refused":
+            return web.Response(status=403)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.Event().wait()
+        return response
+
+    app = web.Application()
+    app.router.add_get("/{anything}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0]
+    link = Link(Clock())
+    connector = aiohttp.TCPConnector(socket_factory=link.socket)
+    async with aiohttp.ClientSession(f"http://{host}:{port}", connector=connector, middlewares=[link.observe]) as api:
+        for path, state in (("/busy", State.DOUBTFUL), ("/refused", State.ANSWERING), ("/busy", State.DOUBTFUL)):
+            async with api.get(path):
+                assert link.state is state
+        async with api.get("/watch") as watch:
+            assert link.state is State.ANSWERING
+            link.cut()
+            with pytest.raises(aiohttp.ClientError):
+                await watch.content.readany()
+        async with api.get("/refused"):
+            pass
+        await runner.cleanup()
+        for _ in range(2):
+            with pytest.raises(aiohttp.ClientError):
+                await api.get("/refused")
+        assert link.state is State.LOST

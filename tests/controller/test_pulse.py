@@ -1,0 +1,92 @@
+"""Watches that are silent beyond their time are broken, and what the pulse hears is told."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from controller.kube.client import ApiError
+from controller.kube.kinds import Kind
+from controller.pulse import PERIOD, SLACK, Pulse
+
+pytestmark = pytest.mark.looptime
+
+Watch = Callable[[], AsyncIterator[dict[str, Any]]]
+
+
+class Server:
+    """What each watch brings, in turn; then watches without events. A `None` stands for one that never ends."""
+
+    def __init__(self, *watches: list[dict[str, Any]] | ApiError | None) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self._watches = list(watches)
+
+    async def watch(self, kind: Kind, namespace: str | None, version: str, seconds: int) -> AsyncIterator[Any]:
+        self.asked.append((version, seconds))
+        events = self._watches.pop(0) if self._watches else []
+        if events is None:
+            await asyncio.Event().wait()
+        elif type(events) is list:
+            for each in events:
+                yield each
+            await asyncio.sleep(seconds)
+        else:
+            raise events
+
+
+class Cutter:
+    """How often, and when, all connections were cut."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def cut(self) -> None:
+        self.at.append(asyncio.get_running_loop().time())
+
+
+def told(kind: str, version: int) -> dict[str, Any]:
+    return {"type": kind, "object": {"metadata": {"name": f"c{version}", "resourceVersion": str(version)}}}
+
+
+async def beats(server: Server, seconds: float) -> tuple[list[float], list[tuple[str, str]]]:
+    """The cuts, and what was told, within this time."""
+    link, seen = Cutter(), []
+    pulse = Pulse(
+        server,  # type: ignore[arg-type]
+        link,  # type: ignore[arg-type]
+        lambda change, item: seen.append((change, item["metadata"]["name"])),
+        namespace=None,
+        rng=random.Random(1),
+    )
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await pulse.run()
+    return link.at, seen
+
+
+async def test_what_it_hears_is_told_and_it_goes_on_from_there():
+    server = Server([told("ADDED", 4), told("BOOKMARK", 9)], [told("DELETED", 11)])
+    assert await beats(server, 2.5 * PERIOD) == ([], [("ADDED", "c4"), ("DELETED", "c11")])
+    assert server.asked == [("0", PERIOD), ("9", PERIOD), ("11", PERIOD)]
+
+
+async def test_a_watch_whose_end_does_not_come_breaks_all_connections():
+    cuts, _ = await beats(Server([], None), 3.5 * PERIOD)
+    assert cuts == [pytest.approx(2 * PERIOD + SLACK)]
+    assert max(cuts) - PERIOD < 20, "the bound that is promised, from the moment in which it went dead"
+
+
+async def test_a_position_that_is_no_longer_kept_means_to_begin_anew():
+    server = Server([told("BOOKMARK", 9)], ApiError(410, "Expired", "too old"))
+    assert (await beats(server, 2 * PERIOD))[0] == []
+    assert [version for version, _ in server.asked] == ["0", "9", "0"]
+
+
+async def test_a_server_that_refuses_is_not_asked_in_a_hurry():
+    server = Server(*[ApiError(0, "Unreachable", "no")] * 20)
+    assert (await beats(server, 10))[0] == [], "there is nothing to break where nothing is connected"
+    assert len(server.asked) <= 10
