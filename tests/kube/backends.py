@@ -8,7 +8,8 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,10 @@ class Backend(Protocol):
         """Write a kubeconfig for a user."""
         ...
 
+    def without_history(self) -> AbstractContextManager[Backend]:
+        """The same objects on a server that knows nothing of what happened before."""
+        ...
+
 
 class FakeBackend:
     """The fake API server on the test's event loop."""
@@ -56,15 +61,21 @@ class FakeBackend:
     def kubeconfig(self, path: Path, user: str = "admin", namespace: str = "default") -> Path:
         return self.fake.kubeconfig(path, user, namespace)
 
+    @contextlib.contextmanager
+    def without_history(self) -> Iterator[FakeBackend]:
+        self.fake.compact()
+        yield self
+
 
 class RealBackend:
     """A real API server. Users other than the administrator are impersonated by it."""
 
     real = True
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, another: Callable[[], AbstractContextManager[RealBackend]]) -> None:
         self.url = url
         self._token = token
+        self._another = another
 
     @property
     def fake(self) -> FakeApiServer:
@@ -87,6 +98,10 @@ class RealBackend:
         }  # fmt: skip
         path.write_text(yaml.safe_dump(config))
         return path
+
+    def without_history(self) -> AbstractContextManager[RealBackend]:
+        """A second API server on the same etcd: its watch cache begins where it starts."""
+        return self._another()
 
 
 def _free_port() -> int:
@@ -112,7 +127,7 @@ def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
 @contextlib.contextmanager
 def real_api_server(assets: Path, folder: Path) -> Iterator[RealBackend]:
     """etcd and kube-apiserver, as envtest starts them. The API server ends before etcd does."""
-    client_port, peer_port, port = _free_port(), _free_port(), _free_port()
+    client_port, peer_port = _free_port(), _free_port()
     etcd_url, peer_url = f"http://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
     key, tokens, token = folder / "service-accounts.key", folder / "tokens.csv", secrets.token_hex(16)
     subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
@@ -122,17 +137,25 @@ def real_api_server(assets: Path, folder: Path) -> Iterator[RealBackend]:
         f"--advertise-client-urls={etcd_url}", f"--listen-peer-urls={peer_url}",
         f"--initial-advertise-peer-urls={peer_url}", f"--initial-cluster=default={peer_url}", "--unsafe-no-fsync",
     ]  # fmt: skip
-    server = [
-        str(assets / "kube-apiserver"), f"--etcd-servers={etcd_url}", f"--cert-dir={folder / 'certificates'}",
-        "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", f"--secure-port={port}",
-        f"--token-auth-file={tokens}", "--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount",
-        "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={key}",
-        f"--service-account-signing-key-file={key}", "--service-cluster-ip-range=10.0.0.0/24",
-        "--allow-privileged=true",
-    ]  # fmt: skip
-    with _process(etcd, folder / "etcd.log"), _process(server, folder / "kube-apiserver.log") as process:
-        backend = RealBackend(f"https://127.0.0.1:{port}", token)
-        _wait_until_ready(backend, process, token, folder / "kube-apiserver.log")
+
+    @contextlib.contextmanager
+    def serving() -> Iterator[RealBackend]:
+        port = _free_port()
+        server = [
+            str(assets / "kube-apiserver"), f"--etcd-servers={etcd_url}", f"--cert-dir={folder / str(port)}",
+            "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", f"--secure-port={port}",
+            f"--token-auth-file={tokens}", "--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount",
+            "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={key}",
+            f"--service-account-signing-key-file={key}", "--service-cluster-ip-range=10.0.0.0/24",
+            "--allow-privileged=true",
+        ]  # fmt: skip
+        log = folder / f"kube-apiserver-{port}.log"
+        with _process(server, log) as process:
+            backend = RealBackend(f"https://127.0.0.1:{port}", token, serving)
+            _wait_until_ready(backend, process, token, log)
+            yield backend
+
+    with _process(etcd, folder / "etcd.log"), serving() as backend:
         yield backend
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
 
 import httpx
 import pytest
 
 from tests.kube.backends import Backend
-from tests.kube.calls import MERGE, apply, ok, patch, refused, watching
+from tests.kube.calls import MERGE, Object, apply, ok, patch, refused, watching
 from tests.kube.samples import config_map, deployment, widget
 
 pytestmark = pytest.mark.process
@@ -93,47 +93,122 @@ async def test_streaming_lists_end_with_a_bookmark(client: httpx.AsyncClient, wi
     assert bookmark["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
 
 
+async def until_the_end(client: httpx.AsyncClient, path: str, api: Backend, since: str, *, write: Object | None = None):
+    """All events of a watch of objects with a label, whose time ends after some seconds."""
+    # The real server leaves its last bookmark two seconds before the end.
+    query = {"allowWatchBookmarks": "true", "timeoutSeconds": "5" if api.real else "1", "labelSelector": "t"}
+    found: list[tuple[str, Object]] = []
+    async with watching(client, path, resourceVersion=since, **query) as events:
+        if write is not None:
+            ok(await client.post(path, json=write), 201)
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                found.append(await events.next())
+    return found
+
+
 async def test_a_watch_ends_when_its_time_is_up_and_leaves_a_bookmark(
     api: Backend, client: httpx.AsyncClient, widgets: str
 ) -> None:
-    created = ok(await client.post(widgets, json=widget()), 201)
-    seconds = "5" if api.real else "1"
-    query = {"resourceVersion": created["metadata"]["resourceVersion"], "allowWatchBookmarks": "true"}
-    found: list[tuple[str, dict[str, Any]]] = []
-    async with watching(client, widgets, timeoutSeconds=seconds, **query) as events:
-        while True:
-            try:
-                found.append(await events.next())
-            except StopAsyncIteration:
-                break
-    assert found
+    since = ok(await client.post(widgets, json=widget()), 201)["metadata"]["resourceVersion"]
+    found = await until_the_end(client, widgets, api, since, write=widget("unseen"))
     assert {kind for kind, _ in found} == {"BOOKMARK"}
     last = found[-1][1]["metadata"]["resourceVersion"]
-    assert int(last) >= int(created["metadata"]["resourceVersion"])
+    assert int(last) > int(since)
     async with watching(client, widgets, resourceVersion=last) as events:
         ok(await client.post(widgets, json=widget("b")), 201)
         assert await events.next_names(1) == [("ADDED", "b")]
 
 
+async def test_a_watch_to_which_nothing_new_happened_leaves_no_bookmark(
+    api: Backend, client: httpx.AsyncClient, widgets: str
+) -> None:
+    since = ok(await client.post(widgets, json=widget()), 201)["metadata"]["resourceVersion"]
+    ok(await client.post("/api/v1/namespaces", json={"metadata": {"generateName": "test-"}}), 201)
+    assert await until_the_end(client, widgets, api, since) == []
+
+
+async def test_a_watch_replays_what_happened_since_a_version(client: httpx.AsyncClient, maps: str) -> None:
+    ok(await client.post(maps, json=config_map("one")), 201)
+    ok(await client.post(maps, json=config_map("two")), 201)
+    ok(await client.delete(f"{maps}/one"))
+    # Before the first object of this namespace, and as far back as there can be.
+    async with watching(client, maps, resourceVersion="1") as events:
+        assert await events.next_names(3) == [("ADDED", "one"), ("ADDED", "two"), ("DELETED", "one")]
+
+
 async def test_a_version_too_old_is_gone(api: Backend, client: httpx.AsyncClient, maps: str) -> None:
     ok(await client.post(maps, json=config_map()), 201)
-    if not api.real:
-        api.fake.compact()
-    # The real server's history begins where it started, and never at 1.
-    async with client.stream("GET", maps, params={"watch": "1", "resourceVersion": "1"}) as answer:
-        if answer.status_code == 200:
-            event = (await anext(answer.aiter_lines()),)[0]
-            assert '"type":"ERROR"' in event
-            assert '"code":410' in event
-            assert '"reason":"Expired"' in event
-        else:
-            assert answer.status_code == 410
-            assert (await answer.aread()).find(b'"reason":"Expired"') > 0
+    with api.without_history() as later:
+        async with later.client() as other, watching(other, maps, resourceVersion="1") as events:
+            kind, status = await events.next()
+    assert (kind, status["kind"], status["code"], status["reason"]) == ("ERROR", "Status", 410, "Expired")
+    assert status["message"].startswith("too old resource version: 1 (")
 
 
-async def test_a_version_that_is_none_is_refused(client: httpx.AsyncClient, maps: str) -> None:
-    answer = await client.get(maps, params={"watch": "1", "resourceVersion": "abc"})
-    refused(answer, 400, "BadRequest")
+@pytest.mark.parametrize("version", ["abc", "-1"])
+async def test_a_version_that_is_none_is_refused(client: httpx.AsyncClient, maps: str, version: str) -> None:
+    why = f'resourceVersion: Invalid value: "{version}": strconv.ParseUint: parsing "{version}": invalid syntax'
+    ok(await client.post(maps, json=config_map()), 201)
+    for path, watch in ((maps, {"watch": "1"}), (f"{maps}/c", {})):
+        status = ok(await client.get(path, params={**watch, "resourceVersion": version}), 500)
+        assert status["message"] == why
+        assert "reason" not in status
+    listed = refused(await client.get(maps, params={"resourceVersion": version}), 400, "BadRequest")
+    assert listed["message"] == f"invalid resource version: {why}"
+
+
+async def test_a_version_from_the_future_is_waited_for_in_vain(client: httpx.AsyncClient, maps: str) -> None:
+    ok(await client.post(maps, json=config_map()), 201)
+    for path in (maps, f"{maps}/c"):
+        status = refused(await client.get(path, params={"resourceVersion": "99999999"}), 504, "Timeout")
+        assert status["message"].startswith("Timeout: Too large resource version: 99999999, current: ")
+        assert status["details"]["causes"][0]["reason"] == "ResourceVersionTooLarge"
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"resourceVersionMatch": "Exact"}, "forbidden unless resourceVersion is provided"),
+        ({"resourceVersionMatch": "Odd", "resourceVersion": "1"}, 'supported values: "Exact", "NotOlderThan", ""'),
+        ({"resourceVersionMatch": "Exact", "resourceVersion": "0"}, 'forbidden for resourceVersion "0"'),
+        ({"sendInitialEvents": "true"}, "sendInitialEvents is forbidden for list"),
+        ({"watch": "1", "sendInitialEvents": "true"}, "requires setting resourceVersionMatch to NotOlderThan"),
+        ({"watch": "1", "resourceVersionMatch": "NotOlderThan"}, "forbidden for watch unless sendInitialEvents is"),
+    ],
+)
+async def test_options_that_contradict_each_other(
+    client: httpx.AsyncClient, maps: str, query: dict[str, str], words: str
+) -> None:
+    status = refused(await client.get(maps, params=query), 422, "Invalid")
+    assert status["details"]["kind"] == "ListOptions"
+    assert words in status["message"]
+
+
+@pytest.mark.parametrize("query", [{"limit": "abc"}, {"watch": "1", "timeoutSeconds": "abc"}])
+async def test_options_that_are_no_numbers(client: httpx.AsyncClient, maps: str, query: dict[str, str]) -> None:
+    status = refused(await client.get(maps, params=query), 400, "BadRequest")
+    assert status["message"] == 'strconv.ParseInt: parsing "abc": invalid syntax'
+
+
+async def test_a_list_of_exactly_one_version(client: httpx.AsyncClient, maps: str) -> None:
+    first = ok(await client.post(maps, json=config_map("one", {"a": "1"})), 201)["metadata"]["resourceVersion"]
+    ok(await client.post(maps, json=config_map("two")), 201)
+    ok(await patch(client, f"{maps}/one", {"data": {"a": "2"}}, MERGE))
+    query = {"resourceVersion": first, "resourceVersionMatch": "Exact"}
+    then = ok(await client.get(maps, params=query))
+    assert then["metadata"]["resourceVersion"] == first
+    assert [(item["metadata"]["name"], item["data"]) for item in then["items"]] == [("one", {"a": "1"})]
+
+
+async def test_pages_are_of_one_version(client: httpx.AsyncClient, maps: str) -> None:
+    for name in ("a", "b", "c"):
+        ok(await client.post(maps, json=config_map(name)), 201)
+    first = ok(await client.get(maps, params={"limit": "1"}))
+    ok(await client.delete(f"{maps}/b"))
+    rest = ok(await client.get(maps, params={"limit": "5", "continue": first["metadata"]["continue"]}))
+    assert [item["metadata"]["name"] for item in rest["items"]] == ["b", "c"]
+    assert rest["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
 
 
 async def test_an_apply_that_changes_nothing_is_no_event(client: httpx.AsyncClient, ns: str) -> None:

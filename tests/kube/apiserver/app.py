@@ -14,9 +14,9 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from tests.kube.apiserver import discovery, handlers, openapi, subresources
+from tests.kube.apiserver import discovery, handlers, openapi, options, subresources
 from tests.kube.apiserver.cluster import Cluster
-from tests.kube.apiserver.errors import ApiError, bad_request, no_such_path
+from tests.kube.apiserver.errors import ApiError, no_such_path
 from tests.kube.apiserver.faults import Faults
 from tests.kube.apiserver.rbac import authorized, forbidden
 from tests.kube.apiserver.request import Call, Logged, authenticate, read
@@ -146,16 +146,11 @@ class App:
         await self._send(call, send, 200, body, kind)
 
     async def _watch(self, resource: Resource, call: Call, receive: Receive, send: Send) -> None:
-        since = _since(call)
+        asked = options.of_watch(call.query)
         chosen = handlers.selection(resource, call)
-        bookmarks = call.query.get("allowWatchBookmarks", "").lower() in ("1", "true")
-        initial = call.query.get("sendInitialEvents", "").lower() in ("1", "true")
-        if initial and call.query.get("resourceVersionMatch") != "NotOlderThan":
-            raise bad_request("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless "
-                              "sendInitialEvents is provided")  # fmt: skip
-        seconds = float(call.query.get("timeoutSeconds") or random.uniform(1800, 3600))
+        seconds = float(asked.seconds or random.uniform(1800, 3600))
         watch = Watch(
-            self.cluster.store, chosen, handlers.renderer(self.cluster, resource, call), bookmarks=bookmarks,
+            self.cluster.store, chosen, handlers.renderer(self.cluster, resource, call), bookmarks=asked.bookmarks,
             kind=(resource.api_version, resource.kind), bookmark_seconds=self._bookmark_seconds,
         )  # fmt: skip
         self.requests.append(call.logged(200))
@@ -166,7 +161,7 @@ class App:
         self.watches.add(watch)
         gone = asyncio.ensure_future(_disconnected(receive, watch))
         try:
-            lines = watch.lines(None if initial else since, seconds, initial_end=initial and bookmarks)
+            lines = watch.lines(asked.since, seconds, initial_end=asked.initial and asked.bookmarks)
             async with contextlib.aclosing(lines):
                 async for chunk in lines:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -177,13 +172,6 @@ class App:
             gone.cancel()
         if not watch.was_cut:
             await send({"type": "http.response.body", "body": b""})
-
-
-def _since(call: Call) -> int | None:
-    version = call.query.get("resourceVersion") or "0"
-    if not version.isdigit():
-        raise bad_request(f'resourceVersion: Invalid value: "{version}": strconv.ParseUint: parsing: invalid syntax')
-    return int(version) or None
 
 
 async def _disconnected(receive: Receive, watch: Watch) -> None:

@@ -14,16 +14,16 @@ REASONS = {
 
 
 class ApiError(Exception):
-    """An answer other than success; `headers` go with it."""
+    """An answer other than success; `headers` go with it. Its reason follows from the code, unless None is given."""
 
     def __init__(
-        self, code: int, message: str, reason: str = "", details: dict[str, Any] | None = None,
+        self, code: int, message: str, reason: str | None = "", details: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message)
         self.code = code
         self.message = message
-        self.reason = reason or REASONS.get(code, "Unknown")
+        self.reason = REASONS.get(code, "Unknown") if reason == "" else reason
         self.details = details
         self.headers = headers or {}
 
@@ -32,6 +32,8 @@ class ApiError(Exception):
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code,
         }  # fmt: skip
+        if self.reason is None:
+            del status["reason"]
         if self.details:
             status["details"] = self.details
         return status

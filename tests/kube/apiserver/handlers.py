@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from tests.kube.apiserver import deletion, events, patches, tables, writes
+from tests.kube.apiserver import deletion, events, options, patches, tables, writes
 from tests.kube.apiserver.cluster import Cluster
 from tests.kube.apiserver.errors import ApiError, Cause, bad_request, gone, invalid, method_not_allowed, not_found
 from tests.kube.apiserver.rbac import Attributes, authorized, forbidden, review
@@ -81,31 +81,26 @@ def found(cluster: Cluster, resource: Resource, call: Call) -> Stored:
 
 
 def get(cluster: Cluster, resource: Resource, call: Call) -> Answer:
+    if (asked := options.version(call.query)) > cluster.store.revision:
+        raise options.too_large(asked, cluster.store.revision)
     stored = found(cluster, resource, call)
     return 200, shown(cluster, resource, call, stored.obj, events.raw(resource, stored))
 
 
-def _check_version(cluster: Cluster, call: Call) -> None:
-    version = call.query.get("resourceVersion") or "0"
-    if not version.isdigit():
-        raise bad_request(f'resourceVersion: Invalid value: "{version}": strconv.ParseUint: parsing: invalid syntax')
-    match = call.query.get("resourceVersionMatch")
-    if match == "Exact" and int(version) < cluster.store.oldest:
-        raise gone("The provided resource version is too old to serve an exact list.")
-    if int(version) > cluster.store.revision:
-        raise ApiError(504, f"Too large resource version: {version}, current: {cluster.store.revision}", "Timeout", {
-            "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
-            "retryAfterSeconds": 1,
-        })  # fmt: skip
-
-
 def list_(cluster: Cluster, resource: Resource, call: Call) -> Answer:
     """A list, in pages where `limit` is given."""
-    _check_version(cluster, call)
+    wanted = options.of_list(call.query)
+    if wanted.version > cluster.store.revision:
+        raise options.too_large(wanted.version, cluster.store.revision)
     chosen = selection(resource, call)
-    objects = [s for s in cluster.store.all(resource.key, chosen.namespace) if chosen.matches(s.obj)]
-    meta: Object = {"resourceVersion": str(cluster.store.revision)}
-    objects = _page(cluster, objects, meta, call)
+    revision, after = _place(call.query["continue"]) if call.query.get("continue") else (0, ("", ""))
+    if revision and revision < cluster.store.oldest:
+        raise gone("The provided continue parameter is too old to display a consistent list result.")
+    revision = revision or (wanted.version if wanted.exact else cluster.store.revision)
+    stored = cluster.store.at(revision, resource.key, chosen.namespace)
+    objects = [s for s in stored if _name(s) > after and chosen.matches(s.obj)]
+    meta: Object = {"resourceVersion": str(revision)}
+    objects = _page(objects, meta, wanted.limit)
     if TABLE in call.accept:
         include = call.query.get("includeObject", "Metadata")
         return 200, orjson.dumps(tables.table(resource, [s.obj for s in objects], cluster.clock(), include, meta))
@@ -119,27 +114,24 @@ def list_(cluster: Cluster, resource: Resource, call: Call) -> Answer:
     return 200, head[:-1] + b',"items":[' + items + b"]}"
 
 
-def _page(cluster: Cluster, objects: list[Stored], meta: Object, call: Call) -> list[Stored]:
+def _name(stored: Stored) -> tuple[str, str]:
+    return stored.obj["metadata"].get("namespace", ""), stored.obj["metadata"]["name"]
+
+
+def _place(token: str) -> tuple[int, tuple[str, str]]:
+    """Where a page begins: at which revision, and after which object."""
+    try:
+        revision, namespace, name = orjson.loads(base64.urlsafe_b64decode(token))
+    except ValueError:
+        raise bad_request("invalid continue token: continue key is not valid") from None
+    return revision, (namespace, name)
+
+
+def _page(objects: list[Stored], meta: Object, limit: int) -> list[Stored]:
     """Objects of one page; sets `continue` in the list's metadata where more follow."""
-    token = call.query.get("continue")
-    if token:
-        try:
-            revision, namespace, name = orjson.loads(base64.urlsafe_b64decode(token))
-        except ValueError:
-            raise bad_request("continue key is not valid") from None
-        if revision < cluster.store.oldest:
-            raise gone("The provided continue parameter is too old to display a consistent list result.")
-        meta["resourceVersion"] = str(revision)
-        objects = [
-            s
-            for s in objects
-            if (s.obj["metadata"].get("namespace", ""), s.obj["metadata"]["name"]) > (namespace, name)
-        ]
-    limit = int(call.query.get("limit") or 0)
-    if not limit or len(objects) <= limit:
+    if limit <= 0 or len(objects) <= limit:
         return objects
-    last = objects[limit - 1].obj["metadata"]
-    position = [int(meta["resourceVersion"]), last.get("namespace", ""), last["name"]]
+    position = [int(meta["resourceVersion"]), *_name(objects[limit - 1])]
     meta["continue"] = base64.urlsafe_b64encode(orjson.dumps(position)).decode()
     meta["remainingItemCount"] = len(objects) - limit
     return objects[:limit]

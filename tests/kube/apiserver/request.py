@@ -11,7 +11,7 @@ import orjson
 import yaml
 from starlette.requests import Request
 
-from tests.kube.apiserver import protobuf
+from tests.kube.apiserver import options, protobuf
 from tests.kube.apiserver.cluster import ADMIN, MASTERS, Ask, User
 from tests.kube.apiserver.errors import ApiError, bad_request
 from tests.kube.apiserver.rbac import Attributes
@@ -55,7 +55,7 @@ class Call:
 
     @property
     def watching(self) -> bool:
-        return self.query.get("watch", "").lower() in ("1", "true")
+        return options.flag(self.query, "watch")
 
     @property
     def verb(self) -> str:

@@ -58,6 +58,7 @@ class Store:
         self._forgotten = 1
         """Watches can begin at this revision or later."""
         self._listeners: list[Listener] = []
+        self._latest: dict[ResourceKey, int] = {}
 
     def get(self, key: ResourceKey, name: Name) -> Stored | None:
         return self._objects.get(key, {}).get(name)
@@ -67,6 +68,20 @@ class Store:
         objects = self._objects.get(key, {})
         names = sorted(n for n in objects if n[0] == namespace) if namespace else sorted(objects)
         return (objects[name] for name in names)
+
+    def at(self, revision: int, key: ResourceKey, namespace: str = "") -> list[Stored]:
+        """The objects of a resource as they were at a revision. Raises `ApiError` 410 when that is no longer known."""
+        if revision < self._forgotten:
+            raise gone("The provided resource version is too old to serve an exact list.")
+        then: dict[Name, Stored | None] = {}
+        for change in reversed(self._history):
+            if change.revision <= revision:
+                break
+            if change.key == key:
+                then[change.name] = change.old
+        objects = {**self._objects.get(key, {}), **then}
+        known = ((name, stored) for name, stored in sorted(objects.items()) if not namespace or name[0] == namespace)
+        return [stored for _, stored in known if stored is not None]
 
     def every(self) -> Iterator[tuple[ResourceKey, Name, Stored]]:
         for key, objects in list(self._objects.items()):
@@ -103,6 +118,7 @@ class Store:
         if len(self._history) == self._history.maxlen:
             self._forgotten = self._history[0].revision
         self._history.append(change)
+        self._latest[change.key] = change.revision
         for listener in list(self._listeners):
             listener(change)
 
@@ -117,6 +133,10 @@ class Store:
         if revision < self._forgotten:
             raise gone(f"too old resource version: {revision} ({self._forgotten})")
         return [change for change in self._history if change.revision > revision and change.key == key]
+
+    def latest(self, key: ResourceKey) -> int:
+        """The revision of the last change of a resource that is known; 0 without one."""
+        return self._latest.get(key, 0)
 
     def compact(self) -> None:
         """Forget the past: watches and continued lists from before now are answered with 410."""

@@ -59,6 +59,7 @@ class Watch:
         self._bookmark_seconds = bookmark_seconds
         self._pending: deque[Change] = deque()
         self._wake = asyncio.Event()
+        self._begun = 0
         self._ending = False
         self.was_cut = False
 
@@ -98,12 +99,18 @@ class Watch:
         bookmark = {"kind": kind, "apiVersion": api_version, "metadata": meta}
         return _event("BOOKMARK", orjson.dumps(bookmark))
 
+    def _progress(self) -> bytes:
+        """A bookmark, if anything happened to the resource since the watch began: others are not told of."""
+        latest = self._store.latest(self._selection.key)
+        return self._bookmark(latest) if latest > self._begun else b""
+
     async def lines(
         self, since: int | None, seconds: float, *, initial_end: bool = False
     ) -> AsyncGenerator[bytes, None]:
         """The events after a revision; None begins with every object there is."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
+        self._begun = self._store.revision if since is None else since
         try:
             changes = [] if since is None else self._store.since(since, self._selection.key)
         except ApiError as error:
@@ -138,12 +145,13 @@ class Watch:
                 continue
             now = loop.time()
             if self._ending or now >= end:
-                if self._bookmarks and not self.was_cut:
-                    yield self._bookmark(self._store.revision)
+                if self._bookmarks and not self.was_cut and (last := self._progress()):
+                    yield last
                 return
             if self._bookmarks and now >= next_bookmark:
                 next_bookmark = now + self._bookmark_seconds
-                yield self._bookmark(self._store.revision)
+                if progress := self._progress():
+                    yield progress
                 continue
             self._wake.clear()
             deadline = min(end, next_bookmark) if self._bookmarks else end

@@ -81,11 +81,11 @@ class Cluster:
         return self.backend.kubeconfig(path, "admin" if self.backend.real else OPERATOR)
 
     async def prepare(self) -> None:
-        """The CRD, two namespaces, and an operator that may do anything."""
+        """The CRD, two namespaces, and an operator that may do anything. A real server may have them already."""
         definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        await self._post(definitions, crd())
-        for name in (NAMESPACE, "system"):
-            await self.add_namespace(name)
+        await self._provide(definitions, crd())
+        for name in (self.namespace, "system"):
+            await self._provide("/api/v1/namespaces", _namespace(name))
 
         async def served() -> bool:
             return (await self._client.get(self.path("kvclusters"))).is_success
@@ -94,16 +94,21 @@ class Cluster:
         rbac = "/apis/rbac.authorization.k8s.io/v1"
         rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
         head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "operator"}}
-        await self._post(f"{rbac}/clusterroles", {**head, "kind": "ClusterRole", "rules": rules})
+        await self._provide(f"{rbac}/clusterroles", {**head, "kind": "ClusterRole", "rules": rules})
         subject = {"kind": "ServiceAccount", "name": "controller", "namespace": "system"}
         reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "operator"}
         binding = {**head, "kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [subject]}
-        await self._post(f"{rbac}/clusterrolebindings", binding)
+        await self._provide(f"{rbac}/clusterrolebindings", binding)
 
     async def add_namespace(self, name: str) -> Cluster:
         """A namespace of its own on the same server."""
-        await self._post("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        await self._post("/api/v1/namespaces", _namespace(name))
         return Cluster(self.backend, self._client, name)
+
+    async def _provide(self, path: str, manifest: Object) -> None:
+        answer = await self._client.post(path, json=manifest)
+        if answer.status_code != 409:
+            self._checked(answer)
 
     async def _post(self, path: str, manifest: Object) -> Object:
         return self._checked(await self._client.post(path, json=manifest))
@@ -227,6 +232,10 @@ class Cluster:
             each.user == OPERATOR and each.verb not in reading and each.namespace == self.namespace
             for each in self.server.requests
         )
+
+
+def _namespace(name: str) -> Object:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
 
 
 class Controller:
