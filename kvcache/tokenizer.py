@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -53,6 +54,12 @@ class Tokenizer:
         if token is None:
             raise TokenizerError(f"token id {token_id} is out of vocabulary")
         return token
+
+    @cached_property
+    def max_token_characters(self) -> int:
+        """The longest token's length, as the vocabulary writes it."""
+        strings = (self._backend.token_str(token_id) for token_id in range(self.vocab_size))
+        return max((len(string) for string in strings if string is not None), default=1)
 
     def render_chat(self, fields: Mapping[str, Any]) -> str:
         """Text of the prompt of a chat request's JSON body, by the chat template. Raises

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 
+from kvcache.chat_request import ChatOptions
 from kvcache.feed import WorkerInfo
 from kvcache.keys import KEY_SCHEME
 from kvcache.logs import configure, event
@@ -84,6 +85,8 @@ class Worker:
             prompt_tokens_details=settings.enable_prompt_tokens_details,
             request_id_headers=settings.enable_request_id_headers,
             dev_mode=settings.dev_mode,
+            auto_tool_choice=settings.enable_auto_tool_choice,
+            trust_request_chat_template=settings.trust_request_chat_template,
         )
         self.state = CacheState(self.info, self.runner, self.feed)
         self.endpoints = FeedEndpoints(self.state, self.feed, self.reporter)
@@ -251,7 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
         configure(settings.log_level, settings.log_format)
-        tokenizer = load_tokenizer(settings.tokenizer)
+        chat = ChatOptions(trust_request_chat_template=settings.trust_request_chat_template)
+        tokenizer = load_tokenizer(settings.tokenizer, chat)
         engine_config(settings, tokenizer)
         generator = make_generator(settings, tokenizer)
     except (SettingsError, TokenizerError, EngineConfigError, GeneratorError) as error:

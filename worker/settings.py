@@ -71,6 +71,8 @@ class Settings(ProcessSettings):
     dev_mode: bool = Field(False, description="serve /reset_prefix_cache (vLLM: VLLM_SERVER_DEV_MODE)")
     enable_prompt_tokens_details: bool = Field(True, description="report cached tokens in usage")
     enable_request_id_headers: bool = Field(False, description="answer with an x-request-id header")
+    enable_auto_tool_choice: bool = Field(False, description='take requests with tools (`tool_choice` "auto")')
+    trust_request_chat_template: bool = Field(False, description="take a chat template that comes with a request")
     max_concurrent_requests: PositiveInt = Field(2048, description="requests in progress before new ones get 503")
     grace_period: float = Field(
         30.0, ge=0, description="seconds that running requests may take to finish after SIGTERM"

@@ -13,7 +13,7 @@ HEAVY = ["transformers", "torch", "numpy", "fastapi", "aiohttp", "httpx", "huggi
 
 SCRIPT = """
 import json, sys
-import kvcache.errors, kvcache.feed, kvcache.logs, kvcache.profiles, kvcache.prompts, kvcache.tokenizer, kvcache.wire
+import kvcache.errors, kvcache.feed, kvcache.logs, kvcache.profiles, kvcache.prompts, kvcache.tokenizer
 tokenizer = kvcache.tokenizer.load_tokenizer("gpt2")
 assert tokenizer.encode("Hello world") == [15496, 995]
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))

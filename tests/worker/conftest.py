@@ -71,12 +71,13 @@ class Client:
         reply = Reply() if into is None else into
         sent = {"content-type": "application/json"} if method == "POST" else {}
         sent |= {name.lower(): value for name, value in (headers or {}).items()}
+        path, _, query = path.partition("?")
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         scope = {
             "type": "http",
             "method": method,
             "path": path,
-            "query_string": b"",
+            "query_string": query.encode(),
             "headers": [(name.encode(), value.encode("latin-1")) for name, value in sent.items()],
         }
 

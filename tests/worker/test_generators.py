@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
-import random
 import statistics
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.generators import GeneratorError, make_generator
-from worker.generators.base import Ask
-from worker.generators.causal_lm import TurnTaker
+from worker.generators.base import Ask, Likely
+from worker.generators.causal_lm import Draw, Drawn, TurnTaker
 from worker.generators.sampler import Sampler
 from worker.settings import Settings
 
@@ -106,16 +107,17 @@ class Counting:
     def __init__(self) -> None:
         self.calls: list[tuple[list[int], list[int] | None]] = []
 
-    def step(
-        self, tokens: Sequence[int], past: Any, temperature: float, chance: random.Random, banned: int | None
-    ) -> tuple[int, Any]:
+    def step(self, tokens: Sequence[int], past: Any, draw: Draw) -> Drawn:
         self.calls.append((list(tokens), past))
         seen = [*(past or []), *tokens]
         assert len(seen) <= self.window
         token = seen[-1] + 1
         if token == 666:
             raise RuntimeError("the model fails")
-        return token + (token == banned), seen
+        token += token in draw.banned
+        likely = [Likely(token, -0.5, 1)] if draw.logprobs is not None else []
+        prompt = [] if draw.prompt_logprobs is None else [[Likely(one, -1.0, 2)] for one in tokens[1:]]
+        return Drawn(draw.allowed[0] if draw.allowed else token, seen, likely, prompt)
 
 
 @pytest.fixture
@@ -196,6 +198,67 @@ def test_a_model_that_fails_ends_its_answer_and_no_other(turns) -> None:
     wait_until(lambda: len(works.tokens) == 10 and len(fails.tokens) == 10)
     assert fails.tokens[:2] == [664, 665]
     assert set(fails.tokens[2:]) == {7}
+
+
+def test_a_model_says_how_likely_its_tokens_and_the_prompts_are(turns) -> None:
+    answer = turns(Counting()).answer(Ask([1, 2, 3], 2, logprobs=0, prompt_logprobs=0))
+    wait_until(lambda: len(answer.tokens) == 2)
+    assert [answer.likely(index) for index in range(2)] == [[Likely(4, -0.5, 1)], [Likely(5, -0.5, 1)]]
+    assert answer.likely_prompt() == [None, [Likely(2, -1.0, 2)], [Likely(3, -1.0, 2)]]
+
+
+def test_a_model_is_held_to_the_text_that_an_answer_must_be(turns) -> None:
+    answer = turns(Counting(), eos=9).answer(Ask([1, 2, 3], 20, text=[70, 71]))
+    wait_until(lambda: len(answer.tokens) == 3)
+    assert answer.tokens == [70, 71, 9]
+
+
+# --- probabilities of the sampler ------------------------------------------------------------------------------------
+
+
+def test_the_samplers_probabilities_are_a_distribution(tokenizer) -> None:
+    sampler = Sampler(tokenizer, 0, 100)
+    answer = sampler.answer(Ask([1, 2, 3], 50, temperature=0.0, logprobs=20, ignore_eos=True))
+    for index in range(20):
+        token = answer.token(index)
+        chosen, *others = answer.likely(index)
+        assert (chosen.token, chosen.rank) == (token, 1)
+        assert [other.rank for other in others] == list(range(2, 21))
+        logprobs = [one.logprob for one in (chosen, *others)]
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert sum(map(math.exp, logprobs)) < 1
+        assert len({one.token for one in (chosen, *others)}) == 20
+    total = sum(1 / rank for rank in range(1, tokenizer.vocab_size + 1))
+    assert math.exp(-chosen.logprob) == pytest.approx(total, rel=1e-3)
+
+
+def test_the_rank_of_a_sampled_token_stays_within_top_k(tokenizer) -> None:
+    sampler = Sampler(tokenizer, 0, 100)
+    ask = Ask([1, 2, 3], 300, logprobs=0, ignore_eos=True)
+    free, bound = sampler.answer(ask), sampler.answer(replace(ask, top_k=5))
+    for answer in (free, bound):
+        answer.token(299)
+    assert max(bound.likely(index)[0].rank for index in range(300)) <= 5
+    assert max(free.likely(index)[0].rank for index in range(300)) > 1000
+    assert [free.token(index) for index in range(300)] == [bound.token(index) for index in range(300)]
+
+
+def test_what_a_prompts_tokens_say_is_the_same_for_each_of_its_answers(tokenizer) -> None:
+    sampler = Sampler(tokenizer, 0, 100)
+    first, second = (sampler.answer(Ask([5, 6, 7], 5, choice=choice, prompt_logprobs=2)) for choice in (0, 1))
+    assert first.likely_prompt() == second.likely_prompt()
+    none, *known = first.likely_prompt()
+    assert none is None
+    assert [entry[0].token for entry in known] == [6, 7]
+    assert {len(entry) for entry in known} <= {2, 3}
+
+
+def test_the_sampler_keeps_to_what_is_allowed_and_off_what_is_banned(tokenizer) -> None:
+    sampler = Sampler(tokenizer, 0, 100)
+    allowed = sampler.answer(Ask([1], 100, ignore_eos=True, allowed=(7, 8, 9), banned=frozenset({8})))
+    assert set(tokens(allowed, 100)) == {7, 9}
+    free = tokens(sampler.answer(Ask([1], 50, ignore_eos=True)), 50)
+    assert not set(free) & set(tokens(sampler.answer(Ask([1], 50, ignore_eos=True, banned=frozenset(free))), 50))
 
 
 def test_without_torch_the_error_says_what_to_install(tokenizer, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from worker.generators import GeneratorError
+from worker.generators.causal_lm import Draw
 
 torch = pytest.importorskip("torch")
 
@@ -34,34 +36,52 @@ def load(folder: Path, vocabulary: int = VOCABULARY) -> Any:
     return TorchModel(str(folder), vocabulary)
 
 
+def greedy(**how: Any) -> Draw:
+    return Draw(0.0, random.Random(0), **how)
+
+
 def test_tokens_made_one_at_a_time_are_those_of_the_whole_text(folder) -> None:
-    model, chance = load(folder), random.Random(0)
+    model = load(folder)
     text, unseen, past = [1, 2, 3], [1, 2, 3], None
     for _ in range(10):
-        token, past = model.step(unseen, past, 0.0, chance, None)
-        assert token == model.step(text, None, 0.0, chance, None)[0]
-        text.append(token)
-        unseen = [token]
+        drawn = model.step(unseen, past, greedy())
+        assert drawn.token == model.step(text, None, greedy()).token
+        text.append(drawn.token)
+        unseen, past = [drawn.token], drawn.past
     assert model.window == 64
 
 
-def test_a_banned_token_is_never_chosen(folder) -> None:
+def test_a_banned_token_is_never_chosen_nor_one_that_is_not_allowed(folder) -> None:
     model, chance = load(folder), random.Random(0)
-    first, _ = model.step([5, 6], None, 0.0, chance, None)
-    assert model.step([5, 6], None, 0.0, chance, first)[0] != first
-    assert all(model.step([5, 6], None, 1.0, chance, 7)[0] != 7 for _ in range(300))
+    first = model.step([5, 6], None, greedy()).token
+    assert model.step([5, 6], None, greedy(banned={first})).token != first
+    assert all(model.step([5, 6], None, Draw(1.0, chance, banned={7})).token != 7 for _ in range(300))
+    assert {model.step([5, 6], None, Draw(1.0, chance, allowed=[3, 4])).token for _ in range(50)} == {3, 4}
 
 
-def test_the_chance_decides(folder) -> None:
+def test_the_chance_decides_within_the_likeliest(folder) -> None:
     model = load(folder)
-    drawn = [model.step([5], None, 1.0, random.Random(seed), None)[0] for seed in (1, 1, 2, 3, 4)]
+    drawn = [model.step([5], None, Draw(1.0, random.Random(seed))).token for seed in (1, 1, 2, 3, 4)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) > 1
+    likeliest = {model.step([5], None, Draw(2.0, random.Random(seed), top_k=2)).token for seed in range(50)}
+    assert len(likeliest) == 2
+
+
+def test_probabilities_are_the_models(folder) -> None:
+    drawn = load(folder).step([5, 6, 7], None, greedy(logprobs=3, prompt_logprobs=0))
+    assert [one.rank for one in drawn.likely] == [1, 2, 3]
+    assert drawn.likely[0].token == drawn.token
+    everything = load(folder).step([5, 6, 7], None, greedy(logprobs=VOCABULARY)).likely
+    assert sum(math.exp(one.logprob) for one in everything) == pytest.approx(1)
+    assert [[one.token for one in entry] for entry in drawn.prompt] == [[6], [7]]
+    chosen = load(folder).step([5, 6, 7], None, greedy(logprobs=0, others=[9, 8])).likely
+    assert [one.token for one in chosen] == [drawn.token, 9, 8]
 
 
 def test_padding_of_the_models_vocabulary_is_never_chosen(folder) -> None:
     model, chance = load(folder, vocabulary=10), random.Random(0)
-    assert all(model.step([5], None, 5.0, chance, None)[0] < 10 for _ in range(100))
+    assert all(model.step([5], None, Draw(5.0, chance)).token < 10 for _ in range(100))
 
 
 def test_a_model_that_is_not_the_tokenizers_is_refused(folder) -> None:

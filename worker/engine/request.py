@@ -40,6 +40,8 @@ class EngineRequest:
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: frozenset[int] = frozenset()
+    read_cache: bool = True
+    """False: compute the whole prompt anew, whatever is cached. Its blocks are cached all the same."""
 
 
 @dataclass(slots=True)

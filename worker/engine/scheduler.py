@@ -131,7 +131,7 @@ class Scheduler:
         tokens = sum(sequence.tokens - sequence.computed for sequence in self.running if sequence.prefilling)
         cached, size = self._cache.cached, self._block_size
         for sequence in self.waiting.values():
-            if self._caching:
+            if self._looks_up(sequence):
                 end = (sequence.tokens - 1) // size
                 hits = sequence.known_hits
                 keys = sequence.keys(min(hits + 1, end))
@@ -166,7 +166,7 @@ class Scheduler:
         if not self._may_fit(sequence):
             return None
         size, cache = self._block_size, self._cache
-        hits = cache.hits(sequence.each_key((sequence.tokens - 1) // size)) if self._caching else []
+        hits = cache.hits(sequence.each_key((sequence.tokens - 1) // size)) if self._looks_up(sequence) else []
         missing = -(-sequence.tokens // size) - cache.in_use(hits) - cache.free
         if missing > 0:
             self._blocked = _Blocked(sequence, len(hits), missing, cache.freed)
@@ -186,10 +186,14 @@ class Scheduler:
         if sequence.scheduled is None:
             sequence.scheduled = start
             sequence.cached_tokens = cached
-            if self._caching:
+            if self._looks_up(sequence):
                 self._stats.prefix_cache_queries += sequence.tokens
                 self._stats.prefix_cache_hits += cached
         return sequence
+
+    def _looks_up(self, sequence: Sequence) -> bool:
+        """Whether the sequence takes from the cache what it finds there."""
+        return self._caching and sequence.request.read_cache
 
     def _may_fit(self, sequence: Sequence) -> bool:
         """False when a lookup would come to the same result as the last one, which blocked this sequence.
@@ -202,7 +206,7 @@ class Scheduler:
             return True
         if self._cache.freed - blocked.freed >= blocked.missing:
             return True
-        if not self._caching:
+        if not self._looks_up(sequence):
             return False
         cached, hits = self._cache.cached, blocked.hits
         if hits and sequence.keys(hits)[hits - 1] not in cached:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Likely(NamedTuple):
+    """One token at one place of a text."""
+
+    token: int
+    logprob: float
+    """Natural logarithm of its probability there."""
+    rank: int
+    """1 for the likeliest token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +28,20 @@ class Ask:
     temperature: float = 1.0
     seed: int | None = None
     choice: int = 0
+    top_k: int = 0
+    """Only so many of the likeliest tokens are chosen from; 0 or less = all."""
+    text: Sequence[int] | None = None
+    """Tokens that the answer must consist of, its end of sequence not among them; None = any."""
+    allowed: Sequence[int] = ()
+    """The only tokens that may be chosen; () = all."""
+    banned: frozenset[int] = frozenset()
+    """Tokens that may not be chosen."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens `Answer.likely` names; None = it will not be asked."""
+    others: Sequence[int] = ()
+    """Tokens that it names instead."""
+    prompt_logprobs: int | None = None
+    """The same for `Answer.likely_prompt`."""
 
 
 class GeneratorError(ValueError):
@@ -29,6 +53,13 @@ class Answer(Protocol):
 
     def token(self, index: int) -> int | None:
         """Id of the `index`-th token; None while it is not ready. Called with 0, 1, 2, ..."""
+
+    def likely(self, index: int) -> Sequence[Likely]:
+        """The `index`-th token, made already, then as many of the likeliest ones as were asked for, best first, without
+        repeating it."""
+
+    def likely_prompt(self) -> Sequence[Sequence[Likely] | None]:
+        """The same for each token of the prompt; None for the first, which follows nothing."""
 
     def close(self) -> None:
         """No more tokens are wanted. Idempotent."""

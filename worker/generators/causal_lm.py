@@ -9,17 +9,51 @@ step. So the text is the model's, and the times are the emulated GPU's unless th
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvcache.logs import event
 from kvcache.tokenizer import Tokenizer
-from worker.generators.base import Ask, GeneratorError
+from worker.generators.base import Ask, GeneratorError, Likely
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How one token is chosen."""
+
+    temperature: float
+    chance: random.Random
+    allowed: Sequence[int] = ()
+    """The only tokens that may be chosen; () = all."""
+    banned: Collection[int] = ()
+    """Tokens that may not be chosen."""
+    top_k: int = 0
+    """Choose among so many of the likeliest; 0 or less = all."""
+    logprobs: int | None = None
+    """Say how likely the token is, and name so many of the likeliest; None = do not."""
+    prompt_logprobs: int | None = None
+    """The same for each of the tokens read."""
+    others: Sequence[int] = ()
+    """Say how likely these are, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What came of it."""
+
+    token: int
+    past: Any
+    """Includes the tokens read."""
+    likely: Sequence[Likely] = ()
+    prompt: Sequence[Sequence[Likely]] = ()
+    """One entry for each token read but the first."""
 
 
 class StepModel(Protocol):
@@ -28,13 +62,8 @@ class StepModel(Protocol):
     window: int
     """Tokens it can look at."""
 
-    def step(
-        self, tokens: Sequence[int], past: Any, temperature: float, chance: random.Random, banned: int | None
-    ) -> tuple[int, Any]:
-        """The token after `tokens`, which follow `past` (None = nothing); and the past that includes them.
-
-        `banned` may not be chosen. Called from one thread only.
-        """
+    def step(self, tokens: Sequence[int], past: Any, draw: Draw) -> Drawn:
+        """The token after `tokens`, which follow `past` (None = nothing). Called from one thread only."""
 
 
 class ModelAnswer:
@@ -50,11 +79,22 @@ class ModelAnswer:
         self.length = 0
         """Tokens in `past`."""
         self.tokens: list[int] = []
+        self.likelihoods: list[Sequence[Likely]] = []
+        """Of each token, where the request asks for them."""
+        self.prompt_likelihoods: Sequence[Sequence[Likely]] = ()
         self.closed = False
 
     def token(self, index: int) -> int | None:
         tokens = self.tokens
         return tokens[index] if index < len(tokens) else None
+
+    def likely(self, index: int) -> Sequence[Likely]:
+        return self.likelihoods[index] if index < len(self.likelihoods) else (Likely(self.tokens[index], -math.inf, 1),)
+
+    def likely_prompt(self) -> Sequence[Sequence[Likely] | None]:
+        """Of what the model has not read (a beginning that its window has no room for), nothing is known."""
+        known = self.prompt_likelihoods
+        return [*([None] * (len(self.ask.prompt) - len(known))), *known]
 
     def close(self) -> None:
         self.closed = True
@@ -104,11 +144,37 @@ class TurnTaker:
         if answer.length + len(answer.unseen) > window:  # begin again with the newer half of what it can look at
             text = [*ask.prompt, *answer.tokens]
             answer.unseen, answer.past, answer.length = text[-(window // 2) :], None, 0
-        banned = self._eos if ask.ignore_eos or len(answer.tokens) < ask.min_tokens else None
-        token, answer.past = self._model.step(answer.unseen, answer.past, ask.temperature, answer.chance, banned)
+        made = len(answer.tokens)
+        if ask.text is not None and made <= len(ask.text):
+            forced = ask.text[made] if made < len(ask.text) else self._eos
+            allowed: Sequence[int] = ask.allowed if forced is None else (forced,)
+        else:
+            allowed = ask.allowed
+        banned = ask.banned
+        if self._eos is not None and (ask.ignore_eos or made < ask.min_tokens) and ask.text is None:
+            banned |= {self._eos}
+        drawn = self._model.step(
+            answer.unseen,
+            answer.past,
+            Draw(
+                ask.temperature,
+                answer.chance,
+                allowed,
+                banned,
+                ask.top_k,
+                ask.logprobs,
+                None if made or answer.past is not None else ask.prompt_logprobs,
+                ask.others,
+            ),
+        )
+        if ask.logprobs is not None:
+            answer.likelihoods.append(drawn.likely)
+        if drawn.prompt:
+            answer.prompt_likelihoods = drawn.prompt
+        answer.past = drawn.past
         answer.length += len(answer.unseen)
-        answer.unseen = [token]
-        return token
+        answer.unseen = [drawn.token]
+        return drawn.token
 
     def _give_up(self, answer: ModelAnswer) -> None:
         """End the answer: with its end-of-sequence token, repeated where the request ignores that."""

@@ -5,6 +5,10 @@ worker with the same seed: how a request was routed changes when it is answered,
 
 The words are whole tokens that start with a space, so that an answer that comes back in the next turn of a
 conversation is tokenised to the same ids again, and its cached blocks are found.
+
+Its probabilities are a model of their own: at each place the tokens of the vocabulary stand in a random order, and the
+one of rank r has a probability in proportion to 1/r (Zipf's law). The token chosen has rank 1 at temperature 0, and
+else a rank drawn by that law, within the request's `top_k`.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ import hashlib
 import math
 import random
 import re
+from collections.abc import Sequence
 
 from kvcache.keys import pack_tokens
 from kvcache.tokenizer import Tokenizer, TokenizerError
-from worker.generators.base import Ask
+from worker.generators.base import Ask, Likely
 
 _WORD = re.compile("[Ġ▁][a-z]{2,}")
 _TRIES = 64
 """Random ids looked at before any will do (a vocabulary without such words)."""
+_EULER = 0.5772156649015329
 
 
 class Sampler:
@@ -31,13 +37,17 @@ class Sampler:
         self._seed = seed
         self._mean_tokens = mean_tokens
         self._is_word: dict[int, bool] = {}
+        # The first 1/r, added up over the vocabulary: what the probabilities are divided by.
+        self._log_total = math.log(math.log(tokenizer.vocab_size) + _EULER)
 
     def answer(self, ask: Ask) -> SampledAnswer:
         digest = hashlib.blake2b(pack_tokens(ask.prompt), digest_size=16)
         digest.update(f"{self._seed}/{ask.seed}/{ask.choice}".encode())
-        chance = random.Random(digest.digest())
+        key = digest.digest()
+        chance = random.Random(key)
         eos = None if ask.ignore_eos else self._tokenizer.eos_token_id
-        return SampledAnswer(self, chance, eos, self._ends_at(ask, chance))
+        ends_at = self._ends_at(ask, chance) if ask.text is None else len(ask.text)
+        return SampledAnswer(self, ask, key, chance, eos, ends_at)
 
     def close(self) -> None:
         self._is_word.clear()
@@ -61,6 +71,45 @@ class Sampler:
             token = chance.randrange(self._tokenizer.vocab_size)
         return token
 
+    def permitted(self, chance: random.Random, ask: Ask) -> int:
+        """A word within what the request allows and bans."""
+        choices = [token for token in ask.allowed if token not in ask.banned] or ask.allowed
+        if choices:
+            return chance.choice(choices)
+        token = self.word(chance)
+        for _ in range(_TRIES):
+            if token not in ask.banned:
+                break
+            token = self.word(chance)
+        return token
+
+    def likely(self, key: bytes, place: str, token: int, rank: int, top: int) -> list[Likely]:
+        """`token`, which has this `rank` there, then the `top` likeliest ones but for itself."""
+        chance = random.Random(key + place.encode())
+        found, seen = [self._likely(token, rank)], {token}
+        for other in range(1, top + 1):
+            if other == rank:
+                continue
+            alternatives = (self.word(chance) for _ in range(_TRIES))
+            alternative = next((word for word in alternatives if word not in seen), None)
+            if alternative is None:
+                break  # the vocabulary is as small as that
+            seen.add(alternative)
+            found.append(self._likely(alternative, other))
+        return found
+
+    def ranked(self, key: bytes, place: str, token: int) -> Likely:
+        """Any token with a rank of its own there."""
+        return self._likely(token, self.rank(random.Random(key + f"{place}/{token}".encode())))
+
+    def rank(self, chance: random.Random, most: int = 0) -> int:
+        """A rank by Zipf's law, at most `most` (0 = the vocabulary)."""
+        size = self._tokenizer.vocab_size
+        return int(min(most or size, size) ** chance.random())
+
+    def _likely(self, token: int, rank: int) -> Likely:
+        return Likely(token, -math.log(rank) - self._log_total, rank)
+
     def _word(self, token: int) -> bool:
         known = self._is_word.get(token)
         if known is None:
@@ -81,23 +130,53 @@ class Sampler:
 class SampledAnswer:
     """One answer; every token is ready at once. `eos` None = it has no end of its own."""
 
-    __slots__ = ("_chance", "_ends_at", "_eos", "_sampler", "_tokens")
+    __slots__ = ("_ask", "_chance", "_ends_at", "_eos", "_key", "_limited", "_sampler", "_tokens")
 
-    def __init__(self, sampler: Sampler, chance: random.Random, eos: int | None, ends_at: int) -> None:
+    def __init__(
+        self, sampler: Sampler, ask: Ask, key: bytes, chance: random.Random, eos: int | None, ends_at: int
+    ) -> None:
         self._sampler = sampler
+        self._ask = ask
+        self._key = key
         self._chance = chance
         self._eos = eos
         self._ends_at = ends_at
+        self._limited = bool(ask.allowed or ask.banned)
         self._tokens: list[int] = []
 
     def token(self, index: int) -> int:
         tokens = self._tokens
         while len(tokens) <= index:
-            if self._eos is not None and len(tokens) == self._ends_at:
-                tokens.append(self._eos)
-            else:
-                tokens.append(self._sampler.word(self._chance))
+            tokens.append(self._next(len(tokens)))
         return tokens[index]
+
+    def _next(self, index: int) -> int:
+        if self._eos is not None and index == self._ends_at:
+            return self._eos
+        text = self._ask.text
+        if text is not None and index < len(text):
+            return text[index]
+        return self._sampler.permitted(self._chance, self._ask) if self._limited else self._sampler.word(self._chance)
+
+    def likely(self, index: int) -> list[Likely]:
+        ask, sampler, place = self._ask, self._sampler, str(index)
+        chance = random.Random(self._key + b"rank" + place.encode())
+        rank = 1 if ask.temperature == 0.0 else sampler.rank(chance, max(ask.top_k, 0))
+        token = self._tokens[index]
+        if ask.others:
+            first = sampler.likely(self._key, place, token, rank, 0)
+            return first + [sampler.ranked(self._key, place, other) for other in ask.others if other != token]
+        return sampler.likely(self._key, place, token, rank, ask.logprobs or 0)
+
+    def likely_prompt(self) -> list[Sequence[Likely] | None]:
+        sampler, prompt, top = self._sampler, self._ask.prompt, self._ask.prompt_logprobs or 0
+        key = hashlib.blake2b(pack_tokens(prompt), digest_size=16).digest()  # the same for every answer to it
+        found: list[Sequence[Likely] | None] = [None]
+        for index in range(1, len(prompt)):
+            place = f"prompt/{index}"
+            rank = sampler.ranked(key, place, prompt[index]).rank
+            found.append(sampler.likely(key, place, prompt[index], rank, top))
+        return found
 
     def close(self) -> None:
         return None

@@ -9,15 +9,18 @@ from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError, engine_dead
 from worker.runner import EngineDeadError
-from worker.server import info
-from worker.server.chat import chat_completions
+from worker.server import administration as admin
+from worker.server import cors, info
+from worker.server.chat import batch_chat_completions, chat_completions
 from worker.server.completions import completions
 from worker.server.exposition import Exposition
 from worker.server.feed import FeedEndpoints
 from worker.server.http import Exchange, Header
+from worker.server.invocations import invocations
 from worker.server.service import Service
 
 Handler = Callable[[Exchange, Service], Awaitable[None]]
+Methods = Mapping[str, Handler]
 
 
 class App:
@@ -25,9 +28,12 @@ class App:
 
     def __init__(self, service: Service, feed: FeedEndpoints, exposition: Exposition) -> None:
         self._service = service
+        metrics = exposition.metrics
         routes: dict[str, dict[str, Handler]] = {
-            "/v1/completions": {"POST": self._generating(completions)},
-            "/v1/chat/completions": {"POST": self._generating(chat_completions)},
+            "/v1/completions": {"POST": _generating(completions)},
+            "/v1/chat/completions": {"POST": _generating(chat_completions)},
+            "/v1/chat/completions/batch": {"POST": _generating(batch_chat_completions)},
+            "/invocations": {"POST": _generating(invocations)},
             "/v1/models": {"GET": info.models},
             "/tokenize": {"POST": info.tokenize},
             "/detokenize": {"POST": info.detokenize},
@@ -35,22 +41,40 @@ class App:
             "/ping": {"GET": info.health, "POST": info.health},
             "/version": {"GET": info.version},
             "/load": {"GET": info.load},
-            "/metrics": {"GET": exposition.metrics},
+            "/kv_event_sources": {"GET": admin.kv_event_sources},
+            "/is_scaling_elastic_ep": {"POST": admin.is_scaling},
+            "/metrics": {"GET": metrics, "POST": metrics, "HEAD": metrics},
+            "/metrics/": {"GET": metrics, "POST": metrics, "HEAD": metrics},
             "/cache/state": {"GET": feed.state},
             "/cache/events": {"GET": feed.events},
         }
+        for path in _SCALE_OUT:
+            routes[path] = {"POST": admin.scale_out_disabled}
         if service.dev_mode:
-            routes["/reset_prefix_cache"] = {"POST": info.reset_prefix_cache}
-        self._routes: Mapping[str, Mapping[str, Handler]] = routes
+            routes |= {
+                "/reset_prefix_cache": {"POST": info.reset_prefix_cache},
+                "/reset_mm_cache": {"POST": admin.forget_nothing},
+                "/reset_encoder_cache": {"POST": admin.forget_nothing},
+                "/server_info": {"GET": admin.server_info},
+                "/is_sleeping": {"GET": admin.is_sleeping},
+                "/is_paused": {"GET": admin.is_paused},
+                "/weight_info": {"GET": admin.weight_info},
+                "/get_world_size": {"GET": admin.world_size},
+                "/abort_requests": {"POST": admin.abort_requests},
+            }
+        self._routes: Mapping[str, Methods] = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
         if self._service.request_id_headers:
             given = exchange.header(b"x-request-id")
             exchange.common = (*exchange.common, (b"x-request-id", (given or secrets.token_hex(16)).encode("latin-1")))
+        if cors.is_preflight(exchange):
+            await cors.refuse(exchange)
+            return
         methods = self._routes.get(exchange.path)
         if methods is None:
-            await exchange.json(404, {"detail": "Not Found"})
+            await self._elsewhere(exchange)
             return
         handler = methods.get(exchange.method)
         if handler is None:
@@ -61,21 +85,43 @@ class App:
         except ApiError as error:
             await exchange.error(error)
 
-    @staticmethod
-    def _generating(handler: Handler) -> Handler:
-        """A handler that occupies the engine: refused while the worker drains, counted in /load."""
-
-        async def counted(exchange: Exchange, service: Service) -> None:
-            if service.draining:
-                raise ApiError(503, "The server is shutting down and takes no new requests.")
-            with service.counted():
-                try:
-                    await handler(exchange, service)
-                except EngineDeadError:
-                    raise engine_dead() from None
-
-        return counted
+    async def _elsewhere(self, exchange: Exchange) -> None:
+        """A path that is served without, or with, a slash at its end is sent there."""
+        path = exchange.path
+        other = path.rstrip("/") if path.endswith("/") else path + "/"
+        if path != "/" and other in self._routes:
+            await exchange.redirect(other)
+        else:
+            await exchange.json(404, {"detail": "Not Found"})
 
 
-def _allow(methods: Mapping[str, Handler]) -> Header:
-    return b"allow", ", ".join(sorted(methods)).encode()
+_SCALE_OUT = (
+    "/v1/chat/completions/render",
+    "/v1/completions/render",
+    "/v1/messages/render",
+    "/v1/responses/render",
+    "/v1/chat/completions/derender",
+    "/v1/completions/derender",
+    "/inference/v1/generate",
+    "/inference/v1/abort_requests",
+)
+
+
+def _generating(handler: Handler) -> Handler:
+    """A handler that occupies the engine: refused while the worker drains, counted in /load."""
+
+    async def counted(exchange: Exchange, service: Service) -> None:
+        if service.draining:
+            raise ApiError(503, "The server is shutting down and takes no new requests.")
+        with service.counted():
+            try:
+                await handler(exchange, service)
+            except EngineDeadError:
+                raise engine_dead() from None
+
+    return counted
+
+
+def _allow(methods: Methods) -> Header:
+    """FastAPI names the methods of the first route with the path."""
+    return b"allow", (next(iter(methods)) if len(methods) == 1 else ", ".join(sorted(methods))).encode()

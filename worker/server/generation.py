@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from worker.engine import EngineRequest, Output
-from worker.generators.base import Answer
+from worker.generators.base import Answer, Likely
 from worker.runner import EngineDeadError, EngineRunner
 from worker.server.text import AnswerText
 
@@ -17,7 +17,7 @@ class Choice:
     """One answer: a `Sink` of the engine. `text` is None when nobody reads the text before the end."""
 
     __slots__ = (
-        "_answer", "_generation", "_new_text", "_new_tokens", "_request", "cached_tokens", "ended_by_token",
+        "_generation", "_new_text", "_new_tokens", "_request", "answer", "cached_tokens", "ended_by_token",
         "finish_reason", "index", "stop_reason", "text", "tokens",
     )  # fmt: skip
 
@@ -26,7 +26,7 @@ class Choice:
     ) -> None:
         self._generation = generation
         self._request = request
-        self._answer = answer
+        self.answer = answer
         self._new_text: list[str] = []
         self._new_tokens = 0
         self.index = index
@@ -70,15 +70,20 @@ class Choice:
                 return
         if finished is not None:
             self._finish(finished)
-        else:
+        elif len(self.tokens) == 1 or self._new_tokens >= self._generation.interval:
             self._generation.news(self)
 
     def end(self) -> None:
         self._finish("abort")
 
     def fail(self, error: EngineDeadError) -> None:
-        self._answer.close()
+        self.answer.close()
         self._generation.fail(error)
+
+    def likely(self, tokens: int) -> list[Sequence[Likely]]:
+        """What is known of the probabilities of the last `tokens` tokens."""
+        first = len(self.tokens) - tokens
+        return [self.answer.likely(first + index) for index in range(tokens)]
 
     def take(self) -> tuple[str, list[int]]:
         """Text and tokens since the last call."""
@@ -92,21 +97,26 @@ class Choice:
         """Nobody wants the rest: release the engine's blocks and the generator. Idempotent."""
         if self.finish_reason is None:
             self._generation.runner.abort(self._request.request_id)
-            self._answer.close()
+            self.answer.close()
 
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
+        self._generation.last = self
         if self.text is not None and self.text.stopped_by is None:
             self._new_text.append(self.text.finish())
-        self._answer.close()
+        self.answer.close()
         self._generation.news(self)
 
 
 class Generation:
     """All choices of one HTTP request. Leaving the context releases what still runs, whatever the reason."""
 
-    def __init__(self, runner: EngineRunner, *, streaming: bool) -> None:
+    def __init__(self, runner: EngineRunner, *, streaming: bool, interval: int = 1) -> None:
         self.runner = runner
+        self.interval = interval
+        """Tokens of a choice that go into one chunk; its first and its last one do not wait."""
+        self.last: Choice | None = None
+        """The choice that finished last."""
         self._streaming = streaming
         self.choices: list[Choice] = []
         self._news: dict[Choice, None] = {}  # in the order of their news
@@ -129,6 +139,13 @@ class Generation:
         self.choices.append(choice)
         self._open += 1
         choice.start()
+
+    def abort(self) -> None:
+        """End what still runs; the client hears of it as of any other end."""
+        for choice in self.choices:
+            if choice.finish_reason is None:
+                choice.abandon()
+                choice.end()
 
     @property
     def done(self) -> bool:

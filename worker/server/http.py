@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from kvcache.errors import ApiError, unsupported_media_type
+from kvcache.errors import ApiError
+from worker.protocol.errors import InternalError, unsupported_media_type
 
 Header = tuple[bytes, bytes]
 
@@ -55,7 +57,7 @@ class Exchange:
 
     async def json_body(self) -> bytes:
         """The whole body, if its type says JSON: vLLM takes no other. Raises `ApiError`."""
-        if self.header(b"content-type").partition(";")[0].strip().lower() != "application/json":
+        if self.header(b"content-type").lower().partition(";")[0] != "application/json":
             raise unsupported_media_type()
         return await self.body()
 
@@ -69,10 +71,20 @@ class Exchange:
         """Answer with JSON, fields in the order of `value`."""
         await self.reply(status, orjson.dumps(value), JSON_TYPE, *headers)
 
+    async def redirect(self, path: str) -> None:
+        """Send the client to another path, with the same query; its method and body stay."""
+        query = self.scope.get("query_string", b"")
+        scheme = self.scope.get("scheme", "http").encode()
+        host = self.header(b"host").encode("latin-1")
+        location = b"%s://%s%s%s%s" % (scheme, host, quote(path).encode(), b"?" if query else b"", query)
+        await self.reply(307, b"", (b"location", location))
+
     async def error(self, error: ApiError) -> None:
         """Answer with an error object."""
         # It may quote a client's half surrogate pair, which orjson refuses.
         body = json.dumps(error.body(), ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+        if isinstance(error, InternalError):
+            self.common = ()  # what nobody expected is answered outside of the layer that adds headers
         await self.reply(error.status, body, JSON_TYPE, *((RETRY_AFTER,) if error.status == 503 else ()))
 
     async def open_stream(self, *headers: Header) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 
-from kvcache.errors import ApiError
-from kvcache.prompts import chat_prompt
-from kvcache.tokenizer import TokenizerError
-from kvcache.wire import DetokenizeRequest, TokenizeRequest, parse_request
+from worker.protocol.parsing import parse_request
+from worker.protocol.tokenize import TOKENIZE_REQUEST, DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from worker.server.http import Exchange
+from worker.server.rendering import Bounds, check_multimodal, check_template, conversation, encode
 from worker.server.service import VLLM_VERSION, Service
+
+UNBOUNDED = 2**63
+"""/tokenize takes prompts longer than any context."""
 
 
 async def health(exchange: Exchange, service: Service) -> None:
@@ -58,8 +60,12 @@ async def models(exchange: Exchange, service: Service) -> None:
 async def tokenize(exchange: Exchange, service: Service) -> None:
     """Token ids of a text or of a chat's messages."""
     raw = await exchange.json_body()
-    request = parse_request(TokenizeRequest, raw)
+    request = parse_request(TOKENIZE_REQUEST, raw)
     service.check_model(request.model)
+    if isinstance(request, TokenizeChatRequest):
+        if not service.trust_request_chat_template:
+            check_template(request)
+        check_multimodal(request)
     tokens = await service.tokenize(len(raw), lambda: _tokens(request, service))
     strings = [service.tokenizer.token_str(token) for token in tokens] if request.return_token_strs else None
     await exchange.json(
@@ -68,26 +74,20 @@ async def tokenize(exchange: Exchange, service: Service) -> None:
     )
 
 
-def _tokens(request: TokenizeRequest, service: Service) -> list[int]:
+def _tokens(request: TokenizeCompletionRequest | TokenizeChatRequest, service: Service) -> list[int]:
     tokenizer = service.tokenizer
-    if request.messages is not None:
-        return chat_prompt(request.messages, tokenizer, add_generation_prompt=request.add_generation_prompt)
-    try:
-        return tokenizer.encode(request.prompt or "", add_special_tokens=request.add_special_tokens)
-    except TokenizerError as error:
-        raise ApiError(400, str(error), param="prompt") from None
+    if isinstance(request, TokenizeChatRequest):
+        return conversation(request.prompt_fields(), Bounds(UNBOUNDED), tokenizer)
+    return encode(request.prompt, tokenizer, add_special_tokens=request.add_special_tokens)
 
 
 async def detokenize(exchange: Exchange, service: Service) -> None:
-    """Text of token ids."""
+    """Text of token ids; those that no token has are left out."""
     request = parse_request(DetokenizeRequest, await exchange.json_body())
     service.check_model(request.model)
     vocabulary = range(service.tokenizer.vocab_size)
-    for token in request.tokens:
-        if token not in vocabulary:
-            raise ApiError(400, f"Token id {token} is out of vocabulary")
-    text = service.tokenizer.decode(request.tokens, skip_special_tokens=False)
-    await exchange.json(200, {"prompt": text})
+    known = [token for token in request.tokens if token in vocabulary]
+    await exchange.json(200, {"prompt": service.tokenizer.decode(known, skip_special_tokens=False)})
 
 
 async def reset_prefix_cache(exchange: Exchange, service: Service) -> None:

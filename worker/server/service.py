@@ -1,37 +1,25 @@
-"""What the handlers of one worker share, and the way from a checked request to running choices."""
+"""What the handlers of one worker share."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import itertools
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from kvcache.errors import (
-    ApiError,
-    max_tokens_too_large,
-    model_not_found,
-    output_too_long,
-    parameter_error,
-    prompt_too_long,
-)
-from kvcache.keys import CacheScope
-from kvcache.prompts import PromptError
-from kvcache.tokenizer import IncrementalDecoder, Tokenizer
-from kvcache.wire import ChatCompletionRequest, CompletionRequest
-from worker.engine import EngineRequest
-from worker.generators.base import Ask, Generator
+from kvcache.errors import ApiError, model_not_found
+from kvcache.tokenizer import Tokenizer
+from worker.generators.base import Generator
 from worker.metrics import EngineMetrics
+from worker.protocol.base import random_id
+from worker.protocol.sampling import MAX_CHOICES
 from worker.runner import EngineRunner
-from worker.server.generation import Choice, Generation
 from worker.server.http import Exchange
-from worker.server.text import AnswerText
 
 VLLM_VERSION = "0.32.0"
 """The vLLM whose answers these are."""
@@ -39,10 +27,13 @@ VLLM_VERSION = "0.32.0"
 LONG_TEXT = 16 * 1024
 """Texts of so many bytes are tokenised in a thread: shorter ones cost less than the way there and back."""
 
-MAX_CHOICES = 16_384
-"""Answers to one request: vLLM's bound on `n` (VLLM_MAX_N_SEQUENCES)."""
-
 _Result = TypeVar("_Result")
+
+
+class Abortable(Protocol):
+    """The answers to one request, under way."""
+
+    def abort(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -61,6 +52,9 @@ class Service:
     prompt_tokens_details: bool = True
     request_id_headers: bool = False
     dev_mode: bool = False
+    auto_tool_choice: bool = False
+    """Requests with tools are taken; the generator calls none of them."""
+    trust_request_chat_template: bool = False
     draining: bool = False
     """SIGTERM has come: what runs is finished, nothing new is taken."""
     started: int = field(default_factory=lambda: int(time.time()))
@@ -68,6 +62,8 @@ class Service:
     """Completion and chat requests under way."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while none is."""
+    running: dict[str, Abortable] = field(default_factory=dict)
+    """By the id of the answer; of several with the same id, the newest."""
     _ids: itertools.count[int] = field(default_factory=itertools.count)
     _tokenizing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
@@ -100,91 +96,37 @@ class Service:
 
     def check_model(self, asked: str | None) -> None:
         """Raises `ApiError` (404) for a model that is not served here; none named means this one."""
-        if asked is not None and asked != self.model:
+        if asked and asked != self.model:
             raise model_not_found(asked, [self.model])
 
     async def tokenize(self, text_bytes: int, work: Callable[[], _Result]) -> _Result:
-        """`work` done here, or in a thread when the text is long. Raises `ApiError` for its `PromptError`."""
-        try:
-            if text_bytes < LONG_TEXT:
-                return work()
-            return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
-        except PromptError as error:
-            raise ApiError(400, str(error), param=error.param) from None
+        """`work` done here, or in a thread when the text is long. Raises what it raises."""
+        if text_bytes < LONG_TEXT:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
 
-    def check_output_limit(self, asked: int | None) -> None:
-        """Raises `ApiError` for more output than the model's context; before any tokenising."""
-        if asked is not None and asked > self.max_model_len:
-            raise max_tokens_too_large(asked, self.max_model_len)
+    def check_choices(self, number: int) -> None:
+        """Raises `ApiError` for more answers to one request than memory is kept for, however many prompts it has."""
+        if number > MAX_CHOICES:
+            raise ApiError(400, f"prompts times n must be at most {MAX_CHOICES}, got {number}.")
 
-    def output_limit(self, prompt_tokens: int, asked: int | None, *, text: bool) -> int:
-        """Tokens the answer may have. Raises `ApiError` when prompt and answer do not fit the context."""
-        if prompt_tokens > self.max_model_len:
-            raise prompt_too_long(prompt_tokens, self.max_model_len, at_least=text)
-        room = self.max_model_len - prompt_tokens
-        limit = max(room, 1) if asked is None else asked
-        if limit > room:
-            raise output_too_long(prompt_tokens, limit, self.max_model_len)
-        return limit
+    def abort(self, ids: Sequence[str] | None) -> int:
+        """End the requests whose ids these are; all when None. How many ids that were (vLLM counts no more)."""
+        if ids is None:
+            number = self.runner.active
+            self.runner.abort_all()
+            return number
+        for answer_id in ids:
+            if (running := self.running.get(answer_id)) is not None:
+                running.abort()
+        return len(ids)
 
-    def generation(self, request: CompletionRequest | ChatCompletionRequest) -> Generation:
-        """An empty one: enter its context, then `start` it."""
-        return Generation(self.runner, streaming=bool(request.stream))
-
-    def start(
-        self,
-        generation: Generation,
-        request: CompletionRequest | ChatCompletionRequest,
-        prompts: Sequence[Sequence[int]],
-        limits: Sequence[int],
-        scope: CacheScope,
-    ) -> None:
-        """Start `n` choices for each prompt. Raises `ApiError` and `EngineDeadError`."""
-        self._check_counts(request, len(prompts), min(limits))
-        stop = tuple(request.stop_strings)
-        stop_token_ids = frozenset(request.stop_token_ids or ())
-        temperature = 1.0 if request.temperature is None else request.temperature
-        for prompt, limit in zip(prompts, limits, strict=True):
-            self.metrics.asked(request.n, limit)
-            for choice in range(request.n):
-                answer = self.generator.answer(
-                    Ask(prompt, limit, request.min_tokens, request.ignore_eos, temperature, request.seed, choice)
-                )
-                text = None
-                if request.stream or stop:
-                    decoder = IncrementalDecoder(self.tokenizer, skip_special_tokens=request.skip_special_tokens)
-                    text = AnswerText(decoder, stop, request.include_stop_str_in_output)
-                engine_request = EngineRequest(
-                    request_id=str(next(self._ids)),
-                    prompt=prompt,
-                    max_tokens=limit,
-                    source=answer,
-                    scope=scope,
-                    min_tokens=request.min_tokens,
-                    ignore_eos=request.ignore_eos,
-                    stop_token_ids=stop_token_ids,
-                )
-                generation.add(engine_request, answer, text)
-
-    def text_of(self, choice: Choice, request: CompletionRequest | ChatCompletionRequest) -> str:
-        """The whole text of a finished choice that nobody read before."""
-        if choice.text is not None:
-            return choice.take()[0]
-        tokens = choice.tokens[:-1] if choice.ended_by_token else choice.tokens
-        return self.tokenizer.decode(tokens, skip_special_tokens=request.skip_special_tokens)
-
-    @staticmethod
-    def _check_counts(request: CompletionRequest | ChatCompletionRequest, prompts: int, limit: int) -> None:
-        if request.n * prompts > MAX_CHOICES:
-            raise parameter_error(f"n must be at most {MAX_CHOICES // prompts}, got {request.n}.", "n", request.n)
-        if request.min_tokens > limit:
-            raise parameter_error(
-                f"min_tokens must be less than or equal to max_tokens={limit}, got {request.min_tokens}.",
-                "min_tokens",
-                request.min_tokens,
-            )
+    def next_id(self) -> str:
+        """The name of the next request to the engine."""
+        return str(next(self._ids))
 
 
 def request_id(exchange: Exchange, prefix: str, given: str | None) -> str:
     """`cmpl-...`: the suffix is the header X-Request-Id, else the body's `request_id`, else random."""
-    return f"{prefix}-{exchange.header(b'x-request-id') or given or secrets.token_hex(8)}"
+    named = exchange.header(b"x-request-id") or given
+    return f"{prefix}-{random_id() if named is None else named}"

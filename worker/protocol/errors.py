@@ -1,0 +1,105 @@
+"""Errors of requests that do not fit their model, in vLLM 0.32's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvcache.errors import ApiError
+
+_SHOWN = 10
+"""A validation error's message lists at most so many,"""
+_INPUT_CHARS = 200
+"""quotes at most so much of a value,"""
+_DETAIL_CHARS = 1000
+"""and says at most so much of each."""
+
+_BRACKETS = re.compile(r"[\[\]{}()]")
+_INTERNAL = frozenset(
+    {
+        "function-wrap", "function-after", "function-before", "function-plain", "json-or-python", "lax-or-strict",
+        "chain", "default", "nullable", "tagged-union", "union", "call", "arguments", "is-instance", "is-subclass",
+        "callable", "str", "int", "float", "bool", "bytes", "bytearray", "list", "tuple", "dict", "set", "frozenset",
+        "complex", "none", "nonetype",
+    }
+)  # fmt: skip
+"""pydantic's names for branches of a union and wrappers: vLLM leaves them out of `loc` and `param`."""
+
+
+class DetailError(ApiError):
+    """An error that vLLM leaves to FastAPI, hence `{"detail": ...}` where others have an error object."""
+
+    def body(self) -> dict[str, Any]:
+        return {"detail": self.message}
+
+
+class InternalError(ApiError):
+    """vLLM stumbled over the request: its checks expected another type."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(500, sanitized(str(error)))
+
+
+def unparsable() -> ApiError:
+    """The body is no JSON for a reason that has no position: its encoding, or nesting without end."""
+    return DetailError(400, "There was an error parsing the body")
+
+
+def unsupported_media_type() -> ApiError:
+    """The content type is not JSON."""
+    message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
+    return ApiError(400, message, type="Bad Request")
+
+
+def validation_failed(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """A request that does not fit its model, from pydantic's error details (`loc` counts from the body's root)."""
+    shown = "".join(f"\n  {_detail(entry)}" for entry in errors[:_SHOWN])
+    plural = "" if len(errors) == 1 else "s"
+    more = f"\n  ...and {len(errors) - _SHOWN} more errors" if len(errors) > _SHOWN else ""
+    message = f"{len(errors)} validation error{plural}:{shown}{more}"
+    return ApiError(400, sanitized(message), param=_location(errors[0]["loc"]), type="Bad Request")
+
+
+def sanitized(message: str) -> str:
+    """A message without addresses of memory, tracebacks and paths of files."""
+    for pattern, replacement in _LEAKS:
+        message = pattern.sub(replacement, message)
+    return message.strip()
+
+
+_LEAKS = (
+    (re.compile(r" at 0x[0-9a-fA-F]+>"), ">"),
+    (re.compile(r'\n?\s*File "[^"]+", line \d+, in \S+(\n\s+.*)?'), ""),
+    (re.compile(r"/(?:home|usr|opt|var|tmp|root|lib|mnt|srv)(?:/[\w.\-]+)+"), "<path>"),
+    (re.compile(r"(?:/[\w\-]+)+/[\w\-]+\.\w+"), "<path>"),
+)
+
+
+def _location(loc: Sequence[object]) -> str:
+    parts = ["body", *map(str, loc)]
+    return ".".join(part for part in parts if not (_BRACKETS.search(part) or part.lower() in _INTERNAL))
+
+
+def _detail(entry: Mapping[str, Any]) -> str:
+    detail = {
+        "type": entry["type"],
+        "loc": _location(entry["loc"]),
+        "msg": entry["msg"],
+        "input": _summary(entry["input"]),
+    }
+    if "ctx" in entry:
+        detail["ctx"] = entry["ctx"]
+    text = str(detail)
+    return text if len(text) <= _DETAIL_CHARS else text[:_DETAIL_CHARS] + "...[truncated]"
+
+
+def _summary(value: object) -> str:
+    """A value in an error message: containers by their size only, text up to a length, so a body is never echoed."""
+    if isinstance(value, dict | list):
+        return f"<{type(value).__name__} of {len(value)} items>"
+    try:
+        text = value if isinstance(value, str) else str(value)
+    except ValueError:  # a number of more digits than Python writes out
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _INPUT_CHARS else text[:_INPUT_CHARS] + "...[truncated]"

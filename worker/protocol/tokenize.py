@@ -1,0 +1,70 @@
+"""The bodies of POST /tokenize and POST /detokenize."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from worker.protocol.base import INT64_MAX, Branch, Wire
+from worker.protocol.chat import ToolParam, check_generation_prompt, prompt_fields
+from worker.protocol.messages import ChatMessage
+
+
+class TokenizeCompletionRequest(Branch):
+    """Text to tokenise."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = False
+
+
+_PROMPT_FIELDS = (
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+    "chat_template",
+    "chat_template_kwargs",
+)
+
+
+class TokenizeChatRequest(Branch):
+    """A conversation to render and tokenise."""
+
+    model: str | None = None
+    messages: list[ChatMessage]
+    add_generation_prompt: bool = True
+    return_token_strs: bool | None = False
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: dict[str, dict[str, Any]] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    tools: list[ToolParam] | None = None
+
+    def prompt_fields(self) -> dict[str, Any]:
+        """What decides the prompt, as `kvcache.chat_request` reads it."""
+        return prompt_fields(self, _PROMPT_FIELDS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            check_generation_prompt(data)
+        return data
+
+
+TOKENIZE_REQUEST: TypeAdapter[TokenizeCompletionRequest | TokenizeChatRequest] = TypeAdapter(
+    TokenizeCompletionRequest | TokenizeChatRequest
+)
+
+
+class DetokenizeRequest(Wire):
+    """Token ids to write as text."""
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0, le=INT64_MAX)]]

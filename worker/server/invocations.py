@@ -1,0 +1,44 @@
+"""POST /invocations: SageMaker's one endpoint for whatever a request turns out to be."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from kvcache.errors import ApiError
+from worker.protocol.chat import ChatCompletionRequest
+from worker.protocol.completion import CompletionRequest
+from worker.protocol.errors import InternalError
+from worker.protocol.parsing import parse_json
+from worker.server.chat import chat
+from worker.server.completions import complete
+from worker.server.http import Exchange
+from worker.server.service import Service
+
+
+async def invocations(exchange: Exchange, service: Service) -> None:
+    """Answer a chat or a completion request, the first that it fits. Raises `ApiError`."""
+    raw = await exchange.json_body()
+    body = parse_json(raw) if raw else None
+    if (request := _fitting(ChatCompletionRequest, body)) is not None:
+        await chat(exchange, service, request, len(raw))
+    elif (completion := _fitting(CompletionRequest, body)) is not None:
+        await complete(exchange, service, completion, len(raw))
+    else:
+        names = [ChatCompletionRequest.__name__, CompletionRequest.__name__]
+        raise ApiError(400, f"Cannot find suitable handler for request. Expected one of: {names}")
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _fitting(model: type[_Model], body: object) -> _Model | None:
+    try:
+        return model.model_validate(body)
+    except ValidationError:
+        return None
+    except (TypeError, OverflowError) as error:
+        raise ApiError(400, str(error)) from None
+    except (AttributeError, KeyError) as error:
+        raise InternalError(error) from None
