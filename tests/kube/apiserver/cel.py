@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cel_expr_python import cel
-from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
+from cel_expr_python.ext import ext_bindings, ext_optional, ext_strings
 
 from tests.kube.apiserver.errors import Cause
 from tests.kube.apiserver.schema import Node, child
@@ -90,7 +90,6 @@ def environment(kind: Any, descriptors: Any = None) -> Any:
         extensions=[
             ext_optional.ExtOptional(),
             ext_strings.ExtStrings(),
-            ext_math.ExtMath(),
             ext_bindings.ExtBindings(),
         ],
         functions=_functions(),

@@ -7,8 +7,9 @@ holds the estimates to figures of the real code.
 
 Refused here though a real server might take it (`Unsupported`, or an error of the compiler): a list or map directly
 inside a list or map; functions that `cel.py` does not declare (`ip`, `cidr`, `format`, `semver`, `url`, the
-authorizer's); comparisons between numbers of different types. Not modelled: the cost of evaluating a rule on an object
-(1,000,000 a rule and 10,000,000 an object), and the leniency towards rules that were stored by an older server.
+authorizer's, `indexOf` of a list, `findAll` with a limit); comparisons between numbers of different types. Not
+modelled: the cost of evaluating a rule on an object (1,000,000 a rule and 10,000,000 an object), and the leniency
+towards rules that were stored by an older server.
 """
 
 from __future__ import annotations
@@ -139,12 +140,12 @@ def _compiles_within_budget(
     rule: Rule, where: str, kind: Declared, place: _Place, total: _Total
 ) -> Iterator[Cause]:  # fmt: skip
     times = kind.cardinality if place.cardinality is None else place.cardinality
-    for name, wanted, factor in (("rule", T.BOOL, times), ("messageExpression", T.STRING, 1)):
+    for name, factor in (("rule", times), ("messageExpression", 1)):
         if not rule.get(name):
             continue
         try:
-            tree = _tree(rule, name, wanted, kind)
-        except (_Fault, Unsupported) as fault:
+            tree = checked(rule, name, kind)
+        except (NotAnExpression, Unsupported) as fault:
             yield invalid(f"{where}.{name}", rule[name], str(fault))
             return
         cost = celcost.estimate(tree, kind) * factor
@@ -161,28 +162,38 @@ def _compiles_within_budget(
         )
 
 
-class _Fault(Exception):
+_NOT_KUBERNETES = frozenset({"string_reverse"})
+"""Overloads of newer versions of CEL's extensions than Kubernetes has."""
+
+
+class NotAnExpression(Exception):
     """An expression does not compile, or is of another type than it must be."""
 
 
-def _tree(rule: Rule, name: str, wanted: Any, kind: Declared) -> celast.Tree:
-    """The checked tree of a rule or a message's expression."""
+_RESULTS = {"rule": T.BOOL, "messageExpression": T.STRING}
+
+
+def checked(rule: Rule, name: str, kind: Declared) -> celast.Tree:
+    """The tree of a `rule` or its `messageExpression`. Raises `NotAnExpression` and `Unsupported`."""
+    wanted = _RESULTS[name]
     prefix = "" if name == "rule" else "messageExpression "
     text = source(rule, name)
     if re.search(r"\bcel\s*\.\s*bind\b", rule[name]):
         # Kubernetes has it not; here it serves to declare an optional `oldSelf`.
-        raise _Fault(f"{prefix}compilation failed: ERROR: undeclared reference to 'cel' (in container '')")
+        raise NotAnExpression(f"{prefix}compilation failed: ERROR: undeclared reference to 'cel' (in container '')")
     messages = Messages(kind)
     try:
         expression = environment(T(messages.root), messages.pool).compile(text)
         compiled(text)  # what is evaluated is compiled without types
     except RuntimeError as error:
         why = str(error).removesuffix(" [INVALID_ARGUMENT]").removeprefix("INVALID_ARGUMENT: ")
-        raise _Fault(f"{prefix}compilation failed: {why}") from None
+        raise NotAnExpression(f"{prefix}compilation failed: {why}") from None
     if expression.return_type() != wanted:
         subject = "cel expression" if name == "rule" else "messageExpression"
-        raise _Fault(f"{subject} must evaluate to a {wanted.name().lower()}")
+        raise NotAnExpression(f"{subject} must evaluate to a {wanted.name().lower()}")
     tree = celast.read(expression.serialize())
+    if unknown := _NOT_KUBERNETES & {overload for overloads in tree.overloads.values() for overload in overloads}:
+        raise NotAnExpression(f"{prefix}compilation failed: ERROR: found no matching overload for '{min(unknown)}'")
     if text != rule[name]:
         # `oldSelf` is bound to an optional around it, which a real server declares as such: that costs nothing.
         return celast.Tree(tree.expr.comprehension.result, tree.types, tree.overloads)

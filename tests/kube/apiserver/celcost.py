@@ -1,53 +1,25 @@
 """What a CEL expression can cost at most, by Kubernetes' own estimate, which decides whether a CRD is accepted.
 
-A transcription of cel-go's `checker/cost.go` and of Kubernetes 1.36's `apiserver/pkg/cel/library/cost.go`, of which
-only the upper bound is kept, for that alone is compared with a budget. Functions that the environment of `cel.py` does
-not declare have no cost here: an expression that calls one does not compile.
+A transcription of cel-go's `checker/cost.go`, of which only the upper bound is kept, for that alone is compared with a
+budget; what calls cost is in `celfunctions.py`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tests.kube.apiserver import celfunctions
 from tests.kube.apiserver.celast import Tree, has, kind
+from tests.kube.apiserver.celfunctions import MOST, Argument, Found, add, multiply
 from tests.kube.apiserver.celtypes import Declared
 
-MOST = 2**64 - 1
-"""Sizes and costs are unsigned 64-bit integers that do not overflow; an unknown size is this."""
-_CHARACTER, _REGEX = 0.1, 0.25
 _LIST, _MAP, _STRUCT = 10, 30, 40
-_NOMINAL = frozenset(
-    ["sign", "asInteger", "isInteger", "asApproximateFloat", "isGreaterThan", "isLessThan", "compareTo", "add", "sub"]
-)
-_COMPARED = frozenset(
-    ["equals", "not_equals"]
-    + [
-        f"{name}_{kind}"
-        for name in ("less", "greater", "less_equals", "greater_equals")
-        for kind in ("string", "bytes")
-    ]
-)
 _SCALARS = frozenset({"bool", "double", "duration", "int", "timestamp", "uint"})
 _ACCUMULATORS = ("__result__", "@result")
 
 Path = tuple[str, ...]
-
-
-def _add(*numbers: int) -> int:
-    return min(sum(numbers), MOST)
-
-
-def _multiply(a: int, b: int) -> int:
-    return min(a * b, MOST)
-
-
-def _factor(number: int, factor: float) -> int:
-    """Times a factor, rounded up, in floating point as the server does it."""
-    product = math.ceil(float(number) * factor)
-    return product if product < 2.0**64 else MOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +39,6 @@ class _Local:
     path: Path
     size: int | None
     entry: _Entry | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Argument:
-    """A value that a function is called with."""
-
-    expr: Any
-    kind: str
-    element: str
-    """Kind of a list's items; empty for other values."""
-    path: Path
-    size: int | None
 
 
 def estimate(tree: Tree, root: Declared) -> int:
@@ -112,7 +72,7 @@ class _Coster:
             case "map":
                 return self._map(expr)
             case "struct":
-                return _add(*(self.cost(entry.value) for entry in expr.struct.entries), _STRUCT)
+                return add(*(self.cost(entry.value) for entry in expr.struct.entries), _STRUCT)
             case "comprehension":
                 return self._bind(expr) if _is_bind(expr.comprehension) else self._comprehension(expr)
         return 0
@@ -121,29 +81,29 @@ class _Coster:
         operand = expr.select.operand
         cost = self.cost(operand)
         if expr.select.test_only:
-            return _add(cost, 1)
+            return cost  # Kubernetes does not charge for `has`
         self._paths[expr.id] = (*self._path(operand), expr.select.field)
-        return _add(cost, 1) if self._kind(operand) in ("map", "struct", "param") else cost
+        return add(cost, 1) if self._kind(operand) in ("map", "struct", "param") else cost
 
     def _list(self, expr: Any) -> int:
         cost, item = 0, 0
         for element in expr.list.elements:
-            cost = _add(cost, self.cost(element))
+            cost = add(cost, self.cost(element))
             item = max(item, self._size_or_most(element))
         self._entries[expr.id] = _Entry("list", 1, item)
-        return _add(cost, _LIST)
+        return add(cost, _LIST)
 
     def _map(self, expr: Any) -> int:
         cost, key, value = 0, 0, 0
         for entry in expr.struct.entries:
-            cost = _add(cost, self.cost(entry.map_key), self.cost(entry.value))
+            cost = add(cost, self.cost(entry.map_key), self.cost(entry.value))
             key, value = max(key, self._size_or_most(entry.map_key)), max(value, self._size_or_most(entry.value))
         self._entries[expr.id] = _Entry("map", key, value)
-        return _add(cost, _MAP)
+        return add(cost, _MAP)
 
     def _comprehension(self, expr: Any) -> int:
         loop = expr.comprehension
-        cost = _add(self.cost(loop.iter_range), self.cost(loop.accu_init))
+        cost = add(self.cost(loop.iter_range), self.cost(loop.accu_init))
         self._push(loop.accu_var, self._of(loop.accu_init))
         entry = self._entry(loop.iter_range)
         listed = (entry.container if entry else self._kind(loop.iter_range)) == "list"
@@ -156,10 +116,10 @@ class _Coster:
             variables = {loop.iter_var: values if listed else keys}
         for name, local in variables.items():
             self._push(name, local)
-        once = _add(self.cost(loop.loop_condition), self.cost(loop.loop_step))
+        once = add(self.cost(loop.loop_condition), self.cost(loop.loop_step))
         for name in variables:
             self._locals[name].pop()
-        cost = _add(cost, self.cost(loop.result))
+        cost = add(cost, self.cost(loop.result))
         self._locals[loop.accu_var].pop()
         times = self._size_or_most(loop.iter_range)
         match kind(loop.accu_init):
@@ -169,13 +129,13 @@ class _Coster:
                 self._set(expr, times)
                 if (step := self._entry(loop.loop_step)) is not None:
                     self._entries[expr.id] = step
-        return _add(cost, _multiply(times, once))
+        return add(cost, multiply(times, once))
 
     def _bind(self, expr: Any) -> int:
         bind = expr.comprehension
-        cost = _add(self.cost(bind.iter_range), self.cost(bind.accu_init))
+        cost = add(self.cost(bind.iter_range), self.cost(bind.accu_init))
         self._push(bind.accu_var, self._of(bind.accu_init))
-        cost = _add(cost, self.cost(bind.result))
+        cost = add(cost, self.cost(bind.result))
         self._locals[bind.accu_var].pop()
         self._copy(expr, bind.result)
         return cost
@@ -185,7 +145,7 @@ class _Coster:
     def _call(self, expr: Any) -> int:
         call = expr.call
         if call.function == "dyn":
-            cost = _add(1, self.cost(call.args[0]))
+            cost = add(1, self.cost(call.args[0]))
             self._copy(expr, call.args[0])
             return cost
         costs, arguments = [], []
@@ -213,132 +173,38 @@ class _Coster:
             if size is None:
                 size = self._size(expr)
         self._set(expr, size)
-        return _add(cost, most)
+        return add(cost, most)
 
     def _function(
-        self, expr: Any, overload: str, target: _Argument | None, args: Sequence[_Argument], costs: Sequence[int]
+        self, expr: Any, overload: str, target: Argument | None, args: Sequence[Argument], costs: Sequence[int]
     ) -> tuple[int, int | None]:
         """The cost of a call, its arguments' included, and the size of its result."""
-        found = self._library(expr.call.function, target, args) or self._standard(expr, overload, target, args)
-        if found is not None:
-            return _add(found[0], *costs), found[1]
         if overload in ("logical_and", "logical_or"):
-            return _add(*costs), None
+            return add(*costs), None
         if overload == "conditional":
-            one, other = self._entry(args[1].expr), self._entry(args[2].expr)
-            if one is not None and other is not None:
-                self._entries[expr.id] = one.union(other)
-            return _add(costs[0], max(costs[1], costs[2])), max(_most(args[1]), _most(args[2]))
-        return _add(1, *costs), None
+            self._unite(expr, args[1], args[2])
+            return add(costs[0], max(costs[1], costs[2])), max(args[1].size, args[2].size)
+        if overload in ("add_string", "add_bytes", "add_list"):
+            self._unite(expr, args[0], args[1])
+        found: Found = celfunctions.cost(expr.call.function, overload, target, args)
+        cost, size = found if found is not None else (1, None)
+        return add(cost, *costs), size
 
-    def _standard(
-        self, expr: Any, overload: str, target: _Argument | None, args: Sequence[_Argument]
-    ) -> tuple[int, int | None] | None:
-        """CEL's own functions that take longer for larger values."""
-        match overload:
-            case "string_format" if target:
-                return _factor(_most(target), _CHARACTER), None
-            case "string_to_bytes":
-                return _factor(_most(args[0]), _CHARACTER), _multiply(_most(args[0]), 4)
-            case "bytes_to_string":
-                return _factor(_most(args[0]), _CHARACTER), _most(args[0])
-            case "strings_quote":
-                return _factor(_most(args[0]), _CHARACTER), _add(_multiply(_most(args[0]), 2), 2)
-            case "starts_with_string" | "ends_with_string":
-                return _factor(_most(args[0]), _CHARACTER), None
-            case "in_list":
-                return _most(args[1]), None
-            case "matches_string" if target:
-                return _regex(target, args[0]), None
-            case "contains_string" if target:
-                return _multiply(_factor(_most(target), _CHARACTER), _factor(_most(args[0]), _CHARACTER)), None
-            case "add_string" | "add_bytes" | "add_list":
-                size = _add(_most(args[0]), _most(args[1]))
-                one, other = self._entry(args[0].expr), self._entry(args[1].expr)
-                if one is not None and other is not None:
-                    self._entries[expr.id] = one.union(other)
-                return 1 if overload == "add_list" else _factor(size, _CHARACTER), size
-        if overload in _COMPARED:
-            return _factor(min(_most(args[0]), _most(args[1])), _CHARACTER), None
-        return None
-
-    def _library(
-        self, function: str, target: _Argument | None, args: Sequence[_Argument]
-    ) -> tuple[int, int | None] | None:
-        """The functions that Kubernetes adds or counts otherwise."""
-        match function:
-            case "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" if target:
-                return self._traversal(target), None
-            case "lowerAscii" | "upperAscii" | "substring" | "trim" if target:
-                return _factor(self._estimated(target), _CHARACTER), self._estimated(target)
-            case "replace" if target and len(args) >= 2:
-                return _factor(self._estimated(target), 2 * _CHARACTER), self._replaced(target, args[0], args[1])
-            case "split" if target:
-                most = self._estimated(target)
-                limit = args[1].expr if len(args) > 1 else None
-                if limit is not None and has(limit, "constant") and has(limit.constant, "int"):
-                    most = limit.constant.int % 2**64
-                return _factor(self._estimated(target), 2 * _CHARACTER), most
-            case "join" if target:
-                size = self._joined(target, args)
-                return _factor(size, _CHARACTER), size
-            case "find" | "findAll" if target and args:
-                size = self._estimated(target)
-                characters = _factor(_add(size, 1), _CHARACTER)
-                return _multiply(characters, _factor(self._estimated(args[0]), _REGEX)), size
-            case "quantity" | "isQuantity" if args:
-                return _factor(self._estimated(args[0]), _CHARACTER), None
-        return (1, None) if function in _NOMINAL else None
-
-    def _traversal(self, target: _Argument) -> int:
-        if not target.element:
-            return _factor(self._estimated(target), _CHARACTER)
-        each = 1
-        if target.element in ("string", "bytes"):
-            each = _add(1, _factor(self._item(target), _CHARACTER))
-        return _multiply(self._estimated(target), each)
-
-    def _joined(self, target: _Argument, args: Sequence[_Argument]) -> int:
-        items = self._estimated(target)
-        size = _multiply(items, self._item(target)) if target.element else 0
-        if args:
-            size = _add(size, _multiply(self._estimated(args[0]), max(items - 1, 0)))
-        return size
-
-    def _replaced(self, target: _Argument, old: _Argument, new: _Argument) -> int:
-        """The longest result: as many replacements as there can be, of the shortest by the longest."""
-        size = self._estimated(target)
-        shortest = self._shortest(old)
-        if shortest == 0:
-            return _add(_multiply(_add(size, 1), self._estimated(new)), size)
-        if self._estimated(new) <= shortest:
-            return size
-        return _multiply(math.ceil(float(size) / float(shortest)), self._estimated(new))
-
-    def _shortest(self, argument: _Argument) -> int:
-        """The least size: known of literals alone."""
-        literal = argument.expr
-        return len(literal.constant.string) if has(literal, "constant") and has(literal.constant, "string") else 0
-
-    def _item(self, target: _Argument) -> int:
-        found = self._declared_size((*target.path, "@items")) if target.path else None
-        return MOST if found is None else found
-
-    def _estimated(self, argument: _Argument) -> int:
-        if argument.size is not None:
-            return argument.size
-        found = self._declared_size(argument.path)
-        return MOST if found is None else found
+    def _unite(self, expr: Any, one: Argument, other: Argument) -> None:
+        entries = self._entry(one.expr), self._entry(other.expr)
+        if entries[0] is not None and entries[1] is not None:
+            self._entries[expr.id] = entries[0].union(entries[1])
 
     # --- what is known of a value -------------------------------------------------------------------------
 
-    def _argument(self, expr: Any) -> _Argument:
+    def _argument(self, expr: Any) -> Argument:
         path = self._path(expr)
         if path and path[0] in _ACCUMULATORS:
             path = ()
         declared = self._tree.types.get(expr.id)
         element = _kind(declared.list.element) if declared is not None and has(declared, "list") else ""
-        return _Argument(expr, self._kind(expr), element, path, self._size(expr))
+        item = self._declared_size((*path, "@items")) if path else None
+        return Argument(expr, self._size_or_most(expr), element, MOST if item is None else item)
 
     def _of(self, expr: Any) -> _Local:
         return _Local(self._path(expr), self._size(expr), self._entry(expr))
@@ -408,14 +274,6 @@ class _Coster:
             if at is None:
                 return None
         return at.most if at is not None else None
-
-
-def _most(argument: _Argument) -> int:
-    return MOST if argument.size is None else argument.size
-
-
-def _regex(target: _Argument, pattern: _Argument) -> int:
-    return _multiply(_factor(_add(_most(target), 1), _CHARACTER), _factor(_most(pattern), _REGEX))
 
 
 def _is_bind(loop: Any) -> bool:
