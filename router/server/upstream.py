@@ -35,7 +35,7 @@ class Progress(StrEnum):
     """How far an exchange got before it failed: what may have happened at the worker."""
 
     UNSENT = "unsent"
-    """No byte of the request left: the worker cannot have acted on it."""
+    """The worker cannot have acted on it: nothing was sent, or the connection was closed with the request unread."""
     UNANSWERED = "unanswered"
     """The request was sent, in part at least, and no byte of an answer came: the worker may have acted on it."""
     ANSWERING = "answering"

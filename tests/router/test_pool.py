@@ -1,14 +1,24 @@
-"""Connections to workers over real sockets: what a failed exchange says of how far it got."""
+"""Connections to workers over real sockets: how far a failed exchange got, and which closed ones are replaced."""
 
 from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import pytest
 
 from router.server.pool import HttpToolsUpstream
 from router.server.upstream import Cause, Progress, UpstreamError, UpstreamRequest
+from tests.router.conftest import StartRouter
 from tests.router.fakes import Connection, Received, Script, fake_workers, good
 
-REQUEST = UpstreamRequest("POST", "/v1/completions", [], b"{}")
+REQUEST = UpstreamRequest("POST", "/v1/load_lora_adapter", [], b"{}")
+REPEATABLE = UpstreamRequest("POST", "/v1/completions", [], b"{}", repeatable=True)
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 async def exchange(upstream: HttpToolsUpstream, url: str, request: UpstreamRequest = REQUEST) -> bytes:
@@ -55,6 +65,7 @@ async def test_a_broken_exchange_says_how_far_it_got(script: Script, progress: P
     async with fake_workers(script) as workers:
         with pytest.raises(UpstreamError) as caught:
             await exchange(upstream, workers[0].url)
+        assert len(workers[0].received) == 1  # a connection that was not used before is not replaced
     assert (caught.value.cause, caught.value.progress) == (Cause.BROKEN, progress)
     await upstream.close()
 
@@ -66,4 +77,199 @@ async def test_where_no_connection_can_be_made_nothing_was_sent() -> None:
     with pytest.raises(UpstreamError) as caught:
         await upstream.send(url, REQUEST)
     assert (caught.value.cause, caught.value.progress) == (Cause.REFUSED, Progress.UNSENT)
+    await upstream.close()
+
+
+@dataclass
+class Engine:
+    """A worker's end of its connections, by system calls alone: it closes when a test says so, even between two steps
+    of the event loop."""
+
+    upstream: HttpToolsUpstream
+    listener: socket.socket
+    open: list[socket.socket] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def send(self, request: UpstreamRequest) -> asyncio.Task[bytes]:
+        return asyncio.create_task(exchange(self.upstream, self.url, request))
+
+    async def accept(self) -> socket.socket:
+        connection, _ = await asyncio.get_running_loop().sock_accept(self.listener)
+        connection.setblocking(False)
+        self.open.append(connection)
+        return connection
+
+    async def used(self) -> socket.socket:
+        """A connection that has carried one request, and is idle."""
+        running = self.send(REQUEST)
+        connection = await self.accept()
+        await self.read(connection)
+        await self.answer(connection, running)
+        return connection
+
+    async def read(self, connection: socket.socket) -> bytes:
+        data = b""
+        while not data.endswith(b"{}"):
+            data += await asyncio.get_running_loop().sock_recv(connection, 65536)
+        return data
+
+    async def answer(self, connection: socket.socket, running: asyncio.Task[bytes]) -> None:
+        await asyncio.get_running_loop().sock_sendall(connection, OK)
+        assert await running == b"ok"
+
+
+@asynccontextmanager
+async def engine() -> AsyncIterator[Engine]:
+    upstream = HttpToolsUpstream(connect_timeout=5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        made = Engine(upstream, listener)
+        try:
+            yield made
+        finally:
+            await upstream.close()
+            for connection in made.open:
+                connection.close()
+
+
+async def test_what_was_closed_before_it_could_read_the_request_is_replaced_whatever_the_request() -> None:
+    async with engine() as worker:
+        stale = await worker.used()
+        stale.close()  # the event loop has not seen it yet
+        running = worker.send(REQUEST)
+        fresh = await worker.accept()
+        assert (await worker.read(fresh)).startswith(b"POST /v1/load_lora_adapter ")
+        await worker.answer(fresh, running)
+
+
+async def test_what_was_reset_with_the_request_unread_is_replaced() -> None:
+    async with engine() as worker:
+        stale = await worker.used()
+        running = worker.send(REQUEST)
+        await asyncio.sleep(0)  # the request is written ...
+        await asyncio.sleep(0)
+        stale.close()  # ... and lies unread when the worker closes: a reset
+        fresh = await worker.accept()
+        await worker.read(fresh)
+        await worker.answer(fresh, running)
+
+
+async def test_a_request_that_was_received_goes_out_again_only_if_that_does_no_harm() -> None:
+    async with engine() as worker:
+        stale = await worker.used()
+        running = worker.send(REPEATABLE)
+        await worker.read(stale)
+        stale.close()
+        fresh = await worker.accept()
+        await worker.read(fresh)
+        await worker.answer(fresh, running)
+
+        running = worker.send(REQUEST)
+        await worker.read(fresh)
+        fresh.close()
+        with pytest.raises(UpstreamError) as caught:
+            await running
+        assert (caught.value.cause, caught.value.progress) == (Cause.BROKEN, Progress.UNANSWERED)
+
+
+async def test_a_worker_that_closes_long_after_it_got_the_request_did_not_close_because_it_was_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("router.server.pool.STALE_WITHIN", 0.0)
+    async with engine() as worker:
+        connection = await worker.used()
+        running = worker.send(REPEATABLE)
+        await worker.read(connection)
+        connection.close()
+        with pytest.raises(UpstreamError) as caught:
+            await running
+        assert caught.value.progress is Progress.UNANSWERED
+
+
+async def test_a_connection_is_replaced_once() -> None:
+    async with engine() as worker:
+        stale = await worker.used()
+        running = worker.send(REPEATABLE)
+        await worker.read(stale)
+        stale.close()
+        fresh = await worker.accept()
+        await worker.read(fresh)
+        fresh.close()
+        with pytest.raises(UpstreamError) as caught:
+            await running
+        assert (caught.value.cause, caught.value.progress) == (Cause.BROKEN, Progress.UNANSWERED)
+
+
+async def test_what_may_have_been_done_is_remembered_when_the_replacement_is_refused() -> None:
+    async with engine() as worker:
+        stale = await worker.used()
+        running = worker.send(REPEATABLE)
+        await worker.read(stale)
+        worker.listener.close()
+        stale.close()
+        with pytest.raises(UpstreamError) as caught:
+            await running
+        assert (caught.value.cause, caught.value.progress) == (Cause.REFUSED, Progress.UNANSWERED)
+
+
+async def test_an_answer_that_had_begun_is_not_asked_for_again() -> None:
+    async with engine() as worker:
+        connection = await worker.used()
+        running = worker.send(REPEATABLE)
+        await worker.read(connection)
+        await asyncio.get_running_loop().sock_sendall(connection, OK[:12])
+        connection.close()
+        with pytest.raises(UpstreamError) as caught:
+            await running
+        assert caught.value.progress is Progress.ANSWERING
+
+
+async def test_an_engine_that_closes_idle_connections_costs_neither_attempts_nor_its_prefix(
+    start_router: StartRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It reads the next request on a connection that it has given up, and closes without a word."""
+    requests = 0
+
+    async def forgetful(connection: Connection, request: Received) -> None:
+        nonlocal requests
+        requests += 1
+        if requests % 2 == 0:
+            connection.writer.close()
+        else:
+            await good(connection, request)
+
+    async with fake_workers(forgetful) as workers, start_router(workers) as router:
+        for _ in range(10):
+            response = await router.complete()
+            assert (response.status_code, response.headers["x-kvcluster-attempts"]) == (200, "1")
+        assert router.metric("retries_total", cause="broken") == 0
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_large_request_is_sent_whole() -> None:
+    body = bytes(range(256)) * 4096 + b"{}"
+    async with fake_workers(good) as workers:
+        upstream = HttpToolsUpstream(connect_timeout=5)
+        await exchange(upstream, workers[0].url, UpstreamRequest("POST", "/v1/completions", [], body))
+        assert workers[0].received[0].body == body
+        await upstream.close()
+
+
+async def test_the_head_of_an_answer_leaves_its_connection_free() -> None:
+    connections = set()
+
+    async def script(connection: Connection, request: Received) -> None:
+        connections.add(connection.writer)
+        await connection.send(b"HTTP/1.1 405 Method Not Allowed\r\nallow: GET\r\ncontent-length: 31\r\n\r\n")
+
+    upstream = HttpToolsUpstream(connect_timeout=5)
+    async with fake_workers(script) as workers:
+        for _ in range(3):
+            response = await upstream.send(workers[0].url, UpstreamRequest("HEAD", "/v1/models", [], b""))
+            assert (response.status, await response.read()) == (405, b"")
+            response.close()
+    assert len(connections) == 1
     await upstream.close()
