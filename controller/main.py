@@ -18,7 +18,7 @@ import kopf
 from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 
 from controller.kube.client import KubeClient
-from controller.kube.connect import NoClusterError, connection
+from controller.kube.connect import NoClusterError, connection, in_pod
 from controller.kube.link import Link, said_once
 from controller.metrics import ClusterCollector, Metrics
 from controller.operator import Operator, registry
@@ -82,7 +82,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         try:
             with said_once(link):
                 await kopf.operator(
-                    registry=registry(operator, stop),
+                    registry=registry(operator, stop, configuration.host if in_pod(settings.kubeconfig) else None),
                     settings=kopf.OperatorSettings(),
                     clusterwide=not settings.watch_namespaces,
                     namespaces=settings.watch_namespaces,

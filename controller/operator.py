@@ -8,6 +8,7 @@ which a cluster whose objects all have owner references does not need (docs/deci
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import random
@@ -157,8 +158,11 @@ def _cluster(kind: Kind, item: Object) -> Key | None:
     return owner_of(item)
 
 
-def registry(operator: Operator, stop: asyncio.Event) -> kopf.OperatorRegistry:
-    """kopf's handlers for this operator. `stop` is the flag that kopf was told to stop by."""
+def registry(operator: Operator, stop: asyncio.Event, server: str | None = None) -> kopf.OperatorRegistry:
+    """kopf's handlers for this operator. `stop` is the flag that kopf was told to stop by.
+
+    `server`: URL of the API server that the pod's service account is for; without it the kubeconfig says everything.
+    """
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.startup(registry=handlers)
@@ -182,7 +186,7 @@ def registry(operator: Operator, stop: asyncio.Event) -> kopf.OperatorRegistry:
     @kopf.on.login(registry=handlers)
     async def login(**arguments: Any) -> kopf.AiohttpSession | None:
         # Without client libraries: kopf reads the files itself, and reads them again when the token has expired.
-        found = kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+        found = kopf.login_with_kubeconfig(**arguments) if server is None else _account(server, **arguments)
         return None if found is None else operator.link.session(found)
 
     for kind in WATCHED:
@@ -190,6 +194,12 @@ def registry(operator: Operator, stop: asyncio.Event) -> kopf.OperatorRegistry:
             _handler(operator, kind)
         )
     return handlers
+
+
+def _account(server: str, **arguments: Any) -> kopf.ConnectionInfo | None:
+    """The pod's service account, at the address that every pod is given: kopf's own is a name, which needs DNS."""
+    account = kopf.login_with_service_account(**arguments)
+    return None if account is None else dataclasses.replace(account, server=server)
 
 
 def _handler(operator: Operator, kind: Kind) -> Callable[..., Any]:

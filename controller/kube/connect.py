@@ -13,10 +13,15 @@ class NoClusterError(RuntimeError):
     """No way to an API server is configured; the message says what to do."""
 
 
+def in_pod(kubeconfig: Path | None) -> bool:
+    """Whether the pod's service account is who we are: no kubeconfig was given, and this is a pod."""
+    return kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ
+
+
 async def connection(kubeconfig: Path | None = None) -> Configuration:
     """The given kubeconfig, else the pod's service account, else the user's own kubeconfig. Raises `NoClusterError`."""
     configuration = Configuration()
-    if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+    if in_pod(kubeconfig):
         try:
             load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         except ConfigException as error:

@@ -114,8 +114,8 @@ def resources(placement: Placement) -> Object:
     return {"resources": given} if given else {}
 
 
-START_SECONDS = 2
-"""What one of our processes takes to start: a probe before would only record a failure."""
+START_SECONDS = 3
+"""What our processes take to start, several at once on two cores: a probe before would only record a failure."""
 
 
 def startup_probe(path: str, port: str) -> Object:
