@@ -6,7 +6,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from controller.kube.kinds import Kind
+from controller.kube.kinds import KVCLUSTER, Kind
 from controller.objects.names import INSTANCE_LABEL, Object
 
 Key = tuple[str, str]
@@ -48,6 +48,13 @@ class Inventory:
         self._ended: OrderedDict[str, str] = OrderedDict()
         """By uid: the resourceVersion as of which an object was gone; the last `REMEMBERED_ENDS` of them."""
 
+        self._changes = 0
+        self._revisions: dict[Key, int] = {}
+
+    def revision(self, key: Key) -> int:
+        """Another number after each change of this KVCluster, or of what belongs to it."""
+        return self._revisions.get(key, 0)
+
     def get(self, kind: Kind, key: Key) -> Object | None:
         """The object of this kind at (namespace, name)."""
         return self._items.get(Ref(kind, *key))
@@ -74,6 +81,7 @@ class Inventory:
         self._items[ref] = item
         if (owner := owner_of(item)) is not None:
             self._owned[owner].add(ref)
+        self._changed(ref, owner)
         return True
 
     def drop(self, kind: Kind, item: Object) -> bool:
@@ -119,6 +127,18 @@ class Inventory:
             self._owned[owner].discard(ref)
             if not self._owned[owner]:
                 del self._owned[owner]
+        self._changed(ref, owner)
+
+    def _changed(self, ref: Ref, owner: Key | None) -> None:
+        self._changes += 1
+        if ref.kind == KVCLUSTER:
+            self._revisions[ref.namespace, ref.name] = self._changes
+        if owner is not None:
+            self._revisions[owner] = self._changes
+
+    def forget(self, key: Key) -> None:
+        """The cluster is gone, and nobody asks for its revision any more."""
+        self._revisions.pop(key, None)
 
 
 def _newer(item: Object, held: Object) -> bool:

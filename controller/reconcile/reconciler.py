@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from controller.component import Component
@@ -25,11 +26,24 @@ from controller.status.status import compute
 from controller.status.transitions import events
 
 POLL = 10.0
-"""Seconds between two looks at a cluster that nothing happens to: its routers are asked how things are."""
+"""Seconds between two looks at a cluster that has pods, and that nothing happens to: its routers are asked how things
+are, and a pod's past is forgiven with time. A cluster without pods waits for an event."""
 POLL_UNSETTLED = 2.0
-"""The same while something is about to change, or the caches' view is not fresh."""
+"""The same while something is about to change, or the caches' view is not fresh, and a router can be asked."""
+RECHECK = 60.0
+"""Seconds after which what depends on more than the cluster's own objects is looked at again: which APIs there are."""
 CONFLICT_RETRY = 5.0
 """Seconds after which a taken name is tried again: its owner may be on its way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _InOrder:
+    """A look that found nothing to write and no problem."""
+
+    cluster: Cluster
+    revision: int
+    """Of the inventory, for this cluster."""
+    at: float
 
 
 class Reconciler:
@@ -50,20 +64,24 @@ class Reconciler:
         self._inventory = inventory
         self._release = release
         self._asker = asker
+        self._clock = clock
         self._now = now
+        self._in_order: dict[Key, _InOrder] = {}
         self._announcer = Announcer(client, now, instance)
         self._apis = OptionalApis(client, clock)
         self._writer = Writer(client, inventory)
         self._costs = DeletionCosts(client, clock)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Seconds after which to look again; None: the cluster is gone. Raises `RetryLater`."""
+        """Seconds after which to look again; None: when something happens. Raises `RetryLater`."""
         body = self._inventory.get(KVCLUSTER, key)
         if body is None or leaving(body):
             # Its objects name it as their owner: the garbage collector ends them, whether we run or not.
             self._writer.forget(key)
             self._costs.forget(key)
             self._announcer.forget(key)
+            self._inventory.forget(key)
+            self._in_order.pop(key, None)
             return None
         try:
             return await self._look(key, body)
@@ -71,6 +89,10 @@ class Reconciler:
             raise RetryLater(str(error), error.retry_after, said=error.status == 0) from None
 
     async def _look(self, key: Key, body: Object) -> float | None:
+        revision, now = self._inventory.revision(key), self._clock()
+        known = self._in_order.get(key)
+        if known is not None and known.revision == revision and now - known.at < RECHECK:
+            return await self._report(key, body, known.cluster, [])
         cluster, problems = self._read(body)
         outcome = Outcome()
         if cluster is not None:
@@ -79,7 +101,9 @@ class Reconciler:
                 return None
             outcome = await self._writer.carry_out(todo, cluster)
             problems += [*outcome.problems, *_obstacles(todo)]
-        settled = await self._report(key, body, cluster, problems)
+            if todo == Plan() and not problems:
+                self._in_order[key] = _InOrder(cluster, revision, now)
+        pause = await self._report(key, body, cluster, problems)
         if (error := outcome.postponed) is not None:
             raise RetryLater(str(error), error.retry_after, progress=outcome.done > 0)
         kinds = {problem.kind for problem in problems}
@@ -87,7 +111,7 @@ class Reconciler:
             raise RetryLater("; ".join(f"{problem.object}: {problem.message}" for problem in problems))
         if ProblemKind.NAME_CONFLICT in kinds:
             return CONFLICT_RETRY
-        return POLL if settled else POLL_UNSETTLED
+        return pause if ProblemKind.MISSING_API not in kinds else min(pause or RECHECK, RECHECK)
 
     def _read(self, body: Object) -> tuple[Cluster | None, list[Problem]]:
         metadata = body["metadata"]
@@ -113,8 +137,8 @@ class Reconciler:
         self._inventory.drop(KVCLUSTER, body)
         return False
 
-    async def _report(self, key: Key, body: Object, cluster: Cluster | None, problems: list[Problem]) -> bool:
-        """Writes the status and tells of what changed in it; whether things are as they should be."""
+    async def _report(self, key: Key, body: Object, cluster: Cluster | None, problems: list[Problem]) -> float | None:
+        """Writes the status and tells of what changed in it; seconds after which there may be more to tell."""
         pods = [item for ref, item in self._inventory.owned(key) if ref.kind == POD]
         reports = await self._asker.ask(pods)
         before = body.get("status")
@@ -125,7 +149,9 @@ class Reconciler:
             self._announcer.add(body, events(before, status))
         await self._costs.update(key, reports, pods)
         await self._announcer.tell(key)
-        return _settled(status)
+        if not pods:
+            return None
+        return POLL if _settled(status) or not reports else POLL_UNSETTLED
 
     def _observed(
         self,

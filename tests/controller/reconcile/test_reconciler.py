@@ -1,0 +1,193 @@
+"""When a cluster is looked at again, and that no look overlooks what has changed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from controller.kube.client import ApiError
+from controller.kube.kinds import KVCLUSTER, POD, Kind, kind_of
+from controller.objects.names import Object, Release
+from controller.reconcile.inventory import Inventory, Ref
+from controller.reconcile.reconciler import POLL, POLL_UNSETTLED, RECHECK, Reconciler
+from controller.status.observed import RouterReport
+
+KEY = ("ns", "rag")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Server:
+    """An API server that takes everything, and knows no optional kinds until `installed`."""
+
+    def __init__(self) -> None:
+        self.applied: list[str] = []
+        self.installed = False
+        self._versions = itertools.count(100)
+        self.body: Object = {}
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        return self.body if kind == KVCLUSTER else None
+
+    async def exists(self, kind: Kind) -> bool:
+        return self.installed
+
+    async def apply(self, manifest: Object, manager: str = "", subresource: str = "") -> Object:
+        name = manifest["metadata"]["name"]
+        self.applied.append("status" if subresource else f"{manifest['kind']}/{name}")
+        metadata = {"uid": f"{manifest['kind']}-{name}", **manifest["metadata"], "resourceVersion": self.version()}
+        if subresource:
+            self.body = {**self.body, "status": manifest["status"], "metadata": {**self.body["metadata"], **metadata}}
+            return self.body
+        return {**manifest, "metadata": {**metadata, "generation": 1}}
+
+    async def create(self, path: str, manifest: Object) -> None:
+        """An event."""
+
+    def version(self) -> str:
+        return str(next(self._versions))
+
+
+class Routers:
+    """What the routers say."""
+
+    def __init__(self) -> None:
+        self.report: RouterReport | str = RouterReport("cache_aware", False, 1, 1, 1, view_age_seconds=0.5)
+
+    async def ask(self, pods: Iterable[Object]) -> Mapping[str, RouterReport | str]:
+        return {pod["metadata"]["name"]: self.report for pod in pods if "router" in pod["metadata"]["name"]}
+
+
+class World:
+    """One KVCluster, and whoever looks after it."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.now = 0.0
+        self.server, self.inventory, self.routers = Server(), Inventory(), Routers()
+        metadata = {"name": "rag", "namespace": "ns", "uid": "u", "generation": 1, "resourceVersion": "1"}
+        self.server.body = {
+            "apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": metadata, "spec": spec
+        }  # fmt: skip
+        self.inventory.put(KVCLUSTER, self.server.body)
+        self.reconciler = Reconciler(
+            self.server,  # type: ignore[arg-type]
+            self.inventory,
+            Release("image"),
+            self.routers,  # type: ignore[arg-type]
+            clock=lambda: self.now,
+            now=lambda: START + timedelta(seconds=self.now),
+            instance="me",
+        )
+
+    async def look(self) -> float | None:
+        self.server.applied.clear()
+        return await self.reconciler.reconcile(KEY)
+
+    async def at_rest(self) -> float | None:
+        """Looks until nothing is written."""
+        for _ in range(5):
+            pause = await self.look()
+            if not self.server.applied:
+                return pause
+        raise AssertionError(self.server.applied)
+
+    def pod(self, component: str, *, ready: bool = True) -> None:
+        labels = {"app.kubernetes.io/instance": "rag", "app.kubernetes.io/component": component}
+        conditions = [{"type": "Ready", "status": str(ready), "lastTransitionTime": "2025-12-31T00:00:00Z"}]
+        metadata = {"name": f"rag-{component}-1", "namespace": "ns", "uid": component, "labels": labels}
+        status = {"phase": "Running", "podIP": "127.0.0.1", "conditions": conditions}
+        self.inventory.put(POD, {"metadata": {**metadata, "resourceVersion": self.server.version()}, "status": status})
+
+    def available(self) -> None:
+        """The Deployments say that all is well."""
+        for component in ("worker", "router"):
+            ref = next(ref for ref, _ in self.inventory.owned(KEY) if str(ref) == f"Deployment/rag-{component}")
+            item = self.inventory.get(ref.kind, (ref.namespace, ref.name))
+            assert item is not None
+            counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
+            metadata = {**item["metadata"], "resourceVersion": self.server.version()}
+            self.inventory.put(ref.kind, {**item, "metadata": metadata, "status": {**counts, "observedGeneration": 1}})
+
+    def change(self, name: str, **fields: Any) -> None:
+        """Somebody changes an object by hand."""
+        ref, item = next((ref, item) for ref, item in self.inventory.owned(KEY) if str(ref) == name)
+        metadata = {**item["metadata"], "resourceVersion": self.server.version()}
+        self.inventory.put(ref.kind, {**item, **fields, "metadata": metadata})
+
+
+async def test_a_cluster_without_pods_waits_for_an_event():
+    world = World()
+    assert await world.at_rest() is None
+    assert await World(workers={"replicas": -1}).at_rest() is None, "a spec that is refused too"
+
+
+async def test_a_cluster_with_pods_is_looked_at_from_time_to_time():
+    world = World()
+    await world.at_rest()
+    world.pod("worker", ready=False)
+    assert await world.at_rest() == POLL, "nobody can be asked yet"
+    world.pod("worker")
+    world.pod("router")
+    world.available()
+    assert await world.at_rest() == POLL
+    world.routers.report = RouterReport("cache_aware", False, 1, 1, 1, view_age_seconds=60.0)
+    assert await world.at_rest() == POLL_UNSETTLED, "a stale view is expected to become fresh"
+
+
+async def test_what_is_changed_by_hand_is_put_right_at_the_next_look():
+    world = World()
+    await world.at_rest()
+    world.change("ConfigMap/rag-worker", data={})
+    await world.look()
+    assert "ConfigMap/rag-worker" in world.server.applied
+    await world.at_rest()
+    gone = world.inventory.get(kind_of({"apiVersion": "v1", "kind": "ConfigMap"}), ("ns", "rag-router"))
+    assert gone is not None
+    world.inventory.drop(kind_of(gone), gone)
+    await world.look()
+    assert "ConfigMap/rag-router" in world.server.applied
+
+
+async def test_a_changed_spec_is_followed():
+    world = World()
+    await world.at_rest()
+    metadata = {**world.server.body["metadata"], "generation": 2, "resourceVersion": world.server.version()}
+    world.server.body = {**world.server.body, "metadata": metadata, "spec": {"workers": {"replicas": 4}}}
+    world.inventory.put(KVCLUSTER, world.server.body)
+    await world.look()
+    assert "Deployment/rag-worker" in world.server.applied
+
+
+async def test_an_api_that_is_installed_later_is_noticed():
+    world = World(monitoring={"podMonitor": True})
+    assert await world.at_rest() == RECHECK
+    world.server.installed = True
+    world.now += RECHECK + 1
+    await world.look()
+    assert "PodMonitor/rag-router" in world.server.applied
+
+
+async def test_a_cluster_that_is_gone_is_forgotten():
+    world = World()
+    await world.at_rest()
+    world.inventory.drop(KVCLUSTER, world.server.body)
+    assert await world.look() is None
+    assert world.inventory.revision(KEY) == 0
+    assert Ref(KVCLUSTER, *KEY) not in {ref for ref, _ in world.inventory.owned(KEY)}
+
+
+@pytest.mark.parametrize("status", [0, 503])
+async def test_a_server_that_fails_is_tried_again(status: int, monkeypatch: pytest.MonkeyPatch):
+    world = World()
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise ApiError(status, "No", "not now")
+
+    monkeypatch.setattr(world.server, "apply", fail)
+    with pytest.raises(Exception, match="not now"):
+        await world.look()
+    monkeypatch.undo()
+    assert await world.at_rest() is None
