@@ -23,6 +23,7 @@ from tests.worker.agent.captures import cached, messages
 from tests.worker.agent.engine import FakeEngine, payloads
 from worker.agent.agent import Agent
 from worker.agent.main import make_app
+from worker.agent.prompts import Expected
 from worker.agent.settings import Settings
 
 pytestmark = pytest.mark.process
@@ -45,7 +46,7 @@ async def agent_url(engine: FakeEngine) -> AsyncIterator[str]:
         poll_interval=0.05,
     )
     sock = listen("127.0.0.1", 0)
-    agent = Agent(settings, FINGERPRINT, sock.getsockname()[1])
+    agent = Agent(settings, lambda: Expected(FINGERPRINT, ()), sock.getsockname()[1])
     server = HttpServer(make_app(agent), sock, cancel_on_disconnect=True)
     await server.start()
     task = asyncio.create_task(agent.run())

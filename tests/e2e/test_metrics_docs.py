@@ -19,6 +19,7 @@ from router.server.discovery import StaticDiscovery
 from router.settings import Settings as RouterSettings
 from worker.agent.agent import Agent
 from worker.agent.main import make_app
+from worker.agent.prompts import Expected
 from worker.agent.settings import Settings as AgentSettings
 from worker.generators import make_generator
 from worker.main import Worker
@@ -79,7 +80,7 @@ async def test_the_routers_metrics() -> None:
 
 
 async def test_the_agents_metrics() -> None:
-    agent = Agent(AgentSettings(), "-", 8101)
+    agent = Agent(AgentSettings(), lambda: Expected("-", ()), 8101)
     transport = httpx.ASGITransport(make_app(agent))
     async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
         text = (await client.get("/metrics")).text

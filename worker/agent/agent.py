@@ -15,6 +15,7 @@ from kvcache.logs import event
 from worker.agent.core.load import Reading
 from worker.agent.engine import EngineClient, EngineError, engine_client
 from worker.agent.mirror import DescriptionError, Mirror
+from worker.agent.prompts import UNKNOWN_FINGERPRINT, Agreement, Comparison, Expected, compare
 from worker.agent.settings import Settings
 from worker.agent.subscription import DisconnectedError, ReplayError, Subscription, replay
 from worker.server.feed import FeedEndpoints
@@ -31,6 +32,21 @@ REPLAY_ATTEMPTS = 20
 SLICE = 64
 """Batches applied before other tasks get a turn."""
 
+FIRST_RETRY, LONGEST_RETRY = 2.0, 60.0
+"""Seconds between two attempts to load the tokenizer: doubled from the first to the longest."""
+
+_NOT_YET = {
+    Agreement.LOADING: "the tokenizer is being loaded",
+    Agreement.PENDING: "its prompts have not been compared with the tokenizer's yet",
+}
+_AGREED = {
+    Agreement.EQUAL: ("prompts_agree", logging.INFO),
+    Agreement.DIFFERENT: ("prompts_differ", logging.ERROR),
+    Agreement.UNCHECKED: ("prompts_unchecked", logging.WARNING),
+    Agreement.UNLOADABLE: ("tokenizer_failed", logging.ERROR),
+}
+"""Log lines."""
+
 REPLAY_OUTCOMES = ("complete", "torn", "unanswered")
 
 
@@ -38,15 +54,22 @@ class Agent:
     """Everything one agent consists of, wired together. Made inside the event loop."""
 
     def __init__(
-        self, settings: Settings, fingerprint: str, port: int, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        expected: Callable[[], Expected],
+        port: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
+        self._load = expected
+        self._expected: Expected | None = None
+        self.agreement = Agreement.LOADING
+        """Of the engine's prompts with those of `expected`, which is called in a thread until it succeeds."""
         self.clock = clock
         name = socket.gethostname() if settings.host in WILDCARDS else settings.host
         self.mirror = Mirror(
             settings,
             settings.worker_id or f"{name}:{port}",
-            fingerprint,
             now=lambda: time.time_ns() // 1000,
             clock=clock,
         )
@@ -65,11 +88,12 @@ class Agent:
     @property
     def problem(self) -> str:
         """Why the feed is not served; "" when it is."""
-        return self.engine_problem or self.events_problem
+        return self.engine_problem or self.events_problem or _NOT_YET.get(self.agreement, "")
 
     async def run(self) -> None:
         """Look and follow until cancelled."""
         async with engine_client(self.settings.engine_url) as client, asyncio.TaskGroup() as group:
+            group.create_task(self._load_prompts())
             await self._watch(client, group)
 
     def shut(self) -> None:
@@ -89,6 +113,8 @@ class Agent:
             asked_at = self.clock()
             try:
                 self._answered(await client.read(), group)
+                if self.agreement is Agreement.PENDING and self._expected is not None:
+                    self._agree(await compare(client, self._expected))
             except (EngineError, DescriptionError) as error:
                 self._engine(str(error))
             await asyncio.sleep(max(asked_at + self.settings.poll_interval - self.clock(), 0.0))
@@ -102,6 +128,35 @@ class Agent:
             self._events(f"not subscribed to {self.settings.events_endpoint} yet")
             self._following = group.create_task(self._follow(self._following))
         self._engine("")
+
+    # --- its prompts ------------------------------------------------------------------------------------
+
+    async def _load_prompts(self) -> None:
+        """Load the tokenizer, trying until it can be: a hub that cannot be reached, a volume that is filled late."""
+        pause = FIRST_RETRY
+        while self._expected is None:
+            try:
+                self._expected = await asyncio.to_thread(self._load)
+            except Exception as error:  # noqa: BLE001  # hubs, proxies and parsers fail in ways of their own
+                self._agree(Comparison(Agreement.UNLOADABLE, UNKNOWN_FINGERPRINT, str(error) or repr(error)))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_RETRY)
+        self.agreement = Agreement.PENDING
+        self._refresh()
+
+    def _agree(self, comparison: Comparison) -> None:
+        self.mirror.state_fingerprint(comparison.fingerprint)
+        if comparison.agreement is not self.agreement:
+            name, level = _AGREED[comparison.agreement]
+            why = {"why": comparison.why} if comparison.why else {}
+            event(logger, level, name, tokenizer=self.settings.tokenizer, **why)
+        self.agreement = comparison.agreement
+        self._refresh()
+
+    def _doubt(self) -> None:
+        """The engine may be another one when it is found again: ask it again."""
+        if self._expected is not None:
+            self.agreement = Agreement.PENDING
 
     # --- its events -------------------------------------------------------------------------------------
 
@@ -176,12 +231,16 @@ class Agent:
     def _engine(self, problem: str) -> None:
         if problem != self.engine_problem:
             _log("engine_reached", "engine_unusable", problem)
+        if problem:
+            self._doubt()
         self.engine_problem = problem
         self._refresh()
 
     def _events(self, problem: str) -> None:
         if problem != self.events_problem:
             _log("events_followed", "events_not_followed", problem)
+        if problem:
+            self._doubt()
         self.events_problem = problem
         self._refresh()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 
@@ -36,18 +38,40 @@ class EngineClient:
         except MetricsError as error:
             raise EngineError(f"{self._url}/metrics: {error}") from None
 
+    async def tokenize(self, body: dict[str, Any]) -> list[int] | None:
+        """Token ids of a request; None when it is refused, or the engine has no `/tokenize`. Raises `EngineError`."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                status, text = await self._ask("POST", "/tokenize", body)
+        except TimeoutError:
+            raise EngineError(f"{self._url}/tokenize does not answer within {PATIENCE:g} s") from None
+        if status >= 500 and status != 501:
+            raise EngineError(f"{self._url}/tokenize answers {status}")
+        if status != 200:
+            return None
+        try:
+            tokens = json.loads(text)["tokens"]
+        except (ValueError, KeyError, TypeError):
+            tokens = None
+        if not isinstance(tokens, list):
+            raise EngineError(f"{self._url}/tokenize answers something else than tokens")
+        return tokens
+
     async def _get(self, path: str) -> str:
+        status, text = await self._ask("GET", path)
+        if status != 200:
+            raise EngineError(f"{self._url}{path} answers {status}")
+        return text
+
+    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
         url = self._url + path
         try:
-            async with self._session.get(url, allow_redirects=False) as answer:
-                text = await answer.text(errors="replace")
+            async with self._session.request(method, url, json=body, allow_redirects=False) as answer:
+                return answer.status, await answer.text(errors="replace")
         except TimeoutError:
             raise
         except (aiohttp.ClientError, OSError) as error:
             raise EngineError(f"{url}: {error or type(error).__name__}") from None
-        if answer.status != 200:
-            raise EngineError(f"{url} answers {answer.status}")
-        return text
 
 
 @contextlib.asynccontextmanager

@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 from kvcache.logs import configure, event
 from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
 from kvcache.settings import SettingsError
-from kvcache.tokenizer import TokenizerError, load_tokenizer
 from worker.agent.agent import Agent
 from worker.agent.app import App
 from worker.agent.metrics import AgentCollector
+from worker.agent.prompts import expected_prompts
 from worker.agent.settings import Settings
 from worker.server.exposition import Exposition, process_metrics
 
@@ -37,10 +37,12 @@ def make_app(agent: Agent) -> App:
     return App(agent, Exposition(registry))
 
 
-async def serve(settings: Settings, fingerprint: str, stop: asyncio.Event) -> int:
+async def serve(settings: Settings, stop: asyncio.Event) -> int:
     """Run one agent until `stop` is set. The process's exit code."""
     sock = inherited(settings.fd) if settings.fd is not None else listen(settings.host, settings.port)
-    agent = Agent(settings, fingerprint, sock.getsockname()[1])
+    agent = Agent(
+        settings, lambda: expected_prompts(settings.tokenizer, settings.chat_options()), sock.getsockname()[1]
+    )
     server = HttpServer(make_app(agent), sock, HttpLimits(), cancel_on_disconnect=True)
     await server.start()
     settle()
@@ -77,12 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
         configure(settings.log_level, settings.log_format)
-        fingerprint = load_tokenizer(settings.tokenizer).fingerprint
-    except (SettingsError, TokenizerError) as error:
+    except SettingsError as error:
         print(f"agent: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
     try:
-        return run(lambda stop: serve(settings, fingerprint, stop))
+        return run(lambda stop: serve(settings, stop))
     except OSError as error:
         print(f"agent: cannot listen: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED

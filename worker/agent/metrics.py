@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from worker.agent.agent import REPLAY_OUTCOMES, Agent
 from worker.agent.core.blocks import EVENT_TYPES, DropReason
 from worker.agent.core.follower import Reset
+from worker.agent.prompts import Agreement
 
 PREFIX = "kvcluster_agent_"
 
@@ -26,6 +27,14 @@ class AgentCollector(Collector):
         yield _gauge("engine_up", "1 while the engine answers.", not agent.engine_problem)
         yield _gauge("following", "1 while the engine's events are followed.", not agent.events_problem)
         yield _gauge("complete", "1 when every block of the engine was seen being stored.", follower.complete)
+        prompts = GaugeMetricFamily(
+            PREFIX + "prompts",
+            "1 for what is known of the engine's prompts: equal to the routers' or not.",
+            labels=["state"],
+        )
+        for state in Agreement:
+            prompts.add_metric([state.value], float(state is agent.agreement))
+        yield prompts
         yield _gauge("blocks", "Blocks published, each physical one counted.", blocks.physical)
         age = GaugeMetricFamily(PREFIX + "last_event_age_seconds", "Since the last batch of events.")
         if agent.last_event_at is not None:

@@ -13,6 +13,7 @@ from kvcache.logs import event
 from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.follower import Follower, Reset
 from worker.agent.core.load import LoadEstimate, Reading
+from worker.agent.prompts import UNKNOWN_FINGERPRINT
 from worker.agent.settings import Settings
 from worker.feed import FeedLog
 from worker.reporter import Reporter
@@ -50,13 +51,12 @@ def describe(reading: Reading, settings: Settings) -> Description:
 
 class Mirror:
     """A `CacheSource`: the blocks of a real engine, and the feed that tells of them. `now` gives microseconds since
-    1970, `fingerprint` is the tokenizer's."""
+    1970."""
 
     def __init__(
         self,
         settings: Settings,
         worker_id: str,
-        fingerprint: str,
         *,
         now: Callable[[], int],
         clock: Callable[[], float],
@@ -70,7 +70,7 @@ class Mirror:
         self.resets: Counter[Reset] = Counter()
         self.feed = FeedLog(now(), self._load)
         self.reporter = Reporter(self.feed, clock)
-        info = WorkerInfo(worker_id, self.feed.epoch, settings.model or "", 0, fingerprint, KEY_SCHEME, 0)
+        info = WorkerInfo(worker_id, self.feed.epoch, settings.model or "", 0, UNKNOWN_FINGERPRINT, KEY_SCHEME, 0)
         self.state = CacheState(info, self, self.feed)
 
     def read(self, reading: Reading) -> bool:
@@ -85,6 +85,13 @@ class Mirror:
         self._load = self._estimate.load(reading, description.blocks)
         self.reporter.report((), self._load)
         return changed
+
+    def state_fingerprint(self, fingerprint: str) -> None:
+        """What routers are to compare with their tokenizer's. A change begins an epoch, so that they look again."""
+        if fingerprint != self.state.info.fingerprint:
+            self.state.info = replace(self.state.info, fingerprint=fingerprint)
+            if self.description is not None:
+                self._begin_epoch(Reset.PROMPTS)
 
     def flush(self) -> None:
         """Publish what the follower has learned since the last time."""
@@ -131,7 +138,7 @@ class Mirror:
         self.state.info = replace(self.state.info, epoch=epoch)
         event(
             logger,
-            logging.INFO if why is Reset.CONNECTED else logging.WARNING,
+            logging.INFO if why in (Reset.CONNECTED, Reset.PROMPTS) else logging.WARNING,
             "epoch_began",
             epoch=epoch,
             why=why.value,

@@ -7,13 +7,13 @@ import re
 from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from kvcache.settings import ProcessSettings
+from kvcache.chat_settings import ChatSettings
 
 _HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
 _ZMQ_ADDRESS = re.compile(r"tcp://[^*:]+:\d{1,5}|tcp://\[[0-9a-fA-F:]+\]:\d{1,5}|ipc://[^*]+")
 
 
-class Settings(ProcessSettings):
+class Settings(ChatSettings):
     """The agent beside one vLLM."""
 
     model_config = SettingsConfigDict(env_prefix="AGENT_", cli_prog_name="python -m worker.agent.main")

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.worker.agent.engine import FakeEngine
 from tests.worker.conftest import Client
 from worker.agent.agent import Agent
 from worker.agent.main import make_app
+from worker.agent.prompts import Expected
 from worker.agent.settings import Settings
 
 
@@ -45,13 +47,18 @@ class Running:
         return float(next(each for each in text.splitlines() if each.startswith(line)).rpartition(" ")[2])
 
 
+NOTHING_EXPECTED = partial(Expected, "f" * 32, ())
+"""A tokenizer of which only the fingerprint is known."""
+
 Start = Callable[..., contextlib.AbstractAsyncContextManager[Running]]
 
 
 @pytest.fixture
 def beside() -> Start:
     @contextlib.asynccontextmanager
-    async def start(engine: FakeEngine, **settings: Any) -> AsyncIterator[Running]:
+    async def start(
+        engine: FakeEngine, *, expected: Callable[[], Expected] = NOTHING_EXPECTED, **settings: Any
+    ) -> AsyncIterator[Running]:
         chosen = Settings(
             **{
                 "engine_url": engine.url,
@@ -62,7 +69,7 @@ def beside() -> Start:
                 **settings,
             }
         )
-        agent = Agent(chosen, "f" * 32, 8101, time.monotonic)
+        agent = Agent(chosen, expected, 8101, time.monotonic)
         task = asyncio.create_task(agent.run())
         try:
             yield Running(agent, Client(make_app(agent)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgpack
@@ -47,7 +48,9 @@ CLEARED = {"type": "AllBlocksCleared"}
 
 
 class FakeEngine:
-    """PUB, replay ROUTER, /health and /metrics on loopback. `stop` and `start` are a restart: numbers begin again."""
+    """PUB, replay ROUTER, /health, /metrics and /tokenize on loopback. `stop` and `start` are a restart: numbers begin
+    again. `/tokenize` answers what the test says: statuses and the form of the answer are those of vLLM 0.32 (200 with
+    `tokens`, 400 for what it refuses, 404 where it is not served)."""
 
     def __init__(self, *, buffer: int = 10_000, topics_in_replay: bool = True, replays: bool = True) -> None:
         self._context = zmq.asyncio.Context()
@@ -69,6 +72,8 @@ class FakeEngine:
         self.answers = asyncio.Event()
         """While cleared, HTTP requests wait."""
         self.answers.set()
+        self.tokenize: Callable[[dict[str, Any]], list[int] | int] = lambda body: 404
+        """Token ids of a body, or the status of the refusal."""
         self.values: dict[str, Any] = {"running": 0, "waiting": 0, "usage": 0.0, "block_size": 16, "blocks": 101}
 
     @property
@@ -162,6 +167,10 @@ class FakeEngine:
         known = {"/health": b"", "/metrics": (METRICS % self.values).encode()}
         body = known.get(scope["path"])
         status = 404 if body is None else self.health
+        if scope["path"] == "/tokenize":
+            tokens = self.tokenize(json.loads((await receive())["body"]))
+            status = tokens if isinstance(tokens, int) else 200
+            body = b"{}" if isinstance(tokens, int) else json.dumps({"tokens": tokens}).encode()
         headers = [(b"content-length", b"%d" % len(body or b""))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body or b""})

@@ -72,7 +72,7 @@ async def test_what_routers_are_told(beside: Start) -> None:
         info = (await running.snapshot()).info
         assert (info.worker_id, info.model, info.block_size, info.capacity) == ("w", "tiny", 16, 100)
         assert (info.fingerprint, info.key_scheme) == ("f" * 32, "sha256-prefix-128")
-        assert await running.health() == (200, '{"complete":false}')
+        assert await running.health() == (200, '{"complete":true}')
 
 
 async def test_a_gap_is_filled_from_the_replay(beside: Start) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tokenizers import Tokenizer as WordTokenizer
+from tokenizers.models import WordLevel
 
 from kvcache.feed import MSGPACK, Snapshot, decode_snapshot
 from kvcache.keys import BlockKey
@@ -120,8 +122,7 @@ async def test_it_waits_for_its_engine_is_small_and_ends_quickly() -> None:
             await agent.ready()
             assert await agent.health() == 503
             engine.health = 200
-            await agent.line("events_followed")
-            assert await agent.health() == 200
+            await agent.holds(Counter())
             assert resident(agent.process.pid) < RSS_LIMIT
             async with agent.client.stream("GET", "/cache/events") as stream:
                 lines = stream.aiter_lines()
@@ -139,7 +140,7 @@ async def test_it_waits_for_its_engine_is_small_and_ends_quickly() -> None:
         (["--events-endpoint", "tcp://*:5557"], "--events-endpoint"),
         (["--events-endpoint", ""], "--events-endpoint"),
         (["--engine-url", "vllm"], "--engine-url"),
-        (["--tokenizer", "/nowhere"], "/nowhere"),
+        (["--default-chat-template-kwargs", "[]"], "--default-chat-template-kwargs"),
     ],
 )
 async def test_settings_that_cannot_be_served(argv: list[str], words: str) -> None:
@@ -148,3 +149,18 @@ async def test_settings_that_cannot_be_served(argv: list[str], words: str) -> No
         assert agent.process.returncode == 2
         assert errors.startswith(b"agent: ")
         assert words in errors.decode()
+
+
+async def test_without_a_tokenizer_it_serves_and_goes_on_trying(tmp_path: Path) -> None:
+    folder = tmp_path / "filled-later"
+    async with FakeEngine() as engine, running("--tokenizer", str(folder), **beside(engine)) as agent:
+        await agent.ready()
+        assert str(folder) in await agent.line("tokenizer_failed")
+        unmatched = await agent.holds(Counter())
+        assert unmatched.info.fingerprint == "unknown"
+        folder.mkdir()
+        WordTokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
+        await agent.line("prompts_unchecked")
+        matched = await agent.holds(Counter())
+        assert matched.info.fingerprint == load_tokenizer(str(folder)).fingerprint
+        assert matched.info.epoch > unmatched.info.epoch

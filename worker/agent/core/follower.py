@@ -27,12 +27,13 @@ from worker.agent.core.events import EventError, decode
 
 
 class Reset(StrEnum):
-    """Why an epoch began with nothing known of the one before."""
+    """Why an epoch began: but for the last one, with nothing known of the one before."""
 
     CONNECTED = "connected"  # the engine was found, or found again
     RESTARTED = "restarted"  # its sequence went backwards
     HISTORY_LOST = "history_lost"  # batches were missed that cannot be had any more
     UNREADABLE = "unreadable"  # a batch could not be read
+    PROMPTS = "prompts"  # the blocks stay: what is known of the engine's prompts is another than before
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ class Follower:
 
     def history_end(self) -> bool:
         """Whether the answer had no hole."""
+        if not self._answered and self._next == 0:
+            self._complete = True  # vLLM remembers its last batches, so one that remembers none has published none
         return not self._hole
 
     def take(self) -> Update:

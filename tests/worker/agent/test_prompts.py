@@ -1,0 +1,171 @@
+"""An engine whose prompts are not the routers' is found, and said, before any prompt is matched."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+from kvcache.chat_request import ChatOptions
+from kvcache.prompts import PromptError, chat_request_prompt
+from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from tests.processes import eventually
+from tests.worker.agent.conftest import Start
+from tests.worker.agent.engine import FakeEngine
+from worker.agent.prompts import PROBES, Agreement, Comparison, Expected, compare
+
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.city }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if enable_thinking is false %}!{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer("gpt2", ChatOptions(chat_template=TEMPLATE))
+
+
+def answers(tokenizer: Tokenizer, body: dict[str, Any]) -> list[int] | int:
+    """What an engine with this tokenizer answers."""
+    if "prompt" in body:
+        return tokenizer.encode(body["prompt"], add_special_tokens=body.get("add_special_tokens", True))
+    try:
+        return chat_request_prompt(body, tokenizer)
+    except PromptError:
+        return 400
+
+
+class Engine:
+    """Answers at once."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    async def tokenize(self, body: dict[str, Any]) -> list[int] | None:
+        tokens = answers(self._tokenizer, body)
+        return None if isinstance(tokens, int) else tokens
+
+
+async def compared(tokenizer: Tokenizer, source: str | None = None, **options: Any) -> Comparison:
+    other = load_tokenizer("gpt2", ChatOptions(chat_template=source, **options))
+    return await compare(Engine(other), Expected.of(tokenizer))
+
+
+async def test_an_engine_with_the_same_tokenizer_agrees(tokenizer: Tokenizer) -> None:
+    assert await compared(tokenizer, TEMPLATE) == Comparison(Agreement.EQUAL, tokenizer.fingerprint)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        None,
+        TEMPLATE.replace("<{{ m.role }}>", "[{{ m.role }}]"),
+        TEMPLATE.replace("{{ tools | tojson }}", "{{ tools | tojson(indent=2) }}"),
+        TEMPLATE.replace(".city", " | tojson"),
+        TEMPLATE.replace("<assistant>", "<assistant>\n"),
+        TEMPLATE.replace("!", "!!"),
+        TEMPLATE + "{# 'developer' #}",
+        "{% for m in messages %}{% if m.role == 'system' %}{{ bos_token }}{% endif %}{% endfor %}" + TEMPLATE,
+    ],
+)
+async def test_any_other_template_is_found(tokenizer: Tokenizer, source: str | None) -> None:
+    found = await compared(tokenizer, source)
+    assert found.agreement is Agreement.DIFFERENT
+    assert found.fingerprint.startswith("engine-")
+    assert "tokens instead of" in found.why
+
+
+async def test_engine_options_that_change_prompts_are_found(tokenizer: Tokenizer) -> None:
+    kwargs = {"enable_thinking": False}
+    found = await compared(tokenizer, TEMPLATE, default_chat_template_kwargs=kwargs)
+    assert found.agreement is Agreement.DIFFERENT
+    found = await compared(tokenizer, TEMPLATE, chat_template_content_format="openai")
+    assert found.agreement is Agreement.DIFFERENT
+
+
+async def test_what_either_side_refuses_is_no_difference(tokenizer: Tokenizer) -> None:
+    no_tools = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{% endfor %}"
+    )
+    complaining = TEMPLATE + no_tools
+    for ours, theirs in ((TEMPLATE, complaining), (complaining, TEMPLATE)):
+        mine = load_tokenizer("gpt2", ChatOptions(chat_template=ours))
+        assert (await compared(mine, theirs)).agreement is Agreement.EQUAL
+
+
+def test_the_probes_reach_every_part_of_a_template(tokenizer: Tokenizer) -> None:
+    """Each probe becomes another prompt than the rest."""
+    prompts = [tuple(tokens) for _, tokens in Expected.of(tokenizer).prompts if tokens is not None]
+    assert len(set(prompts)) == len(PROBES)
+
+
+# --- the agent ----------------------------------------------------------------------------------------------
+
+
+async def test_routers_are_told_of_a_difference_and_of_its_end(
+    beside: Start, tokenizer: Tokenizer, caplog: Any
+) -> None:
+    other = load_tokenizer("gpt2")
+    async with FakeEngine() as engine:
+        engine.tokenize = partial(answers, other)
+        async with beside(engine, expected=lambda: Expected.of(tokenizer)) as running:
+            await eventually(lambda: running.agent.agreement is Agreement.DIFFERENT and not running.agent.problem)
+            info = (await running.snapshot()).info
+            assert info.fingerprint.startswith("engine-")
+            assert await running.metric("prompts", state="different") == 1
+            assert await running.metric("prompts", state="equal") == 0
+            assert "prompts_differ" in caplog.text
+            engine.tokenize = partial(answers, tokenizer)
+            await engine.stop()  # it comes back with another template
+            await eventually(lambda: running.agent.problem)
+            await engine.start()
+            await eventually(lambda: running.agent.agreement is Agreement.EQUAL and not running.agent.problem)
+            later = (await running.snapshot()).info
+            assert (later.fingerprint, later.epoch > info.epoch) == (tokenizer.fingerprint, True)
+
+
+async def test_nothing_is_served_before_the_engine_was_asked(beside: Start, tokenizer: Tokenizer) -> None:
+    async with FakeEngine() as engine:
+        engine.tokenize = lambda body: 500
+        async with beside(engine, expected=lambda: Expected.of(tokenizer)) as running:
+            await eventually(lambda: "/tokenize answers 500" in running.agent.problem)
+            assert (await running.client.get("/cache/state")).status == 503
+            engine.tokenize = partial(answers, tokenizer)
+            await eventually(lambda: not running.agent.problem)
+            assert (await running.snapshot()).info.fingerprint == tokenizer.fingerprint
+
+
+async def test_a_tokenizer_that_cannot_be_loaded_is_tried_again(
+    beside: Start, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.agent.agent.FIRST_RETRY", 0.01)
+    attempts = iter([TokenizerError("no such folder"), RuntimeError("the hub is not well")])
+
+    def load() -> Expected:
+        for error in attempts:
+            raise error
+        return Expected.of(tokenizer)
+
+    async with FakeEngine() as engine:
+        engine.tokenize = partial(answers, tokenizer)
+        async with beside(engine, expected=load) as running:
+            await eventually(lambda: running.agent.agreement is Agreement.EQUAL and not running.agent.problem)
+            assert (await running.snapshot()).info.fingerprint == tokenizer.fingerprint
+
+
+async def test_without_a_tokenizer_the_load_is_served_and_nothing_matches(beside: Start) -> None:
+    def load() -> Expected:
+        raise TokenizerError("no such folder")
+
+    async with FakeEngine() as engine, beside(engine, expected=load) as running:
+        await eventually(lambda: running.agent.agreement is Agreement.UNLOADABLE and not running.agent.problem)
+        assert (await running.snapshot()).info.fingerprint == "unknown"
+        assert await running.metric("prompts", state="unloadable") == 1
+
+
+async def test_an_engine_that_tokenises_nothing_is_taken_at_its_word(beside: Start, tokenizer: Tokenizer) -> None:
+    async with FakeEngine() as engine, beside(engine, expected=lambda: Expected.of(tokenizer)) as running:
+        await eventually(lambda: running.agent.agreement is Agreement.UNCHECKED and not running.agent.problem)
+        assert (await running.snapshot()).info.fingerprint == tokenizer.fingerprint

@@ -1,0 +1,150 @@
+"""Whether the engine makes the same tokens of a request as the routers do: asked at its `/tokenize`.
+
+A chat template that only the engine knows (`--chat-template`), other defaults, another vocabulary: routers would look
+for blocks that no request ever fills, and call every request a miss. So a fixed set of requests is read here as routers
+read them, and compared with the engine's answers each time the engine is found; a difference goes into the fingerprint
+that the feed states, and routers refuse to match.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from kvcache.chat_request import ChatOptions
+from kvcache.keys import TokenIdError, pack_tokens
+from kvcache.prompts import PromptError, chat_request_prompt
+from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+
+UNKNOWN_FINGERPRINT = "unknown"
+"""Stated while the tokenizer cannot be loaded: no router has it."""
+
+
+class Agreement(StrEnum):
+    """What is known of the engine's prompts."""
+
+    LOADING = "loading"
+    """The tokenizer is being loaded for the first time."""
+    UNLOADABLE = "unloadable"
+    """It could not be loaded; further attempts follow."""
+    PENDING = "pending"
+    """The engine, or the engine of a later life, has not been asked yet."""
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    UNCHECKED = "unchecked"
+    """The engine tokenises nothing on request (it has no `/tokenize`, or refused everything)."""
+
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+_USER = {"role": "user", "content": "What is the weather in Zürich?"}
+_SYSTEM = {"role": "system", "content": "Be brief. 简短"}
+_CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Zürich"}'}}
+    ],
+}
+_RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "12 °C"}
+_ANSWER = {"role": "assistant", "content": "12 °C, it says."}
+
+PROBES: Sequence[dict[str, Any]] = (
+    {"prompt": "The quick brown fox\n\tjumps over 12345 lazy dogs: été, 東京, 🙂 <|im_end|></s>"},
+    {"prompt": "no special tokens", "add_special_tokens": False},
+    {"messages": [_USER]},
+    {"messages": [_SYSTEM, _USER]},
+    {"messages": [_SYSTEM, _USER, _ANSWER, {"role": "user", "content": "And tomorrow?"}]},
+    {"messages": [{"role": "developer", "content": "Be brief."}, _USER]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}]},
+    {"messages": [_USER], "add_generation_prompt": False},
+    {"messages": [_USER, _ANSWER], "add_generation_prompt": False, "continue_final_message": True},
+    {"messages": [_USER], "chat_template_kwargs": {"enable_thinking": False}},
+    {"messages": [_SYSTEM, _USER], "tools": [_TOOL]},
+    {"messages": [_USER, _CALL, _RESULT], "tools": [_TOOL]},
+)
+"""Bodies of `POST /tokenize`: one of each kind that templates treat differently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the routers' tokenizer makes of the probes: each with its token ids, None where it cannot be read."""
+
+    fingerprint: str
+    prompts: Sequence[tuple[dict[str, Any], list[int] | None]]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Expected:
+        """Read the probes."""
+        return cls(tokenizer.fingerprint, [(probe, _read(probe, tokenizer)) for probe in PROBES])
+
+
+def expected_prompts(name: str, options: ChatOptions) -> Expected:
+    """By the tokenizer of this name. Takes from 0.1 s to minutes (a download). Raises `TokenizerError`."""
+    return Expected.of(load_tokenizer(name, options))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The outcome, and the fingerprint to state."""
+
+    agreement: Agreement
+    fingerprint: str
+    why: str = ""
+    """The first difference, or why nothing could be compared."""
+
+
+class Tokenizes(Protocol):
+    """The engine, as far as this module needs it."""
+
+    async def tokenize(self, body: dict[str, Any]) -> list[int] | None:
+        """Token ids; None when the engine refuses the request or tokenises nothing at all."""
+
+
+async def compare(engine: Tokenizes, expected: Expected) -> Comparison:
+    """Ask the engine for every probe. Where either side refuses there is nothing to compare: what the engine refuses is
+    never computed, and what cannot be read here is never matched. Raises what `engine.tokenize` does."""
+    compared, digest = 0, hashlib.sha256()
+    difference = ""
+    for probe, ours in expected.prompts:
+        theirs = await engine.tokenize(probe)
+        if theirs is None or ours is None:
+            continue
+        compared += 1
+        try:
+            digest.update(pack_tokens(theirs))
+        except TokenIdError as error:
+            difference = difference or str(error)
+            continue
+        if ours != theirs:
+            difference = difference or _difference(probe, ours, theirs)
+    if difference:
+        return Comparison(Agreement.DIFFERENT, f"engine-{digest.hexdigest()[:25]}", difference)
+    if not compared:
+        return Comparison(Agreement.UNCHECKED, expected.fingerprint, "the engine's /tokenize answers nothing")
+    return Comparison(Agreement.EQUAL, expected.fingerprint)
+
+
+def _read(probe: dict[str, Any], tokenizer: Tokenizer) -> list[int] | None:
+    try:
+        if "prompt" in probe:
+            special = probe.get("add_special_tokens", True)
+            return tokenizer.encode(probe["prompt"], add_special_tokens=special)
+        return chat_request_prompt(probe, tokenizer)
+    except (PromptError, TokenizerError):
+        return None
+
+
+def _difference(probe: dict[str, Any], ours: list[int], theirs: list[int]) -> str:
+    at = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+    where = f"from token {min(len(ours), len(theirs)) if at is None else at} on"
+    return f"{where}, {len(theirs)} tokens instead of {len(ours)}, of {probe}"
