@@ -11,30 +11,39 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import aiohttp
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from kvcache.draining import Drain, DrainPolicy
 from kvcache.keys import KEY_SCHEME
 from kvcache.logs import configure, event
 from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
 from kvcache.settings import SettingsError
 from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from router.core.budget import RetryBudget
 from router.core.config import FleetConfig
 from router.core.fleet import Fleet
+from router.core.outliers import OutlierPolicy
 from router.core.recent import RecentDecisions
-from router.server.attempts import Attempts
+from router.core.refusals import Refusals
+from router.core.retries import RetryPolicy
+from router.server.attempts import Attempts, Patience
 from router.server.dataplane import DataPlane
 from router.server.discovery import Discovery, FileDiscovery, StaticDiscovery
 from router.server.liveness import Ticker
-from router.server.management import Management
+from router.server.management import Management, Stage
 from router.server.members import Members
 from router.server.metrics import DiscoveryCollector, FleetCollector, Metrics
 from router.server.pool import HttpToolsUpstream
 from router.server.prompts import PromptReader
-from router.server.proxy import Proxy, RetryPolicy
+from router.server.proxy import Proxy
 from router.server.signal import Signal
 from router.settings import Settings
+
+if TYPE_CHECKING:
+    from router.server.replacement import Replacement
 
 logger = logging.getLogger("router")
 
@@ -53,6 +62,14 @@ def fleet_config(settings: Settings, tokenizer: Tokenizer) -> FleetConfig:
         latency=settings.gpu.latency.scaled(settings.speed),
         liveness_timeout=settings.liveness_timeout,
         view_timeout=settings.view_timeout,
+        outliers=OutlierPolicy(
+            consecutive=settings.eject_after,
+            rate_gap=settings.eject_rate_gap,
+            first_seconds=settings.eject_seconds,
+            longest_seconds=settings.eject_longest,
+            share=settings.eject_share,
+        ),
+        longest_pause=settings.longest_pause,
     )
 
 
@@ -73,6 +90,19 @@ async def discovery(settings: Settings) -> Discovery:
     if settings.workers_file is not None:
         return FileDiscovery(settings.workers_file)
     return StaticDiscovery(settings.workers)
+
+
+async def replacement_of(settings: Settings) -> Replacement | None:
+    """Who says whether another router serves; None: nobody."""
+    if settings.kubernetes_own_service is None:
+        return None
+    from router.server.apiserver import find_api_server
+    from router.server.replacement import Replacement
+
+    api = await find_api_server(
+        settings.kubernetes_own_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig
+    )
+    return Replacement(api, os.environ.get("HOSTNAME") or socket.gethostname())
 
 
 def http_limits(settings: Settings) -> HttpLimits:
@@ -110,7 +140,14 @@ class Router:
         self.registry.register(self.discovery_metrics)
         recent = RecentDecisions()
         self.changed = Signal()
-        self.attempts = Attempts(answer_timeout=settings.answer_timeout, idle_timeout=settings.idle_timeout)
+        self.attempts = Attempts(
+            Patience(
+                answer=settings.answer_timeout,
+                idle=settings.idle_timeout,
+                stall=settings.stall_timeout,
+                cut=settings.cut_timeout,
+            )
+        )
         self.upstream = HttpToolsUpstream(connect_timeout=settings.connect_timeout)
         self._control = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10), cookie_jar=aiohttp.DummyCookieJar()
@@ -135,6 +172,8 @@ class Router:
             clock=clock,
             changed=self.changed,
             policy=RetryPolicy(settings.retry_attempts, settings.retry_deadline),
+            budget=RetryBudget(share=settings.retry_share, floor=settings.retry_floor),
+            refusals=Refusals(),
             refused=self.members.unreachable,
             busy=self.members.busy,
         )
@@ -162,6 +201,21 @@ class Router:
             asyncio.create_task(self._ticker.run()),
         ]
 
+    async def drain(self, policy: DrainPolicy, cut_short: asyncio.Event) -> None:
+        """Wait until requests have somewhere else to go, within the bounds of `policy`; see `kvcache.draining`."""
+        replacement = await replacement_of(self._settings) if policy.limit > policy.delay else None
+        drain = Drain(
+            policy,
+            self.clock,
+            last_request=lambda: self.data_plane.last_request,
+            replaced=replacement.serves if replacement is not None else None,
+        )
+        try:
+            await drain.wait(cut_short)
+        finally:
+            if replacement is not None:
+                await replacement.close()
+
     async def close(self) -> None:
         """Let go of the workers."""
         for task in self._tasks:
@@ -177,8 +231,8 @@ class Router:
         self.metrics.requests.labels(str(status), self._settings.strategy).inc()
 
     def _left(self, url: str, why: str) -> None:
+        """What it has is waited for: it may only be frozen for a moment (`Patience.stall`)."""
         event(logger, logging.WARNING, "worker_left", worker=url, why=why)
-        self.attempts.left(url, why)
 
 
 def _socket(fd: int | None, host: str, port: int) -> socket.socket:
@@ -191,6 +245,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -
     Raises `SettingsError` and `OSError` when it cannot begin.
     """
     source = await discovery(settings)
+    policy = DrainPolicy(settings.drain_delay, settings.drain_limit)
     data_socket = _socket(settings.fd, settings.host, settings.port)
     management_socket = _socket(settings.management_fd, settings.management_host, settings.management_port)
     router = Router(settings, tokenizer, source)
@@ -231,17 +286,17 @@ async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -
             "router_draining",
             in_flight=data.in_flight,
             drain_delay=settings.drain_delay,
+            drain_limit=settings.drain_limit,
             grace_period=settings.grace_period,
         )
-        router.management.draining = True
-        if settings.drain_delay:
+        router.management.stage = Stage.DRAINING
+        if policy.delay or policy.limit:
             data.drain()
             stop.clear()  # another signal ends the delay, and only one after that the process
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(settings.drain_delay):
-                    await stop.wait()
+            await router.drain(policy, stop)
             stop.set()
             event(logger, logging.INFO, "router_closing", in_flight=data.in_flight)
+        router.management.stage = Stage.CLOSED
         await data.stop(settings.grace_period)
     finally:
         await management.stop(1.0)

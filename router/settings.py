@@ -66,10 +66,31 @@ class Settings(ProcessSettings):
     )
     connect_timeout: PositiveFloat = Field(2.0, description="seconds to connect to a worker")
     answer_timeout: PositiveFloat = Field(600.0, description="seconds a live worker may take to begin its answer")
-    idle_timeout: PositiveFloat = Field(60.0, description="seconds between two pieces of an answer")
+    idle_timeout: PositiveFloat = Field(
+        600.0, description="seconds between two pieces of an answer, while its worker gives signs of life"
+    )
+    stall_timeout: PositiveFloat = Field(
+        10.0,
+        description="seconds without a sign of life after which what a worker has not begun to answer goes elsewhere",
+    )
+    cut_timeout: PositiveFloat = Field(
+        60.0, description="seconds without a sign of life after which answers that a worker has begun are cut off"
+    )
     retry_attempts: PositiveInt = Field(4, description="workers a request is sent to at most, one after another")
     retry_deadline: float = Field(
         10.0, ge=0, description="seconds in which another worker is looked and waited for after a failure"
+    )
+    retry_share: float = Field(0.2, ge=0, le=1, description="retries allowed, as a share of the requests of 10 s")
+    retry_floor: float = Field(10.0, ge=0, description="retries a second that are allowed beside that share")
+    eject_after: int = Field(5, ge=0, description="failures in a row after which a worker is ejected; 0: never")
+    eject_rate_gap: float = Field(
+        0.5, gt=0, le=1, description="a worker is ejected when its success rate lies so far below the others'"
+    )
+    eject_seconds: PositiveFloat = Field(10.0, description="duration of a first ejection; each further one doubles it")
+    eject_longest: PositiveFloat = Field(300.0, description="longest duration of an ejection, in seconds")
+    eject_share: float = Field(0.5, ge=0, le=1, description="largest share of the workers that is ejected at once")
+    longest_pause: PositiveFloat = Field(
+        30.0, description="seconds that a worker's Retry-After is honoured for at most"
     )
 
     allowed_paths: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -85,7 +106,13 @@ class Settings(ProcessSettings):
     write_timeout: PositiveFloat = Field(30.0, description="seconds a client may leave its answer unread")
     keep_alive: PositiveFloat = Field(75.0, description="seconds a client's connection may be idle")
     drain_delay: float = Field(
-        0.0, ge=0, description="seconds after SIGTERM in which new requests are still taken, though /ready says 503"
+        0.0, ge=0, description="seconds after SIGTERM in which new requests are still taken in any case"
+    )
+    drain_limit: float = Field(
+        0.0, ge=0, description="seconds after SIGTERM in which they are taken at most, while no other router serves"
+    )
+    kubernetes_own_service: str | None = Field(
+        None, pattern=DNS_LABEL, description="Service in front of the routers: says whether another one serves"
     )
     grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after that")
 
@@ -129,10 +156,10 @@ class Settings(ProcessSettings):
         given = [flag for flag, used in lists.items() if used]
         if len(given) > 1:
             raise SettingsError(f"{' and '.join(given)} name {len(given)} lists of workers: use one of them")
-        for name in ("kubernetes_namespace", "kubernetes_kubeconfig"):
+        for name in ("kubernetes_namespace", "kubernetes_kubeconfig", "kubernetes_own_service"):
             if getattr(settings, name) is not None and settings.kubernetes_service is None:
                 flag = "--" + name.replace("_", "-")
-                raise SettingsError(f"{flag} says where to find a Service: name it with --kubernetes-service")
+                raise SettingsError(f"{flag} goes with --kubernetes-service, which names the workers: give both")
         return settings
 
     @property

@@ -9,11 +9,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 
 from prometheus_client import CollectorRegistry
 
 from kvcache.chat_request import ChatOptions
+from kvcache.draining import Drain, DrainPolicy
 from kvcache.feed import WorkerInfo
 from kvcache.keys import KEY_SCHEME
 from kvcache.logs import configure, event
@@ -31,7 +32,7 @@ from worker.server.app import App
 from worker.server.exposition import Exposition, process_metrics
 from worker.server.feed import CacheState, FeedEndpoints
 from worker.server.metrics import WorkerCollector, WorkerCounts, cache_config
-from worker.server.service import Service
+from worker.server.service import Service, Stage
 from worker.settings import WILDCARDS, Settings
 from worker.timer import LoopTimer, TimerFactory, precise_timer
 
@@ -100,7 +101,7 @@ class Worker:
                 self.feed,
                 WorkerCounts(
                     push_failures=lambda: self.push_failures(),
-                    draining=lambda: self.service.draining,
+                    draining=lambda: self.service.stage is not Stage.SERVING,
                 ),
                 settings.served_model,
                 cache_config(
@@ -114,13 +115,23 @@ class Worker:
         )
         self.app = App(self.service, self.endpoints, Exposition(registry))
 
+    async def leave(self, limit: float, cut_short: asyncio.Event) -> None:
+        """Take what still comes, as long as anything does, for `limit` seconds at most: nobody else may be there.
+
+        The feed's streams end, so that routers ask /health and hear that others should be preferred.
+        """
+        self.service.stage = Stage.LEAVING
+        self.endpoints.drop()
+        drain = Drain(DrainPolicy(0.0, limit), time.monotonic, last_request=lambda: self.service.last_request)
+        await drain.wait(cut_short)
+
     async def drain(self, grace: float) -> bool:
         """Take nothing new and let what runs finish; what is left after `grace` seconds ends with "abort".
 
         The feed ends at once: a router that loses it asks /health, and hears that this worker leaves.
         True if nothing was left.
         """
-        self.service.draining = True
+        self.service.stage = Stage.DRAINING
         self.endpoints.close()
         try:
             async with asyncio.timeout(grace):
@@ -188,6 +199,11 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
         await _first(stop, worker.runner.dead)
         failed = worker.runner.dead.is_set()
         pushing.cancel()  # first of all, so that the routers stop choosing this worker
+        if settings.drain_limit and not failed:
+            stop.clear()  # another signal ends this, and only one after that the process
+            await _first(stop, worker.runner.dead, worker.leave(settings.drain_limit, stop))
+            failed = worker.runner.dead.is_set()
+            stop.set()
         finished = await worker.drain(0.0 if failed else settings.grace_period)
     finally:
         pushing.cancel()
@@ -205,8 +221,9 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
     return EXIT_FAILED if failed else 0
 
 
-async def _first(*events: asyncio.Event) -> None:
-    tasks = [asyncio.create_task(each.wait()) for each in events]
+async def _first(*ends: asyncio.Event | Coroutine[None, None, None]) -> None:
+    """Wait until one of the events is set or one of the coroutines is done; the others are cancelled."""
+    tasks = [asyncio.ensure_future(end.wait() if isinstance(end, asyncio.Event) else end) for end in ends]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -74,6 +74,9 @@ class Settings(ProcessSettings):
     enable_auto_tool_choice: bool = Field(False, description='take requests with tools (`tool_choice` "auto")')
     trust_request_chat_template: bool = Field(False, description="take a chat template that comes with a request")
     max_concurrent_requests: PositiveInt = Field(2048, description="requests in progress before new ones get 503")
+    drain_limit: float = Field(
+        0.0, ge=0, description="seconds after SIGTERM in which requests are taken at most, as long as any come"
+    )
     grace_period: float = Field(
         30.0, ge=0, description="seconds that running requests may take to finish after SIGTERM"
     )

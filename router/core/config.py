@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kvcache.feed import WorkerInfo
 from kvcache.keys import KEY_SCHEME
 from kvcache.profiles import LatencyModel
 from router.core.errors import Mismatch, RejectReason
+from router.core.outliers import OutlierPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,10 @@ class FleetConfig:
     popular. It is time taken from whoever comes next."""
     retry_after: float = 1.0
     """What a client is told when no worker is ready."""
+    outliers: OutlierPolicy = field(default_factory=OutlierPolicy)
+    """When workers that fail are left out."""
+    longest_pause: float = 30.0
+    """A worker that turns requests away (429, 503) is left alone for as long as it asks, but no longer than this."""
     forget_after: float = 60.0
     """A worker known by heartbeats alone is forgotten after this much silence."""
     assigned_half_life: float = 60.0

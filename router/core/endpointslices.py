@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from router.core.membership import Listing, Membership
+from router.core.membership import Intake, Listing, Membership
 
 HTTP_PORT = "http"
 """Name of the port that takes requests; a slice whose only port has no name means that one."""
@@ -27,6 +27,8 @@ class Endpoint(NamedTuple):
     uid: str
     ready: bool
     terminating: bool
+    serving: bool
+    """Ready but for its termination."""
 
 
 Slice = tuple[Endpoint, ...]
@@ -56,6 +58,7 @@ def read_slice(found: Mapping[str, Any]) -> Slice:
                 uid=target.get("uid") or "" if is_pod else "",
                 ready=conditions.get("ready") is not False,  # absent means ready
                 terminating=conditions.get("terminating") is True,
+                serving=conditions.get("serving") is True,
             )
         )
     return tuple(endpoints)
@@ -81,16 +84,18 @@ def membership(slices: Iterable[Slice]) -> Membership:
     found = [endpoint for each in slices for endpoint in each]
     leaving = {endpoint.uid for endpoint in found if endpoint.terminating and endpoint.uid}
 
-    def serves(endpoint: Endpoint) -> bool:
-        return endpoint.ready and not endpoint.terminating and endpoint.uid not in leaving
+    def intake(endpoint: Endpoint) -> Intake:
+        if endpoint.terminating or endpoint.uid in leaving:
+            return Intake.DRAINING if endpoint.serving else Intake.CLOSED
+        return Intake.OPEN if endpoint.ready else Intake.CLOSED
 
     pods: dict[str, Endpoint] = {}
-    for endpoint in sorted(found, key=lambda each: (each.family, not serves(each), each[1:], each.feed or "")):
+    for endpoint in sorted(found, key=lambda each: (each.family, intake(each), each[1:], each.feed or "")):
         pods.setdefault(endpoint.uid or endpoint.url, endpoint)
     workers: dict[str, Endpoint] = {}
-    for endpoint in sorted(pods.values(), key=lambda each: (not serves(each), each.url, each.uid)):
+    for endpoint in sorted(pods.values(), key=lambda each: (intake(each), each.url, each.uid)):
         workers.setdefault(endpoint.url, endpoint)
     return {
-        url: Listing(serves(endpoint), endpoint.feed, endpoint.pod, endpoint.uid)
+        url: Listing(intake(endpoint), endpoint.feed, endpoint.pod, endpoint.uid)
         for url, endpoint in sorted(workers.items())
     }

@@ -11,9 +11,12 @@ from contextlib import contextmanager
 
 from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot
 from kvcache.keys import BlockKey
+from router.core.candidates import candidates
 from router.core.config import FleetConfig
 from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
 from router.core.member import Member, WorkerStatus
+from router.core.membership import Intake
+from router.core.outliers import Ejection, Outcome
 from router.core.registry import Registry
 from router.core.reuse import Reuse
 from router.core.strategies import Choice, Conditions, find_strategy
@@ -29,9 +32,9 @@ TIE_SECONDS = 1e-4
 class Fleet:
     """Every worker of one model, as one router sees them.
 
-    A worker is addressed by its URL. It is a candidate while it is serving, reachable and heard from within the
-    liveness timeout, whatever is known of its cache. `choose` changes nothing but what time alone has made stale, so
-    a decision can be explained without being carried out; `dispatch` is what counts. Both are O(workers + log depth)
+    A worker is addressed by its URL. It is a candidate by its state (`core.candidates`), whatever is known of its
+    cache. `choose` changes nothing but what time alone has made stale, so a decision can be explained without being
+    carried out; `dispatch` is what counts. Both are O(workers + log depth)
     but for the hashing of the prompt. Not for several threads.
     """
 
@@ -58,9 +61,9 @@ class Fleet:
         """Discovery names it no more: everything about it is forgotten. Its open tickets stay releasable."""
         self._registry.remove(url)
 
-    def set_serving(self, url: str, serving: bool) -> None:
-        """False: it finishes what it has and gets nothing new (it is terminating). Raises `UnknownWorker`."""
-        self._registry.find(url).serving = serving
+    def set_intake(self, url: str, intake: Intake) -> None:
+        """What it does with new requests. Raises `UnknownWorker`."""
+        self._registry.health.set_intake(self._registry.find(url), intake)
 
     def set_reachable(self, url: str, reachable: bool, now: float, why: str = "") -> None:
         """What a connection attempt or a health probe showed; `why` it is not. Raises `UnknownWorker`."""
@@ -69,6 +72,7 @@ class Fleet:
             member.heard(now)
         else:
             member.silence(why)
+            self._registry.health.fleet_shrank()
 
     def heard(self, url: str, now: float) -> None:
         """Any sign of life: it is reachable. Raises `UnknownWorker`."""
@@ -82,7 +86,24 @@ class Fleet:
         period, once.
         """
         self._assumptions.expire(now)
+        self._registry.health.tick(now)
         return self._registry.expire(now)
+
+    def silence(self, url: str, now: float) -> float:
+        """Seconds for which a worker that left the candidates has been silent; 0 while it is alive, or unknown."""
+        return self._registry.silence(url, now)
+
+    # --- how requests fare there -------------------------------------------------------------------------
+
+    def answered(self, url: str, outcome: Outcome, now: float) -> Ejection | None:
+        """How the worker dealt with a request; its ejection, if that begins now. One that is gone is passed over."""
+        member = self._registry.get(url)
+        return self._registry.health.answered(member, outcome, now) if member is not None else None
+
+    def turned_away(self, url: str, retry_after: float | None, now: float) -> Ejection | None:
+        """The worker takes no more for the moment (429, 503), for so many seconds if it says so. As `answered`."""
+        member = self._registry.get(url)
+        return self._registry.health.turned_away(member, retry_after, now) if member is not None else None
 
     # --- the cache feed, pulled -------------------------------------------------------------------------
 
@@ -139,13 +160,13 @@ class Fleet:
         charge = 0.0
         if best and request.keys is not None and not self._reuse.popular(request.keys.key(best)):
             charge = self.config.recompute_charge * self.config.latency.prefill_block
-        candidates = tuple(
+        figures = tuple(
             _figures(member, shape, depths.get(member.view.slot, 0), best, charge, now) for member in members
         )
-        if len(candidates) == 1:
-            chosen, reason = Choice(candidates[0], Reason.ONLY_CANDIDATE)
+        if len(figures) == 1:
+            chosen, reason = Choice(figures[0], Reason.ONLY_CANDIDATE)
         else:
-            chosen, reason = self._strategy(candidates, Conditions(among != 0, self._tie))
+            chosen, reason = self._strategy(figures, Conditions(among != 0, self._tie))
         return Decision(
             worker_id=chosen.worker_id,
             url=chosen.url,
@@ -156,7 +177,7 @@ class Fleet:
             predicted_ttft=chosen.queue_seconds + chosen.prefill_seconds,
             queue_seconds=chosen.queue_seconds,
             prefill_seconds=chosen.prefill_seconds,
-            candidates=candidates,
+            candidates=figures,
             reported_blocks=self._reported_blocks(request, chosen),
         )
 
@@ -214,12 +235,11 @@ class Fleet:
             ticket.release(clock(), reused=ticket.served or ticket.answered)
 
     def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> list[Member]:
-        ready = self._registry.ready
-        members = [member for member in ready if member.url not in exclude] if exclude else ready
+        members = candidates(self._registry, exclude)
         if not members:
-            known = len(self._registry)
+            known, ready = len(self._registry), len(candidates(self._registry))
             raise NoWorkerReady(
-                f"no worker is ready: {known} known, {len(ready)} ready, {len(exclude)} excluded",
+                f"no worker is ready: {known} known, {ready} ready, {len(exclude)} excluded",
                 self.config.retry_after,
             )
         if request.model is not None and any(member.model != members[0].model for member in members):
@@ -233,7 +253,9 @@ class Fleet:
 
     def workers(self, now: float) -> list[WorkerStatus]:
         """Every worker, candidates or not, in the order in which they joined."""
-        return [member.status(self._registry.index, now) for member in self._registry]
+        ready = {member.url for member in candidates(self._registry)}
+        index = self._registry.index
+        return [member.status(index, now, ready=member.url in ready) for member in self._registry]
 
     def view(self, url: str) -> dict[BlockKey, int]:
         """How many blocks of each key the worker holds, as far as the feed has said. Raises `UnknownWorker`."""

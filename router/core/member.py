@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from kvcache.feed import Load
 from router.core.heat import Heat
 from router.core.index import PrefixIndex
+from router.core.life import Contact, Event, Life, State, transition
+from router.core.outliers import Record
 from router.core.view import View
 from router.core.work import Work
 
@@ -32,8 +34,12 @@ class WorkerStatus:
     queue_seconds: float
     latency_factor: float
     """Observed against predicted prefill; 1.0: as the profile says."""
+    state: State
     ready: bool
+    """A request that comes now may be sent there."""
     why_not_ready: str
+    state_until: float | None
+    """Seconds until its pause or ejection is over; None: there is no such time."""
     matching: bool
     """Whether prompts are matched against its cache."""
     why_not_matching: str
@@ -52,11 +58,15 @@ class Member:
         "bit",
         "discovered",
         "doubted",
+        "explicit_pause",
         "feed_vouches",
         "heard_at",
         "heat",
-        "reachable",
-        "serving",
+        "life",
+        "paused_until",
+        "pauses",
+        "record",
+        "state",
         "turn",
         "url",
         "view",
@@ -73,8 +83,15 @@ class Member:
         """Its feed comes from the process that serves its requests, so it is a sign of life."""
         self.bit = 1 << view.slot
         self.discovered = False
-        self.serving = True
-        self.reachable = False
+        self.life = Life()
+        self.state = self.life.state
+        """Derived from `life`; each decision looks at it."""
+        self.record = Record()
+        self.paused_until = 0.0
+        self.pauses = 0
+        """Times it turned a request away since it last answered one."""
+        self.explicit_pause = False
+        """It said itself how long (Retry-After)."""
         self.why = "it has not been heard from yet"
         self.heard_at = 0.0
         self.doubted = False
@@ -91,14 +108,27 @@ class Member:
         return self.view.info.model if self.view.info is not None else ""
 
     @property
-    def ready(self) -> bool:
-        return self.reachable and self.serving
+    def reachable(self) -> bool:
+        return self.life.contact is Contact.ALIVE
+
+    def moves(self, event: Event) -> None:
+        """What happened to it."""
+        self.life = transition(self.life, event)
+        self.state = self.life.state
 
     def heard(self, now: float) -> None:
-        """A sign of life."""
+        """A sign of life. One that was lost may be another process now."""
         self.heard_at = now
-        self.reachable = True
         self.doubted = False
+        if self.life.contact is not Contact.ALIVE:
+            self.moves(Event.HEARD)
+            self.renewed()
+
+    def renewed(self) -> None:
+        """It may be another process: what the earlier one was paused for is over, what it was ejected for is probed."""
+        self.pauses = 0
+        self.moves(Event.RESUMED)
+        self.moves(Event.PROBED)
 
     def fed(self, now: float) -> None:
         """Its feed spoke."""
@@ -107,13 +137,36 @@ class Member:
 
     def silence(self, why: str) -> None:
         """No candidate until it is heard from again. Its view stays: if it is the same process, it is still right."""
-        self.reachable = False
+        self.moves(Event.LOST)
         self.why = why or "it cannot be reached"
 
-    def status(self, index: PrefixIndex, now: float) -> WorkerStatus:
+    def why_left_out(self) -> str:
+        """Why requests go elsewhere; empty: they do not."""
+        ejection = self.record.ejection
+        match self.state:
+            case State.STARTING | State.UNREACHABLE:
+                return self.why
+            case State.CLOSED:
+                return "it is terminating or not ready"
+            case State.DRAINING:
+                return "it is terminating: chosen only when there is no other"
+            case State.PAUSED:
+                return "it turned a request away"
+            case State.EJECTED | State.HALF_OPEN if ejection is not None:
+                return ejection.why
+        return ""
+
+    def until(self) -> float | None:
+        """When its pause or ejection is over."""
+        if self.state is State.PAUSED:
+            return self.paused_until
+        return self.record.ejection.until if self.state is State.EJECTED and self.record.ejection else None
+
+    def status(self, index: PrefixIndex, now: float, *, ready: bool) -> WorkerStatus:
+        """As of `now`; `ready`: it is a candidate."""
         view, work = self.view, self.work
         unmatched = view.why_unusable(now)
-        why = "" if self.ready else "it is terminating or not ready" if not self.serving else self.why
+        until = self.until()
         return WorkerStatus(
             worker_id=self.worker_id,
             url=self.url,
@@ -127,8 +180,10 @@ class Member:
             in_flight=work.ledger.in_flight,
             queue_seconds=work.queue(now),
             latency_factor=work.pace.factor(now),
-            ready=self.ready,
-            why_not_ready=why,
+            state=self.state,
+            ready=ready,
+            why_not_ready="" if ready else self.why_left_out(),
+            state_until=max(until - now, 0.0) if until is not None else None,
             matching=not unmatched,
             why_not_matching=unmatched,
             discovered=self.discovered,

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Intake(IntEnum):
+    """What a worker does with new requests; the larger is the graver."""
+
+    OPEN = 0
+    """It takes them."""
+    DRAINING = 1
+    """It leaves and still takes them: for when there is no other worker."""
+    CLOSED = 2
+    """It takes none, and finishes what it has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """What a source says of one worker."""
 
-    serving: bool = True
-    """It takes new requests; False: it finishes what it has (it is terminating, or not ready)."""
+    intake: Intake = Intake.OPEN
+    """What it does with new requests."""
     feed: str | None = None
     """Base URL of its cache feed; None: the worker serves it itself."""
     pod: str = ""

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from kvcache.feed import Batch, Eviction, Heartbeat, Load, Snapshot, WorkerInfo
 from router.core.config import FleetConfig
 from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, UnknownWorker
+from router.core.health import Health
 from router.core.heat import Heat
 from router.core.index import PrefixIndex
+from router.core.life import State
 from router.core.member import Member
 from router.core.pace import FleetPace
 from router.core.view import View
@@ -32,6 +34,7 @@ class Registry:
         self._members: dict[str, Member] = {}
         self._owners: dict[str, Member] = {}
         self._expired_at: float | None = None
+        self.health = Health(config, self._members.values())
 
     # --- who there is -----------------------------------------------------------------------------------
 
@@ -41,11 +44,6 @@ class Registry:
     def __len__(self) -> int:
         return len(self._members)
 
-    @property
-    def ready(self) -> list[Member]:
-        """Those that may get requests, in the order in which they joined."""
-        return [member for member in self._members.values() if member.reachable and member.serving]
-
     def find(self, url: str) -> Member:
         """The member at this URL. Raises `UnknownWorker`."""
         member = self._members.get(url)
@@ -54,6 +52,10 @@ class Registry:
                 f"no worker is registered at {url!r:.200}: add it to discovery or send a heartbeat first"
             )
         return member
+
+    def get(self, url: str) -> Member | None:
+        """The member at this URL, if there is one."""
+        return self._members.get(url)
 
     def add(self, url: str, feed_vouches: bool) -> None:
         """Discovery names a worker, one that is known by its heartbeats perhaps."""
@@ -69,6 +71,7 @@ class Registry:
         if member is not None:
             self._disown(member)
             member.view.close()
+            self.health.fleet_shrank()
 
     def _join(self, url: str) -> Member:
         config = self._config
@@ -97,9 +100,16 @@ class Registry:
             elif silent > timeout:
                 member.silence(f"it has been silent for more than {timeout:g} s")
                 left.append(member.url)
+        if left:
+            self.health.fleet_shrank()
         for url in forgotten:
             self.remove(url)
         return left
+
+    def silence(self, url: str, now: float) -> float:
+        """See `Fleet.silence`."""
+        member = self._members.get(url)
+        return now - member.heard_at if member is not None and member.state is State.UNREACHABLE else 0.0
 
     # --- identity ---------------------------------------------------------------------------------------
 
@@ -222,6 +232,7 @@ class Registry:
         if member.view.epoch != info.epoch:
             member.work.forget_report()
             member.heat.clear()
+            member.renewed()
         member.view.meet(info)
         member.work.report(load, now)
 

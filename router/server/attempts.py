@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from router.server.upstream import Cause, UpstreamError
 
 NOT_WAITING = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a worker may be silent. Seconds.
+
+    A worker that gives signs of life (its feed, its /health) may think for long; one that gives none is most likely
+    frozen for a moment, and what it has computed is lost if its requests move at once.
+    """
+
+    answer: float
+    """Before it begins an answer, while it lives."""
+    idle: float
+    """Within an answer, while it lives."""
+    stall: float
+    """Without any sign of life, before what it has not begun to answer goes elsewhere."""
+    cut: float
+    """Without any sign of life, before answers it has begun are cut off."""
 
 
 class Attempt:
@@ -35,14 +54,10 @@ class Attempt:
 
 
 class Attempts:
-    """All attempts, by worker. No timer a request: `sweep` looks at all of them a few times a second.
+    """All attempts, by worker. No timer a request: `sweep` looks at all of them a few times a second."""
 
-    `answer_timeout`: longest silence before an answer begins. `idle_timeout`: longest silence within one.
-    """
-
-    def __init__(self, *, answer_timeout: float, idle_timeout: float) -> None:
-        self._answer_timeout = answer_timeout
-        self._idle_timeout = idle_timeout
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
         self._open: defaultdict[str, set[Attempt]] = defaultdict(set)
 
     @contextmanager
@@ -62,18 +77,25 @@ class Attempts:
             if not attempts:
                 del self._open[url]
 
-    def left(self, url: str, why: str) -> None:
-        """The worker is no candidate any more: what it has not answered goes elsewhere."""
+    def give_up(self, url: str, cause: Cause, why: str) -> None:
+        """There is nothing to wait for any more: what the worker has not begun to answer goes elsewhere."""
         for attempt in list(self._open.get(url, ())):
             if not attempt.answered:
-                attempt.give_up(Cause.LEFT, why)
+                attempt.give_up(cause, why)
 
-    def sweep(self, now: float) -> None:
-        """Give up on workers that have been silent for too long."""
-        for attempts in self._open.values():
+    def sweep(self, now: float, silence: Callable[[str, float], float]) -> None:
+        """Give up on workers that have been silent for too long. `silence(url, now)`: seconds for which a worker has
+        given no sign of life; 0 while it does."""
+        patience = self._patience
+        for url, attempts in self._open.items():
+            silent = silence(url, now)
             for attempt in list(attempts):
-                limit = self._idle_timeout if attempt.answered else self._answer_timeout
-                if now - attempt.since > limit:
+                stalled = patience.cut if attempt.answered else patience.stall
+                limit = patience.idle if attempt.answered else patience.answer
+                # Pieces of an answer are signs of life too, of a worker too busy for its /health.
+                if min(silent, now - attempt.since) > stalled:
+                    attempt.give_up(Cause.STALLED, f"the worker gave no sign of life for {stalled:g} s")
+                elif now - attempt.since > limit:
                     attempt.give_up(Cause.TIMEOUT, f"the worker sent nothing for {limit:g} s")
 
     def __len__(self) -> int:

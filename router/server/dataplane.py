@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -23,7 +24,7 @@ CLIENT_LEFT = 499
 """Status in the metrics (nginx's) of a request whose client left before it was answered."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DataPlane:
     """`POST /v1/completions` and `/v1/chat/completions` go where their prefix is cached; every other path of an
     inference API, and those `allowed` by name, to the least loaded worker."""
@@ -34,6 +35,8 @@ class DataPlane:
     clock: Callable[[], float]
     strategy: str
     allowed: frozenset[str] = frozenset()
+    last_request: float = -math.inf
+    """When the last request came, on `clock`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         code = CLIENT_LEFT
@@ -48,7 +51,7 @@ class DataPlane:
             self.metrics.requests.labels(str(code), self.strategy).inc()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
-        arrived = self.clock()
+        arrived = self.last_request = self.clock()
         path: str = scope["path"]
         method: str = scope["method"]
         judged = access(path, self.allowed)

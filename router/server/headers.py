@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -62,3 +64,17 @@ def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
         if at.lower() == name:
             return value
     return b""
+
+
+def retry_after(headers: Headers, now: datetime) -> float | None:
+    """Seconds that a Retry-After names, by number or by date (RFC 9110 10.2.3); None without one that makes sense.
+
+    `now` is the wall clock's, with a time zone.
+    """
+    value = find(headers, b"retry-after").decode("latin-1").strip()
+    if value.isdecimal() and value.isascii():
+        return float(value[:9])
+    try:
+        return max((parsedate_to_datetime(value) - now).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return None

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from kvcache.logs import event
 from router.core.listwatch import QUIET, ApiFailure, Cause, ListWatch, Policy, Watch
-from router.core.membership import Membership
+from router.core.membership import Intake, Membership
 from router.server.discovery import DiscoveryStatus
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class KubernetesDiscovery:
             )
 
     def _log_workers(self, workers: Membership, *, first: bool) -> None:
-        serving = sum(listing.serving for listing in workers.values())
+        serving = sum(listing.intake is Intake.OPEN for listing in workers.values())
         where = {"service": self._api.service, "namespace": self._api.namespace}
         if first:
             event(logger, logging.INFO, "workers_listed", workers=len(workers), serving=serving, **where)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 
 import aiohttp
 
+from kvcache.draining import DRAINING_HEADER
 from router.core.fleet import Fleet
 from router.server.attempts import Attempts
 from router.server.metrics import Metrics
 
 PROBE_INTERVAL = 1.0
+LONGEST_INTERVAL = 5.0
 TICK = 0.25
 
 
 class Prober:
-    """Asks one worker's /health each second for as long as `needed()`, and once more whenever `now` is called.
+    """Asks one worker's /health each second for as long as `needed()`, and beside that when `now` is called, at most
+    once a second too. A worker that refuses connections is asked ever more rarely, whoever calls.
 
-    200: alive and serving; 503: alive, but draining (it gets no new requests); anything else is no sign of life.
+    200: alive and serving (`draining`: it says that it leaves); 503: alive, but it takes nothing new; anything else is
+    no sign of life.
     """
 
     def __init__(
@@ -28,9 +33,10 @@ class Prober:
         session: aiohttp.ClientSession,
         *,
         needed: Callable[[], bool],
-        answered: Callable[[int], None],
+        answered: Callable[[int, bool], None],
         refused: Callable[[str], None],
         interval: float = PROBE_INTERVAL,
+        longest: float = LONGEST_INTERVAL,
     ) -> None:
         self._url = url
         self._session = session
@@ -38,37 +44,58 @@ class Prober:
         self._answered = answered
         self._refused = refused
         self._interval = interval
-        self._asked = asyncio.Event()
+        self._longest = longest
+        self._asked = False
+        self._asked_at = -math.inf
+        """When a request for a probe was last met at once."""
+        self._woken = asyncio.Event()
+        self._refusals = 0
 
     def now(self) -> None:
-        """Probe at once, needed or not."""
-        self._asked.set()
+        """Probe at once, needed or not; but not again within the interval, and not while it refuses connections."""
+        self._asked = True
+        now = asyncio.get_running_loop().time()
+        if not self._refusals and now - self._asked_at >= self._interval:
+            self._asked_at = now
+            self._woken.set()
+
+    def at_once(self) -> None:
+        """Probe now: something else has shown that somebody listens there again."""
+        self._asked = True
+        self._refusals = 0
+        self._woken.set()
 
     async def run(self) -> None:
         """Probe until cancelled."""
         while True:
-            if self._asked.is_set() or self._needed():
-                self._asked.clear()
+            self._woken.clear()
+            pause = self._interval
+            if self._asked or self._needed():
                 await self._probe()
+                self._asked = False  # a refusal asks for a probe: this one must not be the reason for the next
+                pause *= 2.0 ** min(max(self._refusals - 1, 0), 8)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval):
-                    await self._asked.wait()
+                async with asyncio.timeout(min(pause, self._longest)):
+                    await self._woken.wait()
 
     async def _probe(self) -> None:
         timeout = aiohttp.ClientTimeout(total=self._interval)
+        refused = False
         try:
             async with self._session.get(self._url + "/health", timeout=timeout, allow_redirects=False) as response:
-                self._answered(response.status)
+                self._answered(response.status, DRAINING_HEADER in response.headers)
         except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, ConnectionRefusedError):
-                self._refused("its /health refuses connections")
+            refused = isinstance(error.os_error, ConnectionRefusedError)
         except (aiohttp.ClientError, OSError, TimeoutError):
-            return  # silence: the fleet's own time-out decides when it has lasted too long
+            pass  # silence: the fleet's own time-out decides when it has lasted too long
+        self._refusals = self._refusals + 1 if refused else 0
+        if refused:
+            self._refused("its /health refuses connections")
 
 
 class Ticker:
-    """Four times a second: workers that have been silent too long leave the candidates, and requests that waited too
-    long for a worker's next byte are given up."""
+    """Four times a second: workers that have been silent too long leave the candidates, pauses and ejections end, and
+    requests that waited too long for a worker's next byte are given up."""
 
     def __init__(
         self,
@@ -97,4 +124,4 @@ class Ticker:
         """One look at everything that waits."""
         for url in self._fleet.expire(now):
             self._left(url, "it has been silent for too long")
-        self._attempts.sweep(now)
+        self._attempts.sweep(now, self._fleet.silence)

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from enum import Enum, auto
 from typing import Any
 
 import orjson
@@ -28,10 +29,21 @@ THREAD_BYTES = 256 * 1024
 """A pushed state larger than this is decoded in a thread."""
 
 
+class Stage(Enum):
+    """Where the process stands between SIGTERM and its end."""
+
+    SERVING = auto()
+    DRAINING = auto()
+    """It was told to stop, and takes requests until others know: it is as ready as it was. A Service that has no other
+    endpoint goes on sending to one that terminates, but only while that says that it is ready."""
+    CLOSED = auto()
+    """It accepts no more."""
+
+
 @dataclass(slots=True)
 class Management:
-    """What the management endpoints read and change. `draining` is set when the process begins to stop; `pod` gives
-    the name of the pod at a worker's URL, empty where there is none."""
+    """What the management endpoints read and change. `pod` gives the name of the pod at a worker's URL, empty where
+    there is none."""
 
     fleet: Fleet
     prompts: PromptReader
@@ -42,7 +54,7 @@ class Management:
     recent: RecentDecisions
     discovery: Callable[[], DiscoveryStatus]
     pod: Callable[[str], str]
-    draining: bool = False
+    stage: Stage = Stage.SERVING
 
     def app(self) -> FastAPI:
         """The ASGI app."""
@@ -76,7 +88,7 @@ class Management:
         """
         discovery, workers = self.discovery(), self.fleet.workers(self.clock())
         ready = sum(worker.ready for worker in workers)
-        if self.draining:
+        if self.stage is Stage.CLOSED:
             why = "the router is shutting down"
         elif not discovery.known:
             why = f"the workers are not known yet: {discovery.error or 'their list has not been read'}"
@@ -95,7 +107,7 @@ class Management:
                 self.recent,
                 self.metrics,
                 self.discovery(),
-                draining=self.draining,
+                draining=self.stage is not Stage.SERVING,
                 now=self.clock(),
             )
         )
@@ -146,7 +158,12 @@ class Management:
         ]
         del chosen["candidates"]
         chosen["prompt_tokens"] = route.prompt_tokens
-        return _json({"decision": chosen, "candidates": candidates})
+        left_out = [
+            {"worker": worker.worker_id, "state": worker.state, "why": worker.why_not_ready,
+             "seconds_left": worker.state_until}
+            for worker in self.fleet.workers(self.clock()) if not worker.ready
+        ]  # fmt: skip
+        return _json({"decision": chosen, "candidates": candidates, "left_out": left_out})
 
     # --- push ---
 

@@ -14,14 +14,14 @@ import aiohttp
 from kvcache.logs import event
 from router.core.errors import UnknownWorker
 from router.core.fleet import Fleet
-from router.core.membership import Listing, Membership
+from router.core.membership import Intake, Listing, Membership
 from router.server.attempts import Attempts
 from router.server.discovery import Discovery
 from router.server.liveness import Prober
 from router.server.metrics import Metrics
 from router.server.signal import Signal
 from router.server.subscriber import FeedPolicy, Subscriber
-from router.server.upstream import Upstream
+from router.server.upstream import Cause, Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,13 @@ class _Member:
     prober: Prober
     tasks: tuple[asyncio.Task[None], ...]
     reachable: bool = False
-    serving: bool = True
-    """Its /health does not say that it is draining."""
+    health: Intake = Intake.OPEN
+    """What its /health says of new requests."""
+
+    @property
+    def intake(self) -> Intake:
+        """What it does with new requests: the graver of what its source and itself say."""
+        return max(self.listing.intake, self.health)
 
 
 class Members:
@@ -83,10 +88,9 @@ class Members:
         for url, listing in membership.items():
             known = self._members.get(url)
             member = known or self._add(url, listing)
-            before = member.listing.serving if known else True
+            before = member.intake if known else Intake.OPEN
             member.listing = listing
-            if listing.serving != before:
-                self._set_serving(url, member)
+            self._set_intake(url, member, before)
 
     def pod(self, url: str) -> str:
         """Name of the pod at this URL; empty if it is not known."""
@@ -109,13 +113,14 @@ class Members:
             event(logger, logging.WARNING, "worker_unreachable", worker=url, why=why)
         if member is not None:
             member.reachable = False
+            member.subscriber.gone()
             member.prober.now()
         with contextlib.suppress(UnknownWorker):  # it may have been removed while a request was on its way to it
             self._fleet.set_reachable(url, False, self._clock(), why)
-        self._attempts.left(url, why)
+        self._attempts.give_up(url, Cause.BROKEN, why)
 
     def busy(self, url: str) -> None:
-        """It turned a request away: ask whether it is draining."""
+        """It turned a request away, or its feed ended: ask whether it is draining."""
         member = self._members.get(url)
         if member is not None:
             member.prober.now()
@@ -132,7 +137,8 @@ class Members:
             self._metrics,
             clock=self._clock,
             rng=self._rng,
-            up=lambda: self._up(url),
+            up=lambda: self._feed_up(url),
+            ended=lambda: self.busy(url),
             down=lambda why: self.unreachable(url, why),
             feed=listing.feed,
             policy=self._feed_policy,
@@ -141,7 +147,7 @@ class Members:
             url,
             self._session,
             needed=lambda: self._needs_probe(url),
-            answered=lambda status: self._health(url, status),
+            answered=lambda status, draining: self._health(url, status, draining),
             refused=lambda why: self.unreachable(url, why),
         )
         tasks = (asyncio.create_task(subscriber.run()), asyncio.create_task(prober.run()))
@@ -154,12 +160,18 @@ class Members:
         for task in member.tasks:
             task.cancel()
         self._fleet.remove(url, self._clock())
-        self._attempts.left(url, "it was removed")
+        self._attempts.give_up(url, Cause.LEFT, "it was removed")
         self._upstream.forget(url)
 
     def _needs_probe(self, url: str) -> bool:
         member = self._members[url]
-        return not (member.subscriber.vouches and member.reachable and member.serving)
+        return not (member.subscriber.vouches and member.reachable and member.health is Intake.OPEN)
+
+    def _feed_up(self, url: str) -> None:
+        self._up(url)
+        member = self._members[url]
+        if member.health is not Intake.OPEN:
+            member.prober.at_once()  # another process may listen there by now
 
     def _up(self, url: str) -> None:
         member = self._members[url]
@@ -169,26 +181,28 @@ class Members:
         now = self._clock()
         self._fleet.heard(url, now)
         self._fleet.set_reachable(url, True, now, "")
-        if not member.serving:
-            member.prober.now()
         self._changed.fire()
 
-    def _health(self, url: str, status: int) -> None:
+    def _health(self, url: str, status: int, draining: bool) -> None:
         member = self._members[url]
         if status not in (200, 503):
             return
-        serving = status == 200
-        if serving != member.serving:
-            member.serving = serving
-            self._set_serving(url, member)
-        self._up(url) if serving else self._fleet.heard(url, self._clock())
+        before = member.intake
+        member.health = Intake.CLOSED if status == 503 else Intake.DRAINING if draining else Intake.OPEN
+        self._set_intake(url, member, before)
+        self._up(url) if status == 200 else self._fleet.heard(url, self._clock())
 
-    def _set_serving(self, url: str, member: _Member) -> None:
-        serving = member.serving and member.listing.serving
-        event(logger, logging.INFO, "worker_serving" if serving else "worker_draining", worker=url)
-        self._fleet.set_serving(url, serving)
-        if serving:
+    def _set_intake(self, url: str, member: _Member, before: Intake) -> None:
+        intake = member.intake
+        if intake is before:
+            return
+        event(logger, logging.INFO, f"worker_{_WORDS[intake]}", worker=url)
+        self._fleet.set_intake(url, intake)
+        if intake is not Intake.CLOSED:
             self._changed.fire()
+
+
+_WORDS = {Intake.OPEN: "serving", Intake.DRAINING: "draining", Intake.CLOSED: "closed"}
 
 
 def _where(listing: Listing) -> dict[str, str]:

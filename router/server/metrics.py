@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from router.core.fleet import Fleet
+from router.core.life import State
 from router.server.discovery import DiscoveryStatus
 
 PREFIX = "kvcluster_router_"
@@ -41,6 +42,10 @@ class Metrics:
         )
         self.decisions = counter("decisions", "Choices of a worker for a request with a prompt, by reason.", "reason")
         self.retries = counter("retries", "Requests sent on to another worker, by what went wrong.", "cause")
+        self.retries_denied = counter(
+            "retries_denied", "Failed requests that were not sent on to another worker, by why not.", "why"
+        )
+        self.ejections = counter("ejections", "Workers left out because they failed where others did not.", "reason")
         self.broken_streams = counter(
             "broken_streams", "Answers that broke off or failed after their first byte, by what went wrong.", "cause"
         )
@@ -84,7 +89,8 @@ class FleetCollector(Collector):
             return GaugeMetricFamily(PREFIX + name, text, labels=labels)
 
         return (
-            gauge("workers", "Workers, by state.", "state"),
+            gauge("workers", "Workers, by how they are routed to.", "state"),
+            gauge("worker_states", "Workers, by what they are good for.", "state"),
             gauge("view_age_seconds", "Time since a worker last confirmed what it holds.", "worker"),
             gauge("in_flight", "Requests of this router that are with a worker.", "worker"),
             gauge("worker_blocks", "Blocks a worker holds, as the router sees it.", "worker"),
@@ -92,16 +98,19 @@ class FleetCollector(Collector):
         )
 
     def collect(self) -> Iterable[Metric]:
-        states, age, in_flight, blocks, index = families = self._families()
+        routed, states, age, in_flight, blocks, index = families = self._families()
         counts = dict.fromkeys(("ready", "unmatched", "not_ready"), 0)
+        by_state = dict.fromkeys(State, 0)
         for worker in self._fleet.workers(self._clock()):
             counts["not_ready" if not worker.ready else "ready" if worker.matching else "unmatched"] += 1
+            by_state[worker.state] += 1
             if worker.view_age is not None:
                 age.add_metric([worker.worker_id], worker.view_age)
             in_flight.add_metric([worker.worker_id], worker.in_flight)
             blocks.add_metric([worker.worker_id], worker.blocks)
-        for state, count in counts.items():
-            states.add_metric([state], count)
+        for family, numbers in ((routed, counts), (states, by_state)):
+            for state, count in numbers.items():
+                family.add_metric([str(state)], count)
         index.add_metric([], self._fleet.index_blocks)
         return families
 

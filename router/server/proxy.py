@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from math import ceil
 
 import orjson
@@ -13,11 +14,15 @@ from starlette.types import Send
 
 from kvcache.errors import ApiError
 from kvcache.logs import event
+from router.core.budget import RetryBudget
 from router.core.decision import Decision, NoWorkerReady, RouteRequest
 from router.core.fleet import Fleet
+from router.core.outliers import Ejection, Outcome
 from router.core.recent import RecentDecisions
+from router.core.refusals import Kind, Refusals
+from router.core.retries import Progress, Retries, RetryPolicy
 from router.server.attempts import Attempts
-from router.server.headers import Headers, find
+from router.server.headers import Headers, find, retry_after
 from router.server.metrics import Metrics
 from router.server.relay import Client, Failure, Relay
 from router.server.signal import Signal
@@ -25,20 +30,13 @@ from router.server.upstream import Cause, Upstream, UpstreamError, UpstreamReque
 
 logger = logging.getLogger(__name__)
 
-MAX_BUFFERED = 1 << 20
-"""Bytes of an answer that is no stream that are held back, so that the request can still go elsewhere if the worker
-dies before the answer is complete."""
 EXCLUDED_PAUSE = 0.1
 """Seconds before a request goes to the same worker again because there is no other."""
+LEAVING_SHOWS = 1.25
+"""Seconds after which it is known whether a worker that answered 503 leaves: its /health has been asked."""
 
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How long a request is sent around before its client gets an error."""
-
-    attempts: int = 4
-    deadline: float = 10.0
-    """Seconds since a failure (or since no worker was ready) in which another worker is looked for."""
+_FAULTS = frozenset({Cause.BROKEN, Cause.STATUS_5XX, Cause.ERROR_EVENT, Cause.TIMEOUT, Cause.STALLED})
+"""What counts against a worker. Being full, leaving or not being there does not: that is seen by other means."""
 
 
 @dataclass(slots=True)
@@ -54,6 +52,8 @@ class Proxy:
     changed: Signal
     """Fires when a worker may have become ready."""
     policy: RetryPolicy
+    budget: RetryBudget
+    refusals: Refusals
     refused: Callable[[str, str], None]
     busy: Callable[[str], None]
 
@@ -61,7 +61,29 @@ class Proxy:
         self, request: UpstreamRequest, route: RouteRequest, request_id: bytes, arrived: float, send: Send
     ) -> int:
         """Answer one request. Returns the status; raises `OSError` when the client left."""
-        return await _Exchange(self, request, Client(route, request_id, arrived, send)).run()
+        self.budget.request(arrived)
+        retries = Retries(self.policy, self.budget, repeatable=request.repeatable)
+        kind = Kind(request.method, request.target.partition("?")[0], route.model)
+        return await _Exchange(self, request, Client(route, request_id, arrived, send), retries, kind).run()
+
+    def note(self, url: str, outcome: Outcome) -> None:
+        """Tell the fleet how a worker dealt with a request, and everybody else when it is ejected for that."""
+        self.ejected(url, self.fleet.answered(url, outcome, self.clock()))
+
+    def ejected(self, url: str, ejection: Ejection | None) -> None:
+        """A worker is left out from now on, if it is."""
+        if ejection is None:
+            return
+        self.metrics.ejections.labels(ejection.reason.value).inc()
+        event(
+            logger,
+            logging.WARNING,
+            "worker_ejected",
+            worker=url,
+            reason=ejection.reason.value,
+            why=ejection.why,
+            seconds=ejection.seconds,
+        )
 
 
 @dataclass(slots=True)
@@ -71,22 +93,24 @@ class _Exchange:
     proxy: Proxy
     request: UpstreamRequest
     client: Client
-    attempts: int = 0
+    retries: Retries
+    kind: Kind
     excluded: set[str] = field(default_factory=set)
     give_up_at: float | None = None
     retry_after: float = 1.0
     failure: Failure | None = None
+    asked_to_wait_at: float | None = None
+    """When a worker turned the request away and said for how long; None if the last one did not."""
+    doubted: dict[str, int] = field(default_factory=dict)
+    """URLs of workers whose refusals were doubted, and the statuses."""
     status: int = 0
 
     async def run(self) -> int:
-        proxy = self.proxy
-        while self.attempts < proxy.policy.attempts:
-            decision = await self._choose()
-            if decision is None:
-                break
+        proxy, retries = self.proxy, self.retries
+        while (decision := await self._choose()) is not None:
             if self.failure is not None:
                 proxy.metrics.retries.labels(self.failure.cause.value).inc()
-            self.attempts += 1
+            retries.sent += 1
             if self.client.route.prompted:
                 self._count(decision)
             self.failure = await self._attempt(decision)
@@ -95,6 +119,10 @@ class _Exchange:
                     self._log_answer(decision)
                 return self.status
             self._note(decision, self.failure)
+            denial = retries.failed(self.failure.progress, proxy.clock())
+            if denial is not None:
+                proxy.metrics.retries_denied.labels(denial.value).inc()
+                break
         await self._give_up()
         return self.status
 
@@ -117,7 +145,7 @@ class _Exchange:
             matched_blocks=decision.matched_blocks,
             prompt_blocks=decision.prompt_blocks,
             predicted_ttft=decision.predicted_ttft,
-            attempts=self.attempts,
+            attempts=self.retries.sent,
             seconds=self.proxy.clock() - self.client.arrived,
         )
 
@@ -134,10 +162,11 @@ class _Exchange:
                 self.retry_after = error.retry_after
             if self.give_up_at is None:
                 self.give_up_at = now + proxy.policy.deadline
-            if now >= self.give_up_at:
+            if now >= self.give_up_at or self._is_answered(now):
                 return None
             pause = min(EXCLUDED_PAUSE if self.excluded else 1.0, self.give_up_at - now)
-            self.excluded.clear()
+            if self.asked_to_wait_at is None:
+                self.excluded.clear()
             await proxy.changed.wait(pause)
 
     def _note(self, decision: Decision, failure: Failure) -> None:
@@ -148,16 +177,40 @@ class _Exchange:
             "attempt_failed",
             request_id=self.client.request_id.decode("latin-1"),
             worker=decision.url,
-            attempt=self.attempts,
+            attempt=self.retries.sent,
             cause=failure.cause.value,
             why=failure.why,
         )
         self.excluded.add(decision.url)
-        self.give_up_at = proxy.clock() + proxy.policy.deadline
+        now = proxy.clock()
+        self.give_up_at = now + proxy.policy.deadline
+        asks_to_wait = failure.answer is not None and bool(find(failure.answer[1], b"retry-after"))
+        self.asked_to_wait_at = now if asks_to_wait else None
         if failure.cause is Cause.REFUSED:
             proxy.refused(decision.url, failure.why)
         elif failure.cause is Cause.BUSY:
             proxy.busy(decision.url)
+        elif (failure.cause in _FAULTS and failure.progress is not Progress.UNSENT) or failure.cause is Cause.CONNECT:
+            proxy.note(decision.url, Outcome.BAD)
+
+    def _is_answered(self, now: float) -> bool:
+        """Whether the client gets the last failure's answer, since no other worker is there, rather than wait for one.
+
+        What a worker refuses it refuses again, and one that asks for a pause is not asked again before. But a 503 may
+        be said by a worker that leaves, and its replacement may be near: that shows after a moment.
+        """
+        if self.failure is None or self.failure.answer is None:
+            return False
+        if self.failure.cause is Cause.DOUBTED or self.failure.answer[0] == 429:
+            return True
+        if self.asked_to_wait_at is None or now < self.asked_to_wait_at + LEAVING_SHOWS:
+            return False
+        try:
+            self.proxy.fleet.choose(self.client.route, now)
+        except NoWorkerReady:
+            self.asked_to_wait_at = None  # those that were asked leave: wait for others
+            return False
+        return True
 
     # --- one attempt ---
 
@@ -185,17 +238,54 @@ class _Exchange:
                     proxy.metrics,
                     proxy.clock,
                     proxy.fleet.config.block_size,
-                    self.attempts,
+                    self.retries.sent,
                 )
-                return await relay.run()
+                failure = await relay.run(self._failing(decision.url, response))
         except UpstreamError as error:
             if relay is not None and relay.begun:
+                proxy.note(decision.url, Outcome.BAD)
                 await relay.cut(error)
                 return None
-            return Failure(error.cause, str(error))
+            return Failure(error.cause, str(error), error.progress)
+        else:
+            if failure is None:
+                self._answered(decision.url, whole=relay.broken is None)
+            return failure
         finally:
             if response is not None:
                 response.close()
+
+    def _failing(self, url: str, response: UpstreamResponse) -> Cause | None:
+        """Why an answer should not reach the client while another worker may have a better one; None: it should."""
+        proxy, status = self.proxy, response.status
+        if status in (429, 503):
+            wait = retry_after(response.headers, datetime.now(UTC))
+            proxy.ejected(url, proxy.fleet.turned_away(url, wait, proxy.clock()))
+            return Cause.BUSY
+        if status >= 500 and status != 501:
+            return Cause.STATUS_5XX
+        if status < 400 or status >= 500:
+            return None
+        alike = [other for other, refused in self.doubted.items() if refused == status]
+        for other in (*alike, url) if alike else ():
+            proxy.refusals.agreed(other, self.kind, status, proxy.clock())
+        if alike or not proxy.refusals.doubtful(url, self.kind, status, proxy.clock()):
+            return None
+        self.doubted[url] = status
+        return Cause.DOUBTED
+
+    def _answered(self, url: str, *, whole: bool) -> None:
+        """The client has its answer, or the part of it that there was."""
+        proxy = self.proxy
+        if self.status >= 400:
+            return
+        if not whole:
+            proxy.note(url, Outcome.BAD)
+            return
+        proxy.refusals.answered(url, self.kind)
+        proxy.note(url, Outcome.GOOD)
+        for other in self.doubted:
+            proxy.note(other, Outcome.REFUSED)
 
     # --- ends without an answer ---
 
@@ -210,7 +300,7 @@ class _Exchange:
         if self.failure is None:
             message = "No worker is ready to serve this request. Try again later."
         else:
-            message = f"No worker answered this request ({self.attempts} tried; the last: {self.failure.why})."
+            message = f"No worker answered this request ({self.retries.sent} tried; the last: {self.failure.why})."
         self.status = 503
         await answer_error(
             self.client.send,
@@ -218,7 +308,7 @@ class _Exchange:
             [
                 (b"retry-after", b"%d" % max(1, ceil(self.retry_after))),
                 (b"x-request-id", self.client.request_id),
-                (b"x-kvcluster-attempts", b"%d" % self.attempts),
+                (b"x-kvcluster-attempts", b"%d" % self.retries.sent),
             ],
         )
 

@@ -28,6 +28,9 @@ MAX_BUFFERED = 1 << 20
 """Bytes of an answer that is no stream that are held back, so that the request can still go elsewhere if the worker
 dies before the answer is complete."""
 
+_DECLINED = frozenset({Cause.BUSY, Cause.ABORTED, Cause.DOUBTED})
+"""Failures that the worker itself calls one, before or instead of acting on the request."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -35,6 +38,7 @@ class Failure:
 
     cause: Cause
     why: str
+    progress: Progress
     answer: tuple[int, Headers, bytes] | None = None
 
 
@@ -67,28 +71,28 @@ class Relay:
     broken: Cause | None = None
     """Why the client has had less than a whole answer."""
 
-    async def run(self) -> Failure | None:
-        """Pass the answer on. A `Failure` means that nothing went to the client.
+    async def run(self, failing: Cause | None) -> Failure | None:
+        """Pass the answer on, unless its status says that it should not be (`failing`). A `Failure` means that nothing
+        went to the client.
 
         Raises `UpstreamError` when the worker fails; if the client has had a byte by then (`begun`), `cut` is next.
         """
-        status = self.response.status
-        if status >= 500 and status != 501:
-            cause = Cause.BUSY if status == 503 else Cause.STATUS_5XX
-            return await self._failed_answer(cause, f"status {status}", b"")
+        if failing is not None:
+            return await self._failed_answer(failing, f"status {self.response.status}", b"")
         if find(self.response.headers, b"content-type").startswith(b"text/event-stream"):
             return await self._stream()
         return await self._whole()
 
     async def _failed_answer(self, cause: Cause, why: str, body: bytes) -> Failure:
         """A failure with the answer that says so, which the client gets if no other worker has a better one."""
+        progress = Progress.DECLINED if cause in _DECLINED else Progress.ANSWERING
         while piece := await self.response.read():
             body += piece
             if len(body) > MAX_BUFFERED:
-                return Failure(cause, why)
+                return Failure(cause, why, progress)
         headers = [header for header in self._headers() if header[0] != b"content-length"]
         headers.append((b"content-length", b"%d" % len(body)))
-        return Failure(cause, why, (self.response.status, headers, body))
+        return Failure(cause, why, progress, (self.response.status, headers, body))
 
     async def _stream(self) -> Failure | None:
         """Pass on server-sent events, whole ones only: a stream that breaks off ends at the end of an event.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class FeedPolicy:
     """Seconds and bytes."""
 
     first_retry: float = 0.05
-    longest_retry: float = 0.5
+    longest_retry: float = 1.0
     """A restarted worker is found again within this."""
     silence: float = 3.0
     """A stream that brings nothing for so long is dropped: a worker reports its load every second."""
@@ -57,7 +58,8 @@ def backoff(attempt: int, policy: FeedPolicy, rng: random.Random) -> float:
 class Subscriber:
     """One worker's feed, applied to the fleet.
 
-    `up` is called when the feed answers, `down(why)` when it cannot be reached. `vouches` says whether the feed
+    `up` is called when the feed answers, `ended` when a stream that was connected ends, `down(why)` when the feed
+    cannot be reached. `vouches` says whether the feed
     currently shows that the worker lives; while it does not, `server.liveness` asks the worker itself. A feed at an
     address of its own (`feed`: an agent's, beside the engine) never does: neither its answers nor their absence say
     anything about the engine.
@@ -74,6 +76,7 @@ class Subscriber:
         rng: random.Random,
         up: Callable[[], None],
         down: Callable[[str], None],
+        ended: Callable[[], None] = lambda: None,
         feed: str | None = None,
         policy: FeedPolicy | None = None,
     ) -> None:
@@ -87,15 +90,23 @@ class Subscriber:
         self._rng = rng
         self._up = up
         self._down = down
+        self._ended = ended
         self._policy = policy or FeedPolicy()
         self._position: tuple[int, int] | None = None
         self._failures = 0
+        self._resumed_at = -math.inf
+        """When a gap was last answered without a pause."""
         self._connected = False
 
     @property
     def vouches(self) -> bool:
         """The feed is connected, and it is the worker's own."""
         return self._connected and self._own
+
+    def gone(self) -> None:
+        """Nobody listens at the worker's address: whoever does next is another process, with another cache."""
+        if self._own and not self._connected:
+            self._position = None
 
     async def run(self) -> None:
         """Follow the feed until cancelled."""
@@ -112,9 +123,10 @@ class Subscriber:
                 self._log("feed_gap", logging.INFO, str(error))
                 self._metrics.feed_gaps.inc()
                 self._position = None
-                if self._failures == 0:
-                    self._failures = 1
-                    continue  # at once; if that does not help, after a pause
+                now = self._clock()
+                if self._failures == 0 and now - self._resumed_at > self._policy.longest_retry:
+                    self._failures, self._resumed_at = 1, now
+                    continue  # at once; if that does not help for long, after a pause
             except FeedRejected as error:
                 self._log("feed_refused", logging.ERROR, str(error))
                 self._metrics.feed_refusals.labels(error.reason.value).inc()
@@ -130,7 +142,9 @@ class Subscriber:
                 self._metrics.feed_refusals.labels("unexpected").inc()
                 self._position = None
             finally:
-                self._connected = False
+                if self._connected:
+                    self._connected = False
+                    self._ended()
             await asyncio.sleep(backoff(self._failures, self._policy, self._rng))
             self._failures += 1
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from router.core.retries import Progress
 from router.server.headers import Headers
+
+__all__ = ["Cause", "Progress", "Upstream", "UpstreamError", "UpstreamRequest", "UpstreamResponse"]
 
 
 class Cause(StrEnum):
@@ -20,26 +23,19 @@ class Cause(StrEnum):
     """It accepted the request and closed the connection, or answered what is not HTTP."""
     STATUS_5XX = "status_5xx"
     BUSY = "busy"
-    """It answered 503: its queue is full, or it is draining."""
+    """It answered 503 or 429: its queue is full, or it is draining."""
+    DOUBTED = "doubted"
+    """It refused the request (4xx), which another worker may not: see `core.refusals`."""
     ERROR_EVENT = "error_event"
     """A stream whose first event is an error: the engine died."""
     ABORTED = "aborted"
     """Finish reason "abort" before any text: the engine is shutting down."""
     LEFT = "left"
-    """It left the candidates (silent, or gone) before it answered."""
+    """It was taken from the list of workers before it answered."""
+    STALLED = "stalled"
+    """It fell silent altogether (a frozen process, a lost node), for longer than the stall time-out."""
     TIMEOUT = "timeout"
-    """It sent nothing for longer than the time-out allows."""
-
-
-class Progress(StrEnum):
-    """How far an exchange got before it failed: what may have happened at the worker."""
-
-    UNSENT = "unsent"
-    """The worker cannot have acted on it: nothing was sent, or the connection was closed with the request unread."""
-    UNANSWERED = "unanswered"
-    """The request was sent, in part at least, and no byte of an answer came: the worker may have acted on it."""
-    ANSWERING = "answering"
-    """The answer had begun."""
+    """It lives but sent nothing for longer than the time-out allows."""
 
 
 class UpstreamError(Exception):

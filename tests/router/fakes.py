@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from kvcache.draining import DRAINING_HEADER
 from kvcache.feed import MSGPACK, Batch, Event, Load, Snapshot, WorkerInfo, encode_batch, encode_snapshot
 from kvcache.keys import KEY_SCHEME, BlockKey
 
@@ -116,6 +117,8 @@ class FakeWorker:
 
     script: Script = good
     health: int = 200
+    draining: bool = False
+    """Its /health says that it leaves, though it still takes requests."""
     name: str = "fake"
     block_size: int = 16
     fingerprint: str = ""
@@ -213,7 +216,8 @@ class FakeWorker:
 
     async def _dispatch(self, connection: Connection, request: Received) -> None:
         if request.target == "/health":
-            await connection.answer(self.health, b"")
+            extra = f"{DRAINING_HEADER}: 1\r\n" if self.draining else ""
+            await connection.answer(self.health, b"", extra=extra)
         elif request.target == "/cache/state" and self.serves_feed:
             self.snapshots += 1
             await connection.answer(200, encode_snapshot(self.snapshot(), MSGPACK), MSGPACK)

@@ -10,7 +10,7 @@ import pytest
 from kvcache.feed import Stored
 from kvcache.keys import block_keys
 from kvcache.tokenizer import Tokenizer
-from router.core.membership import Listing
+from router.core.membership import Intake, Listing
 from router.server.discovery import FileDiscovery, StaticDiscovery, WorkerUrlError, worker_url
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.fakes import Connection, FakeWorker, Received, fake_workers, good, token
@@ -85,7 +85,7 @@ async def test_workers_come_and_go(start_router: StartRouter) -> None:
 
 async def test_a_terminating_worker_gets_nothing_new(start_router: StartRouter) -> None:
     async with fake_workers(good, good) as (one, two), start_router([one, two]) as router:
-        router.router.members.apply({one.url: Listing(serving=False), two.url: Listing()})
+        router.router.members.apply({one.url: Listing(Intake.CLOSED), two.url: Listing()})
         for _ in range(3):
             assert (await router.complete()).headers["x-kvcluster-worker"] == two.url
         (status,) = [s for s in router.router.fleet.workers(router.router.clock()) if s.url == one.url]
@@ -147,7 +147,7 @@ async def test_a_worker_that_is_not_ready_for_a_moment_keeps_its_view(
         one.blocks = CHAIN[:5]
         router.router.members.apply({one.url: Listing(uid="a")})
         await until(lambda: held(router, one) == 5 and len(one.feeds) == 1)
-        router.router.members.apply({one.url: Listing(serving=False, uid="a")})
+        router.router.members.apply({one.url: Listing(Intake.CLOSED, uid="a")})
         assert router.candidates() == 0
         await one.publish(Stored(KEYS[4], (KEYS[5],)))
         await until(lambda: held(router, one) == 6)
@@ -158,7 +158,7 @@ async def test_a_worker_that_is_not_ready_for_a_moment_keeps_its_view(
 
 async def test_a_worker_first_listed_as_not_ready_gets_nothing(start_router: StartRouter) -> None:
     async with fake_workers(good) as (one,), start_router(retry_deadline=20) as router:
-        router.router.members.apply({one.url: Listing(serving=False)})
+        router.router.members.apply({one.url: Listing(Intake.CLOSED)})
         waiting = asyncio.create_task(router.complete())
         await until(lambda: router.router.fleet.workers(0.0)[0].why_not_ready == "it is terminating or not ready")
         assert one.received == []
@@ -179,7 +179,7 @@ async def test_a_terminating_worker_finishes_what_it_has(start_router: StartRout
     async with fake_workers(slow, good) as (one, two), start_router([one, two]) as router:
         running = asyncio.create_task(router.stream())
         await until(lambda: len(router.router.attempts) == 1)
-        router.router.members.apply({one.url: Listing(serving=False), two.url: Listing()})
+        router.router.members.apply({one.url: Listing(Intake.CLOSED), two.url: Listing()})
         assert (await router.complete()).headers["x-kvcluster-worker"] == two.url
         router.router.members.apply({two.url: Listing()})
         release.set()
@@ -263,7 +263,7 @@ async def test_a_request_waits_for_workers_that_come_later(start_router: StartRo
         old.health = 503
         waiting = asyncio.create_task(router.complete())
         await until(lambda: router.candidates() == 0)
-        router.router.members.apply({old.url: Listing(serving=False)})
+        router.router.members.apply({old.url: Listing(Intake.CLOSED)})
         router.router.members.apply({})
         assert not waiting.done()
         router.router.members.apply({new.url: Listing()})

@@ -175,12 +175,13 @@ async def test_an_answer_too_large_to_hold_that_breaks_off_is_seen_as_cut(start_
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_requests_on_a_worker_that_falls_silent_go_elsewhere(start_router: StartRouter, stream: bool) -> None:
-    async with fake_workers(good, good) as workers, start_router(workers, liveness_timeout=0.4) as router:
+    quickly = {"liveness_timeout": 0.4, "stall_timeout": 0.6}
+    async with fake_workers(good, good) as workers, start_router(workers, **quickly) as router:
         workers[0].frozen.set()  # it accepts connections (the kernel does) and never answers, on any path
         responses = await asyncio.gather(*(router.complete(stream=stream) for _ in range(8)))
         assert [response.status_code for response in responses] == [200] * 8
         assert {response.headers["x-kvcluster-worker"] for response in responses} == {workers[1].url}
-        assert router.metric("retries_total", cause="left") >= 1
+        assert router.metric("retries_total", cause="stalled") >= 1
         assert router.candidates() == 1
 
 
@@ -207,11 +208,12 @@ async def test_a_live_worker_that_never_answers_is_given_up_after_the_answer_tim
 
 
 async def test_when_every_worker_fails_the_last_answer_is_passed_on(start_router: StartRouter) -> None:
-    async with fake_workers(answering(500), answering(500)) as workers, start_router(workers) as router:
+    async with fake_workers(answering(500), answering(500), good) as workers, start_router(workers) as router:
         response = await router.complete()
         assert response.status_code == 500
         assert response.json()["error"]["message"] == "no"
-        assert int(response.headers["x-kvcluster-attempts"]) == len(workers[0].received) + len(workers[1].received) == 4
+        assert response.headers["x-kvcluster-attempts"] == "2"
+        assert [len(worker.received) for worker in workers] == [1, 1, 0], "two tried it in vain: it may be the cause"
 
 
 async def test_busy_everywhere_is_503_with_retry_after(start_router: StartRouter) -> None:
@@ -258,7 +260,7 @@ async def test_a_draining_worker_gets_no_new_requests(start_router: StartRouter)
         await router.ready(2)
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 422, 429])
+@pytest.mark.parametrize("status", [400, 409, 413, 422])
 async def test_what_a_worker_blames_on_the_client_passes_through(start_router: StartRouter, status: int) -> None:
     async with fake_workers(answering(status, "SomeError"), good) as workers, start_router(workers) as router:
         response = await router.complete()

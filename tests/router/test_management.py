@@ -21,6 +21,7 @@ from kvcache.feed import (
 )
 from kvcache.keys import KEY_SCHEME, block_keys
 from kvcache.tokenizer import Tokenizer
+from router.server.management import Stage
 from tests.router.conftest import RunningRouter, StartRouter
 from tests.router.fakes import FakeWorker, fake_workers, good
 
@@ -177,8 +178,17 @@ async def test_health_and_readiness(start_router: StartRouter) -> None:
         assert response.status_code == 503
         assert response.json()["reason"] == "no worker is ready"
         assert (await router.management.get("/health")).status_code == 200
-        router.router.management.draining = True
+        router.router.management.stage = Stage.CLOSED
         assert "shutting down" in (await router.management.get("/ready")).json()["reason"]
+
+
+async def test_a_router_that_is_told_to_stop_is_ready_for_as_long_as_it_accepts(start_router: StartRouter) -> None:
+    async with fake_workers(good) as (worker,), start_router([worker]) as router:
+        router.router.management.stage = Stage.DRAINING
+        assert (await router.management.get("/ready")).status_code == 200
+        assert (await router.management.get("/status")).json()["draining"] is True
+        router.router.management.stage = Stage.CLOSED
+        assert (await router.management.get("/ready")).status_code == 503
 
 
 async def test_explain_decides_and_sends_nothing(start_router: StartRouter) -> None:

@@ -50,8 +50,8 @@ def test_workers_by_flag() -> None:
         (["--kubernetes-service", "Not_a_name"], "--kubernetes-service"),
         (["--kubernetes-service", "a,b=c"], "--kubernetes-service"),
         (["--kubernetes-service", "s", "--kubernetes-namespace", ".."], "--kubernetes-namespace"),
-        (["--kubernetes-namespace", "ns"], "--kubernetes-namespace says where"),
-        (["--kubernetes-kubeconfig", "f"], "--kubernetes-kubeconfig says where"),
+        (["--kubernetes-namespace", "ns"], "--kubernetes-namespace goes with"),
+        (["--kubernetes-kubeconfig", "f"], "--kubernetes-kubeconfig goes with"),
         (["--drain-delay", "-1"], "--drain-delay"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from kvcache.keys import block_keys
 from kvcache.tokenizer import Tokenizer
+from router.server.management import Stage
 from tests.router.conftest import StartRouter, until
 from tests.router.fakes import Connection, Received, fake_workers, good
 
@@ -54,7 +55,7 @@ async def test_what_was_decided_and_what_it_brought(start_router: StartRouter, t
             assert oldest["age_seconds"] >= newest["age_seconds"] >= 0.0
             assert oldest["predicted_ttft_seconds"] > 0.0
             assert page["heat"] == {"w0": pytest.approx(19.0, rel=0.01), "w1": 0.0}
-            router.router.management.draining = True
+            router.router.management.stage = Stage.DRAINING
             assert (await router.management.get("/status")).json()["draining"] is True
 
 

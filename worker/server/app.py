@@ -17,7 +17,7 @@ from worker.server.exposition import Exposition
 from worker.server.feed import FeedEndpoints
 from worker.server.http import Exchange, Header
 from worker.server.invocations import invocations
-from worker.server.service import Service
+from worker.server.service import Service, Stage
 
 Handler = Callable[[Exchange, Service], Awaitable[None]]
 Methods = Mapping[str, Handler]
@@ -111,7 +111,7 @@ def _generating(handler: Handler) -> Handler:
     """A handler that occupies the engine: refused while the worker drains, counted in /load."""
 
     async def counted(exchange: Exchange, service: Service) -> None:
-        if service.draining:
+        if service.stage is Stage.DRAINING:
             raise ApiError(503, "The server is shutting down and takes no new requests.")
         with service.counted():
             try:

@@ -65,7 +65,7 @@ class CacheState:
 
 
 class FeedEndpoints:
-    """Both endpoints. `close` ends every stream; `open` undoes it."""
+    """Both endpoints. `close` ends every stream; `open` undoes it; `drop` ends those that are open now."""
 
     def __init__(self, state: CacheState, feed: FeedLog, reporter: Reporter) -> None:
         self._state = state
@@ -73,10 +73,17 @@ class FeedEndpoints:
         self._reporter = reporter
         self._wakes: set[Callable[[], None]] = set()
         self._closed = ""
+        self._drops = 0
 
     def close(self, why: str = SHUTTING_DOWN) -> None:
         """End every stream, and answer 503 with these words from now on."""
         self._closed = why
+        for wake in tuple(self._wakes):
+            wake()
+
+    def drop(self) -> None:
+        """End every stream. Whoever comes back is served: routers ask /health in between."""
+        self._drops += 1
         for wake in tuple(self._wakes):
             wake()
 
@@ -112,8 +119,9 @@ class FeedEndpoints:
             return
         self._wakes.add(wake.set)
         self._reporter.keep_alive()
+        drops = self._drops
         try:
-            while not self._closed:
+            while not self._closed and drops == self._drops:
                 frames = subscriber.take()
                 if subscriber.overrun:
                     await exchange.close_stream(self._feed.reset_frame())

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import secrets
 
+from kvcache.draining import DRAINING_HEADER
 from worker.protocol.parsing import parse_request
 from worker.protocol.tokenize import TOKENIZE_REQUEST, DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from worker.server.http import Exchange
 from worker.server.rendering import Bounds, check_multimodal, check_template, conversation, encode
-from worker.server.service import VLLM_VERSION, Service
+from worker.server.service import VLLM_VERSION, Service, Stage
 
 UNBOUNDED = 2**63
 """/tokenize takes prompts longer than any context."""
 
 
 async def health(exchange: Exchange, service: Service) -> None:
-    """200 while requests are taken, 503 once the worker drains or its engine is dead. No body."""
-    ready = not service.draining and not service.runner.dead.is_set()
-    await exchange.reply(200 if ready else 503, b"")
+    """200 while requests are taken, 503 once the worker drains or its engine is dead. No body.
+
+    A worker that leaves and still takes requests says so in a header: an endpoint that terminates is used for as long
+    as it says that it is ready, where there is no other.
+    """
+    ready = service.stage is not Stage.DRAINING and not service.runner.dead.is_set()
+    leaving = [(DRAINING_HEADER.encode(), b"1")] if service.stage is Stage.LEAVING else []
+    await exchange.reply(200 if ready else 503, b"", *leaving)
 
 
 async def version(exchange: Exchange, service: Service) -> None:

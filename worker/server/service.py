@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Protocol, TypeVar
 
 from kvcache.errors import ApiError, model_not_found
@@ -36,6 +38,16 @@ class Abortable(Protocol):
     def abort(self) -> None: ...
 
 
+class Stage(Enum):
+    """Where a worker stands between SIGTERM and its end."""
+
+    SERVING = auto()
+    LEAVING = auto()
+    """It was told to stop, and takes what still comes: others should be preferred."""
+    DRAINING = auto()
+    """What runs is finished, nothing new is taken."""
+
+
 @dataclass(slots=True)
 class Service:
     """One worker, as its handlers see it."""
@@ -55,8 +67,9 @@ class Service:
     auto_tool_choice: bool = False
     """Requests with tools are taken; the generator calls none of them."""
     trust_request_chat_template: bool = False
-    draining: bool = False
-    """SIGTERM has come: what runs is finished, nothing new is taken."""
+    stage: Stage = Stage.SERVING
+    last_request: float = -math.inf
+    """When the last completion or chat request came, on `time.monotonic`."""
     started: int = field(default_factory=lambda: int(time.time()))
     in_progress: int = 0
     """Completion and chat requests under way."""
@@ -76,6 +89,7 @@ class Service:
     def counted(self) -> Iterator[None]:
         """One request is under way."""
         self.in_progress += 1
+        self.last_request = time.monotonic()
         self.idle.clear()
         try:
             yield

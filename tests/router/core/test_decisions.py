@@ -11,6 +11,7 @@ from kvcache.feed import Load
 from kvcache.keys import CacheScope, PrefixKeys, pack_tokens
 from router.core.decision import Reason, RouteRequest
 from router.core.fleet import Fleet, Ticket
+from router.core.membership import Intake
 from router.core.reuse import REMEMBERED, Reuse
 from router.core.strategies import STRATEGIES, UnknownStrategyError, find_strategy
 from tests.router.core.support import (
@@ -134,9 +135,9 @@ def test_one_conversations_history_is_waited_for_longer_than_computed_again(make
     fleet = make_fleet(2)
     history = tokens(60)
     hold(fleet, 0, history, 60)
-    fleet.set_serving(url_of(1), False)
+    fleet.set_intake(url_of(1), Intake.CLOSED)
     send(fleet, ask(tokens(78, start=10_000)), 0.0)
-    fleet.set_serving(url_of(1), True)
+    fleet.set_intake(url_of(1), Intake.OPEN)
     decision = fleet.choose(ask(history), 0.0)
     assert decision.candidates[0].queue_seconds > decision.candidates[1].prefill_seconds
     assert (decision.worker_id, decision.reason) == ("w0", Reason.PREFIX_MATCH)
@@ -148,9 +149,9 @@ def test_a_popular_prefix_is_copied_as_soon_as_that_is_sooner(make_fleet: MakeFl
     hold(fleet, 0, shared, 60)
     for turn in range(2):
         send(fleet, ask(shared), 0.1 * turn)[1].release(0.1 * turn)
-    fleet.set_serving(url_of(1), False)
+    fleet.set_intake(url_of(1), Intake.CLOSED)
     send(fleet, ask(tokens(78, start=10_000)), 1.0)
-    fleet.set_serving(url_of(1), True)
+    fleet.set_intake(url_of(1), Intake.OPEN)
     decision = fleet.choose(ask(shared), 1.0)
     assert (decision.worker_id, decision.reason) == ("w1", Reason.LOAD_OVER_PREFIX)
 

@@ -6,6 +6,7 @@ from kvcache.feed import Heartbeat
 from router.core.decision import NoWorkerReady
 from router.core.errors import UnknownWorker
 from router.core.fleet import Fleet
+from router.core.membership import Intake
 from tests.router.core.support import MakeFleet, ask, config, idle, info, tokens, url_of
 
 
@@ -64,7 +65,7 @@ def test_the_benefit_of_the_doubt_is_given_once(make_fleet: MakeFleet) -> None:
 
 def test_a_terminating_worker_gets_nothing_new(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2)
-    fleet.set_serving(url_of(0), False)
+    fleet.set_intake(url_of(0), Intake.CLOSED)
     assert {fleet.choose(ask(tokens(2, start=9 * n)), 0.0).worker_id for n in range(5)} == {"w1"}
     assert fleet.workers(0.0)[0].why_not_ready == "it is terminating or not ready"
     fleet.heard(url_of(0), 0.1)

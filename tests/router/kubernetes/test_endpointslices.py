@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from router.core.endpointslices import membership, read_slice
-from router.core.membership import Listing, Membership
+from router.core.membership import Intake, Listing, Membership
 from tests.router.kubernetes.slices import PORTS, endpoint, endpoint_slice
 
 FEED = (*PORTS, {"name": "feed", "port": 8101, "protocol": "TCP"})
@@ -26,26 +26,28 @@ def members(*slices: dict[str, Any]) -> Membership:
 
 def test_a_ready_pod_is_a_worker() -> None:
     assert members(endpoint_slice("a", endpoint("10.0.0.1", "w-1", ready=True, serving=True, terminating=False))) == {
-        "http://10.0.0.1:8100": Listing(True, None, "w-1", "uid-w-1")
+        "http://10.0.0.1:8100": Listing(Intake.OPEN, None, "w-1", "uid-w-1")
     }
 
 
 @pytest.mark.parametrize(
-    ("conditions", "serving"),
+    ("conditions", "intake"),
     [
-        ({}, True),
-        ({"ready": None}, True),
-        ({"ready": True}, True),
-        ({"ready": False}, False),
-        ({"ready": False, "serving": False, "terminating": False}, False),
-        ({"ready": False, "serving": True, "terminating": True}, False),
-        ({"ready": True, "serving": True, "terminating": True}, False),  # a Service that publishes addresses not ready
-        ({"ready": True, "serving": None, "terminating": None}, True),
+        ({}, Intake.OPEN),
+        ({"ready": None}, Intake.OPEN),
+        ({"ready": True}, Intake.OPEN),
+        ({"ready": False}, Intake.CLOSED),
+        ({"ready": False, "serving": False, "terminating": False}, Intake.CLOSED),
+        ({"ready": False, "serving": True, "terminating": True}, Intake.DRAINING),
+        ({"ready": False, "serving": False, "terminating": True}, Intake.CLOSED),
+        ({"ready": False, "terminating": True}, Intake.CLOSED),
+        ({"ready": True, "serving": True, "terminating": True}, Intake.DRAINING),  # a Service that publishes not ready
+        ({"ready": True, "serving": None, "terminating": None}, Intake.OPEN),
     ],
 )
-def test_conditions(conditions: dict[str, bool | None], serving: bool) -> None:
+def test_conditions(conditions: dict[str, bool | None], intake: Intake) -> None:
     found = members(endpoint_slice("a", endpoint("10.0.0.1", "w-1", **conditions)))
-    assert found == {"http://10.0.0.1:8100": Listing(serving, None, "w-1", "uid-w-1")}
+    assert found == {"http://10.0.0.1:8100": Listing(intake, None, "w-1", "uid-w-1")}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_other_ports_are_left_aside() -> None:
 
 def test_a_port_for_the_feed() -> None:
     found = members(endpoint_slice("a", endpoint("10.0.0.1", "w-1"), ports=FEED))
-    assert found == {"http://10.0.0.1:8100": Listing(True, "http://10.0.0.1:8101", "w-1", "uid-w-1")}
+    assert found == {"http://10.0.0.1:8100": Listing(Intake.OPEN, "http://10.0.0.1:8101", "w-1", "uid-w-1")}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_a_pod_with_addresses_of_two_families_is_one_worker_whichever_slice_chan
     four = endpoint_slice("a", endpoint("10.0.0.1", "w-1", ready=False))
     for ready in (False, True):
         six = endpoint_slice("b", endpoint("fd00::1", "w-1", ready=ready), family="IPv6")
-        assert members(four, six) == {"http://10.0.0.1:8100": Listing(False, None, "w-1", "uid-w-1")}
+        assert members(four, six) == {"http://10.0.0.1:8100": Listing(Intake.CLOSED, None, "w-1", "uid-w-1")}
 
 
 def test_only_the_first_address_counts() -> None:
@@ -109,13 +111,13 @@ def test_an_endpoint_that_moves_between_slices_is_one_worker() -> None:
     here = endpoint_slice("a", endpoint("10.0.0.1", "w-1", ready=True))
     assert len(members(here, endpoint_slice("b", endpoint("10.0.0.1", "w-1", ready=True)))) == 1
     leaving = endpoint_slice("b", endpoint("10.0.0.1", "w-1", ready=False, terminating=True))
-    assert members(here, leaving) == {"http://10.0.0.1:8100": Listing(False, None, "w-1", "uid-w-1")}
+    assert members(here, leaving) == {"http://10.0.0.1:8100": Listing(Intake.CLOSED, None, "w-1", "uid-w-1")}
 
 
 def test_an_address_that_passed_to_another_pod_is_the_new_pods() -> None:
     old = endpoint_slice("a", endpoint("10.0.0.1", "w-9", ready=False, terminating=True))
     new = endpoint_slice("b", endpoint("10.0.0.1", "w-1", ready=True))
-    assert members(old, new) == {"http://10.0.0.1:8100": Listing(True, None, "w-1", "uid-w-1")}
+    assert members(old, new) == {"http://10.0.0.1:8100": Listing(Intake.OPEN, None, "w-1", "uid-w-1")}
 
 
 def test_a_pod_that_got_another_address_is_at_the_one_that_serves() -> None:

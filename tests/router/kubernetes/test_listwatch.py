@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from router.core.endpointslices import membership, read_slice
 from router.core.listwatch import ApiFailure, Cause, ListWatch, Policy, Watch, status_failure
-from router.core.membership import Listing
+from router.core.membership import Intake, Listing
 from tests.router.kubernetes.slices import bookmark, endpoint, endpoint_slice, event, slice_list, status
 
 POLICY = Policy()
@@ -51,7 +51,7 @@ def test_events_and_bookmarks_carry_the_position_on() -> None:
     assert list(state.workers or ()) == URLS
     assert state.next(1.0) == Watch("2", 12)
     state.event(event("MODIFIED", endpoint_slice("b", endpoint("10.0.0.2", "w-2", ready=False)), 3), 1.0)
-    assert (state.workers or {})[URLS[1]] == Listing(False, None, "w-2", "uid-w-2")
+    assert (state.workers or {})[URLS[1]] == Listing(Intake.CLOSED, None, "w-2", "uid-w-2")
     state.event(bookmark(40), 2.0)
     assert state.next(2.0) == Watch("40", 12)
     state.event(event("DELETED", ONE, 41), 3.0)

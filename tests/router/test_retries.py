@@ -1,0 +1,336 @@
+"""Requests that hurt: what must not be sent again, and workers that must not get any more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from router.core.membership import Intake, Listing
+from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.fakes import (
+    DONE,
+    ERROR_EVENT,
+    Connection,
+    FakeWorker,
+    Received,
+    Script,
+    fake_workers,
+    good,
+    token,
+)
+
+DEAD = b'{"error":{"message":"EngineCore encountered an issue.","type":"InternalServerError","code":500}}'
+"""vLLM's answer to every request that its engine had when it died (captured from 0.32)."""
+
+
+def answering(status: int, extra: str = "", message: str = "no") -> Script:
+    body = json.dumps({"error": {"message": message, "type": "E", "param": None, "code": status}}).encode()
+
+    async def script(connection: Connection, request: Received) -> None:
+        await connection.answer(status, body, extra=extra)
+
+    return script
+
+
+def counts(workers: list[FakeWorker]) -> list[int]:
+    return [len(worker.received) for worker in workers]
+
+
+# --- poison ---
+
+
+async def resets(connection: Connection, request: Received) -> None:
+    connection.reset()
+
+
+async def dead_engine(connection: Connection, request: Received) -> None:
+    await connection.answer(500, DEAD)
+
+
+async def dead_in_the_stream(connection: Connection, request: Received) -> None:
+    await connection.begin_stream()
+    await connection.chunk(ERROR_EVENT + DONE)
+    await connection.end_stream()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dying", [resets, dead_engine, dead_in_the_stream])
+async def test_a_request_that_kills_its_engine_kills_two_at_most(
+    start_router: StartRouter, dying: Script, stream: bool
+) -> None:
+    async def poisoned(connection: Connection, request: Received) -> None:
+        await (dying if b"poison" in request.body else good)(connection, request)
+
+    async with fake_workers(*[poisoned] * 4) as workers, start_router(workers) as router:
+        response = await router.complete("poison", stream=stream)
+        assert b"error" in response.content
+        assert response.headers["x-kvcluster-attempts"] == "2"
+        assert sum(counts(workers)) == 2
+        assert router.metric("retries_denied_total", why="suspect") == 1
+        assert (await router.complete()).status_code == 200
+
+
+async def test_a_worker_that_dies_altogether_takes_a_poison_request_to_one_more_only(start_router: StartRouter) -> None:
+    """The process is gone: connections are reset, and its address refuses new ones before the reset is seen."""
+    dying: list[asyncio.Task[None]] = []
+
+    async with fake_workers(*[good] * 4) as workers:
+
+        async def dies(connection: Connection, request: Received) -> None:
+            if b"poison" not in request.body:
+                await good(connection, request)
+                return
+            killed = next(worker for worker in workers if request in worker.received)
+            dying.append(asyncio.create_task(killed.stop(reset=True)))
+            await connection.closed()
+
+        for worker in workers:
+            worker.script = dies
+        async with start_router(workers) as router:
+            assert (await router.complete("poison")).status_code == 503
+            assert len(dying) == 2
+            assert (await router.complete()).status_code == 200
+
+
+# --- what must not be done twice ---
+
+
+@pytest.mark.parametrize("failing", [resets, answering(500), answering(503), answering(429), answering(404)])
+async def test_what_is_not_safe_to_repeat_is_sent_once(start_router: StartRouter, failing: Script) -> None:
+    path = "/v1/load_lora_adapter"
+    async with fake_workers(failing, good) as workers, start_router(workers, allowed_paths=[path]) as router:
+        response = await router.client.post(path, json={"lora_name": "x"})
+        assert response.status_code >= 400
+        assert counts(workers) == [1, 0]
+        assert router.metric("retries_denied_total", why="unsafe") == 1
+
+
+async def test_what_is_not_safe_to_repeat_goes_elsewhere_when_it_was_never_sent(start_router: StartRouter) -> None:
+    path = "/v1/load_lora_adapter"
+    async with fake_workers(good, good) as workers, start_router(workers, allowed_paths=[path]) as router:
+        await workers[0].stop()
+        response = await router.client.post(path, json={"lora_name": "x"})
+        assert response.status_code == 200
+        assert len(workers[1].received) == 1
+
+
+# --- the budget ---
+
+
+async def test_when_everybody_fails_the_load_is_not_multiplied(start_router: StartRouter) -> None:
+    settings = {"retry_floor": 0.0, "retry_share": 0.2, "eject_after": 0, "retry_deadline": 0.0}
+    async with fake_workers(*[answering(500)] * 4) as workers, start_router(workers, **settings) as router:
+        for _ in range(50):
+            assert (await router.complete()).status_code == 500
+        assert sum(counts(workers)) == 50 + 10
+        assert router.metric("retries_denied_total", why="budget") == 40
+
+
+# --- silence ---
+
+
+async def test_a_worker_frozen_for_a_moment_keeps_what_it_computes(start_router: StartRouter) -> None:
+    release = asyncio.Event()
+
+    async def slow(connection: Connection, request: Received) -> None:
+        await release.wait()
+        await good(connection, request)
+
+    async with fake_workers(slow, good) as workers, start_router(workers, liveness_timeout=0.3) as router:
+        computing = asyncio.create_task(router.complete())
+        await until(lambda: len(workers[0].received) == 1)
+        workers[0].frozen.set()  # its /health is not answered any more
+        await router.ready(1)
+        assert (await router.complete()).headers["x-kvcluster-worker"] == workers[1].url
+        assert not computing.done()
+        workers[0].frozen.clear()
+        release.set()
+        response = await computing
+        assert response.headers["x-kvcluster-attempts"] == "1"
+        assert response.headers["x-kvcluster-worker"] == workers[0].url
+        await router.ready(2)
+
+
+async def test_an_answer_of_a_worker_that_is_silent_altogether_is_cut_after_the_cut_timeout(
+    start_router: StartRouter,
+) -> None:
+    async def begins(connection: Connection, request: Received) -> None:
+        await connection.begin_stream()
+        await connection.chunk(token("Hel"))
+        worker.frozen.set()
+        await connection.closed()
+
+    quick = {"liveness_timeout": 0.3, "cut_timeout": 0.5, "idle_timeout": 1000}
+    async with fake_workers(begins) as (worker,), start_router([worker], **quick) as router:
+        assert await router.stream() == token("Hel") + ERROR_EVENT + DONE
+        assert router.metric("broken_streams_total", cause="stalled") == 1
+
+
+async def test_a_model_that_thinks_for_long_is_not_cut_while_its_worker_lives(start_router: StartRouter) -> None:
+    """Its /health is answered, its stream says nothing: for far longer than any bound on silence altogether."""
+    release = asyncio.Event()
+
+    async def thinks(connection: Connection, request: Received) -> None:
+        await connection.begin_stream()
+        await connection.chunk(token("Hm"))
+        await release.wait()
+        await connection.chunk(token("!", "length"))
+        await connection.end_stream()
+
+    quick = {"liveness_timeout": 5.0, "stall_timeout": 0.2, "cut_timeout": 0.2}
+    async with fake_workers(thinks) as workers, start_router(workers, **quick) as router:
+        thinking = asyncio.create_task(router.stream())
+        await until(lambda: len(workers[0].received) == 1)
+        silent_since = router.router.clock()
+        await until(lambda: router.router.clock() - silent_since > 1.0)
+        assert not thinking.done()
+        release.set()
+        assert await thinking == token("Hm") + token("!", "length")
+
+
+# --- black holes ---
+
+
+async def drive(router: RunningRouter, requests: int, clients: int = 8) -> list[int]:
+    """Statuses of so many requests, each with another prompt, from clients that ask one after another."""
+    statuses: list[int] = []
+
+    async def client(number: int) -> None:
+        for at in range(number, requests, clients):
+            statuses.append((await router.complete(f"prompt {at} of many")).status_code)
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return statuses
+
+
+async def takes_a_while(connection: Connection, request: Received) -> None:
+    await asyncio.sleep(0.02)
+    await good(connection, request)
+
+
+@pytest.mark.parametrize("strategy", ["cache_aware", "least_loaded", "round_robin"])
+@pytest.mark.parametrize(
+    ("hole", "believed"),
+    [
+        (answering(429), 0),
+        (answering(429, "retry-after: 1\r\n"), 0),
+        (answering(404), 0),
+        (answering(400), 3),  # it speaks of one request's body: the first ones are taken for the client's fault
+        (answering(500), 0),
+        (resets, 0),
+    ],
+    ids=["429", "429-retry-after", "404", "400", "500", "reset"],
+)
+async def test_an_engine_that_fails_at_once_draws_next_to_nothing(
+    start_router: StartRouter, hole: Script, believed: int, strategy: str
+) -> None:
+    workers_of = fake_workers(hole, takes_a_while, takes_a_while, takes_a_while)
+    async with workers_of as workers, start_router(workers, routing_strategy=strategy) as router:
+        statuses = await drive(router, 400)
+        assert len(statuses) - statuses.count(200) == believed
+        # What is believed, five that count in a row, and what each client had sent by then.
+        assert len(workers[0].received) <= believed + 5 + 8
+
+
+async def test_what_all_refuse_reaches_the_client_and_counts_against_nobody(start_router: StartRouter) -> None:
+    async with fake_workers(*[answering(404, message="no such model")] * 3) as workers, start_router(workers) as router:
+        for number in range(30):
+            response = await router.complete(model="unknown")
+            assert (response.status_code, response.json()["error"]["message"]) == (404, "no such model")
+            assert response.headers["x-kvcluster-attempts"] == ("2" if number == 0 else "1")
+        assert sum(counts(workers)) == 31
+        assert router.candidates() == 3
+        assert router.metric("worker_states", state="ejected") == 0
+
+
+async def test_a_worker_that_lacks_a_model_is_not_asked_for_it_and_serves_the_rest(start_router: StartRouter) -> None:
+    async def lacks(connection: Connection, request: Received) -> None:
+        await (answering(404) if b"adapter" in request.body else good)(connection, request)
+
+    async with fake_workers(lacks, good) as workers, start_router(workers) as router:
+        for _ in range(20):
+            assert (await router.complete(model="adapter")).status_code == 200
+            assert (await router.complete(model="base")).status_code == 200
+            assert (await router.complete(model="base")).status_code == 200
+        assert router.candidates() == 2
+
+
+async def test_busy_everywhere_is_told_at_once_in_the_last_workers_words(start_router: StartRouter) -> None:
+    full = answering(429, "retry-after: 17\r\n", "slow down")
+    async with fake_workers(full, full) as workers, start_router(workers, retry_deadline=1000) as router:
+        response = await router.complete()
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "17"
+        assert response.json()["error"]["message"] == "slow down"
+        assert counts(workers) == [1, 1]
+        assert router.metric("worker_states", state="paused") == 2
+
+
+async def test_a_full_worker_that_is_the_only_one_is_not_asked_again_before_its_time(start_router: StartRouter) -> None:
+    full = answering(503, "retry-after: 17\r\n", "my queue is full")
+    async with fake_workers(full) as workers, start_router(workers, retry_deadline=1000) as router:
+        response = await router.complete()
+        assert (response.status_code, response.headers["retry-after"]) == (503, "17")
+        assert response.json()["error"]["message"] == "my queue is full"
+        assert counts(workers) == [1]
+
+
+async def test_a_worker_that_leaves_with_a_retry_after_makes_requests_wait_for_the_next(
+    start_router: StartRouter,
+) -> None:
+    leaving = answering(503, "retry-after: 1\r\n")
+    async with fake_workers(leaving, good) as (old, new), start_router([old], retry_deadline=1000) as router:
+        old.health = 503
+        waiting = asyncio.create_task(router.complete())
+        await router.ready(0)
+        router.router.members.apply({old.url: Listing(Intake.CLOSED), new.url: Listing()})
+        response = await waiting
+        assert (response.status_code, response.headers["x-kvcluster-worker"]) == (200, new.url)
+        assert len(old.received) == 1
+
+
+async def test_a_worker_that_asks_for_a_pause_gets_one_and_is_shown_so(start_router: StartRouter) -> None:
+    full = answering(503, "retry-after: 20\r\n")
+    async with fake_workers(full, good) as workers, start_router(workers) as router:
+        for _ in range(6):
+            assert (await router.complete()).status_code == 200
+        assert counts(workers) == [1, 6]
+        shown = (await router.management.get("/workers")).json()["workers"][0]
+        assert (shown["state"], shown["ready"]) == ("paused", False)
+        assert 10 < shown["state_until"] <= 20
+
+
+async def test_an_ejected_worker_is_shown_everywhere_and_comes_back_when_it_is_well(start_router: StartRouter) -> None:
+    async with fake_workers(answering(500), good) as workers, start_router(workers, eject_seconds=0.6) as router:
+        for _ in range(12):
+            assert (await router.complete()).status_code == 200
+        assert len(workers[0].received) == 5
+        assert router.metric("ejections_total", reason="consecutive") == 1
+        assert router.metric("worker_states", state="ejected") == 1
+        shown = (await router.management.get("/workers")).json()["workers"][0]
+        assert shown["state"] == "ejected"
+        assert "5 requests in a row failed" in shown["why_not_ready"]
+        explained = (await router.management.post("/route/explain", json={"prompt": "x"})).json()
+        assert [(each["worker"], each["state"]) for each in explained["left_out"]] == [(workers[0].url, "ejected")]
+        workers[0].script = good
+        await until(lambda: router.metric("worker_states", state="half_open") == 1)
+        for _ in range(6):
+            assert (await router.complete()).status_code == 200
+        assert router.metric("worker_states", state="serving") == 2
+        assert len(workers[0].received) > 5
+
+
+async def test_a_draining_worker_that_still_accepts_is_used_when_it_is_the_last(start_router: StartRouter) -> None:
+    async with fake_workers(good, good) as workers, start_router(workers) as router:
+        workers[0].draining = True
+        router.router.members.busy(workers[0].url)
+        await router.ready(1)
+        for _ in range(4):
+            assert (await router.complete()).headers["x-kvcluster-worker"] == workers[1].url
+        assert router.metric("worker_states", state="draining") == 1
+        await workers[1].stop(reset=True)
+        assert (await router.complete()).headers["x-kvcluster-worker"] == workers[0].url
+        workers[0].draining = False
+        await until(lambda: router.metric("worker_states", state="serving") == 1)
