@@ -19,7 +19,10 @@ import yaml
 from tests.kube.apiserver import FakeApiServer
 
 ASSETS = "KUBEBUILDER_ASSETS"
-"""Environment variable: the folder with the binaries `etcd` and `kube-apiserver`, as envtest has it."""
+"""Environment variable: the folder with the binaries `etcd` and `kube-apiserver`, as envtest has it.
+
+Where `kube-controller-manager` lies beside them, it collects garbage, which an API server alone does not.
+"""
 
 
 class Backend(Protocol):
@@ -27,6 +30,10 @@ class Backend(Protocol):
 
     real: bool
     url: str
+    token: str
+    """The administrator's bearer token."""
+    collects_garbage: bool
+    """Whether what belongs to a deleted object is deleted."""
 
     @property
     def fake(self) -> FakeApiServer: ...
@@ -48,10 +55,12 @@ class FakeBackend:
     """The fake API server on the test's event loop."""
 
     real = False
+    collects_garbage = True
 
     def __init__(self, api: FakeApiServer) -> None:
         self.fake = api
         self.url = api.url
+        self.token = api.token("admin")
 
     def client(self, user: str = "admin") -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.fake.token(user)}", "User-Agent": "tests/1"}
@@ -72,9 +81,13 @@ class RealBackend:
 
     real = True
 
-    def __init__(self, url: str, token: str, another: Callable[[], AbstractContextManager[RealBackend]]) -> None:
+    def __init__(
+        self, url: str, token: str, another: Callable[[], AbstractContextManager[RealBackend]], *,
+        collects_garbage: bool,
+    ) -> None:  # fmt: skip
         self.url = url
-        self._token = token
+        self.collects_garbage = collects_garbage
+        self.token = token
         self._another = another
 
     @property
@@ -82,14 +95,14 @@ class RealBackend:
         raise LookupError("this is a real API server: it has no faults to order and keeps no log")
 
     def client(self, user: str = "admin") -> httpx.AsyncClient:
-        headers = {"Authorization": f"Bearer {self._token}", "User-Agent": "tests/1"}
+        headers = {"Authorization": f"Bearer {self.token}", "User-Agent": "tests/1"}
         if user != "admin":
             headers["Impersonate-User"] = user
         # The certificate is one the server made for itself a moment ago, on this machine.
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30, trust_env=False, verify=False)  # noqa: S501
 
     def kubeconfig(self, path: Path, user: str = "admin", namespace: str = "default") -> Path:
-        login: dict[str, Any] = {"token": self._token, **({"as": user} if user != "admin" else {})}
+        login: dict[str, Any] = {"token": self.token, **({"as": user} if user != "admin" else {})}
         config = {
             "apiVersion": "v1", "kind": "Config", "current-context": "real",
             "clusters": [{"name": "real", "cluster": {"server": self.url, "insecure-skip-tls-verify": True}}],
@@ -129,6 +142,7 @@ def real_api_server(assets: Path, folder: Path) -> Iterator[RealBackend]:
     """etcd and kube-apiserver, as envtest starts them. The API server ends before etcd does."""
     client_port, peer_port = _free_port(), _free_port()
     etcd_url, peer_url = f"http://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
+    manager = assets / "kube-controller-manager"
     key, tokens, token = folder / "service-accounts.key", folder / "tokens.csv", secrets.token_hex(16)
     subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
     tokens.write_text(f'{token},admin,admin,"system:masters"\n')
@@ -151,11 +165,21 @@ def real_api_server(assets: Path, folder: Path) -> Iterator[RealBackend]:
         ]  # fmt: skip
         log = folder / f"kube-apiserver-{port}.log"
         with _process(server, log) as process:
-            backend = RealBackend(f"https://127.0.0.1:{port}", token, serving)
+            backend = RealBackend(f"https://127.0.0.1:{port}", token, serving, collects_garbage=manager.exists())
             _wait_until_ready(backend, process, token, log)
             yield backend
 
-    with _process(etcd, folder / "etcd.log"), serving() as backend:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_process(etcd, folder / "etcd.log"))
+        backend = stack.enter_context(serving())
+        if manager.exists():
+            kubeconfig = backend.kubeconfig(folder / "controller-manager.kubeconfig")
+            collector = [
+                str(manager), f"--kubeconfig={kubeconfig}", "--controllers=garbage-collector-controller",
+                "--leader-elect=false", f"--secure-port={_free_port()}", "--bind-address=127.0.0.1",
+                f"--cert-dir={folder / 'controller-manager'}",
+            ]  # fmt: skip
+            stack.enter_context(_process(collector, folder / "kube-controller-manager.log"))
         yield backend
 
 

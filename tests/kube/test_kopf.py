@@ -1,10 +1,10 @@
-"""kopf and the official asyncio client against the fake API server: what the operator is made of."""
+"""kopf and the official asyncio client against API servers: what the operator is made of."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,19 @@ from kopf._cogs.structs.credentials import ConnectionInfo
 from kubernetes.aio import client as kubernetes
 from kubernetes.aio import config as kubernetes_config
 
-from tests.kube.apiserver import FakeApiServer
+from tests.kube.backends import Backend
 from tests.kube.calls import ok, patch
-from tests.kube.samples import GROUP, WIDGETS, deployment, widget, widget_definition
+from tests.kube.samples import GROUP, deployment, widget
 from tests.processes import eventually
 
 pytestmark = pytest.mark.process
-
-PATH = f"{WIDGETS}/namespaces/default/widgets"
-DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
 
 
 class Operator:
     """A small operator: notes what its handlers were told."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, server: Backend, namespace: str) -> None:
+        self._namespace = namespace
         self.handled: list[tuple[str, str, int]] = []
         self.seen: list[tuple[str, str]] = []
         self.indexed: set[str] = set()
@@ -40,7 +38,7 @@ class Operator:
 
         @kopf.on.login(registry=registry)
         def login(**_: Any) -> ConnectionInfo:
-            return ConnectionInfo(server=url, token=token)
+            return ConnectionInfo(server=server.url, token=server.token, insecure=server.real)
 
         @kopf.on.startup(registry=registry)
         def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -86,7 +84,7 @@ class Operator:
         """The operator on a loop of its own: when it stops, it cancels every task of its loop, whoever made it."""
         stop, ready = threading.Event(), threading.Event()
         operator = kopf.operator(
-            registry=self.registry, namespaces=["default"], standalone=True, stop_flag=stop, ready_flag=ready
+            registry=self.registry, namespaces=[self._namespace], standalone=True, stop_flag=stop, ready_flag=ready
         )
         thread = asyncio.create_task(asyncio.to_thread(asyncio.run, operator))
         try:
@@ -98,65 +96,77 @@ class Operator:
                 await thread
 
 
-@pytest.fixture
-async def client(fake: FakeApiServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=fake.url, trust_env=False, verify=False) as client:  # noqa: S501
-        ok(await client.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json=widget_definition()), 201)
-        yield client
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await condition():  # noqa: ASYNC110  nothing tells when
+            await asyncio.sleep(0.05)
 
 
-async def test_kopf_handles_the_life_of_an_object(fake: FakeApiServer, client: httpx.AsyncClient) -> None:
-    operator = Operator(fake.url, fake.token("admin"))
-    ok(await client.post(PATH, json=widget("old")), 201)
+async def test_kopf_handles_the_life_of_an_object(
+    api: Backend, client: httpx.AsyncClient, widgets: str, ns: str
+) -> None:
+    operator = Operator(api, ns)
+    deployments = f"/apis/apps/v1/namespaces/{ns}/deployments"
+    ok(await client.post(widgets, json=widget("old")), 201)
     async with operator.running():
         await eventually(lambda: ("create", "old", 1) in operator.handled)
-        ok(await client.post(PATH, json=widget("a")), 201)
+        ok(await client.post(widgets, json=widget("a")), 201)
         await eventually(lambda: ("create", "a", 1) in operator.handled)
         assert operator.indexed == {"gpt2"}
-        ok(await patch(client, f"{PATH}/a", {"spec": {"mode": "slow"}}))
+        ok(await patch(client, f"{widgets}/a", {"spec": {"mode": "slow"}}))
         await eventually(lambda: ("update", "a", 2) in operator.handled)
         labelled = deployment()
         labelled["metadata"]["labels"] = {"app": "web"}
-        ok(await client.post(DEPLOYMENTS, json=labelled), 201)
-        ok(await client.post(DEPLOYMENTS, json=deployment("other")), 201)
+        ok(await client.post(deployments, json=labelled), 201)
+        ok(await client.post(deployments, json=deployment("other")), 201)
         await eventually(lambda: operator.seen)
         assert operator.deployments == {"web"}
-        fake.faults.cut_watches()
-        ok(await client.delete(f"{DEPLOYMENTS}/web"))
+        if not api.real:
+            api.fake.faults.cut_watches()
+        ok(await client.delete(f"{deployments}/web"))
         await eventually(lambda: ("DELETED", "web") in operator.seen)
         assert {name for _, name in operator.seen} == {"web"}
-        fake.compact()
-        fake.faults.cut_watches()
-        ok(await client.delete(f"{PATH}/a"))
+        if not api.real:
+            api.fake.compact()
+            api.fake.faults.cut_watches()
+        ok(await client.delete(f"{widgets}/a"))
         await eventually(lambda: ("delete", "a", 0) in operator.handled)
-        await eventually(lambda: fake.store.get((GROUP, "widgets"), ("default", "a")) is None)
-        obj = ok(await client.get(f"{PATH}/old"))
+
+        async def gone() -> bool:
+            return (await client.get(f"{widgets}/a")).status_code == 404
+
+        await until(gone)
+        obj = ok(await client.get(f"{widgets}/old"))
         assert obj["status"] == {"ready": 1}
         assert obj["metadata"]["finalizers"] == ["example.dev/operator"]
-        events = f"/api/v1/namespaces/default/events?fieldSelector=involvedObject.uid={obj['metadata']['uid']}"
-        await eventually(lambda: any(e.resource == "events" and e.verb == "create" for e in fake.requests))
-        assert "Reconciled" in {e["reason"] for e in ok(await client.get(events))["items"]}
-    again = Operator(fake.url, fake.token("admin"))
+        events = f"/api/v1/namespaces/{ns}/events?fieldSelector=involvedObject.uid={obj['metadata']['uid']}"
+
+        async def told() -> bool:
+            return "Reconciled" in {event["reason"] for event in ok(await client.get(events))["items"]}
+
+        await until(told)
+    again = Operator(api, ns)
     async with again.running():
         await eventually(lambda: again.handled)
     assert again.handled == [("resume", "old", 1)]
 
 
-async def test_the_official_client_applies(fake: FakeApiServer, client: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_the_official_client_applies(api: Backend, widgets: str, ns: str, tmp_path: Path) -> None:
     configuration = kubernetes.Configuration()
-    kubeconfig = str(fake.kubeconfig(tmp_path / "kubeconfig"))
-    await kubernetes_config.load_kube_config(kubeconfig, client_configuration=configuration)
-    async with kubernetes.ApiClient(configuration) as api:
-        apps = kubernetes.AppsV1Api(api)
+    await kubernetes_config.load_kube_config(
+        str(api.kubeconfig(tmp_path / "kubeconfig")), client_configuration=configuration
+    )
+    async with kubernetes.ApiClient(configuration) as client:
+        apps = kubernetes.AppsV1Api(client)
         headers = {"field_manager": "me", "force": True, "_content_type": "application/apply-patch+yaml"}
         body = deployment(replicas=2)
-        applied = await apps.patch_namespaced_deployment("web", "default", body, **headers)
+        applied = await apps.patch_namespaced_deployment("web", ns, body, **headers)
         assert applied.spec.replicas == 2
         body["spec"].pop("replicas")
-        applied = await apps.patch_namespaced_deployment("web", "default", body, **headers)
+        applied = await apps.patch_namespaced_deployment("web", ns, body, **headers)
         assert applied.spec.replicas == 1
-        listed = await apps.list_namespaced_deployment("default", label_selector="")
+        listed = await apps.list_namespaced_deployment(ns, label_selector="")
         assert [item.metadata.name for item in listed.items] == ["web"]
-        custom = kubernetes.CustomObjectsApi(api)
-        obj = await custom.create_namespaced_custom_object(GROUP, "v1alpha1", "default", "widgets", widget())
+        custom = kubernetes.CustomObjectsApi(client)
+        obj = await custom.create_namespaced_custom_object(GROUP, "v1alpha1", ns, "widgets", widget())
         assert obj["spec"]["mode"] == "fast"

@@ -1,4 +1,4 @@
-"""kubectl against the fake API server: what a person at a terminal does."""
+"""kubectl against API servers: what a person at a terminal does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.kube.apiserver import FakeApiServer
+from tests.kube.backends import Backend
 from tests.kube.binaries import kubectl_binaries
 from tests.kube.kubectl import Tool, parameters
 from tests.kube.samples import config_map, deployment, pod, widget, widget_definition
@@ -18,8 +19,14 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture(params=parameters(kubectl_binaries()))
-async def kubectl(request: pytest.FixtureRequest, fake: FakeApiServer, tmp_path: Path) -> Tool:
-    """kubectl as administrator; widgets are defined."""
+async def kubectl(request: pytest.FixtureRequest, api: Backend, widgets: str, ns: str, tmp_path: Path) -> Tool:
+    """kubectl as administrator, in a namespace of the test's own; widgets are served."""
+    return Tool(request.param, api.kubeconfig(tmp_path / "kubeconfig", namespace=ns), tmp_path)
+
+
+@pytest.fixture(params=parameters(kubectl_binaries()))
+async def kubectl_of_fake(request: pytest.FixtureRequest, fake: FakeApiServer, tmp_path: Path) -> Tool:
+    """kubectl where a controller collects garbage and watches can be cut, which a bare API server cannot."""
     tool = Tool(request.param, fake.kubeconfig(tmp_path / "kubeconfig"), tmp_path)
     await tool.apply(widget_definition())
     await tool("wait", "--for=condition=Established", "crd/widgets.conformance.example.dev", "--timeout=30s")
@@ -91,12 +98,12 @@ async def test_explain_reads_the_definition(kubectl: Tool) -> None:
     assert "RollingUpdate" in await kubectl("explain", "deployment.spec.strategy")
 
 
-async def test_describe(kubectl: Tool) -> None:
+async def test_describe(kubectl: Tool, ns: str) -> None:
     await kubectl.apply(widget(), deployment(), pod())
     uid = await kubectl("get", "pod", "p", "-o", "jsonpath={.metadata.uid}")
     event = {
-        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "e", "namespace": "default"}, "type": "Normal",
-        "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default", "uid": uid}, "reason": "Tested",
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "e", "namespace": ns}, "type": "Normal",
+        "involvedObject": {"kind": "Pod", "name": "p", "namespace": ns, "uid": uid}, "reason": "Tested",
         "message": "hello",
         "source": {"component": "tests"}, "firstTimestamp": "2026-01-01T00:00:00Z",
         "lastTimestamp": "2026-01-01T00:00:00Z", "count": 1,
@@ -148,7 +155,8 @@ async def test_edit(kubectl: Tool) -> None:
     assert await kubectl("get", "wd", "a", "-o", "jsonpath={.spec.mode}") == "slow"
 
 
-async def test_get_follows_changes(kubectl: Tool, fake: FakeApiServer) -> None:
+async def test_get_follows_changes(kubectl_of_fake: Tool, fake: FakeApiServer) -> None:
+    kubectl = kubectl_of_fake
     await kubectl.apply(widget())
     following = asyncio.create_task(kubectl.run("get", "wd", "-w"))
     await eventually(lambda: any((r.verb, r.resource) == ("watch", "widgets") for r in fake.requests))
@@ -169,18 +177,19 @@ async def test_diff_shows_what_apply_would_do(kubectl: Tool) -> None:
     assert same.code == 0, same.out
 
 
-async def test_what_kubectl_creates_from_flags(kubectl: Tool, fake: FakeApiServer, tmp_path: Path) -> None:
-    await kubectl("create", "namespace", "shop")
-    await kubectl("create", "configmap", "c", "--from-literal=a=b", "-n", "shop")
-    await kubectl("create", "secret", "generic", "s", "--from-literal=k=v", "-n", "shop")
-    await kubectl("create", "deployment", "web", "--image=web:1", "--replicas=2", "-n", "shop")
-    await kubectl("create", "serviceaccount", "robot", "-n", "shop")
-    await kubectl("create", "role", "reader", "--verb=get,list", "--resource=configmaps", "-n", "shop")
-    await kubectl("create", "rolebinding", "reader", "--role=reader", "--serviceaccount=shop:robot", "-n", "shop")
-    assert await kubectl("get", "cm", "c", "-n", "shop", "-o", "jsonpath={.data.a}") == "b"
-    assert await kubectl("get", "secret", "s", "-n", "shop", "-o", "jsonpath={.data.k}") == "dg=="
-    user = "system:serviceaccount:shop:robot"
-    robot = Tool(kubectl.binary, fake.kubeconfig(tmp_path / "robot", user, "shop"), tmp_path)
+async def test_what_kubectl_creates_from_flags(kubectl: Tool, api: Backend, ns: str, tmp_path: Path) -> None:
+    shop = f"{ns}-shop"
+    await kubectl("create", "namespace", shop)
+    await kubectl("create", "configmap", "c", "--from-literal=a=b", "-n", shop)
+    await kubectl("create", "secret", "generic", "s", "--from-literal=k=v", "-n", shop)
+    await kubectl("create", "deployment", "web", "--image=web:1", "--replicas=2", "-n", shop)
+    await kubectl("create", "serviceaccount", "robot", "-n", shop)
+    await kubectl("create", "role", "reader", "--verb=get,list", "--resource=configmaps", "-n", shop)
+    await kubectl("create", "rolebinding", "reader", "--role=reader", f"--serviceaccount={shop}:robot", "-n", shop)
+    assert await kubectl("get", "cm", "c", "-n", shop, "-o", "jsonpath={.data.a}") == "b"
+    assert await kubectl("get", "secret", "s", "-n", shop, "-o", "jsonpath={.data.k}") == "dg=="
+    user = f"system:serviceaccount:{shop}:robot"
+    robot = Tool(kubectl.binary, api.kubeconfig(tmp_path / "robot", user, shop), tmp_path)
     assert (await robot("auth", "can-i", "get", "configmaps")).strip() == "yes"
     assert (await robot.run("auth", "can-i", "delete", "configmaps")).out.strip() == "no"
     assert "configmaps" in await robot("auth", "can-i", "--list")
@@ -191,14 +200,21 @@ async def test_what_kubectl_creates_from_flags(kubectl: Tool, fake: FakeApiServe
 
 
 async def test_delete(kubectl: Tool) -> None:
+    await kubectl.apply(config_map("c"), widget())
+    assert 'configmap "c" deleted' in await kubectl("delete", "cm", "c")
+    assert "NotFound" in (await kubectl.run("get", "cm", "c")).err
+    await kubectl("delete", "wd", "--all")
+    await kubectl("delete", "crd", "widgets.conformance.example.dev")
+    assert (await kubectl.run("get", "wd")).code != 0
+
+
+async def test_deletion_in_the_foreground(kubectl_of_fake: Tool) -> None:
+    kubectl = kubectl_of_fake
     owner = config_map("owner")
-    await kubectl.apply(owner, widget())
+    await kubectl.apply(owner)
     uid = await kubectl("get", "cm", "owner", "-o", "jsonpath={.metadata.uid}")
     reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid, "blockOwnerDeletion": True}
     await kubectl.apply(config_map("owned", ownerReferences=[reference]))
     await kubectl("delete", "cm", "owner", "--cascade=foreground")
     ran = await kubectl.run("get", "cm", "owned")
     assert "NotFound" in ran.err
-    await kubectl("delete", "wd", "--all")
-    await kubectl("delete", "crd", "widgets.conformance.example.dev")
-    assert (await kubectl.run("get", "wd")).code != 0

@@ -33,6 +33,8 @@ OBJECTS = frozenset(
     }
 )
 """What every KVCluster called rag has."""
+COLLECTED_WITHIN = 90.0
+"""Seconds after which garbage is gone: a real collector looks for kinds it does not know every 30 seconds."""
 
 _GROUPS: Mapping[str, str] = {
     "kvclusters": "apis/kvcluster.dev/v1alpha1",
@@ -149,6 +151,12 @@ class Cluster:
 
     async def delete(self, plural: str, name: str) -> None:
         self._checked(await self._client.delete(self.path(plural, name)))
+
+    async def collect_garbage(self, names: frozenset[str]) -> None:
+        """Delete what belonged to a deleted object, as a garbage collector does, where there is none."""
+        if not self.backend.collects_garbage:
+            for name in names:
+                await self.delete(*name.split("/"))
 
     async def find(self, plural: str, name: str) -> Object | None:
         answer = await self._client.get(self.path(plural, name))

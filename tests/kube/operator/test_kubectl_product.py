@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.kube.backends import Backend
 from tests.kube.binaries import kubectl_binaries
 from tests.kube.kubectl import Tool, parameters
-from tests.kube.operator.support import NAMESPACE, OBJECTS, ROOT, Cluster, eventually
+from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, ROOT, Cluster, Controller, eventually, prepared
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
 RAG = ROOT / "examples" / "rag.yaml"
 
 
+@pytest.fixture
+async def cluster(api: Backend, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A namespace of the test's own, with an operator."""
+    async with prepared(api) as server:
+        controller = Controller(server.operator_kubeconfig(tmp_path / "operator"), tmp_path / "controller.log")
+        await controller.start()
+        yield await server.add_namespace(f"serving-{secrets.token_hex(4)}")
+        await controller.stop()
+
+
 @pytest.fixture(params=parameters(kubectl_binaries()))
 async def kubectl(request: pytest.FixtureRequest, cluster: Cluster, tmp_path: Path) -> Tool:
     """kubectl in the namespace of a cluster with an operator."""
-    return Tool(request.param, cluster.backend.kubeconfig(tmp_path / "admin", namespace=NAMESPACE), tmp_path)
+    kubeconfig = cluster.backend.kubeconfig(tmp_path / "admin", namespace=cluster.namespace)
+    return Tool(request.param, kubeconfig, tmp_path)
 
 
 @pytest.mark.parametrize("flags", [(), ("--server-side",)], ids=["client side", "server side"])
@@ -36,7 +50,8 @@ async def test_apply_scale_and_delete(kubectl: Tool, cluster: Cluster, flags: tu
 
     await eventually(followed, "the Deployment follows")
     assert "deleted" in await kubectl("delete", "kvc", "rag", "--timeout=30s")
-    await eventually(lambda: cluster.lacks(OBJECTS), "the objects go with it")
+    await cluster.collect_garbage(OBJECTS)
+    await eventually(lambda: cluster.lacks(OBJECTS), "the objects go with it", COLLECTED_WITHIN)
 
 
 async def test_get_describe_wait_and_explain(kubectl: Tool, cluster: Cluster):
@@ -49,7 +64,7 @@ async def test_get_describe_wait_and_explain(kubectl: Tool, cluster: Cluster):
     assert row.split()[:4] == ["rag", "cache_aware", "0/4", "0/1"]
     wide = await kubectl("get", "kvc", "rag", "-o", "wide")
     assert "WHY" in wide
-    assert "rag-router.serving" in wide
+    assert f"rag-router.{cluster.namespace}" in wide
     described = await kubectl("describe", "kvc", "rag")
     for words in ("Conditions:", "WorkersAvailable", "CacheViewFresh", "Events:", "Scaling"):
         assert words in described
