@@ -6,13 +6,15 @@ reported together.
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from controller.spec.model import API_VERSION, KIND, KVCluster
 from controller.spec.problems import Location, ManifestError, Problem, dotted, problem, show
@@ -91,7 +93,27 @@ def validate_manifest(
         return KVCluster.model_validate(content)
     except ValidationError as error:
         found = error.errors(include_url=False)
+        found += _behind_unknown_fields(content, found)
         raise ManifestError(source, [problem(details, content, lines) for details in found]) from None
+
+
+def _behind_unknown_fields(content: Mapping[str, Any], found: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Rules across fields that are broken too: a model with an unknown field does not look at them."""
+    unknown = [details["loc"] for details in found if details["type"] == "extra_forbidden"]
+    if not unknown:
+        return []
+    known = copy.deepcopy(dict(content))
+    for *place, name in unknown:
+        part: Any = known
+        for step in place:
+            part = part[step]
+        del part[name]
+    try:
+        KVCluster.model_validate(known)
+    except ValidationError as error:
+        named = {(details["type"], details["loc"]) for details in found}
+        return [each for each in error.errors(include_url=False) if (each["type"], each["loc"]) not in named]
+    return []
 
 
 def override(manifest: KVCluster, changes: Mapping[tuple[str, ...], object], source: str) -> KVCluster:

@@ -184,6 +184,21 @@ def test_all_problems_are_told_at_once():
     assert len(refused(f"{HEAD}spec: {{cache: {{blocks: -1}}, workers: {{replicas: x}}, foo: 1}}")) == 3
 
 
+@pytest.mark.parametrize(
+    ("spec", "broken"),
+    [
+        ("  wrokers: {}\n  engine: {type: vllm}", "line 4: spec.model.name: engine type vllm needs"),
+        ("  autoscaling: {min: 5, max: 2, mxa: 3}", "line 5: spec.autoscaling.min: 5: must not exceed max (2)"),
+        ("  engine: {args: [--port=1], agrs: []}", 'line 5: spec.engine.args[0]: "--port=1": --port belongs to'),
+        ("  cache: {blocks: 1, odd: 1}\n  model: {maxModelLen: 100, even: 2}", "spec.model.maxModelLen: 100: needs"),
+    ],
+)
+def test_a_rule_broken_beside_an_unknown_field_is_told_too(spec: str, broken: str):
+    problems = refused(f"{HEAD}spec:\n{spec}")
+    assert any("unknown field" in problem for problem in problems), problems
+    assert sum(broken in problem for problem in problems) == 1, problems
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ManifestError, match="cannot be read: No such file or directory"):
         load_manifest(tmp_path / "none.yaml")

@@ -91,6 +91,16 @@ async def test_strict_validation_refuses_unknown_fields(client: httpx.AsyncClien
     assert 'unknown field "spec.replica"' in refused(answer, 400, "BadRequest")["message"]
 
 
+async def test_a_wrong_value_beside_an_unknown_field(client: httpx.AsyncClient, widgets: str) -> None:
+    # Strictly read, an object with an unknown field is not looked at any further; else both are named.
+    body = widget(colour="red", max=101)
+    strict = refused(await client.post(widgets, json=body, params={"fieldValidation": "Strict"}), 400, "BadRequest")
+    assert "spec.max" not in strict["message"]
+    answer = await client.post(widgets, json=body, params={"fieldValidation": "Warn"})
+    assert fields(refused(answer, 422, "Invalid")) == {"spec.max"}
+    assert any('unknown field \\"spec.colour\\"' in warning for warning in answer.headers.get_list("warning"))
+
+
 @pytest.mark.parametrize(
     ("spec", "field", "message"),
     [

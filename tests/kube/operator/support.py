@@ -249,9 +249,10 @@ def _namespace(name: str) -> Object:
 class Controller:
     """`python -m controller.main` as a process of its own."""
 
-    def __init__(self, kubeconfig: Path, log: Path) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, *options: str) -> None:
         self._kubeconfig = kubeconfig
         self._log = log
+        self._options = options
         self._process: asyncio.subprocess.Process | None = None
         self._killer: asyncio.Task[None] | None = None
 
@@ -260,6 +261,7 @@ class Controller:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "controller.main", f"--kubeconfig={self._kubeconfig}", f"--image={IMAGE}"),
                 *("--host=127.0.0.1", "--metrics-port=0", "--health-port=0", "--router-drain-delay=0.5"),
+                *self._options,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "KUBECONFIG": str(self._kubeconfig)},
