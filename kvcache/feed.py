@@ -65,6 +65,8 @@ class WorkerInfo:
     key_scheme: str
     capacity: int
     """Usable blocks."""
+    engine: str = ""
+    """URL of the engine, by its agent's settings, where another process takes the requests; empty: this one does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,7 @@ def _info_fields(info: WorkerInfo) -> dict[str, Any]:
         "fingerprint": info.fingerprint,
         "key_scheme": info.key_scheme,
         "capacity": info.capacity,
+        **({"engine": info.engine} if info.engine else {}),
     }
 
 
@@ -305,6 +308,7 @@ def _info(fields: dict[str, Any]) -> WorkerInfo:
         fingerprint=_string(fields, "fingerprint"),
         key_scheme=_string(fields, "key_scheme"),
         capacity=_integer(fields, "capacity"),
+        engine=_string(fields, "engine") if "engine" in fields else "",
     )
 
 

@@ -31,7 +31,7 @@ from router.core.refusals import Refusals
 from router.core.retries import RetryPolicy
 from router.server.attempts import Attempts, Patience
 from router.server.dataplane import DataPlane
-from router.server.discovery import Discovery, FileDiscovery, StaticDiscovery
+from router.server.discovery import Discovery, FileDiscovery, StaticDiscovery, listed_workers
 from router.server.liveness import Ticker
 from router.server.management import Management, Stage
 from router.server.members import Members
@@ -276,7 +276,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -
         profile=settings.profile,
         speed=settings.speed,
         discovery=source.status().source,
-        workers=len(settings.workers),
+        workers=len(listed_workers(settings.workers)),
     )
     try:
         await stop.wait()

@@ -12,7 +12,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
 from kvcache.settings import ProcessSettings, SettingsError, split_list
 from router.core.strategies import STRATEGIES, find_strategy
-from router.server.discovery import worker_url
+from router.server.discovery import entries, listed_workers
 from router.server.paths import is_plain
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
@@ -41,9 +41,11 @@ class Settings(ProcessSettings):
         description=f"how a worker is chosen: {', '.join(STRATEGIES)} (environment: ROUTING_STRATEGY)",
     )
     workers: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="URLs of workers; repeat or separate by commas"
+        (), description="workers: URL, or URL,feed=URL beside an agent; repeat or separate by commas"
     )
-    workers_file: Path | None = Field(None, description="file with one worker URL a line, read again when it changes")
+    workers_file: Path | None = Field(
+        None, description="file with one worker a line (URL or URL,feed=URL), read again when it changes"
+    )
     kubernetes_service: str | None = Field(
         None, pattern=DNS_LABEL, description="Service whose EndpointSlices name the workers; they are watched"
     )
@@ -124,7 +126,7 @@ class Settings(ProcessSettings):
     @field_validator("workers")
     @classmethod
     def _worker_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(worker_url(url) for url in value)
+        return tuple(entries(listed_workers(value)))
 
     @field_validator("allowed_paths")
     @classmethod

@@ -16,6 +16,8 @@ class RejectReason(StrEnum):
     """The worker names blocks by another function."""
     MODEL = "model"
     """The worker serves another model than the fleet."""
+    AGENT = "agent"
+    """The URL is a cache agent's, which takes no requests: list the engine, and the agent as its feed."""
     UNKNOWN_WORKER = "unknown_worker"
     """No worker of this URL or id is registered: add it to discovery, or send a heartbeat first."""
     STALE_EPOCH = "stale_epoch"
@@ -42,6 +44,17 @@ class Mismatch(FeedRejected):
 
     From `Fleet.apply_snapshot` its load and life were taken in all the same: it is routed to by load.
     """
+
+
+class AgentListed(FeedRejected):
+    """A cache agent is listed as if it were the engine: no request goes there."""
+
+    def __init__(self, url: str, engine: str) -> None:
+        super().__init__(
+            RejectReason.AGENT,
+            f"{url} is the cache agent of {engine} and takes no requests: list the engine's URL with the agent as its "
+            f"feed, as in --workers http://ENGINE:PORT,feed={url}",
+        )
 
 
 class UnknownWorker(FeedRejected):

@@ -22,6 +22,8 @@ class Contact(Enum):
     ALIVE = auto()
     LOST = auto()
     """It was, and has fallen silent or refuses connections since."""
+    AGENT = auto()
+    """It has been, but it is a cache agent, listed as if it were the engine beside it."""
 
 
 class Circuit(Enum):
@@ -55,6 +57,8 @@ class State(StrEnum):
     """It takes nothing new: terminating, or not ready."""
     UNREACHABLE = "unreachable"
     """Silent, or refusing connections."""
+    AGENT = "agent"
+    """No worker at all: a cache agent, which takes no requests."""
 
 
 class Event(Enum):
@@ -63,6 +67,8 @@ class Event(Enum):
     HEARD = auto()
     """A sign of life."""
     LOST = auto()
+    UNMASKED = auto()
+    """Its feed says that it is an agent."""
     OPENED = auto()
     """It takes new requests."""
     DRAINS = auto()
@@ -88,12 +94,15 @@ class Life(NamedTuple):
     def state(self) -> State:
         """What the three facts come to; the gravest decides."""
         if self.contact is not Contact.ALIVE:
-            return State.STARTING if self.contact is Contact.NONE else State.UNREACHABLE
+            return _BY_CONTACT[self.contact]
         if self.intake is not Intake.OPEN:
             return State.DRAINING if self.intake is Intake.DRAINING else State.CLOSED
         return _BY_CIRCUIT[self.circuit]
 
 
+_BY_CONTACT: Mapping[Contact, State] = MappingProxyType(
+    {Contact.NONE: State.STARTING, Contact.LOST: State.UNREACHABLE, Contact.AGENT: State.AGENT}
+)
 _BY_CIRCUIT: Mapping[Circuit, State] = MappingProxyType(
     {
         Circuit.CLOSED: State.SERVING,
@@ -103,7 +112,14 @@ _BY_CIRCUIT: Mapping[Circuit, State] = MappingProxyType(
     }
 )
 
-_CONTACT: Mapping[Event, Contact] = MappingProxyType({Event.HEARD: Contact.ALIVE, Event.LOST: Contact.LOST})
+_CONTACT: Mapping[tuple[Contact, Event], Contact] = MappingProxyType(
+    {
+        (Contact.NONE, Event.HEARD): Contact.ALIVE,
+        (Contact.LOST, Event.HEARD): Contact.ALIVE,
+        **{(contact, Event.LOST): Contact.LOST for contact in Contact},
+        **{(contact, Event.UNMASKED): Contact.AGENT for contact in Contact},
+    }
+)
 _INTAKE: Mapping[Event, Intake] = MappingProxyType(
     {Event.OPENED: Intake.OPEN, Event.DRAINS: Intake.DRAINING, Event.CLOSES: Intake.CLOSED}
 )
@@ -124,7 +140,7 @@ def transition(life: Life, event: Event) -> Life:
     """Where `event` takes a worker: the only way a `Life` changes. What is not listed changes nothing; an ejected
     worker, for one, is not well before it has been probed."""
     return Life(
-        _CONTACT.get(event, life.contact),
+        _CONTACT.get((life.contact, event), life.contact),
         _INTAKE.get(event, life.intake),
         _CIRCUIT.get((life.circuit, event), life.circuit),
     )

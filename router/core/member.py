@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvcache.feed import Load
+from kvcache.feed import Load, WorkerInfo
+from router.core.errors import AgentListed
 from router.core.heat import Heat
 from router.core.index import PrefixIndex
 from router.core.life import Contact, Event, Life, State, transition
@@ -120,7 +121,7 @@ class Member:
         """A sign of life. One that was lost may be another process now."""
         self.heard_at = now
         self.doubted = False
-        if self.life.contact is not Contact.ALIVE:
+        if self.life.contact in (Contact.NONE, Contact.LOST):
             self.moves(Event.HEARD)
             self.renewed()
 
@@ -129,6 +130,14 @@ class Member:
         self.pauses = 0
         self.moves(Event.RESUMED)
         self.moves(Event.PROBED)
+
+    def unmask(self, info: WorkerInfo) -> AgentListed | None:
+        """Its own feed speaks. Why no request may go here all the same: it is a cache agent's."""
+        if not self.feed_vouches or not info.engine:
+            return None
+        self.moves(Event.UNMASKED)
+        self.why = str(listed := AgentListed(self.url, info.engine))
+        return listed
 
     def fed(self, now: float) -> None:
         """Its feed spoke."""
@@ -144,7 +153,7 @@ class Member:
         """Why requests go elsewhere; empty: they do not."""
         ejection = self.record.ejection
         match self.state:
-            case State.STARTING | State.UNREACHABLE:
+            case State.STARTING | State.UNREACHABLE | State.AGENT:
                 return self.why
             case State.CLOSED:
                 return "it is terminating or not ready"

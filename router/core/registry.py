@@ -160,7 +160,7 @@ class Registry:
         if member.reachable:
             view.check_epoch(info.epoch)  # after a lost contact any life may be the current one: clocks can step back
         member.fed(now)
-        conflict = self._conflict(member, info)
+        conflict = member.unmask(info) or self._conflict(member, info)
         if conflict is None:
             self._own(member, info)
         else:

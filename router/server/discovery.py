@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,10 @@ from kvcache.logs import event
 from router.core.membership import Listing, Membership
 
 logger = logging.getLogger(__name__)
+
+
+FEED = "feed="
+"""Before the URL of a worker's cache feed, where another process serves it."""
 
 
 class WorkerUrlError(ValueError):
@@ -68,11 +72,38 @@ def worker_url(text: str) -> str:
     return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
 
 
-class StaticDiscovery:
-    """A list that never changes."""
+def listed_workers(entries: Iterable[str]) -> Membership:
+    """Workers by URL. An entry is a worker's URL, or `feed=URL`: the address of the feed of the worker before it, an
+    agent's, where the engine itself has none. Raises `WorkerUrlError`."""
+    members: dict[str, Listing] = {}
+    last = None
+    for entry in entries:
+        if not entry.startswith(FEED):
+            last = worker_url(entry)
+            members[last] = Listing()
+        elif last is None or members[last].feed is not None:
+            raise WorkerUrlError(
+                f"{entry!r:.200} follows no worker: it looks like http://engine:8100,feed=http://agent:8101"
+            )
+        else:
+            feed = worker_url(entry.removeprefix(FEED))
+            members[last] = Listing(feed=None if feed == last else feed)
+    return members
 
-    def __init__(self, urls: Sequence[str]) -> None:
-        self._members = {worker_url(url): Listing() for url in urls}
+
+def entries(members: Membership) -> Iterator[str]:
+    """Inverse of `listed_workers`."""
+    for url, listing in members.items():
+        yield url
+        if listing.feed is not None:
+            yield FEED + listing.feed
+
+
+class StaticDiscovery:
+    """A list that never changes, of entries as `listed_workers` takes them."""
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self._members = listed_workers(entries)
 
     def status(self) -> DiscoveryStatus:
         return DiscoveryStatus("static", known=True, healthy=True, age=None)
@@ -82,7 +113,7 @@ class StaticDiscovery:
 
 
 class FileDiscovery:
-    """A text file with one URL a line; empty lines and what follows a # do not count.
+    """A text file with one worker a line, `URL` or `URL,feed=URL`; empty lines and what follows a # do not count.
 
     It is read again every `interval` seconds. While it is missing or holds a bad line the last good list stays.
     """
@@ -116,5 +147,8 @@ class FileDiscovery:
             await asyncio.sleep(self._interval)
 
     def _read(self) -> Membership:
-        lines = (line.partition("#")[0].strip() for line in self._path.read_text("utf-8").splitlines())
-        return {worker_url(line): Listing() for line in lines if line}
+        lines = (line.partition("#")[0] for line in self._path.read_text("utf-8").splitlines())
+        members: dict[str, Listing] = {}
+        for line in lines:
+            members.update(listed_workers(entry for part in line.split(",") if (entry := part.strip())))
+        return members

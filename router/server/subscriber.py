@@ -14,7 +14,7 @@ import aiohttp
 
 from kvcache.feed import MSGPACK, FeedError, Snapshot, decode_batch, decode_snapshot, encode_position
 from kvcache.logs import event
-from router.core.errors import DuplicateWorker, FeedGap, FeedRejected, Mismatch, StaleEpoch
+from router.core.errors import AgentListed, DuplicateWorker, FeedGap, FeedRejected, Mismatch, StaleEpoch
 from router.core.fleet import Fleet
 from router.server.metrics import Metrics
 from router.server.sse import EventTooLargeError, SseReader
@@ -201,7 +201,11 @@ class Subscriber:
             snapshot = decode_snapshot(body, MSGPACK)
         try:
             self._fleet.apply_snapshot(self._url, snapshot, self._clock())
-        except (Mismatch, DuplicateWorker) as error:  # its blocks are not matched, but its load and life are followed
+        except (
+            Mismatch,
+            DuplicateWorker,
+            AgentListed,
+        ) as error:  # its blocks are not matched, but its load and life are followed
             self._log("worker_unmatched", logging.ERROR, str(error))
             self._metrics.feed_refusals.labels(error.reason.value).inc()
         return snapshot.info.epoch, snapshot.seq

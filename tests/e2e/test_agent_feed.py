@@ -63,14 +63,14 @@ async def test_the_routers_view_is_the_engines_cache(engine: FakeEngine, agent_u
     quarter = len(captured) // 4
     latency = profile(DEFAULT_PROFILE).latency
     fleet = Fleet(FleetConfig(block_size=16, fingerprint=FINGERPRINT, latency=latency, model="tiny"))
-    fleet.add(agent_url, time.monotonic())
+    fleet.add(engine.url, time.monotonic(), feed_vouches=False)
 
     async def sees(expected: Counter[BlockKey]) -> None:
-        await eventually(lambda: Counter(fleet.view(agent_url)) == expected)
+        await eventually(lambda: Counter(fleet.view(engine.url)) == expected)
 
     async with aiohttp.ClientSession() as session:
         subscriber = Subscriber(
-            agent_url,
+            engine.url,
             fleet,
             session,
             Metrics(CollectorRegistry()),
@@ -78,6 +78,7 @@ async def test_the_routers_view_is_the_engines_cache(engine: FakeEngine, agent_u
             rng=random.Random(1),
             up=lambda: None,
             down=lambda why: None,
+            feed=agent_url,
         )
         following = asyncio.create_task(subscriber.run())
         try:

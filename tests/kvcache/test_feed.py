@@ -44,7 +44,7 @@ word = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable())
 key = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES)
 keys = st.lists(key, max_size=5).map(tuple)
 load = st.builds(Load, count, count, count, count, count)
-info = st.builds(WorkerInfo, word, count, word, count, word, word, count)
+info = st.builds(WorkerInfo, word, count, word, count, word, word, count, engine=st.just("") | word)
 event = st.one_of(
     st.builds(Stored, st.none() | key, keys),
     st.builds(Removed, keys),

@@ -122,6 +122,7 @@ class FakeWorker:
     name: str = "fake"
     block_size: int = 16
     fingerprint: str = ""
+    engine: str = ""
     epoch: int = 1
     seq: int = 0
     blocks: list[tuple[BlockKey, BlockKey | None]] = field(default_factory=list)
@@ -151,13 +152,15 @@ class FakeWorker:
             fingerprint=self.fingerprint,
             key_scheme=KEY_SCHEME,
             capacity=1000,
+            engine=self.engine,
         )
 
     def snapshot(self) -> Snapshot:
         return Snapshot(self.info, self.seq, Load(total_blocks=1000, free_blocks=1000), tuple(self.blocks))
 
-    def serve_feed(self, fingerprint: str, name: str | None = None) -> None:
-        """Serve the cache feed from now on."""
+    def serve_feed(self, fingerprint: str, name: str | None = None, engine: str = "") -> None:
+        """Serve the cache feed from now on; with `engine`, as the agent of that engine."""
+        self.engine = engine
         self.fingerprint, self.serves_feed = fingerprint, True
         self.name = name or self.name
 

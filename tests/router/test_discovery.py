@@ -43,6 +43,37 @@ async def test_a_static_list_is_told_once() -> None:
     ]
 
 
+async def test_a_worker_whose_feed_is_at_another_address(tmp_path: Path) -> None:
+    listed = {"http://a:1": Listing(feed="http://a:2"), "http://b:1": Listing()}
+    entries = ["http://a:1", "feed=http://a:2/", "http://b:1", "feed=http://b:1"]
+    assert await anext(StaticDiscovery(entries).watch()) == listed
+    path = tmp_path / "workers"
+    path.write_text("http://a:1, feed=http://a:2  # an agent's\nhttp://b:1\n")
+    assert await anext(FileDiscovery(path, interval=0.01).watch()) == listed
+
+
+async def test_an_agent_listed_as_a_worker_gets_no_request(
+    start_router: StartRouter, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fake_workers(good, good) as (engine, agent), start_router() as router:
+        agent.serve_feed(tokenizer.fingerprint, "pod", engine=engine.url)
+        router.router.members.apply({agent.url: Listing()})
+        await until(lambda: "worker_unmatched" in caplog.text)
+        assert router.candidates() == 0
+        response = await router.complete()
+        assert (response.status_code, len(agent.received)) == (503, 0)
+        (row,) = (await router.management.get("/workers")).json()["workers"]
+        assert not row["ready"]
+        assert f"as in --workers http://ENGINE:PORT,feed={agent.url}" in row["why_not_ready"]
+        assert router.metric("feed_refusals_total", reason="agent") == 1
+        # As its message says.
+        router.router.members.apply({engine.url: Listing(feed=agent.url)})
+        await until(lambda: any(worker.matching for worker in router.router.fleet.workers(router.router.clock())))
+        await router.ready(1)
+        assert (await router.complete()).headers["x-kvcluster-worker"] == "pod"
+        assert (len(engine.received), len(agent.received)) == (1, 0)
+
+
 async def test_a_file_is_watched(tmp_path: Path) -> None:
     path = tmp_path / "workers"
     path.write_text("# workers\nhttp://a:1\n\nhttp://b:2  # the second\n")

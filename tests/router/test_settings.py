@@ -35,6 +35,13 @@ def test_workers_by_flag() -> None:
     assert Settings.load(flags).workers == ("http://a:1", "http://b:2", "http://c:3")
 
 
+def test_workers_with_feeds_of_their_own() -> None:
+    flags = ["--workers", "http://a:1/, feed=http://a:2/,http://b:1", "--workers", "http://c:3,feed=http://c:4"]
+    assert Settings.load(flags).workers == (
+        "http://a:1", "feed=http://a:2", "http://b:1", "http://c:3", "feed=http://c:4",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -42,6 +49,9 @@ def test_workers_by_flag() -> None:
         (["--port", "x"], "--port"),
         (["--port", "70000"], "--port"),
         (["--workers", "a:1"], "http://host:port"),
+        (["--workers", "feed=http://a:1"], "follows no worker"),
+        (["--workers", "http://a:1,feed=a:2"], "http://host:port"),
+        (["--workers", "http://a:1,feed=http://a:2,feed=http://a:3"], "follows no worker"),
         (["--profile", "none"], "llama-2-13b-a100-40gb"),
         (["--speed", "0"], "--speed"),
         (["--workers", "http://a:1", "--workers-file", "f"], "use one of them"),

@@ -70,7 +70,16 @@ class Mirror:
         self.resets: Counter[Reset] = Counter()
         self.feed = FeedLog(now(), self._load)
         self.reporter = Reporter(self.feed, clock)
-        info = WorkerInfo(worker_id, self.feed.epoch, settings.model or "", 0, UNKNOWN_FINGERPRINT, KEY_SCHEME, 0)
+        info = WorkerInfo(
+            worker_id=worker_id,
+            epoch=self.feed.epoch,
+            model=settings.model or "",
+            block_size=0,
+            fingerprint=UNKNOWN_FINGERPRINT,
+            key_scheme=KEY_SCHEME,
+            capacity=0,
+            engine=settings.engine_url,
+        )
         self.state = CacheState(info, self, self.feed)
 
     def read(self, reading: Reading) -> bool:
