@@ -65,6 +65,7 @@ class _Worker:
             fingerprint=FINGERPRINT,
             key_scheme=KEY_SCHEME,
             capacity=shape.engine.blocks,
+            max_model_len=shape.engine.max_model_len,
         )
         self.seq = 0
         self.loaded: Load = self.engine.load()

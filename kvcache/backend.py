@@ -38,6 +38,10 @@ class Backend(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def longest_token(self) -> int:
+        """Characters of the longest token, as the vocabulary writes it: no token stands for more of a text."""
+
+    @property
     def special_ids(self) -> frozenset[int]: ...
 
     @property
@@ -65,6 +69,7 @@ class FastBackend:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.vocab_size: int = tokenizer.get_vocab_size()
+        self.longest_token = max(map(len, tokenizer.get_vocab()), default=1)
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.byte_level = _kind(_state(tokenizer.decoder)) == "ByteLevel"

@@ -39,6 +39,7 @@ class BundledBackend:
             explicit_n_vocab=len(self._tokens),
         )
         self.vocab_size = len(self._tokens)
+        self.longest_token = max(map(len, self._tokens))
         self.special_ids = frozenset({self.end_of_text})
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:

@@ -37,10 +37,18 @@ _CUT = re.compile(r"(?<=[^\W_]) |(?<=[A-Za-z0-9])\n")
 def chunks(text: str, size: int = CHUNK_CHARS) -> Iterator[str]:
     """`text` in order, cut before a space or line break that follows a letter or a digit. The last is the rest."""
     start = 0
-    while cut := _CUT.search(text, start + size):
-        yield text[start : cut.start()]
-        start = cut.start()
+    for end in _cuts(text, size):
+        yield text[start:end]
+        start = end
     yield text[start:]
+
+
+def _cuts(text: str, size: int) -> Iterator[int]:
+    """Where `chunks` cuts."""
+    start = 0
+    while cut := _CUT.search(text, start + size):
+        start = cut.start()
+        yield start
 
 
 class EncodingCache:
@@ -57,17 +65,23 @@ class EncodingCache:
         """Characters that were answered from the cache, of `chars` in all."""
         self.chars = 0
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, equal to those of the plain `encode`."""
+    def encode(self, text: str, progress: Callable[[int], None] | None = None) -> list[int]:
+        """Token ids of `text`, equal to those of the plain `encode`.
+
+        `progress` is told after every chunk how many ids there are so far; what it raises ends the work.
+        """
         self.chars += len(text)
         if len(text) <= CHUNK_CHARS:
             return self._encode(text)
         ids: list[int] = []
-        pieces = list(chunks(text))
-        rest = pieces.pop()  # it ends where the text ends, not at a cut: a longer prompt would not find it
-        for piece in pieces:
-            ids.extend(self._chunk(piece))
-        ids.extend(self._encode(rest))
+        start = 0
+        for end in _cuts(text, CHUNK_CHARS):
+            ids.extend(self._chunk(text[start:end]))
+            start = end
+            if progress is not None:
+                progress(len(ids))
+        # The rest ends where the text ends, not at a cut: a longer prompt would not find it.
+        ids.extend(self._encode(text[start:]))
         return ids
 
     def _chunk(self, piece: str) -> array[int]:

@@ -65,6 +65,8 @@ class WorkerInfo:
     key_scheme: str
     capacity: int
     """Usable blocks."""
+    max_model_len: int = 0
+    """Most tokens of one request, prompt and answer together; 0: not known."""
     engine: str = ""
     """URL of the engine, by its agent's settings, where another process takes the requests; empty: this one does."""
 
@@ -170,6 +172,7 @@ def _info_fields(info: WorkerInfo) -> dict[str, Any]:
         "fingerprint": info.fingerprint,
         "key_scheme": info.key_scheme,
         "capacity": info.capacity,
+        "max_model_len": info.max_model_len,
         **({"engine": info.engine} if info.engine else {}),
     }
 
@@ -308,6 +311,7 @@ def _info(fields: dict[str, Any]) -> WorkerInfo:
         fingerprint=_string(fields, "fingerprint"),
         key_scheme=_string(fields, "key_scheme"),
         capacity=_integer(fields, "capacity"),
+        max_model_len=_integer(fields, "max_model_len") if "max_model_len" in fields else 0,  # of older releases
         engine=_string(fields, "engine") if "engine" in fields else "",
     )
 

@@ -15,7 +15,7 @@ import hashlib
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -105,7 +105,7 @@ class PrefixKeys:
     bisection) hashes little more than the part of the prompt below the deepest probe.
     """
 
-    __slots__ = ("_block_bytes", "_depths", "_keys", "_packed", "_states", "depth")
+    __slots__ = ("_block_bytes", "_computed", "_depths", "_keys", "_packed", "_states", "depth")
 
     def __init__(self, packed: bytes, block_size: int, scope: CacheScope = DEFAULT_SCOPE) -> None:
         self._packed = memoryview(packed)
@@ -115,9 +115,13 @@ class PrefixKeys:
         self._states = {0: hashlib.sha256(scope.header())}
         self._depths = [0]
         self._keys: dict[int, BlockKey] = {}
+        self._computed: list[BlockKey] | None = None
+        """Keys of all blocks, where `compute` was called."""
 
     def key(self, depth: int) -> BlockKey:
         """Key of the prefix of `depth` full blocks, 1 <= depth <= self.depth."""
+        if self._computed is not None and 1 <= depth <= self.depth:
+            return self._computed[depth - 1]
         known = self._keys.get(depth)
         if known is not None:
             return known
@@ -134,8 +138,21 @@ class PrefixKeys:
         key = self._keys[depth] = state.copy().digest()[:KEY_BYTES]
         return key
 
+    def compute(self, checkpoint: Callable[[], None]) -> None:
+        """Compute every key now, in another thread perhaps; `checkpoint` is called now and then and may raise."""
+        keys: list[BlockKey] = []
+        state, size, packed = self._states[0].copy(), self._block_bytes, self._packed
+        for end in range(size, self.depth * size + 1, size):
+            state.update(packed[end - size : end])
+            keys.append(state.copy().digest()[:KEY_BYTES])
+            if len(keys) % 1024 == 0:
+                checkpoint()
+        self._computed = keys
+
     def all(self, above: int = 0) -> list[BlockKey]:
         """Keys of every full block deeper than `above`, first block first: O(length of the prompt beyond it)."""
+        if self._computed is not None:
+            return self._computed[above:]
         if above:
             self.key(above)
         state = self._states[above].copy()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from kvcache.backend import Backend, TokenizerError, byte_alphabet
 from kvcache.chat_request import ChatOptions
 from kvcache.encoding_cache import DEFAULT_CACHE_BYTES, EncodingCache
 from kvcache.tokenizer_sources import TokenizerSource, load
 
-__all__ = ["IncrementalDecoder", "Tokenizer", "TokenizerError", "load_tokenizer"]
+__all__ = ["IncrementalDecoder", "Tokenizer", "TokenizerError", "TooManyTokensError", "load_tokenizer"]
 
 REPLACEMENT = "\ufffd"
+
+
+class TooManyTokensError(Exception):
+    """A text has more tokens than a bounded tokenizer takes (`Tokenizer.bounded`)."""
 
 
 class Tokenizer:
@@ -34,15 +39,32 @@ class Tokenizer:
         self._chat = source.chat
         self.cache = EncodingCache(self._encode_plain, cache_bytes) if source.backend.affixes else None
         """None where cutting text might change a token."""
+        self._limit: int | None = None
+        self._checkpoint: Callable[[], None] | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Raises `TokenizerError` for text that is not valid Unicode."""
+        if self._limit is not None and len(text) > self._limit * self._backend.longest_token:
+            raise TooManyTokensError
         if self.cache is None or self._backend.affixes is None:
             return self._backend.encode(text, add_special_tokens)
+        ids = self.cache.encode(text, None if self._checkpoint is None else self._progress)
         if not add_special_tokens:
-            return self.cache.encode(text)
+            return ids
         before, after = self._backend.affixes
-        return [*before, *self.cache.encode(text), *after]
+        return [*before, *ids, *after]
+
+    def bounded(self, limit: int | None, checkpoint: Callable[[], None]) -> Self:
+        """This tokenizer, sharing its cache, for one prompt that may turn out too long or be given up.
+
+        Its `encode` raises `TooManyTokensError` for a text that has more than `limit` tokens, as soon as that shows:
+        by its length alone, since no token stands for more characters than the longest (vLLM applies the same bound
+        before it tokenises), or between two chunks. `checkpoint` is called between chunks too; what it raises ends
+        the work. Without a cache there are no chunks, and only the length is looked at beforehand.
+        """
+        bounded = copy.copy(self)
+        bounded._limit, bounded._checkpoint = limit, checkpoint
+        return bounded
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD. Raises `TokenizerError`."""
@@ -68,6 +90,12 @@ class Tokenizer:
 
     def _encode_plain(self, text: str) -> list[int]:
         return self._backend.encode(text, False)
+
+    def _progress(self, tokens: int) -> None:
+        if self._limit is not None and tokens > self._limit:
+            raise TooManyTokensError
+        if self._checkpoint is not None:
+            self._checkpoint()
 
 
 def load_tokenizer(name: str, chat: ChatOptions | None = None) -> Tokenizer:

@@ -10,7 +10,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -21,7 +21,7 @@ from kvcache.keys import KEY_SCHEME
 from kvcache.logs import configure, event
 from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
 from kvcache.settings import SettingsError
-from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from kvcache.tokenizer import Tokenizer, load_tokenizer
 from router.core.budget import RetryBudget
 from router.core.config import FleetConfig
 from router.core.fleet import Fleet
@@ -40,6 +40,7 @@ from router.server.pool import HttpToolsUpstream
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy
 from router.server.signal import Signal
+from router.server.tokenizer_loader import TokenizerLoader
 from router.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,11 +52,11 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
-def fleet_config(settings: Settings, tokenizer: Tokenizer) -> FleetConfig:
+def fleet_config(settings: Settings) -> FleetConfig:
     """What the decisions start from."""
     return FleetConfig(
         block_size=settings.block_size,
-        fingerprint=tokenizer.fingerprint,
+        fingerprint="",
         key_scheme=KEY_SCHEME,
         model=settings.model or "",
         strategy=settings.strategy,
@@ -126,14 +127,16 @@ MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=128 * 2**20, max_concurrent_reques
 class Router:
     """Everything one router process consists of, wired together. Made inside the event loop."""
 
-    def __init__(self, settings: Settings, tokenizer: Tokenizer, source: Discovery) -> None:
+    def __init__(
+        self, settings: Settings, source: Discovery, load: Callable[[str], Tokenizer] = load_tokenizer
+    ) -> None:
         self.clock = clock = time.monotonic
         self._settings = settings
         self._source = source
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.metrics = Metrics(self.registry)
-        self.fleet = Fleet(fleet_config(settings, tokenizer))
+        self.fleet = Fleet(fleet_config(settings))
         self.fleet_metrics = FleetCollector(self.fleet, clock)
         self.registry.register(self.fleet_metrics)
         self.discovery_metrics = DiscoveryCollector(source.status)
@@ -162,7 +165,8 @@ class Router:
             rng=random.Random(),
             changed=self.changed,
         )
-        self.prompts = PromptReader(tokenizer, settings.block_size)
+        self.prompts = PromptReader(None, settings.block_size, lambda: self.fleet.max_model_len)
+        self.tokenizer = TokenizerLoader(settings.tokenizer, load, self._adopt, clock)
         self.proxy = Proxy(
             fleet=self.fleet,
             upstream=self.upstream,
@@ -189,6 +193,7 @@ class Router:
             changed=self.changed,
             recent=recent,
             discovery=source.status,
+            tokenizer=self.tokenizer,
             pod=self.members.pod,
         )
         self._ticker = Ticker(self.fleet, self.attempts, self.metrics, clock, self._left)
@@ -199,6 +204,7 @@ class Router:
         self._tasks = [
             asyncio.create_task(self.members.follow(self._source)),
             asyncio.create_task(self._ticker.run()),
+            asyncio.create_task(self.tokenizer.run()),
         ]
 
     async def drain(self, policy: DrainPolicy, cut_short: asyncio.Event) -> None:
@@ -230,6 +236,11 @@ class Router:
         """A request broke a bound of the data port."""
         self.metrics.requests.labels(str(status), self._settings.strategy).inc()
 
+    def _adopt(self, tokenizer: Tokenizer) -> None:
+        self.prompts.tokenizer = tokenizer
+        self.metrics.tokenizer_loaded.set(1)
+        self.fleet.adopt_tokenizer(tokenizer.fingerprint)
+
     def _left(self, url: str, why: str) -> None:
         """What it has is waited for: it may only be frozen for a moment (`Patience.stall`)."""
         event(logger, logging.WARNING, "worker_left", worker=url, why=why)
@@ -239,7 +250,7 @@ def _socket(fd: int | None, host: str, port: int) -> socket.socket:
     return inherited(fd) if fd is not None else listen(host, port)
 
 
-async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -> int:
+async def serve(settings: Settings, stop: asyncio.Event) -> int:
     """Run one router until `stop` is set; then finish what is in progress. The process's exit code.
 
     Raises `SettingsError` and `OSError` when it cannot begin.
@@ -248,7 +259,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -
     policy = DrainPolicy(settings.drain_delay, settings.drain_limit)
     data_socket = _socket(settings.fd, settings.host, settings.port)
     management_socket = _socket(settings.management_fd, settings.management_host, settings.management_port)
-    router = Router(settings, tokenizer, source)
+    router = Router(settings, source)
     data = HttpServer(
         router.data_plane,
         data_socket,
@@ -271,8 +282,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -
         pid=os.getpid(),
         strategy=settings.strategy,
         block_size=settings.block_size,
-        tokenizer=tokenizer.name,
-        fingerprint=tokenizer.fingerprint,
+        tokenizer=settings.tokenizer,
         profile=settings.profile,
         speed=settings.speed,
         discovery=source.status().source,
@@ -306,16 +316,18 @@ async def serve(settings: Settings, tokenizer: Tokenizer, stop: asyncio.Event) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the settings, load the tokenizer, serve. Exit code 2 for settings that cannot be served."""
+    """Read the settings, serve. Exit code 2 for settings that cannot be served."""
     try:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
         configure(settings.log_level, settings.log_format)
-        tokenizer = load_tokenizer(settings.tokenizer)
-    except (SettingsError, TokenizerError) as error:
+    except SettingsError as error:
         print(f"router: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
+    # Long prompts are read in threads that hold the interpreter's lock between two calls into the tokenizer: the event
+    # loop gets it back after a millisecond, not after the default of five.
+    sys.setswitchinterval(0.001)
     try:
-        return run(lambda stop: serve(settings, tokenizer, stop))
+        return run(lambda stop: serve(settings, stop))
     except SettingsError as error:
         print(f"router: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE

@@ -73,6 +73,7 @@ class Worker:
             fingerprint=tokenizer.fingerprint,
             key_scheme=KEY_SCHEME,
             capacity=settings.usable_blocks,
+            max_model_len=max_model_len,
         )
         self.service = Service(
             model=settings.served_model,

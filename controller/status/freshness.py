@@ -62,6 +62,13 @@ def _finding(router: str, report: RouterReport, settled: int) -> Finding | None:
             f"Router {router} has {report.workers_ready} of {count(settled, 'ready worker')} to choose from; "
             "kvcluster explain shows what it says of each.",
         )
+    if report.tokenizer.state in ("loading", "failed"):
+        why = quoted(report.tokenizer.error) if report.tokenizer.error else "it is still being loaded"
+        return (
+            Reason.NO_TOKENIZER,
+            f"Router {router} sends requests by load alone, since its tokenizer (spec.model.tokenizer) is not there, "
+            f"and goes on trying: {why}",
+        )
     if report.view_age_seconds is not None and report.view_age_seconds > FRESH_SECONDS:
         return (
             Reason.STALE,

@@ -181,6 +181,14 @@ class Reason(StrEnum):
         "All views are younger than 5 s.",
         True,
     )
+    NO_TOKENIZER = (
+        "NoTokenizer",
+        "A router has no tokenizer: it cannot be loaded (the message says why), or is still being loaded. It routes by "
+        "load and goes on trying.",
+        "routers' /status",
+        "It is loaded.",
+        True,
+    )
     MISMATCH = (
         "Mismatch",
         "A router does not match prompts against a worker that has been ready for 5 s: it serves another model, block "
@@ -356,7 +364,13 @@ GIVEN_BY: dict[ConditionType, dict[str, tuple[Reason, ...]]] = {
     },
     ConditionType.CACHE_VIEW_FRESH: {
         "True": (Reason.FRESH,),
-        "False": (Reason.DISCOVERY_STALE, Reason.WORKERS_MISSING, Reason.MISMATCH, Reason.STALE),
+        "False": (
+            Reason.DISCOVERY_STALE,
+            Reason.WORKERS_MISSING,
+            Reason.NO_TOKENIZER,
+            Reason.MISMATCH,
+            Reason.STALE,
+        ),
         "Unknown": (Reason.NO_WORKERS, Reason.NO_ROUTER, Reason.ROUTER_UNREACHABLE),
     },
     ConditionType.PROGRESSING: {

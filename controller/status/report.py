@@ -40,6 +40,15 @@ class DiscoveryReport:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenizerReport:
+    """Whether the router can read prompts: without its tokenizer it routes by load."""
+
+    state: str = ""
+    """`loading`, `loaded` or `failed`; empty from a router that does not say."""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RouterReport:
     """One router's word on itself, as of the moment it was asked. Counts are since its start."""
 
@@ -59,6 +68,7 @@ class RouterReport:
     recent: tuple[RecentDecision, ...] = ()
     """The last decisions, newest first."""
     discovery: DiscoveryReport = field(default_factory=DiscoveryReport)
+    tokenizer: TokenizerReport = field(default_factory=TokenizerReport)
     heat: Mapping[str, float] = field(default_factory=dict)
     """By worker id: blocks reused there, decayed."""
 
@@ -87,6 +97,7 @@ def parse_report(body: bytes) -> RouterReport:
         decisions=reader.child("decisions").counts(),
         recent=tuple(_recent(item) for item in reader.children("recent")),
         discovery=_discovery(reader.child("discovery")),
+        tokenizer=_tokenizer(reader.child("tokenizer")),
         heat=reader.child("heat").numbers(),
     )
 
@@ -109,6 +120,10 @@ def _discovery(item: _Reader) -> DiscoveryReport:
         age_seconds=item.number("age_seconds"),
         error=item.text("error"),
     )
+
+
+def _tokenizer(item: _Reader) -> TokenizerReport:
+    return TokenizerReport(state=item.text("state"), error=item.text("error"))
 
 
 class _Reader:

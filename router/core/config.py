@@ -17,7 +17,8 @@ class FleetConfig:
 
     block_size: int
     fingerprint: str
-    """Of the router's tokenizer; a worker with another one is refused for matching."""
+    """Of the router's tokenizer; a worker with another one is refused for matching. Empty: it is not loaded (yet), and
+    every worker is refused."""
     latency: LatencyModel
     """Of the profile, at the speed the workers run at."""
     key_scheme: str = KEY_SCHEME
@@ -52,6 +53,8 @@ class FleetConfig:
 
     def mismatch(self, info: WorkerInfo) -> Mismatch | None:
         """Why this worker's blocks cannot be matched here; None when they can."""
+        if not self.fingerprint:
+            return Mismatch(RejectReason.NO_TOKENIZER, "the router's tokenizer is not loaded: see /status for why")
         checks = (
             (RejectReason.BLOCK_SIZE, "block size", info.block_size, self.block_size, "start both with the same"),
             (RejectReason.KEY_SCHEME, "key scheme", info.key_scheme, self.key_scheme, "run the same release on both"),

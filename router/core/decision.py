@@ -41,6 +41,19 @@ class Reason(StrEnum):
     """No other worker may take the request."""
 
 
+class Unread(StrEnum):
+    """Why a prompt was not read: its request goes by load. Label of `kvcluster_router_prompts_unread_total`."""
+
+    UNREADABLE = "unreadable"
+    """The body or its prompt is not what this API takes, or is in a form that is not understood here."""
+    TOO_LONG = "too_long"
+    """No worker takes so many tokens."""
+    BUSY = "busy"
+    """Longer or earlier prompts kept the router from reading it in time."""
+    NO_TOKENIZER = "no_tokenizer"
+    """The tokenizer is not loaded."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReportedSequence:
     """The one of a request's sequences whose cached tokens its answer reports, where it is not the first prompt."""
@@ -70,6 +83,8 @@ class RouteRequest:
     """Whether it has a prompt. A list of models, say, has none: sending that somewhere is no decision to count."""
     reported: ReportedSequence | None = None
     """Whose cached tokens the answer will report; None: those of the prompt of `keys`."""
+    unread: Unread | None = None
+    """Why `keys` is None, where there is a prompt."""
 
 
 class CandidateView(NamedTuple):

@@ -12,6 +12,8 @@ class RejectReason(StrEnum):
     """The worker cuts prompts into blocks of another size: its keys name other prefixes."""
     FINGERPRINT = "fingerprint"
     """The worker's tokenizer differs: equal text gives other token ids, so no key would ever match."""
+    NO_TOKENIZER = "no_tokenizer"
+    """The router's own tokenizer is not loaded, so it has no prompts to match."""
     KEY_SCHEME = "key_scheme"
     """The worker names blocks by another function."""
     MODEL = "model"

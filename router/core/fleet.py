@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot
 from kvcache.keys import BlockKey
@@ -260,6 +261,17 @@ class Fleet:
     def view(self, url: str) -> dict[BlockKey, int]:
         """How many blocks of each key the worker holds, as far as the feed has said. Raises `UnknownWorker`."""
         return self._registry.index.held(self._registry.find(url).view.slot)
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Most tokens that any worker takes in one request; None while one of them has not said."""
+        lengths = [member.view.info.max_model_len if member.view.info else 0 for member in self._registry]
+        return max(lengths) if lengths and all(lengths) else None
+
+    def adopt_tokenizer(self, fingerprint: str) -> None:
+        """The router's tokenizer is loaded: workers that have the same one are matched from their next snapshot on."""
+        self.config = replace(self.config, fingerprint=fingerprint)
+        self._registry.reconsider(self.config)
 
     @property
     def index_blocks(self) -> int:

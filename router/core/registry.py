@@ -151,6 +151,13 @@ class Registry:
             raise UnknownWorker(f"no worker calls itself {worker_id!r:.200}: send a heartbeat first")
         return member
 
+    def reconsider(self, config: FleetConfig) -> None:
+        """The router's own side of what must agree has changed: whoever was refused for it may try again."""
+        self._config = config
+        for member in self._members.values():
+            if member.view.refused is not None and member.view.refused.reason is not RejectReason.DUPLICATE_WORKER:
+                member.view.refused = None  # not synced, so its next batch asks for a snapshot
+
     # --- the feed ---------------------------------------------------------------------------------------
 
     def apply_snapshot(self, url: str, snapshot: Snapshot, now: float) -> None:
@@ -186,7 +193,7 @@ class Registry:
         """See `Fleet.apply_heartbeat`."""
         info, url = heartbeat.info, heartbeat.url.rstrip("/")
         refusal = self._config.mismatch(info)
-        if refusal is not None:
+        if refusal is not None and refusal.reason is not RejectReason.NO_TOKENIZER:
             raise refusal
         if not url.startswith(("http://", "https://")) or len(url) > MAX_URL:
             raise FeedRejected(RejectReason.MALFORMED, f"url must look like http://host:port, not {url!r:.200}")
@@ -204,6 +211,9 @@ class Registry:
         member.heard(now)
         self._meet(member, info, heartbeat.load, now)
         view = member.view
+        if refusal is not None:
+            view.refuse(refusal)
+            return False
         if view.synced and view.seq == heartbeat.seq:
             view.confirmed_at = now
         return not view.synced and not self._streams(member, now)
@@ -211,13 +221,15 @@ class Registry:
     def apply_sync(self, snapshot: Snapshot, now: float) -> None:
         """See `Fleet.apply_sync`."""
         refusal = self._config.mismatch(snapshot.info)
-        if refusal is not None:
+        if refusal is not None and refusal.reason is not RejectReason.NO_TOKENIZER:
             raise refusal
         member = self._owner(snapshot.info.worker_id)
         member.view.check_epoch(snapshot.info.epoch)
         member.heard(now)
         self._meet(member, snapshot.info, snapshot.load, now)
-        if not self._streams(member, now):
+        if refusal is not None:
+            member.view.refuse(refusal)
+        elif not self._streams(member, now):
             member.view.install(snapshot, now)
 
     def apply_eviction(self, eviction: Eviction, now: float) -> None:

@@ -14,7 +14,7 @@ from kvcache.errors import ApiError
 from router.server.headers import to_worker
 from router.server.metrics import Metrics
 from router.server.paths import Access, access, repeatable
-from router.server.prompts import CHAT, COMPLETIONS, UNREAD, PromptReader
+from router.server.prompts import CHAT, COMPLETIONS, PROMPTLESS, PromptReader
 from router.server.proxy import Proxy, answer_error, answer_json
 from router.server.upstream import UpstreamRequest
 
@@ -64,11 +64,13 @@ class DataPlane:
         target: bytes = scope["raw_path"]
         if scope["query_string"]:
             target += b"?" + scope["query_string"]
-        route = UNREAD
+        route = PROMPTLESS
         if method == "POST" and path in (COMPLETIONS, CHAT):
             route = await self.prompts.read(path, body)
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.inc(route.prompt_tokens)
+            elif route.unread is not None:
+                self.metrics.prompts_unread.labels(route.unread.value).inc()
         request = UpstreamRequest(method, quote(target, safe=_PRINTABLE), headers, body, repeatable(method, path))
         return await self.proxy.forward(request, route, request_id, arrived, send)
 

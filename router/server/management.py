@@ -24,6 +24,7 @@ from router.server.metrics import Metrics
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
 from router.server.signal import Signal
 from router.server.status import status_page
+from router.server.tokenizer_loader import TokenizerLoader
 
 THREAD_BYTES = 256 * 1024
 """A pushed state larger than this is decoded in a thread."""
@@ -53,6 +54,7 @@ class Management:
     changed: Signal
     recent: RecentDecisions
     discovery: Callable[[], DiscoveryStatus]
+    tokenizer: TokenizerLoader
     pod: Callable[[str], str]
     stage: Stage = Stage.SERVING
 
@@ -90,6 +92,8 @@ class Management:
         ready = sum(worker.ready for worker in workers)
         if self.stage is Stage.CLOSED:
             why = "the router is shutting down"
+        elif self.tokenizer.awaited:
+            why = "the tokenizer is being loaded"
         elif not discovery.known:
             why = f"the workers are not known yet: {discovery.error or 'their list has not been read'}"
         elif not ready:
@@ -107,6 +111,7 @@ class Management:
                 self.recent,
                 self.metrics,
                 self.discovery(),
+                self.tokenizer.status,
                 draining=self.stage is not Stage.SERVING,
                 now=self.clock(),
             )
@@ -158,6 +163,7 @@ class Management:
         ]
         del chosen["candidates"]
         chosen["prompt_tokens"] = route.prompt_tokens
+        chosen["unread"] = route.unread
         left_out = [
             {"worker": worker.worker_id, "state": worker.state, "why": worker.why_not_ready,
              "seconds_left": worker.state_until}

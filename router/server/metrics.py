@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -59,6 +59,12 @@ class Metrics:
             "matched_blocks", "Blocks of the prompt that the chosen worker held, as the router saw it.", BLOCK_BUCKETS
         )
         self.prompt_tokens = counter("prompt_tokens", "Tokens of the prompts routed.")
+        self.tokenizer_loaded = Gauge(
+            PREFIX + "tokenizer_loaded", "1 once prompts can be read, else 0.", registry=registry
+        )
+        self.prompts_unread = counter(
+            "prompts_unread", "Requests routed by load because their prompt was not read, by why.", "why"
+        )
         self.predicted_cached = counter(
             "predicted_cached_tokens", "Cached tokens predicted for the requests whose answers report them."
         )

@@ -8,10 +8,18 @@ from router.core.fleet import Fleet
 from router.core.recent import RecentDecisions
 from router.server.discovery import DiscoveryStatus
 from router.server.metrics import Metrics, by_label, total
+from router.server.tokenizer_loader import TokenizerStatus
 
 
 def status_page(
-    fleet: Fleet, recent: RecentDecisions, metrics: Metrics, discovery: DiscoveryStatus, *, draining: bool, now: float
+    fleet: Fleet,
+    recent: RecentDecisions,
+    metrics: Metrics,
+    discovery: DiscoveryStatus,
+    tokenizer: TokenizerStatus,
+    *,
+    draining: bool,
+    now: float,
 ) -> dict[str, Any]:
     """Counts are since the start of the process and are the metrics' own: nothing is counted twice."""
     workers = fleet.workers(now)
@@ -40,5 +48,6 @@ def status_page(
             for age, decision in recent.newest_first(now)
         ],
         "discovery": discovery.public(),
+        "tokenizer": tokenizer.public(),
         "heat": {worker.worker_id: worker.heat for worker in workers},
     }

@@ -64,7 +64,7 @@ async def worker_metrics() -> list[Metric]:
 
 
 async def test_the_routers_metrics() -> None:
-    router = Router(RouterSettings(), load_tokenizer("gpt2"), StaticDiscovery([]))
+    router = Router(RouterSettings(), StaticDiscovery([]))
     # A family with labels has no sample before the first event, so its labels are read off its declaration.
     families = list(router.registry.collect())
     found = exported(families, "kvcluster_router_")

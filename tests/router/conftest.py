@@ -77,11 +77,18 @@ def start_router(tokenizer: Tokenizer) -> StartRouter:
 
     @asynccontextmanager
     async def start(
-        workers: Any = (), *, ready: int | None = None, source: Discovery | None = None, **settings: Any
+        workers: Any = (),
+        *,
+        ready: int | None = None,
+        source: Discovery | None = None,
+        load: Callable[[str], Tokenizer] | None = None,
+        **settings: Any,
     ) -> AsyncIterator[RunningRouter]:
         # In turn, unless a test is about the choice itself: the first request goes to the first worker.
         chosen = Settings(**{"routing_strategy": "round_robin", "retry_deadline": 0.3, **settings})
-        router = Router(chosen, tokenizer, source or StaticDiscovery([worker.url for worker in workers]))
+        router = Router(chosen, source or StaticDiscovery([worker.url for worker in workers]), load or load_tokenizer)
+        if load is None:
+            router.tokenizer.loaded(tokenizer)
         data = HttpServer(
             router.data_plane,
             listen("127.0.0.1", 0),

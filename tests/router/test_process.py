@@ -219,7 +219,6 @@ async def test_a_restart_on_inherited_sockets_loses_no_connection_attempt() -> N
     ("flags", "code", "says"),
     [
         (("--strategy", "magic"), 2, "unknown strategy 'magic'"),
-        (("--tokenizer", "/nonexistent/folder"), 2, "/nonexistent/folder"),
         (("--fd", "0"), 1, "cannot listen"),
         (("--nonsense",), 2, "nonsense"),
         (("--kubernetes-service", "s", "--kubernetes-kubeconfig", "/none"), 2, "no kubeconfig /none"),

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from kvcache.keys import block_keys
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokenizer import Tokenizer, load_tokenizer
 from router.server.management import Stage
 from tests.router.conftest import StartRouter, until
 from tests.router.fakes import Connection, Received, fake_workers, good
@@ -28,6 +28,12 @@ async def test_a_router_that_has_done_nothing(start_router: StartRouter) -> None
             "decisions": {},
             "recent": [],
             "discovery": {"source": "static", "healthy": True, "age_seconds": None, "error": ""},
+            "tokenizer": {
+                "name": "gpt2",
+                "state": "loaded",
+                "fingerprint": load_tokenizer("gpt2").fingerprint,
+                "error": "",
+            },
             "heat": {},
         }
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from controller.status.observed import Observed, Problem, ProblemKind
+from controller.status.report import TokenizerReport
 from tests.controller.status.support import (
     NOW,
     ROUTERS,
@@ -190,6 +191,9 @@ def test_progress(figures, expected):
         ({"view_age_seconds": 5.1}, "False/Stale"),
         ({"view_age_seconds": 10.1, "workers_matching": 3}, "False/Stale"),
         ({"workers_matching": 3}, "False/Mismatch"),
+        ({"workers_matching": 0, "tokenizer": TokenizerReport("failed", "no such folder")}, "False/NoTokenizer"),
+        ({"workers_matching": 0, "tokenizer": TokenizerReport("loading")}, "False/NoTokenizer"),
+        ({"tokenizer": TokenizerReport("loaded")}, "True/Fresh"),
         ({"workers_ready": 3, "workers_matching": 3}, "False/WorkersMissing"),
         ({"draining": True, "workers_ready": 0}, "True/Fresh"),
     ],

@@ -1,0 +1,117 @@
+"""Prompts that are too long for the event loop are read in threads: the shorter first, each for a limited time."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+LONG = 256 * 1024
+"""Bytes of a body above which a job is long: 30 to 130 ms of tokenising."""
+THREADS = 2
+"""One takes long jobs, both take short ones: a short job never waits for a long one. Tokenising holds no lock while it
+works, so more would only take CPU from the event loop."""
+BYTES_PER_SECOND = 256 * 1024
+"""A job goes before a longer one unless that has waited a second for each of so many bytes that it is longer: nobody
+waits for ever."""
+PATIENCE = 2.0
+"""Seconds after which a request no longer waits for its prompt to be read."""
+
+
+class Abandoned(Exception):
+    """Raised inside a job, at its next checkpoint, when nobody waits for its result any more."""
+
+
+class Checkpoint:
+    """What a running job calls now and then; raises `Abandoned`. Set from another thread."""
+
+    __slots__ = ("abandoned",)
+
+    def __init__(self) -> None:
+        self.abandoned = False
+
+    def __call__(self) -> None:
+        if self.abandoned:
+            raise Abandoned
+
+
+class _Job(Generic[T]):
+    __slots__ = ("checkpoint", "order", "result", "size", "work")
+
+    def __init__(self, work: Callable[[Checkpoint], T], size: int, order: float, result: asyncio.Future[T]) -> None:
+        self.work = work
+        self.size = size
+        self.order = order
+        self.result = result
+        self.checkpoint = Checkpoint()
+
+    def __lt__(self, other: _Job[T]) -> bool:
+        return self.order < other.order
+
+    def run(self) -> T:
+        self.checkpoint()
+        return self.work(self.checkpoint)
+
+
+class PromptQueue:
+    """Jobs by length, run in `THREADS` threads. Used from one event loop.
+
+    Invariant: at most one long job runs; as long as a thread is free, no job waits that could run on it.
+    """
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self._patience = patience
+        self._threads = ThreadPoolExecutor(THREADS, "prompts")
+        self._short: list[_Job[object]] = []
+        self._long: list[_Job[object]] = []
+        self._running = 0
+        self._long_running = False
+
+    async def run(self, size: int, work: Callable[[Checkpoint], T]) -> T:
+        """The result of `work`, a job on `size` bytes. Raises what it raises, and `TimeoutError` after `patience`."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
+        job = _Job(work, size, loop.time() + size / BYTES_PER_SECOND, result)
+        heapq.heappush(self._long if size > LONG else self._short, job)  # type: ignore[misc]
+        self._fill()
+        try:
+            async with asyncio.timeout(self._patience):
+                return await result
+        finally:
+            job.checkpoint.abandoned = True
+
+    def close(self) -> None:
+        """Runs nothing more. Jobs that run are not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _fill(self) -> None:
+        while self._running < THREADS and (job := self._next()) is not None:
+            if job.result.done():  # nobody waits any more
+                continue
+            self._running += 1
+            if job.size > LONG:
+                self._long_running = True
+            running = asyncio.wrap_future(self._threads.submit(job.run))
+            running.add_done_callback(lambda done, job=job: self._done(job, done))  # type: ignore[misc]
+
+    def _next(self) -> _Job[object] | None:
+        queues = [self._short] if self._long_running else [self._short, self._long]
+        waiting = [queue for queue in queues if queue]
+        return heapq.heappop(min(waiting, key=lambda queue: queue[0])) if waiting else None
+
+    def _done(self, job: _Job[object], done: asyncio.Future[object]) -> None:
+        self._running -= 1
+        if job.size > LONG:
+            self._long_running = False
+        self._fill()
+        if done.cancelled():
+            job.result.cancel()
+        elif (error := done.exception()) is not None:
+            if not job.result.done():
+                job.result.set_exception(error)
+        elif not job.result.done():
+            job.result.set_result(done.result())

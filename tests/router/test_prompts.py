@@ -1,0 +1,207 @@
+"""What the router reads out of requests, and which prompts it leaves unread. That its tokens are the engine's is tested
+with the emulated engine (test_documents.py) and with recorded answers of a real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from kvcache.keys import block_keys
+from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from router.core.decision import Unread
+from router.server.prompts import BESIDES, BYTES_PER_TOKEN, CHAT, COMPLETIONS, INLINE_TEXT, LONG_DEPTH, PromptReader
+from tests.router.conftest import StartRouter, until
+from tests.router.fakes import fake_workers, good
+
+WORDS = "every good boy does fine and all cows eat grass "
+
+
+class Reading:
+    """A reader whose workers take `longest` tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.longest: int | None = None
+        self.reader = PromptReader(tokenizer, 16, lambda: self.longest, patience=20)
+
+    async def prompt(self, prompt: Any, **fields: Any) -> Any:
+        return await self.reader.read(COMPLETIONS, orjson.dumps({"prompt": prompt, **fields}))
+
+
+@pytest.fixture
+async def reading(tokenizer: Tokenizer) -> AsyncIterator[Reading]:
+    reading = Reading(tokenizer)
+    yield reading
+    reading.reader.close()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param(WORDS * 20, id="text, on the event loop"),
+        pytest.param(WORDS * (INLINE_TEXT // 20), id="text, in a thread"),
+        pytest.param(list(range(400)), id="ids, on the event loop"),
+        pytest.param(list(range(40_000)), id="ids, in a thread"),
+        pytest.param([n % 50_000 for n in range(16 * (LONG_DEPTH + 100) + 5)], id="ids, keys computed in the thread"),
+    ],
+)
+async def test_keys_are_the_same_wherever_a_prompt_is_read(reading: Reading, tokenizer: Tokenizer, prompt: Any) -> None:
+    route = await reading.prompt(prompt, model="m", stream=True, max_tokens=7)
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    expected = block_keys(ids, 16)
+    assert (route.prompt_tokens, route.model, route.streaming, route.output_tokens) == (len(ids), "m", True, 7)
+    assert route.keys.all() == expected
+    assert route.keys.all(above=3) == expected[3:]
+    assert [route.keys.key(depth) for depth in (1, len(expected))] == [expected[0], expected[-1]]
+    assert route.unread is None
+
+
+@pytest.mark.parametrize("length", [1, 10, 10_000])
+async def test_what_no_worker_takes_is_not_read(reading: Reading, length: int) -> None:
+    reading.longest = length
+    text = WORDS * (length // 4 + 1)
+    route = await reading.prompt(text, model="m", stream=True)
+    assert (route.keys, route.unread, route.model, route.streaming) == (None, Unread.TOO_LONG, "m", True)
+    # The worker cuts a prompt down where it is told to: then it is not too long.
+    assert (await reading.prompt(text, truncate_prompt_tokens=1)).unread is None
+
+
+async def test_a_prompt_as_long_as_the_context_is_read(reading: Reading, tokenizer: Tokenizer) -> None:
+    text = WORDS * 2000
+    reading.longest = len(tokenizer.encode(text))
+    assert (await reading.prompt(text)).unread is None
+    reading.longest -= 1
+    assert (await reading.prompt(text)).unread is Unread.TOO_LONG
+
+
+async def test_a_body_beyond_all_contexts_is_not_even_parsed(reading: Reading) -> None:
+    reading.longest = 100
+    body = (
+        b'{"model": "m\\u00e9", "stream": true, "prompt": "' + b"x" * (100 * BYTES_PER_TOKEN + BESIDES) + b'", BROKEN'
+    )
+    route = await reading.reader.read(COMPLETIONS, body)
+    assert (route.unread, route.model, route.streaming) == (Unread.TOO_LONG, "m\u00e9", True)
+
+
+async def test_what_takes_too_long_goes_by_load(tokenizer: Tokenizer) -> None:
+    reader = PromptReader(tokenizer, 16, patience=0.0)
+    body = orjson.dumps({"prompt": WORDS * 10_000, "model": "m"})
+    route = await reader.read(COMPLETIONS, body)
+    assert (route.keys, route.unread, route.model) == (None, Unread.BUSY, "m")
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, b"{"),
+        (COMPLETIONS, b"[]"),
+        (COMPLETIONS, b"{" * INLINE_TEXT * 9),
+        (COMPLETIONS, b'{"prompt": {}}'),
+        (CHAT, b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}'),
+    ],
+)
+async def test_what_is_no_prompt_is_the_workers_to_refuse(reading: Reading, path: str, body: bytes) -> None:
+    assert (await reading.reader.read(path, body)).unread is Unread.UNREADABLE
+
+
+async def test_requests_say_by_metric_why_their_prompt_was_not_read(start_router: StartRouter) -> None:
+    async with fake_workers(good) as workers, start_router(workers) as router:
+        no_prompt = {"no": "prompt"}
+        await router.complete(no_prompt)
+        assert router.metric("prompts_unread_total", why="unreadable") == 1
+        explained = (await router.management.post("/route/explain", json={"prompt": no_prompt})).json()
+        assert explained["decision"]["unread"] == "unreadable"
+
+
+# --- without a tokenizer ----------------------------------------------------------------------------------------------
+
+
+class Broken:
+    """A source of tokenizers that fails until it is mended."""
+
+    def __init__(self) -> None:
+        self.mended = False
+        self.tries = 0
+
+    def __call__(self, name: str) -> Tokenizer:
+        self.tries += 1
+        if not self.mended:
+            raise TokenizerError(f"tokenizer {name!r} cannot be loaded: it is not there")
+        return load_tokenizer(name)
+
+
+async def test_without_a_tokenizer_requests_go_by_load_and_it_is_tried_again(
+    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
+    monkeypatch.setattr("router.server.tokenizer_loader.FIRST_RETRY", 0.02)
+    broken = Broken()
+    async with fake_workers(good) as workers:
+        workers[0].serve_feed(tokenizer.fingerprint)
+        workers[0].blocks = [(key, None) for key in block_keys(range(160), 16)[:1]]
+        async with start_router(workers, load=broken, routing_strategy="cache_aware") as router:
+            await until(lambda: broken.tries > 2)
+            assert (await router.complete(list(range(160)))).status_code == 200
+            assert (await router.management.get("/ready")).status_code == 200
+            page = (await router.management.get("/status")).json()
+            assert page["tokenizer"]["state"] == "failed"
+            assert "it is not there" in page["tokenizer"]["error"]
+            assert page["workers"] == {"known": 1, "ready": 1, "matching": 0}
+            (worker,) = (await router.management.get("/workers")).json()["workers"]
+            assert "tokenizer is not loaded" in worker["why_not_matching"]
+            assert router.metric("prompts_unread_total", why="no_tokenizer") == 1
+            assert router.metric("tokenizer_loaded") == 0
+            broken.mended = True
+            await until(lambda: router.metric("tokenizer_loaded") == 1)
+            await workers[0].publish()
+            await until(lambda: all(status.matching for status in router.router.fleet.workers(router.router.clock())))
+            answer = await router.complete(list(range(160)))
+            assert answer.headers["x-kvcluster-matched-blocks"] == "1"
+
+
+async def test_a_pushing_worker_is_routed_to_without_a_tokenizer_and_matched_with_it(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    broken = Broken()
+    async with fake_workers(good) as workers, start_router(load=broken, ready=0) as router:
+        worker = workers[0]
+        worker.serve_feed(tokenizer.fingerprint)
+        beat: dict[str, Any] = {
+            "worker_id": "w", "epoch": 5, "model": "m", "block_size": 16, "fingerprint": tokenizer.fingerprint,
+            "key_scheme": "sha256-prefix-128", "capacity": 100, "url": worker.url, "seq": 0,
+            "load": {"running": 0, "waiting": 0, "prefill_tokens": 0, "free_blocks": 100, "total_blocks": 100},
+        }  # fmt: skip
+
+        async def heartbeat() -> httpx.Response:
+            return await router.management.post("/internal/heartbeat", json=beat)
+
+        assert (await heartbeat()).json() == {"resync": False}
+        assert router.candidates() == 1
+        router.router.tokenizer.loaded(tokenizer)
+        assert (await heartbeat()).json() == {"resync": True}
+
+
+async def test_ready_waits_for_the_first_attempt(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    gate = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(name: str) -> Tokenizer:
+        asyncio.run_coroutine_threadsafe(gate.wait(), loop).result(20)
+        return tokenizer
+
+    async with fake_workers(good) as workers, start_router(workers, load=slow) as router:
+        answer = await router.management.get("/ready")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "the tokenizer is being loaded")
+        gate.set()
+        await until(lambda: router.metric("tokenizer_loaded") == 1)
+        assert (await router.management.get("/ready")).status_code == 200
+
+
+def test_a_folder_that_is_no_tokenizer_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        load_tokenizer(str(tmp_path / "nothing"))
