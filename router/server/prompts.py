@@ -94,15 +94,15 @@ class PromptReader:
     ) -> RouteRequest:
         if self.tokenizer is None:
             return _unread(Unread.NO_TOKENIZER, fields)
-        if fields.get("truncate_prompt_tokens") is not None:
-            longest = None  # the worker cuts it down to what it takes
-        tokenizer = self.tokenizer.bounded(longest, checkpoint or Checkpoint())
+        # Where `truncate_prompt_tokens` cuts a prompt down, it may be longer than what a worker takes.
+        limit = longest if fields.get("truncate_prompt_tokens") is None else None
+        tokenizer = self.tokenizer.bounded(limit, checkpoint or Checkpoint())
         streaming = fields.get("stream") is True
         try:
             if path == CHAT:
-                prompts = [chat_request_prompt(fields, tokenizer)]
+                prompts = [chat_request_prompt(fields, tokenizer, longest)]
             else:
-                prompts = completion_request_prompts(fields, tokenizer)
+                prompts = completion_request_prompts(fields, tokenizer, longest)
             scope = request_scope(fields)
             # Several prompts in one request go to one worker; the first stands for where they are cached.
             keys = PrefixKeys(pack_tokens(prompts[0]), self._block_size, scope)
@@ -111,7 +111,7 @@ class PromptReader:
             return _unread(Unread.UNREADABLE, fields)
         except TooManyTokensError:
             return _unread(Unread.TOO_LONG, fields)
-        if longest is not None and max(map(len, prompts)) > longest:
+        if limit is not None and max(map(len, prompts)) > limit:
             return _unread(Unread.TOO_LONG, fields)
         reads = not reads_no_cache(fields, chat=path == CHAT)
         return RouteRequest(
