@@ -162,18 +162,27 @@ class FakeEngine:
         finally:
             router.close(0)
 
+    async def respond(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of what no other path answers."""
+        return 404, b""
+
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.answers.wait()
         known = {"/health": b"", "/metrics": (METRICS % self.values).encode()}
-        body = known.get(scope["path"])
-        status = 404 if body is None else self.health
-        if scope["path"] == "/tokenize":
-            tokens = self.tokenize(json.loads((await receive())["body"]))
-            status = tokens if isinstance(tokens, int) else 200
-            body = b"{}" if isinstance(tokens, int) else json.dumps({"tokens": tokens}).encode()
-        headers = [(b"content-length", b"%d" % len(body or b""))]
+        path, sent = scope["path"], b""
+        if scope["method"] == "POST":
+            sent = (await receive())["body"]
+        if path in known:
+            status, body = self.health, known[path]
+        elif path == "/tokenize":
+            tokens = self.tokenize(json.loads(sent))
+            refused = isinstance(tokens, int)
+            status, body = (tokens, b"{}") if refused else (200, json.dumps({"tokens": tokens}).encode())
+        else:
+            status, body = await self.respond(path, sent)
+        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body or b""})
+        await send({"type": "http.response.body", "body": body})
 
 
 def payloads(captured: Iterable[Any]) -> list[bytes]:

@@ -1,0 +1,1 @@
+"""The product against a running vLLM: docs/real-vllm.md."""

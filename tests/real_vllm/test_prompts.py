@@ -1,0 +1,80 @@
+"""The router's token ids against the engine's, for random requests of every shape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import httpx
+import pytest
+
+from kvcache.prompts import PromptError, chat_request_prompt, completion_request_prompts
+from kvcache.tokenizer import Tokenizer, load_tokenizer
+from tests.real_vllm.conftest import Engine
+from tests.real_vllm.record import prompts
+from tests.real_vllm.requests import Requests
+from worker.agent.engine import engine_client
+from worker.agent.prompts import Agreement, Expected, compare
+
+pytestmark = [pytest.mark.real_vllm, pytest.mark.timeout(1200)]
+
+TOKENIZE_FIELDS = frozenset(
+    {"model", "messages", "prompt", "tools", "add_generation_prompt", "continue_final_message", "add_special_tokens",
+     "chat_template", "chat_template_kwargs"}
+)  # fmt: skip
+"""What `/tokenize` takes; it knows `reasoning_content` by no other name, so messages with one are left out."""
+
+
+def read(body: dict[str, Any], tokenizer: Tokenizer, max_model_len: int) -> list[list[int]] | None:
+    try:
+        if "messages" in body:
+            return [chat_request_prompt(body, tokenizer, max_model_len)]
+        return completion_request_prompts(body, tokenizer, max_model_len)
+    except PromptError:
+        return None
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_the_router_reads_what_the_engine_computes(
+    engine: Engine, client: httpx.Client, tokenizer: Tokenizer, seed: int, number: int, kind: str
+) -> None:
+    made, counts, wrong = Requests(seed, engine.model), Counter[str](), []
+    for _ in range(number if kind == "chat" else number // 3):
+        body = made.chat() if kind == "chat" else made.completion()
+        path = "/v1/chat/completions" if kind == "chat" else "/v1/completions"
+        theirs, ours = prompts(client, path, body), read(body, tokenizer, engine.max_model_len)
+        outcome = (
+            "refused by the engine" if theirs is None
+            else "left to the engine" if ours is None
+            else "equal" if ours == theirs
+            else "different"
+        )  # fmt: skip
+        counts[outcome] += 1
+        if outcome == "different":
+            wrong.append(body)
+    print(f"\n{kind}, seed {seed}: {dict(counts)}")  # noqa: T201
+    assert not wrong, wrong[:3]
+    assert not counts["left to the engine"], "everything that is generated here can be read"
+
+
+def test_tokenize_says_the_same(
+    engine: Engine, client: httpx.Client, tokenizer: Tokenizer, seed: int, number: int
+) -> None:
+    made, counts = Requests(seed + 1, engine.model), Counter[str]()
+    for _ in range(number):
+        body = {name: value for name, value in made.chat().items() if name in TOKENIZE_FIELDS}
+        if any("reasoning_content" in message for message in body["messages"]):
+            continue
+        answer = client.post("/tokenize", json=body)
+        if answer.status_code == 200:
+            ours = read(body, tokenizer, engine.max_model_len)
+            assert ours == [answer.json()["tokens"]], body
+        counts["equal" if answer.status_code == 200 else "refused by the engine"] += 1
+    print(f"\n/tokenize, seed {seed + 1}: {dict(counts)}")  # noqa: T201
+    assert counts["equal"] > number / 3
+
+
+async def test_the_agents_comparison(engine: Engine, tokenizer: Tokenizer) -> None:
+    async with engine_client(engine.url) as asked:
+        assert (await compare(asked, Expected.of(tokenizer))).agreement is Agreement.EQUAL
+        assert (await compare(asked, Expected.of(load_tokenizer("gpt2")))).agreement is Agreement.DIFFERENT
