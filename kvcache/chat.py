@@ -115,7 +115,11 @@ class ChatTemplate:
         of the same name. Raises `ChatTemplateError`, also for whatever the template itself raises."""
         if continue_final_message:
             if add_generation_prompt:
-                raise ChatTemplateError("continue_final_message and add_generation_prompt exclude each other")
+                raise ChatTemplateError(
+                    "continue_final_message and add_generation_prompt are not compatible. Use continue_final_message "
+                    "when you want the model to continue the final message, and add_generation_prompt when you want to "
+                    "add a header that will prompt it to start a new assistant message instead."
+                )
             messages, continued = _marked(messages)
         try:
             text = self._template.render(

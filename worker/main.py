@@ -88,6 +88,7 @@ class Worker:
             request_id_headers=settings.enable_request_id_headers,
             dev_mode=settings.dev_mode,
             auto_tool_choice=settings.enable_auto_tool_choice,
+            store_responses=settings.enable_responses_store,
             trust_request_chat_template=settings.trust_request_chat_template,
         )
         self.state = CacheState(self.info, self.runner, self.feed)

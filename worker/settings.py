@@ -73,6 +73,9 @@ class Settings(ProcessSettings):
     enable_request_id_headers: bool = Field(False, description="answer with an x-request-id header")
     enable_auto_tool_choice: bool = Field(False, description='take requests with tools (`tool_choice` "auto")')
     trust_request_chat_template: bool = Field(False, description="take a chat template that comes with a request")
+    enable_responses_store: bool = Field(
+        False, description="keep responses of /v1/responses (vLLM: VLLM_ENABLE_RESPONSES_API_STORE)"
+    )
     max_concurrent_requests: PositiveInt = Field(2048, description="requests in progress before new ones get 503")
     drain_limit: float = Field(
         0.0, ge=0, description="seconds after SIGTERM in which requests are taken at most, as long as any come"

@@ -50,6 +50,12 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
+class Seldom(Wire):
+    """A wire model that most workers never read: its validator is built when the first such request comes."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
 class Branch(Wire):
     """A wire model that is one branch of a union: its name stays out of the errors' locations."""
 
@@ -167,7 +173,9 @@ class LegacyStructuralTagResponseFormat(Branch):
 
 
 AnyResponseFormat = ResponseFormat | StructuralTagResponseFormat | LegacyStructuralTagResponseFormat
-_TAG_FORMAT: TypeAdapter[Any] = TypeAdapter(LegacyStructuralTagResponseFormat | StructuralTagResponseFormat)
+_TAG_FORMAT: TypeAdapter[Any] = TypeAdapter(
+    LegacyStructuralTagResponseFormat | StructuralTagResponseFormat, config=ConfigDict(defer_build=True)
+)
 
 
 def structured_outputs_of(

@@ -16,6 +16,7 @@ from worker.protocol.base import (
     ExtraArguments,
     RepetitionDetectionParams,
     Seed,
+    Seldom,
     Stop,
     StreamOptions,
     StructuredOutputsParams,
@@ -84,8 +85,8 @@ _PROMPT_FIELDS = (
 
 
 def prompt_fields(request: Wire, names: Sequence[str]) -> dict[str, Any]:
-    """Some fields of a request as JSON, without those that are null. Messages are as they came."""
-    found = {name: value for name in names if (value := getattr(request, name)) is not None}
+    """Some fields of a request as JSON, without those that say nothing. Messages are as they came."""
+    found = {name: value for name in names if (value := getattr(request, name)) not in (None, [])}
     for name, value in found.items():
         if name == "tools":
             found[name] = [tool.model_dump(exclude_unset=True) for tool in value]
@@ -221,7 +222,7 @@ class ChatCompletionRequest(Wire):
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
 
-class BatchChatCompletionRequest(Wire):
+class BatchChatCompletionRequest(Seldom):
     """Body of POST /v1/chat/completions/batch: one answer to each of several conversations."""
 
     messages: list[Annotated[list[ChatMessage], Field(min_length=1)]] = Field(..., min_length=1)

@@ -35,10 +35,10 @@ class DetailError(ApiError):
 
 
 class InternalError(ApiError):
-    """vLLM stumbled over the request: its checks expected another type."""
+    """vLLM stumbled over the request: its code expected another type."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(500, sanitized(str(error)))
+    def __init__(self, message: str) -> None:
+        super().__init__(500, sanitized(message))
 
 
 def unparsable() -> ApiError:

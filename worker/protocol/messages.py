@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NotRequired, Required
+from typing import Annotated, Any, Literal, Required
 
-from pydantic import TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from typing_extensions import TypedDict  # pydantic takes the one in `typing` from Python 3.12 on only
 
-from kvcache.errors import ApiError
+from kvcache.errors import ApiError, parameter_error
 from worker.protocol.errors import sanitized
 
 
@@ -158,16 +166,19 @@ class CustomChatCompletionMessageParam(TypedDict, total=False):
     task: str | None
 
 
-class _Author(TypedDict):
+class _Author(BaseModel):
     role: str
-    name: NotRequired[str | None]
+    name: str | None = None
 
 
-class Message(TypedDict):
+class Message(BaseModel):
     """OpenAI's harmony form."""
 
     author: _Author
-    content: NotRequired[list[dict[str, Any]]]
+    content: list[dict[str, Any]] = Field(default_factory=list)
+    channel: str | None = None
+    recipient: str | None = None
+    content_type: str | None = None
 
 
 _PLAIN_ROLES = frozenset({"system", "user", "assistant", "developer"})
@@ -200,32 +211,55 @@ ChatMessage = Annotated[
     WrapValidator(_keep),
 ]
 
-_TEXTS: TypeAdapter[Any] = TypeAdapter(Iterable[ChatCompletionContentPartTextParam])
+_LATER = ConfigDict(defer_build=True)
+_TEXTS: TypeAdapter[Any] = TypeAdapter(Iterable[ChatCompletionContentPartTextParam], config=_LATER)
 _PARTS: Mapping[str, TypeAdapter[Any]] = {
     "developer": _TEXTS,
     "system": _TEXTS,
-    "user": TypeAdapter(Iterable[Part]),
-    "assistant": TypeAdapter(Iterable[AssistantPart]),
+    "user": TypeAdapter(Iterable[Part], config=_LATER),
+    "assistant": TypeAdapter(Iterable[AssistantPart], config=_LATER),
     "tool": _TEXTS,
 }
-_TOOL_CALLS: TypeAdapter[Any] = TypeAdapter(Iterable[ToolCall])
+_TOOL_CALLS: TypeAdapter[Any] = TypeAdapter(Iterable[ToolCall], config=_LATER)
 
 
-def check_parts(messages: Sequence[Any]) -> None:
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "thinking", "tool_reference"})
+_MEDIA_PARTS = frozenset(
+    {
+        "audio_embeds", "audio_url", "image_embeds", "image_pil", "image_url", "input_audio", "input_image",
+        "prompt_embeds", "video_embeds", "video_url",
+    }
+)  # fmt: skip
+
+
+def check_parts(messages: Sequence[Any], model: str) -> None:
     """Look at the parts of each content, which OpenAI's types leave unread until the prompt is rendered.
 
-    Raises `ApiError` in pydantic's words: vLLM passes them on as they are.
+    Raises `ApiError`, in pydantic's words where vLLM passes them on as they are.
     """
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
-        adapter = _PARTS.get(message["role"]) if isinstance(content, list) and "role" in message else None
-        if adapter is None:
+        if not isinstance(content, list):
             continue
+        adapter = _PARTS.get(message.get("role", ""))
         try:
-            for _ in adapter.validate_python(content):
+            for _ in () if adapter is None else adapter.validate_python(content):
                 pass
         except ValidationError as error:
             raise ApiError(400, sanitized(str(error))) from None
+        for part in content:
+            _check_part(part, model)
+
+
+def _check_part(part: Any, model: str) -> None:
+    kind = part.get("type", "text") if isinstance(part, dict) else "text"
+    if kind in _MEDIA_PARTS:
+        raise ApiError(400, f"{model} is not a multimodal model")
+    if kind not in _TEXT_PARTS:
+        supported = ", ".join(sorted(_TEXT_PARTS | _MEDIA_PARTS))
+        raise parameter_error(
+            f"Unsupported chat content part type: {kind!r}. Supported types: {supported}.", "type", kind
+        )
 
 
 def read_tool_calls(messages: Sequence[Any]) -> None:

@@ -41,7 +41,7 @@ def validated(model: type[_Request] | TypeAdapter[_Request], value: Any) -> _Req
     except (TypeError, OverflowError) as error:
         raise ApiError(400, str(error)) from None
     except (AttributeError, KeyError) as error:
-        raise InternalError(error) from None
+        raise InternalError(str(error)) from None
 
 
 def parse_json(raw: bytes) -> Any:

@@ -17,6 +17,7 @@ from worker.protocol.base import (
     structured_outputs_of,
     thinking_token_budget,
 )
+from worker.protocol.errors import InternalError
 
 MAX_CHOICES = 16_384
 """vLLM's VLLM_MAX_N_SEQUENCES."""
@@ -25,7 +26,7 @@ MAX_LOGPROBS = 20
 """Log probabilities with each token: vLLM's --max-logprobs."""
 
 MAX_LOGPROB_TOKEN_IDS = 128
-MAX_BAD_WORDS = 1000
+MAX_BAD_WORDS = 128
 """vLLM's VLLM_MAX_NUM_BAD_WORDS, after tokenising."""
 MAX_SCHEMA_NESTING = 64
 GREEDY = 1e-5
@@ -82,6 +83,8 @@ class SamplingFields(Protocol):
     @property
     def routed_experts_prompt_start(self) -> int: ...
     @property
+    def stream_interval(self) -> int | None: ...
+    @property
     def use_beam_search(self) -> bool: ...
     @property
     def choices(self) -> int: ...
@@ -123,6 +126,7 @@ class Sampling:
     structured: StructuredOutputsParams | None = None
     extra: Mapping[str, Any] | None = None
     routed_experts_prompt_start: int = 0
+    stream_interval: int | None = None
     beam: bool = False
     """Beam search: vLLM checks little of it, and reports nothing of its cache."""
 
@@ -199,6 +203,8 @@ class Sampling:
         inside a stream that has begun."""
         if self.beam:
             return
+        if not all(_fits(number) for number in (self.top_k, self.stream_interval or 0)):
+            raise InternalError("")  # on its way to the engine
         vocabulary = tokenizer.vocab_size
         self._check_logprobs(vocabulary)
         if self.logit_bias:
@@ -267,7 +273,7 @@ class Sampling:
 
 def sampling_of(request: SamplingFields, max_tokens: int) -> Sampling:
     """The bounds that a request sets, for answers of at most `max_tokens`. Raises `ApiError`."""
-    bias = None if request.use_beam_search else _bias(request.logit_bias)
+    bias = None if request.use_beam_search else logit_bias(request.logit_bias)
     stop = request.stop or ()
     only_selected = bool(request.logprob_token_ids)
     return Sampling(
@@ -297,6 +303,7 @@ def sampling_of(request: SamplingFields, max_tokens: int) -> Sampling:
         structured=structured_outputs_of(request.structured_outputs, request.response_format),
         extra=request.vllm_xargs,
         routed_experts_prompt_start=request.routed_experts_prompt_start,
+        stream_interval=request.stream_interval,
         beam=request.use_beam_search,
     )
 
@@ -305,7 +312,8 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
+def logit_bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
+    """Token ids with what is added to their logits, from -100 to 100. Raises `ApiError` for what is no id."""
     if given is None:
         return None
     bias, bad = {}, []
@@ -333,11 +341,15 @@ def check_choices(number: int, name: str) -> None:
         )
 
 
+def _fits(number: int) -> bool:
+    """Whether MessagePack carries it."""
+    return -(2**63) <= number < 2**64
+
+
 def _check_integers(extra: Mapping[str, Any] | None) -> None:
-    """MessagePack carries 64 bits."""
     for value in extra.values() if extra else ():
         for entry in value if isinstance(value, list) else (value,):
-            if isinstance(entry, int) and not -(2**63) <= entry < 2**64:
+            if isinstance(entry, int) and not _fits(entry):
                 raise parameter_error("extra_args integers must be between -2**63 and 2**64 - 1.", "extra_args")
 
 
@@ -374,6 +386,8 @@ def check_structured(structured: StructuredOutputsParams) -> None:
             raise ApiError(400, "Invalid JSON grammar specification.") from None
     else:
         schema = structured.json
+    if (unknown := _unknown_type(schema)) is not None:
+        raise ApiError(400, f"Grammar error: Invalid type: {unknown}")
     if _deeper(schema, MAX_SCHEMA_NESTING):
         raise ApiError(
             400,
@@ -387,10 +401,46 @@ def check_structured(structured: StructuredOutputsParams) -> None:
     if structured.regex is not None:
         if "\x00" in structured.regex:
             raise ApiError(400, "structured_outputs.regex must not contain a NUL character ('\\x00')")
-        try:
-            re.compile(structured.regex)
-        except re.error as error:
-            raise ApiError(400, f"Grammar error: {error}") from None
+        _check_regex(structured.regex)
+
+
+_SCHEMA_TYPES = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
+
+
+def _unknown_type(schema: Any) -> str | None:
+    """A `type` that JSON schemas have not, in the schema or in those of its properties and items."""
+    if not isinstance(schema, dict):
+        return None
+    kinds = schema.get("type", ())
+    for kind in [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else ():
+        if isinstance(kind, str) and kind not in _SCHEMA_TYPES:
+            return kind
+    inner = schema.get("properties")
+    parts = [*(inner.values() if isinstance(inner, dict) else ()), schema.get("items")]
+    return next((unknown for part in parts if (unknown := _unknown_type(part)) is not None), None)
+
+
+_COMPLAINTS = {
+    "missing ), unterminated subpattern": "unclosed group",
+    "unbalanced parenthesis": "unopened group",
+    "unterminated character set": "unclosed character class",
+    "nothing to repeat": "repetition operator missing expression",
+    "min repeat greater than max repeat": "invalid repetition count range, the start must be <= the end",
+}
+"""What Python says of an expression, in the words of the library that vLLM asks."""
+
+
+def _check_regex(regex: str) -> None:
+    try:
+        re.compile(regex)
+    except re.error as error:
+        complaint = _COMPLAINTS.get(error.msg, error.msg)
+        mark = " " * (error.pos or 0) + "^"
+        raise ApiError(
+            400,
+            f'Grammar error: at 1(8): invalid regex "{regex}" (in regex): regex parse error:\n    {regex}\n    {mark}\n'
+            f"error: {complaint}\n   1 | start: /{regex}/\n              ^",
+        ) from None
 
 
 def _deeper(value: Any, levels: int) -> bool:

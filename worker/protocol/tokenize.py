@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
-from worker.protocol.base import INT64_MAX, Branch, Wire
+from worker.protocol.base import INT64_MAX, Branch, Seldom
 from worker.protocol.chat import ToolParam, check_generation_prompt, prompt_fields
 from worker.protocol.messages import ChatMessage
 
 
 class TokenizeCompletionRequest(Branch):
     """Text to tokenise."""
+
+    model_config = ConfigDict(defer_build=True)
 
     model: str | None = None
     prompt: str
@@ -33,6 +35,8 @@ _PROMPT_FIELDS = (
 
 class TokenizeChatRequest(Branch):
     """A conversation to render and tokenise."""
+
+    model_config = ConfigDict(defer_build=True)
 
     model: str | None = None
     messages: list[ChatMessage]
@@ -59,11 +63,11 @@ class TokenizeChatRequest(Branch):
 
 
 TOKENIZE_REQUEST: TypeAdapter[TokenizeCompletionRequest | TokenizeChatRequest] = TypeAdapter(
-    TokenizeCompletionRequest | TokenizeChatRequest
+    TokenizeCompletionRequest | TokenizeChatRequest, config=ConfigDict(defer_build=True)
 )
 
 
-class DetokenizeRequest(Wire):
+class DetokenizeRequest(Seldom):
     """Token ids to write as text."""
 
     model: str | None = None

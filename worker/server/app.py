@@ -17,6 +17,9 @@ from worker.server.exposition import Exposition
 from worker.server.feed import FeedEndpoints
 from worker.server.http import Exchange, Header
 from worker.server.invocations import invocations
+from worker.server.messages import count_tokens, messages
+from worker.server.openapi import Documentation
+from worker.server.responses import Responses
 from worker.server.service import Service, Stage
 
 Handler = Callable[[Exchange, Service], Awaitable[None]]
@@ -29,10 +32,14 @@ class App:
     def __init__(self, service: Service, feed: FeedEndpoints, exposition: Exposition) -> None:
         self._service = service
         metrics = exposition.metrics
+        responses = Responses(store=service.store_responses)
         routes: dict[str, dict[str, Handler]] = {
             "/v1/completions": {"POST": _generating(completions)},
             "/v1/chat/completions": {"POST": _generating(chat_completions)},
             "/v1/chat/completions/batch": {"POST": _generating(batch_chat_completions)},
+            "/v1/responses": {"POST": _generating(responses.create)},
+            "/v1/messages": {"POST": _generating(messages)},
+            "/v1/messages/count_tokens": {"POST": count_tokens},
             "/invocations": {"POST": _generating(invocations)},
             "/v1/models": {"GET": info.models},
             "/tokenize": {"POST": info.tokenize},
@@ -43,8 +50,7 @@ class App:
             "/load": {"GET": info.load},
             "/kv_event_sources": {"GET": admin.kv_event_sources},
             "/is_scaling_elastic_ep": {"POST": admin.is_scaling},
-            "/metrics": {"GET": metrics, "POST": metrics, "HEAD": metrics},
-            "/metrics/": {"GET": metrics, "POST": metrics, "HEAD": metrics},
+            "/metrics": dict.fromkeys(_EVERY_METHOD, metrics),
             "/cache/state": {"GET": feed.state},
             "/cache/events": {"GET": feed.events},
         }
@@ -62,7 +68,12 @@ class App:
                 "/get_world_size": {"GET": admin.world_size},
                 "/abort_requests": {"POST": admin.abort_requests},
             }
+        pages = Documentation([(path, tuple(methods)) for path, methods in routes.items()])
+        for path, page in (("/openapi.json", pages.openapi), ("/docs", pages.swagger), ("/redoc", pages.redoc)):
+            routes[path] = {"GET": page, "HEAD": page}
         self._routes: Mapping[str, Methods] = routes
+        self._response: Methods = {"GET": _generating(responses.retrieve)}
+        self._cancelling: Methods = {"POST": _generating(responses.cancel)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
@@ -72,7 +83,7 @@ class App:
         if cors.is_preflight(exchange):
             await cors.refuse(exchange)
             return
-        methods = self._routes.get(exchange.path)
+        methods = self._methods(exchange.path)
         if methods is None:
             await self._elsewhere(exchange)
             return
@@ -85,15 +96,31 @@ class App:
         except ApiError as error:
             await exchange.error(error)
 
+    def _methods(self, path: str) -> Methods | None:
+        """Who answers a path."""
+        found = self._routes.get("/metrics" if path.startswith("/metrics") else path)
+        if found is not None or not path.startswith("/v1/responses/"):
+            return found
+        match path.removeprefix("/v1/responses/").split("/"):
+            case [name] if name:
+                return self._response
+            case [name, "cancel"] if name:
+                return self._cancelling
+            case _:
+                return None
+
     async def _elsewhere(self, exchange: Exchange) -> None:
         """A path that is served without, or with, a slash at its end is sent there."""
         path = exchange.path
         other = path.rstrip("/") if path.endswith("/") else path + "/"
-        if path != "/" and other in self._routes:
+        if path != "/" and self._methods(other) is not None:
             await exchange.redirect(other)
         else:
             await exchange.json(404, {"detail": "Not Found"})
 
+
+_EVERY_METHOD = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""vLLM's /metrics is an app of its own, which looks neither at the method nor at what follows."""
 
 _SCALE_OUT = (
     "/v1/chat/completions/render",
@@ -123,5 +150,5 @@ def _generating(handler: Handler) -> Handler:
 
 
 def _allow(methods: Methods) -> Header:
-    """FastAPI names the methods of the first route with the path."""
-    return b"allow", (next(iter(methods)) if len(methods) == 1 else ", ".join(sorted(methods))).encode()
+    """FastAPI names the methods of the first route with the path; GET and HEAD share one."""
+    return b"allow", ("GET, HEAD" if "HEAD" in methods else next(iter(methods))).encode()

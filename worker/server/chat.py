@@ -91,7 +91,7 @@ async def render(service: Service, request: ChatCompletionRequest, size: int) ->
     )
     tokens = await service.tokenize(
         size,
-        lambda: conversation(request.prompt_fields(), bounds, service.tokenizer),
+        lambda: conversation(request.prompt_fields(), bounds, service.tokenizer, service.model),
     )
     return Prompt(tokens, sampling_of(request, bounds.room(len(tokens))))
 

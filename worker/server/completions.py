@@ -84,7 +84,7 @@ def _check_rendering(request: CompletionRequest) -> None:
         else:
             message = "suffix requires text prompt input for FIM completion rendering"
         raise ApiError(400, message, param="suffix")
-    if request.prompt_embeds is not None:
+    if request.prompt_embeds not in (None, []):
         if request.echo:
             raise ApiError(400, "Echo is unsupported with prompt embeds.")
         if request.prompt_logprobs is not None:

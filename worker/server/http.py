@@ -36,6 +36,11 @@ class Exchange:
         self._send = send
         self.common: tuple[Header, ...] = (VARY,)
 
+    @property
+    def query(self) -> str:
+        """What follows the path, without its question mark."""
+        return bytes(self.scope.get("query_string", b"")).decode("latin-1")
+
     def header(self, name: bytes) -> str:
         """The first value of the header of this lower-case name, "" when there is none."""
         for key, value in self.scope["headers"]:
@@ -73,7 +78,7 @@ class Exchange:
 
     async def redirect(self, path: str) -> None:
         """Send the client to another path, with the same query; its method and body stay."""
-        query = self.scope.get("query_string", b"")
+        query = self.query.encode("latin-1")
         scheme = self.scope.get("scheme", "http").encode()
         host = self.header(b"host").encode("latin-1")
         location = b"%s://%s%s%s%s" % (scheme, host, quote(path).encode(), b"?" if query else b"", query)

@@ -83,7 +83,7 @@ async def tokenize(exchange: Exchange, service: Service) -> None:
 def _tokens(request: TokenizeCompletionRequest | TokenizeChatRequest, service: Service) -> list[int]:
     tokenizer = service.tokenizer
     if isinstance(request, TokenizeChatRequest):
-        return conversation(request.prompt_fields(), Bounds(UNBOUNDED), tokenizer)
+        return conversation(request.prompt_fields(), Bounds(UNBOUNDED), tokenizer, service.model)
     return encode(request.prompt, tokenizer, add_special_tokens=request.add_special_tokens)
 
 

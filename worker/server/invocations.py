@@ -41,4 +41,4 @@ def _fitting(model: type[_Model], body: object) -> _Model | None:
     except (TypeError, OverflowError) as error:
         raise ApiError(400, str(error)) from None
     except (AttributeError, KeyError) as error:
-        raise InternalError(error) from None
+        raise InternalError(str(error)) from None

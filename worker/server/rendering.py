@@ -117,14 +117,14 @@ def completion_prompts(
     return found
 
 
-def conversation(fields: Mapping[str, Any], bounds: Bounds, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of a chat request's fields. Raises `ApiError`."""
+def conversation(fields: Mapping[str, Any], bounds: Bounds, tokenizer: Tokenizer, model: str) -> list[int]:
+    """Token ids of a chat request's fields, for the model of this name. Raises `ApiError`."""
     if (forwarded := _forwarded(fields, tokenizer)) is not None:
         return forwarded
-    messages = fields["messages"]
+    messages = fields.get("messages")
     if not messages:
         raise ApiError(400, "Cannot apply chat template to an empty conversation. Provide at least one message.")
-    check_parts(messages)
+    check_parts(messages, model)
     try:
         text = bounds.text(tokenizer.render_chat(fields), tokenizer)
         special = fields.get("add_special_tokens", False)

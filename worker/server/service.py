@@ -67,6 +67,8 @@ class Service:
     auto_tool_choice: bool = False
     """Requests with tools are taken; the generator calls none of them."""
     trust_request_chat_template: bool = False
+    store_responses: bool = False
+    """Keep what /v1/responses has answered."""
     stage: Stage = Stage.SERVING
     last_request: float = -math.inf
     """When the last completion or chat request came, on `time.monotonic`."""

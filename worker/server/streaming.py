@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 from kvcache.errors import SSE_DONE, ApiError, engine_dead, sse_error
@@ -28,9 +28,13 @@ class Chunks(Protocol):
         """Chunks after the last token."""
 
 
-@asynccontextmanager
-async def generated(
-    exchange: Exchange,
+def event_of(error: ApiError) -> bytes:
+    """How a stream of OpenAI's API ends with an error."""
+    return sse_error(error.body()) + SSE_DONE
+
+
+@contextmanager
+def running(
     service: Service,
     prompts: Sequence[Prompt],
     scope: CacheScope,
@@ -38,21 +42,8 @@ async def generated(
     *,
     streaming: bool,
     interval: int | None = None,
-) -> AsyncIterator[Generation | None]:
-    """The choices of a request, running; None when a stream was refused, and answered so.
-
-    vLLM submits a streaming request after it has sent the stream's head, so what only its engine refuses is an event.
-    Raises `ApiError` otherwise, and `EngineDeadError`.
-    """
-    try:
-        check(service, prompts)
-    except ApiError as error:
-        if not streaming:
-            raise
-        await exchange.open_stream()
-        await exchange.close_stream(sse_error(error.body()) + SSE_DONE)
-        yield None
-        return
+) -> Iterator[Generation]:
+    """The choices of a request, running until the context is left. Raises `EngineDeadError`."""
     with Generation(service.runner, streaming=streaming, interval=interval or 1) as generation:
         start(service, generation, prompts, scope, streaming=streaming)
         service.running[answer_id] = generation
@@ -63,12 +54,53 @@ async def generated(
                 del service.running[answer_id]
 
 
-async def stream(exchange: Exchange, generation: Generation, chunks: Chunks) -> None:
+@asynccontextmanager
+async def generated(
+    exchange: Exchange,
+    service: Service,
+    prompts: Sequence[Prompt],
+    scope: CacheScope,
+    answer_id: str,
+    *,
+    streaming: bool,
+    interval: int | None = None,
+    failure: Callable[[ApiError], bytes] = event_of,
+) -> AsyncIterator[Generation | None]:
+    """The same once the engine has looked at the request; None when a stream was refused, and answered so.
+
+    vLLM submits a streaming request after it has sent the stream's head, so what only its engine refuses is the
+    stream's end: what `failure` makes of it. Raises `ApiError` otherwise.
+    """
+    try:
+        check(service, prompts)
+    except ApiError as error:
+        if not streaming:
+            raise
+        await exchange.open_stream()
+        await exchange.close_stream(failure(error))
+        yield None
+        return
+    with running(service, prompts, scope, answer_id, streaming=streaming, interval=interval) as generation:
+        yield generation
+
+
+async def stream(
+    exchange: Exchange,
+    generation: Generation,
+    chunks: Chunks,
+    *,
+    opening: bytes = b"",
+    done: bytes = SSE_DONE,
+    failure: Callable[[ApiError], bytes] = event_of,
+) -> None:
     """Send the head at once, as vLLM does, then each token as it comes.
 
     A client that reads slowly gets several tokens in one chunk. A dying engine ends the stream with an error event.
+    `opening` is sent with the head, `done` follows the last chunk.
     """
     await exchange.open_stream()
+    if opening:
+        await exchange.write(opening)
     prefix = None
     try:
         while True:
@@ -81,6 +113,6 @@ async def stream(exchange: Exchange, generation: Generation, chunks: Chunks) -> 
             prefix = b""
             await exchange.write(data)
     except EngineDeadError:
-        await exchange.close_stream(sse_error(engine_dead().body()) + SSE_DONE)
+        await exchange.close_stream(failure(engine_dead()))
         return
-    await exchange.close_stream(data + chunks.last(generation.choices) + SSE_DONE)
+    await exchange.close_stream(data + chunks.last(generation.choices) + done)

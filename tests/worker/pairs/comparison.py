@@ -33,11 +33,24 @@ _ID = re.compile(r"^([a-zA-Z]+[-_])([0-9a-f]{16}|[0-9a-f]{32})$")
 _HOST = re.compile("^https?://[^/]*")
 _TEXTS = frozenset({"text", "content", "delta", "token", "decoded_token", "prompt_text", "thinking", "root"})
 _TIMES = frozenset({"created", "created_at", "completed_at"})
-_CACHE = frozenset({"cached_tokens", "created_cache_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"})
-_LENGTHS = frozenset(
-    {"completion_tokens", "total_tokens", "output_tokens", "finish_reason", "stop_reason", "input_tokens"}
+_CACHE = frozenset(
+    {
+        "cached_tokens",
+        "created_cache_tokens",
+        "cache_creation_input_tokens",
+        "cache_read_input_tokens",
+        "cache_write_tokens",
+    }
 )
-_ENDS = re.compile(r'"(?:finish_reason|stop_reason)":\s*"(?:stop|end_turn|stop_sequence)"')
+_LENGTHS = frozenset(
+    {
+        "completion_tokens", "finish_reason", "incomplete_details", "input_tokens", "output_tokens", "status",
+        "stop_reason", "stop_sequence", "total_tokens",
+    }
+)  # fmt: skip
+_ENDS = re.compile(
+    r'"(?:finish_reason|stop_reason)":\s*"(?:stop|end_turn|stop_sequence)"|"service_tier":"\w+","status":"completed"'
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,10 @@ def differences(request: Mapping[str, Any], real: Answer, ours: Answer) -> list[
         if _header(real, name) != _header(ours, name):
             found.append(f"header {name}: {real.headers.get(name)!r}, not {ours.headers.get(name)!r}")
     ends = any(_ENDS.search(answer.body) for answer in (real, ours))
-    found += _compare(*(_read(answer, lengths=not ends) for answer in (real, ours)), at="")
+    read = [_read(answer, lengths=not ends) for answer in (real, ours)]
+    if all(isinstance(one, _Stream) for one in read):
+        read = _aligned(*read)
+    found += _compare(*read, at="")
     return found
 
 
@@ -73,13 +89,23 @@ def _read(answer: Answer, *, lengths: bool) -> Any:
         return _stream(answer.body, lengths)
     if kind.startswith("application/json") and answer.body:
         return _normal(json.loads(answer.body), "", lengths)
-    return "a page" if kind.startswith("text/html") else answer.body
+    return "a page" if kind.startswith(("text/html", "text/plain; version=")) else answer.body
 
 
-def _stream(body: str, lengths: bool) -> dict[str, list[Any]]:
+class _Stream(dict[str, list[Any]]):
+    """The events of a stream by choice; those of no choice under "all"."""
+
+
+def _aligned(real: _Stream, ours: _Stream) -> list[Any]:
+    """Both without the events of a choice that the other has merged into its last one."""
+    shortest = {name: min(len(real[name]), len(ours[name])) for name in real.keys() & ours.keys() if name != "all"}
+    return [{name: events[-shortest.get(name, 0) :] for name, events in one.items()} for one in (real, ours)]
+
+
+def _stream(body: str, lengths: bool) -> _Stream:
     """The events of each choice, in order. How many tokens share one depends on who was late, the client or the
     engine, and so does in which order choices take turns: equal events in a row count once."""
-    events: dict[str, list[Any]] = {}
+    events = _Stream()
     for event in body.split("\n\n"):
         lines = [line.partition(": ") for line in event.split("\n") if line]
         read = [(name, json.loads(value) if value.startswith("{") else value) for name, _, value in lines]
@@ -98,9 +124,13 @@ def _stream(body: str, lengths: bool) -> dict[str, list[Any]]:
 
 
 def _normal(value: Any, key: str, lengths: bool) -> Any:
+    if key in _LENGTHS and not lengths:
+        return "decided by the model"
     match value:
         case dict() if key in ("top_logprobs", "prompt_logprobs") and "logprob" not in value:
             return {"...": _normal(next(iter(value.values())), "logprob", lengths)} if value else {}
+        case {"type": "raw_message_tokens"}:
+            return "what the model read or wrote"
         case dict():
             return {name: _normal(entry, name, lengths) for name, entry in value.items()}
         case list() if key == "prompt_logprobs":
@@ -125,9 +155,7 @@ def _normal(value: Any, key: str, lengths: bool) -> Any:
             return value
         case int() | float() if key in _TIMES or key in ("logprob", "token_logprobs", "rank") or key in _CACHE:
             return "number"
-        case _ if key in _LENGTHS and not lengths:
-            return "decided by the model"
-        case int() if key == "sequence_number" and not lengths:
+        case int() if key == "sequence_number":
             return "number"
         case _:
             return value

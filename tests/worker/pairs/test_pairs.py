@@ -18,8 +18,6 @@ RECORDED: dict[str, dict[str, Any]] = {
 
 DIFFERENT = {
     "y_generative_scoring": "scores of labels are no part of the emulator",
-    "y_v1_messages": "not served yet",
-    "y_v1_messages_count_tokens": "not served yet",
 }
 """What is known to differ, and why."""
 
