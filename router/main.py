@@ -127,9 +127,7 @@ MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=128 * 2**20, max_concurrent_reques
 class Router:
     """Everything one router process consists of, wired together. Made inside the event loop."""
 
-    def __init__(
-        self, settings: Settings, source: Discovery, load: Callable[[str], Tokenizer] = load_tokenizer
-    ) -> None:
+    def __init__(self, settings: Settings, source: Discovery, load: Callable[[str], Tokenizer] | None = None) -> None:
         self.clock = clock = time.monotonic
         self._settings = settings
         self._source = source
@@ -166,6 +164,7 @@ class Router:
             changed=self.changed,
         )
         self.prompts = PromptReader(None, settings.block_size, lambda: self.fleet.max_model_len)
+        load = load or (lambda name: load_tokenizer(name, settings.chat_options()))
         self.tokenizer = TokenizerLoader(settings.tokenizer, load, self._adopt, clock)
         self.proxy = Proxy(
             fleet=self.fleet,

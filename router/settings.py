@@ -9,8 +9,9 @@ from typing import Annotated, Any, Self
 from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from kvcache.chat_settings import ChatSettings
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
-from kvcache.settings import ProcessSettings, SettingsError, split_list
+from kvcache.settings import SettingsError, split_list
 from router.core.strategies import STRATEGIES, find_strategy
 from router.server.discovery import entries, listed_workers
 from router.server.paths import is_plain
@@ -19,7 +20,7 @@ DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 """Names of Services and namespaces."""
 
 
-class Settings(ProcessSettings):
+class Settings(ChatSettings):
     """One router."""
 
     model_config = SettingsConfigDict(env_prefix="ROUTER_", cli_prog_name="python -m router.main")

@@ -13,7 +13,6 @@ from collections.abc import Callable, Coroutine, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from kvcache.chat_request import ChatOptions
 from kvcache.draining import Drain, DrainPolicy
 from kvcache.feed import WorkerInfo
 from kvcache.keys import KEY_SCHEME
@@ -273,8 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
         configure(settings.log_level, settings.log_format)
-        chat = ChatOptions(trust_request_chat_template=settings.trust_request_chat_template)
-        tokenizer = load_tokenizer(settings.tokenizer, chat)
+        tokenizer = load_tokenizer(settings.tokenizer, settings.chat_options())
         engine_config(settings, tokenizer)
         generator = make_generator(settings, tokenizer)
     except (SettingsError, TokenizerError, EngineConfigError, GeneratorError) as error:

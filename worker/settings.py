@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from kvcache.chat_settings import ChatSettings
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
-from kvcache.settings import ProcessSettings, SettingsError, split_list
+from kvcache.settings import SettingsError, split_list
 
 _HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
 
@@ -22,7 +23,7 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
-class Settings(ProcessSettings):
+class Settings(ChatSettings):
     """One emulated engine and its HTTP server."""
 
     model_config = SettingsConfigDict(env_prefix="WORKER_", cli_prog_name="python -m worker.main")
@@ -72,7 +73,6 @@ class Settings(ProcessSettings):
     enable_prompt_tokens_details: bool = Field(True, description="report cached tokens in usage")
     enable_request_id_headers: bool = Field(False, description="answer with an x-request-id header")
     enable_auto_tool_choice: bool = Field(False, description='take requests with tools (`tool_choice` "auto")')
-    trust_request_chat_template: bool = Field(False, description="take a chat template that comes with a request")
     enable_responses_store: bool = Field(
         False, description="keep responses of /v1/responses (vLLM: VLLM_ENABLE_RESPONSES_API_STORE)"
     )

@@ -15,7 +15,10 @@ import pytest
 from kvcache.keys import block_keys
 from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from router.core.decision import Unread
+from router.main import Router
+from router.server.discovery import StaticDiscovery
 from router.server.prompts import BESIDES, BYTES_PER_TOKEN, CHAT, COMPLETIONS, INLINE_TEXT, LONG_DEPTH, PromptReader
+from router.settings import Settings
 from tests.router.conftest import StartRouter, until
 from tests.router.fakes import fake_workers, good
 
@@ -205,3 +208,22 @@ async def test_ready_waits_for_the_first_attempt(start_router: StartRouter, toke
 def test_a_folder_that_is_no_tokenizer_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         load_tokenizer(str(tmp_path / "nothing"))
+
+
+async def test_the_engines_own_template_is_loaded_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "engine.jinja"
+    router = Router(Settings(chat_template=file), StaticDiscovery([]))
+    loading = asyncio.create_task(router.tokenizer.run())
+    try:
+        await until(lambda: "chat template cannot be read" in router.tokenizer.status.error)
+    finally:
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+    file.write_text("{{ messages[0].content }} by the engine's template")
+    await router.tokenizer.run()
+    assert router.prompts.tokenizer is not None
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    assert router.prompts.tokenizer.render_chat(chat) == "hi by the engine's template"
+    options = Settings(chat_template=file).chat_options()
+    assert router.fleet.config.fingerprint == load_tokenizer("gpt2", options).fingerprint
+    await router.close()

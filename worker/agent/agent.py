@@ -145,7 +145,7 @@ class Agent:
         self._refresh()
 
     def _agree(self, comparison: Comparison) -> None:
-        self.mirror.state_fingerprint(comparison.fingerprint)
+        self.mirror.state_prompts(comparison.fingerprint, comparison.max_model_len)
         if comparison.agreement is not self.agreement:
             name, level = _AGREED[comparison.agreement]
             why = {"why": comparison.why} if comparison.why else {}

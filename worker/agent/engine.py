@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from worker.agent.core.load import MetricsError, Reading, read_metrics
+from worker.agent.prompts import Tokenized
 
 PATIENCE = 3.0
 """Seconds after which an engine that does not answer counts as unreachable: as long as a router waits for a feed."""
@@ -38,7 +39,7 @@ class EngineClient:
         except MetricsError as error:
             raise EngineError(f"{self._url}/metrics: {error}") from None
 
-    async def tokenize(self, body: dict[str, Any]) -> list[int] | None:
+    async def tokenize(self, body: dict[str, Any]) -> Tokenized | None:
         """Token ids of a request; None when it is refused, or the engine has no `/tokenize`. Raises `EngineError`."""
         try:
             async with asyncio.timeout(PATIENCE):
@@ -50,12 +51,13 @@ class EngineClient:
         if status != 200:
             return None
         try:
-            tokens = json.loads(text)["tokens"]
-        except (ValueError, KeyError, TypeError):
-            tokens = None
+            answer = json.loads(text)
+            tokens, longest = answer["tokens"], answer.get("max_model_len")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            tokens = longest = None
         if not isinstance(tokens, list):
             raise EngineError(f"{self._url}/tokenize answers something else than tokens")
-        return tokens
+        return Tokenized(tokens, longest if isinstance(longest, int) and longest > 0 else 0)
 
     async def _get(self, path: str) -> str:
         status, text = await self._ask("GET", path)

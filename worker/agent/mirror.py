@@ -95,10 +95,12 @@ class Mirror:
         self.reporter.report((), self._load)
         return changed
 
-    def state_fingerprint(self, fingerprint: str) -> None:
-        """What routers are to compare with their tokenizer's. A change begins an epoch, so that they look again."""
-        if fingerprint != self.state.info.fingerprint:
-            self.state.info = replace(self.state.info, fingerprint=fingerprint)
+    def state_prompts(self, fingerprint: str, max_model_len: int) -> None:
+        """What routers are to compare with their tokenizer's, and the longest context (0: not known). A change begins
+        an epoch, so that they look again."""
+        info = replace(self.state.info, fingerprint=fingerprint, max_model_len=max_model_len)
+        if info != self.state.info:
+            self.state.info = info
             if self.description is not None:
                 self._begin_epoch(Reset.PROMPTS)
 

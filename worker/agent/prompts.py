@@ -101,23 +101,36 @@ class Comparison:
     fingerprint: str
     why: str = ""
     """The first difference, or why nothing could be compared."""
+    max_model_len: int = 0
+    """Of the engine; 0: it did not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """An answer of `/tokenize`."""
+
+    tokens: list[int]
+    max_model_len: int = 0
 
 
 class Tokenizes(Protocol):
     """The engine, as far as this module needs it."""
 
-    async def tokenize(self, body: dict[str, Any]) -> list[int] | None:
-        """Token ids; None when the engine refuses the request or tokenises nothing at all."""
+    async def tokenize(self, body: dict[str, Any]) -> Tokenized | None:
+        """The answer; None when the engine refuses the request or tokenises nothing at all."""
 
 
 async def compare(engine: Tokenizes, expected: Expected) -> Comparison:
     """Ask the engine for every probe. Where either side refuses there is nothing to compare: what the engine refuses is
     never computed, and what cannot be read here is never matched. Raises what `engine.tokenize` does."""
-    compared, digest = 0, hashlib.sha256()
+    compared, longest, digest = 0, 0, hashlib.sha256()
     difference = ""
     for probe, ours in expected.prompts:
-        theirs = await engine.tokenize(probe)
-        if theirs is None or ours is None:
+        answer = await engine.tokenize(probe)
+        if answer is None:
+            continue
+        theirs, longest = answer.tokens, answer.max_model_len
+        if ours is None:
             continue
         compared += 1
         try:
@@ -128,10 +141,10 @@ async def compare(engine: Tokenizes, expected: Expected) -> Comparison:
         if ours != theirs:
             difference = difference or _difference(probe, ours, theirs)
     if difference:
-        return Comparison(Agreement.DIFFERENT, f"engine-{digest.hexdigest()[:25]}", difference)
+        return Comparison(Agreement.DIFFERENT, f"engine-{digest.hexdigest()[:25]}", difference, longest)
     if not compared:
         return Comparison(Agreement.UNCHECKED, expected.fingerprint, "the engine's /tokenize answers nothing")
-    return Comparison(Agreement.EQUAL, expected.fingerprint)
+    return Comparison(Agreement.EQUAL, expected.fingerprint, max_model_len=longest)
 
 
 def _read(probe: dict[str, Any], tokenizer: Tokenizer) -> list[int] | None:

@@ -177,7 +177,9 @@ class FakeEngine:
         elif path == "/tokenize":
             tokens = self.tokenize(json.loads(sent))
             refused = isinstance(tokens, int)
-            status, body = (tokens, b"{}") if refused else (200, json.dumps({"tokens": tokens}).encode())
+            status, body = (
+                (tokens, b"{}") if refused else (200, json.dumps({"tokens": tokens, "max_model_len": 2048}).encode())
+            )
         else:
             status, body = await self.respond(path, sent)
         headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]

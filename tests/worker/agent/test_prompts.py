@@ -13,7 +13,7 @@ from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from tests.processes import eventually
 from tests.worker.agent.conftest import Start
 from tests.worker.agent.engine import FakeEngine
-from worker.agent.prompts import PROBES, Agreement, Comparison, Expected, compare
+from worker.agent.prompts import PROBES, Agreement, Comparison, Expected, Tokenized, compare
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
@@ -43,9 +43,9 @@ class Engine:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    async def tokenize(self, body: dict[str, Any]) -> list[int] | None:
+    async def tokenize(self, body: dict[str, Any]) -> Tokenized | None:
         tokens = answers(self._tokenizer, body)
-        return None if isinstance(tokens, int) else tokens
+        return None if isinstance(tokens, int) else Tokenized(tokens, 2048)
 
 
 async def compared(tokenizer: Tokenizer, source: str | None = None, **options: Any) -> Comparison:
@@ -54,7 +54,7 @@ async def compared(tokenizer: Tokenizer, source: str | None = None, **options: A
 
 
 async def test_an_engine_with_the_same_tokenizer_agrees(tokenizer: Tokenizer) -> None:
-    assert await compared(tokenizer, TEMPLATE) == Comparison(Agreement.EQUAL, tokenizer.fingerprint)
+    assert await compared(tokenizer, TEMPLATE) == Comparison(Agreement.EQUAL, tokenizer.fingerprint, max_model_len=2048)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,7 @@ async def test_routers_are_told_of_a_difference_and_of_its_end(
             await eventually(lambda: running.agent.agreement is Agreement.EQUAL and not running.agent.problem)
             later = (await running.snapshot()).info
             assert (later.fingerprint, later.epoch > info.epoch) == (tokenizer.fingerprint, True)
+            assert later.max_model_len == 2048
 
 
 async def test_nothing_is_served_before_the_engine_was_asked(beside: Start, tokenizer: Tokenizer) -> None:
