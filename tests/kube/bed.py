@@ -117,7 +117,7 @@ async def bed(logs: Path, timing: Timing = FAST, **options: Any) -> AsyncIterato
     try:
         async with (
             aiohttp.ClientSession() as session,
-            FakeNode(server.url, logs=logs, timing=timing, **options) as node,
+            FakeNode(server.url, logs=logs, timing=timing, tokens=server.account_token, **options) as node,
         ):
             yield Bed(server, node, Api(server.url, session), session)
     finally:

@@ -12,9 +12,9 @@ from tests.kube.kubelet.environment import (
     container_env,
     data_of,
     expand,
-    inherited,
     local_command,
     references,
+    service_env,
 )
 
 POD = {
@@ -120,15 +120,25 @@ def test_the_command_line():
         command_line({"name": "worker"}, {})
 
 
-def test_nothing_of_ours_leaks_into_a_pod():
-    ours = {
-        "WORKER_PORT": "1",
-        "ROUTING_STRATEGY": "x",
-        "KUBECONFIG": "k",
-        "PATH": "/bin",
-        "KUBERNETES_SERVICE_HOST": "",
+def test_services_are_named_by_variables_as_the_kubelet_names_them():
+    ports = [{"name": "http", "port": 8000}, {"name": "dns", "port": 53, "protocol": "UDP"}]
+    service = {"metadata": {"name": "rag-router"}, "spec": {"ports": ports}}
+    headless = {"metadata": {"name": "rag-worker"}, "spec": {"ports": ports, "clusterIP": "None"}}
+    assert service_env([service, headless], lambda _: "10.0.0.7") == {
+        "RAG_ROUTER_SERVICE_HOST": "10.0.0.7",
+        "RAG_ROUTER_SERVICE_PORT": "8000",
+        "RAG_ROUTER_SERVICE_PORT_HTTP": "8000",
+        "RAG_ROUTER_SERVICE_PORT_DNS": "53",
+        "RAG_ROUTER_PORT": "tcp://10.0.0.7:8000",
+        "RAG_ROUTER_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+        "RAG_ROUTER_PORT_8000_TCP_PROTO": "tcp",
+        "RAG_ROUTER_PORT_8000_TCP_PORT": "8000",
+        "RAG_ROUTER_PORT_8000_TCP_ADDR": "10.0.0.7",
+        "RAG_ROUTER_PORT_53_UDP": "udp://10.0.0.7:53",
+        "RAG_ROUTER_PORT_53_UDP_PROTO": "udp",
+        "RAG_ROUTER_PORT_53_UDP_PORT": "53",
+        "RAG_ROUTER_PORT_53_UDP_ADDR": "10.0.0.7",
     }
-    assert inherited(ours) == {"PATH": "/bin"}
 
 
 def test_secrets_are_decoded():

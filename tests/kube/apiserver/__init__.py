@@ -149,6 +149,10 @@ class FakeApiServer:
         """A bearer token of a user."""
         return token_of(user)
 
+    def account_token(self, namespace: str, account: str) -> str:
+        """A bearer token of a service account."""
+        return self.token(f"system:serviceaccount:{namespace}:{account}")
+
     def kubeconfig(self, path: Path, user: str = "admin", namespace: str = "default") -> Path:
         """Write a kubeconfig for a user: `admin`, or `system:serviceaccount:<namespace>:<name>`, or any other name."""
         login = {"token": self.token(user)}

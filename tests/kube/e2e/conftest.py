@@ -15,13 +15,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     """An API server, a node that runs pods as processes, and the operator."""
     logs = tmp_path / "logs"
     async with prepared() as cluster:
-
-        def kubeconfig(namespace: str, account: str) -> Path:
-            file = tmp_path / f"kubeconfig-{namespace}-{account}"
-            return cluster.server.kubeconfig(file, f"system:serviceaccount:{namespace}:{account}")
-
         controller = Controller(cluster.operator_kubeconfig(tmp_path / "operator"), tmp_path / "controller.log")
-        async with FakeNode(cluster.server.url, logs=logs, kubeconfig_for=kubeconfig) as node:
+        async with FakeNode(cluster.server.url, logs=logs, tokens=cluster.server.account_token) as node:
             await controller.start()
             try:
                 yield World(cluster, node, controller)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import signal
 from asyncio.subprocess import Process
@@ -11,19 +10,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.kube.kubelet.client import CONFIG_MAPS, PODS, SECRETS, TRANSIENT, ApiError, Object, now
+from tests.kube.kubelet.confinement import Isolation, launch, user
 from tests.kube.kubelet.environment import (
     ConfigError,
     addresses,
+    at_home,
     command_line,
     container_env,
     data_of,
-    inherited,
     references,
 )
 from tests.kube.kubelet.machine import Machine
 from tests.kube.kubelet.podstatus import Record, Running, Terminated, Waiting
 from tests.kube.kubelet.probes import Prober, Tally
 from tests.kube.kubelet.process import ended, signal_group, spawn
+from tests.kube.kubelet.volumes import PodVolumes, mounts_of
 
 CONFIG_RETRY = 10.0
 FIRST_BACKOFF = 10.0
@@ -36,23 +37,38 @@ NOT_STARTED = 128
 
 
 class Container:
-    """From the pod's start to its end. `pod` gives the pod as it is, `changed` hears of changes of `record`."""
+    """From the pod's start to its end. `pod` gives the pod as it is, `changed` hears of changes of `record`.
+
+    `policy`: when it is restarted, as a pod's `restartPolicy` has it.
+    """
 
     def __init__(
-        self, machine: Machine, spec: Mapping[str, Any], ip: str, pod: Callable[[], Object], changed: Callable[[], None]
+        self,
+        machine: Machine,
+        spec: Mapping[str, Any],
+        ip: str,
+        volumes: PodVolumes,
+        policy: str,
+        pod: Callable[[], Object],
+        changed: Callable[[], None],
     ) -> None:
         metadata = pod()["metadata"]
         self.spec = spec
+        self.started = asyncio.Event()
+        """It has begun, and passed its startup probe if it has one."""
         self.record = Record(spec["name"], spec.get("image", ""))
         self.log = machine.logs / f"{metadata['namespace']}_{metadata['name']}_{spec['name']}.log"
         self._machine = machine
         self._ip = ip
+        self._volumes = volumes
+        self._policy = policy
         self._pod = pod
         self._changed = changed
         self._prober = Prober(machine.session, ip, spec, self._exec)
         self._stopping = asyncio.Event()
         self._process: Process | None = None
         self._env: dict[str, str] = {}
+        self._launch = ""
 
     @property
     def pid(self) -> int | None:
@@ -68,8 +84,7 @@ class Container:
         """Returns when the container was stopped, or has ended and is not to be restarted."""
         if not await self._pulled():
             return
-        policy = self._pod()["spec"].get("restartPolicy", "Always")
-        backoff = 0.0
+        policy, backoff = self._policy, 0.0
         while (argv := await self._configured()) is not None:
             began = asyncio.get_running_loop().time()
             end = await self._live(argv)
@@ -163,14 +178,21 @@ class Container:
             found = await self._machine.api.get(CONFIG_MAPS if kind == "ConfigMap" else SECRETS, (namespace, name))
             if found is not None:
                 data[kind, name] = data_of(kind, found)
-        placed = {**pod, "status": {"podIP": self._ip, "hostIP": self._machine.loopback.node_ip}}
-        env = container_env(self.spec, placed, data)
-        argv = command_line(self.spec, env)
-        ours = {"HOSTNAME": pod["metadata"]["name"], "PYTHONUNBUFFERED": "1"}
-        if self._machine.kubeconfig_for is not None and spec.get("automountServiceAccountToken") is not False:
-            account = spec.get("serviceAccountName") or "default"
-            ours["KUBECONFIG"] = str(self._machine.kubeconfig_for(namespace, account))
-        self._env = {**inherited(os.environ), **env, **addresses(self._ip), **ours}
+        machine, image = self._machine, self._machine.images.find(self.record.image)
+        placed = {**pod, "status": {"podIP": self._ip, "hostIP": machine.loopback.node_ip}}
+        # What names Services comes first: whatever the container sets wins.
+        services = machine.services(namespace) if spec.get("enableServiceLinks", True) else {}
+        env = {**machine.always, **services, **container_env(self.spec, placed, data)}
+        env = {name: at_home(value, self._ip) for name, value in env.items()}
+        argv = [at_home(part, self._ip) for part in command_line(self.spec, env)]
+        ours = {"HOSTNAME": pod["metadata"]["name"]}
+        token = await self._volumes.token(pod, machine.isolation)
+        if token is not None and machine.isolation is Isolation.NONE:
+            ours["KUBECONFIG"], token = str(token), None
+        mounts = mounts_of(self.spec, await self._volumes.prepare(pod), token)
+        who = user(pod, self.spec, (image.uid, image.gid))
+        self._launch = launch(pod, self.spec, who, mounts, machine.isolation)
+        self._env = {**image.env, **env, **addresses(self._ip), **ours}
         return argv
 
     async def _back_off(self, seconds: float) -> bool:
@@ -188,12 +210,13 @@ class Container:
         """One life of the process."""
         began = now()
         try:
-            self._process = process = await spawn(argv, self._env, self.log, self._machine.tether)
+            self._process = process = await self._spawn(argv)
         except OSError as error:
             return Terminated(NOT_STARTED, began, now(), str(error))
         try:
             self.record.container_id = f"process://{secrets.token_hex(32)}"
-            self.record.started = "startupProbe" not in self.spec
+            if "startupProbe" not in self.spec:
+                self._begun()
             self.record.ready = self.record.started and "readinessProbe" not in self.spec
             self._say("Started", f"Started container {self.record.name}")
             self._become(Running(began))
@@ -204,6 +227,10 @@ class Container:
         finally:
             await ended(process)
             self._process = None
+
+    def _begun(self) -> None:
+        self.record.started = True
+        self.started.set()
 
     async def _probed(self, process: Process, began: str) -> Terminated:
         async with asyncio.TaskGroup() as group:
@@ -248,7 +275,7 @@ class Container:
         if not await self._verdict("startupProbe", self._tally("startupProbe")):
             await self._fail(process, "startup")
             return False
-        self.record.started = True
+        self._begun()
         self.record.ready = "readinessProbe" not in self.spec
         self._changed()
         return True
@@ -306,8 +333,11 @@ class Container:
         elif why := await self._prober.ask({"timeoutSeconds": float("inf"), **hook}):
             self._say("FailedPreStopHook", f"PreStopHook failed: {why}", warning=True)
 
+    async def _spawn(self, argv: list[str]) -> Process:
+        return await spawn(argv, self._env, self._launch, self.log, self._machine.tether)
+
     async def _exec(self, argv: list[str]) -> int:
-        process = await spawn(argv, self._env, self.log, self._machine.tether)
+        process = await self._spawn(argv)
         try:
             return await process.wait()
         finally:

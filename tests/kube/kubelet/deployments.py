@@ -19,11 +19,13 @@ from tests.kube.kubelet.deployment_status import (
     progressed,
     replica_set_status,
 )
+from tests.kube.kubelet.environment import ConfigError
 from tests.kube.kubelet.events import Events
 from tests.kube.kubelet.informer import Informer
 from tests.kube.kubelet.machine import Timing
-from tests.kube.kubelet.quota import Quotas
+from tests.kube.kubelet.quota import FORBIDDEN, Quotas
 from tests.kube.kubelet.rollout import Sizes, is_active, is_ready, most_pods, next_step, victims
+from tests.kube.kubelet.volumes import account_of
 from tests.kube.kubelet.workqueue import WorkQueue
 
 HASH = "pod-template-hash"
@@ -219,7 +221,7 @@ class Deployments:
         try:
             for _ in range(wanted - len(active)):
                 pod = _new_pod(replica_set)
-                self._quotas.check(pod)
+                await self._admit(pod)
                 self._pods.wrote(await self._api.create(PODS, pod))
         except ApiError as error:
             # Every attempt is about a pod of another name; as in a cluster, the first one's message stays.
@@ -229,6 +231,15 @@ class Deployments:
                 self._events.say(REPLICA_SETS, replica_set, "FailedCreate", said, warning=True)
         for victim in victims(active, len(active) - wanted) if len(active) > wanted else ():
             await self._delete_pod(victim)
+
+    async def _admit(self, pod: Object) -> None:
+        """Raises `ApiError` for what the API server's admission refuses: the quota, a service account that is none."""
+        self._quotas.check(pod)
+        try:
+            await account_of(self._api, pod)
+        except ConfigError as error:
+            name = pod["metadata"]["name"]
+            raise ApiError(FORBIDDEN, "Forbidden", f'pods "{name}" is forbidden: {error}') from None
 
     async def _delete_pod(self, pod: Mapping[str, Any]) -> None:
         answer = await self._api.delete(PODS, key_of(pod), preconditions={"uid": pod["metadata"]["uid"]})

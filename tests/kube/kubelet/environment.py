@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 _REFERENCE = re.compile(r"\$(?:\$|\(([^()]*)\))")
 _KEYED = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
-_LEFT_OUT = ("WORKER_", "ROUTER_", "ROUTING_STRATEGY", "AGENT_", "CONTROLLER_", "KUBECONFIG", "KUBERNETES_", "PYTEST_")
 
 Data = Mapping[tuple[str, str], Mapping[str, str]]
 """The data of the pod's namespace by (kind, name), kind being ConfigMap or Secret."""
@@ -121,16 +120,44 @@ def command_line(container: Mapping[str, Any], env: Mapping[str, str]) -> list[s
     return [expand(part, env) for part in (*container["command"], *(container.get("args") or ()))]
 
 
-def inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """Our own environment without what is meant for another process of the kinds that run in pods."""
-    return {name: value for name, value in environ.items() if not name.startswith(_LEFT_OUT)}
+def service_env(services: Iterable[Mapping[str, Any]], address: Callable[[Mapping[str, Any]], str]) -> dict[str, str]:
+    """Variables that name Services: `REDIS_SERVICE_HOST`, `REDIS_PORT_6379_TCP_ADDR` ... `address` gives the IP."""
+    env: dict[str, str] = {}
+    for service in services:
+        ports = service["spec"].get("ports") or ()
+        if service["spec"].get("clusterIP") == "None" or not ports:
+            continue
+        name, ip = service["metadata"]["name"].upper().replace("-", "_"), address(service)
+        env |= {f"{name}_SERVICE_HOST": ip, f"{name}_SERVICE_PORT": str(ports[0]["port"])}
+        for port in ports:
+            if port.get("name"):
+                env[f"{name}_SERVICE_PORT_{port['name'].upper().replace('-', '_')}"] = str(port["port"])
+        first = f"{ports[0].get('protocol', 'TCP').lower()}://{ip}:{ports[0]['port']}"
+        env[f"{name}_PORT"] = first
+        for port in ports:
+            protocol = port.get("protocol", "TCP")
+            prefix = f"{name}_PORT_{port['port']}_{protocol}"
+            env |= {prefix: f"{protocol.lower()}://{ip}:{port['port']}", f"{prefix}_PROTO": protocol.lower()}
+            env |= {f"{prefix}_PORT": str(port["port"]), f"{prefix}_ADDR": ip}
+    return env
+
+
+def api_server_service(port: int) -> dict[str, Any]:
+    """The Service `kubernetes` of the namespace default, which every pod has in its environment."""
+    ports = [{"name": "https", "port": port, "protocol": "TCP"}]
+    return {"metadata": {"namespace": "default", "name": "kubernetes"}, "spec": {"ports": ports}}
 
 
 def addresses(ip: str) -> dict[str, str]:
     """Settings that make the processes of a pod listen on its address only."""
     hosts = ("WORKER_HOST", "ROUTER_HOST", "ROUTER_MANAGEMENT_HOST", "AGENT_HOST")
     controller = ("CONTROLLER_HOST", "CONTROLLER_HEALTH_HOST", "CONTROLLER_METRICS_HOST")
-    return dict.fromkeys((*hosts, *controller), ip)
+    return dict.fromkeys((*hosts, *controller, "MINIATURE_HOST"), ip)
+
+
+def at_home(text: str, ip: str) -> str:
+    """What a container says of 127.0.0.1 means its own pod, which has no network of its own here but an address."""
+    return text.replace("127.0.0.1", ip)
 
 
 def local_command(argv: Sequence[str], python: str) -> list[str]:

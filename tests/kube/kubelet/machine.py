@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 
 from tests.kube.kubelet.client import Api
+from tests.kube.kubelet.confinement import Isolation
 from tests.kube.kubelet.events import Events
+from tests.kube.kubelet.images import Images
 from tests.kube.kubelet.loopback import Loopback
+from tests.kube.kubelet.volumes import Credentials
 
 SHORTEST = 0.02
 
-KubeconfigFor = Callable[[str, str], Path]
-"""The kubeconfig of a service account: (namespace, name)."""
+ServiceEnv = Callable[[str], dict[str, str]]
+"""Variables that name a namespace's Services."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +47,6 @@ class Timing:
         return max(math.ceil(threshold * self.deadly / self.scale), 1)
 
 
-class Images:
-    """Which images can be pulled."""
-
-    def __init__(self) -> None:
-        self._refused: set[str] = set()
-        self._changed = asyncio.Event()
-
-    def refuse(self, image: str) -> None:
-        """From now on it cannot be pulled."""
-        self._refused.add(image)
-
-    def allow(self, image: str) -> None:
-        """From now on it can; pods that wait for it start at once."""
-        self._refused.discard(image)
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    def can_pull(self, image: str) -> bool:
-        """Whether the image can be pulled now."""
-        return image not in self._refused
-
-    @property
-    def changed(self) -> asyncio.Event:
-        """Set at the next `allow`."""
-        return self._changed
-
-
 @dataclass(frozen=True, slots=True)
 class Machine:
     """The node as its pods see it."""
@@ -82,7 +57,11 @@ class Machine:
     loopback: Loopback
     logs: Path
     tether: int
-    kubeconfig_for: KubeconfigFor | None
+    isolation: Isolation
+    credentials: Credentials | None
+    services: ServiceEnv
+    always: Mapping[str, str] = field(default_factory=dict)
+    """Variables of every pod: where the API server is."""
     timing: Timing = field(default_factory=Timing)
     images: Images = field(default_factory=Images)
     name: str = "node-1"

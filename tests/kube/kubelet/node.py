@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,17 +16,22 @@ from typing import Any, Self
 import aiohttp
 
 from tests.kube.kubelet.client import DEPLOYMENTS, ENDPOINT_SLICES, PODS, REPLICA_SETS, SERVICES, Api
+from tests.kube.kubelet.confinement import Isolation, isolation
 from tests.kube.kubelet.container import Container
 from tests.kube.kubelet.deployments import Deployments
 from tests.kube.kubelet.endpoints import EndpointSlices
+from tests.kube.kubelet.environment import api_server_service, service_env
 from tests.kube.kubelet.events import Events
+from tests.kube.kubelet.frontdoor import PORT, FrontDoor
+from tests.kube.kubelet.images import Image, Images, known
 from tests.kube.kubelet.informer import Informer
 from tests.kube.kubelet.kubelet import Kubelet
 from tests.kube.kubelet.loopback import Loopback
-from tests.kube.kubelet.machine import Images, KubeconfigFor, Machine, Timing
+from tests.kube.kubelet.machine import Machine, Timing
 from tests.kube.kubelet.pod import Pod
 from tests.kube.kubelet.proxy import ServiceProxy
 from tests.kube.kubelet.quota import Quotas
+from tests.kube.kubelet.volumes import Credentials, Tokens
 from tests.kube.kubelet.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -53,7 +58,8 @@ class FakeNode:
 
     Entering the context begins to reconcile what the API server has, leaving it ends every process at once and raises
     what went wrong within. Containers are processes of this machine that listen on 127.x.y.z addresses, and write to
-    `logs`. `kubeconfig_for` gives the kubeconfig of a pod's service account.
+    `logs`. `tokens` gives the bearer token of a service account; without it no pod gets one. `images` says what is in
+    an image. `isolation` is found out unless it is given.
     """
 
     def __init__(
@@ -61,14 +67,17 @@ class FakeNode:
         api_url: str,
         *,
         logs: Path,
-        kubeconfig_for: KubeconfigFor | None = None,
+        tokens: Tokens | None = None,
         timing: Timing | None = None,
+        images: Callable[[str], Image] = known,
+        isolation: Isolation | None = None,
     ) -> None:
         self._api_url = api_url
         self._logs = logs
-        self._kubeconfig_for = kubeconfig_for
+        self._tokens = tokens
+        self._isolation = isolation
         self._timing = timing or Timing()
-        self._images = Images()
+        self._images = Images(images)
         self._tasks: set[asyncio.Task[None]] = set()
         self._crashes: list[BaseException] = []
         self._cleanup = contextlib.AsyncExitStack()
@@ -81,6 +90,9 @@ class FakeNode:
             read_end, write_end = os.pipe()
             cleanup.callback(os.close, read_end)
             cleanup.callback(os.close, write_end)
+            if self._isolation is None:
+                self._isolation = await asyncio.to_thread(isolation)
+            door = FrontDoor(loopback.service(), self._api_url) if self._isolation is Isolation.FULL else None
             api = Api(self._api_url, session)
             events = Events(api)
             machine = Machine(
@@ -90,19 +102,40 @@ class FakeNode:
                 loopback=loopback,
                 logs=self._logs,
                 tether=read_end,
-                kubeconfig_for=self._kubeconfig_for,
+                isolation=self._isolation,
+                credentials=self._credentials(door),
+                services=self._service_env,
+                always={} if door is None else service_env([api_server_service(PORT)], lambda _: door.address),
                 timing=self._timing,
                 images=self._images,
             )
             cleanup.push_async_callback(self._stop)
+            if door is not None:
+                self._spawn(door.run(), "front door")
             self._start(machine)
             self._cleanup = cleanup.pop_all()
         return self
+
+    def _credentials(self, door: FrontDoor | None) -> Credentials | None:
+        if self._tokens is None:
+            return None
+        return Credentials(self._tokens, b"" if door is None else door.certificate, self._api_url)
+
+    def _service_env(self, namespace: str) -> dict[str, str]:
+        found = [each for each in self._services if each["metadata"]["namespace"] == namespace]
+        return service_env(found, lambda each: self.cluster_ip(namespace, each["metadata"]["name"]))
+
+    @property
+    def isolation(self) -> Isolation:
+        """How much of a container's surroundings this machine lets the node make."""
+        assert self._isolation is not None
+        return self._isolation
 
     def _start(self, machine: Machine) -> None:
         api, events, timing = machine.api, machine.events, machine.timing
         kinds = (PODS, SERVICES, ENDPOINT_SLICES, DEPLOYMENTS, REPLICA_SETS)
         pods, services, slices, deployments, replica_sets = informers = [Informer(api, kind) for kind in kinds]
+        self._services = services
         self._quotas = Quotas(pods)
         self._kubelet = Kubelet(machine, pods, self._spawn)
         self._deployments = Deployments(
@@ -145,6 +178,11 @@ class FakeNode:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._crashes.append(error)
             logger.error("the fake node's task %r crashed", task.get_name(), exc_info=error)
+
+    @property
+    def crashed(self) -> bool:
+        """Whether something went wrong within, which leaving the context will raise."""
+        return bool(self._crashes)
 
     def pods(self) -> list[PodInfo]:
         """The pods on this node, those that end included until their deletion is confirmed, by namespace and name."""

@@ -73,6 +73,13 @@ class Record:
     restarts: int = 0
     started: bool = False
     ready: bool = False
+    sidecar: bool = False
+    """An init container that runs as long as the pod does (KEP-753)."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether it has ended badly."""
+        return isinstance(self.state, Terminated) and self.state.code != 0
 
     def document(self) -> dict[str, Any]:
         """Its entry in the pod's status."""
@@ -111,22 +118,31 @@ def phase(policy: str, records: Sequence[Record]) -> str:
 
 
 def pod_status(
-    pod: Mapping[str, Any], records: Sequence[Record], place: Place, now: str, *, terminal: bool = False
+    pod: Mapping[str, Any],
+    records: Sequence[Record],
+    place: Place,
+    now: str,
+    *,
+    terminal: bool = False,
+    before: Sequence[Record] = (),
 ) -> dict[str, Any]:
     """The whole status; conditions keep the time of their last transition from the pod's present status.
 
-    `terminal`: the pod was told to end and all its processes have: it is over, whatever its restart policy.
+    `before`: the init containers, native sidecars among them. `terminal`: the pod was told to end and all its processes
+    have: it is over, whatever its restart policy.
     """
     policy = "Never" if terminal else pod["spec"].get("restartPolicy", "Always")
-    stage = phase(policy, records)
-    unready = [each.name for each in records if not each.ready]
+    incomplete = [each.name for each in before if not _initialized(each)]
+    failed = policy == "Never" and any(each.broken for each in before)
+    stage = "Failed" if failed else "Pending" if incomplete and not terminal else phase(policy, records)
+    unready = [each.name for each in (*before, *records) if not each.ready and (each.sidecar or each in records)]
     done = stage in ("Succeeded", "Failed")
     why = "PodCompleted" if stage == "Succeeded" else "PodFailed" if stage == "Failed" else "ContainersNotReady"
     said = "" if done else f"containers with unready status: [{' '.join(unready)}]"
     ready = ("False", why, said) if done or unready else ("True", "", "")
     conditions = {
         "PodReadyToStartContainers": ("False" if done else "True", "", ""),
-        "Initialized": ("True", "PodCompleted" if stage == "Succeeded" else "", ""),
+        "Initialized": _initialization(incomplete, stage),
         "Ready": ready,
         "ContainersReady": ready,
         "PodScheduled": ("True", "", ""),
@@ -140,9 +156,23 @@ def pod_status(
         "podIP": place.pod_ip,
         "podIPs": [{"ip": place.pod_ip}],
         "startTime": place.started,
+        **({"initContainerStatuses": [each.document() for each in before]} if before else {}),
         "containerStatuses": [each.document() for each in records],
         "qosClass": present.get("qosClass", "BestEffort"),
     }
+
+
+def _initialized(record: Record) -> bool:
+    """Whether the next container may start: a sidecar has started, any other init container has ended well."""
+    if record.sidecar:
+        return record.started or record.last is not None
+    return isinstance(record.state, Terminated) and record.state.code == 0
+
+
+def _initialization(incomplete: Sequence[str], stage: str) -> tuple[str, str, str]:
+    if incomplete:
+        return "False", "ContainersNotInitialized", f"containers with incomplete status: [{' '.join(incomplete)}]"
+    return "True", "PodCompleted" if stage == "Succeeded" else "", ""
 
 
 def _condition(

@@ -11,28 +11,24 @@ from asyncio.subprocess import DEVNULL, STDOUT, Process
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.kube.kubelet.confinement import ROOT, SANDBOX
 from tests.kube.kubelet.environment import local_command
 
-ROOT = Path(__file__).parents[3]
-"""The repository: the working directory of every container, as it is the image's."""
 
-LEASH = Path(__file__).with_name("leash.py")
-
-
-def wrapped(argv: Sequence[str], tether: int) -> list[str]:
-    """The command line that runs `argv` such that it ends with us."""
+def wrapped(argv: Sequence[str], launch: str, tether: int) -> list[str]:
+    """The command line that runs `argv` as `launch` says (`confinement.launch`), and such that it ends with us."""
     command = local_command(argv, sys.executable)
     if command[0] == sys.executable and command[1:2] == ["-m"]:
-        return [sys.executable, "-m", "controller.local.tether", str(tether), *command[2:]]
+        command = [sys.executable, "-m", "controller.local.tether", str(tether), *command[2:]]
     # By its file and without site-packages: it starts in no time.
-    return [sys.executable, "-ES", str(LEASH), str(os.getpid()), *command]
+    return [sys.executable, "-ES", str(SANDBOX), launch, *command]
 
 
-async def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, tether: int) -> Process:
+async def spawn(argv: Sequence[str], env: Mapping[str, str], launch: str, log: Path, tether: int) -> Process:
     """Starts a command in a process group of its own, what it writes goes to the end of `log`. Raises `OSError`."""
     with log.open("ab") as output:
         return await asyncio.create_subprocess_exec(
-            *wrapped(argv, tether),
+            *wrapped(argv, launch, tether),
             stdin=DEVNULL,
             stdout=output,
             stderr=STDOUT,

@@ -1,0 +1,80 @@
+"""What the node knows of container images: their environment and user, and whether they can be pulled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.kube.kubelet.confinement import ROOT
+
+MINIATURE = ROOT / "tests" / "kube" / "vllm"
+"""Where a miniature of `vllm` is."""
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.defpath, "/usr/local/bin", "/usr/bin", "/bin"])
+_OURS = re.compile(r"(^|/)kvcluster[:@]")
+_VLLM = re.compile(r"(^|/)vllm-openai[:@]")
+_NOT_HERE = ("PATH", "PYTHONPYCACHEPREFIX")
+"""Variables that name folders of the image's, whose files are this machine's here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image's configuration. Its files are this machine's."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    uid: int = 0
+    gid: int = 0
+
+
+def ours() -> Image:
+    """The image that the Dockerfile makes."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    [environment] = re.findall(r"^ENV (.*)$", text, re.MULTILINE)
+    [(uid, gid)] = re.findall(r"^USER (\d+):(\d+)$", text, re.MULTILINE)
+    env = dict(re.findall(r"(\w+)=(\S+)", environment))
+    return Image({name: value for name, value in env.items() if name not in _NOT_HERE}, int(uid), int(gid))
+
+
+def known(image: str) -> Image:
+    """`kvcluster`, of whatever registry, is ours; `vllm-openai` has a miniature of vLLM. That, and every other image,
+    sets nothing and means to run as root."""
+    if _OURS.search(image):
+        return ours()
+    return Image({"PATH": f"{MINIATURE}{os.pathsep}{PATH}"}) if _VLLM.search(image) else Image()
+
+
+class Images:
+    """Which images can be pulled, and what is in them."""
+
+    def __init__(self, known: Callable[[str], Image] = known) -> None:
+        self._known = known
+        self._refused: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def find(self, image: str) -> Image:
+        """Its configuration."""
+        found = self._known(image)
+        return Image({"PATH": PATH, **found.env}, found.uid, found.gid)
+
+    def refuse(self, image: str) -> None:
+        """From now on it cannot be pulled."""
+        self._refused.add(image)
+
+    def allow(self, image: str) -> None:
+        """From now on it can; pods that wait for it start at once."""
+        self._refused.discard(image)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def can_pull(self, image: str) -> bool:
+        """Whether the image can be pulled now."""
+        return image not in self._refused
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set at the next `allow`."""
+        return self._changed

@@ -1,0 +1,126 @@
+"""A pod's volumes as folders of this machine, and the token that its service account gets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.kube.kubelet.client import CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, Api, Object
+from tests.kube.kubelet.confinement import TOKEN_MOUNT, Isolation, Mount, token_is_mounted
+from tests.kube.kubelet.environment import ConfigError, data_of
+
+Tokens = Callable[[str, str], str]
+"""The bearer token of a service account: (namespace, name)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a pod needs to be let in by the API server."""
+
+    token: Tokens
+    certificate: bytes
+    """Of the authority, PEM: what `ca.crt` holds."""
+    url: str
+    """Of the API server, for the kubeconfig of a pod that cannot be given files."""
+
+
+async def account_of(api: Api, pod: Object) -> Object:
+    """The pod's service account. Raises `ConfigError` when there is none: every namespace has one called default."""
+    namespace, name = pod["metadata"]["namespace"], pod["spec"].get("serviceAccountName") or "default"
+    found = await api.get(SERVICE_ACCOUNTS, (namespace, name))
+    if found is None and name != "default":
+        raise ConfigError(f'error looking up service account {namespace}/{name}: serviceaccount "{name}" not found')
+    return found or {"metadata": {"namespace": namespace, "name": name}}
+
+
+class PodVolumes:
+    """The volumes of one pod, below one folder."""
+
+    def __init__(self, folder: Path, api: Api, credentials: Credentials | None) -> None:
+        self._folder = folder
+        self._api = api
+        self._credentials = credentials
+
+    async def prepare(self, pod: Object) -> dict[str, Path]:
+        """Folders by the name of the volume. What an emptyDir holds stays. Raises `ConfigError`."""
+        found = {}
+        for volume in pod["spec"].get("volumes") or ():
+            folder = self._folder / volume["name"]
+            folder.mkdir(parents=True, exist_ok=True)
+            if "configMap" in volume:
+                self._write(folder, await self._data(pod, "ConfigMap", volume["configMap"]["name"]))
+            elif "secret" in volume:
+                self._write(folder, await self._data(pod, "Secret", volume["secret"]["secretName"]))
+            else:
+                self._open(folder, (pod["spec"].get("securityContext") or {}).get("fsGroup"))
+            found[volume["name"]] = folder
+        return found
+
+    async def token(self, pod: Object, isolation: Isolation) -> Path | None:
+        """What is mounted at `TOKEN_MOUNT` (or a kubeconfig, where nothing can be mounted); None: no token."""
+        account = await account_of(self._api, pod)
+        if self._credentials is None or not token_is_mounted(pod, account):
+            return None
+        namespace, name = pod["metadata"]["namespace"], account["metadata"]["name"]
+        token = self._credentials.token(namespace, name)
+        folder = self._folder / "kube-api-access"
+        folder.mkdir(parents=True, exist_ok=True)
+        if isolation is Isolation.FULL:
+            files = {"token": token, "namespace": namespace, "ca.crt": self._credentials.certificate.decode()}
+            self._write(folder, files)
+            return folder
+        self._write(folder, {"kubeconfig": _kubeconfig(self._credentials.url, token, namespace)})
+        return folder / "kubeconfig"
+
+    async def _data(self, pod: Object, kind: str, name: str) -> Mapping[str, str]:
+        key = (pod["metadata"]["namespace"], name)
+        item = await self._api.get(CONFIG_MAPS if kind == "ConfigMap" else SECRETS, key)
+        if item is None:
+            raise ConfigError(f'MountVolume.SetUp failed: {kind.lower()} "{name}" not found')
+        return data_of(kind, item)
+
+    @staticmethod
+    def _write(folder: Path, files: Mapping[str, str]) -> None:
+        for name, content in files.items():
+            (folder / name).write_text(content, encoding="utf-8")
+
+    @staticmethod
+    def _open(folder: Path, group: int | None) -> None:
+        if group is not None and os.geteuid() == 0:
+            os.chown(folder, -1, group)
+        folder.chmod(0o2777 if group is not None else 0o777)
+
+    def remove(self) -> None:
+        """With the pod."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def mounts_of(container: Mapping[str, Any], volumes: Mapping[str, Path], token: Path | None) -> list[Mount]:
+    """Where a container finds its volumes. Raises `ConfigError` for a folder that this machine does not have."""
+    found = []
+    for each in container.get("volumeMounts") or ():
+        target = each["mountPath"]
+        if not (target.startswith(("/run/", "/var/run/")) or Path(target).is_dir()):
+            # A runtime would make it in the container's own root, which is this machine's here.
+            raise ConfigError(f"the fake node mounts volumes where this machine has a folder, and it has no {target}")
+        found.append(Mount(volumes[each["name"]], target, bool(each.get("readOnly"))))
+    if token is not None and all(each.target != TOKEN_MOUNT for each in found):
+        found.append(Mount(token, TOKEN_MOUNT, read_only=True))
+    return found
+
+
+def _kubeconfig(url: str, token: str, namespace: str) -> str:
+    config: dict[str, Any] = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "pod",
+        "clusters": [{"name": "pod", "cluster": {"server": url}}],
+        "users": [{"name": "pod", "user": {"token": token}}],
+        "contexts": [{"name": "pod", "context": {"cluster": "pod", "user": "pod", "namespace": namespace}}],
+    }  # fmt: skip
+    text: str = yaml.safe_dump(config)
+    return text
