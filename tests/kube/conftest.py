@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from tests.kube.apiserver import FakeApiServer
-from tests.kube.backends import ASSETS, Backend, FakeBackend, RealBackend, available, real_api_server
+from tests.kube.backends import ASSETS, Backend, FakeBackend, available
+from tests.kube.real import RealBackend, real_api_server
 from tests.kube.samples import WIDGETS, widget_definition
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

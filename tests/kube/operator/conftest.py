@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from tests.kube.backends import available
+from tests.kube.backends import Backend, available
 from tests.kube.operator.support import Cluster, Controller, prepared
 
 
@@ -23,10 +24,16 @@ async def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
-async def bare() -> AsyncIterator[Cluster]:
-    """A fake API server without an operator."""
-    async with prepared() as cluster:
+async def bare(api: Backend) -> AsyncIterator[Cluster]:
+    """An API server without an operator, and a namespace of the test's own."""
+    async with prepared(api) as server:
+        if not api.real:
+            yield server
+            return
+        cluster = await server.add_namespace(f"serving-{secrets.token_hex(4)}")
         yield cluster
+        for each in await cluster.list("kvclusters"):
+            await cluster.delete("kvclusters", each["metadata"]["name"])
 
 
 @pytest.fixture
@@ -40,5 +47,5 @@ async def controller(bare: Cluster, tmp_path: Path) -> AsyncIterator[Controller]
 
 @pytest.fixture
 async def cluster(bare: Cluster, controller: Controller) -> Cluster:
-    """A fake API server with an operator."""
+    """An API server with an operator."""
     return bare

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -75,12 +76,12 @@ class Cluster:
 
     @property
     def server(self) -> FakeApiServer:
-        """The fake server, for its faults and its log."""
+        """The fake server, for its faults."""
         return self.backend.fake
 
     def operator_kubeconfig(self, path: Path) -> Path:
-        """What the operator logs in with: as itself, or as the administrator where users are impersonated."""
-        return self.backend.kubeconfig(path, "admin" if self.backend.real else OPERATOR)
+        """What the operator logs in with."""
+        return self.backend.kubeconfig(path, OPERATOR)
 
     async def prepare(self) -> None:
         """The CRD, two namespaces, and an operator that may do anything. A real server may have them already."""
@@ -238,7 +239,7 @@ class Cluster:
         reading = ("get", "list", "watch")
         return sum(
             each.user == OPERATOR and each.verb not in reading and each.namespace == self.namespace
-            for each in self.server.requests
+            for each in self.backend.requests
         )
 
 
@@ -313,6 +314,34 @@ class Controller:
             ended = await asyncio.wait_for(self._process.wait(), 20)
             # A process that has only begun to import its modules ends by the signal itself.
             assert ended in (0, -signal.SIGTERM), self._log.read_text()
+
+
+SPECS = {
+    "plain": {"workers": {"replicas": 2}},
+    "full": {"autoscaling": {"max": 3}, "networkPolicy": {"enabled": True}},
+}
+
+
+async def converged(cluster: Cluster, *names: str, deleted: tuple[str, str] | None = None) -> None:
+    """Every cluster has its objects, each made once (but for one that was `deleted`); none of one that is gone."""
+    for name in names:
+        await eventually(lambda name=name: cluster.has(OBJECTS, name), f"{name} is complete", 60)
+        await cluster.settled(name, 60)
+    uids = {(await cluster.get("kvclusters", name))["metadata"]["uid"] for name in names}
+
+    async def no_orphans() -> bool:
+        return await cluster.owners() <= uids
+
+    await eventually(no_orphans, "nothing belongs to a cluster that is gone", 30)
+    made = Counter(
+        (each.resource, each.name)
+        for each in cluster.backend.requests
+        if each.user == cluster.operator
+        and each.namespace == cluster.namespace
+        and each.verb == "patch"
+        and each.status == 201
+    )
+    assert [name for name, times in made.items() if times > 1 and name != deleted] == [], "made twice"
 
 
 @asynccontextmanager

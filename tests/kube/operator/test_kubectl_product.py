@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.kube.backends import Backend
 from tests.kube.binaries import kubectl_binaries
 from tests.kube.kubectl import Tool, parameters
-from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, ROOT, Cluster, Controller, eventually, prepared
+from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, ROOT, Cluster, eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
 RAG = ROOT / "examples" / "rag.yaml"
-
-
-@pytest.fixture
-async def cluster(api: Backend, tmp_path: Path) -> AsyncIterator[Cluster]:
-    """A namespace of the test's own, with an operator."""
-    async with prepared(api) as server:
-        controller = Controller(server.operator_kubeconfig(tmp_path / "operator"), tmp_path / "controller.log")
-        await controller.start()
-        yield await server.add_namespace(f"serving-{secrets.token_hex(4)}")
-        await controller.stop()
 
 
 @pytest.fixture(params=parameters(kubectl_binaries()))

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 @pytest.fixture
 async def relay(bare: Cluster, tmp_path: Path) -> AsyncIterator[Relay]:
     """Between the operator and the API server."""
-    made = Relay(lambda: int(bare.server.url.rpartition(":")[2]))
+    made = Relay(lambda: int(bare.backend.url.rpartition(":")[2]))
     await made.start()
     yield made
     await made.stop()
@@ -29,7 +29,7 @@ async def behind(bare: Cluster, relay: Relay, tmp_path: Path) -> AsyncIterator[C
     """The operator, behind the relay."""
     file = bare.operator_kubeconfig(tmp_path / "kubeconfig")
     config = yaml.safe_load(file.read_text())
-    config["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{relay.port}"
+    config["clusters"][0]["cluster"]["server"] = f"{bare.backend.url.partition(':')[0]}://127.0.0.1:{relay.port}"
     file.write_text(yaml.safe_dump(config))
     controller = Controller(file, tmp_path / "controller.log")
     await controller.start()
@@ -70,10 +70,10 @@ async def test_an_api_server_that_is_away_is_said_once(cluster: Cluster, control
     async def restored() -> bool:
         return bool(said("api_server_restored"))
 
-    await cluster.server.stop()
+    await cluster.backend.stop()
     await eventually(lost, "the log says that the API server is away")
     await asyncio.sleep(5)  # many a request fails meanwhile
-    await cluster.server.start()
+    await cluster.backend.start()
     await eventually(restored, "the log says that it is back", 30)
     await cluster.patch("kvclusters", "rag", {"spec": {"workers": {"replicas": 3}}})
 

@@ -1,0 +1,61 @@
+"""The API server fails in ways that only a fake one can be told to: the operator arrives all the same."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.kube.operator.support import OBJECTS, SPECS, Cluster, converged, eventually, prepared
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+async def bare() -> AsyncIterator[Cluster]:
+    """A fake API server without an operator."""
+    async with prepared() as cluster:
+        yield cluster
+
+
+async def test_the_watches_are_cut_and_their_history_is_gone(cluster: Cluster):
+    await cluster.create("rag")
+    await converged(cluster, "rag")
+    for _ in range(3):
+        cluster.server.faults.cut_watches()
+        cluster.server.compact()
+        await cluster.patch("kvclusters", "rag", {"spec": {"workers": {"replicas": 3}}})
+        await cluster.patch("kvclusters", "rag", {"spec": {"workers": {"replicas": 2}}})
+    await cluster.create("chat", **SPECS["full"])
+    await converged(cluster, "rag", "chat")
+    assert (await cluster.get("deployments", "rag-worker"))["spec"]["replicas"] == 2
+
+
+@pytest.mark.parametrize(("status", "verb", "retry_after"), [(409, "patch", None), (429, "", 1), (500, "", None)])
+async def test_a_quarter_of_all_requests_fail(cluster: Cluster, status: int, verb: str, retry_after: int | None):
+    cluster.server.faults.fail(
+        user=cluster.operator, verb=verb, status=status, probability=0.25, retry_after=retry_after
+    )
+    await cluster.create("rag", **SPECS["full"])
+    await cluster.create("chat", **SPECS["plain"])
+    await converged(cluster, "rag", "chat")
+    await cluster.patch("kvclusters", "rag", {"spec": {"autoscaling": None}})
+    await eventually(lambda: cluster.lacks({"horizontalpodautoscalers/rag-worker"}), "it follows all the same", 60)
+    await cluster.delete("kvclusters", "chat")
+    cluster.server.faults.clear()
+    await converged(cluster, "rag")
+
+
+async def test_what_the_server_refuses_for_good_is_said_and_the_rest_is_made(cluster: Cluster):
+    refusal = cluster.server.faults.fail(
+        user=cluster.operator, resource="poddisruptionbudgets", verb="patch", status=403,
+        message='poddisruptionbudgets.policy "rag-router" is forbidden: exceeded quota: few',
+    )  # fmt: skip
+    await cluster.create("rag")
+    await eventually(lambda: cluster.condition("rag", "Degraded", "ApplyFailed"), "the status says so")
+    message = next(each["message"] for each in await cluster.conditions("rag") if each["type"] == "Degraded")
+    assert "exceeded quota: few" in message
+    budgets = {"poddisruptionbudgets/rag-router", "poddisruptionbudgets/rag-worker"}
+    await eventually(lambda: cluster.has(OBJECTS - budgets), "the rest is made")
+    cluster.server.faults.remove(refusal)
+    await converged(cluster, "rag")
