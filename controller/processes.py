@@ -45,12 +45,35 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
         "max-headers": limits.max_headers,
         "max-concurrent-requests": limits.max_concurrent_requests,
         "grace-period": spec.workers.drain_seconds,
+        **chat_settings(spec),
     }
+
+
+CHAT_FLAGS = ("chat-template", "chat-template-content-format", "default-chat-template-kwargs")
+CHAT_SWITCHES = ("exclude-tools-when-tool-choice-none", "trust-request-chat-template")
+"""What the engine is told of chats in `engine.args`, and whoever reads its requests must know too."""
+
+
+def chat_settings(spec: KVClusterSpec) -> dict[str, object]:
+    """Settings of routers and agents that the engine's own arguments decide."""
+    found: dict[str, object] = {}
+    args = spec.engine.args
+    for at, argument in enumerate(args):
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            continue
+        if name in CHAT_FLAGS and (equals or at + 1 < len(args)):
+            found[name] = value if equals else args[at + 1]
+        elif name in CHAT_SWITCHES:
+            found[name] = True
+    return found
 
 
 def flags(settings: Settings) -> tuple[str, ...]:
     """As a command line."""
-    return tuple(f"--{name}={value}" for name, value in settings.items() if value is not None)
+    return tuple(
+        f"--{name}" if value is True else f"--{name}={value}" for name, value in settings.items() if value is not None
+    )
 
 
 def environment(prefix: str, settings: Settings) -> dict[str, str]:

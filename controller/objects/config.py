@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from controller.component import Component
 from controller.objects.names import FEED_PORT, WORKER_PORT, Cluster, Object
-from controller.processes import environment, router_settings, worker_settings
+from controller.processes import chat_settings, environment, router_settings, worker_settings
 from controller.spec.model import EngineType
 
 EVENTS_PORT, REPLAY_PORT = 5557, 5558
@@ -58,5 +58,6 @@ def _agent(cluster: Cluster) -> dict[str, str]:
             "tokenizer": spec.tokenizer,
             "block-size": spec.cache.block_size,
             "blocks": spec.cache.blocks,
+            **chat_settings(spec),
         },
     )

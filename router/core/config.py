@@ -63,7 +63,7 @@ class FleetConfig:
                 "tokenizer fingerprint",
                 info.fingerprint,
                 self.fingerprint,
-                "give the router the worker's tokenizer",
+                "give the router the worker's tokenizer and chat template; beside an agent, its log says what differs",
             ),
             (
                 RejectReason.MODEL,

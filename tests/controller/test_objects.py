@@ -255,6 +255,16 @@ def test_vllm_gets_an_agent_beside_it_and_a_feed_port():
     assert made["ConfigMap/rag-router"]["data"]["ROUTER_TOKENIZER"] == "meta-llama/Llama-3.1-8B"
 
 
+def test_what_the_engine_is_told_of_chats_agents_and_routers_know():
+    engine = {**VLLM["engine"], "args": ["--chat-template=/models/chat.jinja", "--trust-request-chat-template"]}
+    made = objects(**{**VLLM, "engine": engine})
+    assert containers(made["Deployment/rag-worker"])["worker"]["args"][-2:] == engine["args"]
+    for component, prefix in (("worker", "AGENT"), ("router", "ROUTER")):
+        told = made[f"ConfigMap/rag-{component}"]["data"]
+        assert told[f"{prefix}_CHAT_TEMPLATE"] == "/models/chat.jinja"
+        assert told[f"{prefix}_TRUST_REQUEST_CHAT_TEMPLATE"] == "True"
+
+
 def test_a_lost_cache_view_takes_no_worker_out_of_service():
     agent = containers(objects(**VLLM)["Deployment/rag-worker"])["agent"]
     assert "readinessProbe" not in agent

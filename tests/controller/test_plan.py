@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from controller.local.plan import Addresses, LocalModeError, Role, check, desired_processes
 from controller.local.process import FIRST_DELAY, LONGEST_DELAY, describe_exit, environment, next_delay
+from router.settings import Settings as RouterSettings
 
 ADDRESSES = Addresses(("http://127.0.0.1:1", "http://127.0.0.1:2"), "http://127.0.0.1:8000", "http://127.0.0.1:9000")
 
@@ -72,6 +75,17 @@ def test_the_router_knows_the_workers_and_its_limits(make_manifest):
 def test_engine_args_come_last(make_manifest):
     manifest = make_manifest(workers={"replicas": 2}, engine={"args": ["--dev-mode", "--max-num-seqs=8"]})
     assert desired_processes(manifest, ADDRESSES)[0].args[-2:] == ("--dev-mode", "--max-num-seqs=8")
+
+
+def test_the_router_knows_what_the_engine_is_told_of_chats(make_manifest):
+    args = ["--chat-template", "/t.jinja", "--default-chat-template-kwargs={}", "--trust-request-chat-template"]
+    worker, _, router = desired_processes(make_manifest(workers={"replicas": 2}, engine={"args": args}), ADDRESSES)
+    assert worker.args[-4:] == tuple(args)
+    assert router.args[-3:] == (
+        "--chat-template=/t.jinja", "--default-chat-template-kwargs={}", "--trust-request-chat-template",
+    )  # fmt: skip
+    settings = RouterSettings.load(router.args)
+    assert (settings.chat_template, settings.trust_request_chat_template) == (Path("/t.jinja"), True)
 
 
 def test_one_address_a_worker(make_manifest):
