@@ -69,8 +69,8 @@ def _message(message: object, form: ContentFormat) -> Message:
     if not isinstance(message, Mapping):
         raise MessageError(f"a message must be an object, not {kind(message)}")
     role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise MessageError("a message needs a role, a string that is not empty")
+    if not isinstance(role, str):
+        raise MessageError("a message needs a role, a string")
     read: Message = {"role": role, "content": _content(role, message.get("content"), form)}
     if role == "assistant":
         _assistant(read, message)

@@ -239,10 +239,11 @@ def check_parts(messages: Sequence[Any], model: str) -> None:
     """
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(content, list):
-            continue
-        adapter = _PARTS.get(message.get("role", ""))
         try:
+            read_tool_calls([message])
+            if not isinstance(content, list | dict):
+                continue
+            adapter = _PARTS.get(message.get("role", ""))
             for _ in () if adapter is None else adapter.validate_python(content):
                 pass
         except ValidationError as error:
@@ -266,7 +267,7 @@ def read_tool_calls(messages: Sequence[Any]) -> None:
     """Look at each tool call of an assistant's turn, unread by the same rule. Raises pydantic's `ValidationError`."""
     for message in messages:
         calls = message.get("tool_calls") if isinstance(message, dict) else None
-        if calls and isinstance(calls, list) and message.get("role") == "assistant":
+        if calls and message.get("role") == "assistant":
             for _ in _TOOL_CALLS.validate_python(calls):
                 pass
 

@@ -10,10 +10,12 @@ import pytest
 
 from tests.worker.pairs.comparison import Answer, differences
 
-PAIRS = Path(__file__).parents[2] / "data" / "vllm" / "pairs.jsonl"
+FOLDER = Path(__file__).parents[2] / "data" / "vllm"
+FILES = ("pairs.jsonl", "pairs_random.jsonl")
+"""Chosen field by field; and random ones, as `tests.real_vllm.judge --record` writes them."""
 
 RECORDED: dict[str, dict[str, Any]] = {
-    pair["name"]: pair for pair in (json.loads(line) for line in PAIRS.read_text().splitlines())
+    pair["name"]: pair for file in FILES for pair in map(json.loads, (FOLDER / file).read_text().splitlines())
 }
 
 DIFFERENT = {
@@ -34,6 +36,7 @@ async def test_an_answer_equals_vllms(name, start) -> None:
     harness = start(
         blocks=255, max_num_seqs=8, dev_mode=True, trust_request_chat_template=True, mean_output_tokens=1_000_000
     )
+    headers = {header: value.strip() for header, value in headers.items()}  # the HTTP server does
     reply = await harness.client.request(request["method"], request["path"], raw, headers)
     ours = Answer(reply.status, dict(reply.headers), "" if request["method"] == "HEAD" else reply.text)
     real = Answer(answer["status"], answer["headers"], answer["body"])
