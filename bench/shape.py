@@ -17,6 +17,12 @@ class ClusterShape:
     latency: LatencyModel
     model: str
     tokenizer: str = "gpt2"
+    speeds: tuple[float, ...] = ()
+    """How many times as fast as `latency` says each worker is; those beyond the end are as fast as it says."""
+
+    def latency_of(self, worker: int) -> LatencyModel:
+        """What the engine of worker `worker` (from 0) takes. The router is told `latency`, of all of them."""
+        return self.latency.scaled(self.speeds[worker]) if worker < len(self.speeds) else self.latency
 
     @property
     def capacity(self) -> int:

@@ -20,6 +20,7 @@ from kvcache.feed import Batch, Event, Load, Snapshot, WorkerInfo
 from kvcache.keys import KEY_SCHEME, PrefixKeys, pack_tokens
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Fleet, FleetConfig, Ticket
+from router.core.lessons import Cost
 from worker.engine.engine import Engine
 from worker.engine.request import EngineRequest, Output
 
@@ -27,6 +28,8 @@ LOAD_INTERVAL = 0.02
 """Shortest time between two load reports without cache events, as a worker's feed keeps it."""
 SIGN_OF_LIFE = 1.0
 """Longest silence of a worker's feed."""
+GOLDEN = 0.618033988749895
+"""Multiples of it, modulo 1, spread evenly: which requests are streamed."""
 EPOCH = 1
 FINGERPRINT = "simulated"
 
@@ -46,6 +49,8 @@ class _InFlight:
     prompt: Prompt
     decision: Decision
     ticket: Ticket
+    sent: float
+    streaming: bool
     first_token: float = 0.0
 
 
@@ -56,7 +61,7 @@ class _Worker:
 
     def __init__(self, number: int, shape: ClusterShape) -> None:
         self.url = f"http://worker-{number}"
-        self.engine = Engine(shape.engine, shape.latency)
+        self.engine = Engine(shape.engine, shape.latency_of(number))
         self.info = WorkerInfo(
             worker_id=f"worker-{number}",
             epoch=EPOCH,
@@ -82,9 +87,13 @@ class _Worker:
 class Simulation:
     """One strategy's run over one workload. Not reusable: make one a run."""
 
-    def __init__(self, shape: ClusterShape, strategy: str, delays: Delays) -> None:
+    def __init__(self, shape: ClusterShape, strategy: str, delays: Delays, *, streamed: float = 1.0) -> None:
+        """`streamed`: share of the requests that ask for a stream; the others' answers arrive whole, at their end."""
         self._shape = shape
         self._delays = delays
+        self._streamed = streamed
+        self._next: Callable[[float], None] | None = None
+        """Closed loop: sends the next request when one is answered."""
         self._heap: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = counter()
         self.workers = [_Worker(number, shape) for number in range(shape.workers)]
@@ -137,6 +146,27 @@ class Simulation:
         progress(sent, len(self.records), 0)
         return sorted(self.records, key=lambda record: record.index)
 
+    def run_closed(self, prompts: Iterable[Prompt], clients: int, seconds: float) -> list[Record]:
+        """`clients` clients send the prompts, each the next one as soon as it has its answer, for so many seconds; when
+        the workload says that a request comes plays no part. The records of what was answered by then."""
+        coming = iter(prompts)
+
+        def send_next(now: float) -> None:
+            following = next(coming, None) if now < seconds else None
+            self._to_come = following is not None
+            if following is not None:
+                self._arrive(now, following)
+
+        self._next = send_next
+        for client in range(clients):
+            self._at(client * 0.001, send_next)
+        self._at(SIGN_OF_LIFE, self._housekeep)
+        while self._heap:
+            now, _, happen = heappop(self._heap)
+            happen(now)
+        answered = [record for record in self.records if record.finished is not None and record.finished <= seconds]
+        return sorted(answered, key=lambda record: record.index)
+
     def _at(self, when: float, happen: Callable[[float], None]) -> None:
         heappush(self._heap, (when, next(self._order), happen))
 
@@ -145,15 +175,16 @@ class Simulation:
     def _arrive(self, now: float, prompt: Prompt) -> None:
         """The router decides and sends the request on its way."""
         keys = PrefixKeys(pack_tokens(prompt.tokens), self._shape.engine.block_size, prompt.scope)
+        streaming = prompt.request.index * GOLDEN % 1.0 < self._streamed
         request = RouteRequest(
             keys=keys,
             prompt_tokens=len(prompt.tokens),
-            streaming=True,
+            streaming=streaming,
             output_tokens=prompt.request.max_tokens,
         )
         decision = self.fleet.choose(request, now)
         ticket = self.fleet.dispatch(decision, request, now)
-        self._in_flight[str(prompt.request.index)] = _InFlight(prompt, decision, ticket)
+        self._in_flight[str(prompt.request.index)] = _InFlight(prompt, decision, ticket, now, streaming)
         worker = self._by_url[decision.url]
         engine_request = EngineRequest(
             request_id=str(prompt.request.index),
@@ -221,18 +252,21 @@ class Simulation:
         """The first or the last token of an answer: the router sees it after the network's delay."""
         flight = self._in_flight[output.request_id]
         seen = output.at + self._delays.network
+        ticket = flight.ticket
         if output.index == 0:
             flight.first_token = seen
-            self._at(seen, flight.ticket.first_token)
+            if flight.streaming:
+                self._at(seen, ticket.first_token)
         if output.finish_reason is not None:
             del self._in_flight[output.request_id]
-            self._at(seen, flight.ticket.release)
+            cost = Cost(len(flight.prompt.tokens), output.index + 1, output.cached_tokens)
+            self._at(seen, lambda then: self._finish(then, ticket, cost))
             request = flight.prompt.request
             self.records.append(
                 Record(
                     index=request.index,
                     scheduled=request.at,
-                    sent=request.at,
+                    sent=flight.sent,
                     first_token=flight.first_token,
                     finished=seen,
                     worker=worker.info.worker_id,
@@ -243,3 +277,9 @@ class Simulation:
                     output_tokens=output.index + 1,
                 )
             )
+
+    def _finish(self, now: float, ticket: Ticket, cost: Cost) -> None:
+        ticket.finished(now, cost)
+        ticket.release(now)
+        if self._next is not None:
+            self._next(now)

@@ -100,6 +100,8 @@ class CandidateView(NamedTuple):
     """The part of the queue that waits for blocks to be released."""
     prefill_seconds: float
     """Time to the first token from then on."""
+    decode_seconds: float
+    """Time from the first token to the end."""
     cost: float
     """What strategy cache_aware compares, in seconds: queue, prefill and the charge for computing blocks again."""
     in_flight: int

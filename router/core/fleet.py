@@ -162,7 +162,8 @@ class Fleet:
         if best and request.keys is not None and not self._reuse.popular(request.keys.key(best)):
             charge = self.config.recompute_charge * self.config.latency.prefill_block
         figures = tuple(
-            _figures(member, shape, depths.get(member.view.slot, 0), best, charge, now) for member in members
+            _figures(member, shape, depths.get(member.view.slot, 0), best, charge, request.streaming, now)
+            for member in members
         )
         if len(figures) == 1:
             chosen, reason = Choice(figures[0], Reason.ONLY_CANDIDATE)
@@ -179,16 +180,16 @@ class Fleet:
             queue_seconds=chosen.queue_seconds,
             prefill_seconds=chosen.prefill_seconds,
             candidates=figures,
-            reported_blocks=self._reported_blocks(request, chosen),
+            reported_blocks=self._reported_blocks(request, chosen, now),
         )
 
-    def _reported_blocks(self, request: RouteRequest, chosen: CandidateView) -> int:
+    def _reported_blocks(self, request: RouteRequest, chosen: CandidateView, now: float) -> int:
         reported = request.reported
         if reported is None:
             return chosen.matched_blocks
         view = self._registry.find(chosen.url).view
         depths: dict[int, int] = {}
-        if view.refused is None:
+        if view.usable(now):
             depths = self._registry.index.depths(reported.keys, 1 << view.slot, reported.reusable_blocks)
         return max(depths.get(view.slot, 0), reported.fresh_blocks)
 
@@ -298,9 +299,15 @@ def _shape(request: RouteRequest, block_size: int) -> Shape:
     )
 
 
-def _figures(member: Member, shape: Shape, matched: int, best: int, charge: float, now: float) -> CandidateView:
+def _figures(
+    member: Member, shape: Shape, matched: int, best: int, charge: float, streaming: bool, now: float
+) -> CandidateView:
     """`charge`: seconds for each block that this worker would compute though another one holds it (`best`)."""
-    expected = member.work.expect(shape, matched, now)
+    expected, in_flight = member.work.expect(shape, matched, now), member.work.in_flight()
+    cost = expected.queue + expected.prefill + charge * (best - matched)
+    if not streaming:
+        # Its client waits for the last token, and whoever is being answered there waits for its prefill.
+        cost += expected.decode + expected.prefill * in_flight
     return CandidateView(
         worker_id=member.worker_id,
         url=member.url,
@@ -308,8 +315,9 @@ def _figures(member: Member, shape: Shape, matched: int, best: int, charge: floa
         queue_seconds=expected.queue,
         memory_seconds=expected.memory,
         prefill_seconds=expected.prefill,
-        cost=expected.queue + expected.prefill + charge * (best - matched),
-        in_flight=member.work.in_flight(),
+        decode_seconds=expected.decode,
+        cost=cost,
+        in_flight=in_flight,
         assigned_seconds=member.work.assigned(now),
         turn=member.turn,
     )

@@ -35,6 +35,8 @@ class WorkerStatus:
     queue_seconds: float
     latency_factor: float
     """Observed against predicted prefill; 1.0: as the profile says."""
+    decode_factor: float
+    """The same of decoding."""
     state: State
     ready: bool
     """A request that comes now may be sent there."""
@@ -188,7 +190,8 @@ class Member:
             load=work.load,
             in_flight=work.ledger.in_flight,
             queue_seconds=work.queue(now),
-            latency_factor=work.pace.factor(now),
+            latency_factor=work.pace.prefill.factor(now),
+            decode_factor=work.pace.decode.factor(now),
             state=self.state,
             ready=ready,
             why_not_ready="" if ready else self.why_left_out(),

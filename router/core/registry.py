@@ -30,7 +30,7 @@ class Registry:
         self._config = config
         self.index = PrefixIndex()
         self._pace = FleetPace()
-        self.residence = Residence(config.expected_output_tokens * config.latency.decode)
+        self.residence = Residence(config.expected_output_tokens, config.latency.decode)
         self._members: dict[str, Member] = {}
         self._owners: dict[str, Member] = {}
         self._expired_at: float | None = None

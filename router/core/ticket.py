@@ -6,6 +6,7 @@ from collections import deque
 
 from router.core.heat import Heat
 from router.core.index import Assumption, PrefixIndex
+from router.core.lessons import Cost
 from router.core.work import Expected, Work
 
 
@@ -38,18 +39,18 @@ class Assumptions:
 
 
 class Ticket:
-    """One request on one worker. Both methods may be called any number of times, in any order."""
+    """One request on one worker. Its methods may be called any number of times, in any order."""
 
     __slots__ = (
-        "_alone",
         "_assumption",
         "_assumptions",
+        "_certain",
         "_entry",
         "_expected",
         "_first",
         "_heat",
+        "_mark",
         "_matched",
-        "_sent",
         "_work",
         "served",
     )
@@ -68,15 +69,18 @@ class Ticket:
         now: float,
     ) -> None:
         """`matched`: blocks that the prediction counts on; `certain`: the worker itself states to hold them."""
-        self._alone = certain and streaming and work.idle
+        before = work.mark(now)
         self._entry = work.open(expected, streaming, now)
+        after = work.mark(now)
+        self._mark = before._replace(seconds=after.seconds, prefills=after.prefills)
+        """Its dispatch, itself not counted; then its first token."""
+        self._certain = certain
         self._work = work
         self._expected = expected
         self._assumption = assumption
         self._assumptions = assumptions
         self._heat = heat
         self._matched = matched
-        self._sent = now
         self._first: float | None = None
         self.served = False
         """Set by whoever passes the answer on: the worker answered well, so its cache holds the prompt."""
@@ -91,11 +95,20 @@ class Ticket:
         if self._first is not None or not self._entry.open:
             return
         self._first = now
-        self._work.ledger.first_token(self._entry, now)
-        if self._alone and self._work.ledger.last is self._entry:
-            # It had the worker to itself all the time: the only kind of request that shows how fast the engine is.
-            self._work.pace.observe(self._expected.unloaded, now - self._sent, self._expected.computed, now)
+        self._work.first_token(self._entry, self._expected, now, certain=self._certain)
+        self._mark = self._work.mark(now)
         self._confirm(now)
+
+    def finished(self, now: float, cost: Cost) -> None:
+        """Its answer, of one sequence, is complete, and states what it took. Call it before `release`."""
+        if not self._entry.open:
+            return
+        self._work.generated(cost)
+        if self._first is None:
+            self._work.resided(now - self._mark.at - self._expected.queue - self._expected.prefill)
+            self._work.lessons.whole(self._mark, cost, self._expected.unloaded, now, certain=self._certain)
+        else:
+            self._work.lessons.decoded(self._mark, cost, now)
 
     def release(self, now: float, reused: bool = True) -> None:
         """The request is over. `reused=False`: it never ran there (it could not be sent, or failed before its first

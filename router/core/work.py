@@ -9,8 +9,13 @@ from kvcache.feed import Load
 from kvcache.profiles import blocks_to_compute
 from router.core.config import FleetConfig
 from router.core.ledger import Entry, Ledger
-from router.core.pace import FleetPace, WorkerPace
+from router.core.lessons import Cost, Lessons, Mark, full_sample
+from router.core.pace import FleetPace, Span, WorkerPace
 
+STEP_TOKENS = 2048
+"""Prompt tokens that an engine computes in one step at most (vLLM's default below 70 GiB)."""
+LATE = 2.0
+"""A request is late when it takes this many times as long as expected."""
 RESIDENCE_WEIGHT = 0.05
 """Share of one finished request in the mean time that requests spend decoding."""
 
@@ -35,22 +40,31 @@ class Expected(NamedTuple):
     prefill: float
     unloaded: float
     """The prefill alone, as the latency model has it, uncorrected."""
-    computed: int
-    """Blocks that the prefill computes."""
+    decode: float
+    """From the first token to the end."""
+    longest: float
+    """From now to the end of the longest answer that was asked for; infinite if no length was."""
     blocks: int
     """Blocks that the request takes beyond those it shares."""
 
 
 class Residence:
-    """Mean time from first token to release over all workers: how long blocks stay taken."""
+    """Means over all workers of how long blocks stay taken, and of how long answers are."""
 
-    __slots__ = ("seconds",)
+    __slots__ = ("seconds", "tokens")
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, tokens: float, decode: float) -> None:
+        """Assumed until observed: the length of an answer, and seconds of a decode step."""
+        self.tokens = tokens
+        """Of an answer."""
+        self.seconds = tokens * decode
+        """From first token to release."""
 
     def observe(self, seconds: float) -> None:
         self.seconds += RESIDENCE_WEIGHT * (seconds - self.seconds)
+
+    def generated(self, tokens: int) -> None:
+        self.tokens += RESIDENCE_WEIGHT * (tokens - self.tokens)
 
 
 class Work:
@@ -72,6 +86,7 @@ class Work:
         "_surplus_blocks",
         "capacity",
         "ledger",
+        "lessons",
         "load",
         "pace",
     )
@@ -79,8 +94,9 @@ class Work:
     def __init__(self, config: FleetConfig, pace: FleetPace, residence: Residence) -> None:
         self._config = config
         self._residence = residence
-        self.pace = WorkerPace(pace)
-        self.ledger = Ledger()
+        self.pace = WorkerPace(pace, full_sample(config.latency))
+        self.lessons = Lessons(config.latency, config.block_size, self.pace)
+        self.ledger = Ledger(config.latency.prefill(STEP_TOKENS // config.block_size))
         self.load: Load | None = None
         """As last reported."""
         self.capacity = 0
@@ -104,10 +120,12 @@ class Work:
         self._reported_at = now
         self._foreign_requests = max(0, load.running + load.waiting - max(self._peak, self.ledger.in_flight))
         self._foreign_seconds = 0.0
-        if self._foreign_requests:
+        if self._foreign_requests or self.ledger.unseen:
             latency = self._config.latency
             blocks = load.prefill_tokens / self._config.block_size
-            seconds = (latency.prefill_block * blocks + latency.prefill_base * load.waiting) * self.pace.factor(now)
+            seconds = (latency.prefill_block * blocks + latency.prefill_base * load.waiting) * self.pace.prefill.factor(
+                now
+            )
             self._foreign_seconds = max(0.0, seconds - pending)
         self._surplus_blocks = load.total_blocks - load.free_blocks - self.ledger.blocks
         self._peak = self.ledger.in_flight
@@ -128,9 +146,43 @@ class Work:
         """A request was dispatched to the worker."""
         self._assigned = self.assigned(now) + expected.prefill
         self._assigned_at = now
-        entry = self.ledger.open(expected.prefill, expected.blocks, streaming, now)
+        self.lessons.given(expected.unloaded)
+        entry = self.ledger.open(
+            expected.prefill,
+            expected.blocks,
+            streaming,
+            now,
+            now + LATE * expected.longest,
+        )
         self._peak = max(self._peak, self.ledger.in_flight)
         return entry
+
+    def resided(self, seconds: float) -> None:
+        """A request that does not stream is estimated to have held its blocks for so long after its prefill."""
+        self._residence.observe(max(0.0, seconds))
+
+    def generated(self, cost: Cost) -> None:
+        """An answer states its length."""
+        if cost.completion is not None:
+            self._residence.generated(cost.completion)
+
+    def mark(self, now: float) -> Mark:
+        """A moment that answers are held against."""
+        ahead = self.ledger.remaining(now) / self.pace.prefill.factor(now)
+        return self.lessons.mark(now, ahead, alone=not self._foreign_requests, decoding=self.ledger.decoding)
+
+    def first_token(self, entry: Entry, expected: Expected, now: float, *, certain: bool) -> None:
+        """The prefill of a request is over. `certain`: what the worker had of its prompt was known."""
+        began = self.ledger.first_token(entry, now)
+        if began is None or not certain or self._foreign_requests:
+            self.lessons.forget()
+            return
+        self.ledger.remaining(now)
+        work = Span(expected.unloaded, 0.0)
+        decode = self._config.latency.decode
+        if self.ledger.in_flight > 1 and expected.unloaded < decode:
+            work = Span(0.0, decode)
+        self.lessons.prefilled(work, now - began, now, more=self.ledger.waiting)
 
     def close(self, entry: Entry, first_token: float | None, now: float) -> None:
         """A request is over; `first_token` is when its first byte came, if any did. Idempotent."""
@@ -139,11 +191,6 @@ class Work:
         self.ledger.close(entry, now)
 
     # --- what follows from it ---------------------------------------------------------------------------
-
-    @property
-    def idle(self) -> bool:
-        """Nobody's request is on the worker, as far as is known."""
-        return not self.ledger.in_flight and not self._foreign_requests
 
     def in_flight(self) -> int:
         """Requests on the worker: this router's own and, as of the last report, others'."""
@@ -161,23 +208,29 @@ class Work:
         foreign = 0.0
         if self._foreign_seconds:
             foreign = max(0.0, self._foreign_seconds - (now - self._reported_at))
-        step = 0.5 * self._config.latency.decode * self.pace.factor(now) if self._decoding() else 0.0
-        return own + foreign + step
+        step = 0.5 * self._config.latency.decode * self.pace.decode.factor(now) if self._decoding() else 0.0
+        return own + foreign + step + self.ledger.late(now)
 
     def expect(self, shape: Shape, matched: int, now: float) -> Expected:
         """What the request would meet here, with `matched` of its leading blocks cached."""
-        config, factor = self._config, self.pace.factor(now)
+        config, latency = self._config, self._config.latency
+        prefill_factor, decode_factor = self.pace.prefill.factor(now), self.pace.decode.factor(now)
         queue = self.queue(now)
         computed = blocks_to_compute(shape.prompt_tokens, matched * config.block_size, config.block_size)
-        unloaded = config.latency.prefill(computed)
-        # A step that also decodes takes at least a decode step.
-        prefill = (max(unloaded, config.latency.decode) if self._decoding() else unloaded) * factor
-        output = self._residence.seconds / config.latency.decode if config.latency.decode else 0.0
+        unloaded = latency.prefill(computed)
+        prefill = unloaded * prefill_factor
+        if self._decoding():  # a step that also decodes takes at least a decode step
+            prefill = max(prefill, latency.decode * decode_factor)
+        output = self._residence.tokens
         if shape.output_tokens is not None:
             output = min(output, shape.output_tokens)
+        decode = output * latency.decode * decode_factor
         blocks = shape.prompt_blocks - matched + int(output) // config.block_size
-        memory = self._memory_wait(blocks) * factor if self.capacity else 0.0
-        return Expected(queue + memory, memory, prefill, unloaded, computed, blocks)
+        memory = self._memory_wait(blocks) * decode_factor if self.capacity else 0.0
+        longest = math.inf
+        if shape.output_tokens is not None:
+            longest = queue + memory + prefill + shape.output_tokens * latency.decode * decode_factor
+        return Expected(queue + memory, memory, prefill, unloaded, decode, longest, blocks)
 
     def _decoding(self) -> bool:
         return self._foreign_requests > 0 or self.ledger.decoding

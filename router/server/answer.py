@@ -65,14 +65,12 @@ class AnswerStream:
     the first with content; comments go on at once, with whatever waits before them.
     """
 
-    __slots__ = ("_rest", "events", "stage", "usage")
+    __slots__ = ("_rest", "stage", "usage")
 
     def __init__(self) -> None:
         self.stage = Stage.SILENT
         self.usage: Usage | None = None
         """What the last event that states a usage says, of its cached tokens above all."""
-        self.events = 0
-        """Data events since the first with content, that one included: one a token, or a few tokens."""
         self._rest = b""
         """What has not gone on."""
 
@@ -113,7 +111,6 @@ class AnswerStream:
 
     def _read(self, events: bytes) -> None:
         """Notes what whole events state."""
-        self.events += events.count(b"\ndata:") + events.startswith(b"data:")
         if MENTION not in events and _ERROR not in events:
             return
         for event in _EMPTY_LINE.split(events):

@@ -15,6 +15,7 @@ from kvcache.logs import event
 from kvcache.serving import AnswerCut
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Ticket
+from router.core.lessons import Cost
 from router.server.answer import AnswerStream, Stage, WholeAnswer, read_answer
 from router.server.attempts import NOT_WAITING, Attempt
 from router.server.headers import Headers, find, to_client
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 MAX_BUFFERED = 1 << 20
 """Bytes of an answer that is no stream that are held back, so that the request can still go elsewhere if the worker
 dies before the answer is complete."""
+MAX_CLIENT_SHARE = 0.1
+"""Of an answer's time that waited for the client, for it to show how fast the engine is."""
 
 _DECLINED = frozenset({Cause.BUSY, Cause.ABORTED, Cause.DOUBTED})
 """Failures that the worker itself calls one, before or instead of acting on the request."""
@@ -68,6 +71,8 @@ class Relay:
     begun: bool = False
     """A byte has gone to the client."""
     streaming: bool = False
+    client_seconds: float = 0.0
+    """That the client took to read."""
     broken: Cause | None = None
     """Why the client has had less than a whole answer."""
 
@@ -102,7 +107,7 @@ class Relay:
         """
         response, attempt, clock = self.response, self.attempt, self.clock
         self.streaming = True
-        stream = AnswerStream()
+        stream, now = AnswerStream(), clock()
         try:
             while piece := await response.read():
                 now = clock()
@@ -125,6 +130,8 @@ class Relay:
         finally:
             if self.begun:
                 self._count(stream.usage)
+        if stream.stage is Stage.ANSWERING:
+            self._learn(stream.usage, now)
         if stream.stage.broken:
             self._note_broken(Cause.ERROR_EVENT, "its stream holds an error")
         return None
@@ -156,6 +163,8 @@ class Relay:
             body = piece = await response.read()
             attempt.since = clock()
         self.ticket.served = response.status < 400
+        if answer.choices == 1:
+            self._learn(answer.usage, clock())
         await self._pass_on(body, last=True)
         if response.status == 200:
             self._count(answer.usage or finder.usage)
@@ -170,7 +179,9 @@ class Relay:
         if not self.begun:
             await self._begin()
         await self.client.send({"type": "http.response.body", "body": data, "more_body": not last})
-        attempt.since = NOT_WAITING if last else since + clock() - began
+        took = clock() - began
+        self.client_seconds += took
+        attempt.since = NOT_WAITING if last else since + took
 
     async def _begin(self) -> None:
         """The point of no return: status and headers go to the client."""
@@ -198,6 +209,12 @@ class Relay:
         metrics.predicted_cached.inc(self.decision.reported_blocks * self.block_size)
         metrics.reported_prompt.inc(usage.prompt)
         metrics.actual_cached.inc(usage.cached)
+
+    def _learn(self, usage: Usage | None, now: float) -> None:
+        """The answer of one sequence is complete: its time shows how fast the engine is, unless it is the client's."""
+        slow_client = self.client_seconds > MAX_CLIENT_SHARE * (now - self.client.arrived)
+        if usage is not None and self.client.route.reported is None and not slow_client:
+            self.ticket.finished(now, Cost(usage.prompt, usage.completion, usage.cached))
 
     async def cut(self, error: UpstreamError) -> None:
         """The worker failed after the first byte: say so in the stream as vLLM does, or break the answer off."""

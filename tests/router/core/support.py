@@ -50,8 +50,8 @@ def keys_of(prompt: Sequence[int]) -> list[BlockKey]:
     return block_keys(prompt, BLOCK)
 
 
-def ask(prompt: Sequence[int], *, streaming: bool = True, model: str | None = None) -> RouteRequest:
-    return RouteRequest(PrefixKeys(pack_tokens(prompt), BLOCK), len(prompt), streaming, model, 0)
+def ask(prompt: Sequence[int], *, streaming: bool = True, model: str | None = None, output: int = 0) -> RouteRequest:
+    return RouteRequest(PrefixKeys(pack_tokens(prompt), BLOCK), len(prompt), streaming, model, output)
 
 
 def config(**changes: object) -> FleetConfig:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from kvcache.feed import Load
+from kvcache.feed import Batch, Load
 from kvcache.profiles import PROFILES
 from router.core.decision import Reason
 from router.core.fleet import Ticket
@@ -147,25 +147,29 @@ def test_a_report_shows_that_requests_share_their_blocks(make_fleet: MakeFleet) 
         ticket.release(1.0)
 
 
-def test_a_slower_engine_than_the_profile_says_is_learnt_from_clean_requests_only(make_fleet: MakeFleet) -> None:
+def test_a_slower_engine_than_the_profile_says_is_learnt_from_first_tokens(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(1, view_timeout=10_000.0)
 
-    def serve(turn: int, blocks: int, ratio: float) -> None:
+    def serve(turn: int, requests: int, seconds: float) -> None:
         now = 10.0 * turn
-        ticket = send(fleet, ask(tokens(blocks, start=10_000 * turn)), now)[1]
-        ticket.first_token(now + ratio * LATENCY.prefill(blocks + 1))
-        ticket.release(now + 9)
-
-    for turn in range(100):
-        serve(turn, 60, 3.0)
-    assert fleet.workers(1000.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
-    for turn in range(100, 120):  # two at a time: what they see is not the engine alone
-        now = 10.0 * turn
-        pair = [send(fleet, ask(tokens(60, start=10_000 * turn + n)), now)[1] for n in (0, 5000)]
-        for ticket in pair:
-            ticket.first_token(now + 9)
+        asked = [ask(tokens(60, start=10_000 * turn + 500 * n)) for n in range(requests)]
+        tickets = [send(fleet, request, now)[1] for request in asked]
+        for ticket in tickets:
+            ticket.first_token(now + seconds)
             ticket.release(now + 9)
-    assert fleet.workers(1200.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
+
+    prefill = LATENCY.prefill(61)
+    for turn in range(100):
+        serve(turn, 1, 3.0 * prefill)
+    assert fleet.workers(1000.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
+    for turn in range(100, 140):  # together they take as long as both alone
+        serve(turn, 2, 2 * 3.0 * prefill)
+    assert fleet.workers(1400.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
+    for turn in range(140, 160):  # others' requests are there: what ours see is not the engine's pace
+        load = Load(running=5, prefill_tokens=500, free_blocks=10, total_blocks=10)
+        fleet.apply_batch(url_of(0), Batch(1, 0, (), load), 10.0 * turn)
+        serve(turn, 1, 9.0)
+    assert fleet.workers(1600.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
 
 
 def test_nothing_is_left_after_many_requests_that_end_in_every_way(make_fleet: MakeFleet) -> None:
