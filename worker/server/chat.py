@@ -18,7 +18,7 @@ from worker.server.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from worker.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.server.service import Service, request_id
 from worker.server.streaming import generated, stream
-from worker.server.submission import Prompt, text_of
+from worker.server.submission import Prompt, scored, text_of
 from worker.server.usage import created_cache_tokens, totals, usage
 
 
@@ -49,7 +49,7 @@ async def chat(exchange: Exchange, service: Service, request: ChatCompletionRequ
             await stream(exchange, generation, _Chunks(answer))
         else:
             await generation.finished()
-            await exchange.json(200, answer.whole(generation))
+            await exchange.json(200, await service.offload(scored([prompt]), lambda: answer.whole(generation)))
 
 
 async def batch_chat_completions(exchange: Exchange, service: Service) -> None:
@@ -89,7 +89,7 @@ async def render(service: Service, request: ChatCompletionRequest, size: int) ->
         request.truncate_prompt_tokens,
         request.truncation_side,
     )
-    tokens = await service.tokenize(
+    tokens = await service.offload(
         size,
         lambda: conversation(request.prompt_fields(), bounds, service.tokenizer, service.model),
     )

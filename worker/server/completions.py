@@ -19,7 +19,7 @@ from worker.server.logprobs import TokenTexts, completion_logprobs, prompt_logpr
 from worker.server.rendering import Bounds, completion_prompts, scope_of
 from worker.server.service import Service, request_id
 from worker.server.streaming import generated, stream
-from worker.server.submission import Prompt, text_of
+from worker.server.submission import Prompt, scored, text_of
 from worker.server.usage import totals, usage
 
 
@@ -41,7 +41,7 @@ async def complete(exchange: Exchange, service: Service, request: CompletionRequ
         truncate=request.truncate_prompt_tokens,
         side=request.truncation_side,
     )
-    tokens = await service.tokenize(
+    tokens = await service.offload(
         size if _has_text(request.prompt) else 0,
         lambda: completion_prompts(
             request.prompt, bounds, service.tokenizer, add_special_tokens=request.add_special_tokens
@@ -67,7 +67,7 @@ async def complete(exchange: Exchange, service: Service, request: CompletionRequ
             await stream(exchange, generation, _Chunks(answer))
         else:
             await generation.finished()
-            await exchange.json(200, answer.whole(generation))
+            await exchange.json(200, await service.offload(scored(prompts), lambda: answer.whole(generation)))
 
 
 def _check_rendering(request: CompletionRequest) -> None:

@@ -72,7 +72,7 @@ async def tokenize(exchange: Exchange, service: Service) -> None:
         if not service.trust_request_chat_template:
             check_template(request)
         check_multimodal(request)
-    tokens = await service.tokenize(len(raw), lambda: _tokens(request, service))
+    tokens = await service.offload(len(raw), lambda: _tokens(request, service))
     strings = [service.tokenizer.token_str(token) for token in tokens] if request.return_token_strs else None
     await exchange.json(
         200,

@@ -151,7 +151,7 @@ async def _render(service: Service, request: ResponsesRequest, messages: list[Me
         fields["chat_template_kwargs"] = request.chat_template_kwargs
     if tools := chat_tools(request.tools):
         fields["tools"] = tools
-    tokens = await service.tokenize(size, lambda: conversation(fields, bounds, service.tokenizer, service.model))
+    tokens = await service.offload(size, lambda: conversation(fields, bounds, service.tokenizer, service.model))
     if len(tokens) >= service.max_model_len:
         raise _invalid(
             f"The engine prompt length {len(tokens)} exceeds the max_model_len {service.max_model_len}. Please reduce "

@@ -80,8 +80,8 @@ class Service:
     running: dict[str, Abortable] = field(default_factory=dict)
     """By the id of the answer; of several with the same id, the newest."""
     _ids: itertools.count[int] = field(default_factory=itertools.count)
-    _tokenizing: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="offload")
     )
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class Service:
         return f"vllm-{VLLM_VERSION}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
     def close(self) -> None:
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
         self.generator.close()
 
     def check_model(self, asked: str | None) -> None:
@@ -115,11 +115,12 @@ class Service:
         if asked and asked != self.model:
             raise model_not_found(asked, [self.model])
 
-    async def tokenize(self, text_bytes: int, work: Callable[[], _Result]) -> _Result:
-        """`work` done here, or in a thread when the text is long. Raises what it raises."""
-        if text_bytes < LONG_TEXT:
+    async def offload(self, size: int, work: Callable[[], _Result]) -> _Result:
+        """`work` done here, or in a thread when it takes as long as tokenising `size` bytes of a long text. Raises what
+        it raises."""
+        if size < LONG_TEXT:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def check_choices(self, number: int) -> None:
         """Raises `ApiError` for more answers to one request than memory is kept for, however many prompts it has."""

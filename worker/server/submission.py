@@ -21,6 +21,9 @@ FAVOURED = 20.0
 """A bias of so much or more outweighs every difference between two tokens' logits; its negative rules a token out."""
 
 
+_SCORED = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One prompt of a request, and how its answers are sampled."""
@@ -103,6 +106,11 @@ def _biased(service: Service, sampling: Sampling) -> tuple[tuple[int, ...], froz
     banned = [token for token, value in bias.items() if value <= -FAVOURED]
     words = sampling.banned_words(service.tokenizer) if sampling.bad_words else ()
     return favoured, frozenset(itertools.chain(banned, (word[-1] for word in words)))
+
+
+def scored(prompts: Sequence[Prompt]) -> int:
+    """What it takes to say how likely the prompts' tokens are, in bytes of text that take as long to tokenise."""
+    return sum(_SCORED * len(one.tokens) for one in prompts if one.sampling.prompt_logprobs is not None)
 
 
 def text_of(service: Service, sampling: Sampling, choice: Choice) -> str:

@@ -99,7 +99,13 @@ class _Stream(dict[str, list[Any]]):
 def _aligned(real: _Stream, ours: _Stream) -> list[Any]:
     """Both without the events of a choice that the other has merged into its last one."""
     shortest = {name: min(len(real[name]), len(ours[name])) for name in real.keys() & ours.keys() if name != "all"}
-    return [{name: events[-shortest.get(name, 0) :] for name, events in one.items()} for one in (real, ours)]
+    return [{name: _shortened(events, shortest.get(name)) for name, events in one.items()} for one in (real, ours)]
+
+
+def _shortened(events: list[Any], number: int | None) -> list[Any]:
+    if number is None or number >= len(events):
+        return events
+    return events[-1:] if number == 1 else [events[0], *events[1 - number :]]
 
 
 def _stream(body: str, lengths: bool) -> _Stream:
