@@ -63,7 +63,9 @@ def crd() -> Schema:
         "served": True,
         "storage": True,
         "additionalPrinterColumns": [
-            {"name": name, "type": kind, "jsonPath": path, "description": text, "priority": priority}
+            # A priority of 0 is not stored, and whoever applies what is stored otherwise has a conflict for ever.
+            {"name": name, "type": kind, "jsonPath": path, "description": text}
+            | ({"priority": priority} if priority else {})
             for name, kind, path, text, priority in COLUMNS
         ],
         "subresources": {

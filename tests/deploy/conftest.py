@@ -1,9 +1,10 @@
-"""Helm, in each version that the chart supports."""
+"""Helm, in each version that the chart supports, and API servers for it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 import yaml
 
 from deploy.helm.docs import CHART
+from tests.kube.apiserver import FakeApiServer
+from tests.kube.backends import ASSETS, Backend, FakeBackend, available
 from tests.kube.binaries import MISSING, helm_binaries
+from tests.kube.real import real_api_server
 
 RELEASE, NAMESPACE = "rel", "kvcluster-system"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -75,3 +79,18 @@ def helm_4(tmp_path: Path) -> Helm:
 def ci_values(request: pytest.FixtureRequest) -> Path:
     """Each of the chart's sets of values for tests."""
     return Path(request.param)
+
+
+@pytest.fixture(params=available())
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    """An API server of the test's own: a fake one, and a real one where there is one."""
+    if request.param == "real":
+        folder = tmp_path / "kubernetes"
+        folder.mkdir()
+        with real_api_server(Path(os.environ[ASSETS]), folder) as backend:
+            yield backend
+        return
+    fake = FakeApiServer()
+    await fake.start()
+    yield FakeBackend(fake)
+    await fake.stop()

@@ -14,7 +14,7 @@ import yaml
 from controller.spec.crd import crd_yaml
 from controller.spec.load import validate_manifest
 from deploy.helm.docs import CHART, ROOT
-from tests.kube.apiserver import FakeApiServer
+from tests.kube.backends import Backend
 from tests.kube.binaries import MISSING, kubectl_binaries
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -55,12 +55,10 @@ def test_the_charts_crd_is_the_models() -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("version", ["1.32", "1.35"])
-async def test_kubectl_applies_all_of_them(version: str, tmp_path: Path) -> None:
+async def test_kubectl_applies_all_of_them(server: Backend, version: str, tmp_path: Path) -> None:
     binary = next((found for found in kubectl_binaries() if found.name == f"kubectl-{version}"), None)
     if binary is None:
         pytest.skip(MISSING)
-    server = FakeApiServer()
-    await server.start()
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
@@ -75,13 +73,10 @@ async def test_kubectl_applies_all_of_them(version: str, tmp_path: Path) -> None
         assert ended.returncode == 0, ended.stderr
         return str(ended.stdout)
 
-    try:
-        # As docs/helm.md says for those who keep the CRD out of the release.
-        await kubectl("apply", "--server-side", "--filename", CHART / "files" / "crd.yaml")
-        await kubectl("wait", "--for=condition=Established", "crd/kvclusters.kvcluster.dev", "--timeout=30s")
-        for file in EXAMPLES:
-            await kubectl("apply", "--filename", file)
-        wanted = {manifest["metadata"]["name"] for file in EXAMPLES for manifest in kvclusters(file)}
-        assert wanted <= set((await kubectl("get", "kvc", "--all-namespaces")).split())
-    finally:
-        await server.stop()
+    # As docs/helm.md says for those who keep the CRD out of the release.
+    await kubectl("apply", "--server-side", "--filename", CHART / "files" / "crd.yaml")
+    await kubectl("wait", "--for=condition=Established", "crd/kvclusters.kvcluster.dev", "--timeout=30s")
+    for file in EXAMPLES:
+        await kubectl("apply", "--filename", file)
+    wanted = {manifest["metadata"]["name"] for file in EXAMPLES for manifest in kvclusters(file)}
+    assert wanted <= set((await kubectl("get", "kvc", "--all-namespaces")).split())

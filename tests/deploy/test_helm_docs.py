@@ -13,7 +13,7 @@ import pytest
 
 from deploy.helm.docs import DOCUMENT, ROOT
 from tests.deploy.conftest import Helm
-from tests.kube.apiserver import FakeApiServer
+from tests.kube.backends import Backend
 from tests.kube.binaries import MISSING, helm_binaries, kubectl_binaries
 
 pytestmark = pytest.mark.process
@@ -27,7 +27,7 @@ def commands() -> list[str]:
     return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-async def test_the_documents_commands(helm: Helm, tmp_path: Path) -> None:
+async def test_the_documents_commands(server: Backend, helm: Helm, tmp_path: Path) -> None:
     kubectls = kubectl_binaries()
     if not kubectls:
         pytest.skip(MISSING)
@@ -36,24 +36,19 @@ async def test_the_documents_commands(helm: Helm, tmp_path: Path) -> None:
     (folder / "kubectl").symlink_to(kubectls[-1])
     (folder / "helm").symlink_to(next(binary for binary in helm_binaries() if binary.name == f"helm-{helm.major}"))
     ran = 0
-    server = FakeApiServer()
-    await server.start()
-    try:
-        environment = {
-            "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-            "HOME": str(tmp_path),
-            "KUBECONFIG": str(server.kubeconfig(tmp_path / "kubeconfig")),
-        }
-        for command in commands():
-            if any(words in command for words in NEED_PODS):
-                continue
-            # helm 3 owned the CRD until here: the document says to force that once.
-            words = [*shlex.split(command), *(["--force-conflicts"] if "--server-side" in command else [])]
-            ended = await asyncio.to_thread(
-                subprocess.run, words, capture_output=True, text=True, env=environment, cwd=ROOT, check=False
-            )
-            assert ended.returncode == 0, f"{command}\n{ended.stderr}"
-            ran += 1
-    finally:
-        await server.stop()
+    environment = {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "KUBECONFIG": str(server.kubeconfig(tmp_path / "kubeconfig")),
+    }
+    for command in commands():
+        if any(words in command for words in NEED_PODS):
+            continue
+        # helm 3 owned the CRD until here: the document says to force that once.
+        words = [*shlex.split(command), *(["--force-conflicts"] if "--server-side" in command else [])]
+        ended = await asyncio.to_thread(
+            subprocess.run, words, capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+        )
+        assert ended.returncode == 0, f"{command}\n{ended.stderr}"
+        ran += 1
     assert ran >= 8

@@ -18,7 +18,7 @@ from deploy.helm.docs import CHART
 from tests.deploy.conftest import NAMESPACE, RELEASE, Helm
 from tests.deploy.controller import running_controller
 from tests.e2e.support import eventually
-from tests.kube.apiserver import FakeApiServer
+from tests.kube.backends import Backend
 from tests.kube.rights import granted, used
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
@@ -54,7 +54,7 @@ def path(namespace: str, plural: str, name: str = "") -> str:
 class Api:
     """The API server, as its administrator sees it."""
 
-    def __init__(self, server: FakeApiServer, client: httpx.AsyncClient, helm: Helm) -> None:
+    def __init__(self, server: Backend, client: httpx.AsyncClient, helm: Helm) -> None:
         self.server = server
         self._client = client
         self._helm = helm
@@ -104,13 +104,10 @@ class Api:
 
 
 @pytest.fixture
-async def api(helm: Helm, tmp_path: Path) -> AsyncIterator[Api]:
-    server = FakeApiServer()
-    await server.start()
+async def api(server: Backend, helm: Helm, tmp_path: Path) -> AsyncIterator[Api]:
     helm.use(server.kubeconfig(tmp_path / "admin"))
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=10) as client:
+    async with server.client() as client:
         yield Api(server, client, helm)
-    await server.stop()
 
 
 def older_chart(folder: Path) -> Path:
@@ -121,7 +118,8 @@ def older_chart(folder: Path) -> Path:
     about.write_text(about.read_text().replace("version: 0.1.0", "version: 0.0.9", 1))
     file = chart / "files" / "crd.yaml"
     crd = yaml.safe_load(file.read_text())
-    del crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["monitoring"]
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    del spec["properties"]["monitoring"], spec["default"]["monitoring"]
     file.write_text(yaml.safe_dump(crd, sort_keys=False))
     return chart
 

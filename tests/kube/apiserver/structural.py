@@ -120,7 +120,7 @@ def _left_out(name: str, zero: Any, node: Node, known: Node) -> bool:
         return name not in _KEPT_LISTS
     if isinstance(zero, str):
         return name not in _KEPT_STRINGS and not known.int_or_string
-    return name in _LEFT_OUT
+    return name in _LEFT_OUT or (name == "priority" and "jsonPath" in node.properties)
 
 
 def plain_copy(value: Any) -> Any:
