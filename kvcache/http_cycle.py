@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
+from enum import Enum
+from typing import Protocol
 
-import orjson
-from starlette.types import ASGIApp, Message
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
-from uvicorn.protocols.utils import ClientDisconnected
+from starlette.types import ASGIApp, Message, Scope
 
+from kvcache.http_refusal import STATUS_LINE, Refusal
 from kvcache.logs import event
 
 logger = logging.getLogger(__name__)
@@ -22,130 +22,227 @@ class AnswerCut(Exception):
     that the answer is not complete."""
 
 
-class Refusal(Exception):
-    """A request breaks a bound; raised inside a parser callback it stops the parser."""
-
-    def __init__(self, status: int, message: str, kind: str = "BadRequestError", retry_after: int | None = None):
-        super().__init__(message)
-        self.status = status
-        body = orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": status}})
-        self.headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        if retry_after is not None:
-            self.headers.append((b"retry-after", b"%d" % retry_after))
-        self.body = body
-
-    def raw(self, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-        """The whole HTTP response."""
-        fields = b"".join(b"%s: %s\r\n" % header for header in (*default_headers, *self.headers))
-        return STATUS_LINE[self.status] + fields + b"\r\n" + self.body
+class ClientLeft(OSError):
+    """Raised out of `send`: the client closed the connection, or was dropped."""
 
 
-class Cycle(RequestResponseCycle):
-    """One request and its answer. Unlike uvicorn's it tells the app that the client left, and logs no traceback."""
+class AnswerState(Enum):
+    """How far an answer has got."""
 
-    task: asyncio.Task[None] | None = None
-    _head = b""
-    """Status line and headers that have not been written yet."""
-    _bodiless = False
-    _until_close = False
+    PENDING = "pending"
+    """The app has said nothing."""
+    HELD = "held"
+    """Status and headers are known, and wait for the first piece of the body or the loop's next turn."""
+    BEGUN = "begun"
+    """Status and headers have gone out."""
+    COMPLETE = "complete"
+    ABANDONED = "abandoned"
+    """It will never be complete: the client left, or it was cut short."""
 
-    async def receive(self) -> Message:  # type: ignore[override]
-        if self.more_body and not self.disconnected:
-            self.more_body = False
-            return {"type": "http.request", "body": self.body, "more_body": False}
-        if not self.disconnected and not self.response_complete:
-            await self.message_event.wait()
+
+_NEXT: dict[AnswerState, frozenset[AnswerState]] = {
+    AnswerState.PENDING: frozenset({AnswerState.HELD, AnswerState.ABANDONED}),
+    AnswerState.HELD: frozenset({AnswerState.BEGUN, AnswerState.COMPLETE, AnswerState.ABANDONED}),
+    AnswerState.BEGUN: frozenset({AnswerState.COMPLETE, AnswerState.ABANDONED}),
+    AnswerState.COMPLETE: frozenset(),
+    AnswerState.ABANDONED: frozenset(),
+}
+_OVER = frozenset({AnswerState.COMPLETE, AnswerState.ABANDONED})
+
+
+class Framing(Enum):
+    """How the client sees where the body ends."""
+
+    NONE = "none"
+    """There is none: the answer to HEAD, 204, 304."""
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    UNTIL_CLOSE = "until close"
+    """HTTP/1.0 knows no chunks."""
+
+
+class Wire(Protocol):
+    """The connection, as an answer sees it."""
+
+    @property
+    def writable(self) -> bool:
+        """The client takes what is written."""
+
+    async def drain(self) -> None:
+        """Wait until it is writable, or gone."""
+
+    def write(self, data: bytes) -> None:
+        """Send; nothing happens when the connection is gone."""
+
+    def answered(self) -> None:
+        """The answer is complete."""
+
+    def cut(self) -> None:
+        """The answer cannot be completed: close once what was written is sent."""
+
+    def common_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        """What every answer carries."""
+
+
+class Cycle:
+    """One request and its answer. `keep_alive` may turn False until the answer's head is made."""
+
+    __slots__ = (
+        "_body",
+        "_framing",
+        "_head",
+        "_missing",
+        "_over",
+        "_state",
+        "_wire",
+        "held",
+        "keep_alive",
+        "scope",
+        "task",
+    )
+
+    def __init__(self, wire: Wire, scope: Scope, body: bytes | bytearray, keep_alive: bool) -> None:
+        self._wire = wire
+        self.scope = scope
+        self._body: bytes | bytearray | None = body
+        self.held = len(body)
+        """Bytes of the request's body, counted until the answer is complete."""
+        self.keep_alive = keep_alive
+        self.task: asyncio.Task[None] | None = None
+        self._state = AnswerState.PENDING
+        self._framing = Framing.CHUNKED
+        self._missing = 0
+        """Bytes of the body that Content-Length announced and that have not been sent."""
+        self._head = b""
+        self._over: asyncio.Event | None = None
+
+    @property
+    def state(self) -> AnswerState:
+        return self._state
+
+    def _enter(self, state: AnswerState) -> None:
+        if state not in _NEXT[self._state]:
+            raise RuntimeError(f"an answer cannot become {state.value} when it is {self._state.value}")
+        self._state = state
+        if state in _OVER:
+            self._body = None
+            if self._over is not None:
+                self._over.set()
+
+    def abandon(self) -> None:
+        """The connection is gone. Safe to call twice."""
+        if self._state not in _OVER:
+            self._enter(AnswerState.ABANDONED)
+
+    # --- ASGI ---
+
+    async def receive(self) -> Message:
+        """The whole body first, then (when it is so) that the client left."""
+        body = self._body
+        if body is not None:
+            self._body = None
+            return {"type": "http.request", "body": body, "more_body": False}
+        if self._state not in _OVER:
+            if self._over is None:
+                self._over = asyncio.Event()
+            await self._over.wait()
         return {"type": "http.disconnect"}
 
-    async def send(self, message: Message) -> None:  # type: ignore[override]
-        """As uvicorn's, but the head goes out together with the first piece of the body if that follows at once."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            if self.response_complete:
-                return
-            raise ClientDisconnected("the client closed the connection")
+    async def send(self, message: Message) -> None:
+        """The head goes out together with the first piece of the body, if that follows at once."""
+        state = self._state
+        if not self._wire.writable and state not in _OVER:
+            await self._wire.drain()
+            state = self._state
         kind = message["type"]
-        if kind == "http.response.start" and not self.response_started:
-            self._send_head(message["status"], message.get("headers", ()))
-        elif kind == "http.response.body" and self.response_started and not self.response_complete:
+        if state is AnswerState.ABANDONED:
+            raise ClientLeft("the client closed the connection")
+        if kind == "http.response.start" and state is AnswerState.PENDING:
+            self._make_head(message["status"], message.get("headers", ()))
+        elif kind == "http.response.body" and (state is AnswerState.HELD or state is AnswerState.BEGUN):
             self._send_body(message.get("body", b""), message.get("more_body", False))
         else:
-            raise RuntimeError(f"ASGI message {kind!r} is out of order")
+            raise RuntimeError(f"ASGI message {kind!r} is out of order: the answer is {state.value}")
 
-    def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self.response_started = True
+    def _make_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         lines = [STATUS_LINE[status]]
-        self._bodiless = self.scope["method"] == "HEAD" or status in (204, 304)
-        self._until_close = self.scope["http_version"] == "1.0"  # no chunks there: the body ends with the connection
-        self.chunked_encoding = not self._bodiless and not self._until_close
-        for name, value in (*self.default_headers, *headers):
+        keep_alive = self.keep_alive
+        if self.scope["method"] == "HEAD" or status in (204, 304):
+            framing = Framing.NONE
+        elif self.scope["http_version"] == "1.0":
+            framing = Framing.UNTIL_CLOSE
+        else:
+            framing = Framing.CHUNKED
+        for name, value in (*self._wire.common_headers(), *headers):
             name = name.lower()
             if name == b"content-length":
-                self.chunked_encoding = self._until_close = False
-                self.expected_content_length = 0 if self._bodiless else int(value)
+                if framing is not Framing.NONE:
+                    framing = Framing.LENGTH
+                    self._missing = int(value)
             elif name == b"transfer-encoding":
                 continue  # ours to write
             elif name == b"connection":
-                self.keep_alive = self.keep_alive and value.lower() != b"close"
+                keep_alive = keep_alive and value.lower() != b"close"
                 continue
             lines.append(b"%s: %s\r\n" % (name, value))
         count = len(lines)
-        if not self.keep_alive:
+        if not keep_alive:
             lines.append(b"connection: close\r\n")
-        if self.chunked_encoding:
+        if framing is Framing.CHUNKED:
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(b"\r\n")
         head = b"".join(lines)
         # One line break a line: a header that smuggles in another would make it more.
         if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
-            self.response_started = False
             raise RuntimeError(f"one of {count - 1} headers holds a line break or a zero byte")
+        self._framing = framing
+        self.keep_alive = keep_alive
         self._head = head
-        asyncio.get_running_loop().call_soon(self._flush_head)
+        self._enter(AnswerState.HELD)
+        asyncio.get_running_loop().call_soon(self._flush)
 
-    def _flush_head(self) -> None:
-        if self._head and not self.disconnected:
-            self.transport.write(self._head)
-        self._head = b""
+    def _flush(self) -> None:
+        if self._state is AnswerState.HELD:
+            head, self._head = self._head, b""
+            self._enter(AnswerState.BEGUN)
+            self._wire.write(head)
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
+        framing = self._framing
         data = self._head
-        self._head = b""
-        if self._bodiless:
-            pass
-        elif self._until_close:
-            data += body
-        elif self.chunked_encoding:
+        if framing is Framing.CHUNKED:
             if body:
                 data = b"%s%x\r\n%s\r\n" % (data, len(body), body)
             if not more_body:
                 data += b"0\r\n\r\n"
-        else:
-            self.expected_content_length -= len(body)
-            if self.expected_content_length < 0 or (self.expected_content_length and not more_body):
+        elif framing is Framing.LENGTH:
+            missing = self._missing - len(body)
+            if missing < 0 or (missing and not more_body):
                 raise RuntimeError("the answer's body is not as long as its Content-Length says")
+            self._missing = missing
             data = data + body if data else body
-        if data:
-            self.transport.write(data)
+        elif framing is Framing.UNTIL_CLOSE:
+            data += body
+        self._head = b""
         if not more_body:
-            self.response_complete = True
-            self.message_event.set()
-            if not self.keep_alive:
-                self.transport.close()
-            self.on_response()
+            self._enter(AnswerState.COMPLETE)
+        elif self._state is AnswerState.HELD:
+            self._enter(AnswerState.BEGUN)
+        if data:
+            self._wire.write(data)
+        if not more_body:
+            self._wire.answered()
 
-    async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]
+    # --- the app ---
+
+    async def run(self, app: ASGIApp) -> None:
+        """Let the app answer; whatever it does, the client gets an answer or sees that it is cut."""
         try:
-            await app(self.scope, self.receive, self.send)  # type: ignore[arg-type]
-        except ClientDisconnected:
+            await app(self.scope, self.receive, self.send)
+        except ClientLeft:
             pass
         except AnswerCut:
-            self.transport.close()
+            self._cut()
         except asyncio.CancelledError:
             # Either the client left, and there is nobody to answer, or a shutdown's grace period is over.
             await self._fail(Refusal(503, "The server is shutting down.", "ServiceUnavailableError", 1))
@@ -157,17 +254,21 @@ class Cycle(RequestResponseCycle):
             event(logger, logging.ERROR, "app_failed", path=self.scope["path"], error=repr(error), where=where)
             await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
         else:
-            if not self.response_complete and not self.disconnected:
+            if self._state not in _OVER:
                 event(logger, logging.ERROR, "app_failed", path=self.scope["path"], error="answer is incomplete")
                 await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
 
     async def _fail(self, refusal: Refusal) -> None:
         """Answer if nothing has been sent yet; else cut the connection, so that the client sees a cut answer."""
-        if self.disconnected or self.response_complete:
+        if self._state is not AnswerState.PENDING:
+            self._cut()
             return
-        if self.response_started:
-            self.transport.close()
-            return
-        with contextlib.suppress(ClientDisconnected):
+        with contextlib.suppress(ClientLeft):
             await self.send({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers})
             await self.send({"type": "http.response.body", "body": refusal.body})
+
+    def _cut(self) -> None:
+        if self._state not in _OVER:
+            self._flush()
+            self._enter(AnswerState.ABANDONED)
+            self._wire.cut()

@@ -4,8 +4,8 @@ Every resource a client can hold has a bound (`HttpLimits`). The app is called o
 slow or oversized upload costs no task, and the app's first `receive()` returns the complete body. What breaks a bound
 is answered here, in the error shape of OpenAI and vLLM, and the connection is closed.
 
-uvicorn's own `Server` was rejected: it wakes ten times a second when idle, and at shutdown it drops idle keep-alive
-connections while a client may be writing its next request to one.
+uvicorn was rejected: its `Server` wakes ten times a second when idle, and at shutdown it drops idle keep-alive
+connections while a client may be writing its next request to one; its protocol bounds nothing, and is no public API.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import gc
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
 
 import uvloop
 from starlette.types import ASGIApp
-from uvicorn.config import Config
 
-from kvcache.http_connection import LAME_DUCK, Connection, HttpLimits, ServingState
+from kvcache.http_connection import Connection
 from kvcache.http_cycle import AnswerCut
+from kvcache.http_limits import LAME_DUCK, HttpLimits
+from kvcache.http_state import Headers, ServingState
 
 __all__ = ["AnswerCut", "HttpLimits", "HttpServer", "inherited", "listen", "run"]
 
@@ -56,7 +56,9 @@ class HttpServer:
 
     `cancel_on_disconnect` cancels the app's task when its client leaves; otherwise the app learns of it from
     `receive()` (`http.disconnect`) or from `OSError` out of `send()`. `on_refusal` is called with the status of every
-    request refused here. ASGI's lifespan protocol is not spoken: whoever starts the server owns what the app needs.
+    request refused here, `refusal_headers` with such a request's headers (lower-case names, as far as they were read):
+    what it returns the answer carries. A body is `bytes`, or `bytearray` if it came in several pieces. ASGI's lifespan
+    protocol is not spoken: whoever starts the server owns what the app needs.
     """
 
     def __init__(
@@ -67,21 +69,28 @@ class HttpServer:
         *,
         cancel_on_disconnect: bool = False,
         on_refusal: Callable[[int], None] = lambda status: None,
+        refusal_headers: Callable[[Headers], Headers] = lambda headers: [],
     ) -> None:
         self._sock = sock
         self.port: int = sock.getsockname()[1]
-        self._state = ServingState(limits or HttpLimits(), cancel_on_disconnect, on_refusal)
-        self._config = Config(
-            cast(Any, app), http=Connection, ws="none", lifespan="off", interface="asgi3", log_config=None,
-            proxy_headers=False,
-        )  # fmt: skip
-        self._config.load()
+        self._state = ServingState(
+            app,
+            limits or HttpLimits(),
+            cancel_on_disconnect=cancel_on_disconnect,
+            on_refusal=on_refusal,
+            refusal_headers=refusal_headers,
+        )
         self._listener: asyncio.Server | None = None
 
     @property
     def in_flight(self) -> int:
         """Requests whose headers have arrived and whose answer is not complete."""
         return self._state.in_flight
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the bodies of the requests in flight."""
+        return self._state.body_bytes
 
     @property
     def connections(self) -> int:
@@ -92,7 +101,7 @@ class HttpServer:
         """Accept connections from now on."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
-            lambda: Connection(self._config, self._state, loop), sock=self._sock, backlog=BACKLOG
+            lambda: Connection(self._state, loop), sock=self._sock, backlog=BACKLOG
         )
 
     def drain(self) -> None:
@@ -102,7 +111,7 @@ class HttpServer:
         """
         self._state.draining = True
         for connection in self._state.connections:
-            connection.drain()
+            connection.drain_requests()
 
     async def stop(self, grace: float) -> None:
         """`drain`, stop accepting, let answers under way finish for up to `grace` seconds, then cut what is left.
@@ -127,7 +136,7 @@ class HttpServer:
             task.cancel("the grace period is over")
         await asyncio.gather(*tasks, return_exceptions=True)
         for connection in list(state.connections):
-            connection.transport.abort()
+            connection.abort()
 
     async def _until_closed(self, seconds: float) -> None:
         state = self._state

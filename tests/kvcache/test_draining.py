@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from kvcache.http_connection import LAME_DUCK
+from kvcache.http_limits import LAME_DUCK
 from kvcache.serving import HttpServer, listen
 from tests.kvcache.test_serving import GET, answer, connect, echo, exchange, read_answer, serving, until
 
