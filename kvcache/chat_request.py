@@ -18,7 +18,7 @@ from kvcache.chat import ChatTemplate, ChatTemplateError
 from kvcache.chat_format import ContentFormat
 from kvcache.chat_messages import MessageError, conversation, kind, without_developer
 
-REASONING_EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max"})
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 _REQUEST_TEMPLATES = 8
 """Templates of requests' own that are kept compiled."""
@@ -130,7 +130,7 @@ class ChatRenderer:
         if effort is not None:
             if effort not in REASONING_EFFORTS:
                 raise ChatRequestError(
-                    f"reasoning_effort must be one of {', '.join(sorted(REASONING_EFFORTS))}", "reasoning_effort"
+                    f"reasoning_effort must be one of {', '.join(REASONING_EFFORTS)}", "reasoning_effort"
                 )
             asked.setdefault("enable_thinking", effort != "none")
             asked["reasoning_effort"] = effort

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -40,6 +41,9 @@ BESIDES = 65_536
 _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
 _STREAM = re.compile(rb'"stream"\s*:\s*true\b')
 _ENDS = 65_536
+_HUGE = re.compile(rb"\d{19}")
+_EXACT = frozenset({"tools", "chat_template_kwargs"})
+"""Fields whose numbers a chat template may write out."""
 
 
 class PromptReader:
@@ -161,7 +165,9 @@ def _name(quoted: bytes) -> str | None:
 def _parse(body: bytes) -> dict[str, Any] | None:
     try:
         fields = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        if isinstance(fields, dict) and _EXACT & fields.keys() and _HUGE.search(body):
+            fields = json.loads(body)  # the other one rounds whole numbers of more than 64 bits
+    except (ValueError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from array import array
@@ -203,3 +204,73 @@ def test_minus_one_keeps_what_the_context_holds(gpt2: Tokenizer, max_tokens: int
 def test_a_completion_that_cannot_be_read_is_refused(gpt2: Tokenizer, fields: dict[str, Any]) -> None:
     with pytest.raises(PromptError):
         completion_request_prompts({"prompt": "hi", **fields}, gpt2)
+
+
+# --- whatever is sent ---------------------------------------------------------------------------------------
+
+CHAT_FIELDS = (
+    "tools", "tool_choice", "reasoning_effort", "chat_template_kwargs", "documents", "add_generation_prompt",
+    "continue_final_message", "add_special_tokens", "truncate_prompt_tokens", "truncation_side", "chat_template",
+    "kv_transfer_params", "max_tokens", "max_completion_tokens", "echo", "n",
+)  # fmt: skip
+NAMES = (
+    "role", "content", "tool_calls", "id", "function", "type", "name", "arguments", "text", "reasoning",
+    "tool_call_id", "tools", "parameters", "strict",
+)  # fmt: skip
+WORDS = ("user", "assistant", "tool", "developer", "system", "function", "text", "refusal")
+SCALARS = st.none() | st.booleans() | st.integers(-5, 2**40) | st.floats(allow_nan=False) | st.text(max_size=5)
+JSON = st.recursive(
+    SCALARS | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), inner, max_size=4)
+    ),
+)
+MESSAGE = st.dictionaries(st.sampled_from(NAMES), JSON, max_size=5)
+FIELDS = st.fixed_dictionaries(
+    {"messages": st.lists(MESSAGE, max_size=3) | JSON}, optional=dict.fromkeys(CHAT_FIELDS, JSON)
+)
+PROMPT = st.fixed_dictionaries(
+    {"prompt": JSON},
+    optional=dict.fromkeys(("add_special_tokens", "truncate_prompt_tokens", "truncation_side", "suffix"), JSON),
+)
+
+
+def chat(fields: dict[str, Any], tokenizer: Tokenizer) -> list[list[int]]:
+    """Nothing for a chat that is refused; any other exception is a fault."""
+    try:
+        return [chat_request_prompt(fields, tokenizer, MAX_MODEL_LEN)]
+    except PromptError:
+        return []
+
+
+@given(fields=FIELDS)
+def test_any_chat_is_read_or_refused(recorded_model: Tokenizer, fields: dict[str, Any]) -> None:
+    assert all(isinstance(token, int) for prompt in chat(fields, recorded_model) for token in prompt)
+
+
+@given(fields=PROMPT)
+def test_any_completion_is_read_or_refused(recorded_model: Tokenizer, fields: dict[str, Any]) -> None:
+    with contextlib.suppress(PromptError):
+        prompts = completion_request_prompts(fields, recorded_model, MAX_MODEL_LEN)
+        assert all(isinstance(token, int) for prompt in prompts for token in prompt)
+
+
+ODD: list[Any] = [[], {}, 5, -7, 0.5, "x", "", True, [[]], [{}], ["x"], {"x": []}, {"function": {}}, 10**30]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_an_odd_value_anywhere_is_read_or_refused(recorded_model: Tokenizer, odd: Any) -> None:
+    plain = {"messages": [USER, {"role": "assistant", "content": "so"}]}
+    bodies: list[dict[str, Any]] = [{**plain, name: odd} for name in CHAT_FIELDS]
+    bodies += [{"messages": [{**USER, name: odd}]} for name in ("role", "content", "name", "tools", "task")]
+    for name in ("tool_calls", "reasoning", "reasoning_content", "refusal"):
+        bodies.append({"messages": [{"role": "assistant", "content": "", name: odd}]})
+    bodies += [
+        {"messages": [{"role": "tool", "content": "x", "tool_call_id": odd}]},
+        {"messages": [{"role": "user", "content": [{"type": odd, "text": odd}]}]},
+        {**plain, "tools": [{"type": odd, "function": odd, "defer_loading": odd}]},
+        {**plain, "tools": [{"function": {"name": odd, "description": odd, "parameters": odd, "strict": odd}}]},
+        {**plain, "chat_template_kwargs": {"tools": odd, "documents": odd, "chat_template": odd}},
+    ]
+    for body in bodies:
+        assert all(isinstance(token, int) for prompt in chat(body, recorded_model) for token in prompt)

@@ -4,6 +4,7 @@ with the emulated engine (test_documents.py) and with recorded answers of a real
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import httpx
 import orjson
 import pytest
 
+from kvcache.chat_request import ChatOptions
 from kvcache.keys import block_keys
 from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from router.core.decision import Unread
@@ -208,6 +210,22 @@ async def test_ready_waits_for_the_first_attempt(start_router: StartRouter, toke
 def test_a_folder_that_is_no_tokenizer_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         load_tokenizer(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("number", ["1000000000000000000000", "-9223372036854775809", "18446744073709551615", "1e30"])
+async def test_a_number_in_a_tool_is_what_was_sent(number: str) -> None:
+    options = ChatOptions(chat_template="{{ tools | tojson }}" + "x" * 60)
+    tokenizer = load_tokenizer("gpt2", options)
+    reader = PromptReader(tokenizer, 16)
+    tool = orjson.dumps({"type": "function", "function": {"name": "f", "description": None, "parameters": {"m": 0}}})
+    sent = tool.decode().replace('"m":0', f'"m":{number}')
+    body = f'{{"messages": [{{"role": "user", "content": "hi"}}], "tools": [{sent}]}}'
+    route = await reader.read(CHAT, body.encode())
+    reader.close()
+    assert route.keys is not None
+    written = f"[{json.dumps(json.loads(sent))}]" + "x" * 60
+    tokens = tokenizer.encode(written, add_special_tokens=False)
+    assert route.keys.all() == block_keys(tokens, 16)
 
 
 async def test_the_engines_own_template_is_loaded_from_its_file(tmp_path: Path) -> None:

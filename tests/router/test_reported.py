@@ -98,3 +98,9 @@ async def test_a_worker_that_is_not_matched_is_expected_to_hold_only_what_it_jus
     fleet.set_reachable(URL, True, 0.0)
     assert await predicted(tokenizer, fleet, prompt=[A, A]) == 96
     assert await predicted(tokenizer, fleet, prompt=[A, B]) == 0
+
+
+@pytest.mark.parametrize("odd", [[], {}, "2", 2.5, True, -1, 2**63, None], ids=repr)
+async def test_odd_values_are_no_trouble(tokenizer: Tokenizer, odd: Any) -> None:
+    for name in ("n", "echo", "logprobs", "stream", "max_tokens", "model", "cache_salt"):
+        assert await predicted(tokenizer, holding(tokenizer, B), prompt=B, **{name: odd}) in (0, 32)
