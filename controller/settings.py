@@ -36,6 +36,11 @@ class Settings(ProcessSettings):
     router_drain_delay: float = Field(
         5.0, ge=0, description="seconds a router goes on accepting after it was told to stop"
     )
+    drain_limit: float = Field(
+        30.0,
+        ge=0,
+        description="seconds that the last router or emulated worker goes on accepting, until another serves",
+    )
     workers: int = Field(4, ge=1, le=64, description="KVClusters looked at at once")
 
     @field_validator("watch_namespaces", mode="before")
@@ -46,4 +51,4 @@ class Settings(ProcessSettings):
     @property
     def release(self) -> Release:
         """What the installation decides for its clusters."""
-        return Release(self.image, self.image_pull_policy, self.namespace, self.router_drain_delay)
+        return Release(self.image, self.image_pull_policy, self.namespace, self.router_drain_delay, self.drain_limit)

@@ -58,7 +58,7 @@ class Drain:
         while not cut_short.is_set():
             now = self._clock()
             if self._replaced is None:
-                due = max(earliest, self._last_request() + QUIET)
+                due = max(earliest, max(self._last_request(), begun) + QUIET)
             else:
                 found = replaced_at is None and await self._is_replaced(self._replaced, latest - now)
                 now = self._clock()

@@ -194,6 +194,7 @@ class Router:
             discovery=source.status,
             tokenizer=self.tokenizer,
             pod=self.members.pod,
+            patience=settings.retry_deadline,
         )
         self._ticker = Ticker(self.fleet, self.attempts, self.metrics, clock, self._left)
         self._tasks: list[asyncio.Task[None]] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Jumping(selectors.SelectSelector):
-    """Never waits: what the loop would wait for is added to its clock."""
+    """Never waits for a timer: that time is added to its clock. Without one only a thread can wake the loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class _Jumping(selectors.SelectSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout > 0:
             self.now += timeout
-        return super().select(0)
+        return super().select(0 if timeout is not None else None)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

@@ -36,13 +36,16 @@ def _router(cluster: Cluster) -> dict[str, str]:
     own = {
         "kubernetes-service": cluster.object_name(Component.WORKER),
         "kubernetes-namespace": cluster.namespace,
+        "kubernetes-own-service": cluster.object_name(Component.ROUTER),
         "drain-delay": f"{cluster.release.drain_delay:g}",
+        "drain-limit": f"{cluster.release.drain_limit:g}",
     }
     return environment("ROUTER", router_settings(cluster.spec) | own)
 
 
 def _emulator(cluster: Cluster) -> dict[str, str]:
-    return environment("WORKER", worker_settings(cluster.spec) | {"port": WORKER_PORT})
+    own = {"port": WORKER_PORT, "drain-limit": f"{cluster.release.drain_limit:g}"}
+    return environment("WORKER", worker_settings(cluster.spec) | own)
 
 
 def _agent(cluster: Cluster) -> dict[str, str]:

@@ -40,6 +40,8 @@ class Release:
     """Where the controller runs: its pods may ask the routers' management port. None: unknown."""
     drain_delay: float = 5.0
     """Seconds a router goes on accepting after SIGTERM, for the Services' proxies to learn that it leaves."""
+    drain_limit: float = 30.0
+    """Seconds a router or an emulated worker goes on accepting after SIGTERM while it is the last of its kind."""
 
 
 @dataclass(frozen=True, slots=True)

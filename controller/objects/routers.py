@@ -39,7 +39,9 @@ def deployment(cluster: Cluster) -> Object:
                 router,
                 [process],
                 scrape_port=MANAGEMENT_PORT,
-                grace=cluster.release.drain_delay + cluster.spec.workers.drain_seconds + LAST_WORDS,
+                grace=max(cluster.release.drain_delay, cluster.release.drain_limit)
+                + cluster.spec.workers.drain_seconds
+                + LAST_WORDS,
                 serviceAccountName=cluster.object_name(Component.ROUTER),
                 # The account itself says no: whatever else is given it gets no token.
                 automountServiceAccountToken=True,

@@ -92,7 +92,7 @@ def _emulator(cluster: Cluster) -> Object:
         spec.workers,
         [worker],
         scrape_port=WORKER_PORT,
-        grace=spec.workers.drain_seconds + LAST_WORDS,
+        grace=cluster.release.drain_limit + spec.workers.drain_seconds + LAST_WORDS,
         automountServiceAccountToken=False,
         **_further(cluster),
     )

@@ -47,6 +47,8 @@ class Fleet:
         self._reuse = Reuse()
         self._turn = 0
         self._tie = TIE_SECONDS + config.latency.decode / 2
+        self.ready_at: float | None = None
+        """When a request would last have found a worker, to the precision of `expire`; None: never yet."""
 
     # --- membership and life ----------------------------------------------------------------------------
 
@@ -88,7 +90,10 @@ class Fleet:
         """
         self._assumptions.expire(now)
         self._registry.health.tick(now)
-        return self._registry.expire(now)
+        left = self._registry.expire(now)
+        if candidates(self._registry):
+            self.ready_at = now
+        return left
 
     def silence(self, url: str, now: float) -> float:
         """Seconds for which a worker that left the candidates has been silent; 0 while it is alive, or unknown."""

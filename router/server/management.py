@@ -44,7 +44,7 @@ class Stage(Enum):
 @dataclass(slots=True)
 class Management:
     """What the management endpoints read and change. `pod` gives the name of the pod at a worker's URL, empty where
-    there is none."""
+    there is none. `patience`: seconds for which requests wait for a worker."""
 
     fleet: Fleet
     prompts: PromptReader
@@ -56,6 +56,7 @@ class Management:
     discovery: Callable[[], DiscoveryStatus]
     tokenizer: TokenizerLoader
     pod: Callable[[str], str]
+    patience: float = 0.0
     stage: Stage = Stage.SERVING
 
     def app(self) -> FastAPI:
@@ -83,20 +84,25 @@ class Management:
         return _json({"status": "ok"})
 
     async def ready(self) -> Response:
-        """200 when a request would find a worker; else 503 with the reason.
+        """200 when a request would find a worker, at once or within the time that it waits for one; else 503 with why.
+
+        When the last worker is being replaced every router loses it at the same moment: a Service without endpoints
+        would refuse the clients that a router lets wait.
 
         A source of workers that fails after its first list changes the body, never the status: the last known list is
         the best there is, and whether the workers on it live is asked of them.
         """
-        discovery, workers = self.discovery(), self.fleet.workers(self.clock())
+        discovery, now = self.discovery(), self.clock()
+        workers, ready_at = self.fleet.workers(now), self.fleet.ready_at
         ready = sum(worker.ready for worker in workers)
+        waits = ready_at is not None and now - ready_at <= self.patience
         if self.stage is Stage.CLOSED:
             why = "the router is shutting down"
         elif self.tokenizer.awaited:
             why = "the tokenizer is being loaded"
         elif not discovery.known:
             why = f"the workers are not known yet: {discovery.error or 'their list has not been read'}"
-        elif not ready:
+        elif not ready and not waits:
             why = "no worker is ready" if workers else "no worker is known"
         else:
             why = None

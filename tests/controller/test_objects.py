@@ -236,8 +236,8 @@ def test_a_rolling_change_never_leaves_nobody_to_answer():
 
 def test_pods_have_time_to_drain():
     made = objects(workers={"drainSeconds": 120})
-    assert made["Deployment/rag-worker"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 130
-    assert made["Deployment/rag-router"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 135
+    assert made["Deployment/rag-worker"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 160
+    assert made["Deployment/rag-router"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 160
     assert made["ConfigMap/rag-worker"]["data"]["WORKER_GRACE_PERIOD"] == "120"
 
 

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 QUIET = 5.0
 """After so many seconds without an event, ask whether one was missed: nothing else would tell of a lost last one."""
 
+RESUBSCRIBE = 0.5
+"""Seconds between the end of one connection and the next: an engine that drops them at once must not cost a core."""
+
 REPLAY_ATTEMPTS = 20
 """Answers with holes in them before what is missing is given up."""
 
@@ -175,6 +178,7 @@ class Agent:
                 self._events(f"the connection to {self.settings.events_endpoint} ended")
             finally:
                 subscription.close()
+            await asyncio.sleep(RESUBSCRIBE)
 
     async def _read(self, subscription: Subscription) -> None:
         follower, mirror = self.mirror.follower, self.mirror

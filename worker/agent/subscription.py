@@ -20,6 +20,11 @@ HEARTBEAT = 1_000
 HEARTBEAT_TIMEOUT = 3_000
 """Milliseconds: an engine that is frozen or whose host is gone counts as disconnected."""
 
+FIRST_RECONNECT = 100
+LONGEST_RECONNECT = 2_000
+"""Milliseconds between attempts to reach a publisher that is away, doubled from the first to the longest. Without the
+latter ZMQ tries ten times a second for as long as an engine loads its model."""
+
 _EVENT = struct.Struct("=HI")
 """Of ZMQ's socket monitor: which event, and a value that means something else for each."""
 
@@ -47,6 +52,8 @@ class Subscription:
         self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, FIRST_RECONNECT)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT)
         self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
         # A name of its own: pyzmq would name it after a file descriptor, which the next socket may get.
         self._monitor = self._socket.get_monitor_socket(

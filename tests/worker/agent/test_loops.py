@@ -1,0 +1,89 @@
+"""The agent's loops while the engine is away, on virtual time: how often they try, and that none spins."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import zmq.asyncio
+
+from kvcache.serving import listen
+from tests.rounds import CountingLoop, run
+from worker.agent import agent as module
+from worker.agent.agent import Agent
+from worker.agent.core.load import Reading
+from worker.agent.prompts import Expected
+from worker.agent.settings import Settings
+from worker.agent.subscription import DisconnectedError, Message
+
+MINUTE = 60.0
+
+
+async def for_a_minute(loop: CountingLoop, port: int = 1) -> None:
+    url = f"http://127.0.0.1:{port}"
+    settings = Settings(host="127.0.0.1", engine_url=url, model="m", block_size=16, blocks=100, replay_endpoint="")
+    agent = Agent(settings, lambda: Expected("-", ()), 1, clock=loop.time)
+    task = asyncio.create_task(agent.run())
+    await asyncio.sleep(MINUTE + 0.1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    agent.close()
+
+
+class Well:
+    """An engine that answers."""
+
+    async def read(self) -> Reading:
+        return Reading("m", 1, 0, 0, 0.0, 16, 100, 0.0, 0.0)
+
+
+class Dropped:
+    """Connections to a publisher that drops each at once."""
+
+    made = 0
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, topic: str) -> None:
+        Dropped.made += 1
+
+    async def connected(self) -> None:
+        return None
+
+    async def disconnected(self) -> None:
+        raise DisconnectedError
+
+    async def receive(self, timeout: float) -> Message | None:
+        await asyncio.sleep(timeout)
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def test_a_publisher_that_drops_connections_is_asked_twice_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def client(url: str) -> AsyncIterator[Well]:
+        yield Well()
+
+    monkeypatch.setattr(module, "engine_client", client)
+    monkeypatch.setattr(module, "Subscription", Dropped)
+
+    async def main(loop: CountingLoop) -> None:
+        await for_a_minute(loop)
+        assert MINUTE <= Dropped.made <= 2 * MINUTE + 1
+        assert loop.rounds < 100 * MINUTE
+
+    run(main)
+
+
+def test_an_engine_that_refuses_connections_is_asked_once_a_second() -> None:
+    closed = listen("127.0.0.1", 0)
+    port = closed.getsockname()[1]
+    closed.close()
+
+    async def main(loop: CountingLoop) -> None:
+        await for_a_minute(loop, port)
+        assert loop.rounds < 100 * MINUTE
+
+    run(main)
