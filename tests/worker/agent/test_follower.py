@@ -127,6 +127,23 @@ def test_a_beginning_that_is_lost_is_no_second_reset() -> None:
     assert not driver.follower.complete
 
 
+def test_an_engine_that_remembers_nothing_has_published_nothing() -> None:
+    driver = Driver()
+    driver.connect()
+    assert driver.follower.complete
+    driver.live(0, A)
+    assert driver.follower.complete
+    assert driver.reader.keys == keys(1)
+    silent = Driver(buffer=None)
+    silent.connect()
+    assert not silent.follower.complete, "nothing was answered, so nothing is known"
+    driver = Driver()
+    driver.connect()
+    driver.live(5, B)
+    assert not driver.follower.complete, "what came before is lost after all"
+    assert driver.reader.keys == keys(2)
+
+
 def test_going_backwards_is_a_restart() -> None:
     driver = Driver()
     driver.connect()
