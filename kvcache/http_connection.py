@@ -249,6 +249,9 @@ class Connection(asyncio.Protocol):
     def common_headers(self) -> Headers:
         return self._shared.common_headers()
 
+    def refusal_headers(self, request: Headers) -> Headers:
+        return self._shared.refusal_headers(request)
+
     def cut(self) -> None:
         self._close()
 

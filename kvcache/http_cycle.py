@@ -83,6 +83,9 @@ class Wire(Protocol):
     def common_headers(self) -> Iterable[tuple[bytes, bytes]]:
         """What every answer carries."""
 
+    def refusal_headers(self, request: list[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+        """What an answer that is not the app's carries, given the request's headers."""
+
 
 class Cycle:
     """One request and its answer. `keep_alive` may turn False until the answer's head is made."""
@@ -263,8 +266,9 @@ class Cycle:
         if self._state is not AnswerState.PENDING:
             self._cut()
             return
+        headers = [*refusal.headers, *self._wire.refusal_headers(self.scope["headers"])]
         with contextlib.suppress(ClientLeft):
-            await self.send({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers})
+            await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
             await self.send({"type": "http.response.body", "body": refusal.body})
 
     def _cut(self) -> None:

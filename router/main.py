@@ -30,6 +30,7 @@ from router.core.recent import RecentDecisions
 from router.core.refusals import Refusals
 from router.core.retries import RetryPolicy
 from router.server.attempts import Attempts, Patience
+from router.server.cors import Cors
 from router.server.dataplane import DataPlane
 from router.server.discovery import Discovery, FileDiscovery, StaticDiscovery, listed_workers
 from router.server.liveness import Ticker
@@ -112,6 +113,7 @@ def http_limits(settings: Settings) -> HttpLimits:
         max_header_bytes=settings.max_header_bytes,
         max_headers=settings.max_headers,
         max_body_bytes=settings.max_body_bytes,
+        max_total_body_bytes=settings.total_body_bytes,
         header_timeout=settings.header_timeout,
         body_timeout=settings.body_timeout,
         write_timeout=settings.write_timeout,
@@ -180,8 +182,15 @@ class Router:
             refused=self.members.unreachable,
             busy=self.members.busy,
         )
+        self.cors = Cors(frozenset(settings.cors_origins))
         self.data_plane = DataPlane(
-            self.proxy, self.prompts, self.metrics, clock, settings.strategy, frozenset(settings.allowed_paths)
+            self.proxy,
+            self.prompts,
+            self.metrics,
+            clock,
+            settings.strategy,
+            frozenset(settings.allowed_paths),
+            self.cors,
         )
         self.management = Management(
             fleet=self.fleet,
@@ -266,6 +275,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         http_limits(settings),
         cancel_on_disconnect=True,
         on_refusal=router.refused,
+        refusal_headers=router.cors.headers,
     )
     management = HttpServer(router.management.app(), management_socket, MANAGEMENT_LIMITS)
     router.start()

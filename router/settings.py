@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -13,9 +14,12 @@ from kvcache.chat_settings import ChatSettings
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
 from kvcache.settings import SettingsError, split_list
 from router.core.strategies import STRATEGIES, find_strategy
+from router.server.cors import ANY
 from router.server.discovery import entries, listed_workers
 from router.server.paths import is_plain
 
+ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#\s,]+"
+"""What a browser sends in `Origin`."""
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 """Names of Services and namespaces."""
 
@@ -100,7 +104,15 @@ class Settings(ChatSettings):
         (),
         description="paths passed on beside those of inference APIs, such as /v1/load_lora_adapter; separate by commas",
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="origins (https://chat.example.com, or *) whose pages may use the data port from a browser; "
+        "separate by commas. Default: none, and the workers answer preflights",
+    )
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="largest request body")
+    max_total_body_bytes: PositiveInt | None = Field(
+        None, description="largest total of the bodies of requests in progress; default: 512 MiB, or 4 of the largest"
+    )
     max_header_bytes: PositiveInt = Field(65_536, description="largest total of a request's headers")
     max_headers: PositiveInt = Field(256, description="most headers of a request")
     max_concurrent_requests: PositiveInt = Field(4096, description="requests in progress before new ones get 503")
@@ -119,7 +131,7 @@ class Settings(ChatSettings):
     )
     grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after that")
 
-    @field_validator("workers", "allowed_paths", mode="before")
+    @field_validator("workers", "allowed_paths", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_list(value)
@@ -128,6 +140,16 @@ class Settings(ChatSettings):
     @classmethod
     def _worker_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(entries(listed_workers(value)))
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != ANY and not re.fullmatch(ORIGIN, origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: write scheme, host and port, as in https://chat.example.com"
+                )
+        return value
 
     @field_validator("allowed_paths")
     @classmethod
@@ -156,6 +178,8 @@ class Settings(ChatSettings):
             "--workers-file": settings.workers_file is not None,
             "--kubernetes-service": settings.kubernetes_service is not None,
         }
+        if settings.total_body_bytes < settings.max_body_bytes:
+            raise SettingsError("--max-total-body-bytes must have room for one body of --max-body-bytes")
         given = [flag for flag, used in lists.items() if used]
         if len(given) > 1:
             raise SettingsError(f"{' and '.join(given)} name {len(given)} lists of workers: use one of them")
@@ -164,6 +188,11 @@ class Settings(ChatSettings):
                 flag = "--" + name.replace("_", "-")
                 raise SettingsError(f"{flag} goes with --kubernetes-service, which names the workers: give both")
         return settings
+
+    @property
+    def total_body_bytes(self) -> int:
+        """Bytes that the bodies of all requests in progress may take."""
+        return self.max_total_body_bytes or max(512 * 2**20, 4 * self.max_body_bytes)
 
     @property
     def gpu(self) -> Profile:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
+from router.server.cors import NO_CORS, Cors
 from router.server.headers import to_worker
 from router.server.metrics import Metrics
 from router.server.paths import Access, access, repeatable
@@ -35,13 +36,17 @@ class DataPlane:
     clock: Callable[[], float]
     strategy: str
     allowed: frozenset[str] = frozenset()
+    cors: Cors = NO_CORS
     last_request: float = -math.inf
     """When the last request came, on `clock`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         code = CLIENT_LEFT
         try:
-            code = await self._answer(scope, receive, send)
+            if self.cors.is_preflight(scope["method"], scope["headers"]):
+                code = await self.cors.answer_preflight(scope["headers"], send)
+            else:
+                code = await self._answer(scope, receive, self.cors.sender(scope["headers"], send))
         except (OSError, asyncio.CancelledError):
             raise
         except BaseException:

@@ -95,8 +95,10 @@ class Relay:
             body += piece
             if len(body) > MAX_BUFFERED:
                 return Failure(cause, why, progress)
-        headers = [header for header in self._headers() if header[0] != b"content-length"]
-        headers.append((b"content-length", b"%d" % len(body)))
+        headers = self._headers()
+        if body or not find(headers, b"content-length"):  # an answer to HEAD has the length of what GET would get
+            headers = [header for header in headers if header[0] != b"content-length"]
+            headers.append((b"content-length", b"%d" % len(body)))
         return Failure(cause, why, progress, (self.response.status, headers, body))
 
     async def _stream(self) -> Failure | None:

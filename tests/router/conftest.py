@@ -95,6 +95,7 @@ def start_router(tokenizer: Tokenizer) -> StartRouter:
             http_limits(chosen),
             cancel_on_disconnect=True,
             on_refusal=router.refused,
+            refusal_headers=router.cors.headers,
         )
         management = HttpServer(router.management.app(), listen("127.0.0.1", 0), MANAGEMENT_LIMITS)
         router.start()

@@ -1,0 +1,85 @@
+"""Cross-origin requests (Fetch standard, 3.2): preflights are answered here, whatever the workers say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.types import Message, Send
+
+from router.server.headers import Headers, find
+
+ANY = "*"
+_METHODS = b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
+_MAX_AGE = b"600"
+_PLAIN = (b"content-type", b"text/plain; charset=utf-8")
+_PREFLIGHT_VARIES = (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
+
+
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """Which origins browsers let use the data port; `ANY` among them means all. Without any, nothing is done.
+
+    Credentials in the sense of browsers (cookies) are not allowed: keys travel in `Authorization`, which scripts set.
+    """
+
+    origins: frozenset[str] = frozenset()
+
+    def is_preflight(self, method: str, headers: Headers) -> bool:
+        """A browser's question whether it may send a request. With no origins set it is the worker's to answer."""
+        return (
+            method == "OPTIONS"
+            and bool(self.origins)
+            and bool(find(headers, b"origin"))
+            and bool(find(headers, b"access-control-request-method"))
+        )
+
+    def headers(self, request: Headers) -> Headers:
+        """What the answer to a request with these headers carries."""
+        origin = find(request, b"origin") if self.origins else b""
+        if not origin or not self._allows(origin):
+            return []
+        if ANY in self.origins:
+            return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", b"*")]
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", b"*"),
+            (b"vary", b"Origin"),
+        ]
+
+    async def answer_preflight(self, headers: Headers, send: Send) -> int:
+        """Answer as vLLM's server (Starlette) does. Returns the status."""
+        origin = find(headers, b"origin")
+        allowed = self._allows(origin)
+        status, body = (200, b"OK") if allowed else (400, b"Disallowed CORS origin")
+        answer = [(b"content-length", b"%d" % len(body)), _PLAIN, _PREFLIGHT_VARIES]
+        answer += [(b"access-control-allow-methods", _METHODS), (b"access-control-max-age", _MAX_AGE)]
+        if wanted := find(headers, b"access-control-request-headers"):
+            answer.append((b"access-control-allow-headers", wanted))
+        if allowed:
+            answer.append((b"access-control-allow-origin", b"*" if ANY in self.origins else origin))
+        await send({"type": "http.response.start", "status": status, "headers": answer})
+        await send({"type": "http.response.body", "body": body})
+        return status
+
+    def sender(self, request: Headers, send: Send) -> Send:
+        """`send` for the answer to a request with these headers; what a worker says about origins is replaced."""
+        if not self.origins or not find(request, b"origin"):
+            return send
+        added = self.headers(request)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [header for header in message["headers"] if not header[0].startswith(b"access-control-")]
+                if any(name == b"vary" and b"origin" in value.lower() for name, value in kept):
+                    message["headers"] = [*kept, *(header for header in added if header[0] != b"vary")]
+                else:
+                    message["headers"] = [*kept, *added]
+            await send(message)
+
+        return with_headers
+
+    def _allows(self, origin: bytes) -> bool:
+        return ANY in self.origins or origin.decode("latin-1") in self.origins
+
+
+NO_CORS = Cors()
