@@ -66,7 +66,7 @@ async def test_a_restricted_container_is_its_images_user_on_a_read_only_root(tmp
         assert found["env"]["PYTHONSAFEPATH"] == "1"
         if it.node.isolation is Isolation.NONE:
             return  # this user, on this file system: the node says so
-        assert (found["uid"], found["name"]) == (65532, "KeyError")
+        assert (found["uid"], found["groups"], found["name"]) == (65532, [0], "KeyError")
         assert found["getpass"] == "KeyError", "what kopf asks for unless it is given an identity"
         assert (found["writable"], found["settings"]) == (["/tmp", "/dev/shm"], "b")  # noqa: S108
         assert (found["no_new_privs"], found["capabilities"]) == ("1", 0)

@@ -17,8 +17,8 @@ tests run as root on Linux (`node.isolation` is `FULL`), a container's process h
 Elsewhere (`NONE`) processes are this user's and share its file system; the token comes by KUBECONFIG, by the same
 rule. Either way the environment is the image's, the Services' (`enableServiceLinks`) and the container's, and nothing
 of the tests' own; init containers run one after the other before all others, native sidecars start before them and
-end after them. Checked against Kubernetes 1.36 (kubelet, containerd 1.6, kube-proxy): the same manifests, side by
-side.
+end after them. What a process finds (user, groups, capabilities, token, volumes, variables, refusals) was compared with
+what the same pods find under Kubernetes 1.36 and containerd 1.6.
 
 Not played:
 
@@ -29,6 +29,8 @@ Not played:
 - images: a container's files are this machine's, `python` is the interpreter of the tests, a container needs a
   `command`. Where that interpreter or the repository lies out of the user's reach, the process may read all files
   (and write none more). A volume can only be mounted where this machine has a folder (or below /run);
+- the links by which the kubelet exchanges a volume's files at once: a token or a ConfigMap is written when its
+  container starts, and never again;
 - resources, seccomp and scheduling rules, which are passed over; garbage collection, which is the API server's.
 
 A pod with any field beyond those of `played.py` is refused: the node crashes, and the test with it.

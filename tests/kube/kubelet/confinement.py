@@ -58,11 +58,11 @@ def _security(pod: Spec, container: Spec, field: str) -> Any:
     return None
 
 
-def user(pod: Spec, container: Spec, image: tuple[int, int]) -> User:
-    """Who runs: the specs' say, else the image's. Raises `ConfigError` where it is root and may not be."""
+def user(pod: Spec, container: Spec, image: int) -> User:
+    """Who runs: the specs' say, else the image's uid. Raises `ConfigError` where that is root and may not be."""
     uid = _security(pod, container, "runAsUser")
     gid = _security(pod, container, "runAsGroup")
-    if uid is None and _security(pod, container, "runAsNonRoot") and image[0] == 0:
+    if uid is None and _security(pod, container, "runAsNonRoot") and image == 0:
         name, metadata = container["name"], pod["metadata"]
         where = f'pod: "{metadata["name"]}_{metadata["namespace"]}({metadata["uid"]})", container: {name}'
         raise ConfigError(f"container has runAsNonRoot and image will run as root ({where})")
@@ -70,9 +70,9 @@ def user(pod: Spec, container: Spec, image: tuple[int, int]) -> User:
         raise ConfigError("container's runAsUser breaks non-root policy")
     context = pod["spec"].get("securityContext") or {}
     extra = [*(context.get("supplementalGroups") or ()), *([context["fsGroup"]] if "fsGroup" in context else [])]
-    # Another user than the image's has no group there: the runtime gives it root's.
-    own = image[1] if uid in (None, image[0]) else 0
-    return User(image[0] if uid is None else uid, own if gid is None else gid, tuple(extra))
+    # The kubelet passes on the uid alone, which has no entry in /etc/passwd that would name a group: then it is root's.
+    group = gid or 0
+    return User(image if uid is None else uid, group, (group, *extra))
 
 
 def token_is_mounted(pod: Spec, account: Spec) -> bool:

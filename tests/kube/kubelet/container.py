@@ -190,7 +190,7 @@ class Container:
         if token is not None and machine.isolation is Isolation.NONE:
             ours["KUBECONFIG"], token = str(token), None
         mounts = mounts_of(self.spec, await self._volumes.prepare(pod), token)
-        who = user(pod, self.spec, (image.uid, image.gid))
+        who = user(pod, self.spec, image.uid)
         self._launch = launch(pod, self.spec, who, mounts, machine.isolation)
         self._env = {**image.env, **env, **addresses(self._ip), **ours}
         return argv

@@ -27,16 +27,15 @@ class Image:
 
     env: Mapping[str, str] = field(default_factory=dict)
     uid: int = 0
-    gid: int = 0
 
 
 def ours() -> Image:
     """The image that the Dockerfile makes."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     [environment] = re.findall(r"^ENV (.*)$", text, re.MULTILINE)
-    [(uid, gid)] = re.findall(r"^USER (\d+):(\d+)$", text, re.MULTILINE)
+    [uid] = re.findall(r"^USER (\d+):\d+$", text, re.MULTILINE)
     env = dict(re.findall(r"(\w+)=(\S+)", environment))
-    return Image({name: value for name, value in env.items() if name not in _NOT_HERE}, int(uid), int(gid))
+    return Image({name: value for name, value in env.items() if name not in _NOT_HERE}, int(uid))
 
 
 def known(image: str) -> Image:
@@ -58,7 +57,7 @@ class Images:
     def find(self, image: str) -> Image:
         """Its configuration."""
         found = self._known(image)
-        return Image({"PATH": PATH, **found.env}, found.uid, found.gid)
+        return Image({"PATH": PATH, **found.env}, found.uid)
 
     def refuse(self, image: str) -> None:
         """From now on it cannot be pulled."""
