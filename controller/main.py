@@ -17,6 +17,7 @@ import aiohttp
 import kopf
 from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 
+from controller.health import health_app
 from controller.kube.client import KubeClient
 from controller.kube.connect import NoClusterError, connection, in_pod
 from controller.kube.link import Link, said_once
@@ -72,6 +73,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         metrics_registry.register(ClusterCollector(inventory, lambda: len(operator.queue)))
         server = HttpServer(make_asgi_app(metrics_registry), listen(settings.host, settings.metrics_port))
         await server.start()
+        health = HttpServer(health_app(operator.check), listen(settings.host, settings.health_port))
+        await health.start()
         event(
             logger,
             logging.INFO,
@@ -89,18 +92,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
                     settings=kopf.OperatorSettings(),
                     clusterwide=not settings.watch_namespaces,
                     namespaces=settings.watch_namespaces,
-                    liveness_endpoint=_liveness(settings),
                     stop_flag=stop,
                     standalone=True,
                 )
         finally:
             await server.stop(1.0)
+            await health.stop(1.0)
     event(logger, logging.INFO, "controller_stopped")
     return 0
-
-
-def _liveness(settings: Settings) -> str | None:
-    return f"http://{settings.host}:{settings.health_port}/healthz" if settings.health_port else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

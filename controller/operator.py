@@ -175,14 +175,6 @@ def registry(operator: Operator, stop: asyncio.Event, server: str | None = None)
         await operator.stop()
         stop.set()  # whoever still waits for it keeps kopf from ending for 5 s after a signal
 
-    @kopf.on.probe(registry=handlers, id="looking")
-    async def probe(**_: Any) -> bool:
-        try:
-            operator.check()
-        except RuntimeError as error:
-            raise kopf.PermanentError(str(error)) from error  # /healthz answers 500, and the pod is started again
-        return True
-
     @kopf.on.login(registry=handlers)
     async def login(**arguments: Any) -> kopf.AiohttpSession | None:
         # Without client libraries: kopf reads the files itself, and reads them again when the token has expired.

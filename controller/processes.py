@@ -17,6 +17,7 @@ def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
     """Settings of one emulated worker, apart from its name and address."""
     return {
         "model": spec.model_name,
+        "served-model-name": ",".join(spec.model.served_names) or None,
         "tokenizer": spec.tokenizer,
         "profile": spec.model.profile,
         "max-model-len": spec.max_model_len,
@@ -32,7 +33,8 @@ def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
 
 def router_settings(spec: KVClusterSpec) -> dict[str, object]:
     """Settings of one router, apart from its addresses and its source of workers."""
-    limits = spec.router.limits
+    limits, timeouts = spec.router.limits, spec.router.timeouts
+    retries, liveness = spec.router.retries, spec.router.liveness
     return {
         "strategy": spec.router.strategy.value,
         "model": spec.model_name,
@@ -44,6 +46,17 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
         "max-header-bytes": limits.max_header_bytes,
         "max-headers": limits.max_headers,
         "max-concurrent-requests": limits.max_concurrent_requests,
+        "connect-timeout": timeouts.connect_seconds,
+        "answer-timeout": timeouts.answer_seconds,
+        "idle-timeout": timeouts.idle_seconds,
+        "header-timeout": timeouts.header_seconds,
+        "body-timeout": timeouts.body_seconds,
+        "write-timeout": timeouts.write_seconds,
+        "keep-alive": timeouts.keep_alive_seconds,
+        "retry-attempts": retries.attempts,
+        "retry-deadline": retries.deadline_seconds,
+        "liveness-timeout": liveness.silence_seconds,
+        "view-timeout": liveness.view_seconds,
         "grace-period": spec.workers.drain_seconds,
         **chat_settings(spec),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,14 +25,17 @@ class Settings(ProcessSettings):
     watch_namespaces: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="namespaces to look after, repeated or separated by commas; default: all of them"
     )
+    image_pull_secrets: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Secrets in each KVCluster's namespace to pull its images with, separated by commas"
+    )
     namespace: str | None = Field(
         None, description="namespace the controller runs in: NetworkPolicies let its pods ask the routers"
     )
     kubeconfig: Path | None = Field(
         None, description="kubeconfig file; default: the pod's service account, else KUBECONFIG or ~/.kube/config"
     )
-    host: str = Field("0.0.0.0", description="address of the health and metrics ports")  # noqa: S104  for the kubelet
-    health_port: int = Field(8081, ge=0, le=65535, description="port of /healthz; 0: none")
+    host: str = Field("::", description="address of the health and metrics ports; ::, every one of IPv6 and IPv4")
+    health_port: int = Field(8081, ge=0, le=65535, description="port of /healthz; 0 takes a free one")
     metrics_port: int = Field(8080, ge=0, le=65535, description="port of /metrics; 0 takes a free one")
     router_drain_delay: float = Field(
         5.0, ge=0, description="seconds a router goes on accepting after it was told to stop"
@@ -43,7 +47,7 @@ class Settings(ProcessSettings):
     )
     workers: int = Field(4, ge=1, le=64, description="KVClusters looked at at once")
 
-    @field_validator("watch_namespaces", mode="before")
+    @field_validator("watch_namespaces", "image_pull_secrets", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_list(value)
@@ -51,4 +55,15 @@ class Settings(ProcessSettings):
     @property
     def release(self) -> Release:
         """What the installation decides for its clusters."""
+<<<<<<< HEAD
         return Release(self.image, self.image_pull_policy, self.namespace, self.router_drain_delay, self.drain_limit)
+=======
+        return Release(
+            self.image,
+            self.image_pull_policy,
+            self.namespace,
+            self.image_pull_secrets,
+            ipv6=":" in os.environ.get("KUBERNETES_SERVICE_HOST", ""),
+            drain_delay=self.router_drain_delay,
+        )
+>>>>>>> 152714c (Networks, entrances, time limits, served names, a model at a path; flags that break a cluster are refused)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import signal
 import socket
@@ -28,14 +29,32 @@ from kvcache.http_state import Headers, ServingState
 __all__ = ["AnswerCut", "HttpLimits", "HttpServer", "inherited", "listen", "run"]
 
 BACKLOG = 2048
+EVERYWHERE, EVERYWHERE_IPV4 = "::", "0.0.0.0"  # noqa: S104  a pod is reached from outside
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 takes a free one. Raises `OSError`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    """A listening TCP socket; port 0 takes a free one. `::` is every address of the machine, of IPv4 too, and of IPv4
+    alone where there is no IPv6. Raises `OSError`."""
+    sock = _everywhere(port) if host == EVERYWHERE else _listening(host, port)
     sock.setblocking(False)
     return sock
+
+
+def _listening(host: str, port: int, *, both: bool = False) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+
+
+def _everywhere(port: int) -> socket.socket:
+    if not socket.has_dualstack_ipv6():
+        return _listening(EVERYWHERE_IPV4, port)
+    try:
+        return _listening(EVERYWHERE, port, both=True)
+    except OSError as error:
+        # A kernel that knows IPv6, on a machine or in a pod where it is switched off.
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        return _listening(EVERYWHERE_IPV4, port)
 
 
 def inherited(fd: int) -> socket.socket:

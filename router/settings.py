@@ -29,10 +29,10 @@ class Settings(ChatSettings):
 
     model_config = SettingsConfigDict(env_prefix="ROUTER_", cli_prog_name="python -m router.main")
 
-    host: str = Field("0.0.0.0", description="address of the data port")  # noqa: S104  a pod is reached from outside
+    host: str = Field("::", description="address of the data port; ::, every one of IPv6 and IPv4")
     port: int = Field(8000, ge=0, le=65535, description="data port (the OpenAI API); 0 takes a free one")
     fd: int | None = Field(None, ge=0, description="file descriptor of an inherited listening socket for the data port")
-    management_host: str = Field("0.0.0.0", description="address of the management port")  # noqa: S104
+    management_host: str = Field("::", description="address of the management port; ::, every one of IPv6 and IPv4")
     management_port: int = Field(
         9000, ge=0, le=65535, description="management port (health, metrics, /workers, /internal); 0 takes a free one"
     )

@@ -77,6 +77,7 @@ class Worker:
         self.service = Service(
             model=settings.served_model,
             root=gpu.model,
+            names=settings.served_models,
             tokenizer=tokenizer,
             generator=generator,
             runner=self.runner,

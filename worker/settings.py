@@ -28,7 +28,7 @@ class Settings(ChatSettings):
 
     model_config = SettingsConfigDict(env_prefix="WORKER_", cli_prog_name="python -m worker.main")
 
-    host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104  vLLM's default, and what a pod needs
+    host: str = Field("::", description="address to listen on; ::, every one of IPv6 and IPv4")
     port: int = Field(8100, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     fd: int | None = Field(
         None, ge=0, description="file descriptor of an inherited listening socket, instead of host and port"
@@ -36,10 +36,13 @@ class Settings(ChatSettings):
     worker_id: str | None = Field(
         None,
         min_length=1,
-        description="name of this worker in the router; default: host:port (the machine's name for 0.0.0.0)",
+        description="name of this worker in the router; default: host:port (the machine's name for :: and 0.0.0.0)",
     )
 
     model: str | None = Field(None, min_length=1, description="served model name; default: the profile's model")
+    served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="names under which requests may ask for the model, separated by commas; default: --model"
+    )
     tokenizer: str = Field("gpt2", description="'gpt2' (bundled), a folder with a tokenizer, or a Hugging Face id")
     profile: str = Field(DEFAULT_PROFILE, description=f"model on a GPU: {', '.join(sorted(PROFILES))}")
     block_size: PositiveInt = Field(16, description="tokens of one KV-cache block")
@@ -84,7 +87,7 @@ class Settings(ChatSettings):
         30.0, ge=0, description="seconds that running requests may take to finish after SIGTERM"
     )
 
-    @field_validator("router_url", mode="before")
+    @field_validator("router_url", "served_model_name", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_list(value)
@@ -111,8 +114,13 @@ class Settings(ChatSettings):
 
     @property
     def served_model(self) -> str:
-        """The name clients use in the field `model`."""
-        return self.model or self.gpu.model
+        """The name that answers carry in the field `model`."""
+        return self.served_models[0]
+
+    @property
+    def served_models(self) -> tuple[str, ...]:
+        """The names clients may use in the field `model`."""
+        return self.served_model_name or (self.model or self.gpu.model,)
 
     @property
     def usable_blocks(self) -> int:

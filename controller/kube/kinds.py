@@ -54,6 +54,8 @@ OWNED = (
     Kind("v1", "ConfigMap", "configmaps"),
     Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
     SERVICE,
+    Kind("networking.k8s.io/v1", "Ingress", "ingresses"),
+    Kind("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes", optional=True),
     Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     DEPLOYMENT,
     HPA,

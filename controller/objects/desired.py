@@ -6,6 +6,7 @@ from controller.component import Component
 from controller.objects import routers, workers
 from controller.objects.access import network_policies, router_rights
 from controller.objects.config import config_map, digest
+from controller.objects.exposure import entrances
 from controller.objects.monitoring import pod_monitors
 from controller.objects.names import APPLIED_HASH, Cluster, Object
 from controller.objects.scaling import autoscalers, disruption_budget
@@ -23,6 +24,7 @@ def desired_objects(cluster: Cluster) -> tuple[Object, ...]:
         *(disruption_budget(cluster, component) for component in Component),
         workers.deployment(cluster),
         routers.deployment(cluster),
+        *entrances(cluster),
         *autoscalers(cluster),
         *pod_monitors(cluster),
     )

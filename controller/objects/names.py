@@ -38,6 +38,10 @@ class Release:
     image_pull_policy: str | None = None
     namespace: str | None = None
     """Where the controller runs: its pods may ask the routers' management port. None: unknown."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets to pull images with, in each cluster's namespace; those that a spec names come on top."""
+    ipv6: bool = False
+    """Whether IPv6 is the family of this Kubernetes cluster's own addresses."""
     drain_delay: float = 5.0
     """Seconds a router goes on accepting after SIGTERM, for the Services' proxies to learn that it leaves."""
     drain_limit: float = 30.0

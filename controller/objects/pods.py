@@ -42,7 +42,7 @@ def template(
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": int(grace),
         "topologySpreadConstraints": placement.topology_spread_constraints or [_spread(cluster, component)],
-        "volumes": [{"name": SCRATCH, "emptyDir": {}}, *pod.pop("volumes", [])],
+        "volumes": [{"name": SCRATCH, "emptyDir": {}}, *cluster.spec.model.volumes, *pod.pop("volumes", [])],
         **pod,
     }
     if placement.node_selector:
@@ -55,8 +55,8 @@ def template(
         spec["affinity"] = placement.affinity
     if placement.priority_class_name is not None:
         spec["priorityClassName"] = placement.priority_class_name
-    if cluster.spec.engine.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in cluster.spec.engine.image_pull_secrets]
+    if secrets := dict.fromkeys((*cluster.release.image_pull_secrets, *cluster.spec.engine.image_pull_secrets)):
+        spec["imagePullSecrets"] = [{"name": name} for name in secrets]
     metadata = placement.pod_metadata
     return {
         "metadata": {
@@ -91,7 +91,7 @@ def container(
         "envFrom": [{"configMapRef": {"name": cluster.object_name(component)}}],
         "ports": container_ports(ports),
         "securityContext": RESTRICTED,
-        "volumeMounts": [SCRATCH_MOUNT],
+        "volumeMounts": [SCRATCH_MOUNT, *cluster.spec.model.volume_mounts],
         **fields,
     }
 
@@ -162,3 +162,10 @@ def _scrape_annotations(cluster: Cluster, port: int) -> dict[str, str]:
     if not cluster.spec.monitoring.scrape_annotations:
         return {}
     return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": "/metrics"}
+
+
+def families(cluster: Cluster) -> Object:
+    """The IP families of a Service, where the spec says something of them."""
+    network = cluster.spec.network
+    policy = {} if network.ip_family_policy is None else {"ipFamilyPolicy": network.ip_family_policy}
+    return {**policy, **({"ipFamilies": list(network.ip_families)} if network.ip_families else {})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from controller.component import Component
 from controller.objects.names import HTTP, MANAGEMENT, MANAGEMENT_PORT, ROUTER_PORT, Cluster, Object
-from controller.objects.pods import container, probe, resources, startup_probe, template, variables
+from controller.objects.pods import container, families, probe, resources, startup_probe, template, variables
 
 LAST_WORDS = 10
 """Seconds beyond the drain for a process to end."""
@@ -62,6 +62,8 @@ def service(cluster: Cluster) -> Object:
             "type": wanted.type,
             "selector": cluster.selector(Component.ROUTER),
             "ports": [{"name": HTTP, "port": ROUTER_PORT, "targetPort": HTTP, "protocol": "TCP"}],
+            **({} if wanted.load_balancer_class is None else {"loadBalancerClass": wanted.load_balancer_class}),
+            **families(cluster),
         },
     }
 
@@ -75,5 +77,6 @@ def management_service(cluster: Cluster) -> Object:
             "publishNotReadyAddresses": True,
             "selector": cluster.selector(Component.ROUTER),
             "ports": [{"name": MANAGEMENT, "port": MANAGEMENT_PORT, "targetPort": MANAGEMENT, "protocol": "TCP"}],
+            **families(cluster),
         },
     }

@@ -12,6 +12,7 @@ from controller.objects.pods import (
     SCRATCH_MOUNT,
     container,
     container_ports,
+    families,
     from_pod,
     image_fields,
     probe,
@@ -54,7 +55,12 @@ def service(cluster: Cluster) -> Object:
         ports.append({"name": FEED, "port": FEED_PORT, "targetPort": FEED_PORT, "protocol": "TCP"})
     return {
         **cluster.head("v1", "Service", Component.WORKER),
-        "spec": {"clusterIP": "None", "selector": cluster.selector(Component.WORKER), "ports": ports},
+        "spec": {
+            "clusterIP": "None",
+            "selector": cluster.selector(Component.WORKER),
+            "ports": ports,
+            **families(cluster),
+        },
     }
 
 
@@ -101,7 +107,8 @@ def _emulator(cluster: Cluster) -> Object:
 def _vllm(cluster: Cluster) -> Object:
     """vLLM as its image has it, and beside it the agent that tells routers what its cache holds."""
     spec = cluster.spec
-    mounts = [*([SCRATCH_MOUNT] if _unprivileged(cluster) else []), *spec.workers.volume_mounts]
+    scratch = [SCRATCH_MOUNT] if _unprivileged(cluster) else []
+    mounts = [*scratch, *spec.model.volume_mounts, *spec.workers.volume_mounts]
     engine = {
         "name": "worker",
         **image_fields(cluster, spec.engine.image or VLLM_IMAGE, spec.engine.image_pull_policy),
@@ -161,9 +168,12 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         "topic": "",
     }
     return [
-        spec.model_name,
+        spec.loaded_model,
+        # vLLM's own default is IPv4 alone.
+        *(["--host=::"] if _ipv6(cluster) else []),
         f"--port={WORKER_PORT}",
-        f"--served-model-name={spec.model_name}",
+        "--served-model-name",
+        *spec.served_names,
         f"--block-size={spec.cache.block_size}",
         *([] if spec.model.max_model_len is None else [f"--max-model-len={spec.model.max_model_len}"]),
         *([] if spec.cache.blocks is None else [f"--num-gpu-blocks-override={spec.cache.blocks}"]),
@@ -174,6 +184,12 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         f"--kv-events-config={json.dumps(events)}",
         *spec.engine.args,
     ]
+
+
+def _ipv6(cluster: Cluster) -> bool:
+    """Whether routers and the kubelet may ask the engine under an IPv6 address. `::` listens for IPv4 as well."""
+    families = cluster.spec.network.ip_families
+    return "IPv6" in families if families else cluster.release.ipv6
 
 
 def _arguments(cluster: Cluster) -> Object:

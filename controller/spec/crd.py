@@ -26,7 +26,7 @@ Schema = dict[str, Any]
 
 _MAP_LISTS: Mapping[tuple[str, ...], list[str]] = {("spec", part, "env"): ["name"] for part in ("engine", "model")}
 """Lists whose items have a key: two managers can own different items, and a key cannot be given twice."""
-_SET_LISTS = frozenset({("spec", "engine", "imagePullSecrets")})
+_SET_LISTS = frozenset({("spec", "engine", "imagePullSecrets"), ("spec", "model", "servedNames")})
 
 COLUMNS = (
     ("Strategy", "string", ".spec.router.strategy", "How a worker is chosen", 0),

@@ -57,15 +57,6 @@ class PodMetadata(SpecModel):
     """Annotations to add."""
 
 
-class Service(SpecModel):
-    """The Service in front of the routers' data port."""
-
-    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
-    """Kind of Service."""
-    annotations: dict[str, str] = Field(default_factory=dict)
-    """Annotations, for a cloud's load balancer say."""
-
-
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
 RawObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]

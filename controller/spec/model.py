@@ -8,17 +8,19 @@ names it and goes on without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from controller.spec import flags
 from controller.spec.base import CLUSTER_ONLY, SpecModel, rule_broken
-from controller.spec.kubernetes import Monitoring, NetworkPolicy, Placement, PullPolicy, RawObject, Service
+from controller.spec.exposure import HttpRoute, Ingress, Network, Service
+from controller.spec.kubernetes import Monitoring, NetworkPolicy, Placement, PullPolicy, RawObject
+from controller.spec.routing import Limits, Liveness, Retries, Timeouts
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
 
 API_VERSION: Final = "kvcluster.dev/v1alpha1"
@@ -78,7 +80,10 @@ class Model(SpecModel):
     """The model that is served."""
 
     name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
-    """Name under which requests ask for the model; a Hugging Face id or path for `vllm`. Default: the profile's."""
+    """What `vllm` loads, a Hugging Face id or a path, and the name under which requests ask for it unless `servedNames`
+    says otherwise. Default: the profile's."""
+    served_names: list[Annotated[str, Field(min_length=1, max_length=253)]] = Field(default_factory=list, max_length=16)
+    """Names under which requests may ask for the model; answers carry the first. Default: `name`."""
     tokenizer: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """`gpt2` (bundled, works offline), a folder with a tokenizer.json, or a Hugging Face id. Default: `gpt2` for the
     emulator, the model's own for `vllm`."""
@@ -91,33 +96,22 @@ class Model(SpecModel):
     env: list[EnvVar] = Field(default_factory=list, max_length=64)
     """Environment variables of everything that loads the model or its tokenizer, workers and routers alike: a hub's
     token from a Secret (`HF_TOKEN`), a mirror (`HF_ENDPOINT`)."""
+    volumes: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
+    """Volumes of everything that loads the model or its tokenizer, workers and routers alike: for a `name` or
+    `tokenizer` that is a path. Pods on several nodes need one that all can mount (ReadOnlyMany, NFS, `hostPath`)."""
+    volume_mounts: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
+    """Where their containers mount them."""
 
     @model_validator(mode="after")
     def _env_names_are_unique(self) -> Model:
         _unique(self.env)
         return self
 
-
-RESERVED_FLAGS: Mapping[str, str] = MappingProxyType(
-    {
-        "--model": "spec.model.name",
-        "--tokenizer": "spec.model.tokenizer",
-        "--profile": "spec.model.profile",
-        "--max-model-len": "spec.model.maxModelLen",
-        "--block-size": "spec.cache.blockSize",
-        "--blocks": "spec.cache.blocks",
-        "--num-gpu-blocks-override": "spec.cache.blocks",
-        "--speed": "spec.engine.speed",
-        "--generator": "spec.engine.generator",
-        "--seed": "spec.engine.seed",
-        "--mean-output-tokens": "spec.engine.meanOutputTokens",
-        "--grace-period": "spec.workers.drainSeconds",
-    }
-)
-"""Flags of a worker that a field of the manifest sets; `engine.args` may not set them a second time."""
-
-OWNED_FLAGS = ("--host", "--port", "--fd", "--worker-id", "--kv-events-config", "--served-model-name")
-"""Flags that belong to KVCluster itself."""
+    @model_validator(mode="after")
+    def _served_names_are_unique(self) -> Model:
+        if (index := _first_repeated(self.served_names)) is not None:
+            raise rule_broken(f"servedNames[{index}]", "is given twice: remove one of the two")
+        return self
 
 
 class Engine(SpecModel):
@@ -148,12 +142,9 @@ class Engine(SpecModel):
 
     @model_validator(mode="after")
     def _args_do_not_contradict_fields(self) -> Engine:
-        for index, arg in enumerate(self.args):
-            flag = arg.partition("=")[0]
-            if flag in RESERVED_FLAGS:
-                raise rule_broken(f"args[{index}]", f"{flag} is set by {RESERVED_FLAGS[flag]}: use that field")
-            if flag in OWNED_FLAGS:
-                raise rule_broken(f"args[{index}]", f"{flag} belongs to KVCluster: remove it")
+        for index, argument in enumerate(self.args):
+            if (wrong := flags.problem(argument)) is not None:
+                raise rule_broken(f"args[{index}]", wrong)
         return self
 
     @model_validator(mode="after")
@@ -205,19 +196,6 @@ class Workers(Placement):
     and `supplementalGroups` go to the pod."""
 
 
-class Limits(SpecModel):
-    """What a router accepts from clients."""
-
-    max_body_bytes: Annotated[int, Field(ge=1_024, le=2**31)] = 16 * 2**20
-    """Largest request body; a larger one is answered with 413."""
-    max_header_bytes: Annotated[int, Field(ge=1_024, le=2**20)] = 65_536
-    """Largest total of request line and headers; more is answered with 431."""
-    max_headers: Annotated[int, Field(ge=8, le=10_000)] = 256
-    """Most headers of a request; more is answered with 431."""
-    max_concurrent_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096
-    """Most requests under way in one router; more are answered with 503 and Retry-After."""
-
-
 class Router(Placement):
     """The routers."""
 
@@ -227,8 +205,18 @@ class Router(Placement):
     """How a worker is chosen: see `docs/routing.md`."""
     limits: Limits = Limits()
     """What a router accepts from clients."""
+    timeouts: Timeouts = Timeouts()
+    """How long a router waits."""
+    retries: Retries = Retries()
+    """What a router does when a worker fails before its answer has begun."""
+    liveness: Liveness = Liveness()
+    """When a router takes a worker, or its view of the worker's cache, for lost."""
     service: Annotated[Service, CLUSTER_ONLY] = Service()
     """The Service in front of the routers."""
+    ingress: Annotated[Ingress | None, CLUSTER_ONLY] = None
+    """An Ingress to that Service."""
+    http_route: Annotated[HttpRoute | None, CLUSTER_ONLY] = None
+    """A Gateway API HTTPRoute to that Service, where the Gateway API is installed."""
     image: Annotated[Annotated[str, Field(min_length=1)] | None, CLUSTER_ONLY] = None
     """Container image of the routers. Default: the release's own."""
     image_pull_policy: Annotated[PullPolicy | None, CLUSTER_ONLY] = None
@@ -288,6 +276,8 @@ class KVClusterSpec(SpecModel):
     """Let an autoscaler decide how many workers run; workers.replicas then only says how many there are at first."""
     monitoring: Annotated[Monitoring, CLUSTER_ONLY] = Monitoring()
     """How Prometheus finds the pods."""
+    network: Annotated[Network, CLUSTER_ONLY] = Network()
+    """IP families of all Services."""
     network_policy: Annotated[NetworkPolicy, CLUSTER_ONLY] = NetworkPolicy()
     """Who may open connections to the pods."""
 
@@ -298,7 +288,17 @@ class KVClusterSpec(SpecModel):
 
     @property
     def model_name(self) -> str:
-        """The served name: as given, else the profile's."""
+        """The served name, the first if there are several: as given, else what is loaded."""
+        return self.served_names[0]
+
+    @property
+    def served_names(self) -> list[str]:
+        """All names under which requests may ask for the model, the first one first."""
+        return self.model.served_names or [self.loaded_model]
+
+    @property
+    def loaded_model(self) -> str:
+        """The Hugging Face id or path of what is loaded: as given, else the profile's."""
         return self.model.name if self.model.name is not None else self.profile.model
 
     @property
@@ -306,7 +306,7 @@ class KVClusterSpec(SpecModel):
         """What turns prompts into token ids: as given, else `gpt2`, or the model's own where that is loaded."""
         if self.model.tokenizer is not None:
             return self.model.tokenizer
-        return self.model_name if self.engine.type is EngineType.VLLM else "gpt2"
+        return self.loaded_model if self.engine.type is EngineType.VLLM else "gpt2"
 
     @property
     def max_model_len(self) -> int:

@@ -16,12 +16,16 @@ PORT_NAME = "http"
 def endpoint(observed: Observed, previous: str) -> str | None:
     """The URL as far out as the Service reaches; None while there is no Service.
 
-    LoadBalancer: its address once it has one. NodePort: a node that a ready router is on, the same as long as one is.
+    An Ingress with a host: that host. LoadBalancer: its address once it has one. NodePort: a node that a ready router
+    is on, the same as long as one is.
     Else, and until then: the Service's name, which works inside the cluster.
     """
     service = observed.service
     if service is None:
         return None
+    entrance = observed.spec.router.ingress if observed.spec is not None else None
+    if entrance is not None and entrance.host is not None and not entrance.host.startswith("*"):
+        return f"{'http' if entrance.tls_secret is None else 'https'}://{entrance.host}{entrance.path.rstrip('/')}"
     ports = raw.objects(service, "spec", "ports")
     port = next((item for item in ports if item.get("name") == PORT_NAME), ports[0] if ports else {})
     number = raw.number(port, "port") or DATA_PORT

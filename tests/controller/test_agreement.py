@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from controller.local.plan import Addresses, desired_processes
-from controller.spec.model import RESERVED_FLAGS, KVCluster, Limits, Strategy
+from controller.spec.flags import RESERVED_FLAGS
+from controller.spec.model import KVCluster, Strategy
+from controller.spec.routing import Limits, Liveness, Retries, Timeouts
 from router.core.strategies import STRATEGIES
 from router.settings import Settings as RouterSettings
 from worker.settings import Settings as WorkerSettings
@@ -45,6 +47,27 @@ def test_a_router_understands_its_command_line(manifest):
     assert (settings.max_concurrent_requests, settings.fd, settings.management_fd) == (77, 5, 6)
 
 
+def test_a_router_takes_every_time_limit_of_the_spec(make_manifest):
+    router: dict[str, dict[str, float]] = {
+        part: {info.alias or name: 7 for name, info in model.model_fields.items()}
+        for part, model in (("timeouts", Timeouts), ("retries", Retries), ("liveness", Liveness))
+    }
+    plan = desired_processes(make_manifest(workers={"replicas": 2}, router=router), ADDRESSES)[-1]
+    changed = {
+        name
+        for name, value in RouterSettings.load([*plan.args, "--fd=5", "--management-fd=6"])
+        if value == 7 and value != getattr(RouterSettings.load([]), name)
+    }
+    assert len(changed) == sum(map(len, router.values())), changed
+
+
+def test_a_worker_answers_to_every_served_name(make_manifest):
+    manifest = make_manifest(model={"name": "/models/llama", "servedNames": ["llama", "default"]})
+    plan = desired_processes(manifest, Addresses(ADDRESSES.workers[:1], ADDRESSES.router, ADDRESSES.management))[0]
+    settings = WorkerSettings.load([*plan.args, "--fd=5"])
+    assert (settings.served_model, settings.served_models) == ("llama", ("llama", "default"))
+
+
 def test_limits_default_to_the_routers_own():
     settings, limits = RouterSettings.load([]), Limits()
     for name in Limits.model_fields:
@@ -64,4 +87,5 @@ def test_defaults_are_the_workers_own(make_manifest):
 
 def test_reserved_flags_exist():
     known = {f"--{name.replace('_', '-')}" for name in WorkerSettings.model_fields}
-    assert set(RESERVED_FLAGS) - known == {"--num-gpu-blocks-override"}  # vLLM's name for --blocks
+    # vLLM's names for --blocks and --grace-period.
+    assert set(RESERVED_FLAGS) - known == {"--num-gpu-blocks-override", "--shutdown-timeout"}

@@ -81,12 +81,13 @@ def test_anchors_and_merges_work():
     ("spec", "expected"),
     [
         ("  wrokers: {}", "line 5: spec.wrokers: unknown field; did you mean workers? "
-                          "(allowed: model, engine, cache, workers, router, autoscaling, monitoring, networkPolicy)"),
+                          "(allowed: model, engine, cache, workers, router, autoscaling, monitoring, network, "
+                          "networkPolicy)"),
         ("  cache: {block_size: 16}", "line 5: spec.cache.block_size: unknown field; did you mean blockSize? "
                                       "(allowed: blockSize, blocks)"),
         ("  strategy: cache_aware", "line 5: spec.strategy: unknown field; did you mean spec.router.strategy? "
                                     "(allowed: model, engine, cache, workers, router, autoscaling, monitoring, "
-                                    "networkPolicy)"),
+                                    "network, networkPolicy)"),
         ("  router:\n    strategy: cache-aware",
          "line 6: spec.router.strategy: must be one of cache_aware, longest_prefix, round_robin, least_loaded, "
          'not "cache-aware"; did you mean cache_aware?'),

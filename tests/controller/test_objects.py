@@ -43,7 +43,13 @@ EVERYTHING: dict[str, Any] = {
         "podMetadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
         "priorityClassName": "high",
     },
-    "router": {"replicas": 2, "service": {"type": "LoadBalancer", "annotations": {"lb": "internal"}}},
+    "router": {
+        "replicas": 2,
+        "service": {"type": "LoadBalancer", "annotations": {"lb": "internal"}, "loadBalancerClass": "example.com/lb"},
+        "ingress": {"host": "llm.example.com", "className": "nginx", "tlsSecret": "cert", "annotations": {"a": "b"}},
+        "httpRoute": {"parentRefs": [{"name": "gateway"}], "hostnames": ["llm.example.com"], "path": "/rag"},
+    },
+    "network": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]},
     "autoscaling": {"min": 2, "max": 4, "targetQueue": 3},
     "monitoring": {"podMonitor": True, "podMonitorLabels": {"release": "prom"}, "scrapeAnnotations": True},
     "networkPolicy": {"enabled": True, "scrapers": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
@@ -344,3 +350,95 @@ def test_the_same_spec_gives_the_same_objects_and_another_spec_another_stamp():
     first, again, other = stamps(), stamps(), stamps(workers={"replicas": 2})
     assert first == again
     assert {name for name in first if first[name] != other[name]} == {"Deployment/rag-worker"}
+
+
+def test_every_service_has_the_families_that_are_asked_for():
+    services = [item["spec"] for name, item in objects(**EVERYTHING).items() if name.startswith("Service/")]
+    assert len(services) == 3
+    for spec in services:
+        assert (spec["ipFamilyPolicy"], spec["ipFamilies"]) == ("PreferDualStack", ["IPv6", "IPv4"])
+    assert not any("ipFamilies" in item.get("spec", {}) for item in objects().values()), "else the cluster decides"
+
+
+@pytest.mark.parametrize(
+    ("network", "ipv6", "expected"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"ipFamilies": ["IPv4"]}, True, False),
+        ({"ipFamilies": ["IPv4", "IPv6"]}, False, True),
+    ],
+)
+def test_vllm_listens_where_it_is_asked(network, ipv6, expected):
+    release = Release("kvcluster:1.2.3", ipv6=ipv6)
+    made = objects(release=release, **VLLM, network=network)
+    assert ("--host=::" in containers(made["Deployment/rag-worker"])["worker"]["args"]) is expected
+
+
+def test_an_entrance_leads_to_the_routers_service():
+    made = objects(**EVERYTHING)
+    ingress = made["Ingress/rag-router"]
+    assert ingress["metadata"]["annotations"]["a"] == "b"
+    assert ingress["spec"]["ingressClassName"] == "nginx"
+    assert ingress["spec"]["tls"] == [{"hosts": ["llm.example.com"], "secretName": "cert"}]
+    (rule,) = ingress["spec"]["rules"]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    service = made["Service/rag-router"]
+    assert (rule["host"], backend["name"]) == ("llm.example.com", service["metadata"]["name"])
+    assert backend["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+    route = made["HTTPRoute/rag-router"]["spec"]
+    assert (route["parentRefs"], route["hostnames"]) == ([{"name": "gateway"}], ["llm.example.com"])
+    (reference,) = route["rules"][0]["backendRefs"]
+    assert reference["name"] == service["metadata"]["name"]
+    assert reference["port"] in {port["port"] for port in service["spec"]["ports"]}
+    assert service["spec"]["loadBalancerClass"] == "example.com/lb"
+    assert not {"Ingress/rag-router", "HTTPRoute/rag-router"} & set(objects())
+
+
+@pytest.mark.parametrize("engine", ["emulator", "vllm"])
+def test_whoever_loads_the_model_or_its_tokenizer_has_its_volumes(engine):
+    volume = {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}}
+    mount = {"name": "models", "mountPath": "/models", "readOnly": True}
+    model = {"name": "/models/llama", "servedNames": ["llama", "default"], "volumes": [volume], "volumeMounts": [mount]}
+    made = objects(engine={"type": engine}, model=model)
+    for component in ("router", "worker"):
+        deployment = made[f"Deployment/rag-{component}"]
+        assert volume in deployment["spec"]["template"]["spec"]["volumes"]
+        for name, container in containers(deployment).items():
+            assert mount in container["volumeMounts"], name
+    router = made["ConfigMap/rag-router"]["data"]
+    assert router["ROUTER_MODEL"] == "llama", "requests ask for the served name"
+    worker = made["ConfigMap/rag-worker"]["data"]
+    if engine == "vllm":
+        args = containers(made["Deployment/rag-worker"])["worker"]["args"]
+        assert args[0] == "/models/llama"
+        where = args.index("--served-model-name")
+        assert args[where + 1 : where + 3] == ["llama", "default"]
+        assert args[where + 3].startswith("--"), "vLLM takes names up to the next flag"
+        assert router["ROUTER_TOKENIZER"] == worker["AGENT_TOKENIZER"] == "/models/llama", "the path, not the name"
+        assert worker["AGENT_MODEL"] == "llama"
+    else:
+        assert worker["WORKER_SERVED_MODEL_NAME"] == "llama,default"
+
+
+def test_secrets_of_the_release_and_of_the_spec_pull_images():
+    release = Release("kvcluster:1.2.3", image_pull_secrets=("shared", "mirror"))
+    made = objects(release=release, engine={"imagePullSecrets": ["own", "shared"]})
+    for component in ("router", "worker"):
+        spec = made[f"Deployment/rag-{component}"]["spec"]["template"]["spec"]
+        assert [each["name"] for each in spec["imagePullSecrets"]] == ["shared", "mirror", "own"]
+
+
+def test_how_long_a_router_waits_is_the_specs_to_say():
+    router = {
+        "timeouts": {"connectSeconds": 1, "answerSeconds": 5.5, "idleSeconds": 90, "keepAliveSeconds": 10},
+        "retries": {"attempts": 2, "deadlineSeconds": 0},
+        "liveness": {"silenceSeconds": 3, "viewSeconds": 20},
+    }
+    data = objects(router=router)["ConfigMap/rag-router"]["data"]
+    given = {
+        "CONNECT_TIMEOUT": "1.0", "ANSWER_TIMEOUT": "5.5", "IDLE_TIMEOUT": "90.0", "KEEP_ALIVE": "10.0",
+        "RETRY_ATTEMPTS": "2", "RETRY_DEADLINE": "0.0", "LIVENESS_TIMEOUT": "3.0", "VIEW_TIMEOUT": "20.0",
+    }  # fmt: skip
+    assert {f"ROUTER_{name}": value for name, value in given.items()}.items() <= data.items()
+    assert not {f"ROUTER_{name}" for name in given} & set(objects()["ConfigMap/rag-router"]["data"])

@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from controller.settings import Settings
 from deploy.helm.docs import CHART, DOCUMENT, ROOT, SCHEMA, VALUES, defaults, schema, values, values_yaml, with_table
 from tests.deploy.conftest import NAMESPACE, RELEASE, Helm
 
@@ -153,6 +154,26 @@ def test_one_image_for_the_controller_and_what_it_starts(helm: Helm, settings: l
     objects = helm.template(*(f"--set={setting}" for setting in settings))
     assert environment(objects)["CONTROLLER_IMAGE"] == image
     assert {container["image"] for spec in pod_specs(objects) for container in spec["containers"]} == {image}
+
+
+@helm_runs
+def test_secrets_to_pull_images_reach_what_the_controller_starts(helm: Helm) -> None:
+    objects = helm.template("--set=imagePullSecrets[0].name=a", "--set=imagePullSecrets[1].name=b")
+    assert environment(objects)["CONTROLLER_IMAGE_PULL_SECRETS"] == "a,b"
+    for spec in pod_specs(objects):
+        assert [each["name"] for each in spec["imagePullSecrets"]] == ["a", "b"]
+    settings = Settings.load(["--image=i", "--image-pull-secrets=a,b"])
+    assert settings.release.image_pull_secrets == ("a", "b")
+    assert "CONTROLLER_IMAGE_PULL_SECRETS" not in environment(helm.template())
+
+
+@helm_runs
+def test_the_service_has_the_families_that_are_asked_for(helm: Helm) -> None:
+    families = ["IPv6", "IPv4"]
+    objects = helm.template("--set=service.ipFamilyPolicy=PreferDualStack", "--set=service.ipFamilies={IPv6,IPv4}")
+    spec = only(objects, "Service")["spec"]
+    assert (spec["ipFamilyPolicy"], spec["ipFamilies"]) == ("PreferDualStack", families)
+    assert not {"ipFamilyPolicy", "ipFamilies"} & only(helm.template(), "Service")["spec"].keys()
 
 
 @helm_runs

@@ -31,6 +31,7 @@ EVERYTHING: Object = {
     "workers": {"replicas": 2},
     "monitoring": {"podMonitor": True},
     "networkPolicy": {"enabled": True},
+    "router": {"ingress": {"host": "llm.example.com"}, "httpRoute": {"parentRefs": [{"name": "gateway"}]}},
     "autoscaling": {"type": "keda", "min": 1, "max": 3, "prometheusAddress": "http://prometheus:9090"},
 }
 """A spec that asks for an object of every kind but the HorizontalPodAutoscaler."""
@@ -39,6 +40,8 @@ GROUPS: Mapping[str, str] = {
     "deployments": "apis/apps/v1",
     "poddisruptionbudgets": "apis/policy/v1",
     "networkpolicies": "apis/networking.k8s.io/v1",
+    "ingresses": "apis/networking.k8s.io/v1",
+    "httproutes": "apis/gateway.networking.k8s.io/v1",
     "horizontalpodautoscalers": "apis/autoscaling/v2",
     "podmonitors": "apis/monitoring.coreos.com/v1",
     "scaledobjects": "apis/keda.sh/v1alpha1",
@@ -204,6 +207,8 @@ OBJECTS = {
     "rolebindings": ("rag-router",),
     "poddisruptionbudgets": ("rag-router", "rag-worker"),
     "networkpolicies": ("rag-router", "rag-worker"),
+    "ingresses": ("rag-router",),
+    "httproutes": ("rag-router",),
     "podmonitors": ("rag-router", "rag-worker"),
     "scaledobjects": ("rag-worker",),
 }
@@ -279,6 +284,7 @@ NOT_REQUESTED = {
 async def prepare(api: Api, *settings: str | Path) -> None:
     await api.foreign_crd("monitoring.coreos.com", "v1", "PodMonitor")
     await api.foreign_crd("keda.sh", "v1alpha1", "ScaledObject")
+    await api.foreign_crd("gateway.networking.k8s.io", "v1", "HTTPRoute")
     await api.helm("install", RELEASE, CHART, "--create-namespace", *settings)
 
 

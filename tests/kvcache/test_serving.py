@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -406,3 +408,42 @@ async def test_a_header_cannot_smuggle_in_another(header: tuple[bytes, bytes]) -
         status, headers, _ = await exchange(server, GET)
         assert status == 500
         assert "set-cookie" not in headers
+
+
+def reached(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_every_address_is_that_of_both_families():
+    with listen("::", 0) as listener:
+        port = listener.getsockname()[1]
+        assert reached("127.0.0.1", port)
+        with listen("0.0.0.0", 0) as other:
+            assert other.family == socket.AF_INET
+        if listener.family == socket.AF_INET6:
+            assert reached("::1", port)
+
+
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, None])
+def test_without_ipv6_every_address_is_that_of_ipv4(number: int | None, monkeypatch: pytest.MonkeyPatch):
+    create = socket.create_server
+
+    def refuse(address: tuple[str, int], *, family: int, **options: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(number, "no IPv6 here")
+        return create(address, family=family, **options)
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: number is not None)
+    with listen("::", 0) as listener:
+        assert listener.family == socket.AF_INET
+        assert reached("127.0.0.1", listener.getsockname()[1])
+
+
+def test_a_port_that_is_taken_is_no_reason_to_take_ipv4_alone():
+    with listen("::", 0) as listener, pytest.raises(OSError, match="in use"):
+        listen("::", listener.getsockname()[1])

@@ -18,7 +18,7 @@ class Settings(ChatSettings):
 
     model_config = SettingsConfigDict(env_prefix="AGENT_", cli_prog_name="python -m worker.agent.main")
 
-    host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104  what a pod needs
+    host: str = Field("::", description="address to listen on; ::, every one of IPv6 and IPv4")
     port: int = Field(8101, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     fd: int | None = Field(
         None, ge=0, description="file descriptor of an inherited listening socket, instead of host and port"

@@ -50,17 +50,20 @@ async def models(exchange: Exchange, service: Service) -> None:
         "group": None,
         "is_blocking": False,
     }
-    model = {
-        "id": service.model,
-        "object": "model",
-        "created": service.started,
-        "owned_by": "vllm",
-        "root": service.root,
-        "parent": None,
-        "max_model_len": service.max_model_len,
-        "permission": [permission],
-    }
-    await exchange.json(200, {"object": "list", "data": [model]})
+    listed = [
+        {
+            "id": name,
+            "object": "model",
+            "created": service.started,
+            "owned_by": "vllm",
+            "root": service.root,
+            "parent": None,
+            "max_model_len": service.max_model_len,
+            "permission": [permission],
+        }
+        for name in service.names
+    ]
+    await exchange.json(200, {"object": "list", "data": listed})
 
 
 async def tokenize(exchange: Exchange, service: Service) -> None:

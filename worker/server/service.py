@@ -55,6 +55,8 @@ class Service:
     model: str
     root: str
     """What `model` stands for: /v1/models names it."""
+    names: tuple[str, ...]
+    """All that requests may ask for, `model` first."""
     tokenizer: Tokenizer
     generator: Generator
     runner: EngineRunner
@@ -112,8 +114,8 @@ class Service:
 
     def check_model(self, asked: str | None) -> None:
         """Raises `ApiError` (404) for a model that is not served here; none named means this one."""
-        if asked and asked != self.model:
-            raise model_not_found(asked, [self.model])
+        if asked and asked not in self.names:
+            raise model_not_found(asked, list(self.names))
 
     async def offload(self, size: int, work: Callable[[], _Result]) -> _Result:
         """`work` done here, or in a thread when it takes as long as tokenising `size` bytes of a long text. Raises what

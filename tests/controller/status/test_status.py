@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.spec.model import KVClusterSpec
 from controller.status.cache import AGES, hit_rate_permille, view_age
 from controller.status.observed import Problem, ProblemKind
 from controller.status.reasons import GIVEN_BY, ConditionType, Reason
@@ -282,6 +283,20 @@ def test_the_endpoint_of_a_load_balancer(ingress, expected):
         "status": {"loadBalancer": {"ingress": ingress}},
     }
     assert compute(observed(service=service), None, NOW)["endpoint"] == expected
+
+
+@pytest.mark.parametrize(
+    ("ingress", "expected"),
+    [
+        ({"host": "llm.example.com"}, "http://llm.example.com"),
+        ({"host": "llm.example.com", "tlsSecret": "cert", "path": "/rag"}, "https://llm.example.com/rag"),
+        ({"host": "*.example.com"}, "http://rag-router.ns.svc:8000"),
+        ({}, "http://rag-router.ns.svc:8000"),
+    ],
+)
+def test_the_endpoint_of_an_ingress(ingress, expected):
+    spec = KVClusterSpec.model_validate({"router": {"ingress": ingress}})
+    assert compute(observed(service=SERVICE, spec=spec), None, NOW)["endpoint"] == expected
 
 
 def test_the_endpoint_of_a_node_port_stays_while_a_router_is_on_the_node():

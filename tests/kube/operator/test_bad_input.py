@@ -38,6 +38,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "a flag that a field sets": ({"engine": {"args": ["--speed=2"]}}, "spec.engine.args[0]", "use spec.model"),
     "a flag of ours": ({"engine": {"args": ["--port", "80"]}}, "spec.engine.args[0]", "remove it"),
+    "an engine of several engines": (
+        {"engine": {"args": ["--data_parallel_size=2"]}}, "spec.engine.args[0]", "raise spec.workers.replicas",
+    ),
+    "an engine without a prefix cache": (
+        {"engine": {"args": ["--no-enable-prefix-caching"]}}, "spec.engine.args[0]", "remove it",
+    ),
+    "an engine with TLS": ({"engine": {"args": ["--ssl-keyfile", "k"]}}, "spec.engine.args[0]", "spec.router.ingress"),
+    "an engine with a key": ({"engine": {"args": ["--api-key=x"]}}, "spec.engine.args[0]", "in front of the routers"),
+    "a family that there is not": ({"network": {"ipFamilies": ["IPv5"]}}, "spec.network.ipFamilies[0]", "IPv6"),
+    "a route to nowhere": ({"router": {"httpRoute": {"parentRefs": []}}}, "spec.router.httpRoute.parentRefs", "1"),
     "a variable given twice": (
         {"engine": {"env": [{"name": "A"}, {"name": "A", "value": "b"}]}}, "spec.engine.env[1]", "Duplicate",
     ),

@@ -1,0 +1,75 @@
+"""Flags of an engine's command line that a manifest may not set, and what to do instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+RESERVED_FLAGS: Mapping[str, str] = MappingProxyType(
+    {
+        "--model": "spec.model.name",
+        "--served-model-name": "spec.model.servedNames",
+        "--tokenizer": "spec.model.tokenizer",
+        "--profile": "spec.model.profile",
+        "--max-model-len": "spec.model.maxModelLen",
+        "--block-size": "spec.cache.blockSize",
+        "--blocks": "spec.cache.blocks",
+        "--num-gpu-blocks-override": "spec.cache.blocks",
+        "--speed": "spec.engine.speed",
+        "--generator": "spec.engine.generator",
+        "--seed": "spec.engine.seed",
+        "--mean-output-tokens": "spec.engine.meanOutputTokens",
+        "--grace-period": "spec.workers.drainSeconds",
+        "--shutdown-timeout": "spec.workers.drainSeconds",
+    }
+)
+"""Flags that a field of the manifest sets; `engine.args` may not set them a second time."""
+
+OWNED_FLAGS = ("--host", "--port", "--fd", "--uds", "--worker-id", "--advertise-url", "--kv-events-config")
+"""Flags that belong to KVCluster itself."""
+
+REFUSED_FLAGS: Mapping[tuple[str, ...], str] = MappingProxyType(
+    {
+        ("--data-parallel-*", "-dp*", "--headless", "--nnodes"): "a worker is one engine in one pod with one cache: "
+        "raise spec.workers.replicas instead",
+        ("--no-enable-prefix-caching",): "requests are routed by what the engines' prefix caches hold: remove it",
+        (
+            "--ssl-*",
+            "--enable-ssl-refresh",
+        ): "routers and probes speak plain HTTP to workers: terminate TLS in front of "
+        "the routers (spec.router.ingress, spec.router.httpRoute)",
+        (
+            "--api-key",
+            "--root-path",
+        ): "routers, agents and probes ask the engine without a key, at the root: check keys "
+        "and rewrite paths in front of the routers",
+        ("--disable-log-stats", "--no-enable-prompt-tokens-details"): "queues and hit rates are read from what this "
+        "turns off: remove it",
+        ("--config",): "a file could set any of the flags that are refused: write its flags into spec.engine.args",
+    }
+)
+"""Flags with which an engine would run and the cluster would not work -> why, and what to do. `*`: whatever follows."""
+
+
+def pattern(*flags: str) -> str:
+    """A regular expression, of Python and of RE2 alike, for arguments that set one of these flags: `--flag`,
+    `--flag=value` and `--flag.key=value`, as vLLM takes parts of a JSON value. vLLM takes `_` for `-` too; here
+    any character is, as an API server counts the expression's length."""
+    exact = [flag[1:].replace("-", ".") for flag in flags if not flag.endswith("*")]
+    begin = [flag[1:-1].replace("-", ".") for flag in flags if flag.endswith("*")]
+    return f"^-({'|'.join([*begin, *([f'({chr(124).join(exact)})([=.]|$)'] if exact else [])])})"
+
+
+def problem(argument: str) -> str | None:
+    """What is wrong with an argument of the engine, and what to do; None for one that is fine."""
+    flag = re.split(r"[=.]", argument, maxsplit=1)[0]
+    for reserved, field in RESERVED_FLAGS.items():
+        if re.match(pattern(reserved), argument):
+            return f"{flag} is set by {field}: use that field"
+    if re.match(pattern(*OWNED_FLAGS), argument):
+        return f"{flag} belongs to KVCluster: remove it"
+    for flags, why in REFUSED_FLAGS.items():
+        if re.match(pattern(*flags), argument):
+            return f"{flag}: {why}"
+    return None

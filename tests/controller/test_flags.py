@@ -1,0 +1,57 @@
+"""Flags that would break a cluster are refused with what to do instead, however they are written."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from controller.spec.flags import OWNED_FLAGS, REFUSED_FLAGS, RESERVED_FLAGS, pattern, problem
+from controller.spec.load import validate_manifest
+from controller.spec.problems import ManifestError
+
+REFUSED = [
+    ("--data-parallel-size=2", "raise spec.workers.replicas"),
+    ("--data_parallel_size", "raise spec.workers.replicas"),
+    ("-dp=4", "raise spec.workers.replicas"),
+    ("-dpn", "raise spec.workers.replicas"),
+    ("--no-enable-prefix-caching", "remove it"),
+    ("--ssl-keyfile=/tls/key", "spec.router.ingress"),
+    ("--ssl_certfile", "spec.router.ingress"),
+    ("--api-key=secret", "in front of the routers"),
+    ("--disable-log-stats", "remove it"),
+    ("--config=vllm.yaml", "spec.engine.args"),
+    ("--uds=/tmp/socket", "remove it"),
+    ("--kv-events-config.publisher=null", "remove it"),
+    ("--served-model-name", "spec.model.servedNames"),
+    ("--max_model_len=9", "spec.model.maxModelLen"),
+    ("--shutdown-timeout=9", "spec.workers.drainSeconds"),
+]
+TAKEN = [
+    "--enable-prefix-caching", "--data", "-d", "--tensor-parallel-size=2", "--kv-transfer-config={}", "--modelx",
+    "--speculative-config.model=x", "--chat-template=/x.jinja", "x--model", "--configure",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argument", "remedy"), REFUSED)
+def test_it_is_refused_by_name_with_a_remedy(argument: str, remedy: str):
+    found = problem(argument)
+    assert found is not None
+    assert found.startswith(re.split("[=.]", argument)[0])
+    assert remedy in found
+    spec = {"engine": {"args": ["--x", argument]}}
+    head = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": {"name": "rag"}}
+    with pytest.raises(ManifestError, match=r"spec\.engine\.args\[1\]"):
+        validate_manifest({**head, "spec": spec})
+
+
+@pytest.mark.parametrize("argument", TAKEN)
+def test_others_are_taken(argument: str):
+    assert problem(argument) is None
+
+
+def test_every_flag_of_the_tables_is_refused():
+    for flag in (*RESERVED_FLAGS, *OWNED_FLAGS, *(flag for flags in REFUSED_FLAGS for flag in flags)):
+        plain = flag.removesuffix("*")
+        assert problem(plain) is not None, flag
+        assert re.match(pattern(flag), f"{plain}=1")
