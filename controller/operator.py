@@ -76,9 +76,12 @@ class Operator:
     def seen(self, kind: Kind, change: str | None, item: Object) -> None:
         """An event of a watch: `change` is ADDED, MODIFIED, DELETED, or None for what was there before."""
         item = {"apiVersion": kind.api_version, "kind": kind.name} | item
+        held = self._inventory.get(kind, (item["metadata"]["namespace"], item["metadata"]["name"]))
         take = self._inventory.drop if change == "DELETED" else self._inventory.put
         if take(kind, item):
             self._wake(_cluster(kind, item))
+            if held is not None:
+                self._wake(_cluster(kind, held))  # whose label somebody took away misses it
 
     async def start(self) -> None:
         """Learns what there is, then begins to look after it."""

@@ -109,8 +109,9 @@ class Inventory:
                 self._end(gone["metadata"]["uid"], version)
                 self._forget(Ref(kind, *key))
         for key, item in listed.items():
+            held = self._items.get(Ref(kind, *key))
             if self.put(kind, item):
-                changed.add(owner_of(item) or key)
+                changed |= {owner_of(each) or key for each in (held, item) if each is not None}
         return changed
 
     def _end(self, uid: str, version: str) -> None:

@@ -133,7 +133,7 @@ def _structural(node: Schema, definitions: Mapping[str, Schema], path: tuple[str
     if node.get("x-kubernetes-int-or-string"):
         return {**result, "x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
     result["type"] = node["type"]
-    for name in ("enum", "minLength", "maxLength", "maxItems", "minimum", "maximum", "pattern"):
+    for name in ("enum", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "pattern"):
         if name in node:
             result[name] = node[name]
     if "exclusiveMinimum" in node:

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from controller.kube.client import ApiError
-from controller.kube.kinds import KVCLUSTER, Kind
+from controller.kube.kinds import DEPLOYMENT, KVCLUSTER, Kind
 from controller.kube.link import Link
 from controller.metrics import Metrics
 from controller.operator import WATCHED, Operator
@@ -45,12 +45,13 @@ class Lists:
 class Looks:
     """Whom the operator looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: float | None = 10.0) -> None:
         self.keys: list[Key] = []
+        self._pause = pause
 
     async def reconcile(self, key: Key) -> float | None:
         self.keys.append(key)
-        return 10.0
+        return self._pause
 
 
 def operator(lists: Lists, looks: Looks) -> Operator:
@@ -86,3 +87,19 @@ async def test_it_says_so_when_it_no_longer_works():
     await running.stop()
     with pytest.raises(RuntimeError, match="queue has ended"):
         running.check()
+
+
+async def test_a_cluster_misses_an_object_whose_label_was_taken_away():
+    looks = Looks(pause=None)
+    running = operator(Lists(), looks)
+    await running.start()
+    await asyncio.sleep(1)
+    looks.keys.clear()
+    labels = {"app.kubernetes.io/instance": "rag"}
+    metadata = {"name": "rag-worker", "namespace": "ns", "uid": "d", "resourceVersion": "6", "labels": labels}
+    running.seen(DEPLOYMENT, "ADDED", {"metadata": metadata})
+    await asyncio.sleep(1)
+    running.seen(DEPLOYMENT, "MODIFIED", {"metadata": {**metadata, "resourceVersion": "7", "labels": {}}})
+    await asyncio.sleep(1)
+    assert looks.keys == [("ns", "rag")] * 2
+    await running.stop()

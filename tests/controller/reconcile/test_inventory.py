@@ -66,6 +66,12 @@ def test_a_full_list_heals_a_lost_deletion_and_spares_what_came_after_it():
     assert inventory.keys(DEPLOYMENT) == [("other", "elsewhere"), ("ns", "written-meanwhile"), ("ns", "changed")]
 
 
+def test_a_full_list_names_the_cluster_that_an_object_left():
+    inventory = Inventory()
+    inventory.put(DEPLOYMENT, item("a", 3, cluster="rag"))
+    assert inventory.replace(DEPLOYMENT, None, [item("a", 9, cluster="chat")], "9") == {("ns", "rag"), ("ns", "chat")}
+
+
 def test_a_list_from_before_a_deletion_does_not_bring_the_object_back():
     inventory = Inventory()
     inventory.put(POD, item("a", 5))

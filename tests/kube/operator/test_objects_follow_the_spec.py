@@ -24,7 +24,7 @@ async def cluster(shared: Cluster, request: pytest.FixtureRequest) -> AsyncItera
 
 async def test_a_kvcluster_gets_its_objects_and_takes_them_with_it(cluster: Cluster):
     await cluster.create("rag", workers={"replicas": 3})
-    await eventually(lambda: cluster.has(OBJECTS), "all objects are there")
+    await eventually(lambda: cluster.has(OBJECTS), "the operator runs, and all objects are there", 60)
     deployment = await cluster.get("deployments", "rag-worker")
     assert deployment["spec"]["replicas"] == 3
     owner = await cluster.get("kvclusters", "rag")
