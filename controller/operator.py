@@ -75,7 +75,7 @@ class Operator:
 
     def seen(self, kind: Kind, change: str | None, item: Object) -> None:
         """An event of a watch: `change` is ADDED, MODIFIED, DELETED, or None for what was there before."""
-        item = {"apiVersion": kind.api_version, "kind": kind.name} | item
+        item = {"apiVersion": kind.api_version, "kind": kind.name, **item}
         held = self._inventory.get(kind, (item["metadata"]["namespace"], item["metadata"]["name"]))
         take = self._inventory.drop if change == "DELETED" else self._inventory.put
         if take(kind, item):

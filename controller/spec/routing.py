@@ -50,6 +50,10 @@ class Retries(SpecModel):
     """Workers a request is sent to at most, one after another (`--retry-attempts`)."""
     deadline_seconds: Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)] | None = None
     """In which another worker is looked and waited for after a failure (`--retry-deadline`)."""
+    share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """Retries allowed, as a share of the requests of the last 10 s (`--retry-share`)."""
+    floor: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] | None = None
+    """Retries a second that are allowed beside that share (`--retry-floor`)."""
 
 
 class Liveness(SpecModel):
@@ -57,5 +61,9 @@ class Liveness(SpecModel):
 
     silence_seconds: Seconds | None = None
     """Silence after which a worker is left out (`--liveness-timeout`)."""
+    stall_seconds: Seconds | None = None
+    """Silence of a worker after which a request that it has not begun to answer is moved (`--stall-timeout`)."""
+    cut_seconds: Seconds | None = None
+    """Silence of a worker after which an answer that it has begun is cut (`--cut-timeout`)."""
     view_seconds: Seconds | None = None
     """After which a view of a cache that nothing confirms is not matched against (`--view-timeout`)."""
