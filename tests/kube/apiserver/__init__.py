@@ -7,7 +7,17 @@
     await api.stop()
 
 It runs on the test's event loop. Run kopf on another one (a thread's) or in a process: a kopf operator that stops
-cancels every task of its loop, this server's too. `tests/kube/test_conformance.py` holds it to what a real server does.
+cancels every task of its loop, this server's too.
+
+`tests/kube/test_conformance*.py`, and the suites of kubectl, kopf, the operator and the chart, run against it and
+against Kubernetes 1.36.2 alike. Known to be otherwise than there:
+
+- endpoints may have loopback addresses, which pods of the fake node have, and a real server refuses;
+- a version from the future is refused at once (a real server waits three seconds first), and a watch from there
+  waits for it as if it were now;
+- an explicit zero that is not stored is left out before owners of fields are compared, and makes no conflict;
+- there is no admission beyond what the tests need: no ServiceAccount, quota or policy plugins, no webhooks;
+- of rules in CRDs, what `celchecks.py` says.
 """
 
 from __future__ import annotations
