@@ -55,9 +55,6 @@ class Settings(ProcessSettings):
     @property
     def release(self) -> Release:
         """What the installation decides for its clusters."""
-<<<<<<< HEAD
-        return Release(self.image, self.image_pull_policy, self.namespace, self.router_drain_delay, self.drain_limit)
-=======
         return Release(
             self.image,
             self.image_pull_policy,
@@ -65,5 +62,5 @@ class Settings(ProcessSettings):
             self.image_pull_secrets,
             ipv6=":" in os.environ.get("KUBERNETES_SERVICE_HOST", ""),
             drain_delay=self.router_drain_delay,
+            drain_limit=self.drain_limit,
         )
->>>>>>> 152714c (Networks, entrances, time limits, served names, a model at a path; flags that break a cluster are refused)
