@@ -93,7 +93,7 @@ class WorkerTally:
     requests: int = 0
     prompt_tokens: int = 0
     uncached_tokens: int = 0
-    """Prompt tokens it had to compute."""
+    """Prompt tokens it had to compute, of the requests whose answers say how many were cached."""
     output_tokens: int = 0
 
 
@@ -129,7 +129,7 @@ class Result:
     """Requests by the number of blocks matched, in ranges of powers of two."""
     workers: Mapping[str, WorkerTally]
     computed_tokens: int
-    """Prompt tokens that all workers together had to compute."""
+    """Prompt tokens that all workers together had to compute, of the requests whose answers say what was cached."""
     prefill_skew: float | None
     """Largest over mean of the workers' uncached tokens; 1 is even."""
     error_causes: Mapping[str, int]
@@ -234,7 +234,7 @@ def _tallies(records: Sequence[Record], worker_ids: Sequence[str]) -> dict[str, 
         tallies[name] = WorkerTally(
             requests=before.requests + 1,
             prompt_tokens=before.prompt_tokens + prompt,
-            uncached_tokens=before.uncached_tokens + prompt - (r.cached_tokens or 0),
+            uncached_tokens=before.uncached_tokens + (0 if r.cached_tokens is None else prompt - r.cached_tokens),
             output_tokens=before.output_tokens + (r.output_tokens or 0),
         )
     return dict(sorted(tallies.items()))

@@ -73,7 +73,7 @@ def ending(body: bytes) -> Ending:
     An answer that stops before `[DONE]`, that holds an error event (HTTP 200 was already sent when an engine died) or
     that the engine aborted is an error.
     """
-    events = [_payload(event) for event in body.replace(b"\r\n", b"\n").rstrip().rsplit(_SEPARATOR, LAST_EVENTS)]
+    events = _last_events(body.replace(b"\r\n", b"\n"))
     usage: dict[str, Any] = {}
     error = None if events[-1] == _DONE else "the stream ended before [DONE]"
     for data in events:
@@ -86,6 +86,18 @@ def ending(body: bytes) -> Ending:
                 error = "finish_reason abort"
     details = usage.get("prompt_tokens_details") or {}
     return Ending(usage.get("prompt_tokens"), details.get("cached_tokens"), usage.get("completion_tokens"), error)
+
+
+def _last_events(body: bytes) -> list[bytes]:
+    """Data of the last events, at least one (empty); comments, which may stand anywhere, are none."""
+    found: list[bytes] = []
+    end = len(body)
+    while end > 0 and len(found) < LAST_EVENTS:
+        start = body.rfind(_SEPARATOR, 0, end)
+        if data := _payload(body[start + len(_SEPARATOR) if start >= 0 else 0 : end]):
+            found.append(data)
+        end = start
+    return found[::-1] or [b""]
 
 
 def error_name(fields: dict[str, Any]) -> str:

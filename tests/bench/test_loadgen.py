@@ -3,12 +3,16 @@ import dataclasses
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from io import StringIO
 from typing import Any
 
 import pytest
 from aiohttp import web
+from rich.console import Console
 
 from bench.loadgen import EndpointError, LoadOptions, drive
+from bench.report import print_comparison, print_result
+from bench.result import RunInfo, summarise
 from bench.workloads import Workload, WorkloadSpec, build_workload
 
 Handler = Callable[[web.Request], Any]
@@ -197,3 +201,33 @@ async def test_the_load_generator_says_when_it_is_the_bottleneck() -> None:
         driven = await drive(url, build_workload(WorkloadSpec("uniform", limit=60, rate=100)), LoadOptions(), slow)
     assert any("late" in why or "behind" in why for why in driven.health.bottleneck)
     assert dataclasses.asdict(driven.health)["lateness_seconds"]["p99"] > 0
+
+
+async def test_a_result_sums_what_the_answers_report_zeros_and_absent_fields_too() -> None:
+    """An answer that does not say how much was cached counts on neither side; comments stand anywhere."""
+    details: list[dict[str, Any]] = [
+        *({"prompt_tokens_details": {"cached_tokens": 0}} for _ in range(9)),
+        {"prompt_tokens_details": {"cached_tokens": 38}},
+        {"prompt_tokens_details": None},
+        {},
+    ]
+    coming = iter(details)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        usage = {"prompt_tokens": 40, "completion_tokens": 2, **next(coming)}
+        comment = b": keep-alive\n\n"
+        pieces = [comment, *WHOLE[:2], comment * 9, event(choices=[], usage=usage), comment, WHOLE[3], comment * 9]
+        answer: web.StreamResponse = await streaming(pieces)(request)
+        return answer
+
+    async with endpoint(handler) as url:
+        driven = await drive(url, small(len(details)), LoadOptions(), silent)
+    result = summarise(driven.records, RunInfo("any", 0, {}))
+    assert result.errors == 0
+    assert result.hit_rate == 38 / 400
+    assert result.computed_tokens == 362
+    assert (result.hit.requests, result.miss.requests) == (1, 9)
+    console = Console(file=StringIO(), width=200)
+    print_result(console, result)
+    print_comparison(console, [result])
+    assert console.file.getvalue().count("9.5%") == 2  # type: ignore[attr-defined]
