@@ -99,7 +99,10 @@ class Api:
             "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
         }
         head = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
-        await self.create(CRD, {**head, "metadata": {"name": f"{plural}.{group}"}, "spec": spec})
+        # Groups of Kubernetes' own need it.
+        approved = {"api-approved.kubernetes.io": "https://github.com/kubernetes/enhancements"}
+        metadata = {"name": f"{plural}.{group}", "annotations": approved}
+        await self.create(CRD, {**head, "metadata": metadata, "spec": spec})
 
     async def kvcluster(self, namespace: str, name: str, spec: Object) -> None:
         manifest = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": {"name": name}}

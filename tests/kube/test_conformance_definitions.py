@@ -186,3 +186,14 @@ async def test_the_products_definition_is_stored_as_it_is_written(client: httpx.
     # What the server leaves out would be a conflict for the second who applies the same file: versions have one owner.
     stored = ok(await client.post(DEFINITIONS, json=crd(), params={"dryRun": "All"}), 201)
     assert stored["spec"]["versions"] == crd()["spec"]["versions"]
+
+
+async def test_a_group_of_kubernetes_own_needs_to_be_approved(client: httpx.AsyncClient) -> None:
+    foreign = definition({"type": "object"})
+    foreign["spec"]["group"] = "rules.k8s.io"
+    foreign["metadata"]["name"] = "gadgets.rules.k8s.io"
+    status = refused(await client.post(DEFINITIONS, json=foreign, params={"dryRun": "All"}), 422, "Invalid")
+    annotation = "api-approved.kubernetes.io"
+    assert {cause["field"] for cause in status["details"]["causes"]} == {f"metadata.annotations[{annotation}]"}
+    foreign["metadata"]["annotations"] = {annotation: "https://github.com/kubernetes/enhancements/pull/1"}
+    ok(await client.post(DEFINITIONS, json=foreign, params={"dryRun": "All"}), 201)

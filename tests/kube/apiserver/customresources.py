@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,7 @@ from tests.kube.apiserver.validation import invalid, required, type_of, validate
 Object = dict[str, Any]
 
 AGE = Column("Age", ".metadata.creationTimestamp", "date")
+APPROVED = "api-approved.kubernetes.io"
 CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
 
 
@@ -86,6 +88,10 @@ def accept(definition: Object, now: str) -> None:
         ]  # fmt: skip
 
 
+def _approved(definition: Object) -> bool:
+    return bool((definition["metadata"].get("annotations") or {}).get(APPROVED))
+
+
 def faults(definition: Object) -> Iterator[Cause]:
     """Faults of a definition."""
     spec = definition.get("spec") or {}
@@ -94,6 +100,10 @@ def faults(definition: Object) -> Iterator[Cause]:
     name = definition["metadata"]["name"]
     if name != expected:
         yield invalid("metadata.name", name, 'must be spec.names.plural+"."+spec.group')
+    if re.search(r"(^|\.)(k8s|kubernetes)\.io$", spec.get("group", "")) and not _approved(definition):
+        why = f'protected groups must have approval annotation "{APPROVED}"'
+        more = "see https://github.com/kubernetes/enhancements/pull/1111"
+        yield required(f"metadata.annotations[{APPROVED}]", f"{why}, {more}")
     versions = spec.get("versions") or []
     if sum(bool(v.get("storage")) for v in versions) != 1:
         yield invalid("spec.versions", versions, "must have exactly one version marked as storage version")
