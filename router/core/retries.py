@@ -68,9 +68,13 @@ class Retries:
         self.sent = 0
         """How often it was sent."""
 
-    def failed(self, progress: Progress, now: float) -> Denial | None:
-        """It failed, having got so far: None when it may be sent again, which is then counted."""
-        if progress.taken_up:
+    def failed(self, progress: Progress, now: float, *, broken: bool = False) -> Denial | None:
+        """It failed, having got so far: None when it may be sent again, which is then counted.
+
+        `broken`: its connection died. What the worker had read by then is not always known, so it counts among those
+        that the request may have killed, whatever the progress.
+        """
+        if progress.taken_up or broken:
             self._casualties += 1
         if progress is not Progress.UNSENT and not self._repeatable:
             return Denial.UNSAFE

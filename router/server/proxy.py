@@ -119,7 +119,8 @@ class _Exchange:
                     self._log_answer(decision)
                 return self.status
             self._note(decision, self.failure)
-            denial = retries.failed(self.failure.progress, proxy.clock())
+            broken = self.failure.cause is Cause.BROKEN
+            denial = retries.failed(self.failure.progress, proxy.clock(), broken=broken)
             if denial is not None:
                 proxy.metrics.retries_denied.labels(denial.value).inc()
                 break

@@ -3,67 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import socket
-import sys
-from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
 
 from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.real import real_workers
 
 pytestmark = pytest.mark.process
-
-
-HOST = "127.66.0.1"
-"""Not the address from which connections are made: while a worker is away nobody else gets its port."""
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-class RealWorker:
-    """`python -m worker.main` at an address of its own, whichever process is there now."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.process: Process | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
-
-    async def start(self) -> None:
-        flags = ("--host", HOST, "--port", str(self.port), "--speed", "20", "--log-level", "error")
-        self.process = await asyncio.create_subprocess_exec(sys.executable, "-m", "worker.main", *flags)
-
-    async def drain(self) -> None:
-        """SIGTERM, as a kubelet sends it, and wait for the end."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        assert await self.process.wait() == 0
-
-    async def kill(self) -> None:
-        if self.process is not None and self.process.returncode is None:
-            self.process.kill()
-            await self.process.wait()
-
-
-@asynccontextmanager
-async def real_workers(count: int) -> AsyncIterator[list[RealWorker]]:
-    async with AsyncExitStack() as stack:
-        workers = [RealWorker() for _ in range(count)]
-        for worker in workers:
-            stack.push_async_callback(worker.kill)
-            await worker.start()
-        yield workers
 
 
 class Load:

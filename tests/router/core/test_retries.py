@@ -29,6 +29,12 @@ def test_one_that_no_worker_took_up_is_sent_as_often_as_any(progress: Progress) 
     assert denials == [None, None, None, Denial.ATTEMPTS]
 
 
+def test_a_connection_that_died_counts_whatever_the_worker_had_read() -> None:
+    request = retries()
+    assert request.failed(Progress.UNSENT, 0.0, broken=True) is None
+    assert request.failed(Progress.UNSENT, 0.0, broken=True) is Denial.SUSPECT
+
+
 def test_being_turned_away_in_between_does_not_clear_a_suspect() -> None:
     request = retries()
     assert request.failed(Progress.UNANSWERED, 0.0) is None
