@@ -1,0 +1,131 @@
+"""Clients that people use, against a router with emulated workers behind it. The `openai` client has a file of its own.
+
+Not covered: `vllm bench serve`, which comes with vLLM's gigabytes; docs/real-vllm.md has the command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_openai import ChatOpenAI, OpenAI
+
+from tests.e2e.conftest import StartCluster
+from tests.e2e.support import ClusterUnderTest
+
+pytestmark = pytest.mark.process
+
+QUESTION = "What is held in a KV cache, and for how long? " * 20
+WEATHER = {
+    "name": "weather",
+    "description": "Weather of a city",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+
+
+@pytest.fixture
+async def cluster(start_cluster: StartCluster) -> AsyncIterator[ClusterUnderTest]:
+    async with start_cluster(workers=2) as cluster:
+        yield cluster
+
+
+async def served(cluster: ClusterUnderTest) -> str:
+    async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="unused") as client:
+        return (await client.models.list()).data[0].id
+
+
+async def test_anthropic(cluster: ClusterUnderTest) -> None:
+    model = await served(cluster)
+    async with anthropic.AsyncAnthropic(base_url=cluster.url, api_key="unused", max_retries=0) as client:
+        asked = [{"role": "user", "content": QUESTION}]
+        answer = await client.messages.create(model=model, max_tokens=6, system="Be brief.", messages=asked)
+        assert (answer.role, answer.content[0].type) == ("assistant", "text")
+        assert 0 < answer.usage.output_tokens <= 6
+        counted = await client.messages.count_tokens(model=model, system="Be brief.", messages=asked)
+        used = answer.usage
+        cached = (used.cache_creation_input_tokens or 0) + (used.cache_read_input_tokens or 0)
+        assert counted.input_tokens == used.input_tokens + cached
+        history = [
+            *asked,
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Ulm"}}],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "rain"}]},
+        ]
+        async with client.messages.stream(
+            model=model, max_tokens=7, messages=history, tools=[WEATHER], tool_choice={"type": "none"}
+        ) as stream:
+            text = "".join([piece async for piece in stream.text_stream])
+            final = await stream.get_final_message()
+        assert text == "".join(block.text for block in final.content if block.type == "text")
+        assert final.stop_reason in ("max_tokens", "end_turn")
+        with pytest.raises(anthropic.APIStatusError) as refused:
+            await client.messages.create(model="nope", max_tokens=6, messages=asked)
+        assert refused.value.status_code == 404
+
+
+async def test_responses_of_the_openai_client(cluster: ClusterUnderTest) -> None:
+    model = await served(cluster)
+    async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="unused", max_retries=0) as client:
+        answer = await client.responses.create(
+            model=model, input=QUESTION, instructions="Be brief.", max_output_tokens=6
+        )
+        assert answer.usage is not None
+        assert answer.usage.output_tokens <= 6
+        kinds = [
+            event.type
+            async for event in await client.responses.create(
+                model=model, input=QUESTION, max_output_tokens=5, stream=True
+            )
+        ]
+        assert kinds[0] == "response.created"
+        assert "response.output_text.delta" in kinds
+        assert kinds[-1] in ("response.completed", "response.incomplete")
+
+
+async def test_langchain(cluster: ClusterUnderTest) -> None:
+    async with httpx.AsyncClient() as client:
+        place: dict[str, Any] = {
+            "base_url": f"{cluster.url}/v1",
+            "api_key": "unused",
+            "model": await served(cluster),
+            "http_async_client": client,
+            "max_retries": 0,
+        }
+        chat = ChatOpenAI(**place, max_completion_tokens=6)
+        history = [
+            SystemMessage("Be brief."),
+            HumanMessage(QUESTION),
+            AIMessage("", tool_calls=[{"name": "weather", "args": {"city": "Ulm"}, "id": "t1"}]),
+            ToolMessage("rain", tool_call_id="t1"),
+        ]
+        answer = await chat.bind_tools([WEATHER_FUNCTION], tool_choice="none").ainvoke(history)
+        assert answer.usage_metadata is not None
+        assert 0 < answer.usage_metadata["output_tokens"] <= 6
+        whole, *pieces = [piece async for piece in chat.astream(history, stream_usage=True)]
+        for piece in pieces:
+            whole += piece
+        assert whole.usage_metadata is not None
+        assert whole.usage_metadata["output_tokens"] <= 6
+        completion = OpenAI(**place, max_tokens=5)
+        ((generation,),) = (await completion.agenerate([QUESTION])).generations
+        assert generation.generation_info is not None
+        assert generation.generation_info["finish_reason"] in ("length", "stop")
+
+
+def _function() -> dict[str, object]:
+    return {
+        "type": "function",
+        "function": {
+            "name": WEATHER["name"], "description": WEATHER["description"], "parameters": WEATHER["input_schema"],
+        },
+    }  # fmt: skip
+
+
+WEATHER_FUNCTION = _function()
