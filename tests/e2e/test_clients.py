@@ -1,6 +1,6 @@
 """Clients that people use, against a router with emulated workers behind it. The `openai` client has a file of its own.
 
-Not covered: `vllm bench serve`, which comes with gigabytes of vLLM; it was run by hand against the same router and workers.
+Not covered: `vllm bench serve`, which comes with gigabytes of vLLM. It was run by hand against router and emulator.
 """
 
 from __future__ import annotations
