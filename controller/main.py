@@ -33,9 +33,6 @@ from kvcache.settings import SettingsError
 
 logger = logging.getLogger("controller")
 
-CHATTY = ("kopf.objects", "kopf.activities.probe", "aiohttp.access")
-"""Loggers of libraries with a line for each event of each object, and for each call of /healthz."""
-
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
@@ -111,8 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     configure(settings.log_level, settings.log_format)
     if settings.log_level != "debug":
-        for name in CHATTY:
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event of each object
     if settings.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf looks for it
     # Else kopf names itself after the user, and the uid that the image runs under has no name.

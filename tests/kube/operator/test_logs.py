@@ -12,11 +12,10 @@ from tests.kube.operator.support import Cluster, Controller, eventually, free_po
 pytestmark = pytest.mark.process
 
 
-@pytest.mark.parametrize(("level", "said"), [("info", False), ("debug", True)])
-async def test_a_probe_is_no_line_in_the_log(bare: Cluster, tmp_path: Path, level: str, said: bool):
+async def test_a_probe_is_no_line_in_the_log(bare: Cluster, tmp_path: Path):
     health, log = f"http://127.0.0.1:{free_port()}/healthz", tmp_path / "controller.log"
-    options = (f"--health-port={httpx.URL(health).port}", f"--log-level={level}")
-    controller = Controller(bare.operator_kubeconfig(tmp_path / "kubeconfig"), log, *options)
+    port = f"--health-port={httpx.URL(health).port}"
+    controller = Controller(bare.operator_kubeconfig(tmp_path / "kubeconfig"), log, port)
     await controller.start()
     async with httpx.AsyncClient(trust_env=False) as client:
 
@@ -30,5 +29,4 @@ async def test_a_probe_is_no_line_in_the_log(bare: Cluster, tmp_path: Path, leve
     await controller.stop()
     text = log.read_text()
     assert "controller_started" in text
-    assert ("/healthz" in text) is said
-    assert ("'looking'" in text) is said
+    assert "healthz" not in text
