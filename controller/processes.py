@@ -35,6 +35,7 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
     """Settings of one router, apart from its addresses and its source of workers."""
     limits, timeouts = spec.router.limits, spec.router.timeouts
     retries, liveness = spec.router.retries, spec.router.liveness
+    total = limits.max_total_body_bytes
     return {
         "strategy": spec.router.strategy.value,
         "model": spec.model_name,
@@ -43,6 +44,9 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
         "block-size": spec.cache.block_size,
         "speed": spec.engine.speed,
         "max-body-bytes": limits.max_body_bytes,
+        "max-total-body-bytes": max(total, limits.max_body_bytes) if total is not None else None,
+        "cors-origins": ",".join(spec.router.cors_origins) or None,
+        "allowed-paths": ",".join(spec.router.allowed_paths) or None,
         "max-header-bytes": limits.max_header_bytes,
         "max-headers": limits.max_headers,
         "max-concurrent-requests": limits.max_concurrent_requests,

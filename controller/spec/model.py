@@ -26,6 +26,8 @@ from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileE
 API_VERSION: Final = "kvcluster.dev/v1alpha1"
 KIND: Final = "KVCluster"
 
+ORIGIN_PATTERN = r"^([a-z][a-z0-9+.-]*://[^/?#\s,]+|\*)$"
+PATH_PATTERN = r"^/[^\s,%]*[^\s,%/]$"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 MAX_NAME_LENGTH = 45
 """The longest object name is `<name>-router-management`, and a Service's name has at most 63 characters."""
@@ -211,6 +213,14 @@ class Router(Placement):
     """What a router does when a worker fails before its answer has begun."""
     liveness: Liveness = Liveness()
     """When a router takes a worker, or its view of the worker's cache, for lost."""
+    cors_origins: list[Annotated[str, Field(pattern=ORIGIN_PATTERN, max_length=256)]] = Field(
+        default_factory=list, max_length=32
+    )
+    """Origins whose pages may use the routers from a browser, such as https://chat.example.com, or "*"."""
+    allowed_paths: list[Annotated[str, Field(pattern=PATH_PATTERN, max_length=256)]] = Field(
+        default_factory=list, max_length=32
+    )
+    """Paths that routers pass on beside inference APIs, such as /v1/load_lora_adapter: see `docs/router.md`."""
     service: Annotated[Service, CLUSTER_ONLY] = Service()
     """The Service in front of the routers."""
     ingress: Annotated[Ingress | None, CLUSTER_ONLY] = None

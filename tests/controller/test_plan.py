@@ -72,6 +72,19 @@ def test_the_router_knows_the_workers_and_its_limits(make_manifest):
     assert (flags(router)["strategy"], flags(router)["max-body-bytes"]) == ("least_loaded", "4096")
 
 
+def test_the_router_is_told_whom_to_answer_and_what_to_pass_on(make_manifest):
+    plain = flags(desired_processes(make_manifest(workers={"replicas": 2}), ADDRESSES)[-1])
+    assert {"cors-origins", "allowed-paths", "max-total-body-bytes"}.isdisjoint(plain)
+    router = {
+        "corsOrigins": ["https://a.example.com", "http://localhost:3000"],
+        "allowedPaths": ["/v1/load_lora_adapter"],
+        "limits": {"maxBodyBytes": 4096, "maxTotalBodyBytes": 2048},
+    }
+    told = flags(desired_processes(make_manifest(workers={"replicas": 2}, router=router), ADDRESSES)[-1])
+    assert told["cors-origins"] == "https://a.example.com,http://localhost:3000"
+    assert (told["allowed-paths"], told["max-total-body-bytes"]) == ("/v1/load_lora_adapter", "4096")
+
+
 def test_engine_args_come_last(make_manifest):
     manifest = make_manifest(workers={"replicas": 2}, engine={"args": ["--dev-mode", "--max-num-seqs=8"]})
     assert desired_processes(manifest, ADDRESSES)[0].args[-2:] == ("--dev-mode", "--max-num-seqs=8")
