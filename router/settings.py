@@ -109,7 +109,7 @@ class Settings(ChatSettings):
         description="origins (https://chat.example.com, or *) whose pages may use the data port from a browser; "
         "separate by commas. Default: none, and the workers answer preflights",
     )
-    max_body_bytes: PositiveInt = Field(16 * 2**20, description="largest request body")
+    max_body_bytes: PositiveInt = Field(64 * 2**20, description="largest request body")
     max_total_body_bytes: PositiveInt | None = Field(
         None, description="largest total of the bodies of requests in progress; default: 512 MiB, or 4 of the largest"
     )

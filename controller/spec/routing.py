@@ -14,7 +14,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 class Limits(SpecModel):
     """What a router accepts from clients."""
 
-    max_body_bytes: Annotated[int, Field(ge=1_024, le=2**31)] = 16 * 2**20
+    max_body_bytes: Annotated[int, Field(ge=1_024, le=2**31)] = 64 * 2**20
     """Largest request body; a larger one is answered with 413."""
     max_total_body_bytes: Annotated[int, Field(ge=1_024, le=2**40)] | None = None
     """Largest total of the bodies of all requests in progress; what does not fit is answered with 503. It has room
