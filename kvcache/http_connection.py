@@ -246,6 +246,9 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         self._transport.write(data)
 
+    def release_body(self, size: int) -> None:
+        self._shared.release(0, size)
+
     def common_headers(self) -> Headers:
         return self._shared.common_headers()
 

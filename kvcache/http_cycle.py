@@ -74,6 +74,9 @@ class Wire(Protocol):
     def write(self, data: bytes) -> None:
         """Send; nothing happens when the connection is gone."""
 
+    def release_body(self, size: int) -> None:
+        """So many bytes of the request's body are held no more."""
+
     def answered(self) -> None:
         """The answer is complete."""
 
@@ -109,7 +112,8 @@ class Cycle:
         self.scope = scope
         self._body: bytes | bytearray | None = body
         self.held = len(body)
-        """Bytes of the request's body, counted until the answer is complete."""
+        """Bytes of the request's body, counted until its answer begins: an app that has begun to answer has no more
+        need of the body, and keeps none of it."""
         self.keep_alive = keep_alive
         self.task: asyncio.Task[None] | None = None
         self._state = AnswerState.PENDING
@@ -127,6 +131,9 @@ class Cycle:
         if state not in _NEXT[self._state]:
             raise RuntimeError(f"an answer cannot become {state.value} when it is {self._state.value}")
         self._state = state
+        if state is AnswerState.BEGUN:
+            held, self.held = self.held, 0
+            self._wire.release_body(held)
         if state in _OVER:
             self._body = None
             if self._over is not None:

@@ -21,7 +21,7 @@ class HttpLimits:
     max_headers: int = 256
     max_body_bytes: int = 16 * 2**20
     max_total_body_bytes: int | None = None
-    """Bodies of all requests whose answers are not complete; None = no bound but the number of requests."""
+    """Bodies of all requests whose answers have not begun; None = no bound but the number of requests."""
     header_timeout: float = 10.0
     """From a request's first byte to the end of its headers."""
     body_timeout: float = 30.0

@@ -50,7 +50,7 @@ class ServingState:
         self.tasks: set[asyncio.Task[None]] = set()
         self.in_flight = 0
         self.body_bytes = 0
-        """Of all requests in flight."""
+        """Of all requests in flight whose answers have not begun."""
         self.draining = False
         """Every answer whose head has not gone out says `Connection: close`."""
         self.stopping = False

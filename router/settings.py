@@ -111,7 +111,9 @@ class Settings(ChatSettings):
     )
     max_body_bytes: PositiveInt = Field(64 * 2**20, description="largest request body")
     max_total_body_bytes: PositiveInt | None = Field(
-        None, description="largest total of the bodies of requests in progress; default: 512 MiB, or 4 of the largest"
+        None,
+        description="largest total of the bodies of requests in progress, each until its answer begins; "
+        "default: 512 MiB, or 4 of the largest",
     )
     max_header_bytes: PositiveInt = Field(65_536, description="largest total of a request's headers")
     max_headers: PositiveInt = Field(256, description="most headers of a request")

@@ -17,8 +17,8 @@ class Limits(SpecModel):
     max_body_bytes: Annotated[int, Field(ge=1_024, le=2**31)] = 64 * 2**20
     """Largest request body; a larger one is answered with 413."""
     max_total_body_bytes: Annotated[int, Field(ge=1_024, le=2**40)] | None = None
-    """Largest total of the bodies of all requests in progress; what does not fit is answered with 503. It has room
-    for one body at least; default: 512 MiB, or 4 of the largest bodies."""
+    """Largest total of the bodies of all requests in progress, each until its answer begins; what does not fit is
+    answered with 503. It has room for one body at least; default: 512 MiB, or 4 of the largest bodies."""
     max_header_bytes: Annotated[int, Field(ge=1_024, le=2**20)] = 65_536
     """Largest total of request line and headers; more is answered with 431."""
     max_headers: Annotated[int, Field(ge=8, le=10_000)] = 256

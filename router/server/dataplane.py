@@ -19,8 +19,10 @@ from router.server.prompts import CHAT, COMPLETIONS, PROMPTLESS, PromptReader
 from router.server.proxy import Proxy, answer_error, answer_json
 from router.server.upstream import UpstreamRequest
 
-_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
-"""What may stand in a request's target: all else (a client's UTF-8, say) is percent-encoded."""
+_IN_PATH = "/!$&'()*+,;=:@"
+"""What a path may hold beside letters, digits and `-._~` (RFC 3986 3.3): all else is percent-encoded."""
+_IN_QUERY = "".join(map(chr, range(0x21, 0x7F)))
+"""The same of a query, which passes through as it came but for what no request line may hold."""
 CLIENT_LEFT = 499
 """Status in the metrics (nginx's) of a request whose client left before it was answered."""
 
@@ -62,21 +64,19 @@ class DataPlane:
         judged = access(path, self.allowed)
         if judged is not Access.PASSED:
             return await _not_found(send, path, judged)
-        if scope["raw_path"].endswith(b"/"):
-            return await _redirect(send, scope)
-        body: bytes = (await receive()).get("body", b"")
+        if path.endswith("/"):
+            return await _redirect(send, _target(path.rstrip("/"), scope))
         headers, request_id = to_worker(scope["headers"])
-        target: bytes = scope["raw_path"]
-        if scope["query_string"]:
-            target += b"?" + scope["query_string"]
+        request = UpstreamRequest(
+            method, _target(path, scope), headers, (await receive()).get("body", b""), repeatable(method, path)
+        )
         route = PROMPTLESS
         if method == "POST" and path in (COMPLETIONS, CHAT):
-            route = await self.prompts.read(path, body)
+            route = await self.prompts.read(path, request.body)
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.inc(route.prompt_tokens)
             elif route.unread is not None:
                 self.metrics.prompts_unread.labels(route.unread.value).inc()
-        request = UpstreamRequest(method, quote(target, safe=_PRINTABLE), headers, body, repeatable(method, path))
         return await self.proxy.forward(request, route, request_id, arrived, send)
 
 
@@ -89,12 +89,17 @@ async def _not_found(send: Send, path: str, judged: Access) -> int:
     return 404
 
 
-async def _redirect(send: Send, scope: Scope) -> int:
+def _target(path: str, scope: Scope) -> str:
+    """The path that was judged, spelled in one way only, and the client's query."""
+    target = quote(path, safe=_IN_PATH)
+    if query := scope["query_string"]:
+        target += "?" + quote(query, safe=_IN_QUERY)
+    return target
+
+
+async def _redirect(send: Send, location: str) -> int:
     """As vLLM's server, but to where the client came from: a worker would name its own address."""
-    location = scope["raw_path"].rstrip(b"/")
-    if scope["query_string"]:
-        location += b"?" + scope["query_string"]
-    headers = [(b"content-length", b"0"), (b"location", location)]
+    headers = [(b"content-length", b"0"), (b"location", location.encode())]
     await send({"type": "http.response.start", "status": 307, "headers": headers})
     await send({"type": "http.response.body"})
     return 307

@@ -232,6 +232,7 @@ class _Exchange:
                 self.status = response.status
                 relay = Relay(
                     self.client,
+                    self.request,
                     decision,
                     response,
                     attempt,

@@ -20,7 +20,7 @@ from router.server.answer import AnswerStream, Stage, WholeAnswer, read_answer
 from router.server.attempts import NOT_WAITING, Attempt
 from router.server.headers import Headers, find, to_client
 from router.server.metrics import Metrics
-from router.server.upstream import Cause, Progress, UpstreamError, UpstreamResponse
+from router.server.upstream import Cause, Progress, UpstreamError, UpstreamRequest, UpstreamResponse
 from router.server.usage import Usage, UsageFinder
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Relay:
     """One worker's answer on its way to the client. `attempts`: how many workers were asked, this one included."""
 
     client: Client
+    request: UpstreamRequest
     decision: Decision
     response: UpstreamResponse
     attempt: Attempt
@@ -188,6 +189,7 @@ class Relay:
     async def _begin(self) -> None:
         """The point of no return: status and headers go to the client."""
         self.attempt.answered = self.begun = True
+        self.request.drop_body()
         status, headers = self.response.status, self._headers()
         await self.client.send({"type": "http.response.start", "status": status, "headers": headers})
 

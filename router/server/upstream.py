@@ -47,9 +47,9 @@ class UpstreamError(Exception):
         self.progress = progress
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UpstreamRequest:
-    """What goes to whichever worker is chosen; `target` is the path with its query, as the client sent it."""
+    """What goes to whichever worker is chosen; `target` is the path with its query, percent-encoded."""
 
     method: str
     target: str
@@ -57,6 +57,10 @@ class UpstreamRequest:
     body: bytes
     repeatable: bool = False
     """Sending it twice has no other effect than sending it once (`server.paths`)."""
+
+    def drop_body(self) -> None:
+        """It will not be sent again: an answer may take minutes, and the body megabytes."""
+        self.body = b""
 
 
 class UpstreamResponse(Protocol):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from kvcache.settings import SettingsError
 from router.settings import Settings
 from tests.router.conftest import StartRouter, until
-from tests.router.fakes import Connection, Received, completion, fake_workers, good
+from tests.router.fakes import DONE, Connection, Received, completion, fake_workers, good, token
 
 PAGE = "https://chat.example.com"
 PREFLIGHT = {
@@ -157,3 +160,66 @@ async def test_when_bodies_take_all_the_memory_there_is_the_next_is_told_to_come
         assert (await first).status_code == 200
         assert (await router.client.post("/v1/embeddings", content=body)).status_code == 200
         assert workers[0].received[0].body == body
+
+
+async def test_a_body_takes_room_until_its_answer_begins(start_router: StartRouter) -> None:
+    """A long stream does not keep its prompt's, or its images', bytes from others."""
+    release = asyncio.Event()
+
+    async def streaming(connection: Connection, request: Received) -> None:
+        await connection.begin_stream()
+        await connection.chunk(token("Hel"))
+        await release.wait()
+        await connection.chunk(token("lo", "length") + DONE)
+        await connection.end_stream()
+
+    limits = {"max_body_bytes": 3_000_000, "max_total_body_bytes": 4_000_000}
+    async with fake_workers(streaming) as workers, start_router(workers, **limits) as router, AsyncExitStack() as open_:
+        body = b"{" + b" " * 2_500_000 + b"}"
+        streams = []
+        for _ in range(4):
+            answer = await open_.enter_async_context(router.client.stream("POST", "/v1/embeddings", content=body))
+            streams.append(answer.aiter_bytes())
+            assert await anext(streams[-1]) == token("Hel")
+        release.set()
+        for stream in streams:
+            assert b"".join([piece async for piece in stream]) == token("lo", "length") + DONE
+        assert [received.body for received in workers[0].received] == [body] * 4
+
+
+class Body(bytearray):
+    """Bytes that can be watched: `bytes` takes no weak reference."""
+
+
+@pytest.mark.parametrize("size", [100, 400_000], ids=["read on the loop", "read in a thread"])
+async def test_nothing_of_the_router_keeps_a_body_whose_answer_has_begun(start_router: StartRouter, size: int) -> None:
+    release, begun = asyncio.Event(), asyncio.Event()
+
+    async def streaming(connection: Connection, request: Received) -> None:
+        await connection.begin_stream()
+        await connection.chunk(token("Hel"))
+        await release.wait()
+        await connection.chunk(token("lo", "length") + DONE)
+        await connection.end_stream()
+
+    async def send(message: Message) -> None:
+        if message.get("body"):
+            begun.set()
+
+    async with fake_workers(streaming) as workers, start_router(workers) as router:
+        await router.ready(1)
+        bodies = [Body(b'{"stream": true, "prompt": "' + b"a " * (size // 2) + b'"}')]
+        seen = weakref.ref(bodies[0])
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions",
+            "query_string": b"", "headers": [],
+        }  # fmt: skip
+        answer = asyncio.create_task(router.router.data_plane(scope, receive, send))
+        await begun.wait()
+        assert (seen(), answer.done()) == (None, False)
+        release.set()
+        await answer

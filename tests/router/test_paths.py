@@ -13,7 +13,7 @@ from kvcache.settings import SettingsError
 from router.server.paths import Access, access, is_plain, repeatable
 from router.settings import Settings
 from tests.router.conftest import RunningRouter, StartRouter
-from tests.router.fakes import fake_workers, good
+from tests.router.fakes import Connection, Received, fake_workers, good
 
 TRAVERSALS = [
     "/v1/%252e%252e/metrics", "/v1/%25252e%25252e/metrics", "/v1/..%2fmetrics", "/v1/%2e%2e%2fmetrics",
@@ -75,8 +75,32 @@ async def test_a_trailing_slash_is_redirected_to_where_the_client_came_from(star
         assert response.status_code == 307
         assert response.headers["location"] == "/v1/completions?a=b"
         assert workers[0].received == []
-        response = await router.client.get("/v1/models%2F")  # no slash of the path itself: nothing to take off
-        assert response.status_code == 200
+        # vLLM decodes it and would redirect to `http://ITS OWN ADDRESS/v1/models`.
+        assert b"\r\nlocation: /v1/models\r\n" in await raw(router, "GET", "/v1/models%2F")
+        assert workers[0].received == []
+
+
+async def test_a_worker_sees_one_spelling_of_a_path(start_router: StartRouter) -> None:
+    """The one that was judged: what is known of a path (its refusals, that it may be sent twice) is not gone round."""
+    async with fake_workers(good) as workers, start_router(workers) as router:
+        for target in (
+            "/v1/models/org/a%20b%3Fx@1",
+            "/v1/%6dodels/org%2Fa%20b%3fx%401",
+            "/%761/models/org/a%20b%3Fx%401",
+        ):
+            assert (await raw(router, "GET", target + "?q=%2f;[")).startswith(b"HTTP/1.1 200 ")
+        (seen,) = {received.target for received in workers[0].received}
+        assert seen == "/v1/models/org/a%20b%3Fx@1?q=%2f;["
+
+
+async def test_a_refusal_is_doubted_once_however_its_path_is_spelled(start_router: StartRouter) -> None:
+    async def refusing(connection: Connection, request: Received) -> None:
+        await connection.answer(404, b"{}")
+
+    async with fake_workers(refusing, refusing) as workers, start_router(workers) as router:
+        for target in ("/v1/models/x", "/v1/models/%78", "/v1/%6dodels/x", "/v1/models%2Fx"):
+            assert (await raw(router, "GET", target)).startswith(b"HTTP/1.1 404 ")
+        assert sum(len(worker.received) for worker in workers) == 5
 
 
 PIECES = st.sampled_from(
