@@ -32,7 +32,8 @@ def read_usage(fields: Mapping[str, Any]) -> Usage | None:
     """The usage stated by an answer or by an event of one; None without one that can be made sense of.
 
     `usage` is an object with `prompt_tokens`, `completion_tokens` and `prompt_tokens_details.cached_tokens` (or, as the
-    Responses API calls them, `input_tokens`, `output_tokens` and `input_tokens_details.cached_tokens`).
+    Responses API calls them, `input_tokens`, `output_tokens` and `input_tokens_details.cached_tokens`). The Messages
+    API counts in `input_tokens` only what is neither in `cache_read_input_tokens` nor in `cache_creation_input_tokens`.
     """
     stated = fields.get("usage")
     if not isinstance(stated, dict):
@@ -48,6 +49,10 @@ def read_usage(fields: Mapping[str, Any]) -> Usage | None:
         return None
     more = stated.get(details)
     cached = _count(more.get("cached_tokens")) if isinstance(more, dict) else None
+    if ours == "input_tokens":
+        beside = [_count(stated.get(name)) for name in ("cache_read_input_tokens", "cache_creation_input_tokens")]
+        prompt += sum(count or 0 for count in beside)
+        cached = cached if beside[0] is None else beside[0]
     if cached is not None and cached > prompt:
         cached = None
     return Usage(prompt, _count(stated.get(theirs)), cached)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from router.server.answer import AnswerStream, read_answer
 from router.server.usage import Usage, UsageFinder
 
+CAPTURES = Path(__file__).parents[1] / "data/vllm"
 MISLEADING = 'the model said {"usage":{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":9}}} \n\ndata: x'
 
 
@@ -36,6 +38,13 @@ def details(cached: int | None) -> dict[str, Any]:
         ({"prompt_tokens": 60, "prompt_tokens_details": {"cached_tokens": 1.5}}, Usage(60, None, None)),
         ({"prompt_tokens": 60, "prompt_tokens_details": {"cached_tokens": True}}, Usage(60, None, None)),
         ({"input_tokens": 60, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 16}}, Usage(60, 2, 16)),
+        ({"input_tokens": 6, "output_tokens": 2, "cache_read_input_tokens": 32}, Usage(38, 2, 32)),
+        (
+            {"input_tokens": 6, "output_tokens": 2, "cache_creation_input_tokens": 32, "cache_read_input_tokens": 0},
+            Usage(38, 2, 0),
+        ),
+        ({"input_tokens": 38, "output_tokens": 2, "cache_creation_input_tokens": 16}, Usage(54, 2, None)),
+        ({"input_tokens": 38, "output_tokens": 2, "cache_read_input_tokens": None}, Usage(38, 2, None)),
         (details(48), None),
         ({}, None),
         (None, None),
@@ -55,6 +64,15 @@ def test_what_a_usage_states(stated: Any, read: Usage | None) -> None:
         event(choices=[{"index": 0, "text": MISLEADING}]) + event(choices=[], usage=stated) + b"data: [DONE]\n\n"
     )
     assert stream.usage == read
+
+
+def test_a_messages_answer_of_a_running_vllm_tells_its_whole_prompt() -> None:
+    """38 tokens, 32 of them cached: `input_tokens` says 6, a stream's first event 38 and nothing of a cache."""
+    whole, stream = (CAPTURES / name for name in ("messages_cached.txt", "messages_stream_cached.txt"))
+    assert read_answer(whole.read_bytes().partition(b"\r\n\r\n")[2]).usage == Usage(38, 2, 32)
+    answer = AnswerStream()
+    answer.push(stream.read_bytes().partition(b"\r\n\r\n")[2])
+    assert answer.usage == Usage(38, 2, 32)
 
 
 USAGE = st.none() | st.fixed_dictionaries(
