@@ -25,6 +25,8 @@ PERIOD = 10
 """Seconds after which the API server ends the watch."""
 SLACK = 3.0
 """Seconds for which it may be late."""
+SHORTEST = 2.0
+"""Seconds from one watch to the next at least: whatever is on the way to the server may end them all at once."""
 EVERYTHING = "0"
 """The resource version before all others: what there is comes first, from the API server's memory."""
 RETRY = 2.0
@@ -51,10 +53,13 @@ class Pulse:
 
     async def run(self) -> None:
         """Until cancelled."""
+        clock = asyncio.get_running_loop().time
         while True:
+            begun = clock()
             try:
                 async with asyncio.timeout(PERIOD + SLACK):
                     await self._beat()
+                await asyncio.sleep(max(0.0, begun + SHORTEST - clock()))
             except TimeoutError:
                 event(
                     logger, logging.WARNING, "watch_silent", why=f"nothing within {PERIOD + SLACK:g} s: connecting anew"

@@ -19,10 +19,12 @@ Watch = Callable[[], AsyncIterator[dict[str, Any]]]
 
 
 class Server:
-    """What each watch brings, in turn; then watches without events. A `None` stands for one that never ends."""
+    """What each watch brings, in turn; then watches without events. A `None` stands for one that never ends. `lasting`:
+    whether they last as long as is asked for."""
 
-    def __init__(self, *watches: list[dict[str, Any]] | ApiError | None) -> None:
+    def __init__(self, *watches: list[dict[str, Any]] | ApiError | None, lasting: bool = True) -> None:
         self.asked: list[tuple[str, int]] = []
+        self._lasting = lasting
         self._watches = list(watches)
 
     async def watch(self, kind: Kind, namespace: str | None, version: str, seconds: int) -> AsyncIterator[Any]:
@@ -33,7 +35,7 @@ class Server:
         elif type(events) is list:
             for each in events:
                 yield each
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds if self._lasting else 0)
         else:
             raise events
 
@@ -90,3 +92,9 @@ async def test_a_server_that_refuses_is_not_asked_in_a_hurry():
     server = Server(*[ApiError(0, "Unreachable", "no")] * 20)
     assert (await beats(server, 10))[0] == [], "there is nothing to break where nothing is connected"
     assert len(server.asked) <= 10
+
+
+async def test_watches_that_end_at_once_are_not_begun_in_a_hurry():
+    server = Server(lasting=False)
+    assert (await beats(server, 10.5))[0] == []
+    assert len(server.asked) == 6, "one every 2 s"
