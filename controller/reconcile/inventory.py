@@ -104,7 +104,8 @@ class Inventory:
         changed: set[Key] = set()
         for key in self.keys(kind):
             gone = self._items[Ref(kind, *key)]
-            if namespace in (None, key[0]) and key not in listed and not _later(gone, version):
+            written_later = _is_later(gone["metadata"]["resourceVersion"], version)
+            if namespace in (None, key[0]) and key not in listed and not written_later:
                 changed.add(owner_of(gone) or key)
                 self._end(gone["metadata"]["uid"], version)
                 self._forget(Ref(kind, *key))
@@ -116,8 +117,9 @@ class Inventory:
 
     def _end(self, uid: str, version: str) -> None:
         """A list that was asked for before the object's end may still arrive after the news of it."""
-        self._ended.pop(uid, None)
-        self._ended[uid] = version
+        known = self._ended.pop(uid, version)
+        # Who finds out by asking knows no version of the end, only the object's last.
+        self._ended[uid] = known if _is_later(known, version) else version
         if len(self._ended) > REMEMBERED_ENDS:
             self._ended.popitem(last=False)
 
@@ -156,6 +158,5 @@ def _after(version: str, other: str) -> bool:
     return version != other
 
 
-def _later(item: Object, version: str) -> bool:
-    own = item["metadata"]["resourceVersion"]
-    return own.isdigit() and version.isdigit() and int(own) > int(version)
+def _is_later(version: str, other: str) -> bool:
+    return version.isdigit() and other.isdigit() and int(version) > int(other)

@@ -82,6 +82,14 @@ def test_a_list_from_before_a_deletion_does_not_bring_the_object_back():
     assert inventory.put(POD, item("a", 12)), "what left the selection and came back is there again"
 
 
+def test_a_later_report_of_the_same_end_does_not_let_older_states_back_in():
+    inventory = Inventory()
+    inventory.put(POD, item("a", 5))
+    inventory.drop(POD, item("a", 9))
+    inventory.drop(POD, item("a", 5))
+    assert not inventory.put(POD, item("a", 7))
+
+
 def test_an_older_list_does_not_undo_a_newer_one():
     inventory = Inventory()
     inventory.put(POD, item("a", 5))
