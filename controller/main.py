@@ -80,6 +80,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             namespaces=",".join(settings.watch_namespaces) or "all",
             image=settings.image,
             metrics_port=server.port,
+            health_port=health.port,
             pid=os.getpid(),
         )
         try:

@@ -52,7 +52,7 @@ class Link:
         self.state = State.ANSWERING
 
     def failed(self, why: str) -> None:
-        """It could not be reached, was silent, or said that it cannot answer (5xx)."""
+        """It could not be reached, was silent, or said that it cannot answer."""
         if self.state is State.ANSWERING:
             self.state, self._since = State.DOUBTFUL, self._clock()
         elif self.state is State.DOUBTFUL:
@@ -67,7 +67,9 @@ class Link:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self.failed(repr(error))
             raise
-        if response.status >= 500:
+        if response.status == 500:
+            return response  # what it asks in its turn failed, such as a webhook: of itself that says nothing
+        if response.status > 500:
             self.failed(f"it answers {response.status}")
         else:
             self.answered()

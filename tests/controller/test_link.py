@@ -57,6 +57,8 @@ async def test_what_it_observes_and_cuts():
             return web.Response(status=503)
         if request.path == "/refused":
             return web.Response(status=403)
+        if request.path == "/webhook":
+            return web.Response(status=500)
         response = web.StreamResponse()
         await response.prepare(request)
         await asyncio.Event().wait()
@@ -72,7 +74,12 @@ async def test_what_it_observes_and_cuts():
     link = Link(Clock())
     connector = aiohttp.TCPConnector(socket_factory=link.socket)
     async with aiohttp.ClientSession(f"http://{host}:{port}", connector=connector, middlewares=[link.observe]) as api:
-        for path, state in (("/busy", State.DOUBTFUL), ("/refused", State.ANSWERING), ("/busy", State.DOUBTFUL)):
+        doubtful, answering = State.DOUBTFUL, State.ANSWERING
+        steps = (
+            ("/webhook", answering), ("/webhook", answering), ("/busy", doubtful), ("/webhook", doubtful),
+            ("/refused", answering), ("/busy", doubtful),
+        )  # fmt: skip
+        for path, state in steps:
             async with api.get(path):
                 assert link.state is state
         async with api.get("/watch") as watch:
