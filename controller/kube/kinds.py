@@ -44,6 +44,7 @@ KVCLUSTER = Kind("kvcluster.dev/v1alpha1", "KVCluster", "kvclusters")
 POD = Kind("v1", "Pod", "pods")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 SERVICE = Kind("v1", "Service", "services")
+INGRESS = Kind("networking.k8s.io/v1", "Ingress", "ingresses")
 HPA = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 SCALED_OBJECT = Kind("keda.sh/v1alpha1", "ScaledObject", "scaledobjects", optional=True)
 
@@ -54,7 +55,7 @@ OWNED = (
     Kind("v1", "ConfigMap", "configmaps"),
     Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
     SERVICE,
-    Kind("networking.k8s.io/v1", "Ingress", "ingresses"),
+    INGRESS,
     Kind("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes", optional=True),
     Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     DEPLOYMENT,

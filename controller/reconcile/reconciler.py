@@ -8,7 +8,7 @@ from datetime import datetime
 
 from controller.component import Component
 from controller.kube.client import ApiError, KubeClient
-from controller.kube.kinds import DEPLOYMENT, HPA, KVCLUSTER, POD, SCALED_OBJECT, SERVICE, Kind, kind_of
+from controller.kube.kinds import DEPLOYMENT, HPA, INGRESS, KVCLUSTER, POD, SCALED_OBJECT, SERVICE, Kind, kind_of
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Object, Release
 from controller.reconcile.announce import Announcer
@@ -180,6 +180,7 @@ class Reconciler:
             autoscaler=ours(HPA, Component.WORKER) or ours(SCALED_OBJECT, Component.WORKER),
             problems=tuple(problems),
             service=ours(SERVICE, Component.ROUTER),
+            ingress=ours(INGRESS, Component.ROUTER),
             workers_wanted=None if spec is None or spec.autoscaling is not None else spec.workers.replicas,
         )
 

@@ -26,7 +26,7 @@ class ProblemKind(StrEnum):
     APPLY_FAILED = "ApplyFailed"
     """The API server refused an object: a quota, missing rights, an admission webhook."""
     MISSING_API = "MissingApi"
-    """The spec asks for an object of a kind this cluster does not have (ScaledObject, PodMonitor)."""
+    """The spec asks for an object of a kind this cluster does not have (ScaledObject, PodMonitor, HTTPRoute)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,5 +61,7 @@ class Observed:
     problems: tuple[Problem, ...] = ()
     service: Raw | None = None
     """The Service in front of the routers."""
+    ingress: Raw | None = None
+    """The Ingress in front of that Service."""
     workers_wanted: int | None = None
     """How many workers the spec asks for; None while an autoscaler owns the number."""

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.objects.desired import desired_objects
+from controller.objects.names import Cluster, Release
 from controller.spec.model import KVClusterSpec
 from controller.status.cache import AGES, hit_rate_permille, view_age
 from controller.status.observed import Problem, ProblemKind
@@ -296,7 +298,11 @@ def test_the_endpoint_of_a_load_balancer(ingress, expected):
 )
 def test_the_endpoint_of_an_ingress(ingress, expected):
     spec = KVClusterSpec.model_validate({"router": {"ingress": ingress}})
-    assert compute(observed(service=SERVICE, spec=spec), None, NOW)["endpoint"] == expected
+    cluster = Cluster("rag", "ns", "u1", spec, Release("i"))
+    (made,) = [item for item in desired_objects(cluster) if item["kind"] == "Ingress"]
+    assert compute(observed(service=SERVICE, spec=spec, ingress=made), None, NOW)["endpoint"] == expected
+    wanted = compute(observed(service=SERVICE, spec=spec), None, NOW)
+    assert wanted["endpoint"] == "http://rag-router.ns.svc:8000", "an Ingress that is not there leads nowhere"
 
 
 def test_the_endpoint_of_a_node_port_stays_while_a_router_is_on_the_node():
