@@ -76,13 +76,14 @@ CHAT_SWITCHES = ("exclude-tools-when-tool-choice-none", "trust-request-chat-temp
 
 
 def chat_settings(spec: KVClusterSpec) -> dict[str, object]:
-    """Settings of routers and agents that the engine's own arguments decide."""
+    """Settings of routers and agents that the engine's own arguments decide. vLLM takes `_` for `-` in flags."""
     found: dict[str, object] = {}
     args = spec.engine.args
     for at, argument in enumerate(args):
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--"):
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--"):
             continue
+        name = flag.removeprefix("--").replace("_", "-")
         if name in CHAT_FLAGS and (equals or at + 1 < len(args)):
             found[name] = value if equals else args[at + 1]
         elif name in CHAT_SWITCHES:

@@ -262,9 +262,10 @@ def test_vllm_gets_an_agent_beside_it_and_a_feed_port():
 
 
 def test_what_the_engine_is_told_of_chats_agents_and_routers_know():
-    engine = {**VLLM["engine"], "args": ["--chat-template=/models/chat.jinja", "--trust-request-chat-template"]}
+    args = ["--chat_template", "/models/chat.jinja", "--trust-request-chat-template"]
+    engine = {**VLLM["engine"], "args": args}
     made = objects(**{**VLLM, "engine": engine})
-    assert containers(made["Deployment/rag-worker"])["worker"]["args"][-2:] == engine["args"]
+    assert containers(made["Deployment/rag-worker"])["worker"]["args"][-3:] == args
     for component, prefix in (("worker", "AGENT"), ("router", "ROUTER")):
         told = made[f"ConfigMap/rag-{component}"]["data"]
         assert told[f"{prefix}_CHAT_TEMPLATE"] == "/models/chat.jinja"
