@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from controller.spec.base import SpecModel
+from controller.spec.base import SpecModel, rule_broken
 from controller.spec.kubernetes import RawObject
 
 Host = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
@@ -21,6 +21,16 @@ class Network(SpecModel):
     ip_families: Annotated[list[Literal["IPv4", "IPv6"]], Field(max_length=2)] = Field(default_factory=list)
     """Families in order of preference. Default: the cluster's."""
 
+    @model_validator(mode="after")
+    def _families_fit(self) -> Network:
+        if len(self.ip_families) == 2:
+            if self.ip_family_policy == "SingleStack":
+                why = "SingleStack has one family: remove one of the two, or ask for PreferDualStack"
+                raise rule_broken("ipFamilies", why)
+            if self.ip_families[0] == self.ip_families[1]:
+                raise rule_broken("ipFamilies", "is given twice: remove one of the two")
+        return self
+
 
 class Service(SpecModel):
     """The Service in front of the routers' data port."""
@@ -32,6 +42,13 @@ class Service(SpecModel):
     load_balancer_class: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """For LoadBalancer: which implementation serves it, such as `tailscale` or `service.k8s.aws/nlb`. Kubernetes lets
     nobody change it later."""
+
+    @model_validator(mode="after")
+    def _class_of_a_load_balancer(self) -> Service:
+        if self.load_balancer_class is not None and self.type != "LoadBalancer":
+            why = "means something to a LoadBalancer alone: remove it, or set type to LoadBalancer"
+            raise rule_broken("loadBalancerClass", why)
+        return self
 
 
 class Ingress(SpecModel):

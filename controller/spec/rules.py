@@ -66,6 +66,26 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
             ".cache.blockSize",
         ),
     ),
+    ("spec", "network"): (
+        Rule(
+            "!has(self.ipFamilyPolicy) || self.ipFamilyPolicy != 'SingleStack' || !has(self.ipFamilies) || "
+            "size(self.ipFamilies) < 2",
+            "SingleStack has one family: remove one of the two, or ask for PreferDualStack",
+            ".ipFamilies",
+        ),
+        Rule(
+            "!has(self.ipFamilies) || size(self.ipFamilies) < 2 || self.ipFamilies[0] != self.ipFamilies[1]",
+            "is given twice: remove one of the two",
+            ".ipFamilies",
+        ),
+    ),
+    ("spec", "router", "service"): (
+        Rule(
+            "!has(self.loadBalancerClass) || self.type == 'LoadBalancer'",
+            "means something to a LoadBalancer alone: remove it, or set type to LoadBalancer",
+            ".loadBalancerClass",
+        ),
+    ),
     ("spec", "autoscaling"): (
         Rule("self.min <= self.max", "must not exceed max: lower min or raise max", ".min"),
         Rule(

@@ -47,6 +47,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "an engine with TLS": ({"engine": {"args": ["--ssl-keyfile", "k"]}}, "spec.engine.args[0]", "spec.router.ingress"),
     "an engine with a key": ({"engine": {"args": ["--api-key=x"]}}, "spec.engine.args[0]", "in front of the routers"),
     "a family that there is not": ({"network": {"ipFamilies": ["IPv5"]}}, "spec.network.ipFamilies[0]", "IPv6"),
+    "one stack of two families": (
+        {"network": {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4", "IPv6"]}},
+        "spec.network.ipFamilies", "ask for PreferDualStack",
+    ),
+    "a family given twice": ({"network": {"ipFamilies": ["IPv4"] * 2}}, "spec.network.ipFamilies", "remove one"),
+    "a class of load balancers without one": (
+        {"router": {"service": {"loadBalancerClass": "example.com/lb"}}},
+        "spec.router.service.loadBalancerClass", "set type to LoadBalancer",
+    ),
     "a route to nowhere": ({"router": {"httpRoute": {"parentRefs": []}}}, "spec.router.httpRoute.parentRefs", "1"),
     "a variable given twice": (
         {"engine": {"env": [{"name": "A"}, {"name": "A", "value": "b"}]}}, "spec.engine.env[1]", "Duplicate",
