@@ -34,7 +34,7 @@ def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
 def router_settings(spec: KVClusterSpec) -> dict[str, object]:
     """Settings of one router, apart from its addresses and its source of workers."""
     limits, timeouts = spec.router.limits, spec.router.timeouts
-    retries, liveness = spec.router.retries, spec.router.liveness
+    retries, liveness, ejection = spec.router.retries, spec.router.liveness, spec.router.ejection
     total = limits.max_total_body_bytes
     return {
         "strategy": spec.router.strategy.value,
@@ -65,6 +65,12 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
         "stall-timeout": liveness.stall_seconds,
         "cut-timeout": liveness.cut_seconds,
         "view-timeout": liveness.view_seconds,
+        "eject-after": ejection.consecutive,
+        "eject-rate-gap": ejection.rate_gap,
+        "eject-seconds": ejection.first_seconds,
+        "eject-longest": ejection.longest_seconds,
+        "eject-share": ejection.share,
+        "longest-pause": ejection.pause_seconds,
         "grace-period": spec.workers.drain_seconds,
         **chat_settings(spec),
     }

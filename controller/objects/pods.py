@@ -118,9 +118,9 @@ START_SECONDS = 3
 """What our processes take to start, several at once on two cores: a probe before would only record a failure."""
 
 
-def startup_probe(path: str, port: str) -> Object:
-    """The startup probe of one of our own processes, which gets two minutes."""
-    return probe(path, port, period=1, failures=120, delay=START_SECONDS)
+def startup_probe(path: str, port: str, *, timeout: int = 2) -> Object:
+    """The startup probe of one of our own processes, which gets two minutes until it listens."""
+    return probe(path, port, period=1, failures=120, timeout=timeout, delay=START_SECONDS)
 
 
 def probe(path: str, port: str, *, period: int, failures: int, timeout: int = 2, delay: int = 0) -> Object:

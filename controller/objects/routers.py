@@ -5,9 +5,14 @@ from __future__ import annotations
 from controller.component import Component
 from controller.objects.names import HTTP, MANAGEMENT, MANAGEMENT_PORT, ROUTER_PORT, Cluster, Object
 from controller.objects.pods import container, families, probe, resources, startup_probe, template, variables
+from controller.spec.model import EngineType
 
 LAST_WORDS = 10
 """Seconds beyond the drain for a process to end."""
+FIRST_WORKER_SECONDS = {EngineType.EMULATOR: 30, EngineType.VLLM: 900}
+"""For which a router that has just started may wait for its first worker before it counts as not ready: what the
+engine takes to start, its model's loading included."""
+ANSWER_SECONDS = 5
 
 
 def deployment(cluster: Cluster) -> Object:
@@ -23,7 +28,7 @@ def deployment(cluster: Cluster) -> Object:
         ports={HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT},
         readinessProbe=probe("/ready", MANAGEMENT, period=2, failures=2),
         livenessProbe=probe("/health", MANAGEMENT, period=10, failures=6, timeout=5),
-        startupProbe=startup_probe("/health", MANAGEMENT),
+        startupProbe=_startup(cluster),
         **({"env": variables(cluster.spec.model.env)} if cluster.spec.model.env else {}),
         **resources(router),
     )
@@ -48,6 +53,13 @@ def deployment(cluster: Cluster) -> Object:
             ),
         },
     }
+
+
+def _startup(cluster: Cluster) -> Object:
+    """A router that waits for its first worker holds the answer back: a readiness probe would record a failure every
+    two seconds meanwhile, and find the worker up to two seconds late."""
+    seconds = FIRST_WORKER_SECONDS[cluster.spec.engine.type]
+    return startup_probe(f"/started?wait={seconds}", MANAGEMENT, timeout=seconds + ANSWER_SECONDS)
 
 
 def service(cluster: Cluster) -> Object:

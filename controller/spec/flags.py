@@ -1,4 +1,4 @@
-"""Flags of an engine's command line that a manifest may not set, and what to do instead."""
+"""Flags and variables of an engine that a manifest may not set, and what to do instead."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ RESERVED_FLAGS: Mapping[str, str] = MappingProxyType(
 OWNED_FLAGS = ("--host", "--port", "--fd", "--uds", "--worker-id", "--advertise-url", "--kv-events-config")
 """Flags that belong to KVCluster itself."""
 
+_NO_KEY = (
+    "routers, agents and probes ask the engine without a key, at the root: check keys and rewrite paths in front of "
+    "the routers"
+)
+
 REFUSED_FLAGS: Mapping[tuple[str, ...], str] = MappingProxyType(
     {
         ("--data-parallel-*", "-dp*", "--headless", "--nnodes"): "a worker is one engine in one pod with one cache: "
@@ -39,17 +44,22 @@ REFUSED_FLAGS: Mapping[tuple[str, ...], str] = MappingProxyType(
             "--enable-ssl-refresh",
         ): "routers and probes speak plain HTTP to workers: terminate TLS in front of "
         "the routers (spec.router.ingress, spec.router.httpRoute)",
-        (
-            "--api-key",
-            "--root-path",
-        ): "routers, agents and probes ask the engine without a key, at the root: check keys "
-        "and rewrite paths in front of the routers",
+        ("--api-key", "--root-path"): _NO_KEY,
         ("--disable-log-stats", "--no-enable-prompt-tokens-details"): "queues and hit rates are read from what this "
         "turns off: remove it",
         ("--config",): "a file could set any of the flags that are refused: write its flags into spec.engine.args",
     }
 )
 """Flags with which an engine would run and the cluster would not work -> why, and what to do. `*`: whatever follows."""
+
+REFUSED_VARIABLES: Mapping[str, str] = MappingProxyType({"VLLM_API_KEY": _NO_KEY})
+"""Variables that do what a refused flag does -> why, and what to do."""
+
+OWNED_VARIABLES = (
+    "VLLM_HOST_IP",
+    *(f"{who}_{what}" for who in ("WORKER", "AGENT", "ROUTER") for what in ("WORKER_ID", "HOST", "PORT", "FD")),
+)
+"""Variables that each pod is given: a second one of the same name would be refused by Kubernetes, or win."""
 
 
 def pattern(*flags: str) -> str:
@@ -72,4 +82,13 @@ def problem(argument: str) -> str | None:
     for flags, why in REFUSED_FLAGS.items():
         if re.match(pattern(*flags), argument):
             return f"{flag}: {why}"
+    return None
+
+
+def variable_problem(name: str) -> str | None:
+    """What is wrong with setting this environment variable, and what to do; None for one that is fine."""
+    if name in OWNED_VARIABLES:
+        return f"{name} belongs to KVCluster: remove it"
+    if (why := REFUSED_VARIABLES.get(name)) is not None:
+        return f"{name}: {why}"
     return None

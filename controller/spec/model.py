@@ -20,7 +20,7 @@ from controller.spec import flags
 from controller.spec.base import CLUSTER_ONLY, SpecModel, rule_broken
 from controller.spec.exposure import HttpRoute, Ingress, Network, Service
 from controller.spec.kubernetes import Monitoring, NetworkPolicy, Placement, PullPolicy, RawObject
-from controller.spec.routing import Limits, Liveness, Retries, Timeouts
+from controller.spec.routing import Ejection, Limits, Liveness, Retries, Timeouts
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
 
 API_VERSION: Final = "kvcluster.dev/v1alpha1"
@@ -70,6 +70,12 @@ class EnvVar(SpecModel):
     """Its value: a string (quote numbers and true/false)."""
     value_from: Annotated[RawObject | None, CLUSTER_ONLY] = None
     """Where the value comes from instead: Kubernetes' `secretKeyRef`, `configMapKeyRef`, `fieldRef`."""
+
+    @model_validator(mode="after")
+    def _not_a_flag(self) -> EnvVar:
+        if (wrong := flags.variable_problem(self.name)) is not None:
+            raise rule_broken("name", wrong)
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> EnvVar:
@@ -213,6 +219,8 @@ class Router(Placement):
     """What a router does when a worker fails before its answer has begun."""
     liveness: Liveness = Liveness()
     """When a router takes a worker, or its view of the worker's cache, for lost."""
+    ejection: Ejection = Ejection()
+    """When a router leaves out a worker that fails where others do not, and for how long."""
     cors_origins: list[Annotated[str, Field(pattern=ORIGIN_PATTERN, max_length=256)]] = Field(
         default_factory=list, max_length=32
     )

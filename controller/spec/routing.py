@@ -70,3 +70,20 @@ class Liveness(SpecModel):
     """Silence of a worker after which an answer that it has begun is cut (`--cut-timeout`)."""
     view_seconds: Seconds | None = None
     """After which a view of a cache that nothing confirms is not matched against (`--view-timeout`)."""
+
+
+class Ejection(SpecModel):
+    """When a router leaves out a worker that fails where others do not, and for how long."""
+
+    consecutive: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """Failures in a row after which a worker is ejected; 0: never (`--eject-after`)."""
+    rate_gap: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    """A worker is ejected when its success rate lies so far below the others' (`--eject-rate-gap`)."""
+    first_seconds: Seconds | None = None
+    """Duration of a first ejection; each further one doubles it (`--eject-seconds`)."""
+    longest_seconds: Seconds | None = None
+    """Longest duration of an ejection (`--eject-longest`)."""
+    share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """Largest share of the workers that is ejected at once (`--eject-share`)."""
+    pause_seconds: Seconds | None = None
+    """For which a worker's Retry-After is honoured at most (`--longest-pause`)."""

@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from controller.spec.flags import OWNED_FLAGS, REFUSED_FLAGS, RESERVED_FLAGS, pattern
+from controller.spec.flags import (
+    OWNED_FLAGS,
+    OWNED_VARIABLES,
+    REFUSED_FLAGS,
+    REFUSED_VARIABLES,
+    RESERVED_FLAGS,
+    pattern,
+)
 from controller.spec.model import MAX_NAME_LENGTH, NAME_PATTERN
 
 Path = tuple[str, ...]
@@ -29,6 +36,16 @@ _ONE_SOURCE = Rule(
     "!has(self.valueFrom) || !has(self.value) || size(self.value) == 0",
     "cannot be used beside value: remove one of the two",
     ".valueFrom",
+)
+
+_VARIABLE = (
+    _ONE_SOURCE,
+    Rule(
+        f"!(self.name in {list(OWNED_VARIABLES)})",
+        "this variable belongs to KVCluster: remove it",
+        ".name",
+    ),
+    *(Rule(f"self.name != '{name}'", f"{name}: {why}", ".name") for name, why in REFUSED_VARIABLES.items()),
 )
 
 RULES: Mapping[Path, tuple[Rule, ...]] = {
@@ -110,7 +127,7 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
             for flags, why in REFUSED_FLAGS.items()
         ),
     ),
-    ("spec", "engine", "env", "[]"): (_ONE_SOURCE,),
-    ("spec", "model", "env", "[]"): (_ONE_SOURCE,),
+    ("spec", "engine", "env", "[]"): _VARIABLE,
+    ("spec", "model", "env", "[]"): _VARIABLE,
 }
 """Where a rule stands in a manifest -> the rules that stand there."""

@@ -7,10 +7,10 @@ import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from kvcache.errors import error_body
@@ -26,6 +26,8 @@ from router.server.signal import Signal
 from router.server.status import status_page
 from router.server.tokenizer_loader import TokenizerLoader
 
+RECHECK = 0.5
+"""Seconds between two looks at what tells nobody that it changed: the tokenizer, the list of workers, the stage."""
 THREAD_BYTES = 256 * 1024
 """A pushed state larger than this is decoded in a thread."""
 
@@ -67,6 +69,7 @@ class Management:
         route = app.add_api_route
         route("/health", self.health, methods=["GET"])
         route("/ready", self.ready, methods=["GET"])
+        route("/started", self.started, methods=["GET"])
         route("/metrics", self.scrape, methods=["GET"])
         route("/status", self.status, methods=["GET"])
         route("/workers", self.workers, methods=["GET"])
@@ -92,6 +95,23 @@ class Management:
         A source of workers that fails after its first list changes the body, never the status: the last known list is
         the best there is, and whether the workers on it live is asked of them.
         """
+        page = self._readiness()
+        return _json(page, 200 if page["ready"] else 503)
+
+    async def started(self, wait: Annotated[float, Query(ge=0, le=3600)] = 0.0) -> Response:
+        """200 with the page of `/ready`, at once when that is 200, else when it becomes so, or after `wait` seconds.
+
+        For startup probes: until then nothing else is asked of the router, so that one that comes up before its first
+        worker does is not recorded as failing.
+        """
+        end = self.clock() + wait
+        while not (page := self._readiness())["ready"] and self.stage is Stage.SERVING:
+            if (left := end - self.clock()) <= 0:
+                break
+            await self.changed.wait(min(left, RECHECK))
+        return _json(page)
+
+    def _readiness(self) -> dict[str, Any]:
         discovery, now = self.discovery(), self.clock()
         workers, ready_at = self.fleet.workers(now), self.fleet.ready_at
         ready = sum(worker.ready for worker in workers)
@@ -106,8 +126,7 @@ class Management:
             why = "no worker is ready" if workers else "no worker is known"
         else:
             why = None
-        page = {"ready": why is None, "workers_ready": ready, "reason": why, "discovery": discovery.public()}
-        return _json(page, 200 if why is None else 503)
+        return {"ready": why is None, "workers_ready": ready, "reason": why, "discovery": discovery.public()}
 
     async def status(self) -> Response:
         """How this router is doing, on one page."""

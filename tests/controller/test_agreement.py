@@ -7,7 +7,7 @@ import pytest
 from controller.local.plan import Addresses, desired_processes
 from controller.spec.flags import RESERVED_FLAGS
 from controller.spec.model import KVCluster, Strategy
-from controller.spec.routing import Limits, Liveness, Retries, Timeouts
+from controller.spec.routing import Ejection, Limits, Liveness, Retries, Timeouts
 from router.core.strategies import STRATEGIES
 from router.settings import Settings as RouterSettings
 from worker.settings import Settings as WorkerSettings
@@ -48,15 +48,19 @@ def test_a_router_understands_its_command_line(manifest):
 
 
 def test_a_router_takes_every_time_limit_of_the_spec(make_manifest):
+    shares = {"share", "rate_gap"}
     router: dict[str, dict[str, float]] = {
-        part: {info.alias or name: 1 if name == "share" else 7 for name, info in model.model_fields.items()}
-        for part, model in (("timeouts", Timeouts), ("retries", Retries), ("liveness", Liveness))
+        part: {info.alias or name: 1 if name in shares else 7 for name, info in model.model_fields.items()}
+        for part, model in (
+            *(("timeouts", Timeouts), ("retries", Retries), ("liveness", Liveness), ("ejection", Ejection)),
+        )
     }
     plan = desired_processes(make_manifest(workers={"replicas": 2}, router=router), ADDRESSES)[-1]
     changed = {
         name
         for name, value in RouterSettings.load([*plan.args, "--fd=5", "--management-fd=6"])
-        if value != getattr(RouterSettings.load([]), name) and (value == 7 or name == "retry_share")
+        if value != getattr(RouterSettings.load([]), name)
+        and (value == 7 or name in {"retry_share", "eject_share", "eject_rate_gap"})
     }
     assert len(changed) == sum(map(len, router.values())), changed
 

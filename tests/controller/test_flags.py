@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from controller.spec.flags import OWNED_FLAGS, REFUSED_FLAGS, RESERVED_FLAGS, pattern, problem
+from controller.spec.flags import OWNED_FLAGS, REFUSED_FLAGS, RESERVED_FLAGS, pattern, problem, variable_problem
 from controller.spec.load import validate_manifest
 from controller.spec.problems import ManifestError
 
@@ -55,3 +55,16 @@ def test_every_flag_of_the_tables_is_refused():
         plain = flag.removesuffix("*")
         assert problem(plain) is not None, flag
         assert re.match(pattern(flag), f"{plain}=1")
+
+
+@pytest.mark.parametrize("part", ["engine", "model"])
+@pytest.mark.parametrize(
+    ("variable", "remedy"),
+    [("VLLM_API_KEY", "in front of the routers"), ("VLLM_HOST_IP", "remove it"), ("WORKER_WORKER_ID", "remove it")],
+)
+def test_variables_that_do_the_same_are_refused_too_whatever_their_value(part: str, variable: str, remedy: str):
+    head = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": {"name": "rag"}}
+    secret = {"name": variable, "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
+    with pytest.raises(ManifestError, match=rf"spec\.{part}\.env\[1\]\.name: .*{variable}.*{remedy}"):
+        validate_manifest({**head, "spec": {part: {"env": [{"name": "HF_TOKEN"}, secret]}}})
+    assert variable_problem("VLLM_LOGGING_LEVEL") is None

@@ -299,6 +299,13 @@ def test_nobody_is_asked_whether_it_has_started_before_it_can_have(spec):
             assert {"readinessProbe", "livenessProbe"} <= container.keys()
 
 
+@pytest.mark.parametrize(("spec", "seconds"), [({}, 30), (VLLM, 900)], ids=["emulator", "vllm"])
+def test_a_router_may_wait_for_its_first_worker_for_as_long_as_an_engine_starts(spec, seconds):
+    router = containers(objects(**spec)["Deployment/rag-router"])["router"]
+    assert router["startupProbe"]["httpGet"]["path"] == f"/started?wait={seconds}"
+    assert router["startupProbe"]["timeoutSeconds"] > seconds, "the kubelet would give up before the router answers"
+
+
 def test_whatever_loads_the_model_or_its_tokenizer_gets_the_models_variables():
     token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}
     mirror = {"name": "HF_ENDPOINT", "value": "http://mirror"}
@@ -435,11 +442,14 @@ def test_how_long_a_router_waits_is_the_specs_to_say():
         "timeouts": {"connectSeconds": 1, "answerSeconds": 5.5, "idleSeconds": 90, "keepAliveSeconds": 10},
         "retries": {"attempts": 2, "deadlineSeconds": 0},
         "liveness": {"silenceSeconds": 3, "viewSeconds": 20},
+        "ejection": {"consecutive": 0, "rateGap": 0.7, "firstSeconds": 3, "share": 0.25, "pauseSeconds": 5},
     }
     data = objects(router=router)["ConfigMap/rag-router"]["data"]
     given = {
         "CONNECT_TIMEOUT": "1.0", "ANSWER_TIMEOUT": "5.5", "IDLE_TIMEOUT": "90.0", "KEEP_ALIVE": "10.0",
         "RETRY_ATTEMPTS": "2", "RETRY_DEADLINE": "0.0", "LIVENESS_TIMEOUT": "3.0", "VIEW_TIMEOUT": "20.0",
+        "EJECT_AFTER": "0", "EJECT_RATE_GAP": "0.7", "EJECT_SECONDS": "3.0", "EJECT_SHARE": "0.25",
+        "LONGEST_PAUSE": "5.0",
     }  # fmt: skip
     assert {f"ROUTER_{name}": value for name, value in given.items()}.items() <= data.items()
     assert not {f"ROUTER_{name}" for name in given} & set(objects()["ConfigMap/rag-router"]["data"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 
@@ -189,6 +190,26 @@ async def test_a_router_that_is_told_to_stop_is_ready_for_as_long_as_it_accepts(
         assert (await router.management.get("/status")).json()["draining"] is True
         router.router.management.stage = Stage.CLOSED
         assert (await router.management.get("/ready")).status_code == 503
+
+
+async def test_a_router_has_started_once_it_has_a_worker(start_router: StartRouter, pusher) -> None:  # type: ignore[no-untyped-def]
+    async with fake_workers(good) as (worker,), start_router() as router:
+        probe = asyncio.create_task(router.management.get("/started", params={"wait": 60}))
+        assert (await router.management.get("/ready")).status_code == 503
+        assert not probe.done()
+        await pusher(router, worker).heartbeat()
+        answer = await probe
+        assert (answer.status_code, answer.json()["ready"]) == (200, True)
+
+
+async def test_a_router_without_workers_has_started_when_the_time_is_over(start_router: StartRouter) -> None:
+    async with start_router() as router:
+        answer = await router.management.get("/started", params={"wait": 0.01})
+        assert (answer.status_code, answer.json()["reason"]) == (200, "no worker is known")
+        assert (await router.management.get("/started", params={"wait": -1})).status_code == 422
+        router.router.management.stage = Stage.DRAINING
+        answer = await router.management.get("/started", params={"wait": 60})
+        assert answer.status_code == 200, "nobody waits for what is about to end"
 
 
 async def test_explain_decides_and_sends_nothing(start_router: StartRouter) -> None:

@@ -68,6 +68,20 @@ async def test_the_status_tells_what_goes_on(world: World):
     assert len(events) == len(set(events)), "no event is repeated"
 
 
+async def test_a_router_that_waits_for_its_first_worker_is_not_recorded_as_failing(world: World):
+    await world.api.create("rag", workers={"replicas": 0}, engine={"speed": 4})
+
+    async def routers_run() -> bool:
+        return any(pod.get("status", {}).get("phase") == "Running" for pod in await world.pods("router"))
+
+    await eventually(routers_run, "a router runs", 60)
+    await eventually(lambda: world.api.condition("rag", "RouterAvailable", "WaitingForWorkers"), "it waits", 30)
+    await world.api.scale("kvclusters", "rag", 1)
+    await world.ready()
+    said = [f"{event['involvedObject']['name']}: {event.get('message')}" for event in await world.api.list("events")]
+    assert [each for each in said if "Readiness" in each] == []
+
+
 async def test_a_router_sends_requests_where_their_prefix_is(world: World):
     await world.serve(workers=3)
     body = {"prompt": "A long document about routing and caches. " * 40, "max_tokens": 4}

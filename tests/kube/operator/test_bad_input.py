@@ -46,6 +46,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "an engine with TLS": ({"engine": {"args": ["--ssl-keyfile", "k"]}}, "spec.engine.args[0]", "spec.router.ingress"),
     "an engine with a key": ({"engine": {"args": ["--api-key=x"]}}, "spec.engine.args[0]", "in front of the routers"),
+    "a key by a variable": (
+        {"engine": {"env": [{"name": "VLLM_API_KEY", "value": "x"}]}}, "spec.engine.env[0].name",
+        "in front of the routers",
+    ),
+    "a variable of ours": ({"model": {"env": [{"name": "WORKER_PORT"}]}}, "spec.model.env[0].name", "remove it"),
     "a family that there is not": ({"network": {"ipFamilies": ["IPv5"]}}, "spec.network.ipFamilies[0]", "IPv6"),
     "one stack of two families": (
         {"network": {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4", "IPv6"]}},
