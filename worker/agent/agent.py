@@ -17,7 +17,7 @@ from worker.agent.engine import EngineClient, EngineError, engine_client
 from worker.agent.mirror import DescriptionError, Mirror
 from worker.agent.prompts import UNKNOWN_FINGERPRINT, Agreement, Comparison, Expected, compare
 from worker.agent.settings import Settings
-from worker.agent.subscription import DisconnectedError, ReplayError, Subscription, replay
+from worker.agent.subscription import ReplayError, Subscription, replay
 from worker.server.feed import FeedEndpoints
 from worker.settings import WILDCARDS
 
@@ -171,10 +171,12 @@ class Agent:
             subscription = Subscription(self._context, self.settings.events_endpoint, self.settings.topic)
             try:
                 await subscription.connected()
+                # The end of a connection is no exception: a task group that fails in the same turn of the loop in
+                # which this task is cancelled raises the failure, and the cancellation is lost (Python before 3.13).
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(subscription.disconnected())
-                    group.create_task(self._read(subscription))
-            except* DisconnectedError:
+                    reading = group.create_task(self._read(subscription))
+                    await subscription.disconnected()
+                    reading.cancel()
                 self._events(f"the connection to {self.settings.events_endpoint} ended")
             finally:
                 subscription.close()

@@ -34,10 +34,6 @@ Message = tuple[int, bytes]
 """Sequence number and payload."""
 
 
-class DisconnectedError(Exception):
-    """The connection to the publisher is gone: its process ended, or was frozen for seconds."""
-
-
 class ReplayError(Exception):
     """The engine does not answer replay requests."""
 
@@ -71,10 +67,9 @@ class Subscription:
             pass
 
     async def disconnected(self) -> None:
-        """Raise `DisconnectedError` when the connection ends."""
+        """Return when the connection is gone: the publisher's process ended, or was frozen for seconds."""
         while await self._event() != zmq.EVENT_DISCONNECTED:
             pass
-        raise DisconnectedError
 
     async def receive(self, timeout: float) -> Message | None:
         """The next batch; None after `timeout` seconds without one. What is no batch is passed over."""

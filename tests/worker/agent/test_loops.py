@@ -16,7 +16,7 @@ from worker.agent.agent import Agent
 from worker.agent.core.load import Reading
 from worker.agent.prompts import Expected
 from worker.agent.settings import Settings
-from worker.agent.subscription import DisconnectedError, Message
+from worker.agent.subscription import Message
 
 MINUTE = 60.0
 
@@ -45,13 +45,13 @@ class Dropped:
     made = 0
 
     def __init__(self, context: zmq.asyncio.Context, endpoint: str, topic: str) -> None:
-        Dropped.made += 1
+        type(self).made += 1
 
     async def connected(self) -> None:
         return None
 
     async def disconnected(self) -> None:
-        raise DisconnectedError
+        return None
 
     async def receive(self, timeout: float) -> Message | None:
         await asyncio.sleep(timeout)
@@ -61,12 +61,44 @@ class Dropped:
         return None
 
 
-def test_a_publisher_that_drops_connections_is_asked_twice_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    @asynccontextmanager
-    async def client(url: str) -> AsyncIterator[Well]:
-        yield Well()
+class Held(Dropped):
+    """A connection that lasts until `drop`."""
 
-    monkeypatch.setattr(module, "engine_client", client)
+    drop: asyncio.Future[None]
+
+    async def disconnected(self) -> None:
+        await asyncio.shield(Held.drop)
+
+
+@asynccontextmanager
+async def client_of_one_that_answers(url: str) -> AsyncIterator[Well]:
+    yield Well()
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_an_agent_that_is_stopped_while_a_connection_ends_stops(monkeypatch: pytest.MonkeyPatch, turns: int) -> None:
+    monkeypatch.setattr(module, "engine_client", client_of_one_that_answers)
+    monkeypatch.setattr(module, "Subscription", Held)
+
+    async def main(loop: CountingLoop) -> None:
+        Held.drop = loop.create_future()
+        settings = Settings(host="127.0.0.1", model="m", block_size=16, blocks=100, replay_endpoint="")
+        agent = Agent(settings, lambda: Expected("-", ()), 1, clock=loop.time)
+        task = asyncio.create_task(agent.run())
+        await asyncio.sleep(1)
+        Held.drop.set_result(None)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=MINUTE)
+        assert task.cancelled()
+        agent.close()
+
+    run(main)
+
+
+def test_a_publisher_that_drops_connections_is_asked_twice_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "engine_client", client_of_one_that_answers)
     monkeypatch.setattr(module, "Subscription", Dropped)
 
     async def main(loop: CountingLoop) -> None:
