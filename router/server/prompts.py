@@ -164,9 +164,15 @@ def _name(quoted: bytes) -> str | None:
 
 def _parse(body: bytes) -> dict[str, Any] | None:
     try:
-        fields = orjson.loads(body)
-        if isinstance(fields, dict) and _EXACT & fields.keys() and _HUGE.search(body):
-            fields = json.loads(body)  # the other one rounds whole numbers of more than 64 bits
+        try:
+            fields = orjson.loads(body)
+            exact = isinstance(fields, dict) and bool(_EXACT & fields.keys()) and _HUGE.search(body) is not None
+        except orjson.JSONDecodeError:
+            exact = True
+        if exact:
+            # What vLLM's server reads with: whole numbers of more than 64 bits are not rounded, and it takes NaN, lone
+            # surrogates, a byte order mark, UTF-16 and UTF-32.
+            fields = json.loads(body)
     except (ValueError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None

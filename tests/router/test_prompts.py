@@ -109,10 +109,34 @@ async def test_what_takes_too_long_goes_by_load(tokenizer: Tokenizer) -> None:
         (COMPLETIONS, b"{" * INLINE_TEXT * 9),
         (COMPLETIONS, b'{"prompt": {}}'),
         (CHAT, b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}'),
+        (COMPLETIONS, b'{"prompt": "\\ud800", "model": "\\udfff"}'),
+        (COMPLETIONS, b'{"prompt": "a", "cache_salt": "\\udfff"}'),
+        (COMPLETIONS, b'{"prompt": [1, NaN]}'),
+        (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}'),
     ],
 )
 async def test_what_is_no_prompt_is_the_workers_to_refuse(reading: Reading, path: str, body: bytes) -> None:
     assert (await reading.reader.read(path, body)).unread is Unread.UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "%s", "x": NaN}',
+        b'{"prompt": "%s", "x": [Infinity, -Infinity]}',
+        b'{"prompt": "%s", "user": "\\ud800"}',
+        b'\xef\xbb\xbf{"prompt": "%s"}',
+        '{"prompt": "%s"}'.encode("utf-16-le"),
+        '{"prompt": "%s"}'.encode("utf-32"),
+    ],
+    ids=["NaN", "Infinity", "half a surrogate pair elsewhere", "byte order mark", "UTF-16", "UTF-32"],
+)
+async def test_json_is_read_as_liberally_as_by_vllm(reading: Reading, tokenizer: Tokenizer, body: bytes) -> None:
+    """Each sent twice to a running vLLM 0.32, the second answer reported the prompt's blocks as cached."""
+    encoding = json.detect_encoding(body)
+    route = await reading.reader.read(COMPLETIONS, (body.decode(encoding) % (WORDS * 8)).encode(encoding))
+    assert route.unread is None
+    assert route.prompt_tokens == len(tokenizer.encode(WORDS * 8))
 
 
 async def test_requests_say_by_metric_why_their_prompt_was_not_read(start_router: StartRouter) -> None:
