@@ -34,7 +34,7 @@ class Drain:
 
     `replaced` says whether somebody else serves; None: nobody can tell, and then `last_request` (the time of the last
     one, on `clock`) decides: as long as requests come they have nowhere else to go. An answer that `replaced` fails to
-    give (`OSError`) is no answer.
+    give (`OSError`) is no answer; after a `PermissionError` nobody can tell any more.
     """
 
     def __init__(
@@ -54,13 +54,17 @@ class Drain:
         """Return when the time has come, or once `cut_short` is set."""
         begun = self._clock()
         earliest, latest = begun + self._policy.delay, begun + max(self._policy.delay, self._policy.limit)
-        replaced_at: float | None = None
+        replaced, replaced_at = self._replaced, None
         while not cut_short.is_set():
             now = self._clock()
-            if self._replaced is None:
+            if replaced is None:
                 due = max(earliest, max(self._last_request(), begun) + QUIET)
             else:
-                found = replaced_at is None and await self._is_replaced(self._replaced, latest - now)
+                try:
+                    found = replaced_at is None and await self._is_replaced(replaced, latest - now)
+                except PermissionError:
+                    replaced = None
+                    continue
                 now = self._clock()
                 if found:
                     replaced_at = now
@@ -77,5 +81,7 @@ class Drain:
         try:
             async with asyncio.timeout(seconds):
                 return await replaced()
+        except PermissionError:
+            raise
         except OSError:
             return False

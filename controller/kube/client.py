@@ -38,7 +38,17 @@ class ApiError(Exception):
     @property
     def passing(self) -> bool:
         """Whether the same request may succeed later though nothing was changed."""
-        return self.status in (0, 409, 429) or self.status >= 500
+        return self.status in (0, 409, 429) or (self.status >= 500 and not self.message.startswith(_ILL_TYPED))
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a person should know though it may pass: something within the server fails, a webhook say."""
+        return self.status == INTERNAL or not self.passing
+
+
+INTERNAL = 500
+_ILL_TYPED = "failed to create typed patch object"
+"""A manifest that does not fit its kind's schema is an error of the server's own to server-side apply."""
 
 
 class KubeClient:
@@ -171,7 +181,7 @@ class KubeClient:
             except ApiError as error:
                 asked = error.retry_after or 0.0
                 # What failed within the server may have been done all the same: only what can be done twice is.
-                again = error.status == 429 or (error.status >= 500 and method != "POST")
+                again = error.status == 429 or (error.status >= 500 and error.passing and method != "POST")
                 if not again or asked > LONGEST_WAIT:
                     raise
                 await asyncio.sleep(max(wait, asked))

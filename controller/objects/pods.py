@@ -9,7 +9,7 @@ from controller.component import Component
 from controller.objects.config import digest, settings
 from controller.objects.names import CONFIG_HASH, Cluster, Object
 from controller.spec.kubernetes import Placement
-from controller.spec.model import EnvVar
+from controller.spec.model import SCRATCH_VOLUME, EnvVar
 
 RESTRICTED: Object = {
     "allowPrivilegeEscalation": False,
@@ -20,7 +20,7 @@ RESTRICTED: Object = {
 }
 """Security context of our own containers: the Pod Security Standard `restricted`, and a read-only root."""
 
-SCRATCH = "tmp"
+SCRATCH = SCRATCH_VOLUME
 """The one writable folder of a read-only container."""
 SCRATCH_MOUNT: Object = {"name": SCRATCH, "mountPath": "/tmp"}  # noqa: S108  a volume of the pod's own
 

@@ -31,7 +31,7 @@ class Outcome:
     """What became of a plan."""
 
     problems: list[Problem] = field(default_factory=list)
-    """What the server refused for good, and names that are taken."""
+    """What the server refused for good or fails at, and names that are taken."""
     postponed: ApiError | None = None
     """The first failure that may pass by itself."""
     done: int = 0
@@ -50,6 +50,7 @@ class Outcome:
                 raise
             if error.passing:
                 self.postponed = self.postponed or error
+            if not error.lasting:
                 return
             event(logger, logging.ERROR, "apply_refused", object=str(ref), namespace=ref.namespace, why=str(error))
             self.problems.append(Problem(ProblemKind.APPLY_FAILED, str(ref), error.message))

@@ -29,6 +29,8 @@ KIND: Final = "KVCluster"
 ORIGIN_PATTERN = r"^([a-z][a-z0-9+.-]*://[^/?#\s,]+|\*)$"
 PATH_PATTERN = r"^/[^\s,%]*[^\s,%/]$"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+SCRATCH_VOLUME = "tmp"
+"""Every pod has a volume of this name."""
 MAX_NAME_LENGTH = 45
 """The longest object name is `<name>-router-management`, and a Service's name has at most 63 characters."""
 
@@ -359,6 +361,17 @@ class KVClusterSpec(SpecModel):
                 f"tokens): set spec.cache.blocks to {needed} or more, or spec.model.maxModelLen to "
                 f"{self.blocks * size} or less",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _volumes_have_names_of_their_own(self) -> KVClusterSpec:
+        seen = {SCRATCH_VOLUME: "the pods' own: call yours otherwise"}
+        for part, volumes in (("model", self.model.volumes), ("workers", self.workers.volumes)):
+            for index, volume in enumerate(volumes):
+                name, where = volume.get("name"), f"{part}.volumes[{index}].name"
+                if isinstance(name, str) and name in seen:
+                    raise rule_broken(where, f"is the name of another volume, {seen[name]}")
+                seen[str(name)] = f"spec.{where}: rename one of the two"
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.core.endpointslices import membership, read_slice
-from router.core.listwatch import ApiFailure
+from router.core.listwatch import ApiFailure, Cause
 from router.core.membership import Intake
 from router.server.kubernetes import Api
 
@@ -21,11 +21,14 @@ class Replacement:
     async def serves(self) -> bool:
         """Whether requests have somewhere else to go, or no way here any more (a Service that is gone).
 
-        Raises `OSError` when the API server does not say.
+        Raises `OSError` when the API server does not say, `PermissionError` when it is not allowed to: the garbage
+        collector takes a deleted cluster's Role while its routers drain, and there will be no other router.
         """
         try:
             found = await self._api.list()
         except ApiFailure as failure:
+            if failure.cause in (Cause.FORBIDDEN, Cause.UNAUTHORIZED):
+                raise PermissionError(str(failure)) from None
             raise OSError(str(failure)) from None
         items = found.get("items") if isinstance(found, Mapping) else None
         routers = membership(read_slice(item) for item in _objects(items))

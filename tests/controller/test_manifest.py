@@ -131,6 +131,12 @@ def test_anchors_and_merges_work():
          "line 4: spec.model.name: engine type vllm needs a Hugging Face id or a path to load"),
         ("  model: {name: facebook/opt-125m}\n  engine: {type: vllm, speed: 2}",
          "line 6: spec.engine.speed: 2: means something to the emulator alone: remove it for engine type vllm"),
+        ("  workers: {volumes: [{name: tmp, emptyDir: {}}]}",
+         'line 5: spec.workers.volumes[0].name: "tmp": is the name of another volume, the pods\' own: call yours '
+         "otherwise"),
+        ("  model: {volumes: [{name: a}]}\n  workers: {volumes: [{name: b}, {name: a}]}",
+         'line 6: spec.workers.volumes[1].name: "a": is the name of another volume, spec.model.volumes[0].name: rename '
+         "one of the two"),
         ("  workers: {nodeSelector: {1: a}}",
          "line 5: spec.workers.nodeSelector[1]: a key must be a string (put it in quotes), not 1"),
         (f"  cache: {{blocks: 0x{'f' * 4000}}}",

@@ -218,3 +218,28 @@ async def test_owner_references_and_labels_are_applied_by_key(client: httpx.Asyn
     assert ok(await apply(client, f"{maps}/c", config_map(ownerReferences=[reference])))["metadata"]["labels"] == {
         "y": "2"
     }
+
+
+ILL_TYPED = [
+    pytest.param({"nonsense": {"x": 1}}, ".nonsense: field not declared in schema", id="unknown"),
+    pytest.param({"securityContext": {"x": 1}}, ".securityContext.x: field not declared in schema", id="below"),
+    pytest.param({"securityContext": {"runAsUser": "x"}},
+                 ".securityContext.runAsUser: expected numeric (int or float), got string", id="type"),
+    pytest.param({"args": "x"}, ".args: expected list, got &{x}", id="list"),
+    pytest.param({"env": [{"name": "A"}, {"name": "A"}]}, '.env: duplicate entries for key [name="A"]', id="twice"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields_", "fault"), ILL_TYPED)
+async def test_what_does_not_fit_its_schema_is_an_error_of_the_servers_own(
+    client: httpx.AsyncClient, deployments: str, fields_: dict[str, Any], fault: str
+) -> None:
+    manifest = deployment(replicas=1)
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    container.update(fields_)
+    answer = await apply(client, f"{deployments}/web", manifest)
+    assert answer.status_code == 500
+    assert answer.json().get("reason") is None
+    assert answer.json()["message"].startswith("failed to create typed patch object (")
+    assert answer.json()["message"].endswith(f'.spec.template.spec.containers[name="{container["name"]}"]{fault}')
+    assert (await client.get(f"{deployments}/web")).status_code == 404

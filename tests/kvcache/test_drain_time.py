@@ -18,6 +18,7 @@ def drained(
     replaced_at: float | None = None,
     fails: bool = False,
     hangs: bool = False,
+    forbidden_at: float = math.inf,
     known: bool = True,
     cut_at: float | None = None,
 ) -> float:
@@ -28,6 +29,8 @@ def drained(
         async def replaced() -> bool:
             if hangs:
                 await asyncio.Event().wait()
+            if loop.time() >= forbidden_at:
+                raise PermissionError("the Role is gone")
             if fails:
                 raise OSError("the API server is away")
             return replaced_at is not None and loop.time() >= replaced_at
@@ -75,6 +78,14 @@ def test_where_nobody_can_tell_it_lasts_while_requests_come() -> None:
     assert drained(DrainPolicy(0.0, 30.0), requests=tuple(map(float, range(60))), known=False) == pytest.approx(30.0)
     assert drained(DrainPolicy(0.0, 30.0), known=False) == pytest.approx(QUIET), "the next may be on its way"
     assert drained(DrainPolicy(5.0, 30.0), known=False) == pytest.approx(5.0)
+
+
+def test_nobody_can_tell_who_is_not_allowed_to_look() -> None:
+    assert drained(DrainPolicy(0.0, 30.0), forbidden_at=0.0) == pytest.approx(QUIET)
+    assert drained(DrainPolicy(5.0, 30.0), forbidden_at=0.0) == pytest.approx(5.0)
+    assert drained(DrainPolicy(5.0, 30.0), forbidden_at=7.0) == pytest.approx(7.0, abs=POLL)
+    every_second = tuple(map(float, range(60)))
+    assert drained(DrainPolicy(5.0, 30.0), forbidden_at=0.0, requests=every_second) == pytest.approx(30.0)
 
 
 def test_it_can_be_cut_short() -> None:

@@ -6,7 +6,7 @@ import random
 import uuid
 from typing import Any
 
-from tests.kube.apiserver import customresources, defaults, ownership, rules
+from tests.kube.apiserver import customresources, defaults, ownership, rules, typed
 from tests.kube.apiserver.cel import broken_rules
 from tests.kube.apiserver.cluster import Ask, Cluster
 from tests.kube.apiserver.errors import (
@@ -289,6 +289,8 @@ def apply(
     cluster: Cluster, resource: Resource, namespace: str, name: str, obj: Object, ask: Ask, *, force: bool
 ) -> tuple[Object, bool]:
     """Server-side apply. Returns the object and whether it was created."""
+    if not resource.custom and isinstance(obj, dict) and {"apiVersion", "kind"} <= obj.keys():
+        typed.check(obj, resource.schema)
     obj = decode(resource, obj, ask)
     place(resource, obj, namespace)
     meta = obj["metadata"]

@@ -46,6 +46,31 @@ async def test_a_quarter_of_all_requests_fail(cluster: Cluster, status: int, ver
     await converged(cluster, "rag")
 
 
+async def test_what_does_not_fit_kubernetes_schema_is_said_though_the_server_calls_it_its_own_error(cluster: Cluster):
+    await cluster.create("rag", workers={"replicas": 2, "securityContext": {"nonsense": 1}})
+    await eventually(lambda: cluster.condition("rag", "Degraded", "ApplyFailed"), "the status says so")
+    message = next(each["message"] for each in await cluster.conditions("rag") if each["type"] == "Degraded")
+    assert "Deployment/rag-worker" in message
+    assert ".securityContext.nonsense: field not declared in schema" in message
+    await eventually(lambda: cluster.has(OBJECTS - {"deployments/rag-worker"}), "the rest is made")
+    await cluster.patch("kvclusters", "rag", {"spec": {"workers": {"securityContext": None}}})
+    await converged(cluster, "rag")
+
+
+async def test_a_server_that_goes_on_failing_at_an_object_is_said_and_asked_again(cluster: Cluster):
+    webhook = cluster.server.faults.fail(
+        user=cluster.operator, resource="poddisruptionbudgets", verb="patch", status=500,
+        message='Internal error occurred: failed calling webhook "policy.example.com": connection refused',
+    )  # fmt: skip
+    await cluster.create("rag")
+    await eventually(lambda: cluster.condition("rag", "Degraded", "ApplyFailed"), "the status says so", 60)
+    message = next(each["message"] for each in await cluster.conditions("rag") if each["type"] == "Degraded")
+    assert "failed calling webhook" in message
+    cluster.server.faults.remove(webhook)
+    await converged(cluster, "rag")
+    await eventually(lambda: cluster.condition("rag", "Degraded", "AsExpected"), "nothing is wrong any more")
+
+
 async def test_what_the_server_refuses_for_good_is_said_and_the_rest_is_made(cluster: Cluster):
     refusal = cluster.server.faults.fail(
         user=cluster.operator, resource="poddisruptionbudgets", verb="patch", status=403,
