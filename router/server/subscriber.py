@@ -14,7 +14,7 @@ import aiohttp
 
 from kvcache.feed import MSGPACK, FeedError, Snapshot, decode_batch, decode_snapshot, encode_position
 from kvcache.logs import event
-from router.core.errors import AgentListed, DuplicateWorker, FeedGap, FeedRejected, Mismatch, StaleEpoch
+from router.core.errors import AgentListed, DuplicateWorker, FeedGap, FeedRejected, Mismatch, RejectReason, StaleEpoch
 from router.core.fleet import Fleet
 from router.server.metrics import Metrics
 from router.server.sse import EventTooLargeError, SseReader
@@ -206,7 +206,9 @@ class Subscriber:
             DuplicateWorker,
             AgentListed,
         ) as error:  # its blocks are not matched, but its load and life are followed
-            self._log("worker_unmatched", logging.ERROR, str(error))
+            # While the tokenizer is being loaded this says nothing about the worker; that it cannot be is logged there.
+            routine = error.reason is RejectReason.NO_TOKENIZER
+            self._log("worker_unmatched", logging.INFO if routine else logging.ERROR, str(error))
             self._metrics.feed_refusals.labels(error.reason.value).inc()
         return snapshot.info.epoch, snapshot.seq
 

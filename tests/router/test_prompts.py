@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -166,8 +167,12 @@ class Broken:
 
 
 async def test_without_a_tokenizer_requests_go_by_load_and_it_is_tried_again(
-    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+    start_router: StartRouter,
+    monkeypatch: pytest.MonkeyPatch,
+    tokenizer: Tokenizer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr("router.server.tokenizer_loader.FIRST_RETRY", 0.02)
     broken = Broken()
     async with fake_workers(good) as workers:
@@ -185,6 +190,8 @@ async def test_without_a_tokenizer_requests_go_by_load_and_it_is_tried_again(
             assert "tokenizer is not loaded" in worker["why_not_matching"]
             assert router.metric("prompts_unread_total", why="no_tokenizer") == 1
             assert router.metric("tokenizer_loaded") == 0
+            unmatched = [record for record in caplog.records if "worker_unmatched" in record.getMessage()]
+            assert {record.levelno for record in unmatched} == {logging.INFO}  # no fault of the worker's
             broken.mended = True
             await until(lambda: router.metric("tokenizer_loaded") == 1)
             await workers[0].publish()
