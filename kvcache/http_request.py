@@ -12,6 +12,7 @@ from kvcache.http_refusal import Refusal
 from kvcache.http_state import Headers, ServingState
 
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
+_VERSIONS = frozenset({"1.0", "1.1"})
 _OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
@@ -59,7 +60,7 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Read on. Raises `Refusal` for what cannot be served: nothing more can be read then."""
-        begun, size = self._begun, len(data)
+        begun, held, size = self._begun, self.held, len(data)
         try:
             while True:
                 try:
@@ -69,11 +70,14 @@ class RequestReader:
                     data = self._without_offer() + data[offer.args[0] :]
         except httptools.HttpParserError:
             raise (self._refusal or Refusal(400, "Invalid HTTP request received.")) from None
-        if self._scope is None and begun == self._begun:
-            # The parser keeps an unfinished header to itself, so what arrives is counted here too.
-            self._unparsed += size
-            if self._unparsed > 2 * self._limits.max_header_bytes:
-                raise self._headers_too_large()
+        if begun != self._begun or held != self.held:
+            self._unparsed = 0
+            return
+        # The parser keeps an unfinished header or trailer to itself, and passes over a chunk's extensions without a
+        # word: what arrives and is no part of a body is counted here too.
+        self._unparsed += size
+        if self._unparsed > 2 * self._limits.max_header_bytes:
+            raise self._headers_too_large()
 
     def close(self) -> None:
         """Let go of the parser, which refers to this reader, and of what it has read."""
@@ -81,13 +85,14 @@ class RequestReader:
         self._body, self._grown = b"", None
 
     def _without_offer(self) -> bytes:
-        """The head that was read, for a new parser to read as plain HTTP/1.1.
+        """The head that was read, for a new parser to read as plain HTTP/1.
 
         A request that offers another protocol (h2c, WebSocket) is served as if it did not (RFC 9110 7.8). The parser
         takes what follows such a head for the other protocol, and so would lose the body: Java's HTTP client offers h2c
         with every POST.
         """
-        head = b"%s %s HTTP/1.1\r\n" % (self._parser.get_method(), self._url)
+        version = self._parser.get_http_version().encode()
+        head = b"%s %s HTTP/%s\r\n" % (self._parser.get_method(), self._url, version)
         head += b"".join(b"%s: %s\r\n" % field for field in self.headers if field[0] not in _OFFER)
         if self._last:
             head += b"connection: close\r\n"
@@ -125,6 +130,9 @@ class RequestReader:
         method = parser.get_method().decode("ascii")
         version = parser.get_http_version()
         self._last = version == "1.0" or not parser.should_keep_alive()
+        if version not in _VERSIONS:
+            message = f"This server speaks HTTP/1.1, not HTTP/{version}."
+            raise self._refused(Refusal(505, message, "HTTPVersionNotSupported"))
         if method == "CONNECT":
             raise self._refused(Refusal(501, "This server opens no tunnels.", "NotImplementedError"))
         self._declining = parser.should_upgrade()
@@ -152,7 +160,8 @@ class RequestReader:
             "headers": self.headers,
         }
         self._shared.in_flight += 1
-        self._events.head_complete(self._expects_continue)
+        # HTTP/1.0 knows no interim answers: it would take one for the answer (RFC 9110 10.1.1).
+        self._events.head_complete(self._expects_continue and version == "1.1")
 
     def on_body(self, body: bytes) -> None:
         size = len(body)

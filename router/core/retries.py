@@ -16,7 +16,7 @@ class Progress(StrEnum):
     """How far an exchange got before it failed: what may have happened at the worker."""
 
     UNSENT = "unsent"
-    """The worker cannot have acted on it: nothing was sent, or the connection was closed with the request unread."""
+    """The worker cannot have acted on it: nothing was sent, or the connection was closed before it arrived."""
     DECLINED = "declined"
     """The worker said that it does not act on it (429, 503, an engine that shuts down)."""
     UNANSWERED = "unanswered"

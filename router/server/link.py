@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import struct
 from collections.abc import Callable
@@ -227,7 +226,8 @@ class Link(asyncio.Protocol):
         self._wake()
 
     def eof_received(self) -> None:
-        """The worker closed. What it had received by then is known only while the socket is open."""
+        """The worker closed: what it had received by then is known. A reset says nothing of that: its acknowledgement
+        is not counted, and anybody may send one who has read every byte."""
         if self._state is LinkState.WAITING and self._transport is not None:
             received = bytes_received(self._transport)
             before = self._written - self._length
@@ -237,10 +237,7 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         state = self._state
         if state is LinkState.WAITING:
-            if _is_reset(exc):
-                self._break("the worker closed the connection without reading the request", Progress.UNSENT)
-            else:
-                self._break("the worker closed the connection before its answer", Progress.UNANSWERED)
+            self._break("the worker closed the connection before its answer", Progress.UNANSWERED)
         elif state is LinkState.HEAD:
             self._break("the worker closed the connection before its answer", Progress.ANSWERING)
         elif state in (LinkState.BODY, LinkState.STALLED) and not (self._until_close and exc is None):
@@ -260,7 +257,8 @@ class Link(asyncio.Protocol):
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        if self._state is LinkState.HEAD:  # else it is a trailer, which is not passed on
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status: int = self._parser.get_status_code()
@@ -287,11 +285,6 @@ class Link(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._state is LinkState.BODY:
             self._enter(LinkState.COMPLETE if self._parser.should_keep_alive() else LinkState.CLOSED)
-
-
-def _is_reset(error: Exception | None) -> bool:
-    """A reset answers bytes that the other end did not read, or that came after it had closed (RFC 9293 3.10.7)."""
-    return getattr(error, "errno", None) in (errno.ECONNRESET, errno.EPIPE)
 
 
 def bytes_received(transport: asyncio.BaseTransport) -> int | None:

@@ -125,10 +125,20 @@ class HttpToolsUpstream:
         return None
 
     async def _connect(self, origin: _Origin) -> Link:
+        """A new connection. One that cannot be made is forgotten here: nobody is told when it is gone."""
+        link = origin.link()
+        try:
+            await self._make(link, origin)
+        except BaseException:
+            origin.links.discard(link)
+            raise
+        return link
+
+    async def _make(self, link: Link, origin: _Origin) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout):
-                _, link = await loop.create_connection(origin.link, origin.host, origin.port, ssl=origin.ssl)
+                await loop.create_connection(lambda: link, origin.host, origin.port, ssl=origin.ssl)
         except ConnectionRefusedError as error:
             raise UpstreamError(Cause.REFUSED, str(error), Progress.UNSENT) from None
         except TimeoutError:
@@ -136,7 +146,6 @@ class HttpToolsUpstream:
             raise UpstreamError(Cause.CONNECT, message, Progress.UNSENT) from None
         except OSError as error:
             raise UpstreamError(Cause.CONNECT, str(error), Progress.UNSENT) from None
-        return link
 
 
 def _was_stale(link: Link, request: UpstreamRequest, error: UpstreamError) -> bool:

@@ -20,7 +20,7 @@ from router.core.fleet import Fleet
 from router.core.outliers import Ejection, Outcome
 from router.core.recent import RecentDecisions
 from router.core.refusals import Kind, Refusals
-from router.core.retries import Progress, Retries, RetryPolicy
+from router.core.retries import Retries, RetryPolicy
 from router.server.attempts import Attempts
 from router.server.headers import Headers, find, retry_after
 from router.server.metrics import Metrics
@@ -35,7 +35,7 @@ EXCLUDED_PAUSE = 0.1
 LEAVING_SHOWS = 1.25
 """Seconds after which it is known whether a worker that answered 503 leaves: its /health has been asked."""
 
-_FAULTS = frozenset({Cause.BROKEN, Cause.STATUS_5XX, Cause.ERROR_EVENT, Cause.TIMEOUT, Cause.STALLED})
+_FAULTS = frozenset({Cause.BROKEN, Cause.CONNECT, Cause.STATUS_5XX, Cause.ERROR_EVENT, Cause.TIMEOUT, Cause.STALLED})
 """What counts against a worker. Being full, leaving or not being there does not: that is seen by other means."""
 
 
@@ -191,7 +191,7 @@ class _Exchange:
             proxy.refused(decision.url, failure.why)
         elif failure.cause is Cause.BUSY:
             proxy.busy(decision.url)
-        elif (failure.cause in _FAULTS and failure.progress is not Progress.UNSENT) or failure.cause is Cause.CONNECT:
+        elif failure.cause in _FAULTS:
             proxy.note(decision.url, Outcome.BAD)
 
     def _is_answered(self, now: float) -> bool:

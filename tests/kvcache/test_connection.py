@@ -158,6 +158,45 @@ def test_trailers_are_no_headers(server: Server) -> None:
     assert server.scopes[0]["headers"] == [(b"transfer-encoding", b"chunked")]
 
 
+CHUNKED = b"POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"0\r\nx: ", b"0\r\nx", b"2;"], ids=["trailer", "name-of-a-trailer", "extension"])
+def test_what_belongs_to_no_body_is_bounded_within_one_too(server: Server, begun: bytes) -> None:
+    transport = server.connect()
+    server.send(transport, CHUNKED + b"2\r\nhi\r\n", begun)
+    for _ in range(2 * LIMITS.max_header_bytes // 10_000):
+        server.send(transport, b"a" * 10_000)
+    assert server.refused == []
+    assert server.send(transport, b"a" * 20_000).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_body_in_many_small_chunks_is_no_surplus(server: Server) -> None:
+    transport = server.connect()
+    server.send(transport, CHUNKED)
+    extension = b";" + b"a" * 10_000
+    for _ in range(50):
+        server.send(transport, b"2" + extension, b"\r\n", b"hi\r\n")
+    assert server.send(transport, b"0\r\n\r\n").endswith(b"hi" * 50)
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"2.0"])
+def test_other_versions_of_http_are_refused(server: Server, version: bytes) -> None:
+    answer = server.send(server.connect(), b"GET / HTTP/%b\r\nhost: h\r\n\r\n" % version)
+    assert answer.startswith(b"HTTP/1.1 505 ")
+    assert server.scopes == []
+
+
+def test_a_client_of_http_1_0_gets_no_interim_answer(server: Server) -> None:
+    head = b"POST / HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
+    assert server.send(server.connect(), head, b"hi").startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_offer_to_upgrade_does_not_make_a_client_of_http_1_0_one_of_1_1(server: Server) -> None:
+    server.send(server.connect(), b"GET / HTTP/1.0\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+    assert [scope["http_version"] for scope in server.scopes] == ["1.0"]
+
+
 @pytest.mark.parametrize("target", [b"*", b"http://h/x?q", b"/x?q#f", b"/x%41"])
 def test_targets_in_every_form(server: Server, target: bytes) -> None:
     server.send(server.connect(), b"OPTIONS %s HTTP/1.1\r\nhost: h\r\n\r\n" % target)

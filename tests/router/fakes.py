@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -57,8 +59,9 @@ class Connection:
         await self.send(b"0\r\n\r\n")
 
     def reset(self) -> None:
-        """Close with a reset, as a killed process does."""
-        self.writer.transport.abort()
+        """Close with a reset, though all that came was read: a load balancer's, or that of a pod's address that is
+        taken down. (A killed process sends one only if it had bytes to read.)"""
+        send_reset(self.writer)
 
     async def closed(self) -> None:
         """Wait until the other end closes."""
@@ -67,6 +70,12 @@ class Connection:
                 pass
         except ConnectionError:
             return
+
+
+def send_reset(writer: asyncio.StreamWriter) -> None:
+    """Close with a reset. Without SO_LINGER it would be an ordinary end."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 def token(text: str, finish: str | None = None) -> bytes:
@@ -187,12 +196,12 @@ class FakeWorker:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self, *, reset: bool = False) -> None:
-        """Close the port and every connection (`reset`: as a killed process does)."""
+        """Close the port and every connection (`reset`: as a pod's address that is taken down)."""
         assert self._server is not None
         self._server.close()
         for writer in list(self._writers):
             if reset:
-                writer.transport.abort()
+                send_reset(writer)
             else:
                 writer.close()
         for task in list(self._tasks):

@@ -166,7 +166,7 @@ async def test_an_answer_too_large_to_hold_that_breaks_off_is_seen_as_cut(start_
     async def huge(connection: Connection, request: Received) -> None:
         await connection.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9000000\r\n\r\n")
         await connection.send(b"x" * 3_000_000)
-        connection.reset()
+        connection.writer.close()
 
     async with fake_workers(huge) as workers, start_router(workers) as router:
         with pytest.raises(httpx.RemoteProtocolError):

@@ -67,7 +67,7 @@ class LinkMachine(RuleBasedStateMachine):
     def connect(self) -> None:
         self.kernel = Kernel()
         self.wire = b""
-        self.fin = False
+        self.fin = self.reset = False
         self.gone = 0
 
         async def make() -> Link:
@@ -114,12 +114,14 @@ class LinkMachine(RuleBasedStateMachine):
     def give_back(self, unsent: int) -> None:
         """`unsent`: bytes of the request that the worker has not taken though it has answered."""
         self.transport.unsent = unsent
+        whole = self.link.state is LinkState.COMPLETE
         exchange, self.current = self.current, None
         assert exchange is not None
         if exchange.reading is not None:
             exchange.reading.cancel()
         self.link.close()
         self.link.close()
+        assert self.free == (whole and not unsent)
         self._settle()
 
     # --- the worker ---
@@ -183,14 +185,15 @@ class LinkMachine(RuleBasedStateMachine):
             self.link.abort()  # as the pool does
         elif kind == "talk" and self.current is None and not self.wire:
             # Not modelled: that it crosses a request on its way; then nothing tells it from an answer.
-            self.transport.receive(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
+            if self.transport.receive(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"):
+                assert self.transport.closing, "the next answer might begin with what was not asked for"
         elif kind == "receive":
             self.kernel.acknowledged = len(self.transport.written)
         elif kind == "close":
             self.fin = True
-        elif kind == "reset":  # the worker had not read all that it had got
+        elif kind == "reset":  # whatever the worker had read by then, acknowledged or not
             self.wire = b""
-            self.kernel.acknowledged = 0
+            self.reset = True
             self.transport.lose(ConnectionResetError(104, "reset"))
         self._settle()
 
@@ -235,7 +238,7 @@ class LinkMachine(RuleBasedStateMachine):
             assert error.progress is Progress.ANSWERING
         else:
             assert error.progress is not Progress.ANSWERING
-        received = self.kernel.acknowledged == len(self.transport.written) > 0
+        received = self.reset or self.kernel.acknowledged == len(self.transport.written) > 0
         assert not (error.progress is Progress.UNSENT and received), "it may have been read"
 
     @invariant()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+import uvloop
 
 from router.server.pool import HttpToolsUpstream
 from router.server.upstream import Cause, Progress, UpstreamError, UpstreamRequest
@@ -80,6 +81,23 @@ async def test_where_no_connection_can_be_made_nothing_was_sent() -> None:
     await upstream.close()
 
 
+@pytest.mark.parametrize("loop", [asyncio.SelectorEventLoop, uvloop.Loop])
+def test_nobody_waits_for_a_connection_that_could_not_be_made(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """uvloop makes the protocol before it connects, and does not tell it that it failed."""
+
+    async def refused() -> None:
+        upstream = HttpToolsUpstream(connect_timeout=5)
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            with pytest.raises(UpstreamError):
+                await upstream.send(f"http://127.0.0.1:{nobody.getsockname()[1]}", REQUEST)
+        async with asyncio.timeout(5):
+            await upstream.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(refused())
+
+
 @dataclass
 class Engine:
     """A worker's end of its connections, by system calls alone: it closes when a test says so, even between two steps
@@ -145,16 +163,29 @@ async def test_what_was_closed_before_it_could_read_the_request_is_replaced_what
         await worker.answer(fresh, running)
 
 
-async def test_what_was_reset_with_the_request_unread_is_replaced() -> None:
+async def reset_when_received(worker: Engine, request: UpstreamRequest) -> asyncio.Task[bytes]:
+    """The request has arrived at a connection that was used before, whose worker closes it without reading it all."""
+    stale = await worker.used()
+    running = worker.send(request)
+    await asyncio.get_running_loop().sock_recv(stale, 1)
+    stale.close()
+    return running
+
+
+async def test_what_was_reset_behind_the_request_is_replaced() -> None:
     async with engine() as worker:
-        stale = await worker.used()
-        running = worker.send(REQUEST)
-        await asyncio.sleep(0)  # the request is written ...
-        await asyncio.sleep(0)
-        stale.close()  # ... and lies unread when the worker closes: a reset
+        running = await reset_when_received(worker, REPEATABLE)
         fresh = await worker.accept()
         await worker.read(fresh)
         await worker.answer(fresh, running)
+
+
+async def test_a_reset_is_no_proof_that_the_request_was_not_read() -> None:
+    async with engine() as worker:
+        running = await reset_when_received(worker, REQUEST)
+        with pytest.raises(UpstreamError) as caught:
+            await running
+        assert (caught.value.cause, caught.value.progress) == (Cause.BROKEN, Progress.UNANSWERED)
 
 
 async def test_a_request_that_was_received_goes_out_again_only_if_that_does_no_harm() -> None:
@@ -247,6 +278,28 @@ async def test_an_engine_that_closes_idle_connections_costs_neither_attempts_nor
             assert (response.status_code, response.headers["x-kvcluster-attempts"]) == (200, "1")
         assert router.metric("retries_total", cause="broken") == 0
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_what_nobody_asked_for_is_not_the_beginning_of_the_next_answer() -> None:
+    async with engine() as worker:
+        talking = await worker.used()
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(talking, b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nfor")
+        await loop.sock_recv(talking, 1)  # the router has closed it
+        running = worker.send(REQUEST)
+        fresh = await worker.accept()
+        await worker.read(fresh)
+        await worker.answer(fresh, running)
+
+
+async def test_a_body_behind_the_answer_to_head_is_not_the_beginning_of_the_next_answer() -> None:
+    async with engine() as worker:
+        for method, answer in (("HEAD", OK), ("GET", OK)):
+            running = asyncio.create_task(exchange(worker.upstream, worker.url, UpstreamRequest(method, "/", [], b"")))
+            connection = await worker.accept()
+            await asyncio.get_running_loop().sock_recv(connection, 65536)
+            await asyncio.get_running_loop().sock_sendall(connection, answer)
+            assert await running == (b"" if method == "HEAD" else b"ok")
 
 
 async def test_a_large_request_is_sent_whole() -> None:
