@@ -244,7 +244,10 @@ def test_pods_have_time_to_drain():
     made = objects(workers={"drainSeconds": 120})
     assert made["Deployment/rag-worker"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 160
     assert made["Deployment/rag-router"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 160
-    assert made["ConfigMap/rag-worker"]["data"]["WORKER_GRACE_PERIOD"] == "120"
+    worker, router = made["ConfigMap/rag-worker"]["data"], made["ConfigMap/rag-router"]["data"]
+    assert (worker["WORKER_GRACE_PERIOD"], router["ROUTER_GRACE_PERIOD"]) == ("120", "120")
+    assert (worker["WORKER_DRAIN_LIMIT"], router["ROUTER_DRAIN_LIMIT"]) == ("30", "30")
+    assert router["ROUTER_KUBERNETES_OWN_SERVICE"] == "rag-router", "where a router sees whether another one serves"
 
 
 def test_vllm_gets_an_agent_beside_it_and_a_feed_port():

@@ -11,7 +11,8 @@ import pytest
 
 from controller.kube.client import ApiError
 from controller.kube.kinds import KVCLUSTER, POD, Kind, kind_of
-from controller.objects.names import Object, Release
+from controller.objects.desired import desired_objects
+from controller.objects.names import Cluster, Object, Release
 from controller.reconcile.inventory import Inventory, Ref
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED, RECHECK, Reconciler
 from controller.status.observed import RouterReport
@@ -25,6 +26,7 @@ class Server:
 
     def __init__(self) -> None:
         self.applied: list[str] = []
+        self.told: list[str] = []
         self.installed = False
         self._versions = itertools.count(100)
         self.body: Object = {}
@@ -45,7 +47,8 @@ class Server:
         return {**manifest, "metadata": {**metadata, "generation": 1}}
 
     async def create(self, path: str, manifest: Object) -> None:
-        """An event."""
+        """An event, of the KVCluster with this uid."""
+        self.told.append(manifest["involvedObject"]["uid"])
 
     def version(self) -> str:
         return str(next(self._versions))
@@ -137,6 +140,29 @@ async def test_a_cluster_with_pods_is_looked_at_from_time_to_time():
     assert await world.at_rest() == POLL_UNSETTLED, "a stale view is expected to become fresh"
 
 
+async def test_what_has_not_changed_is_not_planned_anew(monkeypatch: pytest.MonkeyPatch):
+    world, planned = World(), list[str]()
+
+    def counted(cluster: Cluster) -> tuple[Object, ...]:
+        planned.append(cluster.name)
+        return desired_objects(cluster)
+
+    monkeypatch.setattr("controller.reconcile.reconciler.desired_objects", counted)
+    await world.at_rest()
+    await world.look()
+    planned.clear()
+    await world.look()
+    assert planned == []
+    world.change("ConfigMap/rag-worker", data={})
+    await world.look()
+    assert planned == ["rag"]
+    await world.at_rest()
+    planned.clear()
+    world.now += RECHECK + 1
+    await world.look()
+    assert planned == ["rag"]
+
+
 async def test_what_is_changed_by_hand_is_put_right_at_the_next_look():
     world = World()
     await world.at_rest()
@@ -177,6 +203,25 @@ async def test_a_cluster_that_is_gone_is_forgotten():
     assert await world.look() is None
     assert world.inventory.revision(KEY) == 0
     assert Ref(KVCLUSTER, *KEY) not in {ref for ref, _ in world.inventory.owned(KEY)}
+
+
+async def test_nothing_more_is_told_of_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch):
+    world = World()
+
+    async def fail(path: str, manifest: Object) -> None:
+        raise ApiError(503, "No", "not now")
+
+    monkeypatch.setattr(world.server, "create", fail)
+    with pytest.raises(Exception, match="not now"):
+        await world.look()
+    monkeypatch.undo()
+    world.inventory.drop(KVCLUSTER, world.server.body)
+    assert await world.look() is None
+    metadata = {**world.server.body["metadata"], "uid": "next", "resourceVersion": world.server.version()}
+    world.server.body = {**world.server.body, "status": {}, "metadata": metadata}
+    world.inventory.put(KVCLUSTER, world.server.body)
+    await world.look()
+    assert set(world.server.told) == {"next"}
 
 
 @pytest.mark.parametrize("status", [0, 503])
