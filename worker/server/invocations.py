@@ -16,11 +16,15 @@ from worker.server.completions import complete
 from worker.server.http import Exchange
 from worker.server.service import Service
 
+ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"
+
 
 async def invocations(exchange: Exchange, service: Service) -> None:
     """Answer a chat or a completion request, the first that it fits. Raises `ApiError`."""
     raw = await exchange.json_body()
     body = parse_json(raw) if raw else None
+    if isinstance(body, dict):  # SageMaker names a LoRA adapter there; what the body says of the model is not read
+        body["model"] = exchange.header(ADAPTER_HEADER) or None
     if (request := _fitting(ChatCompletionRequest, body)) is not None:
         await chat(exchange, service, request, len(raw))
     elif (completion := _fitting(CompletionRequest, body)) is not None:
