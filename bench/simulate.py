@@ -87,8 +87,11 @@ class _Worker:
 class Simulation:
     """One strategy's run over one workload. Not reusable: make one a run."""
 
-    def __init__(self, shape: ClusterShape, strategy: str, delays: Delays, *, streamed: float = 1.0) -> None:
-        """`streamed`: share of the requests that ask for a stream; the others' answers arrive whole, at their end."""
+    def __init__(
+        self, shape: ClusterShape, strategy: str, delays: Delays, *, streamed: float = 1.0, routers: int = 1
+    ) -> None:
+        """`streamed`: share of the requests that ask for a stream; the others' answers arrive whole, at their end.
+        `routers`: how many there are; they get the requests in turn and know of one another's by the feeds only."""
         self._shape = shape
         self._delays = delays
         self._streamed = streamed
@@ -101,19 +104,20 @@ class Simulation:
         self._in_flight: dict[str, _InFlight] = {}
         self._to_come = True
         self.records: list[Record] = []
-        self.fleet = Fleet(
-            FleetConfig(
-                block_size=shape.engine.block_size,
-                fingerprint=FINGERPRINT,
-                key_scheme=KEY_SCHEME,
-                model=shape.model,
-                strategy=strategy,
-                latency=shape.latency,
-            )
+        config = FleetConfig(
+            block_size=shape.engine.block_size,
+            fingerprint=FINGERPRINT,
+            key_scheme=KEY_SCHEME,
+            model=shape.model,
+            strategy=strategy,
+            latency=shape.latency,
         )
-        for worker in self.workers:
-            self.fleet.add(worker.url, 0.0)
-            self.fleet.apply_snapshot(worker.url, Snapshot(worker.info, 0, worker.loaded, ()), 0.0)
+        self.fleets = [Fleet(config) for _ in range(routers)]
+        """One a router."""
+        for fleet in self.fleets:
+            for worker in self.workers:
+                fleet.add(worker.url, 0.0)
+                fleet.apply_snapshot(worker.url, Snapshot(worker.info, 0, worker.loaded, ()), 0.0)
 
     @property
     def worker_ids(self) -> list[str]:
@@ -182,8 +186,9 @@ class Simulation:
             streaming=streaming,
             output_tokens=prompt.request.max_tokens,
         )
-        decision = self.fleet.choose(request, now)
-        ticket = self.fleet.dispatch(decision, request, now)
+        fleet = self.fleets[prompt.request.index % len(self.fleets)]
+        decision = fleet.choose(request, now)
+        ticket = fleet.dispatch(decision, request, now)
         self._in_flight[str(prompt.request.index)] = _InFlight(prompt, decision, ticket, now, streaming)
         worker = self._by_url[decision.url]
         engine_request = EngineRequest(
@@ -201,7 +206,12 @@ class Simulation:
         worker.seq += bool(events)
         worker.loaded, worker.loaded_at, worker.looked_at = load, now, now
         batch = Batch(EPOCH, worker.seq, events, load)
-        self._at(now + self._delays.feed, lambda then: self.fleet.apply_batch(worker.url, batch, then))
+
+        def arrive(then: float) -> None:
+            for fleet in self.fleets:
+                fleet.apply_batch(worker.url, batch, then)
+
+        self._at(now + self._delays.feed, arrive)
 
     # --- the workers' side ---------------------------------------------------------------------------------------
 
@@ -244,7 +254,8 @@ class Simulation:
         for worker in self.workers:
             if now - worker.loaded_at >= SIGN_OF_LIFE / 2:
                 self._hear(now, worker, (), worker.engine.load())
-        self.fleet.expire(now)
+        for fleet in self.fleets:
+            fleet.expire(now)
         if self._to_come or self._in_flight:
             self._at(now + SIGN_OF_LIFE / 2, self._housekeep)
 

@@ -42,7 +42,9 @@ class Load:
     """What an engine is busy with at one moment.
 
     `prefill_tokens` are prompt tokens still to be computed, waiting requests included; `free_blocks` are
-    blocks no running request refers to (cached or not), of `total_blocks` usable ones.
+    blocks no running request refers to (cached or not), of `total_blocks` usable ones. `prefilled` and
+    `prefilled_tokens` only grow: requests that reached their first token, and prompt tokens computed for these; 0 if
+    the worker does not say.
     """
 
     running: int = 0
@@ -50,6 +52,8 @@ class Load:
     prefill_tokens: int = 0
     free_blocks: int = 0
     total_blocks: int = 0
+    prefilled: int = 0
+    prefilled_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,8 @@ def _load_fields(load: Load) -> dict[str, int]:
         "prefill_tokens": load.prefill_tokens,
         "free_blocks": load.free_blocks,
         "total_blocks": load.total_blocks,
+        "prefilled": load.prefilled,
+        "prefilled_tokens": load.prefilled_tokens,
     }
 
 
@@ -299,6 +305,8 @@ def _load(fields: dict[str, Any]) -> Load:
         prefill_tokens=_integer(load, "prefill_tokens"),
         free_blocks=_integer(load, "free_blocks"),
         total_blocks=_integer(load, "total_blocks"),
+        prefilled=_integer(load, "prefilled") if "prefilled" in load else 0,  # of older releases
+        prefilled_tokens=_integer(load, "prefilled_tokens") if "prefilled_tokens" in load else 0,
     )
 
 

@@ -34,9 +34,9 @@ class Fleet:
     """Every worker of one model, as one router sees them.
 
     A worker is addressed by its URL. It is a candidate by its state (`core.candidates`), whatever is known of its
-    cache. `choose` changes nothing but what time alone has made stale, so a decision can be explained without being
-    carried out; `dispatch` is what counts. Both are O(workers + log depth)
-    but for the hashing of the prompt. Not for several threads.
+    cache. `choose` changes nothing but what time alone has made stale or certain, so a decision can be explained
+    without being carried out; `dispatch` is what counts. Both are O(workers + log depth) but for the hashing of the
+    prompt. Not for several threads.
     """
 
     def __init__(self, config: FleetConfig) -> None:

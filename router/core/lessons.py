@@ -34,6 +34,14 @@ class Cost(NamedTuple):
     cached: int | None = None
 
 
+class Prefilled(NamedTuple):
+    """What a worker says it has prefilled in its life, whoever sent it."""
+
+    requests: int
+    seconds: float
+    """As the latency model has them."""
+
+
 class Mark(NamedTuple):
     """A moment in a worker's life: what it had been given to prefill by then, and what of it lay ahead."""
 
@@ -45,6 +53,8 @@ class Mark(NamedTuple):
     """Seconds of prefill not answered, as the latency model has them."""
     alone: bool
     """No other router's requests are known to be there."""
+    reported: Prefilled | None
+    """By the worker, if it says."""
     step: float
     """Seconds until the step in progress is over, on average."""
 
@@ -52,7 +62,17 @@ class Mark(NamedTuple):
 class Lessons:
     """Samples of one worker's pace. O(1) an answer, and a few numbers of state."""
 
-    __slots__ = ("_block_size", "_count", "_lasted", "_latency", "_pace", "_prefilled", "_seconds")
+    __slots__ = (
+        "_block_size",
+        "_count",
+        "_lasted",
+        "_latency",
+        "_pace",
+        "_prefilled",
+        "_reported",
+        "_seconds",
+        "_seen_at",
+    )
 
     def __init__(self, latency: LatencyModel, block_size: int, pace: WorkerPace) -> None:
         self._latency = latency
@@ -62,6 +82,14 @@ class Lessons:
         self._count = 0
         self._prefilled = Span(0.0, 0.0)
         self._lasted = 0.0
+        self._seen_at = 0.0
+        self._reported: Prefilled | None = None
+
+    def reported(self, count: int, tokens: int) -> None:
+        """The worker's own count of its prefills so far, and of the tokens computed in them; zeros: it does not say."""
+        latency = self._latency
+        seconds = latency.prefill_base * count + latency.prefill_block * tokens / self._block_size
+        self._reported = Prefilled(count, seconds) if count else None
 
     def given(self, seconds: float) -> None:
         """The worker got one more prompt to prefill; seconds as the latency model has them."""
@@ -71,7 +99,7 @@ class Lessons:
     def mark(self, now: float, ahead: float, *, alone: bool, decoding: bool) -> Mark:
         """The state now. `ahead`: predicted prefill that is not answered, as the latency model has it."""
         step = self._latency.decode / 2 if decoding else 0.0
-        return Mark(now, self._seconds, self._count, ahead, alone, step)
+        return Mark(now, self._seconds, self._count, ahead, alone, self._reported, step)
 
     def forget(self) -> None:
         """What has been seen of the prefills in progress cannot be relied on."""
@@ -81,13 +109,21 @@ class Lessons:
     def prefilled(self, work: Span, seconds: float, now: float, *, more: bool) -> None:
         """A prefill ended `seconds` after it began. Prefills that share steps end together, so only sums over all that
         end with a step count; `more`: another one goes on."""
-        if self._prefilled.prefill >= self._latency.prefill(FULL_BLOCKS) and seconds > APART * self._pace.seconds(work):
-            self._pace.observe(self._prefilled, self._lasted, now)
-            self.forget()
+        self.settle(now)
         self._prefilled = Span(self._prefilled.prefill + work.prefill, self._prefilled.decode + work.decode)
         self._lasted += seconds
+        self._seen_at = now
         if not more:
             self._pace.observe(self._prefilled, self._lasted, now)
+            self.forget()
+
+    def settle(self, now: float) -> None:
+        """Time has passed: those that ended last did so with another step than whatever ends from now on."""
+        done = self._prefilled
+        if done.prefill >= self._latency.prefill(FULL_BLOCKS) and now - self._seen_at > APART * self._pace.seconds(
+            done
+        ):
+            self._pace.observe(done, self._lasted, now)
             self.forget()
 
     def whole(self, sent: Mark, cost: Cost, predicted: float, now: float, *, certain: bool) -> None:
@@ -106,9 +142,21 @@ class Lessons:
             self._observe(first_token, first_token.ahead, 0.0, cost.completion - 1, now, 1.0)
 
     def _observe(self, since: Mark, ahead: float, own: float, steps: int, now: float, trust: float) -> None:
-        if not since.alone or steps < 0 or now <= since.at:
+        if steps < 0 or now <= since.at:
             return
-        count, others = self._count - since.prefills, self._seconds - since.seconds
+        if since.alone:
+            count, others = self._count - since.prefills, self._seconds - since.seconds
+        elif since.reported is not None and self._reported is not None:
+            # Others' requests are there too: what was prefilled meanwhile only the worker knows.
+            count = self._reported.requests - since.reported.requests
+            others = self._reported.seconds - since.reported.seconds
+            if count < 0:
+                return  # another life of it
+            if own:  # its own is among them
+                count, others = max(count - 1, 0), max(others - own, 0.0)
+            ahead = own
+        else:
+            return
         if count > steps:  # no more prefills than steps can have held the decoding up
             count, others = steps, others * steps / count
         span = Span(ahead + others, (steps - count) * self._latency.decode + since.step)

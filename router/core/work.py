@@ -118,6 +118,7 @@ class Work:
         self.load = load
         self.capacity = load.total_blocks
         self._reported_at = now
+        self.lessons.reported(load.prefilled, load.prefilled_tokens)
         self._foreign_requests = max(0, load.running + load.waiting - max(self._peak, self.ledger.in_flight))
         self._foreign_seconds = 0.0
         if self._foreign_requests or self.ledger.unseen:
@@ -138,6 +139,7 @@ class Work:
     def forget_report(self) -> None:
         """The process that reported is gone, or silent."""
         self.load = None
+        self.lessons.reported(0, 0)
         self._foreign_requests = 0
         self._foreign_seconds = 0.0
         self._surplus_blocks = 0
@@ -214,6 +216,7 @@ class Work:
     def expect(self, shape: Shape, matched: int, now: float) -> Expected:
         """What the request would meet here, with `matched` of its leading blocks cached."""
         config, latency = self._config, self._config.latency
+        self.lessons.settle(now)
         prefill_factor, decode_factor = self.pace.prefill.factor(now), self.pace.decode.factor(now)
         queue = self.queue(now)
         computed = blocks_to_compute(shape.prompt_tokens, matched * config.block_size, config.block_size)

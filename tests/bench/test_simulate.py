@@ -48,7 +48,7 @@ def test_every_request_is_answered_in_full(strategy: str) -> None:
     simulation, records = play(strategy, "rag", 80)
     assert [r.index for r in records] == list(range(80))
     assert all(r.error is None and r.output_tokens == 32 for r in records)
-    assert all(status.in_flight == 0 for status in simulation.fleet.workers(1e6))
+    assert all(status.in_flight == 0 for status in simulation.fleets[0].workers(1e6))
 
 
 def test_a_simulation_repeats_exactly() -> None:
@@ -73,7 +73,7 @@ def test_the_router_sees_every_block_the_engines_hold() -> None:
         held: dict[bytes, int] = {}
         for key, _ in worker.engine.blocks():
             held[key] = held.get(key, 0) + 1
-        assert simulation.fleet.view(worker.url) == held
+        assert simulation.fleets[0].view(worker.url) == held
         assert held
 
 

@@ -31,10 +31,12 @@ def asked() -> tuple[Prompt, ...]:
 
 
 @cache
-def play(strategy: str, speeds: tuple[float, ...], streamed: float) -> tuple[Simulation, list[Record]]:
+def play(
+    strategy: str, speeds: tuple[float, ...], streamed: float, routers: int = 1
+) -> tuple[Simulation, list[Record]]:
     engine = EngineConfig(blocks=LLAMA.blocks(16), max_num_batched_tokens=2048, max_num_seqs=256, max_model_len=4096)
     shape = ClusterShape(len(speeds), engine, LLAMA.latency, LLAMA.model, speeds=speeds)
-    simulation = Simulation(shape, strategy, Delays(), streamed=streamed)
+    simulation = Simulation(shape, strategy, Delays(), streamed=streamed, routers=routers)
     return simulation, simulation.run_closed(asked(), CLIENTS * len(speeds), SECONDS)
 
 
@@ -68,7 +70,7 @@ def test_cache_aware_beats_strategies_that_know_of_no_speed(speeds: tuple[float,
 @pytest.mark.parametrize("streamed", [1.0, 0.0], ids=["streamed", "whole"])
 def test_the_pace_of_each_engine_is_learnt_under_load(streamed: float) -> None:
     simulation, records = play("cache_aware", (1.0, 0.25), streamed)
-    fast, slow = simulation.fleet.workers(max(record.finished or 0.0 for record in records))
+    fast, slow = simulation.fleets[0].workers(max(record.finished or 0.0 for record in records))
     assert slow.latency_factor / fast.latency_factor == pytest.approx(4.0, rel=0.6)
     assert slow.decode_factor / fast.decode_factor > 1.5
     assert fast.latency_factor == pytest.approx(1.0, rel=0.35)
@@ -77,8 +79,19 @@ def test_the_pace_of_each_engine_is_learnt_under_load(streamed: float) -> None:
 
 
 @pytest.mark.parametrize("streamed", [1.0, 0.0], ids=["streamed", "whole"])
+def test_two_routers_learn_though_neither_is_alone(streamed: float) -> None:
+    simulation, records = play("cache_aware", (1.0, 0.25), streamed, routers=2)
+    for fleet in simulation.fleets:
+        fast, slow = fleet.workers(max(record.finished or 0.0 for record in records))
+        assert slow.latency_factor / fast.latency_factor > 2.0
+        assert slow.decode_factor / fast.decode_factor > 2.0
+    _, theirs = play("least_loaded", (1.0, 0.25), 1.0, routers=2)
+    assert len(records) > 1.1 * len(theirs)
+
+
+@pytest.mark.parametrize("streamed", [1.0, 0.0], ids=["streamed", "whole"])
 def test_equal_engines_under_load_are_not_told_apart(streamed: float) -> None:
     simulation, records = play("cache_aware", (1.0, 1.0, 1.0), streamed)
-    workers = simulation.fleet.workers(max(record.finished or 0.0 for record in records))
+    workers = simulation.fleets[0].workers(max(record.finished or 0.0 for record in records))
     assert len({worker.latency_factor for worker in workers}) == 1
     assert workers[0].latency_factor == pytest.approx(1.0, rel=0.3)

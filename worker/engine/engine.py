@@ -95,6 +95,8 @@ class Engine:
             prefill_tokens=self._scheduler.prefill_tokens(),
             free_blocks=self._cache.free,
             total_blocks=self._cache.total,
+            prefilled=self.stats.prefilled,
+            prefilled_tokens=self.stats.prompt_tokens - self.stats.cached_prompt_tokens,
         )
 
     def reset_prefix_cache(self) -> bool:
@@ -149,6 +151,7 @@ class Engine:
             sequence.last_token = at
             if not index:
                 sequence.first_token = at
+                self.stats.prefilled += 1
                 self.stats.prompt_tokens += sequence.prompt_tokens
                 self.stats.cached_prompt_tokens += sequence.cached_tokens
             request = sequence.request

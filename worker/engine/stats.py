@@ -16,8 +16,10 @@ class EngineStats:
     """Prompt tokens looked up, at first admission."""
     prefix_cache_hits: int = 0
     """Of those, tokens found."""
+    prefilled: int = 0
+    """Requests that reached their first token."""
     prompt_tokens: int = 0
-    """Of requests that reached their first token."""
+    """Of these."""
     cached_prompt_tokens: int = 0
     """Of those, tokens that came from the cache."""
     generation_tokens: int = 0

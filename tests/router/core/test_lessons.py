@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvcache.feed import Batch
+from kvcache.feed import Batch, Load
 from router.core.fleet import Fleet
 from router.core.lessons import Cost
 from tests.router.core.support import BLOCK, LATENCY, MakeFleet, ask, idle, info, send, snapshot, tokens, url_of
@@ -156,3 +156,70 @@ def test_an_engine_whose_whole_answers_are_overdue_looks_worse_with_time(make_fl
     assert queues[2] - queues[1] == pytest.approx(expected, rel=0.1)
     ticket.release(4 * expected)
     assert fleet.workers(4 * expected)[0].queue_seconds == 0.0
+
+
+def test_prefills_that_ended_together_teach_before_the_next_one_ends(make_fleet: MakeFleet) -> None:
+    """Five long prompts at once: a slow engine answers two after its first step and goes on with the others."""
+    fleet = make_fleet(1)
+    confirm(fleet, 0.0)
+    sent = [send(fleet, ask(tokens(60, start=1000 * n)), 0.0)[1] for n in range(5)]
+    end = 2 * SLOW * LATENCY.prefill(61)
+    for ticket in sent[:2]:
+        ticket.first_token(end)
+    assert fleet.workers(end)[0].latency_factor == 1.0, "the step may have been that of more"
+    fleet.choose(ask(tokens(60, start=90_000)), 1.5 * end)
+    assert fleet.workers(1.5 * end)[0].latency_factor > 1.2
+
+
+def serve_beside_another_router(
+    fleet: Fleet, clock: Iterator[float], *, streaming: bool, says: bool, restarted: bool = False
+) -> None:
+    """One worker, `SLOW` times as slow at everything, with two requests of another router on it, which sends it three
+    prompts of 60 blocks while it serves one of ours. `says`: its reports count what it has prefilled; `restarted`:
+    from 0 again in the middle of each answer."""
+
+    def report(at: float, running: int, count: int, computed: int) -> None:
+        counts = (count + 1, computed * BLOCK) if says else (0, 0)
+        fleet.apply_batch(url_of(0), Batch(1, 0, (), Load(running, 0, 0, 9000, 10_000, *counts)), at)
+
+    count = computed = 1000
+    for turn in range(100):
+        now = next(clock)
+        blocks, output = (200, 10) if turn % 2 else (10, 100)
+        if restarted:
+            count = computed = 1000
+
+        report(now, 2, count, computed)
+        _, ticket = send(fleet, ask(tokens(blocks, start=int(now) * 1000), streaming=streaming), now)
+        first = now + SLOW * LATENCY.prefill(blocks + 1)
+        count, computed = count + 1, computed + blocks + 1
+        report(first, 3, count, computed)
+        if streaming:
+            ticket.first_token(first)
+        end = first + SLOW * ((output - 1 - 3) * LATENCY.decode + 3 * LATENCY.prefill(60))
+        count, computed = (0, 0) if restarted else (count + 3, computed + 3 * 60)
+        report(end, 3, count, computed)
+        ticket.finished(end, Cost(blocks * BLOCK + 1, output, 0))
+        ticket.release(end)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])
+def test_what_a_worker_counts_teaches_beside_other_routers_too(
+    make_fleet: MakeFleet, clock: Iterator[float], streaming: bool
+) -> None:
+    fleet = make_fleet(1)
+    serve_beside_another_router(fleet, clock, streaming=streaming, says=True)
+    (worker,) = fleet.workers(next(clock))
+    assert worker.latency_factor == pytest.approx(SLOW, rel=0.15)
+    assert worker.decode_factor == pytest.approx(SLOW, rel=0.15)
+
+
+@pytest.mark.parametrize(("says", "restarted"), [(False, False), (True, True)], ids=["not said", "restarted"])
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])
+def test_nothing_is_learnt_beside_other_routers_without_the_workers_counts(
+    make_fleet: MakeFleet, clock: Iterator[float], streaming: bool, says: bool, restarted: bool
+) -> None:
+    fleet = make_fleet(1)
+    serve_beside_another_router(fleet, clock, streaming=streaming, says=says, restarted=restarted)
+    (worker,) = fleet.workers(next(clock))
+    assert (worker.latency_factor, worker.decode_factor) == (1.0, 1.0)

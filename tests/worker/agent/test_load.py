@@ -17,7 +17,7 @@ IDLE = Reading("m", 1, 0, 0, 0.0, 16, 100, 0.0, 0.0)
 def test_a_capture_of_vllm() -> None:
     assert read_metrics((DATA / "metrics.txt").read_text()) == Reading(
         model="tiny-llama", engines=1, running=0, waiting=0, usage=0.0, block_size=16, blocks=255, prompts=25,
-        prompt_tokens=382,
+        prompt_tokens=382, prefilled=25, prefilled_tokens=382,
     )  # fmt: skip
 
 
@@ -54,8 +54,10 @@ def test_what_is_not_vllms(text: str) -> None:
 
 
 def test_the_load() -> None:
-    reading = replace(IDLE, running=3, waiting=2, usage=0.25, prompts=4, prompt_tokens=400)
-    assert LoadEstimate().load(reading, 100) == Load(3, 2, 200, 75, 100)
+    reading = replace(
+        IDLE, running=3, waiting=2, usage=0.25, prompts=4, prompt_tokens=400, prefilled=7, prefilled_tokens=650
+    )
+    assert LoadEstimate().load(reading, 100) == Load(3, 2, 200, 75, 100, prefilled=7, prefilled_tokens=650)
 
 
 @pytest.mark.parametrize(("usage", "free"), [(-0.1, 100), (1.2, 0)])

@@ -16,8 +16,18 @@ _USAGE = "vllm:kv_cache_usage_perc"
 _CONFIG = "vllm:cache_config_info"
 _COMPUTED = "vllm:request_prefill_kv_computed_tokens"
 _PROMPT = "vllm:request_prompt_tokens"
+_BY_SOURCE = "vllm:prompt_tokens_by_source_total"
+_FIRST_TOKENS = "vllm:time_to_first_token_seconds_count"
 _READ = frozenset(
-    {_RUNNING, _WAITING, _USAGE, _CONFIG, *(name + end for name in (_COMPUTED, _PROMPT) for end in ("_sum", "_count"))}
+    {
+        _RUNNING,
+        _WAITING,
+        _USAGE,
+        _CONFIG,
+        _BY_SOURCE,
+        _FIRST_TOKENS,
+        *(name + end for name in (_COMPUTED, _PROMPT) for end in ("_sum", "_count")),
+    }
 )
 
 
@@ -42,6 +52,10 @@ class Reading:
     """Requests finished so far."""
     prompt_tokens: float
     """Their prompt tokens, without those that came from the cache where the engine tells."""
+    prefilled: int = 0
+    """Requests that reached their first token so far."""
+    prefilled_tokens: int = 0
+    """Prompt tokens computed for these."""
 
 
 def read_metrics(text: str) -> Reading:
@@ -59,6 +73,8 @@ def read_metrics(text: str) -> Reading:
         except ValueError:
             raise MetricsError(f"{name} has no value: {value[:40]!r}") from None
         found = dict(_LABEL.findall(labels))
+        if name == _BY_SOURCE and found.get("source") != "local_compute":
+            values[name].pop()
         if name == _CONFIG:
             config = found
         elif name == _RUNNING:
@@ -78,6 +94,8 @@ def read_metrics(text: str) -> Reading:
         blocks=None if blocks is None else (blocks - 1) * engines,
         prompts=sum(values[tokens + "_count"]),
         prompt_tokens=sum(values[tokens + "_sum"]),
+        prefilled=round(sum(values[_FIRST_TOKENS])),
+        prefilled_tokens=round(sum(values[_BY_SOURCE])),
     )
 
 
@@ -108,6 +126,8 @@ class LoadEstimate:
             prefill_tokens=round(reading.waiting * self.mean_prefill),
             free_blocks=round((1.0 - used) * blocks),
             total_blocks=blocks,
+            prefilled=reading.prefilled,
+            prefilled_tokens=reading.prefilled_tokens,
         )
 
     @property
