@@ -3,6 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo-results
+# Processes that run tests. More than there are cores: many tests wait for processes that they started.
+JOBS ?= 4
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
+# With it, every process that a test starts would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install tools demo test unit check format bench kind kind-delete clean
@@ -33,10 +39,10 @@ demo: $(VENV)/.runtime ## serve a KVCluster on this machine under three strategi
 	  --strategies cache_aware,round_robin,least_loaded --out $(DEMO_OUT)
 
 test: check ## formatting, lint, types, import contract, and every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 unit: $(VENV)/.dev ## the tests that start no processes (seconds)
-	$(BIN)/python -m pytest -m 'not process'
+	$(PYTEST) -m 'not process'
 
 check: $(VENV)/.dev ## ruff, mypy --strict and the import contract
 	$(BIN)/ruff format --check .

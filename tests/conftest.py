@@ -1,6 +1,21 @@
 """Settings of every test run."""
 
 import asyncio
+import os
+import sys
+
+import hypothesis
+
+# Without files of bytecode every process that a test starts, and every worker of pytest-xdist, compiles all it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# How long an example takes says something of the machine. What fails can be repeated from what is printed; continuous
+# integration tries the same examples each time, so that a change fails for what it changes.
+_EVERYWHERE = {"deadline": None, "print_blob": True, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("everywhere", **_EVERYWHERE)
+hypothesis.settings.register_profile("ci", **_EVERYWHERE, derandomize=True, database=None)
+hypothesis.settings.load_profile("ci" if "CI" in os.environ else "everywhere")
 
 from hypothesis import HealthCheck, settings
 

@@ -12,17 +12,11 @@ from pathlib import Path
 
 import httpx
 
-from controller.local.sockets import bind
 from deploy.helm.docs import ROOT
 from tests.e2e.support import eventually
+from tests.ports import free_port
 
 START_SECONDS = 60.0
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with bind(0) as listener:
-        return int(listener.getsockname()[1])
 
 
 class RunningController:

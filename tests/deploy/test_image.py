@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from controller.local.sockets import bind
 from deploy.helm.docs import CHART, ROOT
 from tests.e2e.support import eventually
+from tests.ports import free_port
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 VENV_SCRIPT = (ROOT / "deploy" / "image" / "venv.sh").read_text(encoding="utf-8")
@@ -165,11 +165,6 @@ def test_a_tokenizer_that_only_transformers_can_read_is_read_in_it(tmp_path: Pat
     assert ended.stdout.strip() == "True", ended.stderr
 
 
-def _port() -> str:
-    with bind(0) as listener:
-        return str(listener.getsockname()[1])
-
-
 @asynccontextmanager
 async def _process(folder: Path, module: str, *flags: str) -> AsyncIterator[Process]:
     """A process as a pod runs it: nothing but /tmp can be written, and the source code is not at hand."""
@@ -199,7 +194,7 @@ async def _process(folder: Path, module: str, *flags: str) -> AsyncIterator[Proc
 @needs_venv
 @pytest.mark.process
 async def test_a_worker_and_a_router_run_from_it(tmp_path: Path) -> None:
-    worker_port, port, management = _port(), _port(), _port()
+    worker_port, port, management = str(free_port()), str(free_port()), str(free_port())
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=30, trust_env=False))
         worker = f"http://127.0.0.1:{worker_port}"

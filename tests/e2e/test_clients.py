@@ -1,5 +1,7 @@
 """Clients that people use, against a router with emulated workers behind it. The `openai` client has a file of its own.
 
+Each client is imported where it is used: they take seconds, which everyone who collects the tests would pay.
+
 Not covered: `vllm bench serve`, which comes with gigabytes of vLLM. It was run by hand against router and emulator.
 """
 
@@ -8,12 +10,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import anthropic
 import httpx
-import openai
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_openai import ChatOpenAI, OpenAI
 
 from tests.e2e.conftest import StartCluster
 from tests.e2e.support import ClusterUnderTest
@@ -35,11 +33,15 @@ async def cluster(start_cluster: StartCluster) -> AsyncIterator[ClusterUnderTest
 
 
 async def served(cluster: ClusterUnderTest) -> str:
+    import openai
+
     async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="unused") as client:
         return (await client.models.list()).data[0].id
 
 
 async def test_anthropic(cluster: ClusterUnderTest) -> None:
+    import anthropic
+
     model = await served(cluster)
     async with anthropic.AsyncAnthropic(base_url=cluster.url, api_key="unused", max_retries=0) as client:
         asked = [{"role": "user", "content": QUESTION}]
@@ -71,6 +73,8 @@ async def test_anthropic(cluster: ClusterUnderTest) -> None:
 
 
 async def test_responses_of_the_openai_client(cluster: ClusterUnderTest) -> None:
+    import openai
+
     model = await served(cluster)
     async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="unused", max_retries=0) as client:
         answer = await client.responses.create(
@@ -90,6 +94,9 @@ async def test_responses_of_the_openai_client(cluster: ClusterUnderTest) -> None
 
 
 async def test_langchain(cluster: ClusterUnderTest) -> None:
+    from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+    from langchain_openai import ChatOpenAI, OpenAI
+
     async with httpx.AsyncClient() as client:
         place: dict[str, Any] = {
             "base_url": f"{cluster.url}/v1",

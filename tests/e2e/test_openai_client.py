@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import openai
 import pytest
 
 pytestmark = pytest.mark.process
 
 
 async def test_the_openai_client_works_against_the_router(start_cluster):
+    import openai
+
     async with (
         start_cluster(workers=2) as cluster,
         openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="unused", max_retries=0) as client,
@@ -45,6 +46,8 @@ async def test_the_openai_client_works_against_the_router(start_cluster):
 
 
 async def test_its_error_classes(start_cluster):
+    import openai
+
     async with (
         start_cluster(workers=1) as cluster,
         openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="unused", max_retries=0) as client,

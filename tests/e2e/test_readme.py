@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from controller.local.sockets import bind
 from tests.e2e.support import eventually
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
@@ -30,19 +30,13 @@ def commands() -> list[str]:
     return [line[2:].partition("  #")[0].strip().removesuffix("&").strip() for line in lines]
 
 
-def _free_port() -> int:
-    listener = bind(0, "--port")
-    with listener:
-        return int(listener.getsockname()[1])
-
-
 class Shell:
     """Runs the README's commands with its ports replaced by free ones, in a folder that holds the examples."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "examples").symlink_to(ROOT / "examples")
         self._folder = folder
-        self._ports = {port: str(_free_port()) for port in ("8000", "9000", "8101")}
+        self._ports = {port: str(free_port()) for port in ("8000", "9000", "8101")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
 

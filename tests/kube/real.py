@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import httpx
 import yaml
 
 from tests.kube.apiserver import FakeApiServer, Logged
+from tests.ports import free_port
 
 START_SECONDS = 90.0
 ACCOUNT = "system:serviceaccount:"
@@ -26,11 +26,6 @@ _AUDIT = {
     "omitStages": ["RequestReceived"],
     "rules": [{"level": "Metadata"}],
 }
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 class _Process:
@@ -66,7 +61,7 @@ class RealBackend:
     real = True
 
     def __init__(self, assets: Path, folder: Path, etcd_url: str, token: str, *, collects_garbage: bool) -> None:
-        self._port = _free_port()
+        self._port = free_port()
         self.url = f"https://127.0.0.1:{self._port}"
         self.token = token
         self.collects_garbage = collects_garbage
@@ -191,7 +186,7 @@ def _logged(entry: dict[str, Any]) -> Logged:
 @contextlib.contextmanager
 def real_api_server(assets: Path, folder: Path) -> Iterator[RealBackend]:
     """etcd and kube-apiserver, and a garbage collector where `kube-controller-manager` is. etcd ends last."""
-    client_port, peer_port = _free_port(), _free_port()
+    client_port, peer_port = free_port(), free_port()
     etcd_url, peer_url = f"http://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
     token, manager = secrets.token_hex(16), assets / "kube-controller-manager"
     key = folder / "service-accounts.key"
@@ -210,7 +205,7 @@ def real_api_server(assets: Path, folder: Path) -> Iterator[RealBackend]:
             kubeconfig = backend.kubeconfig(folder / "controller-manager.kubeconfig")
             collector = [
                 str(manager), f"--kubeconfig={kubeconfig}", "--controllers=garbage-collector-controller",
-                "--leader-elect=false", f"--secure-port={_free_port()}", "--bind-address=127.0.0.1",
+                "--leader-elect=false", f"--secure-port={free_port()}", "--bind-address=127.0.0.1",
                 f"--cert-dir={folder / 'controller-manager'}",
             ]  # fmt: skip
             stack.enter_context(_running(collector, folder / "kube-controller-manager.log"))

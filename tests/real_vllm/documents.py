@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Mapping
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
@@ -55,11 +56,6 @@ def engine_flags() -> dict[str, Any]:
     return flags
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
-
-
 class Shell:
     """Runs commands with words replaced: the page's ports by free ones, its model by another."""
 
@@ -97,7 +93,7 @@ class Shell:
 
 async def follow(folder: Path, *, engine: str, events: str, replay: str, tokenizer: str) -> None:
     """All that the page does by hand, beside an engine at these addresses; asserts what the page says comes of it."""
-    agent, router, management = free_port(), free_port(), free_port()
+    agent, router, management = str(free_port()), str(free_port()), str(free_port())
     shell = Shell(
         folder,
         {

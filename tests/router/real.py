@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from tests.ports import free_port
+
 HOST = "127.66.0.1"
 """Not the address from which connections are made: while a worker is away nobody else gets its port."""
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class RealWorker:
     """`python -m worker.main` at an address of its own, whichever process is there now."""
 
     def __init__(self, speed: float = 20.0) -> None:
-        self.port = free_port()
+        self.port = free_port(HOST)
         self._speed = speed
         self.process: Process | None = None
 

@@ -12,13 +12,13 @@ import pytest
 from worker.generators import GeneratorError
 from worker.generators.causal_lm import Draw
 
-torch = pytest.importorskip("torch")
-
 VOCABULARY = 100
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Here, not above: torch takes seconds to import, which everyone who collects the tests would pay.
+    torch = pytest.importorskip("torch")
     import transformers
 
     torch.manual_seed(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -58,11 +57,6 @@ async def eventually(done: Callable[[], Awaitable[bool]], what: str, within: flo
     while not await done():
         assert loop.time() < end, f"not within {within:g} s: {what}"
         await asyncio.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Cluster:

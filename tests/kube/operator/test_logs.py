@@ -7,7 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.kube.operator.support import Cluster, Controller, eventually, free_port
+from tests.kube.operator.support import Cluster, Controller, eventually
+from tests.ports import free_port
 
 pytestmark = pytest.mark.process
 
