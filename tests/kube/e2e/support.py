@@ -50,7 +50,7 @@ class World:
             return await self.api.condition(name, "Ready", "Serving")
 
         await eventually(is_ready, f"{name} is Ready", START)
-        await eventually(lambda: self.answers(name), "the Service's proxy knows it", 5)
+        await eventually(lambda: self.answers(name), "the Service's proxy knows it", 30)
 
     async def answers(self, name: str = "rag") -> bool:
         async with httpx.AsyncClient(trust_env=False) as client:
@@ -66,7 +66,7 @@ class World:
         async def followed() -> bool:
             return bool((await self.api.get("deployments", f"{name}-worker"))["spec"]["replicas"] == workers)
 
-        await eventually(followed, "the Deployment follows", 5)
+        await eventually(followed, "the Deployment follows", 30)
         await self.rolled_out("worker", name)
 
     async def rolled_out(self, component: str, name: str = "rag") -> None:

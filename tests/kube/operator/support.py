@@ -50,7 +50,7 @@ MERGE = {"content-type": "application/merge-patch+json"}
 APPLY = {"content-type": "application/apply-patch+yaml"}
 
 
-async def eventually(done: Callable[[], Awaitable[bool]], what: str, within: float = 15.0) -> None:
+async def eventually(done: Callable[[], Awaitable[bool]], what: str, within: float = 60.0) -> None:
     """Waits for something another process does; fails with `what` did not come about."""
     loop = asyncio.get_running_loop()
     end = loop.time() + within
@@ -210,7 +210,7 @@ class Cluster:
     async def condition(self, name: str, kind: str, reason: str) -> bool:
         return any(each["type"] == kind and each["reason"] == reason for each in await self.conditions(name))
 
-    async def settled(self, name: str, within: float = 15.0) -> None:
+    async def settled(self, name: str, within: float = 60.0) -> None:
         """The operator has seen the latest spec, and has not written for a moment."""
 
         async def seen() -> bool:

@@ -51,7 +51,7 @@ async def test_connections_that_are_dead_without_a_word_are_found_out(bare: Clus
         return service["spec"]["selector"]["app.kubernetes.io/name"] == "kvcluster" and await bare.has(OBJECTS)
 
     await eventually(lambda: bare.has(OBJECTS, "late"), "a new KVCluster is served", 20)
-    await eventually(repaired, "what was changed by hand is put right", 5)
+    await eventually(repaired, "what was changed by hand is put right", 15)
 
 
 async def test_an_api_server_that_is_away_is_said_once(cluster: Cluster, controller: Controller):

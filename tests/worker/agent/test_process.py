@@ -130,7 +130,7 @@ async def test_it_waits_for_its_engine_is_small_and_ends_quickly() -> None:
                 agent.process.send_signal(signal.SIGTERM)
                 async for _ in lines:  # ends, instead of breaking off
                     pass
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert await agent.process.wait() == 0
 
 
