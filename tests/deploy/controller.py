@@ -16,7 +16,7 @@ from deploy.helm.docs import ROOT
 from tests.e2e.support import eventually
 from tests.ports import free_port
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 class RunningController:

@@ -17,7 +17,7 @@ import yaml
 from controller.local.sockets import bind
 from tests.e2e.support import eventually
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 def binary() -> str | None:

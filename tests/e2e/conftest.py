@@ -12,7 +12,7 @@ from controller.local.cluster import LocalCluster
 from controller.spec.load import validate_manifest
 from tests.e2e.support import ClusterUnderTest
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 StartCluster = Callable[..., AbstractAsyncContextManager[ClusterUnderTest]]
 

@@ -19,7 +19,7 @@ from tests.kube.operator.support import NAMESPACE, Cluster, Controller, Object, 
 SPEED = 4.0
 RATE = 4.0
 """Emulated requests a second: 16 on the wall clock."""
-START = 60.0
+START = 120.0
 
 
 def _silent(sent: int, answered: int, failed: int) -> None:
