@@ -8,7 +8,9 @@ import socket
 from collections.abc import Iterator
 
 LOCK_PORT = 47_999
-TRIES = 200
+NETWORKS = 128, 255
+"""The second numbers of the networks, the last excluded. Those below are of tests that name an address themselves."""
+TRIES = 500
 
 
 class Loopback:
@@ -19,7 +21,7 @@ class Loopback:
 
     def __init__(self) -> None:
         for _ in range(TRIES):
-            network = f"127.{random.randrange(1, 255)}"
+            network = f"127.{random.randrange(*NETWORKS)}"
             try:
                 self._lock = socket.create_server((f"{network}.255.254", LOCK_PORT))
             except OSError:

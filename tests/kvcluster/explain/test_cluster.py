@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -20,12 +21,13 @@ from kvcluster.explain.api import ReadError
 from kvcluster.explain.gather import NotFoundError
 from tests.controller.status.support import waiting
 from tests.kube.apiserver import FakeApiServer
+from tests.kube.kubelet.loopback import Loopback
 from tests.kvcluster.explain.support import EVENT, STATUS, a_pod, cluster, row
 
 pytestmark = pytest.mark.process
 
-ROUTER_ADDRESS = "127.83.0.1"
-"""Loopback; the management port of a router is always 9000."""
+MANAGEMENT_PORT = 9000
+"""Of every router: each needs an address of its own."""
 CLUSTERS = "/apis/kvcluster.dev/v1alpha1/namespaces/ns/kvclusters"
 
 
@@ -45,11 +47,14 @@ def router() -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             return None
 
-    with HTTPServer((ROUTER_ADDRESS, 9000), Handler) as server:
+    with (
+        contextlib.closing(Loopback()) as network,
+        HTTPServer((network.pod(), MANAGEMENT_PORT), Handler) as server,
+    ):
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield ROUTER_ADDRESS
+            yield str(server.server_address[0])
         finally:
             server.shutdown()
             thread.join()
