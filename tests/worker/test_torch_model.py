@@ -12,6 +12,8 @@ import pytest
 from worker.generators import GeneratorError
 from worker.generators.causal_lm import Draw
 
+pytestmark = pytest.mark.timeout(300)  # importing torch takes most of it on a loaded machine
+
 VOCABULARY = 100
 
 
