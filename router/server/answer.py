@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from router.server.usage import MENTION, Usage, read_usage
+from router.server.usage import MENTION, Usage, read_usage, states_usage
 
 MAX_HELD = 262_144
 """Bytes of a stream that are held back at most: events before the first with content, and one that is not complete. An
@@ -111,10 +111,10 @@ class AnswerStream:
 
     def _read(self, events: bytes) -> None:
         """Notes what whole events state."""
-        if MENTION not in events and _ERROR not in events:
+        if _ERROR not in events and not states_usage(events):
             return
         for event in _EMPTY_LINE.split(events):
-            if (MENTION in event or _ERROR in event) and (fields := _object(_data(event))) is not None:
+            if (_ERROR in event or states_usage(event)) and (fields := _object(_data(event))) is not None:
                 self.usage = read_usage(fields) or self.usage
                 if _error_stage(fields) is Stage.FAILED:
                     self.stage = Stage.FAILED

@@ -14,10 +14,16 @@ import orjson
 
 MENTION = b'"usage"'
 """Bytes without which nothing can state a usage. Generated text cannot hold them: in JSON its quotes are escaped."""
+_BEGINS = re.compile(rb'"usage"\s*:\s*\{')
 _OBJECT = re.compile(rb'"usage"\s*:\s*(\{[^{}"]*(?:"[^"]*"[^{}"]*|\{[^{}]*\}[^{}"]*)*\})')
 """A usage object with, at most, objects of plain figures in it."""
 _WINDOW = 4096
 """Bytes that a usage object takes at most, where it is looked for piece by piece."""
+
+
+def states_usage(data: bytes) -> bool:
+    """Whether it is worth reading: most events of a stream say `"usage":null`, or nothing."""
+    return MENTION in data and _BEGINS.search(data) is not None
 
 
 class Usage(NamedTuple):
