@@ -87,13 +87,26 @@ async def traffic(url: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def controller(folder: Path) -> AsyncIterator[str]:
-    """Address of the metrics of a controller that looks after one KVCluster."""
+    """Address of the metrics of a controller that looks after one KVCluster, which someone keeps changing."""
+
+    async def change() -> None:
+        for number in count():
+            await cluster.patch("kvclusters", NAME, {"spec": {"workers": {"replicas": 1 + number % 2}}})
+            await asyncio.sleep(0.5)
+
     async with prepared() as cluster:
         await cluster.create(NAME)
         kubeconfig = cluster.server.kubeconfig(folder / "kubeconfig", OPERATOR)
         settings = {"CONTROLLER_IMAGE": "kvcluster:test"}
-        async with running_controller(kubeconfig, folder / "controller.log", settings) as process:
-            yield process.metrics
+        async with (
+            running_controller(kubeconfig, folder / "controller.log", settings) as process,
+            asyncio.TaskGroup() as group,
+        ):
+            changing = group.create_task(change())
+            try:
+                yield process.metrics
+            finally:
+                changing.cancel()
 
 
 def target(address: str, pod: str, component: str, instance: str, namespace: str) -> dict[str, Any]:

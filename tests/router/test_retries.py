@@ -228,7 +228,7 @@ async def test_an_engine_that_fails_at_once_draws_next_to_nothing(
 ) -> None:
     workers_of = fake_workers(hole, takes_a_while, takes_a_while, takes_a_while)
     async with workers_of as workers, start_router(workers, routing_strategy=strategy) as router:
-        statuses = await drive(router, 400)
+        statuses = await drive(router, 160)
         assert len(statuses) - statuses.count(200) == believed
         # What is believed, five that count in a row, and what each client had sent by then.
         assert len(workers[0].received) <= believed + 5 + 8
