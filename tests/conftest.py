@@ -17,12 +17,6 @@ hypothesis.settings.register_profile("everywhere", **_EVERYWHERE)
 hypothesis.settings.register_profile("ci", **_EVERYWHERE, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if "CI" in os.environ else "everywhere")
 
-from hypothesis import settings
-
-# An example that takes long on a busy machine is no failure.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
-
 
 def pytest_configure() -> None:
     # Python 3.11's get_event_loop(), which pytest-asyncio asks before its first test, would make a loop that nobody
