@@ -87,11 +87,13 @@ def _with_history(
 
 
 def _ready(fleet: _Fleet, workers: Verdict, routers: Verdict) -> Verdict:
-    if fleet.worker.ready and fleet.router.ready:
-        message = f"Requests are answered: {fleet.worker.of}, {fleet.router.of}."
+    if fleet.worker.serving and fleet.router.serving:
+        last = [load.component for load in (fleet.worker, fleet.router) if not load.ready]
+        how = "".join(f" The last {component} terminates and still serves." for component in last)
+        message = f"Requests are answered: {fleet.worker.of}, {fleet.router.of}.{how}"
         return _verdict(ConditionType.READY, Reason.SERVING, message)
     # Routers are not ready without workers, so that is the cause if both are missing.
-    cause = workers if not fleet.worker.ready else routers
+    cause = workers if not fleet.worker.serving else routers
     return _verdict(ConditionType.READY, cause.reason, f"Requests are not answered: {cause.message}")
 
 

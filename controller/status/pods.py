@@ -83,6 +83,17 @@ def is_ready(pod: Raw) -> bool:
     return raw.condition(pod, "Ready").get("status") == "True" and raw.at(pod, "metadata", "deletionTimestamp") is None
 
 
+def still_serving(pods: Iterable[Raw], component: Component) -> int:
+    """How many pods of a component terminate and are ready: a Service sends requests to them where there is no other
+    (KEP-1669)."""
+    return sum(
+        component_of(pod) == component
+        and raw.at(pod, "metadata", "deletionTimestamp") is not None
+        and raw.condition(pod, "Ready").get("status") == "True"
+        for pod in pods
+    )
+
+
 def ready_for(pod: Raw, now: datetime) -> timedelta | None:
     """How long it has been ready; None when it is not."""
     if not is_ready(pod):

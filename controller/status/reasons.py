@@ -76,9 +76,9 @@ class Reason(StrEnum):
     # --- how many pods are ready ---
     SERVING = (
         "Serving",
-        "At least one router and one worker are ready.",
+        "At least one router and one worker are ready, or, where there is no other, terminate and still serve.",
         "Deployment status",
-        "The last router or the last worker is no longer ready.",
+        "The last router or the last worker no longer serves.",
     )
     ALL_READY = (
         "AllReady",

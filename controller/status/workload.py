@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from controller.component import Component
 from controller.status import raw
 from controller.status.observed import Observed
+from controller.status.pods import still_serving
 
 TOLERATED_SHARE = 4
 """One in so many pods may be missing (at least one) before a component counts as unavailable."""
@@ -23,6 +24,9 @@ class Workload:
     replicas: int
     """Pods that the Deployment has, old and new."""
     ready: int
+    serving: int
+    """Pods that take requests: the ready ones, or, where there are none, those that terminate and still serve. The
+    Service's endpoints are the same (KEP-1669)."""
     updated: int
     """Pods of the current template."""
     available: int
@@ -70,6 +74,7 @@ def workload(observed: Observed, component: Component) -> Workload:
     asked = raw.at(deployment, "spec", "replicas")
     of_deployment = asked if type(asked) is int else 1 if deployment is not None else 0
     progress = raw.condition(deployment, "Progressing")
+    ready = raw.number(deployment, "status", "readyReplicas")
     stalled = progress.get("status") == "False" and progress.get("reason") == "ProgressDeadlineExceeded"
     return Workload(
         component=component,
@@ -77,7 +82,8 @@ def workload(observed: Observed, component: Component) -> Workload:
         exists=deployment is not None,
         wanted=_wanted(observed, component, of_deployment),
         replicas=raw.number(deployment, "status", "replicas"),
-        ready=raw.number(deployment, "status", "readyReplicas"),
+        ready=ready,
+        serving=ready or still_serving(observed.pods, component),
         updated=raw.number(deployment, "status", "updatedReplicas"),
         available=raw.number(deployment, "status", "availableReplicas"),
         current=raw.number(deployment, "status", "observedGeneration")

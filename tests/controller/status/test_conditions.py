@@ -249,3 +249,18 @@ def test_the_transition_time_moves_with_the_status_alone():
     assert after["WorkersAvailable"]["lastTransitionTime"] == before["Ready"]["lastTransitionTime"]
     gone = observed(deployments={"worker": deployment(readyReplicas=0), "router": deployment("router", 2)})
     assert conditions(gone, previous, later)["Ready"]["lastTransitionTime"] == "2026-03-01T12:05:00Z"
+
+
+@pytest.mark.parametrize("component", ["worker", "router"])
+@pytest.mark.parametrize(("still_ready", "verdict"), [(True, "True/Serving"), (False, "False/NoneReady")])
+def test_the_last_one_that_terminates_and_serves_counts(component: str, still_ready: bool, verdict: str) -> None:
+    ending = pod(f"rag-{component}-old", ready=still_ready)
+    ending["metadata"]["deletionTimestamp"] = ago(seconds=1)
+    successor = pod(f"rag-{component}-new", ready=False)
+    others = ROUTERS if component == "worker" else WORKERS
+    seen = observed(pods=(ending, successor, *others))
+    figures = deployment(component, 1, readyReplicas=0, availableReplicas=0)
+    seen = dataclasses.replace(seen, deployments={**seen.deployments, component: figures})
+    assert reasons(seen)["Ready"] == verdict
+    if still_ready:
+        assert f"The last {component} terminates and still serves" in conditions(seen)["Ready"]["message"]
