@@ -42,6 +42,9 @@ SYNC_INTERVAL = 5.0
 EVICTION_INTERVAL = 0.1
 """Evictions are collected for so long: an engine under pressure evicts with every step."""
 
+EARLY = 0.001
+"""Seconds by which a timer may fire before its time, an event loop's clock being as coarse as it is."""
+
 TIMEOUT = 2.0
 FIRST_RETRY = 0.5
 LAST_RETRY = 5.0
@@ -135,12 +138,12 @@ class Pusher:
                 "/internal/eviction", encode_eviction(Eviction(info.worker_id, info.epoch, self._feed.seq, keys)), JSON
             )
         now = self._loop.time()
-        if now >= self._heartbeat_due:
+        if now + EARLY >= self._heartbeat_due:
             self._heartbeat_due = now + HEARTBEAT_INTERVAL
             beat = Heartbeat(info, self.url, self._feed.seq, self._state.load())
             if _asks_for_resync(await post("/internal/heartbeat", encode_heartbeat(beat), JSON)):
                 self._sync_due = 0.0
-        if now >= self._sync_due:
+        if now + EARLY >= self._sync_due:
             self._sync_due = now + SYNC_INTERVAL
             self._evicted.clear()
             await post("/internal/sync", encode_snapshot(self._state.snapshot(), MSGPACK), MSGPACK)

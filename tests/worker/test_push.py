@@ -170,3 +170,13 @@ async def test_the_advertised_url_is_one_that_the_router_can_reach() -> None:
     assert advertised_url("10.1.2.3", 8100, "http://router:9000") == "http://10.1.2.3:8100"
     assert advertised_url("0.0.0.0", 8100, "http://127.0.0.1:9000") == "http://127.0.0.1:8100"
     assert advertised_url("::1", 8100, "http://[::1]:9000") == "http://[::1]:8100"
+
+
+@pytest.mark.timeout(20)
+async def test_a_timer_that_fires_a_tick_early_makes_nothing_spin(start) -> None:
+    """An event loop runs timers that are due within the resolution of its clock: here a time that is never met."""
+    for offset in range(60):
+        await asyncio.sleep(offset * 0.013457)
+        async with pushing(start) as (_, router, _):
+            await asyncio.sleep(10.5)
+            assert len(router.times("heartbeat")) == 11
