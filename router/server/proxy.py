@@ -204,14 +204,16 @@ class _Exchange:
             return False
         if self.failure.cause is Cause.DOUBTED or self.failure.answer[0] == 429:
             return True
-        if self.asked_to_wait_at is None or now < self.asked_to_wait_at + LEAVING_SHOWS:
+        if self.asked_to_wait_at is None:
             return False
         try:
             self.proxy.fleet.choose(self.client.route, now)
         except NoWorkerReady:
-            self.asked_to_wait_at = None  # those that were asked leave: wait for others
+            # Those that were asked leave: wait for others. Looked at all the while: what comes back at the same address
+            # before the time is over is another process.
+            self.asked_to_wait_at = None
             return False
-        return True
+        return now >= self.asked_to_wait_at + LEAVING_SHOWS
 
     # --- one attempt ---
 
