@@ -1,6 +1,7 @@
 """Settings of every test run."""
 
 import asyncio
+import gc
 import os
 import sys
 
@@ -22,3 +23,9 @@ def pytest_configure() -> None:
     # Python 3.11's get_event_loop(), which pytest-asyncio asks before its first test, would make a loop that nobody
     # closes; whichever test the garbage collector then runs in would fail for it.
     asyncio.set_event_loop(None)
+
+
+def pytest_collection_finish() -> None:
+    # What was imported stays: the garbage collector need not look through it again and again.
+    gc.collect()
+    gc.freeze()
