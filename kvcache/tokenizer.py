@@ -153,10 +153,13 @@ class _WindowDecoder:
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._known: list[int] = []
         self._new: list[int] = []
 
     def push(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            return ""
         self._new.append(token_id)
         # A run of byte tokens is decoded as a whole (one bad byte spoils all of it), so it waits for its end.
         if self._BYTE_TOKEN.fullmatch(self._tokenizer.token_str(token_id)):

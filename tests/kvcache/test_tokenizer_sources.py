@@ -174,6 +174,7 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 )
 @example([259, 262, 2, 259, 259, 262], True)
 @example([3 + 0xC3, 3 + 0xA4, 3 + 0xE4, 260], True)
+@example([3, 0, 3 + 0x80], True)  # what is skipped does not end a run of bytes
 def test_deltas_of_any_tokenizer_join_to_the_whole_text(sentencepiece: Tokenizer, ids: list[int], skip: bool) -> None:
     decoder = IncrementalDecoder(sentencepiece, skip_special_tokens=skip)
     deltas = [decoder.push(token_id) for token_id in ids] + [decoder.flush()]
