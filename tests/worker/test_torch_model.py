@@ -17,10 +17,14 @@ pytestmark = pytest.mark.timeout(300)  # importing torch takes most of it on a l
 VOCABULARY = 100
 
 
+@pytest.fixture(scope="module", autouse=True)
+def torch() -> Any:
+    """Not imported above: it takes seconds, which everyone who collects the tests would pay."""
+    return pytest.importorskip("torch")
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Here, not above: torch takes seconds to import, which everyone who collects the tests would pay.
-    torch = pytest.importorskip("torch")
+def folder(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import transformers
 
     torch.manual_seed(0)
