@@ -16,7 +16,7 @@ from bench.run import progress_bar
 from bench.shape import ClusterShape
 from bench.simulate import Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
-from kvcache.tokenizer import load_tokenizer
+from kvcache.tokens.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.workloads import CHAT, TimedRequest, Workload
 from kvcache.keys import CacheScope
 from kvcache.prompts import chat_prompt, completion_prompts, request_scope
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from kvcache.feed import Batch, Event, Load, Snapshot, WorkerInfo
 from kvcache.keys import KEY_SCHEME, PrefixKeys, pack_tokens
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Fleet, FleetConfig, Ticket
-from router.core.lessons import Cost
+from router.core.latency_samples import Cost
 from worker.engine.engine import Engine
 from worker.engine.request import EngineRequest, Output
 

@@ -27,9 +27,9 @@ from controller.reconcile.inventory import Inventory
 from controller.reconcile.reconciler import Reconciler
 from controller.reconcile.reports import RouterAsker
 from controller.settings import Settings
-from kvcache.logs import configure, event
-from kvcache.serving import HttpServer, listen, run
-from kvcache.settings import SettingsError
+from runtime.http.server import HttpServer, listen, run
+from runtime.logs import configure, event
+from runtime.settings import SettingsError
 
 logger = logging.getLogger("controller")
 

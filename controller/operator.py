@@ -26,7 +26,7 @@ from controller.pulse import Pulse
 from controller.reconcile.inventory import Inventory, Key, owner_of
 from controller.reconcile.queue import RetryLater, WorkQueue
 from controller.reconcile.reconciler import Reconciler
-from kvcache.logs import event
+from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 

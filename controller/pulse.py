@@ -1,7 +1,7 @@
 """Proof that watches are alive: a watch of KVClusters that is told to end every few seconds.
 
 A connection can be dead though nothing says so: packets are dropped without a word, or somebody on the way takes them
-and passes nothing on. The kernel's probes find the first (`kvcache.sockets`); this finds both. When the end that was
+and passes nothing on. The kernel's probes find the first (`runtime.sockets`); this finds both. When the end that was
 asked for does not come, every connection to the API server is broken, and whoever watches asks again from where it was.
 """
 
@@ -17,7 +17,7 @@ from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import KVCLUSTER
 from controller.kube.link import Link
 from controller.objects.names import Object
-from kvcache.logs import event
+from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from controller.objects.names import Release
-from kvcache.settings import ProcessSettings, split_list
+from runtime.settings import ProcessSettings, split_list
 
 
 class Settings(ProcessSettings):

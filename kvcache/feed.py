@@ -65,7 +65,7 @@ class WorkerInfo:
     model: str
     block_size: int
     fingerprint: str
-    """Of the tokenizer: see `kvcache.tokenizer.Tokenizer.fingerprint`."""
+    """Of the tokenizer: see `kvcache.tokens.tokenizer.Tokenizer.fingerprint`."""
     key_scheme: str
     capacity: int
     """Usable blocks."""

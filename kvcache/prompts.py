@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvcache.chat_request import ChatRequestError
+from kvcache.chat.request import ChatRequestError
 from kvcache.keys import CacheScope
-from kvcache.tokenizer import Tokenizer, TokenizerError
+from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
 
 
 class PromptError(ValueError):

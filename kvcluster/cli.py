@@ -232,6 +232,6 @@ def predict(
 @app.command()
 def crd() -> None:
     """Print the CustomResourceDefinition of KVCluster, for `kubectl apply --server-side -f -`."""
-    from controller.spec.crd import crd_yaml
+    from controller.api.crd import crd_yaml
 
     typer.echo(crd_yaml(), nl=False)

@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from controller.local.plan import Role
+from controller.local.desired_processes import Role
 from controller.local.process import ProcessStatus, State
-from controller.local.status import ClusterView, WorkerView
+from controller.local.view import ClusterView, WorkerView
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from kvcache.draining import Drain, DrainPolicy
 from kvcache.keys import KEY_SCHEME
-from kvcache.logs import configure, event
-from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
-from kvcache.settings import SettingsError
-from kvcache.tokenizer import Tokenizer, load_tokenizer
+from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 from router.core.budget import RetryBudget
 from router.core.config import FleetConfig
 from router.core.fleet import Fleet
@@ -29,13 +25,13 @@ from router.core.outliers import OutlierPolicy
 from router.core.recent import RecentDecisions
 from router.core.refusals import Refusals
 from router.core.retries import RetryPolicy
+from router.discovery.sources import Discovery, FileDiscovery, StaticDiscovery, listed_workers
 from router.server.attempts import Attempts, Patience
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
-from router.server.discovery import Discovery, FileDiscovery, StaticDiscovery, listed_workers
+from router.server.fleet_sync import Members
 from router.server.liveness import Ticker
 from router.server.management import Management, Stage
-from router.server.members import Members
 from router.server.metrics import DiscoveryCollector, FleetCollector, Metrics
 from router.server.pool import HttpToolsUpstream
 from router.server.prompts import PromptReader
@@ -43,9 +39,13 @@ from router.server.proxy import Proxy
 from router.server.signal import Signal
 from router.server.tokenizer_loader import TokenizerLoader
 from router.settings import Settings
+from runtime.draining import Drain, DrainPolicy
+from runtime.http.server import HttpLimits, HttpServer, inherited, listen, run, settle
+from runtime.logs import configure, event
+from runtime.settings import SettingsError
 
 if TYPE_CHECKING:
-    from router.server.replacement import Replacement
+    from router.discovery.replacement import Replacement
 
 logger = logging.getLogger("router")
 
@@ -81,8 +81,8 @@ async def discovery(settings: Settings) -> Discovery:
     Raises `SettingsError` if it is Kubernetes and there is no way to its API server.
     """
     if settings.kubernetes_service is not None:
-        from router.server.apiserver import find_api_server  # the client takes 13 MB and 0.15 s
-        from router.server.kubernetes import KubernetesDiscovery
+        from router.discovery.apiserver import find_api_server  # the client takes 13 MB and 0.15 s
+        from router.discovery.kubernetes import KubernetesDiscovery
 
         return KubernetesDiscovery(
             await find_api_server(
@@ -98,8 +98,8 @@ async def replacement_of(settings: Settings) -> Replacement | None:
     """Who says whether another router serves; None: nobody."""
     if settings.kubernetes_own_service is None:
         return None
-    from router.server.apiserver import find_api_server
-    from router.server.replacement import Replacement
+    from router.discovery.apiserver import find_api_server
+    from router.discovery.replacement import Replacement
 
     api = await find_api_server(
         settings.kubernetes_own_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig
@@ -217,7 +217,7 @@ class Router:
         ]
 
     async def drain(self, policy: DrainPolicy, cut_short: asyncio.Event) -> None:
-        """Wait until requests have somewhere else to go, within the bounds of `policy`; see `kvcache.draining`."""
+        """Wait until requests have somewhere else to go, within the bounds of `policy`; see `runtime.draining`."""
         replacement = await replacement_of(self._settings) if policy.limit > policy.delay else None
         drain = Drain(
             policy,

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Self
 from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from kvcache.chat_settings import ChatSettings
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
-from kvcache.settings import SettingsError, split_list
 from router.core.strategies import STRATEGIES, find_strategy
+from router.discovery.sources import entries, listed_workers
 from router.server.cors import ANY
-from router.server.discovery import entries, listed_workers
 from router.server.paths import is_plain
+from runtime.chat_settings import ChatSettings
+from runtime.settings import SettingsError, split_list
 
 ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#\s,]+"
 """What a browser sends in `Origin`."""

@@ -13,23 +13,23 @@ from collections.abc import Callable, Coroutine, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from kvcache.draining import Drain, DrainPolicy
 from kvcache.feed import WorkerInfo
 from kvcache.keys import KEY_SCHEME
-from kvcache.logs import configure, event
-from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
-from kvcache.settings import SettingsError
-from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from runtime.draining import Drain, DrainPolicy
+from runtime.http.server import HttpLimits, HttpServer, inherited, listen, run, settle
+from runtime.logs import configure, event
+from runtime.settings import SettingsError
 from worker.engine import Engine, EngineConfig, EngineConfigError
-from worker.feed import FeedLog
+from worker.engine_metrics import EngineMetrics
+from worker.exposition import Exposition, process_metrics
+from worker.feed.endpoints import CacheState, FeedEndpoints
+from worker.feed.log import FeedLog
+from worker.feed.reporter import Reporter
 from worker.generators import GeneratorError, make_generator
 from worker.generators.base import Generator
-from worker.metrics import EngineMetrics
-from worker.reporter import Reporter
 from worker.runner import EngineRunner
 from worker.server.app import App
-from worker.server.exposition import Exposition, process_metrics
-from worker.server.feed import CacheState, FeedEndpoints
 from worker.server.metrics import WorkerCollector, WorkerCounts, cache_config
 from worker.server.service import Service, Stage
 from worker.settings import WILDCARDS, Settings
@@ -159,7 +159,7 @@ async def push(worker: Worker, settings: Settings, port: int) -> None:
     """Keep every router that the settings name informed, until cancelled."""
     if not settings.router_url:
         return
-    from worker.push import Pusher, advertised_url, posting_to  # aiohttp: half the start-up time of a worker
+    from worker.feed.push import Pusher, advertised_url, posting_to  # aiohttp: half the start-up time of a worker
 
     pushers = [
         Pusher(url, settings.advertise_url or advertised_url(settings.host, port, url), worker.state, worker.feed)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from kvcache.chat_settings import ChatSettings
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
-from kvcache.settings import SettingsError, split_list
+from runtime.chat_settings import ChatSettings
+from runtime.settings import SettingsError, split_list
 
 _HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
 

@@ -15,8 +15,8 @@ import aiohttp
 import kopf
 from kubernetes.aio.client.rest import RESTClientObject
 
-from kvcache.logs import event
-from kvcache.sockets import kept_alive
+from runtime.logs import event
+from runtime.sockets import kept_alive
 
 logger = logging.getLogger(__name__)
 

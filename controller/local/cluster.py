@@ -15,10 +15,10 @@ from typing import Any, Self
 
 import httpx
 
-from controller.local.plan import Addresses, ProcessPlan, Role, check, desired_processes
+from controller.api.model import KVCluster
+from controller.local.desired_processes import Addresses, ProcessPlan, Role, check, desired_processes
 from controller.local.process import ManagedProcess, ProcessStatus, State
 from controller.local.sockets import bind, url_of
-from controller.spec.model import KVCluster
 
 FAILED_STARTS = 3
 """A process that ends this often in a row without having been ready will not get ready."""

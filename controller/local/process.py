@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from controller.local.plan import ProcessPlan, Role
+from controller.local.desired_processes import ProcessPlan, Role
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
@@ -203,7 +203,7 @@ class ManagedProcess:
         sockets = [f"{flag}={descriptor}" for flag, descriptor in self._sockets]
         with self.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "controller.local.tether", str(self._tether), self.plan.module),
+                *(sys.executable, "-m", "controller.local.parent_guard", str(self._tether), self.plan.module),
                 *(*self.plan.args, *sockets),
                 stdin=DEVNULL,
                 stdout=PIPE if self._echo else log,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controller.api.model import EngineType
 from controller.component import Component
 from controller.objects.names import (
     APP,
@@ -14,7 +15,6 @@ from controller.objects.names import (
     Cluster,
     Object,
 )
-from controller.spec.model import EngineType
 
 
 def router_rights(cluster: Cluster) -> tuple[Object, ...]:

@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from controller.api.model import EngineType
 from controller.component import Component
 from controller.objects.names import FEED_PORT, WORKER_PORT, Cluster, Object
-from controller.processes import chat_settings, environment, router_settings, worker_settings
-from controller.spec.model import EngineType
+from controller.process_settings import chat_settings, environment, router_settings, worker_settings
 
 EVENTS_PORT, REPLAY_PORT = 5557, 5558
 """Where vLLM publishes its KV events and answers for lost ones, within the pod."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from controller.api.model import EngineType
 from controller.component import Component
 from controller.objects.names import FEED, HTTP, MANAGEMENT, Cluster, Object
-from controller.spec.model import EngineType
 
 _POD_LABEL = "__meta_kubernetes_pod_label_app_kubernetes_io_"
 _LABELS = {"instance": "kvcluster", "component": "component"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from controller.api.model import KVClusterSpec
 from controller.component import Component
-from controller.spec.model import KVClusterSpec
 
 Object = dict[str, Any]
 """A Kubernetes object as JSON."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from controller.api.kubernetes import Placement
+from controller.api.model import SCRATCH_VOLUME, EnvVar
 from controller.component import Component
 from controller.objects.config import digest, settings
 from controller.objects.names import CONFIG_HASH, Cluster, Object
-from controller.spec.kubernetes import Placement
-from controller.spec.model import SCRATCH_VOLUME, EnvVar
 
 RESTRICTED: Object = {
     "allowPrivilegeEscalation": False,

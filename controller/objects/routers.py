@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from controller.api.model import EngineType
 from controller.component import Component
 from controller.objects.names import HTTP, MANAGEMENT, MANAGEMENT_PORT, ROUTER_PORT, Cluster, Object
 from controller.objects.pods import container, families, probe, resources, startup_probe, template, variables
-from controller.spec.model import EngineType
 
 LAST_WORDS = 10
 """Seconds beyond the drain for a process to end."""

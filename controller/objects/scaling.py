@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from controller.api.model import Autoscaling, Scaler
 from controller.component import Component
 from controller.objects.names import Cluster, Object
-from controller.spec.model import Autoscaling, Scaler
 
 WAITING = "vllm:num_requests_waiting"
 """Requests in an engine's queue; the emulator and vLLM both export it."""

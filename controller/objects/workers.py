@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from controller.api.model import EngineType
 from controller.component import Component
 from controller.objects.config import EVENTS_PORT, REPLAY_PORT
 from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Object
@@ -21,7 +22,6 @@ from controller.objects.pods import (
     template,
     variables,
 )
-from controller.spec.model import EngineType
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.32.0"
 """The release whose behaviour was measured."""

@@ -12,7 +12,7 @@ from controller.kube.client import ApiError, KubeClient
 from controller.objects.names import Object
 from controller.reconcile.inventory import Key
 from controller.status.transitions import EventNote
-from kvcache.logs import event
+from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import POD
 from controller.objects.names import Object
 from controller.reconcile.inventory import Key
-from controller.status.heat import ANNOTATION, deletion_costs
+from controller.status.deletion_cost import ANNOTATION, deletion_costs
 from controller.status.observed import RouterReport
 
 INTERVAL = 30.0

@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from controller.reconcile.inventory import Key
-from kvcache.logs import event
+from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from controller.api.load import validate_manifest
+from controller.api.problems import ManifestError
 from controller.component import Component
 from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import DEPLOYMENT, HPA, INGRESS, KVCLUSTER, POD, SCALED_OBJECT, SERVICE, Kind, kind_of
@@ -19,10 +21,8 @@ from controller.reconcile.plan import Plan, foreign_owner, leaving, plan
 from controller.reconcile.queue import RetryLater
 from controller.reconcile.reports import RouterAsker
 from controller.reconcile.writer import Outcome, Writer, name_conflict
-from controller.spec.load import validate_manifest
-from controller.spec.problems import ManifestError
+from controller.status.compute import compute
 from controller.status.observed import Observed, Problem, ProblemKind, RouterReport
-from controller.status.status import compute
 from controller.status.transitions import events
 
 POLL = 10.0

@@ -14,7 +14,7 @@ from controller.reconcile.comparison import fingerprint
 from controller.reconcile.inventory import Inventory, Key, Ref, owner_of
 from controller.reconcile.plan import Plan, foreign_owner, ref_of, replicas_to_hand_over
 from controller.status.observed import Problem, ProblemKind
-from kvcache.logs import event
+from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 

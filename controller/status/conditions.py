@@ -11,9 +11,9 @@ from controller.component import Component
 from controller.status import raw
 from controller.status.freshness import freshness
 from controller.status.observed import Observed
+from controller.status.pod_problems import pod_troubles, troubles
 from controller.status.pods import Trouble, active, state_of
 from controller.status.reasons import GIVEN_BY, ConditionType, Reason
-from controller.status.troubles import pod_troubles, troubles
 from controller.status.workload import Workload, workload
 
 Status = Literal["True", "False", "Unknown"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from controller.spec.model import KVClusterSpec
+from controller.api.model import KVClusterSpec
 from controller.status.report import ReportError, RouterReport, parse_report
 
 __all__ = ["Observed", "Problem", "ProblemKind", "ReportError", "RouterReport", "parse_report"]

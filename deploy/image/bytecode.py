@@ -18,7 +18,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-OURS = ("kvcache", "worker", "router", "controller", "kvcluster")
+OURS = ("kvcache", "runtime", "worker", "router", "controller", "kvcluster")
 LARGE = ("kubernetes", "transformers", "numpy", "huggingface_hub", "pygments", "torch", "bench")
 """Packages of which only what was imported is compiled."""
 UNUSED = ("test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "pydoc_data", "site-packages")

@@ -10,7 +10,7 @@ source=$(cd "$(dirname "$0")/../.." && pwd)
 # Built from a copy: a build leaves files in its source folder, which the next one would take up.
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-(cd "$source" && cp -R pyproject.toml README.md LICENSE kvcache worker router controller bench kvcluster "$copy")
+(cd "$source" && cp -R pyproject.toml README.md LICENSE kvcache runtime worker router controller bench kvcluster "$copy")
 
 # pip stays outside: it is not needed once the packages are in.
 "$python" -m venv --without-pip "$venv"

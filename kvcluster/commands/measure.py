@@ -16,11 +16,11 @@ from bench.prompts import prompts
 from bench.run import BenchOptions
 from bench.run import run as run_bench
 from bench.workloads import Workload
+from controller.api.load import load_manifest, override
+from controller.api.model import KVCluster
 from controller.local.cluster import LocalCluster, Options, StartError
-from controller.local.plan import check
-from controller.spec.load import load_manifest, override
-from controller.spec.model import KVCluster
-from kvcache.tokenizer import load_tokenizer
+from controller.local.desired_processes import check
+from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, output
 from kvcluster.commands.workload import Load, checked_strategies, with_strategy
 

@@ -13,9 +13,9 @@ from bench.result import read_records
 from bench.shape import ClusterShape
 from bench.simulate import Delays
 from bench.workloads import build_workload
-from controller.spec.load import load_manifest
-from controller.spec.model import KVClusterSpec
-from kvcache.tokenizer import load_tokenizer
+from controller.api.load import load_manifest
+from controller.api.model import KVClusterSpec
+from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, output
 from kvcluster.commands.workload import Load, checked_strategies
 from worker.engine.config import EngineConfig

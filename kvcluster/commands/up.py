@@ -15,13 +15,13 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from controller.api.fields import cluster_only_in
+from controller.api.load import load_manifest, override
+from controller.api.model import KVCluster
+from controller.api.problems import ManifestError
 from controller.local.cluster import LocalCluster, Options, StartError
-from controller.local.plan import LocalModeError, check
-from controller.local.status import observe
-from controller.spec.fields import cluster_only_in
-from controller.spec.load import load_manifest, override
-from controller.spec.model import KVCluster
-from controller.spec.problems import ManifestError
+from controller.local.desired_processes import LocalModeError, check
+from controller.local.view import observe
 from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain
 from kvcluster.display import Display, Endpoints, JsonDisplay, LineDisplay, TableDisplay
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.workloads import WorkloadSpec
-from controller.spec.load import override
-from controller.spec.model import KVCluster, Strategy
+from controller.api.load import override
+from controller.api.model import KVCluster, Strategy
 
 
 class NoStrategyError(ValueError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from router.core.life import State
-from router.core.member import Member
+from router.core.worker import Member
+from router.core.worker_state import State
 
 
 def candidates(members: Iterable[Member], exclude: Collection[str] = ()) -> list[Member]:

@@ -15,7 +15,6 @@ from kvcache.keys import BlockKey
 from router.core.candidates import candidates
 from router.core.config import FleetConfig
 from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
-from router.core.member import Member, WorkerStatus
 from router.core.membership import Intake
 from router.core.outliers import Ejection, Outcome
 from router.core.registry import Registry
@@ -23,6 +22,7 @@ from router.core.reuse import Reuse
 from router.core.strategies import Choice, Conditions, find_strategy
 from router.core.ticket import Assumptions, Ticket
 from router.core.work import Shape
+from router.core.worker import Member, WorkerStatus
 
 __all__ = ["Fleet", "FleetConfig", "Ticket", "WorkerStatus"]
 

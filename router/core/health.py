@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from router.core.config import FleetConfig
-from router.core.life import Circuit, Contact, Event
-from router.core.member import Member
 from router.core.membership import Intake
 from router.core.outliers import PROBES, Ejection, EjectionReason, Outcome, eject, outlying, recover
+from router.core.worker import Member
+from router.core.worker_state import Circuit, Contact, Event
 
 FIRST_PAUSE = 1.0
 """Seconds for which a worker that turns requests away, and says not for how long, is left alone; doubled each time."""

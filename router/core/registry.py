@@ -10,11 +10,11 @@ from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, Unkn
 from router.core.health import Health
 from router.core.heat import Heat
 from router.core.index import PrefixIndex
-from router.core.life import State
-from router.core.member import Member
-from router.core.pace import FleetPace
+from router.core.latency_correction import FleetPace
 from router.core.view import View
 from router.core.work import Residence, Work
+from router.core.worker import Member
+from router.core.worker_state import State
 
 MAX_URL = 2048
 

@@ -6,7 +6,7 @@ from collections import deque
 
 from router.core.heat import Heat
 from router.core.index import Assumption, PrefixIndex
-from router.core.lessons import Cost
+from router.core.latency_samples import Cost
 from router.core.work import Expected, Work
 
 

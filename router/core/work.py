@@ -8,9 +8,9 @@ from typing import NamedTuple
 from kvcache.feed import Load
 from kvcache.profiles import blocks_to_compute
 from router.core.config import FleetConfig
+from router.core.latency_correction import FleetPace, Span, WorkerPace
+from router.core.latency_samples import Cost, Lessons, Mark, full_sample
 from router.core.ledger import Entry, Ledger
-from router.core.lessons import Cost, Lessons, Mark, full_sample
-from router.core.pace import FleetPace, Span, WorkerPace
 
 STEP_TOKENS = 2048
 """Prompt tokens that an engine computes in one step at most (vLLM's default below 70 GiB)."""

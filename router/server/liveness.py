@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import aiohttp
 
-from kvcache.draining import DRAINING_HEADER
 from router.core.fleet import Fleet
 from router.server.attempts import Attempts
 from router.server.metrics import Metrics
+from runtime.draining import DRAINING_HEADER
 
 PROBE_INTERVAL = 1.0
 LONGEST_INTERVAL = 5.0

@@ -19,7 +19,7 @@ from router.core.decision import NoWorkerReady
 from router.core.errors import FeedRejected, RejectReason
 from router.core.fleet import Fleet
 from router.core.recent import RecentDecisions
-from router.server.discovery import DiscoveryStatus
+from router.discovery.sources import DiscoveryStatus
 from router.server.metrics import Metrics
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
 from router.server.signal import Signal

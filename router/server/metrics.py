@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from router.core.fleet import Fleet
-from router.core.life import State
-from router.server.discovery import DiscoveryStatus
+from router.core.worker_state import State
+from router.discovery.sources import DiscoveryStatus
 
 PREFIX = "kvcluster_router_"
 

@@ -11,7 +11,7 @@ import asyncio
 import ssl
 from urllib.parse import urlsplit
 
-from router.server.link import Link, LinkState
+from router.server.connection import Link, LinkState
 from router.server.upstream import Cause, Progress, UpstreamError, UpstreamRequest
 
 STALE_WITHIN = 1.0

@@ -12,7 +12,7 @@ import orjson
 
 from kvcache.keys import PrefixKeys, TokenIdError, pack_tokens
 from kvcache.prompts import PromptError, chat_request_prompt, completion_request_prompts, request_scope
-from kvcache.tokenizer import Tokenizer, TooManyTokensError
+from kvcache.tokens.tokenizer import Tokenizer, TooManyTokensError
 from router.core.decision import RouteRequest, Unread
 from router.server.prompt_queue import PATIENCE, Checkpoint, PromptQueue
 from router.server.reported import reads_no_cache, reported_sequence

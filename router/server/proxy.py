@@ -13,7 +13,6 @@ import orjson
 from starlette.types import Send
 
 from kvcache.errors import ApiError
-from kvcache.logs import event
 from router.core.budget import RetryBudget
 from router.core.decision import Decision, NoWorkerReady, RouteRequest
 from router.core.fleet import Fleet
@@ -27,6 +26,7 @@ from router.server.metrics import Metrics
 from router.server.relay import Client, Failure, Relay
 from router.server.signal import Signal
 from router.server.upstream import Cause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
+from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 

@@ -11,17 +11,17 @@ from functools import lru_cache
 from starlette.types import Send
 
 from kvcache.errors import SSE_DONE, engine_dead, sse_error
-from kvcache.logs import event
-from kvcache.serving import AnswerCut
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Ticket
-from router.core.lessons import Cost
+from router.core.latency_samples import Cost
 from router.server.answer import AnswerStream, Stage, WholeAnswer, read_answer
 from router.server.attempts import NOT_WAITING, Attempt
 from router.server.headers import Headers, find, to_client
 from router.server.metrics import Metrics
 from router.server.upstream import Cause, Progress, UpstreamError, UpstreamRequest, UpstreamResponse
 from router.server.usage import Usage, UsageFinder
+from runtime.http.server import AnswerCut
+from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 

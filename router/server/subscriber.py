@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import aiohttp
 
 from kvcache.feed import MSGPACK, FeedError, Snapshot, decode_batch, decode_snapshot, encode_position
-from kvcache.logs import event
 from router.core.errors import AgentListed, DuplicateWorker, FeedGap, FeedRejected, Mismatch, RejectReason, StaleEpoch
 from router.core.fleet import Fleet
 from router.server.metrics import Metrics
-from router.server.sse import EventTooLargeError, SseReader
+from runtime.logs import event
+from runtime.sse import EventTooLargeError, SseReader
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from bench.result import Record
 from bench.shape import ClusterShape
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.profiles import LatencyModel
-from kvcache.tokenizer import load_tokenizer
+from kvcache.tokens.tokenizer import load_tokenizer
 from worker.engine.config import EngineConfig
 
 SHAPE = ClusterShape(

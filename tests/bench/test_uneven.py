@@ -16,7 +16,7 @@ from bench.shape import ClusterShape
 from bench.simulate import Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.profiles import profile
-from kvcache.tokenizer import load_tokenizer
+from kvcache.tokens.tokenizer import load_tokenizer
 from worker.engine.config import EngineConfig
 
 LLAMA = profile("llama-2-13b-a100-40gb")

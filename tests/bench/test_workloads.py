@@ -11,7 +11,7 @@ from bench.workloads import CHAT, WORKLOADS, Workload, WorkloadError, WorkloadSp
 from bench.workloads.base import FIRST_TOKEN_ID, TOKEN_IDS, token_ids
 from bench.workloads.documents import excerpts, standard_library
 from kvcache.profiles import profile
-from kvcache.tokenizer import load_tokenizer
+from kvcache.tokens.tokenizer import load_tokenizer
 
 SEEDED = tuple(name for name in WORKLOADS if name != "trace")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from controller.api.load import validate_manifest
+from controller.api.model import KVCluster
 from controller.local.cluster import LocalCluster, Options
-from controller.local.plan import Addresses, ProcessPlan, desired_processes
-from controller.spec.load import validate_manifest
-from controller.spec.model import KVCluster
+from controller.local.desired_processes import Addresses, ProcessPlan, desired_processes
 
 MakeManifest = Callable[..., KVCluster]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from controller.local.plan import Addresses, desired_processes
-from controller.spec.flags import RESERVED_FLAGS
-from controller.spec.model import KVCluster, Strategy
-from controller.spec.routing import Ejection, Limits, Liveness, Retries, Timeouts
+from controller.api.flags import RESERVED_FLAGS
+from controller.api.model import KVCluster, Strategy
+from controller.api.routing import Ejection, Limits, Liveness, Retries, Timeouts
+from controller.local.desired_processes import Addresses, desired_processes
 from router.core.strategies import STRATEGIES
 from router.settings import Settings as RouterSettings
 from worker.settings import Settings as WorkerSettings

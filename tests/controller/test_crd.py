@@ -10,10 +10,10 @@ from unittest import mock
 
 import kubernetes_validate
 
-from controller.spec.crd import CHART_FILE, crd, crd_yaml
-from controller.spec.fields import FIELDS
-from controller.spec.model import KVClusterSpec, Strategy
-from controller.spec.rules import RULES
+from controller.api.crd import CHART_FILE, crd, crd_yaml
+from controller.api.fields import FIELDS
+from controller.api.model import KVClusterSpec, Strategy
+from controller.api.rules import RULES
 from tests.kube.apiserver import celchecks
 from tests.kube.apiserver.customresources import faults
 from tests.kube.apiserver.schema import structural
@@ -36,7 +36,7 @@ def nodes(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tu
 
 
 def test_the_charts_copy_is_the_generated_one():
-    assert (ROOT / CHART_FILE).read_text(encoding="utf-8") == crd_yaml(), "run: python -m controller.spec.crd"
+    assert (ROOT / CHART_FILE).read_text(encoding="utf-8") == crd_yaml(), "run: python -m controller.api.crd"
 
 
 def test_kubernetes_own_schema_takes_it():

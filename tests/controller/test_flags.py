@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from controller.spec.flags import OWNED_FLAGS, REFUSED_FLAGS, RESERVED_FLAGS, pattern, problem, variable_problem
-from controller.spec.load import validate_manifest
-from controller.spec.problems import ManifestError
+from controller.api.flags import OWNED_FLAGS, REFUSED_FLAGS, RESERVED_FLAGS, pattern, problem, variable_problem
+from controller.api.load import validate_manifest
+from controller.api.problems import ManifestError
 
 REFUSED = [
     ("--data-parallel-size=2", "raise spec.workers.replicas"),

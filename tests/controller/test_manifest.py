@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.spec.fields import cluster_only_in
-from controller.spec.load import MAX_BYTES, load_manifest, override, parse_manifest
-from controller.spec.model import EngineType, KVCluster, Strategy
-from controller.spec.problems import ManifestError
+from controller.api.fields import cluster_only_in
+from controller.api.load import MAX_BYTES, load_manifest, override, parse_manifest
+from controller.api.model import EngineType, KVCluster, Strategy
+from controller.api.problems import ManifestError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HEAD = "apiVersion: kvcluster.dev/v1alpha1\nkind: KVCluster\nmetadata: {name: demo}\n"

@@ -8,10 +8,10 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
+from controller.api.load import validate_manifest
 from controller.kube.kinds import kind_of
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Object, Release
-from controller.spec.load import validate_manifest
 from router.settings import Settings as RouterSettings
 from worker.agent.settings import Settings as AgentSettings
 from worker.settings import Settings as WorkerSettings

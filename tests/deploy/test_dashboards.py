@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from controller.api.load import validate_manifest
 from controller.objects.monitoring import pod_monitors
 from controller.objects.names import Cluster, Release
-from controller.spec.load import validate_manifest
 from deploy.helm.dashboards import DOCUMENT, FLEET, ROOT, load, panels, queries, with_panels
 
 METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")

@@ -20,10 +20,10 @@ import httpx
 import pytest
 import yaml
 
+from controller.api.load import validate_manifest
+from controller.api.model import KVCluster
 from controller.local.cluster import LocalCluster
-from controller.local.plan import Addresses, ProcessPlan, Role, desired_processes
-from controller.spec.load import validate_manifest
-from controller.spec.model import KVCluster
+from controller.local.desired_processes import Addresses, ProcessPlan, Role, desired_processes
 from deploy.helm.dashboards import DOCUMENT, FLEET, load, queries
 from tests.deploy import prometheus
 from tests.deploy.controller import running_controller

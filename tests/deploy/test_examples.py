@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.spec.crd import crd_yaml
-from controller.spec.load import validate_manifest
+from controller.api.crd import crd_yaml
+from controller.api.load import validate_manifest
 from deploy.helm.docs import CHART, ROOT
 from tests.kube.backends import Backend
 from tests.kube.binaries import MISSING, kubectl_binaries
@@ -50,7 +50,7 @@ def test_the_namespaces_of_an_example_are_in_it() -> None:
 
 def test_the_charts_crd_is_the_models() -> None:
     written = (CHART / "files" / "crd.yaml").read_text(encoding="utf-8")
-    assert written == crd_yaml(), "run: python -m controller.spec.crd"
+    assert written == crd_yaml(), "run: python -m controller.api.crd"
 
 
 @pytest.mark.process

@@ -23,7 +23,7 @@ from tests.ports import free_port
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 VENV_SCRIPT = (ROOT / "deploy" / "image" / "venv.sh").read_text(encoding="utf-8")
-PACKAGES = ("kvcache", "worker", "router", "controller", "bench", "kvcluster")
+PACKAGES = ("kvcache", "runtime", "worker", "router", "controller", "bench", "kvcluster")
 
 BASE_MEGABYTES = 130
 """Of python:3.12-slim, uncompressed."""
@@ -140,7 +140,7 @@ for module in tuple(sys.modules.values()):
 
 @needs_venv
 @pytest.mark.process
-@pytest.mark.parametrize("module", [*PROCESSES, "router.server.apiserver"])
+@pytest.mark.parametrize("module", [*PROCESSES, "router.discovery.apiserver"])
 def test_nothing_is_compiled_at_the_start_of_a_process(module: str) -> None:
     python = str(Path(str(VENV)) / "bin" / "python")
     environment = {"PATH": os.environ["PATH"], **CACHED, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -156,7 +156,7 @@ def test_a_tokenizer_that_only_transformers_can_read_is_read_in_it(tmp_path: Pat
         (tmp_path / there).write_bytes((ROOT / "kvcache" / "data" / "gpt2" / name).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     code = (
-        "import sys; from kvcache.tokenizer import load_tokenizer; "
+        "import sys; from kvcache.tokens.tokenizer import load_tokenizer; "
         "print(load_tokenizer(sys.argv[1]).encode('def hello():') == load_tokenizer('gpt2').encode('def hello():'))"
     )
     command = [str(Path(str(VENV)) / "bin" / "python"), "-c", code, str(tmp_path)]

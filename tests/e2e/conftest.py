@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import httpx
 import pytest
 
+from controller.api.load import validate_manifest
 from controller.local.cluster import LocalCluster
-from controller.spec.load import validate_manifest
 from tests.e2e.support import ClusterUnderTest
 
 START_SECONDS = 120.0

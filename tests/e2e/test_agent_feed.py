@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry
 
 from kvcache.keys import BlockKey
 from kvcache.profiles import DEFAULT_PROFILE, profile
-from kvcache.serving import HttpServer, listen
 from router.core.fleet import Fleet, FleetConfig
 from router.server.metrics import Metrics
 from router.server.subscriber import Subscriber
+from runtime.http.server import HttpServer, listen
 from tests.processes import eventually
 from tests.worker.agent.captures import cached, messages
 from tests.worker.agent.engine import FakeEngine, payloads

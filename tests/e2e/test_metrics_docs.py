@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from controller.metrics import ClusterCollector
 from controller.metrics import Metrics as ControllerMetrics
 from controller.reconcile.inventory import Inventory
-from kvcache.tokenizer import load_tokenizer
+from kvcache.tokens.tokenizer import load_tokenizer
+from router.discovery.sources import StaticDiscovery
 from router.main import Router
-from router.server.discovery import StaticDiscovery
 from router.settings import Settings as RouterSettings
 from worker.agent.agent import Agent
 from worker.agent.main import make_app

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvcache.tokenizer import load_tokenizer
+from kvcache.tokens.tokenizer import load_tokenizer
 from router.settings import Settings as RouterSettings
 from tests.real_vllm.documents import PAGE, ROOT, engine_flags, follow
 from tests.worker.agent.miniature import MiniatureEngine

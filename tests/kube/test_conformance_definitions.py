@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.spec.crd import crd
+from controller.api.crd import crd
 from tests.kube.calls import ok, refused
 from tests.kube.conftest import DEFINITIONS
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvcache.chat_request import ChatOptions
-from kvcache.tokenizer import Tokenizer, load_tokenizer
+from kvcache.chat.request import ChatOptions
+from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 
 VLLM_DATA = Path(__file__).parents[1] / "data" / "vllm"
 GPT2_FILES = importlib.resources.files("kvcache") / "data" / "gpt2"

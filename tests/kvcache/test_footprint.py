@@ -13,8 +13,8 @@ HEAVY = ["transformers", "torch", "numpy", "fastapi", "aiohttp", "httpx", "huggi
 
 SCRIPT = """
 import json, sys
-import kvcache.errors, kvcache.feed, kvcache.logs, kvcache.profiles, kvcache.prompts, kvcache.tokenizer
-tokenizer = kvcache.tokenizer.load_tokenizer("gpt2")
+import kvcache.errors, kvcache.feed, runtime.logs, kvcache.profiles, kvcache.prompts, kvcache.tokens.tokenizer
+tokenizer = kvcache.tokens.tokenizer.load_tokenizer("gpt2")
 assert tokenizer.encode("Hello world") == [15496, 995]
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps([sorted(sys.modules), int(status["VmHWM"].split()[0]) / 1024]))

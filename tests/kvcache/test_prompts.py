@@ -8,7 +8,7 @@ import pytest
 
 from kvcache.keys import DEFAULT_SCOPE, CacheScope
 from kvcache.prompts import PromptError, chat_prompt, completion_prompts, request_scope
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 
 HELLO = [15496, 995]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from controller.local.plan import Role
+from controller.local.desired_processes import Role
 from controller.local.process import ProcessStatus, State
-from controller.local.status import ClusterView, WorkerView, hit_rate, worker_view
+from controller.local.view import ClusterView, WorkerView, hit_rate, worker_view
 from kvcluster.display import Endpoints, JsonDisplay, LineDisplay, TableDisplay
 
 ROUTER = ProcessStatus("demo-router", Role.ROUTER, "http://127.0.0.1:8000", State.READY, 10, 0)

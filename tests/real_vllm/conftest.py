@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from kvcache.chat_request import ChatOptions
-from kvcache.tokenizer import Tokenizer, load_tokenizer
+from kvcache.chat.request import ChatOptions
+from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 
 URL = "REAL_VLLM_URL"
 

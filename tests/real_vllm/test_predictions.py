@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 import pytest
 
-from kvcache.serving import HttpServer, listen
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 from router.core.membership import Listing
+from runtime.http.server import HttpServer, listen
 from tests.real_vllm.conftest import Engine
 from tests.real_vllm.requests import Requests
 from tests.router.conftest import RunningRouter, StartRouter, until

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from kvcache.prompts import PromptError, chat_request_prompt, completion_request_prompts
-from kvcache.tokenizer import Tokenizer, load_tokenizer
+from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 from tests.real_vllm.conftest import Engine
 from tests.real_vllm.record import prompts
 from tests.real_vllm.requests import Requests

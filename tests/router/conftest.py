@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from kvcache.serving import HttpServer, listen
-from kvcache.tokenizer import Tokenizer, load_tokenizer
+from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
+from router.discovery.sources import Discovery, StaticDiscovery
 from router.main import MANAGEMENT_LIMITS, Router, http_limits
-from router.server.discovery import Discovery, StaticDiscovery
 from router.settings import Settings
+from runtime.http.server import HttpServer, listen
 
 
 @dataclass

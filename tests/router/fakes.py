@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from kvcache.draining import DRAINING_HEADER
 from kvcache.feed import MSGPACK, Batch, Event, Load, Snapshot, WorkerInfo, encode_batch, encode_snapshot
 from kvcache.keys import KEY_SCHEME, BlockKey
+from runtime.draining import DRAINING_HEADER
 
 
 @dataclass

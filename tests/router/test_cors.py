@@ -11,8 +11,8 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from kvcache.settings import SettingsError
 from router.settings import Settings
+from runtime.settings import SettingsError
 from tests.router.conftest import StartRouter, until
 from tests.router.fakes import DONE, Connection, Received, completion, fake_workers, good, token
 

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.fakes import DONE, Connection, Received, completion, fake_workers, good, token, usage
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from router.core.decision import Reason
-from router.core.listwatch import Cause as DiscoveryCause
-from router.core.listwatch import Relist
+from router.discovery.listwatch import Cause as DiscoveryCause
+from router.discovery.listwatch import Relist
 from router.server.upstream import Cause
 from router.settings import Settings
 

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, fake_workers, good, token
 

@@ -24,13 +24,13 @@ from prometheus_client import CollectorRegistry
 from kvcache.feed import MSGPACK, Load, Snapshot, WorkerInfo, encode_snapshot
 from kvcache.keys import KEY_SCHEME
 from router.core.fleet import Fleet
-from router.core.listwatch import ApiFailure, Cause, Watch
 from router.core.membership import Listing
+from router.discovery.kubernetes import EventStream, KubernetesDiscovery
+from router.discovery.listwatch import ApiFailure, Cause, Watch
+from router.discovery.sources import FileDiscovery
 from router.server.attempts import Attempts, Patience
-from router.server.discovery import FileDiscovery
-from router.server.kubernetes import EventStream, KubernetesDiscovery
+from router.server.fleet_sync import Members
 from router.server.liveness import Ticker
-from router.server.members import Members
 from router.server.metrics import Metrics
 from router.server.pool import HttpToolsUpstream
 from router.server.signal import Signal

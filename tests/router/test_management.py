@@ -21,7 +21,7 @@ from kvcache.feed import (
     encode_snapshot,
 )
 from kvcache.keys import KEY_SCHEME, block_keys
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 from router.server.management import Stage
 from tests.router.conftest import RunningRouter, StartRouter
 from tests.router.fakes import FakeWorker, fake_workers, good

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kvcache.settings import SettingsError
 from router.server.paths import Access, access, is_plain, repeatable
 from router.settings import Settings
+from runtime.settings import SettingsError
 from tests.router.conftest import RunningRouter, StartRouter
 from tests.router.fakes import Connection, Received, fake_workers, good
 

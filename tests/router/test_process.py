@@ -15,11 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kvcache.serving import listen
+from runtime.http.server import listen
 from tests.router.conftest import http_client, until
+from tests.router.discovery.scripted import ScriptedApi
+from tests.router.discovery.slices import endpoint, endpoint_slice
 from tests.router.fakes import Connection, Received, completion, fake_workers, good
-from tests.router.kubernetes.scripted import ScriptedApi
-from tests.router.kubernetes.slices import endpoint, endpoint_slice
 
 pytestmark = pytest.mark.process
 

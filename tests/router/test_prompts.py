@@ -14,12 +14,12 @@ import httpx
 import orjson
 import pytest
 
-from kvcache.chat_request import ChatOptions
+from kvcache.chat.request import ChatOptions
 from kvcache.keys import block_keys
-from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from router.core.decision import Unread
+from router.discovery.sources import StaticDiscovery
 from router.main import Router
-from router.server.discovery import StaticDiscovery
 from router.server.prompts import BESIDES, BYTES_PER_TOKEN, CHAT, COMPLETIONS, INLINE_TEXT, LONG_DEPTH, PromptReader
 from router.settings import Settings
 from tests.router.conftest import StartRouter, until

@@ -10,7 +10,7 @@ import pytest
 from kvcache.feed import Load, Snapshot, WorkerInfo
 from kvcache.keys import KEY_SCHEME, block_keys
 from kvcache.profiles import LatencyModel
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 from router.core.config import FleetConfig
 from router.core.fleet import Fleet
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader

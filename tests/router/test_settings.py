@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvcache.settings import SettingsError
 from router.settings import Settings
+from runtime.settings import SettingsError
 
 
 def test_defaults() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from kvcache.keys import block_keys
-from kvcache.tokenizer import Tokenizer, load_tokenizer
+from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 from router.server.management import Stage
 from tests.router.conftest import StartRouter, until
 from tests.router.fakes import Connection, Received, fake_workers, good

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvcache.tokenizer import Tokenizer, load_tokenizer
+from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 from worker.generators import make_generator
 from worker.main import Worker
 from worker.settings import Settings

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kvcache.serving import listen
+from runtime.http.server import listen
 
 pytestmark = pytest.mark.process
 

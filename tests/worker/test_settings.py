@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvcache.settings import SettingsError
+from runtime.settings import SettingsError
 from worker.settings import Settings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcache.tokenizer import IncrementalDecoder
+from kvcache.tokens.tokenizer import IncrementalDecoder
 from worker.server.text import AnswerText
 
 

@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 import zmq.asyncio
 
-from kvcache.logs import event
+from runtime.logs import event
 from worker.agent.core.load import Reading
 from worker.agent.engine import EngineClient, EngineError, engine_client
 from worker.agent.mirror import DescriptionError, Mirror
 from worker.agent.prompts import UNKNOWN_FINGERPRINT, Agreement, Comparison, Expected, compare
 from worker.agent.settings import Settings
 from worker.agent.subscription import ReplayError, Subscription, replay
-from worker.server.feed import FeedEndpoints
+from worker.feed.endpoints import FeedEndpoints
 from worker.settings import WILDCARDS
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
 from worker.agent.agent import Agent
-from worker.server.exposition import Exposition
-from worker.server.http import Exchange
+from worker.exposition import Exposition
+from worker.http import Exchange
 
 Handler = Callable[[Exchange, Agent], Awaitable[None]]
 

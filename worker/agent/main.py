@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
-from kvcache.logs import configure, event
-from kvcache.serving import HttpLimits, HttpServer, inherited, listen, run, settle
-from kvcache.settings import SettingsError
+from runtime.http.server import HttpLimits, HttpServer, inherited, listen, run, settle
+from runtime.logs import configure, event
+from runtime.settings import SettingsError
 from worker.agent.agent import Agent
 from worker.agent.app import App
 from worker.agent.metrics import AgentCollector
 from worker.agent.prompts import expected_prompts
 from worker.agent.settings import Settings
-from worker.server.exposition import Exposition, process_metrics
+from worker.exposition import Exposition, process_metrics
 
 logger = logging.getLogger("worker.agent")
 

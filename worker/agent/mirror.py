@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 
 from kvcache.feed import Load, WorkerInfo
 from kvcache.keys import KEY_SCHEME, BlockKey
-from kvcache.logs import event
+from runtime.logs import event
 from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.follower import Follower, Reset
 from worker.agent.core.load import LoadEstimate, Reading
 from worker.agent.prompts import UNKNOWN_FINGERPRINT
 from worker.agent.settings import Settings
-from worker.feed import FeedLog
-from worker.reporter import Reporter
-from worker.server.feed import CacheState
+from worker.feed.endpoints import CacheState
+from worker.feed.log import FeedLog
+from worker.feed.reporter import Reporter
 
 logger = logging.getLogger(__name__)
 

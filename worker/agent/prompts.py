@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from kvcache.chat_request import ChatOptions
+from kvcache.chat.request import ChatOptions
 from kvcache.keys import TokenIdError, pack_tokens
 from kvcache.prompts import PromptError, chat_request_prompt
-from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 UNKNOWN_FINGERPRINT = "unknown"
 """Stated while the tokenizer cannot be loaded: no router has it."""

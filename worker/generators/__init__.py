@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 from worker.generators.base import Generator, GeneratorError
 from worker.generators.sampler import Sampler
 from worker.settings import Settings

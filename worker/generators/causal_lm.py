@@ -17,8 +17,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kvcache.logs import event
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
+from runtime.logs import event
 from worker.generators.base import Ask, GeneratorError, Likely
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from kvcache.keys import pack_tokens
-from kvcache.tokenizer import Tokenizer, TokenizerError
+from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
 from worker.generators.base import Ask, Likely
 
 _WORD = re.compile("[Ġ▁][a-z]{2,}")

@@ -190,7 +190,7 @@ class ChatCompletionRequest(Wire):
         return self
 
     def prompt_fields(self) -> dict[str, Any]:
-        """What decides the prompt, as `kvcache.chat_request` reads it."""
+        """What decides the prompt, as `kvcache.chat.request` reads it."""
         return prompt_fields(self, _PROMPT_FIELDS)
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvcache.errors import ApiError, parameter_error
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 from worker.protocol.base import (
     AnyResponseFormat,
     StructuredOutputsParams,

@@ -51,7 +51,7 @@ class TokenizeChatRequest(Branch):
     tools: list[ToolParam] | None = None
 
     def prompt_fields(self) -> dict[str, Any]:
-        """What decides the prompt, as `kvcache.chat_request` reads it."""
+        """What decides the prompt, as `kvcache.chat.request` reads it."""
         return prompt_fields(self, _PROMPT_FIELDS)
 
     @model_validator(mode="before")

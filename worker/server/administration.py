@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from kvcache.errors import ApiError
-from worker.server.http import Exchange
+from worker.http import Exchange
 from worker.server.service import VLLM_VERSION, Service
 
 _SCALE_OUT = "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."

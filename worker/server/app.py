@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError, engine_dead
+from worker.exposition import Exposition
+from worker.feed.endpoints import FeedEndpoints
+from worker.http import Exchange, Header
 from worker.runner import EngineDeadError
 from worker.server import administration as admin
 from worker.server import cors, info
 from worker.server.chat import batch_chat_completions, chat_completions
 from worker.server.completions import completions
-from worker.server.exposition import Exposition
-from worker.server.feed import FeedEndpoints
-from worker.server.http import Exchange, Header
 from worker.server.invocations import invocations
 from worker.server.messages import count_tokens, messages
 from worker.server.openapi import Documentation

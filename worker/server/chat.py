@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 
 from kvcache.errors import ApiError
+from worker.http import Exchange
 from worker.protocol.chat import BatchChatCompletionRequest, ChatCompletionRequest, NamedToolChoice
 from worker.protocol.parsing import parse_request
 from worker.protocol.sampling import sampling_of
 from worker.server.generation import Choice, Generation
-from worker.server.http import Exchange
 from worker.server.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from worker.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.server.service import Service, request_id

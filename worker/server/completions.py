@@ -10,11 +10,11 @@ import orjson
 
 from kvcache.errors import ApiError
 from worker.generators.base import Likely
+from worker.http import Exchange
 from worker.protocol.completion import CompletionRequest
 from worker.protocol.parsing import parse_request
 from worker.protocol.sampling import sampling_of
 from worker.server.generation import Choice, Generation
-from worker.server.http import Exchange
 from worker.server.logprobs import TokenTexts, completion_logprobs, prompt_logprobs
 from worker.server.rendering import Bounds, completion_prompts, scope_of
 from worker.server.service import Service, request_id

@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 from worker.protocol.base import StructuredOutputsParams
 
 _SCALARS: Mapping[str, Any] = {"string": "", "boolean": False, "null": None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.server.http import Exchange, Header
+from worker.http import Exchange, Header
 
 METHODS = b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, QUERY"
 _ASKS = b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network"

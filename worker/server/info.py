@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 
-from kvcache.draining import DRAINING_HEADER
+from runtime.draining import DRAINING_HEADER
+from worker.http import Exchange
 from worker.protocol.parsing import parse_request
 from worker.protocol.tokenize import TOKENIZE_REQUEST, DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
-from worker.server.http import Exchange
 from worker.server.rendering import Bounds, check_multimodal, check_template, conversation, encode
 from worker.server.service import VLLM_VERSION, Service, Stage
 

@@ -7,13 +7,13 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from kvcache.errors import ApiError
+from worker.http import Exchange
 from worker.protocol.chat import ChatCompletionRequest
 from worker.protocol.completion import CompletionRequest
 from worker.protocol.errors import InternalError
 from worker.protocol.parsing import parse_json
 from worker.server.chat import chat
 from worker.server.completions import complete
-from worker.server.http import Exchange
 from worker.server.service import Service
 
 ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"

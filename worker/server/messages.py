@@ -7,14 +7,14 @@ from typing import Any
 
 import orjson
 
-from kvcache.chat_request import ChatRequestError
+from kvcache.chat.request import ChatRequestError
 from kvcache.errors import ApiError
+from worker.http import Exchange
 from worker.protocol.anthropic import CountTokensRequest, MessagesRequest
 from worker.protocol.parsing import parse_request
 from worker.server.anthropic import as_chat
 from worker.server.chat import render
 from worker.server.generation import Choice
-from worker.server.http import Exchange
 from worker.server.rendering import scope_of
 from worker.server.service import Service, request_id
 from worker.server.streaming import generated, stream

@@ -10,8 +10,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from worker.engine import Engine
-from worker.feed import FeedLog
-from worker.metrics import STEP_TOKENS, EngineMetrics, Histogram
+from worker.engine_metrics import STEP_TOKENS, EngineMetrics, Histogram
+from worker.feed.log import FeedLog
 
 FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
 

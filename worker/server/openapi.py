@@ -8,12 +8,12 @@ from typing import Any
 import orjson
 from pydantic.json_schema import models_json_schema
 
+from worker.http import Exchange
 from worker.protocol.anthropic import CountTokensRequest, MessagesRequest
 from worker.protocol.chat import BatchChatCompletionRequest, ChatCompletionRequest
 from worker.protocol.completion import CompletionRequest
 from worker.protocol.responses import ResponsesRequest
 from worker.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
-from worker.server.http import Exchange
 from worker.server.service import Service
 
 _HTML = (b"content-type", b"text/html; charset=utf-8")

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kvcache.chat_request import ChatRequestError
+from kvcache.chat.request import ChatRequestError
 from kvcache.errors import ApiError, parameter_error
 from kvcache.keys import CacheScope
 from kvcache.prompts import PromptError, chat_request_prompt, request_scope
-from kvcache.tokenizer import Tokenizer, TokenizerError
+from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
 from worker.protocol.errors import sanitized
 from worker.protocol.messages import check_parts
 

@@ -17,12 +17,12 @@ from urllib.parse import parse_qs
 from pydantic import ValidationError
 
 from kvcache.errors import ApiError
+from worker.http import Exchange
 from worker.protocol.errors import sanitized
 from worker.protocol.parsing import parse_request
 from worker.protocol.responses import ResponsesRequest, ResponsesResponse
 from worker.protocol.sampling import Sampling, logit_bias
 from worker.runner import EngineDeadError
-from worker.server.http import Exchange
 from worker.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.server.response import Response
 from worker.server.response_items import Message, chat_messages, chat_tools, continues

@@ -15,13 +15,13 @@ from enum import Enum, auto
 from typing import Protocol, TypeVar
 
 from kvcache.errors import ApiError, model_not_found
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
+from worker.engine_metrics import EngineMetrics
 from worker.generators.base import Generator
-from worker.metrics import EngineMetrics
+from worker.http import Exchange
 from worker.protocol.base import random_id
 from worker.protocol.sampling import MAX_CHOICES
 from worker.runner import EngineRunner
-from worker.server.http import Exchange
 
 VLLM_VERSION = "0.32.0"
 """The vLLM whose answers these are."""

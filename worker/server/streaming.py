@@ -8,9 +8,9 @@ from typing import Protocol
 
 from kvcache.errors import SSE_DONE, ApiError, engine_dead, sse_error
 from kvcache.keys import CacheScope
+from worker.http import Exchange
 from worker.runner import EngineDeadError
 from worker.server.generation import Choice, Generation
-from worker.server.http import Exchange
 from worker.server.service import Service
 from worker.server.submission import Prompt, check, start
 

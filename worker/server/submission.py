@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvcache.keys import CacheScope
-from kvcache.tokenizer import IncrementalDecoder
+from kvcache.tokens.tokenizer import IncrementalDecoder
 from worker.engine import EngineRequest
 from worker.generators.base import Ask
 from worker.protocol.sampling import Sampling

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvcache.tokenizer import IncrementalDecoder
+from kvcache.tokens.tokenizer import IncrementalDecoder
 
 
 class AnswerText:

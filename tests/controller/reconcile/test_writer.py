@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from controller.api.model import KVClusterSpec
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Release
 from controller.reconcile.inventory import Inventory
 from controller.reconcile.plan import Plan
 from controller.reconcile.writer import Writer
-from controller.spec.model import KVClusterSpec
 from controller.status.observed import ProblemKind
 
 CLUSTER = Cluster("rag", "ns", "u", KVClusterSpec(), Release("image"))

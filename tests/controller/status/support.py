@@ -6,10 +6,10 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from controller.spec.model import KVClusterSpec, Router, Workers
+from controller.api.model import KVClusterSpec, Router, Workers
+from controller.status.compute import compute
 from controller.status.observed import Observed
 from controller.status.report import RouterReport
-from controller.status.status import compute
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 Raw = dict[str, Any]

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.api.model import KVClusterSpec
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Release
-from controller.spec.model import KVClusterSpec
 from controller.status.cache import AGES, hit_rate_permille, view_age
+from controller.status.compute import compute
 from controller.status.observed import Problem, ProblemKind
 from controller.status.reasons import GIVEN_BY, ConditionType, Reason
 from controller.status.schema import status_schema
-from controller.status.status import compute
 from controller.status.transitions import events
 from tests.controller.status.support import (
     NOW,

@@ -9,9 +9,9 @@ from controller.reconcile.costs import INTERVAL
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED
 from controller.reconcile.reports import TIMEOUT
 from controller.status.cache import AGES
+from controller.status.deletion_cost import MARGIN
 from controller.status.docs import with_tables
 from controller.status.freshness import FRESH_SECONDS
-from controller.status.heat import MARGIN
 from controller.status.pods import RECOVERED_AFTER
 from controller.status.schema import status_schema
 

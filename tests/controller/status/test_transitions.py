@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from controller.status.compute import compute
 from controller.status.observed import Observed, Problem, ProblemKind
-from controller.status.status import compute
 from controller.status.transitions import events
 from tests.controller.status.support import NOW, WORKERS, ailing, deployment, observed, pod, waiting
 

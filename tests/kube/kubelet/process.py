@@ -19,7 +19,7 @@ def wrapped(argv: Sequence[str], launch: str, tether: int) -> list[str]:
     """The command line that runs `argv` as `launch` says (`confinement.launch`), and such that it ends with us."""
     command = local_command(argv, sys.executable)
     if command[0] == sys.executable and command[1:2] == ["-m"]:
-        command = [sys.executable, "-m", "controller.local.tether", str(tether), *command[2:]]
+        command = [sys.executable, "-m", "controller.local.parent_guard", str(tether), *command[2:]]
     # By its file and without site-packages: it starts in no time.
     return [sys.executable, "-ES", str(SANDBOX), launch, *command]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from controller.spec.crd import crd
+from controller.api.crd import crd
 from tests.kube.apiserver import FakeApiServer
 from tests.kube.backends import Backend, FakeBackend
 

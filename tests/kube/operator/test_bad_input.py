@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from controller.spec.load import validate_manifest
-from controller.spec.problems import ManifestError
+from controller.api.load import validate_manifest
+from controller.api.problems import ManifestError
 from tests.kube.operator.support import ROOT, Cluster
 
 pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]

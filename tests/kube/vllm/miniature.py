@@ -26,8 +26,8 @@ import zmq
 import zmq.asyncio
 from starlette.types import Receive, Scope, Send
 
-from kvcache.serving import HttpLimits, HttpServer, listen, run
-from kvcache.tokenizer import load_tokenizer
+from kvcache.tokens.tokenizer import load_tokenizer
+from runtime.http.server import HttpLimits, HttpServer, listen, run
 
 END = b"\xff" * 8
 REMEMBERED = 10_000

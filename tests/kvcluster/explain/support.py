@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controller.status.status import compute
+from controller.status.compute import compute
 from tests.controller.status.support import NOW, ago, observed, pod, report
 
 Raw = dict[str, Any]

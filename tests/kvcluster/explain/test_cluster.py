@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.spec.crd import crd
-from controller.status.status import selector
+from controller.api.crd import crd
+from controller.status.compute import selector
 from kvcluster.commands.explain import ExplainOptions, look
 from kvcluster.explain.api import ReadError
 from kvcluster.explain.gather import NotFoundError

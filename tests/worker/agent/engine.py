@@ -13,7 +13,7 @@ import zmq
 import zmq.asyncio
 from starlette.types import Receive, Scope, Send
 
-from kvcache.serving import HttpLimits, HttpServer, listen
+from runtime.http.server import HttpLimits, HttpServer, listen
 
 END = b"\xff" * 8
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from kvcache.tokenizer import Tokenizer
+from kvcache.tokens.tokenizer import Tokenizer
 from tests.worker.agent.engine import FakeEngine, packed, stored
 
 BLOCK = 16

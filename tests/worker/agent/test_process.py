@@ -19,7 +19,7 @@ from tokenizers.models import WordLevel
 
 from kvcache.feed import MSGPACK, Snapshot, decode_snapshot
 from kvcache.keys import BlockKey
-from kvcache.tokenizer import load_tokenizer
+from kvcache.tokens.tokenizer import load_tokenizer
 from tests.worker.agent.captures import cached, messages
 from tests.worker.agent.engine import FakeEngine, payloads
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kvcache.chat_request import ChatOptions
+from kvcache.chat.request import ChatOptions
 from kvcache.prompts import PromptError, chat_request_prompt
-from kvcache.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from tests.processes import eventually
 from tests.worker.agent.conftest import Start
 from tests.worker.agent.engine import FakeEngine

@@ -10,8 +10,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 import kvcache
-from kvcache.chat_request import ChatOptions
-from kvcache.tokenizer import Tokenizer, load_tokenizer
+from kvcache.chat.request import ChatOptions
+from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 
 GPT2 = Path(kvcache.__file__).parent / "data" / "gpt2"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

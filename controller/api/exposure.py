@@ -1,0 +1,79 @@
+"""Parts of the manifest that say how clients come to the routers: Services, an Ingress, an HTTPRoute."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from controller.api.base import SpecModel, rule_broken
+from controller.api.kubernetes import RawObject
+
+Host = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+UrlPath = Annotated[str, Field(pattern=r"^/[^\s?#]*$", max_length=1_024)]
+
+
+class Network(SpecModel):
+    """IP families of all Services. Processes listen on every family that the machine has."""
+
+    ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None = None
+    """Whether Services get addresses of both families. Default: the cluster's, which is one family."""
+    ip_families: Annotated[list[Literal["IPv4", "IPv6"]], Field(max_length=2)] = Field(default_factory=list)
+    """Families in order of preference. Default: the cluster's."""
+
+    @model_validator(mode="after")
+    def _families_fit(self) -> Network:
+        if len(self.ip_families) == 2:
+            if self.ip_family_policy == "SingleStack":
+                why = "SingleStack has one family: remove one of the two, or ask for PreferDualStack"
+                raise rule_broken("ipFamilies", why)
+            if self.ip_families[0] == self.ip_families[1]:
+                raise rule_broken("ipFamilies", "is given twice: remove one of the two")
+        return self
+
+
+class Service(SpecModel):
+    """The Service in front of the routers' data port."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    """Kind of Service."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations, for a cloud's load balancer say."""
+    load_balancer_class: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """For LoadBalancer: which implementation serves it, such as `tailscale` or `service.k8s.aws/nlb`. Kubernetes lets
+    nobody change it later."""
+
+    @model_validator(mode="after")
+    def _class_of_a_load_balancer(self) -> Service:
+        if self.load_balancer_class is not None and self.type != "LoadBalancer":
+            why = "means something to a LoadBalancer alone: remove it, or set type to LoadBalancer"
+            raise rule_broken("loadBalancerClass", why)
+        return self
+
+
+class Ingress(SpecModel):
+    """An Ingress in front of the routers' Service."""
+
+    host: Host | None = None
+    """Host name that requests must be for. Default: any."""
+    path: UrlPath = "/"
+    """Prefix of the path; it is not taken away, so an engine's own paths need `/`."""
+    class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """IngressClass. Default: the cluster's default class."""
+    tls_secret: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Name of the Secret with certificate and key for `host`. Default: no TLS."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations: certificates, time limits, buffering (answers are streamed: turn it off)."""
+
+
+class HttpRoute(SpecModel):
+    """A Gateway API HTTPRoute to the routers' Service."""
+
+    parent_refs: Annotated[list[RawObject], Field(min_length=1, max_length=32)]
+    """Gateways (or listeners) that take it, as an HTTPRoute writes them: `{name, namespace, sectionName}`."""
+    hostnames: Annotated[list[Host], Field(max_length=16)] = Field(default_factory=list)
+    """Host names that requests must be for. Default: those of the listener."""
+    path: UrlPath = "/"
+    """Prefix of the path."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations of the object."""

@@ -1,0 +1,419 @@
+"""KVCluster, apiVersion kvcluster.dev/v1alpha1: the one source of the manifest's fields, defaults and rules.
+
+Names are camelCase in a manifest and snake_case here. The docstring under a field is its documentation everywhere:
+`docs/manifest.md` is generated from it. Types are strict, as an API server's are: "4" is not a whole number and
+`true` is not one either. A field marked `CLUSTER_ONLY` means something to Kubernetes alone; local mode accepts it,
+names it and goes on without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from controller.api import flags
+from controller.api.base import CLUSTER_ONLY, SpecModel, rule_broken
+from controller.api.exposure import HttpRoute, Ingress, Network, Service
+from controller.api.kubernetes import Monitoring, NetworkPolicy, Placement, PullPolicy, RawObject
+from controller.api.routing import Ejection, Limits, Liveness, Retries, Timeouts
+from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
+
+API_VERSION: Final = "kvcluster.dev/v1alpha1"
+KIND: Final = "KVCluster"
+
+ORIGIN_PATTERN = r"^([a-z][a-z0-9+.-]*://[^/?#\s,]+|\*)$"
+PATH_PATTERN = r"^/[^\s,%]*[^\s,%/]$"
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+SCRATCH_VOLUME = "tmp"
+"""Every pod has a volume of this name."""
+MAX_NAME_LENGTH = 45
+"""The longest object name is `<name>-router-management`, and a Service's name has at most 63 characters."""
+
+
+class Strategy(StrEnum):
+    """How a router chooses a worker; `docs/routing.md` has the formula of each."""
+
+    CACHE_AWARE = "cache_aware"
+    LONGEST_PREFIX = "longest_prefix"
+    ROUND_ROBIN = "round_robin"
+    LEAST_LOADED = "least_loaded"
+
+
+class EngineType(StrEnum):
+    """What a worker runs."""
+
+    EMULATOR = "emulator"
+    VLLM = "vllm"
+
+
+def _known_profile(name: str) -> str:
+    try:
+        return profile(name).name
+    except UnknownProfileError:
+        raise PydanticCustomError(
+            "one_of", "must be a profile of docs/profiles.md", {"choices": list(PROFILES)}
+        ) from None
+
+
+# --- the spec -------------------------------------------------------------------------------------------
+
+
+class EnvVar(SpecModel):
+    """An environment variable."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+    """Name of the variable."""
+    value: Annotated[str, Field(max_length=32_768)] = ""
+    """Its value: a string (quote numbers and true/false)."""
+    value_from: Annotated[RawObject | None, CLUSTER_ONLY] = None
+    """Where the value comes from instead: Kubernetes' `secretKeyRef`, `configMapKeyRef`, `fieldRef`."""
+
+    @model_validator(mode="after")
+    def _not_a_flag(self) -> EnvVar:
+        if (wrong := flags.variable_problem(self.name)) is not None:
+            raise rule_broken("name", wrong)
+        return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EnvVar:
+        if self.value and self.value_from is not None:
+            raise rule_broken("valueFrom", "cannot be used beside value: remove one of the two")
+        return self
+
+
+class Model(SpecModel):
+    """The model that is served."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """What `vllm` loads, a Hugging Face id or a path, and the name under which requests ask for it unless `servedNames`
+    says otherwise. Default: the profile's."""
+    served_names: list[Annotated[str, Field(min_length=1, max_length=253)]] = Field(default_factory=list, max_length=16)
+    """Names under which requests may ask for the model; answers carry the first. Default: `name`."""
+    tokenizer: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """`gpt2` (bundled, works offline), a folder with a tokenizer.json, or a Hugging Face id. Default: `gpt2` for the
+    emulator, the model's own for `vllm`."""
+    profile: Annotated[
+        str, AfterValidator(_known_profile), Field(json_schema_extra={"enum": list(PROFILES), "type": "string"})
+    ] = DEFAULT_PROFILE
+    """Model and GPU whose memory and speed the latency estimates (and the emulator) take: see `docs/profiles.md`."""
+    max_model_len: Annotated[int, Field(ge=2, le=10_000_000)] | None = None
+    """Tokens of the longest request, prompt and answer together. Default: the profile's, or what the cache holds."""
+    env: list[EnvVar] = Field(default_factory=list, max_length=64)
+    """Environment variables of everything that loads the model or its tokenizer, workers and routers alike: a hub's
+    token from a Secret (`HF_TOKEN`), a mirror (`HF_ENDPOINT`)."""
+    volumes: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
+    """Volumes of everything that loads the model or its tokenizer, workers and routers alike: for a `name` or
+    `tokenizer` that is a path. Pods on several nodes need one that all can mount (ReadOnlyMany, NFS, `hostPath`)."""
+    volume_mounts: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
+    """Where their containers mount them."""
+
+    @model_validator(mode="after")
+    def _env_names_are_unique(self) -> Model:
+        _unique(self.env)
+        return self
+
+    @model_validator(mode="after")
+    def _served_names_are_unique(self) -> Model:
+        if (index := _first_repeated(self.served_names)) is not None:
+            raise rule_broken(f"servedNames[{index}]", "is given twice: remove one of the two")
+        return self
+
+
+class Engine(SpecModel):
+    """What runs in each worker."""
+
+    type: Annotated[EngineType, Field(strict=False)] = EngineType.EMULATOR
+    """`emulator` (no GPU) or `vllm` (needs a cluster)."""
+    image: Annotated[Annotated[str, Field(min_length=1)] | None, CLUSTER_ONLY] = None
+    """Container image of the workers. Default: the release's own for `emulator`, a pinned vLLM for `vllm`."""
+    image_pull_policy: Annotated[PullPolicy | None, CLUSTER_ONLY] = None
+    """When the image is pulled. Default: the controller's setting for its own image, else Kubernetes' default."""
+    image_pull_secrets: Annotated[list[Annotated[str, Field(min_length=1)]], CLUSTER_ONLY] = Field(
+        default_factory=list, max_length=16
+    )
+    """Names of Secrets to pull images with, for workers and routers."""
+    speed: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 1.0
+    """Emulator: divides every latency; 10 is ten times as fast as the real engine."""
+    generator: Annotated[str, Field(min_length=1, max_length=1024)] = "sampler"
+    """Emulator: where text comes from: `sampler` (seeded), `gpt2`, or a causal language model's path or id."""
+    seed: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
+    """Emulator: seed of the sampler; the same seed gives the same answers."""
+    mean_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    """Emulator: mean length of the sampler's answers where a request does not bound it, tokens."""
+    args: list[Annotated[str, Field(min_length=1, max_length=1_024)]] = Field(default_factory=list, max_length=256)
+    """Further flags of the engine, as its command line takes them."""
+    env: list[EnvVar] = Field(default_factory=list, max_length=256)
+    """Environment variables of the engine."""
+
+    @model_validator(mode="after")
+    def _args_do_not_contradict_fields(self) -> Engine:
+        for index, argument in enumerate(self.args):
+            if (wrong := flags.problem(argument)) is not None:
+                raise rule_broken(f"args[{index}]", wrong)
+        return self
+
+    @model_validator(mode="after")
+    def _env_names_are_unique(self) -> Engine:
+        _unique(self.env)
+        return self
+
+
+def _unique(env: Iterable[EnvVar]) -> None:
+    """Raises for a variable that is given twice."""
+    if (index := _first_repeated(variable.name for variable in env)) is not None:
+        raise rule_broken(f"env[{index}].name", "is given twice: remove one of the two")
+
+
+def _first_repeated(values: Iterable[str]) -> int | None:
+    seen: set[str] = set()
+    for index, value in enumerate(values):
+        if value in seen:
+            return index
+        seen.add(value)
+    return None
+
+
+class Cache(SpecModel):
+    """The KV cache of each worker."""
+
+    block_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Tokens of a block. Workers and routers must agree, so it is set once, here."""
+    blocks: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Blocks a worker can hold. Default: what the profile's GPU leaves after weights and overhead."""
+
+
+class Workers(Placement):
+    """The workers."""
+
+    replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
+    """How many workers run."""
+    drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 30
+    """How long a worker that is told to stop may take to finish what runs."""
+    volumes: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
+    """Further volumes of each pod, as Kubernetes writes them: a model cache, shared memory."""
+    volume_mounts: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
+    """Where the engine's container mounts them."""
+    runtime_class_name: Annotated[str | None, CLUSTER_ONLY] = None
+    """RuntimeClass of the pods (`nvidia`, on some clusters)."""
+    security_context: Annotated[RawObject, CLUSTER_ONLY] = Field(default_factory=dict)
+    """Security context of the engine's container, over its default: `{runAsNonRoot: true, runAsUser: 1000}` lets vLLM,
+    whose image runs as root, into a namespace that enforces the `restricted` profile. `fsGroup`, `fsGroupChangePolicy`
+    and `supplementalGroups` go to the pod."""
+
+
+class Router(Placement):
+    """The routers."""
+
+    replicas: Annotated[int, Field(ge=1, le=1_000), CLUSTER_ONLY] = 1
+    """How many routers share the traffic. Local mode runs one."""
+    strategy: Annotated[Strategy, Field(strict=False)] = Strategy.CACHE_AWARE
+    """How a worker is chosen: see `docs/routing.md`."""
+    limits: Limits = Limits()
+    """What a router accepts from clients."""
+    timeouts: Timeouts = Timeouts()
+    """How long a router waits."""
+    retries: Retries = Retries()
+    """What a router does when a worker fails before its answer has begun."""
+    liveness: Liveness = Liveness()
+    """When a router takes a worker, or its view of the worker's cache, for lost."""
+    ejection: Ejection = Ejection()
+    """When a router leaves out a worker that fails where others do not, and for how long."""
+    cors_origins: list[Annotated[str, Field(pattern=ORIGIN_PATTERN, max_length=256)]] = Field(
+        default_factory=list, max_length=32
+    )
+    """Origins whose pages may use the routers from a browser, such as https://chat.example.com, or "*"."""
+    allowed_paths: list[Annotated[str, Field(pattern=PATH_PATTERN, max_length=256)]] = Field(
+        default_factory=list, max_length=32
+    )
+    """Paths that routers pass on beside inference APIs, such as /v1/load_lora_adapter: see `docs/router.md`."""
+    service: Annotated[Service, CLUSTER_ONLY] = Service()
+    """The Service in front of the routers."""
+    ingress: Annotated[Ingress | None, CLUSTER_ONLY] = None
+    """An Ingress to that Service."""
+    http_route: Annotated[HttpRoute | None, CLUSTER_ONLY] = None
+    """A Gateway API HTTPRoute to that Service, where the Gateway API is installed."""
+    image: Annotated[Annotated[str, Field(min_length=1)] | None, CLUSTER_ONLY] = None
+    """Container image of the routers. Default: the release's own."""
+    image_pull_policy: Annotated[PullPolicy | None, CLUSTER_ONLY] = None
+    """When the image is pulled. Default: the controller's setting for its own image, else Kubernetes' default."""
+
+
+class Scaler(StrEnum):
+    """What changes the number of workers."""
+
+    HPA = "hpa"
+    KEDA = "keda"
+
+
+class Autoscaling(SpecModel):
+    """The number of workers follows their queues."""
+
+    type: Annotated[Scaler, Field(strict=False)] = Scaler.HPA
+    """`hpa` (needs a custom metrics adapter that serves vllm:num_requests_waiting for pods) or `keda`."""
+    min: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Fewest workers."""
+    max: Annotated[int, Field(ge=1, le=10_000)]
+    """Most workers."""
+    target_queue: Annotated[int, Field(ge=1, le=100_000)] = 4
+    """Waiting requests per worker to aim at: more, and workers are added."""
+    scale_down_seconds: Annotated[int, Field(ge=0, le=3_600)] = 300
+    """How long the queues must have been short before a worker is taken away: its cache goes with it."""
+    prometheus_address: Annotated[str, Field(pattern=r"^https?://.+$", max_length=2_048)] | None = None
+    """For `keda`: where Prometheus is asked, such as http://prometheus.monitoring:9090."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Autoscaling:
+        if self.min > self.max:
+            raise rule_broken("min", f"must not exceed max ({self.max}): lower min or raise max")
+        return self
+
+    @model_validator(mode="after")
+    def _keda_asks_prometheus(self) -> Autoscaling:
+        if self.type is Scaler.KEDA and self.prometheus_address is None:
+            raise rule_broken("prometheusAddress", "type keda needs the address of the Prometheus to ask")
+        return self
+
+
+class KVClusterSpec(SpecModel):
+    """What should run."""
+
+    model: Model = Model()
+    """The model that is served."""
+    engine: Engine = Engine()
+    """What runs in each worker."""
+    cache: Cache = Cache()
+    """The KV cache of each worker."""
+    workers: Workers = Workers()
+    """The workers."""
+    router: Router = Router()
+    """The routers."""
+    autoscaling: Annotated[Autoscaling | None, CLUSTER_ONLY] = None
+    """Let an autoscaler decide how many workers run; workers.replicas then only says how many there are at first."""
+    monitoring: Annotated[Monitoring, CLUSTER_ONLY] = Monitoring()
+    """How Prometheus finds the pods."""
+    network: Annotated[Network, CLUSTER_ONLY] = Network()
+    """IP families of all Services."""
+    network_policy: Annotated[NetworkPolicy, CLUSTER_ONLY] = NetworkPolicy()
+    """Who may open connections to the pods."""
+
+    @property
+    def profile(self) -> Profile:
+        """The named profile of model and GPU."""
+        return profile(self.model.profile)
+
+    @property
+    def model_name(self) -> str:
+        """The served name, the first if there are several: as given, else what is loaded."""
+        return self.served_names[0]
+
+    @property
+    def served_names(self) -> list[str]:
+        """All names under which requests may ask for the model, the first one first."""
+        return self.model.served_names or [self.loaded_model]
+
+    @property
+    def loaded_model(self) -> str:
+        """The Hugging Face id or path of what is loaded: as given, else the profile's."""
+        return self.model.name if self.model.name is not None else self.profile.model
+
+    @property
+    def tokenizer(self) -> str:
+        """What turns prompts into token ids: as given, else `gpt2`, or the model's own where that is loaded."""
+        if self.model.tokenizer is not None:
+            return self.model.tokenizer
+        return self.loaded_model if self.engine.type is EngineType.VLLM else "gpt2"
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest request: as given, else the profile's or what the cache holds, if that is less."""
+        if self.model.max_model_len is not None:
+            return self.model.max_model_len
+        return min(self.profile.max_model_len, self.blocks * self.cache.block_size)
+
+    @property
+    def blocks(self) -> int:
+        """Usable blocks of each worker: as given, else the profile's at this block size."""
+        return self.cache.blocks if self.cache.blocks is not None else self.profile.blocks(self.cache.block_size)
+
+    @model_validator(mode="after")
+    def _longest_request_suits_model(self) -> KVClusterSpec:
+        if self.max_model_len > self.profile.max_model_len:
+            raise rule_broken(
+                "model.maxModelLen",
+                f"profile {self.profile.name} handles at most {self.profile.max_model_len} tokens: lower maxModelLen, "
+                "or choose another spec.model.profile",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _longest_request_fits_cache(self) -> KVClusterSpec:
+        # An engine refuses to start in this state: the request could be admitted but never run to its end.
+        size, needed = self.cache.block_size, -(-self.max_model_len // self.cache.block_size)
+        if self.blocks < needed:
+            raise rule_broken(
+                "model.maxModelLen",
+                f"needs {needed} blocks of {size} tokens, but the cache has {self.blocks} ({self.blocks * size} "
+                f"tokens): set spec.cache.blocks to {needed} or more, or spec.model.maxModelLen to "
+                f"{self.blocks * size} or less",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _volumes_have_names_of_their_own(self) -> KVClusterSpec:
+        seen = {SCRATCH_VOLUME: "the pods' own: call yours otherwise"}
+        for part, volumes in (("model", self.model.volumes), ("workers", self.workers.volumes)):
+            for index, volume in enumerate(volumes):
+                name, where = volume.get("name"), f"{part}.volumes[{index}].name"
+                if isinstance(name, str) and name in seen:
+                    raise rule_broken(where, f"is the name of another volume, {seen[name]}")
+                seen[str(name)] = f"spec.{where}: rename one of the two"
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_is_complete(self) -> KVClusterSpec:
+        if self.engine.type is not EngineType.VLLM:
+            return self
+        if self.model.name is None:
+            raise rule_broken("model.name", "engine type vllm needs a Hugging Face id or a path to load")
+        for name in ("speed", "generator", "seed", "mean_output_tokens"):
+            if getattr(self.engine, name) != Engine.model_fields[name].default:
+                raise rule_broken(
+                    f"engine.{to_camel(name)}", "means something to the emulator alone: remove it for engine type vllm"
+                )
+        return self
+
+
+class Metadata(SpecModel):
+    """Name and labels of the object."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
+    """Name of the cluster: a letter, then lower-case letters, digits and hyphens. Objects and processes carry it."""
+    namespace: Annotated[str | None, CLUSTER_ONLY] = None
+    """Namespace of the object."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the object."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations of the object."""
+
+
+class KVCluster(SpecModel):
+    """One LLM served by workers behind cache-aware routers."""
+
+    api_version: Literal["kvcluster.dev/v1alpha1"]
+    """Version of this schema."""
+    kind: Literal["KVCluster"]
+    """Always KVCluster."""
+    metadata: Metadata
+    """Name and labels of the object."""
+    spec: KVClusterSpec = KVClusterSpec()
+    """What should run."""
+
+    @property
+    def name(self) -> str:
+        """Name of the cluster."""
+        return self.metadata.name

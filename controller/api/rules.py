@@ -1,0 +1,133 @@
+"""Rules across fields as the API server checks them: CEL expressions in the CRD, with the words of the model.
+
+Every rule here is also one of the model's validators, which local mode and the controller check; a test holds the two
+together. What cannot be said in CEL within its cost limits (a profile's own limits, say) is the model's alone, and a
+manifest that breaks it gets the condition Degraded with reason InvalidSpec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from controller.api.flags import (
+    OWNED_FLAGS,
+    OWNED_VARIABLES,
+    REFUSED_FLAGS,
+    REFUSED_VARIABLES,
+    RESERVED_FLAGS,
+    pattern,
+)
+from controller.api.model import MAX_NAME_LENGTH, NAME_PATTERN
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One CEL rule. `field` names the field to change, relative to where the rule stands."""
+
+    expression: str
+    message: str
+    field: str | None = None
+
+
+_ONE_SOURCE = Rule(
+    "!has(self.valueFrom) || !has(self.value) || size(self.value) == 0",
+    "cannot be used beside value: remove one of the two",
+    ".valueFrom",
+)
+
+_VARIABLE = (
+    _ONE_SOURCE,
+    Rule(
+        f"!(self.name in {list(OWNED_VARIABLES)})",
+        "this variable belongs to KVCluster: remove it",
+        ".name",
+    ),
+    *(Rule(f"self.name != '{name}'", f"{name}: {why}", ".name") for name, why in REFUSED_VARIABLES.items()),
+)
+
+RULES: Mapping[Path, tuple[Rule, ...]] = {
+    (): (
+        Rule(
+            f"size(self.metadata.name) <= {MAX_NAME_LENGTH} && self.metadata.name.matches('{NAME_PATTERN}')",
+            f"metadata.name: must be a letter, then lower-case letters, digits and hyphens, at most {MAX_NAME_LENGTH} "
+            "characters: Services are called after it",
+        ),
+    ),
+    ("spec",): (
+        Rule(
+            "self.engine.type != 'vllm' || has(self.model.name)",
+            "engine type vllm needs a Hugging Face id or a path to load: set spec.model.name",
+            ".model.name",
+        ),
+        Rule(
+            "self.engine.type != 'vllm' || (self.engine.speed == 1.0 && self.engine.generator == 'sampler' && "
+            "self.engine.seed == 0 && self.engine.meanOutputTokens == 128)",
+            "speed, generator, seed and meanOutputTokens mean something to the emulator alone: remove them for engine "
+            "type vllm",
+            ".engine",
+        ),
+        Rule(
+            "!has(self.model.maxModelLen) || !has(self.cache.blocks) || "
+            "self.model.maxModelLen <= self.cache.blocks * self.cache.blockSize",
+            "the longest request does not fit the cache: raise spec.cache.blocks or lower spec.model.maxModelLen",
+            ".model.maxModelLen",
+        ),
+        Rule(
+            "self.cache.blockSize == oldSelf.cache.blockSize || "
+            "(oldSelf.workers.replicas == 0 && !has(oldSelf.autoscaling))",
+            "cannot be changed while workers run, for workers and routers must agree on it: remove spec.autoscaling, "
+            "set spec.workers.replicas to 0, change it, and scale up again",
+            ".cache.blockSize",
+        ),
+    ),
+    ("spec", "network"): (
+        Rule(
+            "!has(self.ipFamilyPolicy) || self.ipFamilyPolicy != 'SingleStack' || !has(self.ipFamilies) || "
+            "size(self.ipFamilies) < 2",
+            "SingleStack has one family: remove one of the two, or ask for PreferDualStack",
+            ".ipFamilies",
+        ),
+        Rule(
+            "!has(self.ipFamilies) || size(self.ipFamilies) < 2 || self.ipFamilies[0] != self.ipFamilies[1]",
+            "is given twice: remove one of the two",
+            ".ipFamilies",
+        ),
+    ),
+    ("spec", "router", "service"): (
+        Rule(
+            "!has(self.loadBalancerClass) || self.type == 'LoadBalancer'",
+            "means something to a LoadBalancer alone: remove it, or set type to LoadBalancer",
+            ".loadBalancerClass",
+        ),
+    ),
+    ("spec", "autoscaling"): (
+        Rule("self.min <= self.max", "must not exceed max: lower min or raise max", ".min"),
+        Rule(
+            "self.type != 'keda' || has(self.prometheusAddress)",
+            "type keda needs the address of the Prometheus to ask: set prometheusAddress",
+            ".prometheusAddress",
+        ),
+    ),
+    ("spec", "engine", "args", "[]"): (
+        # In two: an API server counts an expression's length times the text's.
+        *(
+            Rule(
+                f"!self.matches('{pattern(*flags)}')",
+                "a field of the spec sets this flag: use spec.model, spec.cache, spec.engine or "
+                "spec.workers.drainSeconds",
+            )
+            for flags in (list(RESERVED_FLAGS)[::2], list(RESERVED_FLAGS)[1::2])
+        ),
+        Rule(f"!self.matches('{pattern(*OWNED_FLAGS)}')", "this flag belongs to KVCluster: remove it"),
+        *(
+            Rule(f"!self.matches('{pattern(*flags)}')", f"{', '.join(flags)}: {why}")
+            for flags, why in REFUSED_FLAGS.items()
+        ),
+    ),
+    ("spec", "engine", "env", "[]"): _VARIABLE,
+    ("spec", "model", "env", "[]"): _VARIABLE,
+}
+"""Where a rule stands in a manifest -> the rules that stand there."""

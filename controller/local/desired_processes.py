@@ -1,0 +1,111 @@
+"""Which local processes a manifest asks for: a pure function of the manifest and the addresses they listen on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from controller.api.model import EngineType, EnvVar, KVCluster
+from controller.process_settings import flags, router_settings, worker_settings
+
+
+class LocalModeError(ValueError):
+    """The manifest is valid, but this machine alone cannot run it; the message says what to change."""
+
+
+class Role(StrEnum):
+    """What a process is in the cluster."""
+
+    WORKER = "worker"
+    ROUTER = "router"
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Base URLs whose ports are bound already, `workers` in the order of their indices."""
+
+    workers: tuple[str, ...]
+    router: str
+    management: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    """One process that should run."""
+
+    name: str
+    role: Role
+    url: str
+    """Base URL it serves."""
+    module: str
+    """Python module it runs."""
+    args: tuple[str, ...]
+    """Its command line, without the listening sockets."""
+    listeners: tuple[tuple[str, str], ...]
+    """(flag, base URL): the flag takes the descriptor of the socket that is bound to the URL's port."""
+    probe: str
+    """URL that answers 200 once the process is ready."""
+    grace: float
+    """Seconds it may take to finish what runs once it is told to stop."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def check(manifest: KVCluster) -> None:
+    """Raises `LocalModeError` when local mode cannot run this manifest at all."""
+    if manifest.spec.engine.type is EngineType.VLLM:
+        raise LocalModeError(
+            "spec.engine.type: vllm engines need a cluster with GPUs; set it to emulator to run the manifest here"
+        )
+    if manifest.spec.workers.replicas == 0:
+        raise LocalModeError("spec.workers.replicas: 0 leaves nothing to run here; set it to 1 or more")
+
+
+def worker_name(manifest: KVCluster, index: int) -> str:
+    """Name of a worker, which is also the id it reports."""
+    return f"{manifest.name}-worker-{index}"
+
+
+def desired_processes(manifest: KVCluster, addresses: Addresses) -> tuple[ProcessPlan, ...]:
+    """The workers in the order of their indices, then the router. Raises `LocalModeError`."""
+    check(manifest)
+    if len(addresses.workers) != manifest.spec.workers.replicas:
+        raise ValueError(f"{len(addresses.workers)} addresses for {manifest.spec.workers.replicas} workers")
+    workers = tuple(_worker(manifest, index, url) for index, url in enumerate(addresses.workers))
+    return (*workers, _router(manifest, addresses))
+
+
+def _worker(manifest: KVCluster, index: int, url: str) -> ProcessPlan:
+    spec = manifest.spec
+    own = {"worker-id": worker_name(manifest, index), "advertise-url": url}
+    return ProcessPlan(
+        name=worker_name(manifest, index),
+        role=Role.WORKER,
+        url=url,
+        module="worker.main",
+        args=(*flags(own | worker_settings(spec)), *spec.engine.args),
+        listeners=(("--fd", url),),
+        probe=f"{url}/health",
+        grace=spec.workers.drain_seconds,
+        env=_environment([*spec.model.env, *spec.engine.env]),
+    )
+
+
+def _router(manifest: KVCluster, addresses: Addresses) -> ProcessPlan:
+    spec = manifest.spec
+    return ProcessPlan(
+        name=f"{manifest.name}-router",
+        role=Role.ROUTER,
+        url=addresses.router,
+        module="router.main",
+        args=flags({"workers": ",".join(addresses.workers)} | router_settings(spec)),
+        listeners=(("--fd", addresses.router), ("--management-fd", addresses.management)),
+        probe=f"{addresses.management}/ready",
+        grace=spec.workers.drain_seconds,
+        env=_environment(spec.model.env),
+    )
+
+
+def _environment(env: Iterable[EnvVar]) -> dict[str, str]:
+    """The variables that have a value here; of two the later."""
+    return {variable.name: variable.value for variable in env if variable.value_from is None}

@@ -1,0 +1,113 @@
+"""The settings that a manifest gives its workers and routers, whoever starts them.
+
+Names are those of the processes' settings, in kebab case: local mode turns them into flags (`--max-model-len=4096`),
+the controller into environment variables (`WORKER_MAX_MODEL_LEN=4096`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from controller.api.model import KVClusterSpec
+
+Settings = Mapping[str, object]
+
+
+def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
+    """Settings of one emulated worker, apart from its name and address."""
+    return {
+        "model": spec.model_name,
+        "served-model-name": ",".join(spec.model.served_names) or None,
+        "tokenizer": spec.tokenizer,
+        "profile": spec.model.profile,
+        "max-model-len": spec.max_model_len,
+        "block-size": spec.cache.block_size,
+        "blocks": spec.blocks,
+        "speed": spec.engine.speed,
+        "generator": spec.engine.generator,
+        "seed": spec.engine.seed,
+        "mean-output-tokens": spec.engine.mean_output_tokens,
+        "grace-period": spec.workers.drain_seconds,
+    }
+
+
+def router_settings(spec: KVClusterSpec) -> dict[str, object]:
+    """Settings of one router, apart from its addresses and its source of workers."""
+    limits, timeouts = spec.router.limits, spec.router.timeouts
+    retries, liveness, ejection = spec.router.retries, spec.router.liveness, spec.router.ejection
+    total = limits.max_total_body_bytes
+    return {
+        "strategy": spec.router.strategy.value,
+        "model": spec.model_name,
+        "tokenizer": spec.tokenizer,
+        "profile": spec.model.profile,
+        "block-size": spec.cache.block_size,
+        "speed": spec.engine.speed,
+        "max-body-bytes": limits.max_body_bytes,
+        "max-total-body-bytes": max(total, limits.max_body_bytes) if total is not None else None,
+        "cors-origins": ",".join(spec.router.cors_origins) or None,
+        "allowed-paths": ",".join(spec.router.allowed_paths) or None,
+        "max-header-bytes": limits.max_header_bytes,
+        "max-headers": limits.max_headers,
+        "max-concurrent-requests": limits.max_concurrent_requests,
+        "connect-timeout": timeouts.connect_seconds,
+        "answer-timeout": timeouts.answer_seconds,
+        "idle-timeout": timeouts.idle_seconds,
+        "header-timeout": timeouts.header_seconds,
+        "body-timeout": timeouts.body_seconds,
+        "write-timeout": timeouts.write_seconds,
+        "keep-alive": timeouts.keep_alive_seconds,
+        "retry-attempts": retries.attempts,
+        "retry-deadline": retries.deadline_seconds,
+        "retry-share": retries.share,
+        "retry-floor": retries.floor,
+        "liveness-timeout": liveness.silence_seconds,
+        "stall-timeout": liveness.stall_seconds,
+        "cut-timeout": liveness.cut_seconds,
+        "view-timeout": liveness.view_seconds,
+        "eject-after": ejection.consecutive,
+        "eject-rate-gap": ejection.rate_gap,
+        "eject-seconds": ejection.first_seconds,
+        "eject-longest": ejection.longest_seconds,
+        "eject-share": ejection.share,
+        "longest-pause": ejection.pause_seconds,
+        "grace-period": spec.workers.drain_seconds,
+        **chat_settings(spec),
+    }
+
+
+CHAT_FLAGS = ("chat-template", "chat-template-content-format", "default-chat-template-kwargs")
+CHAT_SWITCHES = ("exclude-tools-when-tool-choice-none", "trust-request-chat-template")
+"""What the engine is told of chats in `engine.args`, and whoever reads its requests must know too."""
+
+
+def chat_settings(spec: KVClusterSpec) -> dict[str, object]:
+    """Settings of routers and agents that the engine's own arguments decide. vLLM takes `_` for `-` in flags."""
+    found: dict[str, object] = {}
+    args = spec.engine.args
+    for at, argument in enumerate(args):
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--"):
+            continue
+        name = flag.removeprefix("--").replace("_", "-")
+        if name in CHAT_FLAGS and (equals or at + 1 < len(args)):
+            found[name] = value if equals else args[at + 1]
+        elif name in CHAT_SWITCHES:
+            found[name] = True
+    return found
+
+
+def flags(settings: Settings) -> tuple[str, ...]:
+    """As a command line."""
+    return tuple(
+        f"--{name}" if value is True else f"--{name}={value}" for name, value in settings.items() if value is not None
+    )
+
+
+def environment(prefix: str, settings: Settings) -> dict[str, str]:
+    """As environment variables."""
+    return {
+        f"{prefix}_{name.upper().replace('-', '_')}": str(value)
+        for name, value in settings.items()
+        if value is not None
+    }

@@ -1,0 +1,1 @@
+"""Where the router learns which workers there are: a static list, a file, or a Service's EndpointSlices."""

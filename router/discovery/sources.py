@@ -1,0 +1,154 @@
+"""Where the list of workers comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from router.core.membership import Listing, Membership
+from runtime.logs import event
+
+logger = logging.getLogger(__name__)
+
+
+FEED = "feed="
+"""Before the URL of a worker's cache feed, where another process serves it."""
+
+
+class WorkerUrlError(ValueError):
+    """Not the URL of a worker; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryStatus:
+    """How well a source knows the workers now. Seconds."""
+
+    source: str
+    """`kubernetes`, `file` or `static`."""
+    known: bool
+    """It has told its first list."""
+    healthy: bool
+    """Its list is as good as new; False: the last one it could get stays in force."""
+    age: float | None
+    """Since the list was last confirmed; None: never, or it cannot change."""
+    error: str = ""
+    """What keeps it from confirming the list now; empty: nothing."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """Attempts to read or watch the list that failed, by cause."""
+    relists: Mapping[str, int] = field(default_factory=dict)
+    """Times the whole list was read again, by reason."""
+
+    def public(self) -> dict[str, object]:
+        """What `GET /status` and `GET /ready` say of it."""
+        return {"source": self.source, "healthy": self.healthy, "age_seconds": self.age, "error": self.error}
+
+
+class Discovery(Protocol):
+    """A source of workers."""
+
+    def status(self) -> DiscoveryStatus:
+        """How it is doing."""
+
+    def watch(self) -> AsyncIterator[Membership]:
+        """The membership now, and again whenever it changes. It ends when it can no longer change."""
+
+
+def worker_url(text: str) -> str:
+    """A worker's base URL in the form that names it everywhere: scheme, host, port. Raises `WorkerUrlError`."""
+    try:
+        parts = urlsplit(text.strip())
+        port = parts.port
+    except ValueError as error:
+        raise WorkerUrlError(f"{text!r:.200} is not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        raise WorkerUrlError(f"{text!r:.200} is not a worker's URL: it looks like http://host:port, without a path")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
+
+
+def listed_workers(entries: Iterable[str]) -> Membership:
+    """Workers by URL. An entry is a worker's URL, or `feed=URL`: the address of the feed of the worker before it, an
+    agent's, where the engine itself has none. Raises `WorkerUrlError`."""
+    members: dict[str, Listing] = {}
+    last = None
+    for entry in entries:
+        if not entry.startswith(FEED):
+            last = worker_url(entry)
+            members[last] = Listing()
+        elif last is None or members[last].feed is not None:
+            raise WorkerUrlError(
+                f"{entry!r:.200} follows no worker: it looks like http://engine:8100,feed=http://agent:8101"
+            )
+        else:
+            feed = worker_url(entry.removeprefix(FEED))
+            members[last] = Listing(feed=None if feed == last else feed)
+    return members
+
+
+def entries(members: Membership) -> Iterator[str]:
+    """Inverse of `listed_workers`."""
+    for url, listing in members.items():
+        yield url
+        if listing.feed is not None:
+            yield FEED + listing.feed
+
+
+class StaticDiscovery:
+    """A list that never changes, of entries as `listed_workers` takes them."""
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self._members = listed_workers(entries)
+
+    def status(self) -> DiscoveryStatus:
+        return DiscoveryStatus("static", known=True, healthy=True, age=None)
+
+    async def watch(self) -> AsyncIterator[Membership]:
+        yield self._members
+
+
+class FileDiscovery:
+    """A text file with one worker a line, `URL` or `URL,feed=URL`; empty lines and what follows a # do not count.
+
+    It is read again every `interval` seconds. While it is missing or holds a bad line the last good list stays.
+    """
+
+    def __init__(self, path: Path, interval: float = 0.5, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._interval = interval
+        self._clock = clock
+        self._read_at: float | None = None
+        self._problem = ""
+
+    def status(self) -> DiscoveryStatus:
+        age = None if self._read_at is None else self._clock() - self._read_at
+        return DiscoveryStatus("file", age is not None, not self._problem and age is not None, age, self._problem)
+
+    async def watch(self) -> AsyncIterator[Membership]:
+        last: Membership | None = None
+        while True:
+            try:
+                members = self._read()
+            except (OSError, UnicodeDecodeError, WorkerUrlError) as error:
+                if str(error) != self._problem:
+                    self._problem = str(error)
+                    event(logger, logging.ERROR, "workers_file_unusable", path=str(self._path), why=self._problem)
+            else:
+                self._problem = ""
+                self._read_at = self._clock()
+                if members != last:
+                    last = members
+                    yield members
+            await asyncio.sleep(self._interval)
+
+    def _read(self) -> Membership:
+        lines = (line.partition("#")[0] for line in self._path.read_text("utf-8").splitlines())
+        members: dict[str, Listing] = {}
+        for line in lines:
+            members.update(listed_workers(entry for part in line.split(",") if (entry := part.strip())))
+        return members

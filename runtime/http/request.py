@@ -1,0 +1,285 @@
+"""One HTTP request and its answer: ASGI's `receive` and `send` on a connection that may break at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable
+from enum import Enum
+from typing import Protocol
+
+from starlette.types import ASGIApp, Message, Scope
+
+from runtime.http.refusal import STATUS_LINE, Refusal
+from runtime.logs import event
+
+logger = logging.getLogger(__name__)
+
+
+class AnswerCut(Exception):
+    """Raised by an app that cannot finish an answer it has begun: the connection is closed, so that the client sees
+    that the answer is not complete."""
+
+
+class ClientLeft(OSError):
+    """Raised out of `send`: the client closed the connection, or was dropped."""
+
+
+class AnswerState(Enum):
+    """How far an answer has got."""
+
+    PENDING = "pending"
+    """The app has said nothing."""
+    HELD = "held"
+    """Status and headers are known, and wait for the first piece of the body or the loop's next turn."""
+    BEGUN = "begun"
+    """Status and headers have gone out."""
+    COMPLETE = "complete"
+    ABANDONED = "abandoned"
+    """It will never be complete: the client left, or it was cut short."""
+
+
+_NEXT: dict[AnswerState, frozenset[AnswerState]] = {
+    AnswerState.PENDING: frozenset({AnswerState.HELD, AnswerState.ABANDONED}),
+    AnswerState.HELD: frozenset({AnswerState.BEGUN, AnswerState.COMPLETE, AnswerState.ABANDONED}),
+    AnswerState.BEGUN: frozenset({AnswerState.COMPLETE, AnswerState.ABANDONED}),
+    AnswerState.COMPLETE: frozenset(),
+    AnswerState.ABANDONED: frozenset(),
+}
+_OVER = frozenset({AnswerState.COMPLETE, AnswerState.ABANDONED})
+
+
+class Framing(Enum):
+    """How the client sees where the body ends."""
+
+    NONE = "none"
+    """There is none: the answer to HEAD, 204, 304."""
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    UNTIL_CLOSE = "until close"
+    """HTTP/1.0 knows no chunks."""
+
+
+class Wire(Protocol):
+    """The connection, as an answer sees it."""
+
+    @property
+    def writable(self) -> bool:
+        """The client takes what is written."""
+
+    async def drain(self) -> None:
+        """Wait until it is writable, or gone."""
+
+    def write(self, data: bytes) -> None:
+        """Send; nothing happens when the connection is gone."""
+
+    def release_body(self, size: int) -> None:
+        """So many bytes of the request's body are held no more."""
+
+    def answered(self) -> None:
+        """The answer is complete."""
+
+    def cut(self) -> None:
+        """The answer cannot be completed: close once what was written is sent."""
+
+    def common_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        """What every answer carries."""
+
+    def refusal_headers(self, request: list[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+        """What an answer that is not the app's carries, given the request's headers."""
+
+
+class Cycle:
+    """One request and its answer. `keep_alive` may turn False until the answer's head is made."""
+
+    __slots__ = (
+        "_body",
+        "_framing",
+        "_head",
+        "_missing",
+        "_over",
+        "_state",
+        "_wire",
+        "held",
+        "keep_alive",
+        "scope",
+        "task",
+    )
+
+    def __init__(self, wire: Wire, scope: Scope, body: bytes | bytearray, keep_alive: bool) -> None:
+        self._wire = wire
+        self.scope = scope
+        self._body: bytes | bytearray | None = body
+        self.held = len(body)
+        """Bytes of the request's body, counted until its answer begins: an app that has begun to answer has no more
+        need of the body, and keeps none of it."""
+        self.keep_alive = keep_alive
+        self.task: asyncio.Task[None] | None = None
+        self._state = AnswerState.PENDING
+        self._framing = Framing.CHUNKED
+        self._missing = 0
+        """Bytes of the body that Content-Length announced and that have not been sent."""
+        self._head = b""
+        self._over: asyncio.Event | None = None
+
+    @property
+    def state(self) -> AnswerState:
+        return self._state
+
+    def _enter(self, state: AnswerState) -> None:
+        if state not in _NEXT[self._state]:
+            raise RuntimeError(f"an answer cannot become {state.value} when it is {self._state.value}")
+        self._state = state
+        if state is AnswerState.BEGUN:
+            held, self.held = self.held, 0
+            self._wire.release_body(held)
+        if state in _OVER:
+            self._body = None
+            if self._over is not None:
+                self._over.set()
+
+    def abandon(self) -> None:
+        """The connection is gone. Safe to call twice."""
+        if self._state not in _OVER:
+            self._enter(AnswerState.ABANDONED)
+
+    # --- ASGI ---
+
+    async def receive(self) -> Message:
+        """The whole body first, then (when it is so) that the client left."""
+        body = self._body
+        if body is not None:
+            self._body = None
+            return {"type": "http.request", "body": body, "more_body": False}
+        if self._state not in _OVER:
+            if self._over is None:
+                self._over = asyncio.Event()
+            await self._over.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """The head goes out together with the first piece of the body, if that follows at once."""
+        state = self._state
+        if not self._wire.writable and state not in _OVER:
+            await self._wire.drain()
+            state = self._state
+        kind = message["type"]
+        if state is AnswerState.ABANDONED:
+            raise ClientLeft("the client closed the connection")
+        if kind == "http.response.start" and state is AnswerState.PENDING:
+            self._make_head(message["status"], message.get("headers", ()))
+        elif kind == "http.response.body" and (state is AnswerState.HELD or state is AnswerState.BEGUN):
+            self._send_body(message.get("body", b""), message.get("more_body", False))
+        else:
+            raise RuntimeError(f"ASGI message {kind!r} is out of order: the answer is {state.value}")
+
+    def _make_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        lines = [STATUS_LINE[status]]
+        keep_alive = self.keep_alive
+        if self.scope["method"] == "HEAD" or status in (204, 304):
+            framing = Framing.NONE
+        elif self.scope["http_version"] == "1.0":
+            framing = Framing.UNTIL_CLOSE
+        else:
+            framing = Framing.CHUNKED
+        for name, value in (*self._wire.common_headers(), *headers):
+            name = name.lower()
+            if name == b"content-length":
+                if framing is not Framing.NONE:
+                    framing = Framing.LENGTH
+                    self._missing = int(value)
+            elif name == b"transfer-encoding":
+                continue  # ours to write
+            elif name == b"connection":
+                keep_alive = keep_alive and value.lower() != b"close"
+                continue
+            lines.append(b"%s: %s\r\n" % (name, value))
+        count = len(lines)
+        if not keep_alive:
+            lines.append(b"connection: close\r\n")
+        if framing is Framing.CHUNKED:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        # One line break a line: a header that smuggles in another would make it more.
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            raise RuntimeError(f"one of {count - 1} headers holds a line break or a zero byte")
+        self._framing = framing
+        self.keep_alive = keep_alive
+        self._head = head
+        self._enter(AnswerState.HELD)
+        asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._state is AnswerState.HELD:
+            head, self._head = self._head, b""
+            self._enter(AnswerState.BEGUN)
+            self._wire.write(head)
+
+    def _send_body(self, body: bytes, more_body: bool) -> None:
+        framing = self._framing
+        data = self._head
+        if framing is Framing.CHUNKED:
+            if body:
+                data = b"%s%x\r\n%s\r\n" % (data, len(body), body)
+            if not more_body:
+                data += b"0\r\n\r\n"
+        elif framing is Framing.LENGTH:
+            missing = self._missing - len(body)
+            if missing < 0 or (missing and not more_body):
+                raise RuntimeError("the answer's body is not as long as its Content-Length says")
+            self._missing = missing
+            data = data + body if data else body
+        elif framing is Framing.UNTIL_CLOSE:
+            data += body
+        self._head = b""
+        if not more_body:
+            self._enter(AnswerState.COMPLETE)
+        elif self._state is AnswerState.HELD:
+            self._enter(AnswerState.BEGUN)
+        if data:
+            self._wire.write(data)
+        if not more_body:
+            self._wire.answered()
+
+    # --- the app ---
+
+    async def run(self, app: ASGIApp) -> None:
+        """Let the app answer; whatever it does, the client gets an answer or sees that it is cut."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except ClientLeft:
+            pass
+        except AnswerCut:
+            self._cut()
+        except asyncio.CancelledError:
+            # Either the client left, and there is nobody to answer, or a shutdown's grace period is over.
+            await self._fail(Refusal(503, "The server is shutting down.", "ServiceUnavailableError", 1))
+        except Exception as error:  # noqa: BLE001  # an app's bug must cost one request, not the process
+            trace = error.__traceback__
+            while trace is not None and trace.tb_next is not None:
+                trace = trace.tb_next
+            where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
+            event(logger, logging.ERROR, "app_failed", path=self.scope["path"], error=repr(error), where=where)
+            await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
+        else:
+            if self._state not in _OVER:
+                event(logger, logging.ERROR, "app_failed", path=self.scope["path"], error="answer is incomplete")
+                await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
+
+    async def _fail(self, refusal: Refusal) -> None:
+        """Answer if nothing has been sent yet; else cut the connection, so that the client sees a cut answer."""
+        if self._state is not AnswerState.PENDING:
+            self._cut()
+            return
+        headers = [*refusal.headers, *self._wire.refusal_headers(self.scope["headers"])]
+        with contextlib.suppress(ClientLeft):
+            await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": refusal.body})
+
+    def _cut(self) -> None:
+        if self._state not in _OVER:
+            self._flush()
+            self._enter(AnswerState.ABANDONED)
+            self._wire.cut()

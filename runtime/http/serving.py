@@ -1,0 +1,95 @@
+"""What the connections of one HTTP server share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Protocol
+
+from starlette.types import ASGIApp
+
+from runtime.http.limits import HttpLimits
+from runtime.http.refusal import Refusal
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class ServedConnection(Protocol):
+    """A connection, as its server sees it."""
+
+    def drain_requests(self) -> None:
+        """Let the last answer that has been asked for say `Connection: close`, unless its head is out."""
+
+    def close_if_idle(self, since: float) -> None:
+        """Close without a word, if it has been idle since this loop time or longer."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+
+class ServingState:
+    """The bounds, what is held against them, and how the server is."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: HttpLimits,
+        *,
+        cancel_on_disconnect: bool = False,
+        on_refusal: Callable[[int], None] = lambda status: None,
+        refusal_headers: Callable[[Headers], Headers] = lambda headers: [],
+    ) -> None:
+        self.app = app
+        self.limits = limits
+        self.cancel_on_disconnect = cancel_on_disconnect
+        self.on_refusal = on_refusal
+        self.refusal_headers = refusal_headers
+        self.connections: set[ServedConnection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.in_flight = 0
+        self.body_bytes = 0
+        """Of all requests in flight whose answers have not begun."""
+        self.draining = False
+        """Every answer whose head has not gone out says `Connection: close`."""
+        self.stopping = False
+        """No new connection is accepted."""
+        self.arrived_at = 0.0
+        """Loop time of the last request that came while stopping."""
+        self.changed = asyncio.Event()
+        """Set when a connection goes away: `HttpServer.stop` looks again."""
+        self._second = 0
+        self._common: Headers = []
+
+    def common_headers(self) -> Headers:
+        """`date` and `server`; renewed when a second has passed, never by a timer."""
+        now = int(time.time())
+        if now != self._second:
+            self._second = now
+            # vLLM's server is uvicorn, and says so: who looks for an engine sees the same.
+            self._common = [(b"date", formatdate(now, usegmt=True).encode()), (b"server", b"uvicorn")]
+        return self._common
+
+    def check_room(self) -> None:
+        """Raises `Refusal` when as many requests are in flight as may be."""
+        limit = self.limits.max_concurrent_requests
+        if limit is not None and self.in_flight >= limit:
+            message = f"The server is busy with {self.in_flight} requests, which is its limit."
+            raise Refusal(503, message, "ServiceUnavailableError", retry_after=1)
+
+    def check_body(self, size: int, further: int) -> None:
+        """`size`: bytes of one body, as announced or so far; `further`: those not in `body_bytes`. Raises `Refusal`."""
+        limits = self.limits
+        if size > limits.max_body_bytes:
+            message = f"The request's body takes more than {limits.max_body_bytes} bytes."
+            raise Refusal(413, message, "RequestEntityTooLarge")
+        total = limits.max_total_body_bytes
+        if total is not None and self.body_bytes + further > total:
+            message = f"The bodies of all requests in progress may take {total} bytes, and this one does not fit."
+            raise Refusal(503, message, "ServiceUnavailableError", retry_after=1)
+
+    def release(self, requests: int, body_bytes: int) -> None:
+        """So much less is in flight."""
+        self.in_flight -= requests
+        self.body_bytes -= body_bytes

@@ -1,0 +1,140 @@
+"""What should run is a pure function of the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controller.local.desired_processes import Addresses, LocalModeError, Role, check, desired_processes
+from controller.local.process import FIRST_DELAY, LONGEST_DELAY, describe_exit, environment, next_delay
+from router.settings import Settings as RouterSettings
+
+ADDRESSES = Addresses(("http://127.0.0.1:1", "http://127.0.0.1:2"), "http://127.0.0.1:8000", "http://127.0.0.1:9000")
+
+
+def flags(process):
+    return dict(arg.removeprefix("--").split("=", 1) for arg in process.args)
+
+
+def test_workers_get_what_the_manifest_says(make_manifest):
+    manifest = make_manifest(
+        model={"name": "m", "profile": "llama-3.1-8b-l4-24gb", "maxModelLen": 512},
+        engine={
+            "speed": 4,
+            "seed": 7,
+            "generator": "gpt2",
+            "meanOutputTokens": 9,
+            "env": [{"name": "A"}],
+        },
+        cache={"blockSize": 32, "blocks": 100},
+        workers={"replicas": 2, "drainSeconds": 5},
+    )
+    first, second, _ = desired_processes(manifest, ADDRESSES)
+    assert (first.name, second.name) == ("demo-worker-0", "demo-worker-1")
+    assert (first.role, first.module, first.grace) == (Role.WORKER, "worker.main", 5)
+    assert (second.url, second.probe) == ("http://127.0.0.1:2", "http://127.0.0.1:2/health")
+    assert second.listeners == (("--fd", "http://127.0.0.1:2"),)
+    assert first.env == {"A": ""}
+    assert flags(first) == {
+        "worker-id": "demo-worker-0",
+        "advertise-url": "http://127.0.0.1:1",
+        "model": "m",
+        "tokenizer": "gpt2",
+        "profile": "llama-3.1-8b-l4-24gb",
+        "max-model-len": "512",
+        "block-size": "32",
+        "blocks": "100",
+        "speed": "4.0",
+        "generator": "gpt2",
+        "seed": "7",
+        "mean-output-tokens": "9",
+        "grace-period": "5",
+    }
+
+
+def test_workers_and_router_agree_on_what_makes_a_block_key(make_manifest):
+    manifest = make_manifest(workers={"replicas": 2}, cache={"blockSize": 8})
+    worker, _, router = desired_processes(manifest, ADDRESSES)
+    for name in ("block-size", "tokenizer", "profile", "speed"):
+        assert flags(worker)[name] == flags(router)[name]
+
+
+def test_the_router_knows_the_workers_and_its_limits(make_manifest):
+    manifest = make_manifest(
+        workers={"replicas": 2}, router={"strategy": "least_loaded", "limits": {"maxBodyBytes": 4096}}
+    )
+    router = desired_processes(manifest, ADDRESSES)[-1]
+    assert (router.name, router.role, router.url) == ("demo-router", Role.ROUTER, ADDRESSES.router)
+    assert router.listeners == (("--fd", ADDRESSES.router), ("--management-fd", ADDRESSES.management))
+    assert router.probe == "http://127.0.0.1:9000/ready"
+    assert flags(router)["workers"] == "http://127.0.0.1:1,http://127.0.0.1:2"
+    assert (flags(router)["strategy"], flags(router)["max-body-bytes"]) == ("least_loaded", "4096")
+
+
+def test_the_router_is_told_whom_to_answer_and_what_to_pass_on(make_manifest):
+    plain = flags(desired_processes(make_manifest(workers={"replicas": 2}), ADDRESSES)[-1])
+    assert {"cors-origins", "allowed-paths", "max-total-body-bytes"}.isdisjoint(plain)
+    router = {
+        "corsOrigins": ["https://a.example.com", "http://localhost:3000"],
+        "allowedPaths": ["/v1/load_lora_adapter"],
+        "limits": {"maxBodyBytes": 4096, "maxTotalBodyBytes": 2048},
+    }
+    told = flags(desired_processes(make_manifest(workers={"replicas": 2}, router=router), ADDRESSES)[-1])
+    assert told["cors-origins"] == "https://a.example.com,http://localhost:3000"
+    assert (told["allowed-paths"], told["max-total-body-bytes"]) == ("/v1/load_lora_adapter", "4096")
+
+
+def test_engine_args_come_last(make_manifest):
+    manifest = make_manifest(workers={"replicas": 2}, engine={"args": ["--dev-mode", "--max-num-seqs=8"]})
+    assert desired_processes(manifest, ADDRESSES)[0].args[-2:] == ("--dev-mode", "--max-num-seqs=8")
+
+
+def test_the_router_knows_what_the_engine_is_told_of_chats(make_manifest):
+    args = ["--chat-template", "/t.jinja", "--default-chat-template-kwargs={}", "--trust-request-chat-template"]
+    worker, _, router = desired_processes(make_manifest(workers={"replicas": 2}, engine={"args": args}), ADDRESSES)
+    assert worker.args[-4:] == tuple(args)
+    assert router.args[-3:] == (
+        "--chat-template=/t.jinja", "--default-chat-template-kwargs={}", "--trust-request-chat-template",
+    )  # fmt: skip
+    settings = RouterSettings.load(router.args)
+    assert (settings.chat_template, settings.trust_request_chat_template) == (Path("/t.jinja"), True)
+
+
+def test_one_address_a_worker(make_manifest):
+    with pytest.raises(ValueError, match="2 addresses for 3 workers"):
+        desired_processes(make_manifest(workers={"replicas": 3}), ADDRESSES)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"engine": {"type": "vllm"}, "model": {"name": "m"}}, r"spec\.engine\.type: vllm engines need a cluster"),
+        ({"workers": {"replicas": 0}}, r"spec\.workers\.replicas: 0 leaves nothing to run"),
+    ],
+)
+def test_what_a_machine_alone_cannot_run_is_said(make_manifest, spec, message):
+    with pytest.raises(LocalModeError, match=message):
+        check(make_manifest(**spec))
+
+
+def test_backoff_doubles_up_to_a_limit_and_starts_anew_after_a_healthy_time():
+    delays, last = [], None
+    for _ in range(8):
+        last = next_delay(last, ready_for=0.0)
+        delays.append(last)
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+    assert delays[-1] == LONGEST_DELAY
+    assert next_delay(last, ready_for=9.9) == LONGEST_DELAY
+    assert next_delay(last, ready_for=10.0) == FIRST_DELAY
+
+
+def test_exits_are_told_in_words():
+    assert describe_exit(3) == "exited with code 3"
+    assert describe_exit(-9) == "was killed by SIGKILL"
+    assert describe_exit(-63) == "was killed by signal 63"
+
+
+def test_settings_of_other_processes_do_not_leak_in():
+    inherited = {"PATH": "/bin", "WORKER_SPEED": "9", "ROUTER_PORT": "1", "ROUTING_STRATEGY": "x", "HF_HOME": "/hf"}
+    assert environment(inherited, {"A": "b"}) == {"PATH": "/bin", "HF_HOME": "/hf", "PYTHONUNBUFFERED": "1", "A": "b"}

@@ -1,0 +1,151 @@
+"""GET /cache/state and GET /cache/events: the cache feed, as `kvcache.feed` defines it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from kvcache.errors import ApiError
+from kvcache.feed import (
+    JSON,
+    MSGPACK,
+    FeedError,
+    Load,
+    Snapshot,
+    WorkerInfo,
+    decode_position,
+    encode_snapshot,
+)
+from kvcache.keys import BlockKey
+from worker.feed.log import FeedLog
+from worker.feed.reporter import Reporter
+from worker.http import Exchange, Header
+
+NO_STORE: Header = (b"cache-control", b"no-store")
+
+
+SHUTTING_DOWN = "The worker is shutting down; its cache is of no more use."
+
+
+class CacheSource(Protocol):
+    """Whose cache the feed tells of: an emulated engine, or what the agent knows of a real one."""
+
+    def flush(self) -> None:
+        """Publish what has changed up to now."""
+
+    def load(self) -> Load:
+        """What the engine is busy with now."""
+
+    def blocks(self) -> Iterable[tuple[BlockKey, BlockKey | None]]:
+        """(key, parent key) of every cached block, a key once for each block that holds it."""
+
+
+class CacheState:
+    """Snapshots of the engine's cache that agree with the feed's position. `info` is of the feed's epoch."""
+
+    def __init__(self, info: WorkerInfo, source: CacheSource, feed: FeedLog) -> None:
+        self.info = info
+        self._source = source
+        self._feed = feed
+
+    def position(self) -> str:
+        """`epoch:seq` with everything published that has happened so far."""
+        self._source.flush()
+        return self._feed.position
+
+    def load(self) -> Load:
+        """What the engine is busy with now."""
+        return self._source.load()
+
+    def snapshot(self) -> Snapshot:
+        """The whole cache: O(blocks)."""
+        self._source.flush()
+        return Snapshot(self.info, self._feed.seq, self._source.load(), tuple(self._source.blocks()))
+
+
+class FeedEndpoints:
+    """Both endpoints. `close` ends every stream; `open` undoes it; `drop` ends those that are open now."""
+
+    def __init__(self, state: CacheState, feed: FeedLog, reporter: Reporter) -> None:
+        self._state = state
+        self._feed = feed
+        self._reporter = reporter
+        self._wakes: set[Callable[[], None]] = set()
+        self._closed = ""
+        self._drops = 0
+
+    def close(self, why: str = SHUTTING_DOWN) -> None:
+        """End every stream, and answer 503 with these words from now on."""
+        self._closed = why
+        for wake in tuple(self._wakes):
+            wake()
+
+    def drop(self) -> None:
+        """End every stream. Whoever comes back is served: routers ask /health in between."""
+        self._drops += 1
+        for wake in tuple(self._wakes):
+            wake()
+
+    def open(self) -> None:
+        """Answer again."""
+        self._closed = ""
+
+    async def state(self, exchange: Exchange, service: object) -> None:
+        """The snapshot; 304 when If-None-Match names the present position."""
+        self._check_open()
+        etag = f'"{self._state.position()}"'.encode()
+        known = exchange.header(b"if-none-match").encode("latin-1")
+        if etag in (tag.strip().removeprefix(b"W/") for tag in known.split(b",")):
+            await exchange.reply(304, b"", (b"etag", etag))
+            return
+        media_type = MSGPACK if MSGPACK in exchange.header(b"accept") else JSON
+        body = encode_snapshot(self._state.snapshot(), media_type)
+        await exchange.reply(200, body, (b"content-type", media_type.encode()), (b"etag", etag), NO_STORE)
+
+    async def events(self, exchange: Exchange, service: object) -> None:
+        """The stream: what the subscriber missed since Last-Event-ID, then everything as it happens.
+
+        A position that cannot be resumed, or a subscriber too slow to keep, ends the stream with a `reset` event.
+        """
+        self._check_open()
+        after = _last_event_id(exchange)
+        self._state.position()
+        wake = asyncio.Event()
+        subscriber = self._feed.subscribe(after, wake.set)
+        await exchange.open_stream(NO_STORE)
+        if subscriber is None:
+            await exchange.close_stream(self._feed.reset_frame())
+            return
+        self._wakes.add(wake.set)
+        self._reporter.keep_alive()
+        drops = self._drops
+        try:
+            while not self._closed and drops == self._drops:
+                frames = subscriber.take()
+                if subscriber.overrun:
+                    await exchange.close_stream(self._feed.reset_frame())
+                    return
+                if frames:
+                    await exchange.write(frames)
+                else:
+                    wake.clear()
+                    await wake.wait()
+            await exchange.close_stream()
+        finally:
+            self._wakes.discard(wake.set)
+            self._feed.unsubscribe(subscriber)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ApiError(503, self._closed)
+
+
+def _last_event_id(exchange: Exchange) -> tuple[int, int] | None:
+    text = exchange.header(b"last-event-id")
+    if not text:
+        return None
+    try:
+        return decode_position(text)
+    except FeedError as error:
+        raise ApiError(400, str(error), param="last-event-id") from None

@@ -1,0 +1,199 @@
+"""Push: tells a router about this worker, where routers cannot come and read the feed (outside a cluster).
+
+Every second a heartbeat, every five seconds (and whenever the router asks for it) the whole cache, and in between
+what was evicted. One task a router; its messages go out in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from kvcache.feed import (
+    JSON,
+    MSGPACK,
+    Event,
+    Eviction,
+    Heartbeat,
+    Removed,
+    encode_eviction,
+    encode_heartbeat,
+    encode_snapshot,
+)
+from kvcache.keys import BlockKey
+from runtime.logs import event
+from worker.feed.endpoints import CacheState
+from worker.feed.log import FeedLog
+from worker.settings import WILDCARDS
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_INTERVAL = 1.0
+SYNC_INTERVAL = 5.0
+EVICTION_INTERVAL = 0.1
+"""Evictions are collected for so long: an engine under pressure evicts with every step."""
+
+EARLY = 0.001
+"""Seconds by which a timer may fire before its time, an event loop's clock being as coarse as it is."""
+
+TIMEOUT = 2.0
+FIRST_RETRY = 0.5
+LAST_RETRY = 5.0
+"""Seconds between attempts while the router is away: doubled from the first to the last, with jitter."""
+
+MAX_EVICTIONS = 65_536
+"""Keys waiting to be pushed; beyond this they are dropped and a sync is due instead."""
+
+
+class PushError(Exception):
+    """The router did not take a message; the message says why."""
+
+
+class Post(Protocol):
+    """How a message reaches the router."""
+
+    async def __call__(self, path: str, body: bytes, media_type: str) -> bytes:
+        """The answer's body. Raises `PushError` when the router cannot be reached or does not take the message."""
+
+
+@contextlib.asynccontextmanager
+async def posting_to(router_url: str) -> AsyncIterator[Post]:
+    """A connection to the router's management port, kept open between messages."""
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=1)) as session:
+
+        async def post(path: str, body: bytes, media_type: str) -> bytes:
+            try:
+                async with session.post(router_url + path, data=body, headers={"content-type": media_type}) as answer:
+                    data = await answer.read()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise PushError(str(error) or type(error).__name__) from None
+            if not 200 <= answer.status < 300:
+                raise PushError(f"{path} refused: {answer.status} {data[:200].decode(errors='replace')}")
+            return data
+
+        yield post
+
+
+class Pusher:
+    """Keeps one router informed. `url` is where the router reaches this worker."""
+
+    def __init__(self, router_url: str, url: str, state: CacheState, feed: FeedLog) -> None:
+        self.router_url = router_url
+        self.url = url
+        self._state = state
+        self._feed = feed
+        self._evicted: list[BlockKey] = []
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._heartbeat_due = self._sync_due = 0.0
+        self.failures = 0
+        """Messages that the router did not take."""
+        self.connected: bool | None = None
+        """None before the first attempt has ended."""
+
+    async def run(self, post: Post) -> None:
+        """Push until cancelled. A router that is away is tried again, ever more rarely."""
+        self._feed.listen(self._on_events)
+        retry = FIRST_RETRY
+        while True:
+            try:
+                await self._push_what_is_due(post)
+            except PushError as error:
+                self.failures += 1
+                self._changed(False, str(error))
+                await asyncio.sleep(retry * random.uniform(0.5, 1.0))
+                retry = min(2 * retry, LAST_RETRY)
+                self._evicted.clear()
+                self._heartbeat_due = self._sync_due = 0.0
+            else:
+                retry = FIRST_RETRY
+                self._changed(True, "")
+                await self._until_due()
+
+    def _on_events(self, events: Sequence[Event]) -> None:
+        for change in events:
+            if isinstance(change, Removed):
+                self._evicted.extend(change.keys)
+        if len(self._evicted) > MAX_EVICTIONS:
+            self._evicted.clear()
+            self._sync_due = 0.0
+        if self._evicted:
+            self._wake.set()
+
+    async def _push_what_is_due(self, post: Post) -> None:
+        info = self._state.info
+        if self._evicted:
+            keys, self._evicted = tuple(self._evicted), []
+            await post(
+                "/internal/eviction", encode_eviction(Eviction(info.worker_id, info.epoch, self._feed.seq, keys)), JSON
+            )
+        now = self._loop.time()
+        if now + EARLY >= self._heartbeat_due:
+            self._heartbeat_due = now + HEARTBEAT_INTERVAL
+            beat = Heartbeat(info, self.url, self._feed.seq, self._state.load())
+            if _asks_for_resync(await post("/internal/heartbeat", encode_heartbeat(beat), JSON)):
+                self._sync_due = 0.0
+        if now + EARLY >= self._sync_due:
+            self._sync_due = now + SYNC_INTERVAL
+            self._evicted.clear()
+            await post("/internal/sync", encode_snapshot(self._state.snapshot(), MSGPACK), MSGPACK)
+
+    async def _until_due(self) -> None:
+        """Sleep until the next heartbeat or sync; an eviction ends it earlier, but not at once."""
+        self._wake.clear()
+        due = min(self._heartbeat_due, self._sync_due)
+        try:
+            async with asyncio.timeout_at(due):
+                if not self._evicted:
+                    await self._wake.wait()
+                await asyncio.sleep(EVICTION_INTERVAL)
+        except TimeoutError:
+            pass
+
+    def _changed(self, connected: bool, why: str) -> None:
+        if connected == self.connected:
+            return
+        self.connected = connected
+        if connected:
+            event(logger, logging.INFO, "router_reached", router=self.router_url, as_url=self.url)
+        else:
+            event(logger, logging.WARNING, "router_lost", router=self.router_url, why=why)
+
+
+def _asks_for_resync(answer: bytes) -> bool:
+    try:
+        return orjson.loads(answer).get("resync") is True
+    except (orjson.JSONDecodeError, AttributeError):
+        raise PushError("the heartbeat's answer is no JSON object; is this a router's management port?") from None
+
+
+def advertised_url(host: str, port: int, router_url: str) -> str:
+    """Where the router at `router_url` reaches a server that listens on `host`.
+
+    A server on every address is advertised under the one that this machine uses towards the router.
+    """
+    if host in WILDCARDS:
+        host = _address_towards(router_url)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _address_towards(url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # chooses a route and an address, sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
