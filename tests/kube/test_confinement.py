@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.kube.kubelet import Isolation
-from tests.kube.kubelet.confinement import TOKEN_MOUNT, User, launch, token_is_mounted, user
 from tests.kube.kubelet.environment import ConfigError
 from tests.kube.kubelet.images import known
-from tests.kube.kubelet.played import unplayed
+from tests.kube.kubelet.pod import unplayed
+from tests.kube.kubelet.process import TOKEN_MOUNT, User, launch, token_is_mounted, user
 from tests.kube.kubelet.volumes import mounts_of
 
 METADATA = {"name": "p", "namespace": "prod", "uid": "u"}

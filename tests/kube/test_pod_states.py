@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kube.kubelet.deployment_status import Counted, deployment_status, replica_set_status
+from tests.kube.kubelet.endpoints import contents
+from tests.kube.kubelet.network import backends
 from tests.kube.kubelet.podstatus import Place, Record, Running, Terminated, Waiting, phase, pod_status
 from tests.kube.kubelet.probes import Tally
-from tests.kube.kubelet.proxy import backends
-from tests.kube.kubelet.slices import contents
+from tests.kube.kubelet.rollout import Counted, deployment_status, replica_set_status
 
 PLACE = Place("127.9.0.1", "127.9.255.254", "2026-01-01T00:00:00Z")
 NOW, LATER = "2026-01-01T00:00:05Z", "2026-01-01T00:00:09Z"

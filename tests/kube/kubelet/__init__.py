@@ -33,12 +33,12 @@ Not played:
   container starts, and never again;
 - resources, seccomp and scheduling rules, which are passed over; garbage collection, which is the API server's.
 
-A pod with any field beyond those of `played.py` is refused: the node crashes, and the test with it.
+A pod with any field beyond those of `pod.py` is refused: the node crashes, and the test with it.
 """
 
-from tests.kube.kubelet.confinement import Isolation
 from tests.kube.kubelet.images import Image
 from tests.kube.kubelet.machine import Timing
 from tests.kube.kubelet.node import FakeNode, PodInfo
+from tests.kube.kubelet.process import Isolation
 
 __all__ = ["FakeNode", "Image", "Isolation", "PodInfo", "Timing"]

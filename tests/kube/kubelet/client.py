@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import json
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,9 @@ CALL_TIMEOUT = 10.0
 CONFLICT = 409
 TRANSIENT = (aiohttp.ClientError, TimeoutError, ConnectionError)
 """What the lack of an API server looks like."""
+
+
+NAME_LIMIT = 240
 
 
 class ApiError(RuntimeError):
@@ -178,3 +183,49 @@ def _error(code: int, text: bytes) -> ApiError:
     except ValueError:
         reason, message = "", text[:200].decode(errors="replace")
     return (_NotFound if code == 404 else ApiError)(code, reason, message)
+
+
+class Events:
+    """Sends events in the background; one that the API server does not take is lost, as in a cluster."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._queue: asyncio.Queue[Object] = asyncio.Queue()
+        self._said: set[tuple[str, str, str]] = set()
+
+    def say(self, resource: Resource, item: Mapping[str, Any], reason: str, message: str, *, warning: bool) -> None:
+        """An event about this object, unless the very same was said before."""
+        metadata = item["metadata"]
+        what = (metadata["uid"], reason, message)
+        if what in self._said:
+            return
+        self._said.add(what)
+        time = now()
+        event = {
+            "metadata": {
+                "namespace": metadata["namespace"],
+                "name": f"{metadata['name'][:NAME_LIMIT]}.{secrets.token_hex(8)}",
+            },
+            "involvedObject": {
+                "apiVersion": resource.api_version,
+                "kind": resource.kind,
+                "namespace": metadata["namespace"],
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+            },
+            "type": "Warning" if warning else "Normal",
+            "reason": reason,
+            "message": message,
+            "source": {"component": "fake-node"},
+            "firstTimestamp": time,
+            "lastTimestamp": time,
+            "count": 1,
+        }
+        self._queue.put_nowait(event)
+
+    async def run(self) -> None:
+        """Sends until it is cancelled."""
+        while True:
+            event = await self._queue.get()
+            with contextlib.suppress(ApiError, *TRANSIENT):
+                await self._api.create(EVENTS, event)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.kube.kubelet.client import CONFIG_MAPS, PODS, SECRETS, TRANSIENT, ApiError, Object, now
-from tests.kube.kubelet.confinement import Isolation, launch, user
 from tests.kube.kubelet.environment import (
     ConfigError,
     addresses,
@@ -23,7 +22,7 @@ from tests.kube.kubelet.environment import (
 from tests.kube.kubelet.machine import Machine
 from tests.kube.kubelet.podstatus import Record, Running, Terminated, Waiting
 from tests.kube.kubelet.probes import Prober, Tally
-from tests.kube.kubelet.process import ended, signal_group, spawn
+from tests.kube.kubelet.process import Isolation, ended, launch, signal_group, spawn, user
 from tests.kube.kubelet.volumes import PodVolumes, mounts_of
 
 CONFIG_RETRY = 10.0

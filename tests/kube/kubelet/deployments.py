@@ -10,23 +10,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.kube.kubelet.client import DEPLOYMENTS, PODS, REPLICA_SETS, Api, ApiError, Key, Object, key_of, now
-from tests.kube.kubelet.deployment_status import (
+from tests.kube.kubelet.client import DEPLOYMENTS, PODS, REPLICA_SETS, Api, ApiError, Events, Key, Object, key_of, now
+from tests.kube.kubelet.environment import ConfigError
+from tests.kube.kubelet.informer import Informer, WorkQueue
+from tests.kube.kubelet.machine import Timing
+from tests.kube.kubelet.rollout import (
     COUNTS,
     Counted,
+    Sizes,
     deployment_status,
+    is_active,
     is_complete,
+    is_ready,
+    most_pods,
+    next_step,
     progressed,
     replica_set_status,
+    victims,
 )
-from tests.kube.kubelet.environment import ConfigError
-from tests.kube.kubelet.events import Events
-from tests.kube.kubelet.informer import Informer
-from tests.kube.kubelet.machine import Timing
-from tests.kube.kubelet.quota import FORBIDDEN, Quotas
-from tests.kube.kubelet.rollout import Sizes, is_active, is_ready, most_pods, next_step, victims
 from tests.kube.kubelet.volumes import account_of
-from tests.kube.kubelet.workqueue import WorkQueue
 
 HASH = "pod-template-hash"
 REVISION = "deployment.kubernetes.io/revision"
@@ -37,6 +39,9 @@ GENERATED = 58
 ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 RETRY_CREATE = 0.5
 SLACK = 0.01
+
+
+FORBIDDEN = 403
 
 
 @dataclass(slots=True)
@@ -353,3 +358,33 @@ def _marks(spec: Object, revision: int) -> dict[str, str]:
 
 def _revision(replica_set: Object) -> int:
     return int((replica_set["metadata"].get("annotations") or {}).get(REVISION, 0))
+
+
+class Quotas:
+    """How many pods a namespace may have."""
+
+    def __init__(self, pods: Informer) -> None:
+        self._pods = pods
+        self._limits: dict[str, int] = {}
+
+    def set(self, namespace: str, pods: int | None) -> None:
+        """From now on at most this many; None: any number."""
+        if pods is None:
+            self._limits.pop(namespace, None)
+        else:
+            self._limits[namespace] = pods
+
+    def check(self, pod: Mapping[str, Any]) -> None:
+        """Raises `ApiError`, as the API server answers, when the namespace is full."""
+        namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        limit = self._limits.get(namespace)
+        if limit is None:
+            return
+        used = sum(each["metadata"]["namespace"] == namespace and _counts(each) for each in self._pods)
+        if used + 1 > limit:
+            said = f"requested: pods=1, used: pods={used}, limited: pods={limit}"
+            raise ApiError(FORBIDDEN, "Forbidden", f'pods "{name}" is forbidden: exceeded quota: pods, {said}')
+
+
+def _counts(pod: Mapping[str, Any]) -> bool:
+    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.kube.kubelet.confinement import ROOT
+from tests.kube.kubelet.process import ROOT
 
 MINIATURE = ROOT / "tests" / "kube" / "vllm"
 """Where a miniature of `vllm` is."""

@@ -1,23 +1,30 @@
-"""A local copy of all objects of a kind, kept up to date by list and watch."""
+"""What controllers are built of: a local copy of all objects of a kind, and the queue of keys to reconcile.
+
+As in client-go (`SharedInformer`, `RateLimitingQueue`), with one worker a queue.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from tests.kube.kubelet.client import TRANSIENT, Api, ApiError, Key, Object, Resource, key_of
 
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 60
-FIRST_DELAY = 0.05
+FIRST_DELAY = 0.02
 LONGEST_DELAY = 1.0
 GONE = 410
 
 Handler = Callable[[Object, bool], None]
 """Called with an object that is new or has changed (True), or that is gone (False)."""
+
+
+Reconcile = Callable[[Key], Awaitable[float | None]]
+"""Brings one key nearer to what it should be; the seconds after which to reconcile it again, if any."""
 
 
 class Informer:
@@ -120,3 +127,47 @@ def _version(item: Object) -> int:
     with contextlib.suppress(ValueError):
         return int(item["metadata"]["resourceVersion"])
     return 0
+
+
+class WorkQueue:
+    """Keys that wait for `reconcile`, each at most once. What fails is tried again after a growing delay."""
+
+    def __init__(self, reconcile: Reconcile) -> None:
+        self._reconcile = reconcile
+        self._waiting: dict[Key, None] = {}
+        self._work = asyncio.Event()
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._failures: dict[Key, int] = {}
+
+    def add(self, key: Key) -> None:
+        """The key needs to be reconciled."""
+        self._waiting[key] = None
+        self._work.set()
+
+    async def run(self) -> None:
+        """Works until it is cancelled."""
+        try:
+            while True:
+                await self._work.wait()
+                while self._waiting:
+                    key = next(iter(self._waiting))
+                    del self._waiting[key]
+                    await self._process(key)
+                self._work.clear()
+        finally:
+            for timer in self._timers.values():
+                timer.cancel()
+
+    async def _process(self, key: Key) -> None:
+        try:
+            again = await self._reconcile(key)
+        except (ApiError, *TRANSIENT) as error:
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            again = min(FIRST_DELAY * 2**failures, LONGEST_DELAY)
+            logger.info("%s of %s: %r", getattr(self._reconcile, "__qualname__", ""), "/".join(key), error)
+        else:
+            self._failures.pop(key, None)
+        if again is not None:
+            if key in self._timers:
+                self._timers[key].cancel()
+            self._timers[key] = asyncio.get_running_loop().call_later(again, self.add, key)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.kube.kubelet.client import Api
-from tests.kube.kubelet.confinement import Isolation
-from tests.kube.kubelet.events import Events
+from tests.kube.kubelet.client import Api, Events
 from tests.kube.kubelet.images import Images
-from tests.kube.kubelet.loopback import Loopback
+from tests.kube.kubelet.network import Loopback
+from tests.kube.kubelet.process import Isolation
 from tests.kube.kubelet.volumes import Credentials
 
 SHORTEST = 0.02

@@ -15,24 +15,18 @@ from typing import Any, Self
 
 import aiohttp
 
-from tests.kube.kubelet.client import DEPLOYMENTS, ENDPOINT_SLICES, PODS, REPLICA_SETS, SERVICES, Api
-from tests.kube.kubelet.confinement import Isolation, isolation
+from tests.kube.kubelet.client import DEPLOYMENTS, ENDPOINT_SLICES, PODS, REPLICA_SETS, SERVICES, Api, Events
 from tests.kube.kubelet.container import Container
-from tests.kube.kubelet.deployments import Deployments
+from tests.kube.kubelet.deployments import Deployments, Quotas
 from tests.kube.kubelet.endpoints import EndpointSlices
 from tests.kube.kubelet.environment import api_server_service, service_env
-from tests.kube.kubelet.events import Events
-from tests.kube.kubelet.frontdoor import PORT, FrontDoor
 from tests.kube.kubelet.images import Image, Images, known
-from tests.kube.kubelet.informer import Informer
-from tests.kube.kubelet.kubelet import Kubelet
-from tests.kube.kubelet.loopback import Loopback
+from tests.kube.kubelet.informer import Informer, WorkQueue
 from tests.kube.kubelet.machine import Machine, Timing
-from tests.kube.kubelet.pod import Pod
-from tests.kube.kubelet.proxy import ServiceProxy
-from tests.kube.kubelet.quota import Quotas
+from tests.kube.kubelet.network import HTTPS, FrontDoor, Loopback, ServiceProxy
+from tests.kube.kubelet.pod import Kubelet, Pod
+from tests.kube.kubelet.process import Isolation, isolation
 from tests.kube.kubelet.volumes import Credentials, Tokens
-from tests.kube.kubelet.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +86,9 @@ class FakeNode:
             cleanup.callback(os.close, write_end)
             if self._isolation is None:
                 self._isolation = await asyncio.to_thread(isolation)
-            door = FrontDoor(loopback.service(), self._api_url) if self._isolation is Isolation.FULL else None
+            door = (
+                FrontDoor(loopback.service(), self._api_url, self._spawn) if self._isolation is Isolation.FULL else None
+            )
             api = Api(self._api_url, session)
             events = Events(api)
             machine = Machine(
@@ -105,7 +101,7 @@ class FakeNode:
                 isolation=self._isolation,
                 credentials=self._credentials(door),
                 services=self._service_env,
-                always={} if door is None else service_env([api_server_service(PORT)], lambda _: door.address),
+                always={} if door is None else service_env([api_server_service(HTTPS)], lambda _: door.address),
                 timing=self._timing,
                 images=self._images,
             )

@@ -4,19 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
-from tests.kube.kubelet.client import PODS, TRANSIENT, ApiError, Object, key_of, now
+from tests.kube.kubelet.client import PODS, TRANSIENT, ApiError, Key, Object, key_of, now
 from tests.kube.kubelet.container import LEAST_GRACE, Container
+from tests.kube.kubelet.informer import Informer, WorkQueue
 from tests.kube.kubelet.machine import Machine
-from tests.kube.kubelet.played import unplayed
 from tests.kube.kubelet.podstatus import Place, Waiting, pod_status
+from tests.kube.kubelet.rollout import is_active
 from tests.kube.kubelet.volumes import PodVolumes
 
 RETRY = 0.1
 LONGEST_RETRY = 1.0
 DEFAULT_GRACE = 30
+
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+"""Starts a task (with a name) whose crash is the node's."""
+Spec = Mapping[str, Any]
+POD = {
+    *("containers", "initContainers", "volumes", "restartPolicy", "terminationGracePeriodSeconds", "nodeName"),
+    *("serviceAccountName", "serviceAccount", "automountServiceAccountToken", "enableServiceLinks", "securityContext"),
+}
+PASSED_OVER = {
+    # One node, which takes every pod; whose images need no secret; where names of Services do not resolve.
+    *("nodeSelector", "tolerations", "affinity", "topologySpreadConstraints", "schedulerName", "priorityClassName"),
+    *("priority", "preemptionPolicy", "imagePullSecrets", "dnsPolicy", "overhead"),
+}
+POD_SECURITY = {"runAsUser", "runAsGroup", "runAsNonRoot", "fsGroup", "supplementalGroups", "seccompProfile"}
+CONTAINER = {
+    *("name", "image", "imagePullPolicy", "command", "args", "env", "envFrom", "ports", "volumeMounts", "lifecycle"),
+    *("readinessProbe", "livenessProbe", "startupProbe", "securityContext", "restartPolicy"),
+    # Passed over.
+    *("resources", "terminationMessagePath", "terminationMessagePolicy"),
+}
+SECURITY = {
+    *("allowPrivilegeEscalation", "readOnlyRootFilesystem", "runAsUser", "runAsGroup", "runAsNonRoot", "capabilities"),
+    "seccompProfile",  # passed over
+}
+CAPABILITIES = {"drop"}
+MOUNT = {"name", "mountPath", "readOnly"}
+VOLUMES = {"emptyDir": {"medium", "sizeLimit"}, "configMap": {"name"}, "secret": {"secretName"}}
 
 
 class Pod:
@@ -160,3 +189,89 @@ class Pod:
         uid = {"uid": metadata["uid"]}
         await self._machine.api.delete(PODS, key_of(self.document), gracePeriodSeconds=0, preconditions=uid)
         self._wrote(None)
+
+
+class Kubelet:
+    """Every pod runs on this node: it binds those that have none."""
+
+    def __init__(self, machine: Machine, pods: Informer, spawn: Spawn) -> None:
+        self.pods: dict[str, Pod] = {}
+        """By uid."""
+        self._machine = machine
+        self._informer = pods
+        self._spawn = spawn
+        self.queue = WorkQueue(self._place)
+        pods.on_change(self._on_pod)
+
+    def _on_pod(self, item: Object, exists: bool) -> None:
+        uid = item["metadata"]["uid"]
+        if (pod := self.pods.get(uid)) is not None:
+            pod.update(item) if exists else pod.removed()
+        elif exists and self._is_ours_to_do(item):
+            self.queue.add(key_of(item))
+
+    def _is_ours_to_do(self, item: Object) -> bool:
+        return item["spec"].get("nodeName") in (None, "", self._machine.name)
+
+    async def _place(self, key: Key) -> None:
+        """Binds a pod, starts one that is bound, and removes one that ends without having been started."""
+        item = self._informer.get(key)
+        if item is None or item["metadata"]["uid"] in self.pods:
+            return
+        if "deletionTimestamp" in item["metadata"]:
+            uid = {"uid": item["metadata"]["uid"]}
+            await self._machine.api.delete(PODS, key, gracePeriodSeconds=0, preconditions=uid)
+            self._informer.deleted(item)
+        elif not item["spec"].get("nodeName"):
+            await self._machine.api.bind(key, self._machine.name)
+            message = f"Successfully assigned {key[0]}/{key[1]} to {self._machine.name}"
+            self._machine.events.say(PODS, item, "Scheduled", message, warning=False)
+            self._informer.wrote(await self._machine.api.get(PODS, key))
+        elif is_active(item):
+            pod = self.pods[item["metadata"]["uid"]] = Pod(self._machine, item, self._wrote(item))
+            self._spawn(self._run(item["metadata"]["uid"], pod), f"pod {key[1]}")
+
+    def _wrote(self, item: Object) -> Callable[[Object | None], None]:
+        def wrote(written: Object | None) -> None:
+            if written is None:
+                self._informer.deleted(item)
+            else:
+                self._informer.wrote(written)
+
+        return wrote
+
+    async def _run(self, uid: str, pod: Pod) -> None:
+        try:
+            await pod.run()
+        finally:
+            del self.pods[uid]
+
+
+def unplayed(pod: Spec) -> list[str]:
+    """Paths of the fields of this pod that the node does not know."""
+    return sorted(_unplayed(pod["spec"]))
+
+
+def _unplayed(spec: Spec) -> Iterator[str]:
+    yield from _beyond("spec", spec, POD | PASSED_OVER)
+    yield from _beyond("spec.securityContext", spec.get("securityContext"), POD_SECURITY)
+    for kind in ("initContainers", "containers"):
+        for each in spec.get(kind) or ():
+            path = f"spec.{kind}[{each['name']}]"
+            context = each.get("securityContext") or {}
+            yield from _beyond(path, each, CONTAINER)
+            yield from _beyond(f"{path}.lifecycle", each.get("lifecycle"), {"preStop"})
+            yield from _beyond(f"{path}.securityContext", context, SECURITY)
+            yield from _beyond(f"{path}.securityContext.capabilities", context.get("capabilities"), CAPABILITIES)
+            for mount in each.get("volumeMounts") or ():
+                yield from _beyond(f"{path}.volumeMounts[{mount['name']}]", mount, MOUNT)
+    for volume in spec.get("volumes") or ():
+        path = f"spec.volumes[{volume['name']}]"
+        yield from _beyond(path, volume, {"name", *VOLUMES})
+        for kind, fields in VOLUMES.items():
+            yield from _beyond(f"{path}.{kind}", volume.get(kind), fields | {"defaultMode"})
+
+
+def _beyond(path: str, given: Spec | None, known: set[str]) -> Iterator[str]:
+    # What is null, false or empty asks for nothing.
+    return (f"{path}.{name}" for name, value in (given or {}).items() if name not in known and value)

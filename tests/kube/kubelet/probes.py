@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.kube.kubelet.slices import target_port
+from tests.kube.kubelet.endpoints import target_port
 
 Spec = Mapping[str, Any]
 Run = Callable[[list[str]], Awaitable[int]]

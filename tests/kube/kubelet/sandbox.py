@@ -1,6 +1,6 @@
 """`python sandbox.py SPEC COMMAND...`: becomes the command as a container runtime would, and dies with its parent.
 
-SPEC is the JSON of `confinement.launch`. Where it says `isolate` (root on Linux), the command gets a mount namespace of
+SPEC is the JSON of `process.launch`. Where it says `isolate` (root on Linux), the command gets a mount namespace of
 its own with its volumes in it, a read-only root where that is asked for, the container's user, and no capability that
 it was denied. Only the standard library is imported.
 """

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from tests.kube.kubelet.client import CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, Api, Object
-from tests.kube.kubelet.confinement import TOKEN_MOUNT, Isolation, Mount, token_is_mounted
 from tests.kube.kubelet.environment import ConfigError, data_of
+from tests.kube.kubelet.process import TOKEN_MOUNT, Isolation, Mount, token_is_mounted
 
 Tokens = Callable[[str, str], str]
 """The bearer token of a service account: (namespace, name)."""

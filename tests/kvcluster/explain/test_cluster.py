@@ -21,7 +21,7 @@ from kvcluster.explain.api import ReadError
 from kvcluster.explain.gather import NotFoundError
 from tests.controller.status.support import waiting
 from tests.kube.apiserver import FakeApiServer
-from tests.kube.kubelet.loopback import Loopback
+from tests.kube.kubelet.network import Loopback
 from tests.kvcluster.explain.support import EVENT, STATUS, a_pod, cluster, row
 
 pytestmark = pytest.mark.process

@@ -1,24 +1,39 @@
-"""The Service proxy: connections to a Service's address go to one of its pods."""
+"""The node's network: loopback addresses, the Service proxy, and the API server's address as pods see it.
+
+Played: ClusterIPs and their ports (by turns to ready endpoints, else to those that still serve while they end), and the
+Service `kubernetes` with TLS. Not played: NetworkPolicies, DNS, UDP, session affinity, node ports, load balancers.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+import random
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
+
+import trustme
 
 from tests.kube.kubelet.client import Key, Object, key_of
+from tests.kube.kubelet.endpoints import SERVICE_NAME, is_headless
 from tests.kube.kubelet.informer import Informer
-from tests.kube.kubelet.loopback import Loopback
-from tests.kube.kubelet.slices import SERVICE_NAME, is_headless
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 CHUNK = 65_536
+HTTPS = 443
+LOCK_PORT = 47_999
+NETWORKS = 128, 255
+"""The second numbers of the networks, the last excluded. Those below are of tests that name an address themselves."""
+TRIES = 500
 
 Backend = tuple[str, int]
 Table = Mapping[int, tuple[Backend, ...]]
@@ -121,7 +136,10 @@ class ServiceProxy:
 
     async def _listen(self, key: Key, number: int, port: _Port) -> None:
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = self._spawn(_forward(port, reader, writer), f"connection to {key[1]}:{number}")
+            targets = port.targets
+            port.turn += 1
+            target = targets[port.turn % len(targets)] if targets else None
+            task = self._spawn(_join(target, reader, writer), f"connection to {key[1]}:{number}")
             # Also when the task is cancelled before it has begun.
             task.add_done_callback(lambda _: writer.close())
 
@@ -138,14 +156,43 @@ def _close(port: _Port) -> None:
         port.server = None
 
 
-async def _forward(port: _Port, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Joins a new connection to the next pod in turn. When that refuses, the client's connection is reset."""
-    targets, ends = port.targets, [writer]
+class FrontDoor:
+    """The Service `kubernetes`: ends TLS at an address of the node's and passes on to the API server's plain HTTP."""
+
+    def __init__(self, address: str, api_url: str, spawn: Spawn) -> None:
+        self.address = address
+        self._spawn = spawn
+        upstream = urlsplit(api_url)
+        assert upstream.hostname is not None
+        assert upstream.port is not None
+        self._upstream = upstream.hostname, upstream.port
+        authority = trustme.CA()
+        self.certificate = authority.cert_pem.bytes()
+        """Of the authority, PEM."""
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert(address, "kubernetes.default.svc").configure_cert(self._context)
+
+    async def run(self) -> None:
+        """Serves until it is cancelled."""
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = self._spawn(_join(self._upstream, reader, writer), "connection to the API server")
+            task.add_done_callback(lambda _: writer.close())
+
+        server = await asyncio.start_server(accept, self.address, HTTPS, ssl=self._context, backlog=1024)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.close()
+
+
+async def _join(target: Backend | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Joins a new connection to the target. Where that refuses, the client's connection is reset."""
+    ends = [writer]
     try:
-        if targets:
-            port.turn += 1
+        if target is not None:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                upstream, sink = await asyncio.open_connection(*targets[port.turn % len(targets)])
+                upstream, sink = await asyncio.open_connection(*target)
             ends.append(sink)
             async with asyncio.TaskGroup() as group:
                 group.create_task(_copy(reader, sink))
@@ -168,3 +215,42 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         await writer.drain()
     if writer.can_write_eof():
         writer.write_eof()
+    else:
+        writer.close()  # TLS knows no half-closed connection
+
+
+class Loopback:
+    """127.x.0.0/16 with a random x that nobody else has: .0.1 up for pods, .128.1 up for Services.
+
+    A listening socket on the last address of the network, which is also the node's, holds it until `close`.
+    """
+
+    def __init__(self) -> None:
+        for _ in range(TRIES):
+            network = f"127.{random.randrange(*NETWORKS)}"
+            try:
+                self._lock = socket.create_server((f"{network}.255.254", LOCK_PORT))
+            except OSError:
+                continue
+            self.node_ip = f"{network}.255.254"
+            self._pods = _addresses(f"{network}.0.0/17")
+            self._services = _addresses(f"{network}.128.0/18")
+            return
+        raise RuntimeError(f"no network 127.x.0.0/16 of {TRIES} tried is free: are there that many nodes here?")
+
+    def pod(self) -> str:
+        """An address no pod has had."""
+        return next(self._pods)
+
+    def service(self) -> str:
+        """An address no Service has had."""
+        return next(self._services)
+
+    def close(self) -> None:
+        """Gives the network back."""
+        self._lock.close()
+
+
+def _addresses(network: str) -> Iterator[str]:
+    # Some programs take addresses that end in .0 or .255 for those of a network.
+    return (str(each) for each in ipaddress.ip_network(network).hosts() if int(each) & 0xFF not in (0, 255))
