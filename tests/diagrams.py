@@ -1,0 +1,114 @@
+"""Draws the state machines of the code in docs/states.md: `python -m tests.diagrams` writes the page's diagrams anew.
+
+A diagram is what a walk finds that starts in the first state and tries every event in every state it meets: an arrow is
+there because the code's own function or table took that step. `MACHINES` lists what is drawn. To add a machine, add it
+to that list, write a section in docs/states.md with the line `<!-- states: NAME -->`, and run the command.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from runtime.http import connection, request
+
+PAGE = Path(__file__).parents[1] / "docs" / "states.md"
+_BLOCK = re.compile(r"^<!-- states: (?P<name>.+?) -->\n(?:```mermaid\n.*?^```\n)?", re.MULTILINE | re.DOTALL)
+
+
+class DiagramError(ValueError):
+    """A machine has a state that no event leads to, or the page and `MACHINES` name different machines."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One state machine.
+
+    `transition(state, event)` gives the next state; a step that the machine does not allow raises `refusal` or leads to
+    where it began. `states` are all there are: each must be reachable from `start`. `events` are the values to try, by
+    the label on the arrow; an empty label draws an arrow without one. `state_name` is how a state is drawn.
+    """
+
+    name: str
+    states: Iterable[Hashable]
+    start: Hashable
+    transition: Callable[[Any, Any], Hashable]
+    events: Mapping[str, Any]
+    refusal: type[Exception] = KeyError
+    state_name: Callable[[Any], str] = lambda state: str(state.name if isinstance(state, Enum) else state).lower()
+
+
+def events_of(events: Iterable[Enum]) -> dict[str, Any]:
+    """Every member of an enum of events (or the members given), by its name in plain words."""
+    return {event.name.lower().replace("_", " "): event for event in events}
+
+
+def by_target(name: str, start: Enum, allowed: Mapping[Any, Iterable[Any]]) -> Machine:
+    """A machine whose code names the state to enter, and whose table says from which states that is allowed."""
+
+    def enter(state: Any, target: Any) -> Any:
+        if target not in allowed[state]:
+            raise KeyError(target)
+        return target
+
+    targets = {f"{_UNLABELLED}{target.name}": target for target in type(start)}
+    return Machine(name, type(start), start, enter, targets)
+
+
+_UNLABELLED = "\0"
+"""First character of an event's label that is not drawn: the arrow's target says it all."""
+
+
+def draw(machine: Machine) -> str:
+    """The machine as a Mermaid `stateDiagram-v2`. Raises `DiagramError` for a state that no walk reaches."""
+    arrows: dict[tuple[Hashable, Hashable], list[str]] = {}
+    reached, waiting = {machine.start: None}, [machine.start]  # a dict keeps the order in which they were found
+    while waiting:
+        state = waiting.pop(0)
+        for label, event in machine.events.items():
+            try:
+                target = machine.transition(state, event)
+            except machine.refusal:
+                continue
+            if target != state:
+                arrows.setdefault((state, target), []).append(label)
+                if target not in reached:
+                    reached[target] = None
+                    waiting.append(target)
+    if unreached := [machine.state_name(state) for state in machine.states if state not in reached]:
+        raise DiagramError(f"{machine.name}: no event leads to {', '.join(unreached)}")
+    lines = ["stateDiagram-v2", f"    [*] --> {machine.state_name(machine.start)}"]
+    for (state, target), labels in arrows.items():
+        label = ", ".join(label for label in labels if not label.startswith(_UNLABELLED))
+        lines.append(
+            f"    {machine.state_name(state)} --> {machine.state_name(target)}" + (f": {label}" if label else "")
+        )
+    final = [state for state in reached if not any(source == state for source, _ in arrows)]
+    lines += [f"    {machine.state_name(state)} --> [*]" for state in final]
+    return "\n".join(lines) + "\n"
+
+
+def render(page: str, machines: Iterable[Machine]) -> str:
+    """The page with the diagram of each machine after the line that names it. Raises `DiagramError`."""
+    by_name = {machine.name: machine for machine in machines}
+    marked = [found["name"] for found in _BLOCK.finditer(page)]
+    if sorted(marked) != sorted(by_name):
+        odd = sorted({*marked} ^ {*by_name}) or sorted({name for name in marked if marked.count(name) > 1})
+        raise DiagramError(f"the page and MACHINES must name the same machines, each once; look at: {', '.join(odd)}")
+    return _BLOCK.sub(
+        lambda found: f"<!-- states: {found['name']} -->\n```mermaid\n{draw(by_name[found['name']])}```\n", page
+    )
+
+
+MACHINES: tuple[Machine, ...] = (
+    by_target("client connection", connection.Reading.IDLE, connection._NEXT),
+    by_target("answer", request.AnswerState.PENDING, request._NEXT),
+)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(PAGE.read_text("utf-8"), MACHINES), "utf-8")
