@@ -87,5 +87,5 @@ def test_a_stale_diagram_is_replaced_and_the_prose_around_it_kept() -> None:
     ],
 )
 def test_page_and_list_name_the_same_machines(page: str) -> None:
-    with pytest.raises(DiagramError, match="look at: (door|window)"):
+    with pytest.raises(DiagramError, match=r"look at: (door|window)"):
         render(page, [DOOR])
