@@ -15,14 +15,14 @@ from kvcache.keys import BlockKey
 from router.core.candidates import candidates
 from router.core.config import FleetConfig
 from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
-from router.core.membership import Intake
 from router.core.outliers import Ejection, Outcome
 from router.core.registry import Registry
 from router.core.reuse import Reuse
 from router.core.strategies import Choice, Conditions, find_strategy
 from router.core.ticket import Assumptions, Ticket
 from router.core.work import Shape
-from router.core.worker import Member, WorkerStatus
+from router.core.worker import Worker, WorkerStatus
+from router.core.worker_state import Intake
 
 __all__ = ["Fleet", "FleetConfig", "Ticket", "WorkerStatus"]
 
@@ -70,11 +70,11 @@ class Fleet:
 
     def set_reachable(self, url: str, reachable: bool, now: float, why: str = "") -> None:
         """What a connection attempt or a health probe showed; `why` it is not. Raises `UnknownWorker`."""
-        member = self._registry.find(url)
+        worker = self._registry.find(url)
         if reachable:
-            member.heard(now)
+            worker.heard(now)
         else:
-            member.silence(why)
+            worker.silence(why)
             self._registry.health.fleet_shrank()
 
     def heard(self, url: str, now: float) -> None:
@@ -103,13 +103,13 @@ class Fleet:
 
     def answered(self, url: str, outcome: Outcome, now: float) -> Ejection | None:
         """How the worker dealt with a request; its ejection, if that begins now. One that is gone is passed over."""
-        member = self._registry.get(url)
-        return self._registry.health.answered(member, outcome, now) if member is not None else None
+        worker = self._registry.get(url)
+        return self._registry.health.answered(worker, outcome, now) if worker is not None else None
 
     def turned_away(self, url: str, retry_after: float | None, now: float) -> Ejection | None:
         """The worker takes no more for the moment (429, 503), for so many seconds if it says so. As `answered`."""
-        member = self._registry.get(url)
-        return self._registry.health.turned_away(member, retry_after, now) if member is not None else None
+        worker = self._registry.get(url)
+        return self._registry.health.turned_away(worker, retry_after, now) if worker is not None else None
 
     # --- the cache feed, pulled -------------------------------------------------------------------------
 
@@ -152,13 +152,13 @@ class Fleet:
     def choose(self, request: RouteRequest, now: float, exclude: Collection[str] = ()) -> Decision:
         """Where this request should go. `exclude` holds URLs. Raises `NoWorkerReady`."""
         self._assumptions.expire(now)
-        members = self._candidates(request, exclude)
+        workers = self._candidates(request, exclude)
         shape = _shape(request, self.config.block_size)
         among = 0
         if shape.reusable_blocks:
-            for member in members:
-                if member.view.usable(now):
-                    among |= member.bit
+            for worker in workers:
+                if worker.view.usable(now):
+                    among |= worker.bit
         depths: dict[int, int] = {}
         if among and request.keys is not None:
             depths = self._registry.index.depths(request.keys, among, shape.reusable_blocks)
@@ -167,8 +167,8 @@ class Fleet:
         if best and request.keys is not None and not self._reuse.popular(request.keys.key(best)):
             charge = self.config.recompute_charge * self.config.latency.prefill_block
         figures = tuple(
-            _figures(member, shape, depths.get(member.view.slot, 0), best, charge, request.streaming, now)
-            for member in members
+            _figures(worker, shape, depths.get(worker.view.slot, 0), best, charge, request.streaming, now)
+            for worker in workers
         )
         if len(figures) == 1:
             chosen, reason = Choice(figures[0], Reason.ONLY_CANDIDATE)
@@ -203,12 +203,12 @@ class Fleet:
 
         Raises `UnknownWorker` when the worker left the fleet since the decision.
         """
-        member = self._registry.find(decision.url)
+        worker = self._registry.find(decision.url)
         self._turn += 1
-        member.turn = self._turn
+        worker.turn = self._turn
         shape = _shape(request, self.config.block_size)
-        matched, keys, view = decision.matched_blocks, request.keys, member.view
-        expected = member.work.expect(shape, matched, now)
+        matched, keys, view = decision.matched_blocks, request.keys, worker.view
+        expected = worker.work.expect(shape, matched, now)
         assumption, certain = None, False
         if keys is not None:
             best = max(candidate.matched_blocks for candidate in decision.candidates)
@@ -221,11 +221,11 @@ class Fleet:
             assumption = self._registry.index.assume(view.slot, keys.all(above=stated))
             certain = view.synced and stated == matched
         return Ticket(
-            member.work,
+            worker.work,
             expected,
             assumption,
             self._assumptions,
-            member.heat,
+            worker.heat,
             matched=matched,
             streaming=request.streaming,
             certain=certain,
@@ -241,28 +241,28 @@ class Fleet:
         finally:
             ticket.release(clock(), reused=ticket.served or ticket.answered)
 
-    def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> list[Member]:
-        members = candidates(self._registry, exclude)
-        if not members:
+    def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> list[Worker]:
+        workers = candidates(self._registry, exclude)
+        if not workers:
             known, ready = len(self._registry), len(candidates(self._registry))
             raise NoWorkerReady(
                 f"no worker is ready: {known} known, {ready} ready, {len(exclude)} excluded",
                 self.config.retry_after,
             )
-        if request.model is not None and any(member.model != members[0].model for member in members):
+        if request.model is not None and any(worker.model != workers[0].model for worker in workers):
             # A worker that has not said what it serves may serve anything; a model nobody names (an adapter, or a
             # mistake) is for any worker to answer.
-            serving = [member for member in members if member.model in ("", request.model)]
-            return serving or members
-        return members
+            serving = [worker for worker in workers if worker.model in ("", request.model)]
+            return serving or workers
+        return workers
 
     # --- what is known ----------------------------------------------------------------------------------
 
     def workers(self, now: float) -> list[WorkerStatus]:
         """Every worker, candidates or not, in the order in which they joined."""
-        ready = {member.url for member in candidates(self._registry)}
+        ready = {worker.url for worker in candidates(self._registry)}
         index = self._registry.index
-        return [member.status(index, now, ready=member.url in ready) for member in self._registry]
+        return [worker.status(index, now, ready=worker.url in ready) for worker in self._registry]
 
     def view(self, url: str) -> dict[BlockKey, int]:
         """How many blocks of each key the worker holds, as far as the feed has said. Raises `UnknownWorker`."""
@@ -271,7 +271,7 @@ class Fleet:
     @property
     def max_model_len(self) -> int | None:
         """Most tokens that any worker takes in one request; None while one of them has not said."""
-        lengths = [member.view.info.max_model_len if member.view.info else 0 for member in self._registry]
+        lengths = [worker.view.info.max_model_len if worker.view.info else 0 for worker in self._registry]
         return max(lengths) if lengths and all(lengths) else None
 
     def adopt_tokenizer(self, fingerprint: str) -> None:
@@ -305,17 +305,17 @@ def _shape(request: RouteRequest, block_size: int) -> Shape:
 
 
 def _figures(
-    member: Member, shape: Shape, matched: int, best: int, charge: float, streaming: bool, now: float
+    worker: Worker, shape: Shape, matched: int, best: int, charge: float, streaming: bool, now: float
 ) -> CandidateView:
     """`charge`: seconds for each block that this worker would compute though another one holds it (`best`)."""
-    expected, in_flight = member.work.expect(shape, matched, now), member.work.in_flight()
+    expected, in_flight = worker.work.expect(shape, matched, now), worker.work.in_flight()
     cost = expected.queue + expected.prefill + charge * (best - matched)
     if not streaming:
         # Its client waits for the last token, and whoever is being answered there waits for its prefill.
         cost += expected.decode + expected.prefill * in_flight
     return CandidateView(
-        worker_id=member.worker_id,
-        url=member.url,
+        worker_id=worker.worker_id,
+        url=worker.url,
         matched_blocks=matched,
         queue_seconds=expected.queue,
         memory_seconds=expected.memory,
@@ -323,6 +323,6 @@ def _figures(
         decode_seconds=expected.decode,
         cost=cost,
         in_flight=in_flight,
-        assigned_seconds=member.work.assigned(now),
-        turn=member.turn,
+        assigned_seconds=worker.work.assigned(now),
+        turn=worker.turn,
     )

@@ -2,7 +2,7 @@
 
 After Envoy's: a worker is ejected after `consecutive` failures in a row, or when its success rate over `WINDOW` lies
 well below that of the others. Unlike Envoy's the rate is compared with the *other* workers' alone (in a fleet of four
-no member can lie 1.9 standard deviations off a mean that includes it), each ejection lasts twice as long as the last,
+no worker can lie 1.9 standard deviations off a mean that includes it), each ejection lasts twice as long as the last,
 and its end admits one request at a time until `PROBES` in a row went well.
 
 Pure: time comes in as `now`, seconds. State is a few counters a worker.

@@ -54,7 +54,7 @@ class WorkerStatus:
     """Blocks that requests reused there in this life of the worker, those of 10 minutes ago counted half."""
 
 
-class Member:
+class Worker:
     """State of one worker. The registry decides what happens to it; `why` says why it is no candidate."""
 
     __slots__ = (

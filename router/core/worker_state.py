@@ -7,11 +7,9 @@ new requests (`Intake`), and whether it answers them well (`Circuit`, a circuit 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, StrEnum, auto
+from enum import Enum, IntEnum, StrEnum, auto
 from types import MappingProxyType
 from typing import NamedTuple
-
-from router.core.membership import Intake
 
 
 class Contact(Enum):
@@ -24,6 +22,17 @@ class Contact(Enum):
     """It was, and has fallen silent or refuses connections since."""
     AGENT = auto()
     """It has been, but it is a cache agent, listed as if it were the engine beside it."""
+
+
+class Intake(IntEnum):
+    """What the worker does with new requests; the larger is the graver."""
+
+    OPEN = 0
+    """It takes them."""
+    DRAINING = 1
+    """It leaves and still takes them: for when there is no other worker."""
+    CLOSED = 2
+    """It takes none, and finishes what it has."""
 
 
 class Circuit(Enum):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from router.core.membership import Intake, Listing, Membership
+from router.core.worker_state import Intake
+from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
 
 HTTP_PORT = "http"
 """Name of the port that takes requests; a slice whose only port has no name means that one."""
@@ -75,7 +76,7 @@ def _ports(ports: Iterable[Mapping[str, Any]]) -> tuple[int | None, int | None]:
     return request, named.get(FEED_PORT)
 
 
-def membership(slices: Iterable[Slice]) -> Membership:
+def discovered_workers(slices: Iterable[Slice]) -> DiscoveredWorkers:
     """The workers that these slices name together, whatever their order.
 
     An endpoint that moves between slices is in two for a moment, and a pod with addresses of two families is in two for
@@ -96,6 +97,6 @@ def membership(slices: Iterable[Slice]) -> Membership:
     for endpoint in sorted(pods.values(), key=lambda each: (intake(each), each.url, each.uid)):
         workers.setdefault(endpoint.url, endpoint)
     return {
-        url: Listing(intake(endpoint), endpoint.feed, endpoint.pod, endpoint.uid)
+        url: DiscoveredWorker(intake(endpoint), endpoint.feed, endpoint.pod, endpoint.uid)
         for url, endpoint in sorted(workers.items())
     }

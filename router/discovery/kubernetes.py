@@ -9,7 +9,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from router.core.membership import Intake, Membership
+from router.core.worker_state import Intake
+from router.discovery.discovered import DiscoveredWorkers
 from router.discovery.listwatch import QUIET, ApiFailure, Cause, ListWatch, Policy, Watch
 from router.discovery.sources import DiscoveryStatus
 from runtime.logs import event
@@ -79,9 +80,9 @@ class KubernetesDiscovery:
             relists=state.relists,
         )
 
-    async def watch(self) -> AsyncIterator[Membership]:
-        """The membership, again whenever it changes. Ends only with its task."""
-        told: Membership | None = None
+    async def watch(self) -> AsyncIterator[DiscoveredWorkers]:
+        """The workers, again whenever they change. Ends only with its task."""
+        told: DiscoveredWorkers | None = None
         try:
             while True:
                 try:
@@ -163,8 +164,8 @@ class KubernetesDiscovery:
                 why=f"{failure}: the workers last known are used",
             )
 
-    def _log_workers(self, workers: Membership, *, first: bool) -> None:
-        serving = sum(listing.intake is Intake.OPEN for listing in workers.values())
+    def _log_workers(self, workers: DiscoveredWorkers, *, first: bool) -> None:
+        serving = sum(worker.intake is Intake.OPEN for worker in workers.values())
         where = {"service": self._api.service, "namespace": self._api.namespace}
         if first:
             event(logger, logging.INFO, "workers_listed", workers=len(workers), serving=serving, **where)

@@ -1,4 +1,4 @@
-"""Kubernetes' list-then-watch over EndpointSlices as a state machine: answers in, next question and membership out.
+"""Kubernetes' list-then-watch over EndpointSlices as a state machine: answers in, next question and workers out.
 
 The shell (`kubernetes`) asks what `next` says, hands in what comes, and sleeps for as long as `failed` says.
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from router.core.membership import Membership
-from router.discovery.endpointslices import Slice, membership, read_slice
+from router.discovery.discovered import DiscoveredWorkers
+from router.discovery.endpointslices import Slice, discovered_workers, read_slice
 
 
 class Cause(StrEnum):
@@ -101,7 +101,7 @@ class Watch:
 class ListWatch:
     """The slices of one Service as the API server last told them.
 
-    Invariant: once something was listed, `workers` is the membership of the slices at `_version`, or, while a list is
+    Invariant: once something was listed, `workers` are those of the slices at `_version`, or, while a list is
     due, of the last state known; it is never empty for want of an answer. `chance` gives numbers from 0 up to 1.
     """
 
@@ -113,7 +113,7 @@ class ListWatch:
         self._relist: Relist | None = None
         self._relist_at = 0.0
         self._opened_at = 0.0
-        self.workers: Membership | None = None
+        self.workers: DiscoveredWorkers | None = None
         """None until the first list."""
         self.confirmed_at: float | None = None
         """When the API server last showed that `workers` is right."""
@@ -151,7 +151,7 @@ class ListWatch:
         self._relist_at = now + self.policy.relist * (1.0 + 0.2 * self._chance())
         self.confirmed_at = now
         self._slices = slices
-        self.workers = membership(slices.values())
+        self.workers = discovered_workers(slices.values())
 
     def opened(self, now: float) -> None:
         """The watch was answered: from its position on everything will come."""
@@ -176,7 +176,7 @@ class ListWatch:
         self._version = version
         self.confirmed_at = now
         if kind != "BOOKMARK":
-            self.workers = membership(self._slices.values())
+            self.workers = discovered_workers(self._slices.values())
 
     def settled(self) -> None:
         """The watch works."""
@@ -212,11 +212,11 @@ class ListWatch:
     # --- how it is doing --------------------------------------------------------------------------------
 
     def age(self, now: float) -> float | None:
-        """Seconds since the membership was last confirmed; None before the first list."""
+        """Seconds since the workers were last confirmed; None before the first list."""
         return None if self.confirmed_at is None or self.workers is None else now - self.confirmed_at
 
     def healthy(self, now: float) -> bool:
-        """Whether the membership was confirmed lately."""
+        """Whether the workers were confirmed lately."""
         age = self.age(now)
         return age is not None and age <= self.policy.stale_after
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from router.core.membership import Intake
-from router.discovery.endpointslices import membership, read_slice
+from router.core.worker_state import Intake
+from router.discovery.endpointslices import discovered_workers, read_slice
 from router.discovery.kubernetes import Api
 from router.discovery.listwatch import ApiFailure, Cause
 
@@ -31,9 +31,9 @@ class Replacement:
                 raise PermissionError(str(failure)) from None
             raise OSError(str(failure)) from None
         items = found.get("items") if isinstance(found, Mapping) else None
-        routers = membership(read_slice(item) for item in _objects(items))
-        others = [listing for listing in routers.values() if listing.pod != self._pod]
-        return not routers or any(listing.intake is Intake.OPEN for listing in others)
+        routers = discovered_workers(read_slice(item) for item in _objects(items))
+        others = [other for other in routers.values() if other.pod != self._pod]
+        return not routers or any(other.intake is Intake.OPEN for other in others)
 
     async def close(self) -> None:
         """Let go of the API server."""

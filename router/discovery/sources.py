@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from router.core.membership import Listing, Membership
+from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ class Discovery(Protocol):
     def status(self) -> DiscoveryStatus:
         """How it is doing."""
 
-    def watch(self) -> AsyncIterator[Membership]:
-        """The membership now, and again whenever it changes. It ends when it can no longer change."""
+    def watch(self) -> AsyncIterator[DiscoveredWorkers]:
+        """The workers now, and again whenever they change. It ends when they can no longer change."""
 
 
 def worker_url(text: str) -> str:
@@ -72,44 +72,44 @@ def worker_url(text: str) -> str:
     return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
 
 
-def listed_workers(entries: Iterable[str]) -> Membership:
+def listed_workers(entries: Iterable[str]) -> DiscoveredWorkers:
     """Workers by URL. An entry is a worker's URL, or `feed=URL`: the address of the feed of the worker before it, an
     agent's, where the engine itself has none. Raises `WorkerUrlError`."""
-    members: dict[str, Listing] = {}
+    workers: dict[str, DiscoveredWorker] = {}
     last = None
     for entry in entries:
         if not entry.startswith(FEED):
             last = worker_url(entry)
-            members[last] = Listing()
-        elif last is None or members[last].feed is not None:
+            workers[last] = DiscoveredWorker()
+        elif last is None or workers[last].feed is not None:
             raise WorkerUrlError(
                 f"{entry!r:.200} follows no worker: it looks like http://engine:8100,feed=http://agent:8101"
             )
         else:
             feed = worker_url(entry.removeprefix(FEED))
-            members[last] = Listing(feed=None if feed == last else feed)
-    return members
+            workers[last] = DiscoveredWorker(feed=None if feed == last else feed)
+    return workers
 
 
-def entries(members: Membership) -> Iterator[str]:
+def entries(workers: DiscoveredWorkers) -> Iterator[str]:
     """Inverse of `listed_workers`."""
-    for url, listing in members.items():
+    for url, worker in workers.items():
         yield url
-        if listing.feed is not None:
-            yield FEED + listing.feed
+        if worker.feed is not None:
+            yield FEED + worker.feed
 
 
 class StaticDiscovery:
     """A list that never changes, of entries as `listed_workers` takes them."""
 
     def __init__(self, entries: Sequence[str]) -> None:
-        self._members = listed_workers(entries)
+        self._workers = listed_workers(entries)
 
     def status(self) -> DiscoveryStatus:
         return DiscoveryStatus("static", known=True, healthy=True, age=None)
 
-    async def watch(self) -> AsyncIterator[Membership]:
-        yield self._members
+    async def watch(self) -> AsyncIterator[DiscoveredWorkers]:
+        yield self._workers
 
 
 class FileDiscovery:
@@ -129,11 +129,11 @@ class FileDiscovery:
         age = None if self._read_at is None else self._clock() - self._read_at
         return DiscoveryStatus("file", age is not None, not self._problem and age is not None, age, self._problem)
 
-    async def watch(self) -> AsyncIterator[Membership]:
-        last: Membership | None = None
+    async def watch(self) -> AsyncIterator[DiscoveredWorkers]:
+        last: DiscoveredWorkers | None = None
         while True:
             try:
-                members = self._read()
+                workers = self._read()
             except (OSError, UnicodeDecodeError, WorkerUrlError) as error:
                 if str(error) != self._problem:
                     self._problem = str(error)
@@ -141,14 +141,14 @@ class FileDiscovery:
             else:
                 self._problem = ""
                 self._read_at = self._clock()
-                if members != last:
-                    last = members
-                    yield members
+                if workers != last:
+                    last = workers
+                    yield workers
             await asyncio.sleep(self._interval)
 
-    def _read(self) -> Membership:
+    def _read(self) -> DiscoveredWorkers:
         lines = (line.partition("#")[0] for line in self._path.read_text("utf-8").splitlines())
-        members: dict[str, Listing] = {}
+        workers: dict[str, DiscoveredWorker] = {}
         for line in lines:
-            members.update(listed_workers(entry for part in line.split(",") if (entry := part.strip())))
-        return members
+            workers.update(listed_workers(entry for part in line.split(",") if (entry := part.strip())))
+        return workers

@@ -1,4 +1,4 @@
-"""Keeps the fleet in step with the membership: one subscriber and one prober for each worker there is."""
+"""Keeps the fleet in step with discovery: one subscriber and one prober for each worker there is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import aiohttp
 
 from router.core.errors import UnknownWorker
 from router.core.fleet import Fleet
-from router.core.membership import Intake, Listing, Membership
+from router.core.worker_state import Intake
+from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
 from router.discovery.sources import Discovery
 from router.server.attempts import Attempts
 from router.server.liveness import Prober
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 class _Member:
     """What the router keeps running for one worker."""
 
-    listing: Listing
+    listing: DiscoveredWorker
     subscriber: Subscriber
     prober: Prober
     tasks: tuple[asyncio.Task[None], ...]
@@ -76,7 +77,7 @@ class Members:
         async for membership in discovery.watch():
             self.apply(membership)
 
-    def apply(self, membership: Membership) -> None:
+    def apply(self, membership: DiscoveredWorkers) -> None:
         """Add workers that are new, remove those that are gone, note those that take nothing new.
 
         Another pod at the address of an earlier one is another worker: nothing of the earlier one is kept.
@@ -127,7 +128,7 @@ class Members:
 
     # --- internals ---
 
-    def _add(self, url: str, listing: Listing) -> _Member:
+    def _add(self, url: str, listing: DiscoveredWorker) -> _Member:
         event(logger, logging.INFO, "worker_added", worker=url, **_where(listing))
         self._fleet.add(url, self._clock(), feed_vouches=listing.feed is None)
         subscriber = Subscriber(
@@ -205,6 +206,6 @@ class Members:
 _WORDS = {Intake.OPEN: "serving", Intake.DRAINING: "draining", Intake.CLOSED: "closed"}
 
 
-def _where(listing: Listing) -> dict[str, str]:
+def _where(listing: DiscoveredWorker) -> dict[str, str]:
     """Fields of a log line: what is known of the worker beside its URL."""
     return {name: value for name, value in (("pod", listing.pod), ("feed", listing.feed)) if value}

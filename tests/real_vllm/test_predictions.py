@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from kvcache.tokens.tokenizer import Tokenizer
-from router.core.membership import Listing
+from router.discovery.discovered import DiscoveredWorker
 from runtime.http.server import HttpServer, listen
 from tests.real_vllm.conftest import Engine
 from tests.real_vllm.requests import Requests
@@ -133,7 +133,7 @@ async def test_predicted_is_reported(
     rng, mixed = random.Random(seed), Mixed(seed, engine.model)
     counts, wrong = Counter[str](), []
     async with start_router(routing_strategy="cache_aware", view_timeout=600) as router:
-        router.router.members.apply({engine.url: Listing(feed=feed)})
+        router.router.members.apply({engine.url: DiscoveredWorker(feed=feed)})
         await router.ready(1)
         await until(lambda: following.problem == "")
         for _ in range(number):

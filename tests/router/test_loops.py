@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from kvcache.feed import MSGPACK, Load, Snapshot, WorkerInfo, encode_snapshot
 from kvcache.keys import KEY_SCHEME
 from router.core.fleet import Fleet
-from router.core.membership import Listing
+from router.discovery.discovered import DiscoveredWorker
 from router.discovery.kubernetes import EventStream, KubernetesDiscovery
 from router.discovery.listwatch import ApiFailure, Cause, Watch
 from router.discovery.sources import FileDiscovery
@@ -102,7 +102,7 @@ class Shell:
 
     async def follow(self, seconds: float, each: Callable[[], None] | None = None, every: float = 1.0) -> None:
         """Follow the worker for so long; call `each` meanwhile."""
-        self.members.apply({URL: Listing()})
+        self.members.apply({URL: DiscoveredWorker()})
         end = self.loop.time() + seconds
         while self.loop.time() < end:
             await asyncio.sleep(every)

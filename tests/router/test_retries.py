@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from router.core.membership import Intake, Listing
+from router.core.worker_state import Intake
+from router.discovery.discovered import DiscoveredWorker
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.fakes import (
     DONE,
@@ -285,7 +286,7 @@ async def test_a_worker_that_leaves_with_a_retry_after_makes_requests_wait_for_t
         old.health = 503
         waiting = asyncio.create_task(router.complete())
         await router.ready(0)
-        router.router.members.apply({old.url: Listing(Intake.CLOSED), new.url: Listing()})
+        router.router.members.apply({old.url: DiscoveredWorker(Intake.CLOSED), new.url: DiscoveredWorker()})
         response = await waiting
         assert (response.status_code, response.headers["x-kvcluster-worker"]) == (200, new.url)
         assert len(old.received) == 1

@@ -11,9 +11,9 @@ from kvcache.feed import Load
 from kvcache.keys import CacheScope, PrefixKeys, pack_tokens
 from router.core.decision import Reason, RouteRequest
 from router.core.fleet import Fleet, Ticket
-from router.core.membership import Intake
 from router.core.reuse import REMEMBERED, Reuse
 from router.core.strategies import STRATEGIES, UnknownStrategyError, find_strategy
+from router.core.worker_state import Intake
 from tests.router.core.support import (
     BLOCK,
     LATENCY,

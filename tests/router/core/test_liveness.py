@@ -6,7 +6,7 @@ from kvcache.feed import Heartbeat
 from router.core.decision import NoWorkerReady
 from router.core.errors import UnknownWorker
 from router.core.fleet import Fleet
-from router.core.membership import Intake
+from router.core.worker_state import Intake
 from tests.router.core.support import MakeFleet, ask, config, idle, info, tokens, url_of
 
 

@@ -9,9 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from router.core.decision import NoWorkerReady
 from router.core.fleet import Fleet
-from router.core.membership import Intake
 from router.core.outliers import PROBES, VOLUME, Ejection, EjectionReason, Outcome, OutlierPolicy
-from router.core.worker_state import State
+from router.core.worker_state import Intake, State
 from tests.router.core.support import MakeFleet, ask, config, tokens, url_of
 
 GOOD, BAD, REFUSED = Outcome.GOOD, Outcome.BAD, Outcome.REFUSED

@@ -7,11 +7,10 @@ from itertools import product
 import pytest
 
 from router.core.candidates import candidates
-from router.core.membership import Intake
 from router.core.outliers import Outcome
 from router.core.registry import Registry
-from router.core.worker import Member
-from router.core.worker_state import Circuit, Contact, Event, Life, State, transition
+from router.core.worker import Worker
+from router.core.worker_state import Circuit, Contact, Event, Intake, Life, State, transition
 from tests.router.core.support import MakeFleet, ask, config, tokens, url_of
 
 EVERY = [Life(*facts) for facts in product(Contact, Intake, Circuit)]
@@ -68,9 +67,9 @@ def test_requests_go_only_where_somebody_was_heard_from_and_takes_them(life: Lif
         assert (life.contact, life.intake) == (Contact.ALIVE, Intake.OPEN)
 
 
-def put(member: Member, *events: Event) -> None:
+def put(worker: Worker, *events: Event) -> None:
     for event in events:
-        member.moves(event)
+        worker.moves(event)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_the_best_there_are_are_chosen(
         registry.add(url_of(number), feed_vouches=True)
         put(registry.find(url_of(number)), Event.HEARD, *ways[state])
     found = candidates(registry, set(map(url_of, exclude)))
-    assert [member.url for member in found] == list(map(url_of, expected))
+    assert [worker.url for worker in found] == list(map(url_of, expected))
 
 
 def test_a_worker_on_probation_gets_one_request_at_a_time(make_fleet: MakeFleet) -> None:

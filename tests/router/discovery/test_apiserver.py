@@ -17,9 +17,9 @@ from types import SimpleNamespace
 import pytest
 from kubernetes.aio.config import incluster_config
 
-from router.core.membership import Membership
 from router.discovery import apiserver
 from router.discovery.apiserver import find_api_server
+from router.discovery.discovered import DiscoveredWorkers
 from router.discovery.kubernetes import KubernetesDiscovery
 from router.discovery.listwatch import ApiFailure, Policy
 from runtime.settings import SettingsError
@@ -41,7 +41,7 @@ class Followed:
 
     api: ScriptedApi
     discovery: KubernetesDiscovery
-    told: list[Membership] = field(default_factory=list)
+    told: list[DiscoveredWorkers] = field(default_factory=list)
 
     async def knows(self, *urls: str) -> None:
         await until(lambda: bool(self.told) and list(self.told[-1]) == list(urls))

@@ -1,4 +1,4 @@
-"""List-then-watch: whatever happens on the way, the membership ends as that of the final slices."""
+"""List-then-watch: whatever happens on the way, the workers end as those of the final slices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.core.membership import Intake, Listing
-from router.discovery.endpointslices import membership, read_slice
+from router.core.worker_state import Intake
+from router.discovery.discovered import DiscoveredWorker
+from router.discovery.endpointslices import discovered_workers, read_slice
 from router.discovery.listwatch import ApiFailure, Cause, ListWatch, Policy, Watch, status_failure
 from tests.router.discovery.slices import bookmark, endpoint, endpoint_slice, event, slice_list, status
 
@@ -51,7 +52,7 @@ def test_events_and_bookmarks_carry_the_position_on() -> None:
     assert list(state.workers or ()) == URLS
     assert state.next(1.0) == Watch("2", 12)
     state.event(event("MODIFIED", endpoint_slice("b", endpoint("10.0.0.2", "w-2", ready=False)), 3), 1.0)
-    assert (state.workers or {})[URLS[1]] == Listing(Intake.CLOSED, None, "w-2", "uid-w-2")
+    assert (state.workers or {})[URLS[1]] == DiscoveredWorker(Intake.CLOSED, None, "w-2", "uid-w-2")
     state.event(bookmark(40), 2.0)
     assert state.next(2.0) == Watch("40", 12)
     state.event(event("DELETED", ONE, 41), 3.0)
@@ -305,7 +306,7 @@ class Client:
 
 @settings(max_examples=200, deadline=None)
 @given(steps=STEPS, seed=st.integers(0, 1000))
-def test_the_membership_is_that_of_the_final_slices(steps: list[tuple[Any, ...]], seed: int) -> None:
+def test_the_workers_are_those_of_the_final_slices(steps: list[tuple[Any, ...]], seed: int) -> None:
     server = Server()
     client = Client(server, ListWatch(random.Random(seed).random, POLICY))
     known = False
@@ -335,4 +336,4 @@ def test_the_membership_is_that_of_the_final_slices(steps: list[tuple[Any, ...]]
         known = known or client.state.workers is not None
         assert known == (client.state.workers is not None), "a known fleet is never forgotten"
     client.deliver(len(server.log))
-    assert client.state.workers == membership(map(read_slice, server.slices.values()))
+    assert client.state.workers == discovered_workers(map(read_slice, server.slices.values()))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from router.core.membership import Membership
+from router.discovery.discovered import DiscoveredWorkers
 from router.discovery.kubernetes import KubernetesDiscovery
 from router.discovery.listwatch import ApiFailure, Cause, Watch
 from tests.router.discovery.slices import bookmark, endpoint, endpoint_slice, event, slice_list
@@ -92,10 +92,10 @@ class Api:
 
 
 @asynccontextmanager
-async def following(api: Api) -> AsyncIterator[tuple[KubernetesDiscovery, list[Membership]]]:
+async def following(api: Api) -> AsyncIterator[tuple[KubernetesDiscovery, list[DiscoveredWorkers]]]:
     """A discovery that follows `api`, and what it has told so far."""
     discovery = KubernetesDiscovery(api, chance=lambda: 0.5, clock=now)
-    told: list[Membership] = []
+    told: list[DiscoveredWorkers] = []
 
     async def follow() -> None:
         async for workers in discovery.watch():

@@ -10,7 +10,8 @@ import pytest
 from kvcache.feed import Stored
 from kvcache.keys import block_keys
 from kvcache.tokens.tokenizer import Tokenizer
-from router.core.membership import Intake, Listing
+from router.core.worker_state import Intake
+from router.discovery.discovered import DiscoveredWorker
 from router.discovery.sources import FileDiscovery, StaticDiscovery, WorkerUrlError, worker_url
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.fakes import Connection, FakeWorker, Received, fake_workers, good, token
@@ -38,13 +39,13 @@ def test_what_is_no_workers_url(text: str) -> None:
 
 
 async def test_a_static_list_is_told_once() -> None:
-    assert [members async for members in StaticDiscovery(["http://a:1", "http://a:1/"]).watch()] == [
-        {"http://a:1": Listing()}
+    assert [workers async for workers in StaticDiscovery(["http://a:1", "http://a:1/"]).watch()] == [
+        {"http://a:1": DiscoveredWorker()}
     ]
 
 
 async def test_a_worker_whose_feed_is_at_another_address(tmp_path: Path) -> None:
-    listed = {"http://a:1": Listing(feed="http://a:2"), "http://b:1": Listing()}
+    listed = {"http://a:1": DiscoveredWorker(feed="http://a:2"), "http://b:1": DiscoveredWorker()}
     entries = ["http://a:1", "feed=http://a:2/", "http://b:1", "feed=http://b:1"]
     assert await anext(StaticDiscovery(entries).watch()) == listed
     path = tmp_path / "workers"
@@ -57,7 +58,7 @@ async def test_an_agent_listed_as_a_worker_gets_no_request(
 ) -> None:
     async with fake_workers(good, good) as (engine, agent), start_router() as router:
         agent.serve_feed(tokenizer.fingerprint, "pod", engine=engine.url)
-        router.router.members.apply({agent.url: Listing()})
+        router.router.members.apply({agent.url: DiscoveredWorker()})
         await until(lambda: "worker_unmatched" in caplog.text)
         assert router.candidates() == 0
         response = await router.complete()
@@ -67,7 +68,7 @@ async def test_an_agent_listed_as_a_worker_gets_no_request(
         assert f"as in --workers http://ENGINE:PORT,feed={agent.url}" in row["why_not_ready"]
         assert router.metric("feed_refusals_total", reason="agent") == 1
         # As its message says.
-        router.router.members.apply({engine.url: Listing(feed=agent.url)})
+        router.router.members.apply({engine.url: DiscoveredWorker(feed=agent.url)})
         await until(lambda: any(worker.matching for worker in router.router.fleet.workers(router.router.clock())))
         await router.ready(1)
         assert (await router.complete()).headers["x-kvcluster-worker"] == "pod"
@@ -78,9 +79,9 @@ async def test_a_file_is_watched(tmp_path: Path) -> None:
     path = tmp_path / "workers"
     path.write_text("# workers\nhttp://a:1\n\nhttp://b:2  # the second\n")
     seen = FileDiscovery(path, interval=0.01).watch()
-    assert await anext(seen) == {"http://a:1": Listing(), "http://b:2": Listing()}
+    assert await anext(seen) == {"http://a:1": DiscoveredWorker(), "http://b:2": DiscoveredWorker()}
     path.write_text("http://b:2\n")
-    assert await anext(seen) == {"http://b:2": Listing()}
+    assert await anext(seen) == {"http://b:2": DiscoveredWorker()}
 
 
 @pytest.mark.parametrize("bad", [b"http://a:1\nnot a url\n", b"\xff\xff", None], ids=["line", "encoding", "missing"])
@@ -100,14 +101,14 @@ async def test_an_unusable_file_leaves_the_last_list_in_force(
     assert not changed.done()
     (tmp_path / "new").write_text("http://b:2\n")
     (tmp_path / "new").replace(path)
-    assert await changed == {"http://b:2": Listing()}
+    assert await changed == {"http://b:2": DiscoveredWorker()}
 
 
 async def test_workers_come_and_go(start_router: StartRouter) -> None:
     async with fake_workers(good, good) as (one, two), start_router([one]) as router:
-        router.router.members.apply({one.url: Listing(), two.url: Listing()})
+        router.router.members.apply({one.url: DiscoveredWorker(), two.url: DiscoveredWorker()})
         await router.ready(2)
-        router.router.members.apply({two.url: Listing()})
+        router.router.members.apply({two.url: DiscoveredWorker()})
         assert router.candidates() == 1
         for _ in range(3):
             assert (await router.complete()).headers["x-kvcluster-worker"] == two.url
@@ -116,12 +117,12 @@ async def test_workers_come_and_go(start_router: StartRouter) -> None:
 
 async def test_a_terminating_worker_gets_nothing_new(start_router: StartRouter) -> None:
     async with fake_workers(good, good) as (one, two), start_router([one, two]) as router:
-        router.router.members.apply({one.url: Listing(Intake.CLOSED), two.url: Listing()})
+        router.router.members.apply({one.url: DiscoveredWorker(Intake.CLOSED), two.url: DiscoveredWorker()})
         for _ in range(3):
             assert (await router.complete()).headers["x-kvcluster-worker"] == two.url
         (status,) = [s for s in router.router.fleet.workers(router.router.clock()) if s.url == one.url]
         assert not status.ready
-        router.router.members.apply({one.url: Listing(), two.url: Listing()})
+        router.router.members.apply({one.url: DiscoveredWorker(), two.url: DiscoveredWorker()})
         assert router.candidates() == 2
 
 
@@ -130,7 +131,7 @@ async def test_unanswered_requests_of_a_removed_worker_go_elsewhere(start_router
         one.frozen.set()
         running = asyncio.create_task(router.complete())
         await until(lambda: len(router.router.attempts) == 1)
-        router.router.members.apply({two.url: Listing()})
+        router.router.members.apply({two.url: DiscoveredWorker()})
         assert (await running).headers["x-kvcluster-worker"] == two.url
 
 
@@ -154,14 +155,14 @@ async def test_another_pod_at_the_same_address_is_another_worker(
     async with fake_workers(hangs, good) as (one, two), start_router() as router:
         one.serve_feed(tokenizer.fingerprint, "pod-a")
         one.blocks = CHAIN[:5]
-        router.router.members.apply({one.url: Listing(pod="pod-a", uid="a"), two.url: Listing()})
+        router.router.members.apply({one.url: DiscoveredWorker(pod="pod-a", uid="a"), two.url: DiscoveredWorker()})
         await until(lambda: held(router, one) == 5)
         await router.ready(2)
         waiting = asyncio.create_task(router.complete())
         await until(lambda: len(one.received) == 1)
         one.drop_feeds()
         one.name, one.epoch, one.blocks = "pod-b", 1, []  # an epoch says nothing about another process
-        router.router.members.apply({one.url: Listing(pod="pod-b", uid="b"), two.url: Listing()})
+        router.router.members.apply({one.url: DiscoveredWorker(pod="pod-b", uid="b"), two.url: DiscoveredWorker()})
         assert held(router, one) == 0
         assert (await waiting).headers["x-kvcluster-worker"] == two.url
         await until(lambda: "pod-b" in {status.worker_id for status in router.router.fleet.workers(0.0)})
@@ -176,24 +177,24 @@ async def test_a_worker_that_is_not_ready_for_a_moment_keeps_its_view(
     async with fake_workers(good) as (one,), start_router() as router:
         one.serve_feed(tokenizer.fingerprint)
         one.blocks = CHAIN[:5]
-        router.router.members.apply({one.url: Listing(uid="a")})
+        router.router.members.apply({one.url: DiscoveredWorker(uid="a")})
         await until(lambda: held(router, one) == 5 and len(one.feeds) == 1)
-        router.router.members.apply({one.url: Listing(Intake.CLOSED, uid="a")})
+        router.router.members.apply({one.url: DiscoveredWorker(Intake.CLOSED, uid="a")})
         assert router.candidates() == 0
         await one.publish(Stored(KEYS[4], (KEYS[5],)))
         await until(lambda: held(router, one) == 6)
-        router.router.members.apply({one.url: Listing(uid="a")})
+        router.router.members.apply({one.url: DiscoveredWorker(uid="a")})
         assert router.candidates() == 1
         assert one.snapshots == 1
 
 
 async def test_a_worker_first_listed_as_not_ready_gets_nothing(start_router: StartRouter) -> None:
     async with fake_workers(good) as (one,), start_router(retry_deadline=20) as router:
-        router.router.members.apply({one.url: Listing(Intake.CLOSED)})
+        router.router.members.apply({one.url: DiscoveredWorker(Intake.CLOSED)})
         waiting = asyncio.create_task(router.complete())
         await until(lambda: router.router.fleet.workers(0.0)[0].why_not_ready == "it is terminating or not ready")
         assert one.received == []
-        router.router.members.apply({one.url: Listing()})
+        router.router.members.apply({one.url: DiscoveredWorker()})
         assert (await waiting).status_code == 200
 
 
@@ -210,9 +211,9 @@ async def test_a_terminating_worker_finishes_what_it_has(start_router: StartRout
     async with fake_workers(slow, good) as (one, two), start_router([one, two]) as router:
         running = asyncio.create_task(router.stream())
         await until(lambda: len(router.router.attempts) == 1)
-        router.router.members.apply({one.url: Listing(Intake.CLOSED), two.url: Listing()})
+        router.router.members.apply({one.url: DiscoveredWorker(Intake.CLOSED), two.url: DiscoveredWorker()})
         assert (await router.complete()).headers["x-kvcluster-worker"] == two.url
-        router.router.members.apply({two.url: Listing()})
+        router.router.members.apply({two.url: DiscoveredWorker()})
         release.set()
         assert await running == token("a") + token("b", "length")
 
@@ -221,7 +222,7 @@ async def test_a_feed_at_an_address_of_its_own(start_router: StartRouter, tokeni
     async with fake_workers(good, good) as (engine, agent), start_router(liveness_timeout=0.5) as router:
         agent.serve_feed(tokenizer.fingerprint, "pod")
         agent.blocks = CHAIN[:5]
-        router.router.members.apply({engine.url: Listing(feed=agent.url)})
+        router.router.members.apply({engine.url: DiscoveredWorker(feed=agent.url)})
         await until(lambda: held(router, engine) == 5)
         await router.ready(1)
         assert (await router.complete()).headers["x-kvcluster-worker"] == "pod"
@@ -253,7 +254,7 @@ async def test_the_view_of_a_dead_agent_is_not_used_and_said_not_to_be(
     ):
         agent.serve_feed(tokenizer.fingerprint, "pod")
         agent.blocks = CHAIN
-        router.router.members.apply({engine.url: Listing(feed=agent.url), other.url: Listing()})
+        router.router.members.apply({engine.url: DiscoveredWorker(feed=agent.url), other.url: DiscoveredWorker()})
         await router.ready(2)
         await until(lambda: len(agent.feeds) == 1)
         await agent.publish(seq=0)
@@ -294,10 +295,10 @@ async def test_a_request_waits_for_workers_that_come_later(start_router: StartRo
         old.health = 503
         waiting = asyncio.create_task(router.complete())
         await until(lambda: router.candidates() == 0)
-        router.router.members.apply({old.url: Listing(Intake.CLOSED)})
+        router.router.members.apply({old.url: DiscoveredWorker(Intake.CLOSED)})
         router.router.members.apply({})
         assert not waiting.done()
-        router.router.members.apply({new.url: Listing()})
+        router.router.members.apply({new.url: DiscoveredWorker()})
         response = await waiting
         assert response.status_code == 200
         assert response.headers["x-kvcluster-worker"] == new.url
