@@ -26,19 +26,19 @@ from router.core.recent import RecentDecisions
 from router.core.refusals import Refusals
 from router.core.retries import RetryPolicy
 from router.discovery.sources import Discovery, FileDiscovery, StaticDiscovery, listed_workers
-from router.server.attempts import Attempts, Patience
+from router.metrics import DiscoveryCollector, FleetCollector, Metrics
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
-from router.server.fleet_sync import Members
-from router.server.liveness import Ticker
 from router.server.management import Management, Stage
-from router.server.metrics import DiscoveryCollector, FleetCollector, Metrics
-from router.server.pool import HttpToolsUpstream
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy
 from router.server.signal import Signal
 from router.server.tokenizer_loader import TokenizerLoader
 from router.settings import Settings
+from router.sync.fleet_sync import Members
+from router.sync.liveness import Ticker
+from router.upstream.in_flight import Attempts, Patience
+from router.upstream.pool import HttpToolsUpstream
 from runtime.draining import Drain, DrainPolicy
 from runtime.http.server import HttpLimits, HttpServer, inherited, listen, run, settle
 from runtime.logs import configure, event

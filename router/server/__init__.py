@@ -1,1 +1,1 @@
-"""The router's shell: sockets, clocks and tasks around `router.core`."""
+"""The router's two HTTP ports: the data plane, which passes requests on to workers, and the management port."""

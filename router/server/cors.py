@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Send
 
-from router.server.headers import Headers, find
+from router.server.headers import find
+from runtime.http.serving import Headers
 
 ANY = "*"
 _METHODS = b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"

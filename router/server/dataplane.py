@@ -11,13 +11,13 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
+from router.metrics import Metrics
 from router.server.cors import NO_CORS, Cors
 from router.server.headers import to_worker
-from router.server.metrics import Metrics
 from router.server.paths import Access, access, repeatable
 from router.server.prompts import CHAT, COMPLETIONS, PROMPTLESS, PromptReader
 from router.server.proxy import Proxy, answer_error, answer_json
-from router.server.upstream import UpstreamRequest
+from router.upstream.interface import UpstreamRequest
 
 _IN_PATH = "/!$&'()*+,;=:@"
 """What a path may hold beside letters, digits and `-._~` (RFC 3986 3.3): all else is percent-encoded."""

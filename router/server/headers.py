@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
-Headers = list[tuple[bytes, bytes]]
+from runtime.http.serving import Headers
 
 _HOP_BY_HOP = frozenset(
     {

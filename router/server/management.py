@@ -20,7 +20,7 @@ from router.core.errors import FeedRejected, RejectReason
 from router.core.fleet import Fleet
 from router.core.recent import RecentDecisions
 from router.discovery.sources import DiscoveryStatus
-from router.server.metrics import Metrics
+from router.metrics import Metrics
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
 from router.server.signal import Signal
 from router.server.status import status_page

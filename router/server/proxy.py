@@ -20,12 +20,13 @@ from router.core.outliers import Ejection, Outcome
 from router.core.recent import RecentDecisions
 from router.core.refusals import Kind, Refusals
 from router.core.retries import Retries, RetryPolicy
-from router.server.attempts import Attempts
-from router.server.headers import Headers, find, retry_after
-from router.server.metrics import Metrics
+from router.metrics import Metrics
+from router.server.headers import find, retry_after
 from router.server.relay import Client, Failure, Relay
 from router.server.signal import Signal
-from router.server.upstream import Cause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
+from router.upstream.in_flight import Attempts
+from router.upstream.interface import Cause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
+from runtime.http.serving import Headers
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)

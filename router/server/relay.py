@@ -14,13 +14,14 @@ from kvcache.errors import SSE_DONE, engine_dead, sse_error
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Ticket
 from router.core.latency_samples import Cost
+from router.metrics import Metrics
 from router.server.answer import AnswerStream, Stage, WholeAnswer, read_answer
-from router.server.attempts import NOT_WAITING, Attempt
-from router.server.headers import Headers, find, to_client
-from router.server.metrics import Metrics
-from router.server.upstream import Cause, Progress, UpstreamError, UpstreamRequest, UpstreamResponse
+from router.server.headers import find, to_client
 from router.server.usage import Usage, UsageFinder
+from router.upstream.in_flight import NOT_WAITING, Attempt
+from router.upstream.interface import Cause, Progress, UpstreamError, UpstreamRequest, UpstreamResponse
 from runtime.http.server import AnswerCut
+from runtime.http.serving import Headers
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 from router.core.fleet import Fleet
 from router.core.recent import RecentDecisions
 from router.discovery.sources import DiscoveryStatus
-from router.server.metrics import Metrics, by_label, total
+from router.metrics import Metrics, by_label, total
 from router.server.tokenizer_loader import TokenizerStatus
 
 

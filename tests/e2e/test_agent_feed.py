@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 from kvcache.keys import BlockKey
 from kvcache.profiles import DEFAULT_PROFILE, profile
 from router.core.fleet import Fleet, FleetConfig
-from router.server.metrics import Metrics
-from router.server.subscriber import Subscriber
+from router.metrics import Metrics
+from router.sync.subscriber import Subscriber
 from runtime.http.server import HttpServer, listen
 from tests.processes import eventually
 from tests.worker.agent.captures import cached, messages

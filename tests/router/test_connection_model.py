@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.server.connection import HIGH_WATER, Link, LinkState
-from router.server.upstream import Progress, UpstreamError
+from router.upstream.connection import HIGH_WATER, Link, LinkState
+from router.upstream.interface import Progress, UpstreamError
 from tests.virtual import FakeTransport, VirtualLoop
 
 BIG = b"x" * (HIGH_WATER + 1)

@@ -8,8 +8,8 @@ from pathlib import Path
 from router.core.decision import Reason
 from router.discovery.listwatch import Cause as DiscoveryCause
 from router.discovery.listwatch import Relist
-from router.server.upstream import Cause
 from router.settings import Settings
+from router.upstream.interface import Cause
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "router.md").read_text()
 

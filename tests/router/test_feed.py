@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kvcache.feed import Cleared, Removed, Stored
 from kvcache.keys import block_keys
 from kvcache.tokens.tokenizer import Tokenizer
-from router.server.subscriber import FeedPolicy, backoff
+from router.sync.subscriber import FeedPolicy, backoff
 from runtime.sse import EventTooLargeError, SseEvent, SseReader
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.fakes import FakeWorker, fake_workers, good

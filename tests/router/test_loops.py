@@ -28,12 +28,12 @@ from router.discovery.discovered import DiscoveredWorker
 from router.discovery.kubernetes import EventStream, KubernetesDiscovery
 from router.discovery.listwatch import ApiFailure, Cause, Watch
 from router.discovery.sources import FileDiscovery
-from router.server.attempts import Attempts, Patience
-from router.server.fleet_sync import Members
-from router.server.liveness import Ticker
-from router.server.metrics import Metrics
-from router.server.pool import HttpToolsUpstream
+from router.metrics import Metrics
 from router.server.signal import Signal
+from router.sync.fleet_sync import Members
+from router.sync.liveness import Ticker
+from router.upstream.in_flight import Attempts, Patience
+from router.upstream.pool import HttpToolsUpstream
 from tests.rounds import CountingLoop, run
 from tests.router.core.support import BLOCK, config
 

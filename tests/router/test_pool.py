@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pytest
 import uvloop
 
-from router.server.pool import HttpToolsUpstream
-from router.server.upstream import Cause, Progress, UpstreamError, UpstreamRequest
+from router.upstream.interface import Cause, Progress, UpstreamError, UpstreamRequest
+from router.upstream.pool import HttpToolsUpstream
 from tests.router.conftest import StartRouter
 from tests.router.fakes import Connection, Received, Script, fake_workers, good
 
@@ -209,7 +209,7 @@ async def test_a_request_that_was_received_goes_out_again_only_if_that_does_no_h
 async def test_a_worker_that_closes_long_after_it_got_the_request_did_not_close_because_it_was_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("router.server.pool.STALE_WITHIN", 0.0)
+    monkeypatch.setattr("router.upstream.pool.STALE_WITHIN", 0.0)
     async with engine() as worker:
         connection = await worker.used()
         running = worker.send(REPEATABLE)

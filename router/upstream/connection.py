@@ -10,8 +10,8 @@ from enum import Enum
 
 import httptools
 
-from router.server.headers import Headers
-from router.server.upstream import Cause, Progress, UpstreamError
+from router.upstream.interface import Cause, Progress, UpstreamError
+from runtime.http.serving import Headers
 
 MAX_HEADER_BYTES = 131_072
 HIGH_WATER = 262_144

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import aiohttp
 
 from router.core.fleet import Fleet
-from router.server.attempts import Attempts
-from router.server.metrics import Metrics
+from router.metrics import Metrics
+from router.upstream.in_flight import Attempts
 from runtime.draining import DRAINING_HEADER
 
 PROBE_INTERVAL = 1.0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from router.server.upstream import Cause, UpstreamError
+from router.upstream.interface import Cause, UpstreamError
 
 NOT_WAITING = float("inf")
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from router.core.retries import Progress
-from router.server.headers import Headers
+from runtime.http.serving import Headers
 
 __all__ = ["Cause", "Progress", "Upstream", "UpstreamError", "UpstreamRequest", "UpstreamResponse"]
 
@@ -80,7 +80,7 @@ class UpstreamResponse(Protocol):
 
 
 class Upstream(Protocol):
-    """Sends requests to workers (`server.pool`)."""
+    """Sends requests to workers (`upstream.pool`)."""
 
     async def send(self, url: str, request: UpstreamRequest) -> UpstreamResponse:
         """Send `request` to the worker at `url` and wait for the answer's headers. Raises `UpstreamError`."""

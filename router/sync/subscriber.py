@@ -15,7 +15,7 @@ import aiohttp
 from kvcache.feed import MSGPACK, FeedError, Snapshot, decode_batch, decode_snapshot, encode_position
 from router.core.errors import AgentListed, DuplicateWorker, FeedGap, FeedRejected, Mismatch, RejectReason, StaleEpoch
 from router.core.fleet import Fleet
-from router.server.metrics import Metrics
+from router.metrics import Metrics
 from runtime.logs import event
 from runtime.sse import EventTooLargeError, SseReader
 
@@ -60,7 +60,7 @@ class Subscriber:
 
     `up` is called when the feed answers, `ended` when a stream that was connected ends, `down(why)` when the feed
     cannot be reached. `vouches` says whether the feed
-    currently shows that the worker lives; while it does not, `server.liveness` asks the worker itself. A feed at an
+    currently shows that the worker lives; while it does not, `sync.liveness` asks the worker itself. A feed at an
     address of its own (`feed`: an agent's, beside the engine) never does: neither its answers nor their absence say
     anything about the engine.
     """

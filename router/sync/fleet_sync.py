@@ -16,12 +16,12 @@ from router.core.fleet import Fleet
 from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
 from router.discovery.sources import Discovery
-from router.server.attempts import Attempts
-from router.server.liveness import Prober
-from router.server.metrics import Metrics
+from router.metrics import Metrics
 from router.server.signal import Signal
-from router.server.subscriber import FeedPolicy, Subscriber
-from router.server.upstream import Cause, Upstream
+from router.sync.liveness import Prober
+from router.sync.subscriber import FeedPolicy, Subscriber
+from router.upstream.in_flight import Attempts
+from router.upstream.interface import Cause, Upstream
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import asyncio
 import ssl
 from urllib.parse import urlsplit
 
-from router.server.connection import Link, LinkState
-from router.server.upstream import Cause, Progress, UpstreamError, UpstreamRequest
+from router.upstream.connection import Link, LinkState
+from router.upstream.interface import Cause, Progress, UpstreamError, UpstreamRequest
 
 STALE_WITHIN = 1.0
 """Seconds. A worker that closes an idle connection while a request is on its way does so within a round trip; later
