@@ -32,7 +32,6 @@ from router.server.dataplane import DataPlane
 from router.server.management import Management, Stage
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy
-from router.server.signal import Signal
 from router.server.tokenizer_loader import TokenizerLoader
 from router.settings import Settings
 from router.sync.fleet_sync import Members
@@ -142,7 +141,7 @@ class Router:
         self.discovery_metrics = DiscoveryCollector(source.status)
         self.registry.register(self.discovery_metrics)
         recent = RecentDecisions()
-        self.changed = Signal()
+        self.changed = asyncio.Event()
         self.attempts = Attempts(
             Patience(
                 answer=settings.answer_timeout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +23,6 @@ from router.core.recent import RecentDecisions
 from router.discovery.sources import DiscoveryStatus
 from router.metrics import Metrics
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
-from router.server.signal import Signal
 from router.server.status import status_page
 from router.server.tokenizer_loader import TokenizerLoader
 
@@ -53,7 +53,7 @@ class Management:
     metrics: Metrics
     registry: CollectorRegistry
     clock: Callable[[], float]
-    changed: Signal
+    changed: asyncio.Event
     recent: RecentDecisions
     discovery: Callable[[], DiscoveryStatus]
     tokenizer: TokenizerLoader
@@ -108,7 +108,10 @@ class Management:
         while not (page := self._readiness())["ready"] and self.stage is Stage.SERVING:
             if (left := end - self.clock()) <= 0:
                 break
-            await self.changed.wait(min(left, RECHECK))
+            self.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, RECHECK)):
+                    await self.changed.wait()
         return _json(page)
 
     def _readiness(self) -> dict[str, Any]:
@@ -202,7 +205,7 @@ class Management:
         """A sign of life with the worker's load. `resync` asks for the full state at once."""
         beat = decode_heartbeat(await request.body())
         resync = self.fleet.apply_heartbeat(beat, self.clock())
-        self.changed.fire()
+        self.changed.set()
         return _json({"resync": resync})
 
     async def sync(self, request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from router.core.retries import Retries, RetryPolicy
 from router.metrics import Metrics
 from router.server.headers import find, retry_after
 from router.server.relay import Client, Failure, Relay
-from router.server.signal import Signal
 from router.upstream.in_flight import Attempts
 from router.upstream.interface import Cause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
 from runtime.http.serving import Headers
@@ -50,8 +50,8 @@ class Proxy:
     metrics: Metrics
     recent: RecentDecisions
     clock: Callable[[], float]
-    changed: Signal
-    """Fires when a worker may have become ready."""
+    changed: asyncio.Event
+    """Set when a worker may have become ready. Whoever waits for that clears it first."""
     policy: RetryPolicy
     budget: RetryBudget
     refusals: Refusals
@@ -169,7 +169,10 @@ class _Exchange:
             pause = min(EXCLUDED_PAUSE if self.excluded else 1.0, self.give_up_at - now)
             if self.asked_to_wait_at is None:
                 self.excluded.clear()
-            await proxy.changed.wait(pause)
+            proxy.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await proxy.changed.wait()
 
     def _note(self, decision: Decision, failure: Failure) -> None:
         proxy = self.proxy

@@ -17,7 +17,6 @@ from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
 from router.discovery.sources import Discovery
 from router.metrics import Metrics
-from router.server.signal import Signal
 from router.sync.liveness import Prober
 from router.sync.subscriber import FeedPolicy, Subscriber
 from router.upstream.in_flight import Attempts
@@ -46,7 +45,7 @@ class _Member:
 
 
 class Members:
-    """Follows a `Discovery`. Every change that may make a worker ready fires `changed`."""
+    """Follows a `Discovery`. Every change that may make a worker ready sets `changed`."""
 
     def __init__(
         self,
@@ -58,7 +57,7 @@ class Members:
         *,
         clock: Callable[[], float],
         rng: random.Random,
-        changed: Signal,
+        changed: asyncio.Event,
         feed_policy: FeedPolicy | None = None,
     ) -> None:
         self._fleet = fleet
@@ -182,7 +181,7 @@ class Members:
         now = self._clock()
         self._fleet.heard(url, now)
         self._fleet.set_reachable(url, True, now, "")
-        self._changed.fire()
+        self._changed.set()
 
     def _health(self, url: str, status: int, draining: bool) -> None:
         member = self._members[url]
@@ -200,7 +199,7 @@ class Members:
         event(logger, logging.INFO, f"worker_{_WORDS[intake]}", worker=url)
         self._fleet.set_intake(url, intake)
         if intake is not Intake.CLOSED:
-            self._changed.fire()
+            self._changed.set()
 
 
 _WORDS = {Intake.OPEN: "serving", Intake.DRAINING: "draining", Intake.CLOSED: "closed"}

@@ -29,7 +29,6 @@ from router.discovery.kubernetes import EventStream, KubernetesDiscovery
 from router.discovery.listwatch import ApiFailure, Cause, Watch
 from router.discovery.sources import FileDiscovery
 from router.metrics import Metrics
-from router.server.signal import Signal
 from router.sync.fleet_sync import Members
 from router.sync.liveness import Ticker
 from router.upstream.in_flight import Attempts, Patience
@@ -96,7 +95,7 @@ class Shell:
         attempts = Attempts(Patience(answer=600, idle=600, stall=10, cut=60))
         self.members = Members(
             self.fleet, attempts, HttpToolsUpstream(connect_timeout=2), self.session,  # type: ignore[arg-type]
-            metrics, clock=loop.time, rng=random.Random(1), changed=Signal(),
+            metrics, clock=loop.time, rng=random.Random(1), changed=asyncio.Event(),
         )  # fmt: skip
         self.ticker = asyncio.create_task(Ticker(self.fleet, attempts, metrics, loop.time, lambda url, why: None).run())
 
