@@ -16,8 +16,8 @@ from bench.prompts import Prompt
 from bench.report import percent, seconds
 from bench.result import Record, Summary, quantile, summary
 from bench.shape import ClusterShape, SeededTokens
-from worker.engine.engine import Engine
-from worker.engine.request import EngineRequest
+from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.request import EngineRequest
 
 RELATIVE_TOLERANCE = 0.05
 ABSOLUTE_TOLERANCE = 0.003

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvcache.profiles import LatencyModel
-from worker.engine.config import EngineConfig
+from worker.emulator.engine.config import EngineConfig
 
 
 @dataclass(frozen=True, slots=True)

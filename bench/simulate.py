@@ -1,9 +1,9 @@
 """A cluster on a virtual clock: the product's own engine and router core, without processes, sockets or waiting.
 
-Everything that decides is the code that serves real traffic (`worker.engine.Engine`, `router.core.Fleet`); only time
-is not real. A heap holds what happens next: a request arrives at the router, reaches its worker, an engine's step
-ends, a batch of the cache feed reaches the router. Each engine is advanced to the end of each of its steps, so the
-router learns of every block exactly when a live feed with the same delay would have told it.
+Everything that decides is the code that serves real traffic (`worker.emulator.engine.Engine`, `router.core.Fleet`);
+only time is not real. A heap holds what happens next: a request arrives at the router, reaches its worker, an engine's
+step ends, a batch of the cache feed reaches the router. Each engine is advanced to the end of each of its steps, so
+the router learns of every block exactly when a live feed with the same delay would have told it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from kvcache.keys import KEY_SCHEME, PrefixKeys, pack_tokens
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Fleet, FleetConfig, Ticket
 from router.core.latency_samples import Cost
-from worker.engine.engine import Engine
-from worker.engine.request import EngineRequest, Output
+from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.request import EngineRequest, Output
 
 LOAD_INTERVAL = 0.02
 """Shortest time between two load reports without cache events, as a worker's feed keeps it."""

@@ -1,1 +1,1 @@
-"""One engine: a pure core (block cache, scheduler, latency) inside an HTTP shell."""
+"""A worker: the emulator, or a real engine with an agent beside it. Both publish the cache feed of `worker.feed`."""

@@ -13,7 +13,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
-from worker.protocol.errors import InternalError, unsupported_media_type
+from worker.emulator.protocol.errors import InternalError, unsupported_media_type
 
 Header = tuple[bytes, bytes]
 

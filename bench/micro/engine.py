@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from kvcache.keys import BlockKey
 from kvcache.profiles import DEFAULT_PROFILE, profile
-from worker.engine import Engine, EngineConfig, EngineRequest
-from worker.engine.block_cache import BlockCache
+from worker.emulator.engine import Engine, EngineConfig, EngineRequest
+from worker.emulator.engine.block_cache import BlockCache
 
 RUN = 32
 """Blocks a sequence has."""

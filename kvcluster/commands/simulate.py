@@ -18,7 +18,7 @@ from controller.api.model import KVClusterSpec
 from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, output
 from kvcluster.commands.workload import Load, checked_strategies
-from worker.engine.config import EngineConfig
+from worker.emulator.engine.config import EngineConfig
 
 
 def shape_of(spec: KVClusterSpec) -> ClusterShape:

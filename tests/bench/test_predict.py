@@ -9,7 +9,7 @@ from bench.shape import ClusterShape
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.profiles import LatencyModel
 from kvcache.tokens.tokenizer import load_tokenizer
-from worker.engine.config import EngineConfig
+from worker.emulator.engine.config import EngineConfig
 
 SHAPE = ClusterShape(
     workers=2,

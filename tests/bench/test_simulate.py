@@ -16,7 +16,7 @@ from bench.workloads import WorkloadSpec, build_workload
 from kvcache.keys import DEFAULT_SCOPE, block_keys
 from kvcache.profiles import profile
 from kvcache.tokens.tokenizer import load_tokenizer
-from worker.engine.config import EngineConfig
+from worker.emulator.engine.config import EngineConfig
 
 LLAMA = profile("llama-2-13b-a100-40gb")
 TOKENIZER = load_tokenizer("gpt2")

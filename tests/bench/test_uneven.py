@@ -17,7 +17,7 @@ from bench.simulate import Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.profiles import profile
 from kvcache.tokens.tokenizer import load_tokenizer
-from worker.engine.config import EngineConfig
+from worker.emulator.engine.config import EngineConfig
 
 LLAMA = profile("llama-2-13b-a100-40gb")
 SECONDS = 30.0

@@ -21,7 +21,7 @@ from worker.agent.agent import Agent
 from worker.agent.main import make_app
 from worker.agent.prompts import Expected
 from worker.agent.settings import Settings as AgentSettings
-from worker.generators import make_generator
+from worker.emulator.generators import make_generator
 from worker.main import Worker
 from worker.settings import Settings as WorkerSettings
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
-from worker.generators import make_generator
+from worker.emulator.generators import make_generator
 from worker.main import Worker
 from worker.settings import Settings
 

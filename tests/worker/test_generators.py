@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.generators import GeneratorError, make_generator
-from worker.generators.base import Ask, Likely
-from worker.generators.causal_lm import Draw, Drawn, TurnTaker
-from worker.generators.sampler import Sampler
+from worker.emulator.generators import GeneratorError, make_generator
+from worker.emulator.generators.base import Ask, Likely
+from worker.emulator.generators.causal_lm import Draw, Drawn, TurnTaker
+from worker.emulator.generators.sampler import Sampler
 from worker.settings import Settings
 
 PROMPT = [10, 20, 30]
@@ -263,6 +263,6 @@ def test_the_sampler_keeps_to_what_is_allowed_and_off_what_is_banned(tokenizer) 
 
 def test_without_torch_the_error_says_what_to_install(tokenizer, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "worker.generators.torch_model", raising=False)
+    monkeypatch.delitem(sys.modules, "worker.emulator.generators.torch_model", raising=False)
     with pytest.raises(GeneratorError, match=r"pip install 'kvcluster\[gpt2\]'"):
         make_generator(Settings(generator="gpt2"), tokenizer)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcache.tokens.tokenizer import IncrementalDecoder
-from worker.server.text import AnswerText
+from worker.emulator.server.text import AnswerText
 
 
 class Spelled:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from worker.timer import LoopTimer, TimerFactory, precise_timer
+from worker.emulator.timer import LoopTimer, TimerFactory, precise_timer
 
 KINDS = pytest.mark.parametrize("kind", [LoopTimer, precise_timer()], ids=["loop", "precise"])
 

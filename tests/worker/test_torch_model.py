@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from worker.generators import GeneratorError
-from worker.generators.causal_lm import Draw
+from worker.emulator.generators import GeneratorError
+from worker.emulator.generators.causal_lm import Draw
 
 pytestmark = pytest.mark.timeout(300)  # importing torch takes most of it on a loaded machine
 
@@ -37,7 +37,7 @@ def folder(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, vocabulary: int = VOCABULARY) -> Any:
-    from worker.generators.torch_model import TorchModel
+    from worker.emulator.generators.torch_model import TorchModel
 
     return TorchModel(str(folder), vocabulary)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pytest
 
 from kvcache.profiles import LatencyModel
-from worker.engine import Engine, EngineConfig, EngineRequest, Output
+from worker.emulator.engine import Engine, EngineConfig, EngineRequest, Output
 
 LATENCY = LatencyModel(prefill_base=0.005, prefill_block=0.0025, prefill_cached=0.0005, decode=0.015)
 EOS = 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvcache.feed import Cleared, Removed, Stored
-from worker.engine.block_cache import BlockCache, OutOfBlocksError
+from worker.emulator.engine.block_cache import BlockCache, OutOfBlocksError
 
 
 def key(*path: int) -> bytes:

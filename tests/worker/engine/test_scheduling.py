@@ -8,7 +8,7 @@ import pytest
 
 from kvcache.feed import Cleared, Removed, Stored
 from kvcache.keys import CacheScope, TokenIdError, block_keys
-from worker.engine import EngineConfig, EngineConfigError, RequestRefusedError
+from worker.emulator.engine import EngineConfig, EngineConfigError, RequestRefusedError
 
 
 def step_sizes(engine: Callable, drain: Callable) -> list[int]:

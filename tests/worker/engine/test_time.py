@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcache.profiles import LatencyModel, blocks_to_compute
-from worker.engine import Engine, EngineConfig, EngineRequest, Output
+from worker.emulator.engine import Engine, EngineConfig, EngineRequest, Output
 
 MS = 1e-3
 BINARY = LatencyModel(prefill_base=1 / 16, prefill_block=1 / 32, prefill_cached=1 / 128, decode=1 / 8)

@@ -1,0 +1,178 @@
+"""One emulated engine, driven by whoever has a clock: real time in a worker, virtual time in a simulation."""
+
+from __future__ import annotations
+
+from kvcache.feed import Event, Load
+from kvcache.keys import BlockKey
+from kvcache.profiles import LatencyModel
+from worker.emulator.engine.block_cache import BlockCache
+from worker.emulator.engine.config import EngineConfig
+from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, Output, RequestRefusedError
+from worker.emulator.engine.scheduler import Scheduler, Step
+from worker.emulator.engine.sequence import Sequence
+from worker.emulator.engine.stats import EngineStats
+
+
+class Engine:
+    """A continuous-batching engine in logical time.
+
+    Time is what the caller says: seconds of any monotonic origin. Steps have exact times: one begins when the last
+    has ended while there is work, or when work arrives at an idle engine. A caller who is late or comes rarely
+    changes nothing: every method first completes the steps that have ended by its `now`.
+
+    A request submitted at time t is part of no step that begins before t. A step that begins at t itself begins with
+    `advance(t)`, so that all that is submitted at t may share it.
+
+    Call `advance` at `next_event()`; take events and finished records as often (they are kept until taken).
+    """
+
+    def __init__(self, config: EngineConfig, latency: LatencyModel) -> None:
+        self.config = config
+        self.stats = EngineStats()
+        self._cache = BlockCache(config.blocks)
+        self._scheduler = Scheduler(config, latency, self._cache, self.stats)
+        self._sequences: dict[str, Sequence] = {}
+        self._step: Step | None = None
+        self._ready_at = 0.0
+        """When the next step may begin; means nothing while the engine is idle."""
+        self._outputs: list[Output] = []
+        self._finished: list[FinishedRequest] = []
+
+    def submit(self, request: EngineRequest, now: float) -> None:
+        """Queue a request. Raises `RequestRefusedError`, and `kvcache.keys.TokenIdError` for a bad token id."""
+        self._run(now, begin_at_now=False)
+        self._check(request)
+        sequence = Sequence(request, self.config.block_size, now)
+        if not self._sequences and self._step is None:
+            self._ready_at = max(self._ready_at, now)
+        self._sequences[request.request_id] = sequence
+        self._scheduler.enqueue(sequence)
+
+    def abort(self, request_id: str, now: float, reason: FinishReason = "abort") -> bool:
+        """End a request at once and give its blocks back; False if the engine has no such request (any more).
+
+        The step it is part of takes as long as it would have. No output is produced for the request from now on;
+        its record says `reason` ("stop" is for a caller that has found a stop string).
+        """
+        self._run(now, begin_at_now=False)
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return False
+        self._scheduler.remove(sequence)
+        self._end(sequence, reason, now)
+        return True
+
+    def advance(self, now: float) -> list[Output]:
+        """Complete every step that ends at or before `now` and begin the one after. The tokens made, in order."""
+        self._run(now, begin_at_now=True)
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def next_event(self) -> float | None:
+        """When to call `advance` next: the end of the step in progress. None = idle; only `submit` changes that."""
+        if self._step is not None:
+            return self._step.end
+        return self._ready_at if self._sequences else None
+
+    def take_events(self) -> list[Event]:
+        """What has changed in the cache since the last call, in order."""
+        return self._cache.take_events()
+
+    def take_finished(self) -> list[FinishedRequest]:
+        """Records of the requests that ended since the last call, in order."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def blocks(self) -> list[tuple[BlockKey, BlockKey | None]]:
+        """(key, parent key) of every cached block, parents first; a key that k blocks hold is listed k times."""
+        return self._cache.blocks()
+
+    def load(self) -> Load:
+        """What the engine is busy with. O(running + waiting)."""
+        return Load(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            prefill_tokens=self._scheduler.prefill_tokens(),
+            free_blocks=self._cache.free,
+            total_blocks=self._cache.total,
+            prefilled=self.stats.prefilled,
+            prefilled_tokens=self.stats.prompt_tokens - self.stats.cached_prompt_tokens,
+        )
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget every cached block. False, and nothing happens, while a request holds blocks."""
+        return self._cache.clear()
+
+    def _check(self, request: EngineRequest) -> None:
+        if request.request_id in self._sequences:
+            raise RequestRefusedError(f"request id {request.request_id!r} is in use; choose another")
+        if not request.prompt:
+            raise RequestRefusedError("the prompt is empty; it needs at least one token")
+        if len(request.prompt) >= self.config.max_model_len:
+            raise RequestRefusedError(
+                f"a prompt of {len(request.prompt)} tokens leaves no room for output within max_model_len "
+                f"({self.config.max_model_len}); shorten it"
+            )
+        if request.max_tokens < 1:
+            raise RequestRefusedError(f"max_tokens must be at least 1, not {request.max_tokens}")
+
+    def _run(self, now: float, *, begin_at_now: bool) -> None:
+        while True:
+            step = self._step
+            if step is not None:
+                if step.end > now:
+                    return
+                self._complete(step)
+            start = self._ready_at
+            if not self._sequences or start > now or (start == now and not begin_at_now):
+                return
+            self._step = step = self._scheduler.schedule(start)
+            stats = self.stats
+            stats.steps += 1
+            stats.busy_seconds += step.end - start
+            stats.step_tokens[step.tokens] += 1
+
+    def _complete(self, step: Step) -> None:
+        """Sample one token for each sequence that is computed up to its end."""
+        self._step = None
+        self._ready_at = at = step.end
+        outputs = self._outputs
+        before = len(outputs)
+        max_model_len, eos = self.config.max_model_len, self.config.eos_token_id
+        ended = False
+        for sequence in step.sampling:
+            if sequence.done:
+                continue  # aborted while the step ran
+            index = sequence.generated
+            token = sequence.source.token(index)
+            if token is None:
+                continue
+            sequence.append(token)
+            sequence.last_token = at
+            if not index:
+                sequence.first_token = at
+                self.stats.prefilled += 1
+                self.stats.prompt_tokens += sequence.prompt_tokens
+                self.stats.cached_prompt_tokens += sequence.cached_tokens
+            request = sequence.request
+            reason: FinishReason | None = None
+            if index + 1 >= request.min_tokens and (
+                (token == eos and not request.ignore_eos) or token in request.stop_token_ids
+            ):
+                reason = "stop"
+            elif index + 1 >= request.max_tokens or sequence.tokens >= max_model_len:
+                reason = "length"
+            outputs.append(Output(request.request_id, token, index, at, reason, sequence.cached_tokens))
+            if reason is not None:
+                self._scheduler.free(sequence)
+                self._end(sequence, reason, at)
+                ended = True
+        self.stats.generation_tokens += len(outputs) - before
+        if ended:
+            self._scheduler.sweep()
+
+    def _end(self, sequence: Sequence, reason: FinishReason, at: float) -> None:
+        sequence.done = True
+        del self._sequences[sequence.request.request_id]
+        self.stats.finished[reason] += 1
+        self._finished.append(sequence.finish(reason, at))

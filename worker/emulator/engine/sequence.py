@@ -1,0 +1,91 @@
+"""One request inside the engine: how far it is computed, its blocks and the keys of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvcache.keys import BYTES_PER_TOKEN, BlockKey, PrefixHasher, pack_tokens
+from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, RequestTimes
+
+
+class Sequence:
+    """State of one unfinished request. The scheduler and the engine change it; nobody else sees it.
+
+    Tokens are packed once, at submission; each block is hashed once, when its key is first needed, and keeps its key
+    through preemptions.
+    """
+
+    __slots__ = (
+        "_block_bytes", "_hasher", "_keys", "_packed", "admission_cost", "arrival", "block_cost", "blocks",
+        "cached_tokens", "computed", "done", "first_token", "generated", "known_hits", "last_token", "preemptions",
+        "prefilling", "prompt_tokens", "request", "scheduled", "source", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, request: EngineRequest, block_size: int, arrival: float) -> None:
+        self.request = request
+        self.source = request.source
+        self.arrival = arrival
+        self.prompt_tokens = len(request.prompt)
+        self.tokens = self.prompt_tokens
+        """Prompt and generated tokens."""
+        self.generated = 0
+        self.computed = 0
+        """Leading tokens that have KV, counting what the step in progress computes."""
+        self.blocks: list[int] = []
+        self.prefilling = True
+        """Until the step begins that computes the last known token."""
+        self.known_hits = 0
+        """While waiting: leading blocks seen cached, an estimate for the load report."""
+        self.admission_cost = 0.0
+        """Seconds the next chunk costs apart from its blocks: charged once an admission."""
+        self.block_cost = 0.0
+        """Seconds a block of the current prefill costs; 0 when all of it is cached."""
+        self.cached_tokens = 0
+        self.preemptions = 0
+        self.scheduled: float | None = None
+        self.first_token: float | None = None
+        self.last_token: float | None = None
+        self.done = False
+        self._block_bytes = block_size * BYTES_PER_TOKEN
+        self._packed = bytearray(pack_tokens(request.prompt))
+        self._hasher = PrefixHasher(request.scope)
+        self._keys: list[BlockKey] = []
+
+    def append(self, token: int) -> None:
+        """One more generated token."""
+        self._packed += token.to_bytes(BYTES_PER_TOKEN, "little")
+        self.tokens += 1
+        self.generated += 1
+
+    def keys(self, end: int) -> list[BlockKey]:
+        """Keys of the first `end` blocks at least: a list not to be changed."""
+        if len(self._keys) < end:
+            for _ in self._hash(end):
+                pass
+        return self._keys
+
+    def each_key(self, end: int) -> Iterator[BlockKey]:
+        """Keys of the first `end` blocks, hashed as they are asked for."""
+        yield from self._keys[:end]
+        yield from self._hash(end)
+
+    def _hash(self, end: int) -> Iterator[BlockKey]:
+        """Extend the known keys to `end` blocks, one a turn."""
+        size, packed, known, extend = self._block_bytes, self._packed, self._keys, self._hasher.extend
+        for start in range(len(known) * size, end * size, size):
+            key = extend(bytes(packed[start : start + size]))
+            known.append(key)
+            yield key
+
+    def finish(self, reason: FinishReason, at: float) -> FinishedRequest:
+        """The record of its end."""
+        return FinishedRequest(
+            request_id=self.request.request_id,
+            finish_reason=reason,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            output_tokens=self.generated,
+            max_tokens=self.request.max_tokens,
+            preemptions=self.preemptions,
+            times=RequestTimes(self.arrival, self.scheduled, self.first_token, self.last_token, at),
+        )

@@ -1,0 +1,192 @@
+"""The body of POST /v1/responses, fields in the order in which vLLM checks them.
+
+Of the items of `input` and the `tools`, of which OpenAI's types know dozens, the shape is looked at when they become
+messages: what vLLM refuses with a list of every type that an item is not, is accepted or refused in fewer words.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from kvcache.errors import parameter_error
+from worker.emulator.protocol.base import (
+    INT64_MAX,
+    INT64_MIN,
+    Branch,
+    ExtraArguments,
+    Seed,
+    Seldom,
+    Stop,
+    StructuredOutputsParams,
+    TopLogprobs,
+    check_cache_salt,
+    random_id,
+)
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)] | None
+LOGPROBS = "message.output_text.logprobs"
+
+
+class Reasoning(Seldom):
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
+    effort: Effort | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    mode: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class ResponseFormatText(Seldom):
+    type: Literal["text"]
+
+
+class ResponseFormatTextJSONSchemaConfig(Seldom):
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    type: Literal["json_schema"]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormatJSONObject(Seldom):
+    type: Literal["json_object"]
+
+
+class TextConfig(Seldom):
+    format: ResponseFormatText | ResponseFormatTextJSONSchemaConfig | ResponseFormatJSONObject | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ToolChoiceFunction(Branch):
+    name: str
+    type: Literal["function", "custom"]
+
+
+class ResponsesRequest(Seldom):
+    """Body of POST /v1/responses."""
+
+    background: bool | None = False
+    include: (
+        list[
+            Literal[
+                "code_interpreter_call.outputs",
+                "computer_call_output.output.image_url",
+                "file_search_call.results",
+                "message.input_image.image_url",
+                "message.output_text.logprobs",
+                "reasoning.encrypted_content",
+            ]
+        ]
+        | None
+    ) = None
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    max_tool_calls: int | None = None
+    metadata: dict[str, str] | None = None
+    model: str | None = None
+    logit_bias: dict[str, float] | None = None
+    parallel_tool_calls: bool | None = True
+    previous_response_id: str | None = None
+    prompt: None = None
+    reasoning: Reasoning | None = None
+    include_reasoning: bool = True
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] = "auto"
+    store: bool | None = True
+    stream: bool | None = False
+    temperature: float | None = None
+    text: TextConfig | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoiceFunction | dict[str, Any] = "auto"
+    tools: list[dict[str, Any]] = Field(default_factory=list)
+    top_logprobs: TopLogprobs = 0
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    truncation: Literal["auto", "disabled"] | None = "disabled"
+    user: str | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    prompt_cache_key: str | None = None
+    watermarking: bool | None = None
+    request_id: str = Field(default_factory=lambda: f"resp_{random_id()}")
+    session_id: str | None = None
+    media_io_kwargs: dict[str, dict[str, Any]] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    priority: int = Field(0, ge=INT64_MIN, le=INT64_MAX)
+    mm_payload: Literal["tensors", "none"] = "tensors"
+    return_mm_kwargs: bool | None = None
+    cache_salt: str | None = Field(None, min_length=1, max_length=1024)
+    enable_response_messages: bool = False
+    previous_input_messages: list[dict[str, Any]] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
+    repetition_penalty: float | None = None
+    seed: Seed = None
+    stop: Stop = Field(default_factory=list)
+    stop_token_ids: list[int] | None = Field(default_factory=list)
+    ignore_eos: bool = False
+    vllm_xargs: ExtraArguments | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    ec_transfer_params: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, data: Any) -> Any:
+        """What vLLM looks at before the types of the fields, in its order."""
+        if not isinstance(data, dict):
+            return data
+        _check_tools(data)
+        if data.get("prompt") is not None:
+            raise parameter_error("prompt template is not supported", "prompt")
+        if data.get("background") and not data.get("store", True):
+            raise parameter_error("background can only be used when `store` is true", "background")
+        check_cache_salt(data)
+        return data
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.include is not None and LOGPROBS in self.include
+
+    def structured(self) -> StructuredOutputsParams | None:
+        """What the output must look like. Raises `ApiError`."""
+        form = None if self.text is None else self.text.format
+        if form is None:
+            return self.structured_outputs
+        if self.structured_outputs is not None:
+            raise parameter_error("Cannot specify both structured_outputs and text.format", "structured_outputs")
+        if isinstance(form, ResponseFormatJSONObject):
+            return StructuredOutputsParams(json_object=True)
+        return StructuredOutputsParams(json=form.schema_) if form.type == "json_schema" else None
+
+
+class ResponsesResponse(BaseModel):
+    """What of a request an answer repeats without looking at null. (The name shows in error messages.)"""
+
+    background: bool
+    truncation: Literal["auto", "disabled"]
+
+
+def _check_tools(data: dict[str, Any]) -> None:
+    tools, choice = data.get("tools"), data.get("tool_choice", "auto")
+    named = isinstance(choice, dict) and choice.get("type") in ("function", "custom")
+    missing = parameter_error("Tool choice 'function' not found in 'tools' parameter.", "tool_choice")
+    for tool in tools if isinstance(tools, list) else ():
+        form = tool.get("format") if isinstance(tool, dict) else None
+        if isinstance(form, dict) and form.get("type") == "grammar" and tool.get("type") == "custom":
+            raise parameter_error(
+                "Custom tools with a grammar format are not supported; only free-form text custom tools are accepted.",
+                "tools",
+            )
+    if tools is None or not len(tools):
+        if choice in ("auto", "none"):
+            data["tool_choice"] = "none"
+        elif choice == "required":
+            raise parameter_error("Tool choice 'required' must be specified with 'tools' parameter.", "tool_choice")
+        elif named:
+            raise missing
+    elif named and choice.get("name") not in [tool.get("name") for tool in tools if isinstance(tool, dict)]:
+        raise missing

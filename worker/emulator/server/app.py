@@ -1,0 +1,154 @@
+"""The worker's ASGI app: which handler answers which path, and what every answer has in common."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.types import Receive, Scope, Send
+
+from kvcache.errors import ApiError, engine_dead
+from worker.emulator.runner import EngineDeadError
+from worker.emulator.server import administration as admin
+from worker.emulator.server import cors, info
+from worker.emulator.server.chat import batch_chat_completions, chat_completions
+from worker.emulator.server.completions import completions
+from worker.emulator.server.invocations import invocations
+from worker.emulator.server.messages import count_tokens, messages
+from worker.emulator.server.openapi import Documentation
+from worker.emulator.server.responses import Responses
+from worker.emulator.server.service import Service, Stage
+from worker.exposition import Exposition
+from worker.feed.endpoints import FeedEndpoints
+from worker.http import Exchange, Header
+
+Handler = Callable[[Exchange, Service], Awaitable[None]]
+Methods = Mapping[str, Handler]
+
+
+class App:
+    """One worker's HTTP API. A path not listed is 404, a method not listed 405, both in FastAPI's words, as vLLM's."""
+
+    def __init__(self, service: Service, feed: FeedEndpoints, exposition: Exposition) -> None:
+        self._service = service
+        metrics = exposition.metrics
+        responses = Responses(store=service.store_responses)
+        routes: dict[str, dict[str, Handler]] = {
+            "/v1/completions": {"POST": _generating(completions)},
+            "/v1/chat/completions": {"POST": _generating(chat_completions)},
+            "/v1/chat/completions/batch": {"POST": _generating(batch_chat_completions)},
+            "/v1/responses": {"POST": _generating(responses.create)},
+            "/v1/messages": {"POST": _generating(messages)},
+            "/v1/messages/count_tokens": {"POST": count_tokens},
+            "/invocations": {"POST": _generating(invocations)},
+            "/v1/models": {"GET": info.models},
+            "/tokenize": {"POST": info.tokenize},
+            "/detokenize": {"POST": info.detokenize},
+            "/health": {"GET": info.health},
+            "/ping": {"GET": info.health, "POST": info.health},
+            "/version": {"GET": info.version},
+            "/load": {"GET": info.load},
+            "/kv_event_sources": {"GET": admin.kv_event_sources},
+            "/is_scaling_elastic_ep": {"POST": admin.is_scaling},
+            "/metrics": dict.fromkeys(_EVERY_METHOD, metrics),
+            "/cache/state": {"GET": feed.state},
+            "/cache/events": {"GET": feed.events},
+        }
+        for path in _SCALE_OUT:
+            routes[path] = {"POST": admin.scale_out_disabled}
+        if service.dev_mode:
+            routes |= {
+                "/reset_prefix_cache": {"POST": info.reset_prefix_cache},
+                "/reset_mm_cache": {"POST": admin.forget_nothing},
+                "/reset_encoder_cache": {"POST": admin.forget_nothing},
+                "/server_info": {"GET": admin.server_info},
+                "/is_sleeping": {"GET": admin.is_sleeping},
+                "/is_paused": {"GET": admin.is_paused},
+                "/weight_info": {"GET": admin.weight_info},
+                "/get_world_size": {"GET": admin.world_size},
+                "/abort_requests": {"POST": admin.abort_requests},
+            }
+        pages = Documentation([(path, tuple(methods)) for path, methods in routes.items()])
+        for path, page in (("/openapi.json", pages.openapi), ("/docs", pages.swagger), ("/redoc", pages.redoc)):
+            routes[path] = {"GET": page, "HEAD": page}
+        self._routes: Mapping[str, Methods] = routes
+        self._response: Methods = {"GET": _generating(responses.retrieve)}
+        self._cancelling: Methods = {"POST": _generating(responses.cancel)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        if self._service.request_id_headers:
+            given = exchange.header(b"x-request-id")
+            exchange.common = (*exchange.common, (b"x-request-id", (given or secrets.token_hex(16)).encode("latin-1")))
+        if cors.is_preflight(exchange):
+            await cors.refuse(exchange)
+            return
+        methods = self._methods(exchange.path)
+        if methods is None:
+            await self._elsewhere(exchange)
+            return
+        handler = methods.get(exchange.method)
+        if handler is None:
+            await exchange.json(405, {"detail": "Method Not Allowed"}, _allow(methods))
+            return
+        try:
+            await handler(exchange, self._service)
+        except ApiError as error:
+            await exchange.error(error)
+
+    def _methods(self, path: str) -> Methods | None:
+        """Who answers a path."""
+        found = self._routes.get("/metrics" if path.startswith("/metrics") else path)
+        if found is not None or not path.startswith("/v1/responses/"):
+            return found
+        match path.removeprefix("/v1/responses/").split("/"):
+            case [name] if name:
+                return self._response
+            case [name, "cancel"] if name:
+                return self._cancelling
+            case _:
+                return None
+
+    async def _elsewhere(self, exchange: Exchange) -> None:
+        """A path that is served without, or with, a slash at its end is sent there."""
+        path = exchange.path
+        other = path.rstrip("/") if path.endswith("/") else path + "/"
+        if path != "/" and self._methods(other) is not None:
+            await exchange.redirect(other)
+        else:
+            await exchange.json(404, {"detail": "Not Found"})
+
+
+_EVERY_METHOD = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""vLLM's /metrics is an app of its own, which looks neither at the method nor at what follows."""
+
+_SCALE_OUT = (
+    "/v1/chat/completions/render",
+    "/v1/completions/render",
+    "/v1/messages/render",
+    "/v1/responses/render",
+    "/v1/chat/completions/derender",
+    "/v1/completions/derender",
+    "/inference/v1/generate",
+    "/inference/v1/abort_requests",
+)
+
+
+def _generating(handler: Handler) -> Handler:
+    """A handler that occupies the engine: refused while the worker drains, counted in /load."""
+
+    async def counted(exchange: Exchange, service: Service) -> None:
+        if service.stage is Stage.DRAINING:
+            raise ApiError(503, "The server is shutting down and takes no new requests.")
+        with service.counted():
+            try:
+                await handler(exchange, service)
+            except EngineDeadError:
+                raise engine_dead() from None
+
+    return counted
+
+
+def _allow(methods: Methods) -> Header:
+    """FastAPI names the methods of the first route with the path; GET and HEAD share one."""
+    return b"allow", ("GET, HEAD" if "HEAD" in methods else next(iter(methods))).encode()

@@ -1,0 +1,302 @@
+"""POST /v1/chat/completions, and its form for several conversations at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from kvcache.errors import ApiError
+from worker.emulator.protocol.chat import BatchChatCompletionRequest, ChatCompletionRequest, NamedToolChoice
+from worker.emulator.protocol.parsing import parse_request
+from worker.emulator.protocol.sampling import sampling_of
+from worker.emulator.server.generation import Choice, Generation
+from worker.emulator.server.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
+from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
+from worker.emulator.server.service import Service, request_id
+from worker.emulator.server.streaming import generated, stream
+from worker.emulator.server.submission import Prompt, scored, text_of
+from worker.emulator.server.usage import created_cache_tokens, totals, usage
+from worker.http import Exchange
+
+
+async def chat_completions(exchange: Exchange, service: Service) -> None:
+    """Answer one chat request. Raises `ApiError` as long as nothing has been sent."""
+    raw = await exchange.json_body()
+    await chat(exchange, service, parse_request(ChatCompletionRequest, raw), len(raw))
+
+
+async def chat(exchange: Exchange, service: Service, request: ChatCompletionRequest, size: int) -> None:
+    """The same for a request that has been read, from `size` bytes."""
+    service.check_model(request.model)
+    prompt = await render(service, request, size)
+    answer_id = request_id(exchange, "chatcmpl", request.request_id)
+    answer = _Answer(service, request, prompt, answer_id, int(time.time()))
+    async with generated(
+        exchange,
+        service,
+        [prompt],
+        scope_of(request.cache_salt),
+        answer_id,
+        streaming=bool(request.stream),
+        interval=request.stream_interval,
+    ) as generation:
+        if generation is None:
+            return
+        if request.stream:
+            await stream(exchange, generation, _Chunks(answer))
+        else:
+            await generation.finished()
+            await exchange.json(200, await service.offload(scored([prompt]), lambda: answer.whole(generation)))
+
+
+async def batch_chat_completions(exchange: Exchange, service: Service) -> None:
+    """Answer several conversations with one answer each. Raises `ApiError`."""
+    raw = await exchange.json_body()
+    batch = parse_request(BatchChatCompletionRequest, raw)
+    service.check_model(batch.model)
+    requests = batch.requests()
+    prompts = [await render(service, request, len(raw)) for request in requests]
+    answer_id = request_id(exchange, "chatcmpl", batch.request_id)
+    created = int(time.time())
+    scope = scope_of(batch.cache_salt)
+    async with generated(exchange, service, prompts, scope, answer_id, streaming=False) as generation:
+        if generation is None:
+            return
+        await generation.finished()
+        answers = [
+            _Answer(service, request, prompt, answer_id, created)
+            for request, prompt in zip(requests, prompts, strict=True)
+        ]
+        whole = answers[0].whole(generation)
+        whole["choices"] = [answer.choice(choice) for answer, choice in zip(answers, generation.choices, strict=True)]
+        whole["usage"] |= usage(*totals(generation.choices, 1)) | {"prompt_tokens_details": None}
+        await exchange.json(200, whole)
+
+
+async def render(service: Service, request: ChatCompletionRequest, size: int) -> Prompt:
+    """The tokens of a chat request, and how its answers are sampled. Raises `ApiError`."""
+    _check_tools(service, request)
+    if not service.trust_request_chat_template:
+        check_template(request)
+    check_multimodal(request)
+    bounds = Bounds(
+        service.max_model_len,
+        request.output_limit,
+        request.output_limit_name,
+        request.truncate_prompt_tokens,
+        request.truncation_side,
+    )
+    tokens = await service.offload(
+        size,
+        lambda: conversation(request.prompt_fields(), bounds, service.tokenizer, service.model),
+    )
+    return Prompt(tokens, sampling_of(request, bounds.room(len(tokens))))
+
+
+def _check_tools(service: Service, request: ChatCompletionRequest) -> None:
+    """Raises `ApiError` for a choice of tools that takes a parser of tool calls."""
+    choice = request.tool_choice
+    if choice in (None, "none"):
+        return
+    if choice == "auto":
+        if not service.auto_tool_choice:
+            raise ApiError(
+                400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+            )
+        return
+    named = f'function "{choice.function.name}"' if isinstance(choice, NamedToolChoice) else f'"{choice}"'
+    raise ApiError(400, f"tool_choice={named} requires --tool-call-parser to be set")
+
+
+class _Answer:
+    """What the parts of one answer share."""
+
+    def __init__(
+        self, service: Service, request: ChatCompletionRequest, prompt: Prompt, answer_id: str, created: int
+    ) -> None:
+        self.service = service
+        self.request = request
+        self.sampling = prompt.sampling
+        self.answer_id = answer_id
+        self.created = created
+        self._last: Mapping[str, Any] = dict(request.messages[-1])
+        self.role: str = "assistant" if request.add_generation_prompt else self._last["role"]
+        self._prompt = prompt
+        self._texts = TokenTexts(service.tokenizer, as_ids=bool(request.return_tokens_as_token_ids))
+
+    @property
+    def echo(self) -> str:
+        """What an echo shows: the last message, if the answer continues its speaker's turn."""
+        last = self._last
+        if not self.request.echo or last.get("role") != self.role:
+            return ""
+        content = last.get("content")
+        if isinstance(content, list):
+            return "\n".join(part if isinstance(part, str) else part.get("text", "") for part in content)
+        return content or ""
+
+    @property
+    def prompt_text(self) -> str | None:
+        """The prompt as the chat template wrote it, if asked for."""
+        if not self.request.return_prompt_text:
+            return None
+        return self.service.tokenizer.decode(self._prompt.tokens, skip_special_tokens=False)
+
+    def logprobs(self, choice: Choice, tokens: int) -> dict[str, Any] | None:
+        """`logprobs` of the last `tokens` tokens of a choice."""
+        request = self.request
+        if not request.logprobs:
+            return None
+        top = -1 if request.logprob_token_ids else request.top_logprobs
+        return chat_logprobs(choice.likely(tokens), top, self._texts)
+
+    def details(self, choice: Choice) -> dict[str, int]:
+        """What of the prompt was cached, and what is new in the cache."""
+        return {
+            "cached_tokens": choice.cached_tokens,
+            "created_cache_tokens": created_cache_tokens(choice, self.service.block_size),
+        }
+
+    def whole(self, generation: Generation) -> dict[str, Any]:
+        """The answer to a request that does not stream."""
+        service, request, sampling = self.service, self.request, self.sampling
+        choices = generation.choices
+        prompt, completion = totals(choices, sampling.n)
+        last = generation.last or choices[-1]
+        asked = sampling.prompt_logprobs is not None and not sampling.beam
+        return {
+            "id": self.answer_id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": service.model,
+            "choices": [self.choice(choice) for choice in choices],
+            "service_tier": None,
+            "system_fingerprint": service.fingerprint,
+            "usage": {
+                **usage(prompt, completion),
+                "prompt_tokens_details": (
+                    {**self.details(last), "multimodal_tokens": None}
+                    if service.prompt_tokens_details and not sampling.beam
+                    else None
+                ),
+                "completion_tokens_details": None,
+            },
+            "prompt_logprobs": (
+                prompt_logprobs(choices[0].answer.likely_prompt(), TokenTexts(service.tokenizer)) if asked else None
+            ),
+            "prompt_token_ids": choices[0].prompt if request.return_token_ids else None,
+            "prompt_text": self.prompt_text,
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "metrics": None,
+        }
+
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "message": {
+                "role": self.role,
+                "content": self.echo + text_of(self.service, self.sampling, choice),
+                "refusal": None,
+                "annotations": None,
+                "audio": None,
+                "function_call": None,
+                "reasoning": None,
+            },
+            "logprobs": self.logprobs(choice, len(choice.tokens)),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+            "token_ids": choice.tokens if self.request.return_token_ids else None,
+            "routed_experts": None,
+        }
+
+
+class _Chunks:
+    """The stream's chunks. What is the same in all of them is formatted once: a token costs one join."""
+
+    def __init__(self, answer: _Answer) -> None:
+        self._answer = answer
+        self._service = service = answer.service
+        self._request = request = answer.request
+        self._head = b'data: {"id":%s,"object":"chat.completion.chunk","created":%d,"model":%s,"choices":[' % (
+            orjson.dumps(answer.answer_id),
+            answer.created,
+            orjson.dumps(service.model),
+        )
+        self._fingerprint = b',"system_fingerprint":' + orjson.dumps(service.fingerprint)
+        options = request.stream_options
+        self._usage = options is not None and bool(options.include_usage)
+        self._continuous = self._usage and options is not None and bool(options.continuous_usage_stats)
+        self._plain = not (request.return_token_ids or self._continuous or request.logprobs)
+        self._heads: dict[int, bytes] = {}
+
+    def first(self, choices: Sequence[Choice]) -> bytes:
+        """Who speaks, for each choice, and what an echo repeats."""
+        roles = [self._opening(choice) for choice in choices]
+        echo = self._answer.echo
+        return b"".join((*roles, *((self._echo(choice, echo) for choice in choices) if echo else ())))
+
+    def _opening(self, choice: Choice) -> bytes:
+        return b"".join(
+            (
+                self._head,
+                b'{"index":%d,"delta":{"role":%s,"content":""},"logprobs":null,"finish_reason":null}]'
+                % (choice.index, orjson.dumps(self._answer.role)),
+                self._usage_so_far(choice, 0),
+                b',"prompt_token_ids":',
+                orjson.dumps(choice.prompt if self._request.return_token_ids else None),
+                b',"prompt_text":%s}\n\n' % orjson.dumps(self._answer.prompt_text),
+            )
+        )
+
+    def _echo(self, choice: Choice, text: str) -> bytes:
+        delta = b'{"index":%d,"delta":{"content":%s},"logprobs":null,"finish_reason":null}]'
+        return b"".join(
+            (self._head, delta % (choice.index, orjson.dumps(text)), self._usage_so_far(choice, 0), b"}\n\n")
+        )
+
+    def _usage_so_far(self, choice: Choice, tokens: int) -> bytes:
+        if not self._continuous:
+            return b""
+        counts = usage(choice.prompt_tokens, tokens) | {"completion_tokens_details": None}
+        return b',"usage":' + orjson.dumps(counts)
+
+    def token(self, choice: Choice) -> bytes:
+        """What is new of a choice."""
+        text, tokens = choice.take()
+        head = self._heads.get(choice.index)
+        if head is None:
+            head = self._heads[choice.index] = self._head + b'{"index":%d,"delta":{"content":' % choice.index
+        if choice.finish_reason is None and self._plain:
+            return head + orjson.dumps(text) + _PLAIN_TAIL
+        parts = [
+            head,
+            orjson.dumps(text),
+            b'},"logprobs":',
+            orjson.dumps(self._answer.logprobs(choice, len(tokens))),
+            b',"finish_reason":',
+            orjson.dumps(choice.finish_reason),
+        ]
+        if choice.finish_reason is not None:
+            parts += [b',"stop_reason":', orjson.dumps(choice.stop_reason)]
+        parts += [b',"token_ids":', orjson.dumps(tokens if self._request.return_token_ids else None), b"}]"]
+        if self._continuous:
+            parts.append(self._usage_so_far(choice, len(choice.tokens)))
+        elif choice.finish_reason is not None and not self._usage:
+            parts.append(self._fingerprint)
+        return b"".join((*parts, b"}\n\n"))
+
+    def last(self, choices: Sequence[Choice]) -> bytes:
+        """The usage chunk, if it was asked for."""
+        if not self._usage:
+            return b""
+        counts = usage(*totals(choices, self._answer.sampling.n))
+        if self._service.prompt_tokens_details and not self._answer.sampling.beam:
+            counts["prompt_tokens_details"] = self._answer.details(choices[0])
+        return self._head + b'],"usage":' + orjson.dumps(counts) + self._fingerprint + b"}\n\n"
+
+
+_PLAIN_TAIL = b'},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'

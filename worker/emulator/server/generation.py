@@ -1,0 +1,196 @@
+"""The answers to one HTTP request: each choice is one engine request, and all report to one waiting handler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from worker.emulator.engine import EngineRequest, Output
+from worker.emulator.generators.base import Answer, Likely
+from worker.emulator.runner import EngineDeadError, EngineRunner
+from worker.emulator.server.text import AnswerText
+
+
+class Choice:
+    """One answer: a `Sink` of the engine. `text` is None when nobody reads the text before the end."""
+
+    __slots__ = (
+        "_generation", "_new_text", "_new_tokens", "_request", "answer", "cached_tokens", "ended_by_token",
+        "finish_reason", "index", "stop_reason", "text", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self, generation: Generation, index: int, request: EngineRequest, answer: Answer, text: AnswerText | None
+    ) -> None:
+        self._generation = generation
+        self._request = request
+        self.answer = answer
+        self._new_text: list[str] = []
+        self._new_tokens = 0
+        self.index = index
+        self.text = text
+        self.tokens: list[int] = []
+        self.cached_tokens = 0
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.ended_by_token = False
+        """The last token ended the answer (end of sequence, or one of the request's), hence is no part of the text."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self._request.prompt)
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        return self._request.prompt
+
+    def start(self) -> None:
+        """Queue it in the engine. Raises `EngineDeadError`."""
+        self._generation.runner.submit(self._request, self)
+
+    def deliver(self, output: Output) -> None:
+        token, finished = output.token, output.finish_reason
+        self.tokens.append(token)
+        self._new_tokens += 1
+        self.cached_tokens = output.cached_tokens
+        if finished == "stop":
+            self.ended_by_token = True
+            if token in self._request.stop_token_ids:
+                self.stop_reason = token
+        elif self.text is not None:
+            may_stop = len(self.tokens) > self._request.min_tokens
+            self._new_text.append(self.text.push(token, may_stop=may_stop))
+            if self.text.stopped_by is not None:
+                self.stop_reason = self.text.stopped_by
+                if finished is None:
+                    self._generation.runner.abort(self._request.request_id, "stop")
+                self._finish("stop")
+                return
+        if finished is not None:
+            self._finish(finished)
+        elif len(self.tokens) == 1 or self._new_tokens >= self._generation.interval:
+            self._generation.news(self)
+
+    def end(self) -> None:
+        self._finish("abort")
+
+    def fail(self, error: EngineDeadError) -> None:
+        self.answer.close()
+        self._generation.fail(error)
+
+    def likely(self, tokens: int) -> list[Sequence[Likely]]:
+        """What is known of the probabilities of the last `tokens` tokens."""
+        first = len(self.tokens) - tokens
+        return [self.answer.likely(first + index) for index in range(tokens)]
+
+    def take(self) -> tuple[str, list[int]]:
+        """Text and tokens since the last call."""
+        text = "".join(self._new_text)
+        tokens = self.tokens[len(self.tokens) - self._new_tokens :]
+        self._new_text.clear()
+        self._new_tokens = 0
+        return text, tokens
+
+    def abandon(self) -> None:
+        """Nobody wants the rest: release the engine's blocks and the generator. Idempotent."""
+        if self.finish_reason is None:
+            self._generation.runner.abort(self._request.request_id)
+            self.answer.close()
+
+    def _finish(self, reason: str) -> None:
+        self.finish_reason = reason
+        self._generation.last = self
+        if self.text is not None and self.text.stopped_by is None:
+            self._new_text.append(self.text.finish())
+        self.answer.close()
+        self._generation.news(self)
+
+
+class Generation:
+    """All choices of one HTTP request. Leaving the context releases what still runs, whatever the reason."""
+
+    def __init__(self, runner: EngineRunner, *, streaming: bool, interval: int = 1) -> None:
+        self.runner = runner
+        self.interval = interval
+        """Tokens of a choice that go into one chunk; its first and its last one do not wait."""
+        self.last: Choice | None = None
+        """The choice that finished last."""
+        self._streaming = streaming
+        self.choices: list[Choice] = []
+        self._news: dict[Choice, None] = {}  # in the order of their news
+        self._open = 0
+        self._error: EngineDeadError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for choice in self.choices:
+            choice.abandon()
+
+    def add(self, request: EngineRequest, answer: Answer, text: AnswerText | None) -> None:
+        """Start the next choice. Raises `EngineDeadError`."""
+        choice = Choice(self, len(self.choices), request, answer, text)
+        self.choices.append(choice)
+        self._open += 1
+        choice.start()
+
+    def abort(self) -> None:
+        """End what still runs; the client hears of it as of any other end."""
+        for choice in self.choices:
+            if choice.finish_reason is None:
+                choice.abandon()
+                choice.end()
+
+    @property
+    def done(self) -> bool:
+        """Every choice has finished, and `updates` has said so."""
+        return self._open == 0
+
+    async def updates(self) -> list[Choice]:
+        """Choices with something new, at least one; [] when all have finished and been taken.
+
+        Raises `EngineDeadError`.
+        """
+        while not self._news:
+            if self._error is not None:
+                raise self._error
+            if not self._open:
+                return []
+            await self._wait()
+        taken = list(self._news)
+        self._news.clear()
+        self._open -= sum(choice.finish_reason is not None for choice in taken)
+        return taken
+
+    async def finished(self) -> None:
+        """Wait for the end of every choice. Raises `EngineDeadError`."""
+        while await self.updates():
+            pass
+
+    def news(self, choice: Choice) -> None:
+        """Called by a choice. A request that does not stream hears only of ends."""
+        if self._streaming or choice.finish_reason is not None:
+            self._news[choice] = None
+            self._wake()
+
+    def fail(self, error: EngineDeadError) -> None:
+        """Called by a choice: the engine is dead."""
+        self._error = error
+        self._wake()
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

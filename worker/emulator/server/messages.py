@@ -1,0 +1,178 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API, over the same engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from kvcache.chat.request import ChatRequestError
+from kvcache.errors import ApiError
+from worker.emulator.protocol.anthropic import CountTokensRequest, MessagesRequest
+from worker.emulator.protocol.parsing import parse_request
+from worker.emulator.server.anthropic import as_chat
+from worker.emulator.server.chat import render
+from worker.emulator.server.generation import Choice
+from worker.emulator.server.rendering import scope_of
+from worker.emulator.server.service import Service, request_id
+from worker.emulator.server.streaming import generated, stream
+from worker.emulator.server.submission import text_of
+from worker.emulator.server.usage import created_cache_tokens
+from worker.http import Exchange
+
+
+class MessagesError(ApiError):
+    """An error in the shape of Anthropic's API: what vLLM says once it has read the request."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.status, error.message, type=error.type)
+
+    def body(self) -> dict[str, Any]:
+        return {"type": "error", "error": {"type": self.type, "message": super().body()["error"]["message"]}}
+
+
+async def messages(exchange: Exchange, service: Service) -> None:
+    """Answer one turn. Raises `ApiError` as long as nothing has been sent."""
+    raw = await exchange.json_body()
+    request = parse_request(MessagesRequest, raw)
+    try:
+        await _answer(exchange, service, request, len(raw))
+    except ApiError as error:
+        raise MessagesError(error) from None
+
+
+async def count_tokens(exchange: Exchange, service: Service) -> None:
+    """How many tokens a turn's prompt has. Raises `ApiError`."""
+    raw = await exchange.json_body()
+    request = parse_request(CountTokensRequest, raw)
+    try:
+        chat = as_chat(request, _template(service))
+        service.check_model(chat.model)
+        prompt = await render(service, chat, len(raw))
+    except ApiError as error:
+        raise MessagesError(error) from None
+    tokens = len(prompt.tokens)
+    await exchange.json(200, {"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}})
+
+
+async def _answer(exchange: Exchange, service: Service, request: MessagesRequest, size: int) -> None:
+    chat = as_chat(request, _template(service))
+    service.check_model(chat.model)
+    prompt = await render(service, chat, size)
+    answer_id = request_id(exchange, "chatcmpl", chat.request_id)
+    async with generated(
+        exchange,
+        service,
+        [prompt],
+        scope_of(chat.cache_salt),
+        answer_id,
+        streaming=bool(chat.stream),
+        failure=_failure,
+    ) as generation:
+        if generation is None:
+            return
+        if chat.stream:
+            await stream(exchange, generation, _Events(service, answer_id), done=b"", failure=_failure)
+            return
+        await generation.finished()
+        choice = generation.choices[0]
+        reason, sequence = _stop(choice)
+        answer = {
+            "id": answer_id,
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "text", "text": text_of(service, prompt.sampling, choice)}],
+            "model": service.model,
+            "stop_reason": reason,
+            **({} if sequence is None else {"stop_sequence": sequence}),
+            "usage": _usage(service, choice, len(choice.tokens)),
+        }
+        await exchange.json(200, answer)
+
+
+def _template(service: Service) -> Any:
+    def rendered(fields: Mapping[str, Any]) -> str | None:
+        try:
+            return service.tokenizer.render_chat(fields)
+        except ChatRequestError:
+            return None
+
+    return rendered
+
+
+def _stop(choice: Choice) -> tuple[str | None, str | None]:
+    """Why an answer ended, and the stop string that ended it."""
+    if choice.finish_reason == "length":
+        return "max_tokens", None
+    if choice.finish_reason != "stop":
+        return None, None
+    return ("stop_sequence", choice.stop_reason) if isinstance(choice.stop_reason, str) else ("end_turn", None)
+
+
+def _usage(service: Service, choice: Choice, output: int) -> dict[str, int]:
+    """What is read from the cache or written to it is no part of Anthropic's `input_tokens`."""
+    read, created = choice.cached_tokens, created_cache_tokens(choice, service.block_size)
+    if not service.prompt_tokens_details:
+        return {"input_tokens": choice.prompt_tokens, "output_tokens": output}
+    return {
+        "input_tokens": max(0, choice.prompt_tokens - read - created),
+        "output_tokens": output,
+        "cache_creation_input_tokens": created,
+        "cache_read_input_tokens": read,
+    }
+
+
+def _failure(error: ApiError) -> bytes:
+    return _event("error", error={"type": "internal_error", "message": error.message})
+
+
+class _Events:
+    """The stream's events: one block of text, opened with its first words."""
+
+    def __init__(self, service: Service, answer_id: str) -> None:
+        self._service = service
+        self._answer_id = answer_id
+        self._open = False
+
+    def first(self, choices: Sequence[Choice]) -> bytes:
+        message: dict[str, Any] = {
+            "id": self._answer_id,
+            "type": "message",
+            "role": "assistant",
+            "content": [],
+            "model": self._service.model,
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": choices[0].prompt_tokens, "output_tokens": 0},
+        }
+        return _event("message_start", message=message)
+
+    def token(self, choice: Choice) -> bytes:
+        text, _ = choice.take()
+        if not text:
+            return b""
+        events = (
+            [] if self._open else [_event("content_block_start", content_block={"type": "text", "text": ""}, index=0)]
+        )
+        self._open = True
+        return b"".join((*events, _event("content_block_delta", delta={"type": "text_delta", "text": text}, index=0)))
+
+    def last(self, choices: Sequence[Choice]) -> bytes:
+        choice = choices[0]
+        reason, sequence = _stop(choice)
+        return b"".join(
+            (
+                _event("content_block_stop", index=0) if self._open else b"",
+                _event(
+                    "message_delta",
+                    delta={"stop_reason": reason, "stop_sequence": sequence},
+                    usage=_usage(self._service, choice, len(choice.tokens)),
+                ),
+                _event("message_stop"),
+            )
+        )
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (kind.encode(), orjson.dumps({"type": kind, **fields}))

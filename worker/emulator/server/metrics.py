@@ -1,0 +1,212 @@
+"""What GET /metrics tells: vLLM's metric names, labels and buckets, and a few of the worker's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from worker.emulator.engine import Engine
+from worker.emulator.engine_metrics import STEP_TOKENS, EngineMetrics, Histogram
+from worker.feed.log import FeedLog
+
+FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCounts:
+    """The worker's own figures, each read when Prometheus asks."""
+
+    push_failures: Callable[[], int]
+    draining: Callable[[], bool]
+
+
+class WorkerCollector(Collector):
+    """Turns the engine's state into metric families."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: EngineMetrics,
+        feed: FeedLog,
+        counts: WorkerCounts,
+        model: str,
+        cache_config: Mapping[str, str],
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._feed = feed
+        self._counts = counts
+        self._model = model
+        self._cache_config = dict(cache_config)
+        self._created = time.time()
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._gauges()
+        yield from self._counters()
+        steps = Histogram("vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.", STEP_TOKENS)
+        for tokens, times in self._engine.stats.step_tokens.items():
+            steps.observe(tokens, times)
+        for histogram in (*self._metrics.histograms(), steps):
+            yield self._histogram(histogram)
+        labels = {**self._cache_config, "engine": "0"}
+        info = GaugeMetricFamily(
+            "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", labels=list(labels)
+        )
+        info.add_metric(list(labels.values()), 1.0)
+        yield info
+        yield from self._own()
+
+    def _gauges(self) -> Iterable[Metric]:
+        load = self._engine.load()
+        used = 1.0 - load.free_blocks / load.total_blocks
+        yield self._gauge("num_requests_running", "Number of requests in model execution batches.", {"": load.running})
+        yield self._gauge("num_requests_waiting", "Number of requests waiting to be processed.", {"": load.waiting})
+        yield self._gauge(
+            "num_requests_waiting_by_reason",
+            "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling capacity; "
+            "'deferred' = deferred by transient constraints (LoRA budget, KV transfer, blocked status). Sum of all "
+            "reasons equals vllm:num_requests_waiting.",
+            {"capacity": load.waiting, "deferred": 0},
+            "reason",
+        )
+        yield self._gauge(
+            "engine_sleep_state",
+            "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; "
+            "weights_offloaded = 1 means sleep level 1; discard_all = 1 means sleep level 2.",
+            {"awake": 1, "weights_offloaded": 0, "discard_all": 0},
+            "sleep_state",
+        )
+        yield self._gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", {"": used})
+
+    def _counters(self) -> Iterable[Metric]:
+        stats = self._engine.stats
+        cached = stats.cached_prompt_tokens
+        yield self._counter(
+            "prefix_cache_queries",
+            "Prefix cache queries, in terms of number of queried tokens.",
+            {"": stats.prefix_cache_queries},
+        )
+        yield self._counter(
+            "prefix_cache_hits",
+            "Prefix cache hits, in terms of number of cached tokens.",
+            {"": stats.prefix_cache_hits},
+        )
+        yield self._counter(
+            "num_preemptions", "Cumulative number of preemption from the engine.", {"": stats.preemptions}
+        )
+        yield self._counter("prompt_tokens", "Number of prefill tokens processed.", {"": stats.prompt_tokens})
+        yield self._counter(
+            "prompt_tokens_by_source",
+            "Number of prompt tokens by source.",
+            {"local_compute": stats.prompt_tokens - cached, "local_cache_hit": cached, "external_kv_transfer": 0},
+            "source",
+        )
+        yield self._counter("prompt_tokens_cached", "Number of cached prompt tokens (local + external).", {"": cached})
+        yield self._counter(
+            "prompt_tokens_cached_by_source",
+            "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), host (offloaded to "
+            "DRAM), disk, p2p (transferred from another vLLM instance) or external_unspecified. Counted at admission; "
+            "sums to vllm:prefix_cache_hits + vllm:external_prefix_cache_hits.",
+            {"device": stats.prefix_cache_hits, "host": 0, "p2p": 0, "disk": 0, "external_unspecified": 0},
+            "source",
+        )
+        yield self._counter(
+            "generation_tokens", "Number of generation tokens processed.", {"": self._metrics.generated}
+        )
+        yield self._counter(
+            "request_success",
+            "Count of successfully processed requests.",
+            {reason: stats.finished[reason] for reason in FINISHED_REASONS},  # type: ignore[index]
+            "finished_reason",
+        )
+
+    def _own(self) -> Iterable[Metric]:
+        """Names that vLLM does not have: documented in docs/worker.md."""
+        prefix = "kvcluster_worker_"
+        feed, counts = self._feed, self._counts
+        yield GaugeMetricFamily(
+            prefix + "feed_subscribers", "Routers that read the cache feed now.", float(feed.subscribers)
+        )
+        yield CounterMetricFamily(prefix + "feed_batches", "Batches of cache events published.", float(feed.seq))
+        yield CounterMetricFamily(
+            prefix + "feed_resets", "Times a subscriber was told to take a new snapshot.", float(feed.resets)
+        )
+        yield CounterMetricFamily(
+            prefix + "push_failures", "Pushes to a router that failed.", float(counts.push_failures())
+        )
+        yield GaugeMetricFamily(
+            prefix + "draining", "1 while the worker finishes its last requests.", float(counts.draining())
+        )
+        yield CounterMetricFamily(prefix + "busy_seconds", "Seconds of engine steps.", self._engine.stats.busy_seconds)
+
+    def _gauge(self, name: str, text: str, values: Mapping[str, float], label: str = "") -> Metric:
+        family = GaugeMetricFamily(f"vllm:{name}", text, labels=self._labels(label))
+        for value, number in values.items():
+            family.add_metric(self._values(value), number)
+        return family
+
+    def _counter(self, name: str, text: str, values: Mapping[str, float], label: str = "") -> Metric:
+        family = CounterMetricFamily(f"vllm:{name}", text, labels=self._labels(label))
+        for value, number in values.items():
+            family.add_metric(self._values(value), number, created=self._created)
+        return family
+
+    def _histogram(self, histogram: Histogram) -> Metric:
+        family = HistogramMetricFamily(histogram.name, histogram.help, labels=["engine", "model_name"])
+        family.add_metric(["0", self._model], buckets=histogram.buckets(), sum_value=histogram.sum)
+        return family
+
+    def _labels(self, label: str) -> list[str]:
+        return ["engine", "model_name", label] if label else ["engine", "model_name"]
+
+    def _values(self, value: str) -> list[str]:
+        return ["0", self._model, value] if value else ["0", self._model]
+
+
+def cache_config(
+    *, block_size: int, blocks: int, max_model_len: int, prefix_caching: bool, block_bytes: int
+) -> dict[str, str]:
+    """Labels of vllm:cache_config_info. `blocks` are usable ones; vLLM counts the null block too."""
+    physical = blocks + 1
+    return {
+        "_block_size_resolved": "True",
+        "block_size": str(block_size),
+        "cache_dtype": "auto",
+        "cache_hit_alignment_tokens": "None",
+        "effective_attention_block_size": str(block_size),
+        "enable_mamba_shared_prefix_checkpoint": "False",
+        "enable_prefix_caching": str(prefix_caching),
+        "gpu_memory_utilization": "0.92",
+        "hash_block_size": "None",
+        "is_attention_free": "False",
+        "kv_cache_dtype_skip_layers": "[]",
+        "kv_cache_layout": "None",
+        "kv_cache_max_concurrency": str(round(physical * block_size / max_model_len, 2)),
+        "kv_cache_memory_bytes": str(physical * block_bytes),
+        "kv_cache_size_tokens": str(physical * block_size),
+        "kv_offloading_backend": "native",
+        "kv_offloading_size": "None",
+        "kv_sharing_fast_prefill": "False",
+        "mamba_block_size": "None",
+        "mamba_cache_dtype": "auto",
+        "mamba_cache_mode": "none",
+        "mamba_page_size_padded": "None",
+        "mamba_ssm_cache_dtype": "float32",
+        "num_cpu_blocks": "None",
+        "num_gpu_blocks": str(physical),
+        "num_gpu_blocks_override": "None",
+        "prefix_cache_retention_interval": "0",
+        "prefix_caching_hash_algo": "sha256",
+        "prefix_match_unit": "None",
+        "replayssm_buffer_len": "16",
+        "skip_page_size_padded": "None",
+        "sliding_window": "None",
+        "swa_bounded_replay": "True",
+        "use_kda_recoverssm": "False",
+        "use_replayssm": "False",
+        "user_specified_block_size": "True",
+    }

@@ -1,0 +1,207 @@
+"""From a request to the tokens of its prompts, with the bounds of the context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kvcache.chat.request import ChatRequestError
+from kvcache.errors import ApiError, parameter_error
+from kvcache.keys import CacheScope
+from kvcache.prompts import PromptError, chat_request_prompt, request_scope
+from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
+from worker.emulator.protocol.errors import sanitized
+from worker.emulator.protocol.messages import check_parts
+
+UNTRUSTED_TEMPLATE = (
+    "Chat template is passed with request, but --trust-request-chat-template is not set. Refused request with "
+    "untrusted chat template."
+)
+_NOT_UNICODE = "TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequence, InputSequence]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long a prompt may be. Making one checks what can be checked without it. Raises `ApiError`."""
+
+    max_model_len: int
+    output: int | None = None
+    """Tokens asked for, under the name `output_name`."""
+    output_name: str = "max_tokens"
+    truncate: int | None = None
+    """Keep so many tokens of the prompt; -1 = as many as fit."""
+    side: Literal["left", "right"] | None = None
+    """Keep the last (left, the default) or the first (right) of them."""
+
+    def __post_init__(self) -> None:
+        if self.output is not None and self.output > self.max_model_len:
+            raise parameter_error(
+                f"{self.output_name}={self.output} cannot be greater than max_model_len={self.max_model_len}. Please "
+                "request fewer output tokens.",
+                self.output_name,
+                self.output,
+            )
+        if self.truncate is not None and self.truncate > self.max_model_len:
+            raise parameter_error(
+                f"truncate_prompt_tokens={self.truncate} cannot be greater than max_model_len = {self.max_model_len}. "
+                "Please request a smaller truncation size.",
+                "truncate_prompt_tokens",
+                self.truncate,
+            )
+
+    def text(self, text: str, tokenizer: Tokenizer) -> str:
+        """The text, if it can fit at all. Raises `ApiError`."""
+        if len(text) <= self.max_model_len:
+            return text
+        most = self.max_model_len * tokenizer.max_token_characters
+        if len(text) <= most:
+            return text
+        if self.truncate is None:
+            raise parameter_error(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, your prompt contains "
+                f"{len(text)} characters (more than {most} characters, which is the upper bound for "
+                f"{self.max_model_len} input tokens). Please reduce the length of the input prompt.",
+                "input_text",
+                len(text),
+            )
+        if self.side is None:
+            return text
+        return text[-most:] if self.side == "left" else text[:most]
+
+    def tokens(self, tokens: list[int], *, from_text: bool) -> list[int]:
+        """What of the tokens is the prompt. Raises `ApiError` when they exceed the context.
+
+        vLLM stops tokenising text one token past the limit, hence counts no further there.
+        """
+        keep = self.truncate
+        if keep == -1:
+            keep = self.max_model_len - (1 if self.output else 0)
+        if keep is not None and keep < len(tokens):
+            return tokens[:keep] if self.side == "right" else tokens[len(tokens) - keep :]
+        if len(tokens) > self.max_model_len:
+            counted = min(len(tokens), self.max_model_len + 1) if from_text else len(tokens)
+            least = "at least " if counted == self.max_model_len + 1 else ""
+            raise parameter_error(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, your prompt contains "
+                f"{least}{counted} input tokens, which exceeds this limit even without any output tokens. Please "
+                "reduce the length of the input prompt.",
+                "input_tokens",
+                counted,
+            )
+        return tokens
+
+    def room(self, prompt_tokens: int) -> int:
+        """Tokens that an answer may have: vLLM gives what is left where more is asked for."""
+        left = self.max_model_len - prompt_tokens
+        return left if self.output is None else min(left, self.output)
+
+
+def completion_prompts(
+    prompt: Any, bounds: Bounds, tokenizer: Tokenizer, *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Token ids of each prompt of a completion request. Raises `ApiError`.
+
+    Neither that a prompt is empty nor that a token does not exist is looked at here: vLLM's engine says so.
+    """
+    if not prompt:
+        raise ApiError(400, "You must pass at least one prompt")
+    prompts = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+    found = []
+    for one in prompts:
+        if isinstance(one, str):
+            ids = encode(bounds.text(one, tokenizer), tokenizer, add_special_tokens=add_special_tokens)
+            found.append(bounds.tokens(ids, from_text=True))
+        else:
+            found.append(bounds.tokens(one, from_text=False))
+    return found
+
+
+def conversation(fields: Mapping[str, Any], bounds: Bounds, tokenizer: Tokenizer, model: str) -> list[int]:
+    """Token ids of a chat request's fields, for the model of this name. Raises `ApiError`."""
+    if (forwarded := _forwarded(fields, tokenizer)) is not None:
+        return forwarded
+    messages = fields.get("messages")
+    if not messages:
+        raise ApiError(400, "Cannot apply chat template to an empty conversation. Provide at least one message.")
+    check_parts(messages, model)
+    try:
+        text = bounds.text(tokenizer.render_chat(fields), tokenizer)
+        special = fields.get("add_special_tokens", False)
+        if special and bounds.truncate is not None:
+            return chat_request_prompt(fields, tokenizer, bounds.max_model_len)
+        return bounds.tokens(encode(text, tokenizer, add_special_tokens=special), from_text=True)
+    except ChatRequestError as error:
+        raise ApiError(400, sanitized(error.reason)) from None
+    except PromptError as error:
+        raise ApiError(400, sanitized(str(error))) from None
+
+
+def _forwarded(fields: Mapping[str, Any], tokenizer: Tokenizer) -> list[int] | None:
+    """The prompt's ids as another engine has read them, which goes before the messages. Raises `ApiError`."""
+    transfer = fields.get("kv_transfer_params")
+    ids = transfer.get("prompt_token_ids") if isinstance(transfer, Mapping) else None
+    if ids is None or fields.get("echo"):
+        return None
+    name = "kv_transfer_params.prompt_token_ids"
+    if not isinstance(ids, list) or not ids or any(type(token) is not int or token < 0 for token in ids):
+        raise parameter_error(
+            "`kv_transfer_params['prompt_token_ids']` must be a non-empty list of non-negative integers.", name
+        )
+    if (highest := max(ids)) >= tokenizer.vocab_size:
+        raise parameter_error(f"Token id {highest} is out of vocabulary", name)
+    return ids
+
+
+def encode(text: str, tokenizer: Tokenizer, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text. Raises `ApiError`."""
+    try:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    except TokenizerError:
+        raise ApiError(400, _NOT_UNICODE) from None
+
+
+def check_prompt(tokens: Sequence[int], max_model_len: int, tokenizer: Tokenizer) -> None:
+    """Raises `ApiError` for a prompt that the engine refuses."""
+    if not tokens:
+        raise ApiError(400, "The decoder prompt cannot be empty")
+    if len(tokens) == max_model_len:
+        raise ApiError(
+            400,
+            f"The decoder prompt (length {len(tokens)}) plus the number of requested output tokens (at least 1) is "
+            f"longer than the maximum model length of {max_model_len}. Make sure that `max_model_len` is no smaller "
+            "than the number of text tokens (prompt + requested output tokens).",
+        )
+    if (highest := max(tokens)) >= tokenizer.vocab_size:
+        raise ApiError(400, f"Token id {highest} is out of vocabulary")
+
+
+def check_multimodal(request: Any) -> None:
+    """Raises `ApiError` for arguments of processors that vLLM takes from trusted clients only."""
+    for name, what in (
+        ("mm_processor_kwargs", "multimodal preprocessing"),
+        ("media_io_kwargs", "multimodal media loading"),
+    ):
+        if getattr(request, name, None):
+            raise parameter_error(
+                f"Per-request {name} are disabled by default because they can change {what} resource usage. Start the "
+                "server with --trust-request-mm-kwargs only when clients are trusted.",
+                name,
+            )
+
+
+def check_template(request: Any) -> None:
+    """Raises `ApiError` for a chat template in the request."""
+    arguments = request.chat_template_kwargs
+    if getattr(request, "chat_template", None) is not None or (
+        arguments and arguments.get("chat_template") is not None
+    ):
+        raise ApiError(400, UNTRUSTED_TEMPLATE)
+
+
+def scope_of(salt: str | None) -> CacheScope:
+    """What separates the blocks of a request from others' with the same tokens. Raises `ApiError`."""
+    try:
+        return request_scope({"cache_salt": salt})
+    except PromptError as error:
+        raise ApiError(400, str(error), param=error.param) from None

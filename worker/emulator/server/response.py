@@ -1,0 +1,226 @@
+"""One answer of the Responses API while it is made: the object, and the events of its stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from worker.emulator.protocol.base import random_id
+from worker.emulator.protocol.responses import ResponsesRequest
+from worker.emulator.protocol.sampling import Sampling
+from worker.emulator.server.generation import Choice
+from worker.emulator.server.logprobs import TokenTexts, chat_logprobs
+from worker.emulator.server.response_items import shown_tools
+from worker.emulator.server.service import Service
+from worker.emulator.server.usage import created_cache_tokens
+
+
+class Response:
+    """A response to one request."""
+
+    def __init__(
+        self, service: Service, request: ResponsesRequest, prompt: Sequence[int], sampling: Sampling, created: int
+    ) -> None:
+        self.id = request.request_id
+        self.status = "in_progress"
+        self.output: list[dict[str, Any]] = []
+        self.events: list[bytes] = []
+        """Of the stream so far, each as it is sent."""
+        self._service = service
+        self._request = request
+        self._sampling = sampling
+        self._created = created
+        self._prompt = prompt
+        self._tools = shown_tools(request.tools)
+        self._item_id = f"msg_{random_id()}"
+        self._texts = TokenTexts(service.tokenizer)
+        self._text: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
+        self._open = False
+        self._choice: Choice | None = None
+
+    def object(self) -> dict[str, Any]:
+        """The response as JSON, as far as it has come."""
+        request, sampling, done = self._request, self._sampling, self.status in ("completed", "incomplete")
+        raw = request.enable_response_messages and done and self._choice is not None
+        return {
+            "id": self.id,
+            "created_at": self._created,
+            "incomplete_details": {"reason": "max_output_tokens"} if self.status == "incomplete" else None,
+            "instructions": request.instructions,
+            "metadata": request.metadata,
+            "model": self._service.model,
+            "object": "response",
+            "output": self.output,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "temperature": sampling.temperature,
+            "tool_choice": _plain(request.tool_choice),
+            "tools": self._tools,
+            "top_p": sampling.top_p,
+            "background": bool(request.background),
+            "max_output_tokens": sampling.max_tokens,
+            "max_tool_calls": request.max_tool_calls,
+            "previous_response_id": request.previous_response_id,
+            "prompt": None,
+            "reasoning": _plain(request.reasoning),
+            "service_tier": request.service_tier,
+            "status": self.status,
+            "text": self._text_config(),
+            "top_logprobs": sampling.logprobs,
+            "truncation": request.truncation,
+            "usage": self._usage() if done else None,
+            "user": request.user,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "input_messages": [self._raw(self._prompt)] if raw else None,
+            "output_messages": [self._raw(self._choice.tokens)] if raw and self._choice is not None else None,
+        }
+
+    def begin(self) -> bytes:
+        """The events before anything is generated."""
+        self.events += [
+            self._event("response.created", response=self.object()),
+            self._event("response.in_progress", response=self.object()),
+        ]
+        return b"".join(self.events)
+
+    def first(self, choices: Sequence[Choice]) -> bytes:
+        return b""
+
+    def token(self, choice: Choice) -> bytes:
+        """What is new of the text."""
+        before = len(self.events)
+        text, tokens = choice.take()
+        logprobs = self._take_logprobs(choice, len(tokens))
+        if text:
+            if not self._open:
+                self._open_item()
+            self._text.append(text)
+            self._add(
+                "response.output_text.delta",
+                content_index=0,
+                delta=text,
+                item_id=self._item_id,
+                logprobs=[_without_bytes(one) for one in logprobs],
+                output_index=0,
+            )
+        return b"".join(self.events[before:])
+
+    def last(self, choices: Sequence[Choice]) -> bytes:
+        """The events of the end."""
+        before = len(self.events)
+        if self._open:
+            self._close_item()
+        self._end(choices[0], self.output)
+        self._add("response.completed", response=self.object())
+        return b"".join(self.events[before:])
+
+    def finish(self, choice: Choice, text: str) -> dict[str, Any]:
+        """The object of a response that nobody streamed."""
+        self._take_logprobs(choice, len(choice.tokens))
+        self._end(choice, [self._item([self._part(text)] if text else [], "completed")])
+        return self.object()
+
+    def _end(self, choice: Choice, output: list[dict[str, Any]]) -> None:
+        self._choice = choice
+        self.output = output
+        if self.status != "cancelled":
+            self.status = "incomplete" if choice.finish_reason == "length" else "completed"
+
+    def _open_item(self) -> None:
+        self._open = True
+        self._add("response.output_item.added", item=self._item([], "in_progress"), output_index=0)
+        part = {"annotations": [], "text": "", "type": "output_text", "logprobs": []}
+        self._add("response.content_part.added", content_index=0, item_id=self._item_id, output_index=0, part=part)
+
+    def _close_item(self) -> None:
+        text, where = "".join(self._text), {"content_index": 0, "item_id": self._item_id}
+        self._add("response.output_text.done", **where, logprobs=[], output_index=0, text=text)
+        self._add("response.content_part.done", **where, output_index=0, part=self._part(text))
+        item = self._item([self._part(text)], "completed")
+        self.output = [item]
+        self._add("response.output_item.done", item=item, output_index=0)
+
+    def _item(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
+        return {
+            "id": self._item_id,
+            "content": content,
+            "role": "assistant",
+            "status": status,
+            "type": "message",
+            "phase": None,
+        }
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"annotations": [], "text": text, "type": "output_text", "logprobs": self._logprobs or None}
+
+    def _take_logprobs(self, choice: Choice, tokens: int) -> list[dict[str, Any]]:
+        if not self._request.wants_logprobs:
+            return []
+        entries = chat_logprobs(choice.likely(tokens), self._request.top_logprobs, self._texts)["content"]
+        new = [_ordered(entry) for entry in entries]
+        self._logprobs += new
+        return new
+
+    def _usage(self) -> dict[str, Any]:
+        choice = self._choice
+        output = 0 if choice is None else len(choice.tokens)
+        return {
+            "input_tokens": len(self._prompt),
+            "input_tokens_details": {
+                "cached_tokens": 0 if choice is None else choice.cached_tokens,
+                "cache_write_tokens": 0 if choice is None else created_cache_tokens(choice, self._service.block_size),
+                "input_tokens_per_turn": [],
+                "cached_tokens_per_turn": [],
+            },
+            "output_tokens": output,
+            "output_tokens_details": {
+                "reasoning_tokens": 0,
+                "tool_output_tokens": 0,
+                "output_tokens_per_turn": [],
+                "tool_output_tokens_per_turn": [],
+            },
+            "total_tokens": len(self._prompt) + output,
+        }
+
+    def _text_config(self) -> dict[str, Any] | None:
+        config = self._request.text
+        if config is None:
+            return None
+        form = None if config.format is None else config.format.model_dump(by_alias=True)
+        return {"format": form, "verbosity": config.verbosity}
+
+    def _raw(self, tokens: Sequence[int]) -> dict[str, Any]:
+        text = self._service.tokenizer.decode(tokens, skip_special_tokens=False)
+        return {"message": text, "tokens": tokens, "type": "raw_message_tokens"}
+
+    def _add(self, kind: str, **fields: Any) -> None:
+        self.events.append(self._event(kind, **fields))
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        """One event. Its number counts them, so two that are made at once have to be added at once."""
+        number = len(self.events) + (kind == "response.in_progress")
+        text = {"text": fields.pop("text")} if "text" in fields else {}  # the one field that comes after the number
+        data = orjson.dumps({**fields, "sequence_number": number, **text, "type": kind})
+        return b"event: %s\ndata: %s\n\n" % (kind.encode(), data)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+def _ordered(entry: dict[str, Any]) -> dict[str, Any]:
+    """A log probability in the order of the Responses API."""
+    top = [_ordered(one) for one in entry.get("top_logprobs", ())]
+    shown = {"token": entry["token"], "bytes": entry["bytes"], "logprob": entry["logprob"]}
+    return shown | {"top_logprobs": top} if "top_logprobs" in entry else shown
+
+
+def _without_bytes(entry: dict[str, Any]) -> dict[str, Any]:
+    """As a stream shows it."""
+    top = [{"token": one["token"], "logprob": one["logprob"]} for one in entry["top_logprobs"]]
+    return {"token": entry["token"], "logprob": entry["logprob"], "top_logprobs": top}

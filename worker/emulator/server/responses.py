@@ -1,0 +1,246 @@
+"""/v1/responses: OpenAI's newer API, over the same engine.
+
+As in vLLM, nothing is stored unless the server is told to (`--enable-responses-store`): then responses can be looked
+up, continued by `previous_response_id`, made in the background, and cancelled there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+from pydantic import ValidationError
+
+from kvcache.errors import ApiError
+from worker.emulator.protocol.errors import sanitized
+from worker.emulator.protocol.parsing import parse_request
+from worker.emulator.protocol.responses import ResponsesRequest, ResponsesResponse
+from worker.emulator.protocol.sampling import Sampling, logit_bias
+from worker.emulator.runner import EngineDeadError
+from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
+from worker.emulator.server.response import Response
+from worker.emulator.server.response_items import Message, chat_messages, chat_tools, continues
+from worker.emulator.server.service import Service
+from worker.emulator.server.streaming import generated, running, stream
+from worker.emulator.server.submission import Prompt, check, text_of
+from worker.http import Exchange
+
+MAX_STORED = 1000
+"""Responses that are kept; the oldest goes first. (vLLM keeps all.)"""
+
+_NO_STORE = (
+    "This vLLM engine does not support `store=True` and therefore does not support the background mode. To enable "
+    "these features, set the environment variable `VLLM_ENABLE_RESPONSES_API_STORE=1` when launching the vLLM server."
+)
+
+
+@dataclass(slots=True)
+class _Stored:
+    response: Response
+    messages: list[Message]
+    task: asyncio.Task[None] | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Responses:
+    """The endpoints, and what they keep."""
+
+    def __init__(self, *, store: bool) -> None:
+        self._keeps = store
+        self._stored: OrderedDict[str, _Stored] = OrderedDict()
+
+    async def create(self, exchange: Exchange, service: Service) -> None:
+        """Answer one request. Raises `ApiError` as long as nothing has been sent."""
+        raw = await exchange.json_body()
+        request = parse_request(ResponsesRequest, raw)
+        service.check_model(request.model)
+        if request.store and not self._keeps and request.background:
+            raise _invalid(_NO_STORE, "background")
+        if request.previous_input_messages and request.previous_response_id:
+            raise _invalid(
+                "Only one of `previous_input_messages` and `previous_response_id` can be set.", "previous_response_id"
+            )
+        if not service.trust_request_chat_template:
+            check_template(request)
+        messages = self._conversation(request)
+        prompt = await _render(service, request, messages, len(raw))
+        response = Response(service, request, prompt.tokens, prompt.sampling, int(time.time()))
+        stored = _Stored(response, messages)
+        if request.store and self._keeps:
+            self._stored[response.id] = stored
+            while len(self._stored) > MAX_STORED:
+                self._stored.popitem(last=False)
+        try:
+            ResponsesResponse(background=request.background, truncation=request.truncation)  # type: ignore[arg-type]
+        except ValidationError as error:
+            if not request.stream:
+                raise ApiError(400, sanitized(str(error))) from None
+            await exchange.open_stream()  # vLLM stumbles over it behind the head
+            await exchange.close_stream()
+            return
+        if request.background:
+            await self._background(exchange, service, request, prompt, stored)
+            return
+        await _answer(exchange, service, request, prompt, response)
+
+    async def retrieve(self, exchange: Exchange, service: Service) -> None:
+        """A stored response, or (`stream`) its events from one on."""
+        stored = self._find(exchange.path.rsplit("/", 1)[-1])
+        query = {name: values[-1] for name, values in parse_qs(exchange.query).items()}
+        if query.get("stream", "").lower() not in ("true", "1", "yes", "on"):
+            await exchange.json(200, stored.response.object())
+            return
+        after = query.get("starting_after", "")
+        await _replay(exchange, stored, int(after) + 1 if after.isdigit() else 0)
+
+    async def cancel(self, exchange: Exchange, service: Service) -> None:
+        """End a response that is made in the background."""
+        stored = self._find(exchange.path.rsplit("/", 2)[-2])
+        if stored.response.status not in ("queued", "in_progress"):
+            raise _invalid("Cannot cancel a synchronous response.", "response_id")
+        stored.response.status = "cancelled"
+        if stored.task is not None:
+            stored.task.cancel()
+        await exchange.json(200, stored.response.object())
+
+    def _find(self, response_id: str) -> _Stored:
+        stored = self._stored.get(response_id)
+        if stored is None:
+            raise _invalid(f"Response with id '{response_id}' not found.", "response_id", status=404)
+        return stored
+
+    def _conversation(self, request: ResponsesRequest) -> list[Message]:
+        if request.previous_response_id is None:
+            return chat_messages(request.instructions, request.input)
+        before = self._find(request.previous_response_id)
+        return chat_messages(request.instructions, request.input, before.messages, before.response.output)
+
+    async def _background(
+        self, exchange: Exchange, service: Service, request: ResponsesRequest, prompt: Prompt, stored: _Stored
+    ) -> None:
+        response = stored.response
+        response.status = "queued"
+        queued = response.object()
+        stored.task = asyncio.create_task(_make(service, request, prompt, stored))
+        if request.stream:
+            await _replay(exchange, stored, 0)
+        else:
+            await exchange.json(200, queued)
+
+
+async def _render(service: Service, request: ResponsesRequest, messages: list[Message], size: int) -> Prompt:
+    """The prompt, and how it is continued. Raises `ApiError`."""
+    check_multimodal(request)
+    cut = None if request.truncation == "disabled" else -1
+    bounds = Bounds(service.max_model_len, request.max_output_tokens, "max_output_tokens", cut)
+    goes_on = continues(request.input)
+    fields: dict[str, Any] = {
+        "messages": messages,
+        "add_generation_prompt": not goes_on,
+        "continue_final_message": goes_on,
+        "add_special_tokens": True,
+    }
+    if request.reasoning is not None and request.reasoning.effort is not None:
+        fields["reasoning_effort"] = request.reasoning.effort
+    if request.chat_template_kwargs is not None:
+        fields["chat_template_kwargs"] = request.chat_template_kwargs
+    if tools := chat_tools(request.tools):
+        fields["tools"] = tools
+    tokens = await service.offload(size, lambda: conversation(fields, bounds, service.tokenizer, service.model))
+    if len(tokens) >= service.max_model_len:
+        raise _invalid(
+            f"The engine prompt length {len(tokens)} exceeds the max_model_len {service.max_model_len}. Please reduce "
+            "prompt.",
+            "input",
+        )
+    return Prompt(tokens, _sampling(request, bounds.room(len(tokens))))
+
+
+def _sampling(request: ResponsesRequest, limit: int) -> Sampling:
+    stop: Sequence[str] = [request.stop] if isinstance(request.stop, str) and request.stop else request.stop or ()
+    return Sampling(
+        max_tokens=limit,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=request.top_k or 0,
+        min_p=request.min_p or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        seed=request.seed,
+        stop=tuple(stop),
+        stop_token_ids=tuple(dict.fromkeys(request.stop_token_ids or ())),
+        ignore_eos=request.ignore_eos,
+        logprobs=request.top_logprobs if request.wants_logprobs else None,
+        logit_bias=logit_bias(request.logit_bias),
+        skip_special_tokens=request.skip_special_tokens,
+        include_stop=request.include_stop_str_in_output,
+        structured=request.structured(),
+        extra=request.vllm_xargs,
+    )
+
+
+async def _answer(
+    exchange: Exchange, service: Service, request: ResponsesRequest, prompt: Prompt, response: Response
+) -> None:
+    opening = response.begin() if request.stream else b""
+    async with generated(
+        exchange,
+        service,
+        [prompt],
+        scope_of(request.cache_salt),
+        response.id,
+        streaming=bool(request.stream),
+        failure=lambda error: opening,  # vLLM breaks off
+    ) as generation:
+        if generation is None:
+            return
+        if request.stream:
+            await stream(exchange, generation, response, opening=opening, done=b"")
+            return
+        await generation.finished()
+        choice = generation.choices[0]
+        await exchange.json(200, response.finish(choice, text_of(service, prompt.sampling, choice)))
+
+
+async def _make(service: Service, request: ResponsesRequest, prompt: Prompt, stored: _Stored) -> None:
+    """Make a response in the background; its events wake up who follows them."""
+    response = stored.response
+    try:
+        check(service, [prompt])
+        response.status = "in_progress"
+        response.begin()
+        stored.news.set()
+        with running(service, [prompt], scope_of(request.cache_salt), response.id, streaming=True) as generation:
+            while updates := await generation.updates():
+                for choice in updates:
+                    response.token(choice)
+                stored.news.set()
+            response.last(generation.choices)
+    except (ApiError, EngineDeadError):
+        response.status = "failed"
+    finally:
+        stored.news.set()
+
+
+async def _replay(exchange: Exchange, stored: _Stored, begin: int) -> None:
+    """The events of a response from one on, until it ends."""
+    await exchange.open_stream()
+    while True:
+        stored.news.clear()
+        events = stored.response.events[begin:]
+        begin += len(events)
+        if stored.response.status not in ("queued", "in_progress"):
+            await exchange.close_stream(b"".join(events))
+            return
+        await exchange.write(b"".join(events))
+        await stored.news.wait()
+
+
+def _invalid(message: str, param: str, status: int = 400) -> ApiError:
+    return ApiError(status, message, param=param, type="invalid_request_error")

@@ -1,0 +1,151 @@
+"""What the handlers of one worker share."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol, TypeVar
+
+from kvcache.errors import ApiError, model_not_found
+from kvcache.tokens.tokenizer import Tokenizer
+from worker.emulator.engine_metrics import EngineMetrics
+from worker.emulator.generators.base import Generator
+from worker.emulator.protocol.base import random_id
+from worker.emulator.protocol.sampling import MAX_CHOICES
+from worker.emulator.runner import EngineRunner
+from worker.http import Exchange
+
+VLLM_VERSION = "0.32.0"
+"""The vLLM whose answers these are."""
+
+LONG_TEXT = 16 * 1024
+"""Texts of so many bytes are tokenised in a thread: shorter ones cost less than the way there and back."""
+
+_Result = TypeVar("_Result")
+
+
+class Abortable(Protocol):
+    """The answers to one request, under way."""
+
+    def abort(self) -> None: ...
+
+
+class Stage(Enum):
+    """Where a worker stands between SIGTERM and its end."""
+
+    SERVING = auto()
+    LEAVING = auto()
+    """It was told to stop, and takes what still comes: others should be preferred."""
+    DRAINING = auto()
+    """What runs is finished, nothing new is taken."""
+
+
+@dataclass(slots=True)
+class Service:
+    """One worker, as its handlers see it."""
+
+    model: str
+    root: str
+    """What `model` stands for: /v1/models names it."""
+    names: tuple[str, ...]
+    """All that requests may ask for, `model` first."""
+    tokenizer: Tokenizer
+    generator: Generator
+    runner: EngineRunner
+    metrics: EngineMetrics
+    block_size: int
+    max_model_len: int
+    prompt_tokens_details: bool = True
+    request_id_headers: bool = False
+    dev_mode: bool = False
+    auto_tool_choice: bool = False
+    """Requests with tools are taken; the generator calls none of them."""
+    trust_request_chat_template: bool = False
+    store_responses: bool = False
+    """Keep what /v1/responses has answered."""
+    stage: Stage = Stage.SERVING
+    last_request: float = -math.inf
+    """When the last completion or chat request came, on `time.monotonic`."""
+    started: int = field(default_factory=lambda: int(time.time()))
+    in_progress: int = 0
+    """Completion and chat requests under way."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while none is."""
+    running: dict[str, Abortable] = field(default_factory=dict)
+    """By the id of the answer; of several with the same id, the newest."""
+    _ids: itertools.count[int] = field(default_factory=itertools.count)
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="offload")
+    )
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """One request is under way."""
+        self.in_progress += 1
+        self.last_request = time.monotonic()
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self.in_progress -= 1
+            if not self.in_progress:
+                self.idle.set()
+
+    @property
+    def fingerprint(self) -> str:
+        """`system_fingerprint`: the version, and a digest of what else decides about answers."""
+        facts = f"{self.model} {self.tokenizer.fingerprint} {self.max_model_len} {self.block_size}"
+        return f"vllm-{VLLM_VERSION}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.generator.close()
+
+    def check_model(self, asked: str | None) -> None:
+        """Raises `ApiError` (404) for a model that is not served here; none named means this one."""
+        if asked and asked not in self.names:
+            raise model_not_found(asked, list(self.names))
+
+    async def offload(self, size: int, work: Callable[[], _Result]) -> _Result:
+        """`work` done here, or in a thread when it takes as long as tokenising `size` bytes of a long text. Raises what
+        it raises."""
+        if size < LONG_TEXT:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def check_choices(self, number: int) -> None:
+        """Raises `ApiError` for more answers to one request than memory is kept for, however many prompts it has."""
+        if number > MAX_CHOICES:
+            raise ApiError(400, f"prompts times n must be at most {MAX_CHOICES}, got {number}.")
+
+    def abort(self, ids: Sequence[str] | None) -> int:
+        """End the requests whose ids these are; all when None. How many ids that were (vLLM counts no more)."""
+        if ids is None:
+            number = self.runner.active
+            self.runner.abort_all()
+            return number
+        for answer_id in ids:
+            if (running := self.running.get(answer_id)) is not None:
+                running.abort()
+        return len(ids)
+
+    def next_id(self) -> str:
+        """The name of the next request to the engine."""
+        return str(next(self._ids))
+
+
+def request_id(exchange: Exchange, prefix: str, given: str | None) -> str:
+    """`cmpl-...`: the suffix is the header X-Request-Id, else the body's `request_id`, else random."""
+    named = exchange.header(b"x-request-id") or given
+    return f"{prefix}-{random_id() if named is None else named}"

@@ -1,0 +1,121 @@
+"""From a checked request to running choices."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvcache.keys import CacheScope
+from kvcache.tokens.tokenizer import IncrementalDecoder
+from worker.emulator.engine import EngineRequest
+from worker.emulator.generators.base import Ask
+from worker.emulator.protocol.sampling import Sampling
+from worker.emulator.server.constraint import constrained_tokens
+from worker.emulator.server.generation import Choice, Generation
+from worker.emulator.server.rendering import check_prompt
+from worker.emulator.server.service import Service
+from worker.emulator.server.text import AnswerText
+
+FAVOURED = 20.0
+"""A bias of so much or more outweighs every difference between two tokens' logits; its negative rules a token out."""
+
+
+_SCORED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of a request, and how its answers are sampled."""
+
+    tokens: Sequence[int]
+    sampling: Sampling
+
+
+def check(service: Service, prompts: Sequence[Prompt]) -> None:
+    """What vLLM's engine looks at when a request is submitted: inside a stream its head has gone out by then.
+
+    Raises `ApiError`.
+    """
+    for prompt in prompts:
+        prompt.sampling.check_model(service.tokenizer)
+        check_prompt(prompt.tokens, service.max_model_len, service.tokenizer)
+        if not prompt.sampling.beam:
+            prompt.sampling.check_prompt(len(prompt.tokens), service.tokenizer)
+
+
+def start(
+    service: Service, generation: Generation, prompts: Sequence[Prompt], scope: CacheScope, *, streaming: bool
+) -> None:
+    """Start the choices of each prompt. Raises `EngineDeadError`."""
+    for prompt in prompts:
+        service.metrics.asked(prompt.sampling.n, prompt.sampling.max_tokens)
+        for choice in range(prompt.sampling.n):
+            _start_choice(service, generation, prompt, choice, scope, streaming)
+
+
+def _start_choice(
+    service: Service, generation: Generation, prompt: Prompt, choice: int, scope: CacheScope, streaming: bool
+) -> None:
+    sampling, tokenizer = prompt.sampling, service.tokenizer
+    favoured, banned = _biased(service, sampling)
+    answer = service.generator.answer(
+        Ask(
+            prompt.tokens,
+            sampling.max_tokens,
+            sampling.min_tokens,
+            sampling.ignore_eos,
+            0.0 if sampling.greedy else sampling.temperature,
+            sampling.seed,
+            choice,
+            top_k=sampling.top_k,
+            text=constrained_tokens(sampling.structured, tokenizer, (sampling.seed, choice)),
+            allowed=favoured or tuple(sampling.allowed_token_ids or ()),
+            banned=banned,
+            logprobs=sampling.logprobs if sampling.logprob_token_ids is None else 0,
+            others=sampling.logprob_token_ids or (),
+            prompt_logprobs=sampling.prompt_logprobs,
+        )
+    )
+    text = None
+    if streaming or sampling.stop:
+        decoder = IncrementalDecoder(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
+        text = AnswerText(decoder, tuple(sampling.stop), sampling.include_stop)
+    generation.add(
+        EngineRequest(
+            request_id=service.next_id(),
+            prompt=prompt.tokens,
+            max_tokens=sampling.max_tokens,
+            source=answer,
+            scope=scope,
+            min_tokens=sampling.min_tokens,
+            ignore_eos=sampling.ignore_eos,
+            stop_token_ids=frozenset(sampling.stop_token_ids),
+            read_cache=sampling.prompt_logprobs is None,
+        ),
+        answer,
+        text,
+    )
+
+
+def _biased(service: Service, sampling: Sampling) -> tuple[tuple[int, ...], frozenset[int]]:
+    """Tokens that a bias makes certain, and tokens that may not be chosen: those ruled out by a bias, and the last one
+    of each bad word (vLLM bans that only behind the others)."""
+    bias = sampling.logit_bias or {}
+    favoured = tuple(token for token, value in bias.items() if value >= FAVOURED)
+    banned = [token for token, value in bias.items() if value <= -FAVOURED]
+    words = sampling.banned_words(service.tokenizer) if sampling.bad_words else ()
+    return favoured, frozenset(itertools.chain(banned, (word[-1] for word in words)))
+
+
+def scored(prompts: Sequence[Prompt]) -> int:
+    """What it takes to say how likely the prompts' tokens are, in bytes of text that take as long to tokenise."""
+    return sum(_SCORED * len(one.tokens) for one in prompts if one.sampling.prompt_logprobs is not None)
+
+
+def text_of(service: Service, sampling: Sampling, choice: Choice) -> str:
+    """The whole text of a finished choice that nobody read before."""
+    if choice.text is not None:
+        return choice.take()[0]
+    tokens = choice.tokens[:-1] if choice.ended_by_token else choice.tokens
+    return service.tokenizer.decode(tokens, skip_special_tokens=sampling.skip_special_tokens)
