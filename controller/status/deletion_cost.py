@@ -14,31 +14,31 @@ ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 """Read by the ReplicaSet controller: of pods that are otherwise alike the one with the lowest cost goes first."""
 
 STEP = 100
-COLD = 0.5
-"""Blocks: heat decays for ever, and what is left of less than that is none."""
+NEGLIGIBLE = 0.5
+"""Blocks: a score decays for ever, and one below this counts as 0."""
 MARGIN = 1.25
-"""A pod overtakes the one before it when it is warmer by this factor, so that two alike do not keep changing places."""
+"""A pod overtakes another when its score is higher by this factor: two pods with similar scores keep their order."""
 
 
 def deletion_costs(reports: Mapping[str, RouterReport | str], pods: Iterable[Raw]) -> dict[str, int]:
-    """Cost by worker pod: 0 for those without heat, the rest a multiple of 100 by rank, the warmest highest.
+    """Cost by worker pod: 0 for those with a negligible score, the rest a multiple of 100 by rank of their score.
 
-    Heat is summed over the routers. The order that the pods' annotations have stands as long as no pod is clearly
-    warmer than the next, and costs that are in order already stay, so that little is patched. Empty when no router
-    could be asked.
+    The score is summed over the routers. The order that the pods' annotations have stands as long as no pod's score is
+    clearly higher than the next one's, and costs that are in order already stay, so that little is patched. Empty when
+    no router could be asked.
     """
     answers = [report for report in reports.values() if isinstance(report, RouterReport)]
     if not answers:
         return {}
     workers = active(pods, Component.WORKER)
-    heat = {raw.name(pod): sum(report.heat.get(raw.name(pod), 0.0) for report in answers) for pod in workers}
+    scores = {raw.name(pod): sum(report.reuse_score.get(raw.name(pod), 0.0) for report in answers) for pod in workers}
     had = {raw.name(pod): deletion_cost(pod) or 0 for pod in workers}
-    warm = [name for name in heat if heat[name] >= COLD]
-    order = _ordered(sorted(warm, key=lambda name: (had[name], heat[name], name)), heat)
+    reused = [name for name in scores if scores[name] >= NEGLIGIBLE]
+    order = _ordered(sorted(reused, key=lambda name: (had[name], scores[name], name)), scores)
     costs = [had[name] for name in order]
     if not all(low < high for low, high in zip([0, *costs], costs, strict=False)):
         costs = [STEP * rank for rank in range(1, len(order) + 1)]
-    return {**dict.fromkeys(heat, 0), **dict(zip(order, costs, strict=True))}
+    return {**dict.fromkeys(scores, 0), **dict(zip(order, costs, strict=True))}
 
 
 def deletion_cost(pod: Raw) -> int | None:
@@ -50,15 +50,15 @@ def deletion_cost(pod: Raw) -> int | None:
         return None
 
 
-def _ordered(names: list[str], heat: Mapping[str, float]) -> list[str]:
-    """Coldest first: neighbours change places when the first is clearly warmer, until none is."""
+def _ordered(names: list[str], scores: Mapping[str, float]) -> list[str]:
+    """Lowest score first: neighbours change places when the first has a clearly higher score, until none has."""
     order = list(names)
     moved = True
     while moved:
         moved = False
         for index in range(len(order) - 1):
             first, second = order[index : index + 2]
-            if heat[first] > MARGIN * heat[second]:
+            if scores[first] > MARGIN * scores[second]:
                 order[index : index + 2] = [second, first]
                 moved = True
     return order

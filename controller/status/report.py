@@ -69,7 +69,7 @@ class RouterReport:
     """The last decisions, newest first."""
     discovery: DiscoveryReport = field(default_factory=DiscoveryReport)
     tokenizer: TokenizerReport = field(default_factory=TokenizerReport)
-    heat: Mapping[str, float] = field(default_factory=dict)
+    reuse_score: Mapping[str, float] = field(default_factory=dict)
     """By worker id: blocks reused there, decayed."""
 
 
@@ -98,7 +98,7 @@ def parse_report(body: bytes) -> RouterReport:
         recent=tuple(_recent(item) for item in reader.children("recent")),
         discovery=_discovery(reader.child("discovery")),
         tokenizer=_tokenizer(reader.child("tokenizer")),
-        heat=reader.child("heat").numbers(),
+        reuse_score=reader.child("reuse_score").numbers(),
     )
 
 

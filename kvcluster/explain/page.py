@@ -41,7 +41,7 @@ class WorkerFigures:
     capacity: int | None
     in_flight: int
     """Requests of all routers that were asked."""
-    heat: float
+    reuse_score: float
     """Blocks reused there lately, over the routers that were asked."""
     view_age_seconds: float | None
     """The oldest view of a router."""
@@ -200,8 +200,8 @@ def _figures(pod: raw.Raw, routers: Sequence[RouterAnswer]) -> WorkerFigures | N
         blocks=_largest(row.get("blocks") for row in rows),
         capacity=_largest(row.get("capacity") for row in rows),
         in_flight=sum(raw.number(row, "in_flight") for row in rows),
-        heat=sum(
-            router.report.heat.get(raw.text(row, "worker_id"), 0.0)
+        reuse_score=sum(
+            router.report.reuse_score.get(raw.text(row, "worker_id"), 0.0)
             for router, row in known
             if router.report is not None
         ),

@@ -114,8 +114,8 @@ def _conditions(rows: Iterable[ConditionRow]) -> RenderableType:
 
 
 def _pods(rows: Iterable[PodRow]) -> RenderableType:
-    numbers = ("restarts", "age", "blocks", "in flight", "heat", "view age")
-    headings = ("pod", "state", "restarts", "age", "node", "blocks", "in flight", "heat", "view age", "matched")
+    numbers = ("restarts", "age", "blocks", "in flight", "reuse score", "view age")
+    headings = ("pod", "state", "restarts", "age", "node", "blocks", "in flight", "reuse score", "view age", "matched")
     table = _table(*headings, right=numbers)
     for row in rows:
         state = Text(row.state, style=_GOOD if row.ready else "yellow" if row.state == "terminating" else _BAD)
@@ -132,7 +132,7 @@ def _worker_cells(worker: WorkerFigures | None) -> tuple[RenderableType, ...]:
     blocks = "-" if worker.blocks is None else f"{worker.blocks:,}"
     of = "" if not worker.capacity else f" / {worker.capacity:,}"
     matched = Text("yes", style=_GOOD) if worker.matched else Text("no", style=_BAD)
-    return blocks + of, str(worker.in_flight), f"{worker.heat:,.0f}", duration(worker.view_age_seconds), matched
+    return blocks + of, str(worker.in_flight), f"{worker.reuse_score:,.0f}", duration(worker.view_age_seconds), matched
 
 
 def _routing(page: Page) -> Iterable[RenderableType]:

@@ -46,8 +46,8 @@ class FleetConfig:
     """A worker known by heartbeats alone is forgotten after this much silence."""
     assigned_half_life: float = 60.0
     """In the tie-break by work assigned lately, work this old counts half."""
-    heat_half_life: float = 600.0
-    """In a worker's heat, blocks reused this long ago count half."""
+    reuse_half_life: float = 600.0
+    """In a worker's reuse score, blocks reused this long ago count half."""
     expected_output_tokens: int = 128
     """Assumed length of an answer, until lengths have been observed."""
 

@@ -17,7 +17,7 @@ from router.core.config import FleetConfig
 from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
 from router.core.outliers import Ejection, Outcome
 from router.core.registry import Registry
-from router.core.reuse import Reuse
+from router.core.reuse import PrefixPopularity
 from router.core.strategies import Choice, Conditions, find_strategy
 from router.core.ticket import Assumptions, Ticket
 from router.core.work import Shape
@@ -44,7 +44,7 @@ class Fleet:
         self._strategy = find_strategy(config.strategy)
         self._registry = Registry(config)
         self._assumptions = Assumptions(self._registry.index, config.speculation_grace)
-        self._reuse = Reuse()
+        self._popularity = PrefixPopularity()
         self._turn = 0
         self._tie = TIE_SECONDS + config.latency.decode / 2
         self.ready_at: float | None = None
@@ -164,7 +164,7 @@ class Fleet:
             depths = self._registry.index.depths(request.keys, among, shape.reusable_blocks)
         best = max(depths.values(), default=0)
         charge = 0.0
-        if best and request.keys is not None and not self._reuse.popular(request.keys.key(best)):
+        if best and request.keys is not None and not self._popularity.popular(request.keys.key(best)):
             charge = self.config.recompute_charge * self.config.latency.prefill_block
         figures = tuple(
             _figures(worker, shape, depths.get(worker.view.slot, 0), best, charge, request.streaming, now)
@@ -213,7 +213,7 @@ class Fleet:
         if keys is not None:
             best = max(candidate.matched_blocks for candidate in decision.candidates)
             if best:
-                self._reuse.note(keys.key(best))
+                self._popularity.note(keys.key(best))
         if keys is not None and view.usable(now):
             # The request keeps the stated blocks in use, so they stay; leaving them out spares a long conversation
             # the hashing of all of its blocks each turn.
@@ -225,7 +225,7 @@ class Fleet:
             expected,
             assumption,
             self._assumptions,
-            worker.heat,
+            worker.reuse_score,
             matched=matched,
             streaming=request.streaming,
             certain=certain,

@@ -8,9 +8,9 @@ from kvcache.feed import Batch, Eviction, Heartbeat, Load, Snapshot, WorkerInfo
 from router.core.config import FleetConfig
 from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, UnknownWorker
 from router.core.health import Health
-from router.core.heat import Heat
 from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetPace
+from router.core.reuse import ReuseScore
 from router.core.view import View
 from router.core.work import Residence, Work
 from router.core.worker import Worker
@@ -76,7 +76,7 @@ class Registry:
     def _join(self, url: str) -> Worker:
         config = self._config
         work = Work(config, self._pace, self.residence)
-        worker = Worker(url, View(self.index, config.view_timeout), work, Heat(config.heat_half_life))
+        worker = Worker(url, View(self.index, config.view_timeout), work, ReuseScore(config.reuse_half_life))
         self._workers[url] = worker
         return worker
 
@@ -243,7 +243,7 @@ class Registry:
     def _meet(self, worker: Worker, info: WorkerInfo, load: Load, now: float) -> None:
         if worker.view.epoch != info.epoch:
             worker.work.forget_report()
-            worker.heat.clear()
+            worker.reuse_score.clear()
             worker.renewed()
         worker.view.meet(info)
         worker.work.report(load, now)

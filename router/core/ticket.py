@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from router.core.heat import Heat
 from router.core.index import Assumption, PrefixIndex
 from router.core.latency_samples import Cost
+from router.core.reuse import ReuseScore
 from router.core.work import Expected, Work
 
 
@@ -48,9 +48,9 @@ class Ticket:
         "_entry",
         "_expected",
         "_first",
-        "_heat",
         "_mark",
         "_matched",
+        "_reuse_score",
         "_work",
         "served",
     )
@@ -61,7 +61,7 @@ class Ticket:
         expected: Expected,
         assumption: Assumption | None,
         assumptions: Assumptions,
-        heat: Heat,
+        reuse_score: ReuseScore,
         *,
         matched: int,
         streaming: bool,
@@ -79,7 +79,7 @@ class Ticket:
         self._expected = expected
         self._assumption = assumption
         self._assumptions = assumptions
-        self._heat = heat
+        self._reuse_score = reuse_score
         self._matched = matched
         self._first: float | None = None
         self.served = False
@@ -117,7 +117,7 @@ class Ticket:
             return
         self._work.close(self._entry, self._first, now)
         if reused:
-            self._heat.add(self._matched, now)
+            self._reuse_score.add(self._matched, now)
             self._confirm(now)
         elif self._assumption is not None:
             self._assumptions.give_up(self._assumption)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from kvcache.feed import Load, WorkerInfo
 from router.core.errors import AgentListed
-from router.core.heat import Heat
 from router.core.index import PrefixIndex
 from router.core.outliers import Record
+from router.core.reuse import ReuseScore
 from router.core.view import View
 from router.core.work import Work
 from router.core.worker_state import Contact, Event, Life, State, transition
@@ -50,7 +50,7 @@ class WorkerStatus:
     """Named by discovery; otherwise known by its heartbeats."""
     unknown_removals: int
     """Removals of blocks that the copy did not hold; 0 with a feed in order."""
-    heat: float
+    reuse_score: float
     """Blocks that requests reused there in this life of the worker, those of 10 minutes ago counted half."""
 
 
@@ -64,11 +64,11 @@ class Worker:
         "explicit_pause",
         "feed_vouches",
         "heard_at",
-        "heat",
         "life",
         "paused_until",
         "pauses",
         "record",
+        "reuse_score",
         "state",
         "turn",
         "url",
@@ -77,11 +77,11 @@ class Worker:
         "work",
     )
 
-    def __init__(self, url: str, view: View, work: Work, heat: Heat) -> None:
+    def __init__(self, url: str, view: View, work: Work, reuse_score: ReuseScore) -> None:
         self.url = url
         self.view = view
         self.work = work
-        self.heat = heat
+        self.reuse_score = reuse_score
         self.feed_vouches = True
         """Its feed comes from the process that serves its requests, so it is a sign of life."""
         self.bit = 1 << view.slot
@@ -200,5 +200,5 @@ class Worker:
             why_not_matching=unmatched,
             discovered=self.discovered,
             unknown_removals=view.unknown,
-            heat=self.heat.value(now),
+            reuse_score=self.reuse_score.value(now),
         )

@@ -49,5 +49,5 @@ def status_page(
         ],
         "discovery": discovery.public(),
         "tokenizer": tokenizer.public(),
-        "heat": {worker.worker_id: worker.heat for worker in workers},
+        "reuse_score": {worker.worker_id: worker.reuse_score for worker in workers},
     }

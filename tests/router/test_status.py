@@ -34,7 +34,7 @@ async def test_a_router_that_has_done_nothing(start_router: StartRouter) -> None
                 "fingerprint": load_tokenizer("gpt2").fingerprint,
                 "error": "",
             },
-            "heat": {},
+            "reuse_score": {},
         }
 
 
@@ -60,7 +60,7 @@ async def test_what_was_decided_and_what_it_brought(start_router: StartRouter, t
             assert (oldest["worker_id"], oldest["matched_blocks"], oldest["prompt_blocks"]) == ("w0", 10, 20)
             assert oldest["age_seconds"] >= newest["age_seconds"] >= 0.0
             assert oldest["predicted_ttft_seconds"] > 0.0
-            assert page["heat"] == {"w0": pytest.approx(19.0, rel=0.01), "w1": 0.0}
+            assert page["reuse_score"] == {"w0": pytest.approx(19.0, rel=0.01), "w1": 0.0}
             router.router.management.stage = Stage.DRAINING
             assert (await router.management.get("/status")).json()["draining"] is True
 
@@ -94,4 +94,4 @@ async def test_a_request_that_failed_warms_nobody(start_router: StartRouter, tok
         async with start_router([worker], retry_attempts=1) as router:
             await until(lambda: len(worker.feeds) == 1)
             await asyncio.gather(*(router.complete(list(range(320))) for _ in range(3)))
-            assert (await router.management.get("/status")).json()["heat"] == {"w": 0.0}
+            assert (await router.management.get("/status")).json()["reuse_score"] == {"w": 0.0}

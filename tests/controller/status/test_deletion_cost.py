@@ -21,8 +21,8 @@ def annotated(costs: dict[str, int]) -> list[dict]:
     return pods
 
 
-def heat(*values: float, router: str = "a") -> dict:
-    return {router: report(heat=dict(zip(NAMES, values, strict=True)))}
+def scores(*values: float, router: str = "a") -> dict:
+    return {router: report(reuse_score=dict(zip(NAMES, values, strict=True)))}
 
 
 def costs(reports: dict, before: dict[str, int] | None = None) -> list[int]:
@@ -31,11 +31,11 @@ def costs(reports: dict, before: dict[str, int] | None = None) -> list[int]:
 
 
 def test_the_coldest_costs_least():
-    assert costs(heat(40.0, 10.0, 0.0, 20.0)) == [300, 100, 0, 200]
+    assert costs(scores(40.0, 10.0, 0.0, 20.0)) == [300, 100, 0, 200]
 
 
-def test_the_routers_heats_are_added():
-    assert costs(heat(40.0, 10.0, 0.0, 20.0) | heat(0.0, 100.0, 0.1, 0.0, router="b")) == [200, 300, 0, 100]
+def test_the_routers_reuse_scores_are_added():
+    assert costs(scores(40.0, 10.0, 0.0, 20.0) | scores(0.0, 100.0, 0.1, 0.0, router="b")) == [200, 300, 0, 100]
 
 
 def test_without_an_answer_nothing_is_said():
@@ -46,35 +46,35 @@ def test_without_an_answer_nothing_is_said():
 def test_routers_and_pods_being_deleted_have_no_cost():
     leaving = pod("rag-worker-x")
     leaving["metadata"]["deletionTimestamp"] = ago(seconds=1)
-    assert set(deletion_costs(heat(1.0, 1.0, 1.0, 1.0), [*WORKERS, leaving, *ROUTERS])) == set(NAMES)
+    assert set(deletion_costs(scores(1.0, 1.0, 1.0, 1.0), [*WORKERS, leaving, *ROUTERS])) == set(NAMES)
 
 
 def test_two_alike_keep_their_places():
-    before = dict(zip(NAMES, costs(heat(10.0, 11.0, 12.0, 13.0)), strict=True))
+    before = dict(zip(NAMES, costs(scores(10.0, 11.0, 12.0, 13.0)), strict=True))
     assert list(before.values()) == [100, 200, 300, 400]
-    assert costs(heat(13.0, 12.0, 11.0, 12.0), before) == [100, 200, 300, 400]
-    assert costs(heat(20.0, 12.0, 11.0, 12.0), before) == [400, 100, 200, 300]
+    assert costs(scores(13.0, 12.0, 11.0, 12.0), before) == [100, 200, 300, 400]
+    assert costs(scores(20.0, 12.0, 11.0, 12.0), before) == [400, 100, 200, 300]
 
 
 def test_costs_in_order_stay_when_a_pod_cools_down():
     before = dict(zip(NAMES, [100, 200, 300, 400], strict=True))
-    assert costs(heat(0.0, 20.0, 30.0, 40.0), before) == [0, 200, 300, 400]
+    assert costs(scores(0.0, 20.0, 30.0, 40.0), before) == [0, 200, 300, 400]
 
 
 def test_a_strange_annotation_counts_as_none():
     pods = annotated({})
     pods[0]["metadata"]["annotations"] = {ANNOTATION: "much"}
-    assert deletion_costs(heat(1.0, 2.0, 4.0, 8.0), pods)[NAMES[0]] == 100
+    assert deletion_costs(scores(1.0, 2.0, 4.0, 8.0), pods)[NAMES[0]] == 100
 
 
-HEAT = st.lists(st.sampled_from([0.0, 0.4, 0.5, 1.0]) | st.floats(0, 1e9), min_size=4, max_size=4)
+SCORES = st.lists(st.sampled_from([0.0, 0.4, 0.5, 1.0]) | st.floats(0, 1e9), min_size=4, max_size=4)
 
 
 @settings(deadline=None)
-@given(HEAT, st.lists(st.integers(-(2**31), 2**31 - 1), min_size=4, max_size=4))
+@given(SCORES, st.lists(st.integers(-(2**31), 2**31 - 1), min_size=4, max_size=4))
 def test_a_second_look_changes_nothing_and_clearly_warmer_costs_more(values, before):
-    found = costs(heat(*values), dict(zip(NAMES, before, strict=True)))
-    assert costs(heat(*values), dict(zip(NAMES, found, strict=True))) == found
+    found = costs(scores(*values), dict(zip(NAMES, before, strict=True)))
+    assert costs(scores(*values), dict(zip(NAMES, found, strict=True))) == found
     for first, cost in zip(values, found, strict=True):
         assert 0 <= cost < 2**31
         assert (cost == 0) == (first < 0.5)

@@ -25,7 +25,7 @@ FULL = {
         }
     ],
     "discovery": {"source": "kubernetes", "healthy": True, "age_seconds": 0.8, "error": ""},
-    "heat": {"rag-worker-abc": 132.5, "rag-worker-def": 0},
+    "reuse_score": {"rag-worker-abc": 132.5, "rag-worker-def": 0},
 }
 
 
@@ -38,13 +38,13 @@ def test_a_full_report():
     assert (report.workers_known, report.workers_ready, report.workers_matching) == (4, 3, 2)
     assert report.recent == (RecentDecision(1.2, "rag-worker-abc", "prefix_match", 12, 14, 0.012),)
     assert report.discovery == DiscoveryReport("kubernetes", True, 0.8, "")
-    assert report.heat == {"rag-worker-abc": 132.5, "rag-worker-def": 0.0}
+    assert report.reuse_score == {"rag-worker-abc": 132.5, "rag-worker-def": 0.0}
 
 
 def test_what_may_be_missing_and_what_is_new():
     bare = {"strategy": "x", "workers": {"known": 1, "ready": 1, "matching": 1, "far": 0}, "new": [1]}
     report = parse_report(json.dumps(bare).encode())
-    assert (report.view_age_seconds, report.recent, report.heat, report.draining) == (None, (), {}, False)
+    assert (report.view_age_seconds, report.recent, report.reuse_score, report.draining) == (None, (), {}, False)
     assert report.discovery.healthy
 
 
@@ -67,7 +67,7 @@ def test_counters_kept_as_floats_and_more_cached_than_asked():
         ({"recent": [7]}, r"recent\[0\] must be an object"),
         ({"recent": {}}, "recent must be a list"),
         ({"discovery": {"healthy": "yes"}}, "discovery.healthy must be true or false"),
-        ({"heat": {"w": "hot"}}, "heat.w must be a number"),
+        ({"reuse_score": {"w": "hot"}}, "reuse_score.w must be a number"),
         ({"prompt_tokens": 1.5}, "prompt_tokens must be a whole number"),
     ],
 )

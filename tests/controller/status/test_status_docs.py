@@ -40,7 +40,7 @@ def test_how_often_routers_are_asked_is_documented():
         f"Every {POLL:g} s, and every {POLL_UNSETTLED:g} s while",
         f"an answer has {TIMEOUT:g} s",
         f"at most every {INTERVAL:g} s",
-        f"warmer by {MARGIN - 1:.0%}",
+        f"score is higher by {MARGIN - 1:.0%}",
         f"ready for {RECOVERED_AFTER.seconds} s",
         f"ready for {FRESH_SECONDS} s",
         ", ".join(map(str, AGES[:-1])),

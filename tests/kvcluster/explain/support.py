@@ -72,7 +72,7 @@ STATUS: Raw = {
         }
     ],
     "discovery": {"source": "kubernetes", "healthy": True, "age_seconds": 0.8, "error": ""},
-    "heat": {"rag-worker-0": 132.5},
+    "reuse_score": {"rag-worker-0": 132.5},
 }
 """A router's `/status`."""
 

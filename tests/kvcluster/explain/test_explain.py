@@ -130,7 +130,7 @@ def test_as_json(explain):
     assert code == 0
     assert (found["name"], found["hit_rate"], found["problems"], found["unread"]) == ("rag", "82.3%", [], [])
     assert len(found["conditions"]) == 6
-    assert found["pods"][2]["worker"]["heat"] == 265.0
+    assert found["pods"][2]["worker"]["reuse_score"] == 265.0
     assert found["routers"][0]["report"]["decisions"] == {"prefix_match": 90, "no_match": 10}
 
 

@@ -15,7 +15,7 @@ from kvcluster.explain.render import duration, rendered, width
 from tests.controller.status.support import deployment, waiting
 from tests.kvcluster.explain.support import EVENT, NOW, PODS, ROUTERS, WORKERS, a_pod, ago, cluster, report, row
 
-REPORT = report(decisions={"prefix_match": 90, "no_match": 10}, heat={"rag-worker-0": 132.5})
+REPORT = report(decisions={"prefix_match": 90, "no_match": 10}, reuse_score={"rag-worker-0": 132.5})
 ANSWERS = tuple(RouterAnswer(name, REPORT, tuple(row(worker) for worker in WORKERS)) for name in ROUTERS)
 
 
@@ -48,7 +48,7 @@ def test_a_cluster_that_is_well():
     assert [pod.name for pod in found.pods] == [*ROUTERS, *WORKERS]
     worker = found.pods[2].worker
     assert worker is not None
-    assert (worker.blocks, worker.capacity, worker.in_flight, worker.heat) == (900, 924, 4, 265.0)
+    assert (worker.blocks, worker.capacity, worker.in_flight, worker.reuse_score) == (900, 924, 4, 265.0)
     assert found.wanted == {"worker": 4, "router": 2}
 
 

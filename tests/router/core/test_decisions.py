@@ -11,7 +11,6 @@ from kvcache.feed import Load
 from kvcache.keys import CacheScope, PrefixKeys, pack_tokens
 from router.core.decision import Reason, RouteRequest
 from router.core.fleet import Fleet, Ticket
-from router.core.reuse import REMEMBERED, Reuse
 from router.core.strategies import STRATEGIES, UnknownStrategyError, find_strategy
 from router.core.worker_state import Intake
 from tests.router.core.support import (
@@ -154,18 +153,6 @@ def test_a_popular_prefix_is_copied_as_soon_as_that_is_sooner(make_fleet: MakeFl
     fleet.set_intake(url_of(1), Intake.OPEN)
     decision = fleet.choose(ask(shared), 1.0)
     assert (decision.worker_id, decision.reason) == ("w1", Reason.LOAD_OVER_PREFIX)
-
-
-def test_what_is_remembered_of_matches_is_bounded() -> None:
-    reuse = Reuse()
-    first, *others = (number.to_bytes(16, "big") for number in range(REMEMBERED + 1))
-    reuse.note(first)
-    assert not reuse.popular(first)
-    reuse.note(first)
-    assert reuse.popular(first)
-    for key in others:
-        reuse.note(key)
-    assert not reuse.popular(first)
 
 
 # --- reasons --------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ capabilities:
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]
   verbs: [get, list, watch, create, patch, delete]
-# Patched with the cost of deleting the pod, by cache heat.
+# Patched with the cost of deleting the pod, by reuse score.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]

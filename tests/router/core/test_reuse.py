@@ -1,0 +1,92 @@
+"""Reuse scores and popular prefixes, with time passed in.
+
+Not covered: what the scores are used for (tests/controller/status/test_deletion_cost.py), and how popularity changes a
+decision (test_decisions.py).
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.core.fleet import Fleet
+from router.core.reuse import REMEMBERED, PrefixPopularity, ReuseScore
+from tests.router.core.support import MakeFleet, ask, hold, info, send, snapshot, tokens, url_of
+
+
+def test_it_halves_with_every_half_life() -> None:
+    score = ReuseScore(600.0)
+    assert score.value(5.0) == 0.0
+    score.add(8, 100.0)
+    assert score.value(100.0) == 8.0
+    assert score.value(700.0) == pytest.approx(4.0)
+    score.add(4, 700.0)
+    assert score.value(1900.0) == pytest.approx(2.0)
+    score.clear()
+    assert score.value(1900.0) == 0.0
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 5000.0), st.integers(0, 1000)), max_size=20))
+def test_it_is_the_sum_of_what_each_request_reused(steps: list[tuple[float, int]]) -> None:
+    score, now, added = ReuseScore(600.0), 0.0, []
+    for pause, blocks in steps:
+        now += pause
+        score.add(blocks, now)
+        added.append((now, blocks))
+    assert score.value(now) == pytest.approx(
+        sum(blocks * 2.0 ** ((at - now) / 600.0) for at, blocks in added), abs=1e-6
+    )
+
+
+def score_of(fleet: Fleet, now: float) -> float:
+    return fleet.workers(now)[0].reuse_score
+
+
+PROMPT = tokens(3)
+
+
+def reused_twice(make_fleet: MakeFleet) -> Fleet:
+    """A fleet whose worker 0 has served one request that found two of its blocks."""
+    fleet = make_fleet(1)
+    hold(fleet, 0, PROMPT, 2)
+    _, ticket = send(fleet, ask(PROMPT), 1.0)
+    assert score_of(fleet, 1.0) == 0.0  # it has not been served yet
+    ticket.release(2.0)
+    ticket.release(3.0)
+    return fleet
+
+
+def test_a_request_that_was_served_counts_once(make_fleet: MakeFleet) -> None:
+    assert score_of(reused_twice(make_fleet), 2.0) == 2.0
+
+
+def test_a_request_that_never_ran_counts_nothing(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+    hold(fleet, 0, PROMPT, 2)
+    send(fleet, ask(PROMPT), 1.0)[1].release(2.0, reused=False)
+    assert score_of(fleet, 2.0) == 0.0
+
+
+def test_another_life_of_the_worker_is_cold(make_fleet: MakeFleet) -> None:
+    fleet = reused_twice(make_fleet)
+    fleet.apply_snapshot(url_of(0), snapshot(info("w0", epoch=2)), 3.0)
+    assert score_of(fleet, 3.0) == 0.0
+
+
+def test_a_new_snapshot_of_the_same_life_is_as_reused_twice(make_fleet: MakeFleet) -> None:
+    fleet = reused_twice(make_fleet)
+    fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 9), 2.0)
+    assert score_of(fleet, 2.0) == 2.0
+
+
+def test_only_the_latest_longest_matches_are_remembered() -> None:
+    popularity = PrefixPopularity()
+    first, *others = (number.to_bytes(16, "big") for number in range(REMEMBERED + 1))
+    popularity.note(first)
+    assert not popularity.popular(first)
+    popularity.note(first)
+    assert popularity.popular(first)
+    for key in others:
+        popularity.note(key)
+    assert not popularity.popular(first)
