@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from controller.generated import between
+from controller.docs import between
 
 ROOT = Path(__file__).parents[2]
 FLEET = ROOT / "deploy" / "helm" / "kvcluster" / "dashboards" / "fleet.json"

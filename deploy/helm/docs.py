@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from controller.generated import between
+from controller.docs import between
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "kvcluster"
