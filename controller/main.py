@@ -10,14 +10,15 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import aiohttp
 import kopf
 from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from controller.health import health_app
 from controller.kube.client import KubeClient
 from controller.kube.connect import NoClusterError, connection, in_pod
 from controller.kube.link import Link, said_once
@@ -127,3 +128,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(main())
+
+
+def health_app(check: Callable[[], None]) -> ASGIApp:
+    """An ASGI app. `check` raises `RuntimeError` once nothing is looked after any more: the answer is 500 then."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/healthz":
+            answer = PlainTextResponse("not found: /healthz is all there is\n", 404)
+        else:
+            try:
+                check()
+                answer = PlainTextResponse("ok\n")
+            except RuntimeError as error:
+                answer = PlainTextResponse(f"{error}\n", 500)
+        await answer(scope, receive, send)
+
+    return app

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from controller.api.model import EngineType
-from controller.component import Component
 from controller.objects.names import (
     APP,
     COMPONENT_LABEL,
@@ -13,6 +12,7 @@ from controller.objects.names import (
     ROUTER_PORT,
     WORKER_PORT,
     Cluster,
+    Component,
     Object,
 )
 

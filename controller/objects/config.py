@@ -7,8 +7,7 @@ import json
 from collections.abc import Mapping
 
 from controller.api.model import EngineType
-from controller.component import Component
-from controller.objects.names import FEED_PORT, WORKER_PORT, Cluster, Object
+from controller.objects.names import FEED_PORT, WORKER_PORT, Cluster, Component, Object
 from controller.process_settings import chat_settings, environment, router_settings, worker_settings
 
 EVENTS_PORT, REPLAY_PORT = 5557, 5558

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from controller.component import Component
 from controller.objects import routers, workers
 from controller.objects.access import network_policies, router_rights
 from controller.objects.config import config_map, digest
-from controller.objects.exposure import entrances
 from controller.objects.monitoring import pod_monitors
-from controller.objects.names import APPLIED_HASH, Cluster, Object
+from controller.objects.names import APPLIED_HASH, Cluster, Component, Object
+from controller.objects.routers import entrances
 from controller.objects.scaling import autoscalers, disruption_budget
 
 

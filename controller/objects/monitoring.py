@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from controller.api.model import EngineType
-from controller.component import Component
-from controller.objects.names import FEED, HTTP, MANAGEMENT, Cluster, Object
+from controller.objects.names import FEED, HTTP, MANAGEMENT, Cluster, Component, Object
 
 _POD_LABEL = "__meta_kubernetes_pod_label_app_kubernetes_io_"
 _LABELS = {"instance": "kvcluster", "component": "component"}

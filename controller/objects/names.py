@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from controller.api.model import KVClusterSpec
-from controller.component import Component
+
+
+class Component(StrEnum):
+    """Value of the label `app.kubernetes.io/component`."""
+
+    ROUTER = "router"
+    WORKER = "worker"
+
 
 Object = dict[str, Any]
 """A Kubernetes object as JSON."""

@@ -7,9 +7,8 @@ from typing import Any
 
 from controller.api.kubernetes import Placement
 from controller.api.model import SCRATCH_VOLUME, EnvVar
-from controller.component import Component
 from controller.objects.config import digest, settings
-from controller.objects.names import CONFIG_HASH, Cluster, Object
+from controller.objects.names import CONFIG_HASH, Cluster, Component, Object
 
 RESTRICTED: Object = {
     "allowPrivilegeEscalation": False,

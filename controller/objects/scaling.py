@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from controller.api.model import Autoscaling, Scaler
-from controller.component import Component
-from controller.objects.names import Cluster, Object
+from controller.objects.names import Cluster, Component, Object
 
 WAITING = "vllm:num_requests_waiting"
 """Requests in an engine's queue; the emulator and vLLM both export it."""

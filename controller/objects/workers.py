@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 from controller.api.model import EngineType
-from controller.component import Component
 from controller.objects.config import EVENTS_PORT, REPLAY_PORT
-from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Object
+from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Component, Object
 from controller.objects.pods import (
     RESTRICTED,
     SCRATCH_MOUNT,

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from controller.api.load import validate_manifest
 from controller.api.problems import ManifestError
-from controller.component import Component
 from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import DEPLOYMENT, HPA, INGRESS, KVCLUSTER, POD, SCALED_OBJECT, SERVICE, Kind, kind_of
 from controller.objects.desired import desired_objects
-from controller.objects.names import Cluster, Object, Release
+from controller.objects.names import Cluster, Component, Object, Release
 from controller.reconcile.announce import Announcer
-from controller.reconcile.apis import OptionalApis
-from controller.reconcile.costs import DeletionCosts
 from controller.reconcile.inventory import Inventory, Key
 from controller.reconcile.plan import Plan, foreign_owner, leaving, plan
 from controller.reconcile.queue import RetryLater
 from controller.reconcile.reports import RouterAsker
-from controller.reconcile.writer import Outcome, Writer, name_conflict
+from controller.reconcile.writer import DeletionCosts, Outcome, Writer, name_conflict
 from controller.status.compute import compute
 from controller.status.observed import Observed, Problem, ProblemKind, RouterReport
 from controller.status.transitions import events
@@ -208,3 +205,27 @@ def _settled(status: Object) -> bool:
     """Whether nothing is expected to change by itself soon."""
     truth = {condition["type"]: condition["status"] for condition in status["conditions"]}
     return truth.get("Progressing") != "True" and truth.get("CacheViewFresh") != "False"
+
+
+AGE = 60.0
+"""Seconds for which an answer counts: a CRD that is installed later is noticed within this time."""
+
+
+class OptionalApis:
+    """Answers, as old as `AGE` at most."""
+
+    def __init__(self, client: KubeClient, clock: Callable[[], float]) -> None:
+        self._client = client
+        self._clock = clock
+        self._known: dict[Kind, tuple[float, bool]] = {}
+
+    async def absent(self, kinds: Iterable[Kind]) -> set[Kind]:
+        """Those that do not exist here. Raises `ApiError`."""
+        return {kind for kind in kinds if kind.optional and not await self._exists(kind)}
+
+    async def _exists(self, kind: Kind) -> bool:
+        asked_at, exists = self._known.get(kind, (float("-inf"), False))
+        if self._clock() - asked_at > AGE:
+            exists = await self._client.exists(kind)
+            self._known[kind] = (self._clock(), exists)
+        return exists

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 
 import aiohttp
 
-from controller.component import Component
-from controller.objects.names import COMPONENT_LABEL, MANAGEMENT_PORT, Object
+from controller.objects.names import COMPONENT_LABEL, MANAGEMENT_PORT, Component, Object
 from controller.status.observed import ReportError, RouterReport, parse_report
 
 TIMEOUT = 1.5

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
-from controller.component import Component
+from controller.objects.names import Component
 from controller.status import raw
-from controller.status.cache import cache_status, percent
 from controller.status.conditions import conditions
-from controller.status.endpoint import endpoint
-from controller.status.observed import Observed
+from controller.status.observed import Observed, Raw
 from controller.status.pods import active, is_ready
 from controller.status.report import RouterReport
 from controller.status.workload import workload
@@ -63,3 +62,103 @@ def _reports(observed: Observed) -> list[RouterReport]:
     ready = [raw.name(pod) for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
     answers = (observed.reports.get(name) for name in ready)
     return [answer for answer in answers if isinstance(answer, RouterReport)]
+
+
+AGES = (1, 2, 5, 10, 30, 60, 300)
+"""Values of viewAgeSeconds: the smallest one that is not exceeded; 300 stands for all beyond."""
+HELD_PERMILLE = 5
+"""A hit rate that differs by less is left as it was."""
+
+
+def hit_rate_permille(reports: Iterable[RouterReport], previous: int | None) -> int | None:
+    """Prompt tokens served from the caches since the routers started, in thousandths.
+
+    None before the first request; what was known stays while nothing newer is (the routers have just started again).
+    """
+    asked = list(reports)
+    prompt = sum(report.prompt_tokens for report in asked)
+    if not prompt:
+        return previous
+    rate = round(1000 * sum(report.cached_tokens for report in asked) / prompt)
+    return previous if previous is not None and abs(rate - previous) < HELD_PERMILLE else rate
+
+
+def view_age(reports: Iterable[RouterReport], previous: int | None) -> int | None:
+    """Age of the oldest view any router has of a ready worker, in seconds; None while there is none.
+
+    Ages swing by the second between two reports of a worker, so the value moves up when it is exceeded by half, and
+    down at half of the next smaller one.
+    """
+    ages = [report.view_age_seconds for report in reports if report.view_age_seconds is not None]
+    if not ages:
+        return None
+    oldest = max(ages)
+    if previous in AGES and previous is not None:
+        below = AGES[max(0, AGES.index(previous) - 1)]
+        if (oldest <= 1.5 * previous or previous == AGES[-1]) and (oldest > below / 2 or previous == AGES[0]):
+            return previous
+    return next((age for age in AGES if oldest <= age), AGES[-1])
+
+
+def percent(permille: int) -> str:
+    """`82.3%`."""
+    return f"{permille // 10}.{permille % 10}%"
+
+
+def cache_status(reports: Iterable[RouterReport], previous: Mapping[str, Any]) -> dict[str, Any]:
+    """`cache` of the status: only what is known."""
+    asked = list(reports)
+    held, aged = raw.at(previous, "hitRatePermille"), raw.at(previous, "viewAgeSeconds")
+    rate = hit_rate_permille(asked, held if type(held) is int else None)
+    age = view_age(asked, aged if type(aged) is int else None)
+    known = {"hitRatePermille": rate, "viewAgeSeconds": age}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+DATA_PORT = 8000
+PORT_NAME = "http"
+
+
+def endpoint(observed: Observed, previous: str) -> str | None:
+    """The URL as far out as the Service reaches; None while there is no Service.
+
+    An Ingress with a host, once there is one: that host. LoadBalancer: its address once it has one. NodePort: a node
+    that a ready router is on, the same as long as one is.
+    Else, and until then: the Service's name, which works inside the cluster.
+    """
+    service = observed.service
+    if service is None:
+        return None
+    if (entrance := _entrance(observed.ingress)) is not None:
+        return entrance
+    ports = raw.objects(service, "spec", "ports")
+    port = next((item for item in ports if item.get("name") == PORT_NAME), ports[0] if ports else {})
+    number = raw.number(port, "port") or DATA_PORT
+    kind = raw.text(service, "spec", "type")
+    if kind == "LoadBalancer":
+        for ingress in raw.objects(service, "status", "loadBalancer", "ingress"):
+            host = raw.text(ingress, "hostname") or raw.text(ingress, "ip")
+            if host:
+                return _url(host, number)
+    if kind == "NodePort" and (node_port := raw.number(port, "nodePort")):
+        routers = [pod for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
+        hosts = sorted({host for pod in routers if (host := raw.text(pod, "status", "hostIP"))})
+        if hosts:
+            before = urlsplit(previous).hostname or ""
+            return _url(before if before in hosts else hosts[0], node_port)
+    return _url(f"{raw.name(service)}.{observed.namespace}.svc", number)
+
+
+def _entrance(ingress: Raw | None) -> str | None:
+    """The URL that our Ingress, of one rule with one path, is for; None for one without a host, or with a pattern."""
+    for rule in raw.objects(ingress, "spec", "rules"):
+        host = raw.text(rule, "host")
+        if host and not host.startswith("*"):
+            path = "".join(raw.text(each, "path") for each in raw.objects(rule, "http", "paths")[:1])
+            scheme = "https" if raw.objects(ingress, "spec", "tls") else "http"
+            return f"{scheme}://{host}{path.rstrip('/')}"
+    return None
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

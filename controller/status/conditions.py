@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from controller.component import Component
+from controller.objects.names import Component
 from controller.status import raw
 from controller.status.freshness import freshness
 from controller.status.observed import Observed

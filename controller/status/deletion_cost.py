@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from controller.component import Component
+from controller.objects.names import Component
 from controller.status import raw
 from controller.status.pods import active
 from controller.status.raw import Raw

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from controller.component import Component
+from controller.objects.names import Component
 from controller.status.observed import Observed
 from controller.status.pods import active, is_ready, quoted, ready_for
 from controller.status.raw import name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from controller.component import Component
+from controller.objects.names import Component
 from controller.status import raw
 from controller.status.observed import Observed, ProblemKind
 from controller.status.pods import Trouble, active, pod_trouble, quoted, sharpened

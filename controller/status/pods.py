@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from controller.component import Component
+from controller.objects.names import Component
 from controller.status import raw
 from controller.status.raw import Raw
 from controller.status.reasons import Reason

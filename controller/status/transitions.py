@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from controller.component import Component
+from controller.objects.names import Component
 from controller.status import raw
 from controller.status.reasons import ConditionType, Reason
 

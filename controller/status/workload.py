@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controller.component import Component
+from controller.objects.names import Component
 from controller.status import raw
 from controller.status.observed import Observed
 from controller.status.pods import still_serving

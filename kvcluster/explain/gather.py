@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller.api.model import API_VERSION
-from controller.component import Component
+from controller.objects.names import Component
 from controller.status import raw
 from controller.status.pods import active
 from controller.status.report import ReportError, RouterReport, parse_report

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from controller.component import Component
+from controller.objects.names import Component
 from controller.status import raw
-from controller.status.cache import hit_rate_permille, percent
+from controller.status.compute import hit_rate_permille, percent
 from controller.status.pods import active, component_of, containers, is_ready, pod_trouble, state_of
 from controller.status.report import RecentDecision, RouterReport
 from kvcluster.explain.gather import Gathered, RouterAnswer

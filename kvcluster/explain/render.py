@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from controller.component import Component
+from controller.objects.names import Component
 from kvcluster.explain.page import ConditionRow, EventRow, Page, PodRow, WorkerFigures, decision_reasons, last_decisions
 
 DECISIONS_SHOWN = 5

@@ -8,9 +8,8 @@ import signal
 import httpx
 import pytest
 
-from controller.local.cluster import Options, StartError
+from controller.local.cluster import Options, PortTakenError, StartError, bind
 from controller.local.process import State
-from controller.local.sockets import PortTakenError, bind
 from tests.processes import eventually, runs
 
 pytestmark = pytest.mark.process

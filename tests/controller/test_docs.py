@@ -11,10 +11,10 @@ import pytest
 
 from controller.api.fields import FIELDS
 from controller.docs import PAGES, MarkersMissingError
-from controller.reconcile.costs import INTERVAL
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED
 from controller.reconcile.reports import TIMEOUT
-from controller.status.cache import AGES
+from controller.reconcile.writer import INTERVAL
+from controller.status.compute import AGES
 from controller.status.deletion_cost import MARGIN
 from controller.status.freshness import FRESH_SECONDS
 from controller.status.pods import RECOVERED_AFTER

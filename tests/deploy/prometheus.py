@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import yaml
 
-from controller.local.sockets import bind
+from controller.local.cluster import bind
 from tests.e2e.support import eventually
 
 START_SECONDS = 120.0

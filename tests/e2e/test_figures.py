@@ -12,7 +12,7 @@ from rich.console import Console
 from bench.run import BenchOptions, measure
 from bench.workloads import WorkloadSpec, build_workload
 from controller.local.view import observe
-from controller.status.cache import hit_rate_permille
+from controller.status.compute import hit_rate_permille
 from controller.status.report import parse_report
 from deploy.helm.dashboards import FLEET, load, queries
 from kvcluster.display import status_table

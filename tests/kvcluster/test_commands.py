@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from controller.local.sockets import bind
+from controller.local.cluster import bind
 from kvcluster.cli import app
 from kvcluster.commands.route import ExplainError, candidates_table, explain, request_body
 

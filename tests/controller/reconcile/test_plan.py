@@ -12,9 +12,8 @@ from controller.api.load import validate_manifest
 from controller.kube.kinds import SCALED_OBJECT
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Object, Release
-from controller.reconcile.comparison import covers, fingerprint
 from controller.reconcile.inventory import Ref
-from controller.reconcile.plan import Plan, plan, ref_of, replicas_to_hand_over
+from controller.reconcile.plan import Plan, covers, fingerprint, plan, ref_of, replicas_to_hand_over
 
 UID = "uid-1"
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from controller.api.model import KVClusterSpec
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Release
-from controller.status.cache import AGES, hit_rate_permille, view_age
-from controller.status.compute import compute
+from controller.status.compute import AGES, compute, hit_rate_permille, view_age
 from controller.status.observed import Problem, ProblemKind
 from controller.status.reasons import GIVEN_BY, ConditionType, Reason
 from controller.status.schema import status_schema

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from controller.status.cache import HELD_PERMILLE
+from controller.status.compute import HELD_PERMILLE
 from tests.kube.e2e.support import World, failures
 from tests.kube.operator.support import OBJECTS, eventually
 from tests.kube.rights import used
