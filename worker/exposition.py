@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from worker.http import Exchange
+from worker.asgi import HttpRequest
 
 
 class Exposition:
@@ -14,10 +14,10 @@ class Exposition:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
-    async def metrics(self, exchange: Exchange, service: object) -> None:
+    async def metrics(self, request: HttpRequest, service: object) -> None:
         """Text format by default, OpenMetrics by Accept."""
-        encoder, content_type = choose_encoder(exchange.header(b"accept"))
-        await exchange.reply(200, encoder(self._registry), (b"content-type", content_type.encode()))
+        encoder, content_type = choose_encoder(request.header(b"accept"))
+        await request.reply(200, encoder(self._registry), (b"content-type", content_type.encode()))
 
 
 def process_metrics(registry: CollectorRegistry) -> None:

@@ -20,11 +20,11 @@ from runtime.draining import Drain, DrainPolicy
 from runtime.http.server import HttpLimits, HttpServer, inherited, listen, run, settle
 from runtime.logs import configure, event
 from runtime.settings import SettingsError
+from worker.emulator.async_engine import AsyncEngine
 from worker.emulator.engine import Engine, EngineConfig, EngineConfigError
 from worker.emulator.engine_metrics import EngineMetrics
 from worker.emulator.generators import GeneratorError, make_generator
 from worker.emulator.generators.base import Generator
-from worker.emulator.runner import EngineRunner
 from worker.emulator.server.app import App
 from worker.emulator.server.metrics import WorkerCollector, WorkerCounts, cache_config
 from worker.emulator.server.service import Service, Stage
@@ -32,7 +32,7 @@ from worker.emulator.timer import LoopTimer, TimerFactory, precise_timer
 from worker.exposition import Exposition, process_metrics
 from worker.feed.endpoints import CacheState, FeedEndpoints
 from worker.feed.log import FeedLog
-from worker.feed.reporter import Reporter
+from worker.feed.publisher import FeedPublisher
 from worker.settings import WILDCARDS, Settings
 
 logger = logging.getLogger("worker")
@@ -40,7 +40,7 @@ logger = logging.getLogger("worker")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-LAST_WORDS = 2.0
+SHUTDOWN_MARGIN = 2.0
 """Seconds for answers that were cut short by the end of the grace period to reach their clients."""
 
 
@@ -61,9 +61,11 @@ class Worker:
         max_model_len = settings.model_len()
         self.engine = Engine(engine_config(settings, tokenizer), gpu.latency.scaled(settings.speed))
         self.feed = FeedLog(self.epoch, self.engine.load())
-        self.reporter = Reporter(self.feed, clock)
+        self.publisher = FeedPublisher(self.feed, clock)
         metrics = EngineMetrics(max_model_len)
-        self.runner = EngineRunner(self.engine, clock=clock, report=self.reporter.report, observer=metrics, timer=timer)
+        self.async_engine = AsyncEngine(
+            self.engine, clock=clock, publish=self.publisher.publish, observer=metrics, timer=timer
+        )
         self.info = WorkerInfo(
             worker_id=settings.worker_id or f"{_own_name(settings.host)}:{port}",
             epoch=self.epoch,
@@ -80,7 +82,7 @@ class Worker:
             names=settings.served_models,
             tokenizer=tokenizer,
             generator=generator,
-            runner=self.runner,
+            engine=self.async_engine,
             metrics=metrics,
             block_size=settings.block_size,
             max_model_len=max_model_len,
@@ -91,8 +93,8 @@ class Worker:
             store_responses=settings.enable_responses_store,
             trust_request_chat_template=settings.trust_request_chat_template,
         )
-        self.state = CacheState(self.info, self.runner, self.feed)
-        self.endpoints = FeedEndpoints(self.state, self.feed, self.reporter)
+        self.state = CacheState(self.info, self.async_engine, self.feed)
+        self.endpoints = FeedEndpoints(self.state, self.feed, self.publisher)
         self.push_failures: Callable[[], int] = lambda: 0
         registry = CollectorRegistry()
         process_metrics(registry)
@@ -139,14 +141,14 @@ class Worker:
             async with asyncio.timeout(grace):
                 await self.service.idle.wait()
         except TimeoutError:
-            self.runner.abort_all()
+            self.async_engine.abort_all()
             return False
         return True
 
     def close(self) -> None:
         """Stop every timer and thread."""
-        self.runner.close()
-        self.reporter.close()
+        self.async_engine.close()
+        self.publisher.close()
         self.service.close()
 
 
@@ -198,20 +200,20 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
     pushing = asyncio.create_task(push(worker, settings, server.port))
     pushing.add_done_callback(_report_crash)
     try:
-        await _first(stop, worker.runner.dead)
-        failed = worker.runner.dead.is_set()
+        await _first(stop, worker.async_engine.dead)
+        failed = worker.async_engine.dead.is_set()
         pushing.cancel()  # first of all, so that the routers stop choosing this worker
         if settings.drain_limit and not failed:
             stop.clear()  # another signal ends this, and only one after that the process
-            await _first(stop, worker.runner.dead, worker.leave(settings.drain_limit, stop))
-            failed = worker.runner.dead.is_set()
+            await _first(stop, worker.async_engine.dead, worker.leave(settings.drain_limit, stop))
+            failed = worker.async_engine.dead.is_set()
             stop.set()
         finished = await worker.drain(0.0 if failed else settings.grace_period)
     finally:
         pushing.cancel()
         await asyncio.gather(pushing, return_exceptions=True)
         worker.close()
-        await server.stop(LAST_WORDS)
+        await server.stop(SHUTDOWN_MARGIN)
     event(
         logger,
         logging.INFO,

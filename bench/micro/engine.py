@@ -16,7 +16,7 @@ from collections.abc import Callable
 from kvcache.keys import BlockKey
 from kvcache.profiles import DEFAULT_PROFILE, profile
 from worker.emulator.engine import Engine, EngineConfig, EngineRequest
-from worker.emulator.engine.block_cache import BlockCache
+from worker.emulator.engine.block_pool import BlockPool
 
 RUN = 32
 """Blocks a sequence has."""
@@ -34,7 +34,7 @@ def _key(number: int) -> BlockKey:
     return hashlib.sha256(number.to_bytes(8, "little")).digest()[:16]
 
 
-def _pass(cache: BlockCache, keys: list[list[BlockKey]]) -> dict[str, float]:
+def _pass(cache: BlockPool, keys: list[list[BlockKey]]) -> dict[str, float]:
     """Seconds a block of each operation, once over the cache: every sequence comes, ends, is hit and ends again."""
     held: list[list[int]] = []
     count = len(keys)
@@ -60,7 +60,7 @@ def _pass(cache: BlockCache, keys: list[list[BlockKey]]) -> dict[str, float]:
 
 def block_operations(total: int, rounds: int = ROUNDS) -> dict[str, float]:
     """Seconds a block of each operation on a full cache of `total` blocks: the best of `rounds` passes over it."""
-    cache = BlockCache(total)
+    cache = BlockPool(total)
     count = total // RUN
     passes = []
     for turn in range(rounds + 1):

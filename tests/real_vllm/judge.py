@@ -55,7 +55,7 @@ def record(name: str, request: dict[str, Any], answer: Answer) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Ask both, report. Exit code 1 below 95 %."""
+    """AnswerRequest both, report. Exit code 1 below 95 %."""
     parser = argparse.ArgumentParser(prog="python -m tests.real_vllm.judge")
     parser.add_argument("real")
     parser.add_argument("ours")

@@ -56,12 +56,12 @@ async def up_to_date(router: RunningRouter, agent: Agent, url: str) -> None:
     when the step is over, and the answer that ended with it may have been read before."""
     async with asyncio.timeout(30):
         while True:
-            seen = (agent.last_event_at, agent.mirror.feed.position)
+            seen = (agent.last_event_at, agent.view.feed.position)
             await asyncio.sleep(0.1)
             (status,) = (one for one in router.router.fleet.workers(time.monotonic()) if one.url == url)
             held = Counter(router.router.fleet.view(url))
-            known = Counter(key for key, _ in agent.mirror.follower.blocks.blocks())
-            if status.matching and held == known and seen == (agent.last_event_at, agent.mirror.feed.position):
+            known = Counter(key for key, _ in agent.view.follower.blocks.blocks())
+            if status.matching and held == known and seen == (agent.last_event_at, agent.view.feed.position):
                 return
 
 

@@ -123,7 +123,7 @@ async def test_bad_values_are_refused_with_an_error_object(path, body, start) ->
     assert list(error) == ["message", "type", "param", "code"]
     assert error["code"] == 400
     assert error["message"]
-    assert harness.worker.runner.active == 0
+    assert harness.worker.async_engine.active == 0
 
 
 @pytest.mark.parametrize(

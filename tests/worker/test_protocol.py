@@ -25,7 +25,7 @@ MODELS = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatComp
 
 
 def capture(name: str) -> tuple[str, str, int, str]:
-    """Path, request body, status and response body of a captured exchange."""
+    """Path, request body, status and response body of a captured request."""
     head, answer = (CAPTURES / name).read_text().split("\n\n", 1)
     found = re.search(r"(?:### POST (\S+)\n### body: (.*)\n)?HTTP/1.1 (\d+)", head)
     assert found is not None

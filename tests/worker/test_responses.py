@@ -90,12 +90,12 @@ async def test_a_response_is_made_in_the_background_followed_and_cancelled(start
 
     other = (await harness.client.post(RESPONSES, body | {"max_output_tokens": 500})).json()
     await asyncio.sleep(1)
-    assert harness.worker.runner.active == 1
+    assert harness.worker.async_engine.active == 1
     cancelled = await harness.client.post(f"{RESPONSES}/{other['id']}/cancel", {})
     assert cancelled.json()["status"] == "cancelled"
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert harness.worker.runner.active == 0
+    assert harness.worker.async_engine.active == 0
 
 
 async def test_json_is_made_where_json_is_asked_for(start) -> None:

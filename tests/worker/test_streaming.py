@@ -49,7 +49,7 @@ async def test_an_idle_worker_sleeps(start) -> None:
     harness = start()
     await harness.client.post("/v1/completions", completion())
     assert harness.worker.engine.next_event() is None
-    assert not harness.worker.runner.armed
+    assert not harness.worker.async_engine.armed
 
 
 async def test_a_stop_string_ends_the_answer_and_names_itself(start) -> None:
@@ -229,7 +229,7 @@ async def test_a_dying_engine_ends_streams_with_vllms_error_event(start, capture
     assert events[-3].startswith('data: {"error": {"message": "EngineCore encountered an issue.')
     assert events[-2:] == ["data: [DONE]", ""]
     assert (answered.status, answered.text) == (500, error.body.partition("curl")[0].strip())
-    assert harness.worker.runner.dead.is_set()
+    assert harness.worker.async_engine.dead.is_set()
     assert (await harness.client.get("/health")).status == 503
     assert (await harness.client.post("/v1/completions", {"prompt": "x"})).status == 500
 

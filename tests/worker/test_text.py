@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcache.tokens.tokenizer import IncrementalDecoder
-from worker.emulator.server.text import AnswerText
+from worker.emulator.server.text import IncrementalDetokenizer
 
 
 class Spelled:
@@ -24,7 +24,7 @@ class Spelled:
 
 def run(pieces: list[str], stop: tuple[str, ...], include: bool, min_tokens: int = 0) -> tuple[list[str], str | None]:
     """Every delta, and what stopped the text."""
-    text = AnswerText(Spelled(pieces), stop, include)  # type: ignore[arg-type]
+    text = IncrementalDetokenizer(Spelled(pieces), stop, include)  # type: ignore[arg-type]
     shown = []
     for token in range(len(pieces)):
         shown.append(text.push(token, may_stop=token + 1 > min_tokens))
@@ -73,7 +73,7 @@ def test_text_that_might_begin_a_stop_string_waits_for_the_next_token() -> None:
 
 def test_without_stop_strings_every_token_is_shown_at_once(tokenizer) -> None:
     tokens = tokenizer.encode("naïve 🎉 text")
-    text = AnswerText(IncrementalDecoder(tokenizer))
+    text = IncrementalDetokenizer(IncrementalDecoder(tokenizer))
     shown = [text.push(token) for token in tokens]
     assert "".join(shown) + text.finish() == "naïve 🎉 text"
     assert "�" not in "".join(shown)

@@ -12,12 +12,12 @@ from collections.abc import Callable
 import zmq.asyncio
 
 from runtime.logs import event
-from worker.agent.core.load import Reading
+from worker.agent.core.load import Scrape
 from worker.agent.engine import EngineClient, EngineError, engine_client
-from worker.agent.mirror import DescriptionError, Mirror
 from worker.agent.prompts import UNKNOWN_FINGERPRINT, Agreement, Comparison, Expected, compare
 from worker.agent.settings import Settings
 from worker.agent.subscription import ReplayError, Subscription, replay
+from worker.agent.view import DescriptionError, EngineView
 from worker.feed.endpoints import FeedEndpoints
 from worker.settings import WILDCARDS
 
@@ -70,13 +70,13 @@ class Agent:
         """Of the engine's prompts with those of `expected`, which is called in a thread until it succeeds."""
         self.clock = clock
         name = socket.gethostname() if settings.host in WILDCARDS else settings.host
-        self.mirror = Mirror(
+        self.view = EngineView(
             settings,
             settings.worker_id or f"{name}:{port}",
             now=lambda: time.time_ns() // 1000,
             clock=clock,
         )
-        self.endpoints = FeedEndpoints(self.mirror.state, self.mirror.feed, self.mirror.reporter)
+        self.endpoints = FeedEndpoints(self.view.state, self.view.feed, self.view.publisher)
         self.engine_problem = f"{settings.engine_url} has not answered yet"
         """Why the engine cannot be used; "" when it can."""
         self.events_problem = f"not subscribed to {settings.events_endpoint} yet"
@@ -106,7 +106,7 @@ class Agent:
 
     def close(self) -> None:
         """Stop every timer, close every socket."""
-        self.mirror.reporter.close()
+        self.view.publisher.close()
         self._context.destroy(linger=0)
 
     # --- the engine -------------------------------------------------------------------------------------
@@ -115,17 +115,17 @@ class Agent:
         while True:
             asked_at = self.clock()
             try:
-                self._answered(await client.read(), group)
+                self._answered(await client.scrape(), group)
                 if self.agreement is Agreement.PENDING and self._expected is not None:
                     self._agree(await compare(client, self._expected))
             except (EngineError, DescriptionError) as error:
                 self._engine(str(error))
             await asyncio.sleep(max(asked_at + self.settings.poll_interval - self.clock(), 0.0))
 
-    def _answered(self, reading: Reading, group: asyncio.TaskGroup) -> None:
-        if self.mirror.read(reading):
-            if reading.engines > 1:
-                event(logger, logging.ERROR, "several_engines", engines=reading.engines, followed=1)
+    def _answered(self, scrape: Scrape, group: asyncio.TaskGroup) -> None:
+        if self.view.observe(scrape):
+            if scrape.engines > 1:
+                event(logger, logging.ERROR, "several_engines", engines=scrape.engines, followed=1)
             if self._following is not None:
                 self._following.cancel()
             self._events(f"not subscribed to {self.settings.events_endpoint} yet")
@@ -148,7 +148,7 @@ class Agent:
         self._refresh()
 
     def _agree(self, comparison: Comparison) -> None:
-        self.mirror.state_prompts(comparison.fingerprint, comparison.max_model_len)
+        self.view.state_prompts(comparison.fingerprint, comparison.max_model_len)
         if comparison.agreement is not self.agreement:
             name, level = _AGREED[comparison.agreement]
             why = {"why": comparison.why} if comparison.why else {}
@@ -183,10 +183,10 @@ class Agent:
             await asyncio.sleep(RESUBSCRIBE)
 
     async def _read(self, subscription: Subscription) -> None:
-        follower, mirror = self.mirror.follower, self.mirror
+        follower, view = self.view.follower, self.view
         follower.begin()
         answers = await self._catch_up()
-        mirror.flush()
+        view.flush()
         self._events("")
         taken = 0
         while True:
@@ -202,14 +202,14 @@ class Agent:
                         break
                 self.last_event_at = self.clock()
                 taken += 1
-            mirror.flush()
+            view.flush()
             if taken % SLICE == 0:
                 await asyncio.sleep(0)
 
     async def _catch_up(self) -> bool:
         """Apply every batch that the engine remembers and that is not known. False when it does not answer."""
         endpoint = self.settings.replay_endpoint
-        follower = self.mirror.follower
+        follower = self.view.follower
         for _ in range(REPLAY_ATTEMPTS if endpoint else 0):
             answered = 0
             try:

@@ -8,10 +8,10 @@ from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
 from worker.agent.agent import Agent
+from worker.asgi import HttpRequest
 from worker.exposition import Exposition
-from worker.http import Exchange
 
-Handler = Callable[[Exchange, Agent], Awaitable[None]]
+Handler = Callable[[HttpRequest, Agent], Awaitable[None]]
 
 
 class App:
@@ -27,21 +27,21 @@ class App:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
-        handler = self._routes.get(exchange.path)
+        request = HttpRequest(scope, receive, send)
+        handler = self._routes.get(request.path)
         if handler is None:
-            await exchange.json(404, {"detail": "Not Found"})
-        elif exchange.method != "GET":
-            await exchange.json(405, {"detail": "Method Not Allowed"}, (b"allow", b"GET"))
+            await request.json(404, {"detail": "Not Found"})
+        elif request.method != "GET":
+            await request.json(405, {"detail": "Method Not Allowed"}, (b"allow", b"GET"))
         else:
             try:
-                await handler(exchange, self._agent)
+                await handler(request, self._agent)
             except ApiError as error:
-                await exchange.error(error)
+                await request.error(error)
 
 
-async def health(exchange: Exchange, agent: Agent) -> None:
+async def health(request: HttpRequest, agent: Agent) -> None:
     """200 while the engine answers and its events are followed, else 503 with the reason."""
     if agent.problem:
         raise ApiError(503, agent.problem)
-    await exchange.json(200, {"complete": agent.mirror.follower.complete})
+    await request.json(200, {"complete": agent.view.follower.complete})

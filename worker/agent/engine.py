@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from worker.agent.core.load import MetricsError, Reading, read_metrics
+from worker.agent.core.load import MetricsError, Scrape, parse_scrape
 from worker.agent.prompts import Tokenized
 
 PATIENCE = 3.0
@@ -28,12 +28,12 @@ class EngineClient:
         self._url = url
         self._session = session
 
-    async def read(self) -> Reading:
+    async def scrape(self) -> Scrape:
         """Health and metrics. Raises `EngineError`."""
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._get("/health")
-                return read_metrics(await self._get("/metrics"))
+                return parse_scrape(await self._get("/metrics"))
         except TimeoutError:
             raise EngineError(f"{self._url} does not answer within {PATIENCE:g} s") from None
         except MetricsError as error:

@@ -25,7 +25,7 @@ logger = logging.getLogger("worker.agent")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-LAST_WORDS = 0.5
+SHUTDOWN_MARGIN = 0.5
 """Seconds for the last bytes of streams to reach their readers."""
 
 
@@ -53,7 +53,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         host=settings.host,
         port=server.port,
         pid=os.getpid(),
-        worker_id=agent.mirror.state.info.worker_id,
+        worker_id=agent.view.state.info.worker_id,
         engine=settings.engine_url,
         events=settings.events_endpoint,
         replay=settings.replay_endpoint or "none",
@@ -68,7 +68,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         for task in (running, stopping):
             task.cancel()
         results = await asyncio.gather(running, stopping, return_exceptions=True)
-        await server.stop(LAST_WORDS)
+        await server.stop(SHUTDOWN_MARGIN)
         agent.close()
     event(logger, logging.INFO, "agent_stopped", reason=repr(results[0]) if failed else "asked to")
     return EXIT_FAILED if failed else 0

@@ -22,8 +22,8 @@ class AgentCollector(Collector):
         self._agent = agent
 
     def collect(self) -> Iterable[Metric]:
-        agent, mirror, follower = self._agent, self._agent.mirror, self._agent.mirror.follower
-        blocks, feed = follower.blocks, mirror.feed
+        agent, view, follower = self._agent, self._agent.view, self._agent.view.follower
+        blocks, feed = follower.blocks, view.feed
         yield _gauge("engine_up", "1 while the engine answers.", not agent.engine_problem)
         yield _gauge("following", "1 while the engine's events are followed.", not agent.events_problem)
         yield _gauge("complete", "1 when every block of the engine was seen being stored.", follower.complete)
@@ -55,7 +55,7 @@ class AgentCollector(Collector):
             "outcome",
             {name: agent.replays[name] for name in REPLAY_OUTCOMES},
         )
-        yield _counters("epochs", "Epochs begun.", "reason", {reason.value: mirror.resets[reason] for reason in Reset})
+        yield _counters("epochs", "Epochs begun.", "reason", {reason.value: view.resets[reason] for reason in Reset})
         yield _gauge("feed_subscribers", "Routers that read the cache feed now.", feed.subscribers)
         yield _counter("feed_resets", "Times a subscriber was told to take a new snapshot.", feed.resets)
 

@@ -18,9 +18,9 @@ from kvcache.feed import (
     encode_snapshot,
 )
 from kvcache.keys import BlockKey
+from worker.asgi import Header, HttpRequest
 from worker.feed.log import FeedLog
-from worker.feed.reporter import Reporter
-from worker.http import Exchange, Header
+from worker.feed.publisher import FeedPublisher
 
 NO_STORE: Header = (b"cache-control", b"no-store")
 
@@ -67,10 +67,10 @@ class CacheState:
 class FeedEndpoints:
     """Both endpoints. `close` ends every stream; `open` undoes it; `drop` ends those that are open now."""
 
-    def __init__(self, state: CacheState, feed: FeedLog, reporter: Reporter) -> None:
+    def __init__(self, state: CacheState, feed: FeedLog, publisher: FeedPublisher) -> None:
         self._state = state
         self._feed = feed
-        self._reporter = reporter
+        self._publisher = publisher
         self._wakes: set[Callable[[], None]] = set()
         self._closed = ""
         self._drops = 0
@@ -91,47 +91,47 @@ class FeedEndpoints:
         """Answer again."""
         self._closed = ""
 
-    async def state(self, exchange: Exchange, service: object) -> None:
+    async def state(self, request: HttpRequest, service: object) -> None:
         """The snapshot; 304 when If-None-Match names the present position."""
         self._check_open()
         etag = f'"{self._state.position()}"'.encode()
-        known = exchange.header(b"if-none-match").encode("latin-1")
+        known = request.header(b"if-none-match").encode("latin-1")
         if etag in (tag.strip().removeprefix(b"W/") for tag in known.split(b",")):
-            await exchange.reply(304, b"", (b"etag", etag))
+            await request.reply(304, b"", (b"etag", etag))
             return
-        media_type = MSGPACK if MSGPACK in exchange.header(b"accept") else JSON
+        media_type = MSGPACK if MSGPACK in request.header(b"accept") else JSON
         body = encode_snapshot(self._state.snapshot(), media_type)
-        await exchange.reply(200, body, (b"content-type", media_type.encode()), (b"etag", etag), NO_STORE)
+        await request.reply(200, body, (b"content-type", media_type.encode()), (b"etag", etag), NO_STORE)
 
-    async def events(self, exchange: Exchange, service: object) -> None:
+    async def events(self, request: HttpRequest, service: object) -> None:
         """The stream: what the subscriber missed since Last-Event-ID, then everything as it happens.
 
         A position that cannot be resumed, or a subscriber too slow to keep, ends the stream with a `reset` event.
         """
         self._check_open()
-        after = _last_event_id(exchange)
+        after = _last_event_id(request)
         self._state.position()
         wake = asyncio.Event()
         subscriber = self._feed.subscribe(after, wake.set)
-        await exchange.open_stream(NO_STORE)
+        await request.open_stream(NO_STORE)
         if subscriber is None:
-            await exchange.close_stream(self._feed.reset_frame())
+            await request.close_stream(self._feed.reset_frame())
             return
         self._wakes.add(wake.set)
-        self._reporter.keep_alive()
+        self._publisher.keep_alive()
         drops = self._drops
         try:
             while not self._closed and drops == self._drops:
                 frames = subscriber.take()
                 if subscriber.overrun:
-                    await exchange.close_stream(self._feed.reset_frame())
+                    await request.close_stream(self._feed.reset_frame())
                     return
                 if frames:
-                    await exchange.write(frames)
+                    await request.write(frames)
                 else:
                     wake.clear()
                     await wake.wait()
-            await exchange.close_stream()
+            await request.close_stream()
         finally:
             self._wakes.discard(wake.set)
             self._feed.unsubscribe(subscriber)
@@ -141,8 +141,8 @@ class FeedEndpoints:
             raise ApiError(503, self._closed)
 
 
-def _last_event_id(exchange: Exchange) -> tuple[int, int] | None:
-    text = exchange.header(b"last-event-id")
+def _last_event_id(request: HttpRequest) -> tuple[int, int] | None:
+    text = request.header(b"last-event-id")
     if not text:
         return None
     try:

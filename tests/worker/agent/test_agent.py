@@ -30,7 +30,7 @@ async def follows(running: Running) -> None:
 
 async def sees(running: Running, expected: Counter[BlockKey]) -> None:
     def same() -> bool:
-        blocks = running.agent.mirror.follower.blocks
+        blocks = running.agent.view.follower.blocks
         return not running.agent.problem and Counter(key for key, _ in blocks.blocks()) == expected
 
     await eventually(same)
@@ -114,9 +114,9 @@ async def test_a_gap_of_which_the_history_is_lost_begins_an_epoch(beside: Start)
 async def subscribed(running: Running) -> tuple[asyncio.Task[Reply], Reply]:
     """A router that reads the feed."""
     seen = (await running.snapshot()).seq
-    position = f"{running.agent.mirror.feed.epoch}:{seen}"
+    position = f"{running.agent.view.feed.epoch}:{seen}"
     task, reply = running.client.begin("GET", "/cache/events", headers={"last-event-id": position})
-    await eventually(lambda: running.agent.mirror.feed.subscribers == 1)
+    await eventually(lambda: running.agent.view.feed.subscribers == 1)
     return task, reply
 
 
@@ -159,7 +159,7 @@ async def test_joining_after_the_history_was_lost(beside: Start) -> None:
             await sees(running, keys(2))
             assert await running.metric("complete") == 0
             await engine.publish(packed(removed(1), stored([4], [4] * 16, 1)))
-            await eventually(lambda: running.agent.mirror.follower.blocks.unknown_removals == 1)
+            await eventually(lambda: running.agent.view.follower.blocks.unknown_removals == 1)
             assert await running.metric("dropped_blocks_total", reason="unknown_parent") == 1
             assert await running.keys() == keys(2)
 
@@ -231,7 +231,7 @@ async def test_a_block_size_that_differs_is_stated_so_that_routers_refuse_it(bes
     async with FakeEngine() as engine, beside(engine, block_size=32) as running:
         await follows(running)
         await engine.publish(A)
-        await eventually(lambda: running.agent.mirror.follower.blocks.dropped.total() == 1)
+        await eventually(lambda: running.agent.view.follower.blocks.dropped.total() == 1)
         assert await running.metric("dropped_blocks_total", reason="block_size") == 1
         snapshot = await running.snapshot()
         assert (snapshot.info.block_size, snapshot.blocks) == (16, ())
@@ -243,7 +243,7 @@ async def test_an_engine_that_comes_back_as_another(beside: Start) -> None:
         await engine.publish(A)
         await sees(running, keys(1))
         engine.values |= {"block_size": 8, "blocks": 51}
-        await eventually(lambda: running.agent.mirror.state.info.capacity == 50)
+        await eventually(lambda: running.agent.view.state.info.capacity == 50)
         await follows(running)
         snapshot = await running.snapshot()
         assert (snapshot.info.block_size, snapshot.blocks) == (8, ())

@@ -34,7 +34,7 @@ def test_captures_of_maps(name: str) -> None:
                 assert (decoded.group, decoded.kind) == (0, "full_attention")
                 assert decoded.extra_keys == expected["extra_keys"]
             if isinstance(decoded, BlockStored | BlockRemoved):
-                names = [f"hex:{name.hex()}" if isinstance(name, bytes) else name for name in decoded.names]
+                names = [f"hex:{name.hex()}" if isinstance(name, bytes) else name for name in decoded.block_hashes]
                 assert names == expected["block_hashes"]
 
 

@@ -9,13 +9,13 @@ import pytest
 from kvcache.feed import Load
 from tests.worker.agent.captures import DATA
 from tests.worker.agent.engine import METRICS
-from worker.agent.core.load import LoadEstimate, MetricsError, Reading, read_metrics
+from worker.agent.core.load import LoadEstimate, MetricsError, Scrape, parse_scrape
 
-IDLE = Reading("m", 1, 0, 0, 0.0, 16, 100, 0.0, 0.0)
+IDLE = Scrape("m", 1, 0, 0, 0.0, 16, 100, 0.0, 0.0)
 
 
 def test_a_capture_of_vllm() -> None:
-    assert read_metrics((DATA / "metrics.txt").read_text()) == Reading(
+    assert parse_scrape((DATA / "metrics.txt").read_text()) == Scrape(
         model="tiny-llama", engines=1, running=0, waiting=0, usage=0.0, block_size=16, blocks=255, prompts=25,
         prompt_tokens=382, prefilled=25, prefilled_tokens=382,
     )  # fmt: skip
@@ -23,41 +23,41 @@ def test_a_capture_of_vllm() -> None:
 
 def test_what_is_computed_is_preferred_to_what_was_asked() -> None:
     text = METRICS % {"running": 3.0, "waiting": 2, "usage": 0.25, "block_size": 32, "blocks": 101}
-    reading = read_metrics(text)
-    assert (reading.prompts, reading.prompt_tokens) == (4, 400)
+    scrape = parse_scrape(text)
+    assert (scrape.prompts, scrape.prompt_tokens) == (4, 400)
     name = "vllm:request_prefill_kv_computed_tokens"
-    reading = read_metrics(text + f'{name}_sum{{engine="0"}} 90.0\n{name}_count{{engine="0"}} 3\n')
-    assert (reading.prompts, reading.prompt_tokens) == (3, 90)
+    scrape = parse_scrape(text + f'{name}_sum{{engine="0"}} 90.0\n{name}_count{{engine="0"}} 3\n')
+    assert (scrape.prompts, scrape.prompt_tokens) == (3, 90)
 
 
 def test_several_engines_are_added_up() -> None:
     text = METRICS % {"running": 3, "waiting": 2, "usage": 0.5, "block_size": 16, "blocks": 101}
-    reading = read_metrics(text + text.replace('engine="0"', 'engine="1"'))
-    assert (reading.engines, reading.running, reading.waiting, reading.usage, reading.blocks) == (2, 6, 4, 0.5, 200)
+    scrape = parse_scrape(text + text.replace('engine="0"', 'engine="1"'))
+    assert (scrape.engines, scrape.running, scrape.waiting, scrape.usage, scrape.blocks) == (2, 6, 4, 0.5, 200)
 
 
 def test_labels_may_hold_anything() -> None:
     text = METRICS % {"running": 1, "waiting": 0, "usage": 0, "block_size": 16, "blocks": 101}
-    assert read_metrics(text.replace("tiny", r"a \"b\" {c} 5")).model == r"a \"b\" {c} 5"
+    assert parse_scrape(text.replace("tiny", r"a \"b\" {c} 5")).model == r"a \"b\" {c} 5"
 
 
 @pytest.mark.parametrize("blocks", ["None", "", "-3", "x", "0"])
 def test_a_cache_of_unknown_size(blocks: str) -> None:
     text = METRICS % {"running": 1, "waiting": 0, "usage": 0, "block_size": blocks, "blocks": blocks}
-    assert (read_metrics(text).blocks, read_metrics(text).block_size) == (None, None)
+    assert (parse_scrape(text).blocks, parse_scrape(text).block_size) == (None, None)
 
 
 @pytest.mark.parametrize("text", ["", "<html>", "vllm:num_requests_running 1", 'vllm:num_requests_running{a="b"} x'])
 def test_what_is_not_vllms(text: str) -> None:
     with pytest.raises(MetricsError):
-        read_metrics(text)
+        parse_scrape(text)
 
 
 def test_the_load() -> None:
-    reading = replace(
+    scrape = replace(
         IDLE, running=3, waiting=2, usage=0.25, prompts=4, prompt_tokens=400, prefilled=7, prefilled_tokens=650
     )
-    assert LoadEstimate().load(reading, 100) == Load(3, 2, 200, 75, 100, prefilled=7, prefilled_tokens=650)
+    assert LoadEstimate().load(scrape, 100) == Load(3, 2, 200, 75, 100, prefilled=7, prefilled_tokens=650)
 
 
 @pytest.mark.parametrize(("usage", "free"), [(-0.1, 100), (1.2, 0)])

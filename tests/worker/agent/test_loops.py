@@ -13,7 +13,7 @@ from runtime.http.server import listen
 from tests.rounds import CountingLoop, run
 from worker.agent import agent as module
 from worker.agent.agent import Agent
-from worker.agent.core.load import Reading
+from worker.agent.core.load import Scrape
 from worker.agent.prompts import Expected
 from worker.agent.settings import Settings
 from worker.agent.subscription import Message
@@ -35,8 +35,8 @@ async def for_a_minute(loop: CountingLoop, port: int = 1) -> None:
 class Well:
     """An engine that answers."""
 
-    async def read(self) -> Reading:
-        return Reading("m", 1, 0, 0, 0.0, 16, 100, 0.0, 0.0)
+    async def scrape(self) -> Scrape:
+        return Scrape("m", 1, 0, 0, 0.0, 16, 100, 0.0, 0.0)
 
 
 class Dropped:

@@ -201,7 +201,7 @@ async def test_a_silent_feed_gives_a_sign_of_life_every_second(start) -> None:
     follower.cancel()
     await asyncio.gather(follower, return_exceptions=True)
     await asyncio.sleep(1.1)
-    assert harness.worker.reporter._alive is None  # with nobody to talk to, no timer runs
+    assert harness.worker.publisher._alive is None  # with nobody to talk to, no timer runs
 
 
 @pytest.mark.looptime

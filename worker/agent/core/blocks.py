@@ -29,10 +29,10 @@ from kvcache.keys import (
 )
 from worker.agent.core.events import (
     AllBlocksCleared,
+    BlockHash,
     BlockRemoved,
     BlockStored,
     EngineEvent,
-    Name,
     UnknownEvent,
     Unreadable,
 )
@@ -57,7 +57,7 @@ class DropReason(StrEnum):
     UNREADABLE = "unreadable"  # the event names no tokens, or not as many as its blocks hold
 
 
-class _Unknown(Exception):
+class _UnkeyableError(Exception):
     """What vLLM hashed beside the tokens has no counterpart in a key."""
 
 
@@ -70,8 +70,8 @@ class EngineBlocks:
         self.block_size = block_size
         self._group = group
         # Plain tuples of values that refer to nothing: the garbage collector stops visiting them.
-        self._blocks: dict[Name, tuple[BlockKey, BlockKey | None, PrefixState]] = {}
-        self._more: Counter[Name] = Counter()
+        self._blocks: dict[BlockHash, tuple[BlockKey, BlockKey | None, PrefixState]] = {}
+        self._more: Counter[BlockHash] = Counter()
         """Physical blocks of a name beyond the first (vLLM rule 9)."""
         self.physical = 0
         """Blocks held, each physical one counted."""
@@ -129,7 +129,7 @@ class EngineBlocks:
         return []
 
     def _store(self, event: BlockStored) -> list[Event]:
-        count = len(event.names)
+        count = len(event.block_hashes)
         if (reason := self._refusal(event)) is not None:
             self.dropped[reason] += count
             return []
@@ -139,11 +139,11 @@ class EngineBlocks:
         except TokenIdError:
             self.dropped[DropReason.UNREADABLE] += count
             return []
-        except _Unknown:
+        except _UnkeyableError:
             self.dropped[DropReason.EXTRA_KEYS] += count
             return []
         above, keys, size = parent, [], self.block_size * BYTES_PER_TOKEN
-        for at, name in enumerate(event.names):
+        for at, name in enumerate(event.block_hashes):
             if at and _extras(event, at):
                 self.dropped[DropReason.EXTRA_KEYS] += count - at
                 break
@@ -170,31 +170,31 @@ class EngineBlocks:
             return DropReason.BLOCK_SIZE
         if event.lora_id is not None and event.lora_name is None:
             return DropReason.ADAPTER
-        if len(event.tokens) != len(event.names) * self.block_size:
+        if len(event.tokens) != len(event.block_hashes) * self.block_size:
             return DropReason.UNREADABLE
         if event.parent is not None and event.parent not in self._blocks:
             return DropReason.UNKNOWN_PARENT
         return None
 
     def _start(self, event: BlockStored) -> tuple[BlockKey | None, PrefixState]:
-        """Key and hash state of what comes before the first block. Raises `_Unknown`."""
+        """Key and hash state of what comes before the first block. Raises `_UnkeyableError`."""
         extras = _extras(event, 0)
         if event.parent is not None:
             if extras:
-                raise _Unknown
+                raise _UnkeyableError
             key, _, state = self._blocks[event.parent]
             return key, state
         # Only a prompt's first block has a salt, one string. (Older versions give an image as one string too:
         # its blocks get keys that no request asks for.)
         if len(extras) > 1 or any(type(extra) is not str for extra in extras):
-            raise _Unknown
+            raise _UnkeyableError
         return None, prefix_start(CacheScope(salt=extras[0] if extras else "", adapter=event.lora_name or ""))
 
     def _remove(self, event: BlockRemoved) -> list[BlockKey]:
         if (event.medium or GPU) != GPU or (event.group or 0) != self._group:
             return []
         keys = []
-        for name in event.names:
+        for name in event.block_hashes:
             if name in self._more:
                 self._more[name] -= 1
                 if not self._more[name]:

@@ -14,7 +14,7 @@ import msgpack
 
 T = TypeVar("T")
 
-Name = int | bytes
+BlockHash = int | bytes
 """vLLM's hash of a block: an opaque name. It is the low 64 bits of what vLLM chains, so no hash follows from it."""
 
 _ARRAY_FIELDS = {
@@ -35,8 +35,8 @@ class EventError(ValueError):
 class BlockStored:
     """A run of blocks of one sequence: `tokens` are those of all of them, in order."""
 
-    names: tuple[Name, ...]
-    parent: Name | None
+    block_hashes: tuple[BlockHash, ...]
+    parent: BlockHash | None
     tokens: list[Any]
     block_size: int
     lora_id: int | None
@@ -51,7 +51,7 @@ class BlockStored:
 
 @dataclass(frozen=True, slots=True)
 class BlockRemoved:
-    names: tuple[Name, ...]
+    block_hashes: tuple[BlockHash, ...]
     medium: str | None
     group: int | None
 
@@ -115,19 +115,19 @@ def _event(value: Any) -> EngineEvent:
 
 
 def _stored(fields: Mapping[str, Any]) -> BlockStored | Unreadable:
-    names, tokens = _names(fields), fields.get("token_ids")
+    block_hashes, tokens = _block_hashes(fields), fields.get("token_ids")
     parent, size = fields.get("parent_block_hash"), fields.get("block_size")
     if (
-        names is None
+        block_hashes is None
         or type(tokens) is not list
         or type(size) is not int
         or size < 1
-        or not (parent is None or _is_name(parent))
+        or not (parent is None or _is_block_hash(parent))
     ):
-        return Unreadable(1 if names is None else len(names))
+        return Unreadable(1 if block_hashes is None else len(block_hashes))
     extra = fields.get("extra_keys")
     return BlockStored(
-        names=names,
+        block_hashes=block_hashes,
         parent=parent,
         tokens=tokens,
         block_size=size,
@@ -141,18 +141,18 @@ def _stored(fields: Mapping[str, Any]) -> BlockStored | Unreadable:
 
 
 def _removed(fields: Mapping[str, Any]) -> BlockRemoved:
-    names = _names(fields)
-    if names is None:
+    block_hashes = _block_hashes(fields)
+    if block_hashes is None:
         raise EventError("a removal does not name its blocks")
-    return BlockRemoved(names, _typed(fields, "medium", str), _typed(fields, "group_idx", int))
+    return BlockRemoved(block_hashes, _typed(fields, "medium", str), _typed(fields, "group_idx", int))
 
 
-def _names(fields: Mapping[str, Any]) -> tuple[Name, ...] | None:
-    names = fields.get("block_hashes")
-    return tuple(names) if type(names) is list and all(map(_is_name, names)) else None
+def _block_hashes(fields: Mapping[str, Any]) -> tuple[BlockHash, ...] | None:
+    block_hashes = fields.get("block_hashes")
+    return tuple(block_hashes) if type(block_hashes) is list and all(map(_is_block_hash, block_hashes)) else None
 
 
-def _is_name(value: Any) -> bool:
+def _is_block_hash(value: Any) -> bool:
     return type(value) is int or type(value) is bytes
 
 

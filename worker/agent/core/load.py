@@ -36,7 +36,7 @@ class MetricsError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Scrape:
     """One answer of `/metrics`. With data parallelism, sums over the engines behind it."""
 
     model: str
@@ -58,7 +58,7 @@ class Reading:
     """Prompt tokens computed for these."""
 
 
-def read_metrics(text: str) -> Reading:
+def parse_scrape(text: str) -> Scrape:
     """Raises `MetricsError`."""
     values: dict[str, list[float]] = defaultdict(list)
     models: dict[str, None] = {}
@@ -84,7 +84,7 @@ def read_metrics(text: str) -> Reading:
     tokens = _COMPUTED if values[_COMPUTED + "_count"] else _PROMPT
     engines = len(values[_RUNNING])
     blocks = _number(config.get("num_gpu_blocks"))
-    return Reading(
+    return Scrape(
         model=next(iter(models)),
         engines=engines,
         running=round(sum(values[_RUNNING])),
@@ -112,28 +112,28 @@ class LoadEstimate:
     """
 
     def __init__(self, window: int = 60) -> None:
-        self._readings: deque[Reading] = deque(maxlen=window + 1)
+        self._scrapes: deque[Scrape] = deque(maxlen=window + 1)
 
-    def load(self, reading: Reading, blocks: int) -> Load:
+    def load(self, scrape: Scrape, blocks: int) -> Load:
         """`blocks` are usable ones."""
-        if self._readings and reading.prompts < self._readings[-1].prompts:
-            self._readings.clear()  # another life of the engine
-        self._readings.append(reading)
-        used = min(max(reading.usage, 0.0), 1.0)
+        if self._scrapes and scrape.prompts < self._scrapes[-1].prompts:
+            self._scrapes.clear()  # another life of the engine
+        self._scrapes.append(scrape)
+        used = min(max(scrape.usage, 0.0), 1.0)
         return Load(
-            running=reading.running,
-            waiting=reading.waiting,
-            prefill_tokens=round(reading.waiting * self.mean_prefill),
+            running=scrape.running,
+            waiting=scrape.waiting,
+            prefill_tokens=round(scrape.waiting * self.mean_prefill),
             free_blocks=round((1.0 - used) * blocks),
             total_blocks=blocks,
-            prefilled=reading.prefilled,
-            prefilled_tokens=reading.prefilled_tokens,
+            prefilled=scrape.prefilled,
+            prefilled_tokens=scrape.prefilled_tokens,
         )
 
     @property
     def mean_prefill(self) -> float:
         """Tokens that a request had to compute before its first one, lately."""
-        first, last = self._readings[0], self._readings[-1]
+        first, last = self._scrapes[0], self._scrapes[-1]
         if last.prompts > first.prompts:
             return max(last.prompt_tokens - first.prompt_tokens, 0.0) / (last.prompts - first.prompts)
         return last.prompt_tokens / last.prompts if last.prompts else 0.0

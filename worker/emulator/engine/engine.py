@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvcache.feed import Event, Load
 from kvcache.keys import BlockKey
 from kvcache.profiles import LatencyModel
-from worker.emulator.engine.block_cache import BlockCache
+from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, Output, RequestRefusedError
 from worker.emulator.engine.scheduler import Scheduler, Step
@@ -29,7 +29,7 @@ class Engine:
     def __init__(self, config: EngineConfig, latency: LatencyModel) -> None:
         self.config = config
         self.stats = EngineStats()
-        self._cache = BlockCache(config.blocks)
+        self._cache = BlockPool(config.blocks)
         self._scheduler = Scheduler(config, latency, self._cache, self.stats)
         self._sequences: dict[str, Sequence] = {}
         self._step: Step | None = None

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from kvcache.profiles import LatencyModel, blocks_to_compute
-from worker.emulator.engine.block_cache import BlockCache
+from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.sequence import Sequence
 from worker.emulator.engine.stats import EngineStats
@@ -30,7 +30,7 @@ class Step:
 
 
 @dataclass(slots=True)
-class _Blocked:
+class _FailedAdmission:
     """Why the head of the waiting queue could not be admitted when it was last looked up."""
 
     sequence: Sequence
@@ -38,13 +38,13 @@ class _Blocked:
     missing: int
     """Blocks that it lacked."""
     freed: int
-    """`BlockCache.freed` at that moment."""
+    """`BlockPool.freed` at that moment."""
 
 
 class Scheduler:
     """Holds the running and the waiting sequences of one engine."""
 
-    def __init__(self, config: EngineConfig, latency: LatencyModel, cache: BlockCache, stats: EngineStats) -> None:
+    def __init__(self, config: EngineConfig, latency: LatencyModel, cache: BlockPool, stats: EngineStats) -> None:
         self._config = config
         self._latency = latency
         self._cache = cache
@@ -55,7 +55,7 @@ class Scheduler:
         """In the order of their admission."""
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
         """By request id; the next one to admit first."""
-        self._blocked: _Blocked | None = None
+        self._failed_admission: _FailedAdmission | None = None
 
     def enqueue(self, sequence: Sequence) -> None:
         """Last in the queue."""
@@ -169,9 +169,9 @@ class Scheduler:
         hits = cache.hits(sequence.each_key((sequence.tokens - 1) // size)) if self._looks_up(sequence) else []
         missing = -(-sequence.tokens // size) - cache.in_use(hits) - cache.free
         if missing > 0:
-            self._blocked = _Blocked(sequence, len(hits), missing, cache.freed)
+            self._failed_admission = _FailedAdmission(sequence, len(hits), missing, cache.freed)
             return None
-        self._blocked = None
+        self._failed_admission = None
         del self.waiting[sequence.request.request_id]
         self.running.append(sequence)
         cache.acquire(hits)
@@ -201,7 +201,7 @@ class Scheduler:
         Admission needs `blocks - hits in use <= free`. That gap narrows only when blocks are freed or when hits
         change; in between, each block that joins the hits in use leaves the free ones. Hits change at their end.
         """
-        blocked = self._blocked
+        blocked = self._failed_admission
         if blocked is None or blocked.sequence is not sequence:
             return True
         if self._cache.freed - blocked.freed >= blocked.missing:

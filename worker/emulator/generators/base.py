@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 
-class Likely(NamedTuple):
+class TokenLogprob(NamedTuple):
     """One token at one place of a text."""
 
     token: int
@@ -18,7 +18,7 @@ class Likely(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class AnswerRequest:
     """One answer to generate. `choice` tells apart the answers to one prompt; `seed` is the request's, if any."""
 
     prompt: Sequence[int]
@@ -30,18 +30,18 @@ class Ask:
     choice: int = 0
     top_k: int = 0
     """Only so many of the likeliest tokens are chosen from; 0 or less = all."""
-    text: Sequence[int] | None = None
+    forced_tokens: Sequence[int] | None = None
     """Tokens that the answer must consist of, its end of sequence not among them; None = any."""
     allowed: Sequence[int] = ()
     """The only tokens that may be chosen; () = all."""
     banned: frozenset[int] = frozenset()
     """Tokens that may not be chosen."""
     logprobs: int | None = None
-    """How many of the likeliest tokens `Answer.likely` names; None = it will not be asked."""
-    others: Sequence[int] = ()
+    """How many of the likeliest tokens `Answer.logprobs` names; None = it will not be asked."""
+    logprob_token_ids: Sequence[int] = ()
     """Tokens that it names instead."""
     prompt_logprobs: int | None = None
-    """The same for `Answer.likely_prompt`."""
+    """The same for `Answer.prompt_logprobs`."""
 
 
 class GeneratorError(ValueError):
@@ -54,11 +54,11 @@ class Answer(Protocol):
     def token(self, index: int) -> int | None:
         """Id of the `index`-th token; None while it is not ready. Called with 0, 1, 2, ..."""
 
-    def likely(self, index: int) -> Sequence[Likely]:
+    def logprobs(self, index: int) -> Sequence[TokenLogprob]:
         """The `index`-th token, made already, then as many of the likeliest ones as were asked for, best first, without
         repeating it."""
 
-    def likely_prompt(self) -> Sequence[Sequence[Likely] | None]:
+    def prompt_logprobs(self) -> Sequence[Sequence[TokenLogprob] | None]:
         """The same for each token of the prompt; None for the first, which follows nothing."""
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class Answer(Protocol):
 class Generator(Protocol):
     """A source of answers."""
 
-    def answer(self, ask: Ask) -> Answer: ...
+    def answer(self, request: AnswerRequest) -> Answer: ...
 
     def close(self) -> None:
         """Release what the generator holds (threads, a model)."""

@@ -3,7 +3,7 @@
 The engine asks for a token when its step ends; one that the model has not made yet makes the sequence skip that
 step. So the text is the model's, and the times are the emulated GPU's unless the CPU is slower.
 
-`TurnTaker` knows no torch (`torch_model` beside it does): anything that makes one token at a time will do.
+`CausalLMGenerator` knows no torch (`torch_model` beside it does): anything that makes one token at a time will do.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any, Protocol
 
 from kvcache.tokens.tokenizer import Tokenizer
 from runtime.logs import event
-from worker.emulator.generators.base import Ask, GeneratorError, Likely
+from worker.emulator.generators.base import AnswerRequest, GeneratorError, TokenLogprob
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class SamplingMetadata:
     """How one token is chosen."""
 
     temperature: float
-    chance: random.Random
+    rng: random.Random
     allowed: Sequence[int] = ()
     """The only tokens that may be chosen; () = all."""
     banned: Collection[int] = ()
@@ -40,19 +40,19 @@ class Draw:
     """Say how likely the token is, and name so many of the likeliest; None = do not."""
     prompt_logprobs: int | None = None
     """The same for each of the tokens read."""
-    others: Sequence[int] = ()
+    logprob_token_ids: Sequence[int] = ()
     """Say how likely these are, too."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SamplerOutput:
     """What came of it."""
 
     token: int
     past: Any
     """Includes the tokens read."""
-    likely: Sequence[Likely] = ()
-    prompt: Sequence[Sequence[Likely]] = ()
+    logprobs: Sequence[TokenLogprob] = ()
+    prompt_logprobs: Sequence[Sequence[TokenLogprob]] = ()
     """One entry for each token read but the first."""
 
 
@@ -62,46 +62,50 @@ class StepModel(Protocol):
     window: int
     """Tokens it can look at."""
 
-    def step(self, tokens: Sequence[int], past: Any, draw: Draw) -> Drawn:
+    def step(self, tokens: Sequence[int], past: Any, sampling: SamplingMetadata) -> SamplerOutput:
         """The token after `tokens`, which follow `past` (None = nothing). Called from one thread only."""
 
 
 class ModelAnswer:
     """One answer in the making. The model's thread appends, the event loop reads."""
 
-    def __init__(self, ask: Ask, chance: random.Random, window: int) -> None:
-        self.ask = ask
-        self.chance = chance
+    def __init__(self, request: AnswerRequest, rng: random.Random, window: int) -> None:
+        self.request = request
+        self.rng = rng
         # Room for the answer, but never at the price of more than half the context.
-        self.unseen: Sequence[int] = list(ask.prompt[-max(window - ask.max_tokens, window // 2) :])
+        self.unseen: Sequence[int] = list(request.prompt[-max(window - request.max_tokens, window // 2) :])
         """Tokens the model has still to read."""
         self.past: Any = None
         self.length = 0
         """Tokens in `past`."""
         self.tokens: list[int] = []
-        self.likelihoods: list[Sequence[Likely]] = []
+        self.token_logprobs: list[Sequence[TokenLogprob]] = []
         """Of each token, where the request asks for them."""
-        self.prompt_likelihoods: Sequence[Sequence[Likely]] = ()
+        self.prompt_token_logprobs: Sequence[Sequence[TokenLogprob]] = ()
         self.closed = False
 
     def token(self, index: int) -> int | None:
         tokens = self.tokens
         return tokens[index] if index < len(tokens) else None
 
-    def likely(self, index: int) -> Sequence[Likely]:
-        return self.likelihoods[index] if index < len(self.likelihoods) else (Likely(self.tokens[index], -math.inf, 1),)
+    def logprobs(self, index: int) -> Sequence[TokenLogprob]:
+        return (
+            self.token_logprobs[index]
+            if index < len(self.token_logprobs)
+            else (TokenLogprob(self.tokens[index], -math.inf, 1),)
+        )
 
-    def likely_prompt(self) -> Sequence[Sequence[Likely] | None]:
+    def prompt_logprobs(self) -> Sequence[Sequence[TokenLogprob] | None]:
         """Of what the model has not read (a beginning that its window has no room for), nothing is known."""
-        known = self.prompt_likelihoods
-        return [*([None] * (len(self.ask.prompt) - len(known))), *known]
+        known = self.prompt_token_logprobs
+        return [*([None] * (len(self.request.prompt) - len(known))), *known]
 
     def close(self) -> None:
         self.closed = True
 
 
-class TurnTaker:
-    """A `Generator` over one model. `eos` ends answers; `seed` and the ask decide every token."""
+class CausalLMGenerator:
+    """A `Generator` over one model. `eos` ends answers; `seed` and the request decide every token."""
 
     def __init__(self, model: StepModel, eos: int | None, seed: int) -> None:
         self._model = model
@@ -111,9 +115,9 @@ class TurnTaker:
         self._thread = threading.Thread(target=self._work, name="generate", daemon=True)
         self._thread.start()
 
-    def answer(self, ask: Ask) -> ModelAnswer:
-        chance = random.Random(f"{self._seed}/{ask.seed}/{ask.choice}")
-        answer = ModelAnswer(ask, chance, self._model.window)
+    def answer(self, request: AnswerRequest) -> ModelAnswer:
+        rng = random.Random(f"{self._seed}/{request.seed}/{request.choice}")
+        answer = ModelAnswer(request, rng, self._model.window)
         self._turns.put(answer)
         return answer
 
@@ -135,55 +139,59 @@ class TurnTaker:
                 self._give_up(answer)
                 continue
             answer.tokens.append(token)
-            ended = token == self._eos and not answer.ask.ignore_eos
-            if not ended and len(answer.tokens) < answer.ask.max_tokens:
+            ended = token == self._eos and not answer.request.ignore_eos
+            if not ended and len(answer.tokens) < answer.request.max_tokens:
                 self._turns.put(answer)
 
     def _step(self, answer: ModelAnswer) -> int:
-        ask, window = answer.ask, self._model.window
+        request, window = answer.request, self._model.window
         if answer.length + len(answer.unseen) > window:  # begin again with the newer half of what it can look at
-            text = [*ask.prompt, *answer.tokens]
+            text = [*request.prompt, *answer.tokens]
             answer.unseen, answer.past, answer.length = text[-(window // 2) :], None, 0
         made = len(answer.tokens)
-        if ask.text is not None and made <= len(ask.text):
-            forced = ask.text[made] if made < len(ask.text) else self._eos
-            allowed: Sequence[int] = ask.allowed if forced is None else (forced,)
+        if request.forced_tokens is not None and made <= len(request.forced_tokens):
+            forced = request.forced_tokens[made] if made < len(request.forced_tokens) else self._eos
+            allowed: Sequence[int] = request.allowed if forced is None else (forced,)
         else:
-            allowed = ask.allowed
-        banned = ask.banned
-        if self._eos is not None and (ask.ignore_eos or made < ask.min_tokens) and ask.text is None:
+            allowed = request.allowed
+        banned = request.banned
+        if (
+            self._eos is not None
+            and (request.ignore_eos or made < request.min_tokens)
+            and request.forced_tokens is None
+        ):
             banned |= {self._eos}
-        drawn = self._model.step(
+        output = self._model.step(
             answer.unseen,
             answer.past,
-            Draw(
-                ask.temperature,
-                answer.chance,
+            SamplingMetadata(
+                request.temperature,
+                answer.rng,
                 allowed,
                 banned,
-                ask.top_k,
-                ask.logprobs,
-                None if made or answer.past is not None else ask.prompt_logprobs,
-                ask.others,
+                request.top_k,
+                request.logprobs,
+                None if made or answer.past is not None else request.prompt_logprobs,
+                request.logprob_token_ids,
             ),
         )
-        if ask.logprobs is not None:
-            answer.likelihoods.append(drawn.likely)
-        if drawn.prompt:
-            answer.prompt_likelihoods = drawn.prompt
-        answer.past = drawn.past
+        if request.logprobs is not None:
+            answer.token_logprobs.append(output.logprobs)
+        if output.prompt_logprobs:
+            answer.prompt_token_logprobs = output.prompt_logprobs
+        answer.past = output.past
         answer.length += len(answer.unseen)
-        answer.unseen = [drawn.token]
-        return drawn.token
+        answer.unseen = [output.token]
+        return output.token
 
     def _give_up(self, answer: ModelAnswer) -> None:
         """End the answer: with its end-of-sequence token, repeated where the request ignores that."""
-        missing = answer.ask.max_tokens - len(answer.tokens)
+        missing = answer.request.max_tokens - len(answer.tokens)
         answer.tokens.extend([self._eos or 0] * missing)
         event(logger, logging.ERROR, "answer_given_up", tokens=len(answer.tokens) - missing)
 
 
-def load_causal_lm(name: str, tokenizer: Tokenizer, seed: int) -> TurnTaker:
+def load_causal_lm(name: str, tokenizer: Tokenizer, seed: int) -> CausalLMGenerator:
     """The model called `name` ("gpt2", a folder, a Hugging Face id). Raises `GeneratorError`."""
     try:
         from worker.emulator.generators.torch_model import TorchModel  # hundreds of megabytes, for those who ask for it
@@ -191,4 +199,4 @@ def load_causal_lm(name: str, tokenizer: Tokenizer, seed: int) -> TurnTaker:
         raise GeneratorError(
             f"--generator {name} needs the Python package {error.name}: pip install 'kvcluster[gpt2]'"
         ) from None
-    return TurnTaker(TorchModel(name, tokenizer.vocab_size), tokenizer.eos_token_id, seed)
+    return CausalLMGenerator(TorchModel(name, tokenizer.vocab_size), tokenizer.eos_token_id, seed)

@@ -24,7 +24,7 @@ from functools import cached_property
 
 from kvcache.keys import pack_tokens
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
-from worker.emulator.generators.base import Ask, Likely
+from worker.emulator.generators.base import AnswerRequest, TokenLogprob
 
 _WORD = re.compile("[Ġ▁][a-z]{2,}")
 _TRIES = 64
@@ -43,52 +43,52 @@ class Sampler:
         # The first 1/r, added up over the vocabulary: what the probabilities are divided by.
         self._log_total = math.log(math.log(tokenizer.vocab_size) + _EULER)
 
-    def answer(self, ask: Ask) -> SampledAnswer:
-        digest = hashlib.blake2b(pack_tokens(ask.prompt), digest_size=16)
-        digest.update(f"{self._seed}/{ask.seed}/{ask.choice}".encode())
+    def answer(self, request: AnswerRequest) -> SampledAnswer:
+        digest = hashlib.blake2b(pack_tokens(request.prompt), digest_size=16)
+        digest.update(f"{self._seed}/{request.seed}/{request.choice}".encode())
         key = digest.digest()
-        chance = random.Random(key)
-        eos = None if ask.ignore_eos else self._tokenizer.eos_token_id
-        ends_at = self._ends_at(ask, chance) if ask.text is None else len(ask.text)
-        return SampledAnswer(self, ask, key, chance, eos, ends_at)
+        rng = random.Random(key)
+        eos = None if request.ignore_eos else self._tokenizer.eos_token_id
+        ends_at = self._ends_at(request, rng) if request.forced_tokens is None else len(request.forced_tokens)
+        return SampledAnswer(self, request, key, rng, eos, ends_at)
 
     def close(self) -> None:
         self._is_word.clear()
 
-    def _ends_at(self, ask: Ask, chance: random.Random) -> int:
+    def _ends_at(self, request: AnswerRequest, rng: random.Random) -> int:
         """Index of the end-of-sequence token.
 
         Lengths are log-normal with a coefficient of variation of 1: real answers have a long tail.
         """
         sigma = math.sqrt(math.log(2.0))
-        length = round(chance.lognormvariate(math.log(self._mean_tokens) - sigma**2 / 2, sigma))
-        return max(length - 1, ask.min_tokens, 1)
+        length = round(rng.lognormvariate(math.log(self._mean_tokens) - sigma**2 / 2, sigma))
+        return max(length - 1, request.min_tokens, 1)
 
-    def word(self, chance: random.Random) -> int:
+    def word(self, rng: random.Random) -> int:
         """A random token that is a word, or any plain token if the vocabulary has hardly one."""
         for _ in range(_TRIES):
-            token = chance.randrange(self._tokenizer.vocab_size)
+            token = rng.randrange(self._tokenizer.vocab_size)
             if self._word(token):
                 return token
         while self._string(token) is None:
-            token = chance.randrange(self._tokenizer.vocab_size)
+            token = rng.randrange(self._tokenizer.vocab_size)
         return token
 
-    def permitted(self, chance: random.Random, ask: Ask) -> int:
+    def permitted(self, rng: random.Random, request: AnswerRequest) -> int:
         """A word within what the request allows and bans."""
-        choices = [token for token in ask.allowed if token not in ask.banned] or ask.allowed
+        choices = [token for token in request.allowed if token not in request.banned] or request.allowed
         if choices:
-            return chance.choice(choices)
-        token = self.word(chance)
+            return rng.choice(choices)
+        token = self.word(rng)
         for _ in range(_TRIES):
-            if token not in ask.banned:
+            if token not in request.banned:
                 break
-            token = self.word(chance)
+            token = self.word(rng)
         return token
 
-    def likely(self, key: bytes, place: str, token: int, rank: int, top: int) -> list[Likely]:
+    def logprobs(self, key: bytes, place: str, token: int, rank: int, top: int) -> list[TokenLogprob]:
         """`token`, which has this `rank` there, then the `top` likeliest ones but for itself."""
-        found = [self._likely(token, rank)]
+        found = [self._logprob(token, rank)]
         if not top:
             return found
         words, seen = self._words, {token}
@@ -101,12 +101,12 @@ class Sampler:
             if alternative is None:
                 break  # the vocabulary is as small as that
             seen.add(alternative)
-            found.append(self._likely(alternative, other))
+            found.append(self._logprob(alternative, other))
         return found
 
-    def ranked(self, key: bytes, place: str, token: int) -> Likely:
+    def ranked(self, key: bytes, place: str, token: int) -> TokenLogprob:
         """Any token with a rank of its own there."""
-        return self._likely(token, self.rank(key, f"{place}/{token}"))
+        return self._logprob(token, self.rank(key, f"{place}/{token}"))
 
     def rank(self, key: bytes, place: str, most: int = 0) -> int:
         """A rank by Zipf's law, at most `most` (0 = the vocabulary)."""
@@ -121,8 +121,8 @@ class Sampler:
             return words
         return [token for token in range(self._tokenizer.vocab_size) if self._string(token) is not None]
 
-    def _likely(self, token: int, rank: int) -> Likely:
-        return Likely(token, -math.log(rank) - self._log_total, rank)
+    def _logprob(self, token: int, rank: int) -> TokenLogprob:
+        return TokenLogprob(token, -math.log(rank) - self._log_total, rank)
 
     def _word(self, token: int) -> bool:
         known = self._is_word.get(token)
@@ -153,20 +153,20 @@ _UNPACK = struct.Struct("<16I").unpack
 class SampledAnswer:
     """One answer; every token is ready at once. `eos` None = it has no end of its own."""
 
-    __slots__ = ("_ask", "_chance", "_ends_at", "_eos", "_key", "_limited", "_prompt", "_sampler", "_tokens")
+    __slots__ = ("_ends_at", "_eos", "_key", "_limited", "_prompt", "_request", "_rng", "_sampler", "_tokens")
 
     def __init__(
-        self, sampler: Sampler, ask: Ask, key: bytes, chance: random.Random, eos: int | None, ends_at: int
+        self, sampler: Sampler, request: AnswerRequest, key: bytes, rng: random.Random, eos: int | None, ends_at: int
     ) -> None:
         self._sampler = sampler
-        self._ask = ask
+        self._request = request
         self._key = key
-        self._chance = chance
+        self._rng = rng
         self._eos = eos
         self._ends_at = ends_at
-        self._limited = bool(ask.allowed or ask.banned)
+        self._limited = bool(request.allowed or request.banned)
         self._tokens: list[int] = []
-        self._prompt: list[Sequence[Likely] | None] = []
+        self._prompt: list[Sequence[TokenLogprob] | None] = []
 
     def token(self, index: int) -> int:
         tokens = self._tokens
@@ -177,29 +177,31 @@ class SampledAnswer:
     def _next(self, index: int) -> int:
         if self._eos is not None and index == self._ends_at:
             return self._eos
-        text = self._ask.text
+        text = self._request.forced_tokens
         if text is not None and index < len(text):
             return text[index]
-        return self._sampler.permitted(self._chance, self._ask) if self._limited else self._sampler.word(self._chance)
+        return self._sampler.permitted(self._rng, self._request) if self._limited else self._sampler.word(self._rng)
 
-    def likely(self, index: int) -> list[Likely]:
-        ask, sampler, place = self._ask, self._sampler, str(index)
-        rank = 1 if ask.temperature == 0.0 else sampler.rank(self._key, f"rank/{place}", max(ask.top_k, 0))
+    def logprobs(self, index: int) -> list[TokenLogprob]:
+        request, sampler, place = self._request, self._sampler, str(index)
+        rank = 1 if request.temperature == 0.0 else sampler.rank(self._key, f"rank/{place}", max(request.top_k, 0))
         token = self._tokens[index]
-        if ask.others:
-            first = sampler.likely(self._key, place, token, rank, 0)
-            return first + [sampler.ranked(self._key, place, other) for other in ask.others if other != token]
-        return sampler.likely(self._key, place, token, rank, ask.logprobs or 0)
+        if request.logprob_token_ids:
+            first = sampler.logprobs(self._key, place, token, rank, 0)
+            return first + [
+                sampler.ranked(self._key, place, other) for other in request.logprob_token_ids if other != token
+            ]
+        return sampler.logprobs(self._key, place, token, rank, request.logprobs or 0)
 
-    def likely_prompt(self) -> list[Sequence[Likely] | None]:
-        sampler, prompt, top = self._sampler, self._ask.prompt, self._ask.prompt_logprobs or 0
+    def prompt_logprobs(self) -> list[Sequence[TokenLogprob] | None]:
+        sampler, prompt, top = self._sampler, self._request.prompt, self._request.prompt_logprobs or 0
         if not self._prompt:
             key = hashlib.blake2b(pack_tokens(prompt), digest_size=16).digest()  # the same for every answer to it
             self._prompt.append(None)
             for index in range(1, len(prompt)):
                 place = f"prompt/{index}"
                 rank = sampler.ranked(key, place, prompt[index]).rank
-                self._prompt.append(sampler.likely(key, place, prompt[index], rank, top))
+                self._prompt.append(sampler.logprobs(key, place, prompt[index], rank, top))
         return self._prompt
 
     def close(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import transformers
 
-from worker.emulator.generators.base import GeneratorError, Likely
-from worker.emulator.generators.causal_lm import Draw, Drawn
+from worker.emulator.generators.base import GeneratorError, TokenLogprob
+from worker.emulator.generators.causal_lm import SamplerOutput, SamplingMetadata
 
 
 class TorchModel:
@@ -42,44 +42,49 @@ class TorchModel:
         self.window: int = getattr(config, "max_position_embeddings", 2048)
         self._vocab_size = vocab_size
 
-    def step(self, tokens: Sequence[int], past: Any, draw: Draw) -> Drawn:
+    def step(self, tokens: Sequence[int], past: Any, sampling: SamplingMetadata) -> SamplerOutput:
         with torch.inference_mode():
             answer = self._model(input_ids=torch.tensor([list(tokens)]), use_cache=True, **{self._cache: past})
             every = answer.logits[0, :, : self._vocab_size].float()
-            token = self._choose(every[-1].clone(), draw)
-            likely: Sequence[Likely] = ()
-            prompt: list[Sequence[Likely]] = []
-            if draw.logprobs is not None:
-                likely = _likely(torch.log_softmax(every[-1], dim=-1), token, draw.logprobs, draw.others)
-            if draw.prompt_logprobs is not None:
+            token = self._choose(every[-1].clone(), sampling)
+            token_logprobs: Sequence[TokenLogprob] = ()
+            prompt_logprobs: list[Sequence[TokenLogprob]] = []
+            if sampling.logprobs is not None:
+                token_logprobs = _token_logprobs(
+                    torch.log_softmax(every[-1], dim=-1), token, sampling.logprobs, sampling.logprob_token_ids
+                )
+            if sampling.prompt_logprobs is not None:
                 logprobs = torch.log_softmax(every, dim=-1)
-                prompt = [
-                    _likely(logprobs[at], following, draw.prompt_logprobs) for at, following in enumerate(tokens[1:])
+                prompt_logprobs = [
+                    _token_logprobs(logprobs[at], following, sampling.prompt_logprobs)
+                    for at, following in enumerate(tokens[1:])
                 ]
-        return Drawn(token, answer[self._cache], likely, prompt)
+        return SamplerOutput(token, answer[self._cache], token_logprobs, prompt_logprobs)
 
-    def _choose(self, logits: torch.Tensor, draw: Draw) -> int:
-        if draw.allowed:
-            kept = logits[list(draw.allowed)]
+    def _choose(self, logits: torch.Tensor, sampling: SamplingMetadata) -> int:
+        if sampling.allowed:
+            kept = logits[list(sampling.allowed)]
             logits.fill_(-torch.inf)
-            logits[list(draw.allowed)] = kept
-        if draw.banned:
-            logits[list(draw.banned)] = -torch.inf
-        if draw.temperature == 0.0:
+            logits[list(sampling.allowed)] = kept
+        if sampling.banned:
+            logits[list(sampling.banned)] = -torch.inf
+        if sampling.temperature == 0.0:
             return int(logits.argmax())
-        if 0 < draw.top_k < len(logits):
-            logits[logits < torch.topk(logits, draw.top_k).values[-1]] = -torch.inf
-        cumulative = torch.softmax(logits / draw.temperature, dim=-1).cumsum(-1)
-        drawn = torch.searchsorted(cumulative, draw.chance.random() * float(cumulative[-1]))
+        if 0 < sampling.top_k < len(logits):
+            logits[logits < torch.topk(logits, sampling.top_k).values[-1]] = -torch.inf
+        cumulative = torch.softmax(logits / sampling.temperature, dim=-1).cumsum(-1)
+        drawn = torch.searchsorted(cumulative, sampling.rng.random() * float(cumulative[-1]))
         return min(int(drawn), self._vocab_size - 1)
 
 
-def _likely(logprobs: torch.Tensor, token: int, top: int, others: Sequence[int] = ()) -> list[Likely]:
+def _token_logprobs(
+    logprobs: torch.Tensor, token: int, top: int, logprob_token_ids: Sequence[int] = ()
+) -> list[TokenLogprob]:
     """The token, then the others, or else the likeliest ones, without repeating it."""
 
-    def one(which: int) -> Likely:
+    def one(which: int) -> TokenLogprob:
         value = logprobs[which]
-        return Likely(which, float(value), int((logprobs > value).sum()) + 1)
+        return TokenLogprob(which, float(value), int((logprobs > value).sum()) + 1)
 
-    named = others or [int(which) for which in torch.topk(logprobs, min(top, len(logprobs))).indices]
+    named = logprob_token_ids or [int(which) for which in torch.topk(logprobs, min(top, len(logprobs))).indices]
     return [one(token), *(one(which) for which in named if which != token)]

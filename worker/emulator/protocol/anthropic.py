@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from worker.emulator.protocol.base import MAX_STOP_STRINGS, ExtraArguments, Seldom
+from worker.emulator.protocol.base import MAX_STOP_STRINGS, DeferredModel, ExtraArguments
 
 TOOL_CHANGES = ("tool_addition", "tool_removal")
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 Display = Literal["summarized", "omitted", "updates"]
 
 
-class Tool(Seldom):
+class Tool(DeferredModel):
     name: str
     description: str | None = None
     input_schema: dict[str, Any]
@@ -26,17 +26,17 @@ class Tool(Seldom):
         return {**value, "type": "object"} if "type" not in value else value
 
 
-class ToolReference(Seldom):
+class ToolReference(DeferredModel):
     type: Literal["tool_reference"]
     name: str
 
 
-class ToolDefinition(Seldom):
+class ToolDefinition(DeferredModel):
     type: Literal["tool_definition"]
     definition: Tool
 
 
-class ContentBlock(Seldom):
+class ContentBlock(DeferredModel):
     """A part of a message."""
 
     type: Literal[
@@ -81,7 +81,7 @@ def _no_tool_changes(content: str | list[ContentBlock] | None) -> None:
             raise ValueError(f'{block.type} blocks are only allowed in messages with role "system"')
 
 
-class Message(Seldom):
+class Message(DeferredModel):
     role: Literal["user", "assistant", "system"]
     content: str | list[ContentBlock]
 
@@ -92,7 +92,7 @@ class Message(Seldom):
         return self
 
 
-class ToolChoice(Seldom):
+class ToolChoice(DeferredModel):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
@@ -104,27 +104,27 @@ class ToolChoice(Seldom):
         return self
 
 
-class JsonOutputFormat(Seldom):
+class JsonOutputFormat(DeferredModel):
     json_schema: dict[str, Any] | None = Field(None, alias="schema")
     type: Literal["json_schema"] = "json_schema"
 
 
-class OutputConfig(Seldom):
+class OutputConfig(DeferredModel):
     effort: Effort | None = None
     format: JsonOutputFormat | None = None
 
 
-class ThinkingEnabled(Seldom):
+class ThinkingEnabled(DeferredModel):
     type: Literal["enabled"]
     budget_tokens: int = Field(ge=1024)
     display: Display | None = None
 
 
-class ThinkingDisabled(Seldom):
+class ThinkingDisabled(DeferredModel):
     type: Literal["disabled"]
 
 
-class ThinkingAdaptive(Seldom):
+class ThinkingAdaptive(DeferredModel):
     type: Literal["adaptive"]
     display: Display | None = None
 
@@ -138,7 +138,7 @@ def _named(value: str) -> str:
     return value
 
 
-class MessagesRequest(Seldom):
+class MessagesRequest(DeferredModel):
     """Body of POST /v1/messages."""
 
     model: str
@@ -191,7 +191,7 @@ class MessagesRequest(Seldom):
         return self
 
 
-class CountTokensRequest(Seldom):
+class CountTokensRequest(DeferredModel):
     """Body of POST /v1/messages/count_tokens."""
 
     model: str

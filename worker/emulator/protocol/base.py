@@ -44,28 +44,28 @@ def random_id() -> str:
     return secrets.token_hex(8)
 
 
-class Wire(BaseModel):
+class WireModel(BaseModel):
     """A wire model: unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
-class Seldom(Wire):
+class DeferredModel(WireModel):
     """A wire model that most workers never read: its validator is built when the first such request comes."""
 
     model_config = ConfigDict(defer_build=True)
 
 
-class Branch(Wire):
+class UnionMember(WireModel):
     """A wire model that is one branch of a union: its name stays out of the errors' locations."""
 
     @model_validator(mode="wrap")
     @classmethod
-    def _unnamed(cls, data: Any, handler: ModelWrapValidatorHandler[Branch]) -> Branch:
+    def _unnamed(cls, data: Any, handler: ModelWrapValidatorHandler[UnionMember]) -> UnionMember:
         return handler(data)
 
 
-class StreamOptions(Wire):
+class StreamOptions(WireModel):
     """What a stream reports beside its text."""
 
     include_usage: bool | None = False
@@ -139,7 +139,7 @@ class StructuredOutputsParams:
         raise ApiError(400, f"{what} structured outputs constraint but {found}: {state}")
 
 
-class JsonSchemaFormat(Wire):
+class JsonSchemaFormat(WireModel):
     """The schema of `response_format`."""
 
     name: str
@@ -148,25 +148,25 @@ class JsonSchemaFormat(Wire):
     strict: bool | None = None
 
 
-class ResponseFormat(Branch):
+class ResponseFormat(UnionMember):
     """`response_format` of OpenAI's API."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
-class StructuralTag(Wire):
+class StructuralTag(WireModel):
     begin: str
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     end: str
 
 
-class StructuralTagResponseFormat(Branch):
+class StructuralTagResponseFormat(UnionMember):
     type: Literal["structural_tag"]
     format: Any
 
 
-class LegacyStructuralTagResponseFormat(Branch):
+class LegacyStructuralTagResponseFormat(UnionMember):
     type: Literal["structural_tag"]
     structures: list[StructuralTag]
     triggers: list[str]

@@ -12,17 +12,17 @@ from worker.emulator.protocol.base import (
     INT64_MAX,
     INT64_MIN,
     AnyResponseFormat,
-    Branch,
+    DeferredModel,
     ExtraArguments,
     RepetitionDetectionParams,
     Seed,
-    Seldom,
     Stop,
     StreamOptions,
     StructuredOutputsParams,
     ThinkingTokenBudget,
     TopLogprobs,
-    Wire,
+    UnionMember,
+    WireModel,
     check_cache_salt,
     check_count,
     check_prompt_logprobs,
@@ -37,7 +37,7 @@ from worker.emulator.protocol.messages import ChatMessage, normalise_messages, r
 _USAGE = 'Correct usage: `{"type": "function", "function": {"name": "my_function"}}`'
 
 
-class FunctionDefinition(Wire):
+class FunctionDefinition(WireModel):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -45,7 +45,7 @@ class FunctionDefinition(Wire):
     defer_loading: bool | None = None
 
 
-class ToolParam(Wire):
+class ToolParam(WireModel):
     """A tool that the model may call."""
 
     type: Literal["function"] = "function"
@@ -53,11 +53,11 @@ class ToolParam(Wire):
     defer_loading: bool | None = None
 
 
-class NamedFunction(Wire):
+class NamedFunction(WireModel):
     name: str
 
 
-class NamedToolChoice(Branch):
+class NamedToolChoice(UnionMember):
     """`tool_choice` that names one function."""
 
     function: NamedFunction
@@ -84,18 +84,18 @@ _PROMPT_FIELDS = (
 )
 
 
-def prompt_fields(request: Wire, names: Sequence[str]) -> dict[str, Any]:
+def prompt_fields(request: WireModel, names: Sequence[str]) -> dict[str, Any]:
     """Some fields of a request as JSON, without those that say nothing. Messages are as they came."""
     found = {name: value for name in names if (value := getattr(request, name)) not in (None, [])}
     for name, value in found.items():
         if name == "tools":
             found[name] = [tool.model_dump(exclude_unset=True) for tool in value]
-        elif isinstance(value, Wire):
+        elif isinstance(value, WireModel):
             found[name] = value.model_dump()
     return found
 
 
-class ChatCompletionRequest(Wire):
+class ChatCompletionRequest(WireModel):
     """Body of POST /v1/chat/completions, fields in the order in which vLLM checks them."""
 
     messages: list[ChatMessage]
@@ -222,7 +222,7 @@ class ChatCompletionRequest(Wire):
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
 
-class BatchChatCompletionRequest(Seldom):
+class BatchChatCompletionRequest(DeferredModel):
     """Body of POST /v1/chat/completions/batch: one answer to each of several conversations."""
 
     messages: list[Annotated[list[ChatMessage], Field(min_length=1)]] = Field(..., min_length=1)

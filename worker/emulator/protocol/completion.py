@@ -19,7 +19,7 @@ from worker.emulator.protocol.base import (
     StreamOptions,
     StructuredOutputsParams,
     ThinkingTokenBudget,
-    Wire,
+    WireModel,
     check_cache_salt,
     check_count,
     check_prompt_logprobs,
@@ -33,7 +33,7 @@ from worker.emulator.protocol.base import (
 TokenId = Annotated[int, Field(ge=0)]
 
 
-class CompletionRequest(Wire):
+class CompletionRequest(WireModel):
     """Body of POST /v1/completions, fields in the order in which vLLM checks them."""
 
     MAX_TOKENS: ClassVar[int] = 16

@@ -14,13 +14,13 @@ from kvcache.errors import parameter_error
 from worker.emulator.protocol.base import (
     INT64_MAX,
     INT64_MIN,
-    Branch,
+    DeferredModel,
     ExtraArguments,
     Seed,
-    Seldom,
     Stop,
     StructuredOutputsParams,
     TopLogprobs,
+    UnionMember,
     check_cache_salt,
     random_id,
 )
@@ -30,7 +30,7 @@ Penalty = Annotated[float, Field(ge=-2.0, le=2.0)] | None
 LOGPROBS = "message.output_text.logprobs"
 
 
-class Reasoning(Seldom):
+class Reasoning(DeferredModel):
     context: Literal["auto", "current_turn", "all_turns"] | None = None
     effort: Effort | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
@@ -38,11 +38,11 @@ class Reasoning(Seldom):
     summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class ResponseFormatText(Seldom):
+class ResponseFormatText(DeferredModel):
     type: Literal["text"]
 
 
-class ResponseFormatTextJSONSchemaConfig(Seldom):
+class ResponseFormatTextJSONSchemaConfig(DeferredModel):
     name: str
     schema_: dict[str, Any] = Field(alias="schema")
     type: Literal["json_schema"]
@@ -50,21 +50,21 @@ class ResponseFormatTextJSONSchemaConfig(Seldom):
     strict: bool | None = None
 
 
-class ResponseFormatJSONObject(Seldom):
+class ResponseFormatJSONObject(DeferredModel):
     type: Literal["json_object"]
 
 
-class TextConfig(Seldom):
+class TextConfig(DeferredModel):
     format: ResponseFormatText | ResponseFormatTextJSONSchemaConfig | ResponseFormatJSONObject | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ToolChoiceFunction(Branch):
+class ToolChoiceFunction(UnionMember):
     name: str
     type: Literal["function", "custom"]
 
 
-class ResponsesRequest(Seldom):
+class ResponsesRequest(DeferredModel):
     """Body of POST /v1/responses."""
 
     background: bool | None = False

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
-from worker.emulator.protocol.base import INT64_MAX, Branch, Seldom
+from worker.emulator.protocol.base import INT64_MAX, DeferredModel, UnionMember
 from worker.emulator.protocol.chat import ToolParam, check_generation_prompt, prompt_fields
 from worker.emulator.protocol.messages import ChatMessage
 
 
-class TokenizeCompletionRequest(Branch):
+class TokenizeCompletionRequest(UnionMember):
     """Text to tokenise."""
 
     model_config = ConfigDict(defer_build=True)
@@ -33,7 +33,7 @@ _PROMPT_FIELDS = (
 )
 
 
-class TokenizeChatRequest(Branch):
+class TokenizeChatRequest(UnionMember):
     """A conversation to render and tokenise."""
 
     model_config = ConfigDict(defer_build=True)
@@ -67,7 +67,7 @@ TOKENIZE_REQUEST: TypeAdapter[TokenizeCompletionRequest | TokenizeChatRequest] =
 )
 
 
-class DetokenizeRequest(Seldom):
+class DetokenizeRequest(DeferredModel):
     """Token ids to write as text."""
 
     model: str | None = None

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError, engine_dead
-from worker.emulator.runner import EngineDeadError
+from worker.asgi import Header, HttpRequest
+from worker.emulator.async_engine import EngineDeadError
 from worker.emulator.server import administration as admin
 from worker.emulator.server import cors, info
 from worker.emulator.server.chat import batch_chat_completions, chat_completions
@@ -20,9 +21,8 @@ from worker.emulator.server.responses import Responses
 from worker.emulator.server.service import Service, Stage
 from worker.exposition import Exposition
 from worker.feed.endpoints import FeedEndpoints
-from worker.http import Exchange, Header
 
-Handler = Callable[[Exchange, Service], Awaitable[None]]
+Handler = Callable[[HttpRequest, Service], Awaitable[None]]
 Methods = Mapping[str, Handler]
 
 
@@ -76,25 +76,28 @@ class App:
         self._cancelling: Methods = {"POST": _generating(responses.cancel)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        raw_request = HttpRequest(scope, receive, send)
         if self._service.request_id_headers:
-            given = exchange.header(b"x-request-id")
-            exchange.common = (*exchange.common, (b"x-request-id", (given or secrets.token_hex(16)).encode("latin-1")))
-        if cors.is_preflight(exchange):
-            await cors.refuse(exchange)
+            given = raw_request.header(b"x-request-id")
+            raw_request.common = (
+                *raw_request.common,
+                (b"x-request-id", (given or secrets.token_hex(16)).encode("latin-1")),
+            )
+        if cors.is_preflight(raw_request):
+            await cors.refuse(raw_request)
             return
-        methods = self._methods(exchange.path)
+        methods = self._methods(raw_request.path)
         if methods is None:
-            await self._elsewhere(exchange)
+            await self._elsewhere(raw_request)
             return
-        handler = methods.get(exchange.method)
+        handler = methods.get(raw_request.method)
         if handler is None:
-            await exchange.json(405, {"detail": "Method Not Allowed"}, _allow(methods))
+            await raw_request.json(405, {"detail": "Method Not Allowed"}, _allow(methods))
             return
         try:
-            await handler(exchange, self._service)
+            await handler(raw_request, self._service)
         except ApiError as error:
-            await exchange.error(error)
+            await raw_request.error(error)
 
     def _methods(self, path: str) -> Methods | None:
         """Who answers a path."""
@@ -109,14 +112,14 @@ class App:
             case _:
                 return None
 
-    async def _elsewhere(self, exchange: Exchange) -> None:
+    async def _elsewhere(self, raw_request: HttpRequest) -> None:
         """A path that is served without, or with, a slash at its end is sent there."""
-        path = exchange.path
+        path = raw_request.path
         other = path.rstrip("/") if path.endswith("/") else path + "/"
         if path != "/" and self._methods(other) is not None:
-            await exchange.redirect(other)
+            await raw_request.redirect(other)
         else:
-            await exchange.json(404, {"detail": "Not Found"})
+            await raw_request.json(404, {"detail": "Not Found"})
 
 
 _EVERY_METHOD = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -137,12 +140,12 @@ _SCALE_OUT = (
 def _generating(handler: Handler) -> Handler:
     """A handler that occupies the engine: refused while the worker drains, counted in /load."""
 
-    async def counted(exchange: Exchange, service: Service) -> None:
+    async def counted(raw_request: HttpRequest, service: Service) -> None:
         if service.stage is Stage.DRAINING:
             raise ApiError(503, "The server is shutting down and takes no new requests.")
         with service.counted():
             try:
-                await handler(exchange, service)
+                await handler(raw_request, service)
             except EngineDeadError:
                 raise engine_dead() from None
 

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from kvcache.errors import ApiError
+from worker.asgi import HttpRequest
 from worker.emulator.protocol.chat import BatchChatCompletionRequest, ChatCompletionRequest, NamedToolChoice
 from worker.emulator.protocol.parsing import parse_request
 from worker.emulator.protocol.sampling import sampling_of
@@ -19,23 +20,22 @@ from worker.emulator.server.service import Service, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import Prompt, scored, text_of
 from worker.emulator.server.usage import created_cache_tokens, totals, usage
-from worker.http import Exchange
 
 
-async def chat_completions(exchange: Exchange, service: Service) -> None:
+async def chat_completions(raw_request: HttpRequest, service: Service) -> None:
     """Answer one chat request. Raises `ApiError` as long as nothing has been sent."""
-    raw = await exchange.json_body()
-    await chat(exchange, service, parse_request(ChatCompletionRequest, raw), len(raw))
+    raw = await raw_request.json_body()
+    await chat(raw_request, service, parse_request(ChatCompletionRequest, raw), len(raw))
 
 
-async def chat(exchange: Exchange, service: Service, request: ChatCompletionRequest, size: int) -> None:
+async def chat(raw_request: HttpRequest, service: Service, request: ChatCompletionRequest, size: int) -> None:
     """The same for a request that has been read, from `size` bytes."""
     service.check_model(request.model)
     prompt = await render(service, request, size)
-    answer_id = request_id(exchange, "chatcmpl", request.request_id)
+    answer_id = request_id(raw_request, "chatcmpl", request.request_id)
     answer = _Answer(service, request, prompt, answer_id, int(time.time()))
     async with generated(
-        exchange,
+        raw_request,
         service,
         [prompt],
         scope_of(request.cache_salt),
@@ -46,23 +46,23 @@ async def chat(exchange: Exchange, service: Service, request: ChatCompletionRequ
         if generation is None:
             return
         if request.stream:
-            await stream(exchange, generation, _Chunks(answer))
+            await stream(raw_request, generation, _Chunks(answer))
         else:
             await generation.finished()
-            await exchange.json(200, await service.offload(scored([prompt]), lambda: answer.whole(generation)))
+            await raw_request.json(200, await service.offload(scored([prompt]), lambda: answer.whole(generation)))
 
 
-async def batch_chat_completions(exchange: Exchange, service: Service) -> None:
+async def batch_chat_completions(raw_request: HttpRequest, service: Service) -> None:
     """Answer several conversations with one answer each. Raises `ApiError`."""
-    raw = await exchange.json_body()
+    raw = await raw_request.json_body()
     batch = parse_request(BatchChatCompletionRequest, raw)
     service.check_model(batch.model)
     requests = batch.requests()
     prompts = [await render(service, request, len(raw)) for request in requests]
-    answer_id = request_id(exchange, "chatcmpl", batch.request_id)
+    answer_id = request_id(raw_request, "chatcmpl", batch.request_id)
     created = int(time.time())
     scope = scope_of(batch.cache_salt)
-    async with generated(exchange, service, prompts, scope, answer_id, streaming=False) as generation:
+    async with generated(raw_request, service, prompts, scope, answer_id, streaming=False) as generation:
         if generation is None:
             return
         await generation.finished()
@@ -73,7 +73,7 @@ async def batch_chat_completions(exchange: Exchange, service: Service) -> None:
         whole = answers[0].whole(generation)
         whole["choices"] = [answer.choice(choice) for answer, choice in zip(answers, generation.choices, strict=True)]
         whole["usage"] |= usage(*totals(generation.choices, 1)) | {"prompt_tokens_details": None}
-        await exchange.json(200, whole)
+        await raw_request.json(200, whole)
 
 
 async def render(service: Service, request: ChatCompletionRequest, size: int) -> Prompt:
@@ -151,7 +151,7 @@ class _Answer:
         if not request.logprobs:
             return None
         top = -1 if request.logprob_token_ids else request.top_logprobs
-        return chat_logprobs(choice.likely(tokens), top, self._texts)
+        return chat_logprobs(choice.logprobs(tokens), top, self._texts)
 
     def details(self, choice: Choice) -> dict[str, int]:
         """What of the prompt was cached, and what is new in the cache."""
@@ -185,7 +185,7 @@ class _Answer:
                 "completion_tokens_details": None,
             },
             "prompt_logprobs": (
-                prompt_logprobs(choices[0].answer.likely_prompt(), TokenTexts(service.tokenizer)) if asked else None
+                prompt_logprobs(choices[0].answer.prompt_logprobs(), TokenTexts(service.tokenizer)) if asked else None
             ),
             "prompt_token_ids": choices[0].prompt if request.return_token_ids else None,
             "prompt_text": self.prompt_text,

@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from kvcache.errors import ApiError
-from worker.emulator.generators.base import Likely
+from worker.asgi import HttpRequest
+from worker.emulator.generators.base import TokenLogprob
 from worker.emulator.protocol.completion import CompletionRequest
 from worker.emulator.protocol.parsing import parse_request
 from worker.emulator.protocol.sampling import sampling_of
@@ -20,16 +21,15 @@ from worker.emulator.server.service import Service, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import Prompt, scored, text_of
 from worker.emulator.server.usage import totals, usage
-from worker.http import Exchange
 
 
-async def completions(exchange: Exchange, service: Service) -> None:
+async def completions(raw_request: HttpRequest, service: Service) -> None:
     """Answer one completion request. Raises `ApiError` as long as nothing has been sent."""
-    raw = await exchange.json_body()
-    await complete(exchange, service, parse_request(CompletionRequest, raw), len(raw))
+    raw = await raw_request.json_body()
+    await complete(raw_request, service, parse_request(CompletionRequest, raw), len(raw))
 
 
-async def complete(exchange: Exchange, service: Service, request: CompletionRequest, size: int) -> None:
+async def complete(raw_request: HttpRequest, service: Service, request: CompletionRequest, size: int) -> None:
     """The same for a request that has been read, from `size` bytes."""
     if request.stream and request.use_beam_search:
         raise ApiError(400, "Streaming is not currently supported with beam search")
@@ -49,11 +49,11 @@ async def complete(exchange: Exchange, service: Service, request: CompletionRequ
     )
     prompts = [Prompt(ids, sampling_of(request, bounds.room(len(ids)))) for ids in tokens]
     service.check_choices(len(prompts) * request.n)
-    answer_id = request_id(exchange, "cmpl", request.request_id)
+    answer_id = request_id(raw_request, "cmpl", request.request_id)
     created = int(time.time())
     answer = _Answer(service, request, prompts, answer_id, created)
     async with generated(
-        exchange,
+        raw_request,
         service,
         prompts,
         scope_of(request.cache_salt),
@@ -64,10 +64,10 @@ async def complete(exchange: Exchange, service: Service, request: CompletionRequ
         if generation is None:
             return
         if request.stream:
-            await stream(exchange, generation, _Chunks(answer))
+            await stream(raw_request, generation, _Chunks(answer))
         else:
             await generation.finished()
-            await exchange.json(200, await service.offload(scored(prompts), lambda: answer.whole(generation)))
+            await raw_request.json(200, await service.offload(scored(prompts), lambda: answer.whole(generation)))
 
 
 def _check_rendering(request: CompletionRequest) -> None:
@@ -133,15 +133,15 @@ class _Answer:
         asked = self.request.logprobs
         if asked is None:
             return None
-        likely: list[Sequence[Likely] | None] = []
+        entries: list[Sequence[TokenLogprob] | None] = []
         shown: list[int] = []
         if echo:
             shown += choice.prompt
-            likely += choice.answer.likely_prompt()
+            entries += choice.answer.prompt_logprobs()
         if not (echo and self.request.only_echo):
             shown += tokens
-            likely += choice.likely(len(tokens))
-        return completion_logprobs(shown, likely, -1 if self.request.logprob_token_ids else asked, self._texts, offset)
+            entries += choice.logprobs(len(tokens))
+        return completion_logprobs(shown, entries, -1 if self.request.logprob_token_ids else asked, self._texts, offset)
 
     def whole(self, generation: Generation) -> dict[str, Any]:
         """The answer to a request that does not stream."""
@@ -185,7 +185,7 @@ class _Answer:
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
             "token_ids": choice.tokens if request.return_token_ids else None,
-            "prompt_logprobs": prompt_logprobs(choice.answer.likely_prompt(), texts) if asked else None,
+            "prompt_logprobs": prompt_logprobs(choice.answer.prompt_logprobs(), texts) if asked else None,
             "prompt_token_ids": choice.prompt if request.return_token_ids else None,
             "routed_experts": None,
         }

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from worker.http import Exchange, Header
+from worker.asgi import Header, HttpRequest
 
 METHODS = b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, QUERY"
 _ASKS = b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network"
 
 
-def is_preflight(exchange: Exchange) -> bool:
+def is_preflight(raw_request: HttpRequest) -> bool:
     """Whether this asks what a page may do, instead of doing it."""
     return (
-        exchange.method == "OPTIONS"
-        and bool(exchange.header(b"origin"))
-        and bool(exchange.header(b"access-control-request-method"))
+        raw_request.method == "OPTIONS"
+        and bool(raw_request.header(b"origin"))
+        and bool(raw_request.header(b"access-control-request-method"))
     )
 
 
-async def refuse(exchange: Exchange) -> None:
+async def refuse(raw_request: HttpRequest) -> None:
     """Answer a preflight."""
     asked: Header = (
         b"access-control-allow-headers",
-        exchange.header(b"access-control-request-headers").encode("latin-1"),
+        raw_request.header(b"access-control-request-headers").encode("latin-1"),
     )
-    exchange.common = ()
-    await exchange.reply(
+    raw_request.common = ()
+    await raw_request.reply(
         400,
         b"Disallowed CORS origin",
         (b"vary", _ASKS),

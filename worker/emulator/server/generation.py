@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from worker.emulator.async_engine import AsyncEngine, EngineDeadError
 from worker.emulator.engine import EngineRequest, Output
-from worker.emulator.generators.base import Answer, Likely
-from worker.emulator.runner import EngineDeadError, EngineRunner
-from worker.emulator.server.text import AnswerText
+from worker.emulator.generators.base import Answer, TokenLogprob
+from worker.emulator.server.text import IncrementalDetokenizer
 
 
 class Choice:
-    """One answer: a `Sink` of the engine. `text` is None when nobody reads the text before the end."""
+    """One answer: a `OutputHandler` of the engine. `text` is None when nobody reads the text before the end."""
 
     __slots__ = (
         "_generation", "_new_text", "_new_tokens", "_request", "answer", "cached_tokens", "ended_by_token",
@@ -22,7 +22,12 @@ class Choice:
     )  # fmt: skip
 
     def __init__(
-        self, generation: Generation, index: int, request: EngineRequest, answer: Answer, text: AnswerText | None
+        self,
+        generation: Generation,
+        index: int,
+        request: EngineRequest,
+        answer: Answer,
+        text: IncrementalDetokenizer | None,
     ) -> None:
         self._generation = generation
         self._request = request
@@ -48,9 +53,9 @@ class Choice:
 
     def start(self) -> None:
         """Queue it in the engine. Raises `EngineDeadError`."""
-        self._generation.runner.submit(self._request, self)
+        self._generation.engine.submit(self._request, self)
 
-    def deliver(self, output: Output) -> None:
+    def on_output(self, output: Output) -> None:
         token, finished = output.token, output.finish_reason
         self.tokens.append(token)
         self._new_tokens += 1
@@ -65,7 +70,7 @@ class Choice:
             if self.text.stopped_by is not None:
                 self.stop_reason = self.text.stopped_by
                 if finished is None:
-                    self._generation.runner.abort(self._request.request_id, "stop")
+                    self._generation.engine.abort(self._request.request_id, "stop")
                 self._finish("stop")
                 return
         if finished is not None:
@@ -73,17 +78,17 @@ class Choice:
         elif len(self.tokens) == 1 or self._new_tokens >= self._generation.interval:
             self._generation.news(self)
 
-    def end(self) -> None:
+    def on_abort(self) -> None:
         self._finish("abort")
 
-    def fail(self, error: EngineDeadError) -> None:
+    def on_engine_dead(self, error: EngineDeadError) -> None:
         self.answer.close()
         self._generation.fail(error)
 
-    def likely(self, tokens: int) -> list[Sequence[Likely]]:
+    def logprobs(self, tokens: int) -> list[Sequence[TokenLogprob]]:
         """What is known of the probabilities of the last `tokens` tokens."""
         first = len(self.tokens) - tokens
-        return [self.answer.likely(first + index) for index in range(tokens)]
+        return [self.answer.logprobs(first + index) for index in range(tokens)]
 
     def take(self) -> tuple[str, list[int]]:
         """Text and tokens since the last call."""
@@ -96,7 +101,7 @@ class Choice:
     def abandon(self) -> None:
         """Nobody wants the rest: release the engine's blocks and the generator. Idempotent."""
         if self.finish_reason is None:
-            self._generation.runner.abort(self._request.request_id)
+            self._generation.engine.abort(self._request.request_id)
             self.answer.close()
 
     def _finish(self, reason: str) -> None:
@@ -111,8 +116,8 @@ class Choice:
 class Generation:
     """All choices of one HTTP request. Leaving the context releases what still runs, whatever the reason."""
 
-    def __init__(self, runner: EngineRunner, *, streaming: bool, interval: int = 1) -> None:
-        self.runner = runner
+    def __init__(self, engine: AsyncEngine, *, streaming: bool, interval: int = 1) -> None:
+        self.engine = engine
         self.interval = interval
         """Tokens of a choice that go into one chunk; its first and its last one do not wait."""
         self.last: Choice | None = None
@@ -133,7 +138,7 @@ class Generation:
         for choice in self.choices:
             choice.abandon()
 
-    def add(self, request: EngineRequest, answer: Answer, text: AnswerText | None) -> None:
+    def add(self, request: EngineRequest, answer: Answer, text: IncrementalDetokenizer | None) -> None:
         """Start the next choice. Raises `EngineDeadError`."""
         choice = Choice(self, len(self.choices), request, answer, text)
         self.choices.append(choice)
@@ -145,7 +150,7 @@ class Generation:
         for choice in self.choices:
             if choice.finish_reason is None:
                 choice.abandon()
-                choice.end()
+                choice.on_abort()
 
     @property
     def done(self) -> bool:

@@ -7,6 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from kvcache.errors import ApiError
+from worker.asgi import HttpRequest
 from worker.emulator.protocol.chat import ChatCompletionRequest
 from worker.emulator.protocol.completion import CompletionRequest
 from worker.emulator.protocol.errors import InternalError
@@ -14,21 +15,20 @@ from worker.emulator.protocol.parsing import parse_json
 from worker.emulator.server.chat import chat
 from worker.emulator.server.completions import complete
 from worker.emulator.server.service import Service
-from worker.http import Exchange
 
 ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"
 
 
-async def invocations(exchange: Exchange, service: Service) -> None:
+async def invocations(raw_request: HttpRequest, service: Service) -> None:
     """Answer a chat or a completion request, the first that it fits. Raises `ApiError`."""
-    raw = await exchange.json_body()
+    raw = await raw_request.json_body()
     body = parse_json(raw) if raw else None
     if isinstance(body, dict):  # SageMaker names a LoRA adapter there; what the body says of the model is not read
-        body["model"] = exchange.header(ADAPTER_HEADER) or None
+        body["model"] = raw_request.header(ADAPTER_HEADER) or None
     if (request := _fitting(ChatCompletionRequest, body)) is not None:
-        await chat(exchange, service, request, len(raw))
+        await chat(raw_request, service, request, len(raw))
     elif (completion := _fitting(CompletionRequest, body)) is not None:
-        await complete(exchange, service, completion, len(raw))
+        await complete(raw_request, service, completion, len(raw))
     else:
         names = [ChatCompletionRequest.__name__, CompletionRequest.__name__]
         raise ApiError(400, f"Cannot find suitable handler for request. Expected one of: {names}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kvcache.tokens.tokenizer import Tokenizer
-from worker.emulator.generators.base import Likely
+from worker.emulator.generators.base import TokenLogprob
 
 NO_LOGPROB = -9999.0
 """What stands for a probability of 0."""
@@ -27,10 +27,10 @@ class TokenTexts:
 
 
 def completion_logprobs(
-    tokens: Sequence[int], likely: Sequence[Sequence[Likely] | None], top: int, texts: TokenTexts, offset: int
+    tokens: Sequence[int], entries: Sequence[Sequence[TokenLogprob] | None], top: int, texts: TokenTexts, offset: int
 ) -> dict[str, Any]:
     """The `logprobs` of a completion's choice: `top` alternatives to each token (-1 = all), the text counted from
-    `offset`. `likely` is None for a token that follows nothing."""
+    `offset`. `entries` is None for a token that follows nothing."""
     shown = [texts.shown(token) for token in tokens]
     offsets = []
     for text in shown:
@@ -38,24 +38,24 @@ def completion_logprobs(
         offset += len(text)
     return {
         "text_offset": offsets,
-        "token_logprobs": [None if entry is None else _value(entry[0]) for entry in likely],
+        "token_logprobs": [None if entry is None else _value(entry[0]) for entry in entries],
         "tokens": shown,
         "top_logprobs": [
             None
             if entry is None
             else {texts.shown(one.token): _value(one) for one in (entry if top < 0 else entry[: top + 1])}
-            for entry in likely
+            for entry in entries
         ],
     }
 
 
-def chat_logprobs(likely: Sequence[Sequence[Likely]], top: int, texts: TokenTexts) -> dict[str, Any]:
+def chat_logprobs(entries: Sequence[Sequence[TokenLogprob]], top: int, texts: TokenTexts) -> dict[str, Any]:
     """The `logprobs` of a chat's choice: each token with the `top` likeliest ones (-1 = all)."""
-    return {"content": list(_chat_entries(likely, top, texts))}
+    return {"content": list(_chat_entries(entries, top, texts))}
 
 
-def _chat_entries(likely: Sequence[Sequence[Likely]], top: int, texts: TokenTexts) -> Iterator[dict[str, Any]]:
-    for entry in likely:
+def _chat_entries(entries: Sequence[Sequence[TokenLogprob]], top: int, texts: TokenTexts) -> Iterator[dict[str, Any]]:
+    for entry in entries:
         chosen = entry[0]
         yield {
             "token": texts.shown(chosen.token),
@@ -72,7 +72,7 @@ def _chat_entries(likely: Sequence[Sequence[Likely]], top: int, texts: TokenText
         }
 
 
-def prompt_logprobs(likely: Sequence[Sequence[Likely] | None], texts: TokenTexts) -> list[dict[str, Any] | None]:
+def prompt_logprobs(entries: Sequence[Sequence[TokenLogprob] | None], texts: TokenTexts) -> list[dict[str, Any] | None]:
     """`prompt_logprobs`: for each token of the prompt, by id, what is known of it and of its alternatives."""
     return [
         None
@@ -81,11 +81,11 @@ def prompt_logprobs(likely: Sequence[Sequence[Likely] | None], texts: TokenTexts
             str(one.token): {"logprob": _value(one), "rank": one.rank, "decoded_token": texts.text(one.token)}
             for one in entry
         }
-        for entry in likely
+        for entry in entries
     ]
 
 
-def _value(one: Likely) -> float:
+def _value(one: TokenLogprob) -> float:
     return max(one.logprob, NO_LOGPROB)
 
 

@@ -9,6 +9,7 @@ import orjson
 
 from kvcache.chat.request import ChatRequestError
 from kvcache.errors import ApiError
+from worker.asgi import HttpRequest
 from worker.emulator.protocol.anthropic import CountTokensRequest, MessagesRequest
 from worker.emulator.protocol.parsing import parse_request
 from worker.emulator.server.anthropic import as_chat
@@ -19,7 +20,6 @@ from worker.emulator.server.service import Service, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import text_of
 from worker.emulator.server.usage import created_cache_tokens
-from worker.http import Exchange
 
 
 class MessagesError(ApiError):
@@ -32,19 +32,19 @@ class MessagesError(ApiError):
         return {"type": "error", "error": {"type": self.type, "message": super().body()["error"]["message"]}}
 
 
-async def messages(exchange: Exchange, service: Service) -> None:
+async def messages(raw_request: HttpRequest, service: Service) -> None:
     """Answer one turn. Raises `ApiError` as long as nothing has been sent."""
-    raw = await exchange.json_body()
+    raw = await raw_request.json_body()
     request = parse_request(MessagesRequest, raw)
     try:
-        await _answer(exchange, service, request, len(raw))
+        await _answer(raw_request, service, request, len(raw))
     except ApiError as error:
         raise MessagesError(error) from None
 
 
-async def count_tokens(exchange: Exchange, service: Service) -> None:
+async def count_tokens(raw_request: HttpRequest, service: Service) -> None:
     """How many tokens a turn's prompt has. Raises `ApiError`."""
-    raw = await exchange.json_body()
+    raw = await raw_request.json_body()
     request = parse_request(CountTokensRequest, raw)
     try:
         chat = as_chat(request, _template(service))
@@ -53,16 +53,16 @@ async def count_tokens(exchange: Exchange, service: Service) -> None:
     except ApiError as error:
         raise MessagesError(error) from None
     tokens = len(prompt.tokens)
-    await exchange.json(200, {"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}})
+    await raw_request.json(200, {"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}})
 
 
-async def _answer(exchange: Exchange, service: Service, request: MessagesRequest, size: int) -> None:
+async def _answer(raw_request: HttpRequest, service: Service, request: MessagesRequest, size: int) -> None:
     chat = as_chat(request, _template(service))
     service.check_model(chat.model)
     prompt = await render(service, chat, size)
-    answer_id = request_id(exchange, "chatcmpl", chat.request_id)
+    answer_id = request_id(raw_request, "chatcmpl", chat.request_id)
     async with generated(
-        exchange,
+        raw_request,
         service,
         [prompt],
         scope_of(chat.cache_salt),
@@ -73,7 +73,7 @@ async def _answer(exchange: Exchange, service: Service, request: MessagesRequest
         if generation is None:
             return
         if chat.stream:
-            await stream(exchange, generation, _Events(service, answer_id), done=b"", failure=_failure)
+            await stream(raw_request, generation, _Events(service, answer_id), done=b"", failure=_failure)
             return
         await generation.finished()
         choice = generation.choices[0]
@@ -88,7 +88,7 @@ async def _answer(exchange: Exchange, service: Service, request: MessagesRequest
             **({} if sequence is None else {"stop_sequence": sequence}),
             "usage": _usage(service, choice, len(choice.tokens)),
         }
-        await exchange.json(200, answer)
+        await raw_request.json(200, answer)
 
 
 def _template(service: Service) -> Any:

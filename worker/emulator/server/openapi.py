@@ -8,13 +8,13 @@ from typing import Any
 import orjson
 from pydantic.json_schema import models_json_schema
 
+from worker.asgi import HttpRequest
 from worker.emulator.protocol.anthropic import CountTokensRequest, MessagesRequest
 from worker.emulator.protocol.chat import BatchChatCompletionRequest, ChatCompletionRequest
 from worker.emulator.protocol.completion import CompletionRequest
 from worker.emulator.protocol.responses import ResponsesRequest
 from worker.emulator.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from worker.emulator.server.service import Service
-from worker.http import Exchange
 
 _HTML = (b"content-type", b"text/html; charset=utf-8")
 
@@ -63,16 +63,16 @@ class Documentation:
         self._routes = routes
         self._document: bytes | None = None
 
-    async def openapi(self, exchange: Exchange, service: Service) -> None:
+    async def openapi(self, raw_request: HttpRequest, service: Service) -> None:
         if self._document is None:
             self._document = orjson.dumps(document(self._routes))
-        await exchange.reply(200, self._document, (b"content-type", b"application/json"))
+        await raw_request.reply(200, self._document, (b"content-type", b"application/json"))
 
-    async def swagger(self, exchange: Exchange, service: Service) -> None:
-        await exchange.reply(200, _SWAGGER.encode(), _HTML)
+    async def swagger(self, raw_request: HttpRequest, service: Service) -> None:
+        await raw_request.reply(200, _SWAGGER.encode(), _HTML)
 
-    async def redoc(self, exchange: Exchange, service: Service) -> None:
-        await exchange.reply(200, _REDOC.encode(), _HTML)
+    async def redoc(self, raw_request: HttpRequest, service: Service) -> None:
+        await raw_request.reply(200, _REDOC.encode(), _HTML)
 
 
 def document(routes: Iterable[tuple[str, Iterable[str]]]) -> dict[str, Any]:

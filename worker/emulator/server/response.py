@@ -161,7 +161,7 @@ class Response:
     def _take_logprobs(self, choice: Choice, tokens: int) -> list[dict[str, Any]]:
         if not self._request.wants_logprobs:
             return []
-        entries = chat_logprobs(choice.likely(tokens), self._request.top_logprobs, self._texts)["content"]
+        entries = chat_logprobs(choice.logprobs(tokens), self._request.top_logprobs, self._texts)["content"]
         new = [_ordered(entry) for entry in entries]
         self._logprobs += new
         return new

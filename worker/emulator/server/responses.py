@@ -17,18 +17,18 @@ from urllib.parse import parse_qs
 from pydantic import ValidationError
 
 from kvcache.errors import ApiError
+from worker.asgi import HttpRequest
+from worker.emulator.async_engine import EngineDeadError
 from worker.emulator.protocol.errors import sanitized
 from worker.emulator.protocol.parsing import parse_request
 from worker.emulator.protocol.responses import ResponsesRequest, ResponsesResponse
 from worker.emulator.protocol.sampling import Sampling, logit_bias
-from worker.emulator.runner import EngineDeadError
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.emulator.server.response import Response
 from worker.emulator.server.response_items import Message, chat_messages, chat_tools, continues
 from worker.emulator.server.service import Service
 from worker.emulator.server.streaming import generated, running, stream
 from worker.emulator.server.submission import Prompt, check, text_of
-from worker.http import Exchange
 
 MAX_STORED = 1000
 """Responses that are kept; the oldest goes first. (vLLM keeps all.)"""
@@ -54,9 +54,9 @@ class Responses:
         self._keeps = store
         self._stored: OrderedDict[str, _Stored] = OrderedDict()
 
-    async def create(self, exchange: Exchange, service: Service) -> None:
+    async def create(self, raw_request: HttpRequest, service: Service) -> None:
         """Answer one request. Raises `ApiError` as long as nothing has been sent."""
-        raw = await exchange.json_body()
+        raw = await raw_request.json_body()
         request = parse_request(ResponsesRequest, raw)
         service.check_model(request.model)
         if request.store and not self._keeps and request.background:
@@ -80,33 +80,33 @@ class Responses:
         except ValidationError as error:
             if not request.stream:
                 raise ApiError(400, sanitized(str(error))) from None
-            await exchange.open_stream()  # vLLM stumbles over it behind the head
-            await exchange.close_stream()
+            await raw_request.open_stream()  # vLLM stumbles over it behind the head
+            await raw_request.close_stream()
             return
         if request.background:
-            await self._background(exchange, service, request, prompt, stored)
+            await self._background(raw_request, service, request, prompt, stored)
             return
-        await _answer(exchange, service, request, prompt, response)
+        await _answer(raw_request, service, request, prompt, response)
 
-    async def retrieve(self, exchange: Exchange, service: Service) -> None:
+    async def retrieve(self, raw_request: HttpRequest, service: Service) -> None:
         """A stored response, or (`stream`) its events from one on."""
-        stored = self._find(exchange.path.rsplit("/", 1)[-1])
-        query = {name: values[-1] for name, values in parse_qs(exchange.query).items()}
+        stored = self._find(raw_request.path.rsplit("/", 1)[-1])
+        query = {name: values[-1] for name, values in parse_qs(raw_request.query).items()}
         if query.get("stream", "").lower() not in ("true", "1", "yes", "on"):
-            await exchange.json(200, stored.response.object())
+            await raw_request.json(200, stored.response.object())
             return
         after = query.get("starting_after", "")
-        await _replay(exchange, stored, int(after) + 1 if after.isdigit() else 0)
+        await _replay(raw_request, stored, int(after) + 1 if after.isdigit() else 0)
 
-    async def cancel(self, exchange: Exchange, service: Service) -> None:
+    async def cancel(self, raw_request: HttpRequest, service: Service) -> None:
         """End a response that is made in the background."""
-        stored = self._find(exchange.path.rsplit("/", 2)[-2])
+        stored = self._find(raw_request.path.rsplit("/", 2)[-2])
         if stored.response.status not in ("queued", "in_progress"):
             raise _invalid("Cannot cancel a synchronous response.", "response_id")
         stored.response.status = "cancelled"
         if stored.task is not None:
             stored.task.cancel()
-        await exchange.json(200, stored.response.object())
+        await raw_request.json(200, stored.response.object())
 
     def _find(self, response_id: str) -> _Stored:
         stored = self._stored.get(response_id)
@@ -121,16 +121,16 @@ class Responses:
         return chat_messages(request.instructions, request.input, before.messages, before.response.output)
 
     async def _background(
-        self, exchange: Exchange, service: Service, request: ResponsesRequest, prompt: Prompt, stored: _Stored
+        self, raw_request: HttpRequest, service: Service, request: ResponsesRequest, prompt: Prompt, stored: _Stored
     ) -> None:
         response = stored.response
         response.status = "queued"
         queued = response.object()
         stored.task = asyncio.create_task(_make(service, request, prompt, stored))
         if request.stream:
-            await _replay(exchange, stored, 0)
+            await _replay(raw_request, stored, 0)
         else:
-            await exchange.json(200, queued)
+            await raw_request.json(200, queued)
 
 
 async def _render(service: Service, request: ResponsesRequest, messages: list[Message], size: int) -> Prompt:
@@ -186,11 +186,11 @@ def _sampling(request: ResponsesRequest, limit: int) -> Sampling:
 
 
 async def _answer(
-    exchange: Exchange, service: Service, request: ResponsesRequest, prompt: Prompt, response: Response
+    raw_request: HttpRequest, service: Service, request: ResponsesRequest, prompt: Prompt, response: Response
 ) -> None:
     opening = response.begin() if request.stream else b""
     async with generated(
-        exchange,
+        raw_request,
         service,
         [prompt],
         scope_of(request.cache_salt),
@@ -201,11 +201,11 @@ async def _answer(
         if generation is None:
             return
         if request.stream:
-            await stream(exchange, generation, response, opening=opening, done=b"")
+            await stream(raw_request, generation, response, opening=opening, done=b"")
             return
         await generation.finished()
         choice = generation.choices[0]
-        await exchange.json(200, response.finish(choice, text_of(service, prompt.sampling, choice)))
+        await raw_request.json(200, response.finish(choice, text_of(service, prompt.sampling, choice)))
 
 
 async def _make(service: Service, request: ResponsesRequest, prompt: Prompt, stored: _Stored) -> None:
@@ -228,17 +228,17 @@ async def _make(service: Service, request: ResponsesRequest, prompt: Prompt, sto
         stored.news.set()
 
 
-async def _replay(exchange: Exchange, stored: _Stored, begin: int) -> None:
+async def _replay(raw_request: HttpRequest, stored: _Stored, begin: int) -> None:
     """The events of a response from one on, until it ends."""
-    await exchange.open_stream()
+    await raw_request.open_stream()
     while True:
         stored.news.clear()
         events = stored.response.events[begin:]
         begin += len(events)
         if stored.response.status not in ("queued", "in_progress"):
-            await exchange.close_stream(b"".join(events))
+            await raw_request.close_stream(b"".join(events))
             return
-        await exchange.write(b"".join(events))
+        await raw_request.write(b"".join(events))
         await stored.news.wait()
 
 

@@ -16,12 +16,12 @@ from typing import Protocol, TypeVar
 
 from kvcache.errors import ApiError, model_not_found
 from kvcache.tokens.tokenizer import Tokenizer
+from worker.asgi import HttpRequest
+from worker.emulator.async_engine import AsyncEngine
 from worker.emulator.engine_metrics import EngineMetrics
 from worker.emulator.generators.base import Generator
 from worker.emulator.protocol.base import random_id
 from worker.emulator.protocol.sampling import MAX_CHOICES
-from worker.emulator.runner import EngineRunner
-from worker.http import Exchange
 
 VLLM_VERSION = "0.32.0"
 """The vLLM whose answers these are."""
@@ -59,7 +59,7 @@ class Service:
     """All that requests may ask for, `model` first."""
     tokenizer: Tokenizer
     generator: Generator
-    runner: EngineRunner
+    engine: AsyncEngine
     metrics: EngineMetrics
     block_size: int
     max_model_len: int
@@ -132,8 +132,8 @@ class Service:
     def abort(self, ids: Sequence[str] | None) -> int:
         """End the requests whose ids these are; all when None. How many ids that were (vLLM counts no more)."""
         if ids is None:
-            number = self.runner.active
-            self.runner.abort_all()
+            number = self.engine.active
+            self.engine.abort_all()
             return number
         for answer_id in ids:
             if (running := self.running.get(answer_id)) is not None:
@@ -145,7 +145,7 @@ class Service:
         return str(next(self._ids))
 
 
-def request_id(exchange: Exchange, prefix: str, given: str | None) -> str:
+def request_id(raw_request: HttpRequest, prefix: str, given: str | None) -> str:
     """`cmpl-...`: the suffix is the header X-Request-Id, else the body's `request_id`, else random."""
-    named = exchange.header(b"x-request-id") or given
+    named = raw_request.header(b"x-request-id") or given
     return f"{prefix}-{random_id() if named is None else named}"

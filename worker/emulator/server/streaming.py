@@ -8,11 +8,11 @@ from typing import Protocol
 
 from kvcache.errors import SSE_DONE, ApiError, engine_dead, sse_error
 from kvcache.keys import CacheScope
-from worker.emulator.runner import EngineDeadError
+from worker.asgi import HttpRequest
+from worker.emulator.async_engine import EngineDeadError
 from worker.emulator.server.generation import Choice, Generation
 from worker.emulator.server.service import Service
 from worker.emulator.server.submission import Prompt, check, start
-from worker.http import Exchange
 
 
 class Chunks(Protocol):
@@ -44,7 +44,7 @@ def running(
     interval: int | None = None,
 ) -> Iterator[Generation]:
     """The choices of a request, running until the context is left. Raises `EngineDeadError`."""
-    with Generation(service.runner, streaming=streaming, interval=interval or 1) as generation:
+    with Generation(service.engine, streaming=streaming, interval=interval or 1) as generation:
         start(service, generation, prompts, scope, streaming=streaming)
         service.running[answer_id] = generation
         try:
@@ -56,7 +56,7 @@ def running(
 
 @asynccontextmanager
 async def generated(
-    exchange: Exchange,
+    raw_request: HttpRequest,
     service: Service,
     prompts: Sequence[Prompt],
     scope: CacheScope,
@@ -76,8 +76,8 @@ async def generated(
     except ApiError as error:
         if not streaming:
             raise
-        await exchange.open_stream()
-        await exchange.close_stream(failure(error))
+        await raw_request.open_stream()
+        await raw_request.close_stream(failure(error))
         yield None
         return
     with running(service, prompts, scope, answer_id, streaming=streaming, interval=interval) as generation:
@@ -85,7 +85,7 @@ async def generated(
 
 
 async def stream(
-    exchange: Exchange,
+    raw_request: HttpRequest,
     generation: Generation,
     chunks: Chunks,
     *,
@@ -98,9 +98,9 @@ async def stream(
     A client that reads slowly gets several tokens in one chunk. A dying engine ends the stream with an error event.
     `opening` is sent with the head, `done` follows the last chunk.
     """
-    await exchange.open_stream()
+    await raw_request.open_stream()
     if opening:
-        await exchange.write(opening)
+        await raw_request.write(opening)
     prefix = None
     try:
         while True:
@@ -111,8 +111,8 @@ async def stream(
             if generation.done:
                 break
             prefix = b""
-            await exchange.write(data)
+            await raw_request.write(data)
     except EngineDeadError:
-        await exchange.close_stream(failure(engine_dead()))
+        await raw_request.close_stream(failure(engine_dead()))
         return
-    await exchange.close_stream(data + chunks.last(generation.choices) + done)
+    await raw_request.close_stream(data + chunks.last(generation.choices) + done)

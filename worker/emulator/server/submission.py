@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from kvcache.keys import CacheScope
 from kvcache.tokens.tokenizer import IncrementalDecoder
 from worker.emulator.engine import EngineRequest
-from worker.emulator.generators.base import Ask
+from worker.emulator.generators.base import AnswerRequest
 from worker.emulator.protocol.sampling import Sampling
 from worker.emulator.server.constraint import constrained_tokens
 from worker.emulator.server.generation import Choice, Generation
 from worker.emulator.server.rendering import check_prompt
 from worker.emulator.server.service import Service
-from worker.emulator.server.text import AnswerText
+from worker.emulator.server.text import IncrementalDetokenizer
 
 FAVOURED = 20.0
 """A bias of so much or more outweighs every difference between two tokens' logits; its negative rules a token out."""
@@ -60,7 +60,7 @@ def _start_choice(
     sampling, tokenizer = prompt.sampling, service.tokenizer
     favoured, banned = _biased(service, sampling)
     answer = service.generator.answer(
-        Ask(
+        AnswerRequest(
             prompt.tokens,
             sampling.max_tokens,
             sampling.min_tokens,
@@ -69,18 +69,18 @@ def _start_choice(
             sampling.seed,
             choice,
             top_k=sampling.top_k,
-            text=constrained_tokens(sampling.structured, tokenizer, (sampling.seed, choice)),
+            forced_tokens=constrained_tokens(sampling.structured, tokenizer, (sampling.seed, choice)),
             allowed=favoured or tuple(sampling.allowed_token_ids or ()),
             banned=banned,
             logprobs=sampling.logprobs if sampling.logprob_token_ids is None else 0,
-            others=sampling.logprob_token_ids or (),
+            logprob_token_ids=sampling.logprob_token_ids or (),
             prompt_logprobs=sampling.prompt_logprobs,
         )
     )
     text = None
     if streaming or sampling.stop:
         decoder = IncrementalDecoder(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
-        text = AnswerText(decoder, tuple(sampling.stop), sampling.include_stop)
+        text = IncrementalDetokenizer(decoder, tuple(sampling.stop), sampling.include_stop)
     generation.add(
         EngineRequest(
             request_id=service.next_id(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvcache.tokens.tokenizer import IncrementalDecoder
 
 
-class AnswerText:
+class IncrementalDetokenizer:
     """Tokens in, text out. Text that may be the beginning of a stop string is held back, as in vLLM.
 
     A call looks at the new text and at no more than the longest stop string before it.

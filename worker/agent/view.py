@@ -12,12 +12,12 @@ from kvcache.keys import KEY_SCHEME, BlockKey
 from runtime.logs import event
 from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.follower import Follower, Reset
-from worker.agent.core.load import LoadEstimate, Reading
+from worker.agent.core.load import LoadEstimate, Scrape
 from worker.agent.prompts import UNKNOWN_FINGERPRINT
 from worker.agent.settings import Settings
 from worker.feed.endpoints import CacheState
 from worker.feed.log import FeedLog
-from worker.feed.reporter import Reporter
+from worker.feed.publisher import FeedPublisher
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +37,19 @@ class Description:
     blocks: int
 
 
-def describe(reading: Reading, settings: Settings) -> Description:
+def describe(scrape: Scrape, settings: Settings) -> Description:
     """Settings first, then the engine's own words. Raises `DescriptionError`."""
-    block_size = settings.block_size or reading.block_size
-    blocks = settings.blocks or reading.blocks
+    block_size = settings.block_size or scrape.block_size
+    blocks = settings.blocks or scrape.blocks
     if block_size is None or blocks is None:
         raise DescriptionError(
             "the engine's /metrics do not tell its cache's sizes (vllm:cache_config_info): set AGENT_BLOCK_SIZE and "
             "AGENT_BLOCKS"
         )
-    return Description(settings.model or reading.model, block_size, reading.block_size or block_size, blocks)
+    return Description(settings.model or scrape.model, block_size, scrape.block_size or block_size, blocks)
 
 
-class Mirror:
+class EngineView:
     """A `CacheSource`: the blocks of a real engine, and the feed that tells of them. `now` gives microseconds since
     1970."""
 
@@ -69,7 +69,7 @@ class Mirror:
         self.follower = self._new_follower(settings.block_size or 1)
         self.resets: Counter[Reset] = Counter()
         self.feed = FeedLog(now(), self._load)
-        self.reporter = Reporter(self.feed, clock)
+        self.publisher = FeedPublisher(self.feed, clock)
         info = WorkerInfo(
             worker_id=worker_id,
             epoch=self.feed.epoch,
@@ -82,17 +82,17 @@ class Mirror:
         )
         self.state = CacheState(info, self, self.feed)
 
-    def read(self, reading: Reading) -> bool:
+    def observe(self, scrape: Scrape) -> bool:
         """A look at the engine. True when it is another one than before, whose events have to be followed anew.
 
         Raises `DescriptionError`.
         """
-        description = describe(reading, self._settings)
+        description = describe(scrape, self._settings)
         changed = description != self.description
         if changed:
             self._describe(description)
-        self._load = self._estimate.load(reading, description.blocks)
-        self.reporter.report((), self._load)
+        self._load = self._estimate.load(scrape, description.blocks)
+        self.publisher.publish((), self._load)
         return changed
 
     def state_prompts(self, fingerprint: str, max_model_len: int) -> None:
@@ -110,7 +110,7 @@ class Mirror:
         if update.reset is not None:
             self._begin_epoch(update.reset)
         elif update.events:
-            self.reporter.report(update.events, self._load)
+            self.publisher.publish(update.events, self._load)
 
     def load(self) -> Load:
         """As last read."""

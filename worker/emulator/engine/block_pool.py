@@ -29,7 +29,7 @@ class OutOfBlocksError(RuntimeError):
     """More blocks were asked for than are free: the caller must look at `free` and preempt or wait first."""
 
 
-class BlockCache:
+class BlockPool:
     """`total` blocks, all free and empty at first. Not thread-safe; called by the scheduler alone."""
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""One HTTP exchange over raw ASGI: read the body, then answer at once or as a stream.
+"""One HTTP request over raw ASGI: read the body, then answer at once or as a stream.
 
 Starlette's Request and Response were left out: per streamed token they cost more than the engine's step.
 """
@@ -23,7 +23,7 @@ SSE_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
 RETRY_AFTER = (b"retry-after", b"1")
 
 
-class Exchange:
+class HttpRequest:
     """A request and the one answer to it. `common` are headers that the answer carries whatever it is."""
 
     __slots__ = ("_receive", "_send", "common", "method", "path", "scope")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvcache.feed import Cleared, Removed, Stored
-from worker.emulator.engine.block_cache import BlockCache, OutOfBlocksError
+from worker.emulator.engine.block_pool import BlockPool, OutOfBlocksError
 
 
 def key(*path: int) -> bytes:
@@ -65,7 +65,7 @@ class BlockCacheMachine(RuleBasedStateMachine):
 
     @initialize(total=st.integers(1, 12))
     def start(self, total: int) -> None:
-        self.cache = BlockCache(total)
+        self.cache = BlockPool(total)
         self.naive = NaiveCache(total)
         self.sequences: list[Sequence] = []
         self.replayed: Counter[bytes] = Counter()
@@ -177,14 +177,14 @@ TestAgainstModel = BlockCacheMachine.TestCase
 TestAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
-def hold(cache: BlockCache, *keys: bytes) -> list[int]:
+def hold(cache: BlockPool, *keys: bytes) -> list[int]:
     blocks = cache.allocate(len(keys))
     cache.store(blocks, keys, None)
     return blocks
 
 
 def test_evicts_the_least_recently_used_sequence_tail_first() -> None:
-    cache = BlockCache(4)
+    cache = BlockPool(4)
     cold, warm = hold(cache, b"c1", b"c2"), hold(cache, b"w1", b"w2")
     cache.release(warm)
     cache.release(cold)
@@ -196,7 +196,7 @@ def test_evicts_the_least_recently_used_sequence_tail_first() -> None:
 
 
 def test_blocks_without_a_key_are_reused_before_cached_ones() -> None:
-    cache = BlockCache(2)
+    cache = BlockPool(2)
     cached, empty = hold(cache, b"a"), cache.allocate(1)
     cache.release(cached)
     cache.release(empty)
@@ -205,7 +205,7 @@ def test_blocks_without_a_key_are_reused_before_cached_ones() -> None:
 
 
 def test_a_shared_block_is_freed_with_its_last_user() -> None:
-    cache = BlockCache(2)
+    cache = BlockPool(2)
     blocks = hold(cache, b"a")
     cache.acquire(cache.hits([b"a"]))
     cache.release(blocks)
@@ -215,7 +215,7 @@ def test_a_shared_block_is_freed_with_its_last_user() -> None:
 
 
 def test_equal_keys_are_held_and_evicted_one_by_one() -> None:
-    cache = BlockCache(3)
+    cache = BlockPool(3)
     copies = [hold(cache, b"a") for _ in range(3)]
     for copy in copies:
         cache.release(copy)
@@ -229,7 +229,7 @@ def test_equal_keys_are_held_and_evicted_one_by_one() -> None:
 
 
 def test_a_lookup_reads_no_key_past_the_first_miss() -> None:
-    cache = BlockCache(2)
+    cache = BlockPool(2)
     hold(cache, b"a")
     keys = iter([b"a", b"missing", b"never asked for"])
     assert len(cache.hits(keys)) == 1
@@ -237,7 +237,7 @@ def test_a_lookup_reads_no_key_past_the_first_miss() -> None:
 
 
 def test_taking_more_than_is_free_takes_none() -> None:
-    cache = BlockCache(2)
+    cache = BlockPool(2)
     cache.allocate(1)
     with pytest.raises(OutOfBlocksError, match="2 blocks wanted, 1 of 2"):
         cache.allocate(2)

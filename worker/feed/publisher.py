@@ -12,11 +12,11 @@ from worker.feed.log import FeedLog
 LOAD_INTERVAL = 0.02
 """Shortest time between two load reports without events, seconds."""
 
-SIGN_OF_LIFE = 1.0
+KEEPALIVE_INTERVAL = 1.0
 """Longest silence towards a subscriber, seconds."""
 
 
-class Reporter:
+class FeedPublisher:
     """Publishes into a `FeedLog`. `clock` must agree with the event loop's idea of a second."""
 
     def __init__(self, feed: FeedLog, clock: Callable[[], float]) -> None:
@@ -28,7 +28,7 @@ class Reporter:
         self._pending: asyncio.TimerHandle | None = None
         self._alive: asyncio.TimerHandle | None = None
 
-    def report(self, events: Sequence[Event], load: Load) -> None:
+    def publish(self, events: Sequence[Event], load: Load) -> None:
         """What changed. Without events, a load that equals the last one reported is no change."""
         self._latest = load
         if events:
@@ -44,7 +44,7 @@ class Reporter:
     def keep_alive(self) -> None:
         """A subscriber has come: from now on, and as long as there is one, no silence lasts longer than a second."""
         if self._alive is None:
-            self._alive = self._loop.call_later(SIGN_OF_LIFE, self._sign)
+            self._alive = self._loop.call_later(KEEPALIVE_INTERVAL, self._sign)
 
     def close(self) -> None:
         """Say no more."""
@@ -66,8 +66,8 @@ class Reporter:
         self._alive = None
         if not self._feed.subscribers:
             return
-        wait = self._spoke_at + SIGN_OF_LIFE - self._clock()
+        wait = self._spoke_at + KEEPALIVE_INTERVAL - self._clock()
         if wait <= 0:
             self._speak()
-            wait = SIGN_OF_LIFE
+            wait = KEEPALIVE_INTERVAL
         self._alive = self._loop.call_later(wait, self._sign)
