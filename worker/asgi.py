@@ -1,4 +1,4 @@
-"""One HTTP request over raw ASGI: read the body, then answer at once or as a stream.
+"""What the emulator and the agent answer HTTP with: one request over raw ASGI, and GET /metrics.
 
 Starlette's Request and Response were left out: per streamed token they cost more than the engine's step.
 """
@@ -10,10 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 import orjson
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
 from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
-from worker.emulator.protocol.errors import InternalError, unsupported_media_type
+from worker.emulator.protocol.validation import InternalError, unsupported_media_type
 
 Header = tuple[bytes, bytes]
 
@@ -104,3 +106,22 @@ class HttpRequest:
     async def close_stream(self, data: bytes = b"") -> None:
         """Send the last part of the stream."""
         await self._send({"type": "http.response.body", "body": data})
+
+
+class Exposition:
+    """The endpoint: every metric of one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    async def metrics(self, request: HttpRequest, service: object) -> None:
+        """Text format by default, OpenMetrics by Accept."""
+        encoder, content_type = choose_encoder(request.header(b"accept"))
+        await request.reply(200, encoder(self._registry), (b"content-type", content_type.encode()))
+
+
+def process_metrics(registry: CollectorRegistry) -> None:
+    """Register what every Python process reports: memory, CPU, garbage collection, version."""
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)

@@ -20,16 +20,15 @@ from runtime.draining import Drain, DrainPolicy
 from runtime.http.server import HttpLimits, HttpServer, inherited, listen, run, settle
 from runtime.logs import configure, event
 from runtime.settings import SettingsError
+from worker.asgi import Exposition, process_metrics
 from worker.emulator.async_engine import AsyncEngine
 from worker.emulator.engine import Engine, EngineConfig, EngineConfigError
-from worker.emulator.engine_metrics import EngineMetrics
 from worker.emulator.generators import GeneratorError, make_generator
 from worker.emulator.generators.base import Generator
+from worker.emulator.metrics import EngineMetrics, WorkerCollector, WorkerCounts, cache_config
 from worker.emulator.server.app import App
-from worker.emulator.server.metrics import WorkerCollector, WorkerCounts, cache_config
 from worker.emulator.server.service import Service, Stage
 from worker.emulator.timer import LoopTimer, TimerFactory, precise_timer
-from worker.exposition import Exposition, process_metrics
 from worker.feed.endpoints import CacheState, FeedEndpoints
 from worker.feed.log import FeedLog
 from worker.feed.publisher import FeedPublisher

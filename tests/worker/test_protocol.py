@@ -16,9 +16,8 @@ from kvcache import errors
 from kvcache.errors import SSE_DONE, ApiError, sse_error
 from worker.emulator.protocol.chat import ChatCompletionRequest
 from worker.emulator.protocol.completion import CompletionRequest
-from worker.emulator.protocol.errors import unsupported_media_type
-from worker.emulator.protocol.parsing import parse_json, parse_request
 from worker.emulator.protocol.tokenize import TOKENIZE_REQUEST, DetokenizeRequest
+from worker.emulator.protocol.validation import parse_json, parse_request, unsupported_media_type
 
 CAPTURES = Path(__file__).parents[1] / "data" / "vllm"
 MODELS = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatCompletionRequest}

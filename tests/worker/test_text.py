@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcache.tokens.tokenizer import IncrementalDecoder
-from worker.emulator.server.text import IncrementalDetokenizer
+from worker.emulator.server.generation import IncrementalDetokenizer
 
 
 class Spelled:

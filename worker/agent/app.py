@@ -8,8 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
 from worker.agent.agent import Agent
-from worker.asgi import HttpRequest
-from worker.exposition import Exposition
+from worker.asgi import Exposition, HttpRequest
 
 Handler = Callable[[HttpRequest, Agent], Awaitable[None]]
 

@@ -18,7 +18,7 @@ from worker.agent.app import App
 from worker.agent.metrics import AgentCollector
 from worker.agent.prompts import expected_prompts
 from worker.agent.settings import Settings
-from worker.exposition import Exposition, process_metrics
+from worker.asgi import Exposition, process_metrics
 
 logger = logging.getLogger("worker.agent")
 

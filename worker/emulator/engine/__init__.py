@@ -4,6 +4,7 @@ from worker.emulator.engine.config import EngineConfig, EngineConfigError
 from worker.emulator.engine.engine import Engine
 from worker.emulator.engine.request import (
     EngineRequest,
+    EngineStats,
     FinishedRequest,
     FinishReason,
     Output,
@@ -11,7 +12,6 @@ from worker.emulator.engine.request import (
     RequestTimes,
     TokenSource,
 )
-from worker.emulator.engine.stats import EngineStats
 
 __all__ = [
     "Engine",

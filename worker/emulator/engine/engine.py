@@ -7,10 +7,16 @@ from kvcache.keys import BlockKey
 from kvcache.profiles import LatencyModel
 from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
-from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, Output, RequestRefusedError
+from worker.emulator.engine.request import (
+    EngineRequest,
+    EngineStats,
+    FinishedRequest,
+    FinishReason,
+    Output,
+    RequestRefusedError,
+)
 from worker.emulator.engine.scheduler import Scheduler, Step
 from worker.emulator.engine.sequence import Sequence
-from worker.emulator.engine.stats import EngineStats
 
 
 class Engine:

@@ -1,9 +1,10 @@
-"""What goes into an engine and what comes out of it."""
+"""What goes into an engine and what comes out of it: requests, tokens, records of finished requests, counters."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from kvcache.keys import DEFAULT_SCOPE, CacheScope
@@ -120,3 +121,27 @@ class FinishedRequest:
         """Mean seconds between two tokens (TPOT); None below two tokens."""
         decode = self.times.decode
         return decode / (self.output_tokens - 1) if decode is not None and self.output_tokens > 1 else None
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Totals since the engine was made. Read them at any time; nothing has to be drained."""
+
+    prefix_cache_queries: int = 0
+    """Prompt tokens looked up, at first admission."""
+    prefix_cache_hits: int = 0
+    """Of those, tokens found."""
+    prefilled: int = 0
+    """Requests that reached their first token."""
+    prompt_tokens: int = 0
+    """Of these."""
+    cached_prompt_tokens: int = 0
+    """Of those, tokens that came from the cache."""
+    generation_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    busy_seconds: float = 0.0
+    """Sum of the steps' durations."""
+    step_tokens: Counter[int] = field(default_factory=Counter)
+    """How many steps computed so many tokens; has as many entries as different sizes occurred."""
+    finished: Counter[FinishReason] = field(default_factory=Counter)

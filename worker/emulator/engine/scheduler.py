@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from kvcache.profiles import LatencyModel, blocks_to_compute
 from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
+from worker.emulator.engine.request import EngineStats
 from worker.emulator.engine.sequence import Sequence
-from worker.emulator.engine.stats import EngineStats
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from pydantic import (
 from typing_extensions import TypedDict  # pydantic takes the one in `typing` from Python 3.12 on only
 
 from kvcache.errors import ApiError, parameter_error
-from worker.emulator.protocol.errors import sanitized
+from worker.emulator.protocol.validation import sanitized
 
 
 class PromptCacheBreakpoint(TypedDict, total=False):

@@ -16,7 +16,7 @@ from worker.emulator.protocol.base import (
     thinking_token_budget,
 )
 from worker.emulator.protocol.constraints import check_structured
-from worker.emulator.protocol.errors import InternalError
+from worker.emulator.protocol.validation import InternalError
 
 MAX_CHOICES = 16_384
 """vLLM's VLLM_MAX_N_SEQUENCES."""

@@ -1,25 +1,27 @@
-"""The worker's ASGI app: which handler answers which path, and what every answer has in common."""
+"""The emulator's ASGI app: which handler answers which path, and what every answer has in common."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError, engine_dead
-from worker.asgi import Header, HttpRequest
+from worker.asgi import Exposition, Header, HttpRequest
 from worker.emulator.async_engine import EngineDeadError
-from worker.emulator.server import administration as admin
-from worker.emulator.server import cors, info
-from worker.emulator.server.chat import batch_chat_completions, chat_completions
-from worker.emulator.server.completions import completions
-from worker.emulator.server.invocations import invocations
+from worker.emulator.protocol.chat import ChatCompletionRequest
+from worker.emulator.protocol.completion import CompletionRequest
+from worker.emulator.protocol.validation import InternalError, parse_json
+from worker.emulator.server import management
+from worker.emulator.server.chat import batch_chat_completions, chat, chat_completions
+from worker.emulator.server.completions import complete, completions
 from worker.emulator.server.messages import count_tokens, messages
 from worker.emulator.server.openapi import Documentation
 from worker.emulator.server.responses import Responses
 from worker.emulator.server.service import Service, Stage
-from worker.exposition import Exposition
 from worker.feed.endpoints import FeedEndpoints
 
 Handler = Callable[[HttpRequest, Service], Awaitable[None]]
@@ -41,32 +43,32 @@ class App:
             "/v1/messages": {"POST": _generating(messages)},
             "/v1/messages/count_tokens": {"POST": count_tokens},
             "/invocations": {"POST": _generating(invocations)},
-            "/v1/models": {"GET": info.models},
-            "/tokenize": {"POST": info.tokenize},
-            "/detokenize": {"POST": info.detokenize},
-            "/health": {"GET": info.health},
-            "/ping": {"GET": info.health, "POST": info.health},
-            "/version": {"GET": info.version},
-            "/load": {"GET": info.load},
-            "/kv_event_sources": {"GET": admin.kv_event_sources},
-            "/is_scaling_elastic_ep": {"POST": admin.is_scaling},
+            "/v1/models": {"GET": management.models},
+            "/tokenize": {"POST": management.tokenize},
+            "/detokenize": {"POST": management.detokenize},
+            "/health": {"GET": management.health},
+            "/ping": {"GET": management.health, "POST": management.health},
+            "/version": {"GET": management.version},
+            "/load": {"GET": management.load},
+            "/kv_event_sources": {"GET": management.kv_event_sources},
+            "/is_scaling_elastic_ep": {"POST": management.is_scaling},
             "/metrics": dict.fromkeys(_EVERY_METHOD, metrics),
             "/cache/state": {"GET": feed.state},
             "/cache/events": {"GET": feed.events},
         }
         for path in _SCALE_OUT:
-            routes[path] = {"POST": admin.scale_out_disabled}
+            routes[path] = {"POST": management.scale_out_disabled}
         if service.dev_mode:
             routes |= {
-                "/reset_prefix_cache": {"POST": info.reset_prefix_cache},
-                "/reset_mm_cache": {"POST": admin.forget_nothing},
-                "/reset_encoder_cache": {"POST": admin.forget_nothing},
-                "/server_info": {"GET": admin.server_info},
-                "/is_sleeping": {"GET": admin.is_sleeping},
-                "/is_paused": {"GET": admin.is_paused},
-                "/weight_info": {"GET": admin.weight_info},
-                "/get_world_size": {"GET": admin.world_size},
-                "/abort_requests": {"POST": admin.abort_requests},
+                "/reset_prefix_cache": {"POST": management.reset_prefix_cache},
+                "/reset_mm_cache": {"POST": management.forget_nothing},
+                "/reset_encoder_cache": {"POST": management.forget_nothing},
+                "/server_info": {"GET": management.server_info},
+                "/is_sleeping": {"GET": management.is_sleeping},
+                "/is_paused": {"GET": management.is_paused},
+                "/weight_info": {"GET": management.weight_info},
+                "/get_world_size": {"GET": management.world_size},
+                "/abort_requests": {"POST": management.abort_requests},
             }
         pages = Documentation([(path, tuple(methods)) for path, methods in routes.items()])
         for path, page in (("/openapi.json", pages.openapi), ("/docs", pages.swagger), ("/redoc", pages.redoc)):
@@ -83,8 +85,8 @@ class App:
                 *raw_request.common,
                 (b"x-request-id", (given or secrets.token_hex(16)).encode("latin-1")),
             )
-        if cors.is_preflight(raw_request):
-            await cors.refuse(raw_request)
+        if _is_preflight(raw_request):
+            await _refuse_preflight(raw_request)
             return
         methods = self._methods(raw_request.path)
         if methods is None:
@@ -155,3 +157,68 @@ def _generating(handler: Handler) -> Handler:
 def _allow(methods: Methods) -> Header:
     """FastAPI names the methods of the first route with the path; GET and HEAD share one."""
     return b"allow", ("GET, HEAD" if "HEAD" in methods else next(iter(methods))).encode()
+
+
+_PREFLIGHT_METHODS = b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, QUERY"
+_PREFLIGHT_VARY = (
+    b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network"
+)
+
+
+def _is_preflight(raw_request: HttpRequest) -> bool:
+    """Whether this asks what a page may do, instead of doing it."""
+    return (
+        raw_request.method == "OPTIONS"
+        and bool(raw_request.header(b"origin"))
+        and bool(raw_request.header(b"access-control-request-method"))
+    )
+
+
+async def _refuse_preflight(raw_request: HttpRequest) -> None:
+    """Answer a preflight."""
+    asked: Header = (
+        b"access-control-allow-headers",
+        raw_request.header(b"access-control-request-headers").encode("latin-1"),
+    )
+    raw_request.common = ()
+    await raw_request.reply(
+        400,
+        b"Disallowed CORS origin",
+        (b"vary", _PREFLIGHT_VARY),
+        (b"access-control-allow-methods", _PREFLIGHT_METHODS),
+        (b"access-control-max-age", b"600"),
+        *((asked,) if asked[1] else ()),
+        (b"content-type", b"text/plain; charset=utf-8"),
+    )
+
+
+ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"
+
+
+async def invocations(raw_request: HttpRequest, service: Service) -> None:
+    """Answer a chat or a completion request, the first that it fits. Raises `ApiError`."""
+    raw = await raw_request.json_body()
+    body = parse_json(raw) if raw else None
+    if isinstance(body, dict):  # SageMaker names a LoRA adapter there; what the body says of the model is not read
+        body["model"] = raw_request.header(ADAPTER_HEADER) or None
+    if (request := _fitting(ChatCompletionRequest, body)) is not None:
+        await chat(raw_request, service, request, len(raw))
+    elif (completion := _fitting(CompletionRequest, body)) is not None:
+        await complete(raw_request, service, completion, len(raw))
+    else:
+        names = [ChatCompletionRequest.__name__, CompletionRequest.__name__]
+        raise ApiError(400, f"Cannot find suitable handler for request. Expected one of: {names}")
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _fitting(model: type[_Model], body: object) -> _Model | None:
+    try:
+        return model.model_validate(body)
+    except ValidationError:
+        return None
+    except (TypeError, OverflowError) as error:
+        raise ApiError(400, str(error)) from None
+    except (AttributeError, KeyError) as error:
+        raise InternalError(str(error)) from None

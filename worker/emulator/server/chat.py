@@ -11,15 +11,14 @@ import orjson
 from kvcache.errors import ApiError
 from worker.asgi import HttpRequest
 from worker.emulator.protocol.chat import BatchChatCompletionRequest, ChatCompletionRequest, NamedToolChoice
-from worker.emulator.protocol.parsing import parse_request
 from worker.emulator.protocol.sampling import sampling_of
-from worker.emulator.server.generation import Choice, Generation
+from worker.emulator.protocol.validation import parse_request
+from worker.emulator.server.generation import Choice, Generation, created_cache_tokens, totals, usage
 from worker.emulator.server.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.emulator.server.service import Service, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import Prompt, scored, text_of
-from worker.emulator.server.usage import created_cache_tokens, totals, usage
 
 
 async def chat_completions(raw_request: HttpRequest, service: Service) -> None:

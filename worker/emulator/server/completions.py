@@ -12,15 +12,14 @@ from kvcache.errors import ApiError
 from worker.asgi import HttpRequest
 from worker.emulator.generators.base import TokenLogprob
 from worker.emulator.protocol.completion import CompletionRequest
-from worker.emulator.protocol.parsing import parse_request
 from worker.emulator.protocol.sampling import sampling_of
-from worker.emulator.server.generation import Choice, Generation
+from worker.emulator.protocol.validation import parse_request
+from worker.emulator.server.generation import Choice, Generation, totals, usage
 from worker.emulator.server.logprobs import TokenTexts, completion_logprobs, prompt_logprobs
 from worker.emulator.server.rendering import Bounds, completion_prompts, scope_of
 from worker.emulator.server.service import Service, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import Prompt, scored, text_of
-from worker.emulator.server.usage import totals, usage
 
 
 async def completions(raw_request: HttpRequest, service: Service) -> None:

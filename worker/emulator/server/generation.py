@@ -5,12 +5,58 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from kvcache.tokens.tokenizer import IncrementalDecoder
 from worker.emulator.async_engine import AsyncEngine, EngineDeadError
 from worker.emulator.engine import EngineRequest, Output
 from worker.emulator.generators.base import Answer, TokenLogprob
-from worker.emulator.server.text import IncrementalDetokenizer
+
+
+class IncrementalDetokenizer:
+    """Tokens in, text out. Text that may be the beginning of a stop string is held back, as in vLLM.
+
+    A call looks at the new text and at no more than the longest stop string before it.
+    """
+
+    __slots__ = ("_decoder", "_held", "_include_stop", "_recent", "_stop", "_window", "stopped_by")
+
+    def __init__(self, decoder: IncrementalDecoder, stop: tuple[str, ...] = (), include_stop: bool = False) -> None:
+        self._decoder = decoder
+        self._stop = stop
+        self._include_stop = include_stop
+        self._window = max(map(len, stop), default=1) - 1
+        self._recent = ""
+        """The last `_window` characters: a stop string that ends later may begin here."""
+        self._held = 0
+        """How many of them have not been shown."""
+        self.stopped_by: str | None = None
+        """The stop string that ended the text."""
+
+    def push(self, token: int, *, may_stop: bool = True) -> str:
+        """Text to show after this token. Sets `stopped_by` when a stop string is complete, unless not `may_stop`."""
+        delta = self._decoder.push(token)
+        if not self._stop:
+            return delta
+        before = len(self._recent)
+        text = self._recent + delta
+        unshown = before - self._held
+        if may_stop and delta:
+            for stop in self._stop:  # in the order of the request: the first that is found ends the text
+                at = text.find(stop, max(0, before + 1 - len(stop)))
+                if at >= 0:
+                    self.stopped_by = stop
+                    self._recent, self._held = "", 0
+                    return text[unshown : at + len(stop) if self._include_stop else at]
+        self._recent = text[len(text) - min(self._window, len(text)) :]
+        self._held = 0 if self._include_stop else len(self._recent)
+        return text[unshown : len(text) - self._held]
+
+    def finish(self) -> str:
+        """What is still held back, when the answer ends without a stop string."""
+        held = self._recent[len(self._recent) - self._held :]
+        self._recent, self._held = "", 0
+        return held + self._decoder.flush()
 
 
 class Choice:
@@ -199,3 +245,18 @@ class Generation:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def totals(choices: Sequence[Choice], n: int) -> tuple[int, int]:
+    """(prompt, completion) tokens. A prompt counts once, however many of its `n` choices there are."""
+    return sum(choice.prompt_tokens for choice in choices[::n]), sum(len(choice.tokens) for choice in choices)
+
+
+def usage(prompt: int, completion: int) -> dict[str, Any]:
+    """The counts, in vLLM's order."""
+    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+
+def created_cache_tokens(choice: Choice, block_size: int) -> int:
+    """Prompt tokens whose blocks were new to the cache: those of full blocks that were not cached."""
+    return choice.prompt_tokens // block_size * block_size - choice.cached_tokens

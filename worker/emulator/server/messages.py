@@ -11,15 +11,14 @@ from kvcache.chat.request import ChatRequestError
 from kvcache.errors import ApiError
 from worker.asgi import HttpRequest
 from worker.emulator.protocol.anthropic import CountTokensRequest, MessagesRequest
-from worker.emulator.protocol.parsing import parse_request
+from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.anthropic import as_chat
 from worker.emulator.server.chat import render
-from worker.emulator.server.generation import Choice
+from worker.emulator.server.generation import Choice, created_cache_tokens
 from worker.emulator.server.rendering import scope_of
 from worker.emulator.server.service import Service, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import text_of
-from worker.emulator.server.usage import created_cache_tokens
 
 
 class MessagesError(ApiError):

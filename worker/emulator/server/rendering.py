@@ -11,8 +11,8 @@ from kvcache.errors import ApiError, parameter_error
 from kvcache.keys import CacheScope
 from kvcache.prompts import PromptError, chat_request_prompt, request_scope
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
-from worker.emulator.protocol.errors import sanitized
 from worker.emulator.protocol.messages import check_parts
+from worker.emulator.protocol.validation import sanitized
 
 UNTRUSTED_TEMPLATE = (
     "Chat template is passed with request, but --trust-request-chat-template is not set. Refused request with "

@@ -8,13 +8,11 @@ from typing import Any
 import orjson
 
 from worker.emulator.protocol.base import random_id
-from worker.emulator.protocol.responses import ResponsesRequest
+from worker.emulator.protocol.responses import ResponsesRequest, shown_tools
 from worker.emulator.protocol.sampling import Sampling
-from worker.emulator.server.generation import Choice
+from worker.emulator.server.generation import Choice, created_cache_tokens
 from worker.emulator.server.logprobs import TokenTexts, chat_logprobs
-from worker.emulator.server.response_items import shown_tools
 from worker.emulator.server.service import Service
-from worker.emulator.server.usage import created_cache_tokens
 
 
 class Response:

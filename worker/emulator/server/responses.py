@@ -19,13 +19,18 @@ from pydantic import ValidationError
 from kvcache.errors import ApiError
 from worker.asgi import HttpRequest
 from worker.emulator.async_engine import EngineDeadError
-from worker.emulator.protocol.errors import sanitized
-from worker.emulator.protocol.parsing import parse_request
-from worker.emulator.protocol.responses import ResponsesRequest, ResponsesResponse
+from worker.emulator.protocol.responses import (
+    Message,
+    ResponsesRequest,
+    ResponsesResponse,
+    chat_messages,
+    chat_tools,
+    continues,
+)
 from worker.emulator.protocol.sampling import Sampling, logit_bias
+from worker.emulator.protocol.validation import parse_request, sanitized
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.emulator.server.response import Response
-from worker.emulator.server.response_items import Message, chat_messages, chat_tools, continues
 from worker.emulator.server.service import Service
 from worker.emulator.server.streaming import generated, running, stream
 from worker.emulator.server.submission import Prompt, check, text_of

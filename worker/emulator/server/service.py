@@ -18,8 +18,8 @@ from kvcache.errors import ApiError, model_not_found
 from kvcache.tokens.tokenizer import Tokenizer
 from worker.asgi import HttpRequest
 from worker.emulator.async_engine import AsyncEngine
-from worker.emulator.engine_metrics import EngineMetrics
 from worker.emulator.generators.base import Generator
+from worker.emulator.metrics import EngineMetrics
 from worker.emulator.protocol.base import random_id
 from worker.emulator.protocol.sampling import MAX_CHOICES
 

@@ -10,12 +10,11 @@ from kvcache.keys import CacheScope
 from kvcache.tokens.tokenizer import IncrementalDecoder
 from worker.emulator.engine import EngineRequest
 from worker.emulator.generators.base import AnswerRequest
+from worker.emulator.generators.constrained import constrained_tokens
 from worker.emulator.protocol.sampling import Sampling
-from worker.emulator.server.constraint import constrained_tokens
-from worker.emulator.server.generation import Choice, Generation
+from worker.emulator.server.generation import Choice, Generation, IncrementalDetokenizer
 from worker.emulator.server.rendering import check_prompt
 from worker.emulator.server.service import Service
-from worker.emulator.server.text import IncrementalDetokenizer
 
 FAVOURED = 20.0
 """A bias of so much or more outweighs every difference between two tokens' logits; its negative rules a token out."""
