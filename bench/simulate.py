@@ -116,7 +116,7 @@ class Simulation:
         """One a router."""
         for fleet in self.fleets:
             for worker in self.workers:
-                fleet.add(worker.url, 0.0)
+                fleet.add(worker.url)
                 fleet.apply_snapshot(worker.url, Snapshot(worker.info, 0, worker.loaded, ()), 0.0)
 
     @property

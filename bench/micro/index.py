@@ -53,7 +53,7 @@ def _filled(prompt_keys: Sequence[BlockKey], held: Sequence[int], rng: random.Ra
         shared = own[: BLOCKS // 4]
         info = WorkerInfo(f"worker-{number}", 1, "m", BLOCK_SIZE, "-", KEY_SCHEME, BLOCKS)
         load = Load(free_blocks=BLOCKS, total_blocks=BLOCKS)
-        fleet.add(_url(number), 0.0)
+        fleet.add(_url(number))
         fleet.apply_snapshot(_url(number), Snapshot(info, 0, load, tuple((key, None) for key in keys)), 0.0)
     return fleet
 

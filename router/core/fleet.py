@@ -1,7 +1,7 @@
 """The one door to the router's core: who the workers are, what they hold, and where a request goes.
 
-Time comes in as `now`: seconds, any origin, never going back. Nothing here waits, and nothing is kept of a request once
-its ticket is released (and its blocks are confirmed or forgotten).
+Time is passed in as `now`: seconds from any origin, never decreasing. Nothing here waits, and nothing is kept of a
+request once its ticket is released and its blocks are confirmed or given up.
 """
 
 from __future__ import annotations
@@ -10,76 +10,96 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot
+from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot, WorkerInfo
 from kvcache.keys import BlockKey
 from router.core.candidates import candidates
 from router.core.config import FleetConfig
 from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
+from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, UnknownWorker
+from router.core.health import Health
+from router.core.index import PrefixIndex
+from router.core.latency_correction import FleetPace
 from router.core.outliers import Ejection, Outcome
-from router.core.registry import Registry
-from router.core.reuse import PrefixPopularity
+from router.core.reuse import PrefixPopularity, ReuseScore
 from router.core.strategies import Choice, Conditions, find_strategy
 from router.core.ticket import Assumptions, Ticket
-from router.core.work import Shape
+from router.core.view import View
+from router.core.work import Residence, Work, shape_of
 from router.core.worker import Worker, WorkerStatus
-from router.core.worker_state import Intake
+from router.core.worker_state import Intake, State
 
 __all__ = ["Fleet", "FleetConfig", "Ticket", "WorkerStatus"]
 
 TIE_SECONDS = 1e-4
-"""Costs that differ by this and half a decode step are equal: that step's end is not known any better."""
+"""Costs that differ by this and half a decode step are equal: the end of that step is not known more precisely."""
+MAX_URL = 2048
 
 
 class Fleet:
     """Every worker of one model, as one router sees them.
 
-    A worker is addressed by its URL. It is a candidate by its state (`core.candidates`), whatever is known of its
-    cache. `choose` changes nothing but what time alone has made stale or certain, so a decision can be explained
-    without being carried out; `dispatch` is what counts. Both are O(workers + log depth) but for the hashing of the
-    prompt. Not for several threads.
+    A worker is addressed by its URL. Its state decides whether it is a candidate (`candidates`), whatever is known of
+    its cache. `choose` changes nothing except what time alone has made stale or certain, so a decision can be
+    explained without being carried out; `dispatch` carries it out. Both are O(workers + log depth), apart from hashing
+    the prompt. Not thread-safe.
+
+    Invariant: `_owners[id] is w` exactly for the workers whose view's info states that id and is not refused as a
+    duplicate. A worker id has one owner: the reachable worker whose incarnation is the latest.
     """
 
     def __init__(self, config: FleetConfig) -> None:
         self.config = config
-        self._strategy = find_strategy(config.strategy)
-        self._registry = Registry(config)
-        self._assumptions = Assumptions(self._registry.index, config.speculation_grace)
-        self._popularity = PrefixPopularity()
-        self._turn = 0
-        self._tie = TIE_SECONDS + config.latency.decode / 2
         self.ready_at: float | None = None
         """When a request would last have found a worker, to the precision of `expire`; None: never yet."""
+        self._strategy = find_strategy(config.strategy)
+        self._workers: dict[str, Worker] = {}
+        self._owners: dict[str, Worker] = {}
+        self._index = PrefixIndex()
+        self._pace = FleetPace()
+        self._residence = Residence(config.expected_output_tokens, config.latency.decode)
+        self._health = Health(config, self._workers.values())
+        self._assumptions = Assumptions(self._index, config.speculation_grace)
+        self._popularity = PrefixPopularity()
+        self._expired_at: float | None = None
+        self._turn = 0
+        self._tie = TIE_SECONDS + config.latency.decode / 2
 
-    # --- membership and life ----------------------------------------------------------------------------
+    # --- the workers ------------------------------------------------------------------------------------
 
-    def add(self, url: str, now: float, *, feed_vouches: bool = True) -> None:
+    def add(self, url: str, *, feed_vouches: bool = True) -> None:
         """Discovery names a worker. Idempotent. It becomes a candidate when it is first heard from.
 
         `feed_vouches=False`: another process serves its feed (an agent beside the engine), so that what comes from
         there is no sign of life.
         """
-        self._registry.add(url, feed_vouches)
+        worker = self._workers.get(url) or self._join(url)
+        worker.discovered = True
+        worker.feed_vouches = feed_vouches
 
-    def remove(self, url: str, now: float) -> None:
+    def remove(self, url: str) -> None:
         """Discovery names it no more: everything about it is forgotten. Its open tickets stay releasable."""
-        self._registry.remove(url)
+        worker = self._workers.pop(url, None)
+        if worker is not None:
+            self._disown(worker)
+            worker.view.close()
+            self._health.fleet_shrank()
 
     def set_intake(self, url: str, intake: Intake) -> None:
-        """What it does with new requests. Raises `UnknownWorker`."""
-        self._registry.health.set_intake(self._registry.find(url), intake)
+        """What the worker does with new requests. Raises `UnknownWorker`."""
+        self._health.set_intake(self._find(url), intake)
 
     def set_reachable(self, url: str, reachable: bool, now: float, why: str = "") -> None:
         """What a connection attempt or a health probe showed; `why` it is not. Raises `UnknownWorker`."""
-        worker = self._registry.find(url)
+        worker = self._find(url)
         if reachable:
             worker.heard(now)
         else:
             worker.silence(why)
-            self._registry.health.fleet_shrank()
+            self._health.fleet_shrank()
 
     def heard(self, url: str, now: float) -> None:
         """Any sign of life: it is reachable. Raises `UnknownWorker`."""
-        self._registry.find(url).heard(now)
+        self._find(url).heard(now)
 
     def expire(self, now: float) -> list[str]:
         """URLs of the workers that left the candidates because they were silent for `liveness_timeout`.
@@ -89,27 +109,60 @@ class Fleet:
         period, once.
         """
         self._assumptions.expire(now)
-        self._registry.health.tick(now)
-        left = self._registry.expire(now)
-        if candidates(self._registry):
+        self._health.tick(now)
+        timeout = self.config.liveness_timeout
+        late = self._expired_at is not None and now - self._expired_at > timeout / 2
+        self._expired_at = now
+        left, forgotten = [], []
+        for worker in self._workers.values():
+            worker.work.expire_report(now)
+            silent = now - worker.heard_at
+            if not worker.reachable:
+                if not worker.discovered and silent > self.config.forget_after:
+                    forgotten.append(worker.url)
+            elif late and not worker.doubted:
+                worker.doubted = True
+                worker.heard_at = now
+            elif silent > timeout:
+                worker.silence(f"it has been silent for more than {timeout:g} s")
+                left.append(worker.url)
+        if left:
+            self._health.fleet_shrank()
+        for url in forgotten:
+            self.remove(url)
+        if candidates(self._workers.values()):
             self.ready_at = now
         return left
 
     def silence(self, url: str, now: float) -> float:
         """Seconds for which a worker that left the candidates has been silent; 0 while it is alive, or unknown."""
-        return self._registry.silence(url, now)
+        worker = self._workers.get(url)
+        return now - worker.heard_at if worker is not None and worker.state is State.UNREACHABLE else 0.0
+
+    def _find(self, url: str) -> Worker:
+        worker = self._workers.get(url)
+        if worker is None:
+            raise UnknownWorker(f"no worker is known at {url!r:.200}: add it to discovery or send a heartbeat first")
+        return worker
+
+    def _join(self, url: str) -> Worker:
+        config = self.config
+        work = Work(config, self._pace, self._residence)
+        worker = Worker(url, View(self._index, config.view_timeout), work, ReuseScore(config.reuse_half_life))
+        self._workers[url] = worker
+        return worker
 
     # --- how requests fare there -------------------------------------------------------------------------
 
     def answered(self, url: str, outcome: Outcome, now: float) -> Ejection | None:
         """How the worker dealt with a request; its ejection, if that begins now. One that is gone is passed over."""
-        worker = self._registry.get(url)
-        return self._registry.health.answered(worker, outcome, now) if worker is not None else None
+        worker = self._workers.get(url)
+        return self._health.answered(worker, outcome, now) if worker is not None else None
 
     def turned_away(self, url: str, retry_after: float | None, now: float) -> Ejection | None:
         """The worker takes no more for the moment (429, 503), for so many seconds if it says so. As `answered`."""
-        worker = self._registry.get(url)
-        return self._registry.health.turned_away(worker, retry_after, now) if worker is not None else None
+        worker = self._workers.get(url)
+        return self._health.turned_away(worker, retry_after, now) if worker is not None else None
 
     # --- the cache feed, pulled -------------------------------------------------------------------------
 
@@ -119,7 +172,23 @@ class Fleet:
         Raises `UnknownWorker`, `StaleEpoch`, and `Mismatch` or `DuplicateWorker` once its load is taken in: with these
         two the worker stays routable, but its blocks are not matched.
         """
-        self._registry.apply_snapshot(url, snapshot, now)
+        worker = self._find(url)
+        view, info = worker.view, snapshot.info
+        if worker.reachable:
+            view.check_epoch(info.epoch)  # after a lost contact any life may be the current one: clocks can step back
+        worker.fed(now)
+        conflict = worker.unmask(info) or self._conflict(worker, info)
+        if conflict is None:
+            self._own(worker, info)
+        else:
+            self._disown(worker)
+        worker.update(info, snapshot.load, now)
+        refusal = conflict or self.config.mismatch(info)
+        if refusal is not None:
+            view.refuse(refusal)
+            raise refusal
+        view.install(snapshot, now)
+        view.pulled_at = now
 
     def apply_batch(self, url: str, batch: Batch, now: float) -> None:
         """The next batch of `GET /cache/events`.
@@ -127,7 +196,12 @@ class Fleet:
         Raises `UnknownWorker`, `StaleEpoch`, and `FeedGap` when a snapshot must be taken first. Batches of a worker
         that is refused for matching report its load only.
         """
-        self._registry.apply_batch(url, batch, now)
+        worker = self._find(url)
+        worker.view.check_epoch(batch.epoch)
+        worker.fed(now)
+        worker.view.apply(batch, now)
+        worker.view.pulled_at = now
+        worker.work.report(batch.load, now)
 
     # --- the cache feed, pushed -------------------------------------------------------------------------
 
@@ -136,16 +210,100 @@ class Fleet:
 
         Raises `FeedRejected` (`Mismatch`, `StaleEpoch`, `DuplicateWorker` or a malformed URL); then nothing changed.
         """
-        return self._registry.apply_heartbeat(heartbeat, now)
+        info, url = heartbeat.info, heartbeat.url.rstrip("/")
+        refusal = self.config.mismatch(info)
+        if refusal is not None and refusal.reason is not RejectReason.NO_TOKENIZER:
+            raise refusal
+        if not url.startswith(("http://", "https://")) or len(url) > MAX_URL:
+            raise FeedRejected(RejectReason.MALFORMED, f"url must look like http://host:port, not {url!r:.200}")
+        owner = self._owners.get(info.worker_id)
+        worker = self._workers.get(url)
+        if owner is not None:
+            owner.view.check_epoch(info.epoch)
+            if owner.view.epoch == info.epoch:
+                worker = owner  # one process; discovery may know it by another name of the same address
+        if worker is None:
+            worker = self._join(url)
+        else:
+            worker.view.check_epoch(info.epoch)
+        self._own(worker, info)
+        worker.heard(now)
+        worker.update(info, heartbeat.load, now)
+        view = worker.view
+        if refusal is not None:
+            view.refuse(refusal)
+            return False
+        if view.synced and view.seq == heartbeat.seq:
+            view.confirmed_at = now
+        return not view.synced and not self._streams(worker, now)
 
     def apply_sync(self, snapshot: Snapshot, now: float) -> None:
         """The whole state of a worker that sent a heartbeat before; left aside when it is older than the view or when
         the worker's own stream is live. Raises `Mismatch`, `UnknownWorker` or `StaleEpoch`; then nothing changed."""
-        self._registry.apply_sync(snapshot, now)
+        refusal = self.config.mismatch(snapshot.info)
+        if refusal is not None and refusal.reason is not RejectReason.NO_TOKENIZER:
+            raise refusal
+        worker = self._owner(snapshot.info.worker_id)
+        worker.view.check_epoch(snapshot.info.epoch)
+        worker.heard(now)
+        worker.update(snapshot.info, snapshot.load, now)
+        if refusal is not None:
+            worker.view.refuse(refusal)
+        elif not self._streams(worker, now):
+            worker.view.install(snapshot, now)
 
     def apply_eviction(self, eviction: Eviction, now: float) -> None:
         """Removals since the last sync. Raises `UnknownWorker`, `StaleEpoch` or `FeedGap`; then nothing changed."""
-        self._registry.apply_eviction(eviction, now)
+        worker = self._owner(eviction.worker_id)
+        worker.view.check_epoch(eviction.epoch)
+        if not self._streams(worker, now):
+            worker.view.evict(eviction)
+        worker.heard(now)
+
+    def _streams(self, worker: Worker, now: float) -> bool:
+        """Whether the worker's own stream is live, which is fresher than any push."""
+        pulled = worker.view.pulled_at
+        return pulled is not None and worker.view.synced and now - pulled <= self.config.liveness_timeout
+
+    # --- who owns a worker id ----------------------------------------------------------------------------
+
+    def _conflict(self, worker: Worker, info: WorkerInfo) -> DuplicateWorker | None:
+        """Why `worker` cannot own the worker id: another one's claim is as good."""
+        owner = self._owners.get(info.worker_id)
+        if owner is None or owner is worker or not owner.reachable:
+            return None
+        epoch = owner.view.epoch
+        if epoch is None or epoch < info.epoch or (epoch == info.epoch and not owner.discovered):
+            return None  # in the same life it is one process, known by its heartbeats before discovery named it
+        return DuplicateWorker(info.worker_id, owner.url)
+
+    def _own(self, worker: Worker, info: WorkerInfo) -> None:
+        """Makes `worker` the owner of the worker id, in place of whoever had it."""
+        owner = self._owners.pop(info.worker_id, None)
+        if owner is not None and owner is not worker:
+            if owner.discovered:
+                owner.view.refuse(DuplicateWorker(info.worker_id, worker.url))
+            else:
+                self.remove(owner.url)
+        if worker.worker_id != info.worker_id:
+            self._disown(worker)
+        self._owners[info.worker_id] = worker
+
+    def _disown(self, worker: Worker) -> None:
+        """Gives up the worker's worker id; whoever was refused for claiming it may try again."""
+        if self._owners.get(worker.worker_id) is not worker:
+            return
+        del self._owners[worker.worker_id]
+        for other in self._workers.values():
+            refused = other.view.refused
+            if other is not worker and refused is not None and refused.reason is RejectReason.DUPLICATE_WORKER:
+                other.view.refused = None  # not synced, so its next batch asks for a snapshot
+
+    def _owner(self, worker_id: str) -> Worker:
+        worker = self._owners.get(worker_id)
+        if worker is None:
+            raise UnknownWorker(f"no worker calls itself {worker_id!r:.200}: send a heartbeat first")
+        return worker
 
     # --- decisions --------------------------------------------------------------------------------------
 
@@ -153,7 +311,7 @@ class Fleet:
         """Where this request should go. `exclude` holds URLs. Raises `NoWorkerReady`."""
         self._assumptions.expire(now)
         workers = self._candidates(request, exclude)
-        shape = _shape(request, self.config.block_size)
+        shape = shape_of(request, self.config.block_size)
         among = 0
         if shape.reusable_blocks:
             for worker in workers:
@@ -161,13 +319,13 @@ class Fleet:
                     among |= worker.bit
         depths: dict[int, int] = {}
         if among and request.keys is not None:
-            depths = self._registry.index.depths(request.keys, among, shape.reusable_blocks)
+            depths = self._index.depths(request.keys, among, shape.reusable_blocks)
         best = max(depths.values(), default=0)
         charge = 0.0
         if best and request.keys is not None and not self._popularity.popular(request.keys.key(best)):
             charge = self.config.recompute_charge * self.config.latency.prefill_block
         figures = tuple(
-            _figures(worker, shape, depths.get(worker.view.slot, 0), best, charge, request.streaming, now)
+            worker.figures(shape, depths.get(worker.view.slot, 0), best, charge, request.streaming, now)
             for worker in workers
         )
         if len(figures) == 1:
@@ -192,10 +350,10 @@ class Fleet:
         reported = request.reported
         if reported is None:
             return chosen.matched_blocks
-        view = self._registry.find(chosen.url).view
+        view = self._find(chosen.url).view
         depths: dict[int, int] = {}
         if view.usable(now):
-            depths = self._registry.index.depths(reported.keys, 1 << view.slot, reported.reusable_blocks)
+            depths = self._index.depths(reported.keys, 1 << view.slot, reported.reusable_blocks)
         return max(depths.get(view.slot, 0), reported.fresh_blocks)
 
     def dispatch(self, decision: Decision, request: RouteRequest, now: float) -> Ticket:
@@ -203,10 +361,10 @@ class Fleet:
 
         Raises `UnknownWorker` when the worker left the fleet since the decision.
         """
-        worker = self._registry.find(decision.url)
+        worker = self._find(decision.url)
         self._turn += 1
         worker.turn = self._turn
-        shape = _shape(request, self.config.block_size)
+        shape = shape_of(request, self.config.block_size)
         matched, keys, view = decision.matched_blocks, request.keys, worker.view
         expected = worker.work.expect(shape, matched, now)
         assumption, certain = None, False
@@ -217,8 +375,8 @@ class Fleet:
         if keys is not None and view.usable(now):
             # The request keeps the stated blocks in use, so they stay; leaving them out spares a long conversation
             # the hashing of all of its blocks each turn.
-            stated = self._registry.index.stated_depth(keys, view.slot, matched)
-            assumption = self._registry.index.assume(view.slot, keys.all(above=stated))
+            stated = self._index.stated_depth(keys, view.slot, matched)
+            assumption = self._index.assume(view.slot, keys.all(above=stated))
             certain = view.synced and stated == matched
         return Ticket(
             worker.work,
@@ -242,9 +400,9 @@ class Fleet:
             ticket.release(clock(), reused=ticket.served or ticket.answered)
 
     def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> list[Worker]:
-        workers = candidates(self._registry, exclude)
+        workers = candidates(self._workers.values(), exclude)
         if not workers:
-            known, ready = len(self._registry), len(candidates(self._registry))
+            known, ready = len(self._workers), len(candidates(self._workers.values()))
             raise NoWorkerReady(
                 f"no worker is ready: {known} known, {ready} ready, {len(exclude)} excluded",
                 self.config.retry_after,
@@ -260,69 +418,34 @@ class Fleet:
 
     def workers(self, now: float) -> list[WorkerStatus]:
         """Every worker, candidates or not, in the order in which they joined."""
-        ready = {worker.url for worker in candidates(self._registry)}
-        index = self._registry.index
-        return [worker.status(index, now, ready=worker.url in ready) for worker in self._registry]
+        ready = {worker.url for worker in candidates(self._workers.values())}
+        index = self._index
+        return [worker.status(index, now, ready=worker.url in ready) for worker in self._workers.values()]
 
     def view(self, url: str) -> dict[BlockKey, int]:
         """How many blocks of each key the worker holds, as far as the feed has said. Raises `UnknownWorker`."""
-        return self._registry.index.held(self._registry.find(url).view.slot)
+        return self._index.held(self._find(url).view.slot)
 
     @property
     def max_model_len(self) -> int | None:
         """Most tokens that any worker takes in one request; None while one of them has not said."""
-        lengths = [worker.view.info.max_model_len if worker.view.info else 0 for worker in self._registry]
+        lengths = [worker.view.info.max_model_len if worker.view.info else 0 for worker in self._workers.values()]
         return max(lengths) if lengths and all(lengths) else None
 
     def adopt_tokenizer(self, fingerprint: str) -> None:
         """The router's tokenizer is loaded: workers that have the same one are matched from their next snapshot on."""
         self.config = replace(self.config, fingerprint=fingerprint)
-        self._registry.reconsider(self.config)
+        for worker in self._workers.values():
+            refused = worker.view.refused
+            if refused is not None and refused.reason is not RejectReason.DUPLICATE_WORKER:
+                worker.view.refused = None  # not synced, so its next batch asks for a snapshot
 
     @property
     def index_blocks(self) -> int:
         """Different blocks that any worker holds."""
-        return len(self._registry.index)
+        return len(self._index)
 
     @property
     def assumed_blocks(self) -> int:
         """Different blocks assumed present because a request was sent, and not yet confirmed or given up."""
-        return self._registry.index.assumed_blocks()
-
-
-def _shape(request: RouteRequest, block_size: int) -> Shape:
-    tokens, depth = request.prompt_tokens, request.keys.depth if request.keys is not None else 0
-    if not request.prompted:
-        return Shape(0, 0, 0, 0)
-    if tokens is None:
-        tokens = depth * block_size + 1
-    return Shape(
-        prompt_tokens=tokens,
-        prompt_blocks=-(-tokens // block_size),
-        reusable_blocks=min(depth, max(tokens - 1, 0) // block_size),
-        output_tokens=request.output_tokens,
-    )
-
-
-def _figures(
-    worker: Worker, shape: Shape, matched: int, best: int, charge: float, streaming: bool, now: float
-) -> CandidateView:
-    """`charge`: seconds for each block that this worker would compute though another one holds it (`best`)."""
-    expected, in_flight = worker.work.expect(shape, matched, now), worker.work.in_flight()
-    cost = expected.queue + expected.prefill + charge * (best - matched)
-    if not streaming:
-        # Its client waits for the last token, and whoever is being answered there waits for its prefill.
-        cost += expected.decode + expected.prefill * in_flight
-    return CandidateView(
-        worker_id=worker.worker_id,
-        url=worker.url,
-        matched_blocks=matched,
-        queue_seconds=expected.queue,
-        memory_seconds=expected.memory,
-        prefill_seconds=expected.prefill,
-        decode_seconds=expected.decode,
-        cost=cost,
-        in_flight=in_flight,
-        assigned_seconds=worker.work.assigned(now),
-        turn=worker.turn,
-    )
+        return self._index.assumed_blocks()

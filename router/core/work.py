@@ -8,6 +8,7 @@ from typing import NamedTuple
 from kvcache.feed import Load
 from kvcache.profiles import blocks_to_compute
 from router.core.config import FleetConfig
+from router.core.decision import RouteRequest
 from router.core.latency_correction import FleetPace, Span, WorkerPace
 from router.core.latency_samples import Cost, Lessons, Mark, full_sample
 from router.core.ledger import Entry, Ledger
@@ -29,6 +30,21 @@ class Shape(NamedTuple):
     reusable_blocks: int
     """Blocks a worker may reuse: never the one of the last token (vLLM rule 8)."""
     output_tokens: int | None
+
+
+def shape_of(request: RouteRequest, block_size: int) -> Shape:
+    """What the cost of this request depends on."""
+    tokens, depth = request.prompt_tokens, request.keys.depth if request.keys is not None else 0
+    if not request.prompted:
+        return Shape(0, 0, 0, 0)
+    if tokens is None:
+        tokens = depth * block_size + 1
+    return Shape(
+        prompt_tokens=tokens,
+        prompt_blocks=-(-tokens // block_size),
+        reusable_blocks=min(depth, max(tokens - 1, 0) // block_size),
+        output_tokens=request.output_tokens,
+    )
 
 
 class Expected(NamedTuple):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvcache.feed import Load, WorkerInfo
+from router.core.decision import CandidateView
 from router.core.errors import AgentListed
 from router.core.index import PrefixIndex
 from router.core.outliers import Record
 from router.core.reuse import ReuseScore
 from router.core.view import View
-from router.core.work import Work
+from router.core.work import Shape, Work
 from router.core.worker_state import Contact, Event, Life, State, transition
 
 
@@ -55,7 +56,7 @@ class WorkerStatus:
 
 
 class Worker:
-    """State of one worker. The registry decides what happens to it; `why` says why it is no candidate."""
+    """State of one worker. The fleet decides what happens to it; `why` says why it is no candidate."""
 
     __slots__ = (
         "bit",
@@ -151,6 +152,15 @@ class Worker:
         self.moves(Event.LOST)
         self.why = why or "it cannot be reached"
 
+    def update(self, info: WorkerInfo, load: Load, now: float) -> None:
+        """What the worker says of itself in a snapshot or a heartbeat."""
+        if self.view.epoch != info.epoch:
+            self.work.forget_report()
+            self.reuse_score.clear()
+            self.renewed()
+        self.view.meet(info)
+        self.work.report(load, now)
+
     def why_left_out(self) -> str:
         """Why requests go elsewhere; empty: they do not."""
         ejection = self.record.ejection
@@ -172,6 +182,29 @@ class Worker:
         if self.state is State.PAUSED:
             return self.paused_until
         return self.record.ejection.until if self.state is State.EJECTED and self.record.ejection else None
+
+    def figures(
+        self, shape: Shape, matched: int, best: int, charge: float, streaming: bool, now: float
+    ) -> CandidateView:
+        """`charge`: seconds for each block that this worker would compute though another one holds it (`best`)."""
+        expected, in_flight = self.work.expect(shape, matched, now), self.work.in_flight()
+        cost = expected.queue + expected.prefill + charge * (best - matched)
+        if not streaming:
+            # Its client waits for the last token, and whoever is being answered there waits for its prefill.
+            cost += expected.decode + expected.prefill * in_flight
+        return CandidateView(
+            worker_id=self.worker_id,
+            url=self.url,
+            matched_blocks=matched,
+            queue_seconds=expected.queue,
+            memory_seconds=expected.memory,
+            prefill_seconds=expected.prefill,
+            decode_seconds=expected.decode,
+            cost=cost,
+            in_flight=in_flight,
+            assigned_seconds=self.work.assigned(now),
+            turn=self.turn,
+        )
 
     def status(self, index: PrefixIndex, now: float, *, ready: bool) -> WorkerStatus:
         """As of `now`; `ready`: it is a candidate."""

@@ -129,7 +129,7 @@ class Members:
 
     def _add(self, url: str, listing: DiscoveredWorker) -> _Member:
         event(logger, logging.INFO, "worker_added", worker=url, **_where(listing))
-        self._fleet.add(url, self._clock(), feed_vouches=listing.feed is None)
+        self._fleet.add(url, feed_vouches=listing.feed is None)
         subscriber = Subscriber(
             url,
             self._fleet,
@@ -159,7 +159,7 @@ class Members:
         event(logger, logging.INFO, "worker_removed", worker=url, **_where(member.listing))
         for task in member.tasks:
             task.cancel()
-        self._fleet.remove(url, self._clock())
+        self._fleet.remove(url)
         self._attempts.give_up(url, Cause.LEFT, "it was removed")
         self._upstream.forget(url)
 

@@ -27,7 +27,7 @@ def prompt(tokens: int, which: int, common: int = 0) -> list[int]:
 def holding(tokenizer: Tokenizer, *prompts: list[int]) -> Fleet:
     """A fleet of one worker that holds these prompts."""
     fleet = Fleet(FleetConfig(BLOCK, tokenizer.fingerprint, latency=LatencyModel(0.005, 0.002, 0.0005, 0.01)))
-    fleet.add(URL, 0.0)
+    fleet.add(URL)
     held = dict.fromkeys(key for tokens in prompts for key in block_keys(tokens, BLOCK))
     info = WorkerInfo("w", 1, "m", BLOCK, tokenizer.fingerprint, KEY_SCHEME, 1000)
     fleet.apply_snapshot(URL, Snapshot(info, 0, Load(0, 0, 0, 1000, 1000), tuple((key, None) for key in held)), 0.0)
@@ -94,7 +94,7 @@ async def test_a_worker_that_is_not_matched_is_expected_to_hold_only_what_it_jus
     tokenizer: Tokenizer,
 ) -> None:
     fleet = Fleet(FleetConfig(BLOCK, "other", latency=LatencyModel(0.005, 0.002, 0.0005, 0.01)))
-    fleet.add(URL, 0.0)
+    fleet.add(URL)
     fleet.set_reachable(URL, True, 0.0)
     assert await predicted(tokenizer, fleet, prompt=[A, A]) == 96
     assert await predicted(tokenizer, fleet, prompt=[A, B]) == 0

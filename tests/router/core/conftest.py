@@ -13,7 +13,7 @@ def make_fleet() -> MakeFleet:
     def make(workers: int = 2, **changes: object) -> Fleet:
         fleet = Fleet(config(**changes))
         for number in range(workers):
-            fleet.add(url_of(number), 0.0)
+            fleet.add(url_of(number))
             fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}")), 0.0)
         return fleet
 

@@ -203,7 +203,7 @@ def test_explaining_changes_nothing(make_fleet: MakeFleet) -> None:
 def test_a_request_goes_to_workers_that_serve_its_model() -> None:
     fleet = Fleet(config())
     for number, model in enumerate(("a", "b", "b")):
-        fleet.add(url_of(number), 0.0)
+        fleet.add(url_of(number))
         fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}", model=model)), 0.0)
     assert {c.worker_id for c in fleet.choose(ask(tokens(2), model="b"), 0.0).candidates} == {"w1", "w2"}
     assert len(fleet.choose(ask(tokens(2), model="unheard of"), 0.0).candidates) == 3
@@ -220,7 +220,7 @@ def test_round_robin_takes_turns_and_keeps_them_when_workers_come_and_go(make_fl
     assert [decision.worker_id for decision in chosen] == ["w0", "w1", "w2"] * 2
     assert {decision.reason for decision in chosen} == {Reason.ROUND_ROBIN}
     assert chosen[2].matched_blocks == 9, "what a match would have been is told all the same"
-    fleet.remove(url_of(0), 0.0)
+    fleet.remove(url_of(0))
     assert [send(fleet, ask(tokens(9)), 0.0)[0].worker_id for _ in range(4)] == ["w1", "w2"] * 2
 
 

@@ -86,7 +86,7 @@ def test_a_gap_is_told_and_does_not_touch_the_view(pulled: Fleet, message: Batch
 
 def test_a_batch_before_any_snapshot_asks_for_one() -> None:
     fleet = Fleet(config())
-    fleet.add(URL, 0.0)
+    fleet.add(URL)
     with pytest.raises(FeedGap):
         fleet.apply_batch(URL, batch(1, stored(KEYS[0])), 0.1)
     assert fleet.workers(0.1)[0].ready, "a sign of life all the same"
@@ -204,7 +204,7 @@ def test_the_same_life_at_another_address_is_one_worker(pushed: Fleet) -> None:
 
 
 def test_discovery_names_a_worker_that_its_heartbeats_named_otherwise(pushed: Fleet) -> None:
-    pushed.add("http://pod:1", 0.1)
+    pushed.add("http://pod:1")
     pushed.apply_snapshot("http://pod:1", snapshot(seq=6, keys=KEYS[:2]), 0.2)
     assert [(worker.url, worker.matching) for worker in pushed.workers(0.2)] == [("http://pod:1", True)]
     assert pushed.apply_heartbeat(heartbeat(seq=6), 0.3) is False
@@ -288,7 +288,7 @@ def test_of_two_urls_with_one_id_the_later_life_wins(make_fleet: MakeFleet) -> N
     first, second = fleet.workers(0.1)
     assert (first.ready, first.matching, second.matching) == (True, False, True)
     assert url_of(1) in first.why_not_matching
-    fleet.remove(url_of(1), 0.2)
+    fleet.remove(url_of(1))
     with pytest.raises(FeedGap):
         fleet.apply_batch(url_of(0), batch(2), 0.3)
     fleet.apply_snapshot(url_of(0), snapshot(info("same", epoch=1), 2, KEYS[:4]), 0.3)
@@ -345,7 +345,7 @@ def test_whatever_is_lost_or_repeated_the_index_ends_as_the_union_of_the_workers
             fleet.apply_snapshot(url_of(number), state(number), 0.0)
 
     for number in range(3):
-        fleet.add(url_of(number), 0.0)
+        fleet.add(url_of(number))
     for number, change, at, fate in changes:
         cache, events = caches[number], list[Event]()
         if change == "store":

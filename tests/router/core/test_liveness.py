@@ -16,7 +16,7 @@ def ready(fleet: Fleet, now: float) -> list[str]:
 
 def test_a_worker_is_no_candidate_until_it_is_heard_from() -> None:
     fleet = Fleet(config())
-    fleet.add(url_of(0), 0.0)
+    fleet.add(url_of(0))
     with pytest.raises(NoWorkerReady) as error:
         fleet.choose(ask(tokens(2)), 0.0)
     assert error.value.retry_after > 0
@@ -89,7 +89,7 @@ def test_excluded_workers_are_not_chosen(make_fleet: MakeFleet) -> None:
 
 def test_workers_known_by_heartbeats_alone_are_forgotten_after_long_silence() -> None:
     fleet = Fleet(config(forget_after=10.0))
-    fleet.add(url_of(1), 0.0)
+    fleet.add(url_of(1))
     fleet.apply_heartbeat(Heartbeat(info("pushed"), url_of(0), 0, idle()), 0.0)
     now = 0.0
     while now < 9.5:
@@ -107,14 +107,14 @@ def test_a_worker_removed_is_unknown_and_its_tickets_still_close(make_fleet: Mak
     request = ask(tokens(5))
     decision = fleet.choose(request, 0.0)
     ticket = fleet.dispatch(decision, request, 0.0)
-    fleet.remove(decision.url, 0.1)
-    fleet.remove(decision.url, 0.1)
+    fleet.remove(decision.url)
+    fleet.remove(decision.url)
     assert fleet.assumed_blocks == 0
     with pytest.raises(UnknownWorker):
         fleet.heard(decision.url, 0.2)
     with pytest.raises(UnknownWorker):
         fleet.dispatch(decision, request, 0.2)
-    fleet.add("http://new", 0.3)  # takes the slot
+    fleet.add("http://new")  # takes the slot
     fleet.heard("http://new", 0.3)
     ticket.first_token(0.4)
     ticket.release(0.5)

@@ -113,9 +113,9 @@ def test_when_others_leave_the_ejections_that_are_too_many_end(make_fleet: MakeF
     fleet.set_reachable(url_of(2), False, 1.5, "refused")
     assert [state(fleet, number, 1.5) for number in (0, 1)] == [State.HALF_OPEN, State.EJECTED]
     fleet.set_intake(url_of(3), Intake.CLOSED)
-    fleet.remove(url_of(2), 1.5)
+    fleet.remove(url_of(2))
     assert [state(fleet, number, 1.5) for number in (0, 1)] == [State.HALF_OPEN, State.EJECTED]
-    fleet.remove(url_of(0), 1.5)
+    fleet.remove(url_of(0))
     assert state(fleet, 0, 1.5) is State.HALF_OPEN, "it is the last that takes requests"
 
 
@@ -209,7 +209,7 @@ class Fleets(RuleBasedStateMachine):
         self.blameless = set(range(5))
         self.ejected_until: dict[int, float] = {}
         for number in range(5):
-            self.fleet.add(url_of(number), 0.0)
+            self.fleet.add(url_of(number))
 
     @rule(number=numbers, outcome=st.sampled_from([GOOD, BAD, BAD, BAD, REFUSED]), times=st.integers(1, 6))
     def answer(self, number: int, outcome: Outcome, times: int) -> None:

@@ -37,7 +37,7 @@ def fleet(make_fleet: MakeFleet) -> Fleet:
     """Two workers whose feeds come from agents; the first holds the prompt."""
     fleet = make_fleet(2, view_timeout=TIMEOUT)
     for number in range(2):
-        fleet.add(url_of(number), 0.0, feed_vouches=False)
+        fleet.add(url_of(number), feed_vouches=False)
     hold(fleet, 0, PROMPT, 40)
     return fleet
 

@@ -26,7 +26,7 @@ def decide(*, popular: bool) -> Decision:
     fleet = Fleet(config(block_size=16, latency=profile(DEFAULT_PROFILE).latency))
     keys = block_keys(PROMPT, 16)
     for number, held in enumerate((80, 20, 0)):
-        fleet.add(url_of(number), 0.0)
+        fleet.add(url_of(number))
         who = info(f"w{number}", block_size=16)
         fleet.apply_snapshot(url_of(number), snapshot(who, keys=keys[:held]), 0.0)
     if popular:

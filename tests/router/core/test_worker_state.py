@@ -6,10 +6,9 @@ from itertools import product
 
 import pytest
 
-from router.core.candidates import candidates
-from router.core.outliers import Outcome
-from router.core.registry import Registry
-from router.core.worker import Worker
+from router.core.decision import NoWorkerReady
+from router.core.fleet import Fleet
+from router.core.outliers import Outcome, OutlierPolicy
 from router.core.worker_state import Circuit, Contact, Event, Intake, Life, State, transition
 from tests.router.core.support import MakeFleet, ask, config, tokens, url_of
 
@@ -67,11 +66,6 @@ def test_requests_go_only_where_somebody_was_heard_from_and_takes_them(life: Lif
         assert (life.contact, life.intake) == (Contact.ALIVE, Intake.OPEN)
 
 
-def put(worker: Worker, *events: Event) -> None:
-    for event in events:
-        worker.moves(event)
-
-
 @pytest.mark.parametrize(
     ("states", "exclude", "expected"),
     [
@@ -95,27 +89,43 @@ def put(worker: Worker, *events: Event) -> None:
 def test_the_best_there_are_are_chosen(
     states: tuple[State, ...], exclude: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
-    ways = {
-        State.SERVING: (),
-        State.DRAINING: (Event.DRAINS,),
-        State.CLOSED: (Event.CLOSES,),
-        State.UNREACHABLE: (Event.LOST,),
-        State.PAUSED: (Event.PAUSED,),
-        State.EJECTED: (Event.EJECTED,),
-        State.HALF_OPEN: (Event.EJECTED, Event.PROBED),
-    }
-    registry = Registry(config())
+    fleet = Fleet(config(outliers=OutlierPolicy(share=1.0), liveness_timeout=100.0))
     for number, state in enumerate(states):
-        registry.add(url_of(number), feed_vouches=True)
-        put(registry.find(url_of(number)), Event.HEARD, *ways[state])
-    found = candidates(registry, set(map(url_of, exclude)))
-    assert [worker.url for worker in found] == list(map(url_of, expected))
+        fleet.add(url_of(number))
+        fleet.heard(url_of(number), 0.0)
+        if state is State.HALF_OPEN:
+            eject(fleet, number, 0.0)
+    fleet.expire(10.0)  # the first ejection is over
+    for number, state in enumerate(states):
+        match state:
+            case State.DRAINING:
+                fleet.set_intake(url_of(number), Intake.DRAINING)
+            case State.CLOSED:
+                fleet.set_intake(url_of(number), Intake.CLOSED)
+            case State.UNREACHABLE:
+                fleet.set_reachable(url_of(number), False, 10.0)
+            case State.PAUSED:
+                fleet.turned_away(url_of(number), None, 10.0)
+            case State.EJECTED:
+                eject(fleet, number, 10.0)
+    assert tuple(worker.state for worker in fleet.workers(10.0)) == states
+    exclusion = set(map(url_of, exclude))
+    if expected:
+        chosen = fleet.choose(ask(tokens(2)), 10.0, exclusion)
+        assert [candidate.url for candidate in chosen.candidates] == list(map(url_of, expected))
+    else:
+        with pytest.raises(NoWorkerReady):
+            fleet.choose(ask(tokens(2)), 10.0, exclusion)
+
+
+def eject(fleet: Fleet, number: int, now: float) -> None:
+    for _ in range(OutlierPolicy().consecutive):
+        fleet.answered(url_of(number), Outcome.BAD, now)
 
 
 def test_a_worker_on_probation_gets_one_request_at_a_time(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2)
-    for _ in range(5):
-        fleet.answered(url_of(0), Outcome.BAD, 0.0)
+    eject(fleet, 0, 0.0)
     assert fleet.workers(0.0)[0].state is State.EJECTED
     for tick in range(1, 41):
         for number in range(2):
