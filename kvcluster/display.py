@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from controller.local.desired_processes import Role
+from controller.local.desired_processes import Component
 from controller.local.process import ProcessStatus, State
 from controller.local.view import ClusterView, WorkerView
 
@@ -161,9 +161,9 @@ def status_table(title: str, processes: Iterable[ProcessStatus], views: Mapping[
     table.add_column("state")
     for heading in ("blocks cached", "running", "waiting", "hit rate", "restarts"):
         table.add_column(heading, justify="right")
-    for status in sorted(processes, key=lambda status: status.role is not Role.ROUTER):
+    for status in sorted(processes, key=lambda status: status.role is not Component.ROUTER):
         view = views.get(status.name)
-        cells = _cells(view) if status.role is Role.WORKER else ("", "", "", "")
+        cells = _cells(view) if status.role is Component.WORKER else ("", "", "", "")
         pid = "-" if status.pid is None else str(status.pid)
         table.add_row(status.name, pid, _state(status, view), *cells, str(status.restarts))
     return table

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from controller.api.model import API_VERSION, KIND, KVCluster
-from controller.api.problems import Location, ManifestError, Problem, dotted, problem, show
+from controller.api.problems import Location, ManifestError, ManifestProblem, dotted, problem, show
 
 MAX_BYTES = 1_048_576
 """An API server takes no larger object either (etcd's limit)."""
@@ -47,7 +47,7 @@ def load_manifest(file: str | Path) -> KVCluster:
     try:
         data = sys.stdin.buffer.read(MAX_BYTES + 1) if str(file) == "-" else _read(Path(file))
     except OSError as error:
-        raise ManifestError(source, [Problem("", f"cannot be read: {error.strerror or error}")]) from None
+        raise ManifestError(source, [ManifestProblem("", f"cannot be read: {error.strerror or error}")]) from None
     return parse_manifest(data, source)
 
 
@@ -59,7 +59,7 @@ def _read(file: Path) -> bytes:
 def parse_manifest(data: bytes, source: str = "manifest") -> KVCluster:
     """The manifest in this YAML or JSON text. Raises `ManifestError`."""
     if len(data) > MAX_BYTES:
-        raise ManifestError(source, [Problem("", f"is larger than {MAX_BYTES:,} bytes")])
+        raise ManifestError(source, [ManifestProblem("", f"is larger than {MAX_BYTES:,} bytes")])
     root = _compose(data, source)
     lines: dict[Location, int] = {}
     problems = list(_survey(root, lines))
@@ -68,7 +68,8 @@ def parse_manifest(data: bytes, source: str = "manifest") -> KVCluster:
     content = _construct(root, source)
     if type(content) is not dict:
         raise ManifestError(
-            source, [Problem("", f"must be a mapping with apiVersion, kind, metadata and spec, not {show(content)}")]
+            source,
+            [ManifestProblem("", f"must be a mapping with apiVersion, kind, metadata and spec, not {show(content)}")],
         )
     return validate_manifest(content, source, lines)
 
@@ -80,7 +81,7 @@ def validate_manifest(
     lines = lines or {}
     # A document of another kind has a hundred unknown fields; the one problem worth telling is its kind.
     wrong_kind = [
-        Problem(name, f"must be {expected}, not {show(content.get(name))}", lines.get((name,)))
+        ManifestProblem(name, f"must be {expected}, not {show(content.get(name))}", lines.get((name,)))
         for name, expected in (("apiVersion", API_VERSION), ("kind", KIND))
         if content.get(name) != expected
     ]
@@ -135,25 +136,27 @@ def _compose(data: bytes, source: str) -> yaml.Node:
         text = data.decode("utf-8-sig")
         documents = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if not _is_null(node)]
     except UnicodeDecodeError as error:
-        raise ManifestError(source, [Problem("", f"is not UTF-8 text: {error.reason} at byte {error.start}")]) from None
+        raise ManifestError(
+            source, [ManifestProblem("", f"is not UTF-8 text: {error.reason} at byte {error.start}")]
+        ) from None
     except yaml.YAMLError as error:
         raise ManifestError(source, [_not_yaml(error)]) from None
     except RecursionError:
-        raise ManifestError(source, [Problem("", "is nested too deeply")]) from None
+        raise ManifestError(source, [ManifestProblem("", "is nested too deeply")]) from None
     if not documents:
-        raise ManifestError(source, [Problem("", "is empty")])
+        raise ManifestError(source, [ManifestProblem("", "is empty")])
     if len(documents) > 1:
         line = documents[1].start_mark.line + 1
         message = f"holds {len(documents)} documents: put each {KIND} into a file of its own"
-        raise ManifestError(source, [Problem("", message, line)])
+        raise ManifestError(source, [ManifestProblem("", message, line)])
     return documents[0]
 
 
-def _not_yaml(error: Exception) -> Problem:
+def _not_yaml(error: Exception) -> ManifestProblem:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         what = " ".join(part for part in (error.context, error.problem) if part)
-        return Problem("", f"is not YAML: {what}", error.problem_mark.line + 1)
-    return Problem("", f"is not YAML: {' '.join(str(error).split())}")
+        return ManifestProblem("", f"is not YAML: {what}", error.problem_mark.line + 1)
+    return ManifestProblem("", f"is not YAML: {' '.join(str(error).split())}")
 
 
 def _is_null(node: yaml.Node) -> bool:
@@ -171,7 +174,7 @@ def _construct(root: yaml.Node, source: str) -> Any:
         loader.dispose()
 
 
-def _survey(root: yaml.Node, lines: dict[Location, int]) -> Iterator[Problem]:
+def _survey(root: yaml.Node, lines: dict[Location, int]) -> Iterator[ManifestProblem]:
     """Notes the line of every value in `lines`; yields keys given twice, and endless or huge documents."""
     pending: list[tuple[yaml.Node, Location, frozenset[int]]] = [(root, (), frozenset())]
     seen = 0
@@ -179,10 +182,10 @@ def _survey(root: yaml.Node, lines: dict[Location, int]) -> Iterator[Problem]:
         node, location, ancestors = pending.pop()
         seen += 1
         if seen > MAX_NODES:
-            yield Problem("", f"stands for more than {MAX_NODES:,} values")
+            yield ManifestProblem("", f"stands for more than {MAX_NODES:,} values")
             return
         if id(node) in ancestors:
-            yield Problem(dotted(location), "contains itself through an alias", node.start_mark.line + 1)
+            yield ManifestProblem(dotted(location), "contains itself through an alias", node.start_mark.line + 1)
             return
         lines.setdefault(location, node.start_mark.line + 1)
         inside = ancestors | {id(node)}
@@ -194,7 +197,7 @@ def _survey(root: yaml.Node, lines: dict[Location, int]) -> Iterator[Problem]:
                 name, line = str(key.value), key.start_mark.line + 1
                 if name in first and name != "<<":
                     message = f"is given twice (first on line {first[name]}): remove one of the two"
-                    yield Problem(dotted((*location, name)), message, line)
+                    yield ManifestProblem(dotted((*location, name)), message, line)
                 first.setdefault(name, line)
                 lines.setdefault((*location, name), line)
                 pending.append((value, (*location, name), inside))

@@ -17,7 +17,7 @@ Location = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ManifestProblem:
     """One thing wrong with a manifest. `path` is empty when it is not about one field."""
 
     path: str
@@ -32,7 +32,7 @@ class Problem:
 class ManifestError(ValueError):
     """A manifest is refused. `problems` says why, one entry a problem."""
 
-    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+    def __init__(self, source: str, problems: Sequence[ManifestProblem]) -> None:
         self.source = source
         self.problems = tuple(problems)
         super().__init__("\n".join([f"{source} is not a valid {KIND}:", *(f"  {problem}" for problem in problems)]))
@@ -123,7 +123,7 @@ def _requirement(details: ErrorDetails) -> str:
             return _MUST_BE.get(kind, details["msg"])
 
 
-def problem(details: ErrorDetails, content: Mapping[str, Any], lines: Mapping[Location, int]) -> Problem:
+def problem(details: ErrorDetails, content: Mapping[str, Any], lines: Mapping[Location, int]) -> ManifestProblem:
     """What this error of pydantic means. `content` is what was validated, `lines` where its values stand."""
     location: Location = details["loc"]
     match details["type"]:
@@ -146,7 +146,7 @@ def problem(details: ErrorDetails, content: Mapping[str, Any], lines: Mapping[Lo
         case _:
             message = f"{_requirement(details)}, not {show(details['input'])}{_suggestion(details)}"
     line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
-    return Problem(dotted(location), message, line)
+    return ManifestProblem(dotted(location), message, line)
 
 
 _ABSENT = object()

@@ -17,7 +17,7 @@ from typing import Any, Self
 import httpx
 
 from controller.api.model import KVCluster
-from controller.local.desired_processes import Addresses, ProcessPlan, Role, check, desired_processes
+from controller.local.desired_processes import Addresses, Component, DesiredProcess, check, desired_processes
 from controller.local.process import ManagedProcess, ProcessStatus, State
 
 LOOPBACK = "127.0.0.1"
@@ -80,7 +80,7 @@ class Options:
     on_change: Callable[[ProcessStatus], None] | None = None
 
 
-Planner = Callable[[KVCluster, Addresses], tuple[ProcessPlan, ...]]
+Planner = Callable[[KVCluster, Addresses], tuple[DesiredProcess, ...]]
 
 
 class LocalCluster:
@@ -118,7 +118,7 @@ class LocalCluster:
             cleanup.callback(os.close, read_end)
             for plan in self._plan(self.manifest, self.addresses):
                 process = self._managed(plan, read_end)
-                (self._workers if plan.role is Role.WORKER else self._routers).append(process)
+                (self._workers if plan.role is Component.WORKER else self._routers).append(process)
                 process.start()
             self._cleanup = cleanup.pop_all()
         return self
@@ -149,7 +149,7 @@ class LocalCluster:
         management = listen(self._options.management_port, "--management-port")
         return Addresses(tuple(listen() for _ in range(self.manifest.spec.workers.replicas)), router, management)
 
-    def _managed(self, plan: ProcessPlan, tether: int) -> ManagedProcess:
+    def _managed(self, plan: DesiredProcess, tether: int) -> ManagedProcess:
         return ManagedProcess(
             plan,
             descriptors={url: listener.fileno() for url, listener in self._sockets.items()},

@@ -14,7 +14,7 @@ class LocalModeError(ValueError):
     """The manifest is valid, but this machine alone cannot run it; the message says what to change."""
 
 
-class Role(StrEnum):
+class Component(StrEnum):
     """What a process is in the cluster."""
 
     WORKER = "worker"
@@ -31,11 +31,11 @@ class Addresses:
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessPlan:
+class DesiredProcess:
     """One process that should run."""
 
     name: str
-    role: Role
+    role: Component
     url: str
     """Base URL it serves."""
     module: str
@@ -66,7 +66,7 @@ def worker_name(manifest: KVCluster, index: int) -> str:
     return f"{manifest.name}-worker-{index}"
 
 
-def desired_processes(manifest: KVCluster, addresses: Addresses) -> tuple[ProcessPlan, ...]:
+def desired_processes(manifest: KVCluster, addresses: Addresses) -> tuple[DesiredProcess, ...]:
     """The workers in the order of their indices, then the router. Raises `LocalModeError`."""
     check(manifest)
     if len(addresses.workers) != manifest.spec.workers.replicas:
@@ -75,12 +75,12 @@ def desired_processes(manifest: KVCluster, addresses: Addresses) -> tuple[Proces
     return (*workers, _router(manifest, addresses))
 
 
-def _worker(manifest: KVCluster, index: int, url: str) -> ProcessPlan:
+def _worker(manifest: KVCluster, index: int, url: str) -> DesiredProcess:
     spec = manifest.spec
     own = {"worker-id": worker_name(manifest, index), "advertise-url": url}
-    return ProcessPlan(
+    return DesiredProcess(
         name=worker_name(manifest, index),
-        role=Role.WORKER,
+        role=Component.WORKER,
         url=url,
         module="worker.main",
         args=(*flags(own | worker_settings(spec)), *spec.engine.args),
@@ -91,11 +91,11 @@ def _worker(manifest: KVCluster, index: int, url: str) -> ProcessPlan:
     )
 
 
-def _router(manifest: KVCluster, addresses: Addresses) -> ProcessPlan:
+def _router(manifest: KVCluster, addresses: Addresses) -> DesiredProcess:
     spec = manifest.spec
-    return ProcessPlan(
+    return DesiredProcess(
         name=f"{manifest.name}-router",
-        role=Role.ROUTER,
+        role=Component.ROUTER,
         url=addresses.router,
         module="router.main",
         args=flags({"workers": ",".join(addresses.workers)} | router_settings(spec)),

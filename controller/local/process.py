@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from controller.local.desired_processes import ProcessPlan, Role
+from controller.local.desired_processes import Component, DesiredProcess
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
@@ -47,7 +47,7 @@ class ProcessStatus:
     """A process at one moment. `pid` is None when it does not run; `detail` says why, where there is a why."""
 
     name: str
-    role: Role
+    role: Component
     url: str
     state: State
     pid: int | None
@@ -92,7 +92,7 @@ class ManagedProcess:
 
     def __init__(
         self,
-        plan: ProcessPlan,
+        plan: DesiredProcess,
         *,
         descriptors: Mapping[str, int],
         tether: int,

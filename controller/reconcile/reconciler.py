@@ -19,7 +19,9 @@ from controller.reconcile.queue import RetryLater
 from controller.reconcile.reports import RouterAsker
 from controller.reconcile.writer import DeletionCosts, Outcome, Writer, name_conflict
 from controller.status.compute import compute
-from controller.status.observed import Observed, Problem, ProblemKind, RouterReport
+from controller.status.observed import Observed, ReconcileProblem
+from controller.status.reasons import ConditionReason
+from controller.status.report import RouterReport
 from controller.status.transitions import events
 
 POLL = 10.0
@@ -103,19 +105,21 @@ class Reconciler:
         pause = await self._report(key, body, cluster, problems)
         if (error := outcome.postponed) is not None:
             raise RetryLater(str(error), error.retry_after, progress=outcome.done > 0)
-        kinds = {problem.kind for problem in problems}
-        if ProblemKind.APPLY_FAILED in kinds:
+        reasons = {problem.reason for problem in problems}
+        if ConditionReason.APPLY_FAILED in reasons:
             raise RetryLater("; ".join(f"{problem.object}: {problem.message}" for problem in problems))
-        if ProblemKind.NAME_CONFLICT in kinds:
+        if ConditionReason.NAME_CONFLICT in reasons:
             return CONFLICT_RETRY
-        return pause if ProblemKind.MISSING_API not in kinds else min(pause or RECHECK, RECHECK)
+        return pause if ConditionReason.MISSING_API not in reasons else min(pause or RECHECK, RECHECK)
 
-    def _read(self, body: Object) -> tuple[Cluster | None, list[Problem]]:
+    def _read(self, body: Object) -> tuple[Cluster | None, list[ReconcileProblem]]:
         metadata = body["metadata"]
         try:
             manifest = validate_manifest(body)
         except ManifestError as error:
-            return None, [Problem(ProblemKind.INVALID_SPEC, found.path, found.message) for found in error.problems]
+            return None, [
+                ReconcileProblem(ConditionReason.INVALID_SPEC, found.path, found.message) for found in error.problems
+            ]
         return Cluster(metadata["name"], metadata["namespace"], metadata["uid"], manifest.spec, self._release), []
 
     async def _plan(self, key: Key, cluster: Cluster) -> Plan:
@@ -134,7 +138,9 @@ class Reconciler:
         self._inventory.drop(KVCLUSTER, body)
         return False
 
-    async def _report(self, key: Key, body: Object, cluster: Cluster | None, problems: list[Problem]) -> float | None:
+    async def _report(
+        self, key: Key, body: Object, cluster: Cluster | None, problems: list[ReconcileProblem]
+    ) -> float | None:
         """Writes the status and tells of what changed in it; seconds after which there may be more to tell."""
         pods = [item for ref, item in self._inventory.owned(key) if ref.kind == POD]
         reports = await self._asker.ask(pods)
@@ -155,7 +161,7 @@ class Reconciler:
         key: Key,
         body: Object,
         cluster: Cluster | None,
-        problems: list[Problem],
+        problems: list[ReconcileProblem],
         pods: list[Object],
         reports: Mapping[str, RouterReport | str],
     ) -> Observed:
@@ -192,10 +198,12 @@ def _identity(body: Object) -> Object:
     }
 
 
-def _obstacles(todo: Plan) -> list[Problem]:
+def _obstacles(todo: Plan) -> list[ReconcileProblem]:
     taken = [name_conflict(ref, owner) for ref, owner in todo.conflicts]
     missing = [
-        Problem(ProblemKind.MISSING_API, str(ref), f"this cluster has no {ref.kind.api_version} {ref.kind.name}")
+        ReconcileProblem(
+            ConditionReason.MISSING_API, str(ref), f"this cluster has no {ref.kind.api_version} {ref.kind.name}"
+        )
         for ref in todo.missing
     ]
     return taken + missing

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import aiohttp
 
 from controller.objects.names import COMPONENT_LABEL, MANAGEMENT_PORT, Component, Object
-from controller.status.observed import ReportError, RouterReport, parse_report
+from controller.status.report import ReportError, RouterReport, parse_report
 
 TIMEOUT = 1.5
 TRIES = 2

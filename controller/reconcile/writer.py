@@ -13,7 +13,9 @@ from controller.objects.names import APPLIED_HASH, FIELD_MANAGER, Cluster, Objec
 from controller.reconcile.inventory import Inventory, Key, Ref, owner_of
 from controller.reconcile.plan import Plan, fingerprint, foreign_owner, ref_of, replicas_to_hand_over
 from controller.status.deletion_cost import ANNOTATION, deletion_costs
-from controller.status.observed import Problem, ProblemKind, RouterReport
+from controller.status.observed import ReconcileProblem
+from controller.status.reasons import ConditionReason
+from controller.status.report import RouterReport
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ class NameTakenError(Exception):
 class Outcome:
     """What became of a plan."""
 
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[ReconcileProblem] = field(default_factory=list)
     """What the server refused for good or fails at, and names that are taken."""
     postponed: ApiError | None = None
     """The first failure that may pass by itself."""
@@ -53,13 +55,13 @@ class Outcome:
             if not error.lasting:
                 return
             event(logger, logging.ERROR, "apply_refused", object=str(ref), namespace=ref.namespace, why=str(error))
-            self.problems.append(Problem(ProblemKind.APPLY_FAILED, str(ref), error.message))
+            self.problems.append(ReconcileProblem(ConditionReason.APPLY_FAILED, str(ref), error.message))
 
 
-def name_conflict(ref: Ref, owner: str) -> Problem:
+def name_conflict(ref: Ref, owner: str) -> ReconcileProblem:
     """A name of ours is taken."""
     message = f"{ref} exists and {owner}: rename one of the two, or delete it"
-    return Problem(ProblemKind.NAME_CONFLICT, str(ref), message)
+    return ReconcileProblem(ConditionReason.NAME_CONFLICT, str(ref), message)
 
 
 class Writer:

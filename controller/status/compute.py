@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from controller.objects.names import Component
 from controller.status import raw
 from controller.status.conditions import conditions
-from controller.status.observed import Observed, Raw
+from controller.status.observed import Observed
 from controller.status.pods import active, is_ready
+from controller.status.raw import Raw
 from controller.status.report import RouterReport
 from controller.status.workload import workload
 

@@ -1,75 +1,85 @@
-"""The conditions of a KVCluster: what is observed, judged. `reasons.py` says what each reason means."""
+"""The conditions of a KVCluster, evaluated from what was observed. `reasons.py` says what each reason means."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal
+from datetime import datetime, timedelta
+from typing import Any
 
 from controller.objects.names import Component
 from controller.status import raw
 from controller.status.freshness import freshness
 from controller.status.observed import Observed
-from controller.status.pod_problems import pod_troubles, troubles
-from controller.status.pods import Trouble, active, state_of
-from controller.status.reasons import GIVEN_BY, ConditionType, Reason
+from controller.status.pod_problems import PodProblem, as_sentence, pod_problems
+from controller.status.pods import active, is_running, state_of
+from controller.status.raw import Raw
+from controller.status.reasons import GIVEN_BY, RECONCILE_PROBLEMS, SEVERITY, ConditionReason, ConditionType, Finding
 from controller.status.workload import Workload, workload
 
-Status = Literal["True", "False", "Unknown"]
-
 MESSAGE_LENGTH = 4096
+AUTOSCALER_PATIENCE = timedelta(minutes=2)
+"""A new autoscaler has no metric until its pods have been scraped."""
 
-_PROBLEMS = frozenset({Reason.INVALID_SPEC, Reason.NAME_CONFLICT, Reason.APPLY_FAILED, Reason.MISSING_API})
-"""Reasons with one message a finding, all of which matter; of pods that suffer alike one is enough."""
+_BLOCKING = frozenset(RECONCILE_PROBLEMS) - {ConditionReason.MISSING_API}
+"""Reasons why the spec as a whole is not brought about. A missing API keeps back the one object that needs it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A condition without its history."""
+    """What a condition is now, without its history."""
 
     type: ConditionType
-    status: Status
-    reason: Reason
+    reason: ConditionReason
     message: str
+
+    @property
+    def status(self) -> str:
+        """`True`, `False` or `Unknown`."""
+        return next(status for status, reasons in GIVEN_BY[self.type].items() if self.reason in reasons)
 
 
 @dataclass(frozen=True, slots=True)
-class _Fleet:
-    """What several conditions look at."""
+class _Evidence:
+    """What several conditions rest on."""
 
+    observed: Observed
     worker: Workload
     router: Workload
-    suffering: tuple[Trouble, ...]
-    wrong: Sequence[tuple[Reason, str]]
+    pod_problems: tuple[PodProblem, ...]
+    findings: Sequence[Finding]
+    """Everything that is wrong, the gravest first."""
+
+    @property
+    def workloads(self) -> tuple[Workload, Workload]:
+        return self.worker, self.router
 
 
 def conditions(observed: Observed, previous: Sequence[Mapping[str, Any]], now: datetime) -> list[dict[str, Any]]:
     """All conditions, in the order of `ConditionType`. `previous` are those of the last status."""
     earlier = {raw.text(item, "type"): item for item in previous}
-    verdicts = judge(observed, [raw.text(item, "message") for item in previous], now)
+    verdicts = evaluate(observed, [raw.text(item, "message") for item in previous], now)
     return [_with_history(verdict, earlier.get(verdict.type), observed.generation, now) for verdict in verdicts]
 
 
-def judge(observed: Observed, earlier: Sequence[str], now: datetime) -> list[Verdict]:
+def evaluate(observed: Observed, earlier: Sequence[str], now: datetime) -> list[Verdict]:
     """What each condition is now. `earlier` are the messages of the last status."""
     worker, router = workload(observed, Component.WORKER), workload(observed, Component.ROUTER)
-    suffering = pod_troubles(observed, earlier, now)
-    fleet = _Fleet(worker, router, suffering, troubles(observed, (worker, router), suffering, now))
-    workers, routers = _available(observed, worker, fleet), _available(observed, router, fleet)
+    problems = pod_problems(observed, earlier, now)
+    found = sorted(
+        _findings(observed, (worker, router), problems, now), key=lambda finding: SEVERITY.index(finding.reason)
+    )
+    evidence = _Evidence(observed, worker, router, problems, found)
+    workers = Verdict(ConditionType.WORKERS_AVAILABLE, *_availability(evidence, worker))
+    routers = Verdict(ConditionType.ROUTER_AVAILABLE, *_availability(evidence, router))
     return [
-        _ready(fleet, workers, routers),
+        Verdict(ConditionType.READY, *_ready(evidence, workers, routers)),
         workers,
         routers,
-        _verdict(ConditionType.CACHE_VIEW_FRESH, *freshness(observed, now)),
-        _verdict(ConditionType.PROGRESSING, *_progressing(fleet)),
-        _verdict(ConditionType.DEGRADED, *_degraded(fleet.wrong)),
+        Verdict(ConditionType.CACHE_VIEW_FRESH, *freshness(observed, now)),
+        Verdict(ConditionType.PROGRESSING, *_progressing(evidence)),
+        Verdict(ConditionType.DEGRADED, *_degraded(evidence.findings)),
     ]
-
-
-def _verdict(kind: ConditionType, reason: Reason, message: str) -> Verdict:
-    status = next(status for status, reasons in GIVEN_BY[kind].items() if reason in reasons)
-    return Verdict(kind, status, reason, message)  # type: ignore[arg-type]
 
 
 def _with_history(
@@ -86,86 +96,111 @@ def _with_history(
     }
 
 
-def _ready(fleet: _Fleet, workers: Verdict, routers: Verdict) -> Verdict:
-    if fleet.worker.serving and fleet.router.serving:
-        last = [load.component for load in (fleet.worker, fleet.router) if not load.ready]
+def _ready(evidence: _Evidence, workers: Verdict, routers: Verdict) -> Finding:
+    worker, router = evidence.workloads
+    if worker.serving and router.serving:
+        last = [load.component for load in evidence.workloads if not load.ready]
         how = "".join(f" The last {component} terminates and still serves." for component in last)
-        message = f"Requests are answered: {fleet.worker.of}, {fleet.router.of}.{how}"
-        return _verdict(ConditionType.READY, Reason.SERVING, message)
-    # Routers are not ready without workers, so that is the cause if both are missing.
-    cause = workers if not fleet.worker.serving else routers
-    return _verdict(ConditionType.READY, cause.reason, f"Requests are not answered: {cause.message}")
+        message = f"Requests are answered: {worker.ready_summary}, {router.ready_summary}.{how}"
+        return Finding(ConditionReason.SERVING, message)
+    # Routers are not ready without workers, so missing workers are the cause when both are missing.
+    cause = workers if not worker.serving else routers
+    return Finding(cause.reason, f"Requests are not answered: {cause.message}")
 
 
-def _available(observed: Observed, load: Workload, fleet: _Fleet) -> Verdict:
-    kind = ConditionType.WORKERS_AVAILABLE if load.component is Component.WORKER else ConditionType.ROUTER_AVAILABLE
-    return _verdict(kind, *_availability(observed, load, fleet))
-
-
-def _availability(observed: Observed, load: Workload, fleet: _Fleet) -> tuple[Reason, str]:
+def _availability(evidence: _Evidence, load: Workload) -> Finding:
     if not load.exists:
-        return Reason.NOT_CREATED, f"Deployment {load.name} does not exist."
+        return Finding(ConditionReason.NOT_CREATED, f"Deployment {load.name} does not exist.")
     if load.wanted == 0:
-        return Reason.SCALED_TO_ZERO, f"No {load.component} is wanted."
+        return Finding(ConditionReason.SCALED_TO_ZERO, f"No {load.component} is wanted.")
     if load.ready >= load.wanted:
-        return Reason.ALL_READY, f"{_capital(load.of)}."
-    suffering = next((trouble for trouble in fleet.suffering if trouble.component is load.component), None)
-    why = f" {suffering.message}" if suffering is not None else ""
+        return Finding(ConditionReason.ALL_READY, f"{load.ready_summary}.")
+    problem = next((each for each in evidence.pod_problems if each.component is load.component), None)
+    why = f" {problem.message}" if problem is not None else ""
     if load.available_enough:
-        return Reason.SOME_READY, f"{load.of}.{why}"
-    if suffering is not None:
-        return suffering.reason, f"{load.of}.{why}"
+        return Finding(ConditionReason.SOME_READY, f"{load.ready_summary}.{why}")
+    if problem is not None:
+        return Finding(problem.reason, f"{load.ready_summary}.{why}")
     if load.ready:
-        return Reason.TOO_FEW_READY, f"{load.of}, at least {load.needed} must be."
-    pods = active(observed.pods, load.component)
-    if load.component is Component.ROUTER and not fleet.worker.ready and any(_runs(pod) for pod in pods):
-        return Reason.WAITING_FOR_WORKERS, f"{load.of}: routers wait until a worker is ready."
+        return Finding(ConditionReason.TOO_FEW_READY, f"{load.ready_summary}, at least {load.needed} must be.")
+    pods = active(evidence.observed.pods, load.component)
+    if load.component is Component.ROUTER and not evidence.worker.ready and any(map(is_running, pods)):
+        message = f"{load.ready_summary}: routers wait until a worker is ready."
+        return Finding(ConditionReason.WAITING_FOR_WORKERS, message)
     named = f" Pod {raw.name(pods[0])}: {state_of(pods[0])}." if pods else " There are no pods yet."
-    return Reason.NONE_READY, f"{load.of}.{named}"
+    return Finding(ConditionReason.NONE_READY, f"{load.ready_summary}.{named}")
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _runs(pod: raw.Raw) -> bool:
-    return raw.text(pod, "status", "phase") == "Running"
-
-
-def _progressing(fleet: _Fleet) -> tuple[Reason, str]:
-    blocked = [reason.value for reason, _ in fleet.wrong if reason in _PROBLEMS and reason is not Reason.MISSING_API]
+def _progressing(evidence: _Evidence) -> Finding:
+    blocked = [finding.reason.value for finding in evidence.findings if finding.reason in _BLOCKING]
     if blocked:
-        return Reason.BLOCKED, f"What runs stays as it is until the problem is solved: {blocked[0]}."
-    loads = (fleet.worker, fleet.router)
-    missing = [load.name for load in loads if not load.exists]
-    if missing:
-        return Reason.CREATING, f"Deployment {missing[0]} does not exist yet."
-    stalled = [load for load in loads if load.stalled]
-    if stalled:
-        return Reason.STALLED, f"Deployment {stalled[0].name} makes no progress: see Degraded."
+        message = f"What runs stays as it is until the problem is solved: {blocked[0]}."
+        return Finding(ConditionReason.BLOCKED, message)
+    loads = evidence.workloads
+    for load in loads:
+        if not load.exists:
+            return Finding(ConditionReason.CREATING, f"Deployment {load.name} does not exist yet.")
+    for load in loads:
+        if load.stalled:
+            return Finding(ConditionReason.STALLED, f"Deployment {load.name} makes no progress: see Degraded.")
     for load in loads:
         if load.updated < min(load.wanted, load.replicas) or load.replicas > load.updated > 0:
             old = load.replicas - load.updated
-            return Reason.ROLLING_OUT, f"{load.updated} of {load.wanted} {load.component}s are new, {old} are old."
+            message = f"{load.updated} of {load.wanted} {load.component}s are new, {old} are old."
+            return Finding(ConditionReason.ROLLING_OUT, message)
     for load in loads:
         if load.replicas != load.wanted:
-            return Reason.SCALING, f"There are {load.replicas} {load.component}s, {load.wanted} are wanted."
+            message = f"There are {load.replicas} {load.component}s, {load.wanted} are wanted."
+            return Finding(ConditionReason.SCALING, message)
     for load in loads:
         if not load.current:
-            return Reason.ROLLING_OUT, f"Deployment {load.name} has just been changed."
+            return Finding(ConditionReason.ROLLING_OUT, f"Deployment {load.name} has just been changed.")
     for load in loads:
         if load.available < load.wanted:
-            return Reason.STARTING, f"{load.available} of {load.wanted} {load.component}s are available."
-    return Reason.COMPLETE, "What runs is what the spec asks for."
+            message = f"{load.available} of {load.wanted} {load.component}s are available."
+            return Finding(ConditionReason.STARTING, message)
+    return Finding(ConditionReason.COMPLETE, "What runs is what the spec asks for.")
 
 
-def _degraded(wrong: Sequence[tuple[Reason, str]]) -> tuple[Reason, str]:
-    if not wrong:
-        return Reason.AS_EXPECTED, "Nothing is wrong."
-    reason = wrong[0][0]
-    alike = [message for each, message in wrong if each is reason]
-    shown = alike[: 3 if reason in _PROBLEMS else 1]
-    besides = dict.fromkeys(each.value for each, _ in wrong if each is not reason)
+def _degraded(findings: Sequence[Finding]) -> Finding:
+    if not findings:
+        return Finding(ConditionReason.AS_EXPECTED, "Nothing is wrong.")
+    reason = findings[0].reason
+    alike = [finding.message for finding in findings if finding.reason is reason]
+    # Reconcile problems differ from one another. Of pods with the same problem one is enough.
+    shown = alike[: 3 if reason in RECONCILE_PROBLEMS else 1]
+    besides = dict.fromkeys(finding.reason.value for finding in findings if finding.reason is not reason)
     more = f" And {len(alike) - len(shown)} more." if len(alike) > len(shown) else ""
     others = f" Besides: {', '.join(besides)}." if besides else ""
-    return reason, f"{' '.join(shown)}{more}{others}"
+    return Finding(reason, f"{' '.join(shown)}{more}{others}")
+
+
+def _findings(
+    observed: Observed, workloads: Sequence[Workload], of_pods: Sequence[PodProblem], now: datetime
+) -> Iterator[Finding]:
+    """Everything that is wrong with the cluster and will not pass by itself."""
+    for problem in observed.problems:
+        message = f"{problem.object}: {problem.message}" if problem.object else problem.message
+        yield Finding(problem.reason, message)
+    for each in of_pods:
+        yield Finding(each.reason, each.message)
+    for load in workloads:
+        if load.stalled:
+            yield Finding(ConditionReason.STALLED, f"Deployment {load.name}: {as_sentence(load.stalled)}")
+    if observed.autoscaler is not None and (message := _autoscaler_failure(observed.autoscaler, now)):
+        yield Finding(ConditionReason.AUTOSCALER_FAILING, message)
+
+
+def _autoscaler_failure(autoscaler: Raw, now: datetime) -> str:
+    """Why the autoscaler does not work; empty when it does, or has not had time to."""
+    kind = raw.text(autoscaler, "kind") or "HorizontalPodAutoscaler"
+    for each in ("Ready",) if kind == "ScaledObject" else ("AbleToScale", "ScalingActive"):
+        condition = raw.condition(autoscaler, each)
+        # ScalingDisabled: someone scaled to zero by hand, and an HPA leaves that alone.
+        if condition.get("status") != "False" or condition.get("reason") == "ScalingDisabled":
+            continue
+        since = raw.when(condition.get("lastTransitionTime") or raw.at(autoscaler, "metadata", "creationTimestamp"))
+        if since is None or now - since >= AUTOSCALER_PATIENCE:
+            reason = raw.text(condition, "reason")
+            return f"{kind} {raw.name(autoscaler)} ({reason or each}): {as_sentence(raw.text(condition, 'message'))}"
+    return ""

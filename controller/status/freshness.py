@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 
 from controller.objects.names import Component
 from controller.status.observed import Observed
-from controller.status.pods import active, is_ready, quoted, ready_for
+from controller.status.pod_problems import as_sentence
+from controller.status.pods import active, is_ready, ready_for
 from controller.status.raw import name
-from controller.status.reasons import GIVEN_BY, ConditionType, Reason
+from controller.status.reasons import GIVEN_BY, ConditionReason, ConditionType, Finding
 from controller.status.report import RouterReport
 from controller.status.workload import count
 
@@ -17,8 +18,6 @@ FRESH_SECONDS = 5
 """A view that was confirmed longer ago counts as old."""
 SETTLING = timedelta(seconds=FRESH_SECONDS)
 """A worker need not be known to the routers before it has been ready for so long."""
-
-Finding = tuple[Reason, str]
 
 _FALSE = GIVEN_BY[ConditionType.CACHE_VIEW_FRESH]["False"]
 
@@ -28,9 +27,9 @@ def freshness(observed: Observed, now: datetime) -> Finding:
     workers = [pod for pod in active(observed.pods, Component.WORKER) if is_ready(pod)]
     routers = [name(pod) for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
     if not workers:
-        return Reason.NO_WORKERS, "No worker is ready."
+        return Finding(ConditionReason.NO_WORKERS, "No worker is ready.")
     if not routers:
-        return Reason.NO_ROUTER, "No router is ready."
+        return Finding(ConditionReason.NO_ROUTER, "No router is ready.")
     asked = {router: observed.reports[router] for router in routers if router in observed.reports}
     settled = sum(1 for pod in workers if (since := ready_for(pod, now)) is not None and since >= SETTLING)
     findings = [
@@ -39,8 +38,10 @@ def freshness(observed: Observed, now: datetime) -> Finding:
         if isinstance(report, RouterReport) and (finding := _finding(router, report, settled)) is not None
     ]
     if findings:
-        return min(findings, key=lambda finding: _FALSE.index(finding[0]))
-    return _unanswered(asked) or (Reason.FRESH, f"Every router matches prompts against {_all(len(workers))}.")
+        return min(findings, key=lambda finding: _FALSE.index(finding.reason))
+    return _unanswered(asked) or Finding(
+        ConditionReason.FRESH, f"Every router matches prompts against {_all(len(workers))}."
+    )
 
 
 def _all(workers: int) -> str:
@@ -51,34 +52,34 @@ def _finding(router: str, report: RouterReport, settled: int) -> Finding | None:
     if report.draining:
         return None
     if not report.discovery.healthy:
-        return (
-            Reason.DISCOVERY_STALE,
+        return Finding(
+            ConditionReason.DISCOVERY_STALE,
             f"Router {router} is not told which workers there are, and serves with the last list it had: "
-            f"{quoted(report.discovery.error)}",
+            f"{as_sentence(report.discovery.error)}",
         )
     if report.workers_ready < settled:
-        return (
-            Reason.WORKERS_MISSING,
+        return Finding(
+            ConditionReason.WORKERS_MISSING,
             f"Router {router} has {report.workers_ready} of {count(settled, 'ready worker')} to choose from; "
             "kvcluster explain shows what it says of each.",
         )
     if report.tokenizer.state in ("loading", "failed"):
-        why = quoted(report.tokenizer.error) if report.tokenizer.error else "it is still being loaded"
-        return (
-            Reason.NO_TOKENIZER,
+        why = as_sentence(report.tokenizer.error) if report.tokenizer.error else "it is still being loaded"
+        return Finding(
+            ConditionReason.NO_TOKENIZER,
             f"Router {router} sends requests by load alone, since its tokenizer (spec.model.tokenizer) is not there, "
             f"and goes on trying: {why}",
         )
     if report.view_age_seconds is not None and report.view_age_seconds > FRESH_SECONDS:
-        return (
-            Reason.STALE,
+        return Finding(
+            ConditionReason.STALE,
             f"Router {router} has heard nothing of a worker's cache for more than {FRESH_SECONDS} s, and matches "
             f"prompts against {report.workers_matching} of {count(report.workers_ready, 'worker')}: the rest get "
             "requests by load alone until their feeds are back. kvcluster explain names them.",
         )
     if report.workers_matching < settled:
-        return (
-            Reason.MISMATCH,
+        return Finding(
+            ConditionReason.MISMATCH,
             f"Router {router} matches prompts against {report.workers_matching} of {count(settled, 'ready worker')}, "
             "and sends requests to the rest by load alone: they serve another model, block size or tokenizer, or no "
             "cache feed. kvcluster explain names them.",
@@ -89,6 +90,8 @@ def _finding(router: str, report: RouterReport, settled: int) -> Finding | None:
 def _unanswered(asked: Mapping[str, RouterReport | str]) -> Finding | None:
     for router, report in asked.items():
         if isinstance(report, str):
-            return Reason.ROUTER_UNREACHABLE, f"Router {router} could not be asked: {quoted(report)}"
+            return Finding(
+                ConditionReason.ROUTER_UNREACHABLE, f"Router {router} could not be asked: {as_sentence(report)}"
+            )
     # A router that has just become ready is asked the next time; the others speak for it until then.
-    return None if asked else (Reason.ROUTER_UNREACHABLE, "No router has been asked yet.")
+    return None if asked else Finding(ConditionReason.ROUTER_UNREACHABLE, "No router has been asked yet.")

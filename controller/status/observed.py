@@ -4,36 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
 
 from controller.api.model import KVClusterSpec
-from controller.status.report import ReportError, RouterReport, parse_report
-
-__all__ = ["Observed", "Problem", "ProblemKind", "ReportError", "RouterReport", "parse_report"]
-
-Raw = Mapping[str, Any]
-"""An object as the API server gave it."""
-
-
-class ProblemKind(StrEnum):
-    """What kept the controller from bringing about what the spec asks for."""
-
-    INVALID_SPEC = "InvalidSpec"
-    """The spec breaks a rule that the CRD's schema cannot hold. `object` is the field's path."""
-    NAME_CONFLICT = "NameConflict"
-    """An object with one of our names exists and belongs to someone else; it is left alone."""
-    APPLY_FAILED = "ApplyFailed"
-    """The API server refused an object: a quota, missing rights, an admission webhook."""
-    MISSING_API = "MissingApi"
-    """The spec asks for an object of a kind this cluster does not have (ScaledObject, PodMonitor, HTTPRoute)."""
+from controller.status.raw import Raw
+from controller.status.reasons import ConditionReason
+from controller.status.report import RouterReport
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that was found while checking or applying."""
+class ReconcileProblem:
+    """Something that kept the controller from bringing about what the spec asks for."""
 
-    kind: ProblemKind
+    reason: ConditionReason
+    """One of `RECONCILE_PROBLEMS`."""
     object: str
     """`Kind/name` of the object it is about (`Service/rag-router`), or the field of the spec."""
     message: str
@@ -58,7 +41,7 @@ class Observed:
     """By router pod: its report, or in words why it could not be asked. A router that was not asked is absent."""
     autoscaler: Raw | None = None
     """The HorizontalPodAutoscaler or ScaledObject of the workers."""
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[ReconcileProblem, ...] = ()
     service: Raw | None = None
     """The Service in front of the routers."""
     ingress: Raw | None = None

@@ -6,7 +6,7 @@ The controller writes all of them; `source` says on whose word it does.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 
 class ConditionType(StrEnum):
@@ -55,7 +55,7 @@ class ConditionType(StrEnum):
     )
 
 
-class Reason(StrEnum):
+class ConditionReason(StrEnum):
     """Why a condition is as it is."""
 
     when: str
@@ -64,13 +64,13 @@ class Reason(StrEnum):
     """On whose word."""
     absent: str
     """What makes it go away."""
-    trouble: bool
-    """Whether the event that tells of it is a warning."""
+    warning: bool
+    """Whether the event about it is a warning."""
 
-    def __new__(cls, value: str, when: str, source: str, absent: str, trouble: bool = False) -> Self:
+    def __new__(cls, value: str, when: str, source: str, absent: str, warning: bool = False) -> Self:
         member = str.__new__(cls, value)
         member._value_ = value
-        member.when, member.source, member.absent, member.trouble = when, source, absent, trouble
+        member.when, member.source, member.absent, member.warning = when, source, absent, warning
         return member
 
     # --- how many pods are ready ---
@@ -123,7 +123,7 @@ class Reason(StrEnum):
         "A router or a worker is ready.",
     )
 
-    # --- what a pod suffers from ---
+    # --- why a pod does not run ---
     IMAGE_PULL_FAILED = (
         "ImagePullFailed",
         "The image of a container cannot be pulled (ErrImagePull, ImagePullBackOff, InvalidImageName, ...).",
@@ -231,7 +231,7 @@ class Reason(StrEnum):
         True,
     )
 
-    # --- the way to what is wanted ---
+    # --- progress towards the spec ---
     CREATING = (
         "Creating",
         "A Deployment does not exist yet.",
@@ -320,74 +320,94 @@ class Reason(StrEnum):
     )
 
 
-_SUFFERING = (
-    Reason.QUOTA_EXCEEDED,
-    Reason.CREATE_REFUSED,
-    Reason.IMAGE_PULL_FAILED,
-    Reason.CANNOT_START,
-    Reason.CRASH_LOOPING,
-    Reason.UNSCHEDULABLE,
+_POD_PROBLEMS = (
+    ConditionReason.QUOTA_EXCEEDED,
+    ConditionReason.CREATE_REFUSED,
+    ConditionReason.IMAGE_PULL_FAILED,
+    ConditionReason.CANNOT_START,
+    ConditionReason.CRASH_LOOPING,
+    ConditionReason.UNSCHEDULABLE,
 )
-"""What keeps pods from being there, the gravest first."""
+"""What keeps pods from running, the gravest first."""
 
-GIVEN_BY: dict[ConditionType, dict[str, tuple[Reason, ...]]] = {
+RECONCILE_PROBLEMS = (
+    ConditionReason.INVALID_SPEC,
+    ConditionReason.NAME_CONFLICT,
+    ConditionReason.APPLY_FAILED,
+    ConditionReason.MISSING_API,
+)
+"""What keeps the controller from bringing about the spec, the gravest first."""
+
+GIVEN_BY: dict[ConditionType, dict[str, tuple[ConditionReason, ...]]] = {
     ConditionType.READY: {
-        "True": (Reason.SERVING,),
+        "True": (ConditionReason.SERVING,),
         "False": (
-            Reason.NONE_READY,
-            Reason.SCALED_TO_ZERO,
-            Reason.NOT_CREATED,
-            Reason.WAITING_FOR_WORKERS,
-            *_SUFFERING,
+            ConditionReason.NONE_READY,
+            ConditionReason.SCALED_TO_ZERO,
+            ConditionReason.NOT_CREATED,
+            ConditionReason.WAITING_FOR_WORKERS,
+            *_POD_PROBLEMS,
         ),
     },
     ConditionType.WORKERS_AVAILABLE: {
-        "True": (Reason.ALL_READY, Reason.SOME_READY),
+        "True": (ConditionReason.ALL_READY, ConditionReason.SOME_READY),
         "False": (
-            Reason.TOO_FEW_READY,
-            Reason.NONE_READY,
-            Reason.SCALED_TO_ZERO,
-            Reason.NOT_CREATED,
-            *_SUFFERING,
+            ConditionReason.TOO_FEW_READY,
+            ConditionReason.NONE_READY,
+            ConditionReason.SCALED_TO_ZERO,
+            ConditionReason.NOT_CREATED,
+            *_POD_PROBLEMS,
         ),
     },
     ConditionType.ROUTER_AVAILABLE: {
-        "True": (Reason.ALL_READY, Reason.SOME_READY),
+        "True": (ConditionReason.ALL_READY, ConditionReason.SOME_READY),
         "False": (
-            Reason.TOO_FEW_READY,
-            Reason.NONE_READY,
-            Reason.SCALED_TO_ZERO,
-            Reason.NOT_CREATED,
-            Reason.WAITING_FOR_WORKERS,
-            *_SUFFERING,
+            ConditionReason.TOO_FEW_READY,
+            ConditionReason.NONE_READY,
+            ConditionReason.SCALED_TO_ZERO,
+            ConditionReason.NOT_CREATED,
+            ConditionReason.WAITING_FOR_WORKERS,
+            *_POD_PROBLEMS,
         ),
     },
     ConditionType.CACHE_VIEW_FRESH: {
-        "True": (Reason.FRESH,),
+        "True": (ConditionReason.FRESH,),
         "False": (
-            Reason.DISCOVERY_STALE,
-            Reason.WORKERS_MISSING,
-            Reason.NO_TOKENIZER,
-            Reason.MISMATCH,
-            Reason.STALE,
+            ConditionReason.DISCOVERY_STALE,
+            ConditionReason.WORKERS_MISSING,
+            ConditionReason.NO_TOKENIZER,
+            ConditionReason.MISMATCH,
+            ConditionReason.STALE,
         ),
-        "Unknown": (Reason.NO_WORKERS, Reason.NO_ROUTER, Reason.ROUTER_UNREACHABLE),
+        "Unknown": (ConditionReason.NO_WORKERS, ConditionReason.NO_ROUTER, ConditionReason.ROUTER_UNREACHABLE),
     },
     ConditionType.PROGRESSING: {
-        "True": (Reason.CREATING, Reason.ROLLING_OUT, Reason.SCALING, Reason.STARTING),
-        "False": (Reason.COMPLETE, Reason.BLOCKED, Reason.STALLED),
+        "True": (
+            ConditionReason.CREATING,
+            ConditionReason.ROLLING_OUT,
+            ConditionReason.SCALING,
+            ConditionReason.STARTING,
+        ),
+        "False": (ConditionReason.COMPLETE, ConditionReason.BLOCKED, ConditionReason.STALLED),
     },
     ConditionType.DEGRADED: {
         "True": (
-            Reason.INVALID_SPEC,
-            Reason.NAME_CONFLICT,
-            Reason.APPLY_FAILED,
-            Reason.MISSING_API,
-            *_SUFFERING,
-            Reason.STALLED,
-            Reason.AUTOSCALER_FAILING,
+            *RECONCILE_PROBLEMS,
+            *_POD_PROBLEMS,
+            ConditionReason.STALLED,
+            ConditionReason.AUTOSCALER_FAILING,
         ),
-        "False": (Reason.AS_EXPECTED,),
+        "False": (ConditionReason.AS_EXPECTED,),
     },
 }
 """By condition and status: the reasons it gives. Where several hold, Degraded and CacheViewFresh give the first."""
+
+SEVERITY = GIVEN_BY[ConditionType.DEGRADED]["True"]
+"""Reasons for being degraded, the gravest first."""
+
+
+class Finding(NamedTuple):
+    """Why a condition is as it is: the reason for programs, the message for people."""
+
+    reason: ConditionReason
+    message: str

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from controller.objects.names import Component
 from controller.status import raw
-from controller.status.reasons import ConditionType, Reason
+from controller.status.reasons import ConditionReason, ConditionType
 
 SCALED = "Scaled"
 """Reason of the event that tells that more or fewer pods are wanted."""
@@ -73,10 +73,10 @@ def _transitions(previous: Mapping[str, Any] | None, current: Mapping[str, Any])
 
 def _type(kind: ConditionType, old: raw.Raw | None, new: raw.Raw) -> Literal["Normal", "Warning"]:
     reason = raw.text(new, "reason")
-    if any(reason == known and known.trouble for known in Reason):
+    if any(reason == known and known.warning for known in ConditionReason):
         return "Warning"
     lost = kind is ConditionType.READY and old is not None and old.get("status") == "True" != new.get("status")
-    return "Warning" if lost and reason != Reason.SCALED_TO_ZERO else "Normal"
+    return "Warning" if lost and reason != ConditionReason.SCALED_TO_ZERO else "Normal"
 
 
 def _scalings(previous: Mapping[str, Any] | None, current: Mapping[str, Any]) -> Iterator[EventNote]:

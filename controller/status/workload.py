@@ -46,7 +46,7 @@ class Workload:
         return self.wanted > 0 and self.ready >= self.needed
 
     @property
-    def of(self) -> str:
+    def ready_summary(self) -> str:
         """`3 of 4 workers are ready`. Those that a rolling update has for a while on top do not count."""
         verb = "is" if self.wanted == 1 else "are"
         return f"{min(self.ready, self.wanted)} of {count(self.wanted, self.component)} {verb} ready"

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from controller.objects.names import Component
 from controller.status import raw
 from controller.status.compute import hit_rate_permille, percent
-from controller.status.pods import active, component_of, containers, is_ready, pod_trouble, state_of
+from controller.status.pod_problems import find_pod_problem
+from controller.status.pods import active, component_of, containers, is_ready, state_of
 from controller.status.report import RecentDecision, RouterReport
 from kvcluster.explain.gather import Gathered, RouterAnswer
 
@@ -254,10 +255,12 @@ def _of_conditions(conditions: Iterable[ConditionRow]) -> list[str]:
 
 
 def _of_pods(gathered: Gathered, now: datetime) -> list[str]:
-    troubles = (
-        pod_trouble(pod, gathered.namespace, now) for component in Component for pod in active(gathered.pods, component)
+    found = (
+        find_pod_problem(pod, gathered.namespace, now)
+        for component in Component
+        for pod in active(gathered.pods, component)
     )
-    return [trouble.message for trouble in troubles if trouble is not None]
+    return [problem.message for problem in found if problem is not None]
 
 
 def _of_workers(pods: Iterable[PodRow]) -> list[str]:

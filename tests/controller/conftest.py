@@ -12,7 +12,7 @@ import pytest
 from controller.api.load import validate_manifest
 from controller.api.model import KVCluster
 from controller.local.cluster import LocalCluster, Options
-from controller.local.desired_processes import Addresses, ProcessPlan, desired_processes
+from controller.local.desired_processes import Addresses, DesiredProcess, desired_processes
 
 MakeManifest = Callable[..., KVCluster]
 
@@ -28,10 +28,10 @@ def make_manifest() -> MakeManifest:
     return build_manifest
 
 
-def standins(**modes: str) -> Callable[[KVCluster, Addresses], tuple[ProcessPlan, ...]]:
+def standins(**modes: str) -> Callable[[KVCluster, Addresses], tuple[DesiredProcess, ...]]:
     """The processes of a manifest, each replaced by a stand-in; `modes` sets STANDIN by name (with _ for -)."""
 
-    def plan(manifest: KVCluster, addresses: Addresses) -> tuple[ProcessPlan, ...]:
+    def plan(manifest: KVCluster, addresses: Addresses) -> tuple[DesiredProcess, ...]:
         return tuple(
             dataclasses.replace(
                 process,

@@ -17,7 +17,7 @@ from controller.reconcile.writer import INTERVAL
 from controller.status.compute import AGES
 from controller.status.deletion_cost import MARGIN
 from controller.status.freshness import FRESH_SECONDS
-from controller.status.pods import RECOVERED_AFTER
+from controller.status.pod_problems import RECOVERED_AFTER
 from controller.status.schema import status_schema
 
 ROOT = Path(__file__).parents[2]

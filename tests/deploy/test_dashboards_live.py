@@ -23,7 +23,7 @@ import yaml
 from controller.api.load import validate_manifest
 from controller.api.model import KVCluster
 from controller.local.cluster import LocalCluster
-from controller.local.desired_processes import Addresses, ProcessPlan, Role, desired_processes
+from controller.local.desired_processes import Addresses, Component, DesiredProcess, desired_processes
 from deploy.helm.dashboards import DOCUMENT, FLEET, load, queries
 from tests.deploy import prometheus
 from tests.deploy.controller import running_controller
@@ -48,15 +48,15 @@ DOCUMENTS = [" ".join(f"fact{document}x{word}" for word in range(150)) for docum
 def workers_file(folder: Path) -> Any:
     """Local mode's processes, but the router reads its workers from a file: a source with an age, as in a cluster."""
 
-    def plan(manifest: KVCluster, addresses: Addresses) -> tuple[ProcessPlan, ...]:
+    def plan(manifest: KVCluster, addresses: Addresses) -> tuple[DesiredProcess, ...]:
         file = folder / "workers"
         file.write_text("\n".join(addresses.workers))
 
-        def args(process: ProcessPlan) -> tuple[str, ...]:
+        def args(process: DesiredProcess) -> tuple[str, ...]:
             return tuple(f"--workers-file={file}" if arg.startswith("--workers=") else arg for arg in process.args)
 
         return tuple(
-            dataclasses.replace(process, args=args(process)) if process.role is Role.ROUTER else process
+            dataclasses.replace(process, args=args(process)) if process.role is Component.ROUTER else process
             for process in desired_processes(manifest, addresses)
         )
 

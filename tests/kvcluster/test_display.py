@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from controller.local.desired_processes import Role
+from controller.local.desired_processes import Component
 from controller.local.process import ProcessStatus, State
 from controller.local.view import ClusterView, WorkerView, hit_rate, worker_view
 from kvcluster.display import Endpoints, JsonDisplay, LineDisplay, TableDisplay
 
-ROUTER = ProcessStatus("demo-router", Role.ROUTER, "http://127.0.0.1:8000", State.READY, 10, 0)
-WORKER = ProcessStatus("demo-worker-0", Role.WORKER, "http://127.0.0.1:1", State.READY, 11, 2)
+ROUTER = ProcessStatus("demo-router", Component.ROUTER, "http://127.0.0.1:8000", State.READY, 10, 0)
+WORKER = ProcessStatus("demo-worker-0", Component.WORKER, "http://127.0.0.1:1", State.READY, 11, 2)
 VIEW = ClusterView(
     "demo", "cache_aware", ROUTER, (WorkerView(WORKER, True, "", 900, 924, running=3, waiting=1, hit_rate=0.625),)
 )

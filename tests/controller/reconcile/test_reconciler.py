@@ -15,7 +15,7 @@ from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Object, Release
 from controller.reconcile.inventory import Inventory, Ref
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED, RECHECK, Reconciler
-from controller.status.observed import RouterReport
+from controller.status.report import RouterReport
 
 KEY = ("ns", "rag")
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from controller.reconcile import reports
 from controller.reconcile.reports import MAX_BYTES, RouterAsker
-from controller.status.observed import RouterReport
+from controller.status.report import RouterReport
 
 REPORT = {"strategy": "cache_aware", "workers": {"known": 1, "ready": 1, "matching": 1}}
 

@@ -10,7 +10,7 @@ from controller.objects.names import Cluster, Release
 from controller.reconcile.inventory import Inventory
 from controller.reconcile.plan import Plan
 from controller.reconcile.writer import Writer
-from controller.status.observed import ProblemKind
+from controller.status.reasons import ConditionReason
 
 CLUSTER = Cluster("rag", "ns", "u", KVClusterSpec(), Release("image"))
 
@@ -38,6 +38,6 @@ async def test_a_name_that_is_taken_is_no_progress():
     result = await outcome(Server("ConfigMap/rag-worker"))
     assert result.done == 1
     (problem,) = result.problems
-    assert (problem.kind, problem.object) == (ProblemKind.NAME_CONFLICT, "ConfigMap/rag-worker")
+    assert (problem.reason, problem.object) == (ConditionReason.NAME_CONFLICT, "ConfigMap/rag-worker")
     assert "belongs to no KVCluster" in problem.message
     assert (await outcome(Server())).done == 2

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from controller.status.observed import Observed, Problem, ProblemKind
+from controller.status.observed import Observed, ReconcileProblem
+from controller.status.reasons import RECONCILE_PROBLEMS, ConditionReason
 from controller.status.report import TokenizerReport
 from tests.controller.status.support import (
     NOW,
@@ -102,20 +103,18 @@ def test_routers_without_workers_wait_for_them():
 # --- problems of the controller ---
 
 
-@pytest.mark.parametrize(
-    "kind", [ProblemKind.INVALID_SPEC, ProblemKind.NAME_CONFLICT, ProblemKind.APPLY_FAILED, ProblemKind.MISSING_API]
-)
-def test_problems_of_applying(kind):
-    seen = observed(problems=(Problem(kind, "Service/rag-router", "belongs to Helm release x"),))
-    assert reasons(seen)["Degraded"] == f"True/{kind}"
+@pytest.mark.parametrize("reason", RECONCILE_PROBLEMS)
+def test_problems_of_applying(reason):
+    seen = observed(problems=(ReconcileProblem(reason, "Service/rag-router", "belongs to Helm release x"),))
+    assert reasons(seen)["Degraded"] == f"True/{reason}"
     assert conditions(seen)["Degraded"]["message"] == "Service/rag-router: belongs to Helm release x"
-    blocked = kind is not ProblemKind.MISSING_API
+    blocked = reason is not ConditionReason.MISSING_API
     assert reasons(seen)["Progressing"] == ("False/Blocked" if blocked else "False/Complete")
     assert reasons(seen)["Ready"] == "True/Serving"
 
 
 def test_an_invalid_spec_leaves_what_runs_in_view():
-    problems = tuple(Problem(ProblemKind.INVALID_SPEC, f"spec.{name}", "is wrong.") for name in "abcde")
+    problems = tuple(ReconcileProblem(ConditionReason.INVALID_SPEC, f"spec.{name}", "is wrong.") for name in "abcde")
     seen = observed(spec=None, workers_wanted=None, problems=problems)
     assert reasons(seen) == {**WELL, "Degraded": "True/InvalidSpec", "Progressing": "False/Blocked"}
     assert conditions(seen)["Degraded"]["message"] == (

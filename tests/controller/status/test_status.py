@@ -13,8 +13,8 @@ from controller.api.model import KVClusterSpec
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Release
 from controller.status.compute import AGES, compute, hit_rate_permille, view_age
-from controller.status.observed import Problem, ProblemKind
-from controller.status.reasons import GIVEN_BY, ConditionType, Reason
+from controller.status.observed import ReconcileProblem
+from controller.status.reasons import GIVEN_BY, RECONCILE_PROBLEMS, ConditionReason, ConditionType
 from controller.status.schema import status_schema
 from controller.status.transitions import events
 from tests.controller.status.support import (
@@ -150,7 +150,12 @@ OBSERVED = st.fixed_dictionaries(
         "pods": st.lists(POD, max_size=6).map(_delete),
         "reports": st.dictionaries(st.sampled_from([f"rag-router-{letter}" for letter in "abc"]), REPORT),
         "problems": st.lists(
-            st.builds(Problem, st.sampled_from(ProblemKind), st.sampled_from(["", "Service/x"]), st.text(max_size=20)),
+            st.builds(
+                ReconcileProblem,
+                st.sampled_from(RECONCILE_PROBLEMS),
+                st.sampled_from(["", "Service/x"]),
+                st.text(max_size=20),
+            ),
             max_size=3,
         ).map(tuple),
         "service": st.sampled_from([None, SERVICE, NODE_PORT]),
@@ -204,7 +209,7 @@ def test_the_schema_is_structural_and_describes_every_field():
 
 def test_every_reason_is_given_by_a_condition():
     given = {reason for by_status in GIVEN_BY.values() for reasons in by_status.values() for reason in reasons}
-    assert given == set(Reason)
+    assert given == set(ConditionReason)
 
 
 # --- hit rate and view age ---

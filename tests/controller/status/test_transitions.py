@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from controller.status.compute import compute
-from controller.status.observed import Observed, Problem, ProblemKind
+from controller.status.observed import Observed, ReconcileProblem
+from controller.status.reasons import ConditionReason
 from controller.status.transitions import events
 from tests.controller.status.support import NOW, WORKERS, ailing, deployment, observed, pod, waiting
 
@@ -77,7 +78,7 @@ def test_losing_ready_is_a_warning_unless_it_was_asked_for():
 
 
 def test_problems_and_their_end():
-    conflict = observed(problems=(Problem(ProblemKind.NAME_CONFLICT, "Service/rag-router", "is foreign"),))
+    conflict = observed(problems=(ReconcileProblem(ConditionReason.NAME_CONFLICT, "Service/rag-router", "is foreign"),))
     assert told(observed(), conflict, observed())[1:] == [
         [("Warning", "NameConflict"), ("Normal", "Blocked")],
         [("Normal", "AsExpected"), ("Normal", "Complete")],
