@@ -28,9 +28,11 @@ from controller.reconcile.inventory import Inventory
 from controller.reconcile.reconciler import Reconciler
 from controller.reconcile.reports import RouterAsker
 from controller.settings import Settings
-from runtime.http.server import HttpServer, listen, run
+from runtime.http.server import HttpServer
 from runtime.logs import configure, event
+from runtime.process import run
 from runtime.settings import SettingsError
+from runtime.sockets import listen
 
 logger = logging.getLogger("controller")
 

@@ -39,9 +39,11 @@ from router.sync.liveness import Ticker
 from router.upstream.in_flight import Attempts, Patience
 from router.upstream.pool import HttpToolsUpstream
 from runtime.draining import Drain, DrainPolicy
-from runtime.http.server import HttpLimits, HttpServer, inherited, listen, run, settle
+from runtime.http.server import HttpLimits, HttpServer
 from runtime.logs import configure, event
+from runtime.process import freeze_startup_objects, run
 from runtime.settings import SettingsError
+from runtime.sockets import inherited, listen
 
 if TYPE_CHECKING:
     from router.discovery.replacement import Replacement
@@ -280,7 +282,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     router.start()
     await management.start()
     await data.start()
-    settle()
+    freeze_startup_objects()
     event(
         logger,
         logging.INFO,

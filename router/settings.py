@@ -15,8 +15,7 @@ from router.core.strategies import STRATEGIES, find_strategy
 from router.discovery.sources import entries, listed_workers
 from router.server.cors import ANY
 from router.server.paths import is_plain
-from runtime.chat_settings import ChatSettings
-from runtime.settings import SettingsError, split_list
+from runtime.settings import ChatSettings, SettingsError, split_list
 
 ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#\s,]+"
 """What a browser sends in `Origin`."""

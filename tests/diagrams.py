@@ -14,7 +14,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from runtime.http import connection, request
+from runtime.http.connection import READ_TRANSITIONS, ReadEvent, ReadState
+from runtime.http.context import SERVER_TRANSITIONS, ServerEvent, ServerState
+from runtime.http.request import ANSWER_TRANSITIONS, AnswerEvent, AnswerState
 
 PAGE = Path(__file__).parents[1] / "docs" / "states.md"
 _BLOCK = re.compile(r"^<!-- states: (?P<name>.+?) -->\n(?:```mermaid\n.*?^```\n)?", re.MULTILINE | re.DOTALL)
@@ -45,6 +47,11 @@ class Machine:
 def events_of(events: Iterable[Enum]) -> dict[str, Any]:
     """Every member of an enum of events (or the members given), by its name in plain words."""
     return {event.name.lower().replace("_", " "): event for event in events}
+
+
+def by_table(table: Mapping[Any, Any]) -> Callable[[Any, Any], Any]:
+    """The transition function of a table, `{(state, event): state}` or `{state: {event: state}}`."""
+    return lambda state, event: table[state, event] if (state, event) in table else table[state][event]
 
 
 def by_target(name: str, start: Enum, allowed: Mapping[Any, Iterable[Any]]) -> Machine:
@@ -105,8 +112,9 @@ def render(page: str, machines: Iterable[Machine]) -> str:
 
 
 MACHINES: tuple[Machine, ...] = (
-    by_target("client connection", connection.Reading.IDLE, connection._NEXT),
-    by_target("answer", request.AnswerState.PENDING, request._NEXT),
+    Machine("HTTP server", ServerState, ServerState.SERVING, by_table(SERVER_TRANSITIONS), events_of(ServerEvent)),
+    Machine("client connection", ReadState, ReadState.IDLE, by_table(READ_TRANSITIONS), events_of(ReadEvent)),
+    Machine("answer", AnswerState, AnswerState.PENDING, by_table(ANSWER_TRANSITIONS), events_of(AnswerEvent)),
 )
 
 

@@ -17,9 +17,11 @@ from kvcache.feed import WorkerInfo
 from kvcache.keys import KEY_SCHEME
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from runtime.draining import Drain, DrainPolicy
-from runtime.http.server import HttpLimits, HttpServer, inherited, listen, run, settle
+from runtime.http.server import HttpLimits, HttpServer
 from runtime.logs import configure, event
+from runtime.process import freeze_startup_objects, run
 from runtime.settings import SettingsError
+from runtime.sockets import inherited, listen
 from worker.asgi import Exposition, process_metrics
 from worker.emulator.async_engine import AsyncEngine
 from worker.emulator.engine import Engine, EngineConfig, EngineConfigError
@@ -194,7 +196,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
     limits = HttpLimits(max_concurrent_requests=settings.max_concurrent_requests)
     server = HttpServer(worker.app, sock, limits, cancel_on_disconnect=True)
     await server.start()
-    settle()
+    freeze_startup_objects()
     _log_start(settings, worker, server.port)
     pushing = asyncio.create_task(push(worker, settings, server.port))
     pushing.add_done_callback(_report_crash)

@@ -8,8 +8,7 @@ from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter,
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
-from runtime.chat_settings import ChatSettings
-from runtime.settings import SettingsError, split_list
+from runtime.settings import ChatSettings, SettingsError, split_list
 
 _HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import socket
 import tempfile
@@ -19,41 +18,9 @@ import httpx
 from controller.api.model import KVCluster
 from controller.local.desired_processes import Addresses, Component, DesiredProcess, check, desired_processes
 from controller.local.process import ManagedProcess, ProcessStatus, State
+from runtime.sockets import listen, url_of
 
 LOOPBACK = "127.0.0.1"
-BACKLOG = 2048
-
-
-class PortTakenError(OSError):
-    """Another process listens on the port; the message names the port and the flag that chooses another."""
-
-
-def bind(port: int, flag: str = "", host: str = LOOPBACK) -> socket.socket:
-    """A socket that listens on this port (0: any free one). Raises `PortTakenError` or another `OSError`."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        # Lets a port be bound again right after its last use; it does not let two processes share it.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        choose = f": choose another with {flag} (0: any free one)" if flag else ""
-        if error.errno == errno.EADDRINUSE:
-            raise PortTakenError(error.errno, f"port {port} on {host} is taken by another process{choose}") from None
-        if error.errno == errno.EACCES:
-            message = f"port {port} on {host} needs privileges{choose}"
-            raise PortTakenError(error.errno, message) from None
-        raise
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    """Base URL of what listens here."""
-    host, port = listener.getsockname()[:2]
-    return f"http://{host}:{port}"
-
-
 FAILED_STARTS = 3
 """A process that ends this often in a row without having been ready will not get ready."""
 EXIT_USAGE = 2
@@ -140,14 +107,17 @@ class LocalCluster:
             await asyncio.gather(*(worker.ended() for worker in self._workers))
 
     def _listen(self, cleanup: contextlib.AsyncExitStack) -> Addresses:
-        def listen(port: int = 0, flag: str = "") -> str:
-            listener = cleanup.enter_context(contextlib.closing(bind(port, flag)))
+        """Every process inherits its sockets: one that is restarted keeps its address, and connections made meanwhile
+        wait in the socket's queue instead of being refused."""
+
+        def address(port: int = 0, flag: str = "") -> str:
+            listener = cleanup.enter_context(contextlib.closing(listen(LOOPBACK, port, flag)))
             self._sockets[url := url_of(listener)] = listener
             return url
 
-        router = listen(self._options.port, "--port")
-        management = listen(self._options.management_port, "--management-port")
-        return Addresses(tuple(listen() for _ in range(self.manifest.spec.workers.replicas)), router, management)
+        router = address(self._options.port, "--port")
+        management = address(self._options.management_port, "--management-port")
+        return Addresses(tuple(address() for _ in range(self.manifest.spec.workers.replicas)), router, management)
 
     def _managed(self, plan: DesiredProcess, tether: int) -> ManagedProcess:
         return ManagedProcess(

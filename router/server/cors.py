@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from starlette.types import Message, Send
 
 from router.server.headers import find
-from runtime.http.serving import Headers
+from runtime.http.context import Headers
 
 ANY = "*"
 _METHODS = b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"

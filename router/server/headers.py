@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
-from runtime.http.serving import Headers
+from runtime.http.context import Headers
 
 _HOP_BY_HOP = frozenset(
     {

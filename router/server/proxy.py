@@ -26,7 +26,7 @@ from router.server.headers import find, retry_after
 from router.server.relay import Client, Failure, Relay
 from router.upstream.in_flight import Attempts
 from router.upstream.interface import Cause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
-from runtime.http.serving import Headers
+from runtime.http.context import Headers
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from router.server.headers import find, to_client
 from router.server.usage import Usage, UsageFinder
 from router.upstream.in_flight import NOT_WAITING, Attempt
 from router.upstream.interface import Cause, Progress, UpstreamError, UpstreamRequest, UpstreamResponse
-from runtime.http.server import AnswerCut
-from runtime.http.serving import Headers
+from runtime.http.context import Headers
+from runtime.http.server import AnswerAborted
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ class Relay:
         """The worker failed after the first byte: say so in the stream as vLLM does, or break the answer off."""
         self._note_broken(error.cause, str(error))
         if not self.streaming:
-            raise AnswerCut(str(error))
+            raise AnswerAborted(str(error))
         await self.client.send({"type": "http.response.body", "body": sse_error(engine_dead().body()) + SSE_DONE})
 
     def _note_broken(self, cause: Cause, why: str) -> None:

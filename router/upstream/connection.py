@@ -11,7 +11,7 @@ from enum import Enum
 import httptools
 
 from router.upstream.interface import Cause, Progress, UpstreamError
-from runtime.http.serving import Headers
+from runtime.http.context import Headers
 
 MAX_HEADER_BYTES = 131_072
 HIGH_WATER = 262_144

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from router.core.retries import Progress
-from runtime.http.serving import Headers
+from runtime.http.context import Headers
 
 __all__ = ["Cause", "Progress", "Upstream", "UpstreamError", "UpstreamRequest", "UpstreamResponse"]
 

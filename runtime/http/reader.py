@@ -1,4 +1,4 @@
-"""Reads requests off a connection's bytes: httptools' callbacks, and the bounds of what they collect."""
+"""Reads requests off a connection's bytes: httptools' callbacks, and the limits on what they collect."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from urllib.parse import unquote
 import httptools
 from starlette.types import Scope
 
-from runtime.http.refusal import Refusal
-from runtime.http.serving import Headers, ServingState
+from runtime.http.context import Headers, ServerContext
+from runtime.http.limits import Refusal
 
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _VERSIONS = frozenset({"1.0", "1.1"})
@@ -23,7 +23,7 @@ class RequestEvents(Protocol):
         """The first byte of a request has come."""
 
     def head_complete(self, expects_continue: bool) -> None:
-        """All its headers have come, and it is within the bounds: it counts as in flight."""
+        """All its headers have come, and it is within the limits: it counts as in flight."""
 
     def request_complete(self, scope: Scope, body: bytes | bytearray, last: bool) -> None:
         """All of it has come; `last`: the client asks for no more on this connection."""
@@ -32,14 +32,14 @@ class RequestEvents(Protocol):
 class RequestReader:
     """The parser of one connection and the request that it is reading.
 
-    `headers` and `held` (bytes of its body) are those of the request being read. What the bodies take is counted here
-    as it arrives; whoever gets the request gives it back.
+    `headers` and `held_bytes` (of its body) are those of the request being read. What bodies take is counted here as it
+    arrives; whoever gets the request gives it back.
     """
 
-    def __init__(self, events: RequestEvents, shared: ServingState, scope: Scope) -> None:
+    def __init__(self, events: RequestEvents, context: ServerContext, scope: Scope) -> None:
         self._events = events
-        self._shared = shared
-        self._limits = shared.limits
+        self._context = context
+        self._limits = context.limits
         self._common_scope = {**scope, "type": "http", "asgi": _ASGI, "scheme": "http", "root_path": ""}
         self._parser = httptools.HttpRequestParser(self)
         self._refusal: Refusal | None = None
@@ -50,7 +50,7 @@ class RequestReader:
 
     def _expect(self) -> None:
         self.headers: Headers = []
-        self.held = 0
+        self.held_bytes = 0
         self._url = b""
         self._scope: Scope | None = None
         self._header_bytes = self._unparsed = self._announced = 0
@@ -60,7 +60,7 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Read on. Raises `Refusal` for what cannot be served: nothing more can be read then."""
-        begun, held, size = self._begun, self.held, len(data)
+        begun, held, size = self._begun, self.held_bytes, len(data)
         try:
             while True:
                 try:
@@ -70,7 +70,7 @@ class RequestReader:
                     data = self._without_offer() + data[offer.args[0] :]
         except httptools.HttpParserError:
             raise (self._refusal or Refusal(400, "Invalid HTTP request received.")) from None
-        if begun != self._begun or held != self.held:
+        if begun != self._begun or held != self.held_bytes:
             self._unparsed = 0
             return
         # The parser keeps an unfinished header or trailer to itself, and passes over a chunk's extensions without a
@@ -139,8 +139,8 @@ class RequestReader:
         if self._declining:
             return
         try:
-            self._shared.check_room()
-            self._shared.check_body(self._announced, self._announced)
+            self._context.check_room()
+            self._context.check_body(self._announced, self._announced)
         except Refusal as refusal:
             raise self._refused(refusal) from None
         url = self._url
@@ -159,18 +159,18 @@ class RequestReader:
             "query_string": query,
             "headers": self.headers,
         }
-        self._shared.in_flight += 1
+        self._context.in_flight += 1
         # HTTP/1.0 knows no interim answers: it would take one for the answer (RFC 9110 10.1.1).
         self._events.head_complete(self._expects_continue and version == "1.1")
 
     def on_body(self, body: bytes) -> None:
         size = len(body)
         try:
-            self._shared.check_body(self.held + size, size)
+            self._context.check_body(self.held_bytes + size, size)
         except Refusal as refusal:
             raise self._refused(refusal) from None
-        self.held += size
-        self._shared.body_bytes += size
+        self.held_bytes += size
+        self._context.body_bytes += size
         # A large body is kept in one piece that grows where it lies, never as pieces and as their sum.
         if self._grown is not None:
             self._grown += body
@@ -186,11 +186,11 @@ class RequestReader:
         if scope is None:
             return  # see _without_offer
         body = self._body if self._grown is None else self._grown
-        self.held = 0
+        self.held_bytes = 0
         self._body, self._grown = b"", None
         self._events.request_complete(scope, body, self._last)
 
-    # --- bounds ---
+    # --- limits ---
 
     def _refused(self, refusal: Refusal) -> Refusal:
         self._refusal = refusal

@@ -5,29 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
-from runtime.http.refusal import STATUS_LINE, Refusal
+from runtime.http.limits import STATUS_LINE, Refusal
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 
 
-class AnswerCut(Exception):
+class AnswerAborted(Exception):
     """Raised by an app that cannot finish an answer it has begun: the connection is closed, so that the client sees
     that the answer is not complete."""
 
 
-class ClientLeft(OSError):
+class ClientDisconnected(OSError):
     """Raised out of `send`: the client closed the connection, or was dropped."""
 
 
 class AnswerState(Enum):
     """How far an answer has got."""
+
+    __hash__ = object.__hash__  # Enum's is a Python function, called for each transition of each request
 
     PENDING = "pending"
     """The app has said nothing."""
@@ -36,18 +38,35 @@ class AnswerState(Enum):
     BEGUN = "begun"
     """Status and headers have gone out."""
     COMPLETE = "complete"
-    ABANDONED = "abandoned"
-    """It will never be complete: the client left, or it was cut short."""
+    ABORTED = "aborted"
+    """It will never be complete: the client left, or the app could not finish it."""
 
 
-_NEXT: dict[AnswerState, frozenset[AnswerState]] = {
-    AnswerState.PENDING: frozenset({AnswerState.HELD, AnswerState.ABANDONED}),
-    AnswerState.HELD: frozenset({AnswerState.BEGUN, AnswerState.COMPLETE, AnswerState.ABANDONED}),
-    AnswerState.BEGUN: frozenset({AnswerState.COMPLETE, AnswerState.ABANDONED}),
-    AnswerState.COMPLETE: frozenset(),
-    AnswerState.ABANDONED: frozenset(),
+class AnswerEvent(Enum):
+    """What moves an answer on."""
+
+    __hash__ = object.__hash__  # Enum's is a Python function, called for each transition of each request
+
+    HEAD_MADE = "head made"
+    SENT = "sent"
+    """Something was sent, and more follows."""
+    FINISHED = "finished"
+    ABORTED = "aborted"
+
+
+ANSWER_TRANSITIONS: Mapping[AnswerState, Mapping[AnswerEvent, AnswerState]] = {
+    AnswerState.PENDING: {AnswerEvent.HEAD_MADE: AnswerState.HELD, AnswerEvent.ABORTED: AnswerState.ABORTED},
+    AnswerState.HELD: {
+        AnswerEvent.SENT: AnswerState.BEGUN,
+        AnswerEvent.FINISHED: AnswerState.COMPLETE,
+        AnswerEvent.ABORTED: AnswerState.ABORTED,
+    },
+    AnswerState.BEGUN: {AnswerEvent.FINISHED: AnswerState.COMPLETE, AnswerEvent.ABORTED: AnswerState.ABORTED},
+    AnswerState.COMPLETE: {},
+    AnswerState.ABORTED: {},
 }
-_OVER = frozenset({AnswerState.COMPLETE, AnswerState.ABANDONED})
+"""What is not listed cannot happen, and is an error."""
+_OVER = frozenset({AnswerState.COMPLETE, AnswerState.ABORTED})
 
 
 class Framing(Enum):
@@ -61,7 +80,7 @@ class Framing(Enum):
     """HTTP/1.0 knows no chunks."""
 
 
-class Wire(Protocol):
+class AnswerTransport(Protocol):
     """The connection, as an answer sees it."""
 
     @property
@@ -80,7 +99,7 @@ class Wire(Protocol):
     def answered(self) -> None:
         """The answer is complete."""
 
-    def cut(self) -> None:
+    def close(self) -> None:
         """The answer cannot be completed: close once what was written is sent."""
 
     def common_headers(self) -> Iterable[tuple[bytes, bytes]]:
@@ -90,7 +109,7 @@ class Wire(Protocol):
         """What an answer that is not the app's carries, given the request's headers."""
 
 
-class Cycle:
+class ServerRequest:
     """One request and its answer. `keep_alive` may turn False until the answer's head is made."""
 
     __slots__ = (
@@ -100,18 +119,18 @@ class Cycle:
         "_missing",
         "_over",
         "_state",
-        "_wire",
-        "held",
+        "_transport",
+        "held_bytes",
         "keep_alive",
         "scope",
         "task",
     )
 
-    def __init__(self, wire: Wire, scope: Scope, body: bytes | bytearray, keep_alive: bool) -> None:
-        self._wire = wire
+    def __init__(self, transport: AnswerTransport, scope: Scope, body: bytes | bytearray, keep_alive: bool) -> None:
+        self._transport = transport
         self.scope = scope
         self._body: bytes | bytearray | None = body
-        self.held = len(body)
+        self.held_bytes = len(body)
         """Bytes of the request's body, counted until its answer begins: an app that has begun to answer has no more
         need of the body, and keeps none of it."""
         self.keep_alive = keep_alive
@@ -127,22 +146,24 @@ class Cycle:
     def state(self) -> AnswerState:
         return self._state
 
-    def _enter(self, state: AnswerState) -> None:
-        if state not in _NEXT[self._state]:
-            raise RuntimeError(f"an answer cannot become {state.value} when it is {self._state.value}")
-        self._state = state
+    def _handle(self, what: AnswerEvent) -> None:
+        """The only way in which the state changes."""
+        try:
+            self._state = state = ANSWER_TRANSITIONS[self._state][what]
+        except KeyError:
+            raise RuntimeError(f"an answer in state {self._state.value!r} takes no event {what.value!r}") from None
         if state is AnswerState.BEGUN:
-            held, self.held = self.held, 0
-            self._wire.release_body(held)
-        if state in _OVER:
+            held, self.held_bytes = self.held_bytes, 0
+            self._transport.release_body(held)
+        elif state in _OVER:
             self._body = None
             if self._over is not None:
                 self._over.set()
 
-    def abandon(self) -> None:
+    def disconnected(self) -> None:
         """The connection is gone. Safe to call twice."""
         if self._state not in _OVER:
-            self._enter(AnswerState.ABANDONED)
+            self._handle(AnswerEvent.ABORTED)
 
     # --- ASGI ---
 
@@ -161,12 +182,12 @@ class Cycle:
     async def send(self, message: Message) -> None:
         """The head goes out together with the first piece of the body, if that follows at once."""
         state = self._state
-        if not self._wire.writable and state not in _OVER:
-            await self._wire.drain()
+        if not self._transport.writable and state not in _OVER:
+            await self._transport.drain()
             state = self._state
         kind = message["type"]
-        if state is AnswerState.ABANDONED:
-            raise ClientLeft("the client closed the connection")
+        if state is AnswerState.ABORTED:
+            raise ClientDisconnected("the client closed the connection")
         if kind == "http.response.start" and state is AnswerState.PENDING:
             self._make_head(message["status"], message.get("headers", ()))
         elif kind == "http.response.body" and (state is AnswerState.HELD or state is AnswerState.BEGUN):
@@ -183,7 +204,7 @@ class Cycle:
             framing = Framing.UNTIL_CLOSE
         else:
             framing = Framing.CHUNKED
-        for name, value in (*self._wire.common_headers(), *headers):
+        for name, value in (*self._transport.common_headers(), *headers):
             name = name.lower()
             if name == b"content-length":
                 if framing is not Framing.NONE:
@@ -208,14 +229,14 @@ class Cycle:
         self._framing = framing
         self.keep_alive = keep_alive
         self._head = head
-        self._enter(AnswerState.HELD)
+        self._handle(AnswerEvent.HEAD_MADE)
         asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         if self._state is AnswerState.HELD:
             head, self._head = self._head, b""
-            self._enter(AnswerState.BEGUN)
-            self._wire.write(head)
+            self._handle(AnswerEvent.SENT)
+            self._transport.write(head)
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
         framing = self._framing
@@ -235,24 +256,24 @@ class Cycle:
             data += body
         self._head = b""
         if not more_body:
-            self._enter(AnswerState.COMPLETE)
+            self._handle(AnswerEvent.FINISHED)
         elif self._state is AnswerState.HELD:
-            self._enter(AnswerState.BEGUN)
+            self._handle(AnswerEvent.SENT)
         if data:
-            self._wire.write(data)
+            self._transport.write(data)
         if not more_body:
-            self._wire.answered()
+            self._transport.answered()
 
     # --- the app ---
 
     async def run(self, app: ASGIApp) -> None:
-        """Let the app answer; whatever it does, the client gets an answer or sees that it is cut."""
+        """Let the app answer; whatever it does, the client gets a whole answer or sees that it is not whole."""
         try:
             await app(self.scope, self.receive, self.send)
-        except ClientLeft:
+        except ClientDisconnected:
             pass
-        except AnswerCut:
-            self._cut()
+        except AnswerAborted:
+            self._abort()
         except asyncio.CancelledError:
             # Either the client left, and there is nobody to answer, or a shutdown's grace period is over.
             await self._fail(Refusal(503, "The server is shutting down.", "ServiceUnavailableError", 1))
@@ -269,17 +290,18 @@ class Cycle:
                 await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
 
     async def _fail(self, refusal: Refusal) -> None:
-        """Answer if nothing has been sent yet; else cut the connection, so that the client sees a cut answer."""
+        """Answer if nothing has been sent yet; else close the connection, so that the client sees that
+        the answer is not whole."""
         if self._state is not AnswerState.PENDING:
-            self._cut()
+            self._abort()
             return
-        headers = [*refusal.headers, *self._wire.refusal_headers(self.scope["headers"])]
-        with contextlib.suppress(ClientLeft):
+        headers = [*refusal.headers, *self._transport.refusal_headers(self.scope["headers"])]
+        with contextlib.suppress(ClientDisconnected):
             await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
             await self.send({"type": "http.response.body", "body": refusal.body})
 
-    def _cut(self) -> None:
+    def _abort(self) -> None:
         if self._state not in _OVER:
             self._flush()
-            self._enter(AnswerState.ABANDONED)
-            self._wire.cut()
+            self._handle(AnswerEvent.ABORTED)
+            self._transport.close()

@@ -8,8 +8,9 @@ import signal
 import httpx
 import pytest
 
-from controller.local.cluster import Options, PortTakenError, StartError, bind
+from controller.local.cluster import Options, StartError
 from controller.local.process import State
+from runtime.sockets import PortTakenError, listen
 from tests.processes import eventually, runs
 
 pytestmark = pytest.mark.process
@@ -142,7 +143,7 @@ async def test_output_is_echoed_by_name_and_logged(manifest, local_cluster, tmp_
 
 
 async def test_a_taken_port_is_named_with_its_flag(manifest, local_cluster):
-    with bind(0) as taken:
+    with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(PortTakenError, match=rf"port {port} on 127\.0\.0\.1 is taken.*--management-port"):
             async with local_cluster(manifest, Options(management_port=port)):

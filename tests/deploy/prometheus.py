@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import yaml
 
-from controller.local.cluster import bind
+from runtime.sockets import listen
 from tests.e2e.support import eventually
 
 START_SECONDS = 120.0
@@ -65,7 +65,7 @@ async def running(config: dict[str, Any], folder: Path) -> AsyncIterator[Prometh
     executable = binary()
     assert executable is not None
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    with bind(0) as listener:
+    with listen("127.0.0.1", 0) as listener:
         address = "{}:{}".format(*listener.getsockname())
     process = await asyncio.create_subprocess_exec(
         executable,

@@ -17,7 +17,8 @@ from kvcache.profiles import DEFAULT_PROFILE, profile
 from router.core.fleet import Fleet, FleetConfig
 from router.metrics import Metrics
 from router.sync.subscriber import Subscriber
-from runtime.http.server import HttpServer, listen
+from runtime.http.server import HttpServer
+from runtime.sockets import listen
 from tests.processes import eventually
 from tests.worker.agent.captures import cached, messages
 from tests.worker.agent.engine import FakeEngine, payloads

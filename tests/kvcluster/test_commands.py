@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from controller.local.cluster import bind
 from kvcluster.cli import app
 from kvcluster.commands.route import ExplainError, candidates_table, explain, request_body
+from runtime.sockets import listen
 
 ROOT = Path(__file__).parents[2]
 RAG = str(ROOT / "examples" / "rag.yaml")
@@ -100,7 +100,7 @@ def test_vllm_engines_need_a_cluster(tmp_path):
 
 @pytest.mark.process
 def test_a_taken_port_is_named_with_its_flag():
-    with bind(0) as taken:
+    with listen("127.0.0.1", 0) as taken:
         port = str(taken.getsockname()[1])
         code, said = run_process("up", RAG, "--port", port)
     assert code == 1

@@ -14,7 +14,8 @@ import pytest
 
 from kvcache.tokens.tokenizer import Tokenizer
 from router.discovery.discovered import DiscoveredWorker
-from runtime.http.server import HttpServer, listen
+from runtime.http.server import HttpServer
+from runtime.sockets import listen
 from tests.real_vllm.conftest import Engine
 from tests.real_vllm.requests import Requests
 from tests.router.conftest import RunningRouter, StartRouter, until

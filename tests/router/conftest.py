@@ -16,7 +16,8 @@ from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 from router.discovery.sources import Discovery, StaticDiscovery
 from router.main import MANAGEMENT_LIMITS, Router, http_limits
 from router.settings import Settings
-from runtime.http.server import HttpServer, listen
+from runtime.http.server import HttpServer
+from runtime.sockets import listen
 
 
 @dataclass

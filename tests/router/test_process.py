@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from runtime.http.server import listen
+from runtime.sockets import listen
 from tests.router.conftest import http_client, until
 from tests.router.discovery.scripted import ScriptedApi
 from tests.router.discovery.slices import endpoint, endpoint_slice

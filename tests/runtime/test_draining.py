@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from runtime.http.limits import LAME_DUCK
-from runtime.http.server import HttpServer, listen
+from runtime.http.server import QUIET_BEFORE_CLOSING, HttpServer
+from runtime.sockets import listen
 from tests.runtime.http.test_server import GET, answer, connect, echo, exchange, read_answer, serving, until
 
 
@@ -118,7 +118,9 @@ async def test_idle_connections_stay_open_while_their_client_goes_on_sending() -
         await read_answer(reader)
     stopping = asyncio.create_task(server.stop(10))
     for reader, writer in pool:
-        await asyncio.sleep(LAME_DUCK * 0.6)  # together they take far longer than an idle connection is kept for
+        await asyncio.sleep(
+            QUIET_BEFORE_CLOSING * 0.6
+        )  # together they take far longer than an idle connection is kept for
         writer.write(GET)
         assert (await read_answer(reader))[1]["connection"] == "close"
     await stopping

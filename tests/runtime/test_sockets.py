@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from router.discovery.listwatch import Policy
-from runtime.sockets import IDLE, INTERVAL, PROBES, UNANSWERED_MS, kept_alive
+from runtime.sockets import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, UNANSWERED_MS, kept_alive
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
@@ -15,13 +15,17 @@ def test_the_kernel_probes_silent_connections(family: socket.AddressFamily):
     with kept_alive((family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("::1", 80))) as made:
         assert made.family == family
         assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        options = {"TCP_KEEPINTVL": INTERVAL, "TCP_KEEPCNT": PROBES, "TCP_USER_TIMEOUT": UNANSWERED_MS}
+        options = {
+            "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
+            "TCP_KEEPCNT": KEEPALIVE_PROBES,
+            "TCP_USER_TIMEOUT": UNANSWERED_MS,
+        }
         if hasattr(socket, "TCP_KEEPIDLE"):
-            options["TCP_KEEPIDLE"] = IDLE
+            options["TCP_KEEPIDLE"] = KEEPALIVE_IDLE
         for name, value in options.items():
             if hasattr(socket, name):
                 assert made.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
-    assert IDLE + INTERVAL * PROBES < 20
+    assert KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES < 20
 
 
 def test_a_routers_watch_is_known_to_be_dead_within_twenty_seconds():

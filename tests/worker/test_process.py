@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from runtime.http.server import listen
+from runtime.sockets import listen
 
 pytestmark = pytest.mark.process
 

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
-from runtime.http.server import HttpLimits, HttpServer, inherited, listen, run, settle
+from runtime.http.server import HttpLimits, HttpServer
 from runtime.logs import configure, event
+from runtime.process import freeze_startup_objects, run
 from runtime.settings import SettingsError
+from runtime.sockets import inherited, listen
 from worker.agent.agent import Agent
 from worker.agent.app import App
 from worker.agent.metrics import AgentCollector
@@ -45,7 +47,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     )
     server = HttpServer(make_app(agent), sock, HttpLimits(), cancel_on_disconnect=True)
     await server.start()
-    settle()
+    freeze_startup_objects()
     event(
         logger,
         logging.INFO,

@@ -7,7 +7,7 @@ import re
 from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from runtime.chat_settings import ChatSettings
+from runtime.settings import ChatSettings
 
 _HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
 _ZMQ_ADDRESS = re.compile(r"tcp://[^*:]+:\d{1,5}|tcp://\[[0-9a-fA-F:]+\]:\d{1,5}|ipc://[^*]+")

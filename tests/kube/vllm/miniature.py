@@ -27,7 +27,9 @@ import zmq.asyncio
 from starlette.types import Receive, Scope, Send
 
 from kvcache.tokens.tokenizer import load_tokenizer
-from runtime.http.server import HttpLimits, HttpServer, listen, run
+from runtime.http.server import HttpLimits, HttpServer
+from runtime.process import run
+from runtime.sockets import listen
 
 END = b"\xff" * 8
 REMEMBERED = 10_000

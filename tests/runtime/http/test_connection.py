@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from runtime.http.connection import Connection
+from runtime.http.connection import ServerConnection
+from runtime.http.context import ServerContext
 from runtime.http.limits import HttpLimits
-from runtime.http.serving import ServingState
 from tests.virtual import FakeTransport, VirtualLoop
 
 GET = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"
@@ -27,7 +27,7 @@ class Server:
         self.release.set()
         self.scopes: list[Scope] = []
         self.refused: list[int] = []
-        self.shared = ServingState(
+        self.shared = ServerContext(
             self._app,
             LIMITS,
             on_refusal=self.refused.append,
@@ -42,7 +42,7 @@ class Server:
         await send({"type": "http.response.body", "body": body})
 
     def connect(self) -> FakeTransport:
-        connection = Connection(self.shared, self.loop)
+        connection = ServerConnection(self.shared, self.loop)
         transport = FakeTransport(self.loop, connection, {"sockname": ("127.0.0.1", 1), "peername": ("127.0.0.1", 2)})
         connection.connection_made(transport)
         return transport

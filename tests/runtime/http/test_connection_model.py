@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from starlette.types import Receive, Scope, Send
 
-from runtime.http.connection import Connection
+from runtime.http.connection import ServerConnection
+from runtime.http.context import ServerContext, ServerEvent
 from runtime.http.limits import HttpLimits
-from runtime.http.server import AnswerCut
-from runtime.http.serving import ServingState
+from runtime.http.server import AnswerAborted
 from tests.virtual import FakeTransport, VirtualLoop
 
 LIMITS = HttpLimits(
@@ -119,8 +119,8 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @initialize()
     def connect(self) -> None:
-        self.shared = ServingState(self._app, LIMITS, cancel_on_disconnect=True, on_refusal=self.refusals.append)
-        self.connection = Connection(self.shared, self.loop)
+        self.shared = ServerContext(self._app, LIMITS, cancel_on_disconnect=True, on_refusal=self.refusals.append)
+        self.connection = ServerConnection(self.shared, self.loop)
         self.transport = FakeTransport(self.loop, self.connection, {"sockname": ("::1", 1), "peername": ("::1", 2)})
         self.refusals.clear()
         self.sent: list[Request] = []
@@ -159,7 +159,7 @@ class ConnectionMachine(RuleBasedStateMachine):
         if order == "fail":
             raise ValueError("a bug")
         if order == "cut":
-            raise AnswerCut
+            raise AnswerAborted
         body = b"whole" if order == "whole" else b"e"
         await send({"type": "http.response.body", "body": body})
         self.ended.append((number, order))
@@ -215,7 +215,7 @@ class ConnectionMachine(RuleBasedStateMachine):
         elif what == "reset":
             self.transport.lose(ConnectionResetError(104, "reset"))
         elif what == "drain":
-            self.shared.draining = True
+            self.shared.handle(ServerEvent.DRAIN)
             self.connection.drain_requests()
         elif what == "stop reading" and self.connection.writable and not self.transport.closing:
             self.transport.unsent = 1

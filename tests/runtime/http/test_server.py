@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from runtime.http.server import HttpLimits, HttpServer, inherited, listen, run
+from runtime.http.server import HttpLimits, HttpServer
+from runtime.process import run
+from runtime.sockets import PortTakenError, inherited, listen
 
 GET = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"
 
@@ -445,5 +447,5 @@ def test_without_ipv6_every_address_is_that_of_ipv4(number: int | None, monkeypa
 
 
 def test_a_port_that_is_taken_is_no_reason_to_take_ipv4_alone():
-    with listen("::", 0) as listener, pytest.raises(OSError, match="in use"):
+    with listen("::", 0) as listener, pytest.raises(PortTakenError, match="taken by another process"):
         listen("::", listener.getsockname()[1])

@@ -13,7 +13,8 @@ import zmq
 import zmq.asyncio
 from starlette.types import Receive, Scope, Send
 
-from runtime.http.server import HttpLimits, HttpServer, listen
+from runtime.http.server import HttpLimits, HttpServer
+from runtime.sockets import listen
 
 END = b"\xff" * 8
 

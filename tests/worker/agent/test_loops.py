@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import zmq.asyncio
 
-from runtime.http.server import listen
+from runtime.sockets import listen
 from tests.rounds import CountingLoop, run
 from worker.agent import agent as module
 from worker.agent.agent import Agent

@@ -19,7 +19,8 @@ from kvcache.feed import (
     decode_heartbeat,
     decode_snapshot,
 )
-from runtime.http.server import HttpServer, listen
+from runtime.http.server import HttpServer
+from runtime.sockets import listen
 from worker.feed.push import Pusher, PushError, advertised_url, posting_to
 
 pytestmark = pytest.mark.looptime

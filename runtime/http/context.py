@@ -1,36 +1,64 @@
-"""What the connections of one HTTP server share."""
+"""What the connections of one HTTP server share: its state, the limits, and what is held against them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
+from enum import Enum
+from types import MappingProxyType
 from typing import Protocol
 
 from starlette.types import ASGIApp
 
-from runtime.http.limits import HttpLimits
-from runtime.http.refusal import Refusal
+from runtime.http.limits import HttpLimits, Refusal
 
 Headers = list[tuple[bytes, bytes]]
 
 
-class ServedConnection(Protocol):
-    """A connection, as its server sees it."""
+class ServerState(Enum):
+    """How far a server has gone towards its end."""
+
+    SERVING = "serving"
+    DRAINING = "draining"
+    """New connections are accepted, and every answer whose head has not gone out says `Connection: close`."""
+    STOPPING = "stopping"
+    """As DRAINING, but no new connection is accepted."""
+
+
+class ServerEvent(Enum):
+    """What a server is told to do."""
+
+    DRAIN = "drain"
+    STOP = "stop"
+
+
+SERVER_TRANSITIONS: Mapping[tuple[ServerState, ServerEvent], ServerState] = MappingProxyType(
+    {
+        (ServerState.SERVING, ServerEvent.DRAIN): ServerState.DRAINING,
+        (ServerState.SERVING, ServerEvent.STOP): ServerState.STOPPING,
+        (ServerState.DRAINING, ServerEvent.STOP): ServerState.STOPPING,
+    }
+)
+"""What is not listed changes nothing: a server can be told to drain or to stop any number of times."""
+
+
+class OpenConnection(Protocol):
+    """A client's connection, as its server sees it."""
 
     def drain_requests(self) -> None:
-        """Let the last answer that has been asked for say `Connection: close`, unless its head is out."""
+        """Let the last answer that has been asked for say `Connection: close`, unless its head has gone out."""
 
     def close_if_idle(self, since: float) -> None:
-        """Close without a word, if it has been idle since this loop time or longer."""
+        """Close without a word, if the connection has been idle since this loop time or longer."""
 
     def abort(self) -> None:
         """Close at once."""
 
 
-class ServingState:
-    """The bounds, what is held against them, and how the server is."""
+class ServerContext:
+    """One for each server. `in_flight` counts requests between the end of their headers and the end of their answer."""
 
     def __init__(
         self,
@@ -46,28 +74,29 @@ class ServingState:
         self.cancel_on_disconnect = cancel_on_disconnect
         self.on_refusal = on_refusal
         self.refusal_headers = refusal_headers
-        self.connections: set[ServedConnection] = set()
+        self.state = ServerState.SERVING
+        self.connections: set[OpenConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.in_flight = 0
         self.body_bytes = 0
         """Of all requests in flight whose answers have not begun."""
-        self.draining = False
-        """Every answer whose head has not gone out says `Connection: close`."""
-        self.stopping = False
-        """No new connection is accepted."""
         self.arrived_at = 0.0
         """Loop time of the last request that came while stopping."""
-        self.changed = asyncio.Event()
-        """Set when a connection goes away: `HttpServer.stop` looks again."""
+        self.connection_closed = asyncio.Event()
+        """Set whenever a connection goes away."""
         self._second = 0
         self._common: Headers = []
+
+    def handle(self, event: ServerEvent) -> None:
+        """The only way in which `state` changes."""
+        self.state = SERVER_TRANSITIONS.get((self.state, event), self.state)
 
     def common_headers(self) -> Headers:
         """`date` and `server`; renewed when a second has passed, never by a timer."""
         now = int(time.time())
         if now != self._second:
             self._second = now
-            # vLLM's server is uvicorn, and says so: who looks for an engine sees the same.
+            # vLLM's server is uvicorn and says so; a client that looks for an engine finds the same here.
             self._common = [(b"date", formatdate(now, usegmt=True).encode()), (b"server", b"uvicorn")]
         return self._common
 
