@@ -50,10 +50,10 @@ def test_every_field_of_the_status_is_documented():
 def test_the_intervals_of_the_status_are_documented():
     text = STATUS.read_text()
     for sentence in (
-        f"Every {POLL:g} s, and every {POLL_UNSETTLED:g} s while",
-        f"an answer has {TIMEOUT:g} s",
+        f"every {POLL:g} s, every {POLL_UNSETTLED:g} s while",
+        f"An answer may take {TIMEOUT:g} s",
         f"at most every {INTERVAL:g} s",
-        f"score is higher by {MARGIN - 1:.0%}",
+        f"score is higher by {100 * (MARGIN - 1):g} %",
         f"ready for {RECOVERED_AFTER.seconds} s",
         f"ready for {FRESH_SECONDS} s",
         ", ".join(map(str, AGES[:-1])),
