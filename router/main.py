@@ -18,13 +18,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from kvcache.keys import KEY_SCHEME
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
-from router.core.budget import RetryBudget
 from router.core.config import FleetConfig
+from router.core.decision import RecentDecisions
 from router.core.fleet import Fleet
 from router.core.outliers import OutlierPolicy
-from router.core.recent import RecentDecisions
-from router.core.refusals import Refusals
-from router.core.retries import RetryPolicy
+from router.core.retries import Refusals, RetryBudget, RetryPolicy
 from router.discovery.sources import Discovery, FileDiscovery, StaticDiscovery, listed_workers
 from router.metrics import DiscoveryCollector, FleetCollector, Metrics
 from router.server.cors import Cors

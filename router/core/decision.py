@@ -1,10 +1,12 @@
-"""What is asked of the router and what it answers: plain frozen values.
+"""What is asked of the router and what it answers: plain frozen values, and a ring of the latest decisions.
 
 Logs, metrics, response headers and the explain endpoint all read the one `Decision`.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -131,3 +133,23 @@ class Decision:
     """In the order in which the workers joined; the chosen one among them."""
     reported_blocks: int
     """Cached blocks that the answer is expected to report: `matched_blocks`, but for requests of several sequences."""
+
+
+KEPT = 20
+
+
+class RecentDecisions:
+    """A ring of the latest decisions that were carried out."""
+
+    __slots__ = ("_ring",)
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._ring: deque[tuple[float, Decision]] = deque(maxlen=kept)
+
+    def note(self, decision: Decision, now: float) -> None:
+        """One more request went where this decision says."""
+        self._ring.append((now, decision))
+
+    def newest_first(self, now: float) -> Iterator[tuple[float, Decision]]:
+        """Each with its age in seconds."""
+        return ((now - at, decision) for at, decision in reversed(self._ring))

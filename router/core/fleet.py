@@ -12,16 +12,14 @@ from dataclasses import replace
 
 from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot, WorkerInfo
 from kvcache.keys import BlockKey
-from router.core.candidates import candidates
 from router.core.config import FleetConfig
 from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
 from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, UnknownWorker
-from router.core.health import Health
 from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetPace
-from router.core.outliers import Ejection, Outcome
+from router.core.outliers import Ejection, Health, Outcome
 from router.core.reuse import PrefixPopularity, ReuseScore
-from router.core.strategies import Choice, Conditions, find_strategy
+from router.core.strategies import Choice, Conditions, candidates, find_strategy
 from router.core.ticket import Assumptions, Ticket
 from router.core.view import View
 from router.core.work import Residence, Work, shape_of

@@ -1,15 +1,17 @@
-"""Whether a request that failed at a worker may be sent again. Pure.
+"""Whether a request that failed at a worker, or was refused by it, is sent again. Pure.
 
-Three dangers decide: the request may have done something (loaded an adapter) that must not be done twice; it may be
-what killed its worker, and would kill the next; and a fleet that fails under its load is finished off by repetitions.
+Three dangers limit retries (`Retries`): the request may have done something (loaded an adapter) that must not be done
+twice; it may be what killed its worker, and would kill the next one; and repetitions finish off a fleet that fails
+under its load. `RetryBudget` meets the last of them. `Refusals` decides about 4xx answers: whether the client asked for
+what nobody serves, or this worker lacks what others have.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from enum import StrEnum
-
-from router.core.budget import RetryBudget
+from typing import NamedTuple
 
 
 class Progress(StrEnum):
@@ -85,3 +87,102 @@ class Retries:
         if progress is not Progress.UNSENT and not self._budget.retry(now):
             return Denial.BUDGET
         return None
+
+
+WINDOW = 10
+"""Seconds over which requests and retries are counted, in slots of a second."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    second: int
+    requests: int = 0
+    retries: int = 0
+
+
+class RetryBudget:
+    """In any `WINDOW` seconds: retries <= `share` x requests + `floor` x WINDOW. O(1), at most WINDOW slots."""
+
+    def __init__(self, *, share: float, floor: float) -> None:
+        self._share = share
+        self._floor = floor
+        self._slots: deque[_Slot] = deque()
+        self._requests = self._retries = 0
+
+    def request(self, now: float) -> None:
+        """A request has come; `now` in seconds."""
+        self._slot(now).requests += 1
+        self._requests += 1
+
+    def retry(self, now: float) -> bool:
+        """Whether a request may be sent again; if so, that is counted."""
+        slot = self._slot(now)
+        if self._retries + 1 > self._share * self._requests + self._floor * WINDOW:
+            return False
+        slot.retries += 1
+        self._retries += 1
+        return True
+
+    def _slot(self, now: float) -> _Slot:
+        second = int(now)
+        while self._slots and self._slots[0].second <= second - WINDOW:
+            old = self._slots.popleft()
+            self._requests -= old.requests
+            self._retries -= old.retries
+        if not self._slots or self._slots[-1].second != second:
+            self._slots.append(_Slot(second))
+        return self._slots[-1]
+
+
+DOUBT_AFTER = 3
+"""Refusals in a row, by one worker, after which any further one is doubted."""
+REMEMBERED = 60.0
+"""Seconds for which it is known that two workers refuse a kind of request alike."""
+MAX_KINDS = 1024
+
+ABOUT_THE_KIND = frozenset({401, 403, 404, 405, 410, 415})
+"""Statuses that speak of the address, the method, the model or the caller: every request of the kind gets them.
+Others (400, 413, 422) speak of one request's body."""
+
+
+class RequestKind(NamedTuple):
+    """What requests have in common that a refusal may be about."""
+
+    method: str
+    path: str
+    model: str | None
+
+
+class Refusals:
+    """What is known about refusals. O(1) a request; at most `MAX_KINDS` kinds and a number a worker."""
+
+    def __init__(self) -> None:
+        self._streaks: dict[str, int] = {}
+        self._agreed: OrderedDict[RequestKind, float] = OrderedDict()
+
+    def doubtful(self, url: str, kind: RequestKind, status: int, now: float) -> bool:
+        """The worker refuses with `status`: whether another one should be asked."""
+        streak = self._streaks[url] = self._streaks.get(url, 0) + 1
+        if status not in ABOUT_THE_KIND:
+            return streak > DOUBT_AFTER
+        agreed_at = self._agreed.get(kind)
+        return agreed_at is None or now - agreed_at > REMEMBERED
+
+    def answered(self, url: str, kind: RequestKind) -> None:
+        """The worker answered: it does not refuse everything, and requests of this kind are served."""
+        self._streaks.pop(url, None)
+        self._agreed.pop(kind, None)
+
+    def agreed(self, url: str, kind: RequestKind, status: int, now: float) -> None:
+        """Another worker refused with the same status what this one had refused: it is the client's fault."""
+        self._streaks.pop(url, None)
+        if status not in ABOUT_THE_KIND:
+            return
+        self._agreed[kind] = now
+        self._agreed.move_to_end(kind)
+        while len(self._agreed) > MAX_KINDS:
+            self._agreed.popitem(last=False)
+
+    def forget(self, url: str) -> None:
+        """The worker is gone."""
+        self._streaks.pop(url, None)

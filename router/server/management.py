@@ -16,10 +16,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from kvcache.errors import error_body
 from kvcache.feed import JSON, MSGPACK, FeedError, decode_eviction, decode_heartbeat, decode_snapshot
-from router.core.decision import NoWorkerReady
+from router.core.decision import NoWorkerReady, RecentDecisions
 from router.core.errors import FeedRejected, RejectReason
 from router.core.fleet import Fleet
-from router.core.recent import RecentDecisions
 from router.discovery.sources import DiscoveryStatus
 from router.metrics import Metrics
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader

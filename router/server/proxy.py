@@ -14,13 +14,10 @@ import orjson
 from starlette.types import Send
 
 from kvcache.errors import ApiError
-from router.core.budget import RetryBudget
-from router.core.decision import Decision, NoWorkerReady, RouteRequest
+from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest
 from router.core.fleet import Fleet
 from router.core.outliers import Ejection, Outcome
-from router.core.recent import RecentDecisions
-from router.core.refusals import Kind, Refusals
-from router.core.retries import Retries, RetryPolicy
+from router.core.retries import Refusals, RequestKind, Retries, RetryBudget, RetryPolicy
 from router.metrics import Metrics
 from router.server.headers import find, retry_after
 from router.server.relay import Client, Failure, Relay
@@ -64,7 +61,7 @@ class Proxy:
         """Answer one request. Returns the status; raises `OSError` when the client left."""
         self.budget.request(arrived)
         retries = Retries(self.policy, self.budget, repeatable=request.repeatable)
-        kind = Kind(request.method, request.target.partition("?")[0], route.model)
+        kind = RequestKind(request.method, request.target.partition("?")[0], route.model)
         return await _Exchange(self, request, Client(route, request_id, arrived, send), retries, kind).run()
 
     def note(self, url: str, outcome: Outcome) -> None:
@@ -95,7 +92,7 @@ class _Exchange:
     request: UpstreamRequest
     client: Client
     retries: Retries
-    kind: Kind
+    kind: RequestKind
     excluded: set[str] = field(default_factory=set)
     give_up_at: float | None = None
     retry_after: float = 1.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from router.core.decision import RecentDecisions
 from router.core.fleet import Fleet
-from router.core.recent import RecentDecisions
 from router.discovery.sources import DiscoveryStatus
 from router.metrics import Metrics, by_label, total
 from router.server.tokenizer_loader import TokenizerStatus

@@ -25,7 +25,7 @@ class Cause(StrEnum):
     BUSY = "busy"
     """It answered 503 or 429: its queue is full, or it is draining."""
     DOUBTED = "doubted"
-    """It refused the request (4xx), which another worker may not: see `core.refusals`."""
+    """It refused the request (4xx), which another worker may not: see `core.retries`."""
     ERROR_EVENT = "error_event"
     """A stream whose first event is an error: the engine died."""
     ABORTED = "aborted"
