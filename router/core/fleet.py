@@ -15,9 +15,10 @@ from kvcache.keys import BlockKey
 from router.core.config import FleetConfig
 from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
 from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, UnknownWorker
+from router.core.health import Health
 from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetPace
-from router.core.outliers import Ejection, Health, Outcome
+from router.core.outliers import Ejection, Outcome
 from router.core.reuse import PrefixPopularity, ReuseScore
 from router.core.strategies import Choice, Conditions, candidates, find_strategy
 from router.core.ticket import Assumptions, Ticket
