@@ -1,4 +1,4 @@
-"""Who may do what: the routers' rights at the API server, and who may open connections to the pods."""
+"""Access: the routers' rights at the API server (RBAC), and who may open connections to the pods (NetworkPolicy)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from controller.objects.names import (
 )
 
 
-def router_rights(cluster: Cluster) -> tuple[Object, ...]:
-    """ServiceAccount, Role and RoleBinding: a router lists and watches its namespace's EndpointSlices, nothing else."""
+def build_router_rbac(cluster: Cluster) -> tuple[Object, ...]:
+    """ServiceAccount, Role and RoleBinding: a router may list and watch the EndpointSlices of its namespace only."""
     name = cluster.object_name(Component.ROUTER)
-    account = cluster.head("v1", "ServiceAccount", Component.ROUTER)
-    role = cluster.head("rbac.authorization.k8s.io/v1", "Role", Component.ROUTER)
-    binding = cluster.head("rbac.authorization.k8s.io/v1", "RoleBinding", Component.ROUTER)
+    account = cluster.new_object("v1", "ServiceAccount", Component.ROUTER)
+    role = cluster.new_object("rbac.authorization.k8s.io/v1", "Role", Component.ROUTER)
+    binding = cluster.new_object("rbac.authorization.k8s.io/v1", "RoleBinding", Component.ROUTER)
     return (
         {**account, "automountServiceAccountToken": False},
         {
@@ -37,24 +37,25 @@ def router_rights(cluster: Cluster) -> tuple[Object, ...]:
     )
 
 
-def network_policies(cluster: Cluster) -> tuple[Object, ...]:
-    """Workers hear routers and scrapers only; the routers' management port hears the controller and scrapers only."""
+def build_network_policies(cluster: Cluster) -> tuple[Object, ...]:
+    """NetworkPolicies, where the spec asks for them. Workers accept connections from routers and scrapers only, the
+    routers' management port from the controller and scrapers only."""
     if not cluster.spec.network_policy.enabled:
         return ()
     policy = cluster.spec.network_policy
     worker_ports = [WORKER_PORT, *([FEED_PORT] if cluster.spec.engine.type is EngineType.VLLM else [])]
     routers = {"podSelector": {"matchLabels": cluster.selector(Component.ROUTER)}}
-    managers = [*_controller(cluster), *policy.scrapers]
-    # An empty `from` lets everyone in: where nobody is meant, the rule itself is left out.
+    managers = [*_controller_peers(cluster), *policy.scrapers]
+    # An empty `from` admits everyone. To admit nobody, the rule itself has to be left out.
     management = [_ingress(managers, MANAGEMENT_PORT)] if managers else []
     data = _ingress(policy.clients, ROUTER_PORT) if policy.clients else {"ports": _ports(ROUTER_PORT)}
     return (
-        _policy(cluster, Component.WORKER, [_ingress([routers, *policy.scrapers], *worker_ports)]),
-        _policy(cluster, Component.ROUTER, [data, *management]),
+        _build_policy(cluster, Component.WORKER, [_ingress([routers, *policy.scrapers], *worker_ports)]),
+        _build_policy(cluster, Component.ROUTER, [data, *management]),
     )
 
 
-def _controller(cluster: Cluster) -> list[Object]:
+def _controller_peers(cluster: Cluster) -> list[Object]:
     if cluster.release.namespace is None:
         return []
     return [
@@ -65,9 +66,9 @@ def _controller(cluster: Cluster) -> list[Object]:
     ]
 
 
-def _policy(cluster: Cluster, component: Component, ingress: list[Object]) -> Object:
+def _build_policy(cluster: Cluster, component: Component, ingress: list[Object]) -> Object:
     return {
-        **cluster.head("networking.k8s.io/v1", "NetworkPolicy", component),
+        **cluster.new_object("networking.k8s.io/v1", "NetworkPolicy", component),
         "spec": {
             "podSelector": {"matchLabels": cluster.selector(component)},
             "policyTypes": ["Ingress"],

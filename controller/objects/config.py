@@ -11,27 +11,27 @@ from controller.objects.names import FEED_PORT, WORKER_PORT, Cluster, Component,
 from controller.process_settings import chat_settings, environment, router_settings, worker_settings
 
 EVENTS_PORT, REPLAY_PORT = 5557, 5558
-"""Where vLLM publishes its KV events and answers for lost ones, within the pod."""
+"""Ports inside the pod where vLLM publishes its KV events, and where it replays events that were missed."""
 
 
-def config_map(cluster: Cluster, component: Component) -> Object:
-    """The settings of a component."""
-    return {**cluster.head("v1", "ConfigMap", component), "data": settings(cluster, component)}
+def build_config_map(cluster: Cluster, component: Component) -> Object:
+    """The ConfigMap with the settings of a component's pods."""
+    return {**cluster.new_object("v1", "ConfigMap", component), "data": settings(cluster, component)}
 
 
 def settings(cluster: Cluster, component: Component) -> dict[str, str]:
-    """The environment of a component's pods, apart from what differs from pod to pod."""
+    """The environment variables that all pods of a component share."""
     if component is Component.ROUTER:
-        return _router(cluster)
-    return _agent(cluster) if cluster.spec.engine.type is EngineType.VLLM else _emulator(cluster)
+        return _router_settings(cluster)
+    return _agent_settings(cluster) if cluster.spec.engine.type is EngineType.VLLM else _emulator_settings(cluster)
 
 
 def digest(content: Mapping[str, object]) -> str:
-    """16 hexadecimal digits that change with the content."""
+    """A digest of the content, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _router(cluster: Cluster) -> dict[str, str]:
+def _router_settings(cluster: Cluster) -> dict[str, str]:
     own = {
         "kubernetes-service": cluster.object_name(Component.WORKER),
         "kubernetes-namespace": cluster.namespace,
@@ -42,12 +42,12 @@ def _router(cluster: Cluster) -> dict[str, str]:
     return environment("ROUTER", router_settings(cluster.spec) | own)
 
 
-def _emulator(cluster: Cluster) -> dict[str, str]:
+def _emulator_settings(cluster: Cluster) -> dict[str, str]:
     own = {"port": WORKER_PORT, "drain-limit": f"{cluster.release.drain_limit:g}"}
     return environment("WORKER", worker_settings(cluster.spec) | own)
 
 
-def _agent(cluster: Cluster) -> dict[str, str]:
+def _agent_settings(cluster: Cluster) -> dict[str, str]:
     spec = cluster.spec
     return environment(
         "AGENT",

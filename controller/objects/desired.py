@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from controller.objects import routers, workers
-from controller.objects.access import network_policies, router_rights
-from controller.objects.config import config_map, digest
-from controller.objects.monitoring import pod_monitors
+from controller.objects.access import build_network_policies, build_router_rbac
+from controller.objects.config import build_config_map, digest
+from controller.objects.monitoring import build_pod_monitors
 from controller.objects.names import APPLIED_HASH, Cluster, Component, Object
-from controller.objects.routers import entrances
-from controller.objects.scaling import autoscalers, disruption_budget
+from controller.objects.routers import (
+    build_router_deployment,
+    build_router_entrances,
+    build_router_management_service,
+    build_router_service,
+)
+from controller.objects.scaling import build_autoscalers, build_disruption_budget
+from controller.objects.workers import build_worker_deployment, build_worker_service
 
 
 def desired_objects(cluster: Cluster) -> tuple[Object, ...]:
-    """What should exist for this cluster, what others depend on first. Each carries the digest of its content."""
+    """All objects that should exist for this cluster, dependencies first. Each is annotated with its own digest."""
     objects = (
-        *router_rights(cluster),
-        *(config_map(cluster, component) for component in Component),
-        *network_policies(cluster),
-        workers.service(cluster),
-        routers.service(cluster),
-        routers.management_service(cluster),
-        *(disruption_budget(cluster, component) for component in Component),
-        workers.deployment(cluster),
-        routers.deployment(cluster),
-        *entrances(cluster),
-        *autoscalers(cluster),
-        *pod_monitors(cluster),
+        *build_router_rbac(cluster),
+        *(build_config_map(cluster, component) for component in Component),
+        *build_network_policies(cluster),
+        build_worker_service(cluster),
+        build_router_service(cluster),
+        build_router_management_service(cluster),
+        *(build_disruption_budget(cluster, component) for component in Component),
+        build_worker_deployment(cluster),
+        build_router_deployment(cluster),
+        *build_router_entrances(cluster),
+        *build_autoscalers(cluster),
+        *build_pod_monitors(cluster),
     )
     return tuple(_stamped(manifest) for manifest in objects)
 

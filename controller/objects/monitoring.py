@@ -1,4 +1,4 @@
-"""PodMonitors: how a Prometheus operator's Prometheus finds the pods."""
+"""PodMonitors, by which a Prometheus of the Prometheus operator finds the pods."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from controller.objects.names import FEED, HTTP, MANAGEMENT, Cluster, Component,
 
 _POD_LABEL = "__meta_kubernetes_pod_label_app_kubernetes_io_"
 _LABELS = {"instance": "kvcluster", "component": "component"}
-"""Label of a pod (after app.kubernetes.io/) -> label of its series: docs/dashboards.md."""
+"""Label of a pod, without the prefix app.kubernetes.io/ -> label of its time series (docs/dashboards.md)."""
 
 
-def pod_monitors(cluster: Cluster) -> tuple[Object, ...]:
-    """One for the routers' management ports and one for the workers', where the spec asks for them."""
+def build_pod_monitors(cluster: Cluster) -> tuple[Object, ...]:
+    """A PodMonitor for the routers' management port and one for the workers, where the spec asks for them."""
     if not cluster.spec.monitoring.pod_monitor:
         return ()
     feeds = (FEED,) if cluster.spec.engine.type is EngineType.VLLM else ()
     return (
-        _monitor(cluster, Component.ROUTER, (MANAGEMENT,)),
-        _monitor(cluster, Component.WORKER, (HTTP, *feeds)),
+        _build_pod_monitor(cluster, Component.ROUTER, (MANAGEMENT,)),
+        _build_pod_monitor(cluster, Component.WORKER, (HTTP, *feeds)),
     )
 
 
-def _monitor(cluster: Cluster, component: Component, ports: tuple[str, ...]) -> Object:
-    manifest = cluster.head("monitoring.coreos.com/v1", "PodMonitor", component)
+def _build_pod_monitor(cluster: Cluster, component: Component, ports: tuple[str, ...]) -> Object:
+    manifest = cluster.new_object("monitoring.coreos.com/v1", "PodMonitor", component)
     metadata = manifest["metadata"]
     metadata["labels"] = cluster.spec.monitoring.pod_monitor_labels | metadata["labels"]
     return {
@@ -43,7 +43,7 @@ def _endpoint(cluster: Cluster, port: str) -> Object:
             {"action": "replace", "sourceLabels": [_POD_LABEL + label], "targetLabel": name}
             for label, name in _LABELS.items()
         ],
-        # Some versions of Python's Prometheus client send `vllm_x` for `vllm:x` to Prometheus 2.
+        # Some versions of the Python Prometheus client send `vllm_x` instead of `vllm:x` to Prometheus 2.
         "metricRelabelings": [
             {
                 "action": "replace",

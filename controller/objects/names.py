@@ -1,4 +1,4 @@
-"""Names, labels and ports of a cluster's objects, in one place."""
+"""Names, labels and ports of a cluster's objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from controller.api.model import KVClusterSpec
 
 
 class Component(StrEnum):
-    """Value of the label `app.kubernetes.io/component`."""
+    """The two kinds of pods that a KVCluster has: the value of the label `app.kubernetes.io/component`."""
 
     ROUTER = "router"
     WORKER = "worker"
@@ -29,9 +29,9 @@ COMPONENT_LABEL = "app.kubernetes.io/component"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 
 CONFIG_HASH = "kvcluster.dev/config-hash"
-"""Annotation of pods: digest of their ConfigMap's content. A change of it rolls them."""
+"""Annotation of pods: the digest of their ConfigMap's content, so that a change of the settings rolls the pods."""
 APPLIED_HASH = "kvcluster.dev/applied-hash"
-"""Annotation of objects: digest of the manifest that was applied last."""
+"""Annotation of objects: the digest of the manifest that was applied last."""
 
 HTTP, MANAGEMENT, FEED = "http", "management", "feed"
 ROUTER_PORT, MANAGEMENT_PORT, WORKER_PORT, FEED_PORT = 8000, 9000, 8100, 8101
@@ -39,26 +39,26 @@ ROUTER_PORT, MANAGEMENT_PORT, WORKER_PORT, FEED_PORT = 8000, 9000, 8100, 8101
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What the controller's own installation decides for the clusters it looks after."""
+    """What the controller's own installation decides for all its KVClusters."""
 
     image: str
-    """Default image of routers, emulated workers and cache agents."""
+    """Default image of routers, emulated workers and agents."""
     image_pull_policy: str | None = None
     namespace: str | None = None
-    """Where the controller runs: its pods may ask the routers' management port. None: unknown."""
+    """Namespace of the controller, whose pods may connect to the routers' management port. None: unknown."""
     image_pull_secrets: tuple[str, ...] = ()
-    """Names of Secrets to pull images with, in each cluster's namespace; those that a spec names come on top."""
+    """Names of Secrets to pull images with, in each cluster's namespace, in addition to those that a spec names."""
     ipv6: bool = False
-    """Whether IPv6 is the family of this Kubernetes cluster's own addresses."""
+    """Whether this Kubernetes cluster's own addresses are of the family IPv6."""
     drain_delay: float = 5.0
-    """Seconds a router goes on accepting after SIGTERM, for the Services' proxies to learn that it leaves."""
+    """Seconds for which a router accepts requests after SIGTERM, until the Services' proxies know that it leaves."""
     drain_limit: float = 30.0
-    """Seconds a router or an emulated worker goes on accepting after SIGTERM while it is the last of its kind."""
+    """Seconds for which a router or an emulated worker accepts requests after SIGTERM while no other one serves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A KVCluster object: who it is and what it asks for."""
+    """A KVCluster: the identity of the object, its spec, and the release that runs it."""
 
     name: str
     namespace: str
@@ -71,7 +71,7 @@ class Cluster:
         return f"{self.name}-{component}{suffix}"
 
     def selector(self, component: Component) -> dict[str, str]:
-        """Labels that name this cluster's pods of a component."""
+        """Labels that select this cluster's pods of a component."""
         return {NAME_LABEL: APP, INSTANCE_LABEL: self.name, COMPONENT_LABEL: component.value}
 
     def labels(self, component: Component) -> dict[str, str]:
@@ -80,7 +80,7 @@ class Cluster:
 
     @property
     def owner(self) -> Object:
-        """What makes an object go with its KVCluster."""
+        """The owner reference that has the garbage collector delete an object with its KVCluster."""
         return {
             "apiVersion": "kvcluster.dev/v1alpha1",
             "kind": "KVCluster",
@@ -90,8 +90,8 @@ class Cluster:
             "blockOwnerDeletion": True,
         }
 
-    def head(self, api_version: str, kind: str, component: Component, suffix: str = "") -> Object:
-        """apiVersion, kind and metadata of an object."""
+    def new_object(self, api_version: str, kind: str, component: Component, suffix: str = "") -> Object:
+        """A new object with nothing but apiVersion, kind and metadata."""
         return {
             "apiVersion": api_version,
             "kind": kind,

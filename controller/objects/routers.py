@@ -1,4 +1,4 @@
-"""The routers: their Deployment and their two Services, data and management apart."""
+"""The routers: their Deployment, their two Services (data and management), and what leads clients to them."""
 
 from __future__ import annotations
 
@@ -6,101 +6,101 @@ from collections.abc import Mapping
 
 from controller.api.model import EngineType
 from controller.objects.names import HTTP, MANAGEMENT, MANAGEMENT_PORT, ROUTER_PORT, Cluster, Component, Object
-from controller.objects.pods import container, families, probe, resources, startup_probe, template, variables
+from controller.objects.pods import (
+    SHUTDOWN_MARGIN,
+    build_container,
+    build_pod_template,
+    build_probes,
+    build_startup_probe,
+    container_env,
+    container_resources,
+    ip_families,
+)
 
-LAST_WORDS = 10
-"""Seconds beyond the drain for a process to end."""
 FIRST_WORKER_SECONDS = {EngineType.EMULATOR: 30, EngineType.VLLM: 900}
-"""For which a router that has just started may wait for its first worker before it counts as not ready: what the
-engine takes to start, its model's loading included."""
+"""How long a router that has just started may wait for its first worker before it counts as not ready: the time that
+the engine takes to start, including the loading of its model."""
 ANSWER_SECONDS = 5
+"""Seconds beyond that wait for the router to answer the probe."""
 
 
-def deployment(cluster: Cluster) -> Object:
-    """The routers. A new one is ready before an old one leaves, so that there is always somebody to answer."""
-    router = cluster.spec.router
-    process = container(
+def build_router_deployment(cluster: Cluster) -> Object:
+    """The routers' Deployment. A new router is ready before an old one leaves, so that one always answers."""
+    router, release = cluster.spec.router, cluster.release
+    drain = max(release.drain_delay, release.drain_limit) + cluster.spec.workers.drain_seconds
+    # A router without workers holds its answer back: a readiness probe would record a failure every two seconds
+    # meanwhile, and find the first worker up to two seconds late.
+    wait = FIRST_WORKER_SECONDS[cluster.spec.engine.type]
+    startup = build_startup_probe(f"/started?wait={wait}", MANAGEMENT, timeout=wait + ANSWER_SECONDS)
+    process = build_container(
         cluster,
-        "router",
         Component.ROUTER,
-        "router.main",
+        name="router",
+        module="router.main",
         image=router.image,
         pull_policy=router.image_pull_policy,
         ports={HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT},
-        readinessProbe=probe("/ready", MANAGEMENT, period=2, failures=2),
-        livenessProbe=probe("/health", MANAGEMENT, period=10, failures=6, timeout=5),
-        startupProbe=_startup(cluster),
-        **({"env": variables(cluster.spec.model.env)} if cluster.spec.model.env else {}),
-        **resources(router),
+        env=container_env(cluster.spec.model.env),
+        probes=build_probes(MANAGEMENT, readiness="/ready", liveness="/health", startup=startup),
+        resources=container_resources(router),
+    )
+    template = build_pod_template(
+        cluster,
+        Component.ROUTER,
+        router,
+        containers=[process],
+        scrape_port=MANAGEMENT_PORT,
+        grace_seconds=drain + SHUTDOWN_MARGIN,
+        service_account=cluster.object_name(Component.ROUTER),
+        # The account itself says no, so that no other pod that uses it gets a token.
+        automount_token=True,
     )
     return {
-        **cluster.head("apps/v1", "Deployment", Component.ROUTER),
+        **cluster.new_object("apps/v1", "Deployment", Component.ROUTER),
         "spec": {
             "replicas": router.replicas,
             "selector": {"matchLabels": cluster.selector(Component.ROUTER)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": template(
-                cluster,
-                Component.ROUTER,
-                router,
-                [process],
-                scrape_port=MANAGEMENT_PORT,
-                grace=max(cluster.release.drain_delay, cluster.release.drain_limit)
-                + cluster.spec.workers.drain_seconds
-                + LAST_WORDS,
-                serviceAccountName=cluster.object_name(Component.ROUTER),
-                # The account itself says no: whatever else is given it gets no token.
-                automountServiceAccountToken=True,
-            ),
+            "template": template,
         },
     }
 
 
-def _startup(cluster: Cluster) -> Object:
-    """A router that waits for its first worker holds the answer back: a readiness probe would record a failure every
-    two seconds meanwhile, and find the worker up to two seconds late."""
-    seconds = FIRST_WORKER_SECONDS[cluster.spec.engine.type]
-    return startup_probe(f"/started?wait={seconds}", MANAGEMENT, timeout=seconds + ANSWER_SECONDS)
-
-
-def service(cluster: Cluster) -> Object:
-    """What clients talk to: the OpenAI API and nothing else."""
+def build_router_service(cluster: Cluster) -> Object:
+    """The Service that clients talk to: the OpenAI API and nothing else."""
     wanted = cluster.spec.router.service
-    manifest = cluster.head("v1", "Service", Component.ROUTER)
-    if wanted.annotations:
-        manifest["metadata"]["annotations"] = dict(wanted.annotations)
     return {
-        **manifest,
+        **_annotated(cluster, "v1", "Service", wanted.annotations),
         "spec": {
             "type": wanted.type,
             "selector": cluster.selector(Component.ROUTER),
             "ports": [{"name": HTTP, "port": ROUTER_PORT, "targetPort": HTTP, "protocol": "TCP"}],
             **({} if wanted.load_balancer_class is None else {"loadBalancerClass": wanted.load_balancer_class}),
-            **families(cluster),
+            **ip_families(cluster),
         },
     }
 
 
-def management_service(cluster: Cluster) -> Object:
-    """Health, metrics and explanations, within the cluster only; headless, for every router is asked by itself."""
+def build_router_management_service(cluster: Cluster) -> Object:
+    """Health, metrics and explanations, inside the cluster only. Headless, because each router is asked by itself."""
     return {
-        **cluster.head("v1", "Service", Component.ROUTER, "-management"),
+        **cluster.new_object("v1", "Service", Component.ROUTER, "-management"),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": cluster.selector(Component.ROUTER),
             "ports": [{"name": MANAGEMENT, "port": MANAGEMENT_PORT, "targetPort": MANAGEMENT, "protocol": "TCP"}],
-            **families(cluster),
+            **ip_families(cluster),
         },
     }
 
 
-def entrances(cluster: Cluster) -> tuple[Object, ...]:
-    """What the spec asks for of the two."""
-    return (*_ingress(cluster), *_http_route(cluster))
+def build_router_entrances(cluster: Cluster) -> tuple[Object, ...]:
+    """The Ingress and the Gateway API HTTPRoute to the routers' Service, as far as the spec asks for them."""
+    return (*_build_ingress(cluster), *_build_http_route(cluster))
 
 
-def _ingress(cluster: Cluster) -> tuple[Object, ...]:
+def _build_ingress(cluster: Cluster) -> tuple[Object, ...]:
     wanted = cluster.spec.router.ingress
     if wanted is None:
         return ()
@@ -116,7 +116,7 @@ def _ingress(cluster: Cluster) -> tuple[Object, ...]:
     return ({**_annotated(cluster, "networking.k8s.io/v1", "Ingress", wanted.annotations), "spec": spec},)
 
 
-def _http_route(cluster: Cluster) -> tuple[Object, ...]:
+def _build_http_route(cluster: Cluster) -> tuple[Object, ...]:
     wanted = cluster.spec.router.http_route
     if wanted is None:
         return ()
@@ -131,7 +131,7 @@ def _http_route(cluster: Cluster) -> tuple[Object, ...]:
 
 
 def _annotated(cluster: Cluster, api_version: str, kind: str, annotations: Mapping[str, str]) -> Object:
-    manifest = cluster.head(api_version, kind, Component.ROUTER)
+    manifest = cluster.new_object(api_version, kind, Component.ROUTER)
     if annotations:
         manifest["metadata"]["annotations"] = dict(annotations)
     return manifest

@@ -1,4 +1,4 @@
-"""How many pods there are at least and at most: disruption budgets and autoscalers."""
+"""Bounds on the number of pods: disruption budgets and autoscalers."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from controller.api.model import Autoscaling, Scaler
 from controller.objects.names import Cluster, Component, Object
 
 WAITING = "vllm:num_requests_waiting"
-"""Requests in an engine's queue; the emulator and vLLM both export it."""
+"""Metric: requests in an engine's queue. The emulator and vLLM both export it."""
 
 
-def disruption_budget(cluster: Cluster, component: Component) -> Object:
-    """One pod at a time may be evicted."""
+def build_disruption_budget(cluster: Cluster, component: Component) -> Object:
+    """A PodDisruptionBudget: one pod of the component at a time may be evicted."""
     return {
-        **cluster.head("policy/v1", "PodDisruptionBudget", component),
+        **cluster.new_object("policy/v1", "PodDisruptionBudget", component),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": cluster.selector(component)}},
     }
 
 
-def autoscalers(cluster: Cluster) -> tuple[Object, ...]:
-    """What changes the number of workers, where the spec asks for it."""
+def build_autoscalers(cluster: Cluster) -> tuple[Object, ...]:
+    """The HorizontalPodAutoscaler or ScaledObject of the workers, where the spec asks for one."""
     scaling = cluster.spec.autoscaling
     if scaling is None:
         return ()
-    return (_hpa(cluster, scaling) if scaling.type is Scaler.HPA else _scaled_object(cluster, scaling),)
+    return (_build_hpa(cluster, scaling) if scaling.type is Scaler.HPA else _build_scaled_object(cluster, scaling),)
 
 
 def _target(cluster: Cluster) -> Object:
@@ -30,7 +30,7 @@ def _target(cluster: Cluster) -> Object:
 
 
 def _behavior(scaling: Autoscaling) -> Object:
-    # One worker at a time: each takes its cache with it.
+    # One worker at a time, because each takes its cache with it.
     return {
         "scaleDown": {
             "stabilizationWindowSeconds": scaling.scale_down_seconds,
@@ -39,10 +39,10 @@ def _behavior(scaling: Autoscaling) -> Object:
     }
 
 
-def _hpa(cluster: Cluster, scaling: Autoscaling) -> Object:
+def _build_hpa(cluster: Cluster, scaling: Autoscaling) -> Object:
     target = {"type": "AverageValue", "averageValue": str(scaling.target_queue)}
     return {
-        **cluster.head("autoscaling/v2", "HorizontalPodAutoscaler", Component.WORKER),
+        **cluster.new_object("autoscaling/v2", "HorizontalPodAutoscaler", Component.WORKER),
         "spec": {
             "scaleTargetRef": _target(cluster),
             "minReplicas": scaling.min,
@@ -53,10 +53,10 @@ def _hpa(cluster: Cluster, scaling: Autoscaling) -> Object:
     }
 
 
-def _scaled_object(cluster: Cluster, scaling: Autoscaling) -> Object:
+def _build_scaled_object(cluster: Cluster, scaling: Autoscaling) -> Object:
     pods = f"{cluster.object_name(Component.WORKER)}-.+"
     return {
-        **cluster.head("keda.sh/v1alpha1", "ScaledObject", Component.WORKER),
+        **cluster.new_object("keda.sh/v1alpha1", "ScaledObject", Component.WORKER),
         "spec": {
             "scaleTargetRef": _target(cluster),
             "minReplicaCount": scaling.min,

@@ -8,151 +8,159 @@ from controller.api.model import EngineType
 from controller.objects.config import EVENTS_PORT, REPLAY_PORT
 from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Component, Object
 from controller.objects.pods import (
-    RESTRICTED,
     SCRATCH_MOUNT,
-    container,
+    SHUTDOWN_MARGIN,
+    build_container,
+    build_pod_template,
+    build_probe,
+    build_probes,
+    build_startup_probe,
+    container_env,
     container_ports,
-    families,
-    from_pod,
+    container_resources,
     image_fields,
-    probe,
-    resources,
-    startup_probe,
-    template,
-    variables,
+    ip_families,
+    pod_field_variable,
 )
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.32.0"
 """The release whose behaviour was measured."""
-LAST_WORDS = 10
-"""Seconds beyond the drain for a process to end."""
-PRE_STOP = 5
-"""Seconds between a vLLM pod's leaving the EndpointSlice and its SIGTERM, from when on it answers with nothing."""
+PRE_STOP_SECONDS = 5
+"""Seconds between a vLLM pod's removal from the EndpointSlice and its SIGTERM, after which vLLM answers nothing."""
 MODEL_LOAD_SECONDS = 3600
+"""How long vLLM may take to load its model."""
 VLLM_START_SECONDS = 30
-"""What vLLM takes at least until it listens. A probe before would only record a failure."""
+"""What vLLM takes at least until it listens. An earlier probe would only record a failure."""
+
+_POD_SECURITY_FIELDS = ("fsGroup", "fsGroupChangePolicy", "supplementalGroups", "supplementalGroupsPolicy")
+"""Fields of `workers.securityContext` that Kubernetes has in the pod's security context only."""
 
 
-def deployment(cluster: Cluster) -> Object:
-    """The workers. `replicas` is left to the autoscaler where there is one."""
+def build_worker_deployment(cluster: Cluster) -> Object:
+    """The workers' Deployment. It states no `replicas` while an autoscaler owns them."""
     workers = cluster.spec.workers
+    vllm = cluster.spec.engine.type is EngineType.VLLM
     spec: Object = {
         "selector": {"matchLabels": cluster.selector(Component.WORKER)},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling(cluster)},
-        "template": _vllm(cluster) if cluster.spec.engine.type is EngineType.VLLM else _emulator(cluster),
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling_update(cluster)},
+        "template": _build_vllm_template(cluster) if vllm else _build_emulator_template(cluster),
     }
     if cluster.spec.autoscaling is None:
         spec["replicas"] = workers.replicas
-    return {**cluster.head("apps/v1", "Deployment", Component.WORKER), "spec": spec}
+    return {**cluster.new_object("apps/v1", "Deployment", Component.WORKER), "spec": spec}
 
 
-def service(cluster: Cluster) -> Object:
+def build_worker_service(cluster: Cluster) -> Object:
     """A headless Service: routers watch its EndpointSlices."""
-    # By number: the feed is a sidecar's, and older EndpointSlice controllers find no port of an init container by name.
+    # By number: the feed's port is a sidecar's, and older EndpointSlice controllers find no named port there.
     ports = [{"name": HTTP, "port": WORKER_PORT, "targetPort": WORKER_PORT, "protocol": "TCP"}]
     if cluster.spec.engine.type is EngineType.VLLM:
         ports.append({"name": FEED, "port": FEED_PORT, "targetPort": FEED_PORT, "protocol": "TCP"})
     return {
-        **cluster.head("v1", "Service", Component.WORKER),
+        **cluster.new_object("v1", "Service", Component.WORKER),
         "spec": {
             "clusterIP": "None",
             "selector": cluster.selector(Component.WORKER),
             "ports": ports,
-            **families(cluster),
+            **ip_families(cluster),
         },
     }
 
 
-def _rolling(cluster: Cluster) -> Object:
-    """A new worker first, then an old one less, so that the capacity never shrinks. Engines on GPUs find no free one to
-    start a new worker on, so there an old one goes first, as long as another stays."""
+def _rolling_update(cluster: Cluster) -> Object:
+    """A new worker starts before an old one leaves, so that capacity never shrinks. GPUs are rarely free for a surplus
+    engine, so of several vLLM workers an old one leaves first."""
     spec = cluster.spec
     several = spec.autoscaling.min > 1 if spec.autoscaling is not None else spec.workers.replicas > 1
     surge = spec.engine.type is EngineType.EMULATOR or not several
     return {"maxSurge": 1, "maxUnavailable": 0} if surge else {"maxSurge": 0, "maxUnavailable": 1}
 
 
-def _emulator(cluster: Cluster) -> Object:
-    spec = cluster.spec
-    worker = container(
+def _build_worker_template(
+    cluster: Cluster, container: Object, sidecars: tuple[Object, ...], *, drain_seconds: float
+) -> Object:
+    workers = cluster.spec.workers
+    return build_pod_template(
         cluster,
-        "worker",
         Component.WORKER,
-        "worker.main",
+        workers,
+        containers=[container],
+        init_containers=sidecars,
+        volumes=workers.volumes,
+        scrape_port=WORKER_PORT,
+        grace_seconds=drain_seconds + SHUTDOWN_MARGIN,
+        automount_token=False,
+        runtime_class=workers.runtime_class_name,
+        security_context={
+            name: value for name, value in workers.security_context.items() if name in _POD_SECURITY_FIELDS
+        },
+    )
+
+
+def _build_emulator_template(cluster: Cluster) -> Object:
+    spec = cluster.spec
+    worker = build_container(
+        cluster,
+        Component.WORKER,
+        name="worker",
+        module="worker.main",
         image=spec.engine.image,
         pull_policy=spec.engine.image_pull_policy,
         ports={HTTP: WORKER_PORT},
-        env=[from_pod("WORKER_WORKER_ID", "metadata.name"), *_variables(cluster)],
-        readinessProbe=probe("/health", HTTP, period=2, failures=2),
-        livenessProbe=probe("/health", HTTP, period=10, failures=6, timeout=5),
-        startupProbe=startup_probe("/health", HTTP),
-        **_arguments(cluster),
-        **resources(spec.workers),
-        securityContext=RESTRICTED | _container_security(cluster),
+        args=spec.engine.args,
+        env=[pod_field_variable("WORKER_WORKER_ID", "metadata.name"), *_engine_env(cluster)],
+        probes=build_probes(
+            HTTP, readiness="/health", liveness="/health", startup=build_startup_probe("/health", HTTP)
+        ),
+        resources=container_resources(spec.workers),
+        volume_mounts=spec.workers.volume_mounts,
+        security_context=_container_security(cluster),
     )
-    worker["volumeMounts"] = [*worker["volumeMounts"], *spec.workers.volume_mounts]
-    return template(
-        cluster,
-        Component.WORKER,
-        spec.workers,
-        [worker],
-        scrape_port=WORKER_PORT,
-        grace=cluster.release.drain_limit + spec.workers.drain_seconds + LAST_WORDS,
-        automountServiceAccountToken=False,
-        **_further(cluster),
-    )
+    drain = cluster.release.drain_limit + spec.workers.drain_seconds
+    return _build_worker_template(cluster, worker, (), drain_seconds=drain)
 
 
-def _vllm(cluster: Cluster) -> Object:
+def _build_vllm_template(cluster: Cluster) -> Object:
     """vLLM as its image has it, and beside it the agent that tells routers what its cache holds."""
     spec = cluster.spec
-    scratch = [SCRATCH_MOUNT] if _unprivileged(cluster) else []
-    mounts = [*scratch, *spec.model.volume_mounts, *spec.workers.volume_mounts]
+    scratch = [SCRATCH_MOUNT] if _is_unprivileged(cluster) else []
+    startup = build_probe("/health", HTTP, period=5, failures=MODEL_LOAD_SECONDS // 5, delay=VLLM_START_SECONDS)
     engine = {
         "name": "worker",
         **image_fields(cluster, spec.engine.image or VLLM_IMAGE, spec.engine.image_pull_policy),
         "command": ["vllm", "serve"],
         "args": vllm_arguments(cluster),
-        "env": [from_pod("VLLM_HOST_IP", "status.podIP"), *_home(cluster), *_variables(cluster)],
+        "env": [pod_field_variable("VLLM_HOST_IP", "status.podIP"), *_user_env(cluster), *_engine_env(cluster)],
         "ports": container_ports({HTTP: WORKER_PORT}),
-        "readinessProbe": probe("/health", HTTP, period=2, failures=2),
-        "livenessProbe": probe("/health", HTTP, period=10, failures=6, timeout=5),
-        "startupProbe": probe("/health", HTTP, period=5, failures=MODEL_LOAD_SECONDS // 5, delay=VLLM_START_SECONDS),
-        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(PRE_STOP)]}}},
-        # The image runs as root and writes its caches: the rest of the restricted profile holds.
+        **build_probes(HTTP, readiness="/health", liveness="/health", startup=startup),
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(PRE_STOP_SECONDS)]}}},
+        # The image runs as root and writes its caches to the root: the rest of the restricted profile holds.
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
             **_container_security(cluster),
         },
-        **({"volumeMounts": mounts} if mounts else {}),
-        **resources(spec.workers),
     }
-    agent = container(
+    if mounts := [*scratch, *spec.model.volume_mounts, *spec.workers.volume_mounts]:
+        engine["volumeMounts"] = mounts
+    if resources := container_resources(spec.workers):
+        engine["resources"] = resources
+    agent = build_container(
         cluster,
-        "agent",
         Component.WORKER,
-        "worker.agent.main",
+        name="agent",
+        module="worker.agent.main",
         image=None,
         pull_policy=None,
         ports={FEED: FEED_PORT},
-        env=[from_pod("AGENT_WORKER_ID", "metadata.name"), *variables(spec.model.env)],
-        # No probe: a pod whose view is lost serves on, by load, and the router says so (CacheViewFresh).
-        # A native sidecar (KEP-753) outlives the engine: while that drains, routers want to know of its load.
-        restartPolicy="Always",
+        env=[pod_field_variable("AGENT_WORKER_ID", "metadata.name"), *container_env(spec.model.env)],
+        # No probes: a pod whose view is lost goes on serving by load, and the router reports it (CacheViewFresh).
+        # A native sidecar (KEP-753) outlives the engine: routers want to know the load of an engine that drains.
+        restart_policy="Always",
     )
-    return template(
-        cluster,
-        Component.WORKER,
-        spec.workers,
-        [engine],
-        initContainers=[agent],
-        scrape_port=WORKER_PORT,
-        grace=PRE_STOP + spec.workers.drain_seconds + LAST_WORDS,
-        automountServiceAccountToken=False,
-        **_further(cluster),
-    )
+    drain = PRE_STOP_SECONDS + spec.workers.drain_seconds
+    return _build_worker_template(cluster, engine, (agent,), drain_seconds=drain)
 
 
 def vllm_arguments(cluster: Cluster) -> list[str]:
@@ -162,14 +170,14 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         "enable_kv_cache_events": True,
         "publisher": "zmq",
         "endpoint": f"tcp://*:{EVENTS_PORT}",
-        # Always bound, wherever it is (the other binds only with a *, and is for the agent beside it too).
+        # vLLM always binds this one. It binds the other only with a `*`, though only the agent beside it connects.
         "replay_endpoint": f"tcp://127.0.0.1:{REPLAY_PORT}",
         "topic": "",
     }
     return [
         spec.loaded_model,
-        # vLLM's own default is IPv4 alone.
-        *(["--host=::"] if _ipv6(cluster) else []),
+        # By default vLLM listens on IPv4 alone.
+        *(["--host=::"] if _is_ipv6(cluster) else []),
         f"--port={WORKER_PORT}",
         "--served-model-name",
         *spec.served_names,
@@ -185,48 +193,33 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
     ]
 
 
-def _ipv6(cluster: Cluster) -> bool:
-    """Whether routers and the kubelet may ask the engine under an IPv6 address. `::` listens for IPv4 as well."""
+def _is_ipv6(cluster: Cluster) -> bool:
+    """Whether routers and the kubelet may ask the engine under an IPv6 address. `::` listens on IPv4 as well."""
     families = cluster.spec.network.ip_families
     return "IPv6" in families if families else cluster.release.ipv6
 
 
-def _arguments(cluster: Cluster) -> Object:
-    return {"args": [*cluster.spec.engine.args]} if cluster.spec.engine.args else {}
-
-
-def _variables(cluster: Cluster) -> list[Object]:
-    """The engine's own variables win over the model's."""
+def _engine_env(cluster: Cluster) -> list[Object]:
+    """The variables of model and engine. The engine's own win."""
     own = {variable.name for variable in cluster.spec.engine.env}
     shared = [variable for variable in cluster.spec.model.env if variable.name not in own]
-    return variables([*shared, *cluster.spec.engine.env])
-
-
-def _further(cluster: Cluster) -> Object:
-    workers = cluster.spec.workers
-    runtime = {} if workers.runtime_class_name is None else {"runtimeClassName": workers.runtime_class_name}
-    pod = {name: value for name, value in workers.security_context.items() if name in _OF_THE_POD}
-    return {"volumes": workers.volumes, **runtime, **({"securityContext": pod} if pod else {})}
-
-
-_OF_THE_POD = ("fsGroup", "fsGroupChangePolicy", "supplementalGroups", "supplementalGroupsPolicy")
-"""Fields of `workers.securityContext` that Kubernetes has in the pod's security context only."""
+    return container_env([*shared, *cluster.spec.engine.env])
 
 
 def _container_security(cluster: Cluster) -> Object:
     given = cluster.spec.workers.security_context
-    return {name: value for name, value in given.items() if name not in _OF_THE_POD}
+    return {name: value for name, value in given.items() if name not in _POD_SECURITY_FIELDS}
 
 
-def _unprivileged(cluster: Cluster) -> bool:
-    """Whether an engine whose image means to run as root is told not to, or may not write to its root."""
+def _is_unprivileged(cluster: Cluster) -> bool:
+    """Whether vLLM, whose image runs as root, runs as another user here or with a read-only root."""
     given = cluster.spec.workers.security_context
     return bool(given.get("runAsNonRoot") or given.get("runAsUser") or given.get("readOnlyRootFilesystem"))
 
 
-def _home(cluster: Cluster) -> list[Object]:
-    """A home that another user than root can write to, and a name: libraries ask for one, and the uid has none."""
-    if not _unprivileged(cluster):
+def _user_env(cluster: Cluster) -> list[Object]:
+    """A home that a user other than root can write to, and a user name: libraries ask for one, and the uid has none."""
+    if not _is_unprivileged(cluster):
         return []
     given = {variable.name for variable in (*cluster.spec.engine.env, *cluster.spec.model.env)}
     home = {"HOME": SCRATCH_MOUNT["mountPath"], "USER": "vllm"}

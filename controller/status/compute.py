@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from controller.objects.names import Component
+from controller.objects.names import APP, COMPONENT_LABEL, HTTP, INSTANCE_LABEL, NAME_LABEL, ROUTER_PORT, Component
 from controller.status import raw
 from controller.status.conditions import conditions
 from controller.status.observed import Observed
@@ -15,12 +15,6 @@ from controller.status.pods import active, is_ready
 from controller.status.raw import Raw
 from controller.status.report import RouterReport
 from controller.status.workload import workload
-
-SELECTOR_LABELS = {
-    "app.kubernetes.io/component": Component.WORKER.value,
-    "app.kubernetes.io/instance": "",
-    "app.kubernetes.io/name": "kvcluster",
-}
 
 
 def compute(observed: Observed, previous: Mapping[str, Any] | None, now: datetime | str) -> dict[str, Any]:
@@ -48,7 +42,7 @@ def compute(observed: Observed, previous: Mapping[str, Any] | None, now: datetim
 
 def selector(name: str) -> str:
     """Label selector of a cluster's worker pods, for the scale subresource."""
-    labels = {**SELECTOR_LABELS, "app.kubernetes.io/instance": name}
+    labels = {COMPONENT_LABEL: Component.WORKER.value, INSTANCE_LABEL: name, NAME_LABEL: APP}
     return ",".join(f"{key}={value}" for key, value in labels.items())
 
 
@@ -116,10 +110,6 @@ def cache_status(reports: Iterable[RouterReport], previous: Mapping[str, Any]) -
     return {name: value for name, value in known.items() if value is not None}
 
 
-DATA_PORT = 8000
-PORT_NAME = "http"
-
-
 def endpoint(observed: Observed, previous: str) -> str | None:
     """The URL as far out as the Service reaches; None while there is no Service.
 
@@ -133,8 +123,8 @@ def endpoint(observed: Observed, previous: str) -> str | None:
     if (entrance := _entrance(observed.ingress)) is not None:
         return entrance
     ports = raw.objects(service, "spec", "ports")
-    port = next((item for item in ports if item.get("name") == PORT_NAME), ports[0] if ports else {})
-    number = raw.number(port, "port") or DATA_PORT
+    port = next((item for item in ports if item.get("name") == HTTP), ports[0] if ports else {})
+    number = raw.number(port, "port") or ROUTER_PORT
     kind = raw.text(service, "spec", "type")
     if kind == "LoadBalancer":
         for ingress in raw.objects(service, "status", "loadBalancer", "ingress"):

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller.api.model import API_VERSION
-from controller.objects.names import Component
+from controller.objects.names import MANAGEMENT_PORT, Component
 from controller.status import raw
 from controller.status.pods import active
 from controller.status.report import ReportError, RouterReport, parse_report
 from kvcluster.explain.api import Api, ReadError, parsed, segment
 
 PLURAL = "kvclusters"
-MANAGEMENT_PORT = 9000
 EVENT_LIMIT = "500"
 _MADE_UP = "[bcdfghjklmnpqrstvwxz0-9]+"
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from controller.api.load import validate_manifest
-from controller.objects.monitoring import pod_monitors
+from controller.objects.monitoring import build_pod_monitors
 from controller.objects.names import Cluster, Release
 from deploy.helm.dashboards import DOCUMENT, FLEET, ROOT, load, panels, queries, with_panels
 
@@ -103,7 +103,9 @@ def test_the_prometheus_operator_is_told_to_set_the_same_labels():
     head = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": {"name": "rag"}}
     manifest = validate_manifest({**head, "spec": {"monitoring": {"podMonitor": True}}})
     cluster = Cluster("rag", "shop", "uid", manifest.spec, Release("kvcluster:test"))
-    endpoints = [endpoint for monitor in pod_monitors(cluster) for endpoint in monitor["spec"]["podMetricsEndpoints"]]
+    endpoints = [
+        endpoint for monitor in build_pod_monitors(cluster) for endpoint in monitor["spec"]["podMetricsEndpoints"]
+    ]
     assert len(endpoints) == 2
     [job] = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)[0])[
         "scrape_configs"

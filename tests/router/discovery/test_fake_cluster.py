@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from controller.api.model import KVClusterSpec
-from controller.objects.access import router_rights
+from controller.objects.access import build_router_rbac
 from controller.objects.names import Cluster as Owner
 from controller.objects.names import Release
 from router.discovery.apiserver import find_api_server
@@ -32,7 +32,7 @@ QUICK = Policy(
     shortest_watch=1, longest_watch=2, slack=0.3, settled=0.1, relist=300.0, first_retry=0.01, longest_retry=0.2
 )
 ACCOUNT = "system:serviceaccount:ns:rag-router"
-_, ROLE, BINDING = router_rights(Owner("rag", "ns", "u", KVClusterSpec(), Release("image")))
+_, ROLE, BINDING = build_router_rbac(Owner("rag", "ns", "u", KVClusterSpec(), Release("image")))
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/ns/endpointslices"
 
 
