@@ -1,6 +1,6 @@
-"""What the emulator and the agent answer HTTP with: one request over raw ASGI, and GET /metrics.
+"""HTTP as the emulator and the agent serve it: one request over raw ASGI, and GET /metrics.
 
-Starlette's Request and Response were left out: per streamed token they cost more than the engine's step.
+Starlette's `Request` and `Response` are not used: for each streamed token they cost more than the engine's step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from prometheus_client.exposition import choose_encoder
 from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
-from worker.emulator.protocol.validation import InternalError, unsupported_media_type
 
 Header = tuple[bytes, bytes]
 
@@ -26,7 +25,7 @@ RETRY_AFTER = (b"retry-after", b"1")
 
 
 class HttpRequest:
-    """A request and the one answer to it. `common` are headers that the answer carries whatever it is."""
+    """A request and the one response to it. `common` are headers that every response carries."""
 
     __slots__ = ("_receive", "_send", "common", "method", "path", "scope")
 
@@ -62,24 +61,18 @@ class HttpRequest:
             parts.append(message.get("body", b""))
         return b"".join(parts)
 
-    async def json_body(self) -> bytes:
-        """The whole body, if its type says JSON: vLLM takes no other. Raises `ApiError`."""
-        if self.header(b"content-type").lower().partition(";")[0] != "application/json":
-            raise unsupported_media_type()
-        return await self.body()
-
     async def reply(self, status: int, body: bytes, *headers: Header) -> None:
-        """Answer at once, headers in the order in which vLLM sends them."""
+        """Send a whole response, with its headers in vLLM's order."""
         sent = [(b"content-length", b"%d" % len(body)), *headers, *self.common]
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
         await self._send({"type": "http.response.body", "body": body})
 
     async def json(self, status: int, value: Any, *headers: Header) -> None:
-        """Answer with JSON, fields in the order of `value`."""
+        """Send a JSON response. The fields keep the order of `value`."""
         await self.reply(status, orjson.dumps(value), JSON_TYPE, *headers)
 
     async def redirect(self, path: str) -> None:
-        """Send the client to another path, with the same query; its method and body stay."""
+        """Redirect the client (307) to another path with the same query, method and body."""
         query = self.query.encode("latin-1")
         scheme = self.scope.get("scheme", "http").encode()
         host = self.header(b"host").encode("latin-1")
@@ -87,11 +80,9 @@ class HttpRequest:
         await self.reply(307, b"", (b"location", location))
 
     async def error(self, error: ApiError) -> None:
-        """Answer with an error object."""
-        # It may quote a client's half surrogate pair, which orjson refuses.
+        """Send an error object; a 503 carries `retry-after`."""
+        # The message may quote a lone surrogate from the client, which orjson refuses to write.
         body = json.dumps(error.body(), ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-        if isinstance(error, InternalError):
-            self.common = ()  # what nobody expected is answered outside of the layer that adds headers
         await self.reply(error.status, body, JSON_TYPE, *((RETRY_AFTER,) if error.status == 503 else ()))
 
     async def open_stream(self, *headers: Header) -> None:
@@ -100,7 +91,7 @@ class HttpRequest:
         await self._send({"type": "http.response.start", "status": 200, "headers": sent})
 
     async def write(self, data: bytes) -> None:
-        """Send a part of the stream; waits while the client does not read."""
+        """Send a part of the stream. Waits while the client does not read."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def close_stream(self, data: bytes = b"") -> None:
@@ -109,19 +100,19 @@ class HttpRequest:
 
 
 class Exposition:
-    """The endpoint: every metric of one registry."""
+    """GET /metrics: every metric of one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
     async def metrics(self, request: HttpRequest, service: object) -> None:
-        """Text format by default, OpenMetrics by Accept."""
+        """Answer in the text format, or in OpenMetrics if `Accept` asks for it."""
         encoder, content_type = choose_encoder(request.header(b"accept"))
         await request.reply(200, encoder(self._registry), (b"content-type", content_type.encode()))
 
 
 def process_metrics(registry: CollectorRegistry) -> None:
-    """Register what every Python process reports: memory, CPU, garbage collection, version."""
+    """Register the metrics of every Python process: memory, CPU, garbage collection, version."""
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -22,6 +21,7 @@ from runtime.logs import configure, event
 from runtime.process import freeze_startup_objects, run
 from runtime.settings import SettingsError
 from runtime.sockets import inherited, listen
+from worker.addresses import advertised_url, default_worker_id
 from worker.asgi import Exposition, process_metrics
 from worker.emulator.async_engine import AsyncEngine
 from worker.emulator.engine import Engine, EngineConfig, EngineConfigError
@@ -34,7 +34,7 @@ from worker.emulator.timer import LoopTimer, TimerFactory, precise_timer
 from worker.feed.endpoints import CacheState, FeedEndpoints
 from worker.feed.log import FeedLog
 from worker.feed.publisher import FeedPublisher
-from worker.settings import WILDCARDS, Settings
+from worker.settings import Settings
 
 logger = logging.getLogger("worker")
 
@@ -68,7 +68,7 @@ class Worker:
             self.engine, clock=clock, publish=self.publisher.publish, observer=metrics, timer=timer
         )
         self.info = WorkerInfo(
-            worker_id=settings.worker_id or f"{_own_name(settings.host)}:{port}",
+            worker_id=settings.worker_id or default_worker_id(settings.host, port),
             epoch=self.epoch,
             model=settings.served_model,
             block_size=settings.block_size,
@@ -153,16 +153,11 @@ class Worker:
         self.service.close()
 
 
-def _own_name(host: str) -> str:
-    """`host`, or this machine's name where that means every address."""
-    return socket.gethostname() if host in WILDCARDS else host
-
-
 async def push(worker: Worker, settings: Settings, port: int) -> None:
     """Keep every router that the settings name informed, until cancelled."""
     if not settings.router_url:
         return
-    from worker.feed.push import Pusher, advertised_url, posting_to  # aiohttp: half the start-up time of a worker
+    from worker.feed.push import Pusher, posting_to  # aiohttp: half the start-up time of a worker
 
     pushers = [
         Pusher(url, settings.advertise_url or advertised_url(settings.host, port, url), worker.state, worker.feed)
@@ -278,7 +273,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         configure(settings.log_level, settings.log_format)
         tokenizer = load_tokenizer(settings.tokenizer, settings.chat_options())
         engine_config(settings, tokenizer)
-        generator = make_generator(settings, tokenizer)
+        generator = make_generator(
+            settings.generator, tokenizer, seed=settings.seed, mean_tokens=settings.mean_output_tokens
+        )
     except (SettingsError, TokenizerError, EngineConfigError, GeneratorError) as error:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE

@@ -13,10 +13,6 @@ from runtime.settings import ChatSettings, SettingsError, split_list
 _HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
 
 
-WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
-"""Hosts that stand for every address of the machine."""
-
-
 def _url(value: str) -> str:
     _HTTP_URL.validate_python(value)
     return value.rstrip("/")

@@ -56,7 +56,7 @@ def exported(families: Iterable[Metric], prefix: str) -> Described:
 async def worker_metrics() -> list[Metric]:
     settings = WorkerSettings()
     tokenizer = load_tokenizer(settings.tokenizer)
-    worker = Worker(settings, tokenizer, make_generator(settings, tokenizer), 8100)
+    worker = Worker(settings, tokenizer, make_generator("sampler", tokenizer, seed=0, mean_tokens=10), 8100)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(worker.app), base_url="http://worker") as client:
         text = (await client.get("/metrics")).text
     worker.close()

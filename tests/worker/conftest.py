@@ -127,7 +127,8 @@ async def start(tokenizer: Tokenizer) -> AsyncIterator[Callable[..., Harness]]:
     def start_one(**settings: Any) -> Harness:
         chosen = Settings(**{"model": "tiny-llama", "max_model_len": 2048, **settings})
         loop = asyncio.get_running_loop()
-        worker = Worker(chosen, tokenizer, make_generator(chosen, tokenizer), 8100, clock=loop.time)
+        generator = make_generator(chosen.generator, tokenizer, seed=chosen.seed, mean_tokens=chosen.mean_output_tokens)
+        worker = Worker(chosen, tokenizer, generator, 8100, clock=loop.time)
         workers.append(worker)
         return Harness(worker, Client(worker.app))
 

@@ -19,7 +19,6 @@ from worker.emulator.generators import GeneratorError, make_generator
 from worker.emulator.generators.base import AnswerRequest, TokenLogprob
 from worker.emulator.generators.causal_lm import CausalLMGenerator, SamplerOutput, SamplingMetadata
 from worker.emulator.generators.sampler import Sampler
-from worker.settings import Settings
 
 PROMPT = [10, 20, 30]
 
@@ -272,4 +271,4 @@ def test_without_torch_the_error_says_what_to_install(tokenizer, monkeypatch) ->
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "worker.emulator.generators.torch_model", raising=False)
     with pytest.raises(GeneratorError, match=r"pip install 'kvcluster\[gpt2\]'"):
-        make_generator(Settings(generator="gpt2"), tokenizer)
+        make_generator("gpt2", tokenizer, seed=0, mean_tokens=10)

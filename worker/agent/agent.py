@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from collections.abc import Callable
 import zmq.asyncio
 
 from runtime.logs import event
+from worker.addresses import default_worker_id
 from worker.agent.core.load import Scrape
 from worker.agent.engine import EngineClient, EngineError, engine_client
 from worker.agent.prompts import UNKNOWN_FINGERPRINT, Agreement, Comparison, Expected, compare
@@ -19,7 +19,6 @@ from worker.agent.settings import Settings
 from worker.agent.subscription import ReplayError, Subscription, replay
 from worker.agent.view import DescriptionError, EngineView
 from worker.feed.endpoints import FeedEndpoints
-from worker.settings import WILDCARDS
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +68,9 @@ class Agent:
         self.agreement = Agreement.LOADING
         """Of the engine's prompts with those of `expected`, which is called in a thread until it succeeds."""
         self.clock = clock
-        name = socket.gethostname() if settings.host in WILDCARDS else settings.host
         self.view = EngineView(
             settings,
-            settings.worker_id or f"{name}:{port}",
+            settings.worker_id or default_worker_id(settings.host, port),
             now=lambda: time.time_ns() // 1000,
             clock=clock,
         )

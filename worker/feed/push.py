@@ -10,10 +10,8 @@ import asyncio
 import contextlib
 import logging
 import random
-import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -33,7 +31,6 @@ from kvcache.keys import BlockKey
 from runtime.logs import event
 from worker.feed.endpoints import CacheState
 from worker.feed.log import FeedLog
-from worker.settings import WILDCARDS
 
 logger = logging.getLogger(__name__)
 
@@ -175,25 +172,3 @@ def _asks_for_resync(answer: bytes) -> bool:
         return orjson.loads(answer).get("resync") is True
     except (orjson.JSONDecodeError, AttributeError):
         raise PushError("the heartbeat's answer is no JSON object; is this a router's management port?") from None
-
-
-def advertised_url(host: str, port: int, router_url: str) -> str:
-    """Where the router at `router_url` reaches a server that listens on `host`.
-
-    A server on every address is advertised under the one that this machine uses towards the router.
-    """
-    if host in WILDCARDS:
-        host = _address_towards(router_url)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _address_towards(url: str) -> str:
-    parts = urlsplit(url)
-    try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(address)  # chooses a route and an address, sends nothing
-            return str(probe.getsockname()[0])
-    except OSError:
-        return socket.gethostname()

@@ -21,7 +21,8 @@ from kvcache.feed import (
 )
 from runtime.http.server import HttpServer
 from runtime.sockets import listen
-from worker.feed.push import Pusher, PushError, advertised_url, posting_to
+from worker.addresses import advertised_url
+from worker.feed.push import Pusher, PushError, posting_to
 
 pytestmark = pytest.mark.looptime
 

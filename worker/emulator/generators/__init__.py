@@ -5,15 +5,15 @@ from __future__ import annotations
 from kvcache.tokens.tokenizer import Tokenizer
 from worker.emulator.generators.base import Generator, GeneratorError
 from worker.emulator.generators.sampler import Sampler
-from worker.settings import Settings
 
 __all__ = ["Generator", "GeneratorError", "make_generator"]
 
 
-def make_generator(settings: Settings, tokenizer: Tokenizer) -> Generator:
-    """The generator that the settings name. Raises `GeneratorError` when it cannot be loaded."""
-    if settings.generator == "sampler":
-        return Sampler(tokenizer, settings.seed, settings.mean_output_tokens)
+def make_generator(name: str, tokenizer: Tokenizer, *, seed: int, mean_tokens: int) -> Generator:
+    """The generator of this name: "sampler", or a causal language model. `mean_tokens` is the sampler's mean length of
+    an answer. Raises `GeneratorError` when a model cannot be loaded."""
+    if name == "sampler":
+        return Sampler(tokenizer, seed, mean_tokens)
     from worker.emulator.generators.causal_lm import load_causal_lm  # torch takes seconds and hundreds of megabytes
 
-    return load_causal_lm(settings.generator, tokenizer, settings.seed)
+    return load_causal_lm(name, tokenizer, seed)

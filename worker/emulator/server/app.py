@@ -21,7 +21,7 @@ from worker.emulator.server.completions import complete, completions
 from worker.emulator.server.messages import count_tokens, messages
 from worker.emulator.server.openapi import Documentation
 from worker.emulator.server.responses import Responses
-from worker.emulator.server.service import Service, Stage
+from worker.emulator.server.service import Service, Stage, json_body
 from worker.feed.endpoints import FeedEndpoints
 
 Handler = Callable[[HttpRequest, Service], Awaitable[None]]
@@ -98,6 +98,9 @@ class App:
             return
         try:
             await handler(raw_request, self._service)
+        except InternalError as error:  # vLLM answers what it did not expect outside of the layer that adds headers
+            raw_request.common = ()
+            await raw_request.error(error)
         except ApiError as error:
             await raw_request.error(error)
 
@@ -197,7 +200,7 @@ ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"
 
 async def invocations(raw_request: HttpRequest, service: Service) -> None:
     """Answer a chat or a completion request, the first that it fits. Raises `ApiError`."""
-    raw = await raw_request.json_body()
+    raw = await json_body(raw_request)
     body = parse_json(raw) if raw else None
     if isinstance(body, dict):  # SageMaker names a LoRA adapter there; what the body says of the model is not read
         body["model"] = raw_request.header(ADAPTER_HEADER) or None

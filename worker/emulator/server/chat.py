@@ -16,14 +16,14 @@ from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.generation import Choice, Generation, created_cache_tokens, totals, usage
 from worker.emulator.server.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
-from worker.emulator.server.service import Service, request_id
+from worker.emulator.server.service import Service, json_body, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import Prompt, scored, text_of
 
 
 async def chat_completions(raw_request: HttpRequest, service: Service) -> None:
     """Answer one chat request. Raises `ApiError` as long as nothing has been sent."""
-    raw = await raw_request.json_body()
+    raw = await json_body(raw_request)
     await chat(raw_request, service, parse_request(ChatCompletionRequest, raw), len(raw))
 
 
@@ -53,7 +53,7 @@ async def chat(raw_request: HttpRequest, service: Service, request: ChatCompleti
 
 async def batch_chat_completions(raw_request: HttpRequest, service: Service) -> None:
     """Answer several conversations with one answer each. Raises `ApiError`."""
-    raw = await raw_request.json_body()
+    raw = await json_body(raw_request)
     batch = parse_request(BatchChatCompletionRequest, raw)
     service.check_model(batch.model)
     requests = batch.requests()

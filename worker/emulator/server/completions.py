@@ -17,14 +17,14 @@ from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.generation import Choice, Generation, totals, usage
 from worker.emulator.server.logprobs import TokenTexts, completion_logprobs, prompt_logprobs
 from worker.emulator.server.rendering import Bounds, completion_prompts, scope_of
-from worker.emulator.server.service import Service, request_id
+from worker.emulator.server.service import Service, json_body, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import Prompt, scored, text_of
 
 
 async def completions(raw_request: HttpRequest, service: Service) -> None:
     """Answer one completion request. Raises `ApiError` as long as nothing has been sent."""
-    raw = await raw_request.json_body()
+    raw = await json_body(raw_request)
     await complete(raw_request, service, parse_request(CompletionRequest, raw), len(raw))
 
 

@@ -21,7 +21,7 @@ from worker.emulator.protocol.tokenize import (
 )
 from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, encode
-from worker.emulator.server.service import VLLM_VERSION, Service, Stage
+from worker.emulator.server.service import VLLM_VERSION, Service, Stage, json_body
 
 UNBOUNDED = 2**63
 """/tokenize takes prompts longer than any context."""
@@ -80,7 +80,7 @@ async def models(raw_request: HttpRequest, service: Service) -> None:
 
 async def tokenize(raw_request: HttpRequest, service: Service) -> None:
     """Token ids of a text or of a chat's messages."""
-    raw = await raw_request.json_body()
+    raw = await json_body(raw_request)
     request = parse_request(TOKENIZE_REQUEST, raw)
     service.check_model(request.model)
     if isinstance(request, TokenizeChatRequest):
@@ -104,7 +104,7 @@ def _tokens(request: TokenizeCompletionRequest | TokenizeChatRequest, service: S
 
 async def detokenize(raw_request: HttpRequest, service: Service) -> None:
     """Text of token ids; those that no token has are left out."""
-    request = parse_request(DetokenizeRequest, await raw_request.json_body())
+    request = parse_request(DetokenizeRequest, await json_body(raw_request))
     service.check_model(request.model)
     vocabulary = range(service.tokenizer.vocab_size)
     known = [token for token in request.tokens if token in vocabulary]

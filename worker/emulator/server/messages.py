@@ -16,7 +16,7 @@ from worker.emulator.server.anthropic import as_chat
 from worker.emulator.server.chat import render
 from worker.emulator.server.generation import Choice, created_cache_tokens
 from worker.emulator.server.rendering import scope_of
-from worker.emulator.server.service import Service, request_id
+from worker.emulator.server.service import Service, json_body, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import text_of
 
@@ -33,7 +33,7 @@ class MessagesError(ApiError):
 
 async def messages(raw_request: HttpRequest, service: Service) -> None:
     """Answer one turn. Raises `ApiError` as long as nothing has been sent."""
-    raw = await raw_request.json_body()
+    raw = await json_body(raw_request)
     request = parse_request(MessagesRequest, raw)
     try:
         await _answer(raw_request, service, request, len(raw))
@@ -43,7 +43,7 @@ async def messages(raw_request: HttpRequest, service: Service) -> None:
 
 async def count_tokens(raw_request: HttpRequest, service: Service) -> None:
     """How many tokens a turn's prompt has. Raises `ApiError`."""
-    raw = await raw_request.json_body()
+    raw = await json_body(raw_request)
     request = parse_request(CountTokensRequest, raw)
     try:
         chat = as_chat(request, _template(service))

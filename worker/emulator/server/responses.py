@@ -31,7 +31,7 @@ from worker.emulator.protocol.sampling import Sampling, logit_bias
 from worker.emulator.protocol.validation import parse_request, sanitized
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.emulator.server.response import Response
-from worker.emulator.server.service import Service
+from worker.emulator.server.service import Service, json_body
 from worker.emulator.server.streaming import generated, running, stream
 from worker.emulator.server.submission import Prompt, check, text_of
 
@@ -61,7 +61,7 @@ class Responses:
 
     async def create(self, raw_request: HttpRequest, service: Service) -> None:
         """Answer one request. Raises `ApiError` as long as nothing has been sent."""
-        raw = await raw_request.json_body()
+        raw = await json_body(raw_request)
         request = parse_request(ResponsesRequest, raw)
         service.check_model(request.model)
         if request.store and not self._keeps and request.background:

@@ -22,6 +22,7 @@ from worker.emulator.generators.base import Generator
 from worker.emulator.metrics import EngineMetrics
 from worker.emulator.protocol.base import random_id
 from worker.emulator.protocol.sampling import MAX_CHOICES
+from worker.emulator.protocol.validation import unsupported_media_type
 
 VLLM_VERSION = "0.32.0"
 """The vLLM whose answers these are."""
@@ -143,6 +144,13 @@ class Service:
     def next_id(self) -> str:
         """The name of the next request to the engine."""
         return str(next(self._ids))
+
+
+async def json_body(raw_request: HttpRequest) -> bytes:
+    """The whole body, provided that its content type is JSON: vLLM takes no other. Raises `ApiError`."""
+    if raw_request.header(b"content-type").lower().partition(";")[0] != "application/json":
+        raise unsupported_media_type()
+    return await raw_request.body()
 
 
 def request_id(raw_request: HttpRequest, prefix: str, given: str | None) -> str:

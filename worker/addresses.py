@@ -1,0 +1,36 @@
+"""What a worker is called, and the URL under which a router reaches it."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+_WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
+"""Hosts that stand for every address of the machine."""
+
+
+def default_worker_id(host: str, port: int) -> str:
+    """`host:port`, with the machine's name for a host that stands for every address."""
+    return f"{socket.gethostname() if host in _WILDCARDS else host}:{port}"
+
+
+def advertised_url(host: str, port: int, router_url: str) -> str:
+    """Where the router at `router_url` reaches a server that listens on `host`.
+
+    A server on every address is advertised under the one that this machine uses towards the router.
+    """
+    if host in _WILDCARDS:
+        host = _address_towards(router_url)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _address_towards(url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # chooses a route and an address, sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
