@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvcache.tokens.tokenizer import Tokenizer
-from worker.emulator.protocol.base import StructuredOutputsParams
+from worker.emulator.protocol.structured_outputs import StructuredOutputsParams
 
 _SCALARS: Mapping[str, Any] = {"string": "", "boolean": False, "null": None}
 _DEPTH = 64

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -14,8 +12,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    TypeAdapter,
-    ValidationError,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
@@ -113,89 +109,6 @@ class RepetitionDetectionParams:
             )
 
 
-@dataclass
-class StructuredOutputsParams:
-    """What the output must look like: exactly one kind of constraint. (The name shows in error messages.)"""
-
-    json: str | dict[Any, Any] | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
-    json_object: bool | None = None
-    disable_any_whitespace: bool = False
-    disable_additional_properties: bool = False
-    whitespace_pattern: str | None = None
-    structural_tag: str | None = None
-
-    def __post_init__(self) -> None:
-        kinds = (self.json, self.regex, self.choice, self.grammar, self.json_object, self.structural_tag)
-        given = sum(kind is not None for kind in kinds)
-        if given == 1:
-            return
-        what = "You can only use one kind of" if given else "You must use one kind of"
-        found = "multiple are specified" if given else "none are specified"
-        state = {field.name: getattr(self, field.name) for field in fields(self)}
-        state |= {"_backend": None, "_backend_was_auto": False}
-        raise ApiError(400, f"{what} structured outputs constraint but {found}: {state}")
-
-
-class JsonSchemaFormat(WireModel):
-    """The schema of `response_format`."""
-
-    name: str
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(UnionMember):
-    """`response_format` of OpenAI's API."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
-
-
-class StructuralTag(WireModel):
-    begin: str
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    end: str
-
-
-class StructuralTagResponseFormat(UnionMember):
-    type: Literal["structural_tag"]
-    format: Any
-
-
-class LegacyStructuralTagResponseFormat(UnionMember):
-    type: Literal["structural_tag"]
-    structures: list[StructuralTag]
-    triggers: list[str]
-
-
-AnyResponseFormat = ResponseFormat | StructuralTagResponseFormat | LegacyStructuralTagResponseFormat
-_TAG_FORMAT: TypeAdapter[Any] = TypeAdapter(
-    LegacyStructuralTagResponseFormat | StructuralTagResponseFormat, config=ConfigDict(defer_build=True)
-)
-
-
-def structured_outputs_of(
-    structured: StructuredOutputsParams | None, response_format: AnyResponseFormat | None
-) -> StructuredOutputsParams | None:
-    """The constraint of a request: its `response_format` on top of its `structured_outputs`. Raises `ApiError`."""
-    if response_format is None or response_format.type == "text":
-        return structured
-    given: dict[str, Any] = {} if structured is None else asdict(structured)
-    if isinstance(response_format, ResponseFormat):
-        if response_format.type == "json_object":
-            given["json_object"] = True
-        else:
-            schema = response_format.json_schema
-            given["json"] = None if schema is None else schema.schema_
-    else:
-        given["structural_tag"] = json.dumps(response_format.model_dump(by_alias=True))
-    return StructuredOutputsParams(**given)
-
-
 def check_cache_salt(data: Mapping[str, Any]) -> None:
     """Raises `ApiError` for a `cache_salt` that no cache backend takes."""
     salt = data.get("cache_salt")
@@ -214,41 +127,6 @@ def check_stream_options(data: Mapping[str, Any]) -> None:
     """Raises `ApiError` for options of a stream where there is none."""
     if data.get("stream_options") and not data.get("stream"):
         raise parameter_error("Stream options can only be defined when `stream=True`.", "stream_options")
-
-
-def check_response_format(data: Mapping[str, Any]) -> None:
-    """Raises `ApiError` for a format that says too little."""
-    given = data.get("response_format")
-    if not isinstance(given, dict):
-        return
-    kind = given.get("type")
-    if kind == "json_schema" and given.get("json_schema") is None:
-        raise parameter_error(
-            "When response_format type is 'json_schema', the 'json_schema' field must be provided.", "response_format"
-        )
-    if kind == "structural_tag":
-        try:
-            _TAG_FORMAT.validate_python(given)
-        except ValidationError:
-            raise parameter_error("Invalid response_format structural_tag specification.", "response_format") from None
-
-
-def constraints(structured: Any) -> int:
-    """How many of the kinds that exclude each other `structured_outputs` names. Fails as vLLM's own check does."""
-    return sum(structured.get(kind) is not None for kind in ("json", "regex", "choice"))
-
-
-def check_structural_tag(structured: Any) -> None:
-    """Raises `ApiError` for a structural tag that is no JSON object."""
-    tag = structured.get("structural_tag") if isinstance(structured, dict) else None
-    if tag is None:
-        return
-    try:
-        fits = isinstance(tag, str) and isinstance(json.loads(tag), dict)
-    except ValueError:
-        fits = False
-    if not fits:
-        raise parameter_error("Invalid structured_outputs structural_tag specification.", "structured_outputs")
 
 
 def check_prompt_logprobs(data: Mapping[str, Any], other: str) -> None:

@@ -11,14 +11,12 @@ from kvcache.errors import ApiError, parameter_error
 from worker.emulator.protocol.base import (
     INT64_MAX,
     INT64_MIN,
-    AnyResponseFormat,
     DeferredModel,
     ExtraArguments,
     RepetitionDetectionParams,
     Seed,
     Stop,
     StreamOptions,
-    StructuredOutputsParams,
     ThinkingTokenBudget,
     TopLogprobs,
     UnionMember,
@@ -26,13 +24,17 @@ from worker.emulator.protocol.base import (
     check_cache_salt,
     check_count,
     check_prompt_logprobs,
-    check_response_format,
     check_stream_options,
-    check_structural_tag,
-    constraints,
     random_id,
 )
 from worker.emulator.protocol.messages import ChatMessage, normalise_messages, read_tool_calls
+from worker.emulator.protocol.structured_outputs import (
+    AnyResponseFormat,
+    StructuredOutputsParams,
+    check_response_format,
+    check_structural_tag,
+    count_constraints,
+)
 
 _USAGE = 'Correct usage: `{"type": "function", "function": {"name": "my_function"}}`'
 
@@ -305,7 +307,7 @@ def _check_structured(data: dict[str, Any]) -> None:
     structured = data.get("structured_outputs")
     if structured is None:
         return
-    given = constraints(structured)
+    given = count_constraints(structured)
     if given > 1:
         raise ApiError(
             400, "You can only use one kind of constraints for structured outputs ('json', 'regex' or 'choice')."

@@ -11,23 +11,25 @@ from worker.emulator.protocol.base import (
     INT64_MAX,
     INT64_MIN,
     MAX_COMPLETION_PROMPTS,
-    AnyResponseFormat,
     ExtraArguments,
     RepetitionDetectionParams,
     Seed,
     Stop,
     StreamOptions,
-    StructuredOutputsParams,
     ThinkingTokenBudget,
     WireModel,
     check_cache_salt,
     check_count,
     check_prompt_logprobs,
-    check_response_format,
     check_stream_options,
-    check_structural_tag,
-    constraints,
     random_id,
+)
+from worker.emulator.protocol.structured_outputs import (
+    AnyResponseFormat,
+    StructuredOutputsParams,
+    check_response_format,
+    check_structural_tag,
+    count_constraints,
 )
 
 TokenId = Annotated[int, Field(ge=0)]
@@ -105,7 +107,7 @@ class CompletionRequest(WireModel):
         _check_logprobs(data)
         structured = data.get("structured_outputs")
         if structured is not None:
-            if constraints(structured) > 1:
+            if count_constraints(structured) > 1:
                 raise parameter_error(
                     "You can only use one kind of constraints for structured outputs ('json', 'regex' or 'choice').",
                     "structured_outputs",

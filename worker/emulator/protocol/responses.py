@@ -19,12 +19,12 @@ from worker.emulator.protocol.base import (
     ExtraArguments,
     Seed,
     Stop,
-    StructuredOutputsParams,
     TopLogprobs,
     UnionMember,
     check_cache_salt,
     random_id,
 )
+from worker.emulator.protocol.structured_outputs import StructuredOutputsParams
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)] | None

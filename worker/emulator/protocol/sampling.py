@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from kvcache.errors import ApiError, parameter_error
 from kvcache.tokens.tokenizer import Tokenizer
-from worker.emulator.protocol.base import (
-    AnyResponseFormat,
+from worker.emulator.protocol.base import thinking_token_budget
+from worker.emulator.protocol.chat import ChatCompletionRequest
+from worker.emulator.protocol.completion import CompletionRequest
+from worker.emulator.protocol.structured_outputs import (
     StructuredOutputsParams,
+    check_structured,
     structured_outputs_of,
-    thinking_token_budget,
 )
-from worker.emulator.protocol.constraints import check_structured
 from worker.emulator.protocol.validation import InternalError
 
 MAX_CHOICES = 16_384
@@ -29,69 +30,6 @@ MAX_BAD_WORDS = 128
 """vLLM's VLLM_MAX_NUM_BAD_WORDS, after tokenising."""
 GREEDY = 1e-5
 """A temperature below this means the likeliest token."""
-
-
-class SamplingFields(Protocol):
-    """What completion and chat requests have in common."""
-
-    @property
-    def frequency_penalty(self) -> float | None: ...
-    @property
-    def presence_penalty(self) -> float | None: ...
-    @property
-    def repetition_penalty(self) -> float | None: ...
-    @property
-    def temperature(self) -> float | None: ...
-    @property
-    def top_p(self) -> float | None: ...
-    @property
-    def top_k(self) -> int | None: ...
-    @property
-    def min_p(self) -> float | None: ...
-    @property
-    def seed(self) -> int | None: ...
-    @property
-    def stop(self) -> str | list[str] | None: ...
-    @property
-    def stop_token_ids(self) -> list[int] | None: ...
-    @property
-    def bad_words(self) -> list[str]: ...
-    @property
-    def ignore_eos(self) -> bool: ...
-    @property
-    def min_tokens(self) -> int: ...
-    @property
-    def logit_bias(self) -> dict[str, float] | None: ...
-    @property
-    def allowed_token_ids(self) -> list[int] | None: ...
-    @property
-    def logprob_token_ids(self) -> list[int] | None: ...
-    @property
-    def thinking_token_budget(self) -> int | None: ...
-    @property
-    def skip_special_tokens(self) -> bool: ...
-    @property
-    def include_stop_str_in_output(self) -> bool: ...
-    @property
-    def structured_outputs(self) -> StructuredOutputsParams | None: ...
-    @property
-    def response_format(self) -> AnyResponseFormat | None: ...
-    @property
-    def vllm_xargs(self) -> Mapping[str, Any] | None: ...
-    @property
-    def routed_experts_prompt_start(self) -> int: ...
-    @property
-    def stream_interval(self) -> int | None: ...
-    @property
-    def use_beam_search(self) -> bool: ...
-    @property
-    def choices(self) -> int: ...
-    @property
-    def asked_logprobs(self) -> int | None: ...
-    @property
-    def asked_prompt_logprobs(self) -> int | None: ...
-    @property
-    def only_echo(self) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -269,7 +207,7 @@ class Sampling:
         _check_most("prompt", "prompt_logprobs", self.prompt_logprobs, vocabulary)
 
 
-def sampling_of(request: SamplingFields, max_tokens: int) -> Sampling:
+def sampling_of(request: ChatCompletionRequest | CompletionRequest, max_tokens: int) -> Sampling:
     """The bounds that a request sets, for answers of at most `max_tokens`. Raises `ApiError`."""
     bias = None if request.use_beam_search else logit_bias(request.logit_bias)
     stop = request.stop or ()

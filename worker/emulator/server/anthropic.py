@@ -18,8 +18,9 @@ from worker.emulator.protocol.anthropic import (
     Tool,
     ToolDefinition,
 )
-from worker.emulator.protocol.base import ResponseFormat, StreamOptions
+from worker.emulator.protocol.base import StreamOptions
 from worker.emulator.protocol.chat import ChatCompletionRequest, NamedToolChoice, ToolParam
+from worker.emulator.protocol.structured_outputs import ResponseFormat
 
 _BILLING = "x-anthropic-billing-header"
 """A client's line whose value changes with every request: vLLM drops it, for the prefix cache's sake."""

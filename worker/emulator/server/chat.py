@@ -17,7 +17,7 @@ from worker.emulator.server.generation import Choice, Generation, created_cache_
 from worker.emulator.server.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.emulator.server.service import Service, json_body, request_id
-from worker.emulator.server.streaming import generated, stream
+from worker.emulator.server.streaming import OpenAIChunks, generated, stream
 from worker.emulator.server.submission import Prompt, scored, text_of
 
 
@@ -45,7 +45,7 @@ async def chat(raw_request: HttpRequest, service: Service, request: ChatCompleti
         if generation is None:
             return
         if request.stream:
-            await stream(raw_request, generation, _Chunks(answer))
+            await stream(raw_request, generation, _ChunkFormatter(answer))
         else:
             await generation.finished()
             await raw_request.json(200, await service.offload(scored([prompt]), lambda: answer.whole(generation)))
@@ -213,23 +213,17 @@ class _Answer:
         }
 
 
-class _Chunks:
-    """The stream's chunks. What is the same in all of them is formatted once: a token costs one join."""
+class _ChunkFormatter:
+    """Writes the chunks of a stream."""
 
     def __init__(self, answer: _Answer) -> None:
         self._answer = answer
         self._service = service = answer.service
         self._request = request = answer.request
-        self._head = b'data: {"id":%s,"object":"chat.completion.chunk","created":%d,"model":%s,"choices":[' % (
-            orjson.dumps(answer.answer_id),
-            answer.created,
-            orjson.dumps(service.model),
+        self._shared = OpenAIChunks(
+            service, answer.answer_id, answer.created, b"chat.completion.chunk", request.stream_options
         )
-        self._fingerprint = b',"system_fingerprint":' + orjson.dumps(service.fingerprint)
-        options = request.stream_options
-        self._usage = options is not None and bool(options.include_usage)
-        self._continuous = self._usage and options is not None and bool(options.continuous_usage_stats)
-        self._plain = not (request.return_token_ids or self._continuous or request.logprobs)
+        self._plain = not (request.return_token_ids or self._shared.continuous_usage or request.logprobs)
         self._heads: dict[int, bytes] = {}
 
     def first(self, choices: Sequence[Choice]) -> bytes:
@@ -241,7 +235,7 @@ class _Chunks:
     def _opening(self, choice: Choice) -> bytes:
         return b"".join(
             (
-                self._head,
+                self._shared.head,
                 b'{"index":%d,"delta":{"role":%s,"content":""},"logprobs":null,"finish_reason":null}]'
                 % (choice.index, orjson.dumps(self._answer.role)),
                 self._usage_so_far(choice, 0),
@@ -254,11 +248,11 @@ class _Chunks:
     def _echo(self, choice: Choice, text: str) -> bytes:
         delta = b'{"index":%d,"delta":{"content":%s},"logprobs":null,"finish_reason":null}]'
         return b"".join(
-            (self._head, delta % (choice.index, orjson.dumps(text)), self._usage_so_far(choice, 0), b"}\n\n")
+            (self._shared.head, delta % (choice.index, orjson.dumps(text)), self._usage_so_far(choice, 0), b"}\n\n")
         )
 
     def _usage_so_far(self, choice: Choice, tokens: int) -> bytes:
-        if not self._continuous:
+        if not self._shared.continuous_usage:
             return b""
         counts = usage(choice.prompt_tokens, tokens) | {"completion_tokens_details": None}
         return b',"usage":' + orjson.dumps(counts)
@@ -268,7 +262,7 @@ class _Chunks:
         text, tokens = choice.take()
         head = self._heads.get(choice.index)
         if head is None:
-            head = self._heads[choice.index] = self._head + b'{"index":%d,"delta":{"content":' % choice.index
+            head = self._heads[choice.index] = self._shared.head + b'{"index":%d,"delta":{"content":' % choice.index
         if choice.finish_reason is None and self._plain:
             return head + orjson.dumps(text) + _PLAIN_TAIL
         parts = [
@@ -282,20 +276,20 @@ class _Chunks:
         if choice.finish_reason is not None:
             parts += [b',"stop_reason":', orjson.dumps(choice.stop_reason)]
         parts += [b',"token_ids":', orjson.dumps(tokens if self._request.return_token_ids else None), b"}]"]
-        if self._continuous:
+        if self._shared.continuous_usage:
             parts.append(self._usage_so_far(choice, len(choice.tokens)))
-        elif choice.finish_reason is not None and not self._usage:
-            parts.append(self._fingerprint)
+        elif choice.finish_reason is not None and not self._shared.usage:
+            parts.append(self._shared.fingerprint)
         return b"".join((*parts, b"}\n\n"))
 
     def last(self, choices: Sequence[Choice]) -> bytes:
         """The usage chunk, if it was asked for."""
-        if not self._usage:
+        if not self._shared.usage:
             return b""
         counts = usage(*totals(choices, self._answer.sampling.n))
         if self._service.prompt_tokens_details and not self._answer.sampling.beam:
             counts["prompt_tokens_details"] = self._answer.details(choices[0])
-        return self._head + b'],"usage":' + orjson.dumps(counts) + self._fingerprint + b"}\n\n"
+        return self._shared.usage_chunk(counts)
 
 
 _PLAIN_TAIL = b'},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'

@@ -18,7 +18,7 @@ from worker.emulator.server.generation import Choice, Generation, totals, usage
 from worker.emulator.server.logprobs import TokenTexts, completion_logprobs, prompt_logprobs
 from worker.emulator.server.rendering import Bounds, completion_prompts, scope_of
 from worker.emulator.server.service import Service, json_body, request_id
-from worker.emulator.server.streaming import generated, stream
+from worker.emulator.server.streaming import OpenAIChunks, generated, stream
 from worker.emulator.server.submission import Prompt, scored, text_of
 
 
@@ -63,7 +63,7 @@ async def complete(raw_request: HttpRequest, service: Service, request: Completi
         if generation is None:
             return
         if request.stream:
-            await stream(raw_request, generation, _Chunks(answer))
+            await stream(raw_request, generation, _ChunkFormatter(answer))
         else:
             await generation.finished()
             await raw_request.json(200, await service.offload(scored(prompts), lambda: answer.whole(generation)))
@@ -196,23 +196,17 @@ def _last(choices: Sequence[Choice], generation: Generation) -> Choice:
     return choices[-1] if last is None or last not in choices else last
 
 
-class _Chunks:
-    """The stream's chunks. What is the same in all of them is formatted once: a token costs one join."""
+class _ChunkFormatter:
+    """Writes the chunks of a stream."""
 
     def __init__(self, answer: _Answer) -> None:
         self._answer = answer
         self._service = service = answer.service
         self._request = request = answer.request
-        self._head = b'data: {"id":%s,"object":"text_completion","created":%d,"model":%s,"choices":[' % (
-            orjson.dumps(answer.answer_id),
-            answer.created,
-            orjson.dumps(service.model),
+        self._shared = OpenAIChunks(
+            service, answer.answer_id, answer.created, b"text_completion", request.stream_options
         )
-        self._fingerprint = b',"system_fingerprint":' + orjson.dumps(service.fingerprint)
-        options = request.stream_options
-        self._usage = options is not None and bool(options.include_usage)
-        self._continuous = self._usage and options is not None and bool(options.continuous_usage_stats)
-        self._plain = not (request.return_token_ids or self._continuous or request.logprobs is not None)
+        self._plain = not (request.return_token_ids or self._shared.continuous_usage or request.logprobs is not None)
         self._heads: dict[int, bytes] = {}
         self._offsets: dict[int, int] = {}
         """Of choices whose log probabilities are shown: where the text of their next token begins."""
@@ -223,7 +217,7 @@ class _Chunks:
         head = self._heads.get(choice.index)
         first = head is None
         if head is None:
-            head = self._heads[choice.index] = self._head + b'{"index":%d,"text":' % choice.index
+            head = self._heads[choice.index] = self._shared.head + b'{"index":%d,"text":' % choice.index
         if choice.finish_reason is None and self._plain and not (first and self._request.echo):
             return head + orjson.dumps(text) + _PLAIN_TAIL
         request = self._request
@@ -243,10 +237,10 @@ class _Chunks:
                 orjson.dumps(tokens if with_ids else None),
             ),
         ]
-        if self._continuous:
+        if self._shared.continuous_usage:
             parts.append(b',"usage":' + orjson.dumps(usage(choice.prompt_tokens, len(choice.tokens))))
-        elif choice.finish_reason is not None and not self._usage:
-            parts.append(self._fingerprint)
+        elif choice.finish_reason is not None and not self._shared.usage:
+            parts.append(self._shared.fingerprint)
         return b"".join((*parts, b"}\n\n"))
 
     def _logprobs(self, choice: Choice, tokens: Sequence[int], echo: bool) -> dict[str, Any] | None:
@@ -260,13 +254,13 @@ class _Chunks:
 
     def last(self, choices: Sequence[Choice]) -> bytes:
         """The usage chunk, if it was asked for."""
-        if not self._usage:
+        if not self._shared.usage:
             return b""
         prompt, completion = totals(choices, self._request.n)
         counts = usage(prompt, completion)
         if self._service.prompt_tokens_details:
             counts["prompt_tokens_details"] = {"cached_tokens": choices[0].cached_tokens}
-        return self._head + b'],"usage":' + orjson.dumps(counts) + self._fingerprint + b"}\n\n"
+        return self._shared.usage_chunk(counts)
 
 
 _PLAIN_TAIL = (

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
+
+import orjson
 
 from kvcache.errors import SSE_DONE, ApiError, engine_dead, sse_error
 from kvcache.keys import CacheScope
 from worker.asgi import HttpRequest
 from worker.emulator.async_engine import EngineDeadError
+from worker.emulator.protocol.base import StreamOptions
 from worker.emulator.server.generation import Choice, Generation
 from worker.emulator.server.service import Service
 from worker.emulator.server.submission import Prompt, check, start
 
 
-class Chunks(Protocol):
-    """How one endpoint words its chunks."""
+class ChunkFormatter(Protocol):
+    """Writes the chunks of one endpoint's streams."""
 
     def first(self, choices: Sequence[Choice]) -> bytes:
         """Chunks before the first token."""
@@ -26,6 +29,32 @@ class Chunks(Protocol):
 
     def last(self, choices: Sequence[Choice]) -> bytes:
         """Chunks after the last token."""
+
+
+class OpenAIChunks:
+    """What the chunks of one stream of OpenAI's API share. It is formatted once, so that a token costs one join.
+
+    `kind` is the chunks' `object`.
+    """
+
+    def __init__(
+        self, service: Service, answer_id: str, created: int, kind: bytes, options: StreamOptions | None
+    ) -> None:
+        self.head = b'data: {"id":%s,"object":"%s","created":%d,"model":%s,"choices":[' % (
+            orjson.dumps(answer_id),
+            kind,
+            created,
+            orjson.dumps(service.model),
+        )
+        self.fingerprint = b',"system_fingerprint":' + orjson.dumps(service.fingerprint)
+        self.usage = options is not None and bool(options.include_usage)
+        """Whether a last chunk reports the usage."""
+        self.continuous_usage = self.usage and options is not None and bool(options.continuous_usage_stats)
+        """Whether every chunk reports the usage so far."""
+
+    def usage_chunk(self, counts: Mapping[str, Any]) -> bytes:
+        """The chunk after the last token that reports the usage."""
+        return self.head + b'],"usage":' + orjson.dumps(counts) + self.fingerprint + b"}\n\n"
 
 
 def event_of(error: ApiError) -> bytes:
@@ -87,7 +116,7 @@ async def generated(
 async def stream(
     raw_request: HttpRequest,
     generation: Generation,
-    chunks: Chunks,
+    chunks: ChunkFormatter,
     *,
     opening: bytes = b"",
     done: bytes = SSE_DONE,
