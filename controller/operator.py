@@ -19,13 +19,14 @@ import kopf
 
 from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import KVCLUSTER, OWNED, POD, Kind
-from controller.kube.link import Backoffs, Link
+from controller.kube.link import Link
 from controller.metrics import Metrics
 from controller.objects.names import APP, MANAGED_BY, MANAGED_BY_LABEL, NAME_LABEL, Object
 from controller.pulse import Pulse
 from controller.reconcile.inventory import Inventory, Key, owner_of
 from controller.reconcile.queue import RetryLater, WorkQueue
 from controller.reconcile.reconciler import Reconciler
+from runtime.backoff import Backoff
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ DEBOUNCE = 0.05
 """Seconds: our own writes come back as events, several at once."""
 RELIST = 600.0
 """Seconds between two full lists, which heal what a watch lost. They are spread at random over a tenth of that."""
-RELIST_RETRY, LONGEST_RELIST_RETRY = 0.5, 10.0
+RELIST_BACKOFF = Backoff(0.5, 10.0)
+REQUEST_BACKOFF = Backoff(0.2, 5.0)
+"""Of kopf's requests, without an end: an operator that gives up the API server has nothing left to do."""
 
 WATCHED = (KVCLUSTER, POD, *OWNED)
 
@@ -85,10 +88,10 @@ class Operator:
 
     async def start(self) -> None:
         """Learns what there is, then begins to look after it."""
-        unlisted, wait = await self._relist(self._everything), RELIST_RETRY
+        unlisted, failures = await self._relist(self._everything), 1
         while unlisted:
-            await asyncio.sleep(wait)
-            unlisted, wait = await self._relist(unlisted), min(2 * wait, LONGEST_RELIST_RETRY)
+            await asyncio.sleep(RELIST_BACKOFF.delay(failures))
+            unlisted, failures = await self._relist(unlisted), failures + 1
         self._tasks = [
             asyncio.create_task(self.queue.run(), name="queue"),
             asyncio.create_task(self._keep_relisting(), name="relist"),
@@ -217,7 +220,7 @@ def _configure(settings: kopf.OperatorSettings, *, clusterwide: bool) -> None:
     settings.watching.inactivity_timeout = 130
     settings.watching.connect_timeout = 5
     settings.networking.request_timeout = 10
-    settings.networking.error_backoffs = Backoffs()
+    settings.networking.error_backoffs = REQUEST_BACKOFF
     # Our own events tell of transitions; kopf's would tell of its log lines.
     settings.posting.enabled = False
     settings.peering.standalone = True

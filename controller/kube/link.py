@@ -129,15 +129,6 @@ class LinkedClient(RESTClientObject):
         )
 
 
-class Backoffs:
-    """kopf's waits between tries, without an end: an operator that gives up the API server has nothing left to do."""
-
-    def __iter__(self) -> Iterator[float]:
-        yield from (0.2, 0.5, 1.0, 2.0)
-        while True:
-            yield 5.0
-
-
 class _Unsaid(logging.Filter):
     def __init__(self, link: Link) -> None:
         super().__init__()

@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 
 from controller.local.desired_processes import Component, DesiredProcess
+from runtime.backoff import Backoff
 
-FIRST_DELAY = 0.1
-LONGEST_DELAY = 5.0
+RESTART_BACKOFF = Backoff(0.1, 5.0)
 HEALTHY_SECONDS = 10.0
 """A process that was ready for this long starts its backoff anew."""
 KILL_AFTER = 5.0
@@ -55,14 +55,10 @@ class ProcessStatus:
     detail: str = ""
 
 
-def next_delay(last: float | None, ready_for: float) -> float:
-    """Seconds to wait before a restart: doubles with each failure in a row, from `FIRST_DELAY` to `LONGEST_DELAY`.
-
-    `last` is the delay before (None: no failure so far), `ready_for` how long the process was ready.
-    """
-    if last is None or ready_for >= HEALTHY_SECONDS:
-        return FIRST_DELAY
-    return min(2 * last, LONGEST_DELAY)
+def failures_in_a_row(before: int, ready_for: float) -> int:
+    """How often a process has ended in a row, given that count before and the seconds for which it was ready now: a
+    process that was ready for `HEALTHY_SECONDS` begins anew."""
+    return 1 if ready_for >= HEALTHY_SECONDS else before + 1
 
 
 def describe_exit(code: int) -> str:
@@ -158,7 +154,7 @@ class ManagedProcess:
 
     async def _keep_running(self) -> None:
         loop = asyncio.get_running_loop()
-        delay: float | None = None
+        failures = 0
         while not self._stopping.is_set():
             self._ready_at = None
             ended = await self._run_once()
@@ -166,7 +162,8 @@ class ManagedProcess:
                 break
             ready_for = 0.0 if self._ready_at is None else loop.time() - self._ready_at
             self.failed_starts = self.failed_starts + 1 if self._ready_at is None else 0
-            delay = next_delay(delay, ready_for)
+            failures = failures_in_a_row(failures, ready_for)
+            delay = RESTART_BACKOFF.delay(failures)
             self._change(State.BACKOFF, f"{ended}; starting again in {delay:.1f} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)

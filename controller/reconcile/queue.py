@@ -10,11 +10,12 @@ import random
 from collections.abc import Awaitable, Callable
 
 from controller.reconcile.inventory import Key
+from runtime.backoff import Backoff
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 
-FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
+BACKOFF = Backoff(0.5, 60.0)
 
 
 class RetryLater(Exception):
@@ -28,12 +29,6 @@ class RetryLater(Exception):
         self.after = after
         self.progress = progress
         self.said = said
-
-
-def backoff(failures: int, rng: random.Random) -> float:
-    """Seconds before try number `failures` + 1: doubling, capped, between half and all of it at random."""
-    longest = min(FIRST_RETRY * 2.0 ** min(failures - 1, 16), LONGEST_RETRY)
-    return longest * (0.5 + 0.5 * rng.random())
 
 
 class WorkQueue:
@@ -104,14 +99,14 @@ class WorkQueue:
             again = await self._handler(key)
         except RetryLater as error:
             failures = self._failures[key] = 1 if error.progress else self._failures.get(key, 0) + 1
-            delay = max(backoff(failures, self._rng), error.after or 0.0)
+            delay = max(BACKOFF.delay(failures, self._rng.random()), error.after or 0.0)
             level = logging.DEBUG if error.said else logging.WARNING
             event(logger, level, "reconcile_again", cluster="/".join(key), after=delay, why=str(error))
             self.add(key, delay)
         except Exception:  # whatever one cluster causes, the others go on
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             logger.exception("reconcile_failed", extra={"kvcluster_fields": {"cluster": "/".join(key)}})
-            self.add(key, backoff(failures, self._rng))
+            self.add(key, BACKOFF.delay(failures, self._rng.random()))
         else:
             self._failures.pop(key, None)
             if again is not None:

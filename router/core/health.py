@@ -8,6 +8,7 @@ from router.core.config import FleetConfig
 from router.core.outliers import PROBES, Ejection, EjectionReason, Outcome, eject, outlying, recover
 from router.core.worker import Worker
 from router.core.worker_state import Circuit, Contact, Event, Intake
+from runtime.backoff import Backoff
 
 FIRST_PAUSE = 1.0
 """Seconds for which a worker that turns requests away, and says not for how long, is left alone; doubled each time."""
@@ -20,6 +21,7 @@ class Health:
 
     def __init__(self, config: FleetConfig, workers: Collection[Worker]) -> None:
         self._longest_pause = config.longest_pause
+        self._pauses = Backoff(FIRST_PAUSE, config.longest_pause)
         self._policy = config.outliers
         self._workers = workers
 
@@ -58,7 +60,7 @@ class Health:
             worker.paused_until = max(worker.paused_until, now + min(retry_after or 0.0, self._longest_pause))
             return None
         worker.pauses += 1
-        pause = max(FIRST_PAUSE * 2.0 ** min(worker.pauses - 1, 16), retry_after or 0.0)
+        pause = max(self._pauses.delay(worker.pauses), retry_after or 0.0)
         worker.explicit_pause = retry_after is not None
         worker.paused_until = now + min(pause, self._longest_pause)
         worker.moves(Event.PAUSED)

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 
+from runtime.backoff import Backoff
+
 WINDOW = 10
 """Seconds over which success rates are measured, in slots of a second."""
 VOLUME = 20
@@ -151,13 +153,14 @@ def outlying(
 
 def eject(policy: OutlierPolicy, record: Record, reason: EjectionReason, why: str, now: float) -> Ejection:
     """Leave the worker out from now on. An ejection is forgotten after as long in good health as it lasted at most."""
+    duration = Backoff(policy.first_seconds, policy.longest_seconds)
     if record.well_since is not None:
         healthy = now - record.well_since
-        while record.ejections and healthy >= (lasted := _seconds(policy, record.ejections)):
+        while record.ejections and healthy >= (lasted := duration.delay(record.ejections)):
             healthy -= lasted
             record.ejections -= 1
     record.ejections += 1
-    seconds = _seconds(policy, record.ejections)
+    seconds = duration.delay(record.ejections)
     record.ejection = Ejection(reason, why, seconds, now + seconds)
     record.forget_answers()
     return record.ejection
@@ -168,7 +171,3 @@ def recover(record: Record, now: float) -> None:
     record.ejection = None
     record.well_since = now
     record.forget_answers()
-
-
-def _seconds(policy: OutlierPolicy, ejections: int) -> float:
-    return min(policy.first_seconds * 2.0 ** min(ejections - 1, 32), policy.longest_seconds)

@@ -13,6 +13,7 @@ from typing import Any
 
 from router.discovery.discovered import DiscoveredWorkers
 from router.discovery.endpointslices import Slice, discovered_workers, read_slice
+from runtime.backoff import Backoff
 
 
 class Cause(StrEnum):
@@ -82,8 +83,7 @@ class Policy:
     """A watch that has lasted this long works: earlier failures are over."""
     relist: float = 300.0
     """Between two lists; up to a fifth more at random."""
-    first_retry: float = 0.2
-    longest_retry: float = 5.0
+    retry: Backoff = Backoff(0.2, 5.0)
     longest_retry_after: float = 60.0
     """More than this the API server cannot ask of us."""
     stale_after: float = 60.0
@@ -206,8 +206,7 @@ class ListWatch:
             return wait * (1.0 + 0.1 * self._chance())
         if expired and self.streak == 1:
             return 0.0
-        longest = min(self.policy.first_retry * 2.0 ** min(self.streak - 1, 16), self.policy.longest_retry)
-        return longest * (0.5 + 0.5 * self._chance())
+        return self.policy.retry.delay(self.streak, self._chance())
 
     # --- how it is doing --------------------------------------------------------------------------------
 

@@ -10,12 +10,13 @@ from enum import StrEnum
 from typing import Any
 
 from kvcache.tokens.tokenizer import Tokenizer
+from runtime.backoff import Backoff
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 
-FIRST_RETRY, LONGEST_RETRY = 2.0, 60.0
-"""Seconds between two attempts: doubled from the first to the longest."""
+TOKENIZER_BACKOFF = Backoff(2.0, 60.0)
+"""Between two attempts to load the tokenizer."""
 AWAITED = 10.0
 """Seconds after which a router is ready though its first attempt is not over."""
 
@@ -74,14 +75,14 @@ class TokenizerLoader:
 
     async def run(self) -> None:
         """Try until it is loaded."""
-        pause = FIRST_RETRY
+        failures = 0
         while self.status.state is not TokenizerState.LOADED:
             try:
                 tokenizer = await asyncio.to_thread(self._load, self.status.name)
             except Exception as error:  # noqa: BLE001  # hubs, proxies and parsers fail in ways of their own
                 self._failed(str(error) or repr(error))
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_RETRY)
+                failures += 1
+                await asyncio.sleep(TOKENIZER_BACKOFF.delay(failures))
             else:
                 self.loaded(tokenizer)
 

@@ -12,6 +12,7 @@ import aiohttp
 from router.core.fleet import Fleet
 from router.metrics import Metrics
 from router.upstream.in_flight import Attempts
+from runtime.backoff import Backoff
 from runtime.draining import DRAINING_HEADER
 
 PROBE_INTERVAL = 1.0
@@ -45,6 +46,7 @@ class Prober:
         self._refused = refused
         self._interval = interval
         self._longest = longest
+        self._refusal_backoff = Backoff(interval, longest)
         self._asked = False
         self._asked_at = -math.inf
         """When a request for a probe was last met at once."""
@@ -69,13 +71,13 @@ class Prober:
         """Probe until cancelled."""
         while True:
             self._woken.clear()
-            pause = self._interval
+            pause = min(self._interval, self._longest)
             if self._asked or self._needed():
                 await self._probe()
                 self._asked = False  # a refusal asks for a probe: this one must not be the reason for the next
-                pause *= 2.0 ** min(max(self._refusals - 1, 0), 8)
+                pause = self._refusal_backoff.delay(max(self._refusals, 1))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(pause, self._longest)):
+                async with asyncio.timeout(pause):
                     await self._woken.wait()
 
     async def _probe(self) -> None:

@@ -16,6 +16,7 @@ from kvcache.feed import MSGPACK, FeedError, Snapshot, decode_batch, decode_snap
 from router.core.errors import AgentListed, DuplicateWorker, FeedGap, FeedRejected, Mismatch, RejectReason, StaleEpoch
 from router.core.fleet import Fleet
 from router.metrics import Metrics
+from runtime.backoff import Backoff
 from runtime.logs import event
 from runtime.sse import EventTooLargeError, SseReader
 
@@ -34,9 +35,8 @@ class ResyncError(Exception):
 class FeedPolicy:
     """Seconds and bytes."""
 
-    first_retry: float = 0.05
-    longest_retry: float = 1.0
-    """A restarted worker is found again within this."""
+    reconnect: Backoff = Backoff(0.05, 1.0)
+    """A restarted worker is found again within the longest of these delays."""
     silence: float = 3.0
     """A stream that brings nothing for so long is dropped: a worker reports its load every second."""
     connect_timeout: float = 2.0
@@ -47,12 +47,6 @@ class FeedPolicy:
     """How often a worker without a feed is asked again."""
     thread_bytes: int = 256 * 1024
     """Snapshots larger than this are decoded in a thread."""
-
-
-def backoff(attempt: int, policy: FeedPolicy, rng: random.Random) -> float:
-    """Seconds before reconnection number `attempt` (from 0): doubling, capped, between half and all of it at random."""
-    longest = min(policy.first_retry * 2.0 ** min(attempt, 16), policy.longest_retry)
-    return longest * (0.5 + 0.5 * rng.random())
 
 
 class Subscriber:
@@ -124,7 +118,7 @@ class Subscriber:
                 self._metrics.feed_gaps.inc()
                 self._position = None
                 now = self._clock()
-                if self._failures == 0 and now - self._resumed_at > self._policy.longest_retry:
+                if self._failures == 0 and now - self._resumed_at > self._policy.reconnect.longest:
                     self._failures, self._resumed_at = 1, now
                     continue  # at once; if that does not help for long, after a pause
             except FeedRejected as error:
@@ -145,7 +139,7 @@ class Subscriber:
                 if self._connected:
                     self._connected = False
                     self._ended()
-            await asyncio.sleep(backoff(self._failures, self._policy, self._rng))
+            await asyncio.sleep(self._policy.reconnect.delay(self._failures + 1, self._rng.random()))
             self._failures += 1
 
     def _lost(self, error: Exception) -> None:

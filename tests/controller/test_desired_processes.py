@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controller.local.desired_processes import Addresses, Component, LocalModeError, check, desired_processes
-from controller.local.process import FIRST_DELAY, LONGEST_DELAY, describe_exit, environment, next_delay
+from controller.local.process import describe_exit, environment, failures_in_a_row
 from router.settings import Settings as RouterSettings
 
 ADDRESSES = Addresses(("http://127.0.0.1:1", "http://127.0.0.1:2"), "http://127.0.0.1:8000", "http://127.0.0.1:9000")
@@ -118,15 +118,10 @@ def test_what_a_machine_alone_cannot_run_is_said(make_manifest, spec, message):
         check(make_manifest(**spec))
 
 
-def test_backoff_doubles_up_to_a_limit_and_starts_anew_after_a_healthy_time():
-    delays, last = [], None
-    for _ in range(8):
-        last = next_delay(last, ready_for=0.0)
-        delays.append(last)
-    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
-    assert delays[-1] == LONGEST_DELAY
-    assert next_delay(last, ready_for=9.9) == LONGEST_DELAY
-    assert next_delay(last, ready_for=10.0) == FIRST_DELAY
+def test_a_process_that_was_ready_for_long_begins_its_count_of_failures_anew():
+    assert failures_in_a_row(0, ready_for=0.0) == 1
+    assert failures_in_a_row(7, ready_for=9.9) == 8
+    assert failures_in_a_row(7, ready_for=10.0) == 1
 
 
 def test_exits_are_told_in_words():

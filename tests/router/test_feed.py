@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from kvcache.feed import Cleared, Removed, Stored
 from kvcache.keys import block_keys
 from kvcache.tokens.tokenizer import Tokenizer
-from router.sync.subscriber import FeedPolicy, backoff
 from runtime.sse import EventTooLargeError, SseEvent, SseReader
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.fakes import FakeWorker, fake_workers, good
@@ -174,15 +172,6 @@ async def test_view_age_is_published(start_router: StartRouter, tokenizer: Token
         assert 'kvcluster_router_view_age_seconds{worker="w"}' in text
         assert 'kvcluster_router_worker_blocks{worker="w"} 6.0' in text
         assert "kvcluster_router_index_blocks 6.0" in text
-
-
-@given(st.integers(0, 1000), st.integers(0, 2**32))
-def test_reconnection_backs_off_within_bounds(attempt: int, seed: int) -> None:
-    policy = FeedPolicy()
-    pause = backoff(attempt, policy, random.Random(seed))
-    assert policy.first_retry / 2 <= pause <= policy.longest_retry <= 1.0
-    if attempt == 0:
-        assert pause <= policy.first_retry
 
 
 @given(

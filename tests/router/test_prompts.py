@@ -22,6 +22,7 @@ from router.discovery.sources import StaticDiscovery
 from router.main import Router
 from router.server.prompts import BESIDES, BYTES_PER_TOKEN, CHAT, COMPLETIONS, INLINE_TEXT, LONG_DEPTH, PromptReader
 from router.settings import Settings
+from runtime.backoff import Backoff
 from tests.router.conftest import StartRouter, until
 from tests.router.fakes import fake_workers, good
 
@@ -173,7 +174,7 @@ async def test_without_a_tokenizer_requests_go_by_load_and_it_is_tried_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("router.server.tokenizer_loader.FIRST_RETRY", 0.02)
+    monkeypatch.setattr("router.server.tokenizer_loader.TOKENIZER_BACKOFF", Backoff(0.02, 60.0))
     broken = Broken()
     async with fake_workers(good) as workers:
         workers[0].serve_feed(tokenizer.fingerprint)

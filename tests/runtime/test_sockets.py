@@ -30,4 +30,4 @@ def test_the_kernel_probes_silent_connections(family: socket.AddressFamily):
 
 def test_a_routers_watch_is_known_to_be_dead_within_twenty_seconds():
     policy = Policy()
-    assert policy.longest_watch + policy.slack + policy.first_retry < 20
+    assert policy.longest_watch + policy.slack + policy.retry.first < 20

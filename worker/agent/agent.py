@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import zmq.asyncio
 
+from runtime.backoff import Backoff
 from runtime.logs import event
 from worker.addresses import default_worker_id
 from worker.agent.core.load import Scrape
@@ -34,8 +35,8 @@ REPLAY_ATTEMPTS = 20
 SLICE = 64
 """Batches applied before other tasks get a turn."""
 
-FIRST_RETRY, LONGEST_RETRY = 2.0, 60.0
-"""Seconds between two attempts to load the tokenizer: doubled from the first to the longest."""
+TOKENIZER_BACKOFF = Backoff(2.0, 60.0)
+"""Between two attempts to load the tokenizer."""
 
 _NOT_YET = {
     Agreement.LOADING: "the tokenizer is being loaded",
@@ -134,14 +135,14 @@ class Agent:
 
     async def _load_prompts(self) -> None:
         """Load the tokenizer, trying until it can be: a hub that cannot be reached, a volume that is filled late."""
-        pause = FIRST_RETRY
+        failures = 0
         while self._expected is None:
             try:
                 self._expected = await asyncio.to_thread(self._load)
             except Exception as error:  # noqa: BLE001  # hubs, proxies and parsers fail in ways of their own
                 self._agree(Comparison(Agreement.UNLOADABLE, UNKNOWN_FINGERPRINT, str(error) or repr(error)))
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_RETRY)
+                failures += 1
+                await asyncio.sleep(TOKENIZER_BACKOFF.delay(failures))
         self.agreement = Agreement.PENDING
         self._refresh()
 

@@ -28,6 +28,7 @@ from kvcache.feed import (
     encode_snapshot,
 )
 from kvcache.keys import BlockKey
+from runtime.backoff import Backoff
 from runtime.logs import event
 from worker.feed.endpoints import CacheState
 from worker.feed.log import FeedLog
@@ -43,9 +44,8 @@ EARLY = 0.001
 """Seconds by which a timer may fire before its time, an event loop's clock being as coarse as it is."""
 
 TIMEOUT = 2.0
-FIRST_RETRY = 0.5
-LAST_RETRY = 5.0
-"""Seconds between attempts while the router is away: doubled from the first to the last, with jitter."""
+BACKOFF = Backoff(0.5, 5.0)
+"""Between attempts while the router is away."""
 
 MAX_EVICTIONS = 65_536
 """Keys waiting to be pushed; beyond this they are dropped and a sync is due instead."""
@@ -101,19 +101,19 @@ class Pusher:
     async def run(self, post: Post) -> None:
         """Push until cancelled. A router that is away is tried again, ever more rarely."""
         self._feed.listen(self._on_events)
-        retry = FIRST_RETRY
+        failures = 0
         while True:
             try:
                 await self._push_what_is_due(post)
             except PushError as error:
                 self.failures += 1
                 self._changed(False, str(error))
-                await asyncio.sleep(retry * random.uniform(0.5, 1.0))
-                retry = min(2 * retry, LAST_RETRY)
+                failures += 1
+                await asyncio.sleep(BACKOFF.delay(failures, random.random()))
                 self._evicted.clear()
                 self._heartbeat_due = self._sync_due = 0.0
             else:
-                retry = FIRST_RETRY
+                failures = 0
                 self._changed(True, "")
                 await self._until_due()
 

@@ -22,6 +22,7 @@ from router.discovery.apiserver import find_api_server
 from router.discovery.discovered import DiscoveredWorkers
 from router.discovery.kubernetes import KubernetesDiscovery
 from router.discovery.listwatch import ApiFailure, Policy
+from runtime.backoff import Backoff
 from runtime.settings import SettingsError
 from tests.router.conftest import until
 from tests.router.discovery.scripted import ScriptedApi
@@ -29,7 +30,7 @@ from tests.router.discovery.slices import bookmark, endpoint, endpoint_slice, st
 
 pytestmark = pytest.mark.process
 
-QUICK = Policy(first_retry=0.002, longest_retry=0.01, settled=0.02)
+QUICK = Policy(retry=Backoff(0.002, 0.01), settled=0.02)
 ONE = endpoint_slice("a", endpoint("10.0.0.1", "w-1"))
 TWO = endpoint_slice("b", endpoint("10.0.0.2", "w-2"))
 URLS = ["http://10.0.0.1:8100", "http://10.0.0.2:8100"]
@@ -192,7 +193,7 @@ async def test_garbage_lists_again(tmp_path: Path) -> None:
 
 
 async def test_a_watch_that_outlasts_its_time_is_dropped(tmp_path: Path) -> None:
-    policy = Policy(shortest_watch=0, longest_watch=0, slack=0.05, first_retry=0.002, longest_retry=0.01)
+    policy = Policy(shortest_watch=0, longest_watch=0, slack=0.05, retry=Backoff(0.002, 0.01))
     async with following(tmp_path, ONE, policy=policy) as followed:
         await followed.failed("silent")
         assert list(followed.told[-1]) == URLS[:1]

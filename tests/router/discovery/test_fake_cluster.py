@@ -19,6 +19,7 @@ from controller.objects.names import Release
 from router.discovery.apiserver import find_api_server
 from router.discovery.kubernetes import KubernetesDiscovery
 from router.discovery.listwatch import Policy
+from runtime.backoff import Backoff
 from tests.kube.apiserver import FakeApiServer
 from tests.kube.relay import Relay
 from tests.kube.rights import granted, used
@@ -28,9 +29,7 @@ from tests.router.fakes import FakeWorker, fake_workers, good
 
 pytestmark = pytest.mark.process
 
-QUICK = Policy(
-    shortest_watch=1, longest_watch=2, slack=0.3, settled=0.1, relist=300.0, first_retry=0.01, longest_retry=0.2
-)
+QUICK = Policy(shortest_watch=1, longest_watch=2, slack=0.3, settled=0.1, relist=300.0, retry=Backoff(0.01, 0.2))
 ACCOUNT = "system:serviceaccount:ns:rag-router"
 _, ROLE, BINDING = build_router_rbac(Owner("rag", "ns", "u", KVClusterSpec(), Release("image")))
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/ns/endpointslices"

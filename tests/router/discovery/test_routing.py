@@ -15,6 +15,7 @@ from kvcache.tokens.tokenizer import Tokenizer
 from router.discovery.apiserver import find_api_server
 from router.discovery.kubernetes import KubernetesDiscovery
 from router.discovery.listwatch import Policy
+from runtime.backoff import Backoff
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.discovery.scripted import ScriptedApi
 from tests.router.discovery.slices import endpoint, endpoint_slice, status
@@ -22,7 +23,7 @@ from tests.router.fakes import FakeWorker, fake_workers, good
 
 pytestmark = pytest.mark.process
 
-QUICK = Policy(first_retry=0.002, longest_retry=0.02, settled=0.02)
+QUICK = Policy(retry=Backoff(0.002, 0.02), settled=0.02)
 KEYS = block_keys(range(320), 16)
 CHAIN = [(key, KEYS[at - 1] if at else None) for at, key in enumerate(KEYS)]
 
@@ -132,7 +133,7 @@ async def test_before_the_first_list_the_router_is_not_ready_and_says_why(
 async def test_an_api_server_that_is_away_is_said_and_the_fleet_serves_on(
     start_router: StartRouter, tmp_path: Path
 ) -> None:
-    policy = Policy(first_retry=0.002, longest_retry=0.02, settled=0.02, stale_after=0.1)
+    policy = Policy(retry=Backoff(0.002, 0.02), settled=0.02, stale_after=0.1)
     async with (
         fake_workers(good, good) as (one, two),
         in_cluster(start_router, tmp_path, policy=policy) as (api, router),

@@ -10,6 +10,7 @@ import pytest
 from kvcache.chat.request import ChatOptions
 from kvcache.prompts import PromptError, chat_request_prompt
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from runtime.backoff import Backoff
 from tests.processes import eventually
 from tests.worker.agent.conftest import Start
 from tests.worker.agent.engine import FakeEngine
@@ -141,7 +142,7 @@ async def test_nothing_is_served_before_the_engine_was_asked(beside: Start, toke
 async def test_a_tokenizer_that_cannot_be_loaded_is_tried_again(
     beside: Start, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.agent.agent.FIRST_RETRY", 0.01)
+    monkeypatch.setattr("worker.agent.agent.TOKENIZER_BACKOFF", Backoff(0.01, 60.0))
     attempts = iter([TokenizerError("no such folder"), RuntimeError("the hub is not well")])
 
     def load() -> Expected:
