@@ -127,11 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
-if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
-
-
 def health_app(check: Callable[[], None]) -> ASGIApp:
     """An ASGI app. `check` raises `RuntimeError` once nothing is looked after any more: the answer is 500 then."""
 
@@ -147,3 +142,8 @@ def health_app(check: Callable[[], None]) -> ASGIApp:
         await answer(scope, receive, send)
 
     return app
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
