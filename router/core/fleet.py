@@ -17,13 +17,13 @@ from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason,
 from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, UnknownWorker
 from router.core.health import Health
 from router.core.index import PrefixIndex
-from router.core.latency_correction import FleetPace
+from router.core.latency_correction import FleetCorrection
 from router.core.outliers import Ejection, Outcome
 from router.core.reuse import PrefixPopularity, ReuseScore
 from router.core.strategies import Choice, Conditions, candidates, find_strategy
 from router.core.ticket import Assumptions, Ticket
 from router.core.view import View
-from router.core.work import Residence, Work, shape_of
+from router.core.work import DecodeTime, Work, shape_of
 from router.core.worker import Worker, WorkerStatus
 from router.core.worker_state import Intake, State
 
@@ -54,8 +54,8 @@ class Fleet:
         self._workers: dict[str, Worker] = {}
         self._owners: dict[str, Worker] = {}
         self._index = PrefixIndex()
-        self._pace = FleetPace()
-        self._residence = Residence(config.expected_output_tokens, config.latency.decode)
+        self._correction = FleetCorrection()
+        self._decode_time = DecodeTime(config.expected_output_tokens, config.latency.decode)
         self._health = Health(config, self._workers.values())
         self._assumptions = Assumptions(self._index, config.speculation_grace)
         self._popularity = PrefixPopularity()
@@ -146,7 +146,7 @@ class Fleet:
 
     def _join(self, url: str) -> Worker:
         config = self.config
-        work = Work(config, self._pace, self._residence)
+        work = Work(config, self._correction, self._decode_time)
         worker = Worker(url, View(self._index, config.view_timeout), work, ReuseScore(config.reuse_half_life))
         self._workers[url] = worker
         return worker

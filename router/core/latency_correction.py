@@ -1,7 +1,7 @@
-"""How fast engines really are against what the latency model says, learnt from the times of answers.
+"""How much slower or faster engines are than the latency model predicts, learnt from the times of answers.
 
-Prefill and decode are corrected each by a factor of its own: a GPU with half the compute may have the same memory
-bandwidth. Means are geometric (half as fast and twice as fast weigh the same) and exponentially forgetting.
+Prefill and decode have a correction factor each: a GPU with half the compute may have the same memory bandwidth. Means
+are geometric (half as fast and twice as fast weigh the same) and forget exponentially.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import math
 from typing import NamedTuple
 
 SLOWEST, FASTEST = 20.0, 0.05
-"""Bounds of the correction: factors of the predicted time."""
+"""Bounds of a correction factor (observed / predicted seconds)."""
 MEMORY = 10.0
-"""How many full samples the mean remembers."""
+"""Weight of the past in a mean, in full samples."""
 OUTLIER = 2.0
-"""A sample further than this factor from the mean counts as this far: one stalled request proves nothing."""
+"""A sample that differs from the mean by more than this factor counts as if it differed by this factor: one stalled
+request proves nothing."""
 SEPARATE = 1.25
 """A worker that differs from the fleet by less than this factor is taken to be as fast as the fleet."""
 EVIDENCE = 4.0
-"""So many full samples are needed before a worker that differs just so much is told from the fleet; of one that differs
-more, fewer."""
+"""Full samples that it takes to tell a worker that differs by `SEPARATE` from the fleet; for larger differences fewer
+are enough."""
 HALF_LIFE = 60.0
-"""Seconds in which a difference fades by half (as a power) without new samples. A worker that looks slow gets little
-to do, so only this lets it show that it has recovered."""
+"""Seconds after which a difference has faded by half (as a power), if no new samples came. A worker that looks slow
+gets little to do, so this is the only way in which it can show that it has recovered."""
 
 
 class _Mean:
@@ -31,18 +32,18 @@ class _Mean:
     __slots__ = ("log", "mass")
 
     def __init__(self, mass: float) -> None:
-        """It starts at 1 with the weight of `mass` full samples."""
+        """The mean starts at 1 with the weight of `mass` full samples."""
         self.log = 0.0
         self.mass = mass
 
-    def take(self, log: float, weight: float) -> None:
+    def add(self, log: float, weight: float) -> None:
         bound = math.log(OUTLIER)
         self.mass = min(self.mass + weight, MEMORY)
         self.log += weight / self.mass * min(max(log - self.log, -bound), bound)
 
 
 class FleetFactor:
-    """Observed / predicted seconds of all workers together: heals wrong constants of a profile."""
+    """Observed / predicted seconds of all workers together: it makes up for wrong constants in a profile."""
 
     __slots__ = ("_mean", "factor")
 
@@ -54,16 +55,16 @@ class FleetFactor:
     def log(self) -> float:
         return self._mean.log
 
-    def take(self, log: float, weight: float) -> None:
-        self._mean.take(log, weight)
+    def add(self, log: float, weight: float) -> None:
+        self._mean.add(log, weight)
         self.factor = math.exp(self._mean.log)
 
 
 class WorkerFactor:
     """Predicted seconds x `factor` = expected seconds on one worker: the fleet's factor, unless it differs clearly.
 
-    Noise must not tell equal engines apart: if it did, costs would never tie, and the engine that happened to look
-    2 % faster would get every request of an idle fleet.
+    Noise must not make equal engines look different: if it did, costs would never tie, and the engine that happened to
+    look 2 % faster would get every request of an idle fleet.
     """
 
     __slots__ = ("_fleet", "_own", "_sampled_at")
@@ -85,23 +86,23 @@ class WorkerFactor:
 
     @property
     def estimate(self) -> float:
-        """The best guess, clear or not: what samples are held against."""
+        """The best estimate, whether the difference is clear or not: samples are compared with it."""
         return math.exp(self._own.log) if self._own.mass >= 1.0 else self._fleet.factor
 
     def observe(self, ratio: float, weight: float, now: float) -> None:
-        """A sample of `weight` (0..1): seconds observed over those that the latency model predicts."""
+        """Add a sample: observed seconds over those that the latency model predicts, of `weight` 0..1."""
         if weight <= 0.0:
             return
         log = math.log(_bounded(ratio))
         if not self._own.mass:
             self._own.log = self._fleet.log
-        self._fleet.take(log, weight)
-        self._own.take(log, weight)
+        self._fleet.add(log, weight)
+        self._own.add(log, weight)
         self._sampled_at = now
 
 
-class FleetPace:
-    """Of all workers of a fleet together."""
+class FleetCorrection:
+    """The factors of all workers of a fleet together."""
 
     __slots__ = ("decode", "prefill")
 
@@ -111,34 +112,35 @@ class FleetPace:
 
 
 class Span(NamedTuple):
-    """What an engine did in a stretch of time, in seconds as the latency model has them, uncorrected.
+    """What an engine did during some time: seconds that the latency model predicts for it, uncorrected.
 
-    A step that prefills and decodes takes the longer of the two, so `decode` counts steps that only decode.
+    A step that prefills and decodes takes the longer of the two, so `decode` counts the steps that only decode.
     """
 
     prefill: float
     decode: float
 
 
-class WorkerPace:
-    """How fast one worker is. `full` is a span that makes a full sample of either kind; less of it weighs less."""
+class WorkerCorrection:
+    """The factors of one worker."""
 
     __slots__ = ("_full", "decode", "prefill")
 
-    def __init__(self, fleet: FleetPace, full: Span) -> None:
+    def __init__(self, fleet: FleetCorrection, full: Span) -> None:
+        """`full`: a span that makes a full sample of either kind; shorter ones weigh less."""
         self._full = full
         self.prefill = WorkerFactor(fleet.prefill)
         self.decode = WorkerFactor(fleet.decode)
 
     def seconds(self, span: Span) -> float:
-        """How long that is expected to take here."""
+        """How long this worker is expected to take for `span`."""
         return self.prefill.estimate * span.prefill + self.decode.estimate * span.decode
 
     def observe(self, span: Span, seconds: float, now: float, trust: float = 1.0) -> None:
-        """The worker took `seconds` for `span`. `trust` (0..1): how sure it is that it did just that.
+        """The worker took `seconds` for `span`. `trust` (0..1): how certain it is that it did exactly this.
 
-        What the time is longer or shorter than expected is put down to prefill and decode by their shares of it; spans
-        of different shares tell the two apart.
+        The difference from the expected time is attributed to prefill and decode by their shares of that time; spans
+        with different shares separate the two.
         """
         expected = self.seconds(span)
         if expected <= 0.0 or seconds <= 0.0:

@@ -1,7 +1,9 @@
-"""What the times of answers teach about an engine: each is held against what the engine had to do in that time.
+"""What the times of answers say about the speed of an engine: each is compared with the engine's work in that time.
 
-An engine that serves several requests at once is slower for each of them, and no slower an engine. So a time is
-compared with all the work that this router knows to have been done in it, not with the one request's own.
+An engine that serves several requests at once takes longer for each of them, and is no slower for it. So a time is
+compared with all the work that this router knows to have been done in it, not with the work of one request alone.
+
+All seconds of work here are those that the latency model predicts, uncorrected.
 """
 
 from __future__ import annotations
@@ -9,25 +11,25 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvcache.profiles import LatencyModel, blocks_to_compute
-from router.core.latency_correction import Span, WorkerPace
+from router.core.latency_correction import Span, WorkerCorrection
 
 FULL_BLOCKS = 32
-"""A prefill of this many blocks is a full sample; a shorter one, where constant overheads show, weighs less."""
-GUESSED = 0.25
-"""Weight of a sample whose prefill is guessed: neither its answer nor the worker's feed says what was cached."""
-APART = 0.1
-"""Prefills that end within this share of the time that one takes ended with the same step."""
+"""A prefill of this many blocks is a full sample; a shorter one, in which constant overheads show, weighs less."""
 FULL_STEPS = 32
-"""So are this many decode steps."""
+"""This many decode steps are a full sample."""
+GUESSED = 0.25
+"""Weight of a sample whose prefill is guessed: neither the answer nor the worker's feed says what was cached."""
+APART = 0.1
+"""Prefills that end within this share of the time of one prefill ended with the same step."""
 
 
 def full_sample(latency: LatencyModel) -> Span:
-    """What it takes for a sample to count in full."""
+    """The work that makes a sample of full weight."""
     return Span(latency.prefill(FULL_BLOCKS), FULL_STEPS * latency.decode)
 
 
 class Cost(NamedTuple):
-    """What an answer of one sequence states that it took. Tokens; None: not stated."""
+    """What an answer of one sequence says that it took. Tokens; None: not stated."""
 
     prompt: int
     completion: int | None = None
@@ -35,22 +37,21 @@ class Cost(NamedTuple):
 
 
 class Prefilled(NamedTuple):
-    """What a worker says it has prefilled in its life, whoever sent it."""
+    """What a worker says it has prefilled since its process started, for all routers."""
 
     requests: int
     seconds: float
-    """As the latency model has them."""
 
 
 class Mark(NamedTuple):
-    """A moment in a worker's life: what it had been given to prefill by then, and what of it lay ahead."""
+    """A moment on a worker: what it had been given to prefill by then, and what of it was still to be done."""
 
     at: float
     seconds: float
-    """Of all prefills given to it, as the latency model has them."""
+    """Of all prefills given to it."""
     prefills: int
     ahead: float
-    """Seconds of prefill not answered, as the latency model has them."""
+    """Seconds of prefill that was given to it and not answered."""
     alone: bool
     """No other router's requests are known to be there."""
     reported: Prefilled | None
@@ -59,30 +60,32 @@ class Mark(NamedTuple):
     """Seconds until the step in progress is over, on average."""
 
 
-class Lessons:
-    """Samples of one worker's pace. O(1) an answer, and a few numbers of state."""
+class LatencySamples:
+    """Takes the samples of one worker and hands them to its correction. O(1) an answer; a few numbers of state."""
 
     __slots__ = (
         "_block_size",
+        "_correction",
         "_count",
-        "_lasted",
+        "_ended",
+        "_ended_at",
+        "_ended_seconds",
         "_latency",
-        "_pace",
-        "_prefilled",
         "_reported",
         "_seconds",
-        "_seen_at",
     )
 
-    def __init__(self, latency: LatencyModel, block_size: int, pace: WorkerPace) -> None:
+    def __init__(self, latency: LatencyModel, block_size: int, correction: WorkerCorrection) -> None:
         self._latency = latency
         self._block_size = block_size
-        self._pace = pace
+        self._correction = correction
         self._seconds = 0.0
         self._count = 0
-        self._prefilled = Span(0.0, 0.0)
-        self._lasted = 0.0
-        self._seen_at = 0.0
+        self._ended = Span(0.0, 0.0)
+        """Work of the prefills that ended with the last step, which may not be all that ended with it."""
+        self._ended_seconds = 0.0
+        """How long they took."""
+        self._ended_at = 0.0
         self._reported: Prefilled | None = None
 
     def reported(self, count: int, tokens: int) -> None:
@@ -91,44 +94,45 @@ class Lessons:
         seconds = latency.prefill_base * count + latency.prefill_block * tokens / self._block_size
         self._reported = Prefilled(count, seconds) if count else None
 
-    def given(self, seconds: float) -> None:
-        """The worker got one more prompt to prefill; seconds as the latency model has them."""
+    def dispatched(self, seconds: float) -> None:
+        """The worker got one more prompt, with so much to prefill."""
         self._seconds += seconds
         self._count += 1
 
     def mark(self, now: float, ahead: float, *, alone: bool, decoding: bool) -> Mark:
-        """The state now. `ahead`: predicted prefill that is not answered, as the latency model has it."""
+        """The state now. `ahead`: seconds of prefill that is not answered yet."""
         step = self._latency.decode / 2 if decoding else 0.0
         return Mark(now, self._seconds, self._count, ahead, alone, self._reported, step)
 
-    def forget(self) -> None:
-        """What has been seen of the prefills in progress cannot be relied on."""
-        self._prefilled = Span(0.0, 0.0)
-        self._lasted = 0.0
+    def discard_prefills(self) -> None:
+        """Forget the prefills that ended last: what was observed of them cannot be relied on."""
+        self._ended = Span(0.0, 0.0)
+        self._ended_seconds = 0.0
 
-    def prefilled(self, work: Span, seconds: float, now: float, *, more: bool) -> None:
-        """A prefill ended `seconds` after it began. Prefills that share steps end together, so only sums over all that
-        end with a step count; `more`: another one goes on."""
-        self.settle(now)
-        self._prefilled = Span(self._prefilled.prefill + work.prefill, self._prefilled.decode + work.decode)
-        self._lasted += seconds
-        self._seen_at = now
+    def prefill_ended(self, work: Span, seconds: float, now: float, *, more: bool) -> None:
+        """A prefill ended `seconds` after it began. Prefills that share a step end together, so only the sum over all
+        that end with one step is a sample. `more`: another prefill is in progress."""
+        self.take_prefills(now)
+        self._ended = Span(self._ended.prefill + work.prefill, self._ended.decode + work.decode)
+        self._ended_seconds += seconds
+        self._ended_at = now
         if not more:
-            self._pace.observe(self._prefilled, self._lasted, now)
-            self.forget()
+            self._correction.observe(self._ended, self._ended_seconds, now)
+            self.discard_prefills()
 
-    def settle(self, now: float) -> None:
-        """Time has passed: those that ended last did so with another step than whatever ends from now on."""
-        done = self._prefilled
-        if done.prefill >= self._latency.prefill(FULL_BLOCKS) and now - self._seen_at > APART * self._pace.seconds(
-            done
-        ):
-            self._pace.observe(done, self._lasted, now)
-            self.forget()
+    def take_prefills(self, now: float) -> None:
+        """Take a sample of the prefills that ended last, once it is clear that no more of them end with that step."""
+        ended = self._ended
+        if ended.prefill < self._latency.prefill(FULL_BLOCKS):
+            return
+        if now - self._ended_at > APART * self._correction.seconds(ended):
+            self._correction.observe(ended, self._ended_seconds, now)
+            self.discard_prefills()
 
-    def whole(self, sent: Mark, cost: Cost, predicted: float, now: float, *, certain: bool) -> None:
-        """A whole answer to what was sent then has arrived: all that is seen of its prefill and its decoding is their
-        sum. Unless it states how much of its prompt was cached, its prefill took what was `predicted`."""
+    def answer_ended(self, sent: Mark, cost: Cost, predicted: float, now: float, *, certain: bool) -> None:
+        """An answer that did not stream has arrived, to a request sent at `sent`. Its time shows only the sum of
+        prefill and decoding. If it does not state how much of its prompt was cached, its prefill is taken to be
+        `predicted`; `certain`: the prediction knew what was cached."""
         if cost.completion is None:
             return
         own, trust = predicted, 1.0 if certain else GUESSED
@@ -136,8 +140,8 @@ class Lessons:
             own, trust = self._latency.prefill(blocks_to_compute(cost.prompt, cost.cached, self._block_size)), 1.0
         self._observe(sent, sent.ahead + own, own, cost.completion - 1, now, trust)
 
-    def decoded(self, first_token: Mark, cost: Cost, now: float) -> None:
-        """A stream whose first token came then is over."""
+    def stream_ended(self, first_token: Mark, cost: Cost, now: float) -> None:
+        """A stream is over whose first token came at `first_token`."""
         if cost.completion is not None:
             self._observe(first_token, first_token.ahead, 0.0, cost.completion - 1, now, 1.0)
 
@@ -147,20 +151,20 @@ class Lessons:
         if since.alone:
             count, others = self._count - since.prefills, self._seconds - since.seconds
         elif since.reported is not None and self._reported is not None:
-            # Others' requests are there too: what was prefilled meanwhile only the worker knows.
+            # Other routers' requests are there too: only the worker knows what was prefilled meanwhile.
             count = self._reported.requests - since.reported.requests
             others = self._reported.seconds - since.reported.seconds
             if count < 0:
-                return  # another life of it
-            if own:  # its own is among them
+                return  # the worker's process has restarted in between
+            if own:  # its own prefill is among them
                 count, others = max(count - 1, 0), max(others - own, 0.0)
             ahead = own
         else:
             return
-        if count > steps:  # no more prefills than steps can have held the decoding up
+        if count > steps:  # no more prefills than steps can have delayed the decoding
             count, others = steps, others * steps / count
         span = Span(ahead + others, (steps - count) * self._latency.decode + since.step)
-        mine = self._pace.seconds(Span(own, (steps - count) * self._latency.decode))
-        total = self._pace.seconds(span)
+        mine = self._correction.seconds(Span(own, (steps - count) * self._latency.decode))
+        total = self._correction.seconds(span)
         if total > 0.0:
-            self._pace.observe(span, now - since.at, now, trust=trust * mine / total)
+            self._correction.observe(span, now - since.at, now, trust=trust * mine / total)

@@ -1,7 +1,7 @@
 """This router's own requests on one worker, from dispatch to release.
 
-What a worker reports is always a little late; what the router itself sent is known at once. So the ledger, not the
-report, is the first source of the queue estimate: a burst of requests in one millisecond sees itself.
+A worker's report is always a little late; what the router itself sent is known at once. So the queue estimate relies on
+the ledger first: each request of a burst within one millisecond takes the ones before it into account.
 """
 
 from __future__ import annotations
@@ -18,49 +18,49 @@ class Entry:
         self.seconds = seconds
         """Predicted prefill."""
         self.blocks = blocks
-        """Blocks it will take beyond those it shares."""
+        """Blocks that it takes in addition to those it reuses."""
         self.streaming = streaming
         self.due = due
-        """When it is late, if it does not stream."""
+        """When a request that does not stream counts as late."""
         self.open = True
         self.pending = True
-        """Its first token is not out yet, as far as can be known."""
+        """Its first token has not come yet, as far as can be known."""
 
 
 class Ledger:
-    """Exact counts of what is open, and how much predicted prefill has not been answered yet.
+    """Exact counts of the open requests, and how much of their predicted prefill is not answered yet.
 
-    Every operation is O(1) (amortised for `remaining`), and closing an entry twice does nothing, so no count can
-    leak or go below zero.
+    Every operation is O(1) (amortised for `remaining`). Closing an entry twice does nothing, so no count can leak or go
+    below zero.
     """
 
-    __slots__ = ("_exact", "_head_start", "_pending", "_seconds", "_step", "_whole", "blocks", "in_flight")
+    __slots__ = ("_exact", "_head_start", "_non_streaming", "_pending", "_seconds", "_step", "blocks", "in_flight")
 
     def __init__(self, step: float = math.inf) -> None:
-        """`step`: longest time that one engine step takes; requests that share a step are answered at its end."""
+        """`step`: the longest time of one engine step; requests that share a step are answered at its end."""
         self._step = step
         self._pending: dict[Entry, None] = {}  # in order of dispatch
-        self._whole: dict[Entry, None] = {}  # those that do not stream, in order of dispatch
+        self._non_streaming: dict[Entry, None] = {}  # in order of dispatch
         self._seconds = 0.0
         self._head_start = 0.0
         self._exact = False
-        """Whether the head's prefill is known to have begun then."""
+        """Whether the prefill of the first pending request is known to have begun at `_head_start`."""
         self.in_flight = 0
         self.blocks = 0
 
     @property
-    def unseen(self) -> bool:
-        """Whether there are requests whose progress does not show."""
-        return bool(self._whole)
+    def has_non_streaming(self) -> bool:
+        """Whether there are requests whose progress cannot be observed."""
+        return bool(self._non_streaming)
 
     def late(self, now: float) -> float:
-        """Seconds by which the longest-running request that does not stream is late: the engine is slower than
-        expected, or stalled."""
-        return max(0.0, now - next(iter(self._whole)).due) if self._whole else 0.0
+        """Seconds by which the oldest request that does not stream is late: the engine is slower than expected, or
+        stalled."""
+        return max(0.0, now - next(iter(self._non_streaming)).due) if self._non_streaming else 0.0
 
     @property
     def waiting(self) -> bool:
-        """Whether a request's first token is not out yet, as of the last `remaining`."""
+        """Whether the first token of a request has not come yet, as of the last `remaining`."""
         return bool(self._pending)
 
     @property
@@ -69,12 +69,12 @@ class Ledger:
         return self.in_flight > len(self._pending)
 
     def open(self, seconds: float, blocks: int, streaming: bool, now: float, due: float = math.inf) -> Entry:
-        """One request more, expected to prefill for `seconds` once it is its turn, and late if it is not over by `due`
-        (of one that does not stream nothing is seen before)."""
-        self.remaining(now)  # what is over by now must not be charged to the newcomer's start
+        """Add a request that is expected to prefill for `seconds` when its turn comes. One that does not stream, and so
+        shows nothing before its end, is late if it is not over by `due`."""
+        self.remaining(now)  # prefills that are over by now must not delay the start of this one
         entry = Entry(seconds, blocks, streaming, due)
         if not streaming:
-            self._whole[entry] = None
+            self._non_streaming[entry] = None
         if not self._pending:
             self._head_start = now
             self._exact = True
@@ -85,7 +85,8 @@ class Ledger:
         return entry
 
     def first_token(self, entry: Entry, now: float) -> float | None:
-        """The request's prefill is over, so the next one's has begun. When its own began, if that is known."""
+        """The prefill of the request is over, so that of the next one has begun. Returns when its own began; None: not
+        known."""
         if not entry.pending:
             return None
         in_turn = next(iter(self._pending)) is entry
@@ -95,11 +96,11 @@ class Ledger:
         return began
 
     def close(self, entry: Entry, now: float) -> None:
-        """The request is gone, however it ended. Idempotent."""
+        """The request is over, however it ended. Idempotent."""
         if not entry.open:
             return
         entry.open = False
-        self._whole.pop(entry, None)
+        self._non_streaming.pop(entry, None)
         self.in_flight -= 1
         self.blocks -= entry.blocks
         if entry.pending:
@@ -108,14 +109,15 @@ class Ledger:
             self._exact = False
 
     def remaining(self, now: float) -> float:
-        """Seconds of predicted prefill still ahead of a newcomer.
+        """Seconds of predicted prefill that a new request has to wait for.
 
-        The unanswered requests' predictions minus the time since the head of them started, in which no more can have
-        been done than the head's own and a step that it shares. When the head, or even the whole sum, is overdue,
-        something holds the worker up, and what is late by x is expected to need another x: a worker that stalls looks
-        worse with time, not better.
+        These are the predictions of the unanswered requests, minus the time since the first of them started; in that
+        time the worker can have done no more than the first one's own prefill and one step that it shares. When the
+        first request, or even the whole sum, is overdue, something delays the worker, and what is late by x is expected
+        to need another x: a worker that stalls looks worse with time, not better.
 
-        A request that does not stream never shows its first token: it counts as answered when its time is over.
+        A request that does not stream never shows its first token: it counts as answered when its predicted time is
+        over.
         """
         pending = self._pending
         while pending:
@@ -133,5 +135,5 @@ class Ledger:
         entry.pending = False
         del self._pending[entry]
         self._head_start = at
-        # An empty queue is exactly 0, so rounding never adds up.
+        # An empty queue is exactly 0, so rounding errors never accumulate.
         self._seconds = max(0.0, self._seconds - entry.seconds) if self._pending else 0.0

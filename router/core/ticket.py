@@ -1,4 +1,4 @@
-"""What the fleet holds for one dispatched request, and gives back when it ends."""
+"""What the fleet accounts for one dispatched request until it ends."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from router.core.work import Expected, Work
 
 
 class Assumptions:
-    """Blocks of dispatched requests, taken as present on their workers until a grace after the first byte.
+    """Blocks of dispatched requests, assumed present on their workers until a grace period after the first byte.
 
-    The grace is the same for all, so assumptions end in the order in which it was granted: a plain queue.
+    The period is the same for all, so assumptions end in the order in which their periods began: a plain queue.
     """
 
     __slots__ = ("_due", "_grace", "_index")
@@ -24,22 +24,22 @@ class Assumptions:
         self._due: deque[tuple[float, Assumption]] = deque()
 
     def confirm_by(self, assumption: Assumption, now: float) -> None:
-        """From now on the feed has the grace to confirm it."""
+        """The grace period, in which the feed confirms the assumed blocks, begins now."""
         self._due.append((now + self._grace, assumption))
 
     def give_up(self, assumption: Assumption) -> None:
-        """The request never got there."""
+        """The request never reached the worker."""
         self._index.withdraw(assumption)
 
     def expire(self, now: float) -> None:
-        """Ends every assumption whose grace is over."""
+        """End every assumption whose grace period is over."""
         due = self._due
         while due and due[0][0] <= now:
             self._index.withdraw(due.popleft()[1])
 
 
 class Ticket:
-    """One request on one worker. Its methods may be called any number of times, in any order."""
+    """One request on one worker. Its methods may be called any number of times, in any order; late calls do nothing."""
 
     __slots__ = (
         "_assumption",
@@ -68,12 +68,12 @@ class Ticket:
         certain: bool,
         now: float,
     ) -> None:
-        """`matched`: blocks that the prediction counts on; `certain`: the worker itself states to hold them."""
+        """`matched`: blocks that the prediction relies on; `certain`: the worker itself states that it holds them."""
         before = work.mark(now)
         self._entry = work.open(expected, streaming, now)
         after = work.mark(now)
         self._mark = before._replace(seconds=after.seconds, prefills=after.prefills)
-        """Its dispatch, itself not counted; then its first token."""
+        """The state at its dispatch, not counting the request itself; later that at its first token."""
         self._certain = certain
         self._work = work
         self._expected = expected
@@ -83,7 +83,7 @@ class Ticket:
         self._matched = matched
         self._first: float | None = None
         self.served = False
-        """Set by whoever passes the answer on: the worker answered well, so its cache holds the prompt."""
+        """Set by the caller once the worker has answered successfully: its cache holds the prompt."""
 
     @property
     def answered(self) -> bool:
@@ -91,7 +91,7 @@ class Ticket:
         return self._first is not None
 
     def first_token(self, now: float) -> None:
-        """The worker answered: its prefill is over and its cache holds the prompt."""
+        """The first byte of the answer came: the prefill is over and the worker's cache holds the prompt."""
         if self._first is not None or not self._entry.open:
             return
         self._first = now
@@ -100,19 +100,19 @@ class Ticket:
         self._confirm(now)
 
     def finished(self, now: float, cost: Cost) -> None:
-        """Its answer, of one sequence, is complete, and states what it took. Call it before `release`."""
+        """The answer, of one sequence, is complete and states what it took. Call it before `release`."""
         if not self._entry.open:
             return
-        self._work.generated(cost)
+        self._work.observe_length(cost)
         if self._first is None:
-            self._work.resided(now - self._mark.at - self._expected.queue - self._expected.prefill)
-            self._work.lessons.whole(self._mark, cost, self._expected.unloaded, now, certain=self._certain)
+            self._work.observe_decode_time(now - self._mark.at - self._expected.queue - self._expected.prefill)
+            self._work.samples.answer_ended(self._mark, cost, self._expected.unloaded, now, certain=self._certain)
         else:
-            self._work.lessons.decoded(self._mark, cost, now)
+            self._work.samples.stream_ended(self._mark, cost, now)
 
     def release(self, now: float, reused: bool = True) -> None:
-        """The request is over. `reused=False`: it never ran there (it could not be sent, or failed before its first
-        byte), so nothing of it is assumed any longer."""
+        """The request is over. `reused=False`: it never ran on the worker (it could not be sent, or failed before its
+        first byte), so its blocks are no longer assumed to be there."""
         if not self._entry.open:
             return
         self._work.close(self._entry, self._first, now)

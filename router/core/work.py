@@ -1,4 +1,4 @@
-"""What one worker is busy with, and how long a request would wait there: docs/routing.md, "Cost"."""
+"""The work that one worker has, and how long a new request would take there: docs/routing.md, "Cost"."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from kvcache.feed import Load
 from kvcache.profiles import blocks_to_compute
 from router.core.config import FleetConfig
 from router.core.decision import RouteRequest
-from router.core.latency_correction import FleetPace, Span, WorkerPace
-from router.core.latency_samples import Cost, Lessons, Mark, full_sample
+from router.core.latency_correction import FleetCorrection, Span, WorkerCorrection
+from router.core.latency_samples import Cost, LatencySamples, Mark, full_sample
 from router.core.ledger import Entry, Ledger
 
 STEP_TOKENS = 2048
-"""Prompt tokens that an engine computes in one step at most (vLLM's default below 70 GiB)."""
+"""Most prompt tokens that an engine computes in one step (vLLM's default below 70 GiB)."""
 LATE = 2.0
 """A request is late when it takes this many times as long as expected."""
-RESIDENCE_WEIGHT = 0.05
-"""Share of one finished request in the mean time that requests spend decoding."""
+DECODE_TIME_WEIGHT = 0.05
+"""Weight of one finished request in the means of `DecodeTime`."""
 
 
 class Shape(NamedTuple):
-    """What the cost of a request depends on, besides the worker."""
+    """What the cost of a request depends on, apart from the worker."""
 
     prompt_tokens: int
     prompt_blocks: int
-    """A last partial one included."""
+    """Including a last partial one."""
     reusable_blocks: int
-    """Blocks a worker may reuse: never the one of the last token (vLLM rule 8)."""
+    """Full blocks that a worker may reuse: never the one of the last token (vLLM rule 8)."""
     output_tokens: int | None
 
 
@@ -48,77 +48,82 @@ def shape_of(request: RouteRequest, block_size: int) -> Shape:
 
 
 class Expected(NamedTuple):
-    """One worker's figures for one request. Seconds and blocks."""
+    """What is expected of one request on one worker. Seconds and blocks."""
 
     queue: float
     memory: float
-    """The part of the queue that waits for blocks."""
+    """The part of `queue` that waits for blocks to be released."""
     prefill: float
     unloaded: float
-    """The prefill alone, as the latency model has it, uncorrected."""
+    """The prefill as the latency model predicts it, uncorrected and on an idle engine."""
     decode: float
     """From the first token to the end."""
     longest: float
-    """From now to the end of the longest answer that was asked for; infinite if no length was."""
+    """From now to the end of the longest answer that the request allows; infinite if it sets no limit."""
     blocks: int
-    """Blocks that the request takes beyond those it shares."""
+    """Blocks that the request takes in addition to those it reuses."""
 
 
-class Residence:
-    """Means over all workers of how long blocks stay taken, and of how long answers are."""
+class DecodeTime:
+    """Means over all workers of how long requests decode, which is how long they keep their blocks, and of how long
+    answers are."""
 
     __slots__ = ("seconds", "tokens")
 
     def __init__(self, tokens: float, decode: float) -> None:
-        """Assumed until observed: the length of an answer, and seconds of a decode step."""
+        """What is assumed until answers are observed: `tokens` of an answer, and seconds of a `decode` step."""
         self.tokens = tokens
-        """Of an answer."""
+        """Mean length of an answer."""
         self.seconds = tokens * decode
-        """From first token to release."""
+        """Mean time from first token to release."""
 
     def observe(self, seconds: float) -> None:
-        self.seconds += RESIDENCE_WEIGHT * (seconds - self.seconds)
+        """A request was released `seconds` after its first token."""
+        self.seconds += DECODE_TIME_WEIGHT * (seconds - self.seconds)
 
-    def generated(self, tokens: int) -> None:
-        self.tokens += RESIDENCE_WEIGHT * (tokens - self.tokens)
+    def observe_length(self, tokens: int) -> None:
+        """An answer has this many tokens."""
+        self.tokens += DECODE_TIME_WEIGHT * (tokens - self.tokens)
 
 
 class Work:
-    """The ledger of this router's own requests, and what the worker's last report holds beyond them.
+    """The ledger of this router's own requests, and what the worker's last report shows in addition to them.
 
-    A report is compared with the ledger as it stood when the report came in. Own requests released while a report
-    was under way could look foreign, so the report is held against the most that was open since the last one.
+    What a report shows beyond the ledger is foreign: requests of other routers. Requests of our own that were released
+    while the report was on its way could look foreign, so it is compared with the most requests that were open since
+    the last report.
     """
 
     __slots__ = (
         "_assigned",
         "_assigned_at",
         "_config",
+        "_decode_time",
         "_foreign_requests",
         "_foreign_seconds",
         "_peak",
         "_reported_at",
-        "_residence",
         "_surplus_blocks",
         "capacity",
+        "correction",
         "ledger",
-        "lessons",
         "load",
-        "pace",
+        "samples",
     )
 
-    def __init__(self, config: FleetConfig, pace: FleetPace, residence: Residence) -> None:
+    def __init__(self, config: FleetConfig, correction: FleetCorrection, decode_time: DecodeTime) -> None:
         self._config = config
-        self._residence = residence
-        self.pace = WorkerPace(pace, full_sample(config.latency))
-        self.lessons = Lessons(config.latency, config.block_size, self.pace)
+        self._decode_time = decode_time
+        self.correction = WorkerCorrection(correction, full_sample(config.latency))
+        self.samples = LatencySamples(config.latency, config.block_size, self.correction)
         self.ledger = Ledger(config.latency.prefill(STEP_TOKENS // config.block_size))
         self.load: Load | None = None
-        """As last reported."""
+        """The last report; None: there is none, or it is too old."""
         self.capacity = 0
-        """Usable blocks; 0: not known, and nothing waits for memory."""
+        """Usable blocks; 0: not known, and no request is expected to wait for blocks."""
         self._reported_at = 0.0
         self._peak = 0
+        """Most requests that were open at one time since the last report."""
         self._foreign_requests = 0
         self._foreign_seconds = 0.0
         self._surplus_blocks = 0
@@ -126,36 +131,34 @@ class Work:
         self._assigned = 0.0
         self._assigned_at = 0.0
 
-    # --- what comes in ----------------------------------------------------------------------------------
+    # --- what is observed ----------------------------------------------------------------------------------
 
     def report(self, load: Load, now: float) -> None:
-        """The worker's own word on its load."""
+        """The worker reports its load."""
         pending = self.ledger.remaining(now)
         self.load = load
         self.capacity = load.total_blocks
         self._reported_at = now
-        self.lessons.reported(load.prefilled, load.prefilled_tokens)
+        self.samples.reported(load.prefilled, load.prefilled_tokens)
         self._foreign_requests = max(0, load.running + load.waiting - max(self._peak, self.ledger.in_flight))
         self._foreign_seconds = 0.0
-        if self._foreign_requests or self.ledger.unseen:
+        if self._foreign_requests or self.ledger.has_non_streaming:
             latency = self._config.latency
             blocks = load.prefill_tokens / self._config.block_size
-            seconds = (latency.prefill_block * blocks + latency.prefill_base * load.waiting) * self.pace.prefill.factor(
-                now
-            )
-            self._foreign_seconds = max(0.0, seconds - pending)
+            seconds = latency.prefill_block * blocks + latency.prefill_base * load.waiting
+            self._foreign_seconds = max(0.0, seconds * self.correction.prefill.factor(now) - pending)
         self._surplus_blocks = load.total_blocks - load.free_blocks - self.ledger.blocks
         self._peak = self.ledger.in_flight
 
     def expire_report(self, now: float) -> None:
-        """A report that is as old as a view may be at most says nothing any more."""
+        """Forget a report that is older than `view_timeout`."""
         if self.load is not None and now - self._reported_at > self._config.view_timeout:
             self.forget_report()
 
     def forget_report(self) -> None:
-        """The process that reported is gone, or silent."""
+        """The process that reported is gone or silent: only the ledger counts."""
         self.load = None
-        self.lessons.reported(0, 0)
+        self.samples.reported(0, 0)
         self._foreign_requests = 0
         self._foreign_seconds = 0.0
         self._surplus_blocks = 0
@@ -164,7 +167,7 @@ class Work:
         """A request was dispatched to the worker."""
         self._assigned = self.assigned(now) + expected.prefill
         self._assigned_at = now
-        self.lessons.given(expected.unloaded)
+        self.samples.dispatched(expected.unloaded)
         entry = self.ledger.open(
             expected.prefill,
             expected.blocks,
@@ -175,72 +178,72 @@ class Work:
         self._peak = max(self._peak, self.ledger.in_flight)
         return entry
 
-    def resided(self, seconds: float) -> None:
-        """A request that does not stream is estimated to have held its blocks for so long after its prefill."""
-        self._residence.observe(max(0.0, seconds))
+    def observe_decode_time(self, seconds: float) -> None:
+        """A request that does not stream is estimated to have decoded for this long."""
+        self._decode_time.observe(max(0.0, seconds))
 
-    def generated(self, cost: Cost) -> None:
-        """An answer states its length."""
+    def observe_length(self, cost: Cost) -> None:
+        """An answer states its length, or not."""
         if cost.completion is not None:
-            self._residence.generated(cost.completion)
+            self._decode_time.observe_length(cost.completion)
 
     def mark(self, now: float) -> Mark:
-        """A moment that answers are held against."""
-        ahead = self.ledger.remaining(now) / self.pace.prefill.factor(now)
-        return self.lessons.mark(now, ahead, alone=not self._foreign_requests, decoding=self.ledger.decoding)
+        """The present state, from which the time of an answer will be measured."""
+        ahead = self.ledger.remaining(now) / self.correction.prefill.factor(now)
+        return self.samples.mark(now, ahead, alone=not self._foreign_requests, decoding=self.ledger.decoding)
 
     def first_token(self, entry: Entry, expected: Expected, now: float, *, certain: bool) -> None:
-        """The prefill of a request is over. `certain`: what the worker had of its prompt was known."""
+        """The prefill of a request is over. `certain`: it was known how much of its prompt the worker had cached."""
         began = self.ledger.first_token(entry, now)
         if began is None or not certain or self._foreign_requests:
-            self.lessons.forget()
+            self.samples.discard_prefills()
             return
         self.ledger.remaining(now)
         work = Span(expected.unloaded, 0.0)
         decode = self._config.latency.decode
         if self.ledger.in_flight > 1 and expected.unloaded < decode:
             work = Span(0.0, decode)
-        self.lessons.prefilled(work, now - began, now, more=self.ledger.waiting)
+        self.samples.prefill_ended(work, now - began, now, more=self.ledger.waiting)
 
     def close(self, entry: Entry, first_token: float | None, now: float) -> None:
         """A request is over; `first_token` is when its first byte came, if any did. Idempotent."""
         if entry.open and first_token is not None:
-            self._residence.observe(now - first_token)
+            self._decode_time.observe(now - first_token)
         self.ledger.close(entry, now)
 
-    # --- what follows from it ---------------------------------------------------------------------------
+    # --- what is expected ---------------------------------------------------------------------------
 
     def in_flight(self) -> int:
-        """Requests on the worker: this router's own and, as of the last report, others'."""
+        """Requests on the worker: those of this router and, as of the last report, of others."""
         return self.ledger.in_flight + self._foreign_requests
 
     def assigned(self, now: float) -> float:
-        """Seconds of prefill that this router gave the worker, halved with every half-life of age."""
+        """Seconds of prefill that this router gave the worker, weighted by 2^(-age / half-life)."""
         if not self._assigned:
             return 0.0
         return self._assigned * math.exp2((self._assigned_at - now) / self._config.assigned_half_life)
 
     def queue(self, now: float) -> float:
-        """Seconds until the worker could start on a newcomer, waiting for memory aside."""
+        """Seconds until the worker could start on a new request, not counting the wait for memory."""
         own = self.ledger.remaining(now)
         foreign = 0.0
         if self._foreign_seconds:
             foreign = max(0.0, self._foreign_seconds - (now - self._reported_at))
-        step = 0.5 * self._config.latency.decode * self.pace.decode.factor(now) if self._decoding() else 0.0
+        step = 0.5 * self._config.latency.decode * self.correction.decode.factor(now) if self._decoding() else 0.0
         return own + foreign + step + self.ledger.late(now)
 
     def expect(self, shape: Shape, matched: int, now: float) -> Expected:
-        """What the request would meet here, with `matched` of its leading blocks cached."""
+        """What to expect of the request on this worker, with `matched` of its leading blocks cached."""
         config, latency = self._config, self._config.latency
-        self.lessons.settle(now)
-        prefill_factor, decode_factor = self.pace.prefill.factor(now), self.pace.decode.factor(now)
+        self.samples.take_prefills(now)
+        prefill_factor, decode_factor = self.correction.prefill.factor(now), self.correction.decode.factor(now)
         queue = self.queue(now)
         computed = blocks_to_compute(shape.prompt_tokens, matched * config.block_size, config.block_size)
         unloaded = latency.prefill(computed)
         prefill = unloaded * prefill_factor
         if self._decoding():  # a step that also decodes takes at least a decode step
             prefill = max(prefill, latency.decode * decode_factor)
-        output = self._residence.tokens
+        output = self._decode_time.tokens
         if shape.output_tokens is not None:
             output = min(output, shape.output_tokens)
         decode = output * latency.decode * decode_factor
@@ -255,9 +258,9 @@ class Work:
         return self._foreign_requests > 0 or self.ledger.decoding
 
     def _memory_wait(self, needed: int) -> float:
-        """Seconds until enough blocks are released: requests give theirs back evenly over a mean residence."""
+        """Seconds until enough blocks are released: requests give theirs back evenly over the mean decode time."""
         used = max(0, self.ledger.blocks + self._surplus_blocks)
         short = used + needed - self.capacity
         if short <= 0 or not used:
             return 0.0
-        return self._residence.seconds * short / used
+        return self._decode_time.seconds * short / used

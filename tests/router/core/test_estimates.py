@@ -165,7 +165,7 @@ def test_a_slower_engine_than_the_profile_says_is_learnt_from_first_tokens(make_
     for turn in range(100, 140):  # together they take as long as both alone
         serve(turn, 2, 2 * 3.0 * prefill)
     assert fleet.workers(1400.0)[0].latency_factor == pytest.approx(3.0, rel=0.1)
-    for turn in range(140, 160):  # others' requests are there: what ours see is not the engine's pace
+    for turn in range(140, 160):  # others' requests are there: what ours see is not the engine's speed
         load = Load(running=5, prefill_tokens=500, free_blocks=10, total_blocks=10)
         fleet.apply_batch(url_of(0), Batch(1, 0, (), load), 10.0 * turn)
         serve(turn, 1, 9.0)
