@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from runtime.sse import EMPTY_LINE, complete_events, event_data
+
 _SEPARATOR = b"\n\n"
 _DONE = b"[DONE]"
 LAST_EVENTS = 5
@@ -25,12 +27,6 @@ class Ending:
     cached_tokens: int | None = None
     output_tokens: int | None = None
     error: str | None = None
-
-
-def _payload(event: bytes) -> bytes:
-    """The data of an event; empty for comments and the like."""
-    event = event.strip()
-    return event[5:].strip() if event.startswith(b"data:") else b""
 
 
 def _decoded(data: bytes) -> dict[str, Any]:
@@ -63,8 +59,10 @@ class FirstToken:
 
     def push(self, piece: bytes) -> bool:
         """Takes the next piece; True when it completes the first event with content."""
-        *events, self._rest = (self._rest + piece.replace(b"\r\n", b"\n")).split(_SEPARATOR)
-        return any(has_content(_payload(event)) for event in events)
+        data = self._rest + piece
+        size = complete_events(data)
+        self._rest = data[size:]
+        return any(has_content(event_data(event)) for event in EMPTY_LINE.split(data[:size]))
 
 
 def ending(body: bytes) -> Ending:
@@ -75,7 +73,7 @@ def ending(body: bytes) -> Ending:
     """
     events = _last_events(body.replace(b"\r\n", b"\n"))
     usage: dict[str, Any] = {}
-    error = None if events[-1] == _DONE else "the stream ended before [DONE]"
+    error = None if events[-1].strip() == _DONE else "the stream ended before [DONE]"
     for data in events:
         fields = _decoded(data)
         usage = fields.get("usage") or usage
@@ -94,7 +92,7 @@ def _last_events(body: bytes) -> list[bytes]:
     end = len(body)
     while end > 0 and len(found) < LAST_EVENTS:
         start = body.rfind(_SEPARATOR, 0, end)
-        if data := _payload(body[start + len(_SEPARATOR) if start >= 0 else 0 : end]):
+        if data := event_data(body[start + len(_SEPARATOR) if start >= 0 else 0 : end]):
             found.append(data)
         end = start
     return found[::-1] or [b""]

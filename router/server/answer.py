@@ -7,20 +7,19 @@ client such an answer can be dropped and the request sent to another worker.
 
 from __future__ import annotations
 
-import re
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import orjson
 
 from router.server.usage import MENTION, Usage, read_usage, states_usage
+from runtime.sse import EMPTY_LINE, complete_events, event_data, first_event, is_comment
 
 MAX_HELD = 262_144
 """Bytes of a stream that are held back at most: events before the first with content, and one that is not complete. An
 event that is longer goes on in parts and is not read."""
 
 _ERROR = b'"error"'
-_EMPTY_LINE = re.compile(rb"\n\r?\n")
 _QUIET_TYPES = frozenset(
     {
         "response.created",
@@ -92,10 +91,10 @@ class AnswerStream:
     def _silent(self, data: bytes) -> int | None:
         """How much may go on of a stream that was silent before `data`; None when it no longer is."""
         looked = passed = 0
-        while size := _first_event(data, looked):
+        while size := first_event(data, looked):
             event = data[looked : looked + size]
             looked += size
-            if _is_comment(event):
+            if is_comment(event):
                 passed = looked
                 continue
             self.stage = _judge(event)
@@ -113,46 +112,21 @@ class AnswerStream:
         """Notes what whole events state."""
         if _ERROR not in events and not states_usage(events):
             return
-        for event in _EMPTY_LINE.split(events):
-            if (_ERROR in event or states_usage(event)) and (fields := _object(_data(event))) is not None:
+        for event in EMPTY_LINE.split(events):
+            if (_ERROR in event or states_usage(event)) and (fields := _object(event_data(event))) is not None:
                 self.usage = read_usage(fields) or self.usage
                 if _error_stage(fields) is Stage.FAILED:
                     self.stage = Stage.FAILED
 
 
-def complete_events(data: bytes) -> int:
-    """How many bytes of `data` are whole events (each ends with an empty line)."""
-    if data.endswith(b"\n\n"):
-        return len(data)
-    plain, crlf = data.rfind(b"\n\n"), data.rfind(b"\n\r\n")
-    return max(plain + 2 if plain >= 0 else 0, crlf + 3 if crlf >= 0 else 0)
-
-
-def _first_event(data: bytes, start: int) -> int:
-    """Bytes of the event that begins at `start`, its empty line included; 0 while it is not complete."""
-    plain, crlf = data.find(b"\n\n", start), data.find(b"\n\r\n", start)
-    ends = [end for end in (plain + 2 if plain >= 0 else 0, crlf + 3 if crlf >= 0 else 0) if end]
-    return min(ends) - start if ends else 0
-
-
-def _data(event: bytes) -> bytes:
-    """Its data lines, joined; empty without any."""
-    return b"\n".join([line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")])
-
-
-def _is_comment(event: bytes) -> bool:
-    """Whether nothing in it is a field."""
-    return all(not line or line.startswith(b":") for line in event.splitlines())
-
-
 def _judge(event: bytes) -> Stage:
     """Where one event takes a stream that was silent before."""
-    data = _data(event)
+    data = event_data(event)
     if not data:
         return Stage.SILENT
     fields = _object(data)
     if fields is None:  # the end, or a protocol that is not known here
-        return Stage.REFUSED if data == b"[DONE]" else Stage.ANSWERING
+        return Stage.REFUSED if data.strip() == b"[DONE]" else Stage.ANSWERING
     error = _error_stage(fields)
     if error is not None:
         return error

@@ -7,13 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kvcache.feed import Cleared, Removed, Stored
 from kvcache.keys import block_keys
 from kvcache.tokens.tokenizer import Tokenizer
-from runtime.sse import EventTooLargeError, SseEvent, SseReader
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.fakes import FakeWorker, fake_workers, good
 
@@ -172,26 +169,3 @@ async def test_view_age_is_published(start_router: StartRouter, tokenizer: Token
         assert 'kvcluster_router_view_age_seconds{worker="w"}' in text
         assert 'kvcluster_router_worker_blocks{worker="w"} 6.0' in text
         assert "kvcluster_router_index_blocks 6.0" in text
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(["batch", "load"]), st.binary(max_size=50).filter(lambda b: b"\n" not in b))),
-    st.lists(st.integers(0, 2000)),
-)
-def test_events_are_the_same_however_the_stream_is_cut(events: list[tuple[str, bytes]], cuts: list[int]) -> None:
-    stream = b"".join(b"id: 1:2\nevent: %s\ndata: %s\n\n" % (name.encode(), data) for name, data in events)
-    reader, found, start = SseReader(1000), [], 0
-    for end in [*sorted(min(cut, len(stream)) for cut in cuts), len(stream)]:
-        found += reader.feed(stream[start:end])
-        start = end
-    assert found == [SseEvent(name, data) for name, data in events]
-
-
-def test_comments_and_unknown_fields_are_skipped() -> None:
-    assert SseReader(100).feed(b": hello\n\nretry: 5\n\ndata: a\ndata:b\n\n") == [SseEvent("message", b"a\nb")]
-
-
-@pytest.mark.parametrize("piece", [b"data: " + b"x" * 200, b"data: " + b"x" * 200 + b"\n\n"])
-def test_an_event_larger_than_the_limit_is_an_error(piece: bytes) -> None:
-    with pytest.raises(EventTooLargeError, match="100 bytes"):
-        SseReader(100).feed(piece)
