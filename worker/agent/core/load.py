@@ -1,15 +1,17 @@
-"""What an engine is busy with, read off its `/metrics`."""
+"""The load of an engine, from its `/metrics`."""
 
 from __future__ import annotations
 
-import re
+import math
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from kvcache.feed import Load
 
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
 _USAGE = "vllm:kv_cache_usage_perc"
@@ -18,17 +20,16 @@ _COMPUTED = "vllm:request_prefill_kv_computed_tokens"
 _PROMPT = "vllm:request_prompt_tokens"
 _BY_SOURCE = "vllm:prompt_tokens_by_source_total"
 _FIRST_TOKENS = "vllm:time_to_first_token_seconds_count"
-_READ = frozenset(
-    {
-        _RUNNING,
-        _WAITING,
-        _USAGE,
-        _CONFIG,
-        _BY_SOURCE,
-        _FIRST_TOKENS,
-        *(name + end for name in (_COMPUTED, _PROMPT) for end in ("_sum", "_count")),
-    }
+_READ = (
+    _RUNNING,
+    _WAITING,
+    _USAGE,
+    _CONFIG,
+    _BY_SOURCE,
+    _FIRST_TOKENS,
+    *(name + end for name in (_COMPUTED, _PROMPT) for end in ("_sum", "_count")),
 )
+"""Begins of the lines that are parsed."""
 
 
 class MetricsError(ValueError):
@@ -59,47 +60,54 @@ class Scrape:
 
 
 def parse_scrape(text: str) -> Scrape:
-    """Raises `MetricsError`."""
-    values: dict[str, list[float]] = defaultdict(list)
-    models: dict[str, None] = {}
-    config: Mapping[str, str] = {}
-    for line in text.splitlines():
-        name = line.partition("{")[0]
-        if name not in _READ:
-            continue
-        labels, _, value = line.rpartition(" ")
-        try:
-            values[name].append(float(value))
-        except ValueError:
-            raise MetricsError(f"{name} has no value: {value[:40]!r}") from None
-        found = dict(_LABEL.findall(labels))
-        if name == _BY_SOURCE and found.get("source") != "local_compute":
-            values[name].pop()
-        if name == _CONFIG:
-            config = found
-        elif name == _RUNNING:
-            models[found.get("model_name", "")] = None
-    if not values[_RUNNING] or not values[_WAITING]:
-        raise MetricsError(f"{_RUNNING} or {_WAITING} is missing: is this vLLM?")
-    tokens = _COMPUTED if values[_COMPUTED + "_count"] else _PROMPT
-    engines = len(values[_RUNNING])
-    blocks = _number(config.get("num_gpu_blocks"))
+    """What one answer of `/metrics` (Prometheus' text format) says. A sample whose value is no finite number counts as
+    missing. Raises `MetricsError`."""
+    samples = _samples(text)
+    running, waiting = samples[_RUNNING], samples[_WAITING]
+    if not running or not waiting:
+        raise MetricsError(f"{_RUNNING} or {_WAITING} is missing or not a number: is this vLLM?")
+    prefilled = [sample for sample in samples[_BY_SOURCE] if sample.labels.get("source") == "local_compute"]
+    config = samples[_CONFIG][-1].labels if samples[_CONFIG] else {}
+    blocks = _positive(config.get("num_gpu_blocks"))
+    prompts = _COMPUTED if samples[_COMPUTED + "_count"] else _PROMPT
     return Scrape(
-        model=next(iter(models)),
-        engines=engines,
-        running=round(sum(values[_RUNNING])),
-        waiting=round(sum(values[_WAITING])),
-        usage=sum(values[_USAGE]) / engines,
-        block_size=_number(config.get("block_size")),
-        blocks=None if blocks is None else (blocks - 1) * engines,
-        prompts=sum(values[tokens + "_count"]),
-        prompt_tokens=sum(values[tokens + "_sum"]),
-        prefilled=round(sum(values[_FIRST_TOKENS])),
-        prefilled_tokens=round(sum(values[_BY_SOURCE])),
+        model=running[0].labels.get("model_name", ""),
+        engines=len(running),
+        running=round(_sum(running)),
+        waiting=round(_sum(waiting)),
+        usage=_sum(samples[_USAGE]) / len(running),
+        block_size=_positive(config.get("block_size")),
+        blocks=None if blocks is None else (blocks - 1) * len(running),
+        prompts=_sum(samples[prompts + "_count"]),
+        prompt_tokens=_sum(samples[prompts + "_sum"]),
+        prefilled=round(_sum(samples[_FIRST_TOKENS])),
+        prefilled_tokens=round(_sum(prefilled)),
     )
 
 
-def _number(text: str | None) -> int | None:
+def _samples(text: str) -> Mapping[str, Sequence[Sample]]:
+    """The samples with the names in `_READ`, by name. Raises `MetricsError`.
+
+    The parser gets only the lines with these names. For one vLLM 0.32 that takes 0.4 ms a poll; all 374 samples would
+    take 6.6 ms, during which the event loop stands still.
+    """
+    lines = "\n".join(line for line in text.split("\n") if line.startswith(_READ))
+    found: dict[str, list[Sample]] = defaultdict(list)
+    try:
+        for family in text_string_to_metric_families(lines):
+            for sample in family.samples:
+                if math.isfinite(sample.value):
+                    found[sample.name].append(sample)
+    except ValueError as error:
+        raise MetricsError(f"not in Prometheus' text format: {str(error)[:80]}") from None
+    return found
+
+
+def _sum(samples: Sequence[Sample]) -> float:
+    return sum(sample.value for sample in samples)
+
+
+def _positive(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() and int(text) else None
 
 
