@@ -27,15 +27,15 @@ from router.discovery.sources import Discovery, FileDiscovery, StaticDiscovery, 
 from router.metrics import DiscoveryCollector, FleetCollector, Metrics
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
-from router.server.management import Management, Stage
+from router.server.management import Management, RouterEvent
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy
 from router.server.tokenizer_loader import TokenizerLoader
 from router.settings import Settings
-from router.sync.fleet_sync import Members
+from router.sync.fleet_sync import FleetSync
 from router.sync.liveness import Ticker
-from router.upstream.in_flight import Attempts, Patience
-from router.upstream.pool import HttpToolsUpstream
+from router.upstream.in_flight import InFlight, UpstreamTimeouts
+from router.upstream.pool import ConnectionPool
 from runtime.draining import Drain, DrainPolicy
 from runtime.http.server import HttpLimits, HttpServer
 from runtime.logs import configure, event
@@ -142,21 +142,21 @@ class Router:
         self.registry.register(self.discovery_metrics)
         recent = RecentDecisions()
         self.changed = asyncio.Event()
-        self.attempts = Attempts(
-            Patience(
+        self.in_flight = InFlight(
+            UpstreamTimeouts(
                 answer=settings.answer_timeout,
                 idle=settings.idle_timeout,
                 stall=settings.stall_timeout,
                 cut=settings.cut_timeout,
             )
         )
-        self.upstream = HttpToolsUpstream(connect_timeout=settings.connect_timeout)
+        self.upstream = ConnectionPool(connect_timeout=settings.connect_timeout)
         self._control = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10), cookie_jar=aiohttp.DummyCookieJar()
         )
-        self.members = Members(
+        self.fleet_sync = FleetSync(
             self.fleet,
-            self.attempts,
+            self.in_flight,
             self.upstream,
             self._control,
             self.metrics,
@@ -170,7 +170,7 @@ class Router:
         self.proxy = Proxy(
             fleet=self.fleet,
             upstream=self.upstream,
-            attempts=self.attempts,
+            in_flight=self.in_flight,
             metrics=self.metrics,
             recent=recent,
             clock=clock,
@@ -178,8 +178,8 @@ class Router:
             policy=RetryPolicy(settings.retry_attempts, settings.retry_deadline),
             budget=RetryBudget(share=settings.retry_share, floor=settings.retry_floor),
             refusals=Refusals(),
-            refused=self.members.unreachable,
-            busy=self.members.busy,
+            on_refused=self.fleet_sync.unreachable,
+            on_busy=self.fleet_sync.busy,
         )
         self.cors = Cors(frozenset(settings.cors_origins))
         self.data_plane = DataPlane(
@@ -201,16 +201,16 @@ class Router:
             recent=recent,
             discovery=source.status,
             tokenizer=self.tokenizer,
-            pod=self.members.pod,
-            patience=settings.retry_deadline,
+            pod=self.fleet_sync.pod,
+            request_wait=settings.retry_deadline,
         )
-        self._ticker = Ticker(self.fleet, self.attempts, self.metrics, clock, self._left)
+        self._ticker = Ticker(self.fleet, self.in_flight, self.metrics, clock, self._fell_silent)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Follow the workers."""
         self._tasks = [
-            asyncio.create_task(self.members.follow(self._source)),
+            asyncio.create_task(self.fleet_sync.follow(self._source)),
             asyncio.create_task(self._ticker.run()),
             asyncio.create_task(self.tokenizer.run()),
         ]
@@ -235,7 +235,7 @@ class Router:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.members.stop()
+        await self.fleet_sync.stop()
         await self.upstream.close()
         await self._control.close()
         self.prompts.close()
@@ -249,8 +249,8 @@ class Router:
         self.metrics.tokenizer_loaded.set(1)
         self.fleet.adopt_tokenizer(tokenizer.fingerprint)
 
-    def _left(self, url: str, why: str) -> None:
-        """What it has is waited for: it may only be frozen for a moment (`Patience.stall`)."""
+    def _fell_silent(self, url: str, why: str) -> None:
+        """The worker's requests stay with it for now: it may only be frozen for a moment (`UpstreamTimeouts.stall`)."""
         event(logger, logging.WARNING, "worker_left", worker=url, why=why)
 
 
@@ -308,14 +308,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             drain_limit=settings.drain_limit,
             grace_period=settings.grace_period,
         )
-        router.management.stage = Stage.DRAINING
+        router.management.advance(RouterEvent.SIGTERM)
         if policy.delay or policy.limit:
             data.drain()
             stop.clear()  # another signal ends the delay, and only one after that the process
             await router.drain(policy, stop)
             stop.set()
             event(logger, logging.INFO, "router_closing", in_flight=data.in_flight)
-        router.management.stage = Stage.CLOSED
+        router.management.advance(RouterEvent.DRAINED)
         await data.stop(settings.grace_period)
     finally:
         await management.stop(1.0)

@@ -14,6 +14,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from router.server.answer import EventKind, StreamState
+from router.server.answer import transition as stream_transition
+from router.server.management import ROUTER_TRANSITIONS, RouterEvent, RouterState
+from router.server.tokenizer_loader import TOKENIZER_TRANSITIONS, TokenizerEvent, TokenizerState
+from router.upstream.connection import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState
+from router.upstream.in_flight import REQUEST_TRANSITIONS, RequestEvent, RequestState
 from runtime.http.connection import READ_TRANSITIONS, ReadEvent, ReadState
 from runtime.http.context import SERVER_TRANSITIONS, ServerEvent, ServerState
 from runtime.http.request import ANSWER_TRANSITIONS, AnswerEvent, AnswerState
@@ -115,6 +121,25 @@ MACHINES: tuple[Machine, ...] = (
     Machine("HTTP server", ServerState, ServerState.SERVING, by_table(SERVER_TRANSITIONS), events_of(ServerEvent)),
     Machine("client connection", ReadState, ReadState.IDLE, by_table(READ_TRANSITIONS), events_of(ReadEvent)),
     Machine("answer", AnswerState, AnswerState.PENDING, by_table(ANSWER_TRANSITIONS), events_of(AnswerEvent)),
+    Machine("router", RouterState, RouterState.SERVING, by_table(ROUTER_TRANSITIONS), events_of(RouterEvent)),
+    Machine(
+        "proxied request", RequestState, RequestState.CHOOSING, by_table(REQUEST_TRANSITIONS), events_of(RequestEvent)
+    ),
+    Machine("stream", StreamState, StreamState.SILENT, stream_transition, events_of(EventKind)),
+    Machine(
+        "worker connection",
+        ConnectionState,
+        ConnectionState.IDLE,
+        by_table(CONNECTION_TRANSITIONS),
+        events_of(ConnectionEvent),
+    ),
+    Machine(
+        "tokenizer",
+        TokenizerState,
+        TokenizerState.LOADING,
+        by_table(TOKENIZER_TRANSITIONS),
+        events_of(TokenizerEvent),
+    ),
 )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import orjson
@@ -20,32 +21,52 @@ from router.core.decision import NoWorkerReady, RecentDecisions
 from router.core.errors import FeedRejected, RejectReason
 from router.core.fleet import Fleet
 from router.discovery.sources import DiscoveryStatus
-from router.metrics import Metrics
+from router.metrics import Metrics, by_label, total
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
-from router.server.status import status_page
 from router.server.tokenizer_loader import TokenizerLoader
 
 RECHECK = 0.5
-"""Seconds between two looks at what tells nobody that it changed: the tokenizer, the list of workers, the stage."""
+"""Seconds between two looks at what sends no notification of its changes: the tokenizer, the list of workers, the
+router's own state."""
 THREAD_BYTES = 256 * 1024
-"""A pushed state larger than this is decoded in a thread."""
+"""A pushed cache state of more bytes than this is decoded in a thread."""
 
 
-class Stage(Enum):
-    """Where the process stands between SIGTERM and its end."""
+class RouterState(Enum):
+    """The state of the router's process."""
 
     SERVING = auto()
+    """From its start until SIGTERM. Whether it is ready is another question (`GET /ready`)."""
     DRAINING = auto()
-    """It was told to stop, and takes requests until others know: it is as ready as it was. A Service that has no other
-    endpoint goes on sending to one that terminates, but only while that says that it is ready."""
-    CLOSED = auto()
-    """It accepts no more."""
+    """The process was told to stop and takes requests until others know. Its readiness does not change: a Service that
+    has no other endpoint sends requests to a terminating endpoint, but only while that endpoint is ready."""
+    CLOSING = auto()
+    """The process takes no new requests and finishes those in flight."""
+
+
+class RouterEvent(Enum):
+    """What moves the router's process towards its end."""
+
+    SIGTERM = auto()
+    DRAINED = auto()
+    """Others know that the process ends, or the time for that is over."""
+
+
+ROUTER_TRANSITIONS: Mapping[tuple[RouterState, RouterEvent], RouterState] = MappingProxyType(
+    {
+        (RouterState.SERVING, RouterEvent.SIGTERM): RouterState.DRAINING,
+        (RouterState.DRAINING, RouterEvent.DRAINED): RouterState.CLOSING,
+    }
+)
 
 
 @dataclass(slots=True)
 class Management:
-    """What the management endpoints read and change. `pod` gives the name of the pod at a worker's URL, empty where
-    there is none. `patience`: seconds for which requests wait for a worker."""
+    """What the management endpoints read and change.
+
+    `pod(url)` gives the name of the pod at a worker's URL, empty if there is none. `request_wait`: seconds for which
+    requests wait for a worker.
+    """
 
     fleet: Fleet
     prompts: PromptReader
@@ -57,8 +78,8 @@ class Management:
     discovery: Callable[[], DiscoveryStatus]
     tokenizer: TokenizerLoader
     pod: Callable[[str], str]
-    patience: float = 0.0
-    stage: Stage = Stage.SERVING
+    request_wait: float = 0.0
+    state: RouterState = RouterState.SERVING
 
     def app(self) -> FastAPI:
         """The ASGI app."""
@@ -79,6 +100,10 @@ class Management:
         route("/internal/eviction", self.eviction, methods=["POST"])
         return app
 
+    def advance(self, event: RouterEvent) -> None:
+        """Every change of the router's state. Raises `KeyError` if `event` cannot happen in this state."""
+        self.state = ROUTER_TRANSITIONS[self.state, event]
+
     # --- state ---
 
     async def health(self) -> Response:
@@ -86,25 +111,25 @@ class Management:
         return _json({"status": "ok"})
 
     async def ready(self) -> Response:
-        """200 when a request would find a worker, at once or within the time that it waits for one; else 503 with why.
+        """200 when a request would find a worker, at once or within the time that it waits for one; else 503 and why.
 
-        When the last worker is being replaced every router loses it at the same moment: a Service without endpoints
-        would refuse the clients that a router lets wait.
+        The waiting counts because all routers lose the last worker at the same moment when it is replaced: a Service
+        without ready endpoints would refuse clients whom the routers let wait.
 
-        A source of workers that fails after its first list changes the body, never the status: the last known list is
-        the best there is, and whether the workers on it live is asked of them.
+        When discovery fails after its first list, the body changes but never the status: the last known list is the
+        best there is, and whether the workers on it are alive is asked of the workers.
         """
         page = self._readiness()
         return _json(page, 200 if page["ready"] else 503)
 
     async def started(self, wait: Annotated[float, Query(ge=0, le=3600)] = 0.0) -> Response:
-        """200 with the page of `/ready`, at once when that is 200, else when it becomes so, or after `wait` seconds.
+        """200 with the body of `/ready`: as soon as `/ready` answers 200, or after `wait` seconds.
 
-        For startup probes: until then nothing else is asked of the router, so that one that comes up before its first
-        worker does is not recorded as failing.
+        For startup probes: Kubernetes asks no other probe before this one has succeeded, so a router that starts before
+        its first worker is not recorded as failing.
         """
         end = self.clock() + wait
-        while not (page := self._readiness())["ready"] and self.stage is Stage.SERVING:
+        while not (page := self._readiness())["ready"] and self.state is RouterState.SERVING:
             if (left := end - self.clock()) <= 0:
                 break
             self.changed.clear()
@@ -117,8 +142,8 @@ class Management:
         discovery, now = self.discovery(), self.clock()
         workers, ready_at = self.fleet.workers(now), self.fleet.ready_at
         ready = sum(worker.ready for worker in workers)
-        waits = ready_at is not None and now - ready_at <= self.patience
-        if self.stage is Stage.CLOSED:
+        waits = ready_at is not None and now - ready_at <= self.request_wait
+        if self.state is RouterState.CLOSING:
             why = "the router is shutting down"
         elif self.tokenizer.awaited:
             why = "the tokenizer is being loaded"
@@ -131,18 +156,41 @@ class Management:
         return {"ready": why is None, "workers_ready": ready, "reason": why, "discovery": discovery.public()}
 
     async def status(self) -> Response:
-        """How this router is doing, on one page."""
-        return _json(
-            status_page(
-                self.fleet,
-                self.recent,
-                self.metrics,
-                self.discovery(),
-                self.tokenizer.status,
-                draining=self.stage is not Stage.SERVING,
-                now=self.clock(),
-            )
-        )
+        """How this router is doing, for the controller and for people. docs/router.md names the fields.
+
+        The counts are the metrics' own, since the start of the process: nothing is counted twice.
+        """
+        now = self.clock()
+        workers = self.fleet.workers(now)
+        ready = [worker for worker in workers if worker.ready]
+        page = {
+            "strategy": self.fleet.config.strategy,
+            "draining": self.state is not RouterState.SERVING,
+            "workers": {
+                "known": len(workers),
+                "ready": len(ready),
+                "matching": sum(worker.matching for worker in ready),
+            },
+            "view_age_seconds": max((worker.view_age for worker in ready if worker.view_age is not None), default=None),
+            "prompt_tokens": int(total(self.metrics.reported_prompt)),
+            "cached_tokens": int(total(self.metrics.actual_cached)),
+            "decisions": {reason: int(count) for reason, count in by_label(self.metrics.decisions).items()},
+            "recent": [
+                {
+                    "age_seconds": age,
+                    "worker_id": decision.worker_id,
+                    "reason": decision.reason.value,
+                    "matched_blocks": decision.matched_blocks,
+                    "prompt_blocks": decision.prompt_blocks,
+                    "predicted_ttft_seconds": decision.predicted_ttft,
+                }
+                for age, decision in self.recent.newest_first(now)
+            ],
+            "discovery": self.discovery().public(),
+            "tokenizer": self.tokenizer.status.public(),
+            "reuse_score": {worker.worker_id: worker.reuse_score for worker in workers},
+        }
+        return _json(page)
 
     async def scrape(self) -> Response:
         """Prometheus's text format."""
@@ -154,9 +202,9 @@ class Management:
         return _json({"workers": [{**asdict(worker), "pod": self.pod(worker.url)} for worker in workers]})
 
     async def blocks(self, worker_id: str) -> Response:
-        """The blocks the router believes this worker holds (a key once for each physical block), and as of when.
+        """The blocks that this worker holds as the router sees it (a key once for each physical block), and as of when.
 
-        Compare with the worker's own `GET /cache/state`: at the same epoch and seq the two are equal.
+        At the same epoch and seq they equal those of the worker's own `GET /cache/state`.
         """
         for worker in self.fleet.workers(self.clock()):
             if worker.worker_id == worker_id:
@@ -166,7 +214,7 @@ class Management:
         return _error(404, f"no worker is called {worker_id!r}; GET /workers lists them", "NotFoundError")
 
     async def explain(self, request: Request) -> Response:
-        """The decision a completion or chat request would get now; nothing is sent, nothing is counted."""
+        """The decision that a completion or chat request would get now. Nothing is sent and nothing is counted."""
         body = await request.body()
         fields = _fields(body)
         if fields is None:
@@ -201,7 +249,7 @@ class Management:
     # --- push ---
 
     async def heartbeat(self, request: Request) -> Response:
-        """A sign of life with the worker's load. `resync` asks for the full state at once."""
+        """A sign of life with the worker's load. `resync` asks the worker for its full state at once."""
         beat = decode_heartbeat(await request.body())
         resync = self.fleet.apply_heartbeat(beat, self.clock())
         self.changed.set()

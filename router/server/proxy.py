@@ -1,4 +1,4 @@
-"""One request's way through the router: choose a worker, send, retry elsewhere, pass the answer on."""
+"""One request's way through the router: choose a worker, send, retry at another, pass the answer on."""
 
 from __future__ import annotations
 
@@ -20,30 +20,40 @@ from router.core.outliers import Ejection, Outcome
 from router.core.retries import Refusals, RequestKind, Retries, RetryBudget, RetryPolicy
 from router.metrics import Metrics
 from router.server.headers import find, retry_after
-from router.server.relay import Client, Failure, Relay
-from router.upstream.in_flight import Attempts
-from router.upstream.interface import Cause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
+from router.server.relay import AttemptFailure, Client, Relay
+from router.upstream.in_flight import InFlight, InFlightRequest, RequestEvent, RequestState
+from router.upstream.interface import FailureCause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
 from runtime.http.context import Headers
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 
 EXCLUDED_PAUSE = 0.1
-"""Seconds before a request goes to the same worker again because there is no other."""
-LEAVING_SHOWS = 1.25
-"""Seconds after which it is known whether a worker that answered 503 leaves: its /health has been asked."""
+"""Seconds before a request is sent to the same worker again because there is no other."""
+DRAINING_SHOWS = 1.25
+"""Seconds after a worker answered 503 by which its /health has been asked, so that it is known whether it drains."""
 
-_FAULTS = frozenset({Cause.BROKEN, Cause.CONNECT, Cause.STATUS_5XX, Cause.ERROR_EVENT, Cause.TIMEOUT, Cause.STALLED})
-"""What counts against a worker. Being full, leaving or not being there does not: that is seen by other means."""
+_FAULTS = frozenset(
+    {
+        FailureCause.BROKEN,
+        FailureCause.CONNECT,
+        FailureCause.STATUS_5XX,
+        FailureCause.ERROR_EVENT,
+        FailureCause.TIMEOUT,
+        FailureCause.STALLED,
+    }
+)
+"""The failures that count against a worker. A full, leaving or absent worker is noticed by other means."""
 
 
 @dataclass(slots=True)
 class Proxy:
-    """What every request needs. `refused` and `busy` are told of workers that turned a request away."""
+    """What every request needs. `on_refused(url, why)` is called when a worker refuses a connection, `on_busy(url)`
+    when it answers 429 or 503."""
 
     fleet: Fleet
     upstream: Upstream
-    attempts: Attempts
+    in_flight: InFlight
     metrics: Metrics
     recent: RecentDecisions
     clock: Callable[[], float]
@@ -52,24 +62,28 @@ class Proxy:
     policy: RetryPolicy
     budget: RetryBudget
     refusals: Refusals
-    refused: Callable[[str, str], None]
-    busy: Callable[[str], None]
+    on_refused: Callable[[str, str], None]
+    on_busy: Callable[[str], None]
 
     async def forward(
         self, request: UpstreamRequest, route: RouteRequest, request_id: bytes, arrived: float, send: Send
     ) -> int:
-        """Answer one request. Returns the status; raises `OSError` when the client left."""
+        """Answer one request. Returns the status. Raises `OSError` when the client left."""
         self.budget.request(arrived)
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("requests are handled in tasks")
         retries = Retries(self.policy, self.budget, repeatable=request.repeatable)
         kind = RequestKind(request.method, request.target.partition("?")[0], route.model)
-        return await _Exchange(self, request, Client(route, request_id, arrived, send), retries, kind).run()
+        client = Client(route, request_id, arrived, send)
+        return await _ProxiedRequest(self, request, client, InFlightRequest(task), retries, kind).run()
 
     def note(self, url: str, outcome: Outcome) -> None:
-        """Tell the fleet how a worker dealt with a request, and everybody else when it is ejected for that."""
-        self.ejected(url, self.fleet.answered(url, outcome, self.clock()))
+        """Tell the fleet how a worker dealt with a request, and log and count the ejection that may follow."""
+        self.note_ejection(url, self.fleet.answered(url, outcome, self.clock()))
 
-    def ejected(self, url: str, ejection: Ejection | None) -> None:
-        """A worker is left out from now on, if it is."""
+    def note_ejection(self, url: str, ejection: Ejection | None) -> None:
+        """Log and count an ejection, if there is one."""
         if ejection is None:
             return
         self.metrics.ejections.labels(ejection.reason.value).inc()
@@ -85,22 +99,26 @@ class Proxy:
 
 
 @dataclass(slots=True)
-class _Exchange:
-    """One request and its answer."""
+class _ProxiedRequest:
+    """One request and its answer. `in_flight` holds its state."""
 
     proxy: Proxy
     request: UpstreamRequest
     client: Client
+    in_flight: InFlightRequest
     retries: Retries
     kind: RequestKind
     excluded: set[str] = field(default_factory=set)
-    give_up_at: float | None = None
+    """URLs of the workers that failed, which are not chosen again while there are others."""
+    deadline: float | None = None
+    """When to stop waiting for another worker; None before the first failure and the first wait."""
     retry_after: float = 1.0
-    failure: Failure | None = None
-    asked_to_wait_at: float | None = None
-    """When a worker turned the request away and said for how long; None if the last one did not."""
+    failure: AttemptFailure | None = None
+    """The last attempt's failure."""
+    told_to_wait_at: float | None = None
+    """When the last worker that was tried answered with a Retry-After; None if it did not."""
     doubted: dict[str, int] = field(default_factory=dict)
-    """URLs of workers whose refusals were doubted, and the statuses."""
+    """Statuses of the refusals that were doubted, by worker URL."""
     status: int = 0
 
     async def run(self) -> int:
@@ -116,13 +134,14 @@ class _Exchange:
                 if logger.isEnabledFor(logging.DEBUG):
                     self._log_answer(decision)
                 return self.status
-            self._note(decision, self.failure)
-            broken = self.failure.cause is Cause.BROKEN
+            self.in_flight.advance(RequestEvent.ATTEMPT_FAILED)
+            self._note_failure(decision, self.failure)
+            broken = self.failure.cause is FailureCause.BROKEN
             denial = retries.failed(self.failure.progress, proxy.clock(), broken=broken)
             if denial is not None:
                 proxy.metrics.retries_denied.labels(denial.value).inc()
                 break
-        await self._give_up()
+        await self._answer_without_worker()
         return self.status
 
     def _count(self, decision: Decision) -> None:
@@ -148,10 +167,10 @@ class _Exchange:
             seconds=self.proxy.clock() - self.client.arrived,
         )
 
-    # --- choosing ---
+    # --- choosing a worker ---
 
     async def _choose(self) -> Decision | None:
-        """The next worker; None when none became ready in time."""
+        """The next worker; None if none became ready in time."""
         proxy = self.proxy
         while True:
             now = proxy.clock()
@@ -159,19 +178,19 @@ class _Exchange:
                 return proxy.fleet.choose(self.client.route, now, self.excluded)
             except NoWorkerReady as error:
                 self.retry_after = error.retry_after
-            if self.give_up_at is None:
-                self.give_up_at = now + proxy.policy.deadline
-            if now >= self.give_up_at or self._is_answered(now):
+            if self.deadline is None:
+                self.deadline = now + proxy.policy.deadline
+            if now >= self.deadline or self._has_final_answer(now):
                 return None
-            pause = min(EXCLUDED_PAUSE if self.excluded else 1.0, self.give_up_at - now)
-            if self.asked_to_wait_at is None:
+            pause = min(EXCLUDED_PAUSE if self.excluded else 1.0, self.deadline - now)
+            if self.told_to_wait_at is None:
                 self.excluded.clear()
             proxy.changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await proxy.changed.wait()
 
-    def _note(self, decision: Decision, failure: Failure) -> None:
+    def _note_failure(self, decision: Decision, failure: AttemptFailure) -> None:
         proxy = self.proxy
         event(
             logger,
@@ -185,60 +204,59 @@ class _Exchange:
         )
         self.excluded.add(decision.url)
         now = proxy.clock()
-        self.give_up_at = now + proxy.policy.deadline
-        asks_to_wait = failure.answer is not None and bool(find(failure.answer[1], b"retry-after"))
-        self.asked_to_wait_at = now if asks_to_wait else None
-        if failure.cause is Cause.REFUSED:
-            proxy.refused(decision.url, failure.why)
-        elif failure.cause is Cause.BUSY:
-            proxy.busy(decision.url)
+        self.deadline = now + proxy.policy.deadline
+        told_to_wait = failure.answer is not None and bool(find(failure.answer[1], b"retry-after"))
+        self.told_to_wait_at = now if told_to_wait else None
+        if failure.cause is FailureCause.REFUSED:
+            proxy.on_refused(decision.url, failure.why)
+        elif failure.cause is FailureCause.BUSY:
+            proxy.on_busy(decision.url)
         elif failure.cause in _FAULTS:
             proxy.note(decision.url, Outcome.BAD)
 
-    def _is_answered(self, now: float) -> bool:
-        """Whether the client gets the last failure's answer, since no other worker is there, rather than wait for one.
+    def _has_final_answer(self, now: float) -> bool:
+        """Whether the client gets the last failure's answer now, since there is no other worker, instead of waiting.
 
-        What a worker refuses it refuses again, and one that asks for a pause is not asked again before. But a 503 may
-        be said by a worker that leaves, and its replacement may be near: that shows after a moment.
+        A worker refuses again what it has refused, and a worker that asks for a pause is not asked again before its
+        end. But a worker that answers 503 may be draining, and its replacement may become ready soon: whether it drains
+        is known after `DRAINING_SHOWS`.
         """
         if self.failure is None or self.failure.answer is None:
             return False
-        if self.failure.cause is Cause.DOUBTED or self.failure.answer[0] == 429:
+        if self.failure.cause is FailureCause.DOUBTED or self.failure.answer[0] == 429:
             return True
-        if self.asked_to_wait_at is None:
+        if self.told_to_wait_at is None:
             return False
         try:
             self.proxy.fleet.choose(self.client.route, now)
         except NoWorkerReady:
-            # Those that were asked leave: wait for others. Looked at all the while: what comes back at the same address
-            # before the time is over is another process.
-            self.asked_to_wait_at = None
+            # Every worker that was asked drains: wait for others. This is checked all the while, because a worker that
+            # comes back at the same address before the pause is over is another process.
+            self.told_to_wait_at = None
             return False
-        return now >= self.asked_to_wait_at + LEAVING_SHOWS
+        return now >= self.told_to_wait_at + DRAINING_SHOWS
 
     # --- one attempt ---
 
-    async def _attempt(self, decision: Decision) -> Failure | None:
-        """Send to the chosen worker and pass its answer on. A `Failure` means that nothing went to the client."""
+    async def _attempt(self, decision: Decision) -> AttemptFailure | None:
+        """Send to the chosen worker and pass its answer on. After an `AttemptFailure` nothing has been sent to the
+        client."""
         proxy = self.proxy
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("requests are handled in tasks")
         response: UpstreamResponse | None = None
         relay: Relay | None = None
         try:
             with (
                 proxy.fleet.dispatching(decision, self.client.route, proxy.clock) as ticket,
-                proxy.attempts.at(decision.url, task, proxy.clock()) as attempt,
+                proxy.in_flight.at(decision.url, self.in_flight, proxy.clock()),
             ):
                 response = await proxy.upstream.send(decision.url, self.request)
                 self.status = response.status
                 relay = Relay(
                     self.client,
                     self.request,
+                    self.in_flight,
                     decision,
                     response,
-                    attempt,
                     ticket,
                     proxy.metrics,
                     proxy.clock,
@@ -247,28 +265,28 @@ class _Exchange:
                 )
                 failure = await relay.run(self._failing(decision.url, response))
         except UpstreamError as error:
-            if relay is not None and relay.begun:
+            if relay is not None and self.in_flight.state is RequestState.RESPONDING:
                 proxy.note(decision.url, Outcome.BAD)
                 await relay.cut(error)
                 return None
-            return Failure(error.cause, str(error), error.progress)
+            return AttemptFailure(error.cause, str(error), error.progress)
         else:
             if failure is None:
-                self._answered(decision.url, whole=relay.broken is None)
+                self._note_answer(decision.url)
             return failure
         finally:
             if response is not None:
                 response.close()
 
-    def _failing(self, url: str, response: UpstreamResponse) -> Cause | None:
+    def _failing(self, url: str, response: UpstreamResponse) -> FailureCause | None:
         """Why an answer should not reach the client while another worker may have a better one; None: it should."""
         proxy, status = self.proxy, response.status
         if status in (429, 503):
             wait = retry_after(response.headers, datetime.now(UTC))
-            proxy.ejected(url, proxy.fleet.turned_away(url, wait, proxy.clock()))
-            return Cause.BUSY
+            proxy.note_ejection(url, proxy.fleet.turned_away(url, wait, proxy.clock()))
+            return FailureCause.BUSY
         if status >= 500 and status != 501:
-            return Cause.STATUS_5XX
+            return FailureCause.STATUS_5XX
         if status < 400 or status >= 500:
             return None
         alike = [other for other, refused in self.doubted.items() if refused == status]
@@ -277,14 +295,14 @@ class _Exchange:
         if alike or not proxy.refusals.doubtful(url, self.kind, status, proxy.clock()):
             return None
         self.doubted[url] = status
-        return Cause.DOUBTED
+        return FailureCause.DOUBTED
 
-    def _answered(self, url: str, *, whole: bool) -> None:
-        """The client has its answer, or the part of it that there was."""
+    def _note_answer(self, url: str) -> None:
+        """The client has received the answer, or as much of it as there was."""
         proxy = self.proxy
         if self.status >= 400:
             return
-        if not whole:
+        if self.in_flight.state is not RequestState.COMPLETE:
             proxy.note(url, Outcome.BAD)
             return
         proxy.refusals.answered(url, self.kind)
@@ -292,9 +310,11 @@ class _Exchange:
         for other in self.doubted:
             proxy.note(other, Outcome.REFUSED)
 
-    # --- ends without an answer ---
+    # --- no worker answered ---
 
-    async def _give_up(self) -> None:
+    async def _answer_without_worker(self) -> None:
+        """Answer with the last failure's answer, if there is one, else with an error of the router's own."""
+        self.in_flight.advance(RequestEvent.GIVEN_UP)
         if self.failure is not None and self.failure.answer is not None:
             self.status, headers, body = self.failure.answer
             if self.status == 503 and not find(headers, b"retry-after"):

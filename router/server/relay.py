@@ -1,4 +1,4 @@
-"""Passes one worker's answer on to the client, or finds that it is a failure of which the client need not know."""
+"""Passes one worker's answer on to the client, or finds a failure that the client need not see."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kvcache.errors import SSE_DONE, engine_dead, sse_error
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Ticket
 from router.core.latency_samples import Cost
+from router.core.retries import Progress
 from router.metrics import Metrics
-from router.server.answer import AnswerStream, Stage, WholeAnswer, read_answer
+from router.server.answer import AnswerStream, StreamState, Usage, UsageFinder, WholeAnswer, read_answer
 from router.server.headers import find, to_client
-from router.server.usage import Usage, UsageFinder
-from router.upstream.in_flight import NOT_WAITING, Attempt
-from router.upstream.interface import Cause, Progress, UpstreamError, UpstreamRequest, UpstreamResponse
+from router.upstream.in_flight import NOT_WAITING, InFlightRequest, RequestEvent, RequestState
+from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest, UpstreamResponse
 from runtime.http.context import Headers
 from runtime.http.server import AnswerAborted
 from runtime.logs import event
@@ -27,28 +27,29 @@ from runtime.logs import event
 logger = logging.getLogger(__name__)
 
 MAX_BUFFERED = 1 << 20
-"""Bytes of an answer that is no stream that are held back, so that the request can still go elsewhere if the worker
-dies before the answer is complete."""
+"""Bytes that are held back of an answer that is not a stream, so that the request can still go to another worker if
+this one dies before the answer is complete."""
 MAX_CLIENT_SHARE = 0.1
-"""Of an answer's time that waited for the client, for it to show how fast the engine is."""
+"""An answer shows how fast the engine is only if at most this share of its time was spent waiting for the client."""
 
-_DECLINED = frozenset({Cause.BUSY, Cause.ABORTED, Cause.DOUBTED})
-"""Failures that the worker itself calls one, before or instead of acting on the request."""
+_DECLINED = frozenset({FailureCause.BUSY, FailureCause.ABORTED, FailureCause.DOUBTED})
+"""The worker itself says that it did not act on the request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """An attempt that may be repeated elsewhere; `answer` is what the client gets if it cannot."""
+class AttemptFailure:
+    """An attempt that may be repeated at another worker. `answer` is what the client gets if no other worker can."""
 
-    cause: Cause
+    cause: FailureCause
     why: str
     progress: Progress
     answer: tuple[int, Headers, bytes] | None = None
+    """Status, headers and body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asked, when (on the router's clock) and what, and how to answer."""
+    """The client's side of a request. `arrived` is a time on the router's clock."""
 
     route: RouteRequest
     request_id: bytes
@@ -62,27 +63,24 @@ class Relay:
 
     client: Client
     request: UpstreamRequest
+    in_flight: InFlightRequest
     decision: Decision
     response: UpstreamResponse
-    attempt: Attempt
     ticket: Ticket
     metrics: Metrics
     clock: Callable[[], float]
     block_size: int
     attempts: int
-    begun: bool = False
-    """A byte has gone to the client."""
     streaming: bool = False
+    """The answer is a stream of server-sent events."""
     client_seconds: float = 0.0
-    """That the client took to read."""
-    broken: Cause | None = None
-    """Why the client has had less than a whole answer."""
+    """Time spent waiting for the client to read."""
 
-    async def run(self, failing: Cause | None) -> Failure | None:
-        """Pass the answer on, unless its status says that it should not be (`failing`). A `Failure` means that nothing
-        went to the client.
+    async def run(self, failing: FailureCause | None) -> AttemptFailure | None:
+        """Pass the answer on, unless its status says that it should not be (`failing`). After an `AttemptFailure`
+        nothing has been sent to the client.
 
-        Raises `UpstreamError` when the worker fails; if the client has had a byte by then (`begun`), `cut` is next.
+        Raises `UpstreamError` when the worker fails. If the request is `RESPONDING` by then, the caller calls `cut`.
         """
         if failing is not None:
             return await self._failed_answer(failing, f"status {self.response.status}", b"")
@@ -90,54 +88,60 @@ class Relay:
             return await self._stream()
         return await self._whole()
 
-    async def _failed_answer(self, cause: Cause, why: str, body: bytes) -> Failure:
-        """A failure with the answer that says so, which the client gets if no other worker has a better one."""
+    async def _failed_answer(self, cause: FailureCause, why: str, body: bytes) -> AttemptFailure:
+        """A failure with the answer that reports it, which the client gets if no other worker has a better one."""
         progress = Progress.DECLINED if cause in _DECLINED else Progress.ANSWERING
         while piece := await self.response.read():
             body += piece
             if len(body) > MAX_BUFFERED:
-                return Failure(cause, why, progress)
+                return AttemptFailure(cause, why, progress)
         headers = self._headers()
-        if body or not find(headers, b"content-length"):  # an answer to HEAD has the length of what GET would get
+        if body or not find(headers, b"content-length"):  # the answer to HEAD states the length of the answer to GET
             headers = [header for header in headers if header[0] != b"content-length"]
             headers.append((b"content-length", b"%d" % len(body)))
-        return Failure(cause, why, progress, (self.response.status, headers, body))
+        return AttemptFailure(cause, why, progress, (self.response.status, headers, body))
 
-    async def _stream(self) -> Failure | None:
-        """Pass on server-sent events, whole ones only: a stream that breaks off ends at the end of an event.
+    async def _stream(self) -> AttemptFailure | None:
+        """Pass on server-sent events. Only whole events are passed on: a stream that breaks off ends after an event.
 
-        The head goes with the first comment or the first event with content, whichever comes first. After a comment the
-        request cannot go elsewhere: its client has been told who answers.
+        The head is sent with the first comment or the first event with content, whichever comes first. After a comment
+        the request cannot go to another worker: the client has been told which worker answers.
         """
-        response, attempt, clock = self.response, self.attempt, self.clock
+        response, in_flight, clock = self.response, self.in_flight, self.clock
         self.streaming = True
         stream, now = AnswerStream(), clock()
         try:
             while piece := await response.read():
                 now = clock()
-                before = stream.stage
+                before = stream.state
                 passed = stream.push(piece)
-                if stream.stage.broken and not self.begun:
-                    cause = Cause.ERROR_EVENT if stream.stage is Stage.FAILED else Cause.ABORTED
-                    return await self._failed_answer(cause, "its stream began with a failure", passed + stream.finish())
-                if stream.stage is Stage.ANSWERING and stream.stage is not before:
-                    self._first_token(now)
+                if stream.state is not before:
+                    if stream.state.is_failure and in_flight.state is RequestState.PENDING:
+                        cause = (
+                            FailureCause.ABORTED if stream.state is StreamState.ABORTED else FailureCause.ERROR_EVENT
+                        )
+                        held = passed + stream.finish()
+                        return await self._failed_answer(cause, "its stream began with a failure", held)
+                    if stream.state is StreamState.ANSWERING:
+                        self._first_token(now)
                 # Comments are no progress: a server writes them while its engine hangs.
-                if stream.stage is not Stage.SILENT:
-                    attempt.since = now
+                if stream.state is not StreamState.SILENT:
+                    in_flight.waiting_since = now
                 if passed:
                     await self._pass_on(passed)
             rest = stream.finish()
-            if stream.stage is Stage.SILENT and not rest:
-                raise UpstreamError(Cause.BROKEN, "the stream ended before its first event", Progress.ANSWERING)
+            if stream.state is StreamState.SILENT and not rest:
+                raise UpstreamError(FailureCause.BROKEN, "the stream ended before its first event", Progress.ANSWERING)
             await self._pass_on(rest, last=True)
         finally:
-            if self.begun:
+            if in_flight.state is not RequestState.PENDING:
                 self._count(stream.usage)
-        if stream.stage is Stage.ANSWERING:
+        if stream.state is StreamState.ANSWERING:
             self._learn(stream.usage, now)
-        if stream.stage.broken:
-            self._note_broken(Cause.ERROR_EVENT, "its stream holds an error")
+        if stream.state.is_failure:
+            self._broken(FailureCause.ERROR_EVENT, "its stream holds an error")
+        else:
+            in_flight.advance(RequestEvent.ANSWER_COMPLETE)
         return None
 
     def _first_token(self, now: float) -> None:
@@ -148,48 +152,49 @@ class Relay:
             self.metrics.ttft.observe(now - self.client.arrived)
             self.metrics.predicted_ttft.observe(self.decision.predicted_ttft)
 
-    async def _whole(self) -> Failure | None:
-        """Pass on an answer that is no stream: once it is complete, unless it is large."""
-        response, attempt, clock = self.response, self.attempt, self.clock
+    async def _whole(self) -> AttemptFailure | None:
+        """Pass on an answer that is not a stream: once it is complete, unless it is larger than `MAX_BUFFERED`."""
+        response, in_flight, clock = self.response, self.in_flight, self.clock
         body = b""
         while piece := await response.read():
-            attempt.since = clock()
+            in_flight.waiting_since = clock()
             body = body + piece if body else piece
             if len(body) > MAX_BUFFERED:
                 break
         answer = WholeAnswer() if piece or response.status != 200 else read_answer(body)
         if answer.aborted:
-            return await self._failed_answer(Cause.ABORTED, "its engine aborted the request", body)
+            return await self._failed_answer(FailureCause.ABORTED, "its engine aborted the request", body)
         finder = UsageFinder()
         while piece:
             finder.push(body)
             await self._pass_on(body)
             body = piece = await response.read()
-            attempt.since = clock()
+            in_flight.waiting_since = clock()
         self.ticket.served = response.status < 400
         if answer.choices == 1:
             self._learn(answer.usage, clock())
         await self._pass_on(body, last=True)
         if response.status == 200:
             self._count(answer.usage or finder.usage)
+        in_flight.advance(RequestEvent.ANSWER_COMPLETE)
         return None
 
     async def _pass_on(self, data: bytes, *, last: bool = False) -> None:
-        """Send bytes to the client, after the head if they are the first. The time that the client takes to read is not
-        held against the worker."""
-        attempt, clock = self.attempt, self.clock
-        began, since = clock(), attempt.since
-        attempt.since = NOT_WAITING
-        if not self.begun:
+        """Send bytes to the client, after the head if they are the first. The time that the client takes to read does
+        not count as time in which the worker sent nothing."""
+        in_flight, clock = self.in_flight, self.clock
+        began, since = clock(), in_flight.waiting_since
+        in_flight.waiting_since = NOT_WAITING
+        if in_flight.state is RequestState.PENDING:
             await self._begin()
         await self.client.send({"type": "http.response.body", "body": data, "more_body": not last})
         took = clock() - began
         self.client_seconds += took
-        attempt.since = NOT_WAITING if last else since + took
+        in_flight.waiting_since = NOT_WAITING if last else since + took
 
     async def _begin(self) -> None:
-        """The point of no return: status and headers go to the client."""
-        self.attempt.answered = self.begun = True
+        """Send status and headers to the client: from now on the request cannot go to another worker."""
+        self.in_flight.advance(RequestEvent.ANSWER_BEGUN)
         self.request.drop_body()
         status, headers = self.response.status, self._headers()
         await self.client.send({"type": "http.response.start", "status": status, "headers": headers})
@@ -207,7 +212,7 @@ class Relay:
         return to_client(self.response.headers, self.client.request_id, added)
 
     def _count(self, usage: Usage | None) -> None:
-        """Predicted against reported cached tokens, of answers that report them: of others neither side counts."""
+        """Count predicted and reported cached tokens of an answer that reports them; of others neither is counted."""
         if usage is None or usage.cached is None:
             return
         metrics = self.metrics
@@ -216,20 +221,21 @@ class Relay:
         metrics.actual_cached.inc(usage.cached)
 
     def _learn(self, usage: Usage | None, now: float) -> None:
-        """The answer of one sequence is complete: its time shows how fast the engine is, unless it is the client's."""
+        """Report the time of a complete answer of one sequence, which shows how fast the engine is; not if much of
+        that time was the client's."""
         slow_client = self.client_seconds > MAX_CLIENT_SHARE * (now - self.client.arrived)
         if usage is not None and self.client.route.reported is None and not slow_client:
             self.ticket.finished(now, Cost(usage.prompt, usage.completion, usage.cached))
 
     async def cut(self, error: UpstreamError) -> None:
-        """The worker failed after the first byte: say so in the stream as vLLM does, or break the answer off."""
-        self._note_broken(error.cause, str(error))
+        """The worker failed after the first byte: report it in the stream as vLLM does, or break the answer off."""
+        self._broken(error.cause, str(error))
         if not self.streaming:
             raise AnswerAborted(str(error))
         await self.client.send({"type": "http.response.body", "body": sse_error(engine_dead().body()) + SSE_DONE})
 
-    def _note_broken(self, cause: Cause, why: str) -> None:
-        self.broken = cause
+    def _broken(self, cause: FailureCause, why: str) -> None:
+        self.in_flight.advance(RequestEvent.ANSWER_BROKEN)
         self.metrics.broken_streams.labels(cause.value).inc()
         event(
             logger,
@@ -243,5 +249,5 @@ class Relay:
 
 @lru_cache(maxsize=4096)
 def _header_value(text: str) -> bytes:
-    """A worker names itself: whatever it says must fit a header."""
+    """A worker's name of its own choice in a form that fits a header."""
     return re.sub(r"[^\x21-\x7e]", "?", text).encode()

@@ -1,12 +1,13 @@
-"""The router's tokenizer, loaded beside its work: a router without one serves by load and goes on trying."""
+"""Loads the router's tokenizer in the background, trying until it succeeds. Meanwhile the router routes by load."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from kvcache.tokens.tokenizer import Tokenizer
@@ -18,11 +19,11 @@ logger = logging.getLogger(__name__)
 TOKENIZER_BACKOFF = Backoff(2.0, 60.0)
 """Between two attempts to load the tokenizer."""
 AWAITED = 10.0
-"""Seconds after which a router is ready though its first attempt is not over."""
+"""Seconds after which a router is ready although its first attempt is not over."""
 
 
 class TokenizerState(StrEnum):
-    """Where the loading stands."""
+    """How far the loading has got."""
 
     LOADING = "loading"
     """The first attempt is under way."""
@@ -31,18 +32,35 @@ class TokenizerState(StrEnum):
     """The last attempt failed; another one follows."""
 
 
+class TokenizerEvent(StrEnum):
+    """How an attempt to load the tokenizer ended."""
+
+    SUCCEEDED = "attempt succeeded"
+    FAILED = "attempt failed"
+
+
+TOKENIZER_TRANSITIONS: Mapping[tuple[TokenizerState, TokenizerEvent], TokenizerState] = MappingProxyType(
+    {
+        (TokenizerState.LOADING, TokenizerEvent.SUCCEEDED): TokenizerState.LOADED,
+        (TokenizerState.LOADING, TokenizerEvent.FAILED): TokenizerState.FAILED,
+        (TokenizerState.FAILED, TokenizerEvent.SUCCEEDED): TokenizerState.LOADED,
+        (TokenizerState.FAILED, TokenizerEvent.FAILED): TokenizerState.FAILED,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenizerStatus:
-    """For `/status` and the controller."""
+    """What `GET /status` shows, to the controller and to people."""
 
     name: str
     state: TokenizerState
     fingerprint: str = ""
     error: str = ""
-    """What went wrong and what to do about it, while FAILED."""
+    """While FAILED: what went wrong and how to mend it."""
 
     def public(self) -> dict[str, Any]:
-        """As JSON shows it."""
+        """The fields of the JSON object."""
         return asdict(self)
 
 
@@ -64,17 +82,17 @@ class TokenizerLoader:
 
     @property
     def awaited(self) -> bool:
-        """Whether it is worth waiting for: a moment more, and prompts can be matched."""
+        """Whether requests should wait for the tokenizer: it is likely to be loaded in a moment."""
         return self.status.state is TokenizerState.LOADING and self._clock() - self._began_at < AWAITED
 
     def loaded(self, tokenizer: Tokenizer) -> None:
-        """It is there."""
-        self.status = TokenizerStatus(self.status.name, TokenizerState.LOADED, tokenizer.fingerprint)
+        """The tokenizer has been loaded. Raises `KeyError` if one had been before."""
+        self._advance(TokenizerEvent.SUCCEEDED, fingerprint=tokenizer.fingerprint)
         self._adopt(tokenizer)
         event(logger, logging.INFO, "tokenizer_loaded", tokenizer=tokenizer.name, fingerprint=tokenizer.fingerprint)
 
     async def run(self) -> None:
-        """Try until it is loaded."""
+        """Try until the tokenizer is loaded."""
         failures = 0
         while self.status.state is not TokenizerState.LOADED:
             try:
@@ -89,4 +107,9 @@ class TokenizerLoader:
     def _failed(self, why: str) -> None:
         if why != self.status.error:
             event(logger, logging.ERROR, "tokenizer_failed", why=why, consequence="requests are routed by load only")
-        self.status = TokenizerStatus(self.status.name, TokenizerState.FAILED, error=why)
+        self._advance(TokenizerEvent.FAILED, error=why)
+
+    def _advance(self, event: TokenizerEvent, **fields: str) -> None:
+        """Every change of state. `fields` are those of the new `TokenizerStatus`."""
+        state = TOKENIZER_TRANSITIONS[self.status.state, event]
+        self.status = TokenizerStatus(self.status.name, state, **fields)

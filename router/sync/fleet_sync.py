@@ -1,4 +1,4 @@
-"""Keeps the fleet in step with discovery: one subscriber and one prober for each worker there is."""
+"""Keeps the fleet in step with discovery: one feed subscriber and one health prober for each worker there is."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from router.discovery.sources import Discovery
 from router.metrics import Metrics
 from router.sync.liveness import Prober
 from router.sync.subscriber import FeedPolicy, Subscriber
-from router.upstream.in_flight import Attempts
-from router.upstream.interface import Cause, Upstream
+from router.upstream.in_flight import InFlight
+from router.upstream.interface import FailureCause, Upstream
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Member:
-    """What the router keeps running for one worker."""
+class _WorkerTasks:
+    """What the router runs for one worker, and what it has learnt of the worker's readiness."""
 
-    listing: DiscoveredWorker
+    discovered: DiscoveredWorker
     subscriber: Subscriber
     prober: Prober
     tasks: tuple[asyncio.Task[None], ...]
     reachable: bool = False
     health: Intake = Intake.OPEN
-    """What its /health says of new requests."""
+    """What the worker's /health says about new requests."""
 
     @property
     def intake(self) -> Intake:
-        """What it does with new requests: the graver of what its source and itself say."""
-        return max(self.listing.intake, self.health)
+        """What the worker does with new requests: the more restrictive of what discovery and its /health say."""
+        return max(self.discovered.intake, self.health)
 
 
-class Members:
+class FleetSync:
     """Follows a `Discovery`. Every change that may make a worker ready sets `changed`."""
 
     def __init__(
         self,
         fleet: Fleet,
-        attempts: Attempts,
+        in_flight: InFlight,
         upstream: Upstream,
         session: aiohttp.ClientSession,
         metrics: Metrics,
@@ -61,7 +61,7 @@ class Members:
         feed_policy: FeedPolicy | None = None,
     ) -> None:
         self._fleet = fleet
-        self._attempts = attempts
+        self._in_flight = in_flight
         self._upstream = upstream
         self._session = session
         self._metrics = metrics
@@ -69,67 +69,67 @@ class Members:
         self._rng = rng
         self._changed = changed
         self._feed_policy = feed_policy
-        self._members: dict[str, _Member] = {}
+        self._workers: dict[str, _WorkerTasks] = {}
 
     async def follow(self, discovery: Discovery) -> None:
-        """Apply every membership the discovery yields."""
-        async for membership in discovery.watch():
-            self.apply(membership)
+        """Apply every list of workers that discovery yields."""
+        async for discovered in discovery.watch():
+            self.apply(discovered)
 
-    def apply(self, membership: DiscoveredWorkers) -> None:
-        """Add workers that are new, remove those that are gone, note those that take nothing new.
+    def apply(self, discovered: DiscoveredWorkers) -> None:
+        """Add workers that are new, remove those that are gone, and note those that take no new requests.
 
-        Another pod at the address of an earlier one is another worker: nothing of the earlier one is kept.
+        Another pod at the address of an earlier one is another worker: nothing known of the earlier one is kept.
         """
-        for url, member in list(self._members.items()):
-            listing = membership.get(url)
-            if listing is None or not listing.continues(member.listing):
+        for url, worker in list(self._workers.items()):
+            now_discovered = discovered.get(url)
+            if now_discovered is None or not now_discovered.continues(worker.discovered):
                 self._remove(url)
-        for url, listing in membership.items():
-            known = self._members.get(url)
-            member = known or self._add(url, listing)
-            before = member.intake if known else Intake.OPEN
-            member.listing = listing
-            self._set_intake(url, member, before)
+        for url, now_discovered in discovered.items():
+            known = self._workers.get(url)
+            worker = known or self._add(url, now_discovered)
+            before = worker.intake if known else Intake.OPEN
+            worker.discovered = now_discovered
+            self._note_intake(url, worker, before)
 
     def pod(self, url: str) -> str:
         """Name of the pod at this URL; empty if it is not known."""
-        member = self._members.get(url)
-        return member.listing.pod if member is not None else ""
+        worker = self._workers.get(url)
+        return worker.discovered.pod if worker is not None else ""
 
     async def stop(self) -> None:
         """End every subscriber and prober."""
-        tasks = [task for member in self._members.values() for task in member.tasks]
+        tasks = [task for worker in self._workers.values() for task in worker.tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # --- what the other parts of the shell report ---
+    # --- what other parts of the router report ---
 
     def unreachable(self, url: str, why: str) -> None:
-        """Its address refuses connections. It stays out until its feed or its /health answers again."""
-        member = self._members.get(url)
-        if member is None or member.reachable:
+        """The worker's address refuses connections. It is not routed to until its feed or its /health answers again."""
+        worker = self._workers.get(url)
+        if worker is None or worker.reachable:
             event(logger, logging.WARNING, "worker_unreachable", worker=url, why=why)
-        if member is not None:
-            member.reachable = False
-            member.subscriber.gone()
-            member.prober.now()
+        if worker is not None:
+            worker.reachable = False
+            worker.subscriber.forget_position()
+            worker.prober.request_probe()
         with contextlib.suppress(UnknownWorker):  # it may have been removed while a request was on its way to it
             self._fleet.set_reachable(url, False, self._clock(), why)
-        self._attempts.give_up(url, Cause.BROKEN, why)
+        self._in_flight.abort_pending(url, FailureCause.BROKEN, why)
 
     def busy(self, url: str) -> None:
-        """It turned a request away, or its feed ended: ask whether it is draining."""
-        member = self._members.get(url)
-        if member is not None:
-            member.prober.now()
+        """The worker turned a request away, or its feed ended: probe it, to learn whether it drains."""
+        worker = self._workers.get(url)
+        if worker is not None:
+            worker.prober.request_probe()
 
     # --- internals ---
 
-    def _add(self, url: str, listing: DiscoveredWorker) -> _Member:
-        event(logger, logging.INFO, "worker_added", worker=url, **_where(listing))
-        self._fleet.add(url, feed_vouches=listing.feed is None)
+    def _add(self, url: str, discovered: DiscoveredWorker) -> _WorkerTasks:
+        event(logger, logging.INFO, "worker_added", worker=url, **_log_fields(discovered))
+        self._fleet.add(url, feed_vouches=discovered.feed is None)
         subscriber = Subscriber(
             url,
             self._fleet,
@@ -137,74 +137,74 @@ class Members:
             self._metrics,
             clock=self._clock,
             rng=self._rng,
-            up=lambda: self._feed_up(url),
-            ended=lambda: self.busy(url),
-            down=lambda why: self.unreachable(url, why),
-            feed=listing.feed,
+            on_connected=lambda: self._feed_connected(url),
+            on_disconnected=lambda: self.busy(url),
+            on_refused=lambda why: self.unreachable(url, why),
+            feed=discovered.feed,
             policy=self._feed_policy,
         )
         prober = Prober(
             url,
             self._session,
             needed=lambda: self._needs_probe(url),
-            answered=lambda status, draining: self._health(url, status, draining),
-            refused=lambda why: self.unreachable(url, why),
+            on_answer=lambda status, draining: self._probed(url, status, draining),
+            on_refused=lambda why: self.unreachable(url, why),
         )
         tasks = (asyncio.create_task(subscriber.run()), asyncio.create_task(prober.run()))
-        member = self._members[url] = _Member(listing, subscriber, prober, tasks)
-        return member
+        worker = self._workers[url] = _WorkerTasks(discovered, subscriber, prober, tasks)
+        return worker
 
     def _remove(self, url: str) -> None:
-        member = self._members.pop(url)
-        event(logger, logging.INFO, "worker_removed", worker=url, **_where(member.listing))
-        for task in member.tasks:
+        worker = self._workers.pop(url)
+        event(logger, logging.INFO, "worker_removed", worker=url, **_log_fields(worker.discovered))
+        for task in worker.tasks:
             task.cancel()
         self._fleet.remove(url)
-        self._attempts.give_up(url, Cause.LEFT, "it was removed")
-        self._upstream.forget(url)
+        self._in_flight.abort_pending(url, FailureCause.LEFT, "it was removed")
+        self._upstream.remove(url)
 
     def _needs_probe(self, url: str) -> bool:
-        member = self._members[url]
-        return not (member.subscriber.vouches and member.reachable and member.health is Intake.OPEN)
+        worker = self._workers[url]
+        return not (worker.subscriber.proves_liveness and worker.reachable and worker.health is Intake.OPEN)
 
-    def _feed_up(self, url: str) -> None:
-        self._up(url)
-        member = self._members[url]
-        if member.health is not Intake.OPEN:
-            member.prober.at_once()  # another process may listen there by now
+    def _feed_connected(self, url: str) -> None:
+        self._reached(url)
+        worker = self._workers[url]
+        if worker.health is not Intake.OPEN:
+            worker.prober.probe_now()  # another process may listen there by now
 
-    def _up(self, url: str) -> None:
-        member = self._members[url]
-        if not member.reachable:
+    def _reached(self, url: str) -> None:
+        worker = self._workers[url]
+        if not worker.reachable:
             event(logger, logging.INFO, "worker_reachable", worker=url)
-        member.reachable = True
+        worker.reachable = True
         now = self._clock()
         self._fleet.heard(url, now)
         self._fleet.set_reachable(url, True, now, "")
         self._changed.set()
 
-    def _health(self, url: str, status: int, draining: bool) -> None:
-        member = self._members[url]
+    def _probed(self, url: str, status: int, draining: bool) -> None:
+        worker = self._workers[url]
         if status not in (200, 503):
             return
-        before = member.intake
-        member.health = Intake.CLOSED if status == 503 else Intake.DRAINING if draining else Intake.OPEN
-        self._set_intake(url, member, before)
-        self._up(url) if status == 200 else self._fleet.heard(url, self._clock())
+        before = worker.intake
+        worker.health = Intake.CLOSED if status == 503 else Intake.DRAINING if draining else Intake.OPEN
+        self._note_intake(url, worker, before)
+        self._reached(url) if status == 200 else self._fleet.heard(url, self._clock())
 
-    def _set_intake(self, url: str, member: _Member, before: Intake) -> None:
-        intake = member.intake
+    def _note_intake(self, url: str, worker: _WorkerTasks, before: Intake) -> None:
+        intake = worker.intake
         if intake is before:
             return
-        event(logger, logging.INFO, f"worker_{_WORDS[intake]}", worker=url)
+        event(logger, logging.INFO, f"worker_{_INTAKE_WORDS[intake]}", worker=url)
         self._fleet.set_intake(url, intake)
         if intake is not Intake.CLOSED:
             self._changed.set()
 
 
-_WORDS = {Intake.OPEN: "serving", Intake.DRAINING: "draining", Intake.CLOSED: "closed"}
+_INTAKE_WORDS = {Intake.OPEN: "serving", Intake.DRAINING: "draining", Intake.CLOSED: "closed"}
 
 
-def _where(listing: DiscoveredWorker) -> dict[str, str]:
-    """Fields of a log line: what is known of the worker beside its URL."""
-    return {name: value for name, value in (("pod", listing.pod), ("feed", listing.feed)) if value}
+def _log_fields(discovered: DiscoveredWorker) -> dict[str, str]:
+    """What is known of the worker besides its URL."""
+    return {name: value for name, value in (("pod", discovered.pod), ("feed", discovered.feed)) if value}

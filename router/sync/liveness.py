@@ -1,4 +1,4 @@
-"""Who is alive: asks workers that no feed vouches for, and lets go of those that have fallen silent."""
+"""Which workers are alive: probes those whose feed does not prove it, and drops those that have fallen silent."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ import aiohttp
 
 from router.core.fleet import Fleet
 from router.metrics import Metrics
-from router.upstream.in_flight import Attempts
+from router.upstream.in_flight import InFlight
 from runtime.backoff import Backoff
 from runtime.draining import DRAINING_HEADER
 
 PROBE_INTERVAL = 1.0
 LONGEST_INTERVAL = 5.0
+"""Seconds between two probes of a worker: of one that answers, and at most of one that refuses connections."""
 TICK = 0.25
+"""Seconds between two looks at everything that has a timeout."""
 
 
 class Prober:
-    """Asks one worker's /health each second for as long as `needed()`, and beside that when `now` is called, at most
-    once a second too. A worker that refuses connections is asked ever more rarely, whoever calls.
+    """Asks one worker's /health once a second for as long as `needed()` holds, and in addition when `request_probe` is
+    called, which is at most once a second too. A worker that refuses connections is probed less and less often, whoever
+    asks.
 
-    200: alive and serving (`draining`: it says that it leaves); 503: alive, but it takes nothing new; anything else is
-    no sign of life.
+    `on_answer(status, draining)`: 200 means alive and serving (`draining`: about to leave), 503 means alive but taking
+    nothing new; any other status is no sign of life. `on_refused(why)`: the worker refuses connections.
     """
 
     def __init__(
@@ -34,84 +37,88 @@ class Prober:
         session: aiohttp.ClientSession,
         *,
         needed: Callable[[], bool],
-        answered: Callable[[int, bool], None],
-        refused: Callable[[str], None],
+        on_answer: Callable[[int, bool], None],
+        on_refused: Callable[[str], None],
         interval: float = PROBE_INTERVAL,
         longest: float = LONGEST_INTERVAL,
     ) -> None:
         self._url = url
         self._session = session
         self._needed = needed
-        self._answered = answered
-        self._refused = refused
+        self._on_answer = on_answer
+        self._on_refused = on_refused
         self._interval = interval
         self._longest = longest
         self._refusal_backoff = Backoff(interval, longest)
-        self._asked = False
-        self._asked_at = -math.inf
-        """When a request for a probe was last met at once."""
-        self._woken = asyncio.Event()
+        self._requested = False
+        self._requested_at = -math.inf
+        """When a requested probe was last made at once."""
+        self._wake = asyncio.Event()
         self._refusals = 0
+        """Refused connections in a row."""
 
-    def now(self) -> None:
-        """Probe at once, needed or not; but not again within the interval, and not while it refuses connections."""
-        self._asked = True
+    def request_probe(self) -> None:
+        """Probe, needed or not: at once, but not twice within the interval, and not while connections are refused."""
+        self._requested = True
         now = asyncio.get_running_loop().time()
-        if not self._refusals and now - self._asked_at >= self._interval:
-            self._asked_at = now
-            self._woken.set()
+        if not self._refusals and now - self._requested_at >= self._interval:
+            self._requested_at = now
+            self._wake.set()
 
-    def at_once(self) -> None:
-        """Probe now: something else has shown that somebody listens there again."""
-        self._asked = True
+    def probe_now(self) -> None:
+        """Probe at once in any case: something else has shown that a process listens there again."""
+        self._requested = True
         self._refusals = 0
-        self._woken.set()
+        self._wake.set()
 
     async def run(self) -> None:
         """Probe until cancelled."""
         while True:
-            self._woken.clear()
+            self._wake.clear()
             pause = min(self._interval, self._longest)
-            if self._asked or self._needed():
+            if self._requested or self._needed():
                 await self._probe()
-                self._asked = False  # a refusal asks for a probe: this one must not be the reason for the next
+                self._requested = False  # `on_refused` requests a probe: a refusal must not be the reason for the next
                 pause = self._refusal_backoff.delay(max(self._refusals, 1))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._woken.wait()
+                    await self._wake.wait()
 
     async def _probe(self) -> None:
         timeout = aiohttp.ClientTimeout(total=self._interval)
         refused = False
         try:
             async with self._session.get(self._url + "/health", timeout=timeout, allow_redirects=False) as response:
-                self._answered(response.status, DRAINING_HEADER in response.headers)
+                self._on_answer(response.status, DRAINING_HEADER in response.headers)
         except aiohttp.ClientConnectorError as error:
             refused = isinstance(error.os_error, ConnectionRefusedError)
         except (aiohttp.ClientError, OSError, TimeoutError):
-            pass  # silence: the fleet's own time-out decides when it has lasted too long
+            pass  # the worker is silent: the fleet's liveness timeout decides when that has lasted too long
         self._refusals = self._refusals + 1 if refused else 0
         if refused:
-            self._refused("its /health refuses connections")
+            self._on_refused("its /health refuses connections")
 
 
 class Ticker:
-    """Four times a second: workers that have been silent too long leave the candidates, pauses and ejections end, and
-    requests that waited too long for a worker's next byte are given up."""
+    """Enforces timeouts four times a second: workers that have been silent too long are no longer routed to, pauses and
+    ejections end, and requests that have waited too long for a worker's next byte are aborted.
+
+    `on_silent(url, why)` is called for each worker that is no longer routed to.
+    """
 
     def __init__(
         self,
         fleet: Fleet,
-        attempts: Attempts,
+        in_flight: InFlight,
         metrics: Metrics,
         clock: Callable[[], float],
-        left: Callable[[str, str], None],
+        on_silent: Callable[[str, str], None],
     ) -> None:
         self._fleet = fleet
-        self._attempts = attempts
+        self._in_flight = in_flight
         self._metrics = metrics
         self._clock = clock
-        self._left = left
+        self._on_silent = on_silent
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -123,7 +130,7 @@ class Ticker:
             self.tick(now)
 
     def tick(self, now: float) -> None:
-        """One look at everything that waits."""
+        """Enforce every timeout once."""
         for url in self._fleet.expire(now):
-            self._left(url, "it has been silent for too long")
-        self._attempts.sweep(now, self._fleet.silence)
+            self._on_silent(url, "it has been silent for too long")
+        self._in_flight.enforce_timeouts(now, self._fleet.silence)

@@ -1,4 +1,4 @@
-"""Follows one worker's cache feed: a snapshot, then the stream of changes, for ever."""
+"""Follows one worker's cache feed for ever: a snapshot, then the stream of changes."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ logger = logging.getLogger(__name__)
 
 
 class NoFeedError(Exception):
-    """The worker serves no cache feed (404): a plain vLLM, say."""
+    """The worker serves no cache feed (404), as a plain vLLM."""
 
 
 class ResyncError(Exception):
-    """The stream cannot be continued from where the view stands."""
+    """The stream cannot be continued from the position that was reached: a new snapshot is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedPolicy:
-    """Seconds and bytes."""
+    """Timeouts and pauses in seconds, sizes in bytes."""
 
     reconnect: Backoff = Backoff(0.05, 1.0)
-    """A restarted worker is found again within the longest of these delays."""
-    silence: float = 3.0
-    """A stream that brings nothing for so long is dropped: a worker reports its load every second."""
+    """A worker that restarts is found again within the longest of these delays."""
+    idle_timeout: float = 3.0
+    """A stream that brings nothing for this long is dropped: a worker reports its load every second."""
     connect_timeout: float = 2.0
     snapshot_timeout: float = 30.0
     max_snapshot_bytes: int = 256 * 2**20
     max_event_bytes: int = 8 * 2**20
     no_feed_retry: float = 30.0
-    """How often a worker without a feed is asked again."""
+    """Pause before a worker without a feed is asked again."""
     thread_bytes: int = 256 * 1024
     """Snapshots larger than this are decoded in a thread."""
 
@@ -52,11 +52,9 @@ class FeedPolicy:
 class Subscriber:
     """One worker's feed, applied to the fleet.
 
-    `up` is called when the feed answers, `ended` when a stream that was connected ends, `down(why)` when the feed
-    cannot be reached. `vouches` says whether the feed
-    currently shows that the worker lives; while it does not, `sync.liveness` asks the worker itself. A feed at an
-    address of its own (`feed`: an agent's, beside the engine) never does: neither its answers nor their absence say
-    anything about the engine.
+    `on_connected` is called when the worker's own feed answers, `on_disconnected` when a connected stream ends, and
+    `on_refused(why)` when the worker's own feed refuses connections. A feed at another address than the worker's
+    (`feed`: that of an agent beside the engine) says nothing about whether the engine is alive.
     """
 
     def __init__(
@@ -68,38 +66,41 @@ class Subscriber:
         *,
         clock: Callable[[], float],
         rng: random.Random,
-        up: Callable[[], None],
-        down: Callable[[str], None],
-        ended: Callable[[], None] = lambda: None,
+        on_connected: Callable[[], None],
+        on_refused: Callable[[str], None],
+        on_disconnected: Callable[[], None] = lambda: None,
         feed: str | None = None,
         policy: FeedPolicy | None = None,
     ) -> None:
         self._url = url
         self._feed = feed or url
-        self._own = feed is None
+        self._is_own_feed = feed is None
         self._fleet = fleet
         self._session = session
         self._metrics = metrics
         self._clock = clock
         self._rng = rng
-        self._up = up
-        self._down = down
-        self._ended = ended
+        self._on_connected = on_connected
+        self._on_refused = on_refused
+        self._on_disconnected = on_disconnected
         self._policy = policy or FeedPolicy()
         self._position: tuple[int, int] | None = None
+        """Epoch and sequence number of the last batch that was applied; None: a snapshot is needed."""
         self._failures = 0
+        """Attempts that failed since the last batch."""
         self._resumed_at = -math.inf
-        """When a gap was last answered without a pause."""
+        """When a gap was last followed by a snapshot without a pause."""
         self._connected = False
 
     @property
-    def vouches(self) -> bool:
-        """The feed is connected, and it is the worker's own."""
-        return self._connected and self._own
+    def proves_liveness(self) -> bool:
+        """Whether the feed shows that the worker is alive now: it is connected, and the worker's own. While it does
+        not, `sync.liveness` probes the worker."""
+        return self._connected and self._is_own_feed
 
-    def gone(self) -> None:
-        """Nobody listens at the worker's address: whoever does next is another process, with another cache."""
-        if self._own and not self._connected:
+    def forget_position(self) -> None:
+        """No process listens at the worker's address: the next one that does has another cache."""
+        if self._is_own_feed and not self._connected:
             self._position = None
 
     async def run(self) -> None:
@@ -120,7 +121,7 @@ class Subscriber:
                 now = self._clock()
                 if self._failures == 0 and now - self._resumed_at > self._policy.reconnect.longest:
                     self._failures, self._resumed_at = 1, now
-                    continue  # at once; if that does not help for long, after a pause
+                    continue  # at once; after a pause if a gap follows again within `reconnect.longest`
             except FeedRejected as error:
                 self._log("feed_refused", logging.ERROR, str(error))
                 self._metrics.feed_refusals.labels(error.reason.value).inc()
@@ -131,14 +132,14 @@ class Subscriber:
                 self._position = None
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 self._lost(error)
-            except Exception as error:  # noqa: BLE001  # whatever one worker sends, the others' feeds go on
+            except Exception as error:  # noqa: BLE001  # nothing that one worker sends may end its subscription
                 self._log("feed_failed", logging.ERROR, repr(error))
                 self._metrics.feed_refusals.labels("unexpected").inc()
                 self._position = None
             finally:
                 if self._connected:
                     self._connected = False
-                    self._ended()
+                    self._on_disconnected()
             await asyncio.sleep(self._policy.reconnect.delay(self._failures + 1, self._rng.random()))
             self._failures += 1
 
@@ -148,9 +149,9 @@ class Subscriber:
         self._metrics.feed_connects.labels("failed").inc()
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
         if isinstance(cause, ConnectionRefusedError):
-            self._position = None  # nobody listens: whoever does next is another process
-            if self._own:
-                self._down("its feed refuses connections")
+            self._position = None  # no process listens: the next one that does has another cache
+            if self._is_own_feed:
+                self._on_refused("its feed refuses connections")
 
     async def _follow(self) -> None:
         if self._position is None:
@@ -161,11 +162,11 @@ class Subscriber:
             self._expect(response, "text/event-stream")
             self._metrics.feed_connects.labels("connected").inc()
             self._connected = True
-            if self._own:
-                self._up()
+            if self._is_own_feed:
+                self._on_connected()
             reader = SseReader(self._policy.max_event_bytes)
             while piece := await response.content.readany():
-                if self._own:
+                if self._is_own_feed:
                     self._fleet.heard(self._url, self._clock())
                 for message in reader.feed(piece):
                     self._apply(message.name, message.data)
@@ -195,12 +196,9 @@ class Subscriber:
             snapshot = decode_snapshot(body, MSGPACK)
         try:
             self._fleet.apply_snapshot(self._url, snapshot, self._clock())
-        except (
-            Mismatch,
-            DuplicateWorker,
-            AgentListed,
-        ) as error:  # its blocks are not matched, but its load and life are followed
-            # While the tokenizer is being loaded this says nothing about the worker; that it cannot be is logged there.
+        except (Mismatch, DuplicateWorker, AgentListed) as error:
+            # The worker's blocks are not matched, but its load and liveness are followed. While the router's tokenizer
+            # is being loaded this is routine; if it cannot be loaded the loader logs that.
             routine = error.reason is RejectReason.NO_TOKENIZER
             self._log("worker_unmatched", logging.INFO if routine else logging.ERROR, str(error))
             self._metrics.feed_refusals.labels(error.reason.value).inc()
@@ -219,7 +217,7 @@ class Subscriber:
         self, path: str, headers: dict[str, str]
     ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         policy = self._policy
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=policy.connect_timeout, sock_read=policy.silence)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=policy.connect_timeout, sock_read=policy.idle_timeout)
         return self._session.get(self._feed + path, headers=headers, timeout=timeout, allow_redirects=False)
 
     def _expect(self, response: aiohttp.ClientResponse, content_type: str) -> None:

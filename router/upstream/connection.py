@@ -1,124 +1,170 @@
-"""One connection to a worker, and the answer to the request it carries: an explicit state machine on httptools."""
+"""One connection to a worker and the answer to the request it carries: an explicit state machine on httptools."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
-from enum import Enum
+from collections.abc import Callable, Mapping
+from enum import StrEnum
 
 import httptools
 
-from router.upstream.interface import Cause, Progress, UpstreamError
+from router.core.retries import Progress
+from router.upstream.interface import FailureCause, UpstreamError
 from runtime.http.context import Headers
 
 MAX_HEADER_BYTES = 131_072
 HIGH_WATER = 262_144
-"""Bytes of an answer that wait for the client before the worker is no longer read."""
+"""Bytes of an answer that may wait for the client before the connection is no longer read."""
 SMALL_BODY = 65_536
-"""Bodies up to this size (bytes) are copied behind their head and go out in one write; larger ones are never copied."""
+"""Request bodies of up to this many bytes are copied behind their head and written at once. Larger ones are never
+copied."""
 
 
-class LinkState(Enum):
-    """Where a connection and its current exchange stand."""
+class ConnectionState(StrEnum):
+    """The state of a connection and of the request it carries. (A `StrEnum`, because its members hash in C.)"""
 
     IDLE = "idle"
-    """Nothing has been asked: it may carry the next request."""
+    """No request is under way: the connection may carry the next one."""
     WAITING = "waiting"
     """A request was written, and no byte of its answer has come."""
     HEAD = "head"
     """Part of the answer's head has come, or an interim answer (1xx)."""
     BODY = "body"
-    """The head has come whole; its body is read as it arrives."""
+    """The whole head has come; the body is read as it arrives."""
     STALLED = "stalled"
-    """As BODY, but more is waiting for the client than should: the connection is not read."""
+    """As BODY, but more than `HIGH_WATER` bytes wait for the client: the connection is not read."""
     COMPLETE = "complete"
-    """The whole answer has come, and both sides keep the connection."""
+    """The whole answer has come, and both sides keep the connection open."""
     CLOSED = "closed"
-    """The connection is gone or being cut; there was no exchange, or its answer is whole, or nobody wants it."""
+    """The connection is closed or being aborted. Its last answer, if any, was complete or no longer wanted."""
     BROKEN = "broken"
-    """The connection is gone or being cut, and the answer is not whole."""
+    """The connection is closed or being aborted, and the answer is not complete."""
 
 
-_NEXT: dict[LinkState, frozenset[LinkState]] = {
-    LinkState.IDLE: frozenset({LinkState.WAITING, LinkState.CLOSED}),
-    LinkState.WAITING: frozenset({LinkState.HEAD, LinkState.CLOSED, LinkState.BROKEN}),
-    LinkState.HEAD: frozenset({LinkState.BODY, LinkState.COMPLETE, LinkState.CLOSED, LinkState.BROKEN}),
-    LinkState.BODY: frozenset({LinkState.STALLED, LinkState.COMPLETE, LinkState.CLOSED, LinkState.BROKEN}),
-    LinkState.STALLED: frozenset({LinkState.BODY, LinkState.CLOSED, LinkState.BROKEN}),
-    LinkState.COMPLETE: frozenset({LinkState.IDLE, LinkState.CLOSED}),
-    LinkState.CLOSED: frozenset(),
-    LinkState.BROKEN: frozenset(),
+class ConnectionEvent(StrEnum):
+    """What happens to a connection."""
+
+    REQUEST_SENT = "request sent"
+    FIRST_BYTE = "first byte"
+    """The first byte of the answer."""
+    HEAD_COMPLETE = "head complete"
+    ANSWER_COMPLETE = "answer complete"
+    """The answer is complete, and the connection may carry another request."""
+    HIGH_WATER = "high water"
+    """More of the answer waits for the client than `HIGH_WATER`."""
+    READ = "read"
+    """The client has taken what was waiting."""
+    RELEASED = "released"
+    """The answer has been passed on."""
+    CLOSED = "closed"
+    """Either side closes the connection, and nothing of a wanted answer is missing."""
+    FAILED = "failed"
+    """The connection is lost, or not usable any more, before the answer is complete."""
+
+
+_ENDS = {ConnectionEvent.CLOSED: ConnectionState.CLOSED, ConnectionEvent.FAILED: ConnectionState.BROKEN}
+CONNECTION_TRANSITIONS: Mapping[ConnectionState, Mapping[ConnectionEvent, ConnectionState]] = {
+    ConnectionState.IDLE: {
+        ConnectionEvent.REQUEST_SENT: ConnectionState.WAITING,
+        ConnectionEvent.CLOSED: ConnectionState.CLOSED,
+    },
+    ConnectionState.WAITING: {ConnectionEvent.FIRST_BYTE: ConnectionState.HEAD, **_ENDS},
+    ConnectionState.HEAD: {
+        ConnectionEvent.HEAD_COMPLETE: ConnectionState.BODY,
+        ConnectionEvent.ANSWER_COMPLETE: ConnectionState.COMPLETE,
+        **_ENDS,
+    },
+    ConnectionState.BODY: {
+        ConnectionEvent.HIGH_WATER: ConnectionState.STALLED,
+        ConnectionEvent.ANSWER_COMPLETE: ConnectionState.COMPLETE,
+        **_ENDS,
+    },
+    ConnectionState.STALLED: {ConnectionEvent.READ: ConnectionState.BODY, **_ENDS},
+    ConnectionState.COMPLETE: {
+        ConnectionEvent.RELEASED: ConnectionState.IDLE,
+        ConnectionEvent.CLOSED: ConnectionState.CLOSED,
+    },
+    ConnectionState.CLOSED: {},
+    ConnectionState.BROKEN: {},
 }
-_ANSWERED = frozenset({LinkState.COMPLETE, LinkState.CLOSED})
-_BEFORE_BODY = frozenset({LinkState.WAITING, LinkState.HEAD})
-_OVER = frozenset({LinkState.CLOSED, LinkState.BROKEN})
+"""What is not listed cannot happen, and is an error."""
+_ANSWERED = frozenset({ConnectionState.COMPLETE, ConnectionState.CLOSED})
+_BEFORE_BODY = frozenset({ConnectionState.WAITING, ConnectionState.HEAD})
+_OVER = frozenset({ConnectionState.CLOSED, ConnectionState.BROKEN})
 
 
-class _Surplus(Exception):
-    """More came than the answer that was asked for; raised inside a parser callback it stops the parser."""
+class _UnsolicitedDataError(Exception):
+    """The worker sent more than the answer that was asked for. Raised in a parser callback, it stops the parser."""
 
 
-class Link(asyncio.Protocol):
-    """One connection; it is also the answer (`UpstreamResponse`) to the request it carries.
+class WorkerConnection(asyncio.Protocol):
+    """One connection, which is also the answer (`UpstreamResponse`) to the request it carries.
 
-    `idle` is called when the connection is free again, `gone` once, when it is lost. Every change of state goes through
-    `_enter`, which also stops and starts reading and cuts the connection: none is free that is not read, and none is
-    used again after bytes that nobody asked for.
+    `on_idle` is called whenever the connection is free again, `on_closed` once, when it is closed. Every change of
+    state goes through `_advance`, which also pauses and resumes reading and aborts the connection. Invariant: an idle
+    connection is always read, and no connection is reused after unsolicited bytes.
     """
 
-    def __init__(self, idle: Callable[[Link], None], gone: Callable[[Link], None]) -> None:
-        self._idle = idle
-        self._gone = gone
+    def __init__(
+        self, on_idle: Callable[[WorkerConnection], None], on_closed: Callable[[WorkerConnection], None]
+    ) -> None:
+        self._on_idle = on_idle
+        self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._state = LinkState.IDLE
+        self._state = ConnectionState.IDLE
         self._waiter: asyncio.Future[None] | None = None
         self._error: UpstreamError | None = None
         self._written = 0
         """Bytes of all requests so far, the current one included."""
         self._length = 0
-        """Bytes of the current one."""
-        self.exchanges = 0
+        """Bytes of the current request."""
         self.since = 0.0
-        """Loop time at which the current exchange began, or the last one ended."""
-        self.lost = asyncio.Event()
-        self._expect(head=False)
+        """Loop time at which the current request was sent, or the last answer was finished."""
+        self.closed = asyncio.Event()
+        self._reset_answer(to_head=False)
 
     @property
-    def state(self) -> LinkState:
+    def state(self) -> ConnectionState:
         return self._state
 
-    def _expect(self, *, head: bool) -> None:
+    def _reset_answer(self, *, to_head: bool) -> None:
         self.status = 0
         self.headers: Headers = []
-        self._is_head = head
+        self._to_head = to_head
+        """The request was HEAD: the answer has no body."""
         self._until_close = False
+        """The answer states no length: it ends with the connection."""
         self._header_bytes = 0
         self._pieces: list[bytes] = []
         self._waiting_bytes = 0
 
-    def _enter(self, state: LinkState) -> None:
+    def _advance(self, event: ConnectionEvent) -> None:
         before = self._state
-        if state not in _NEXT[before]:
-            raise RuntimeError(f"a connection to a worker cannot become {state.value} while it is {before.value}")
+        state = CONNECTION_TRANSITIONS[before].get(event)
+        if state is None:
+            raise RuntimeError(f"{event.value!r} cannot happen to a connection to a worker that is {before.value}")
         self._state = state
         transport = self._transport
         if transport is None:
             return
         if state in _OVER:
             transport.abort()
-        elif state is LinkState.STALLED:
+        elif state is ConnectionState.STALLED:
             transport.pause_reading()
-        elif before is LinkState.STALLED:
+        elif before is ConnectionState.STALLED:
             transport.resume_reading()
 
     # --- the request's side ---
 
-    async def exchange(self, head: bytes, body: bytes, *, bodiless: bool) -> None:
-        """Send a request and wait for the head of its answer (`bodiless`: to HEAD). Raises `UpstreamError`."""
+    async def send(self, head: bytes, body: bytes, *, bodiless: bool) -> None:
+        """Send a request and wait for the head of its answer. Raises `UpstreamError`.
+
+        `bodiless`: the answer has no body, because the request is HEAD.
+        """
         self._write(head, body, bodiless)
         while self._state in _BEFORE_BODY:
             await self._wait()
@@ -127,12 +173,11 @@ class Link(asyncio.Protocol):
 
     def _write(self, head: bytes, body: bytes, bodiless: bool) -> None:
         transport = self._transport
-        if transport is None or self._state is not LinkState.IDLE:
+        if transport is None or self._state is not ConnectionState.IDLE:
             message = "the connection was closed before the request was sent"
-            raise UpstreamError(Cause.BROKEN, message, Progress.UNSENT)
-        self._expect(head=bodiless)
-        self._enter(LinkState.WAITING)
-        self.exchanges += 1
+            raise UpstreamError(FailureCause.BROKEN, message, Progress.UNSENT)
+        self._reset_answer(to_head=bodiless)
+        self._advance(ConnectionEvent.REQUEST_SENT)
         self.since = self._loop.time()
         self._length = len(head) + len(body)
         self._written += self._length
@@ -153,27 +198,28 @@ class Link(asyncio.Protocol):
         piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._pieces = []
         self._waiting_bytes = 0
-        if self._state is LinkState.STALLED:
-            self._enter(LinkState.BODY)
+        if self._state is ConnectionState.STALLED:
+            self._advance(ConnectionEvent.READ)
         return piece
 
     def close(self) -> None:
-        """Free the connection if the answer is complete, else cut it, which cancels the request. Idempotent."""
-        if self._state is LinkState.COMPLETE and self._transport is not None:
+        """Free the connection if the answer is complete; otherwise abort it, which cancels the request. Idempotent."""
+        if self._state is ConnectionState.COMPLETE and self._transport is not None:
             self._pieces = []
             if self._transport.get_write_buffer_size():
-                self._enter(LinkState.CLOSED)  # answered before the request was read: the next would wait behind it
+                # The worker answered before it had read the request: the next request would wait behind the rest of it.
+                self._advance(ConnectionEvent.CLOSED)
                 return
-            self._enter(LinkState.IDLE)
+            self._advance(ConnectionEvent.RELEASED)
             self.since = self._loop.time()
-            self._idle(self)
-        elif self._state is not LinkState.IDLE:
+            self._on_idle(self)
+        elif self._state is not ConnectionState.IDLE:
             self.abort()
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Close the connection at once. Idempotent."""
         if self._state not in _OVER:
-            self._enter(LinkState.CLOSED)
+            self._advance(ConnectionEvent.CLOSED)
             self._pieces = []
             self._wake()
 
@@ -191,9 +237,9 @@ class Link(asyncio.Protocol):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _break(self, why: str, progress: Progress) -> None:
-        self._error = UpstreamError(Cause.BROKEN, why, progress)
-        self._enter(LinkState.BROKEN)
+    def _fail(self, why: str, progress: Progress) -> None:
+        self._error = UpstreamError(FailureCause.BROKEN, why, progress)
+        self._advance(ConnectionEvent.FAILED)
         self._wake()
 
     # --- the connection's side ---
@@ -203,95 +249,100 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         state = self._state
-        if state is LinkState.WAITING:
-            self._enter(LinkState.HEAD)
-        elif state is LinkState.IDLE or state is LinkState.COMPLETE:
-            self._enter(LinkState.CLOSED)  # nothing was asked: whatever this is must not become the next answer
+        if state is ConnectionState.WAITING:
+            self._advance(ConnectionEvent.FIRST_BYTE)
+        elif state is ConnectionState.IDLE or state is ConnectionState.COMPLETE:
+            self._advance(ConnectionEvent.CLOSED)  # unsolicited bytes must not become part of the next answer
             return
         elif state in _OVER:
             return
-        if self._state is LinkState.HEAD:
+        if self._state is ConnectionState.HEAD:
             self._header_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if self._state is LinkState.COMPLETE:
-                self._enter(LinkState.CLOSED)  # the answer is whole; what comes behind it is nobody's
+            if self._state is ConnectionState.COMPLETE:
+                self._advance(ConnectionEvent.CLOSED)  # the answer is complete, and unsolicited bytes follow it
             elif self._state not in _OVER:
-                self._break(f"the answer is not HTTP/1.1: {error}", Progress.ANSWERING)
-        if self._state is LinkState.HEAD and self._header_bytes > MAX_HEADER_BYTES:
-            self._break(f"the headers of the answer take more than {MAX_HEADER_BYTES} bytes", Progress.ANSWERING)
-        elif self._state is LinkState.BODY and self._waiting_bytes > HIGH_WATER:
-            self._enter(LinkState.STALLED)
+                self._fail(f"the answer is not HTTP/1.1: {error}", Progress.ANSWERING)
+        if self._state is ConnectionState.HEAD and self._header_bytes > MAX_HEADER_BYTES:
+            self._fail(f"the headers of the answer take more than {MAX_HEADER_BYTES} bytes", Progress.ANSWERING)
+        elif self._state is ConnectionState.BODY and self._waiting_bytes > HIGH_WATER:
+            self._advance(ConnectionEvent.HIGH_WATER)
         self._wake()
 
     def eof_received(self) -> None:
-        """The worker closed: what it had received by then is known. A reset says nothing of that: its acknowledgement
-        is not counted, and anybody may send one who has read every byte."""
-        if self._state is LinkState.WAITING and self._transport is not None:
+        """The worker closed its end in order: its kernel's acknowledgements say how much of the request had arrived.
+
+        After a reset they say nothing: the acknowledgement that a reset carries is not counted, and a process that has
+        read every byte may send a reset too.
+        """
+        if self._state is ConnectionState.WAITING and self._transport is not None:
             received = bytes_received(self._transport)
             before = self._written - self._length
             if received is not None and before <= received < self._written:
-                self._break("the worker closed the connection before it received the request", Progress.UNSENT)
+                self._fail("the worker closed the connection before it received the request", Progress.UNSENT)
 
     def connection_lost(self, exc: Exception | None) -> None:
         state = self._state
-        if state is LinkState.WAITING:
-            self._break("the worker closed the connection before its answer", Progress.UNANSWERED)
-        elif state is LinkState.HEAD:
-            self._break("the worker closed the connection before its answer", Progress.ANSWERING)
-        elif state in (LinkState.BODY, LinkState.STALLED) and not (self._until_close and exc is None):
-            self._break("the worker closed the connection within its answer", Progress.ANSWERING)
+        if state is ConnectionState.WAITING:
+            self._fail("the worker closed the connection before its answer", Progress.UNANSWERED)
+        elif state is ConnectionState.HEAD:
+            self._fail("the worker closed the connection before its answer", Progress.ANSWERING)
+        elif state in (ConnectionState.BODY, ConnectionState.STALLED) and not (self._until_close and exc is None):
+            self._fail("the worker closed the connection within its answer", Progress.ANSWERING)
         elif state not in _OVER:
-            self._enter(LinkState.CLOSED)  # an answer without a length ends with its connection
+            self._advance(ConnectionEvent.CLOSED)  # an answer without a length ends with its connection
         self._transport = None
-        self.lost.set()
-        self._gone(self)
+        self.closed.set()
+        self._on_closed(self)
         self._wake()
 
     # --- parser callbacks ---
 
     def on_message_begin(self) -> None:
-        if self._state is not LinkState.HEAD:
-            raise _Surplus
+        if self._state is not ConnectionState.HEAD:
+            raise _UnsolicitedDataError
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._state is LinkState.HEAD:  # else it is a trailer, which is not passed on
+        if self._state is ConnectionState.HEAD:  # in any other state it is a trailer, which is not passed on
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status: int = self._parser.get_status_code()
         if status < 200:
-            return  # 100 Continue and the like: the answer is yet to come
+            return  # an interim answer, such as 100 Continue
         self.status = status
-        if self._is_head:  # the parser would wait for the body that the headers describe
+        if self._to_head:  # the parser would wait for the body that the headers describe
             keep = self._parser.should_keep_alive()
             self._parser = httptools.HttpResponseParser(self)
-            self._enter(LinkState.COMPLETE if keep else LinkState.CLOSED)
+            self._advance(ConnectionEvent.ANSWER_COMPLETE if keep else ConnectionEvent.CLOSED)
             return
-        self._enter(LinkState.BODY)
+        self._advance(ConnectionEvent.HEAD_COMPLETE)
         self._until_close = not any(
             name == b"content-length" or (name == b"transfer-encoding" and value.lower().endswith(b"chunked"))
             for name, value in self.headers
         )
 
     def on_body(self, body: bytes) -> None:
-        if self._state is not LinkState.BODY:
-            raise _Surplus
+        if self._state is not ConnectionState.BODY:
+            raise _UnsolicitedDataError
         self._pieces.append(body)
         self._waiting_bytes += len(body)
 
     def on_message_complete(self) -> None:
-        if self._state is LinkState.BODY:
-            self._enter(LinkState.COMPLETE if self._parser.should_keep_alive() else LinkState.CLOSED)
+        if self._state is ConnectionState.BODY:
+            keep = self._parser.should_keep_alive()
+            self._advance(ConnectionEvent.ANSWER_COMPLETE if keep else ConnectionEvent.CLOSED)
 
 
 def bytes_received(transport: asyncio.BaseTransport) -> int | None:
-    """How many of the bytes written to a TCP connection the other end's kernel has acknowledged; None: not known.
+    """How many of the bytes written to a TCP connection the other end's kernel has acknowledged; None: unknown.
 
-    A close carries the same acknowledgement, so after one it says for certain whether a request had arrived before.
-    Linux's `tcp_info.tcpi_bytes_acked`, which counts the handshake as one byte. With TLS the bytes are others.
+    A close carries the same acknowledgement, so after a close the number is exact. It is Linux's
+    `tcp_info.tcpi_bytes_acked` less one, because Linux counts the handshake as one byte. Over TLS it is unknown: the
+    bytes on the wire are not those written.
     """
     sock = transport.get_extra_info("socket")
     if sock is None or transport.get_extra_info("ssl_object") is not None or not hasattr(socket, "TCP_INFO"):

@@ -1,102 +1,175 @@
-"""Requests that are with a worker right now: who is waiting for whom, since when, and how to stop waiting."""
+"""Requests in flight: how far each has got, which worker has it, and the timeouts on waiting for that worker."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 
-from router.upstream.interface import Cause, UpstreamError
+from router.upstream.interface import FailureCause, UpstreamError
 
 NOT_WAITING = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a worker may be silent. Seconds.
+class UpstreamTimeouts:
+    """Seconds for which a worker may send nothing.
 
-    A worker that gives signs of life (its feed, its /health) may think for long; one that gives none is most likely
-    frozen for a moment, and what it has computed is lost if its requests move at once.
+    A worker that gives signs of life (its cache feed, its /health) may compute for long. A worker that gives none is
+    most likely frozen for a moment only, and what it has computed is lost when its requests move to others.
     """
 
     answer: float
-    """Before it begins an answer, while it lives."""
+    """Before the answer begins, while the worker is alive."""
     idle: float
-    """Within an answer, while it lives."""
+    """Within an answer, while the worker is alive."""
     stall: float
-    """Without any sign of life, before what it has not begun to answer goes elsewhere."""
+    """Without any sign of life, before requests whose answer has not begun are sent to another worker."""
     cut: float
-    """Without any sign of life, before answers it has begun are cut off."""
+    """Without any sign of life, before answers that have begun are cut off."""
 
 
-class Attempt:
-    """One request at one worker."""
+class RequestState(StrEnum):
+    """How far a request has got on its way through the router.
 
-    __slots__ = ("answered", "cause", "since", "task", "url", "why")
+    The client may leave in any state: then the task that handles the request is cancelled.
+    """
 
-    def __init__(self, url: str, task: asyncio.Task[object], now: float) -> None:
-        self.url = url
+    CHOOSING = "choosing"
+    """No worker has the request: one is chosen or waited for."""
+    PENDING = "pending"
+    """A worker has the request, and the client has received nothing: the request may still go to another worker."""
+    RESPONDING = "responding"
+    """The client has received the head of the answer: the request can no longer go to another worker."""
+    COMPLETE = "complete"
+    """The client has received one worker's whole answer."""
+    BROKEN = "broken"
+    """The client has received less than a whole answer."""
+    UNANSWERED = "unanswered"
+    """No worker gave an answer: the client receives the last refusal or an error of the router's own."""
+
+
+class RequestEvent(StrEnum):
+    """What happens to a request."""
+
+    SENT = "sent to a worker"
+    ATTEMPT_FAILED = "attempt failed"
+    ANSWER_BEGUN = "answer begun"
+    ANSWER_COMPLETE = "answer complete"
+    ANSWER_BROKEN = "answer broken"
+    GIVEN_UP = "given up"
+
+
+REQUEST_TRANSITIONS: Mapping[RequestState, Mapping[RequestEvent, RequestState]] = {
+    RequestState.CHOOSING: {
+        RequestEvent.SENT: RequestState.PENDING,
+        RequestEvent.GIVEN_UP: RequestState.UNANSWERED,
+    },
+    RequestState.PENDING: {
+        RequestEvent.ATTEMPT_FAILED: RequestState.CHOOSING,
+        RequestEvent.ANSWER_BEGUN: RequestState.RESPONDING,
+    },
+    RequestState.RESPONDING: {
+        RequestEvent.ANSWER_COMPLETE: RequestState.COMPLETE,
+        RequestEvent.ANSWER_BROKEN: RequestState.BROKEN,
+    },
+    RequestState.COMPLETE: {},
+    RequestState.BROKEN: {},
+    RequestState.UNANSWERED: {},
+}
+"""What is not listed cannot happen, and is an error."""
+
+
+class InFlightRequest:
+    """One request, at one worker at a time. `task` handles it."""
+
+    __slots__ = ("_state", "aborted", "task", "waiting_since")
+
+    def __init__(self, task: asyncio.Task[object]) -> None:
         self.task = task
-        self.since = now
-        """Since when the worker has been silent; `NOT_WAITING` while it is the client we wait for."""
-        self.answered = False
-        """The client has got a byte: the request can no longer go elsewhere."""
-        self.cause: Cause | None = None
-        self.why = ""
+        self._state = RequestState.CHOOSING
+        self.aborted: UpstreamError | None = None
+        """Why the router stopped waiting for the worker; None: it has not."""
+        self.waiting_since = NOT_WAITING
+        """Since when the worker has sent nothing. `NOT_WAITING` while the router waits for the client."""
 
-    def give_up(self, cause: Cause, why: str) -> None:
-        """Stop waiting: the task that holds this attempt gets `UpstreamError(cause)`."""
-        if self.cause is None:
-            self.cause, self.why = cause, why
+    @property
+    def state(self) -> RequestState:
+        return self._state
+
+    def advance(self, event: RequestEvent) -> None:
+        """Every change of state. Raises `RuntimeError` if `event` cannot happen in this state."""
+        state = REQUEST_TRANSITIONS[self._state].get(event)
+        if state is None:
+            raise RuntimeError(f"{event.value!r} cannot happen to a request that is {self._state.value}")
+        self._state = state
+
+    def begin_attempt(self, now: float) -> None:
+        """A worker gets the request now."""
+        self.advance(RequestEvent.SENT)
+        self.waiting_since = now
+        self.aborted = None
+
+    def abort(self, cause: FailureCause, why: str) -> None:
+        """Stop waiting for the worker: `InFlight.at` raises `UpstreamError(cause)` in the request's task."""
+        if self.aborted is None:
+            self.aborted = UpstreamError(cause, why)
             self.task.cancel(why)
 
 
-class Attempts:
-    """All attempts, by worker. No timer a request: `sweep` looks at all of them a few times a second."""
+class InFlight:
+    """The requests that are with a worker, by worker URL. There is no timer for each request: `enforce_timeouts` looks
+    at all of them a few times a second."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-        self._open: defaultdict[str, set[Attempt]] = defaultdict(set)
+    def __init__(self, timeouts: UpstreamTimeouts) -> None:
+        self._timeouts = timeouts
+        self._requests: defaultdict[str, set[InFlightRequest]] = defaultdict(set)
 
     @contextmanager
-    def at(self, url: str, task: asyncio.Task[object], now: float) -> Iterator[Attempt]:
-        """The request that `task` (the caller) handles is at `url`. Raises `UpstreamError` when it is given up."""
-        attempt = Attempt(url, task, now)
-        self._open[url].add(attempt)
+    def at(self, url: str, request: InFlightRequest, now: float) -> Iterator[None]:
+        """The worker at `url` has `request`, which the calling task handles. Raises `UpstreamError` if the request is
+        aborted meanwhile."""
+        request.begin_attempt(now)
+        self._requests[url].add(request)
         try:
-            yield attempt
+            yield
         except asyncio.CancelledError:
-            if attempt.cause is None or task.uncancel() > 0:
-                raise  # the client left, or we are shutting down
-            raise UpstreamError(attempt.cause, attempt.why) from None
+            if request.aborted is None or request.task.uncancel() > 0:
+                raise  # the client left, or the router is shutting down
+            raise request.aborted from None
         finally:
-            attempts = self._open[url]
-            attempts.discard(attempt)
-            if not attempts:
-                del self._open[url]
+            requests = self._requests[url]
+            requests.discard(request)
+            if not requests:
+                del self._requests[url]
 
-    def give_up(self, url: str, cause: Cause, why: str) -> None:
-        """There is nothing to wait for any more: what the worker has not begun to answer goes elsewhere."""
-        for attempt in list(self._open.get(url, ())):
-            if not attempt.answered:
-                attempt.give_up(cause, why)
+    def abort_pending(self, url: str, cause: FailureCause, why: str) -> None:
+        """The worker will not answer: send the requests whose answer it has not begun to another worker."""
+        for request in list(self._requests.get(url, ())):
+            if request.state is RequestState.PENDING:
+                request.abort(cause, why)
 
-    def sweep(self, now: float, silence: Callable[[str, float], float]) -> None:
-        """Give up on workers that have been silent for too long. `silence(url, now)`: seconds for which a worker has
-        given no sign of life; 0 while it does."""
-        patience = self._patience
-        for url, attempts in self._open.items():
+    def enforce_timeouts(self, now: float, silence: Callable[[str, float], float]) -> None:
+        """Abort the requests whose worker has sent nothing for too long.
+
+        `silence(url, now)` gives the seconds for which a worker has given no sign of life; 0 while it is alive.
+        """
+        timeouts = self._timeouts
+        for url, requests in self._requests.items():
             silent = silence(url, now)
-            for attempt in list(attempts):
-                stalled = patience.cut if attempt.answered else patience.stall
-                limit = patience.idle if attempt.answered else patience.answer
-                # Pieces of an answer are signs of life too, of a worker too busy for its /health.
-                if min(silent, now - attempt.since) > stalled:
-                    attempt.give_up(Cause.STALLED, f"the worker gave no sign of life for {stalled:g} s")
-                elif now - attempt.since > limit:
-                    attempt.give_up(Cause.TIMEOUT, f"the worker sent nothing for {limit:g} s")
+            for request in list(requests):
+                responding = request.state is not RequestState.PENDING
+                stalled = timeouts.cut if responding else timeouts.stall
+                limit = timeouts.idle if responding else timeouts.answer
+                waited = now - request.waiting_since
+                # Pieces of an answer are signs of life too, of a worker that is too busy for its /health.
+                if min(silent, waited) > stalled:
+                    request.abort(FailureCause.STALLED, f"the worker gave no sign of life for {stalled:g} s")
+                elif waited > limit:
+                    request.abort(FailureCause.TIMEOUT, f"the worker sent nothing for {limit:g} s")
 
     def __len__(self) -> int:
-        return sum(len(attempts) for attempts in self._open.values())
+        return sum(len(requests) for requests in self._requests.values())

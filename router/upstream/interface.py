@@ -1,4 +1,4 @@
-"""HTTP requests to workers, behind one narrow interface: bytes in, bytes out, nothing interpreted."""
+"""HTTP requests to workers behind a narrow interface: bytes in, bytes out, and nothing is interpreted."""
 
 from __future__ import annotations
 
@@ -9,39 +9,37 @@ from typing import Protocol
 from router.core.retries import Progress
 from runtime.http.context import Headers
 
-__all__ = ["Cause", "Progress", "Upstream", "UpstreamError", "UpstreamRequest", "UpstreamResponse"]
 
-
-class Cause(StrEnum):
-    """Why a worker gave no answer that can be passed on. Label of `kvcluster_router_retries_total`."""
+class FailureCause(StrEnum):
+    """Why a worker gave no answer that can be passed on. Label `cause` of `kvcluster_router_retries_total`."""
 
     REFUSED = "refused"
-    """It does not accept connections: no process listens at its address."""
+    """The worker refuses connections: no process listens at its address."""
     CONNECT = "connect"
-    """The connection could not be made: time-out, no route, name not found."""
+    """The connection could not be made: a timeout, no route, or an unknown host name."""
     BROKEN = "broken"
-    """It accepted the request and closed the connection, or answered what is not HTTP."""
+    """The worker accepted the request and closed the connection, or answered something that is not HTTP."""
     STATUS_5XX = "status_5xx"
     BUSY = "busy"
-    """It answered 503 or 429: its queue is full, or it is draining."""
+    """The worker answered 503 or 429: its queue is full, or it is draining."""
     DOUBTED = "doubted"
-    """It refused the request (4xx), which another worker may not: see `core.retries`."""
+    """The worker refused the request (4xx), but another worker may accept it: see `core.retries`."""
     ERROR_EVENT = "error_event"
-    """A stream whose first event is an error: the engine died."""
+    """The first event of the stream is an error: the engine died."""
     ABORTED = "aborted"
-    """Finish reason "abort" before any text: the engine is shutting down."""
+    """The finish reason is "abort" and no text came before it: the engine is shutting down."""
     LEFT = "left"
-    """It was taken from the list of workers before it answered."""
+    """The worker was removed from the list of workers before it answered."""
     STALLED = "stalled"
-    """It fell silent altogether (a frozen process, a lost node), for longer than the stall time-out."""
+    """The worker gave no sign of life for longer than the stall timeout: a frozen process, or a lost node."""
     TIMEOUT = "timeout"
-    """It lives but sent nothing for longer than the time-out allows."""
+    """The worker is alive but sent nothing for longer than the answer or idle timeout."""
 
 
 class UpstreamError(Exception):
-    """A worker's answer is missing or incomplete; `progress` says how far the exchange had got."""
+    """A worker's answer is missing or incomplete. `progress` says how far the request had got."""
 
-    def __init__(self, cause: Cause, message: str, progress: Progress = Progress.UNANSWERED) -> None:
+    def __init__(self, cause: FailureCause, message: str, progress: Progress = Progress.UNANSWERED) -> None:
         super().__init__(message)
         self.cause = cause
         self.progress = progress
@@ -49,17 +47,17 @@ class UpstreamError(Exception):
 
 @dataclass(slots=True)
 class UpstreamRequest:
-    """What goes to whichever worker is chosen; `target` is the path with its query, percent-encoded."""
+    """What is sent to the chosen worker. `target` is the path with its query, percent-encoded."""
 
     method: str
     target: str
     headers: Headers
     body: bytes
     repeatable: bool = False
-    """Sending it twice has no other effect than sending it once (`server.paths`)."""
+    """Sending the request twice has the same effect as sending it once (`server.paths`)."""
 
     def drop_body(self) -> None:
-        """It will not be sent again: an answer may take minutes, and the body megabytes."""
+        """Free the body of a request that will not be sent again: an answer may take minutes, a body megabytes."""
         self.body = b""
 
 
@@ -76,17 +74,18 @@ class UpstreamResponse(Protocol):
         """The next piece of the body as it arrives; empty at its end. Raises `UpstreamError`."""
 
     def close(self) -> None:
-        """Give the connection back if the answer is complete, else close it, which cancels the request. Idempotent."""
+        """Return the connection to the pool if the answer is complete; otherwise close it, which cancels the request
+        at the worker. Idempotent."""
 
 
 class Upstream(Protocol):
-    """Sends requests to workers (`upstream.pool`)."""
+    """Sends requests to workers. `upstream.pool` implements it."""
 
     async def send(self, url: str, request: UpstreamRequest) -> UpstreamResponse:
         """Send `request` to the worker at `url` and wait for the answer's headers. Raises `UpstreamError`."""
 
-    def forget(self, url: str) -> None:
-        """The worker is gone: idle connections to it are closed."""
+    def remove(self, url: str) -> None:
+        """Close the idle connections to a worker that has been removed."""
 
     async def close(self) -> None:
-        """Cut every connection."""
+        """Abort every connection."""

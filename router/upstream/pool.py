@@ -1,8 +1,8 @@
-"""`Upstream` on httptools: keep-alive connections to workers, a few microseconds a request.
+"""`Upstream` on httptools: a pool of keep-alive connections to workers that costs a few microseconds a request.
 
-General HTTP clients cost 200 us (aiohttp) to 3,000 us (httpx) of CPU a request; a router pays that for everyone. What
-is left out is what a proxy does not want: redirects, cookies, decompression, and retries but for one: see
-`HttpToolsUpstream.send`.
+General HTTP clients cost 200 us (aiohttp) to 3,000 us (httpx) of CPU a request, which a router would add to every
+request. The pool leaves out what a proxy does not want: redirects, cookies, decompression, and all retries but one
+(`ConnectionPool.send`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import asyncio
 import ssl
 from urllib.parse import urlsplit
 
-from router.upstream.connection import Link, LinkState
-from router.upstream.interface import Cause, Progress, UpstreamError, UpstreamRequest
+from router.core.retries import Progress
+from router.upstream.connection import ConnectionState, WorkerConnection
+from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest
 
 STALE_WITHIN = 1.0
-"""Seconds. A worker that closes an idle connection while a request is on its way does so within a round trip; later
-than this it closed because of the request."""
+"""Seconds. A worker that closes an idle connection while a request is on its way does so within one round trip. A
+worker that closes later than this closes because of the request."""
 
 
 class _Origin:
-    """One worker's address and its idle connections, the one used last at the end."""
+    """One worker's address and the connections to it. The idle connection that was used last is the last of `idle`."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -28,131 +29,136 @@ class _Origin:
         self.ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self.port = parts.port or (443 if self.ssl else 80)
         self.host_header = parts.netloc.encode()
-        self.idle: list[Link] = []
-        self.links: set[Link] = set()
-        self.forgotten = False
+        self.idle: list[WorkerConnection] = []
+        self.connections: set[WorkerConnection] = set()
+        self.removed = False
 
-    def link(self) -> Link:
-        link = Link(self._free, self._gone)
-        self.links.add(link)
-        return link
+    def new_connection(self) -> WorkerConnection:
+        connection = WorkerConnection(self._released, self._closed)
+        self.connections.add(connection)
+        return connection
 
-    def forget(self) -> None:
-        self.forgotten = True
-        for link in list(self.idle):
-            link.abort()
+    def remove(self) -> None:
+        self.removed = True
+        for connection in list(self.idle):
+            connection.abort()
 
-    def _free(self, link: Link) -> None:
-        if self.forgotten:
-            link.abort()
+    def _released(self, connection: WorkerConnection) -> None:
+        if self.removed:
+            connection.abort()
         else:
-            self.idle.append(link)
+            self.idle.append(connection)
 
-    def _gone(self, link: Link) -> None:
-        self.links.discard(link)
-        if link in self.idle:
-            self.idle.remove(link)
+    def _closed(self, connection: WorkerConnection) -> None:
+        self.connections.discard(connection)
+        if connection in self.idle:
+            self.idle.remove(connection)
 
 
-class HttpToolsUpstream:
-    """Connections to workers, as many as there are requests in flight: what bounds them is the data port's limit.
+class ConnectionPool:
+    """Connections to workers. There are as many as requests in flight, and the data port's limit bounds those.
 
-    An idle connection is not used again after `keep_alive` seconds: keep it below the workers' own limit (vLLM: 5 s),
-    or requests go out on connections that the worker is closing.
+    An idle connection is not used again after `keep_alive` seconds. `keep_alive` must be shorter than the workers' own
+    keep-alive timeout (vLLM: 5 s), or requests are sent on connections that the worker is closing.
     """
 
     def __init__(self, *, connect_timeout: float, keep_alive: float = 4.0) -> None:
         self._connect_timeout = connect_timeout
         self._keep_alive = keep_alive
         self._origins: dict[str, _Origin] = {}
-        self._forgotten: list[_Origin] = []
+        self._removed: list[_Origin] = []
 
-    async def send(self, url: str, request: UpstreamRequest) -> Link:
+    async def send(self, url: str, request: UpstreamRequest) -> WorkerConnection:
         """Send `request` to the worker at `url` and wait for the answer's headers. Raises `UpstreamError`.
 
-        A connection that was used before and is closed before any byte of the answer is replaced by a new one to the
-        same worker, once (RFC 9112 9.3.1): the worker closed it because it was idle. That takes proof that it never
-        read the request, or a request that may be sent twice (RFC 9110 9.2.2).
+        When a connection that was used before is closed before any byte of the answer, the request is sent once more,
+        to the same worker on a new connection (RFC 9112 9.3.1): the worker closed the old one because it was idle. This
+        takes either proof that the worker never read the request, or a request that may be sent twice (RFC 9110 9.2.2).
         """
         origin = self._origins.get(url)
         if origin is None:
             origin = self._origins[url] = _Origin(url)
-        link = self._take_idle(origin)
-        if link is None:
-            return await self._exchange(await self._connect(origin), origin, request)
+        connection = self._take_idle(origin)
+        if connection is None:
+            return await self._send_on(await self._connect(origin), origin, request)
         try:
-            return await self._exchange(link, origin, request)
+            return await self._send_on(connection, origin, request)
         except UpstreamError as error:
-            if origin.forgotten or not _was_stale(link, request, error):
+            if origin.removed or not _was_stale(connection, request, error):
                 raise
-            stale = error.progress
+            first_progress = error.progress
         try:
-            return await self._exchange(await self._connect(origin), origin, request)
+            return await self._send_on(await self._connect(origin), origin, request)
         except UpstreamError as error:
-            if stale is Progress.UNANSWERED and error.progress is Progress.UNSENT:
-                error.progress = stale  # what is not known of the first time is not known of both
+            if first_progress is Progress.UNANSWERED and error.progress is Progress.UNSENT:
+                error.progress = first_progress  # the worker may have read the request when it was sent first
             raise
 
-    def forget(self, url: str) -> None:
-        """The worker is gone: close its idle connections."""
+    def remove(self, url: str) -> None:
+        """Close the idle connections to a worker that has been removed. Those in use are closed when they are free."""
         origin = self._origins.pop(url, None)
         if origin is not None:
-            origin.forget()
-            self._forgotten = [old for old in (*self._forgotten, origin) if old.links]
+            origin.remove()
+            self._removed = [old for old in (*self._removed, origin) if old.connections]
 
     async def close(self) -> None:
-        """Cut every connection."""
-        links = [link for origin in (*self._forgotten, *self._origins.values()) for link in origin.links]
-        for link in links:
-            link.abort()
-        await asyncio.gather(*(link.lost.wait() for link in links))
+        """Abort every connection."""
+        origins = (*self._removed, *self._origins.values())
+        connections = [connection for origin in origins for connection in origin.connections]
+        for connection in connections:
+            connection.abort()
+        await asyncio.gather(*(connection.closed.wait() for connection in connections))
 
-    async def _exchange(self, link: Link, origin: _Origin, request: UpstreamRequest) -> Link:
+    async def _send_on(
+        self, connection: WorkerConnection, origin: _Origin, request: UpstreamRequest
+    ) -> WorkerConnection:
         try:
-            await link.exchange(_head(request, origin.host_header), request.body, bodiless=request.method == "HEAD")
+            head = _head(request, origin.host_header)
+            await connection.send(head, request.body, bodiless=request.method == "HEAD")
         except BaseException:
-            link.abort()
+            connection.abort()
             raise
-        return link
+        return connection
 
-    def _take_idle(self, origin: _Origin) -> Link | None:
+    def _take_idle(self, origin: _Origin) -> WorkerConnection | None:
         oldest = asyncio.get_running_loop().time() - self._keep_alive
         while origin.idle:
-            link = origin.idle.pop()
-            if link.state is LinkState.IDLE and link.since > oldest:
-                return link
-            link.abort()
+            connection = origin.idle.pop()
+            if connection.state is ConnectionState.IDLE and connection.since > oldest:
+                return connection
+            connection.abort()
         return None
 
-    async def _connect(self, origin: _Origin) -> Link:
-        """A new connection. One that cannot be made is forgotten here: nobody is told when it is gone."""
-        link = origin.link()
+    async def _connect(self, origin: _Origin) -> WorkerConnection:
+        """A new connection. A failed one is discarded here: its `connection_lost` is never called."""
+        connection = origin.new_connection()
         try:
-            await self._make(link, origin)
+            await self._open(connection, origin)
         except BaseException:
-            origin.links.discard(link)
+            origin.connections.discard(connection)
             raise
-        return link
+        return connection
 
-    async def _make(self, link: Link, origin: _Origin) -> None:
+    async def _open(self, connection: WorkerConnection, origin: _Origin) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout):
-                await loop.create_connection(lambda: link, origin.host, origin.port, ssl=origin.ssl)
+                await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.ssl)
         except ConnectionRefusedError as error:
-            raise UpstreamError(Cause.REFUSED, str(error), Progress.UNSENT) from None
+            raise UpstreamError(FailureCause.REFUSED, str(error), Progress.UNSENT) from None
         except TimeoutError:
             message = f"no connection within {self._connect_timeout:g} s"
-            raise UpstreamError(Cause.CONNECT, message, Progress.UNSENT) from None
+            raise UpstreamError(FailureCause.CONNECT, message, Progress.UNSENT) from None
         except OSError as error:
-            raise UpstreamError(Cause.CONNECT, str(error), Progress.UNSENT) from None
+            raise UpstreamError(FailureCause.CONNECT, str(error), Progress.UNSENT) from None
 
 
-def _was_stale(link: Link, request: UpstreamRequest, error: UpstreamError) -> bool:
-    if error.cause is not Cause.BROKEN:
+def _was_stale(connection: WorkerConnection, request: UpstreamRequest, error: UpstreamError) -> bool:
+    """Whether the worker closed the connection because it had been idle, not because of the request."""
+    if error.cause is not FailureCause.BROKEN:
         return False
     if error.progress is Progress.UNANSWERED and request.repeatable:
-        return asyncio.get_running_loop().time() - link.since < STALE_WITHIN
+        return asyncio.get_running_loop().time() - connection.since < STALE_WITHIN
     return error.progress is Progress.UNSENT
 
 

@@ -77,8 +77,8 @@ async def test_the_routers_view_is_the_engines_cache(engine: FakeEngine, agent_u
             Metrics(CollectorRegistry()),
             clock=time.monotonic,
             rng=random.Random(1),
-            up=lambda: None,
-            down=lambda why: None,
+            on_connected=lambda: None,
+            on_refused=lambda why: None,
             feed=agent_url,
         )
         following = asyncio.create_task(subscriber.run())

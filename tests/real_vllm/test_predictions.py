@@ -134,7 +134,7 @@ async def test_predicted_is_reported(
     rng, mixed = random.Random(seed), Mixed(seed, engine.model)
     counts, wrong = Counter[str](), []
     async with start_router(routing_strategy="cache_aware", view_timeout=600) as router:
-        router.router.members.apply({engine.url: DiscoveredWorker(feed=feed)})
+        router.router.fleet_sync.apply({engine.url: DiscoveredWorker(feed=feed)})
         await router.ready(1)
         await until(lambda: following.problem == "")
         for _ in range(number):

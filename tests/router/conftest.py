@@ -42,7 +42,7 @@ class RunningRouter:
     def nothing_held(self) -> bool:
         """No request is with a worker, as far as any count in the router says."""
         statuses = self.router.fleet.workers(self.router.clock())
-        return len(self.router.attempts) == 0 and all(status.in_flight == 0 for status in statuses)
+        return len(self.router.in_flight) == 0 and all(status.in_flight == 0 for status in statuses)
 
     async def ready(self, workers: int) -> None:
         """Wait until so many workers are candidates."""

@@ -6,50 +6,59 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.server.answer import MAX_HELD, AnswerStream, Stage, complete_events, read_answer
+from router.server.answer import MAX_HELD, AnswerStream, StreamState, complete_events, read_answer
 
 ERROR = b'data: {"error": {"message": "dead", "type": "InternalServerError", "param": null, "code": 500}}\n\n'
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
 
 
 @pytest.mark.parametrize(
-    ("held", "stage"),
+    ("held", "state"),
     [
-        (b"", Stage.SILENT),
-        (b": keep-alive\n\n", Stage.SILENT),
-        (ROLE, Stage.SILENT),
-        (b'data: {"choices":[{"index":0,"text":"a"', Stage.SILENT),
-        (b'data: {"choices":[{"index":0,"text":"a","finish_reason":null}]}\n\n', Stage.ANSWERING),
-        (b'data: {"choices":[{"index":0,"text":"","finish_reason":null}]}\n\n', Stage.ANSWERING),
-        (b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n', Stage.ANSWERING),
-        (b'data: {"choices":[{"index":0,"text":"a","finish_reason":"abort"}]}\n\n', Stage.ANSWERING),
-        (b'data: {"choices":[{"index":0,"text":"","finish_reason":"abort"}]}\n\n', Stage.ABORTED),
-        (ROLE + b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n', Stage.ANSWERING),
-        (ROLE + b'data: {"choices":[{"index":0,"delta":{"reasoning":"a"},"finish_reason":null}]}\n\n', Stage.ANSWERING),
+        (b"", StreamState.SILENT),
+        (b": keep-alive\n\n", StreamState.SILENT),
+        (ROLE, StreamState.SILENT),
+        (b'data: {"choices":[{"index":0,"text":"a"', StreamState.SILENT),
+        (b'data: {"choices":[{"index":0,"text":"a","finish_reason":null}]}\n\n', StreamState.ANSWERING),
+        (b'data: {"choices":[{"index":0,"text":"","finish_reason":null}]}\n\n', StreamState.ANSWERING),
+        (b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n', StreamState.ANSWERING),
+        (b'data: {"choices":[{"index":0,"text":"a","finish_reason":"abort"}]}\n\n', StreamState.ANSWERING),
+        (b'data: {"choices":[{"index":0,"text":"","finish_reason":"abort"}]}\n\n', StreamState.ABORTED),
+        (
+            ROLE + b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n',
+            StreamState.ANSWERING,
+        ),
+        (
+            ROLE + b'data: {"choices":[{"index":0,"delta":{"reasoning":"a"},"finish_reason":null}]}\n\n',
+            StreamState.ANSWERING,
+        ),
         (
             ROLE + b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{}]},"finish_reason":null}]}\n\n',
-            Stage.ANSWERING,
+            StreamState.ANSWERING,
         ),
-        (ROLE + b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort"}]}\n\n', Stage.ABORTED),
-        (ROLE + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', Stage.ANSWERING),
-        (ROLE + b"data: [DONE]\n\n", Stage.REFUSED),
-        (ERROR, Stage.FAILED),
-        (ROLE + ERROR, Stage.FAILED),
-        (ERROR.replace(b"500", b"400"), Stage.REFUSED),
-        (b"event: response.created\ndata: {}\n\n", Stage.ANSWERING),
-        (b"data: not json\n\n", Stage.ANSWERING),
-        (b"data: 7\n\n", Stage.ANSWERING),
-        (ERROR.replace(b"\n", b"\r\n"), Stage.FAILED),
-        (b"x" * (MAX_HELD + 1), Stage.ANSWERING),
+        (
+            ROLE + b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort"}]}\n\n',
+            StreamState.ABORTED,
+        ),
+        (ROLE + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', StreamState.ANSWERING),
+        (ROLE + b"data: [DONE]\n\n", StreamState.REFUSED),
+        (ERROR, StreamState.FAILED),
+        (ROLE + ERROR, StreamState.FAILED),
+        (ERROR.replace(b"500", b"400"), StreamState.REFUSED),
+        (b"event: response.created\ndata: {}\n\n", StreamState.ANSWERING),
+        (b"data: not json\n\n", StreamState.ANSWERING),
+        (b"data: 7\n\n", StreamState.ANSWERING),
+        (ERROR.replace(b"\n", b"\r\n"), StreamState.FAILED),
+        (b"x" * (MAX_HELD + 1), StreamState.ANSWERING),
     ],
 )
-def test_stages_of_a_stream(held: bytes, stage: Stage) -> None:
+def test_states_of_a_stream(held: bytes, state: StreamState) -> None:
     whole, piecemeal = AnswerStream(), AnswerStream()
     whole.push(held)
     for at in range(len(held)) if len(held) < 1000 else ():
         piecemeal.push(held[at : at + 1])
-    assert whole.stage is stage
-    assert len(held) >= 1000 or piecemeal.stage is stage
+    assert whole.state is state
+    assert len(held) >= 1000 or piecemeal.state is state
 
 
 @given(st.lists(st.binary()))
@@ -116,30 +125,30 @@ def test_comments_go_on_as_they_come_and_events_whole(pieces: list[bytes], passe
 def test_only_data_with_content_is_a_first_token(before: bytes) -> None:
     stream = AnswerStream()
     stream.push(before)
-    assert stream.stage is Stage.SILENT
+    assert stream.state is StreamState.SILENT
     stream.push(ONE)
-    assert stream.stage is Stage.ANSWERING
+    assert stream.state is StreamState.ANSWERING
 
 
 def test_a_failure_within_a_stream_is_seen() -> None:
     stream = AnswerStream()
     for piece in (ONE, ROLE, ERROR):
         assert stream.push(piece) == piece
-    assert stream.stage is Stage.FAILED
+    assert stream.state is StreamState.FAILED
 
 
 @pytest.mark.parametrize(
-    ("kind", "stage"),
+    ("kind", "state"),
     [
-        ("response.created", Stage.SILENT),
-        ("response.in_progress", Stage.SILENT),
-        ("response.output_text.delta", Stage.ANSWERING),
-        ("message_start", Stage.SILENT),
-        ("ping", Stage.SILENT),
-        ("content_block_delta", Stage.ANSWERING),
+        ("response.created", StreamState.SILENT),
+        ("response.in_progress", StreamState.SILENT),
+        ("response.output_text.delta", StreamState.ANSWERING),
+        ("message_start", StreamState.SILENT),
+        ("ping", StreamState.SILENT),
+        ("content_block_delta", StreamState.ANSWERING),
     ],
 )
-def test_events_of_other_apis(kind: str, stage: Stage) -> None:
+def test_events_of_other_apis(kind: str, state: StreamState) -> None:
     stream = AnswerStream()
     stream.push(b'event: %s\ndata: {"type":"%s"}\n\n' % (kind.encode(), kind.encode()))
-    assert stream.stage is stage
+    assert stream.state is state

@@ -11,8 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.upstream.connection import HIGH_WATER, Link, LinkState
-from router.upstream.interface import Progress, UpstreamError
+from router.core.retries import Progress
+from router.upstream.connection import HIGH_WATER, ConnectionState, WorkerConnection
+from router.upstream.interface import UpstreamError
 from tests.virtual import FakeTransport, VirtualLoop
 
 BIG = b"x" * (HIGH_WATER + 1)
@@ -54,8 +55,8 @@ def chunked(body: bytes) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
-class LinkMachine(RuleBasedStateMachine):
-    """Links, one at a time, and a worker that sends what it likes; the wire keeps the order of bytes and their end."""
+class ConnectionMachine(RuleBasedStateMachine):
+    """One connection after another to a worker that sends anything; the wire keeps the order of bytes and their end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,28 +69,28 @@ class LinkMachine(RuleBasedStateMachine):
         self.kernel = Kernel()
         self.wire = b""
         self.fin = self.reset = False
-        self.gone = 0
+        self.closed = 0
 
-        async def make() -> Link:
-            return Link(self._freed, self._gone)
+        async def make() -> WorkerConnection:
+            return WorkerConnection(self._freed, self._closed)
 
-        self.link = self.loop.run_until_complete(make())
-        self.transport = FakeTransport(self.loop, self.link, {"socket": self.kernel})
-        self.link.connection_made(self.transport)
+        self.connection = self.loop.run_until_complete(make())
+        self.transport = FakeTransport(self.loop, self.connection, {"socket": self.kernel})
+        self.connection.connection_made(self.transport)
         self.free = True
 
-    def _freed(self, link: Link) -> None:
+    def _freed(self, connection: WorkerConnection) -> None:
         assert not self.free
         self.free = True
 
-    def _gone(self, link: Link) -> None:
-        self.gone += 1
+    def _closed(self, connection: WorkerConnection) -> None:
+        self.closed += 1
         self.free = False
 
     @precondition(lambda self: self.transport.lost and self.current is None)
     @rule()
     def connect_again(self) -> None:
-        assert self.gone == 1
+        assert self.closed == 1
         self.connect()
 
     # --- the router ---
@@ -98,7 +99,7 @@ class LinkMachine(RuleBasedStateMachine):
     @rule(head=st.booleans())
     def ask(self, head: bool) -> None:
         self.free = False
-        coroutine = self.link.exchange(b"request", b"body", bodiless=head)
+        coroutine = self.connection.send(b"request", b"body", bodiless=head)
         self.current = Exchange(head, self.loop.create_task(coroutine))
         self._settle()
 
@@ -106,7 +107,7 @@ class LinkMachine(RuleBasedStateMachine):
     @rule()
     def read(self) -> None:
         assert self.current is not None
-        self.current.reading = self.loop.create_task(self.link.read())
+        self.current.reading = self.loop.create_task(self.connection.read())
         self._settle()
 
     @precondition(lambda self: self.current is not None and self.current.task.done())
@@ -114,13 +115,13 @@ class LinkMachine(RuleBasedStateMachine):
     def give_back(self, unsent: int) -> None:
         """`unsent`: bytes of the request that the worker has not taken though it has answered."""
         self.transport.unsent = unsent
-        whole = self.link.state is LinkState.COMPLETE
+        whole = self.connection.state is ConnectionState.COMPLETE
         exchange, self.current = self.current, None
         assert exchange is not None
         if exchange.reading is not None:
             exchange.reading.cancel()
-        self.link.close()
-        self.link.close()
+        self.connection.close()
+        self.connection.close()
         assert self.free == (whole and not unsent)
         self._settle()
 
@@ -171,7 +172,7 @@ class LinkMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.fin and not self.wire and not self.transport.closing and not self.transport.paused)
     @rule()
     def deliver_end(self) -> None:
-        self.link.eof_received()
+        self.connection.eof_received()
         self.transport.lose(None)
         self._settle()
 
@@ -182,7 +183,7 @@ class LinkMachine(RuleBasedStateMachine):
         if kind == "give up" and self.current is not None and not self.current.task.done():
             self.current.task.cancel()  # the client left
             self.current = None
-            self.link.abort()  # as the pool does
+            self.connection.abort()  # as the pool does
         elif kind == "talk" and self.current is None and not self.wire:
             # Not modelled: that it crosses a request on its way; then nothing tells it from an answer.
             if self.transport.receive(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"):
@@ -222,7 +223,7 @@ class LinkMachine(RuleBasedStateMachine):
                 self._failed(exchange, error)
                 return
             piece = reading.result()
-            assert dict(self.link.headers)[b"x-number"] == exchange.number
+            assert dict(self.connection.headers)[b"x-number"] == exchange.number
             exchange.read += piece
             exchange.ended = not piece
             if not piece:
@@ -244,7 +245,7 @@ class LinkMachine(RuleBasedStateMachine):
     @invariant()
     def a_free_link_can_carry_the_next_request(self) -> None:
         if self.free:
-            assert self.link.state is LinkState.IDLE
+            assert self.connection.state is ConnectionState.IDLE
             assert not self.transport.paused
             assert not self.transport.closing
             assert not self.transport.lost
@@ -252,14 +253,14 @@ class LinkMachine(RuleBasedStateMachine):
     @invariant()
     def it_is_read_unless_somebody_has_to_read_first(self) -> None:
         if self.transport.paused and not self.transport.closing:
-            assert self.link.state is LinkState.STALLED
+            assert self.connection.state is ConnectionState.STALLED
             assert self.current is not None
             assert self.current.task.done(), "whoever waits for the head would wait for ever"
 
     @invariant()
     def nobody_waits_for_what_cannot_come(self) -> None:
         if self.transport.lost and self.current is not None:
-            assert self.gone == 1
+            assert self.closed == 1
             assert self.current.task.done()
             assert self.current.reading is None
 
@@ -267,21 +268,21 @@ class LinkMachine(RuleBasedStateMachine):
     def a_whole_answer_is_read_whole(self) -> None:
         exchange = self.current
         if exchange is not None and exchange.error is not None and exchange.whole and not self.wire:
-            assert self.transport.lost or self.link.state is LinkState.BROKEN
+            assert self.transport.lost or self.connection.state is ConnectionState.BROKEN
 
     def teardown(self) -> None:
         if self.current is not None:
             self.current.task.cancel()
             if self.current.reading is not None:
                 self.current.reading.cancel()
-        self.link.abort()
+        self.connection.abort()
         self.loop.settle()
         if not self.transport.lost:
             self.transport.lose(None)
         self.loop.settle()
-        assert self.gone == 1
+        assert self.closed == 1
         self.loop.close()
 
 
-LinkMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
-TestLink = LinkMachine.TestCase
+ConnectionMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestConnection = ConnectionMachine.TestCase

@@ -9,7 +9,7 @@ from router.core.decision import Reason
 from router.discovery.listwatch import Cause as DiscoveryCause
 from router.discovery.listwatch import Relist
 from router.settings import Settings
-from router.upstream.interface import Cause
+from router.upstream.interface import FailureCause
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "router.md").read_text()
 
@@ -27,5 +27,5 @@ def test_every_flag_is_documented() -> None:
 
 
 def test_every_cause_and_reason_is_documented() -> None:
-    for name in [*Cause, *Reason, *DiscoveryCause, *Relist]:
+    for name in [*FailureCause, *Reason, *DiscoveryCause, *Relist]:
         assert f"`{name.value}`" in DOCUMENT, name

@@ -29,10 +29,10 @@ from router.discovery.kubernetes import EventStream, KubernetesDiscovery
 from router.discovery.listwatch import ApiFailure, Cause, Watch
 from router.discovery.sources import FileDiscovery
 from router.metrics import Metrics
-from router.sync.fleet_sync import Members
+from router.sync.fleet_sync import FleetSync
 from router.sync.liveness import Ticker
-from router.upstream.in_flight import Attempts, Patience
-from router.upstream.pool import HttpToolsUpstream
+from router.upstream.in_flight import InFlight, UpstreamTimeouts
+from router.upstream.pool import ConnectionPool
 from tests.rounds import CountingLoop, run
 from tests.router.core.support import BLOCK, config
 
@@ -92,22 +92,24 @@ class Shell:
         self.session = Session(loop, answer)
         metrics = Metrics(CollectorRegistry())
         self.fleet = Fleet(config())
-        attempts = Attempts(Patience(answer=600, idle=600, stall=10, cut=60))
-        self.members = Members(
-            self.fleet, attempts, HttpToolsUpstream(connect_timeout=2), self.session,  # type: ignore[arg-type]
+        in_flight = InFlight(UpstreamTimeouts(answer=600, idle=600, stall=10, cut=60))
+        self.fleet_sync = FleetSync(
+            self.fleet, in_flight, ConnectionPool(connect_timeout=2), self.session,  # type: ignore[arg-type]
             metrics, clock=loop.time, rng=random.Random(1), changed=asyncio.Event(),
         )  # fmt: skip
-        self.ticker = asyncio.create_task(Ticker(self.fleet, attempts, metrics, loop.time, lambda url, why: None).run())
+        self.ticker = asyncio.create_task(
+            Ticker(self.fleet, in_flight, metrics, loop.time, lambda url, why: None).run()
+        )
 
     async def follow(self, seconds: float, each: Callable[[], None] | None = None, every: float = 1.0) -> None:
         """Follow the worker for so long; call `each` meanwhile."""
-        self.members.apply({URL: DiscoveredWorker()})
+        self.fleet_sync.apply({URL: DiscoveredWorker()})
         end = self.loop.time() + seconds
         while self.loop.time() < end:
             await asyncio.sleep(every)
             if each is not None:
                 each()
-        await self.members.stop()
+        await self.fleet_sync.stop()
         self.ticker.cancel()
         await asyncio.gather(self.ticker, return_exceptions=True)
 
@@ -136,7 +138,7 @@ def test_a_worker_that_refuses_connections_is_asked_once_a_second_at_most_and_ev
 def test_requests_that_are_refused_do_not_make_it_more() -> None:
     async def main(loop: CountingLoop) -> None:
         shell = Shell(loop, refuse)
-        await shell.follow(MINUTE, lambda: shell.members.unreachable(URL, "refused"), every=0.01)
+        await shell.follow(MINUTE, lambda: shell.fleet_sync.unreachable(URL, "refused"), every=0.01)
         assert len(shell.asked("/health")) <= 15
 
     run(main)
@@ -148,7 +150,7 @@ def test_a_worker_that_turns_everything_away_is_asked_for_its_health_twice_a_sec
 
     async def main(loop: CountingLoop) -> None:
         shell = Shell(loop, answer)
-        await shell.follow(MINUTE, lambda: shell.members.busy(URL), every=0.01)
+        await shell.follow(MINUTE, lambda: shell.fleet_sync.busy(URL), every=0.01)
         assert MINUTE - 2 <= len(shell.asked("/health")) <= 2 * MINUTE + 2
         assert len(shell.asked("/cache/state")) <= 3, "one without a feed is asked for it twice a minute"
 

@@ -22,7 +22,7 @@ from kvcache.feed import (
 )
 from kvcache.keys import KEY_SCHEME, block_keys
 from kvcache.tokens.tokenizer import Tokenizer
-from router.server.management import Stage
+from router.server.management import RouterEvent
 from tests.router.conftest import RunningRouter, StartRouter
 from tests.router.fakes import FakeWorker, fake_workers, good
 
@@ -179,16 +179,17 @@ async def test_health_and_readiness(start_router: StartRouter) -> None:
         assert response.status_code == 503
         assert response.json()["reason"] == "no worker is ready"
         assert (await router.management.get("/health")).status_code == 200
-        router.router.management.stage = Stage.CLOSED
+        router.router.management.advance(RouterEvent.SIGTERM)
+        router.router.management.advance(RouterEvent.DRAINED)
         assert "shutting down" in (await router.management.get("/ready")).json()["reason"]
 
 
 async def test_a_router_that_is_told_to_stop_is_ready_for_as_long_as_it_accepts(start_router: StartRouter) -> None:
     async with fake_workers(good) as (worker,), start_router([worker]) as router:
-        router.router.management.stage = Stage.DRAINING
+        router.router.management.advance(RouterEvent.SIGTERM)
         assert (await router.management.get("/ready")).status_code == 200
         assert (await router.management.get("/status")).json()["draining"] is True
-        router.router.management.stage = Stage.CLOSED
+        router.router.management.advance(RouterEvent.DRAINED)
         assert (await router.management.get("/ready")).status_code == 503
 
 
@@ -207,7 +208,7 @@ async def test_a_router_without_workers_has_started_when_the_time_is_over(start_
         answer = await router.management.get("/started", params={"wait": 0.01})
         assert (answer.status_code, answer.json()["reason"]) == (200, "no worker is known")
         assert (await router.management.get("/started", params={"wait": -1})).status_code == 422
-        router.router.management.stage = Stage.DRAINING
+        router.router.management.advance(RouterEvent.SIGTERM)
         answer = await router.management.get("/started", params={"wait": 60})
         assert answer.status_code == 200, "nobody waits for what is about to end"
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import pytest
 import uvloop
 
-from router.upstream.interface import Cause, Progress, UpstreamError, UpstreamRequest
-from router.upstream.pool import HttpToolsUpstream
+from router.core.retries import Progress
+from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest
+from router.upstream.pool import ConnectionPool
 from tests.router.conftest import StartRouter
 from tests.router.fakes import Connection, Received, Script, fake_workers, good
 
@@ -22,7 +23,7 @@ REPEATABLE = UpstreamRequest("POST", "/v1/completions", [], b"{}", repeatable=Tr
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
-async def exchange(upstream: HttpToolsUpstream, url: str, request: UpstreamRequest = REQUEST) -> bytes:
+async def exchange(upstream: ConnectionPool, url: str, request: UpstreamRequest = REQUEST) -> bytes:
     """One whole exchange; the answer's body."""
     response = await upstream.send(url, request)
     try:
@@ -62,22 +63,22 @@ async def not_http(connection: Connection, request: Received) -> None:
     ],
 )
 async def test_a_broken_exchange_says_how_far_it_got(script: Script, progress: Progress) -> None:
-    upstream = HttpToolsUpstream(connect_timeout=5)
+    upstream = ConnectionPool(connect_timeout=5)
     async with fake_workers(script) as workers:
         with pytest.raises(UpstreamError) as caught:
             await exchange(upstream, workers[0].url)
         assert len(workers[0].received) == 1  # a connection that was not used before is not replaced
-    assert (caught.value.cause, caught.value.progress) == (Cause.BROKEN, progress)
+    assert (caught.value.cause, caught.value.progress) == (FailureCause.BROKEN, progress)
     await upstream.close()
 
 
 async def test_where_no_connection_can_be_made_nothing_was_sent() -> None:
-    upstream = HttpToolsUpstream(connect_timeout=5)
+    upstream = ConnectionPool(connect_timeout=5)
     async with fake_workers(good) as workers:
         url = workers[0].url
     with pytest.raises(UpstreamError) as caught:
         await upstream.send(url, REQUEST)
-    assert (caught.value.cause, caught.value.progress) == (Cause.REFUSED, Progress.UNSENT)
+    assert (caught.value.cause, caught.value.progress) == (FailureCause.REFUSED, Progress.UNSENT)
     await upstream.close()
 
 
@@ -86,7 +87,7 @@ def test_nobody_waits_for_a_connection_that_could_not_be_made(loop: Callable[[],
     """uvloop makes the protocol before it connects, and does not tell it that it failed."""
 
     async def refused() -> None:
-        upstream = HttpToolsUpstream(connect_timeout=5)
+        upstream = ConnectionPool(connect_timeout=5)
         with socket.socket() as nobody:
             nobody.bind(("127.0.0.1", 0))
             with pytest.raises(UpstreamError):
@@ -103,7 +104,7 @@ class Engine:
     """A worker's end of its connections, by system calls alone: it closes when a test says so, even between two steps
     of the event loop."""
 
-    upstream: HttpToolsUpstream
+    upstream: ConnectionPool
     listener: socket.socket
     open: list[socket.socket] = field(default_factory=list)
 
@@ -141,7 +142,7 @@ class Engine:
 
 @asynccontextmanager
 async def engine() -> AsyncIterator[Engine]:
-    upstream = HttpToolsUpstream(connect_timeout=5)
+    upstream = ConnectionPool(connect_timeout=5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         made = Engine(upstream, listener)
@@ -185,7 +186,7 @@ async def test_a_reset_is_no_proof_that_the_request_was_not_read() -> None:
         running = await reset_when_received(worker, REQUEST)
         with pytest.raises(UpstreamError) as caught:
             await running
-        assert (caught.value.cause, caught.value.progress) == (Cause.BROKEN, Progress.UNANSWERED)
+        assert (caught.value.cause, caught.value.progress) == (FailureCause.BROKEN, Progress.UNANSWERED)
 
 
 async def test_a_request_that_was_received_goes_out_again_only_if_that_does_no_harm() -> None:
@@ -203,7 +204,7 @@ async def test_a_request_that_was_received_goes_out_again_only_if_that_does_no_h
         fresh.close()
         with pytest.raises(UpstreamError) as caught:
             await running
-        assert (caught.value.cause, caught.value.progress) == (Cause.BROKEN, Progress.UNANSWERED)
+        assert (caught.value.cause, caught.value.progress) == (FailureCause.BROKEN, Progress.UNANSWERED)
 
 
 async def test_a_worker_that_closes_long_after_it_got_the_request_did_not_close_because_it_was_idle(
@@ -231,7 +232,7 @@ async def test_a_connection_is_replaced_once() -> None:
         fresh.close()
         with pytest.raises(UpstreamError) as caught:
             await running
-        assert (caught.value.cause, caught.value.progress) == (Cause.BROKEN, Progress.UNANSWERED)
+        assert (caught.value.cause, caught.value.progress) == (FailureCause.BROKEN, Progress.UNANSWERED)
 
 
 async def test_what_may_have_been_done_is_remembered_when_the_replacement_is_refused() -> None:
@@ -243,7 +244,7 @@ async def test_what_may_have_been_done_is_remembered_when_the_replacement_is_ref
         stale.close()
         with pytest.raises(UpstreamError) as caught:
             await running
-        assert (caught.value.cause, caught.value.progress) == (Cause.REFUSED, Progress.UNANSWERED)
+        assert (caught.value.cause, caught.value.progress) == (FailureCause.REFUSED, Progress.UNANSWERED)
 
 
 async def test_an_answer_that_had_begun_is_not_asked_for_again() -> None:
@@ -305,7 +306,7 @@ async def test_a_body_behind_the_answer_to_head_is_not_the_beginning_of_the_next
 async def test_a_large_request_is_sent_whole() -> None:
     body = bytes(range(256)) * 4096 + b"{}"
     async with fake_workers(good) as workers:
-        upstream = HttpToolsUpstream(connect_timeout=5)
+        upstream = ConnectionPool(connect_timeout=5)
         await exchange(upstream, workers[0].url, UpstreamRequest("POST", "/v1/completions", [], body))
         assert workers[0].received[0].body == body
         await upstream.close()
@@ -318,7 +319,7 @@ async def test_the_head_of_an_answer_leaves_its_connection_free() -> None:
         connections.add(connection.writer)
         await connection.send(b"HTTP/1.1 405 Method Not Allowed\r\nallow: GET\r\ncontent-length: 31\r\n\r\n")
 
-    upstream = HttpToolsUpstream(connect_timeout=5)
+    upstream = ConnectionPool(connect_timeout=5)
     async with fake_workers(script) as workers:
         for _ in range(3):
             response = await upstream.send(workers[0].url, UpstreamRequest("HEAD", "/v1/models", [], b""))

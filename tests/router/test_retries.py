@@ -286,7 +286,7 @@ async def test_a_worker_that_leaves_with_a_retry_after_makes_requests_wait_for_t
         old.health = 503
         waiting = asyncio.create_task(router.complete())
         await router.ready(0)
-        router.router.members.apply({old.url: DiscoveredWorker(Intake.CLOSED), new.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({old.url: DiscoveredWorker(Intake.CLOSED), new.url: DiscoveredWorker()})
         response = await waiting
         assert (response.status_code, response.headers["x-kvcluster-worker"]) == (200, new.url)
         assert len(old.received) == 1
@@ -326,7 +326,7 @@ async def test_an_ejected_worker_is_shown_everywhere_and_comes_back_when_it_is_w
 async def test_a_draining_worker_that_still_accepts_is_used_when_it_is_the_last(start_router: StartRouter) -> None:
     async with fake_workers(good, good) as workers, start_router(workers) as router:
         workers[0].draining = True
-        router.router.members.busy(workers[0].url)
+        router.router.fleet_sync.busy(workers[0].url)
         await router.ready(1)
         for _ in range(4):
             assert (await router.complete()).headers["x-kvcluster-worker"] == workers[1].url

@@ -8,7 +8,7 @@ import pytest
 
 from kvcache.keys import block_keys
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
-from router.server.management import Stage
+from router.server.management import RouterEvent
 from tests.router.conftest import StartRouter, until
 from tests.router.fakes import Connection, Received, fake_workers, good
 
@@ -61,7 +61,7 @@ async def test_what_was_decided_and_what_it_brought(start_router: StartRouter, t
             assert oldest["age_seconds"] >= newest["age_seconds"] >= 0.0
             assert oldest["predicted_ttft_seconds"] > 0.0
             assert page["reuse_score"] == {"w0": pytest.approx(19.0, rel=0.01), "w1": 0.0}
-            router.router.management.stage = Stage.DRAINING
+            router.router.management.advance(RouterEvent.SIGTERM)
             assert (await router.management.get("/status")).json()["draining"] is True
 
 

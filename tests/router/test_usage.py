@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.server.answer import AnswerStream, read_answer
-from router.server.usage import Usage, UsageFinder
+from router.server.answer import AnswerStream, Usage, UsageFinder, read_answer
 
 CAPTURES = Path(__file__).parents[1] / "data/vllm"
 MISLEADING = 'the model said {"usage":{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":9}}} \n\ndata: x'

@@ -58,7 +58,7 @@ async def test_an_agent_listed_as_a_worker_gets_no_request(
 ) -> None:
     async with fake_workers(good, good) as (engine, agent), start_router() as router:
         agent.serve_feed(tokenizer.fingerprint, "pod", engine=engine.url)
-        router.router.members.apply({agent.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({agent.url: DiscoveredWorker()})
         await until(lambda: "worker_unmatched" in caplog.text)
         assert router.candidates() == 0
         response = await router.complete()
@@ -68,7 +68,7 @@ async def test_an_agent_listed_as_a_worker_gets_no_request(
         assert f"as in --workers http://ENGINE:PORT,feed={agent.url}" in row["why_not_ready"]
         assert router.metric("feed_refusals_total", reason="agent") == 1
         # As its message says.
-        router.router.members.apply({engine.url: DiscoveredWorker(feed=agent.url)})
+        router.router.fleet_sync.apply({engine.url: DiscoveredWorker(feed=agent.url)})
         await until(lambda: any(worker.matching for worker in router.router.fleet.workers(router.router.clock())))
         await router.ready(1)
         assert (await router.complete()).headers["x-kvcluster-worker"] == "pod"
@@ -106,9 +106,9 @@ async def test_an_unusable_file_leaves_the_last_list_in_force(
 
 async def test_workers_come_and_go(start_router: StartRouter) -> None:
     async with fake_workers(good, good) as (one, two), start_router([one]) as router:
-        router.router.members.apply({one.url: DiscoveredWorker(), two.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker(), two.url: DiscoveredWorker()})
         await router.ready(2)
-        router.router.members.apply({two.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({two.url: DiscoveredWorker()})
         assert router.candidates() == 1
         for _ in range(3):
             assert (await router.complete()).headers["x-kvcluster-worker"] == two.url
@@ -117,12 +117,12 @@ async def test_workers_come_and_go(start_router: StartRouter) -> None:
 
 async def test_a_terminating_worker_gets_nothing_new(start_router: StartRouter) -> None:
     async with fake_workers(good, good) as (one, two), start_router([one, two]) as router:
-        router.router.members.apply({one.url: DiscoveredWorker(Intake.CLOSED), two.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker(Intake.CLOSED), two.url: DiscoveredWorker()})
         for _ in range(3):
             assert (await router.complete()).headers["x-kvcluster-worker"] == two.url
         (status,) = [s for s in router.router.fleet.workers(router.router.clock()) if s.url == one.url]
         assert not status.ready
-        router.router.members.apply({one.url: DiscoveredWorker(), two.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker(), two.url: DiscoveredWorker()})
         assert router.candidates() == 2
 
 
@@ -130,8 +130,8 @@ async def test_unanswered_requests_of_a_removed_worker_go_elsewhere(start_router
     async with fake_workers(good, good) as (one, two), start_router([one, two]) as router:
         one.frozen.set()
         running = asyncio.create_task(router.complete())
-        await until(lambda: len(router.router.attempts) == 1)
-        router.router.members.apply({two.url: DiscoveredWorker()})
+        await until(lambda: len(router.router.in_flight) == 1)
+        router.router.fleet_sync.apply({two.url: DiscoveredWorker()})
         assert (await running).headers["x-kvcluster-worker"] == two.url
 
 
@@ -155,14 +155,14 @@ async def test_another_pod_at_the_same_address_is_another_worker(
     async with fake_workers(hangs, good) as (one, two), start_router() as router:
         one.serve_feed(tokenizer.fingerprint, "pod-a")
         one.blocks = CHAIN[:5]
-        router.router.members.apply({one.url: DiscoveredWorker(pod="pod-a", uid="a"), two.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker(pod="pod-a", uid="a"), two.url: DiscoveredWorker()})
         await until(lambda: held(router, one) == 5)
         await router.ready(2)
         waiting = asyncio.create_task(router.complete())
         await until(lambda: len(one.received) == 1)
         one.drop_feeds()
         one.name, one.epoch, one.blocks = "pod-b", 1, []  # an epoch says nothing about another process
-        router.router.members.apply({one.url: DiscoveredWorker(pod="pod-b", uid="b"), two.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker(pod="pod-b", uid="b"), two.url: DiscoveredWorker()})
         assert held(router, one) == 0
         assert (await waiting).headers["x-kvcluster-worker"] == two.url
         await until(lambda: "pod-b" in {status.worker_id for status in router.router.fleet.workers(0.0)})
@@ -177,24 +177,24 @@ async def test_a_worker_that_is_not_ready_for_a_moment_keeps_its_view(
     async with fake_workers(good) as (one,), start_router() as router:
         one.serve_feed(tokenizer.fingerprint)
         one.blocks = CHAIN[:5]
-        router.router.members.apply({one.url: DiscoveredWorker(uid="a")})
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker(uid="a")})
         await until(lambda: held(router, one) == 5 and len(one.feeds) == 1)
-        router.router.members.apply({one.url: DiscoveredWorker(Intake.CLOSED, uid="a")})
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker(Intake.CLOSED, uid="a")})
         assert router.candidates() == 0
         await one.publish(Stored(KEYS[4], (KEYS[5],)))
         await until(lambda: held(router, one) == 6)
-        router.router.members.apply({one.url: DiscoveredWorker(uid="a")})
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker(uid="a")})
         assert router.candidates() == 1
         assert one.snapshots == 1
 
 
 async def test_a_worker_first_listed_as_not_ready_gets_nothing(start_router: StartRouter) -> None:
     async with fake_workers(good) as (one,), start_router(retry_deadline=20) as router:
-        router.router.members.apply({one.url: DiscoveredWorker(Intake.CLOSED)})
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker(Intake.CLOSED)})
         waiting = asyncio.create_task(router.complete())
         await until(lambda: router.router.fleet.workers(0.0)[0].why_not_ready == "it is terminating or not ready")
         assert one.received == []
-        router.router.members.apply({one.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker()})
         assert (await waiting).status_code == 200
 
 
@@ -210,10 +210,10 @@ async def test_a_terminating_worker_finishes_what_it_has(start_router: StartRout
 
     async with fake_workers(slow, good) as (one, two), start_router([one, two]) as router:
         running = asyncio.create_task(router.stream())
-        await until(lambda: len(router.router.attempts) == 1)
-        router.router.members.apply({one.url: DiscoveredWorker(Intake.CLOSED), two.url: DiscoveredWorker()})
+        await until(lambda: len(router.router.in_flight) == 1)
+        router.router.fleet_sync.apply({one.url: DiscoveredWorker(Intake.CLOSED), two.url: DiscoveredWorker()})
         assert (await router.complete()).headers["x-kvcluster-worker"] == two.url
-        router.router.members.apply({two.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({two.url: DiscoveredWorker()})
         release.set()
         assert await running == token("a") + token("b", "length")
 
@@ -222,7 +222,7 @@ async def test_a_feed_at_an_address_of_its_own(start_router: StartRouter, tokeni
     async with fake_workers(good, good) as (engine, agent), start_router(liveness_timeout=0.5) as router:
         agent.serve_feed(tokenizer.fingerprint, "pod")
         agent.blocks = CHAIN[:5]
-        router.router.members.apply({engine.url: DiscoveredWorker(feed=agent.url)})
+        router.router.fleet_sync.apply({engine.url: DiscoveredWorker(feed=agent.url)})
         await until(lambda: held(router, engine) == 5)
         await router.ready(1)
         assert (await router.complete()).headers["x-kvcluster-worker"] == "pod"
@@ -254,7 +254,7 @@ async def test_the_view_of_a_dead_agent_is_not_used_and_said_not_to_be(
     ):
         agent.serve_feed(tokenizer.fingerprint, "pod")
         agent.blocks = CHAIN
-        router.router.members.apply({engine.url: DiscoveredWorker(feed=agent.url), other.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({engine.url: DiscoveredWorker(feed=agent.url), other.url: DiscoveredWorker()})
         await router.ready(2)
         await until(lambda: len(agent.feeds) == 1)
         await agent.publish(seq=0)
@@ -295,10 +295,10 @@ async def test_a_request_waits_for_workers_that_come_later(start_router: StartRo
         old.health = 503
         waiting = asyncio.create_task(router.complete())
         await until(lambda: router.candidates() == 0)
-        router.router.members.apply({old.url: DiscoveredWorker(Intake.CLOSED)})
-        router.router.members.apply({})
+        router.router.fleet_sync.apply({old.url: DiscoveredWorker(Intake.CLOSED)})
+        router.router.fleet_sync.apply({})
         assert not waiting.done()
-        router.router.members.apply({new.url: DiscoveredWorker()})
+        router.router.fleet_sync.apply({new.url: DiscoveredWorker()})
         response = await waiting
         assert response.status_code == 200
         assert response.headers["x-kvcluster-worker"] == new.url
