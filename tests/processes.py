@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,18 @@ def runs(pid: int) -> bool:
     return bool(listed.stdout.strip()) and not listed.stdout.startswith("Z")
 
 
-async def eventually(condition: Callable[[], Any], deadline: float = 30.0) -> None:
-    """Returns once the condition holds. Fails after `deadline` seconds, which is a hang, not a slow machine."""
-    async with asyncio.timeout(deadline):
-        while not condition():  # noqa: ASYNC110  conditions of the machine set no event
-            await asyncio.sleep(0.01)
+async def eventually(condition: Callable[[], Any], what: str = "the condition holds", within: float = 60.0) -> float:
+    """Seconds until the condition, a function or a coroutine function, held.
+
+    Fails after `within` seconds, which is a hang and not a slow machine, and says `what` did not come about.
+    """
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    while True:
+        held = condition()
+        if inspect.isawaitable(held):
+            held = await held
+        if held:
+            return loop.time() - start
+        assert loop.time() - start < within, f"not within {within:g} s: {what}"
+        await asyncio.sleep(0.02)

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 
 from deploy.helm.docs import ROOT
-from tests.e2e.support import eventually
 from tests.ports import free_port
+from tests.processes import eventually
 
 START_SECONDS = 120.0
 
@@ -64,7 +64,7 @@ async def running_controller(
                 except httpx.HTTPError:
                     return False
 
-            await eventually(alive, START_SECONDS, "the controller is alive")
+            await eventually(alive, "the controller is alive", START_SECONDS)
         yield found
     finally:
         if process.returncode is None:

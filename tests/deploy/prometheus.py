@@ -15,7 +15,7 @@ import httpx
 import yaml
 
 from runtime.sockets import listen
-from tests.e2e.support import eventually
+from tests.processes import eventually
 
 START_SECONDS = 120.0
 
@@ -87,7 +87,7 @@ async def running(config: dict[str, Any], folder: Path) -> AsyncIterator[Prometh
                 assert process.returncode is None, (await log).decode()
                 return await prometheus.ready()
 
-            await eventually(up, START_SECONDS, "Prometheus is ready")
+            await eventually(up, "Prometheus is ready", START_SECONDS)
             yield prometheus
     finally:
         if process.returncode is None:

@@ -28,8 +28,8 @@ from deploy.helm.dashboards import DOCUMENT, FLEET, load, queries
 from tests.deploy import prometheus
 from tests.deploy.controller import running_controller
 from tests.deploy.test_dashboards import metric_names
-from tests.e2e.support import eventually
 from tests.kube.operator.support import OPERATOR, prepared
+from tests.processes import eventually
 
 pytestmark = [
     pytest.mark.process,
@@ -178,7 +178,7 @@ async def test_every_panel_shows_data(tmp_path: Path) -> None:
             return not empty
 
         with suppress(AssertionError):
-            await eventually(all_show_data, 90, "every panel shows data")
+            await eventually(all_show_data, "every panel shows data", 90)
         assert not empty, "\n".join(f"{panel}: {expression}" for panel, expression in sorted(empty))
 
         # A query that ends in `or vector(0)` always returns something: what it asks for must exist as well.

@@ -18,8 +18,8 @@ import httpx
 import pytest
 
 from deploy.helm.docs import CHART, ROOT
-from tests.e2e.support import eventually
 from tests.ports import free_port
+from tests.processes import eventually
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 VENV_SCRIPT = (ROOT / "deploy" / "image" / "venv.sh").read_text(encoding="utf-8")
@@ -209,7 +209,7 @@ async def test_a_worker_and_a_router_run_from_it(tmp_path: Path) -> None:
             except httpx.HTTPError:
                 return False
 
-        await eventually(ready, 60, "the router is ready")
+        await eventually(ready, "the router is ready", 60)
         body = {"prompt": "def hello():", "max_tokens": 8}
         answer = await client.post(f"http://127.0.0.1:{port}/v1/completions", json=body)
         assert answer.status_code == 200, answer.text

@@ -18,9 +18,9 @@ import yaml
 from deploy.helm.docs import CHART
 from tests.deploy.conftest import NAMESPACE, RELEASE, Helm
 from tests.deploy.controller import running_controller
-from tests.e2e.support import eventually
 from tests.kube.backends import Backend
 from tests.kube.rights import granted, used
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
@@ -244,9 +244,9 @@ async def all_gone(api: Api, where: list[str]) -> bool:
 async def look_after(api: Api, namespace: str) -> None:
     """Everything that the controller does to a KVCluster: makes its objects, removes them, writes status and events."""
     await api.kvcluster(namespace, "rag", EVERYTHING)
-    await eventually(lambda: all_made(api, namespace), 30, "every object was made")
+    await eventually(lambda: all_made(api, namespace), "every object was made", 30)
     remains = await leave_remains(api, namespace)
-    await eventually(lambda: all_gone(api, remains), 30, "what belongs to the KVCluster and is not asked for is gone")
+    await eventually(lambda: all_gone(api, remains), "what belongs to the KVCluster and is not asked for is gone", 30)
     less = {"monitoring": {"podMonitor": False}, "networkPolicy": {"enabled": False}, "autoscaling": {"type": "hpa"}}
     await api.patch(path(namespace, "kvclusters", "rag"), {"spec": less})
 
@@ -255,17 +255,17 @@ async def look_after(api: Api, namespace: str) -> None:
         made = path(namespace, "horizontalpodautoscalers", "rag-worker")
         return await api.find(made) is not None and not any([await api.find(where) for where in gone])
 
-    await eventually(changed, 30, "what is no longer asked for is gone")
+    await eventually(changed, "what is no longer asked for is gone", 30)
     await api.patch(path(namespace, "kvclusters", "rag"), {"spec": {"autoscaling": None}})
     scaler = path(namespace, "horizontalpodautoscalers", "rag-worker")
-    await eventually(lambda: all_gone(api, [scaler]), 30, "the autoscaler is gone")
+    await eventually(lambda: all_gone(api, [scaler]), "the autoscaler is gone", 30)
 
     async def told() -> bool:
         body = await api.get(path(namespace, "kvclusters", "rag"))
         events = (await api.get(path(namespace, "events")))["items"]
         return bool(events) and bool(body.get("status", {}).get("conditions"))
 
-    await eventually(told, 30, "status and events say what happened")
+    await eventually(told, "status and events say what happened", 30)
 
 
 def refused(api: Api, user: str) -> set[str]:

@@ -1,11 +1,8 @@
-"""What the end-to-end tests ask of a running cluster, and how they wait."""
+"""The questions that end-to-end tests ask of a running cluster."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -57,12 +54,3 @@ class ClusterUnderTest:
         samples = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
         assert samples, f"{url}/metrics has no {name}"
         return sum(float(line.rsplit(" ", 1)[1]) for line in samples)
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], within: float, what: str) -> float:
-    """Seconds until `condition` held; fails after `within`."""
-    start = time.monotonic()
-    while not await condition():
-        assert time.monotonic() - start < within, f"not within {within:g} s: {what}"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - start

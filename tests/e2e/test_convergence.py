@@ -9,7 +9,7 @@ import aiohttp
 import orjson
 import pytest
 
-from tests.e2e.support import eventually
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
@@ -73,7 +73,7 @@ async def test_ten_thousand_random_requests_with_cancellations_leave_nothing_beh
                 and await cluster.views_agree()
             )
 
-        await eventually(at_rest, 30, "no request in flight and every view equal to its worker's state")
+        await eventually(at_rest, "no request in flight and every view equal to its worker's state", 30)
         for worker in cluster.local.workers:
             assert await cluster.metric(worker.url, "vllm:num_requests_running") == 0
             assert await cluster.metric(worker.url, "vllm:num_requests_waiting") == 0

@@ -12,7 +12,8 @@ import pytest
 from bench.loadgen import LoadOptions, drive
 from bench.result import Record
 from bench.workloads import WorkloadSpec, build_workload
-from tests.e2e.support import ClusterUnderTest, eventually
+from tests.e2e.support import ClusterUnderTest
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
@@ -56,7 +57,7 @@ async def test_a_killed_worker_costs_only_streams_already_begun(start_cluster):
         assert unanswered == []
         assert len(cut) <= 32, "only streams of one worker can have been cut"
         assert cluster.local.workers[1].restarts == 1
-        await eventually(cluster.views_agree, 30, "every view equals its worker's state")
+        await eventually(cluster.views_agree, "every view equals its worker's state", 30)
 
 
 async def test_a_frozen_worker_leaves_the_candidates_and_comes_back(start_cluster):
@@ -76,14 +77,14 @@ async def test_a_frozen_worker_leaves_the_candidates_and_comes_back(start_cluste
         async def freeze() -> None:
             os.kill(frozen.pid, signal.SIGSTOP)
             try:
-                await eventually(gone, 30, "a frozen worker leaves the candidates")
+                await eventually(gone, "a frozen worker leaves the candidates", 30)
             finally:
                 os.kill(frozen.pid, signal.SIGCONT)
-            await eventually(back, 30, "a worker that runs again is a candidate again")
+            await eventually(back, "a worker that runs again is a candidate again", 30)
 
         unanswered, _ = await _under_load(cluster, freeze)
         assert unanswered == []
-        await eventually(cluster.views_agree, 30, "every view equals its worker's state")
+        await eventually(cluster.views_agree, "every view equals its worker's state", 30)
 
 
 async def test_a_worker_restarted_under_its_address_is_noticed_by_its_epoch(start_cluster):
@@ -100,7 +101,7 @@ async def test_a_worker_restarted_under_its_address_is_noticed_by_its_epoch(star
         after = cluster.local.workers[0]
         assert after.url == before.url
         assert after.pid != before.pid
-        await eventually(cluster.views_agree, 30, "every view equals its worker's state")
+        await eventually(cluster.views_agree, "every view equals its worker's state", 30)
         epoch, _ = await cluster.router_view(after.name)
         assert epoch > old_epoch
 
@@ -117,4 +118,4 @@ async def test_a_restarted_router_loses_no_request_and_learns_every_view_again(s
         assert unanswered == []
         assert cut == [], "a router that is told to stop finishes what it has begun"
         assert cluster.local.router_pid != before
-        await eventually(cluster.views_agree, 30, "every view equals its worker's state")
+        await eventually(cluster.views_agree, "every view equals its worker's state", 30)

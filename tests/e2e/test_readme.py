@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.support import eventually
 from tests.ports import free_port
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
@@ -90,7 +90,7 @@ async def test_a_cluster_is_run_asked_explained_and_driven(tmp_path: Path) -> No
     cluster = await shell.start(_one("kvcluster up") + ports)
     try:
         management = f"http://127.0.0.1:{shell.port('9000')}"
-        await eventually(lambda: _answers(f"{management}/ready"), 60, "the cluster is ready")
+        await eventually(lambda: _answers(f"{management}/ready"), "the cluster is ready", 60)
         assert '"text_completion"' in await shell.run(_one("curl"))
         explained = await shell.run(_one("kvcluster route") + f" --router {management}")
         assert "rag-worker-0" in explained
@@ -115,7 +115,7 @@ async def test_a_router_and_a_worker_run_by_themselves(tmp_path: Path) -> None:
         worker = await shell.start(_one("python -m worker.main"))
         try:
             management = f"http://127.0.0.1:{shell.port('9000')}"
-            await eventually(lambda: _answers(f"{management}/ready"), 60, "the worker has registered itself")
+            await eventually(lambda: _answers(f"{management}/ready"), "the worker has registered itself", 60)
         finally:
             await _stop(worker)
     finally:

@@ -14,7 +14,8 @@ from bench.loadgen import LoadOptions, drive
 from bench.result import Record
 from bench.workloads import WorkloadSpec, build_workload
 from tests.kube.kubelet import FakeNode
-from tests.kube.operator.support import NAMESPACE, Cluster, Controller, Object, eventually
+from tests.kube.operator.support import NAMESPACE, Cluster, Controller, Object
+from tests.processes import eventually
 
 SPEED = 4.0
 RATE = 4.0

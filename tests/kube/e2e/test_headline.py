@@ -18,7 +18,8 @@ from tests.kube.apiserver import FakeApiServer
 from tests.kube.binaries import MISSING, helm_binaries, kubectl_binaries
 from tests.kube.kubectl import Tool
 from tests.kube.kubelet import FakeNode
-from tests.kube.operator.support import ROOT, eventually
+from tests.kube.operator.support import ROOT
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kube.e2e.support import World, failures
-from tests.kube.operator.support import eventually
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.kube.e2e.support import World
-from tests.kube.operator.support import eventually
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 

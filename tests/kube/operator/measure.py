@@ -17,7 +17,8 @@ from pathlib import Path
 
 import typer
 
-from tests.kube.operator.support import OBJECTS, OPERATOR, Cluster, Controller, eventually, prepared
+from tests.kube.operator.support import OBJECTS, OPERATOR, Cluster, Controller, prepared
+from tests.processes import eventually
 
 READS = ("get", "list", "watch")
 

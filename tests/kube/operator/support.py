@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import httpx
 from controller.api.crd import crd
 from tests.kube.apiserver import FakeApiServer
 from tests.kube.backends import Backend, FakeBackend
+from tests.processes import eventually
 
 Object = dict[str, Any]
 
@@ -48,15 +49,6 @@ _GROUPS: Mapping[str, str] = {
 _OWNED = ("serviceaccounts", "configmaps", "services", *(plural for plural in _GROUPS if plural != "kvclusters"))
 MERGE = {"content-type": "application/merge-patch+json"}
 APPLY = {"content-type": "application/apply-patch+yaml"}
-
-
-async def eventually(done: Callable[[], Awaitable[bool]], what: str, within: float = 60.0) -> None:
-    """Waits for something another process does; fails with `what` did not come about."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + within
-    while not await done():
-        assert loop.time() < end, f"not within {within:g} s: {what}"
-        await asyncio.sleep(0.05)
 
 
 class Cluster:

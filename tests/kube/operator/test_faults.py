@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.kube.operator.support import OBJECTS, SPECS, Cluster, converged, eventually, prepared
+from tests.kube.operator.support import OBJECTS, SPECS, Cluster, converged, prepared
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 

@@ -9,7 +9,8 @@ import yaml
 
 from tests.kube.binaries import kubectl_binaries
 from tests.kube.kubectl import Tool, parameters
-from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, ROOT, Cluster, eventually
+from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, ROOT, Cluster
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.kube.operator.support import Cluster, Controller, eventually
+from tests.kube.operator.support import Cluster, Controller
 from tests.ports import free_port
+from tests.processes import eventually
 
 pytestmark = pytest.mark.process
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.kube.operator.support import OBJECTS, Cluster, Controller, eventually
+from tests.kube.operator.support import OBJECTS, Cluster, Controller
 from tests.kube.relay import Relay
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, Cluster, eventually
+from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, Cluster
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, SPECS, Cluster, Controller, converged, eventually
+from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, SPECS, Cluster, Controller, converged
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
