@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from controller.local.desired_processes import Component
-from controller.local.process import ProcessStatus, State
+from controller.local.process import ProcessState, ProcessStatus
 from controller.local.view import ClusterView, WorkerView
+from controller.objects.names import Component
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +126,17 @@ class JsonDisplay:
 
 
 _STYLES = {
-    State.STARTING: "yellow",
-    State.READY: "green",
-    State.BACKOFF: "bold red",
-    State.STOPPING: "yellow",
-    State.STOPPED: "dim",
+    ProcessState.STARTING: "yellow",
+    ProcessState.READY: "green",
+    ProcessState.BACKOFF: "bold red",
+    ProcessState.STOPPING: "yellow",
+    ProcessState.STOPPED: "dim",
 }
 
 
 def _state(status: ProcessStatus, view: WorkerView | None) -> Text:
     # Text, not markup: what a process says of itself may contain brackets.
-    if status.state is State.READY and view is not None and view.routable is False:
+    if status.state is ProcessState.READY and view is not None and view.routable is False:
         return Text.assemble(("not routable", "bold red"), f" {view.note}".rstrip())
     return Text.assemble((status.state.value, _STYLES[status.state]), f" {status.detail}".rstrip())
 

@@ -14,6 +14,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from controller.local.process import PROCESS_TRANSITIONS, ProcessEvent, ProcessState
+from controller.reconcile.queue import ENTRY_TRANSITIONS, EntryEvent, EntryState
 from router.server.answer import EventKind, StreamState
 from router.server.answer import transition as stream_transition
 from router.server.management import ROUTER_TRANSITIONS, RouterEvent, RouterState
@@ -139,6 +141,10 @@ MACHINES: tuple[Machine, ...] = (
         TokenizerState.LOADING,
         by_table(TOKENIZER_TRANSITIONS),
         events_of(TokenizerEvent),
+    ),
+    Machine("queue entry", EntryState, EntryState.IDLE, by_table(ENTRY_TRANSITIONS), events_of(EntryEvent)),
+    Machine(
+        "local process", ProcessState, ProcessState.STARTING, by_table(PROCESS_TRANSITIONS), events_of(ProcessEvent)
     ),
 )
 

@@ -16,8 +16,9 @@ from typing import Any, Self
 import httpx
 
 from controller.api.model import KVCluster
-from controller.local.desired_processes import Addresses, Component, DesiredProcess, check, desired_processes
-from controller.local.process import ManagedProcess, ProcessStatus, State
+from controller.local.desired_processes import Addresses, DesiredProcess, check, desired_processes
+from controller.local.process import ManagedProcess, ProcessState, ProcessStatus
+from controller.objects.names import Component
 from runtime.sockets import listen, url_of
 
 LOOPBACK = "127.0.0.1"
@@ -80,12 +81,12 @@ class LocalCluster:
             self.log_dir = self._options.log_dir or Path(
                 cleanup.enter_context(tempfile.TemporaryDirectory(prefix=f"kvcluster-{self.manifest.name}-"))
             )
-            read_end, self._tether = os.pipe()
-            cleanup.callback(os.close, self._tether)
+            read_end, write_end = os.pipe()
+            cleanup.callback(os.close, write_end)
             cleanup.callback(os.close, read_end)
-            for plan in self._plan(self.manifest, self.addresses):
-                process = self._managed(plan, read_end)
-                (self._workers if plan.role is Component.WORKER else self._routers).append(process)
+            for desired in self._plan(self.manifest, self.addresses):
+                process = self._managed(desired, read_end)
+                (self._workers if desired.role is Component.WORKER else self._routers).append(process)
                 process.start()
             self._cleanup = cleanup.pop_all()
         return self
@@ -119,12 +120,12 @@ class LocalCluster:
         management = address(self._options.management_port, "--management-port")
         return Addresses(tuple(address() for _ in range(self.manifest.spec.workers.replicas)), router, management)
 
-    def _managed(self, plan: DesiredProcess, tether: int) -> ManagedProcess:
+    def _managed(self, desired: DesiredProcess, parent_pipe: int) -> ManagedProcess:
         return ManagedProcess(
-            plan,
+            desired,
             descriptors={url: listener.fileno() for url, listener in self._sockets.items()},
-            tether=tether,
-            log=self.log_dir / f"{plan.name}.log",
+            parent_pipe=parent_pipe,
+            log=self.log_dir / f"{desired.name}.log",
             client=self._client,
             on_change=self._on_change,
             echo=self._options.echo,
@@ -172,7 +173,7 @@ class LocalCluster:
                 await self._processes_ready()
                 await self._workers_known()
         except TimeoutError:
-            waiting = [process for process in self._all() if process.status.state is not State.READY]
+            waiting = [process for process in self._all() if process.status.state is not ProcessState.READY]
             raise StartError(
                 f"not ready after {timeout:g} s: "
                 + ("; ".join(_account(process) for process in waiting) or f"the router says of {self._not_yet}")
@@ -187,7 +188,7 @@ class LocalCluster:
         return [*self._workers, *self._routers]
 
     async def _processes_ready(self) -> None:
-        while any(process.status.state is not State.READY for process in self._all()):
+        while any(process.status.state is not ProcessState.READY for process in self._all()):
             for process in self._all():
                 hopeless = process.exit_code == EXIT_USAGE or process.failed_starts >= FAILED_STARTS
                 if process.failed_starts and hopeless:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from controller.api.model import EngineType, EnvVar, KVCluster
+from controller.objects.names import Component
 from controller.process_settings import flags, router_settings, worker_settings
 
 
 class LocalModeError(ValueError):
     """The manifest is valid, but this machine alone cannot run it; the message says what to change."""
-
-
-class Component(StrEnum):
-    """What a process is in the cluster."""
-
-    WORKER = "worker"
-    ROUTER = "router"
 
 
 @dataclass(frozen=True, slots=True)

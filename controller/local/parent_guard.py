@@ -31,7 +31,7 @@ def _die_with_parent(descriptor: int) -> None:
             pass
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=watch, name="tether", daemon=True).start()
+    threading.Thread(target=watch, name="parent-guard", daemon=True).start()
 
 
 def main() -> None:

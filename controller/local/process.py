@@ -1,4 +1,4 @@
-"""Keeps one process of a local cluster running: start, readiness, restart with backoff, clean stop."""
+"""Keeps one process of a local cluster running: start, readiness, restart with back-off, clean stop."""
 
 from __future__ import annotations
 
@@ -9,47 +9,77 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from enum import Enum, StrEnum, auto
 from pathlib import Path
 
 import httpx
 
-from controller.local.desired_processes import Component, DesiredProcess
+from controller.local.desired_processes import DesiredProcess
+from controller.objects.names import Component
 from runtime.backoff import Backoff
 
 RESTART_BACKOFF = Backoff(0.1, 5.0)
 HEALTHY_SECONDS = 10.0
-"""A process that was ready for this long starts its backoff anew."""
-KILL_AFTER = 5.0
-"""Seconds beyond its grace period after which a process that was told to stop is killed: time for last words."""
+"""After a process has been ready for so long, its back-off starts anew."""
+SHUTDOWN_MARGIN = 5.0
+"""Seconds between the end of a process's grace period and SIGKILL: time to close what is open and to exit."""
 PROBE_TIMEOUT = 5.0
 PROBE_INTERVAL = 0.05
 
 
-class State(StrEnum):
-    """Where a process is in its life."""
+class ProcessState(StrEnum):
+    """The state of a process, as `kvcluster up` shows it."""
 
     STARTING = "starting"
-    """It runs and has not answered its probe yet."""
+    """It is about to run, or runs and has not answered its probe yet."""
     READY = "ready"
     """It has answered its probe."""
     BACKOFF = "backoff"
-    """It has died and waits to be started again."""
+    """It has died, or could not be started, and waits to be started again."""
     STOPPING = "stopping"
     """It was told to stop and finishes what runs."""
     STOPPED = "stopped"
     """It does not run and will not be started."""
 
 
+class ProcessEvent(Enum):
+    """What happens to a process."""
+
+    SPAWNED = auto()
+    PROBE_ANSWERED = auto()
+    DIED = auto()
+    """It ended by itself, or could not be spawned."""
+    TERMINATED = auto()
+    """It was sent SIGTERM."""
+    GONE = auto()
+    """It does not run, after it was told to stop."""
+
+
+PROCESS_TRANSITIONS: Mapping[tuple[ProcessState, ProcessEvent], ProcessState] = {
+    (ProcessState.STARTING, ProcessEvent.SPAWNED): ProcessState.STARTING,
+    (ProcessState.STARTING, ProcessEvent.PROBE_ANSWERED): ProcessState.READY,
+    (ProcessState.STARTING, ProcessEvent.DIED): ProcessState.BACKOFF,
+    (ProcessState.STARTING, ProcessEvent.TERMINATED): ProcessState.STOPPING,
+    (ProcessState.STARTING, ProcessEvent.GONE): ProcessState.STOPPED,
+    (ProcessState.READY, ProcessEvent.DIED): ProcessState.BACKOFF,
+    (ProcessState.READY, ProcessEvent.TERMINATED): ProcessState.STOPPING,
+    (ProcessState.READY, ProcessEvent.GONE): ProcessState.STOPPED,
+    (ProcessState.BACKOFF, ProcessEvent.SPAWNED): ProcessState.STARTING,
+    (ProcessState.BACKOFF, ProcessEvent.DIED): ProcessState.BACKOFF,
+    (ProcessState.BACKOFF, ProcessEvent.GONE): ProcessState.STOPPED,
+    (ProcessState.STOPPING, ProcessEvent.GONE): ProcessState.STOPPED,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """A process at one moment. `pid` is None when it does not run; `detail` says why, where there is a why."""
+    """A process at one moment. `pid` is None while it does not run; `detail` explains the state where needed."""
 
     name: str
     role: Component
     url: str
-    state: State
+    state: ProcessState
     pid: int | None
     restarts: int
     detail: str = ""
@@ -62,7 +92,7 @@ def failures_in_a_row(before: int, ready_for: float) -> int:
 
 
 def describe_exit(code: int) -> str:
-    """A return code in words: negative codes are signals."""
+    """A return code in words. A negative one is the signal that ended the process."""
     if code >= 0:
         return f"exited with code {code}"
     with contextlib.suppress(ValueError):
@@ -74,37 +104,38 @@ _OWN_SETTINGS = ("WORKER_", "ROUTER_", "ROUTING_STRATEGY")
 
 
 def environment(inherited: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a process: ours without settings meant for other workers and routers, then the manifest's."""
+    """The environment of a process: `inherited` without settings of other workers and routers, then the manifest's."""
     kept = {name: value for name, value in inherited.items() if not name.startswith(_OWN_SETTINGS)}
     return {**kept, "PYTHONUNBUFFERED": "1", **own}
 
 
 class ManagedProcess:
-    """One planned process, kept running from `start` to `stop`.
+    """One process, kept running from `start` to `stop`.
 
-    `descriptors` are the sockets it inherits, by base URL; `tether` is the descriptor it watches to die with us.
-    `on_change` is called with every change of its status, `echo` (if any) with every line it writes.
+    `descriptors` are the sockets it inherits, by base URL. `parent_pipe` is the reading end of a pipe whose closing
+    tells it that its parent is gone (`parent_guard`). `on_change` is called with every change of its status, `echo` (if
+    any) with (name, line) for every line it writes.
     """
 
     def __init__(
         self,
-        plan: DesiredProcess,
+        desired: DesiredProcess,
         *,
         descriptors: Mapping[str, int],
-        tether: int,
+        parent_pipe: int,
         log: Path,
         client: httpx.AsyncClient,
         on_change: Callable[[ProcessStatus], None],
         echo: Callable[[str, str], None] | None = None,
     ) -> None:
-        self.plan = plan
+        self.desired = desired
         self.log = log
         self.failed_starts = 0
         """Exits in a row without having been ready."""
         self.exit_code: int | None = None
-        """Of its last life; a signal's number with a minus sign."""
-        self._sockets = tuple((flag, descriptors[url]) for flag, url in plan.listeners)
-        self._tether = tether
+        """Of the last process that ended; the number of a signal is negative."""
+        self._sockets = tuple((flag, descriptors[url]) for flag, url in desired.listeners)
+        self._parent_pipe = parent_pipe
         self._client = client
         self._on_change = on_change
         self._echo = echo
@@ -112,7 +143,7 @@ class ManagedProcess:
         self._stopping = asyncio.Event()
         self._killing = asyncio.Event()
         self._ready_at: float | None = None
-        self._status = ProcessStatus(plan.name, plan.role, plan.url, State.STARTING, None, 0)
+        self._status = ProcessStatus(desired.name, desired.role, desired.url, ProcessState.STARTING, None, 0)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -122,7 +153,7 @@ class ManagedProcess:
 
     def start(self) -> None:
         """Starts the process, and starts it again whenever it dies."""
-        self._task = asyncio.create_task(self._keep_running(), name=f"supervise {self.plan.name}")
+        self._task = asyncio.create_task(self._keep_running(), name=f"supervise {self.desired.name}")
 
     def stop(self) -> None:
         """Begins to end the process: SIGTERM, its grace period, then SIGKILL. It is not started again. Idempotent."""
@@ -145,11 +176,13 @@ class ManagedProcess:
             return ""
         return "\n".join(text.splitlines()[-lines:])
 
-    def _change(self, state: State, detail: str = "") -> None:
+    def _on_event(self, event: ProcessEvent, detail: str = "") -> None:
+        """Enters the state that follows, and tells `on_change`."""
+        state = PROCESS_TRANSITIONS[self._status.state, event]
         process = self._process
         pid = process.pid if process is not None and process.returncode is None else None
-        restarts = self._status.restarts + (state is State.BACKOFF)
-        self._status = ProcessStatus(self.plan.name, self.plan.role, self.plan.url, state, pid, restarts, detail)
+        restarts = self._status.restarts + (event is ProcessEvent.DIED)
+        self._status = replace(self._status, state=state, pid=pid, restarts=restarts, detail=detail)
         self._on_change(self._status)
 
     async def _keep_running(self) -> None:
@@ -157,25 +190,25 @@ class ManagedProcess:
         failures = 0
         while not self._stopping.is_set():
             self._ready_at = None
-            ended = await self._run_once()
+            how = await self._run_once()
             if self._stopping.is_set():
                 break
             ready_for = 0.0 if self._ready_at is None else loop.time() - self._ready_at
             self.failed_starts = self.failed_starts + 1 if self._ready_at is None else 0
             failures = failures_in_a_row(failures, ready_for)
             delay = RESTART_BACKOFF.delay(failures)
-            self._change(State.BACKOFF, f"{ended}; starting again in {delay:.1f} s")
+            self._on_event(ProcessEvent.DIED, f"{how}; starting again in {delay:.1f} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
-        self._change(State.STOPPED)
+        self._on_event(ProcessEvent.GONE)
 
     async def _run_once(self) -> str:
-        """One life of the process; says how it ended."""
+        """Spawns the process and waits until it has ended; returns how, in words."""
         try:
             self._process = process = await self._spawn()
         except OSError as error:
             return f"could not be started: {error}"
-        self._change(State.STARTING)
+        self._on_event(ProcessEvent.SPAWNED)
         helpers = [asyncio.create_task(self._watch_readiness())]
         if process.stdout is not None and self._echo is not None:
             helpers.append(asyncio.create_task(self._copy_output(process.stdout, self._echo)))
@@ -200,27 +233,27 @@ class ManagedProcess:
         sockets = [f"{flag}={descriptor}" for flag, descriptor in self._sockets]
         with self.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "controller.local.parent_guard", str(self._tether), self.plan.module),
-                *(*self.plan.args, *sockets),
+                *(sys.executable, "-m", "controller.local.parent_guard", str(self._parent_pipe), self.desired.module),
+                *(*self.desired.args, *sockets),
                 stdin=DEVNULL,
                 stdout=PIPE if self._echo else log,
                 stderr=STDOUT,
-                env=environment(os.environ, self.plan.env),
-                pass_fds=(self._tether, *(descriptor for _, descriptor in self._sockets)),
-                # A terminal sends Ctrl-C to the whole foreground group; the order of the stop is ours to decide.
+                env=environment(os.environ, self.desired.env),
+                pass_fds=(self._parent_pipe, *(descriptor for _, descriptor in self._sockets)),
+                # A terminal sends Ctrl-C to its whole foreground group, but the order in which processes stop is ours.
                 start_new_session=True,
             )
 
     async def _watch_readiness(self) -> None:
-        while not await self._answers_probe():  # noqa: ASYNC110  another process is asked, which sets no event
+        while not await self._answers_probe():  # noqa: ASYNC110  another process is polled, which sets no event
             await asyncio.sleep(PROBE_INTERVAL)
         self._ready_at = asyncio.get_running_loop().time()
-        self._change(State.READY)
+        self._on_event(ProcessEvent.PROBE_ANSWERED)
 
     async def _answers_probe(self) -> bool:
-        # The socket listens even before the process does: the request waits there, so that most probes need one try.
+        # The socket listens before the process does. The request waits in its queue, so that most probes need one try.
         try:
-            answer = await self._client.get(self.plan.probe, timeout=PROBE_TIMEOUT)
+            answer = await self._client.get(self.desired.probe, timeout=PROBE_TIMEOUT)
         except httpx.HTTPError:
             return False
         return answer.status_code == httpx.codes.OK
@@ -229,14 +262,14 @@ class ManagedProcess:
         with self.log.open("ab", buffering=0) as log:
             while chunk := await _line(output):
                 log.write(chunk)
-                echo(self.plan.name, chunk.decode(errors="replace").rstrip("\n"))
+                echo(self.desired.name, chunk.decode(errors="replace").rstrip("\n"))
 
     async def _terminate(self, process: Process, exited: asyncio.Task[int]) -> None:
-        self._change(State.STOPPING)
+        self._on_event(ProcessEvent.TERMINATED)
         _signal_group(process, signal.SIGCONT)  # a frozen process would not see the other signal
         _signal_group(process, signal.SIGTERM)
         killing = asyncio.create_task(self._killing.wait())
-        deadline = self.plan.grace + KILL_AFTER
+        deadline = self.desired.grace + SHUTDOWN_MARGIN
         await asyncio.wait((exited, killing), timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
         killing.cancel()
         if not exited.done():
@@ -244,7 +277,7 @@ class ManagedProcess:
 
 
 async def _line(output: asyncio.StreamReader) -> bytes:
-    """The next line, or a piece of one that is longer than the reader's buffer; empty at the end."""
+    """The next line, or a piece of a line that is longer than the reader's buffer; empty at the end."""
     try:
         return await output.readuntil(b"\n")
     except asyncio.IncompleteReadError as end:
@@ -254,6 +287,6 @@ async def _line(output: asyncio.StreamReader) -> bytes:
 
 
 def _signal_group(process: Process, number: signal.Signals) -> None:
-    # The process leads a group of its own, which what it starts belongs to as well.
+    # The process leads a group of its own, to which the processes that it starts belong as well.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from controller.local.cluster import LocalCluster
-from controller.local.process import ProcessStatus, State
+from controller.local.process import ProcessState, ProcessStatus
 
 OBSERVE_TIMEOUT = 0.5
 """A frozen process must not hold up the picture of the others."""
@@ -94,7 +94,7 @@ async def observe(cluster: LocalCluster, client: httpx.AsyncClient) -> ClusterVi
 
 async def _get(client: httpx.AsyncClient, url: str, process: ProcessStatus) -> httpx.Response | None:
     # The socket of a process that does not run accepts connections too, and would keep us waiting.
-    if process.state not in (State.READY, State.STOPPING):
+    if process.state not in (ProcessState.READY, ProcessState.STOPPING):
         return None
     try:
         answer = await client.get(url, timeout=OBSERVE_TIMEOUT)

@@ -1,4 +1,4 @@
-"""Which clusters are to be looked at, and when: one entry a cluster however often it is named."""
+"""The work queue: which KVClusters are due to be reconciled, and when. One entry each, however often it is added."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
 
 from controller.reconcile.inventory import Key
 from runtime.backoff import Backoff
@@ -18,47 +21,93 @@ logger = logging.getLogger(__name__)
 BACKOFF = Backoff(0.5, 60.0)
 
 
-class RetryLater(Exception):
-    """Raised by a handler that could not finish; `after` seconds at least, where the server said so.
+class EntryState(Enum):
+    """Where a key is between two calls of the handler."""
 
-    `progress`: it got further than before, so the time between tries begins anew. `said`: the log says why already.
+    IDLE = auto()
+    """Nothing is to be done. Such an entry is not kept."""
+    WAITING = auto()
+    """It is handled once it is due and a worker is free."""
+    RUNNING = auto()
+    """The handler runs."""
+    RUNNING_AND_DUE = auto()
+    """The handler runs, and the key was added again meanwhile."""
+
+
+class EntryEvent(Enum):
+    """What happens to a key."""
+
+    ADDED = auto()
+    STARTED = auto()
+    ENDED = auto()
+
+
+ENTRY_TRANSITIONS: Mapping[tuple[EntryState, EntryEvent], EntryState] = {
+    (EntryState.IDLE, EntryEvent.ADDED): EntryState.WAITING,
+    (EntryState.WAITING, EntryEvent.ADDED): EntryState.WAITING,
+    (EntryState.WAITING, EntryEvent.STARTED): EntryState.RUNNING,
+    (EntryState.RUNNING, EntryEvent.ADDED): EntryState.RUNNING_AND_DUE,
+    (EntryState.RUNNING, EntryEvent.ENDED): EntryState.IDLE,
+    (EntryState.RUNNING_AND_DUE, EntryEvent.ADDED): EntryState.RUNNING_AND_DUE,
+    (EntryState.RUNNING_AND_DUE, EntryEvent.ENDED): EntryState.WAITING,
+}
+
+
+class RetryLater(Exception):
+    """Raised by a handler that could not finish. `after`: seconds to wait at least, where the server named them.
+
+    `progress`: the handler got further than before, so the back-off starts anew. `logged`: the cause is logged already.
     """
 
-    def __init__(self, why: str, after: float | None = None, *, progress: bool = False, said: bool = False) -> None:
+    def __init__(self, why: str, after: float | None = None, *, progress: bool = False, logged: bool = False) -> None:
         super().__init__(why)
         self.after = after
         self.progress = progress
-        self.said = said
+        self.logged = logged
+
+
+@dataclass(slots=True)
+class _Entry:
+    state: EntryState = EntryState.IDLE
+    due: float = math.inf
+    """When the next call is due, in the loop's time; infinite while none is asked for."""
+    failures: int = 0
+    """In a row."""
+
+    def take(self, event: EntryEvent) -> None:
+        """Enters the state that follows. Raises `KeyError` for an event that cannot happen in this state."""
+        self.state = ENTRY_TRANSITIONS[self.state, event]
 
 
 class WorkQueue:
-    """Keys that wait for their turn, each at most once, earliest first. A key that is being handled is not handled a
-    second time at once: it waits until the first is done.
+    """Calls `handler(key)` for each key when it is due, the earliest first, at most `workers` at once.
 
-    `handler(key)` answers after how many seconds it wants to be called again, None: not by itself.
+    A key is never handled twice at the same time: when it is added while it is handled, it is handled again
+    afterwards. The handler returns the seconds after which it wants to be called again, or None.
     """
 
     def __init__(self, handler: Callable[[Key], Awaitable[float | None]], *, workers: int, rng: random.Random) -> None:
         self._handler = handler
         self._workers = workers
         self._rng = rng
-        self._due: dict[Key, float] = {}
-        self._busy: set[Key] = set()
-        self._failures: dict[Key, int] = {}
+        self._entries: dict[Key, _Entry] = {}
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._due)
+        """How many keys wait for a call."""
+        return sum(entry.due < math.inf for entry in self._entries.values())
 
     def add(self, key: Key, delay: float = 0.0) -> None:
         """Handle this key in `delay` seconds, or earlier if that was asked for before."""
         due = asyncio.get_running_loop().time() + delay
-        if due < self._due.get(key, float("inf")):
-            self._due[key] = due
+        entry = self._entries.setdefault(key, _Entry())
+        if due < entry.due:
+            entry.due = due
+            entry.take(EntryEvent.ADDED)
             self._changed.set()
 
     async def run(self) -> None:
-        """Handle what is due, until cancelled."""
+        """Handles what is due, until cancelled."""
         running: set[asyncio.Task[None]] = set()
         try:
             while True:
@@ -75,39 +124,40 @@ class WorkQueue:
     def _start_due(self, running: set[asyncio.Task[None]]) -> float | None:
         """Seconds until the next key is due; None when there is none to wait for."""
         now = asyncio.get_running_loop().time()
-        for key, due in sorted(self._due.items(), key=lambda entry: entry[1]):
-            if key in self._busy:
-                continue
+        waiting = [item for item in self._entries.items() if item[1].state is EntryState.WAITING]
+        for key, entry in sorted(waiting, key=lambda item: item[1].due):
             if len(running) >= self._workers:
                 return None
-            if due > now:
-                return due - now
-            del self._due[key]
-            self._busy.add(key)
-            task = asyncio.create_task(self._handle(key))
+            if entry.due > now:
+                return entry.due - now
+            entry.due = math.inf
+            entry.take(EntryEvent.STARTED)
+            task = asyncio.create_task(self._handle(key, entry))
             running.add(task)
-            task.add_done_callback(functools.partial(self._done, key, running))
+            task.add_done_callback(functools.partial(self._ended, key, entry, running))
         return None
 
-    def _done(self, key: Key, running: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+    def _ended(self, key: Key, entry: _Entry, running: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
         running.discard(task)
-        self._busy.discard(key)
+        entry.take(EntryEvent.ENDED)
+        if entry.state is EntryState.IDLE:
+            del self._entries[key]
         self._changed.set()
 
-    async def _handle(self, key: Key) -> None:
+    async def _handle(self, key: Key, entry: _Entry) -> None:
         try:
             again = await self._handler(key)
         except RetryLater as error:
-            failures = self._failures[key] = 1 if error.progress else self._failures.get(key, 0) + 1
-            delay = max(BACKOFF.delay(failures, self._rng.random()), error.after or 0.0)
-            level = logging.DEBUG if error.said else logging.WARNING
-            event(logger, level, "reconcile_again", cluster="/".join(key), after=delay, why=str(error))
+            entry.failures = 1 if error.progress else entry.failures + 1
+            delay = max(BACKOFF.delay(entry.failures, self._rng.random()), error.after or 0.0)
+            level = logging.DEBUG if error.logged else logging.WARNING
+            event(logger, level, "reconcile_retry", cluster="/".join(key), after=delay, why=str(error))
             self.add(key, delay)
         except Exception:  # whatever one cluster causes, the others go on
-            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            entry.failures += 1
             logger.exception("reconcile_failed", extra={"kvcluster_fields": {"cluster": "/".join(key)}})
-            self.add(key, BACKOFF.delay(failures, self._rng.random()))
+            self.add(key, BACKOFF.delay(entry.failures, self._rng.random()))
         else:
-            self._failures.pop(key, None)
+            entry.failures = 0
             if again is not None:
                 self.add(key, again)

@@ -1,8 +1,9 @@
-"""One look at one KVCluster: from what is seen to what is written. Idempotent: what it knows, it can see again."""
+"""Reconciles one KVCluster: from what was observed to what is written. Idempotent: what it remembers, it can observe
+again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,32 +13,32 @@ from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import DEPLOYMENT, HPA, INGRESS, KVCLUSTER, POD, SCALED_OBJECT, SERVICE, Kind, kind_of
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Component, Object, Release
-from controller.reconcile.announce import Announcer
+from controller.reconcile.events import EventRecorder
 from controller.reconcile.inventory import Inventory, Key
-from controller.reconcile.plan import Plan, foreign_owner, leaving, plan
+from controller.reconcile.plan import Plan, foreign_owner, plan
 from controller.reconcile.queue import RetryLater
 from controller.reconcile.reports import RouterAsker
-from controller.reconcile.writer import DeletionCosts, Outcome, Writer, name_conflict
+from controller.reconcile.writer import ApplyResult, DeletionCosts, Writer, name_conflict
 from controller.status.compute import compute
-from controller.status.observed import Observed, ReconcileProblem
+from controller.status.observed import Observed, ReconcileProblem, RouterAnswers
+from controller.status.raw import is_terminating
 from controller.status.reasons import ConditionReason
-from controller.status.report import RouterReport
 from controller.status.transitions import events
 
 POLL = 10.0
-"""Seconds between two looks at a cluster that has pods, and that nothing happens to: its routers are asked how things
-are, and a pod's past is forgiven with time. A cluster without pods waits for an event."""
+"""Seconds until a cluster that has pods is reconciled again without an event: its routers are asked for their reports,
+and the past failures of its pods expire. A cluster without pods waits for an event."""
 POLL_UNSETTLED = 2.0
-"""The same while something is about to change, or the caches' view is not fresh, and a router can be asked."""
+"""The same while it is progressing or the view of a cache is not fresh, and a router can be asked."""
 RECHECK = 60.0
-"""Seconds after which what depends on more than the cluster's own objects is looked at again: which APIs there are."""
+"""Seconds for which the list of optional APIs counts, and after which an unchanged cluster is planned anew."""
 CONFLICT_RETRY = 5.0
-"""Seconds after which a taken name is tried again: its owner may be on its way out."""
+"""Seconds until a name that is taken is tried again: its owner may be on its way out."""
 
 
 @dataclass(frozen=True, slots=True)
-class _InOrder:
-    """A look that found nothing to write and no problem."""
+class _InSync:
+    """The last plan of a cluster had nothing to write and met no problem."""
 
     cluster: Cluster
     revision: int
@@ -46,7 +47,7 @@ class _InOrder:
 
 
 class Reconciler:
-    """Looks after KVClusters, one at a time each. `now` gives aware times; `instance` names this process in events."""
+    """Brings KVClusters and their statuses up to date. `now` gives aware times; `instance` names this process."""
 
     def __init__(
         self,
@@ -65,46 +66,52 @@ class Reconciler:
         self._asker = asker
         self._clock = clock
         self._now = now
-        self._in_order: dict[Key, _InOrder] = {}
-        self._announcer = Announcer(client, now, instance)
+        self._in_sync: dict[Key, _InSync] = {}
+        self._events = EventRecorder(client, now, instance)
         self._apis = OptionalApis(client, clock)
         self._writer = Writer(client, inventory)
         self._costs = DeletionCosts(client, clock)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Seconds after which to look again; None: when something happens. Raises `RetryLater`."""
+        """Seconds until this cluster is to be reconciled again, None: not before an event. Raises `RetryLater`.
+
+        A cluster must not be reconciled twice at the same time.
+        """
         body = self._inventory.get(KVCLUSTER, key)
-        if body is None or leaving(body):
-            # Its objects name it as their owner: the garbage collector ends them, whether we run or not.
-            self._writer.forget(key)
-            self._costs.forget(key)
-            self._announcer.forget(key)
-            self._inventory.forget(key)
-            self._in_order.pop(key, None)
+        if body is None or is_terminating(body):
+            # Its objects name it as their owner: the garbage collector deletes them, whether we run or not.
+            self._forget(key)
             return None
         try:
-            return await self._look(key, body)
+            return await self._reconcile(key, body)
         except ApiError as error:
-            raise RetryLater(str(error), error.retry_after, said=error.status == 0) from None
+            raise RetryLater(str(error), error.retry_after, logged=error.status == 0) from None
 
-    async def _look(self, key: Key, body: Object) -> float | None:
+    def _forget(self, key: Key) -> None:
+        self._writer.forget(key)
+        self._costs.forget(key)
+        self._events.forget(key)
+        self._inventory.forget(key)
+        self._in_sync.pop(key, None)
+
+    async def _reconcile(self, key: Key, body: Object) -> float | None:
         revision, now = self._inventory.revision(key), self._clock()
-        known = self._in_order.get(key)
+        known = self._in_sync.get(key)
         if known is not None and known.revision == revision and now - known.at < RECHECK:
             return await self._report(key, body, known.cluster, [])
-        cluster, problems = self._read(body)
-        outcome = Outcome()
+        cluster, problems = self._parse(body)
+        result = ApplyResult()
         if cluster is not None:
             todo = await self._plan(key, cluster)
-            if todo.create and not await self._still_there(key, body):
+            if todo.create and not await self._still_exists(key, body):
                 return None
-            outcome = await self._writer.carry_out(todo, cluster)
-            problems += [*outcome.problems, *_obstacles(todo)]
+            result = await self._writer.carry_out(todo, cluster)
+            problems += [*result.problems, *_problems_of(todo)]
             if todo == Plan() and not problems:
-                self._in_order[key] = _InOrder(cluster, revision, now)
+                self._in_sync[key] = _InSync(cluster, revision, now)
         pause = await self._report(key, body, cluster, problems)
-        if (error := outcome.postponed) is not None:
-            raise RetryLater(str(error), error.retry_after, progress=outcome.done > 0)
+        if (error := result.retryable) is not None:
+            raise RetryLater(str(error), error.retry_after, progress=result.written > 0)
         reasons = {problem.reason for problem in problems}
         if ConditionReason.APPLY_FAILED in reasons:
             raise RetryLater("; ".join(f"{problem.object}: {problem.message}" for problem in problems))
@@ -112,14 +119,13 @@ class Reconciler:
             return CONFLICT_RETRY
         return pause if ConditionReason.MISSING_API not in reasons else min(pause or RECHECK, RECHECK)
 
-    def _read(self, body: Object) -> tuple[Cluster | None, list[ReconcileProblem]]:
+    def _parse(self, body: Object) -> tuple[Cluster | None, list[ReconcileProblem]]:
         metadata = body["metadata"]
         try:
             manifest = validate_manifest(body)
         except ManifestError as error:
-            return None, [
-                ReconcileProblem(ConditionReason.INVALID_SPEC, found.path, found.message) for found in error.problems
-            ]
+            reason = ConditionReason.INVALID_SPEC
+            return None, [ReconcileProblem(reason, found.path, found.message) for found in error.problems]
         return Cluster(metadata["name"], metadata["namespace"], metadata["uid"], manifest.spec, self._release), []
 
     async def _plan(self, key: Key, cluster: Cluster) -> Plan:
@@ -128,33 +134,34 @@ class Reconciler:
         live = {ref: item for ref, item in self._inventory.owned(key) if ref.kind != POD}
         return plan(cluster.uid, desired, live, self._writer.written, absent)
 
-    async def _still_there(self, key: Key, body: Object) -> bool:
-        """Whether the KVCluster exists as we know it: its objects may have gone because it has, and the watches of the
-        two are not told in order. Nothing is made for a KVCluster that is gone."""
+    async def _still_exists(self, key: Key, body: Object) -> bool:
+        """Whether the KVCluster exists as we know it, asked at the server: its objects may be gone because it is, and
+        two watches are not ordered. Nothing is created for a KVCluster that is gone."""
         found = await self._client.get(KVCLUSTER, *key)
         if found is not None:
             self._inventory.put(KVCLUSTER, found)
-            return bool(found["metadata"]["uid"] == body["metadata"]["uid"] and not leaving(found))
+            return bool(found["metadata"]["uid"] == body["metadata"]["uid"] and not is_terminating(found))
         self._inventory.drop(KVCLUSTER, body)
         return False
 
     async def _report(
         self, key: Key, body: Object, cluster: Cluster | None, problems: list[ReconcileProblem]
     ) -> float | None:
-        """Writes the status and tells of what changed in it; seconds after which there may be more to tell."""
+        """Writes the status and events about its changes. Seconds until there may be more to report; None: after an
+        event."""
         pods = [item for ref, item in self._inventory.owned(key) if ref.kind == POD]
-        reports = await self._asker.ask(pods)
+        answers = await self._asker.ask(pods)
         before = body.get("status")
-        status = compute(self._observed(key, body, cluster, problems, pods, reports), before, self._now())
+        status = compute(self._observed(key, body, cluster, problems, pods, answers), before, self._now())
         if status != before:
             answer = await self._client.apply({**_identity(body), "status": status}, subresource="status")
             self._inventory.put(KVCLUSTER, answer)
-            self._announcer.add(body, events(before, status))
-        await self._costs.update(key, reports, pods)
-        await self._announcer.tell(key)
+            self._events.record(body, events(before, status))
+        await self._costs.update(key, answers.reports, pods)
+        await self._events.flush(key)
         if not pods:
             return None
-        return POLL if _settled(status) or not reports else POLL_UNSETTLED
+        return POLL if _is_settled(status) or not answers.asked else POLL_UNSETTLED
 
     def _observed(
         self,
@@ -163,7 +170,7 @@ class Reconciler:
         cluster: Cluster | None,
         problems: list[ReconcileProblem],
         pods: list[Object],
-        reports: Mapping[str, RouterReport | str],
+        answers: RouterAnswers,
     ) -> Observed:
         namespace, name = key
 
@@ -179,7 +186,7 @@ class Reconciler:
             spec=spec,
             deployments={component.value: ours(DEPLOYMENT, component) for component in Component},
             pods=tuple(pods),
-            reports=reports,
+            routers=answers,
             autoscaler=ours(HPA, Component.WORKER) or ours(SCALED_OBJECT, Component.WORKER),
             problems=tuple(problems),
             service=ours(SERVICE, Component.ROUTER),
@@ -189,7 +196,7 @@ class Reconciler:
 
 
 def _identity(body: Object) -> Object:
-    """What names the object in an apply: with its uid, so that a later one of the same name gets none of it."""
+    """What names the object in an apply. With its uid, so that a later object of the same name is left alone."""
     metadata = body["metadata"]
     return {
         "apiVersion": body["apiVersion"],
@@ -198,7 +205,7 @@ def _identity(body: Object) -> Object:
     }
 
 
-def _obstacles(todo: Plan) -> list[ReconcileProblem]:
+def _problems_of(todo: Plan) -> list[ReconcileProblem]:
     taken = [name_conflict(ref, owner) for ref, owner in todo.conflicts]
     missing = [
         ReconcileProblem(
@@ -209,18 +216,15 @@ def _obstacles(todo: Plan) -> list[ReconcileProblem]:
     return taken + missing
 
 
-def _settled(status: Object) -> bool:
+def _is_settled(status: Object) -> bool:
     """Whether nothing is expected to change by itself soon."""
-    truth = {condition["type"]: condition["status"] for condition in status["conditions"]}
-    return truth.get("Progressing") != "True" and truth.get("CacheViewFresh") != "False"
-
-
-AGE = 60.0
-"""Seconds for which an answer counts: a CRD that is installed later is noticed within this time."""
+    statuses = {condition["type"]: condition["status"] for condition in status["conditions"]}
+    return statuses.get("Progressing") != "True" and statuses.get("CacheViewFresh") != "False"
 
 
 class OptionalApis:
-    """Answers, as old as `AGE` at most."""
+    """Which optional kinds the API server knows. An answer counts for `RECHECK` seconds, so that a CRD that is
+    installed later is noticed."""
 
     def __init__(self, client: KubeClient, clock: Callable[[], float]) -> None:
         self._client = client
@@ -228,12 +232,12 @@ class OptionalApis:
         self._known: dict[Kind, tuple[float, bool]] = {}
 
     async def absent(self, kinds: Iterable[Kind]) -> set[Kind]:
-        """Those that do not exist here. Raises `ApiError`."""
+        """Those of the kinds that the API server does not know. Raises `ApiError`."""
         return {kind for kind in kinds if kind.optional and not await self._exists(kind)}
 
     async def _exists(self, kind: Kind) -> bool:
         asked_at, exists = self._known.get(kind, (float("-inf"), False))
-        if self._clock() - asked_at > AGE:
+        if self._clock() - asked_at > RECHECK:
             exists = await self._client.exists(kind)
             self._known[kind] = (self._clock(), exists)
         return exists

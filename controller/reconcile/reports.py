@@ -1,4 +1,4 @@
-"""Asking the routers what they see: over their pods' own addresses, never through the API server."""
+"""Asks routers for their reports, at the addresses of their pods and never through the API server."""
 
 from __future__ import annotations
 
@@ -7,38 +7,49 @@ from collections.abc import Iterable
 
 import aiohttp
 
-from controller.objects.names import COMPONENT_LABEL, MANAGEMENT_PORT, Component, Object
+from controller.objects.names import MANAGEMENT_PORT, Component, Object
+from controller.status import raw
+from controller.status.observed import RouterAnswers
+from controller.status.pods import component_of
 from controller.status.report import ReportError, RouterReport, parse_report
 
 TIMEOUT = 1.5
+"""Seconds for an answer."""
 TRIES = 2
-"""A router that does not answer is asked once more: one slow moment is not worth a word in the status."""
+"""A router that does not answer is asked once more, so that one slow moment does not show in the status."""
 MAX_BYTES = 1 << 20
-AT_ONCE = 32
+CONCURRENCY = 32
+"""Requests at the same time, over all clusters."""
 
 
 class RouterAsker:
-    """`GET /status` of every router pod of a cluster, all at once."""
+    """`GET /status` at every router pod of a cluster, all at the same time."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def ask(self, pods: Iterable[Object]) -> dict[str, RouterReport | str]:
-        """By pod: its report, or in words why there is none. Pods without an address, or ending, are not asked."""
-        addresses = {pod["metadata"]["name"]: address(pod) for pod in pods if _askable(pod)}
-        answers = await asyncio.gather(*(self._one(url) for url in addresses.values()))
-        return dict(zip(addresses, answers, strict=True))
+    async def ask(self, pods: Iterable[Object]) -> RouterAnswers:
+        """The answers of the routers among these pods. Pods without an address or that terminate are not asked."""
+        addresses = {raw.name(pod): address(pod) for pod in pods if _can_be_asked(pod)}
+        reports: dict[str, RouterReport] = {}
+        errors: dict[str, str] = {}
 
-    async def _one(self, url: str) -> RouterReport | str:
-        answer: RouterReport | str = ""
-        for _ in range(TRIES):
-            answer = await self._ask(url)
-            if type(answer) is RouterReport:
-                break
-        return answer
+        async def one(name: str, url: str) -> None:
+            for _ in range(TRIES):
+                try:
+                    reports[name] = await self._ask(url)
+                except ReportError as error:
+                    errors[name] = str(error)
+                else:
+                    errors.pop(name, None)
+                    return
 
-    async def _ask(self, url: str) -> RouterReport | str:
+        await asyncio.gather(*(one(name, url) for name, url in addresses.items()))
+        return RouterAnswers(reports, errors)
+
+    async def _ask(self, url: str) -> RouterReport:
+        """Raises `ReportError`."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)
         try:
             async with (
@@ -46,18 +57,16 @@ class RouterAsker:
                 self._session.get(f"{url}/status", timeout=timeout, allow_redirects=False) as response,
             ):
                 if response.status != 200:
-                    return f"it answered {response.status}"
-                return parse_report(await _whole(response))
-        except ReportError as error:
-            return str(error)
+                    raise ReportError(f"it answered {response.status}")
+                return parse_report(await _read(response))
         except TimeoutError:
-            return f"no answer within {TIMEOUT:g} s"
+            raise ReportError(f"no answer within {TIMEOUT:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            return str(error)
+            raise ReportError(str(error)) from None
 
 
-async def _whole(response: aiohttp.ClientResponse) -> bytes:
-    """The body to its end, in however many pieces it arrives. Raises `ReportError` for one that is too large."""
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The whole body, in however many pieces it arrives. Raises `ReportError` for one that is too large."""
     pieces, size = [], 0
     async for piece in response.content.iter_any():
         size += len(piece)
@@ -73,7 +82,6 @@ def address(pod: Object) -> str:
     return f"http://[{ip}]:{MANAGEMENT_PORT}" if ":" in ip else f"http://{ip}:{MANAGEMENT_PORT}"
 
 
-def _askable(pod: Object) -> bool:
-    metadata = pod["metadata"]
-    router = metadata.get("labels", {}).get(COMPONENT_LABEL) == Component.ROUTER
-    return router and "deletionTimestamp" not in metadata and bool(pod.get("status", {}).get("podIP"))
+def _can_be_asked(pod: Object) -> bool:
+    is_router = component_of(pod) == Component.ROUTER
+    return is_router and not raw.is_terminating(pod) and bool(raw.text(pod, "status", "podIP"))

@@ -1,4 +1,4 @@
-"""Carries a plan out at the API server, and remembers how the server wrote down what it was told."""
+"""Writes to the API server: carries out a plan, and annotates worker pods with their deletion costs."""
 
 from __future__ import annotations
 
@@ -21,37 +21,39 @@ from runtime.logs import event
 logger = logging.getLogger(__name__)
 
 HANDOVER_MANAGER = f"{FIELD_MANAGER}-replicas"
-"""States a Deployment's replicas in our stead from when an autoscaler is switched on until that changes them."""
+"""Field manager that states a Deployment's replicas from when an autoscaler is switched on until it changes them."""
+COST_INTERVAL = 30.0
+"""Seconds between two changes of a cluster's deletion costs. They matter when it is scaled down, not every second."""
 
 
 class NameTakenError(Exception):
-    """An object of this name exists already; the message says whose it is."""
+    """An object with this name exists already; the message says whose it is."""
 
 
 @dataclass(slots=True)
-class Outcome:
+class ApplyResult:
     """What became of a plan."""
 
     problems: list[ReconcileProblem] = field(default_factory=list)
-    """What the server refused for good or fails at, and names that are taken."""
-    postponed: ApiError | None = None
+    """What the server refuses or fails at, and names that are taken."""
+    retryable: ApiError | None = None
     """The first failure that may pass by itself."""
-    done: int = 0
-    """Objects that were written or deleted."""
+    written: int = 0
+    """Objects that were applied or deleted."""
 
     @contextmanager
-    def noting(self, ref: Ref) -> Iterator[None]:
-        """What goes wrong within is about this object. Raises the `ApiError` of a server that cannot be reached."""
+    def recording(self, ref: Ref) -> Iterator[None]:
+        """Records how the writing of this object ends. Raises the `ApiError` of a server that cannot be reached."""
         try:
             yield
-            self.done += 1
+            self.written += 1
         except NameTakenError as taken:
             self.problems.append(name_conflict(ref, str(taken)))
         except ApiError as error:
             if error.status == 0:
                 raise
             if error.passing:
-                self.postponed = self.postponed or error
+                self.retryable = self.retryable or error
             if not error.lasting:
                 return
             event(logger, logging.ERROR, "apply_refused", object=str(ref), namespace=ref.namespace, why=str(error))
@@ -59,53 +61,54 @@ class Outcome:
 
 
 def name_conflict(ref: Ref, owner: str) -> ReconcileProblem:
-    """A name of ours is taken."""
+    """The problem of a name that we need and that is taken. `owner` says whose the object is, in words."""
     message = f"{ref} exists and {owner}: rename one of the two, or delete it"
     return ReconcileProblem(ConditionReason.NAME_CONFLICT, str(ref), message)
 
 
 class Writer:
-    """Writes, and the memory of them. `written` is what `plan` compares with."""
+    """Carries out plans. `written` remembers what was applied last, for the next plan to compare with."""
 
     def __init__(self, client: KubeClient, inventory: Inventory) -> None:
         self._client = client
         self._inventory = inventory
         self.written: dict[Ref, tuple[str, str]] = {}
 
-    async def carry_out(self, plan: Plan, cluster: Cluster) -> Outcome:
-        """Applies and deletes. What the server refuses does not keep the rest from being done; raises `ApiError` when
-        there is no server to be found."""
-        outcome = Outcome()
+    async def carry_out(self, plan: Plan, cluster: Cluster) -> ApplyResult:
+        """Applies and deletes. An object that the server refuses does not keep the others from being written.
+
+        Raises `ApiError` when the server cannot be reached.
+        """
+        result = ApplyResult()
         for manifest in plan.apply:
             ref = ref_of(manifest)
-            with outcome.noting(ref):
-                await self._bring_about(manifest, cluster)
+            with result.recording(ref):
+                await self._apply(ref, manifest, await self._current(ref, cluster), cluster)
         for item in plan.delete:
             ref = ref_of(item)
-            with outcome.noting(ref):
+            with result.recording(ref):
                 event(logger, logging.INFO, "deleting", object=str(ref), namespace=ref.namespace)
                 await self._client.delete(item)
                 self.written.pop(ref, None)
-        return outcome
+        return result
 
     def forget(self, key: Key) -> None:
-        """The cluster is gone."""
+        """The cluster is gone: forgets what was written for it."""
         namespace, name = key
         for ref in [ref for ref in self.written if ref.namespace == namespace]:
             item = self._inventory.get(ref.kind, (ref.namespace, ref.name))
             if item is None or owner_of(item) == (namespace, name):
                 del self.written[ref]
 
-    async def _bring_about(self, manifest: Object, cluster: Cluster) -> None:
-        """Applies a manifest. Raises `NameTakenError` where somebody else has the name, and `ApiError`."""
-        ref = ref_of(manifest)
+    async def _current(self, ref: Ref, cluster: Cluster) -> Object | None:
+        """The object as it is now; None when there is none. Raises `NameTakenError` (someone else's) or `ApiError`."""
         current = self._inventory.get(ref.kind, (ref.namespace, ref.name))
         if current is None:
-            # What we have not seen may be there all the same: without our labels, or of a moment ago.
+            # One that we have not seen may exist all the same: without our labels, or created a moment ago.
             current = await self._client.get(ref.kind, ref.namespace, ref.name)
             if current is not None and (owner := foreign_owner(current, cluster.uid)) is not None:
                 raise NameTakenError(owner)
-        await self._apply(ref, manifest, current, cluster)
+        return current
 
     async def _apply(self, ref: Ref, manifest: Object, current: Object | None, cluster: Cluster) -> None:
         replicas = replicas_to_hand_over(manifest, current, _initial_replicas(cluster))
@@ -136,22 +139,21 @@ def _replicas(manifest: Object, replicas: int) -> Object:
     }
 
 
-INTERVAL = 30.0
-"""Seconds between two changes of a cluster's costs: order matters when somebody scales down, not every second."""
-
-
 class DeletionCosts:
-    """Annotates worker pods, at most every `INTERVAL` seconds a cluster."""
+    """Annotates worker pods with their deletion costs, at most every `COST_INTERVAL` seconds for each cluster.
+
+    By them the ReplicaSet controller chooses which pods a scale-down removes: those whose caches are used least.
+    """
 
     def __init__(self, client: KubeClient, clock: Callable[[], float]) -> None:
         self._client = client
         self._clock = clock
         self._changed_at: dict[Key, float] = {}
 
-    async def update(self, key: Key, reports: Mapping[str, RouterReport | str], pods: list[Object]) -> None:
-        """Writes the costs that differ. Raises `ApiError`; a pod that is gone is none."""
+    async def update(self, key: Key, reports: Mapping[str, RouterReport], pods: list[Object]) -> None:
+        """Writes the costs that differ. Raises `ApiError`, except for a pod that is gone."""
         costs = deletion_costs(reports, pods)
-        if len(costs) < 2 or self._clock() - self._changed_at.get(key, float("-inf")) < INTERVAL:
+        if len(costs) < 2 or self._clock() - self._changed_at.get(key, float("-inf")) < COST_INTERVAL:
             return
         for pod in pods:
             name, annotations = pod["metadata"]["name"], pod["metadata"].get("annotations") or {}

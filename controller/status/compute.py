@@ -53,10 +53,10 @@ def _strategy(observed: Observed, before: Mapping[str, Any]) -> str | None:
 
 
 def _reports(observed: Observed) -> list[RouterReport]:
-    """What the routers that are ready say."""
+    """The reports of the routers that are ready."""
     ready = [raw.name(pod) for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
-    answers = (observed.reports.get(name) for name in ready)
-    return [answer for answer in answers if isinstance(answer, RouterReport)]
+    reports = observed.routers.reports
+    return [reports[name] for name in ready if name in reports]
 
 
 AGES = (1, 2, 5, 10, 30, 60, 300)

@@ -20,18 +20,19 @@ MARGIN = 1.25
 """A pod overtakes another when its score is higher by this factor: two pods with similar scores keep their order."""
 
 
-def deletion_costs(reports: Mapping[str, RouterReport | str], pods: Iterable[Raw]) -> dict[str, int]:
+def deletion_costs(reports: Mapping[str, RouterReport], pods: Iterable[Raw]) -> dict[str, int]:
     """Cost by worker pod: 0 for those with a negligible score, the rest a multiple of 100 by rank of their score.
 
     The score is summed over the routers. The order that the pods' annotations have stands as long as no pod's score is
     clearly higher than the next one's, and costs that are in order already stay, so that little is patched. Empty when
     no router could be asked.
     """
-    answers = [report for report in reports.values() if isinstance(report, RouterReport)]
-    if not answers:
+    if not reports:
         return {}
     workers = active(pods, Component.WORKER)
-    scores = {raw.name(pod): sum(report.reuse_score.get(raw.name(pod), 0.0) for report in answers) for pod in workers}
+    scores = {
+        raw.name(pod): sum(report.reuse_score.get(raw.name(pod), 0.0) for report in reports.values()) for pod in workers
+    }
     had = {raw.name(pod): deletion_cost(pod) or 0 for pod in workers}
     reused = [name for name in scores if scores[name] >= NEGLIGIBLE]
     order = _ordered(sorted(reused, key=lambda name: (had[name], scores[name], name)), scores)

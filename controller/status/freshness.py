@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from controller.objects.names import Component
+from controller.status import raw
 from controller.status.observed import Observed
 from controller.status.pod_problems import as_sentence
 from controller.status.pods import active, is_ready, ready_for
-from controller.status.raw import name
 from controller.status.reasons import GIVEN_BY, ConditionReason, ConditionType, Finding
 from controller.status.report import RouterReport
 from controller.status.workload import count
@@ -25,23 +24,25 @@ _FALSE = GIVEN_BY[ConditionType.CACHE_VIEW_FRESH]["False"]
 def freshness(observed: Observed, now: datetime) -> Finding:
     """Reason and message of CacheViewFresh."""
     workers = [pod for pod in active(observed.pods, Component.WORKER) if is_ready(pod)]
-    routers = [name(pod) for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
+    routers = [raw.name(pod) for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
     if not workers:
         return Finding(ConditionReason.NO_WORKERS, "No worker is ready.")
     if not routers:
         return Finding(ConditionReason.NO_ROUTER, "No router is ready.")
-    asked = {router: observed.reports[router] for router in routers if router in observed.reports}
+    reports = {name: observed.routers.reports[name] for name in routers if name in observed.routers.reports}
     settled = sum(1 for pod in workers if (since := ready_for(pod, now)) is not None and since >= SETTLING)
-    findings = [
-        finding
-        for router, report in asked.items()
-        if isinstance(report, RouterReport) and (finding := _finding(router, report, settled)) is not None
-    ]
+    findings = [finding for name, report in reports.items() if (finding := _finding(name, report, settled)) is not None]
     if findings:
         return min(findings, key=lambda finding: _FALSE.index(finding.reason))
-    return _unanswered(asked) or Finding(
-        ConditionReason.FRESH, f"Every router matches prompts against {_all(len(workers))}."
-    )
+    for name in routers:
+        if (error := observed.routers.errors.get(name)) is not None:
+            message = f"Router {name} could not be asked: {as_sentence(error)}"
+            return Finding(ConditionReason.ROUTER_UNREACHABLE, message)
+    if not reports:
+        return Finding(ConditionReason.ROUTER_UNREACHABLE, "No router has been asked yet.")
+    # A router that has just become ready is asked the next time; until then the others speak for it.
+    message = f"Every router matches prompts against {_all(len(workers))}."
+    return Finding(ConditionReason.FRESH, message)
 
 
 def _all(workers: int) -> str:
@@ -85,13 +86,3 @@ def _finding(router: str, report: RouterReport, settled: int) -> Finding | None:
             "cache feed. kvcluster explain names them.",
         )
     return None
-
-
-def _unanswered(asked: Mapping[str, RouterReport | str]) -> Finding | None:
-    for router, report in asked.items():
-        if isinstance(report, str):
-            return Finding(
-                ConditionReason.ROUTER_UNREACHABLE, f"Router {router} could not be asked: {as_sentence(report)}"
-            )
-    # A router that has just become ready is asked the next time; the others speak for it until then.
-    return None if asked else Finding(ConditionReason.ROUTER_UNREACHABLE, "No router has been asked yet.")

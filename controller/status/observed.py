@@ -23,7 +23,22 @@ class ReconcileProblem:
     """What was found, in words for people; for a refusal the API server's own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class RouterAnswers:
+    """What the routers said when they were asked for their reports, by router pod. A router that was not asked is in
+    neither."""
+
+    reports: Mapping[str, RouterReport] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    """Why a router gave no report, in words."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether any router was asked."""
+        return bool(self.reports or self.errors)
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """A KVCluster and what belongs to it, at one moment."""
 
@@ -37,8 +52,7 @@ class Observed:
     """By component (`worker`, `router`); None or absent while there is none."""
     pods: tuple[Raw, ...] = ()
     """All pods of the cluster, of both components."""
-    reports: Mapping[str, RouterReport | str] = field(default_factory=dict)
-    """By router pod: its report, or in words why it could not be asked. A router that was not asked is absent."""
+    routers: RouterAnswers = field(default_factory=RouterAnswers)
     autoscaler: Raw | None = None
     """The HorizontalPodAutoscaler or ScaledObject of the workers."""
     problems: tuple[ReconcileProblem, ...] = ()

@@ -15,18 +15,13 @@ def component_of(pod: Raw) -> str:
     return raw.text(pod, "metadata", "labels", COMPONENT_LABEL)
 
 
-def is_terminating(pod: Raw) -> bool:
-    """Whether the pod is being deleted."""
-    return raw.at(pod, "metadata", "deletionTimestamp") is not None
-
-
 def active(pods: Iterable[Raw], component: Component) -> list[Raw]:
     """The pods of a component that have not ended and are not being deleted, sorted by name."""
     found = [
         pod
         for pod in pods
         if component_of(pod) == component
-        and not is_terminating(pod)
+        and not raw.is_terminating(pod)
         and raw.text(pod, "status", "phase") not in ("Failed", "Succeeded")
     ]
     return sorted(found, key=raw.name)
@@ -34,7 +29,11 @@ def active(pods: Iterable[Raw], component: Component) -> list[Raw]:
 
 def is_ready(pod: Raw) -> bool:
     """Whether a Service sends requests to the pod."""
-    return raw.condition(pod, "Ready").get("status") == "True" and not is_terminating(pod)
+    return _passes_its_probe(pod) and not raw.is_terminating(pod)
+
+
+def _passes_its_probe(pod: Raw) -> bool:
+    return raw.condition(pod, "Ready").get("status") == "True"
 
 
 def is_running(pod: Raw) -> bool:
@@ -46,7 +45,9 @@ def still_serving(pods: Iterable[Raw], component: Component) -> int:
     """How many pods of a component are terminating and ready. A Service sends requests to them while it has no other
     endpoint (KEP-1669)."""
     return sum(
-        component_of(pod) == component and is_terminating(pod) and raw.condition(pod, "Ready").get("status") == "True"
+        component_of(pod) == component
+        and raw.is_terminating(pod)
+        and raw.condition(pod, "Ready").get("status") == "True"
         for pod in pods
     )
 
@@ -66,7 +67,7 @@ def containers(pod: Raw) -> list[Raw]:
 
 def state_of(pod: Raw) -> str:
     """The pod's state in a few words: `terminating`, `ready`, a container's reason for waiting, or the phase."""
-    if is_terminating(pod):
+    if raw.is_terminating(pod):
         return "terminating"
     if is_ready(pod):
         return "ready"

@@ -77,3 +77,8 @@ def moment(given: datetime | str) -> datetime:
 def timestamp(aware: datetime) -> str:
     """A moment as the API server writes it, to the second."""
     return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def is_terminating(content: Raw) -> bool:
+    """Whether the object is being deleted."""
+    return at(content, "metadata", "deletionTimestamp") is not None

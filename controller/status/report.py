@@ -11,7 +11,7 @@ import orjson
 
 
 class ReportError(ValueError):
-    """Not a router's report; the message says which field is wrong and how."""
+    """A router gave no report; the message says why, or which field of it is wrong and how."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from controller.local.desired_processes import Addresses, Component, LocalModeError, check, desired_processes
+from controller.local.desired_processes import Addresses, LocalModeError, check, desired_processes
 from controller.local.process import describe_exit, environment, failures_in_a_row
+from controller.objects.names import Component
 from router.settings import Settings as RouterSettings
 
 ADDRESSES = Addresses(("http://127.0.0.1:1", "http://127.0.0.1:2"), "http://127.0.0.1:8000", "http://127.0.0.1:9000")

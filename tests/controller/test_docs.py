@@ -13,7 +13,7 @@ from controller.api.fields import FIELDS
 from controller.docs import PAGES, MarkersMissingError
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED
 from controller.reconcile.reports import TIMEOUT
-from controller.reconcile.writer import INTERVAL
+from controller.reconcile.writer import COST_INTERVAL
 from controller.status.compute import AGES
 from controller.status.deletion_cost import MARGIN
 from controller.status.freshness import FRESH_SECONDS
@@ -52,7 +52,7 @@ def test_the_intervals_of_the_status_are_documented():
     for sentence in (
         f"every {POLL:g} s, every {POLL_UNSETTLED:g} s while",
         f"An answer may take {TIMEOUT:g} s",
-        f"at most every {INTERVAL:g} s",
+        f"at most every {COST_INTERVAL:g} s",
         f"score is higher by {100 * (MARGIN - 1):g} %",
         f"ready for {RECOVERED_AFTER.seconds} s",
         f"ready for {FRESH_SECONDS} s",

@@ -23,7 +23,8 @@ import yaml
 from controller.api.load import validate_manifest
 from controller.api.model import KVCluster
 from controller.local.cluster import LocalCluster
-from controller.local.desired_processes import Addresses, Component, DesiredProcess, desired_processes
+from controller.local.desired_processes import Addresses, DesiredProcess, desired_processes
+from controller.objects.names import Component
 from deploy.helm.dashboards import DOCUMENT, FLEET, load, queries
 from tests.deploy import prometheus
 from tests.deploy.controller import running_controller

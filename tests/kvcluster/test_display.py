@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from controller.local.desired_processes import Component
-from controller.local.process import ProcessStatus, State
+from controller.local.process import ProcessState, ProcessStatus
 from controller.local.view import ClusterView, WorkerView, hit_rate, worker_view
+from controller.objects.names import Component
 from kvcluster.display import Endpoints, JsonDisplay, LineDisplay, TableDisplay
 
-ROUTER = ProcessStatus("demo-router", Component.ROUTER, "http://127.0.0.1:8000", State.READY, 10, 0)
-WORKER = ProcessStatus("demo-worker-0", Component.WORKER, "http://127.0.0.1:1", State.READY, 11, 2)
+ROUTER = ProcessStatus("demo-router", Component.ROUTER, "http://127.0.0.1:8000", ProcessState.READY, 10, 0)
+WORKER = ProcessStatus("demo-worker-0", Component.WORKER, "http://127.0.0.1:1", ProcessState.READY, 11, 2)
 VIEW = ClusterView(
     "demo", "cache_aware", ROUTER, (WorkerView(WORKER, True, "", 900, 924, running=3, waiting=1, hit_rate=0.625),)
 )
@@ -51,7 +51,7 @@ def test_the_table_says_why_a_worker_gets_nothing():
 
 
 def test_a_process_that_died_is_told_with_its_exit():
-    status = dataclasses.replace(WORKER, state=State.BACKOFF, pid=None, detail="was killed by SIGKILL")
+    status = dataclasses.replace(WORKER, state=ProcessState.BACKOFF, pid=None, detail="was killed by SIGKILL")
     assert "backoff was killed by SIGKILL" in shown(lambda display: display.change(status))
 
 
@@ -59,7 +59,7 @@ def test_lines():
     lines = []
     with LineDisplay(lines.append, clock=lambda: "12:00:00") as display:
         display.change(WORKER)
-        display.change(dataclasses.replace(WORKER, state=State.BACKOFF, pid=None, detail="exited with code 3"))
+        display.change(dataclasses.replace(WORKER, state=ProcessState.BACKOFF, pid=None, detail="exited with code 3"))
         display.ready(ENDPOINTS)
         display.view(VIEW)
     assert lines == [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +15,7 @@ from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Object, Release
 from controller.reconcile.inventory import Inventory, Ref
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED, RECHECK, Reconciler
+from controller.status.observed import RouterAnswers
 from controller.status.report import RouterReport
 
 KEY = ("ns", "rag")
@@ -58,10 +59,12 @@ class Routers:
     """What the routers say."""
 
     def __init__(self) -> None:
-        self.report: RouterReport | str = RouterReport("cache_aware", False, 1, 1, 1, view_age_seconds=0.5)
+        self.report = RouterReport("cache_aware", False, 1, 1, 1, view_age_seconds=0.5)
 
-    async def ask(self, pods: Iterable[Object]) -> Mapping[str, RouterReport | str]:
-        return {pod["metadata"]["name"]: self.report for pod in pods if "router" in pod["metadata"]["name"]}
+    async def ask(self, pods: Iterable[Object]) -> RouterAnswers:
+        return RouterAnswers(
+            {pod["metadata"]["name"]: self.report for pod in pods if "router" in pod["metadata"]["name"]}
+        )
 
 
 class World:

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from controller.reconcile import reports
 from controller.reconcile.reports import MAX_BYTES, RouterAsker
-from controller.status.report import RouterReport
+from controller.status.observed import RouterAnswers
 
 REPORT = {"strategy": "cache_aware", "workers": {"known": 1, "ready": 1, "matching": 1}}
 
@@ -56,20 +56,20 @@ async def router(pieces: list[bytes], monkeypatch: pytest.MonkeyPatch) -> AsyncI
         await runner.cleanup()
 
 
-async def ask() -> RouterReport | str:
+async def ask() -> RouterAnswers:
     async with aiohttp.ClientSession() as session:
-        return (await RouterAsker(session).ask([pod()]))["rag-router-1"]
+        return await RouterAsker(session).ask([pod()])
 
 
 async def test_an_answer_in_many_pieces_is_read_to_its_end(monkeypatch):
     body = report(recent=150)
     assert len(body) > 35_000
     async with router([body[start : start + 1_000] for start in range(0, len(body), 1_000)], monkeypatch):
-        answer = await ask()
-    assert isinstance(answer, RouterReport), answer
-    assert len(answer.recent) == 150
+        answers = await ask()
+    assert answers.errors == {}
+    assert len(answers.reports["rag-router-1"].recent) == 150
 
 
 async def test_an_answer_that_is_too_large_is_said_to_be(monkeypatch):
     async with router([b" " * 65_536] * (MAX_BYTES // 65_536 + 1), monkeypatch):
-        assert await ask() == "its report takes more than 1,048,576 bytes"
+        assert await ask() == RouterAnswers(errors={"rag-router-1": "its report takes more than 1,048,576 bytes"})

@@ -36,8 +36,8 @@ async def outcome(server: Server):  # type: ignore[no-untyped-def]
 
 async def test_a_name_that_is_taken_is_no_progress():
     result = await outcome(Server("ConfigMap/rag-worker"))
-    assert result.done == 1
+    assert result.written == 1
     (problem,) = result.problems
     assert (problem.reason, problem.object) == (ConditionReason.NAME_CONFLICT, "ConfigMap/rag-worker")
     assert "belongs to no KVCluster" in problem.message
-    assert (await outcome(Server())).done == 2
+    assert (await outcome(Server())).written == 2

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controller.api.model import KVClusterSpec, Router, Workers
 from controller.status.compute import compute
-from controller.status.observed import Observed
+from controller.status.observed import Observed, RouterAnswers
 from controller.status.report import RouterReport
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -78,7 +79,14 @@ SERVICE = {
 }
 
 
-def observed(**changes: Any) -> Observed:
+def answers(given: Mapping[str, RouterReport | str]) -> RouterAnswers:
+    """By router pod: its report, or why it gave none."""
+    reports = {name: answer for name, answer in given.items() if isinstance(answer, RouterReport)}
+    errors = {name: answer for name, answer in given.items() if isinstance(answer, str)}
+    return RouterAnswers(reports, errors)
+
+
+def observed(reports: Mapping[str, RouterReport | str] | None = None, **changes: Any) -> Observed:
     """Four workers and two routers, all well."""
     base = Observed(
         name="rag",
@@ -87,7 +95,7 @@ def observed(**changes: Any) -> Observed:
         spec=KVClusterSpec(workers=Workers(replicas=4), router=Router(replicas=2)),
         deployments={"worker": deployment(), "router": deployment("router", 2)},
         pods=(*WORKERS, *ROUTERS),
-        reports={"rag-router-a": report(), "rag-router-b": report()},
+        routers=answers({"rag-router-a": report(), "rag-router-b": report()} if reports is None else reports),
         service=SERVICE,
         workers_wanted=4,
     )

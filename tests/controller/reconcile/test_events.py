@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from controller.kube.client import ApiError
-from controller.reconcile.announce import MOST_WAITING, Announcer
+from controller.reconcile.events import MAX_PENDING, EventRecorder
 from controller.status.transitions import EventNote
 
 KEY = ("ns", "rag")
@@ -43,8 +43,8 @@ class Server:
         return [each["reason"] for each in self.events.values()]
 
 
-def announcer(server: Server) -> Announcer:
-    return Announcer(server, lambda: datetime(2026, 1, 1, tzinfo=UTC), "me")  # type: ignore[arg-type]
+def recorder(server: Server) -> EventRecorder:
+    return EventRecorder(server, lambda: datetime(2026, 1, 1, tzinfo=UTC), "me")  # type: ignore[arg-type]
 
 
 def note(reason: str) -> EventNote:
@@ -54,38 +54,38 @@ def note(reason: str) -> EventNote:
 @pytest.mark.parametrize("takes", [False, True], ids=["not taken", "taken, though the answer was lost"])
 async def test_a_failed_post_is_made_up_for(takes: bool):
     server = Server(ApiError(503, "ServiceUnavailable", "not now"), takes=takes)
-    told = announcer(server)
-    told.add(BODY, [note("Serving"), note("AllReady")])
+    events = recorder(server)
+    events.record(BODY, [note("Serving"), note("AllReady")])
     with pytest.raises(ApiError):
-        await told.tell(KEY)
-    await told.tell(KEY)
+        await events.flush(KEY)
+    await events.flush(KEY)
     assert server.reasons == ["Serving", "AllReady"]
-    await told.tell(KEY)
+    await events.flush(KEY)
     assert server.reasons == ["Serving", "AllReady"]
 
 
 async def test_an_event_that_is_refused_for_good_holds_up_no_other():
     server = Server(ApiError(403, "Forbidden", "the namespace is being terminated"))
-    told = announcer(server)
-    told.add(BODY, [note("Serving"), note("AllReady")])
-    await told.tell(KEY)
+    events = recorder(server)
+    events.record(BODY, [note("Serving"), note("AllReady")])
+    await events.flush(KEY)
     assert server.reasons == ["AllReady"]
 
 
 async def test_a_cluster_that_is_gone_is_not_spoken_of():
     server = Server(ApiError(500, "InternalError", "no"))
-    told = announcer(server)
-    told.add(BODY, [note("Serving")])
+    events = recorder(server)
+    events.record(BODY, [note("Serving")])
     with pytest.raises(ApiError):
-        await told.tell(KEY)
-    told.forget(KEY)
-    await told.tell(KEY)
+        await events.flush(KEY)
+    events.forget(KEY)
+    await events.flush(KEY)
     assert server.reasons == []
 
 
 async def test_what_waits_is_bounded():
     server = Server()
-    told = announcer(server)
-    told.add(BODY, [note(f"R{number}") for number in range(MOST_WAITING + 5)])
-    await told.tell(KEY)
-    assert server.reasons == [f"R{number}" for number in range(5, MOST_WAITING + 5)]
+    events = recorder(server)
+    events.record(BODY, [note(f"R{number}") for number in range(MAX_PENDING + 5)])
+    await events.flush(KEY)
+    assert server.reasons == [f"R{number}" for number in range(5, MAX_PENDING + 5)]
