@@ -125,7 +125,7 @@ class Worker:
 
         The feed's streams end, so that routers ask /health and hear that others should be preferred.
         """
-        self.service.stage = Stage.LEAVING
+        self.service.enter(Stage.LEAVING)
         self.endpoints.drop()
         drain = Drain(DrainPolicy(0.0, limit), time.monotonic, last_request=lambda: self.service.last_request)
         await drain.wait(cut_short)
@@ -136,7 +136,7 @@ class Worker:
         The feed ends at once: a router that loses it asks /health, and hears that this worker leaves.
         True if nothing was left.
         """
-        self.service.stage = Stage.DRAINING
+        self.service.enter(Stage.DRAINING)
         self.endpoints.close()
         try:
             async with asyncio.timeout(grace):

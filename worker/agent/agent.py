@@ -15,7 +15,15 @@ from runtime.logs import event
 from worker.addresses import default_worker_id
 from worker.agent.core.load import Scrape
 from worker.agent.engine import EngineClient, EngineError, engine_client
-from worker.agent.prompts import UNKNOWN_FINGERPRINT, Agreement, Comparison, Expected, compare
+from worker.agent.prompts import (
+    NEXT_AGREEMENT,
+    UNKNOWN_FINGERPRINT,
+    Agreement,
+    AgreementEvent,
+    Comparison,
+    Expected,
+    compare,
+)
 from worker.agent.settings import Settings
 from worker.agent.subscription import ReplayError, Subscription, replay
 from worker.agent.view import DescriptionError, EngineView
@@ -42,7 +50,7 @@ _NOT_YET = {
     Agreement.LOADING: "the tokenizer is being loaded",
     Agreement.PENDING: "its prompts have not been compared with the tokenizer's yet",
 }
-_AGREED = {
+_LOGGED = {
     Agreement.EQUAL: ("prompts_agree", logging.INFO),
     Agreement.DIFFERENT: ("prompts_differ", logging.ERROR),
     Agreement.UNCHECKED: ("prompts_unchecked", logging.WARNING),
@@ -116,7 +124,7 @@ class Agent:
             try:
                 self._answered(await client.scrape(), group)
                 if self.agreement is Agreement.PENDING and self._expected is not None:
-                    self._agree(await compare(client, self._expected))
+                    self._compared(await compare(client, self._expected))
             except (EngineError, DescriptionError) as error:
                 self._engine(str(error))
             await asyncio.sleep(max(asked_at + self.settings.poll_interval - self.clock(), 0.0))
@@ -140,25 +148,25 @@ class Agent:
             try:
                 self._expected = await asyncio.to_thread(self._load)
             except Exception as error:  # noqa: BLE001  # hubs, proxies and parsers fail in ways of their own
-                self._agree(Comparison(Agreement.UNLOADABLE, UNKNOWN_FINGERPRINT, str(error) or repr(error)))
+                self._compared(Comparison(AgreementEvent.LOAD_FAILED, UNKNOWN_FINGERPRINT, str(error) or repr(error)))
                 failures += 1
                 await asyncio.sleep(TOKENIZER_BACKOFF.delay(failures))
-        self.agreement = Agreement.PENDING
+        self._prompts(AgreementEvent.LOADED)
         self._refresh()
 
-    def _agree(self, comparison: Comparison) -> None:
+    def _compared(self, comparison: Comparison) -> None:
+        before = self.agreement
         self.view.state_prompts(comparison.fingerprint, comparison.max_model_len)
-        if comparison.agreement is not self.agreement:
-            name, level = _AGREED[comparison.agreement]
+        self._prompts(comparison.outcome)
+        if self.agreement is not before:
+            name, level = _LOGGED[self.agreement]
             why = {"why": comparison.why} if comparison.why else {}
             event(logger, level, name, tokenizer=self.settings.tokenizer, **why)
-        self.agreement = comparison.agreement
         self._refresh()
 
-    def _doubt(self) -> None:
-        """The engine may be another one when it is found again: ask it again."""
-        if self._expected is not None:
-            self.agreement = Agreement.PENDING
+    def _prompts(self, happened: AgreementEvent) -> None:
+        """The one place where the agreement changes."""
+        self.agreement = NEXT_AGREEMENT[self.agreement][happened]
 
     # --- its events -------------------------------------------------------------------------------------
 
@@ -237,7 +245,7 @@ class Agent:
         if problem != self.engine_problem:
             _log("engine_reached", "engine_unusable", problem)
         if problem:
-            self._doubt()
+            self._prompts(AgreementEvent.ENGINE_LOST)
         self.engine_problem = problem
         self._refresh()
 
@@ -245,7 +253,7 @@ class Agent:
         if problem != self.events_problem:
             _log("events_followed", "events_not_followed", problem)
         if problem:
-            self._doubt()
+            self._prompts(AgreementEvent.ENGINE_LOST)
         self.events_problem = problem
         self._refresh()
 

@@ -9,9 +9,9 @@ that the feed states, and routers refuse to match.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import Any, Protocol
 
 from kvcache.chat.request import ChatOptions
@@ -31,11 +31,44 @@ class Agreement(StrEnum):
     UNLOADABLE = "unloadable"
     """It could not be loaded; further attempts follow."""
     PENDING = "pending"
-    """The engine, or the engine of a later life, has not been asked yet."""
+    """The engine has not been asked yet, or not since it was lost."""
     EQUAL = "equal"
     DIFFERENT = "different"
     UNCHECKED = "unchecked"
     """The engine tokenises nothing on request (it has no `/tokenize`, or refused everything)."""
+
+
+class AgreementEvent(Enum):
+    """What changes the agreement."""
+
+    LOAD_FAILED = auto()
+    LOADED = auto()
+    EQUAL = auto()
+    DIFFERENT = auto()
+    UNCHECKED = auto()
+    ENGINE_LOST = auto()
+    """The engine, or the connection to its events, is gone: what comes back may be another engine."""
+
+
+_COMPARED = {
+    AgreementEvent.EQUAL: Agreement.EQUAL,
+    AgreementEvent.DIFFERENT: Agreement.DIFFERENT,
+    AgreementEvent.UNCHECKED: Agreement.UNCHECKED,
+}
+NEXT_AGREEMENT: Mapping[Agreement, Mapping[AgreementEvent, Agreement]] = {
+    Agreement.LOADING: {
+        AgreementEvent.LOAD_FAILED: Agreement.UNLOADABLE,
+        AgreementEvent.LOADED: Agreement.PENDING,
+        AgreementEvent.ENGINE_LOST: Agreement.LOADING,
+    },
+    Agreement.UNLOADABLE: {
+        AgreementEvent.LOAD_FAILED: Agreement.UNLOADABLE,
+        AgreementEvent.LOADED: Agreement.PENDING,
+        AgreementEvent.ENGINE_LOST: Agreement.UNLOADABLE,
+    },
+    Agreement.PENDING: {**_COMPARED, AgreementEvent.ENGINE_LOST: Agreement.PENDING},
+    **{outcome: {AgreementEvent.ENGINE_LOST: Agreement.PENDING} for outcome in _COMPARED.values()},
+}
 
 
 _TOOL = {
@@ -97,7 +130,7 @@ def expected_prompts(name: str, options: ChatOptions) -> Expected:
 class Comparison:
     """The outcome, and the fingerprint to state."""
 
-    agreement: Agreement
+    outcome: AgreementEvent
     fingerprint: str
     why: str = ""
     """The first difference, or why nothing could be compared."""
@@ -141,10 +174,10 @@ async def compare(engine: Tokenizes, expected: Expected) -> Comparison:
         if ours != theirs:
             difference = difference or _difference(probe, ours, theirs)
     if difference:
-        return Comparison(Agreement.DIFFERENT, f"engine-{digest.hexdigest()[:25]}", difference, longest)
+        return Comparison(AgreementEvent.DIFFERENT, f"engine-{digest.hexdigest()[:25]}", difference, longest)
     if not compared:
-        return Comparison(Agreement.UNCHECKED, expected.fingerprint, "the engine's /tokenize answers nothing")
-    return Comparison(Agreement.EQUAL, expected.fingerprint, max_model_len=longest)
+        return Comparison(AgreementEvent.UNCHECKED, expected.fingerprint, "the engine's /tokenize answers nothing")
+    return Comparison(AgreementEvent.EQUAL, expected.fingerprint, max_model_len=longest)
 
 
 def _read(probe: dict[str, Any], tokenizer: Tokenizer) -> list[int] | None:

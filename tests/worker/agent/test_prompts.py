@@ -14,7 +14,7 @@ from runtime.backoff import Backoff
 from tests.processes import eventually
 from tests.worker.agent.conftest import Start
 from tests.worker.agent.engine import FakeEngine
-from worker.agent.prompts import PROBES, Agreement, Comparison, Expected, Tokenized, compare
+from worker.agent.prompts import PROBES, Agreement, AgreementEvent, Comparison, Expected, Tokenized, compare
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
@@ -55,7 +55,9 @@ async def compared(tokenizer: Tokenizer, source: str | None = None, **options: A
 
 
 async def test_an_engine_with_the_same_tokenizer_agrees(tokenizer: Tokenizer) -> None:
-    assert await compared(tokenizer, TEMPLATE) == Comparison(Agreement.EQUAL, tokenizer.fingerprint, max_model_len=2048)
+    assert await compared(tokenizer, TEMPLATE) == Comparison(
+        AgreementEvent.EQUAL, tokenizer.fingerprint, max_model_len=2048
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ async def test_an_engine_with_the_same_tokenizer_agrees(tokenizer: Tokenizer) ->
 )
 async def test_any_other_template_is_found(tokenizer: Tokenizer, source: str | None) -> None:
     found = await compared(tokenizer, source)
-    assert found.agreement is Agreement.DIFFERENT
+    assert found.outcome is AgreementEvent.DIFFERENT
     assert found.fingerprint.startswith("engine-")
     assert "tokens instead of" in found.why
 
@@ -81,9 +83,9 @@ async def test_any_other_template_is_found(tokenizer: Tokenizer, source: str | N
 async def test_engine_options_that_change_prompts_are_found(tokenizer: Tokenizer) -> None:
     kwargs = {"enable_thinking": False}
     found = await compared(tokenizer, TEMPLATE, default_chat_template_kwargs=kwargs)
-    assert found.agreement is Agreement.DIFFERENT
+    assert found.outcome is AgreementEvent.DIFFERENT
     found = await compared(tokenizer, TEMPLATE, chat_template_content_format="openai")
-    assert found.agreement is Agreement.DIFFERENT
+    assert found.outcome is AgreementEvent.DIFFERENT
 
 
 async def test_what_either_side_refuses_is_no_difference(tokenizer: Tokenizer) -> None:
@@ -93,7 +95,7 @@ async def test_what_either_side_refuses_is_no_difference(tokenizer: Tokenizer) -
     complaining = TEMPLATE + no_tools
     for ours, theirs in ((TEMPLATE, complaining), (complaining, TEMPLATE)):
         mine = load_tokenizer("gpt2", ChatOptions(chat_template=ours))
-        assert (await compared(mine, theirs)).agreement is Agreement.EQUAL
+        assert (await compared(mine, theirs)).outcome is AgreementEvent.EQUAL
 
 
 def test_the_probes_reach_every_part_of_a_template(tokenizer: Tokenizer) -> None:

@@ -18,12 +18,48 @@ epoch begins: the view is then smaller than the truth, never wrong.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 from kvcache.feed import Cleared, Event
 from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.events import EventError, decode
+
+
+class Replay(Enum):
+    """How far the answer to a request for missed batches has come."""
+
+    IDLE = auto()
+    """Nothing was asked for."""
+    ASKED = auto()
+    """Nothing has been answered yet. The first batch may be later than the one asked for, if that is forgotten."""
+    ANSWERING = auto()
+    TORN = auto()
+    """A batch in the middle was lost on the way. What follows is not applied; the engine has to be asked again."""
+
+
+class ReplayEvent(Enum):
+    """What changes how far a replay is."""
+
+    BEGIN = auto()
+    BATCH = auto()
+    """A batch that is the next one, or that was applied before."""
+    GAP = auto()
+    """A batch later than the next one."""
+    END = auto()
+
+
+NEXT_REPLAY: Mapping[tuple[Replay, ReplayEvent], Replay] = {
+    **{(state, ReplayEvent.BEGIN): Replay.ASKED for state in Replay},
+    **{(state, ReplayEvent.END): Replay.IDLE for state in Replay},
+    (Replay.ASKED, ReplayEvent.BATCH): Replay.ANSWERING,
+    (Replay.ASKED, ReplayEvent.GAP): Replay.ANSWERING,
+    (Replay.ANSWERING, ReplayEvent.BATCH): Replay.ANSWERING,
+    (Replay.ANSWERING, ReplayEvent.GAP): Replay.TORN,
+    (Replay.TORN, ReplayEvent.BATCH): Replay.TORN,
+    (Replay.TORN, ReplayEvent.GAP): Replay.TORN,
+}
 
 
 class Reset(StrEnum):
@@ -48,7 +84,7 @@ class Follower:
     """Applies batches to `blocks`."""
 
     __slots__ = (
-        "_answered", "_can_replay", "_complete", "_events", "_hole", "_live", "_next", "_reset", "blocks", "gaps",
+        "_can_replay", "_complete", "_events", "_live", "_next", "_replay", "_reset", "blocks", "gaps",
     )  # fmt: skip
 
     def __init__(self, blocks: EngineBlocks, *, can_replay: bool) -> None:
@@ -57,7 +93,7 @@ class Follower:
         self._next: int | None = None
         self._live = -1
         """The last batch that was published to us: lower ones are a restart, not copies of what was replayed."""
-        self._answered = self._hole = False
+        self._replay = Replay.IDLE
         self._events: list[Event] = []
         self._reset: Reset | None = None
         self._complete = False
@@ -99,32 +135,36 @@ class Follower:
 
     def history_begin(self) -> int:
         """The first batch to ask for."""
-        self._answered = self._hole = False
+        self._replaying(ReplayEvent.BEGIN)
         return self._next or 0
 
     def history(self, seq: int, payload: bytes) -> None:
         """A replayed batch."""
-        first, self._answered = not self._answered, True
-        if self._hole or (self._next is not None and seq < self._next):
+        gap = self._next is not None and seq > self._next
+        self._replaying(ReplayEvent.GAP if gap else ReplayEvent.BATCH)
+        if self._replay is Replay.TORN or (self._next is not None and seq < self._next):
             return
-        if self._next is not None and seq > self._next:
-            if not first:
-                self._hole = True  # the engine has it, it was lost between its socket and ours
-                return
+        if gap:  # before the first batch of the answer: the engine has forgotten what lies between
             self._lose()
         self._apply(seq, payload)
 
     def history_end(self) -> bool:
         """Whether the answer had no hole."""
-        if not self._answered and self._next == 0:
+        ended = self._replay
+        self._replaying(ReplayEvent.END)
+        if ended is Replay.ASKED and self._next == 0:
             self._complete = True  # vLLM remembers its last batches, so one that remembers none has published none
-        return not self._hole
+        return ended is not Replay.TORN
 
     def take(self) -> Update:
         """What has changed since the last call."""
         update = Update(tuple(self._events), self._reset)
         self._events, self._reset = [], None
         return update
+
+    def _replaying(self, happened: ReplayEvent) -> None:
+        """The one place where the state of the replay changes. Raises `KeyError` for a batch that nobody asked for."""
+        self._replay = NEXT_REPLAY[self._replay, happened]
 
     def _apply(self, seq: int, payload: bytes) -> None:
         self._complete = self._complete or seq == 0

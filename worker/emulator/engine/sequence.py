@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from enum import Enum, auto
 
 from kvcache.keys import BYTES_PER_TOKEN, BlockKey, PrefixHasher, pack_tokens
 from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, RequestTimes
 
 
+class SequenceStatus(Enum):
+    """Where a request stands in the engine. vLLM's RUNNING is two states here, PREFILLING and DECODING."""
+
+    WAITING = auto()
+    """In the queue: not admitted yet, or preempted. It holds no blocks."""
+    PREFILLING = auto()
+    """Admitted; some of its known tokens have no KV yet."""
+    DECODING = auto()
+    """All known tokens are computed, or are being computed by the step in progress."""
+    FINISHED = auto()
+
+
+class SequenceEvent(Enum):
+    """What changes the status of a request."""
+
+    ADMITTED = auto()
+    PREFILLED = auto()
+    """The step has begun that computes the last of its known tokens."""
+    PREEMPTED = auto()
+    FINISHED = auto()
+    """Its output ended, or it was aborted."""
+
+
+NEXT_STATUS: Mapping[tuple[SequenceStatus, SequenceEvent], SequenceStatus] = {
+    (SequenceStatus.WAITING, SequenceEvent.ADMITTED): SequenceStatus.PREFILLING,
+    (SequenceStatus.WAITING, SequenceEvent.FINISHED): SequenceStatus.FINISHED,
+    (SequenceStatus.PREFILLING, SequenceEvent.PREFILLED): SequenceStatus.DECODING,
+    (SequenceStatus.PREFILLING, SequenceEvent.PREEMPTED): SequenceStatus.WAITING,
+    (SequenceStatus.PREFILLING, SequenceEvent.FINISHED): SequenceStatus.FINISHED,
+    (SequenceStatus.DECODING, SequenceEvent.PREEMPTED): SequenceStatus.WAITING,
+    (SequenceStatus.DECODING, SequenceEvent.FINISHED): SequenceStatus.FINISHED,
+}
+
+
 class Sequence:
-    """State of one unfinished request. The scheduler and the engine change it; nobody else sees it.
+    """State of one unfinished request. Only the scheduler and the engine see and change it.
 
     Tokens are packed once, at submission; each block is hashed once, when its key is first needed, and keeps its key
     through preemptions.
@@ -17,8 +52,8 @@ class Sequence:
 
     __slots__ = (
         "_block_bytes", "_hasher", "_keys", "_packed", "admission_cost", "arrival", "block_cost", "blocks",
-        "cached_tokens", "computed", "done", "first_token", "generated", "known_hits", "last_token", "preemptions",
-        "prefilling", "prompt_tokens", "request", "scheduled", "source", "tokens",
+        "cached_tokens", "computed", "first_token", "generated", "known_hits", "last_token", "preemptions",
+        "prompt_tokens", "request", "scheduled", "source", "status", "tokens",
     )  # fmt: skip
 
     def __init__(self, request: EngineRequest, block_size: int, arrival: float) -> None:
@@ -32,8 +67,7 @@ class Sequence:
         self.computed = 0
         """Leading tokens that have KV, counting what the step in progress computes."""
         self.blocks: list[int] = []
-        self.prefilling = True
-        """Until the step begins that computes the last known token."""
+        self.status = SequenceStatus.WAITING
         self.known_hits = 0
         """While waiting: leading blocks seen cached, an estimate for the load report."""
         self.admission_cost = 0.0
@@ -45,11 +79,14 @@ class Sequence:
         self.scheduled: float | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
-        self.done = False
         self._block_bytes = block_size * BYTES_PER_TOKEN
         self._packed = bytearray(pack_tokens(request.prompt))
         self._hasher = PrefixHasher(request.scope)
         self._keys: list[BlockKey] = []
+
+    def move(self, event: SequenceEvent) -> None:
+        """The one place where the status changes. Raises `KeyError` for an event that the status does not allow."""
+        self.status = NEXT_STATUS[self.status, event]
 
     def append(self, token: int) -> None:
         """One more generated token."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 import orjson
@@ -15,14 +16,36 @@ from worker.emulator.server.logprobs import TokenTexts, chat_logprobs
 from worker.emulator.server.service import Service
 
 
+class ResponseStatus(StrEnum):
+    """`status` of a response, as OpenAI's API names it."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    """It ended at `max_output_tokens`."""
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+_ENDS = frozenset(
+    {ResponseStatus.COMPLETED, ResponseStatus.INCOMPLETE, ResponseStatus.CANCELLED, ResponseStatus.FAILED}
+)
+NEXT_STATUSES: Mapping[ResponseStatus, frozenset[ResponseStatus]] = {
+    ResponseStatus.QUEUED: frozenset({ResponseStatus.IN_PROGRESS, ResponseStatus.CANCELLED, ResponseStatus.FAILED}),
+    ResponseStatus.IN_PROGRESS: _ENDS,
+    **dict.fromkeys(_ENDS, frozenset()),
+}
+
+
 class Response:
-    """A response to one request."""
+    """A response to one request. In the background it is queued first."""
 
     def __init__(
         self, service: Service, request: ResponsesRequest, prompt: Sequence[int], sampling: Sampling, created: int
     ) -> None:
         self.id = request.request_id
-        self.status = "in_progress"
+        self.status = ResponseStatus.QUEUED if request.background else ResponseStatus.IN_PROGRESS
         self.output: list[dict[str, Any]] = []
         self.events: list[bytes] = []
         """Of the stream so far, each as it is sent."""
@@ -39,14 +62,33 @@ class Response:
         self._open = False
         self._choice: Choice | None = None
 
+    @property
+    def ended(self) -> bool:
+        return self.status in _ENDS
+
+    def enter(self, status: ResponseStatus) -> None:
+        """The one place where the status changes. A cancelled response stays so, whatever its generation came to.
+
+        Raises `ValueError` for a status that cannot follow the present one.
+        """
+        if self.status is ResponseStatus.CANCELLED:
+            return
+        if status not in NEXT_STATUSES[self.status]:
+            raise ValueError(f"a response that is {self.status} cannot become {status}")
+        self.status = status
+
     def object(self) -> dict[str, Any]:
         """The response as JSON, as far as it has come."""
-        request, sampling, done = self._request, self._sampling, self.status in ("completed", "incomplete")
+        request, sampling, done = (
+            self._request,
+            self._sampling,
+            self.status in (ResponseStatus.COMPLETED, ResponseStatus.INCOMPLETE),
+        )
         raw = request.enable_response_messages and done and self._choice is not None
         return {
             "id": self.id,
             "created_at": self._created,
-            "incomplete_details": {"reason": "max_output_tokens"} if self.status == "incomplete" else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if self.status is ResponseStatus.INCOMPLETE else None,
             "instructions": request.instructions,
             "metadata": request.metadata,
             "model": self._service.model,
@@ -126,8 +168,7 @@ class Response:
     def _end(self, choice: Choice, output: list[dict[str, Any]]) -> None:
         self._choice = choice
         self.output = output
-        if self.status != "cancelled":
-            self.status = "incomplete" if choice.finish_reason == "length" else "completed"
+        self.enter(ResponseStatus.INCOMPLETE if choice.finish_reason == "length" else ResponseStatus.COMPLETED)
 
     def _open_item(self) -> None:
         self._open = True

@@ -30,7 +30,7 @@ from worker.emulator.protocol.responses import (
 from worker.emulator.protocol.sampling import Sampling, logit_bias
 from worker.emulator.protocol.validation import parse_request, sanitized
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
-from worker.emulator.server.response import Response
+from worker.emulator.server.response import Response, ResponseStatus
 from worker.emulator.server.service import Service, json_body
 from worker.emulator.server.streaming import generated, running, stream
 from worker.emulator.server.submission import Prompt, check, text_of
@@ -106,9 +106,9 @@ class Responses:
     async def cancel(self, raw_request: HttpRequest, service: Service) -> None:
         """End a response that is made in the background."""
         stored = self._find(raw_request.path.rsplit("/", 2)[-2])
-        if stored.response.status not in ("queued", "in_progress"):
+        if stored.response.ended:
             raise _invalid("Cannot cancel a synchronous response.", "response_id")
-        stored.response.status = "cancelled"
+        stored.response.enter(ResponseStatus.CANCELLED)
         if stored.task is not None:
             stored.task.cancel()
         await raw_request.json(200, stored.response.object())
@@ -129,7 +129,6 @@ class Responses:
         self, raw_request: HttpRequest, service: Service, request: ResponsesRequest, prompt: Prompt, stored: _Stored
     ) -> None:
         response = stored.response
-        response.status = "queued"
         queued = response.object()
         stored.task = asyncio.create_task(_make(service, request, prompt, stored))
         if request.stream:
@@ -218,7 +217,7 @@ async def _make(service: Service, request: ResponsesRequest, prompt: Prompt, sto
     response = stored.response
     try:
         check(service, [prompt])
-        response.status = "in_progress"
+        response.enter(ResponseStatus.IN_PROGRESS)
         response.begin()
         stored.news.set()
         with running(service, [prompt], scope_of(request.cache_salt), response.id, streaming=True) as generation:
@@ -228,7 +227,7 @@ async def _make(service: Service, request: ResponsesRequest, prompt: Prompt, sto
                 stored.news.set()
             response.last(generation.choices)
     except (ApiError, EngineDeadError):
-        response.status = "failed"
+        response.enter(ResponseStatus.FAILED)
     finally:
         stored.news.set()
 
@@ -240,7 +239,7 @@ async def _replay(raw_request: HttpRequest, stored: _Stored, begin: int) -> None
         stored.news.clear()
         events = stored.response.events[begin:]
         begin += len(events)
-        if stored.response.status not in ("queued", "in_progress"):
+        if stored.response.ended:
             await raw_request.close_stream(b"".join(events))
             return
         await raw_request.write(b"".join(events))

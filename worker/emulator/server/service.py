@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,13 +40,20 @@ class Abortable(Protocol):
 
 
 class Stage(Enum):
-    """Where a worker stands between SIGTERM and its end."""
+    """Where a worker stands between its start and its end."""
 
     SERVING = auto()
     LEAVING = auto()
-    """It was told to stop, and takes what still comes: others should be preferred."""
+    """SIGTERM has come. New requests are still taken, but routers should prefer other workers."""
     DRAINING = auto()
-    """What runs is finished, nothing new is taken."""
+    """Running requests finish, new ones are refused."""
+
+
+NEXT_STAGES: Mapping[Stage, frozenset[Stage]] = {
+    Stage.SERVING: frozenset({Stage.LEAVING, Stage.DRAINING}),
+    Stage.LEAVING: frozenset({Stage.DRAINING}),
+    Stage.DRAINING: frozenset(),
+}
 
 
 @dataclass(slots=True)
@@ -89,6 +96,12 @@ class Service:
 
     def __post_init__(self) -> None:
         self.idle.set()
+
+    def enter(self, stage: Stage) -> None:
+        """The one place where the stage changes. Raises `ValueError` for a stage that cannot follow the present one."""
+        if stage not in NEXT_STAGES[self.stage]:
+            raise ValueError(f"a worker that is {self.stage.name} cannot become {stage.name}")
+        self.stage = stage
 
     @contextmanager
     def counted(self) -> Iterator[None]:
