@@ -1,4 +1,4 @@
-"""`python -m controller.main`: the controller, which turns KVClusters into what serves them."""
+"""`python -m controller.main`: the controller process: it reconciles KVClusters and serves metrics and health."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EXIT_USAGE = 2
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
-    """Look after KVClusters until `stop` is set. The process's exit code. Raises `NoClusterError` and `OSError`."""
+    """Reconciles KVClusters until `stop` is set. The exit code. Raises `NoClusterError`, or `OSError` for a port."""
     configuration = await connection(settings.kubeconfig)
     metrics_registry = CollectorRegistry()
     ProcessCollector(registry=metrics_registry)
@@ -104,7 +104,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the settings, connect, serve. Exit code 2 for settings that cannot be served."""
+    """Reads the settings, connects, serves. The exit code: 0, 1 (a port is taken) or 2 (the settings are wrong)."""
     try:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
     except SettingsError as error:
@@ -112,10 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     configure(settings.log_level, settings.log_format)
     if settings.log_level != "debug":
-        logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event of each object
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # kopf logs a line for each event of each object
     if settings.kubeconfig is not None:
-        os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf looks for it
-    # Else kopf names itself after the user, and the uid that the image runs under has no name.
+        os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # kopf looks for it there
+    # Otherwise kopf names itself after the user, and the uid that the image runs under has no name.
     os.environ.setdefault("POD_ID", socket.gethostname())
     try:
         return run(lambda stop: serve(settings, stop))
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def health_app(check: Callable[[], None]) -> ASGIApp:
-    """An ASGI app. `check` raises `RuntimeError` once nothing is looked after any more: the answer is 500 then."""
+    """`GET /healthz` as an ASGI app: 200, or 500 when `check` raises `RuntimeError` because nothing is reconciled."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != "/healthz":

@@ -1,8 +1,9 @@
-"""The controller's metrics. docs/metrics.md describes each; a test holds that document and this module together."""
+"""The controller's metrics. docs/metrics.md describes each, and a test holds it and this module together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -16,22 +17,35 @@ PREFIX = "kvcluster_controller_"
 RECONCILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
+class ReconcileResult(StrEnum):
+    """How a reconciliation ended."""
+
+    DONE = "done"
+    RETRY = "again"
+    """It could not finish, and is tried again."""
+
+
 class Metrics:
-    """Counters and histograms; gauges are read from what the controller has seen by `ClusterCollector`."""
+    """Counters and histograms. `ClusterCollector` has the gauges, which it reads from the inventory."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.reconciles = Counter(
-            PREFIX + "reconciles", "Looks at a KVCluster, by result (done, again).", ["result"], registry=registry
+            PREFIX + "reconciles",
+            "Reconciliations, by result (done, again).",
+            ["result"],
+            registry=registry,
         )
         self.seconds = Histogram(
-            PREFIX + "reconcile_seconds", "Duration of a look at a KVCluster.", buckets=RECONCILE_BUCKETS,
+            PREFIX + "reconcile_seconds", "Duration of a reconciliation.", buckets=RECONCILE_BUCKETS,
             registry=registry,
         )  # fmt: skip
         self.writes = Counter(
             PREFIX + "writes", "Writes to the API server, by verb and kind.", ["verb", "kind"], registry=registry
         )
         self.healed = Counter(
-            PREFIX + "healed", "KVClusters for which a full list brought news that no watch had.", registry=registry
+            PREFIX + "healed",
+            "KVClusters for which a full list brought news that no watch had brought.",
+            registry=registry,
         )
 
 
@@ -48,7 +62,7 @@ class ClusterCollector(Collector):
     def _families(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
         return (
             GaugeMetricFamily(PREFIX + "clusters", "KVClusters, by whether they are Ready.", labels=["ready"]),
-            GaugeMetricFamily(PREFIX + "queue_length", "KVClusters that wait for their next look.", labels=[]),
+            GaugeMetricFamily(PREFIX + "queue_length", "KVClusters that wait to be reconciled.", labels=[]),
         )
 
     def collect(self) -> Iterable[Metric]:

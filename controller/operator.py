@@ -1,8 +1,8 @@
-"""The kopf shell: watches that fill the inventory, and the queue of KVClusters to look at.
+"""The operator: kopf's watches fill the inventory and the work queue of KVClusters to reconcile.
 
-Level-triggered: whatever an event says, the cluster it belongs to is looked at as a whole, soon. kopf's handlers of
-changes (create, update, resume) are not used: they keep their progress in annotations and finalizers of the object,
-which a cluster whose objects all have owner references does not need (docs/decisions/011).
+It is level-triggered: whatever an event says, the KVCluster that it concerns is soon reconciled as a whole. kopf's
+handlers of changes (create, update, resume) are not used: they keep their progress in annotations and finalizers of
+the object, which a KVCluster whose objects all have owner references does not need (docs/decisions/011).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import kopf
 from controller.kube.client import ApiError, KubeClient
 from controller.kube.kinds import KVCLUSTER, OWNED, POD, Kind
 from controller.kube.link import Link
-from controller.metrics import Metrics
+from controller.metrics import Metrics, ReconcileResult
 from controller.objects.names import APP, MANAGED_BY, MANAGED_BY_LABEL, NAME_LABEL, Object
 from controller.pulse import Pulse
 from controller.reconcile.inventory import Inventory, Key, owner_of
@@ -31,23 +31,23 @@ from runtime.logs import event
 
 logger = logging.getLogger(__name__)
 
-OURS = f"{NAME_LABEL}={APP},{MANAGED_BY_LABEL}={MANAGED_BY}"
+OUR_OBJECTS = f"{NAME_LABEL}={APP},{MANAGED_BY_LABEL}={MANAGED_BY}"
 DEBOUNCE = 0.05
-"""Seconds: our own writes come back as events, several at once."""
+"""Seconds from an event to the reconciliation: our own writes come back as events, several at once."""
 RELIST = 600.0
-"""Seconds between two full lists, which heal what a watch lost. They are spread at random over a tenth of that."""
+"""Seconds between two full lists, which make up for events that a watch lost; spread at random over a tenth of it."""
 RELIST_BACKOFF = Backoff(0.5, 10.0)
 REQUEST_BACKOFF = Backoff(0.2, 5.0)
 """Of kopf's requests, without an end: an operator that gives up the API server has nothing left to do."""
 
 WATCHED = (KVCLUSTER, POD, *OWNED)
 
-Part = tuple[Kind, str | None]
-"""A kind, in one namespace or in all."""
+Scope = tuple[Kind, str | None]
+"""A kind in one namespace, or in all of them (None)."""
 
 
 class Operator:
-    """What happens between an event and a look at a cluster."""
+    """What happens between an event and the reconciliation of a KVCluster."""
 
     def __init__(
         self,
@@ -67,28 +67,28 @@ class Operator:
         self._reconciler = reconciler
         self._metrics = metrics
         self.clusterwide = not namespaces
-        """Whether all namespaces are looked after."""
-        self._everything = [(kind, namespace) for kind in WATCHED for namespace in namespaces or (None,)]
+        """Whether it watches all namespaces."""
+        self._scopes = [(kind, namespace) for kind in WATCHED for namespace in namespaces or (None,)]
         self._rng = rng
         self._pulse = Pulse(
-            client, link, functools.partial(self.seen, KVCLUSTER), namespace=next(iter(namespaces), None), rng=rng
+            client, link, functools.partial(self.on_event, KVCLUSTER), namespace=next(iter(namespaces), None), rng=rng
         )
-        self.queue = WorkQueue(self._look, workers=workers, rng=rng)
+        self.queue = WorkQueue(self._reconcile, workers=workers, rng=rng)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def seen(self, kind: Kind, change: str | None, item: Object) -> None:
-        """An event of a watch: `change` is ADDED, MODIFIED, DELETED, or None for what was there before."""
+    def on_event(self, kind: Kind, change: str | None, item: Object) -> None:
+        """An event of a watch. `change` is ADDED, MODIFIED or DELETED, or None for an object that existed before."""
         item = {"apiVersion": kind.api_version, "kind": kind.name, **item}
         held = self._inventory.get(kind, (item["metadata"]["namespace"], item["metadata"]["name"]))
-        take = self._inventory.drop if change == "DELETED" else self._inventory.put
-        if take(kind, item):
-            self._wake(_cluster(kind, item))
+        update = self._inventory.drop if change == "DELETED" else self._inventory.put
+        if update(kind, item):
+            self._enqueue(_cluster_of(kind, item))
             if held is not None:
-                self._wake(_cluster(kind, held))  # whose label somebody took away misses it
+                self._enqueue(_cluster_of(kind, held))  # another cluster, when someone changed the label
 
     async def start(self) -> None:
-        """Learns what there is, then begins to look after it."""
-        unlisted, failures = await self._relist(self._everything), 1
+        """Lists everything, retrying what cannot be listed, then begins to reconcile."""
+        unlisted, failures = await self._relist(self._scopes), 1
         while unlisted:
             await asyncio.sleep(RELIST_BACKOFF.delay(failures))
             unlisted, failures = await self._relist(unlisted), failures + 1
@@ -99,42 +99,42 @@ class Operator:
         ]
 
     def check(self) -> None:
-        """Raises `RuntimeError` when it no longer looks after anything, though the process lives."""
+        """Raises `RuntimeError` when one of its tasks has ended, so that the process no longer does its work."""
         for task in self._tasks:
             if task.done():
                 why = "it was cancelled" if task.cancelled() else repr(task.exception())
                 raise RuntimeError(f"the task {task.get_name()} has ended: {why}")
 
     async def stop(self) -> None:
-        """Leaves everything as it is."""
+        """Ends the tasks; objects in the cluster stay as they are."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _wake(self, key: Key | None) -> None:
+    def _enqueue(self, key: Key | None) -> None:
         if key is not None:
             self.queue.add(key, DEBOUNCE)
 
-    async def _look(self, key: Key) -> float | None:
+    async def _reconcile(self, key: Key) -> float | None:
         with self._metrics.seconds.time():
             try:
                 again = await self._reconciler.reconcile(key)
             except RetryLater:
-                self._metrics.reconciles.labels("again").inc()
+                self._metrics.reconciles.labels(ReconcileResult.RETRY).inc()
                 raise
-        self._metrics.reconciles.labels("done").inc()
-        # Spread, so that clusters which were made together are not polled together for ever.
+        self._metrics.reconciles.labels(ReconcileResult.DONE).inc()
+        # Spread, so that clusters that were created together are not polled together for ever.
         return None if again is None else again * self._rng.uniform(0.9, 1.1)
 
     async def _keep_relisting(self) -> None:
         while True:
             await asyncio.sleep(RELIST * self._rng.uniform(0.95, 1.05))
-            await self._relist(self._everything)
+            await self._relist(self._scopes)
 
-    async def _relist(self, parts: Iterable[Part]) -> list[Part]:
-        """Lists these, and wakes the clusters of which that brought news; those that could not be listed."""
+    async def _relist(self, scopes: Iterable[Scope]) -> list[Scope]:
+        """Lists these scopes and enqueues the clusters that changed. Returns the scopes that could not be listed."""
         unlisted = []
-        for kind, namespace in parts:
+        for kind, namespace in scopes:
             try:
                 news = await self._list(kind, namespace)
             except ApiError as error:
@@ -145,12 +145,12 @@ class Operator:
                 continue
             self._metrics.healed.inc(len(news) if self._tasks else 0)
             for key in news:
-                self._wake(key)
+                self._enqueue(key)
         return unlisted
 
     async def _list(self, kind: Kind, namespace: str | None) -> set[Key]:
         try:
-            items, version = await self._client.list(kind, namespace, "" if kind == KVCLUSTER else OURS)
+            items, version = await self._client.list(kind, namespace, "" if kind == KVCLUSTER else OUR_OBJECTS)
         except ApiError as error:
             if kind.optional and error.status in (403, 404):
                 return set()
@@ -158,16 +158,17 @@ class Operator:
         return self._inventory.replace(kind, namespace, items, version)
 
 
-def _cluster(kind: Kind, item: Object) -> Key | None:
+def _cluster_of(kind: Kind, item: Object) -> Key | None:
     if kind == KVCLUSTER:
         return item["metadata"]["namespace"], item["metadata"]["name"]
     return owner_of(item)
 
 
 def registry(operator: Operator, stop: asyncio.Event, server: str | None = None) -> kopf.OperatorRegistry:
-    """kopf's handlers for this operator. `stop` is the flag that kopf was told to stop by.
+    """kopf's handlers for this operator.
 
-    `server`: URL of the API server that the pod's service account is for; without it the kubeconfig says everything.
+    `stop` is the flag on which kopf stops. `server` is the URL of the API server that the pod's service account is for;
+    without it, server and credentials come from the kubeconfig.
     """
     handlers = kopf.OperatorRegistry()
 
@@ -179,40 +180,40 @@ def registry(operator: Operator, stop: asyncio.Event, server: str | None = None)
     @kopf.on.cleanup(registry=handlers)
     async def cleanup(**_: Any) -> None:
         await operator.stop()
-        stop.set()  # whoever still waits for it keeps kopf from ending for 5 s after a signal
+        stop.set()  # a task that still waits for it would keep kopf from ending for 5 s after a signal
 
     @kopf.on.login(registry=handlers)
     async def login(**arguments: Any) -> kopf.AiohttpSession | None:
-        # Without client libraries: kopf reads the files itself, and reads them again when the token has expired.
+        # kopf reads the files itself, and reads them again when the token has expired.
         found = kopf.login_with_kubeconfig(**arguments) if server is None else _account(server, **arguments)
         return None if found is None else operator.link.session(found)
 
     for kind in WATCHED:
-        kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers, id=f"seen-{kind.plural}")(
+        kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers, id=f"event-{kind.plural}")(
             _handler(operator, kind)
         )
     return handlers
 
 
 def _account(server: str, **arguments: Any) -> kopf.ConnectionInfo | None:
-    """The pod's service account, at the address that every pod is given: kopf's own is a name, which needs DNS."""
+    """The pod's service account, at the address in the pod's environment: kopf would use a name, which needs DNS."""
     account = kopf.login_with_service_account(**arguments)
     return None if account is None else dataclasses.replace(account, server=server)
 
 
 def _handler(operator: Operator, kind: Kind) -> Callable[..., Any]:
-    async def seen(event: Any, **_: Any) -> None:
-        operator.seen(kind, event["type"], dict(event["object"]))
+    async def on_event(event: Any, **_: Any) -> None:
+        operator.on_event(kind, event["type"], dict(event["object"]))
 
-    return seen
+    return on_event
 
 
 def _configure(settings: kopf.OperatorSettings, *, clusterwide: bool) -> None:
-    """What matters of kopf's settings. Times in seconds."""
-    # Whoever is given a list of namespaces may have no right to list namespaces and CRDs.
+    """Sets those of kopf's settings that matter here. Times in seconds."""
+    # A controller that is confined to some namespaces may have no right to list namespaces and CRDs.
     settings.scanning.disabled = not clusterwide
     for kind in (POD, *OWNED):
-        settings.watching.label_selectors[kind.group, kind.version, kind.plural] = OURS
+        settings.watching.label_selectors[kind.group, kind.version, kind.plural] = OUR_OBJECTS
     # A connection that is dead without a word is found out by the pulse. What it cannot see, one watch that alone is
     # dead, the API server's bookmarks show: one a minute.
     settings.watching.server_timeout = 600
@@ -221,6 +222,6 @@ def _configure(settings: kopf.OperatorSettings, *, clusterwide: bool) -> None:
     settings.watching.connect_timeout = 5
     settings.networking.request_timeout = 10
     settings.networking.error_backoffs = REQUEST_BACKOFF
-    # Our own events tell of transitions; kopf's would tell of its log lines.
+    # Our own events report transitions; kopf's would repeat its log lines.
     settings.posting.enabled = False
     settings.peering.standalone = True

@@ -23,13 +23,13 @@ class Settings(ProcessSettings):
         None, description="pull policy of that image; default: Kubernetes' own"
     )
     watch_namespaces: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="namespaces to look after, repeated or separated by commas; default: all of them"
+        (), description="namespaces to watch, repeated or separated by commas; default: all of them"
     )
     image_pull_secrets: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Secrets in each KVCluster's namespace to pull its images with, separated by commas"
     )
     namespace: str | None = Field(
-        None, description="namespace the controller runs in: NetworkPolicies let its pods ask the routers"
+        None, description="namespace the controller runs in: NetworkPolicies let its pods connect to the routers"
     )
     kubeconfig: Path | None = Field(
         None, description="kubeconfig file; default: the pod's service account, else KUBECONFIG or ~/.kube/config"
@@ -38,14 +38,14 @@ class Settings(ProcessSettings):
     health_port: int = Field(8081, ge=0, le=65535, description="port of /healthz; 0 takes a free one")
     metrics_port: int = Field(8080, ge=0, le=65535, description="port of /metrics; 0 takes a free one")
     router_drain_delay: float = Field(
-        5.0, ge=0, description="seconds a router goes on accepting after it was told to stop"
+        5.0, ge=0, description="seconds for which a router accepts requests after it was told to stop"
     )
     drain_limit: float = Field(
         30.0,
         ge=0,
-        description="seconds that the last router or emulated worker goes on accepting, until another serves",
+        description="seconds for which the last router or emulated worker accepts requests until another one serves",
     )
-    workers: int = Field(4, ge=1, le=64, description="KVClusters looked at at once")
+    workers: int = Field(4, ge=1, le=64, description="KVClusters reconciled at the same time")
 
     @field_validator("watch_namespaces", "image_pull_secrets", mode="before")
     @classmethod
@@ -54,7 +54,7 @@ class Settings(ProcessSettings):
 
     @property
     def release(self) -> Release:
-        """What the installation decides for its clusters."""
+        """What the installation decides for all KVClusters."""
         return Release(
             self.image,
             self.image_pull_policy,

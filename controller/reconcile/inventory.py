@@ -1,4 +1,4 @@
-"""What the controller has seen of KVClusters and the objects that belong to them."""
+"""The inventory: the last known state of KVClusters and of the objects that belong to them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from controller.objects.names import INSTANCE_LABEL, Object
 Key = tuple[str, str]
 """(namespace, name) of a KVCluster."""
 
-REMEMBERED_ENDS = 16_384
-"""Deletions that are remembered against states that arrive late: about 3 MB, and more than end within a minute."""
+REMEMBERED_DELETIONS = 16_384
+"""How many deletions are remembered against states that arrive late: about 3 MB, more than happen in a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,30 +29,29 @@ class Ref:
 
 
 def owner_of(item: Object) -> Key | None:
-    """The KVCluster that an object says it belongs to."""
+    """The KVCluster that an object belongs to, by its label."""
     metadata = item["metadata"]
     name = (metadata.get("labels") or {}).get(INSTANCE_LABEL)
     return (metadata["namespace"], name) if name else None
 
 
 class Inventory:
-    """Objects by kind and by the cluster they belong to, fed by watches, by lists, and by the answers to our writes.
+    """Objects by kind and by the KVCluster they belong to, from watches, from lists, and from the answers to writes.
 
-    Invariant: an object is held under exactly one cluster. An older state never replaces a newer one, and none that is
-    older than its object's end brings the object back; which of two states is older is told by resourceVersion.
+    Invariant: an object belongs to at most one KVCluster. An older state never replaces a newer one, and no state from
+    before an object's deletion brings the object back. resourceVersion says which of two states is older.
     """
 
     def __init__(self) -> None:
         self._items: dict[Ref, Object] = {}
         self._owned: defaultdict[Key, set[Ref]] = defaultdict(set)
-        self._ended: OrderedDict[str, str] = OrderedDict()
-        """By uid: the resourceVersion as of which an object was gone; the last `REMEMBERED_ENDS` of them."""
-
+        self._deleted: OrderedDict[str, str] = OrderedDict()
+        """By uid: the resourceVersion as of which an object was gone; the last `REMEMBERED_DELETIONS` of them."""
         self._changes = 0
         self._revisions: dict[Key, int] = {}
 
     def revision(self, key: Key) -> int:
-        """Another number after each change of this KVCluster, or of what belongs to it."""
+        """A number that differs after each change of this KVCluster or of an object that belongs to it."""
         return self._revisions.get(key, 0)
 
     def get(self, kind: Kind, key: Key) -> Object | None:
@@ -60,7 +59,7 @@ class Inventory:
         return self._items.get(Ref(kind, *key))
 
     def owned(self, key: Key) -> Iterator[tuple[Ref, Object]]:
-        """What is labelled as this cluster's, pods included."""
+        """All objects labelled as this cluster's, pods included, in a stable order."""
         for ref in sorted(self._owned.get(key, ()), key=str):
             yield ref, self._items[ref]
 
@@ -69,13 +68,13 @@ class Inventory:
         return [(ref.namespace, ref.name) for ref in self._items if ref.kind == kind]
 
     def put(self, kind: Kind, item: Object) -> bool:
-        """Takes an object in; False when it is what we have, or older."""
+        """Takes in the state of an object. False when it is the one that is held, or an older one."""
         metadata = item["metadata"]
         ref = Ref(kind, metadata["namespace"], metadata["name"])
-        held, ended = self._items.get(ref), self._ended.get(metadata["uid"])
+        held, deleted = self._items.get(ref), self._deleted.get(metadata["uid"])
         if held is not None and not _newer(item, held):
             return False
-        if ended is not None and not _after(metadata["resourceVersion"], ended):
+        if deleted is not None and not _after(metadata["resourceVersion"], deleted):
             return False
         self._forget(ref)
         self._items[ref] = item
@@ -85,10 +84,10 @@ class Inventory:
         return True
 
     def drop(self, kind: Kind, item: Object) -> bool:
-        """An object was deleted; False when we know of a later one under the name."""
+        """Takes in the deletion of an object. False when it is not held, or another one is under its name."""
         metadata = item["metadata"]
         ref = Ref(kind, metadata["namespace"], metadata["name"])
-        self._end(metadata["uid"], metadata["resourceVersion"])
+        self._remember_deletion(metadata["uid"], metadata["resourceVersion"])
         held = self._items.get(ref)
         if held is None or held["metadata"]["uid"] != metadata["uid"]:
             return False
@@ -96,9 +95,9 @@ class Inventory:
         return True
 
     def replace(self, kind: Kind, namespace: str | None, items: Iterable[Object], version: str) -> set[Key]:
-        """Takes in a complete list as of `version`, of one namespace or of all; the clusters for which it brought news.
+        """Takes in a complete list as of `version`, of one namespace or of all (None). The clusters that changed.
 
-        This is what heals a deletion that a watch lost: an object that is not listed is gone, unless it came later.
+        This makes up for a deletion that a watch lost: an object that is not listed is gone, unless it came later.
         """
         listed = {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in items}
         changed: set[Key] = set()
@@ -107,7 +106,7 @@ class Inventory:
             written_later = _is_later(gone["metadata"]["resourceVersion"], version)
             if namespace in (None, key[0]) and key not in listed and not written_later:
                 changed.add(owner_of(gone) or key)
-                self._end(gone["metadata"]["uid"], version)
+                self._remember_deletion(gone["metadata"]["uid"], version)
                 self._forget(Ref(kind, *key))
         for key, item in listed.items():
             held = self._items.get(Ref(kind, *key))
@@ -115,13 +114,13 @@ class Inventory:
                 changed |= {owner_of(each) or key for each in (held, item) if each is not None}
         return changed
 
-    def _end(self, uid: str, version: str) -> None:
-        """A list that was asked for before the object's end may still arrive after the news of it."""
-        known = self._ended.pop(uid, version)
-        # Who finds out by asking knows no version of the end, only the object's last.
-        self._ended[uid] = known if _is_later(known, version) else version
-        if len(self._ended) > REMEMBERED_ENDS:
-            self._ended.popitem(last=False)
+    def _remember_deletion(self, uid: str, version: str) -> None:
+        """A list from before the object's deletion may still arrive."""
+        known = self._deleted.pop(uid, version)
+        # A deletion found by asking for the object has no version of its own, only that of the last known state.
+        self._deleted[uid] = known if _is_later(known, version) else version
+        if len(self._deleted) > REMEMBERED_DELETIONS:
+            self._deleted.popitem(last=False)
 
     def _forget(self, ref: Ref) -> None:
         held = self._items.pop(ref, None)
@@ -140,7 +139,7 @@ class Inventory:
             self._revisions[owner] = self._changes
 
     def forget(self, key: Key) -> None:
-        """The cluster is gone, and nobody asks for its revision any more."""
+        """The cluster is gone: forgets its revision."""
         self._revisions.pop(key, None)
 
 
@@ -152,7 +151,7 @@ def _newer(item: Object, held: Object) -> bool:
 
 
 def _after(version: str, other: str) -> bool:
-    # Comparable as numbers since KEP-5504; where they are not numbers, whatever comes last is the newest.
+    # Comparable as numbers since KEP-5504. Where they are not numbers, the state that arrives last is the newest.
     if version.isdigit() and other.isdigit():
         return int(version) > int(other)
     return version != other

@@ -1,4 +1,7 @@
-"""The operator's own life: what it learns at its start, and that it says so when it no longer works."""
+"""The operator: what it lists at its start, when it reconciles, and that it reports when it no longer works.
+
+Not covered: kopf's watches and handlers, which tests/kube/operator runs against an API server.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,8 @@ class Lists:
         yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "5"}}}
 
 
-class Looks:
-    """Whom the operator looked at."""
+class Reconciler:
+    """Which KVClusters the operator had reconciled."""
 
     def __init__(self, pause: float | None = 10.0) -> None:
         self.keys: list[Key] = []
@@ -54,34 +57,34 @@ class Looks:
         return self._pause
 
 
-def operator(lists: Lists, looks: Looks) -> Operator:
+def operator(lists: Lists, reconciler: Reconciler) -> Operator:
     metrics = Metrics(CollectorRegistry())
     return Operator(
-        lists, Link(lambda: 0.0), Inventory(), looks, metrics, namespaces=(), workers=2, rng=random.Random(1)  # type: ignore[arg-type]
+        lists, Link(lambda: 0.0), Inventory(), reconciler, metrics, namespaces=(), workers=2, rng=random.Random(1)  # type: ignore[arg-type]
     )  # fmt: skip
 
 
-async def test_it_learns_what_there_is_before_it_looks_and_looks_again():
-    lists, looks = Lists(), Looks()
-    running = operator(lists, looks)
+async def test_it_lists_everything_before_it_reconciles_and_reconciles_again_after_the_pause():
+    lists, reconciler = Lists(), Reconciler()
+    running = operator(lists, reconciler)
     await running.start()
     assert lists.asked == list(WATCHED)
     await asyncio.sleep(25)
-    assert looks.keys == [("ns", "rag")] * 3
+    assert reconciler.keys == [("ns", "rag")] * 3
     running.check()
     await running.stop()
 
 
 async def test_it_waits_for_an_api_server_that_is_not_up_yet():
     lists = Lists(failures=20)
-    running = operator(lists, Looks())
+    running = operator(lists, Reconciler())
     await running.start()
     assert len(lists.asked) == len(WATCHED) + 20, "only what failed is asked for again"
     await running.stop()
 
 
 async def test_it_says_so_when_it_no_longer_works():
-    running = operator(Lists(), Looks())
+    running = operator(Lists(), Reconciler())
     running.check()
     await running.start()
     await running.stop()
@@ -89,17 +92,17 @@ async def test_it_says_so_when_it_no_longer_works():
         running.check()
 
 
-async def test_a_cluster_misses_an_object_whose_label_was_taken_away():
-    looks = Looks(pause=None)
-    running = operator(Lists(), looks)
+async def test_a_cluster_is_reconciled_when_an_object_loses_its_label():
+    reconciler = Reconciler(pause=None)
+    running = operator(Lists(), reconciler)
     await running.start()
     await asyncio.sleep(1)
-    looks.keys.clear()
+    reconciler.keys.clear()
     labels = {"app.kubernetes.io/instance": "rag"}
     metadata = {"name": "rag-worker", "namespace": "ns", "uid": "d", "resourceVersion": "6", "labels": labels}
-    running.seen(DEPLOYMENT, "ADDED", {"metadata": metadata})
+    running.on_event(DEPLOYMENT, "ADDED", {"metadata": metadata})
     await asyncio.sleep(1)
-    running.seen(DEPLOYMENT, "MODIFIED", {"metadata": {**metadata, "resourceVersion": "7", "labels": {}}})
+    running.on_event(DEPLOYMENT, "MODIFIED", {"metadata": {**metadata, "resourceVersion": "7", "labels": {}}})
     await asyncio.sleep(1)
-    assert looks.keys == [("ns", "rag")] * 2
+    assert reconciler.keys == [("ns", "rag")] * 2
     await running.stop()
