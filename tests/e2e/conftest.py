@@ -1,20 +1,18 @@
-"""Whole clusters of real processes on loopback."""
+"""Clusters of real processes (a router and emulated workers) on loopback, started by local mode."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
 from controller.api.load import validate_manifest
 from controller.local.cluster import LocalCluster
-from tests.e2e.support import ClusterUnderTest
+from tests.e2e.support import ClusterUnderTest, StartCluster
 
 START_SECONDS = 120.0
-
-StartCluster = Callable[..., AbstractAsyncContextManager[ClusterUnderTest]]
 
 
 @pytest.fixture

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from controller.local.cluster import LocalCluster
+
+StartCluster = Callable[..., AbstractAsyncContextManager["ClusterUnderTest"]]
+"""The fixture `start_cluster`."""
 
 
 class ClusterUnderTest:
@@ -48,9 +54,14 @@ class ClusterUnderTest:
                 return False
         return True
 
-    async def metric(self, url: str, name: str) -> float:
-        """Sum of a metric's samples."""
+    async def metric(self, url: str, name: str, **labels: str) -> float:
+        """Sum of the samples of a metric that carry these labels."""
         text = (await self.client.get(f"{url}/metrics")).text
-        samples = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
-        assert samples, f"{url}/metrics has no {name}"
-        return sum(float(line.rsplit(" ", 1)[1]) for line in samples)
+        samples = [
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        assert samples, f"{url}/metrics has no {name} {labels}"
+        return sum(samples)

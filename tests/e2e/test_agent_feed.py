@@ -1,4 +1,10 @@
-"""A router that reads a cache agent's feed: its view is the engine's cache, through gaps, losses and restarts."""
+"""A router that reads a cache agent's feed: its view is the engine's cache, through gaps, losses and restarts.
+
+The engine is a stand-in that publishes captured events of a vLLM on real ZMQ sockets.
+
+Not covered: requests and decisions (the view alone is compared), the agent's own rules (tests/worker/agent), a
+running vLLM (tests/real_vllm).
+"""
 
 from __future__ import annotations
 
@@ -67,7 +73,7 @@ async def test_the_routers_view_is_the_engines_cache(engine: FakeEngine, agent_u
     fleet.add(engine.url, feed_vouches=False)
 
     async def sees(expected: Counter[BlockKey]) -> None:
-        await eventually(lambda: Counter(fleet.view(engine.url)) == expected)
+        await eventually(lambda: Counter(fleet.view(engine.url)) == expected, "the view is the cache")
 
     async with aiohttp.ClientSession() as session:
         subscriber = Subscriber(

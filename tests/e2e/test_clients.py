@@ -1,8 +1,9 @@
-"""Clients that people use, against a router with emulated workers behind it. The `openai` client has a file of its own.
+"""Clients that people use (openai, anthropic, langchain) work against a router with emulated workers behind it.
 
 Each client is imported where it is used: they take seconds, which everyone who collects the tests would pay.
 
-Not covered: `vllm bench serve`, which comes with gigabytes of vLLM. It was run by hand against router and emulator.
+Not covered: `vllm bench serve`, which comes with gigabytes of vLLM (it was run by hand against router and emulator);
+the content of errors field by field (tests/worker/pairs); clients that disconnect (test_convergence.py).
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import StartCluster
-from tests.e2e.support import ClusterUnderTest
+from tests.e2e.support import ClusterUnderTest, StartCluster
 
 pytestmark = pytest.mark.process
 
@@ -37,6 +37,54 @@ async def served(cluster: ClusterUnderTest) -> str:
 
     async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="unused") as client:
         return (await client.models.list()).data[0].id
+
+
+async def test_openai(cluster: ClusterUnderTest) -> None:
+    import openai
+
+    model = await served(cluster)
+    async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="unused", max_retries=0) as client:
+        completion = await client.completions.create(model=model, prompt="def hello():", max_tokens=8)
+        assert completion.object == "text_completion"
+        assert completion.usage is not None
+        assert completion.usage.completion_tokens <= 8
+        assert completion.choices[0].finish_reason in ("length", "stop")
+
+        messages = [{"role": "user", "content": "Tell me about KV caches, " * 40}]
+        chat = await client.chat.completions.create(model=model, messages=messages, max_tokens=5)
+        assert chat.choices[0].message.role == "assistant"
+        again = await client.chat.completions.create(model=model, messages=messages, max_tokens=5)
+        assert again.usage is not None
+        assert again.usage.prompt_tokens_details is not None
+        assert again.usage.prompt_tokens_details.cached_tokens > 0, "the second request lands where the first one was"
+
+        stream = await client.chat.completions.create(
+            model=model, messages=messages, max_tokens=7, stream=True, stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        chunks = [chunk async for chunk in stream]
+        assert chunks[0].choices[0].delta.role == "assistant"
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.completion_tokens == 7
+        assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+
+        text = await client.completions.create(model=model, prompt=[1, 2, 3], max_tokens=4, stream=True)
+        assert len([chunk async for chunk in text]) >= 1
+
+
+async def test_error_classes_of_the_openai_client(cluster: ClusterUnderTest) -> None:
+    import openai
+
+    model = await served(cluster)
+    async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="unused", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError, match="The model `nope` does not exist"):
+            await client.completions.create(model="nope", prompt="x")
+        with pytest.raises(openai.BadRequestError, match="max_tokens must be at least 1, got 0"):
+            await client.completions.create(model=model, prompt="x", max_tokens=0)
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 4096 tokens"):
+            await client.completions.create(model=model, prompt=[7] * 5000)
+        response = await client.completions.with_raw_response.create(model=model, prompt="x", max_tokens=1)
+        assert response.headers["x-kvcluster-worker"] in ("e2e-worker-0", "e2e-worker-1")
 
 
 async def test_anthropic(cluster: ClusterUnderTest) -> None:
@@ -81,7 +129,7 @@ async def test_responses_of_the_openai_client(cluster: ClusterUnderTest) -> None
             model=model, input=QUESTION, instructions="Be brief.", max_output_tokens=6
         )
         assert answer.usage is not None
-        assert answer.usage.output_tokens <= 6
+        assert 0 < answer.usage.output_tokens <= 6
         kinds = [
             event.type
             async for event in await client.responses.create(

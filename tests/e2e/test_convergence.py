@@ -1,4 +1,8 @@
-"""After any traffic, at rest: the index equals the workers' caches, and nothing is held."""
+"""After random traffic with cancellations, at rest: the index equals the workers' caches, and no request or block is
+held.
+
+Not covered: failures (test_failures.py), chats, several routers, and workers whose feed an agent publishes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Processes that die, freeze and restart under load: no request fails whose first byte had not been sent."""
+"""Processes that die, freeze and restart under load: no request fails whose first byte had not been sent.
+
+Not covered: processes in pods (tests/kube/e2e), lost nodes and cut networks (tests/kube), how soon the router reacts
+(tests/router, in virtual time), and two failures at once.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,18 @@
-"""Every figure that people are shown of a cluster's caches, against sums over what the clients were answered."""
+"""Figures that people are shown of a cluster equal sums over what its clients were answered, and over the workers'
+caches.
+
+Covered: hit rates (`/status`, kubectl's column, the dashboard, `kvcluster up`, `kvcluster bench`), decisions,
+requests, tokens, blocks and requests in flight, in the metrics, in `/status` and in `kvcluster up`.
+
+Not covered: times (their histograms are only counted here; tests/router/test_figures.py has them on a virtual clock),
+figures of failures (tests/router/test_figures.py), and what `kvcluster explain` adds up (tests/kvcluster/explain).
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -16,8 +26,8 @@ from controller.status.compute import hit_rate_permille
 from controller.status.report import parse_report
 from deploy.helm.dashboards import FLEET, load, queries
 from kvcluster.display import status_table
-from tests.e2e.conftest import StartCluster
-from tests.e2e.support import ClusterUnderTest
+from tests.e2e.support import ClusterUnderTest, StartCluster
+from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
@@ -34,41 +44,59 @@ def is_hit_rate(expression: str) -> bool:
     return "actual_cached" in expression and "reported_prompt" in expression
 
 
-async def usage_of(cluster: ClusterUnderTest, path: str, **fields: Any) -> dict[str, Any] | None:
-    """What the answer to one request states, from its bytes alone."""
+@dataclass(frozen=True)
+class Answer:
+    """What a client was told in one answer, from its headers and bytes alone."""
+
+    worker: str
+    reason: str
+    matched_blocks: int
+    streamed: bool
+    usage: dict[str, Any] | None
+
+    @property
+    def cached(self) -> int | None:
+        details = (self.usage or {}).get("prompt_tokens_details") or {}
+        return details.get("cached_tokens")
+
+
+async def ask(cluster: ClusterUnderTest, path: str, **fields: Any) -> Answer:
     if fields.get("stream"):
         fields.setdefault("stream_options", {"include_usage": True})
     answer = await cluster.client.post(cluster.url + path, json={"max_tokens": 4, **fields})
     assert answer.status_code == 200
     lines = [line[6:] for line in answer.content.splitlines() if line.startswith(b"data: {")] or [answer.content]
-    return next((usage for line in reversed(lines) if (usage := orjson.loads(line).get("usage"))), None)
+    usage = next((found for line in reversed(lines) if (found := orjson.loads(line).get("usage"))), None)
+    told = {name: answer.headers[f"x-kvcluster-{name}"] for name in ("worker", "reason", "matched-blocks")}
+    return Answer(told["worker"], told["reason"], int(told["matched-blocks"]), bool(fields.get("stream")), usage)
 
 
-async def ask_all(cluster: ClusterUnderTest) -> tuple[int, int]:
-    """Requests of every kind; (prompt, cached) tokens of those whose answers report both."""
-    usages = []
+async def ask_all(cluster: ClusterUnderTest) -> list[Answer]:
+    """Requests of every kind, one after another."""
+    answers = []
     for document in DOCUMENTS:
         for stream in (True, False, True):
-            usages.append(await usage_of(cluster, "/v1/completions", prompt=document, stream=stream))
+            answers.append(await ask(cluster, "/v1/completions", prompt=document, stream=stream))
         messages = [{"role": "user", "content": document}]
         for stream in (False, True):
-            usages.append(await usage_of(cluster, "/v1/chat/completions", messages=messages, stream=stream))
+            answers.append(await ask(cluster, "/v1/chat/completions", messages=messages, stream=stream))
     for number in range(4):  # nothing of these is cached, and their answers say 0
-        usages.append(await usage_of(cluster, "/v1/completions", prompt=f"{number} " * 40, stream=number % 2 == 0))
+        answers.append(await ask(cluster, "/v1/completions", prompt=f"{number} " * 40, stream=number % 2 == 0))
     options = {"include_usage": True, "continuous_usage_stats": True}
-    usages.append(await usage_of(cluster, "/v1/completions", prompt="a b c", stream=True, stream_options=options))
-    told = [
-        usage
-        for usage in usages
-        if usage and (usage.get("prompt_tokens_details") or {}).get("cached_tokens") is not None
-    ]
-    assert any(usage["prompt_tokens_details"]["cached_tokens"] == 0 for usage in told)
-    return sum(usage["prompt_tokens"] for usage in told), sum(u["prompt_tokens_details"]["cached_tokens"] for u in told)
+    answers.append(await ask(cluster, "/v1/completions", prompt="a b c", stream=True, stream_options=options))
+    return answers
+
+
+def sums(answers: list[Answer]) -> tuple[int, int]:
+    """(prompt, cached) tokens of the answers that report both."""
+    told = [answer for answer in answers if answer.usage and answer.cached is not None]
+    assert any(answer.cached == 0 for answer in told)
+    return sum(answer.usage["prompt_tokens"] for answer in told), sum(answer.cached for answer in told)
 
 
 async def test_all_hit_rates_are_those_of_the_answers(start_cluster: StartCluster) -> None:
     async with start_cluster(workers=1) as cluster:
-        prompt, cached = await ask_all(cluster)
+        prompt, cached = sums(await ask_all(cluster))
         assert 0 < cached < prompt
         management = cluster.local.management_url
         page = (await cluster.client.get(f"{management}/status")).content
@@ -98,3 +126,42 @@ async def test_all_hit_rates_are_those_of_the_answers(start_cluster: StartCluste
         assert result.hit_rate == new_cached / new_prompt
         assert result.computed_tokens == new_prompt - new_cached
         assert sum(record.prompt_tokens or 0 for record in driven.records) == new_prompt
+
+
+async def test_counts_and_blocks_are_those_of_the_answers_and_the_caches(start_cluster: StartCluster) -> None:
+    async with start_cluster(workers=2) as cluster:
+        answers = await ask_all(cluster)
+        assert (await cluster.client.get(f"{cluster.url}/v1/models")).status_code == 200  # a request without a decision
+        await eventually(cluster.views_agree, "every view equals its worker's state")
+        management = cluster.local.management_url
+
+        async def shown(name: str, **labels: str) -> float:
+            return await cluster.metric(management, f"kvcluster_router_{name}", **labels)
+
+        reasons = Counter(answer.reason for answer in answers)
+        assert len(reasons) > 1
+        status = (await cluster.client.get(f"{management}/status")).json()
+        assert {reason: count for reason, count in status["decisions"].items() if count} == reasons
+        assert {reason: await shown("decisions_total", reason=reason) for reason in reasons} == reasons
+        assert [each["worker_id"] for each in status["recent"]] == [answer.worker for answer in answers[:-21:-1]]
+        assert await shown("requests_total", code="200") == len(answers) + 1
+        assert await shown("ttft_seconds_count") == sum(answer.streamed for answer in answers)
+        assert await shown("matched_blocks_count") == len(answers)
+        assert await shown("matched_blocks_sum") == sum(answer.matched_blocks for answer in answers) > 0
+        assert await shown("prompt_tokens_total") == sum(answer.usage["prompt_tokens"] for answer in answers)
+        assert await shown("in_flight") == 0
+
+        view = await observe(cluster.local, cluster.client)
+        every: Counter[str] = Counter()
+        for worker, drawn in zip(cluster.local.workers, view.workers, strict=True):
+            its = [answer.usage for answer in answers if answer.worker == worker.name]
+            assert its, "each worker has answered something"
+            for name, field in (
+                ("vllm:prompt_tokens_total", "prompt_tokens"),
+                ("vllm:generation_tokens_total", "completion_tokens"),
+            ):
+                assert await cluster.metric(worker.url, name) == sum(usage[field] for usage in its)
+            _, held = await cluster.worker_state(worker.url)
+            assert await shown("worker_blocks", worker=worker.name) == held.total() == drawn.blocks
+            every |= held
+        assert await shown("index_blocks") == len(every)

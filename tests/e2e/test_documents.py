@@ -1,4 +1,9 @@
-"""The commands of the README do what it says, as written."""
+"""The commands of README.md and docs/vllm.md work as they are written.
+
+Not covered: the README's commands for Kubernetes (tests/kube/e2e/test_headline.py), docs/helm.md
+(tests/deploy/test_helm_docs.py), `make` targets, the commands of docs/real-vllm.md, which need vLLM
+(tests/real_vllm/test_documents.py), and what the pages state beside commands (tests/test_documents.py).
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kvcache.tokens.tokenizer import load_tokenizer
 from tests.ports import free_port
 from tests.processes import eventually
+from tests.real_vllm.documents import follow
+from tests.worker.agent.miniature import MiniatureEngine
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
@@ -120,3 +128,14 @@ async def test_a_router_and_a_worker_run_by_themselves(tmp_path: Path) -> None:
             await _stop(worker)
     finally:
         await _stop(router)
+
+
+async def test_the_page_on_vllm_is_followed_beside_a_miniature_of_vllm(tmp_path: Path) -> None:
+    async with MiniatureEngine(load_tokenizer("gpt2")) as engine:
+        await follow(
+            tmp_path,
+            engine=engine.url,
+            events=engine.events_endpoint,
+            replay=engine.replay_endpoint,
+            tokenizer="gpt2",
+        )
