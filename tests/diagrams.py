@@ -25,6 +25,11 @@ from router.upstream.in_flight import REQUEST_TRANSITIONS, RequestEvent, Request
 from runtime.http.connection import READ_TRANSITIONS, ReadEvent, ReadState
 from runtime.http.context import SERVER_TRANSITIONS, ServerEvent, ServerState
 from runtime.http.request import ANSWER_TRANSITIONS, AnswerEvent, AnswerState
+from worker.agent.core.follower import REPLAY_TRANSITIONS, ReplayEvent, ReplayState
+from worker.agent.prompts import AGREEMENT_TRANSITIONS, Agreement, AgreementEvent
+from worker.emulator.engine.sequence import SEQUENCE_TRANSITIONS, SequenceEvent, SequenceState
+from worker.emulator.server.response import RESPONSE_TRANSITIONS, ResponseEvent, ResponseStatus
+from worker.emulator.server.service import WORKER_TRANSITIONS, WorkerEvent, WorkerState
 
 PAGE = Path(__file__).parents[1] / "docs" / "states.md"
 _BLOCK = re.compile(r"^<!-- states: (?P<name>.+?) -->\n(?:```mermaid\n.*?^```\n)?", re.MULTILINE | re.DOTALL)
@@ -142,6 +147,19 @@ MACHINES: tuple[Machine, ...] = (
         by_table(TOKENIZER_TRANSITIONS),
         events_of(TokenizerEvent),
     ),
+    Machine("emulator", WorkerState, WorkerState.SERVING, by_table(WORKER_TRANSITIONS), events_of(WorkerEvent)),
+    Machine(
+        "engine request",
+        SequenceState,
+        SequenceState.WAITING,
+        by_table(SEQUENCE_TRANSITIONS),
+        events_of(SequenceEvent),
+    ),
+    Machine(
+        "response", ResponseStatus, ResponseStatus.QUEUED, by_table(RESPONSE_TRANSITIONS), events_of(ResponseEvent)
+    ),
+    Machine("agent prompts", Agreement, Agreement.LOADING, by_table(AGREEMENT_TRANSITIONS), events_of(AgreementEvent)),
+    Machine("agent replay", ReplayState, ReplayState.IDLE, by_table(REPLAY_TRANSITIONS), events_of(ReplayEvent)),
     Machine("queue entry", EntryState, EntryState.IDLE, by_table(ENTRY_TRANSITIONS), events_of(EntryEvent)),
     Machine(
         "local process", ProcessState, ProcessState.STARTING, by_table(PROCESS_TRANSITIONS), events_of(ProcessEvent)

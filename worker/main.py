@@ -29,7 +29,7 @@ from worker.emulator.generators import GeneratorError, make_generator
 from worker.emulator.generators.base import Generator
 from worker.emulator.metrics import EngineMetrics, WorkerCollector, WorkerCounts, cache_config
 from worker.emulator.server.app import App
-from worker.emulator.server.service import Service, Stage
+from worker.emulator.server.service import Service, WorkerEvent, WorkerState
 from worker.emulator.timer import LoopTimer, TimerFactory, precise_timer
 from worker.feed.endpoints import CacheState, FeedEndpoints
 from worker.feed.log import FeedLog
@@ -42,7 +42,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 SHUTDOWN_MARGIN = 2.0
-"""Seconds for answers that were cut short by the end of the grace period to reach their clients."""
+"""Seconds for the answers that the end of the grace period cut short to reach their clients."""
 
 
 class Worker:
@@ -106,7 +106,7 @@ class Worker:
                 self.feed,
                 WorkerCounts(
                     push_failures=lambda: self.push_failures(),
-                    draining=lambda: self.service.stage is not Stage.SERVING,
+                    draining=lambda: self.service.state is not WorkerState.SERVING,
                 ),
                 settings.served_model,
                 cache_config(
@@ -120,23 +120,23 @@ class Worker:
         )
         self.app = App(self.service, self.endpoints, Exposition(registry))
 
-    async def leave(self, limit: float, cut_short: asyncio.Event) -> None:
-        """Take what still comes, as long as anything does, for `limit` seconds at most: nobody else may be there.
+    async def drain(self, limit: float, cut_short: asyncio.Event) -> None:
+        """Go on serving until requests stop coming, for `limit` seconds at most: this may be the last worker.
 
-        The feed's streams end, so that routers ask /health and hear that others should be preferred.
+        The feed's streams end, so that routers ask /health and learn from it to prefer other workers.
         """
-        self.service.enter(Stage.LEAVING)
+        self.service.on(WorkerEvent.DRAIN)
         self.endpoints.drop()
         drain = Drain(DrainPolicy(0.0, limit), time.monotonic, last_request=lambda: self.service.last_request)
         await drain.wait(cut_short)
 
-    async def drain(self, grace: float) -> bool:
-        """Take nothing new and let what runs finish; what is left after `grace` seconds ends with "abort".
+    async def finish_requests(self, grace: float) -> bool:
+        """Refuse new requests and let those in flight finish. Those left after `grace` seconds end with "abort".
 
-        The feed ends at once: a router that loses it asks /health, and hears that this worker leaves.
-        True if nothing was left.
+        The feed ends at once: a router that loses it asks /health, and learns that this worker closes.
+        True if no request was aborted.
         """
-        self.service.enter(Stage.DRAINING)
+        self.service.on(WorkerEvent.CLOSE)
         self.endpoints.close()
         try:
             async with asyncio.timeout(grace):
@@ -201,10 +201,10 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
         pushing.cancel()  # first of all, so that the routers stop choosing this worker
         if settings.drain_limit and not failed:
             stop.clear()  # another signal ends this, and only one after that the process
-            await _first(stop, worker.async_engine.dead, worker.leave(settings.drain_limit, stop))
+            await _first(stop, worker.async_engine.dead, worker.drain(settings.drain_limit, stop))
             failed = worker.async_engine.dead.is_set()
             stop.set()
-        finished = await worker.drain(0.0 if failed else settings.grace_period)
+        finished = await worker.finish_requests(0.0 if failed else settings.grace_period)
     finally:
         pushing.cancel()
         await asyncio.gather(pushing, return_exceptions=True)

@@ -186,7 +186,7 @@ async def test_draining_finishes_what_runs_and_refuses_the_rest(start) -> None:
     harness = start()
     task, reply = harness.client.begin("POST", "/v1/completions", completion(max_tokens=20))
     await asyncio.sleep(0.05)
-    draining = asyncio.create_task(harness.worker.drain(10.0))
+    draining = asyncio.create_task(harness.worker.finish_requests(10.0))
     await asyncio.sleep(0)
     health = await harness.client.get("/health")
     assert (health.status, health.body) == (503, b"")
@@ -205,7 +205,7 @@ async def test_the_end_of_the_grace_period_ends_streams_with_abort(start) -> Non
     task, reply = harness.client.begin("POST", "/v1/completions", completion(max_tokens=1000))
     plain, whole = harness.client.begin("POST", "/v1/completions", completion(max_tokens=1000, stream=False))
     await asyncio.sleep(0.05)
-    assert await harness.worker.drain(0.5) is False
+    assert await harness.worker.finish_requests(0.5) is False
     await asyncio.gather(task, plain)
     assert reply.chunks[-1]["choices"][0]["finish_reason"] == "abort"
     assert reply.data[-1] == "[DONE]"

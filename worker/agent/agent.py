@@ -16,7 +16,7 @@ from worker.addresses import default_worker_id
 from worker.agent.core.load import Scrape
 from worker.agent.engine import EngineClient, EngineError, engine_client
 from worker.agent.prompts import (
-    NEXT_AGREEMENT,
+    AGREEMENT_TRANSITIONS,
     UNKNOWN_FINGERPRINT,
     Agreement,
     AgreementEvent,
@@ -166,7 +166,7 @@ class Agent:
 
     def _prompts(self, happened: AgreementEvent) -> None:
         """The one place where the agreement changes."""
-        self.agreement = NEXT_AGREEMENT[self.agreement][happened]
+        self.agreement = AGREEMENT_TRANSITIONS[self.agreement][happened]
 
     # --- its events -------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ _COMPARED = {
     AgreementEvent.DIFFERENT: Agreement.DIFFERENT,
     AgreementEvent.UNCHECKED: Agreement.UNCHECKED,
 }
-NEXT_AGREEMENT: Mapping[Agreement, Mapping[AgreementEvent, Agreement]] = {
+AGREEMENT_TRANSITIONS: Mapping[Agreement, Mapping[AgreementEvent, Agreement]] = {
     Agreement.LOADING: {
         AgreementEvent.LOAD_FAILED: Agreement.UNLOADABLE,
         AgreementEvent.LOADED: Agreement.PENDING,

@@ -245,6 +245,6 @@ async def test_the_feed_ends_when_the_worker_drains(start) -> None:
     harness = start()
     follower, _ = harness.client.begin("GET", "/cache/events")
     await asyncio.sleep(0.1)
-    await harness.worker.drain(1.0)
+    await harness.worker.finish_requests(1.0)
     await follower
     assert (await harness.client.get("/cache/events")).status == 503

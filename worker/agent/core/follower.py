@@ -27,7 +27,7 @@ from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.events import EventError, decode
 
 
-class Replay(Enum):
+class ReplayState(Enum):
     """How far the answer to a request for missed batches has come."""
 
     IDLE = auto()
@@ -50,15 +50,15 @@ class ReplayEvent(Enum):
     END = auto()
 
 
-NEXT_REPLAY: Mapping[tuple[Replay, ReplayEvent], Replay] = {
-    **{(state, ReplayEvent.BEGIN): Replay.ASKED for state in Replay},
-    **{(state, ReplayEvent.END): Replay.IDLE for state in Replay},
-    (Replay.ASKED, ReplayEvent.BATCH): Replay.ANSWERING,
-    (Replay.ASKED, ReplayEvent.GAP): Replay.ANSWERING,
-    (Replay.ANSWERING, ReplayEvent.BATCH): Replay.ANSWERING,
-    (Replay.ANSWERING, ReplayEvent.GAP): Replay.TORN,
-    (Replay.TORN, ReplayEvent.BATCH): Replay.TORN,
-    (Replay.TORN, ReplayEvent.GAP): Replay.TORN,
+REPLAY_TRANSITIONS: Mapping[tuple[ReplayState, ReplayEvent], ReplayState] = {
+    **{(state, ReplayEvent.BEGIN): ReplayState.ASKED for state in ReplayState},
+    **{(state, ReplayEvent.END): ReplayState.IDLE for state in ReplayState},
+    (ReplayState.ASKED, ReplayEvent.BATCH): ReplayState.ANSWERING,
+    (ReplayState.ASKED, ReplayEvent.GAP): ReplayState.ANSWERING,
+    (ReplayState.ANSWERING, ReplayEvent.BATCH): ReplayState.ANSWERING,
+    (ReplayState.ANSWERING, ReplayEvent.GAP): ReplayState.TORN,
+    (ReplayState.TORN, ReplayEvent.BATCH): ReplayState.TORN,
+    (ReplayState.TORN, ReplayEvent.GAP): ReplayState.TORN,
 }
 
 
@@ -93,7 +93,7 @@ class Follower:
         self._next: int | None = None
         self._live = -1
         """The last batch that was published to us: lower ones are a restart, not copies of what was replayed."""
-        self._replay = Replay.IDLE
+        self._replay = ReplayState.IDLE
         self._events: list[Event] = []
         self._reset: Reset | None = None
         self._complete = False
@@ -142,7 +142,7 @@ class Follower:
         """A replayed batch."""
         gap = self._next is not None and seq > self._next
         self._replaying(ReplayEvent.GAP if gap else ReplayEvent.BATCH)
-        if self._replay is Replay.TORN or (self._next is not None and seq < self._next):
+        if self._replay is ReplayState.TORN or (self._next is not None and seq < self._next):
             return
         if gap:  # before the first batch of the answer: the engine has forgotten what lies between
             self._lose()
@@ -152,9 +152,9 @@ class Follower:
         """Whether the answer had no hole."""
         ended = self._replay
         self._replaying(ReplayEvent.END)
-        if ended is Replay.ASKED and self._next == 0:
+        if ended is ReplayState.ASKED and self._next == 0:
             self._complete = True  # vLLM remembers its last batches, so one that remembers none has published none
-        return ended is not Replay.TORN
+        return ended is not ReplayState.TORN
 
     def take(self) -> Update:
         """What has changed since the last call."""
@@ -164,7 +164,7 @@ class Follower:
 
     def _replaying(self, happened: ReplayEvent) -> None:
         """The one place where the state of the replay changes. Raises `KeyError` for a batch that nobody asked for."""
-        self._replay = NEXT_REPLAY[self._replay, happened]
+        self._replay = REPLAY_TRANSITIONS[self._replay, happened]
 
     def _apply(self, seq: int, payload: bytes) -> None:
         self._complete = self._complete or seq == 0

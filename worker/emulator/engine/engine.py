@@ -16,7 +16,7 @@ from worker.emulator.engine.request import (
     RequestRefusedError,
 )
 from worker.emulator.engine.scheduler import Scheduler, Step
-from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceStatus
+from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceState
 
 
 class Engine:
@@ -147,7 +147,7 @@ class Engine:
         max_model_len, eos = self.config.max_model_len, self.config.eos_token_id
         ended = False
         for sequence in step.sampling:
-            if sequence.status is SequenceStatus.FINISHED:
+            if sequence.state is SequenceState.FINISHED:
                 continue  # aborted while the step ran
             index = sequence.generated
             token = sequence.source.token(index)
@@ -178,7 +178,7 @@ class Engine:
             self._scheduler.sweep()
 
     def _end(self, sequence: Sequence, reason: FinishReason, at: float) -> None:
-        sequence.move(SequenceEvent.FINISHED)
+        sequence.on(SequenceEvent.FINISHED)
         del self._sequences[sequence.request.request_id]
         self.stats.finished[reason] += 1
         self._finished.append(sequence.finish(reason, at))

@@ -14,7 +14,7 @@ from kvcache.profiles import LatencyModel, blocks_to_compute
 from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.request import EngineStats
-from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceStatus
+from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceState
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Scheduler:
 
     def sweep(self) -> None:
         """Take the sequences that are done out of the running ones."""
-        self.running = [sequence for sequence in self.running if sequence.status is not SequenceStatus.FINISHED]
+        self.running = [sequence for sequence in self.running if sequence.state is not SequenceState.FINISHED]
 
     def free(self, sequence: Sequence) -> None:
         """Give the sequence's blocks back to the cache."""
@@ -83,13 +83,13 @@ class Scheduler:
         prefill_seconds = 0.0
         decoding = False
         preempted = False
-        prefilling = SequenceStatus.PREFILLING
+        prefilling = SequenceState.PREFILLING
         running = self.running
         at = 0
         while at < len(running) and budget:
             sequence = running[at]
             at += 1
-            if sequence.status is prefilling:
+            if sequence.state is prefilling:
                 count = min(sequence.tokens - sequence.computed, budget)
                 needed = -(-(sequence.computed + count) // self._block_size) - len(sequence.blocks)
             else:
@@ -101,7 +101,7 @@ class Scheduler:
                     if not self._make_room(sequence, needed):
                         break
                 sequence.blocks += self._cache.allocate(needed)
-            if sequence.status is prefilling:
+            if sequence.state is prefilling:
                 prefill_seconds += self._compute_chunk(sequence, count)
             else:
                 decoding = True
@@ -129,8 +129,8 @@ class Scheduler:
     def prefill_tokens(self) -> int:
         """Prompt tokens still to be computed: what running sequences lack, and what waiting ones would lack if they
         were admitted now. O(running + waiting), and O(1) a block by which those hits have changed since last time."""
-        prefilling = SequenceStatus.PREFILLING
-        tokens = sum(sequence.tokens - sequence.computed for sequence in self.running if sequence.status is prefilling)
+        prefilling = SequenceState.PREFILLING
+        tokens = sum(sequence.tokens - sequence.computed for sequence in self.running if sequence.state is prefilling)
         cached, size = self._cache.cached, self._block_size
         for sequence in self.waiting.values():
             if self._looks_up(sequence):
@@ -152,7 +152,7 @@ class Scheduler:
             victim = self.running.pop()
             self.free(victim)
             victim.computed = 0
-            victim.move(SequenceEvent.PREEMPTED)
+            victim.on(SequenceEvent.PREEMPTED)
             victim.preemptions += 1
             self._stats.preemptions += 1
             self.enqueue(victim)
@@ -176,7 +176,7 @@ class Scheduler:
         self._failed_admission = None
         del self.waiting[sequence.request.request_id]
         self.running.append(sequence)
-        sequence.move(SequenceEvent.ADMITTED)
+        sequence.on(SequenceEvent.ADMITTED)
         cache.acquire(hits)
         sequence.blocks = hits
         sequence.computed = cached = len(hits) * size
@@ -225,7 +225,7 @@ class Scheduler:
         if end // size > begin // size:
             self._store(sequence, begin // size)
         if end == sequence.tokens:
-            sequence.move(SequenceEvent.PREFILLED)
+            sequence.on(SequenceEvent.PREFILLED)
         seconds = sequence.admission_cost + sequence.block_cost * (-(-end // size) - -(-begin // size))
         sequence.admission_cost = 0.0
         return seconds

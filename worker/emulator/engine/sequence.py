@@ -9,7 +9,7 @@ from kvcache.keys import BYTES_PER_TOKEN, BlockKey, PrefixHasher, pack_tokens
 from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, RequestTimes
 
 
-class SequenceStatus(Enum):
+class SequenceState(Enum):
     """Where a request stands in the engine. vLLM's RUNNING is two states here, PREFILLING and DECODING."""
 
     WAITING = auto()
@@ -22,7 +22,7 @@ class SequenceStatus(Enum):
 
 
 class SequenceEvent(Enum):
-    """What changes the status of a request."""
+    """What changes the state of a request."""
 
     ADMITTED = auto()
     PREFILLED = auto()
@@ -32,14 +32,14 @@ class SequenceEvent(Enum):
     """Its output ended, or it was aborted."""
 
 
-NEXT_STATUS: Mapping[tuple[SequenceStatus, SequenceEvent], SequenceStatus] = {
-    (SequenceStatus.WAITING, SequenceEvent.ADMITTED): SequenceStatus.PREFILLING,
-    (SequenceStatus.WAITING, SequenceEvent.FINISHED): SequenceStatus.FINISHED,
-    (SequenceStatus.PREFILLING, SequenceEvent.PREFILLED): SequenceStatus.DECODING,
-    (SequenceStatus.PREFILLING, SequenceEvent.PREEMPTED): SequenceStatus.WAITING,
-    (SequenceStatus.PREFILLING, SequenceEvent.FINISHED): SequenceStatus.FINISHED,
-    (SequenceStatus.DECODING, SequenceEvent.PREEMPTED): SequenceStatus.WAITING,
-    (SequenceStatus.DECODING, SequenceEvent.FINISHED): SequenceStatus.FINISHED,
+SEQUENCE_TRANSITIONS: Mapping[tuple[SequenceState, SequenceEvent], SequenceState] = {
+    (SequenceState.WAITING, SequenceEvent.ADMITTED): SequenceState.PREFILLING,
+    (SequenceState.WAITING, SequenceEvent.FINISHED): SequenceState.FINISHED,
+    (SequenceState.PREFILLING, SequenceEvent.PREFILLED): SequenceState.DECODING,
+    (SequenceState.PREFILLING, SequenceEvent.PREEMPTED): SequenceState.WAITING,
+    (SequenceState.PREFILLING, SequenceEvent.FINISHED): SequenceState.FINISHED,
+    (SequenceState.DECODING, SequenceEvent.PREEMPTED): SequenceState.WAITING,
+    (SequenceState.DECODING, SequenceEvent.FINISHED): SequenceState.FINISHED,
 }
 
 
@@ -53,7 +53,7 @@ class Sequence:
     __slots__ = (
         "_block_bytes", "_hasher", "_keys", "_packed", "admission_cost", "arrival", "block_cost", "blocks",
         "cached_tokens", "computed", "first_token", "generated", "known_hits", "last_token", "preemptions",
-        "prompt_tokens", "request", "scheduled", "source", "status", "tokens",
+        "prompt_tokens", "request", "scheduled", "source", "state", "tokens",
     )  # fmt: skip
 
     def __init__(self, request: EngineRequest, block_size: int, arrival: float) -> None:
@@ -67,7 +67,7 @@ class Sequence:
         self.computed = 0
         """Leading tokens that have KV, counting what the step in progress computes."""
         self.blocks: list[int] = []
-        self.status = SequenceStatus.WAITING
+        self.state = SequenceState.WAITING
         self.known_hits = 0
         """While waiting: leading blocks seen cached, an estimate for the load report."""
         self.admission_cost = 0.0
@@ -84,9 +84,9 @@ class Sequence:
         self._hasher = PrefixHasher(request.scope)
         self._keys: list[BlockKey] = []
 
-    def move(self, event: SequenceEvent) -> None:
-        """The one place where the status changes. Raises `KeyError` for an event that the status does not allow."""
-        self.status = NEXT_STATUS[self.status, event]
+    def on(self, event: SequenceEvent) -> None:
+        """The one place where the state changes. Raises `KeyError` for an event that the state does not allow."""
+        self.state = SEQUENCE_TRANSITIONS[self.state, event]
 
     def append(self, token: int) -> None:
         """One more generated token."""

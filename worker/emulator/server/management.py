@@ -21,7 +21,7 @@ from worker.emulator.protocol.tokenize import (
 )
 from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, encode
-from worker.emulator.server.service import VLLM_VERSION, Service, Stage, json_body
+from worker.emulator.server.service import VLLM_VERSION, Service, WorkerState, json_body
 
 UNBOUNDED = 2**63
 """/tokenize takes prompts longer than any context."""
@@ -33,9 +33,9 @@ async def health(raw_request: HttpRequest, service: Service) -> None:
     A worker that leaves and still takes requests says so in a header: an endpoint that terminates is used for as long
     as it says that it is ready, where there is no other.
     """
-    ready = service.stage is not Stage.DRAINING and not service.engine.dead.is_set()
-    leaving = [(DRAINING_HEADER.encode(), b"1")] if service.stage is Stage.LEAVING else []
-    await raw_request.reply(200 if ready else 503, b"", *leaving)
+    ready = service.state is not WorkerState.CLOSING and not service.engine.dead.is_set()
+    draining = [(DRAINING_HEADER.encode(), b"1")] if service.state is WorkerState.DRAINING else []
+    await raw_request.reply(200 if ready else 503, b"", *draining)
 
 
 async def version(raw_request: HttpRequest, service: Service) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -28,14 +29,29 @@ class ResponseStatus(StrEnum):
     FAILED = "failed"
 
 
-_ENDS = frozenset(
-    {ResponseStatus.COMPLETED, ResponseStatus.INCOMPLETE, ResponseStatus.CANCELLED, ResponseStatus.FAILED}
+class ResponseEvent(Enum):
+    """What changes the status of a response."""
+
+    STARTED = auto()
+    COMPLETED = auto()
+    TOKENS_EXHAUSTED = auto()
+    CANCELLED = auto()
+    FAILED = auto()
+
+
+RESPONSE_TRANSITIONS: Mapping[tuple[ResponseStatus, ResponseEvent], ResponseStatus] = MappingProxyType(
+    {
+        (ResponseStatus.QUEUED, ResponseEvent.STARTED): ResponseStatus.IN_PROGRESS,
+        (ResponseStatus.QUEUED, ResponseEvent.CANCELLED): ResponseStatus.CANCELLED,
+        (ResponseStatus.QUEUED, ResponseEvent.FAILED): ResponseStatus.FAILED,
+        (ResponseStatus.IN_PROGRESS, ResponseEvent.COMPLETED): ResponseStatus.COMPLETED,
+        (ResponseStatus.IN_PROGRESS, ResponseEvent.TOKENS_EXHAUSTED): ResponseStatus.INCOMPLETE,
+        (ResponseStatus.IN_PROGRESS, ResponseEvent.CANCELLED): ResponseStatus.CANCELLED,
+        (ResponseStatus.IN_PROGRESS, ResponseEvent.FAILED): ResponseStatus.FAILED,
+        # Whatever the generation of a cancelled response still comes to.
+        **{(ResponseStatus.CANCELLED, event): ResponseStatus.CANCELLED for event in ResponseEvent},
+    }
 )
-NEXT_STATUSES: Mapping[ResponseStatus, frozenset[ResponseStatus]] = {
-    ResponseStatus.QUEUED: frozenset({ResponseStatus.IN_PROGRESS, ResponseStatus.CANCELLED, ResponseStatus.FAILED}),
-    ResponseStatus.IN_PROGRESS: _ENDS,
-    **dict.fromkeys(_ENDS, frozenset()),
-}
 
 
 class Response:
@@ -64,18 +80,11 @@ class Response:
 
     @property
     def ended(self) -> bool:
-        return self.status in _ENDS
+        return self.status not in (ResponseStatus.QUEUED, ResponseStatus.IN_PROGRESS)
 
-    def enter(self, status: ResponseStatus) -> None:
-        """The one place where the status changes. A cancelled response stays so, whatever its generation came to.
-
-        Raises `ValueError` for a status that cannot follow the present one.
-        """
-        if self.status is ResponseStatus.CANCELLED:
-            return
-        if status not in NEXT_STATUSES[self.status]:
-            raise ValueError(f"a response that is {self.status} cannot become {status}")
-        self.status = status
+    def on(self, event: ResponseEvent) -> None:
+        """The one place where the status changes. Raises `KeyError` for an event that the status does not allow."""
+        self.status = RESPONSE_TRANSITIONS[self.status, event]
 
     def object(self) -> dict[str, Any]:
         """The response as JSON, as far as it has come."""
@@ -168,7 +177,8 @@ class Response:
     def _end(self, choice: Choice, output: list[dict[str, Any]]) -> None:
         self._choice = choice
         self.output = output
-        self.enter(ResponseStatus.INCOMPLETE if choice.finish_reason == "length" else ResponseStatus.COMPLETED)
+        length = choice.finish_reason == "length"
+        self.on(ResponseEvent.TOKENS_EXHAUSTED if length else ResponseEvent.COMPLETED)
 
     def _open_item(self) -> None:
         self._open = True

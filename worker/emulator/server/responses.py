@@ -30,7 +30,7 @@ from worker.emulator.protocol.responses import (
 from worker.emulator.protocol.sampling import Sampling, logit_bias
 from worker.emulator.protocol.validation import parse_request, sanitized
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
-from worker.emulator.server.response import Response, ResponseStatus
+from worker.emulator.server.response import Response, ResponseEvent
 from worker.emulator.server.service import Service, json_body
 from worker.emulator.server.streaming import generated, running, stream
 from worker.emulator.server.submission import Prompt, check, text_of
@@ -108,7 +108,7 @@ class Responses:
         stored = self._find(raw_request.path.rsplit("/", 2)[-2])
         if stored.response.ended:
             raise _invalid("Cannot cancel a synchronous response.", "response_id")
-        stored.response.enter(ResponseStatus.CANCELLED)
+        stored.response.on(ResponseEvent.CANCELLED)
         if stored.task is not None:
             stored.task.cancel()
         await raw_request.json(200, stored.response.object())
@@ -217,7 +217,7 @@ async def _make(service: Service, request: ResponsesRequest, prompt: Prompt, sto
     response = stored.response
     try:
         check(service, [prompt])
-        response.enter(ResponseStatus.IN_PROGRESS)
+        response.on(ResponseEvent.STARTED)
         response.begin()
         stored.news.set()
         with running(service, [prompt], scope_of(request.cache_salt), response.id, streaming=True) as generation:
@@ -227,7 +227,7 @@ async def _make(service: Service, request: ResponsesRequest, prompt: Prompt, sto
                 stored.news.set()
             response.last(generation.choices)
     except (ApiError, EngineDeadError):
-        response.enter(ResponseStatus.FAILED)
+        response.on(ResponseEvent.FAILED)
     finally:
         stored.news.set()
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from kvcache.errors import ApiError, model_not_found
@@ -39,21 +40,32 @@ class Abortable(Protocol):
     def abort(self) -> None: ...
 
 
-class Stage(Enum):
-    """Where a worker stands between its start and its end."""
+class WorkerState(Enum):
+    """The state of the emulator's process. Whether its engine works is another question (`AsyncEngine.dead`)."""
 
     SERVING = auto()
-    LEAVING = auto()
-    """SIGTERM has come. New requests are still taken, but routers should prefer other workers."""
     DRAINING = auto()
-    """Running requests finish, new ones are refused."""
+    """SIGTERM has come. New requests are still taken, but routers should prefer other workers."""
+    CLOSING = auto()
+    """New requests are refused; those in flight finish."""
 
 
-NEXT_STAGES: Mapping[Stage, frozenset[Stage]] = {
-    Stage.SERVING: frozenset({Stage.LEAVING, Stage.DRAINING}),
-    Stage.LEAVING: frozenset({Stage.DRAINING}),
-    Stage.DRAINING: frozenset(),
-}
+class WorkerEvent(Enum):
+    """What moves the process towards its end."""
+
+    DRAIN = auto()
+    """SIGTERM, with a drain limit."""
+    CLOSE = auto()
+    """SIGTERM without a drain limit, the end of the draining, or a dead engine."""
+
+
+WORKER_TRANSITIONS: Mapping[tuple[WorkerState, WorkerEvent], WorkerState] = MappingProxyType(
+    {
+        (WorkerState.SERVING, WorkerEvent.DRAIN): WorkerState.DRAINING,
+        (WorkerState.SERVING, WorkerEvent.CLOSE): WorkerState.CLOSING,
+        (WorkerState.DRAINING, WorkerEvent.CLOSE): WorkerState.CLOSING,
+    }
+)
 
 
 @dataclass(slots=True)
@@ -79,7 +91,7 @@ class Service:
     trust_request_chat_template: bool = False
     store_responses: bool = False
     """Keep what /v1/responses has answered."""
-    stage: Stage = Stage.SERVING
+    state: WorkerState = WorkerState.SERVING
     last_request: float = -math.inf
     """When the last completion or chat request came, on `time.monotonic`."""
     started: int = field(default_factory=lambda: int(time.time()))
@@ -97,11 +109,9 @@ class Service:
     def __post_init__(self) -> None:
         self.idle.set()
 
-    def enter(self, stage: Stage) -> None:
-        """The one place where the stage changes. Raises `ValueError` for a stage that cannot follow the present one."""
-        if stage not in NEXT_STAGES[self.stage]:
-            raise ValueError(f"a worker that is {self.stage.name} cannot become {stage.name}")
-        self.stage = stage
+    def on(self, event: WorkerEvent) -> None:
+        """The one place where the state changes. Raises `KeyError` for an event that the state does not allow."""
+        self.state = WORKER_TRANSITIONS[self.state, event]
 
     @contextmanager
     def counted(self) -> Iterator[None]:
