@@ -1,4 +1,4 @@
-"""Cross-origin requests (Fetch standard, 3.2): preflights are answered here, whatever the workers say."""
+"""Cross-origin requests (Fetch standard, 3.2): the router answers preflights itself, whatever the workers allow."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _PREFLIGHT_VARIES = (b"vary", b"Origin, Access-Control-Request-Method, Access-Co
 
 @dataclass(frozen=True, slots=True)
 class Cors:
-    """Which origins browsers let use the data port; `ANY` among them means all. Without any, nothing is done.
+    """The origins whose pages may use the data port from a browser; `ANY` among them means all. If there are none, the
+    router adds no headers and passes preflights on.
 
-    Credentials in the sense of browsers (cookies) are not allowed: keys travel in `Authorization`, which scripts set.
+    Credentials in the sense of browsers (cookies) are not allowed: API keys are sent in `Authorization`, by scripts.
     """
 
     origins: frozenset[str] = frozenset()
 
     def is_preflight(self, method: str, headers: Headers) -> bool:
-        """A browser's question whether it may send a request. With no origins set it is the worker's to answer."""
+        """Whether a request is a preflight that the router answers; without any origins, the worker does."""
         return (
             method == "OPTIONS"
             and bool(self.origins)
@@ -35,7 +36,7 @@ class Cors:
         )
 
     def headers(self, request: Headers) -> Headers:
-        """What the answer to a request with these headers carries."""
+        """The headers to add to the answer to a request with these headers."""
         origin = find(request, b"origin") if self.origins else b""
         if not origin or not self._allows(origin):
             return []
@@ -48,7 +49,7 @@ class Cors:
         ]
 
     async def answer_preflight(self, headers: Headers, send: Send) -> int:
-        """Answer as vLLM's server (Starlette) does. Returns the status."""
+        """Answer a preflight as vLLM's server (Starlette) does. Returns the status."""
         origin = find(headers, b"origin")
         allowed = self._allows(origin)
         status, body = (200, b"OK") if allowed else (400, b"Disallowed CORS origin")
@@ -63,7 +64,7 @@ class Cors:
         return status
 
     def sender(self, request: Headers, send: Send) -> Send:
-        """`send` for the answer to a request with these headers; what a worker says about origins is replaced."""
+        """`send` for the answer to a request with these headers: replaces what the worker says about origins."""
         if not self.origins or not find(request, b"origin"):
             return send
         added = self.headers(request)

@@ -1,4 +1,4 @@
-"""The data port: inference APIs for clients, and nothing else. A raw ASGI app; bodies pass through byte for byte."""
+"""The data port: inference APIs for clients, and nothing else. A raw ASGI app that passes bodies on unchanged."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from router.server.proxy import Proxy, answer_error, answer_json
 from router.upstream.interface import UpstreamRequest
 
 _IN_PATH = "/!$&'()*+,;=:@"
-"""What a path may hold beside letters, digits and `-._~` (RFC 3986 3.3): all else is percent-encoded."""
+"""The characters that a path may hold besides letters, digits and `-._~` (RFC 3986 3.3): others are percent-encoded."""
 _IN_QUERY = "".join(map(chr, range(0x21, 0x7F)))
-"""The same of a query, which passes through as it came but for what no request line may hold."""
+"""The characters that a query may hold. It is passed on as it came, except for what no request line may hold."""
 CLIENT_LEFT = 499
-"""Status in the metrics (nginx's) of a request whose client left before it was answered."""
+"""Status (nginx's) under which the metrics count a request whose client left before it was answered."""
 
 
 @dataclass(slots=True)
 class DataPlane:
-    """`POST /v1/completions` and `/v1/chat/completions` go where their prefix is cached; every other path of an
-    inference API, and those `allowed` by name, to the least loaded worker."""
+    """Sends `POST /v1/completions` and `/v1/chat/completions` to where their prefix is cached, and requests for every
+    other path of an inference API, or of `allowed`, to the least loaded worker."""
 
     proxy: Proxy
     prompts: PromptReader
@@ -40,7 +40,7 @@ class DataPlane:
     allowed: frozenset[str] = frozenset()
     cors: Cors = NO_CORS
     last_request: float = -math.inf
-    """When the last request came, on `clock`."""
+    """When the last request came, as a time of `clock`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         code = CLIENT_LEFT
@@ -90,7 +90,7 @@ async def _not_found(send: Send, path: str, judged: Access) -> int:
 
 
 def _target(path: str, scope: Scope) -> str:
-    """The path that was judged, spelled in one way only, and the client's query."""
+    """The path that was checked, in its one normal spelling, and the client's query."""
     target = quote(path, safe=_IN_PATH)
     if query := scope["query_string"]:
         target += "?" + quote(query, safe=_IN_QUERY)
@@ -98,7 +98,7 @@ def _target(path: str, scope: Scope) -> str:
 
 
 async def _redirect(send: Send, location: str) -> int:
-    """As vLLM's server, but to where the client came from: a worker would name its own address."""
+    """Redirect as vLLM's server does, but by a relative location: a worker would name its own address."""
     headers = [(b"content-length", b"0"), (b"location", location.encode())]
     await send({"type": "http.response.start", "status": 307, "headers": headers})
     await send({"type": "http.response.body"})

@@ -1,4 +1,4 @@
-"""Which HTTP headers a proxy passes on, and which end at each hop (RFC 9110 7.6.1)."""
+"""Which HTTP headers the router passes on, and which end at each hop (RFC 9110 7.6.1)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _HOP_BY_HOP = frozenset(
     }
 )
 _REQUEST_STOPS = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"http2-settings"}
-"""The upstream connection has a host, a length and an upgrade of its own."""
+"""The request to the worker has a host, a length and an upgrade of its own."""
 _RESPONSE_STOPS = _HOP_BY_HOP | {b"date", b"server"}
-"""Our server writes the last two itself."""
+"""The router's own server writes the last two."""
 
 
 def _passed(headers: Iterable[tuple[bytes, bytes]], stops: frozenset[bytes]) -> Headers:
@@ -59,7 +59,7 @@ def to_client(headers: Iterable[tuple[bytes, bytes]], request_id: bytes, added: 
 
 
 def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
-    """Value of the first header of this (lower case) name; empty if there is none."""
+    """Value of the first header of this name (in lower case); empty if there is none."""
     for at, value in headers:
         if at.lower() == name:
             return value
@@ -67,9 +67,8 @@ def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
 
 
 def retry_after(headers: Headers, now: datetime) -> float | None:
-    """Seconds that a Retry-After names, by number or by date (RFC 9110 10.2.3); None without one that makes sense.
-
-    `now` is the wall clock's, with a time zone.
+    """Seconds that a Retry-After states, as a number or as a date (RFC 9110 10.2.3). None if there is none, or none that
+    makes sense. `now` is the wall clock's time, with a time zone.
     """
     value = find(headers, b"retry-after").decode("latin-1").strip()
     if value.isdecimal() and value.isascii():

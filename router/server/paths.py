@@ -15,12 +15,12 @@ RESOURCES = frozenset(
 )  # fmt: skip
 """First segments under /v1/ that belong to an inference API: OpenAI's, Anthropic's, and what vLLM 0.32 adds.
 
-A list of what is open, not of what is closed: vLLM has management verbs there too (`load_lora_adapter`,
-`unload_lora_adapter`), and what the next release or a plugin adds must not be open to every client by oversight.
+The list names what is open and not what is closed: vLLM has management endpoints under /v1/ too (`load_lora_adapter`,
+`unload_lora_adapter`), and an endpoint that a later release or a plugin adds must not be open to clients by oversight.
 """
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
-"""Idempotent by definition (RFC 9110 9.2.2), of those that workers know."""
+"""The methods that are idempotent by definition (RFC 9110 9.2.2), of those that workers know."""
 
 COMPUTED = frozenset(
     {
@@ -31,22 +31,23 @@ COMPUTED = frozenset(
         "/v1/audio/translations", "/v1/audio/speech", "/v1/images/generations", "/tokenize", "/detokenize",
     }
 )  # fmt: skip
-"""POST there computes an answer and changes nothing else: known to be idempotent in spite of its method."""
+"""Paths at which POST computes an answer and changes nothing, so that it is idempotent in spite of its method."""
 
 
 class Access(Enum):
-    """What becomes of a request for a path."""
+    """What the router does with a request for a path."""
 
     PASSED = "passed"
-    """It goes to a worker."""
+    """It is sent to a worker."""
     CLOSED = "closed"
-    """Under /v1/, but no part of an inference API: passed on only where it is allowed by name."""
+    """It is refused: the path is under /v1/ but not part of an inference API, and is not allowed by name."""
     UNKNOWN = "unknown"
-    """Nothing that a client could want of a worker, or a path that two servers might read in two ways."""
+    """It is not found: clients need no such path of a worker, or two servers might interpret it in two ways."""
 
 
 def access(path: str, allowed: frozenset[str] = frozenset()) -> Access:
-    """Judge a path that has been percent-decoded once, as the worker's own server will do. O(length of the path)."""
+    """Whether clients may reach a path, which has been percent-decoded once, as the worker's server will do.
+    O(length of the path)."""
     if path in COMPUTED:
         return Access.PASSED
     if not is_plain(path):
@@ -59,11 +60,11 @@ def access(path: str, allowed: frozenset[str] = frozenset()) -> Access:
 
 
 def is_plain(path: str) -> bool:
-    """Whether every server reads this decoded path in the same way, as the name of what it says.
+    """Whether every server interprets this decoded path in the same way.
 
-    Not plain: whatever decoding it again would change (`%2e` that came as `%252e`), what is no UTF-8, control
-    characters, `.` and `..` however they are written (backslashes, `..;x`, compatibility forms of the dot), and empty
-    segments: a server further on may resolve any of these to a path that is not for clients.
+    A path is not plain if decoding it again would change it (`%2e`, sent as `%252e`), or if it holds anything that is
+    not UTF-8, control characters, `.` or `..` in any spelling (backslashes, `..;x`, compatibility forms of the dot), or
+    empty segments: another server may resolve any of these to a path that is closed to clients.
     """
     if not path.startswith("/") or "%" in path or "\ufffd" in path or not path.isprintable():
         return False

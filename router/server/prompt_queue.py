@@ -1,4 +1,4 @@
-"""Prompts that are too long for the event loop are read in threads: the shorter first, each for a limited time."""
+"""Runs the reading of long prompts in threads: shorter ones first, and each for a limited time."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 LONG = 256 * 1024
-"""Bytes of a body above which a job is long: 30 to 130 ms of tokenising."""
+"""Bytes of a body above which a job is long: it takes at least 30 to 130 ms to tokenize."""
 THREADS = 2
-"""One takes long jobs, both take short ones: a short job never waits for a long one. Tokenising holds no lock while it
-works, so more would only take CPU from the event loop."""
+"""Only one of the threads runs long jobs, so a short job never waits for a long one. Tokenizers release the
+interpreter's lock, so more threads would take CPU time from the event loop."""
 BYTES_PER_SECOND = 256 * 1024
-"""A job goes before a longer one unless that has waited a second for each of so many bytes that it is longer: nobody
-waits for ever."""
-PATIENCE = 2.0
+"""A shorter job overtakes a longer one that has waited for less than a second for each of so many bytes of the
+difference in length. So no job waits for ever."""
+READ_TIMEOUT = 2.0
 """Seconds after which a request no longer waits for its prompt to be read."""
 
 
-class Abandoned(Exception):
-    """Raised inside a job, at its next checkpoint, when nobody waits for its result any more."""
+class AbandonedError(Exception):
+    """Raised inside a job at its next checkpoint, when its result is no longer waited for."""
 
 
 class Checkpoint:
-    """What a running job calls now and then; raises `Abandoned`. Set from another thread."""
+    """A running job calls it now and then. Raises `AbandonedError` once `abandoned` is set, from another thread."""
 
     __slots__ = ("abandoned",)
 
@@ -36,7 +36,7 @@ class Checkpoint:
 
     def __call__(self) -> None:
         if self.abandoned:
-            raise Abandoned
+            raise AbandonedError
 
 
 class _Job(Generic[T]):
@@ -58,13 +58,13 @@ class _Job(Generic[T]):
 
 
 class PromptQueue:
-    """Jobs by length, run in `THREADS` threads. Used from one event loop.
+    """Jobs, ordered by length and waiting time, that run in `THREADS` threads. For use from one event loop.
 
     Invariant: at most one long job runs; as long as a thread is free, no job waits that could run on it.
     """
 
-    def __init__(self, patience: float = PATIENCE) -> None:
-        self._patience = patience
+    def __init__(self, timeout: float = READ_TIMEOUT) -> None:
+        self._timeout = timeout
         self._threads = ThreadPoolExecutor(THREADS, "prompts")
         self._short: list[_Job[object]] = []
         self._long: list[_Job[object]] = []
@@ -72,25 +72,25 @@ class PromptQueue:
         self._long_running = False
 
     async def run(self, size: int, work: Callable[[Checkpoint], T]) -> T:
-        """The result of `work`, a job on `size` bytes. Raises what it raises, and `TimeoutError` after `patience`."""
+        """The result of `work`, a job on `size` bytes. Raises what `work` raises, and `TimeoutError` after the timeout."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
         job = _Job(work, size, loop.time() + size / BYTES_PER_SECOND, result)
         heapq.heappush(self._long if size > LONG else self._short, job)  # type: ignore[misc]
         self._fill()
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 return await result
         finally:
             job.checkpoint.abandoned = True
 
     def close(self) -> None:
-        """Runs nothing more. Jobs that run are not waited for."""
+        """Start no more jobs. Those that are running are not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _fill(self) -> None:
         while self._running < THREADS and (job := self._next()) is not None:
-            if job.result.done():  # nobody waits any more
+            if job.result.done():  # it is no longer waited for
                 continue
             self._running += 1
             if job.size > LONG:

@@ -1,21 +1,20 @@
-"""From a request's body to what a decision needs: its block keys, its length, whether it streams."""
+"""Reads a request's body for what a routing decision needs: its block keys, its length, whether it streams."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from kvcache.keys import PrefixKeys, TokenIdError, pack_tokens
+from kvcache.keys import CacheScope, PrefixKeys, TokenIdError, pack_tokens
 from kvcache.prompts import PromptError, chat_request_prompt, completion_request_prompts, request_scope
 from kvcache.tokens.tokenizer import Tokenizer, TooManyTokensError
-from router.core.decision import RouteRequest, Unread
-from router.server.prompt_queue import PATIENCE, Checkpoint, PromptQueue
-from router.server.reported import reads_no_cache, reported_sequence
+from router.core.decision import ReportedSequence, RouteRequest, Unread
+from router.server.prompt_queue import READ_TIMEOUT, Checkpoint, PromptQueue
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -24,33 +23,35 @@ PROMPTLESS = RouteRequest(keys=None, prompt_tokens=None, streaming=False, prompt
 """A request without a prompt."""
 
 INLINE_TEXT = 16_384
-"""Text longer than this (bytes of the body) is tokenised in a thread: 8 ms at 2 MB/s would hold up all others."""
+"""A body with more bytes than this is tokenized in a thread: 8 ms at 2 MB/s would delay every other request."""
 INLINE_BODY = 131_072
-"""A body longer than this (bytes) is parsed in a thread: so many bytes of token ids take 1 ms."""
+"""A body with more bytes than this is parsed in a thread even if it holds token ids, which take 1 ms to parse then."""
 LONG_DEPTH = 2048
-"""A prompt of more blocks than this has its keys computed in the thread: 2 ms on the event loop otherwise."""
+"""A prompt of more blocks than this has its keys computed in the thread: they would take 2 ms on the event loop."""
 
 BYTES_PER_TOKEN = 16
-"""A body of more bytes than this for each token that the longest context takes is not read: text has 3 to 5 a token,
-escaped as `\\uXXXX` up to 12."""
+"""A body with more bytes than this for each token of the longest context is not read. Text has 3 to 5 bytes a token,
+and up to 12 when it is escaped as `\\uXXXX`."""
 UNKNOWN_CONTEXT = 262_144
-"""Tokens of the longest context, as long as no worker has said."""
+"""Tokens of the longest context as long as no worker has stated its own."""
 BESIDES = 65_536
-"""Bytes of a body beside its prompt: tools, schemas."""
+"""Bytes that a body may hold besides its prompt: tools, schemas."""
 
 _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
 _STREAM = re.compile(rb'"stream"\s*:\s*true\b')
 _ENDS = 65_536
+"""Bytes at the beginning and at the end of a body that `_glance` looks at."""
 _HUGE = re.compile(rb"\d{19}")
 _EXACT = frozenset({"tools", "chat_template_kwargs"})
-"""Fields whose numbers a chat template may write out."""
+"""Fields whose numbers a chat template may write into the prompt, so that they must be read exactly."""
 
 
 class PromptReader:
-    """Reads prompts as the workers do. What it cannot read it leaves to the worker, whose error the client gets.
+    """Reads prompts as the workers do. A body that cannot be read is left to the worker, whose error the client gets.
 
-    `longest` gives the most tokens that any worker takes in one request, None while that is not known. Without a
-    `tokenizer` (it is still being loaded, or cannot be) no prompt is read.
+    `longest()` gives the most tokens that any worker takes in one request, None while that is not known. Without a
+    `tokenizer` (it is being loaded, or cannot be loaded) no prompt is read. `timeout`: seconds that a request waits for
+    its prompt to be read in a thread.
     """
 
     def __init__(
@@ -58,18 +59,18 @@ class PromptReader:
         tokenizer: Tokenizer | None,
         block_size: int,
         longest: Callable[[], int | None] = lambda: None,
-        patience: float = PATIENCE,
+        timeout: float = READ_TIMEOUT,
     ) -> None:
         self.tokenizer = tokenizer
         self._block_size = block_size
         self._longest = longest
-        self._queue = PromptQueue(patience)
+        self._queue = PromptQueue(timeout)
 
     def close(self) -> None:
         self._queue.close()
 
     async def read(self, path: str, body: bytes) -> RouteRequest:
-        """What the router knows about a request; `keys` is None when its prompt was not read, `unread` says why."""
+        """What the router knows about a request. If its prompt was not read, `keys` is None and `unread` says why."""
         size, longest = len(body), self._longest()
         if size > (longest or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + BESIDES:
             return _glance(body, Unread.TOO_LONG)
@@ -98,7 +99,7 @@ class PromptReader:
     ) -> RouteRequest:
         if self.tokenizer is None:
             return _unread(Unread.NO_TOKENIZER, fields)
-        # Where `truncate_prompt_tokens` cuts a prompt down, it may be longer than what a worker takes.
+        # With `truncate_prompt_tokens` the prompt may be longer than a worker's context: the worker cuts it down.
         limit = longest if fields.get("truncate_prompt_tokens") is None else None
         tokenizer = self.tokenizer.bounded(limit, checkpoint or Checkpoint())
         streaming = fields.get("stream") is True
@@ -108,28 +109,69 @@ class PromptReader:
             else:
                 prompts = completion_request_prompts(fields, tokenizer, longest)
             scope = request_scope(fields)
-            # Several prompts in one request go to one worker; the first stands for where they are cached.
+            # All prompts of a request go to one worker. The first one's keys decide which.
             keys = PrefixKeys(pack_tokens(prompts[0]), self._block_size, scope)
-            reported = reported_sequence(fields, prompts, keys, self._block_size, scope, streaming=streaming)
+            reported = _reported_sequence(fields, prompts, keys, self._block_size, scope, streaming=streaming)
         except (PromptError, TokenIdError):
             return _unread(Unread.UNREADABLE, fields)
         except TooManyTokensError:
             return _unread(Unread.TOO_LONG, fields)
         if limit is not None and max(map(len, prompts)) > limit:
             return _unread(Unread.TOO_LONG, fields)
-        reads = not reads_no_cache(fields, chat=path == CHAT)
+        uses_cache = not _bypasses_cache(fields, chat=path == CHAT)
         return RouteRequest(
-            keys=keys if reads else None,
+            keys=keys if uses_cache else None,
             prompt_tokens=sum(len(prompt) for prompt in prompts),
             streaming=streaming,
             model=_model(fields),
             output_tokens=_output_tokens(fields),
-            reported=reported if reads else None,
+            reported=reported if uses_cache else None,
         )
 
 
+def _reported_sequence(
+    fields: Mapping[str, Any],
+    prompts: Sequence[Sequence[int]],
+    keys: PrefixKeys,
+    block_size: int,
+    scope: CacheScope,
+    *,
+    streaming: bool,
+) -> ReportedSequence | None:
+    """The sequence of the request that its answer's `cached_tokens` is about. None: it is the first prompt, whose keys
+    are `keys`, and nothing was computed just before it.
+
+    One request may compute several sequences: `n` of one prompt, or a list of prompts. vLLM 0.32 reports the figure of
+    one of them (measured): the last one's in a whole answer, the first one's in a stream. A later sequence finds in the
+    cache what those before it, of the same request, have just put there.
+    """
+    n = fields.get("n")
+    siblings = isinstance(n, int) and n > 1
+    if streaming or (len(prompts) == 1 and not siblings):
+        return None
+    *before, last = prompts
+    reusable = max(len(last) - 1, 0) // block_size
+    computed = len(last) if siblings else max(_common_length(prompt, last) for prompt in before)
+    if len(prompts) > 1:
+        keys = PrefixKeys(pack_tokens(last), block_size, scope)
+    return ReportedSequence(keys, min(keys.depth, reusable), min(computed // block_size, reusable))
+
+
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest prefix that two prompts have in common."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _bypasses_cache(fields: Mapping[str, Any], *, chat: bool) -> bool:
+    """Whether the engine computes the whole prompt whatever it holds, because its log-probabilities are asked for."""
+    if fields.get("prompt_logprobs") is not None:
+        return True
+    asked = fields.get("top_logprobs", 0) if chat else fields.get("logprobs")
+    return fields.get("echo") is True and asked is not None
+
+
 def _no_request() -> RouteRequest:
-    """The body is no JSON object."""
+    """For a body that is no JSON object."""
     return replace(PROMPTLESS, unread=Unread.UNREADABLE)
 
 
@@ -145,7 +187,7 @@ def _unread(why: Unread, fields: Mapping[str, Any]) -> RouteRequest:
 
 
 def _glance(body: bytes, why: Unread) -> RouteRequest:
-    """Of a body that is not parsed: the model and whether it streams, where its first or last bytes show it."""
+    """For a body that is not parsed: the model and whether it streams, if its first or last bytes show them."""
     model, streaming = None, False
     for part in (body[:_ENDS], body[-_ENDS:]):
         if found := _MODEL.search(part):
@@ -170,8 +212,8 @@ def _parse(body: bytes) -> dict[str, Any] | None:
         except orjson.JSONDecodeError:
             exact = True
         if exact:
-            # What vLLM's server reads with: whole numbers of more than 64 bits are not rounded, and it takes NaN, lone
-            # surrogates, a byte order mark, UTF-16 and UTF-32.
+            # vLLM's server reads with this module, which does not round whole numbers of more than 64 bits, and accepts
+            # NaN, lone surrogates, a byte order mark, UTF-16 and UTF-32.
             fields = json.loads(body)
     except (ValueError, RecursionError):
         return None

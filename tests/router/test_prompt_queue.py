@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from router.server.prompt_queue import BYTES_PER_SECOND, LONG, Abandoned, Checkpoint, PromptQueue
+from router.server.prompt_queue import BYTES_PER_SECOND, LONG, AbandonedError, Checkpoint, PromptQueue
 
 SHORT = 1000
 
@@ -46,7 +46,7 @@ class Jobs:
 
 @pytest.fixture
 async def queue() -> AsyncIterator[PromptQueue]:
-    queue = PromptQueue(patience=20)
+    queue = PromptQueue(timeout=20)
     yield queue
     queue.close()
 
@@ -98,7 +98,7 @@ async def test_whoever_waited_long_enough_goes_before_the_shorter(
 
 
 async def test_nobody_waits_longer_than_is_worth_it() -> None:
-    queue, jobs = PromptQueue(patience=0.01), Jobs()
+    queue, jobs = PromptQueue(timeout=0.01), Jobs()
     with pytest.raises(TimeoutError):
         await queue.run(SHORT, jobs.job("endless"))
     jobs.gates["endless"].set()
@@ -112,8 +112,8 @@ async def test_a_job_that_nobody_waits_for_is_not_begun_and_one_under_way_ends(q
     def work(checkpoint: Checkpoint) -> None:
         try:
             jobs.job("running")(checkpoint)
-        except Abandoned:
-            ended.append(Abandoned)
+        except AbandonedError:
+            ended.append(AbandonedError)
             raise
 
     running = asyncio.create_task(queue.run(LONG + 1, work))
@@ -127,7 +127,7 @@ async def test_a_job_that_nobody_waits_for_is_not_begun_and_one_under_way_ends(q
     last = jobs.job("last")
     jobs.gates["last"].set()
     assert await queue.run(LONG + 1, last) == "last"
-    assert (jobs.began, ended) == (["running", "last"], [Abandoned])
+    assert (jobs.began, ended) == (["running", "last"], [AbandonedError])
 
 
 async def test_what_a_job_raises_is_the_callers(queue: PromptQueue) -> None:

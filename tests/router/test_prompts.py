@@ -34,7 +34,7 @@ class Reading:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.longest: int | None = None
-        self.reader = PromptReader(tokenizer, 16, lambda: self.longest, patience=20)
+        self.reader = PromptReader(tokenizer, 16, lambda: self.longest, timeout=20)
 
     async def prompt(self, prompt: Any, **fields: Any) -> Any:
         return await self.reader.read(COMPLETIONS, orjson.dumps({"prompt": prompt, **fields}))
@@ -96,7 +96,7 @@ async def test_a_body_beyond_all_contexts_is_not_even_parsed(reading: Reading) -
 
 
 async def test_what_takes_too_long_goes_by_load(tokenizer: Tokenizer) -> None:
-    reader = PromptReader(tokenizer, 16, patience=0.0)
+    reader = PromptReader(tokenizer, 16, timeout=0.0)
     body = orjson.dumps({"prompt": WORDS * 10_000, "model": "m"})
     route = await reader.read(COMPLETIONS, body)
     assert (route.keys, route.unread, route.model) == (None, Unread.BUSY, "m")
