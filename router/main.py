@@ -1,4 +1,4 @@
-"""`python -m router.main`: the router. Data plane and management port in one process, on one event loop."""
+"""`python -m router.main`: the router, with the data port and the management port in one process on one event loop."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ EXIT_USAGE = 2
 
 
 def fleet_config(settings: Settings) -> FleetConfig:
-    """What the decisions start from."""
+    """The configuration that the routing decisions start from."""
     return FleetConfig(
         block_size=settings.block_size,
         fingerprint="",
@@ -75,9 +75,9 @@ def fleet_config(settings: Settings) -> FleetConfig:
 
 
 async def discovery(settings: Settings) -> Discovery:
-    """The source of workers the settings name. Workers that push register themselves beside it.
+    """The discovery that the settings name. Workers that push register themselves in addition to it.
 
-    Raises `SettingsError` if it is Kubernetes and there is no way to its API server.
+    Raises `SettingsError` if it is Kubernetes and its API server cannot be found.
     """
     if settings.kubernetes_service is not None:
         from router.discovery.apiserver import find_api_server  # the client takes 13 MB and 0.15 s
@@ -94,7 +94,7 @@ async def discovery(settings: Settings) -> Discovery:
 
 
 async def replacement_of(settings: Settings) -> Replacement | None:
-    """Who says whether another router serves; None: nobody."""
+    """How to learn whether another router serves; None: there is no way."""
     if settings.kubernetes_own_service is None:
         return None
     from router.discovery.apiserver import find_api_server
@@ -107,7 +107,7 @@ async def replacement_of(settings: Settings) -> Replacement | None:
 
 
 def http_limits(settings: Settings) -> HttpLimits:
-    """Bounds of the data port."""
+    """The limits of the data port."""
     return HttpLimits(
         max_header_bytes=settings.max_header_bytes,
         max_headers=settings.max_headers,
@@ -122,11 +122,11 @@ def http_limits(settings: Settings) -> HttpLimits:
 
 
 MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=128 * 2**20, max_concurrent_requests=1024)
-"""A worker's full cache state is far larger than a prompt."""
+"""The limits of the management port. Workers push their full cache state there, which is far larger than a prompt."""
 
 
 class Router:
-    """Everything one router process consists of, wired together. Made inside the event loop."""
+    """The parts of one router process, wired together. Must be created inside the event loop."""
 
     def __init__(self, settings: Settings, source: Discovery, load: Callable[[str], Tokenizer] | None = None) -> None:
         self.clock = clock = time.monotonic
@@ -208,7 +208,7 @@ class Router:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Follow the workers."""
+        """Start to follow the workers and to load the tokenizer."""
         self._tasks = [
             asyncio.create_task(self.fleet_sync.follow(self._source)),
             asyncio.create_task(self._ticker.run()),
@@ -216,7 +216,7 @@ class Router:
         ]
 
     async def drain(self, policy: DrainPolicy, cut_short: asyncio.Event) -> None:
-        """Wait until requests have somewhere else to go, within the bounds of `policy`; see `runtime.draining`."""
+        """Wait until requests are sent elsewhere, within the limits of `policy` (`runtime.draining`)."""
         replacement = await replacement_of(self._settings) if policy.limit > policy.delay else None
         drain = Drain(
             policy,
@@ -231,7 +231,7 @@ class Router:
                 await replacement.close()
 
     async def close(self) -> None:
-        """Let go of the workers."""
+        """End every task and close every connection to a worker."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -241,7 +241,7 @@ class Router:
         self.prompts.close()
 
     def refused(self, status: int) -> None:
-        """A request broke a bound of the data port."""
+        """Count a request that broke a limit of the data port, which answered it with `status`."""
         self.metrics.requests.labels(str(status), self._settings.strategy).inc()
 
     def _adopt(self, tokenizer: Tokenizer) -> None:
@@ -259,9 +259,9 @@ def _socket(fd: int | None, host: str, port: int) -> socket.socket:
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
-    """Run one router until `stop` is set; then finish what is in progress. The process's exit code.
+    """Run one router until `stop` is set, then finish the requests in flight. Returns the process's exit code.
 
-    Raises `SettingsError` and `OSError` when it cannot begin.
+    Raises `SettingsError` or `OSError` if the router cannot start.
     """
     source = await discovery(settings)
     policy = DrainPolicy(settings.drain_delay, settings.drain_limit)
@@ -311,7 +311,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         router.management.advance(RouterEvent.SIGTERM)
         if policy.delay or policy.limit:
             data.drain()
-            stop.clear()  # another signal ends the delay, and only one after that the process
+            stop.clear()  # a second signal ends the draining, and only a third one the process
             await router.drain(policy, stop)
             stop.set()
             event(logger, logging.INFO, "router_closing", in_flight=data.in_flight)
@@ -325,15 +325,15 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the settings, serve. Exit code 2 for settings that cannot be served."""
+    """Read the settings and serve. Returns exit code 2 for settings that cannot be served."""
     try:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
         configure(settings.log_level, settings.log_format)
     except SettingsError as error:
         print(f"router: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
-    # Long prompts are read in threads that hold the interpreter's lock between two calls into the tokenizer: the event
-    # loop gets it back after a millisecond, not after the default of five.
+    # Threads that read long prompts hold the interpreter's lock between two calls into the tokenizer. The event loop
+    # gets it back after a millisecond, not after the default of five.
     sys.setswitchinterval(0.001)
     try:
         return run(lambda stop: serve(settings, stop))

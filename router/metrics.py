@@ -1,7 +1,7 @@
 """The router's metrics. docs/metrics.md describes each; a test holds that document and this module together.
 
-Labels are bounded: statuses, the enums of causes and reasons, and the workers that exist now (read from the fleet at
-each scrape, so that a worker that is gone leaves no series behind).
+The values of labels are bounded: statuses, enums of causes and reasons, and the workers that exist now. Those are read
+from the fleet at each scrape, so that a worker that has been removed leaves no series behind.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TTFT_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
     *(20.0, 40.0, 80.0, 160.0),
 )
-"""vLLM's buckets below 1 s made finer, so that both histograms can be compared."""
+"""vLLM's buckets, made finer below 1 s: the two histograms can be compared."""
 BLOCK_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class Metrics:
-    """Every counter and histogram; gauges are read from the fleet by `FleetCollector`."""
+    """Every counter and histogram. Gauges are read from the fleet by `FleetCollector`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -122,7 +122,7 @@ class FleetCollector(Collector):
 
 
 class DiscoveryCollector(Collector):
-    """How well the source of workers knows them, read from it at each scrape."""
+    """How well discovery knows the workers, read from it at each scrape."""
 
     def __init__(self, status: Callable[[], DiscoveryStatus]) -> None:
         self._status = status
@@ -153,12 +153,12 @@ class DiscoveryCollector(Collector):
 
 
 def total(counter: Counter) -> float:
-    """What a counter has come to, over all of its labels."""
+    """A counter's value, summed over all of its labels."""
     return sum(by_label(counter).values())
 
 
 def by_label(counter: Counter) -> dict[str, float]:
-    """What a counter has come to, by its one label (empty if it has none)."""
+    """A counter's values by the value of its one label (empty if it has no label)."""
     return {
         "".join(sample.labels.values()): sample.value
         for family in counter.collect()

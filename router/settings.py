@@ -18,13 +18,13 @@ from router.server.paths import is_plain
 from runtime.settings import ChatSettings, SettingsError, split_list
 
 ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#\s,]+"
-"""What a browser sends in `Origin`."""
+"""The form of the header `Origin` that a browser sends."""
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
-"""Names of Services and namespaces."""
+"""The form of the names of Services and namespaces."""
 
 
 class Settings(ChatSettings):
-    """One router."""
+    """The settings of one router."""
 
     model_config = SettingsConfigDict(env_prefix="ROUTER_", cli_prog_name="python -m router.main")
 
@@ -192,10 +192,10 @@ class Settings(ChatSettings):
 
     @property
     def total_body_bytes(self) -> int:
-        """Bytes that the bodies of all requests in progress may take."""
+        """Bytes that the bodies of all requests in flight may take together."""
         return self.max_total_body_bytes or max(512 * 2**20, 4 * self.max_body_bytes)
 
     @property
     def gpu(self) -> Profile:
-        """The profile whose latencies the decisions start from."""
+        """The profile whose latencies the routing decisions start from."""
         return profile(self.profile)

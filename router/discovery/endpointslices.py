@@ -1,4 +1,4 @@
-"""From EndpointSlices to the workers behind a Service. What counts, and why, is in docs/router.md, "Discovery"."""
+"""Reads the workers behind a Service from its EndpointSlices. docs/router.md, "Discovery", says what counts and why."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
 
 HTTP_PORT = "http"
-"""Name of the port that takes requests; a slice whose only port has no name means that one."""
+"""Name of the port that takes requests. If a slice has one port only and it has no name, that port is meant."""
 FEED_PORT = "feed"
-"""Name of the port of the cache feed, where it is not the worker's own."""
+"""Name of the port of the cache feed, if another process serves it."""
 
 FAMILIES = ("IPv4", "IPv6", "FQDN")
-"""Address types, the preferred one first: a pod with several is still one worker."""
+"""Address types, in order of preference: a pod that has addresses of several types is still one worker."""
 
 
 class Endpoint(NamedTuple):
-    """One address of one worker, as one slice tells it."""
+    """One address of one worker, as one slice states it."""
 
     family: int
     """Index into `FAMILIES`."""
@@ -29,14 +29,14 @@ class Endpoint(NamedTuple):
     ready: bool
     terminating: bool
     serving: bool
-    """Ready but for its termination."""
+    """The endpoint would be ready if it were not terminating."""
 
 
 Slice = tuple[Endpoint, ...]
 
 
 def read_slice(found: Mapping[str, Any]) -> Slice:
-    """What an EndpointSlice object says; nothing if it has no port for requests or no address."""
+    """The endpoints of an EndpointSlice object; empty if it has no port for requests or no address."""
     port, feed_port = _ports(found.get("ports") or ())
     family = found.get("addressType")
     if port is None or family not in FAMILIES:
@@ -46,7 +46,9 @@ def read_slice(found: Mapping[str, Any]) -> Slice:
         addresses = endpoint.get("addresses") or ()
         if not addresses:
             continue
-        host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]  # the others have no meaning (KEP-752)
+        host = (
+            f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
+        )  # further addresses have no meaning (KEP-752)
         conditions = endpoint.get("conditions") or {}
         target = endpoint.get("targetRef") or {}
         is_pod = target.get("kind") == "Pod"
@@ -66,7 +68,7 @@ def read_slice(found: Mapping[str, Any]) -> Slice:
 
 
 def _ports(ports: Iterable[Mapping[str, Any]]) -> tuple[int | None, int | None]:
-    """Numbers of the ports for requests and for the feed."""
+    """The port numbers for requests and for the feed."""
     named = {
         port.get("name") or "": port["port"]
         for port in ports
@@ -77,10 +79,10 @@ def _ports(ports: Iterable[Mapping[str, Any]]) -> tuple[int | None, int | None]:
 
 
 def discovered_workers(slices: Iterable[Slice]) -> DiscoveredWorkers:
-    """The workers that these slices name together, whatever their order.
+    """The workers that these slices name together, whatever the order of the slices.
 
-    An endpoint that moves between slices is in two for a moment, and a pod with addresses of two families is in two for
-    good: a pod is one worker, and so is an address.
+    A pod is one worker, and so is an address, although two slices may name it: for a moment while an endpoint moves
+    from one slice to another, and always for a pod with addresses of two families.
     """
     found = [endpoint for each in slices for endpoint in each]
     leaving = {endpoint.uid for endpoint in found if endpoint.terminating and endpoint.uid}

@@ -1,4 +1,4 @@
-"""Whether another router serves behind the Service that this one is behind. Asked while this one drains."""
+"""Whether another router serves behind the same Service. A router asks while it drains."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from router.discovery.listwatch import ApiFailure, Cause
 
 
 class Replacement:
-    """Looks at the EndpointSlices of the routers' own Service. `pod`: the name of this router's pod."""
+    """Reads the EndpointSlices of the routers' own Service. `pod`: the name of this router's pod."""
 
     def __init__(self, api: Api, pod: str) -> None:
         self._api = api
         self._pod = pod
 
     async def serves(self) -> bool:
-        """Whether requests have somewhere else to go, or no way here any more (a Service that is gone).
+        """Whether another router serves, or the Service is gone, so that no requests come here any more.
 
-        Raises `OSError` when the API server does not say, `PermissionError` when it is not allowed to: the garbage
-        collector takes a deleted cluster's Role while its routers drain, and there will be no other router.
+        Raises `OSError` if the API server does not answer, and `PermissionError` if this router may not read the
+        slices: the garbage collector deletes the Role of a deleted cluster while its routers drain, and then no other
+        router will come.
         """
         try:
             found = await self._api.list()
@@ -36,7 +37,7 @@ class Replacement:
         return not routers or any(other.intake is Intake.OPEN for other in others)
 
     async def close(self) -> None:
-        """Let go of the API server."""
+        """Close the connection to the API server."""
         await self._api.close()
 
 

@@ -1,4 +1,4 @@
-"""Where the list of workers comes from."""
+"""Sources of the list of workers: a static list and a file. `kubernetes` has the one for EndpointSlices."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ logger = logging.getLogger(__name__)
 
 
 FEED = "feed="
-"""Before the URL of a worker's cache feed, where another process serves it."""
+"""Prefix of the URL of a worker's cache feed, if another process serves it."""
 
 
 class WorkerUrlError(ValueError):
-    """Not the URL of a worker; the message says why."""
+    """A text is not the URL of a worker. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryStatus:
-    """How well a source knows the workers now. Seconds."""
+    """How well a source knows the workers now. Times are in seconds."""
 
     source: str
     """`kubernetes`, `file` or `static`."""
     known: bool
-    """It has told its first list."""
+    """The source has yielded its first list."""
     healthy: bool
-    """Its list is as good as new; False: the last one it could get stays in force."""
+    """The list is up to date. False: the last list that could be read is used."""
     age: float | None
-    """Since the list was last confirmed; None: never, or it cannot change."""
+    """Time since the list was last confirmed; None: it never was, or it cannot change."""
     error: str = ""
-    """What keeps it from confirming the list now; empty: nothing."""
+    """Why the list cannot be confirmed now; empty: it can."""
     failures: Mapping[str, int] = field(default_factory=dict)
-    """Attempts to read or watch the list that failed, by cause."""
+    """Failed attempts to read or watch the list, by cause."""
     relists: Mapping[str, int] = field(default_factory=dict)
-    """Times the whole list was read again, by reason."""
+    """How often the whole list was read again, by reason."""
 
     def public(self) -> dict[str, object]:
-        """What `GET /status` and `GET /ready` say of it."""
+        """The fields that `GET /status` and `GET /ready` show."""
         return {"source": self.source, "healthy": self.healthy, "age_seconds": self.age, "error": self.error}
 
 
@@ -53,14 +53,14 @@ class Discovery(Protocol):
     """A source of workers."""
 
     def status(self) -> DiscoveryStatus:
-        """How it is doing."""
+        """How well the source knows the workers now."""
 
     def watch(self) -> AsyncIterator[DiscoveredWorkers]:
         """The workers now, and again whenever they change. It ends when they can no longer change."""
 
 
 def worker_url(text: str) -> str:
-    """A worker's base URL in the form that names it everywhere: scheme, host, port. Raises `WorkerUrlError`."""
+    """A worker's base URL in the form that identifies it everywhere: scheme, host, port. Raises `WorkerUrlError`."""
     try:
         parts = urlsplit(text.strip())
         port = parts.port
@@ -73,8 +73,8 @@ def worker_url(text: str) -> str:
 
 
 def listed_workers(entries: Iterable[str]) -> DiscoveredWorkers:
-    """Workers by URL. An entry is a worker's URL, or `feed=URL`: the address of the feed of the worker before it, an
-    agent's, where the engine itself has none. Raises `WorkerUrlError`."""
+    """Workers by URL. An entry is a worker's URL, or `feed=URL`, which gives the address of the previous worker's cache
+    feed: that of an agent, beside an engine that has no feed of its own. Raises `WorkerUrlError`."""
     workers: dict[str, DiscoveredWorker] = {}
     last = None
     for entry in entries:
@@ -100,7 +100,7 @@ def entries(workers: DiscoveredWorkers) -> Iterator[str]:
 
 
 class StaticDiscovery:
-    """A list that never changes, of entries as `listed_workers` takes them."""
+    """A list that never changes, made of entries as `listed_workers` takes them."""
 
     def __init__(self, entries: Sequence[str]) -> None:
         self._workers = listed_workers(entries)
@@ -113,9 +113,9 @@ class StaticDiscovery:
 
 
 class FileDiscovery:
-    """A text file with one worker a line, `URL` or `URL,feed=URL`; empty lines and what follows a # do not count.
+    """A text file with one worker a line, `URL` or `URL,feed=URL`. Empty lines, and text after a #, are ignored.
 
-    It is read again every `interval` seconds. While it is missing or holds a bad line the last good list stays.
+    It is read again every `interval` seconds. While it is missing or holds a bad line, the last good list is used.
     """
 
     def __init__(self, path: Path, interval: float = 0.5, clock: Callable[[], float] = time.monotonic) -> None:

@@ -67,8 +67,8 @@ def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
 
 
 def retry_after(headers: Headers, now: datetime) -> float | None:
-    """Seconds that a Retry-After states, as a number or as a date (RFC 9110 10.2.3). None if there is none, or none that
-    makes sense. `now` is the wall clock's time, with a time zone.
+    """Seconds that a Retry-After states, as a number or as a date (RFC 9110 10.2.3). None if there is none that makes
+    sense. `now` is the wall clock's time, with a time zone.
     """
     value = find(headers, b"retry-after").decode("latin-1").strip()
     if value.isdecimal() and value.isascii():

@@ -72,7 +72,7 @@ class PromptQueue:
         self._long_running = False
 
     async def run(self, size: int, work: Callable[[Checkpoint], T]) -> T:
-        """The result of `work`, a job on `size` bytes. Raises what `work` raises, and `TimeoutError` after the timeout."""
+        """The result of `work`, a job on `size` bytes. Raises what `work` raises, or `TimeoutError` on a timeout."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
         job = _Job(work, size, loop.time() + size / BYTES_PER_SECOND, result)
