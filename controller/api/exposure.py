@@ -1,4 +1,4 @@
-"""Parts of the manifest that say how clients come to the routers: Services, an Ingress, an HTTPRoute."""
+"""Parts of the manifest about who connects to the pods: Services, Ingress, HTTPRoute, NetworkPolicies, monitoring."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from controller.api.base import SpecModel, rule_broken
-from controller.api.kubernetes import RawObject
+from controller.api.common import RawObject, SpecModel, rule_broken
 
 Host = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 UrlPath = Annotated[str, Field(pattern=r"^/[^\s?#]*$", max_length=1_024)]
@@ -57,7 +56,7 @@ class Ingress(SpecModel):
     host: Host | None = None
     """Host name that requests must be for. Default: any."""
     path: UrlPath = "/"
-    """Prefix of the path; it is not taken away, so an engine's own paths need `/`."""
+    """Prefix of the path. It stays in the path that the routers see, so the API's own paths need `/`."""
     class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """IngressClass. Default: the cluster's default class."""
     tls_secret: Annotated[str, Field(min_length=1, max_length=253)] | None = None
@@ -77,3 +76,27 @@ class HttpRoute(SpecModel):
     """Prefix of the path."""
     annotations: dict[str, str] = Field(default_factory=dict)
     """Annotations of the object."""
+
+
+class NetworkPolicy(SpecModel):
+    """Who may open connections to the pods."""
+
+    enabled: bool = False
+    """Let only routers and scrapers reach the workers, and only the controller and scrapers the management port."""
+    scrapers: list[RawObject] = Field(default_factory=list, max_length=64)
+    """Peers that may scrape metrics, as a NetworkPolicy writes them (namespaceSelector, podSelector, ipBlock)."""
+    clients: list[RawObject] = Field(default_factory=list, max_length=64)
+    """Peers that may send requests to the routers. Default: everyone."""
+
+
+class Monitoring(SpecModel):
+    """How Prometheus finds the pods."""
+
+    pod_monitor: bool = False
+    """Create a PodMonitor, where the Prometheus operator's CRD is installed."""
+    pod_monitor_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the PodMonitor: a Prometheus selects its monitors by them."""
+    interval_seconds: Annotated[int, Field(ge=1, le=3_600)] = 15
+    """How often the PodMonitor has the pods scraped."""
+    scrape_annotations: bool = False
+    """Annotate the pods with `prometheus.io/scrape`, `port` and `path`."""

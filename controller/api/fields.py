@@ -13,7 +13,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from controller.api.base import CLUSTER_ONLY
+from controller.api.common import CLUSTER_ONLY
 from controller.api.model import KVCluster
 
 Path = tuple[str, ...]

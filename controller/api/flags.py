@@ -1,4 +1,4 @@
-"""Flags and variables of an engine that a manifest may not set, and what to do instead."""
+"""Flags and environment variables of an engine that a manifest may not set, and what to set instead."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ REFUSED_FLAGS: Mapping[tuple[str, ...], str] = MappingProxyType(
         ("--config",): "a file could set any of the flags that are refused: write its flags into spec.engine.args",
     }
 )
-"""Flags with which an engine would run and the cluster would not work -> why, and what to do. `*`: whatever follows."""
+"""Flags with which the engine would run, but not the cluster -> why, and what to do. `*` stands for any ending."""
 
 REFUSED_VARIABLES: Mapping[str, str] = MappingProxyType({"VLLM_API_KEY": _NO_KEY})
-"""Variables that do what a refused flag does -> why, and what to do."""
+"""Environment variables that do what a refused flag does -> why, and what to do."""
 
 OWNED_VARIABLES = (
     "VLLM_HOST_IP",
     *(f"{who}_{what}" for who in ("WORKER", "AGENT", "ROUTER") for what in ("WORKER_ID", "HOST", "PORT", "FD")),
 )
-"""Variables that each pod is given: a second one of the same name would be refused by Kubernetes, or win."""
+"""Our own environment variables in each pod. A second one of the same name would win, or be refused by Kubernetes."""
 
 
 def pattern(*flags: str) -> str:
@@ -71,7 +71,7 @@ def pattern(*flags: str) -> str:
     return f"^-({'|'.join([*begin, *([f'({chr(124).join(exact)})([=.]|$)'] if exact else [])])})"
 
 
-def problem(argument: str) -> str | None:
+def flag_problem(argument: str) -> str | None:
     """What is wrong with an argument of the engine, and what to do; None for one that is fine."""
     flag = re.split(r"[=.]", argument, maxsplit=1)[0]
     for reserved, field in RESERVED_FLAGS.items():

@@ -1,4 +1,4 @@
-"""Reading a manifest, and refusing a bad one in words a person can act on.
+"""Reads a manifest, and refuses a bad one in words that a person can act on.
 
 Every problem names the line, the field's path, the value and what is allowed; all problems of a manifest are
 reported together.
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from controller.api.model import API_VERSION, KIND, KVCluster
-from controller.api.problems import Location, ManifestError, ManifestProblem, dotted, problem, show
+from controller.api.problems import Location, ManifestError, ManifestProblem, describe, dotted, show
 
 MAX_BYTES = 1_048_576
 """An API server takes no larger object either (etcd's limit)."""
@@ -38,7 +38,7 @@ _SERVER_METADATA = frozenset(
         "uid",
     }
 )
-"""What an API server adds to metadata: `kubectl get -o yaml` can be run as it is."""
+"""What an API server adds to metadata. It is accepted, so that the output of `kubectl get -o yaml` is a manifest."""
 
 
 def load_manifest(file: str | Path) -> KVCluster:
@@ -79,7 +79,7 @@ def validate_manifest(
 ) -> KVCluster:
     """The manifest with this content. `lines` says where each value stands, if known. Raises `ManifestError`."""
     lines = lines or {}
-    # A document of another kind has a hundred unknown fields; the one problem worth telling is its kind.
+    # A document of another kind has a hundred unknown fields. Only its kind is worth reporting.
     wrong_kind = [
         ManifestProblem(name, f"must be {expected}, not {show(content.get(name))}", lines.get((name,)))
         for name, expected in (("apiVersion", API_VERSION), ("kind", KIND))
@@ -95,11 +95,11 @@ def validate_manifest(
     except ValidationError as error:
         found = error.errors(include_url=False)
         found += _behind_unknown_fields(content, found)
-        raise ManifestError(source, [problem(details, content, lines) for details in found]) from None
+        raise ManifestError(source, [describe(details, content, lines) for details in found]) from None
 
 
 def _behind_unknown_fields(content: Mapping[str, Any], found: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Rules across fields that are broken too: a model with an unknown field does not look at them."""
+    """Rules across fields that are broken too: pydantic does not check them on a model with an unknown field."""
     unknown = [details["loc"] for details in found if details["type"] == "extra_forbidden"]
     if not unknown:
         return []
@@ -175,7 +175,7 @@ def _construct(root: yaml.Node, source: str) -> Any:
 
 
 def _survey(root: yaml.Node, lines: dict[Location, int]) -> Iterator[ManifestProblem]:
-    """Notes the line of every value in `lines`; yields keys given twice, and endless or huge documents."""
+    """Records the line of every value in `lines`; yields keys that are given twice, and endless or huge documents."""
     pending: list[tuple[yaml.Node, Location, frozenset[int]]] = [(root, (), frozenset())]
     seen = 0
     while pending:

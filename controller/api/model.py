@@ -8,7 +8,6 @@ names it and goes on without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
@@ -17,9 +16,18 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from controller.api import flags
-from controller.api.base import CLUSTER_ONLY, SpecModel, rule_broken
-from controller.api.exposure import HttpRoute, Ingress, Network, Service
-from controller.api.kubernetes import Monitoring, NetworkPolicy, Placement, PullPolicy, RawObject
+from controller.api.common import (
+    CLUSTER_ONLY,
+    EnvVar,
+    Placement,
+    PullPolicy,
+    RawObject,
+    SpecModel,
+    check_unique_names,
+    first_repeated,
+    rule_broken,
+)
+from controller.api.exposure import HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
 from controller.api.routing import Ejection, Limits, Liveness, Retries, Timeouts
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
 
@@ -63,29 +71,6 @@ def _known_profile(name: str) -> str:
 # --- the spec -------------------------------------------------------------------------------------------
 
 
-class EnvVar(SpecModel):
-    """An environment variable."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
-    """Name of the variable."""
-    value: Annotated[str, Field(max_length=32_768)] = ""
-    """Its value: a string (quote numbers and true/false)."""
-    value_from: Annotated[RawObject | None, CLUSTER_ONLY] = None
-    """Where the value comes from instead: Kubernetes' `secretKeyRef`, `configMapKeyRef`, `fieldRef`."""
-
-    @model_validator(mode="after")
-    def _not_a_flag(self) -> EnvVar:
-        if (wrong := flags.variable_problem(self.name)) is not None:
-            raise rule_broken("name", wrong)
-        return self
-
-    @model_validator(mode="after")
-    def _one_source(self) -> EnvVar:
-        if self.value and self.value_from is not None:
-            raise rule_broken("valueFrom", "cannot be used beside value: remove one of the two")
-        return self
-
-
 class Model(SpecModel):
     """The model that is served."""
 
@@ -114,12 +99,12 @@ class Model(SpecModel):
 
     @model_validator(mode="after")
     def _env_names_are_unique(self) -> Model:
-        _unique(self.env)
+        check_unique_names(self.env)
         return self
 
     @model_validator(mode="after")
     def _served_names_are_unique(self) -> Model:
-        if (index := _first_repeated(self.served_names)) is not None:
+        if (index := first_repeated(self.served_names)) is not None:
             raise rule_broken(f"servedNames[{index}]", "is given twice: remove one of the two")
         return self
 
@@ -153,29 +138,14 @@ class Engine(SpecModel):
     @model_validator(mode="after")
     def _args_do_not_contradict_fields(self) -> Engine:
         for index, argument in enumerate(self.args):
-            if (wrong := flags.problem(argument)) is not None:
+            if (wrong := flags.flag_problem(argument)) is not None:
                 raise rule_broken(f"args[{index}]", wrong)
         return self
 
     @model_validator(mode="after")
     def _env_names_are_unique(self) -> Engine:
-        _unique(self.env)
+        check_unique_names(self.env)
         return self
-
-
-def _unique(env: Iterable[EnvVar]) -> None:
-    """Raises for a variable that is given twice."""
-    if (index := _first_repeated(variable.name for variable in env)) is not None:
-        raise rule_broken(f"env[{index}].name", "is given twice: remove one of the two")
-
-
-def _first_repeated(values: Iterable[str]) -> int | None:
-    seen: set[str] = set()
-    for index, value in enumerate(values):
-        if value in seen:
-            return index
-        seen.add(value)
-    return None
 
 
 class Cache(SpecModel):
@@ -220,9 +190,9 @@ class Router(Placement):
     retries: Retries = Retries()
     """What a router does when a worker fails before its answer has begun."""
     liveness: Liveness = Liveness()
-    """When a router takes a worker, or its view of the worker's cache, for lost."""
+    """When a router gives up a worker, or its view of the worker's cache, as lost."""
     ejection: Ejection = Ejection()
-    """When a router leaves out a worker that fails where others do not, and for how long."""
+    """When a router ejects a worker that fails while others do not, and for how long."""
     cors_origins: list[Annotated[str, Field(pattern=ORIGIN_PATTERN, max_length=256)]] = Field(
         default_factory=list, max_length=32
     )
@@ -230,7 +200,7 @@ class Router(Placement):
     allowed_paths: list[Annotated[str, Field(pattern=PATH_PATTERN, max_length=256)]] = Field(
         default_factory=list, max_length=32
     )
-    """Paths that routers pass on beside inference APIs, such as /v1/load_lora_adapter: see `docs/router.md`."""
+    """Paths that routers forward in addition to inference APIs, such as /v1/load_lora_adapter: see `docs/router.md`."""
     service: Annotated[Service, CLUSTER_ONLY] = Service()
     """The Service in front of the routers."""
     ingress: Annotated[Ingress | None, CLUSTER_ONLY] = None

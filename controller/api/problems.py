@@ -1,4 +1,4 @@
-"""What is wrong with a manifest, in words a person can act on."""
+"""Problems of a manifest: pydantic's errors in words that a person can act on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Location = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class ManifestProblem:
-    """One thing wrong with a manifest. `path` is empty when it is not about one field."""
+    """One thing that is wrong with a manifest. `path` is empty when it is not about one field."""
 
     path: str
     message: str
@@ -123,8 +123,8 @@ def _requirement(details: ErrorDetails) -> str:
             return _MUST_BE.get(kind, details["msg"])
 
 
-def problem(details: ErrorDetails, content: Mapping[str, Any], lines: Mapping[Location, int]) -> ManifestProblem:
-    """What this error of pydantic means. `content` is what was validated, `lines` where its values stand."""
+def describe(details: ErrorDetails, content: Mapping[str, Any], lines: Mapping[Location, int]) -> ManifestProblem:
+    """An error of pydantic as a problem. `content` is what was validated, `lines` the line of each value."""
     location: Location = details["loc"]
     match details["type"]:
         case "extra_forbidden":

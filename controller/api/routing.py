@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from controller.api.base import SpecModel
+from controller.api.common import SpecModel
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
@@ -17,73 +17,74 @@ class Limits(SpecModel):
     max_body_bytes: Annotated[int, Field(ge=1_024, le=2**31)] = 64 * 2**20
     """Largest request body; a larger one is answered with 413."""
     max_total_body_bytes: Annotated[int, Field(ge=1_024, le=2**40)] | None = None
-    """Largest total of the bodies of all requests in progress, each until its answer begins; what does not fit is
-    answered with 503. It has room for one body at least; default: 512 MiB, or 4 of the largest bodies."""
+    """Largest total of the bodies of all requests in progress, where a body counts until its answer begins. A request
+    that does not fit is answered with 503. One body always fits. Default: 512 MiB, or 4 of the largest bodies if that
+    is more."""
     max_header_bytes: Annotated[int, Field(ge=1_024, le=2**20)] = 65_536
     """Largest total of request line and headers; more is answered with 431."""
     max_headers: Annotated[int, Field(ge=8, le=10_000)] = 256
     """Most headers of a request; more is answered with 431."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096
-    """Most requests under way in one router; more are answered with 503 and Retry-After."""
+    """Most requests in progress in one router; more are answered with 503 and Retry-After."""
 
 
 class Timeouts(SpecModel):
     """How long a router waits, seconds. What is not set is the router's own default: see `docs/router.md`."""
 
     connect_seconds: Seconds | None = None
-    """To connect to a worker (`--connect-timeout`)."""
+    """Seconds to connect to a worker (`--connect-timeout`)."""
     answer_seconds: Seconds | None = None
-    """For a live worker to begin its answer (`--answer-timeout`)."""
+    """Seconds for a live worker to begin its answer (`--answer-timeout`)."""
     idle_seconds: Seconds | None = None
-    """Between two pieces of an answer (`--idle-timeout`)."""
+    """Seconds between two pieces of an answer (`--idle-timeout`)."""
     header_seconds: Seconds | None = None
-    """For a request's headers to arrive (`--header-timeout`)."""
+    """Seconds for a request's headers to arrive (`--header-timeout`)."""
     body_seconds: Seconds | None = None
-    """Of silence within a request's body (`--body-timeout`)."""
+    """Seconds of silence within a request's body (`--body-timeout`)."""
     write_seconds: Seconds | None = None
-    """For which a client may leave its answer unread (`--write-timeout`)."""
+    """Seconds for which a client may leave its answer unread (`--write-timeout`)."""
     keep_alive_seconds: Seconds | None = None
-    """For which a client's connection may be idle (`--keep-alive`)."""
+    """Seconds for which a client's connection may be idle (`--keep-alive`)."""
 
 
 class Retries(SpecModel):
     """What a router does when a worker fails before its answer has begun."""
 
     attempts: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Workers a request is sent to at most, one after another (`--retry-attempts`)."""
+    """Most workers that a request is sent to, one after another (`--retry-attempts`)."""
     deadline_seconds: Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)] | None = None
-    """In which another worker is looked and waited for after a failure (`--retry-deadline`)."""
+    """Seconds after a failure in which another worker is looked for and waited for (`--retry-deadline`)."""
     share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     """Retries allowed, as a share of the requests of the last 10 s (`--retry-share`)."""
     floor: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] | None = None
-    """Retries a second that are allowed beside that share (`--retry-floor`)."""
+    """Retries per second that are allowed in addition to that share (`--retry-floor`)."""
 
 
 class Liveness(SpecModel):
-    """When a router takes a worker, or what it knows of the worker's cache, for lost."""
+    """When a router gives up a worker, or its view of the worker's cache, as lost."""
 
     silence_seconds: Seconds | None = None
-    """Silence after which a worker is left out (`--liveness-timeout`)."""
+    """Seconds of silence after which a worker gets no requests (`--liveness-timeout`)."""
     stall_seconds: Seconds | None = None
-    """Silence of a worker after which a request that it has not begun to answer is moved (`--stall-timeout`)."""
+    """Seconds of silence after which a request that the worker has not begun to answer is moved (`--stall-timeout`)."""
     cut_seconds: Seconds | None = None
-    """Silence of a worker after which an answer that it has begun is cut (`--cut-timeout`)."""
+    """Seconds of silence after which an answer that the worker has begun is cut off (`--cut-timeout`)."""
     view_seconds: Seconds | None = None
-    """After which a view of a cache that nothing confirms is not matched against (`--view-timeout`)."""
+    """Seconds after which a view of a cache that nothing confirms is no longer used (`--view-timeout`)."""
 
 
 class Ejection(SpecModel):
-    """When a router leaves out a worker that fails where others do not, and for how long."""
+    """When a router ejects a worker that fails while others do not, and for how long."""
 
     consecutive: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """Failures in a row after which a worker is ejected; 0: never (`--eject-after`)."""
     rate_gap: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    """A worker is ejected when its success rate lies so far below the others' (`--eject-rate-gap`)."""
+    """A worker is ejected when its success rate is lower than the others' by this much (`--eject-rate-gap`)."""
     first_seconds: Seconds | None = None
-    """Duration of a first ejection; each further one doubles it (`--eject-seconds`)."""
+    """Seconds of a first ejection; each further one doubles them (`--eject-seconds`)."""
     longest_seconds: Seconds | None = None
-    """Longest duration of an ejection (`--eject-longest`)."""
+    """Most seconds of an ejection (`--eject-longest`)."""
     share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    """Largest share of the workers that is ejected at once (`--eject-share`)."""
+    """Largest share of the workers that is ejected at the same time (`--eject-share`)."""
     pause_seconds: Seconds | None = None
-    """For which a worker's Retry-After is honoured at most (`--longest-pause`)."""
+    """Most seconds for which a worker's Retry-After is honoured (`--longest-pause`)."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from controller.api.model import EngineType, EnvVar, KVCluster
+from controller.api.common import EnvVar
+from controller.api.model import EngineType, KVCluster
 from controller.objects.names import Component
 from controller.process_settings import flags, router_settings, worker_settings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from controller.api.kubernetes import Placement
-from controller.api.model import SCRATCH_VOLUME, EnvVar
+from controller.api.common import EnvVar, Placement
+from controller.api.model import SCRATCH_VOLUME
 from controller.objects.config import digest, settings
 from controller.objects.names import CONFIG_HASH, Cluster, Component, Object
 

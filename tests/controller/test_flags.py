@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from controller.api.flags import OWNED_FLAGS, REFUSED_FLAGS, RESERVED_FLAGS, pattern, problem, variable_problem
+from controller.api.flags import OWNED_FLAGS, REFUSED_FLAGS, RESERVED_FLAGS, flag_problem, pattern, variable_problem
 from controller.api.load import validate_manifest
 from controller.api.problems import ManifestError
 
@@ -35,7 +35,7 @@ TAKEN = [
 
 @pytest.mark.parametrize(("argument", "remedy"), REFUSED)
 def test_it_is_refused_by_name_with_a_remedy(argument: str, remedy: str):
-    found = problem(argument)
+    found = flag_problem(argument)
     assert found is not None
     assert found.startswith(re.split("[=.]", argument)[0])
     assert remedy in found
@@ -47,13 +47,13 @@ def test_it_is_refused_by_name_with_a_remedy(argument: str, remedy: str):
 
 @pytest.mark.parametrize("argument", TAKEN)
 def test_others_are_taken(argument: str):
-    assert problem(argument) is None
+    assert flag_problem(argument) is None
 
 
 def test_every_flag_of_the_tables_is_refused():
     for flag in (*RESERVED_FLAGS, *OWNED_FLAGS, *(flag for flags in REFUSED_FLAGS for flag in flags)):
         plain = flag.removesuffix("*")
-        assert problem(plain) is not None, flag
+        assert flag_problem(plain) is not None, flag
         assert re.match(pattern(flag), f"{plain}=1")
 
 

@@ -1,14 +1,41 @@
-"""Parts of the manifest that are Kubernetes' own, under its names: where pods run and how they are exposed."""
+"""What parts of the manifest share: the base model, and types of Kubernetes' own (placement, resources, variables)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from controller.api.base import CLUSTER_ONLY, SpecModel
+from controller.api import flags
+
+
+class _ClusterOnly:
+    """Marks a field that only Kubernetes can honour."""
+
+
+CLUSTER_ONLY = _ClusterOnly()
+
+
+class SpecModel(BaseModel):
+    """What every part of a manifest has in common."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+    )
+
+
+def rule_broken(path: str, message: str) -> PydanticCustomError:
+    """A rule across fields is broken; `path` names the field to change, relative to the model that checks."""
+    return PydanticCustomError("rule", "{message}", {"message": message, "path": path})
+
 
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|Ki|Mi|Gi|Ti|M|G|T)?")
 
@@ -82,25 +109,40 @@ class Placement(SpecModel):
     """Labels and annotations added to each pod."""
 
 
-class NetworkPolicy(SpecModel):
-    """Who may open connections to the pods."""
+class EnvVar(SpecModel):
+    """An environment variable."""
 
-    enabled: bool = False
-    """Let only routers and scrapers reach the workers, and only the controller and scrapers the management port."""
-    scrapers: list[RawObject] = Field(default_factory=list, max_length=64)
-    """Peers that may scrape metrics, as a NetworkPolicy writes them (namespaceSelector, podSelector, ipBlock)."""
-    clients: list[RawObject] = Field(default_factory=list, max_length=64)
-    """Peers that may send requests to the routers. Default: everyone."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+    """Name of the variable."""
+    value: Annotated[str, Field(max_length=32_768)] = ""
+    """Its value: a string (quote numbers and true/false)."""
+    value_from: Annotated[RawObject | None, CLUSTER_ONLY] = None
+    """Where the value comes from instead: Kubernetes' `secretKeyRef`, `configMapKeyRef`, `fieldRef`."""
+
+    @model_validator(mode="after")
+    def _not_a_flag(self) -> EnvVar:
+        if (wrong := flags.variable_problem(self.name)) is not None:
+            raise rule_broken("name", wrong)
+        return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EnvVar:
+        if self.value and self.value_from is not None:
+            raise rule_broken("valueFrom", "cannot be used beside value: remove one of the two")
+        return self
 
 
-class Monitoring(SpecModel):
-    """How Prometheus finds the pods."""
+def check_unique_names(env: Iterable[EnvVar]) -> None:
+    """Raises a broken rule for a variable that is given twice."""
+    if (index := first_repeated(variable.name for variable in env)) is not None:
+        raise rule_broken(f"env[{index}].name", "is given twice: remove one of the two")
 
-    pod_monitor: bool = False
-    """Create a PodMonitor, where the Prometheus operator's CRD is installed."""
-    pod_monitor_labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of the PodMonitor: a Prometheus selects its monitors by them."""
-    interval_seconds: Annotated[int, Field(ge=1, le=3_600)] = 15
-    """How often the PodMonitor has the pods scraped."""
-    scrape_annotations: bool = False
-    """Annotate the pods with `prometheus.io/scrape`, `port` and `path`."""
+
+def first_repeated(values: Iterable[str]) -> int | None:
+    """Index of the first value that was given before; None when all differ."""
+    seen: set[str] = set()
+    for index, value in enumerate(values):
+        if value in seen:
+            return index
+        seen.add(value)
+    return None
