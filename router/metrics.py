@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from router.core.fleet import Fleet
-from router.core.worker_state import State
+from router.core.worker_state import WorkerPhase
 from router.discovery.sources import DiscoveryStatus
 
 PREFIX = "kvcluster_router_"
@@ -106,7 +106,8 @@ class FleetCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         routed, states, age, in_flight, blocks, index = families = self._families()
         counts = dict.fromkeys(("ready", "unmatched", "not_ready"), 0)
-        by_state = dict.fromkeys(State, 0)
+        by_state = dict.fromkeys(WorkerPhase, 0)
+        del by_state[WorkerPhase.GONE]  # the fleet does not list such a worker
         for worker in self._fleet.workers(self._clock()):
             counts["not_ready" if not worker.ready else "ready" if worker.matching else "unmatched"] += 1
             by_state[worker.state] += 1

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot, WorkerInfo
 from kvcache.keys import BlockKey
+from router.core.circuits import Circuits
 from router.core.config import FleetConfig
 from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
 from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, UnknownWorker
-from router.core.health import Health
 from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetCorrection
 from router.core.outliers import Ejection, Outcome
@@ -25,13 +25,20 @@ from router.core.ticket import Assumptions, Ticket
 from router.core.view import View
 from router.core.work import DecodeTime, Work, shape_of
 from router.core.worker import Worker, WorkerStatus
-from router.core.worker_state import Intake, State
+from router.core.worker_state import Intake, Liveness, WorkerEvent, WorkerPhase
 
 __all__ = ["Fleet", "FleetConfig", "Ticket", "WorkerStatus"]
 
 TIE_SECONDS = 1e-4
 """Costs that differ by this and half a decode step are equal: the end of that step is not known more precisely."""
 MAX_URL = 2048
+"""Characters of a URL that a heartbeat may state."""
+
+_BY_INTAKE = {
+    Intake.OPEN: WorkerEvent.OPENED,
+    Intake.DRAINING: WorkerEvent.DRAINING,
+    Intake.CLOSED: WorkerEvent.CLOSED,
+}
 
 
 class Fleet:
@@ -56,7 +63,7 @@ class Fleet:
         self._index = PrefixIndex()
         self._correction = FleetCorrection()
         self._decode_time = DecodeTime(config.expected_output_tokens, config.latency.decode)
-        self._health = Health(config, self._workers.values())
+        self._circuits = Circuits(config, self._workers.values())
         self._assumptions = Assumptions(self._index, config.speculation_grace)
         self._popularity = PrefixPopularity()
         self._expired_at: float | None = None
@@ -65,40 +72,37 @@ class Fleet:
 
     # --- the workers ------------------------------------------------------------------------------------
 
-    def add(self, url: str, *, feed_vouches: bool = True) -> None:
+    def add(self, url: str, *, feed_proves_liveness: bool = True) -> None:
         """Discovery names a worker. Idempotent. It becomes a candidate when it is first heard from.
 
-        `feed_vouches=False`: another process serves its feed (an agent beside the engine), so that what comes from
-        there is no sign of life.
+        `feed_proves_liveness=False`: another process serves its feed (an agent beside the engine), so messages of the
+        feed are no sign of life.
         """
         worker = self._workers.get(url) or self._join(url)
         worker.discovered = True
-        worker.feed_vouches = feed_vouches
+        worker.feed_proves_liveness = feed_proves_liveness
 
     def remove(self, url: str) -> None:
         """Discovery names it no more: everything about it is forgotten. Its open tickets stay releasable."""
         worker = self._workers.pop(url, None)
         if worker is not None:
             self._disown(worker)
-            worker.view.close()
-            self._health.fleet_shrank()
+            worker.close()
+            self._circuits.fleet_shrank()
 
     def set_intake(self, url: str, intake: Intake) -> None:
         """What the worker does with new requests. Raises `UnknownWorker`."""
-        self._health.set_intake(self._find(url), intake)
+        self._find(url).apply(_BY_INTAKE[intake])
+        self._circuits.fleet_shrank()
 
-    def set_reachable(self, url: str, reachable: bool, now: float, why: str = "") -> None:
-        """What a connection attempt or a health probe showed; `why` it is not. Raises `UnknownWorker`."""
-        worker = self._find(url)
-        if reachable:
-            worker.heard(now)
-        else:
-            worker.silence(why)
-            self._health.fleet_shrank()
+    def mark_alive(self, url: str, now: float) -> None:
+        """The worker gave a sign of life: it answered a probe, or its feed did. Raises `UnknownWorker`."""
+        self._find(url).mark_alive(now)
 
-    def heard(self, url: str, now: float) -> None:
-        """Any sign of life: it is reachable. Raises `UnknownWorker`."""
-        self._find(url).heard(now)
+    def mark_unreachable(self, url: str, why: str = "") -> None:
+        """The worker refused a connection or a probe, for the reason `why`. Raises `UnknownWorker`."""
+        self._find(url).mark_unreachable(why)
+        self._circuits.fleet_shrank()
 
     def expire(self, now: float) -> list[str]:
         """URLs of the workers that left the candidates because they were silent for `liveness_timeout`.
@@ -108,7 +112,7 @@ class Fleet:
         period, once.
         """
         self._assumptions.expire(now)
-        self._health.tick(now)
+        self._circuits.tick(now)
         timeout = self.config.liveness_timeout
         late = self._expired_at is not None and now - self._expired_at > timeout / 2
         self._expired_at = now
@@ -119,24 +123,23 @@ class Fleet:
             if not worker.reachable:
                 if not worker.discovered and silent > self.config.forget_after:
                     forgotten.append(worker.url)
-            elif late and not worker.doubted:
-                worker.doubted = True
-                worker.heard_at = now
+            elif late and worker.state.liveness is not Liveness.OVERDUE:
+                worker.excuse(now)
             elif silent > timeout:
-                worker.silence(f"it has been silent for more than {timeout:g} s")
+                worker.mark_unreachable(f"it has been silent for more than {timeout:g} s")
                 left.append(worker.url)
         if left:
-            self._health.fleet_shrank()
+            self._circuits.fleet_shrank()
         for url in forgotten:
             self.remove(url)
         if candidates(self._workers.values()):
             self.ready_at = now
         return left
 
-    def silence(self, url: str, now: float) -> float:
-        """Seconds for which a worker that left the candidates has been silent; 0 while it is alive, or unknown."""
+    def silent_for(self, url: str, now: float) -> float:
+        """Seconds for which an unreachable worker has been silent; 0 while it is reachable, or if it is unknown."""
         worker = self._workers.get(url)
-        return now - worker.heard_at if worker is not None and worker.state is State.UNREACHABLE else 0.0
+        return now - worker.heard_at if worker is not None and worker.phase is WorkerPhase.UNREACHABLE else 0.0
 
     def _find(self, url: str) -> Worker:
         worker = self._workers.get(url)
@@ -156,12 +159,12 @@ class Fleet:
     def answered(self, url: str, outcome: Outcome, now: float) -> Ejection | None:
         """How the worker dealt with a request; its ejection, if that begins now. One that is gone is passed over."""
         worker = self._workers.get(url)
-        return self._health.answered(worker, outcome, now) if worker is not None else None
+        return self._circuits.answered(worker, outcome, now) if worker is not None else None
 
     def turned_away(self, url: str, retry_after: float | None, now: float) -> Ejection | None:
         """The worker takes no more for the moment (429, 503), for so many seconds if it says so. As `answered`."""
         worker = self._workers.get(url)
-        return self._health.turned_away(worker, retry_after, now) if worker is not None else None
+        return self._circuits.turned_away(worker, retry_after, now) if worker is not None else None
 
     # --- the cache feed, pulled -------------------------------------------------------------------------
 
@@ -174,9 +177,10 @@ class Fleet:
         worker = self._find(url)
         view, info = worker.view, snapshot.info
         if worker.reachable:
-            view.check_epoch(info.epoch)  # after a lost contact any life may be the current one: clocks can step back
-        worker.fed(now)
-        conflict = worker.unmask(info) or self._conflict(worker, info)
+            # One that was unreachable may be any incarnation now, even with a smaller epoch: clocks can be set back.
+            view.check_epoch(info.epoch)
+        worker.feed_received(now)
+        conflict = worker.detect_agent(info) or self._conflict(worker, info)
         if conflict is None:
             self._own(worker, info)
         else:
@@ -197,7 +201,7 @@ class Fleet:
         """
         worker = self._find(url)
         worker.view.check_epoch(batch.epoch)
-        worker.fed(now)
+        worker.feed_received(now)
         worker.view.apply(batch, now)
         worker.view.pulled_at = now
         worker.work.report(batch.load, now)
@@ -226,15 +230,14 @@ class Fleet:
         else:
             worker.view.check_epoch(info.epoch)
         self._own(worker, info)
-        worker.heard(now)
+        worker.mark_alive(now)
         worker.update(info, heartbeat.load, now)
         view = worker.view
         if refusal is not None:
             view.refuse(refusal)
             return False
-        if view.synced and view.seq == heartbeat.seq:
-            view.confirmed_at = now
-        return not view.synced and not self._streams(worker, now)
+        view.confirm(heartbeat.seq, now)
+        return not view.exact and not self._streams(worker, now)
 
     def apply_sync(self, snapshot: Snapshot, now: float) -> None:
         """The whole state of a worker that sent a heartbeat before; left aside when it is older than the view or when
@@ -244,7 +247,7 @@ class Fleet:
             raise refusal
         worker = self._owner(snapshot.info.worker_id)
         worker.view.check_epoch(snapshot.info.epoch)
-        worker.heard(now)
+        worker.mark_alive(now)
         worker.update(snapshot.info, snapshot.load, now)
         if refusal is not None:
             worker.view.refuse(refusal)
@@ -257,12 +260,12 @@ class Fleet:
         worker.view.check_epoch(eviction.epoch)
         if not self._streams(worker, now):
             worker.view.evict(eviction)
-        worker.heard(now)
+        worker.mark_alive(now)
 
     def _streams(self, worker: Worker, now: float) -> bool:
         """Whether the worker's own stream is live, which is fresher than any push."""
         pulled = worker.view.pulled_at
-        return pulled is not None and worker.view.synced and now - pulled <= self.config.liveness_timeout
+        return pulled is not None and worker.view.exact and now - pulled <= self.config.liveness_timeout
 
     # --- who owns a worker id ----------------------------------------------------------------------------
 
@@ -273,7 +276,7 @@ class Fleet:
             return None
         epoch = owner.view.epoch
         if epoch is None or epoch < info.epoch or (epoch == info.epoch and not owner.discovered):
-            return None  # in the same life it is one process, known by its heartbeats before discovery named it
+            return None  # with the same epoch it is one process, known by its heartbeats before discovery named it
         return DuplicateWorker(info.worker_id, owner.url)
 
     def _own(self, worker: Worker, info: WorkerInfo) -> None:
@@ -294,9 +297,9 @@ class Fleet:
             return
         del self._owners[worker.worker_id]
         for other in self._workers.values():
-            refused = other.view.refused
-            if other is not worker and refused is not None and refused.reason is RejectReason.DUPLICATE_WORKER:
-                other.view.refused = None  # not synced, so its next batch asks for a snapshot
+            refusal = other.view.refusal
+            if other is not worker and refusal is not None and refusal.reason is RejectReason.DUPLICATE_WORKER:
+                other.view.reconsider()
 
     def _owner(self, worker_id: str) -> Worker:
         worker = self._owners.get(worker_id)
@@ -376,7 +379,7 @@ class Fleet:
             # the hashing of all of its blocks each turn.
             stated = self._index.stated_depth(keys, view.slot, matched)
             assumption = self._index.assume(view.slot, keys.all(above=stated))
-            certain = view.synced and stated == matched
+            certain = view.exact and stated == matched
         return Ticket(
             worker.work,
             expected,
@@ -435,9 +438,9 @@ class Fleet:
         """The router's tokenizer is loaded: workers that have the same one are matched from their next snapshot on."""
         self.config = replace(self.config, fingerprint=fingerprint)
         for worker in self._workers.values():
-            refused = worker.view.refused
-            if refused is not None and refused.reason is not RejectReason.DUPLICATE_WORKER:
-                worker.view.refused = None  # not synced, so its next batch asks for a snapshot
+            refusal = worker.view.refusal
+            if refusal is not None and refusal.reason is not RejectReason.DUPLICATE_WORKER:
+                worker.view.reconsider()
 
     @property
     def index_blocks(self) -> int:

@@ -12,35 +12,38 @@ from typing import NamedTuple
 
 from router.core.decision import CandidateView, Reason
 from router.core.worker import Worker
-from router.core.worker_state import State
+from router.core.worker_state import WorkerPhase
+
+_TIERS: Mapping[WorkerPhase, int] = MappingProxyType(
+    {
+        WorkerPhase.SERVING: 0,
+        WorkerPhase.HALF_OPEN: 0,
+        WorkerPhase.DRAINING: 1,
+        WorkerPhase.PAUSED: 2,
+        WorkerPhase.EJECTED: 3,
+    }
+)
+_HALF_OPEN = WorkerPhase.HALF_OPEN
 
 
 def candidates(workers: Iterable[Worker], exclude: Collection[str] = ()) -> list[Worker]:
     """The workers that a request not yet sent to any of `exclude` (URLs) may go to, in the order given.
 
-    The best there are: those that serve; else those that drain; else, when none serves at all, those that are paused;
-    else those that are ejected. A request that failed at every worker that serves is not sent to one that asked for a
-    pause or is ejected: they are left out for a reason.
+    These are the workers that serve; if there are none, those that drain; if no worker serves at all, those that are
+    paused, and if there are none of these either, those that are ejected. A request that failed at every worker that
+    serves does not go to one that is paused or ejected, because these are left out for a reason.
     """
-    serving: list[Worker] = []
-    draining: list[Worker] = []
-    paused: list[Worker] = []
-    ejected: list[Worker] = []
+    tiers: tuple[list[Worker], ...] = ([], [], [], [])
     for worker in workers:
-        match worker.state:
-            case State.SERVING:
-                serving.append(worker)
-            case State.HALF_OPEN:
-                (ejected if worker.work.ledger.in_flight else serving).append(worker)
-            case State.DRAINING:
-                draining.append(worker)
-            case State.PAUSED:
-                paused.append(worker)
-            case State.EJECTED:
-                ejected.append(worker)
-    last_resort = () if serving else (paused, ejected)
-    for tier in (serving, draining, *last_resort):
-        left = [worker for worker in tier if worker.url not in exclude] if exclude else tier
+        phase = worker.phase
+        tier = _TIERS.get(phase)
+        if tier is None:
+            continue
+        if phase is _HALF_OPEN and worker.work.ledger.in_flight:
+            tier = 3  # the probe that it may get is under way
+        tiers[tier].append(worker)
+    for tier_workers in tiers[:2] if tiers[0] else tiers:
+        left = [worker for worker in tier_workers if worker.url not in exclude] if exclude else tier_workers
         if left:
             return left
     return []

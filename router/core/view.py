@@ -1,18 +1,71 @@
-"""The router's copy of one worker's cache, and the rules by which feed messages carry it forward."""
+"""The router's copy of one worker's cache, and the rules by which feed messages update it."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, auto
+from types import MappingProxyType
 
 from kvcache.feed import Batch, Eviction, Removed, Snapshot, Stored, WorkerInfo
 from router.core.errors import FeedGap, FeedRejected, StaleEpoch
 from router.core.index import PrefixIndex
 
 
-class View:
-    """Where the copy stands: which life of the worker (`epoch`), how far in it (`seq`), how fresh.
+class ViewState(Enum):
+    """What the router's copy of a worker's cache is worth."""
 
-    Invariant: while `synced`, the index holds exactly the blocks of the worker at `seq`, less the evictions pushed
-    since (up to `evicted`). While not synced or refused, the index holds none of its blocks. A message that is
-    rejected changes nothing, but a batch from a later life ends the view at once.
+    NONE = auto()
+    """The worker has not said what it is."""
+    SYNCING = auto()
+    """There is no copy until the next snapshot: the worker is new or has restarted, or a refusal is over."""
+    EXACT = auto()
+    """The copy is the worker's cache at the last batch or snapshot."""
+    REFUSED = auto()
+    """The worker's blocks cannot be matched here: its messages update its load only."""
+
+
+class ViewEvent(Enum):
+    """What changes the state of a view."""
+
+    IDENTIFIED = auto()
+    """The worker said what it is for the first time."""
+    RESTARTED = auto()
+    """It is another incarnation than the one that the copy is of."""
+    SNAPSHOT_INSTALLED = auto()
+    REFUSED = auto()
+    """The worker does not agree with this router, or another worker has its id."""
+    RECONSIDERED = auto()
+    """What it was refused for may be over."""
+
+
+_TRANSITIONS: Mapping[tuple[ViewState, ViewEvent], ViewState] = MappingProxyType(
+    {
+        (ViewState.NONE, ViewEvent.IDENTIFIED): ViewState.SYNCING,
+        (ViewState.SYNCING, ViewEvent.SNAPSHOT_INSTALLED): ViewState.EXACT,
+        (ViewState.EXACT, ViewEvent.RESTARTED): ViewState.SYNCING,
+        (ViewState.REFUSED, ViewEvent.RESTARTED): ViewState.SYNCING,
+        (ViewState.SYNCING, ViewEvent.REFUSED): ViewState.REFUSED,
+        (ViewState.EXACT, ViewEvent.REFUSED): ViewState.REFUSED,
+        (ViewState.REFUSED, ViewEvent.RECONSIDERED): ViewState.SYNCING,
+    }
+)
+
+
+def transition(state: ViewState, event: ViewEvent) -> ViewState:
+    """The state after `event`: the only way in which a `ViewState` changes. An event changes nothing in a state for
+    which no transition is listed."""
+    return _TRANSITIONS.get((state, event), state)
+
+
+_REFUSED = ViewState.REFUSED  # each decision looks at it once per candidate
+
+
+class View:
+    """How far the copy follows the worker: which incarnation (`epoch`), up to which batch (`seq`), and how fresh.
+
+    Invariant: while the state is EXACT, the index holds exactly the blocks of the worker at `seq`, less the evictions
+    pushed since (up to `evicted`). In every other state the index holds none of its blocks. A message that is rejected
+    changes nothing, except that a batch of a later incarnation ends the copy at once.
     """
 
     __slots__ = (
@@ -22,28 +75,29 @@ class View:
         "evicted",
         "info",
         "pulled_at",
-        "refused",
+        "refusal",
         "seq",
         "slot",
-        "synced",
+        "state",
         "unknown",
     )
 
     def __init__(self, index: PrefixIndex, timeout: float) -> None:
-        """`timeout`: seconds after which a copy that nothing has confirmed is no longer relied on."""
+        """`timeout`: seconds after which a copy that nothing has confirmed is no longer used."""
         self._index = index
         self._timeout = timeout
         self.slot = index.open()
+        self.state = ViewState.NONE
         self.info: WorkerInfo | None = None
-        self.synced = False
+        """What the worker last said that it is; None exactly in state NONE."""
+        self.refusal: FeedRejected | None = None
+        """Why the worker's blocks are not matched; None except in state REFUSED."""
         self.seq = 0
         self.evicted = 0
         self.confirmed_at: float | None = None
         """When the copy was last known to equal the worker's cache."""
         self.pulled_at: float | None = None
-        """When the worker's own stream last spoke; pushes do not overrule a live stream."""
-        self.refused: FeedRejected | None = None
-        """Why the worker's blocks are not matched, though it states them."""
+        """When the worker's own stream last brought something; pushes do not overrule a live stream."""
         self.unknown = 0
         """Removals of blocks that the copy did not hold: 0 unless the feed is out of order."""
 
@@ -51,72 +105,81 @@ class View:
     def epoch(self) -> int | None:
         return self.info.epoch if self.info is not None else None
 
+    @property
+    def exact(self) -> bool:
+        return self.state is ViewState.EXACT
+
     def usable(self, now: float) -> bool:
-        """Whether prompts may be matched against the copy. One that nothing confirms is kept: it may be resumed."""
-        return self.refused is None and not self._overdue(now)
+        """Whether prompts may be matched against the copy. A copy that nothing confirms is kept: it may be resumed."""
+        if self.state is _REFUSED:
+            return False
+        return self.confirmed_at is None or now - self.confirmed_at <= self._timeout
 
     def why_unusable(self, now: float) -> str:
         """Why prompts are not matched against the worker's cache; empty when they are."""
-        if self.refused is not None:
-            return str(self.refused)
+        if self.refusal is not None:
+            return str(self.refusal)
         if self.confirmed_at is None:
             return "no state of its cache has been taken yet"
-        if self._overdue(now):
+        if not self.usable(now):
             return (
                 f"nothing has confirmed the copy of its cache for more than {self._timeout:g} s: its cache feed, or "
                 "the agent that serves that, is silent"
             )
         return ""
 
-    def _overdue(self, now: float) -> bool:
-        return self.confirmed_at is not None and now - self.confirmed_at > self._timeout
-
     def check_epoch(self, epoch: int) -> None:
-        """Raises `StaleEpoch` for a message from an earlier life."""
+        """Raises `StaleEpoch` for a message from an earlier incarnation."""
         if self.info is not None and epoch < self.info.epoch:
             raise StaleEpoch(epoch, self.info.epoch)
 
-    def meet(self, info: WorkerInfo) -> None:
-        """The worker is in this life now; another life's blocks are gone with its process."""
-        if self.epoch != info.epoch or self.refused is not None:
-            self.lose()
+    def update(self, info: WorkerInfo) -> None:
+        """The worker says what it is. The blocks of another incarnation are gone with its process, and a refusal is
+        over until it is repeated."""
+        if self.info is None:
+            self._enter(ViewEvent.IDENTIFIED)
+        elif self.info.epoch != info.epoch:
+            self._enter(ViewEvent.RESTARTED)
         self.info = info
-        self.refused = None
-
-    def lose(self) -> None:
-        """Nothing is known of the cache any more, until a snapshot comes."""
-        self._index.clear(self.slot)
-        self.synced = False
-        self.seq = self.evicted = 0
-        self.confirmed_at = None
+        self.reconsider()
 
     def refuse(self, why: FeedRejected) -> None:
-        """From now on the worker is routed to by load alone."""
-        self.lose()
-        self.refused = why
+        """From now on the worker gets requests by load alone."""
+        self._enter(ViewEvent.REFUSED)
+        self.refusal = why
+
+    def reconsider(self) -> None:
+        """If the view is refused, it is so no longer; the next batch asks for a snapshot."""
+        if self.state is ViewState.REFUSED:
+            self._enter(ViewEvent.RECONSIDERED)
+
+    def confirm(self, seq: int, now: float) -> None:
+        """A heartbeat: the worker's cache is at batch `seq`."""
+        if self.exact and self.seq == seq:
+            self.confirmed_at = now
 
     def close(self) -> None:
         """The worker left the fleet."""
         self._index.drop(self.slot)
 
     def install(self, snapshot: Snapshot, now: float) -> None:
-        """Takes a snapshot of the current life in; one that is older than the view is left aside."""
-        if self.synced and snapshot.seq < max(self.seq, self.evicted):
+        """Take in a snapshot of the present incarnation; one that is older than the copy is ignored."""
+        if self.exact and snapshot.seq < max(self.seq, self.evicted):
             return
-        if not (self.synced and snapshot.seq == self.seq == max(self.seq, self.evicted)):
+        if not (self.exact and snapshot.seq == self.seq == max(self.seq, self.evicted)):
             self._index.replace(self.slot, (key for key, _ in snapshot.blocks))
             self.seq = self.evicted = snapshot.seq
-            self.synced = True
+            self.state = transition(self.state, ViewEvent.SNAPSHOT_INSTALLED)
         self.confirmed_at = now
 
     def apply(self, batch: Batch, now: float) -> None:
-        """The next batch of the stream. A repeated one is left aside; raises `FeedGap` when one is missing."""
-        if self.refused is not None:
+        """The next batch of the stream. A repeated one is ignored; raises `FeedGap` when one is missing."""
+        if self.refusal is not None:
             return
-        if self.info is None or not self.synced:
+        if self.info is None or not self.exact:
             raise FeedGap("no snapshot of this worker has been taken yet")
         if batch.epoch > self.info.epoch:
-            self.lose()
+            self._enter(ViewEvent.RESTARTED)
             raise FeedGap(f"the worker restarted: epoch {batch.epoch} follows {self.info.epoch}")
         if batch.seq > self.seq + bool(batch.events):
             raise FeedGap(f"batch {batch.seq} follows batch {self.seq}")
@@ -125,11 +188,22 @@ class View:
         if batch.seq > self.seq:
             if self.evicted > self.seq:
                 raise FeedGap(f"evictions up to {self.evicted} were pushed ahead of batch {batch.seq}")
-            self._carry(batch)
+            self._apply_events(batch)
             self.seq = self.evicted = batch.seq
         self.confirmed_at = now
 
-    def _carry(self, batch: Batch) -> None:
+    def evict(self, eviction: Eviction) -> None:
+        """Pushed removals between two syncs. Blocks stored since the last sync are not in the copy, so the removal of
+        one is no error. Raises `FeedGap` when there is no copy to remove from."""
+        if self.refusal is not None:
+            return
+        if not self.exact or eviction.epoch != self.epoch:
+            raise FeedGap("no view of this incarnation of the worker to evict from: send a sync first")
+        if eviction.seq > max(self.seq, self.evicted):
+            self._index.remove(self.slot, eviction.keys)
+            self.evicted = eviction.seq
+
+    def _apply_events(self, batch: Batch) -> None:
         for event in batch.events:
             match event:
                 case Stored(_, keys):
@@ -139,13 +213,10 @@ class View:
                 case _:
                     self._index.clear(self.slot)
 
-    def evict(self, eviction: Eviction) -> None:
-        """Pushed removals between two syncs. Blocks stored since the last sync are not known here, so a removal
-        of one is no error. Raises `FeedGap` when there is no view to remove from."""
-        if self.refused is not None:
-            return
-        if not self.synced or eviction.epoch != self.epoch:
-            raise FeedGap("no view of this life of the worker to evict from: send a sync first")
-        if eviction.seq > max(self.seq, self.evicted):
-            self._index.remove(self.slot, eviction.keys)
-            self.evicted = eviction.seq
+    def _enter(self, event: ViewEvent) -> None:
+        """Move to the state that follows, which is one without a copy."""
+        self.state = transition(self.state, event)
+        self.refusal = None
+        self._index.clear(self.slot)
+        self.seq = self.evicted = 0
+        self.confirmed_at = None

@@ -1,4 +1,4 @@
-"""One worker as the fleet knows it: its view, its work and whether it lives."""
+"""One worker as the fleet knows it: its state, its view, its work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from router.core.outliers import Record
 from router.core.reuse import ReuseScore
 from router.core.view import View
 from router.core.work import Shape, Work
-from router.core.worker_state import Contact, Event, Life, State, transition
+from router.core.worker_state import Circuit, Liveness, WorkerEvent, WorkerPhase, WorkerState, transition
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class WorkerStatus:
     """Observed against predicted prefill; 1.0: as the profile says."""
     decode_factor: float
     """The same of decoding."""
-    state: State
+    state: WorkerPhase
     ready: bool
     """A request that comes now may be sent there."""
     why_not_ready: str
@@ -52,22 +52,20 @@ class WorkerStatus:
     unknown_removals: int
     """Removals of blocks that the copy did not hold; 0 with a feed in order."""
     reuse_score: float
-    """Blocks that requests reused there in this life of the worker, those of 10 minutes ago counted half."""
+    """Blocks that requests reused on this incarnation of the worker, those of 10 minutes ago counted half."""
 
 
 class Worker:
-    """State of one worker. The fleet decides what happens to it; `why` says why it is no candidate."""
+    """One worker of a fleet. The fleet decides what happens to it; `why` says why it is unreachable or an agent."""
 
     __slots__ = (
         "bit",
         "discovered",
-        "doubted",
-        "explicit_pause",
-        "feed_vouches",
+        "feed_proves_liveness",
         "heard_at",
-        "life",
         "paused_until",
         "pauses",
+        "phase",
         "record",
         "reuse_score",
         "state",
@@ -83,24 +81,22 @@ class Worker:
         self.view = view
         self.work = work
         self.reuse_score = reuse_score
-        self.feed_vouches = True
-        """Its feed comes from the process that serves its requests, so it is a sign of life."""
         self.bit = 1 << view.slot
         self.discovered = False
-        self.life = Life()
-        self.state = self.life.state
-        """Derived from `life`; each decision looks at it."""
-        self.record = Record()
-        self.paused_until = 0.0
-        self.pauses = 0
-        """Times it turned a request away since it last answered one."""
-        self.explicit_pause = False
-        """It said itself how long (Retry-After)."""
+        """Discovery names it; otherwise it is known by its heartbeats."""
+        self.feed_proves_liveness = True
+        """Its feed comes from the process that serves its requests."""
+        self.state = WorkerState()
+        self.phase = self.state.phase
+        """That of `state`, kept because each decision looks at it."""
         self.why = "it has not been heard from yet"
         self.heard_at = 0.0
-        self.doubted = False
-        """Whether its silence was excused once since it was last heard."""
+        self.record = Record()
+        self.pauses = 0
+        """Times it turned a request away since it last answered one."""
+        self.paused_until = 0.0
         self.turn = 0
+        """Number of the last dispatch to it."""
 
     @property
     def worker_id(self) -> str:
@@ -113,75 +109,89 @@ class Worker:
 
     @property
     def reachable(self) -> bool:
-        return self.life.contact is Contact.ALIVE
+        return self.state.reachable
 
-    def moves(self, event: Event) -> None:
-        """What happened to it."""
-        self.life = transition(self.life, event)
-        self.state = self.life.state
+    @property
+    def paused(self) -> bool:
+        return self.state.circuit in (Circuit.BACKING_OFF, Circuit.RETRY_AFTER)
 
-    def heard(self, now: float) -> None:
-        """A sign of life. One that was lost may be another process now."""
+    def apply(self, event: WorkerEvent) -> None:
+        """Move to the state that follows."""
+        self.state = transition(self.state, event)
+        self.phase = self.state.phase
+
+    def mark_alive(self, now: float) -> None:
+        """The worker gave a sign of life. If it was unreachable before, it may be another process now."""
         self.heard_at = now
-        self.doubted = False
-        if self.life.contact in (Contact.NONE, Contact.LOST):
-            self.moves(Event.HEARD)
-            self.renewed()
+        before = self.state.liveness
+        if before is not Liveness.ALIVE:
+            self.apply(WorkerEvent.HEARD)
+            if before in (Liveness.UNHEARD, Liveness.UNREACHABLE):
+                self._restarted()
 
-    def renewed(self) -> None:
-        """It may be another process: what the earlier one was paused for is over, what it was ejected for is probed."""
-        self.pauses = 0
-        self.moves(Event.RESUMED)
-        self.moves(Event.PROBED)
+    def mark_unreachable(self, why: str) -> None:
+        """No candidate until it is heard from again. Its view stays: if the process is the same, it is still right."""
+        self.apply(WorkerEvent.LOST)
+        self.why = why or "it cannot be reached"
 
-    def unmask(self, info: WorkerInfo) -> AgentListed | None:
-        """Its own feed speaks. Why no request may go here all the same: it is a cache agent's."""
-        if not self.feed_vouches or not info.engine:
+    def excuse(self, now: float) -> None:
+        """The worker gets one more period before it counts as unreachable."""
+        self.apply(WorkerEvent.EXCUSED)
+        self.heard_at = now
+
+    def feed_received(self, now: float) -> None:
+        """A message of its feed came."""
+        if self.feed_proves_liveness:
+            self.mark_alive(now)
+
+    def detect_agent(self, info: WorkerInfo) -> AgentListed | None:
+        """Why no request may go to this URL although its feed answers: it is that of a cache agent."""
+        if not self.feed_proves_liveness or not info.engine:
             return None
-        self.moves(Event.UNMASKED)
+        self.apply(WorkerEvent.FOUND_TO_BE_AGENT)
         self.why = str(listed := AgentListed(self.url, info.engine))
         return listed
 
-    def fed(self, now: float) -> None:
-        """Its feed spoke."""
-        if self.feed_vouches:
-            self.heard(now)
-
-    def silence(self, why: str) -> None:
-        """No candidate until it is heard from again. Its view stays: if it is the same process, it is still right."""
-        self.moves(Event.LOST)
-        self.why = why or "it cannot be reached"
-
     def update(self, info: WorkerInfo, load: Load, now: float) -> None:
-        """What the worker says of itself in a snapshot or a heartbeat."""
+        """The worker states what it is and what load it has, in a snapshot or a heartbeat."""
         if self.view.epoch != info.epoch:
             self.work.forget_report()
             self.reuse_score.clear()
-            self.renewed()
-        self.view.meet(info)
+            self._restarted()
+        self.view.update(info)
         self.work.report(load, now)
 
-    def why_left_out(self) -> str:
+    def close(self) -> None:
+        """The worker left the fleet. Its open tickets stay releasable."""
+        self.apply(WorkerEvent.REMOVED)
+        self.view.close()
+
+    def _restarted(self) -> None:
+        """It may be a new process, to which pauses and failures of the earlier incarnation do not apply."""
+        self.pauses = 0
+        self.apply(WorkerEvent.RESTARTED)
+
+    def why_not_ready(self) -> str:
         """Why requests go elsewhere; empty: they do not."""
         ejection = self.record.ejection
-        match self.state:
-            case State.STARTING | State.UNREACHABLE | State.AGENT:
+        match self.phase:
+            case WorkerPhase.STARTING | WorkerPhase.UNREACHABLE | WorkerPhase.AGENT:
                 return self.why
-            case State.CLOSED:
+            case WorkerPhase.CLOSED:
                 return "it is terminating or not ready"
-            case State.DRAINING:
+            case WorkerPhase.DRAINING:
                 return "it is terminating: chosen only when there is no other"
-            case State.PAUSED:
+            case WorkerPhase.PAUSED:
                 return "it turned a request away"
-            case State.EJECTED | State.HALF_OPEN if ejection is not None:
+            case WorkerPhase.EJECTED | WorkerPhase.HALF_OPEN if ejection is not None:
                 return ejection.why
         return ""
 
-    def until(self) -> float | None:
-        """When its pause or ejection is over."""
-        if self.state is State.PAUSED:
+    def state_ends_at(self) -> float | None:
+        """When its pause or ejection is over; None: there is no such time."""
+        if self.phase is WorkerPhase.PAUSED:
             return self.paused_until
-        return self.record.ejection.until if self.state is State.EJECTED and self.record.ejection else None
+        return self.record.ejection.until if self.phase is WorkerPhase.EJECTED and self.record.ejection else None
 
     def figures(
         self, shape: Shape, matched: int, best: int, charge: float, streaming: bool, now: float
@@ -210,13 +220,13 @@ class Worker:
         """As of `now`; `ready`: it is a candidate."""
         view, work = self.view, self.work
         unmatched = view.why_unusable(now)
-        until = self.until()
+        until = self.state_ends_at()
         return WorkerStatus(
             worker_id=self.worker_id,
             url=self.url,
             model=self.model,
             epoch=view.epoch,
-            seq=view.seq if view.synced else None,
+            seq=view.seq if view.exact else None,
             view_age=now - view.confirmed_at if view.confirmed_at is not None else None,
             blocks=index.blocks(view.slot),
             capacity=work.capacity,
@@ -225,9 +235,9 @@ class Worker:
             queue_seconds=work.queue(now),
             latency_factor=work.correction.prefill.factor(now),
             decode_factor=work.correction.decode.factor(now),
-            state=self.state,
+            state=self.phase,
             ready=ready,
-            why_not_ready="" if ready else self.why_left_out(),
+            why_not_ready="" if ready else self.why_not_ready(),
             state_until=max(until - now, 0.0) if until is not None else None,
             matching=not unmatched,
             why_not_matching=unmatched,

@@ -116,7 +116,7 @@ class FleetSync:
             worker.subscriber.forget_position()
             worker.prober.request_probe()
         with contextlib.suppress(UnknownWorker):  # it may have been removed while a request was on its way to it
-            self._fleet.set_reachable(url, False, self._clock(), why)
+            self._fleet.mark_unreachable(url, why)
         self._in_flight.abort_pending(url, FailureCause.BROKEN, why)
 
     def busy(self, url: str) -> None:
@@ -129,7 +129,7 @@ class FleetSync:
 
     def _add(self, url: str, discovered: DiscoveredWorker) -> _WorkerTasks:
         event(logger, logging.INFO, "worker_added", worker=url, **_log_fields(discovered))
-        self._fleet.add(url, feed_vouches=discovered.feed is None)
+        self._fleet.add(url, feed_proves_liveness=discovered.feed is None)
         subscriber = Subscriber(
             url,
             self._fleet,
@@ -178,9 +178,7 @@ class FleetSync:
         if not worker.reachable:
             event(logger, logging.INFO, "worker_reachable", worker=url)
         worker.reachable = True
-        now = self._clock()
-        self._fleet.heard(url, now)
-        self._fleet.set_reachable(url, True, now, "")
+        self._fleet.mark_alive(url, self._clock())
         self._changed.set()
 
     def _probed(self, url: str, status: int, draining: bool) -> None:
@@ -190,7 +188,7 @@ class FleetSync:
         before = worker.intake
         worker.health = Intake.CLOSED if status == 503 else Intake.DRAINING if draining else Intake.OPEN
         self._note_intake(url, worker, before)
-        self._reached(url) if status == 200 else self._fleet.heard(url, self._clock())
+        self._reached(url) if status == 200 else self._fleet.mark_alive(url, self._clock())
 
     def _note_intake(self, url: str, worker: _WorkerTasks, before: Intake) -> None:
         intake = worker.intake

@@ -133,4 +133,4 @@ class Ticker:
         """Enforce every timeout once."""
         for url in self._fleet.expire(now):
             self._on_silent(url, "it has been silent for too long")
-        self._in_flight.enforce_timeouts(now, self._fleet.silence)
+        self._in_flight.enforce_timeouts(now, self._fleet.silent_for)

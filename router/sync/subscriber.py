@@ -167,7 +167,7 @@ class Subscriber:
             reader = SseReader(self._policy.max_event_bytes)
             while piece := await response.content.readany():
                 if self._is_own_feed:
-                    self._fleet.heard(self._url, self._clock())
+                    self._fleet.mark_alive(self._url, self._clock())
                 for message in reader.feed(piece):
                     self._apply(message.name, message.data)
         raise aiohttp.ClientPayloadError("the feed ended")

@@ -70,7 +70,7 @@ async def test_the_routers_view_is_the_engines_cache(engine: FakeEngine, agent_u
     quarter = len(captured) // 4
     latency = profile(DEFAULT_PROFILE).latency
     fleet = Fleet(FleetConfig(block_size=16, fingerprint=FINGERPRINT, latency=latency, model="tiny"))
-    fleet.add(engine.url, feed_vouches=False)
+    fleet.add(engine.url, feed_proves_liveness=False)
 
     async def sees(expected: Counter[BlockKey]) -> None:
         await eventually(lambda: Counter(fleet.view(engine.url)) == expected, "the view is the cache")

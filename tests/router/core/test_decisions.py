@@ -114,7 +114,7 @@ def test_prompts_that_all_share_their_first_block(make_fleet: MakeFleet, strateg
         prompt = [*range(BLOCK), *tokens(40, start=1000 * (turn + 1))]
         decision, ticket = send(fleet, ask(prompt), now)
         served[decision.worker_id] += 1
-        fleet.heard(decision.url, now)
+        fleet.mark_alive(decision.url, now)
         open_tickets.append((now + decision.predicted_ttft, ticket))
         open_tickets.sort(key=lambda entry: entry[0])
     assert max(served.values()) / (400 / 8) <= TRAP[strategy]

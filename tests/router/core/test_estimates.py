@@ -180,7 +180,7 @@ def test_nothing_is_left_after_many_requests_that_end_in_every_way(make_fleet: M
     for _ in range(3000):
         now += rng.random() * 0.02
         for number in range(4):
-            fleet.heard(url_of(number), now)
+            fleet.mark_alive(url_of(number), now)
         start = 1000 * rng.randrange(12)
         tickets.append(send(fleet, ask(tokens(rng.randrange(30), start), streaming=rng.random() < 0.7), now)[1])
         rng.shuffle(tickets)

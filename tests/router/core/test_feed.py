@@ -111,7 +111,7 @@ def test_messages_of_an_earlier_life_are_refused(pulled: Fleet) -> None:
 
 def test_after_a_lost_contact_a_clock_that_stepped_back_is_forgiven(pulled: Fleet) -> None:
     pulled.apply_snapshot(URL, snapshot(info(epoch=20), 0, KEYS[:1]), 0.1)
-    pulled.set_reachable(URL, False, 0.2, "connection refused")
+    pulled.mark_unreachable(URL, "connection refused")
     pulled.apply_snapshot(URL, snapshot(info(epoch=10), 0, KEYS[:2]), 0.3)
     assert pulled.view(URL) == Counter(KEYS[:2])
 
@@ -297,8 +297,8 @@ def test_of_two_urls_with_one_id_the_later_life_wins(make_fleet: MakeFleet) -> N
 
 def test_an_id_whose_owner_cannot_be_reached_may_be_taken_over(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2)
-    fleet.set_reachable(url_of(0), False, 0.1, "refused")
-    fleet.set_reachable(url_of(1), False, 0.1, "refused")
+    fleet.mark_unreachable(url_of(0), "refused")
+    fleet.mark_unreachable(url_of(1), "refused")
     fleet.apply_snapshot(url_of(1), snapshot(info("w0", epoch=1), 0, KEYS[:1]), 0.2)
     assert fleet.workers(0.2)[1].matching
     assert not fleet.workers(0.2)[0].matching

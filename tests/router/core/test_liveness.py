@@ -21,7 +21,7 @@ def test_a_worker_is_no_candidate_until_it_is_heard_from() -> None:
         fleet.choose(ask(tokens(2)), 0.0)
     assert error.value.retry_after > 0
     assert "not been heard" in fleet.workers(0.0)[0].why_not_ready
-    fleet.set_reachable(url_of(0), True, 1.0)
+    fleet.mark_alive(url_of(0), 1.0)
     decision = fleet.choose(ask(tokens(2)), 1.0)
     assert decision.url == decision.worker_id == url_of(0), "no view yet: routed to by load, named by its URL"
 
@@ -29,14 +29,14 @@ def test_a_worker_is_no_candidate_until_it_is_heard_from() -> None:
 def test_a_silent_worker_leaves_and_comes_back_with_its_view(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2)
     for now in (0.5, 1.0, 1.5, 2.0):
-        fleet.heard(url_of(0), now)
+        fleet.mark_alive(url_of(0), now)
         assert fleet.expire(now) == []
-    fleet.heard(url_of(0), 2.4)
+    fleet.mark_alive(url_of(0), 2.4)
     assert fleet.expire(2.5) == [url_of(1)]
     assert fleet.expire(2.9) == [], "it is reported once"
     assert ready(fleet, 2.9) == ["w0"]
     assert "silent" in fleet.workers(2.9)[1].why_not_ready
-    fleet.heard(url_of(1), 3.0)
+    fleet.mark_alive(url_of(1), 3.0)
     assert ready(fleet, 3.0) == ["w0", "w1"]
     assert fleet.workers(3.0)[1].matching
 
@@ -45,11 +45,11 @@ def test_a_router_that_was_held_up_itself_does_not_throw_its_fleet_out(make_flee
     fleet = make_fleet(3)
     fleet.expire(0.5)
     assert fleet.expire(30.0) == [], "it had no chance to read their signs of life"
-    fleet.heard(url_of(0), 30.1)
+    fleet.mark_alive(url_of(0), 30.1)
     for now in (30.5, 31.0, 31.5, 32.0):
-        fleet.heard(url_of(0), now)
+        fleet.mark_alive(url_of(0), now)
         assert fleet.expire(now) == []
-    fleet.heard(url_of(0), 32.4)
+    fleet.mark_alive(url_of(0), 32.4)
     assert sorted(fleet.expire(32.5)) == [url_of(1), url_of(2)]
 
 
@@ -58,7 +58,7 @@ def test_the_benefit_of_the_doubt_is_given_once(make_fleet: MakeFleet) -> None:
     fleet.expire(0.0)
     left = []
     for now in (3.0, 4.5, 6.0):  # every call comes late
-        fleet.heard(url_of(0), now)
+        fleet.mark_alive(url_of(0), now)
         left += fleet.expire(now)
     assert left == [url_of(1)]
 
@@ -68,13 +68,13 @@ def test_a_terminating_worker_gets_nothing_new(make_fleet: MakeFleet) -> None:
     fleet.set_intake(url_of(0), Intake.CLOSED)
     assert {fleet.choose(ask(tokens(2, start=9 * n)), 0.0).worker_id for n in range(5)} == {"w1"}
     assert fleet.workers(0.0)[0].why_not_ready == "it is terminating or not ready"
-    fleet.heard(url_of(0), 0.1)
+    fleet.mark_alive(url_of(0), 0.1)
     assert ready(fleet, 0.1) == ["w1"]
 
 
 def test_why_a_worker_cannot_be_reached_is_told(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(1)
-    fleet.set_reachable(url_of(0), False, 0.1, "connection refused")
+    fleet.mark_unreachable(url_of(0), "connection refused")
     assert fleet.workers(0.1)[0].why_not_ready == "connection refused"
     with pytest.raises(NoWorkerReady):
         fleet.choose(ask(tokens(1)), 0.1)
@@ -111,11 +111,11 @@ def test_a_worker_removed_is_unknown_and_its_tickets_still_close(make_fleet: Mak
     fleet.remove(decision.url)
     assert fleet.assumed_blocks == 0
     with pytest.raises(UnknownWorker):
-        fleet.heard(decision.url, 0.2)
+        fleet.mark_alive(decision.url, 0.2)
     with pytest.raises(UnknownWorker):
         fleet.dispatch(decision, request, 0.2)
     fleet.add("http://new")  # takes the slot
-    fleet.heard("http://new", 0.3)
+    fleet.mark_alive("http://new", 0.3)
     ticket.first_token(0.4)
     ticket.release(0.5)
     fleet.expire(5.0)

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from router.core.decision import NoWorkerReady
 from router.core.fleet import Fleet
 from router.core.outliers import PROBES, VOLUME, Ejection, EjectionReason, Outcome, OutlierPolicy
-from router.core.worker_state import Intake, State
+from router.core.worker_state import Intake, WorkerPhase
 from tests.router.core.support import MakeFleet, ask, config, tokens, url_of
 
 GOOD, BAD, REFUSED = Outcome.GOOD, Outcome.BAD, Outcome.REFUSED
@@ -22,7 +22,7 @@ def fail(fleet: Fleet, number: int, now: float, times: int = 5) -> Ejection | No
     return found[-1]
 
 
-def state(fleet: Fleet, number: int, now: float) -> State:
+def state(fleet: Fleet, number: int, now: float) -> WorkerPhase:
     return fleet.workers(now)[number].state
 
 
@@ -32,8 +32,8 @@ def pass_time(fleet: Fleet, since: float, until: float) -> float:
     while now < until:
         now = min(now + 0.25, until)
         for worker in fleet.workers(now):
-            if worker.state not in (State.STARTING, State.UNREACHABLE):
-                fleet.heard(worker.url, now)
+            if worker.state not in (WorkerPhase.STARTING, WorkerPhase.UNREACHABLE):
+                fleet.mark_alive(worker.url, now)
         fleet.expire(now)
     return now
 
@@ -47,7 +47,7 @@ def test_failures_in_a_row_eject_and_a_success_between_them_does_not(make_fleet:
     assert ejection is not None
     assert (ejection.reason, ejection.seconds) == (EjectionReason.CONSECUTIVE, 10.0)
     worker = fleet.workers(1.0)[0]
-    assert (worker.state, worker.ready, worker.state_until) == (State.EJECTED, False, 9.0)
+    assert (worker.state, worker.ready, worker.state_until) == (WorkerPhase.EJECTED, False, 9.0)
     assert "5 requests in a row failed" in worker.why_not_ready
     assert [each.url for each in fleet.choose(ask(tokens(2)), 1.0).candidates] == [url_of(1), url_of(2)]
 
@@ -79,7 +79,7 @@ def test_each_ejection_lasts_twice_as_long_until_the_worker_is_well_for_long(mak
         assert ejection is not None
         durations.append(ejection.seconds)
         now = pass_time(fleet, now, ejection.until)
-        assert state(fleet, 0, now) is State.HALF_OPEN
+        assert state(fleet, 0, now) is WorkerPhase.HALF_OPEN
         ejection = fleet.answered(url_of(0), BAD, now)
     assert durations == [10.0, 20.0, 40.0, 60.0, 60.0]
     assert ejection is not None
@@ -87,7 +87,7 @@ def test_each_ejection_lasts_twice_as_long_until_the_worker_is_well_for_long(mak
     now = pass_time(fleet, now, ejection.until)
     for _ in range(PROBES):
         fleet.answered(url_of(0), GOOD, now)
-    assert state(fleet, 0, now) is State.SERVING
+    assert state(fleet, 0, now) is WorkerPhase.SERVING
     now = pass_time(fleet, now, now + 60 * 3 + 40 + 20 + 10)
     ejection = fail(fleet, 0, now)
     assert ejection is not None
@@ -109,14 +109,14 @@ def test_when_others_leave_the_ejections_that_are_too_many_end(make_fleet: MakeF
     fleet = make_fleet(4, outliers=POLICY)
     fail(fleet, 0, 0.0)
     fail(fleet, 1, 1.0)
-    assert [state(fleet, number, 1.0) for number in range(4)] == [State.EJECTED] * 2 + [State.SERVING] * 2
-    fleet.set_reachable(url_of(2), False, 1.5, "refused")
-    assert [state(fleet, number, 1.5) for number in (0, 1)] == [State.HALF_OPEN, State.EJECTED]
+    assert [state(fleet, number, 1.0) for number in range(4)] == [WorkerPhase.EJECTED] * 2 + [WorkerPhase.SERVING] * 2
+    fleet.mark_unreachable(url_of(2), "refused")
+    assert [state(fleet, number, 1.5) for number in (0, 1)] == [WorkerPhase.HALF_OPEN, WorkerPhase.EJECTED]
     fleet.set_intake(url_of(3), Intake.CLOSED)
     fleet.remove(url_of(2))
-    assert [state(fleet, number, 1.5) for number in (0, 1)] == [State.HALF_OPEN, State.EJECTED]
+    assert [state(fleet, number, 1.5) for number in (0, 1)] == [WorkerPhase.HALF_OPEN, WorkerPhase.EJECTED]
     fleet.remove(url_of(0))
-    assert state(fleet, 0, 1.5) is State.HALF_OPEN, "it is the last that takes requests"
+    assert state(fleet, 0, 1.5) is WorkerPhase.HALF_OPEN, "it is the last that takes requests"
 
 
 def test_another_life_of_the_worker_is_not_left_out_for_what_the_last_one_did(make_fleet: MakeFleet) -> None:
@@ -124,9 +124,9 @@ def test_another_life_of_the_worker_is_not_left_out_for_what_the_last_one_did(ma
     fail(fleet, 0, 0.0)
     fleet.turned_away(url_of(1), 20.0, 0.0)
     for number in (0, 1):
-        fleet.set_reachable(url_of(number), False, 0.5, "refused")
-        fleet.heard(url_of(number), 1.0)
-    assert [state(fleet, number, 1.0) for number in (0, 1)] == [State.HALF_OPEN, State.SERVING]
+        fleet.mark_unreachable(url_of(number), "refused")
+        fleet.mark_alive(url_of(number), 1.0)
+    assert [state(fleet, number, 1.0) for number in (0, 1)] == [WorkerPhase.HALF_OPEN, WorkerPhase.SERVING]
 
 
 def test_refusals_of_what_others_answer_eject_a_worker_that_refuses_everything_only(make_fleet: MakeFleet) -> None:
@@ -151,7 +151,7 @@ def test_a_worker_that_turns_requests_away_is_left_alone_for_ever_longer(make_fl
         pauses.append(left)
         assert fleet.choose(ask(tokens(2)), now).url == url_of(1)
         now = pass_time(fleet, now, now + left)
-        assert state(fleet, 0, now) is State.SERVING
+        assert state(fleet, 0, now) is WorkerPhase.SERVING
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
     fleet.answered(url_of(0), GOOD, now)
     fleet.turned_away(url_of(0), None, now)
@@ -178,7 +178,7 @@ def test_without_a_stated_time_an_answer_ends_the_pause(make_fleet: MakeFleet) -
     fleet = make_fleet(2)
     fleet.turned_away(url_of(0), None, 0.0)
     fleet.answered(url_of(0), GOOD, 0.1)
-    assert state(fleet, 0, 0.1) is State.SERVING
+    assert state(fleet, 0, 0.1) is WorkerPhase.SERVING
 
 
 def test_a_fleet_that_is_full_everywhere_ejects_nobody_and_goes_on(make_fleet: MakeFleet) -> None:
@@ -193,7 +193,7 @@ def test_what_becomes_of_a_worker_that_is_gone_is_of_no_interest(make_fleet: Mak
     fleet = make_fleet(2)
     assert fleet.answered("http://gone", BAD, 0.0) is None
     assert fleet.turned_away("http://gone", 1.0, 0.0) is None
-    assert fleet.silence("http://gone", 0.0) == 0.0
+    assert fleet.silent_for("http://gone", 0.0) == 0.0
 
 
 @settings(max_examples=60, stateful_step_count=60, deadline=None)
@@ -230,11 +230,11 @@ class Fleets(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def hear(self, number: int) -> None:
-        self.fleet.heard(url_of(number), self.now)
+        self.fleet.mark_alive(url_of(number), self.now)
 
     @rule(number=numbers)
     def lose(self, number: int) -> None:
-        self.fleet.set_reachable(url_of(number), False, self.now, "refused")
+        self.fleet.mark_unreachable(url_of(number), "refused")
 
     @rule(number=numbers, intake=st.sampled_from(list(Intake)))
     def change_intake(self, number: int, intake: Intake) -> None:
@@ -244,25 +244,28 @@ class Fleets(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now = pass_time(self.fleet, self.now, self.now + seconds)
 
-    def states(self) -> list[State]:
+    def states(self) -> list[WorkerPhase]:
         return [worker.state for worker in self.fleet.workers(self.now)]
 
     @invariant()
     def at_most_half_are_ejected(self) -> None:
         states = self.states()
-        fleet = sum(each in (State.SERVING, State.PAUSED, State.HALF_OPEN, State.EJECTED) for each in states)
-        assert states.count(State.EJECTED) <= fleet // 2
+        fleet = sum(
+            each in (WorkerPhase.SERVING, WorkerPhase.PAUSED, WorkerPhase.HALF_OPEN, WorkerPhase.EJECTED)
+            for each in states
+        )
+        assert states.count(WorkerPhase.EJECTED) <= fleet // 2
 
     @invariant()
     def those_that_did_nothing_wrong_are_in(self) -> None:
         states = self.states()
-        wrong = (State.EJECTED, State.HALF_OPEN, State.PAUSED)
+        wrong = (WorkerPhase.EJECTED, WorkerPhase.HALF_OPEN, WorkerPhase.PAUSED)
         assert all(states[number] not in wrong for number in self.blameless)
 
     @invariant()
     def no_ejection_outlasts_its_time(self) -> None:
         for number, each in enumerate(self.states()):
-            if each is State.EJECTED:
+            if each is WorkerPhase.EJECTED:
                 assert self.now < self.ejected_until[number] + 0.25
 
     @invariant()
@@ -271,11 +274,11 @@ class Fleets(RuleBasedStateMachine):
         try:
             decision = self.fleet.choose(ask(tokens(2)), self.now)
         except NoWorkerReady:
-            assert set(states) <= {State.STARTING, State.UNREACHABLE, State.CLOSED}
+            assert set(states) <= {WorkerPhase.STARTING, WorkerPhase.UNREACHABLE, WorkerPhase.CLOSED}
             return
         found = {states[int(candidate.url.split("-")[1].split(":")[0])] for candidate in decision.candidates}
-        if State.SERVING in states:
-            assert found <= {State.SERVING, State.HALF_OPEN}
+        if WorkerPhase.SERVING in states:
+            assert found <= {WorkerPhase.SERVING, WorkerPhase.HALF_OPEN}
 
 
 TestFleets = Fleets.TestCase

@@ -28,7 +28,7 @@ TIMEOUT = 10.0
 def alive(fleet: Fleet, until: float) -> None:
     """Every engine gives signs of life; no feed does."""
     for url in [worker.url for worker in fleet.workers(until)]:
-        fleet.heard(url, until)
+        fleet.mark_alive(url, until)
     fleet.expire(until)
 
 
@@ -37,7 +37,7 @@ def fleet(make_fleet: MakeFleet) -> Fleet:
     """Two workers whose feeds come from agents; the first holds the prompt."""
     fleet = make_fleet(2, view_timeout=TIMEOUT)
     for number in range(2):
-        fleet.add(url_of(number), feed_vouches=False)
+        fleet.add(url_of(number), feed_proves_liveness=False)
     hold(fleet, 0, PROMPT, 40)
     return fleet
 

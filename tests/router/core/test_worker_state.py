@@ -1,7 +1,11 @@
-"""The states of a worker and how it moves between them."""
+"""The states of a worker, how it moves between them, and in which of them it gets requests.
+
+Not covered: what leads to the events (test_liveness.py, test_outliers.py, test_feed.py).
+"""
 
 from __future__ import annotations
 
+from enum import Enum
 from itertools import product
 
 import pytest
@@ -9,104 +13,136 @@ import pytest
 from router.core.decision import NoWorkerReady
 from router.core.fleet import Fleet
 from router.core.outliers import Outcome, OutlierPolicy
-from router.core.worker_state import Circuit, Contact, Event, Intake, Life, State, transition
+from router.core.worker_state import Circuit, Intake, Liveness, WorkerEvent, WorkerPhase, WorkerState, transition
 from tests.router.core.support import MakeFleet, ask, config, tokens, url_of
 
-EVERY = [Life(*facts) for facts in product(Contact, Intake, Circuit)]
+EVERY = [WorkerState(*facts) for facts in product(Liveness, Intake, Circuit)]
+HEARD, LOST, AGENT = WorkerEvent.HEARD, WorkerEvent.LOST, WorkerEvent.FOUND_TO_BE_AGENT
+TURNED_AWAY, EJECTED, EJECTION_ENDED = WorkerEvent.TURNED_AWAY, WorkerEvent.EJECTED, WorkerEvent.EJECTION_ENDED
 
 
-def after(*events: Event) -> Life:
-    life = Life()
+def after(*events: WorkerEvent) -> WorkerState:
+    state = WorkerState()
     for event in events:
-        life = transition(life, event)
-    return life
+        state = transition(state, event)
+    return state
+
+
+def named(value: object) -> str | None:
+    """The id of a parameter: names of states and events, joined."""
+    if isinstance(value, WorkerState):
+        return "-".join(fact.name.lower() for fact in value)
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if isinstance(value, tuple):
+        return ",".join(str(named(item) or item) for item in value) or "none"
+    return None
 
 
 @pytest.mark.parametrize(
-    ("events", "state"),
+    ("events", "phase"),
     [
-        ((), State.STARTING),
-        ((Event.HEARD,), State.SERVING),
-        ((Event.HEARD, Event.LOST), State.UNREACHABLE),
-        ((Event.HEARD, Event.UNMASKED), State.AGENT),
-        ((Event.UNMASKED, Event.HEARD), State.AGENT),
-        ((Event.UNMASKED, Event.LOST, Event.HEARD), State.SERVING),
-        ((Event.HEARD, Event.DRAINS), State.DRAINING),
-        ((Event.HEARD, Event.DRAINS, Event.CLOSES), State.CLOSED),
-        ((Event.HEARD, Event.CLOSES, Event.LOST, Event.HEARD), State.CLOSED),
-        ((Event.HEARD, Event.CLOSES, Event.OPENED), State.SERVING),
-        ((Event.HEARD, Event.PAUSED), State.PAUSED),
-        ((Event.HEARD, Event.PAUSED, Event.RESUMED), State.SERVING),
-        ((Event.HEARD, Event.PAUSED, Event.EJECTED, Event.RESUMED), State.EJECTED),
-        ((Event.HEARD, Event.EJECTED, Event.RECOVERED), State.EJECTED),
-        ((Event.HEARD, Event.EJECTED, Event.PROBED), State.HALF_OPEN),
-        ((Event.HEARD, Event.EJECTED, Event.PROBED, Event.EJECTED), State.EJECTED),
-        ((Event.HEARD, Event.EJECTED, Event.PROBED, Event.PAUSED), State.HALF_OPEN),
-        ((Event.HEARD, Event.EJECTED, Event.PROBED, Event.RECOVERED), State.SERVING),
-        ((Event.HEARD, Event.EJECTED, Event.CLOSES), State.CLOSED),
-        ((Event.HEARD, Event.EJECTED, Event.LOST), State.UNREACHABLE),
-        ((Event.HEARD, Event.PROBED), State.SERVING),
+        ((), WorkerPhase.STARTING),
+        ((HEARD,), WorkerPhase.SERVING),
+        ((HEARD, LOST), WorkerPhase.UNREACHABLE),
+        ((HEARD, WorkerEvent.EXCUSED), WorkerPhase.SERVING),
+        ((HEARD, WorkerEvent.EXCUSED, LOST), WorkerPhase.UNREACHABLE),
+        ((LOST, WorkerEvent.EXCUSED), WorkerPhase.UNREACHABLE),
+        ((HEARD, AGENT), WorkerPhase.AGENT),
+        ((AGENT, HEARD), WorkerPhase.AGENT),
+        ((AGENT, LOST, HEARD), WorkerPhase.SERVING),
+        ((HEARD, WorkerEvent.DRAINING), WorkerPhase.DRAINING),
+        ((HEARD, WorkerEvent.DRAINING, WorkerEvent.CLOSED), WorkerPhase.CLOSED),
+        ((HEARD, WorkerEvent.CLOSED, LOST, HEARD), WorkerPhase.CLOSED),
+        ((HEARD, WorkerEvent.CLOSED, WorkerEvent.OPENED), WorkerPhase.SERVING),
+        ((HEARD, TURNED_AWAY), WorkerPhase.PAUSED),
+        ((HEARD, TURNED_AWAY, WorkerEvent.PAUSE_ENDED), WorkerPhase.SERVING),
+        ((HEARD, TURNED_AWAY, WorkerEvent.ANSWERED), WorkerPhase.SERVING),
+        ((HEARD, WorkerEvent.TURNED_AWAY_UNTIL, WorkerEvent.ANSWERED), WorkerPhase.PAUSED),
+        ((HEARD, WorkerEvent.TURNED_AWAY_UNTIL, WorkerEvent.PAUSE_ENDED), WorkerPhase.SERVING),
+        ((HEARD, TURNED_AWAY, WorkerEvent.RESTARTED), WorkerPhase.SERVING),
+        ((HEARD, TURNED_AWAY, EJECTED, WorkerEvent.PAUSE_ENDED), WorkerPhase.EJECTED),
+        ((HEARD, EJECTED, WorkerEvent.RECOVERED), WorkerPhase.EJECTED),
+        ((HEARD, EJECTED, EJECTION_ENDED), WorkerPhase.HALF_OPEN),
+        ((HEARD, EJECTED, WorkerEvent.RESTARTED), WorkerPhase.HALF_OPEN),
+        ((HEARD, EJECTED, EJECTION_ENDED, EJECTED), WorkerPhase.EJECTED),
+        ((HEARD, EJECTED, EJECTION_ENDED, TURNED_AWAY), WorkerPhase.HALF_OPEN),
+        ((HEARD, EJECTED, EJECTION_ENDED, WorkerEvent.RECOVERED), WorkerPhase.SERVING),
+        ((HEARD, EJECTED, WorkerEvent.CLOSED), WorkerPhase.CLOSED),
+        ((HEARD, EJECTED, LOST), WorkerPhase.UNREACHABLE),
+        ((HEARD, EJECTION_ENDED), WorkerPhase.SERVING),
+        ((HEARD, WorkerEvent.REMOVED, HEARD), WorkerPhase.GONE),
     ],
+    ids=named,
 )
-def test_where_events_lead(events: tuple[Event, ...], state: State) -> None:
-    assert after(*events).state is state
+def test_where_events_lead(events: tuple[WorkerEvent, ...], phase: WorkerPhase) -> None:
+    assert after(*events).phase is phase
 
 
-@pytest.mark.parametrize("event", list(Event))
-@pytest.mark.parametrize("life", EVERY)
-def test_an_event_changes_one_thing_at_most_and_the_same_one_again_nothing(life: Life, event: Event) -> None:
-    once = transition(life, event)
-    assert sum(was is not became for was, became in zip(life, once, strict=True)) <= 1
-    assert transition(once, event) == once
+@pytest.mark.parametrize("event", list(WorkerEvent), ids=named)
+def test_an_event_changes_one_fact_at_most_and_the_same_one_again_nothing(event: WorkerEvent) -> None:
+    for state in EVERY:
+        once = transition(state, event)
+        assert sum(was is not became for was, became in zip(state, once, strict=True)) <= 1
+        assert transition(once, event) == once
 
 
-@pytest.mark.parametrize("life", EVERY)
-def test_requests_go_only_where_somebody_was_heard_from_and_takes_them(life: Life) -> None:
-    if life.state in (State.SERVING, State.HALF_OPEN, State.PAUSED, State.EJECTED):
-        assert (life.contact, life.intake) == (Contact.ALIVE, Intake.OPEN)
+@pytest.mark.parametrize("phase", list(WorkerPhase), ids=named)
+def test_a_phase_that_may_get_requests_needs_a_reachable_worker_that_takes_them(phase: WorkerPhase) -> None:
+    states = [state for state in EVERY if state.phase is phase]
+    assert states
+    if phase in (WorkerPhase.SERVING, WorkerPhase.HALF_OPEN, WorkerPhase.PAUSED, WorkerPhase.EJECTED):
+        assert {state.liveness for state in states} == {Liveness.ALIVE, Liveness.OVERDUE}
+        assert {state.intake for state in states} == {Intake.OPEN}
+
+
+@pytest.mark.parametrize("event", list(WorkerEvent), ids=named)
+def test_a_worker_that_was_removed_does_not_come_back(event: WorkerEvent) -> None:
+    assert transition(after(HEARD, WorkerEvent.REMOVED), event).phase is WorkerPhase.GONE
 
 
 @pytest.mark.parametrize(
     ("states", "exclude", "expected"),
     [
-        ((State.SERVING, State.SERVING), (), (0, 1)),
-        ((State.SERVING, State.DRAINING), (), (0,)),
-        ((State.SERVING, State.DRAINING), (0,), (1,)),
-        ((State.CLOSED, State.DRAINING), (), (1,)),
-        ((State.CLOSED, State.UNREACHABLE), (), ()),
-        ((State.SERVING, State.PAUSED), (), (0,)),
-        ((State.SERVING, State.PAUSED), (0,), ()),
-        ((State.PAUSED, State.PAUSED), (), (0, 1)),
-        ((State.PAUSED, State.PAUSED), (0,), (1,)),
-        ((State.PAUSED, State.DRAINING), (), (1,)),
-        ((State.SERVING, State.EJECTED), (), (0,)),
-        ((State.SERVING, State.EJECTED), (0,), ()),
-        ((State.PAUSED, State.EJECTED), (), (0,)),
-        ((State.UNREACHABLE, State.EJECTED), (), (1,)),
-        ((State.HALF_OPEN, State.SERVING), (), (0, 1)),
+        ((WorkerPhase.SERVING, WorkerPhase.SERVING), (), (0, 1)),
+        ((WorkerPhase.SERVING, WorkerPhase.DRAINING), (), (0,)),
+        ((WorkerPhase.SERVING, WorkerPhase.DRAINING), (0,), (1,)),
+        ((WorkerPhase.CLOSED, WorkerPhase.DRAINING), (), (1,)),
+        ((WorkerPhase.CLOSED, WorkerPhase.UNREACHABLE), (), ()),
+        ((WorkerPhase.SERVING, WorkerPhase.PAUSED), (), (0,)),
+        ((WorkerPhase.SERVING, WorkerPhase.PAUSED), (0,), ()),
+        ((WorkerPhase.PAUSED, WorkerPhase.PAUSED), (), (0, 1)),
+        ((WorkerPhase.PAUSED, WorkerPhase.PAUSED), (0,), (1,)),
+        ((WorkerPhase.PAUSED, WorkerPhase.DRAINING), (), (1,)),
+        ((WorkerPhase.SERVING, WorkerPhase.EJECTED), (), (0,)),
+        ((WorkerPhase.SERVING, WorkerPhase.EJECTED), (0,), ()),
+        ((WorkerPhase.PAUSED, WorkerPhase.EJECTED), (), (0,)),
+        ((WorkerPhase.UNREACHABLE, WorkerPhase.EJECTED), (), (1,)),
+        ((WorkerPhase.HALF_OPEN, WorkerPhase.SERVING), (), (0, 1)),
     ],
+    ids=named,
 )
 def test_the_best_there_are_are_chosen(
-    states: tuple[State, ...], exclude: tuple[int, ...], expected: tuple[int, ...]
+    states: tuple[WorkerPhase, ...], exclude: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     fleet = Fleet(config(outliers=OutlierPolicy(share=1.0), liveness_timeout=100.0))
     for number, state in enumerate(states):
         fleet.add(url_of(number))
-        fleet.heard(url_of(number), 0.0)
-        if state is State.HALF_OPEN:
+        fleet.mark_alive(url_of(number), 0.0)
+        if state is WorkerPhase.HALF_OPEN:
             eject(fleet, number, 0.0)
     fleet.expire(10.0)  # the first ejection is over
     for number, state in enumerate(states):
         match state:
-            case State.DRAINING:
+            case WorkerPhase.DRAINING:
                 fleet.set_intake(url_of(number), Intake.DRAINING)
-            case State.CLOSED:
+            case WorkerPhase.CLOSED:
                 fleet.set_intake(url_of(number), Intake.CLOSED)
-            case State.UNREACHABLE:
-                fleet.set_reachable(url_of(number), False, 10.0)
-            case State.PAUSED:
+            case WorkerPhase.UNREACHABLE:
+                fleet.mark_unreachable(url_of(number))
+            case WorkerPhase.PAUSED:
                 fleet.turned_away(url_of(number), None, 10.0)
-            case State.EJECTED:
+            case WorkerPhase.EJECTED:
                 eject(fleet, number, 10.0)
     assert tuple(worker.state for worker in fleet.workers(10.0)) == states
     exclusion = set(map(url_of, exclude))
@@ -126,12 +162,12 @@ def eject(fleet: Fleet, number: int, now: float) -> None:
 def test_a_worker_on_probation_gets_one_request_at_a_time(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2)
     eject(fleet, 0, 0.0)
-    assert fleet.workers(0.0)[0].state is State.EJECTED
+    assert fleet.workers(0.0)[0].state is WorkerPhase.EJECTED
     for tick in range(1, 41):
         for number in range(2):
-            fleet.heard(url_of(number), tick / 4)
+            fleet.mark_alive(url_of(number), tick / 4)
         fleet.expire(tick / 4)
-    assert fleet.workers(10.0)[0].state is State.HALF_OPEN
+    assert fleet.workers(10.0)[0].state is WorkerPhase.HALF_OPEN
     request = ask(tokens(2))
     decision = fleet.choose(request, 10.0, {url_of(1)})
     ticket = fleet.dispatch(decision, request, 10.0)
