@@ -16,6 +16,9 @@ from typing import Any
 
 from controller.local.process import PROCESS_TRANSITIONS, ProcessEvent, ProcessState
 from controller.reconcile.queue import ENTRY_TRANSITIONS, EntryEvent, EntryState
+from router.core import worker_state
+from router.core.view import ViewEvent, ViewState
+from router.core.view import transition as view_transition
 from router.server.answer import EventKind, StreamState
 from router.server.answer import transition as stream_transition
 from router.server.management import ROUTER_TRANSITIONS, RouterEvent, RouterState
@@ -124,6 +127,16 @@ def render(page: str, machines: Iterable[Machine]) -> str:
     )
 
 
+def _fact(name: str, states: type[Enum], fact: str) -> Machine:
+    """One of the three facts of a worker's state in a router, which events change independently of the others."""
+
+    def step(value: Any, event: worker_state.WorkerEvent) -> Any:
+        return getattr(worker_state.transition(worker_state.WorkerState(**{fact: value}), event), fact)
+
+    start = getattr(worker_state.WorkerState(), fact)
+    return Machine(name, states, start, step, events_of(worker_state.WorkerEvent))
+
+
 MACHINES: tuple[Machine, ...] = (
     Machine("HTTP server", ServerState, ServerState.SERVING, by_table(SERVER_TRANSITIONS), events_of(ServerEvent)),
     Machine("client connection", ReadState, ReadState.IDLE, by_table(READ_TRANSITIONS), events_of(ReadEvent)),
@@ -147,6 +160,10 @@ MACHINES: tuple[Machine, ...] = (
         by_table(TOKENIZER_TRANSITIONS),
         events_of(TokenizerEvent),
     ),
+    _fact("worker liveness", worker_state.Liveness, "liveness"),
+    _fact("worker intake", worker_state.Intake, "intake"),
+    _fact("worker circuit", worker_state.Circuit, "circuit"),
+    Machine("view", ViewState, ViewState.NONE, view_transition, events_of(ViewEvent)),
     Machine("emulator", WorkerState, WorkerState.SERVING, by_table(WORKER_TRANSITIONS), events_of(WorkerEvent)),
     Machine(
         "engine request",

@@ -126,7 +126,7 @@ class Worker:
         before = self.state.liveness
         if before is not Liveness.ALIVE:
             self.apply(WorkerEvent.HEARD)
-            if before in (Liveness.UNHEARD, Liveness.UNREACHABLE):
+            if before in (Liveness.KNOWN, Liveness.UNREACHABLE):
                 self._restarted()
 
     def mark_unreachable(self, why: str) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 class Liveness(Enum):
     """Whether the worker can be reached."""
 
-    UNHEARD = auto()
+    KNOWN = auto()
     """The router knows the worker and has not heard from it yet."""
     ALIVE = auto()
     OVERDUE = auto()
@@ -120,7 +120,7 @@ class WorkerEvent(Enum):
 class WorkerState(NamedTuple):
     """The three facts about a worker."""
 
-    liveness: Liveness = Liveness.UNHEARD
+    liveness: Liveness = Liveness.KNOWN
     intake: Intake = Intake.OPEN
     circuit: Circuit = Circuit.CLOSED
 
@@ -140,7 +140,7 @@ class WorkerState(NamedTuple):
 
 _BY_LIVENESS: Mapping[Liveness, WorkerPhase] = MappingProxyType(
     {
-        Liveness.UNHEARD: WorkerPhase.STARTING,
+        Liveness.KNOWN: WorkerPhase.STARTING,
         Liveness.UNREACHABLE: WorkerPhase.UNREACHABLE,
         Liveness.AGENT: WorkerPhase.AGENT,
         Liveness.GONE: WorkerPhase.GONE,
@@ -159,7 +159,7 @@ _BY_CIRCUIT: Mapping[Circuit, WorkerPhase] = MappingProxyType(
 _NOT_GONE = tuple(liveness for liveness in Liveness if liveness is not Liveness.GONE)
 _LIVENESS: Mapping[tuple[Liveness, WorkerEvent], Liveness] = MappingProxyType(
     {
-        (Liveness.UNHEARD, WorkerEvent.HEARD): Liveness.ALIVE,
+        (Liveness.KNOWN, WorkerEvent.HEARD): Liveness.ALIVE,
         (Liveness.OVERDUE, WorkerEvent.HEARD): Liveness.ALIVE,
         (Liveness.UNREACHABLE, WorkerEvent.HEARD): Liveness.ALIVE,
         (Liveness.ALIVE, WorkerEvent.EXCUSED): Liveness.OVERDUE,

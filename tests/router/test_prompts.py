@@ -368,7 +368,7 @@ async def test_a_worker_that_is_not_matched_is_expected_to_hold_only_what_it_jus
 ) -> None:
     fleet = Fleet(FleetConfig(BLOCK, "other", latency=LatencyModel(0.005, 0.002, 0.0005, 0.01)))
     fleet.add(URL)
-    fleet.set_reachable(URL, True, 0.0)
+    fleet.mark_alive(URL, 0.0)
     assert await predicted(tokenizer, fleet, prompt=[A, A]) == 96
     assert await predicted(tokenizer, fleet, prompt=[A, B]) == 0
 
