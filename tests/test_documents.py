@@ -1,0 +1,292 @@
+"""What the documents state about the code is true: links, paths and names, the drawing of the packages, metrics, and
+the flags and settings on the pages about vLLM.
+
+Not covered: commands (tests/e2e/test_documents.py, tests/deploy/test_helm_docs.py), and the generated tables and
+figures of single pages, which the tests of those parts hold (docs/manifest.md, docs/status.md, docs/router.md,
+docs/routing.md, docs/worker.md, docs/profiles.md, docs/states.md, docs/dashboards.md).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterable
+from functools import cache
+from itertools import permutations
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from controller.metrics import ClusterCollector
+from controller.metrics import Metrics as ControllerMetrics
+from controller.reconcile.inventory import Inventory
+from kvcache.tokens.tokenizer import load_tokenizer
+from router.discovery.sources import StaticDiscovery
+from router.main import Router
+from router.settings import Settings as RouterSettings
+from tests.real_vllm.documents import PAGE, engine_flags
+from worker.agent.agent import Agent
+from worker.agent.main import make_app
+from worker.agent.prompts import Expected
+from worker.agent.settings import Settings as AgentSettings
+from worker.emulator.generators import make_generator
+from worker.main import Worker
+from worker.settings import Settings as WorkerSettings
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+PACKAGES = ("kvcache", "runtime", "worker", "router", "controller", "bench", "kvcluster")
+FOLDERS = (*PACKAGES, "tests", "docs", "deploy", "examples")
+CHANGES = Path("CHANGELOG.md")
+"""It may name what is gone."""
+
+
+@cache
+def text_of(document: Path) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+@cache
+def files() -> frozenset[str]:
+    """Every file of the repository's folders and at its root."""
+    found = [*ROOT.glob("*"), *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*"))]
+    return frozenset(
+        str(file.relative_to(ROOT)) for file in found if file.is_file() and "__pycache__" not in file.parts
+    )
+
+
+# --- links and names ---
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a page's headings, as the repository host makes them."""
+    prose = re.sub(r"^```.*?^```", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_links_lead_somewhere(document: Path) -> None:
+    prose = re.sub(r"`[^`\n]*`", "", text_of(document))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        page = (ROOT / document.parent / path).resolve() if path else ROOT / document
+        assert page.exists(), target
+        if anchor:
+            assert anchor in anchors(page.relative_to(ROOT)), target
+
+
+def exists(path: str) -> bool:
+    """Whether this is a file or a folder of the repository; `*` stands for part of a name."""
+    pattern = re.compile(
+        re.escape(path.rstrip("/")).replace(r"\*", "[^/]*") + ("/.*" if path.endswith("/") else "(/.*)?")
+    )
+    return any(pattern.fullmatch(file) for file in files())
+
+
+def names(body: Iterable[ast.stmt], prefix: str = "") -> set[str]:
+    """The names that a module defines, those of classes' members with the class before them."""
+    found: set[str] = set()
+    for statement in body:
+        match statement:
+            case ast.ClassDef():
+                found |= {prefix + statement.name} | names(statement.body, f"{prefix}{statement.name}.")
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                found.add(prefix + statement.name)
+            case ast.Assign():
+                found |= {prefix + target.id for target in statement.targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found.add(prefix + name)
+    return found
+
+
+def mentioned(document: Path) -> list[tuple[str, str]]:
+    """(path, name or nothing) of every `path` and `path:name` in backticks."""
+    prose = re.sub(r"^```.*?^```", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
+    folders = "|".join(FOLDERS)
+    return re.findall(rf"`((?:{folders})/[\w./*-]*?)(?::([A-Za-z_][\w.]*))?`", prose)
+
+
+@pytest.mark.parametrize("document", [each for each in DOCUMENTS if each != CHANGES], ids=str)
+def test_paths_and_names_exist(document: Path) -> None:
+    for path, name in mentioned(document):
+        assert exists(path), path
+        if name:
+            assert name in names(ast.parse((ROOT / path).read_text()).body), f"{path}:{name}"
+
+
+def test_the_walks_name_functions() -> None:
+    assert len([name for _, name in mentioned(Path("ARCHITECTURE.md")) if name]) > 30
+
+
+# --- the drawing of the packages ---
+
+
+def imports() -> set[tuple[str, str]]:
+    """(package, package that it imports), from every import statement."""
+    found = set()
+    for file in files():
+        package = file.partition("/")[0]
+        if package not in PACKAGES or not file.endswith(".py"):
+            continue
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found |= {(package, other) for each in modules if (other := each.partition(".")[0]) in PACKAGES}
+    return {(package, other) for package, other in found if package != other}
+
+
+def reachable(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    closure = set(edges)
+    while more := {(a, d) for a, b in closure for c, d in closure if b == c} - closure:
+        closure |= more
+    return closure
+
+
+def test_the_drawing_of_the_packages_shows_their_imports() -> None:
+    drawing = re.search(r"^```mermaid\n(.*?)^```", text_of(Path("CONTRIBUTING.md")), re.MULTILINE | re.DOTALL)
+    assert drawing is not None
+    drawn = set(re.findall(r"^\s*(\w+) --> (\w+)$", drawing[1], re.MULTILINE))
+    assert {package for edge in drawn for package in edge} == set(PACKAGES)
+    assert reachable(drawn) == reachable(imports())
+    assert all(reachable(drawn - {edge}) != reachable(drawn) for edge in drawn), "an arrow that others imply"
+
+
+def test_the_drawing_keeps_to_the_import_contracts() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    forbidden = set()
+    for contract in contracts:
+        if contract["type"] == "independence":
+            forbidden |= set(permutations(contract["modules"], 2))
+        elif contract["type"] == "forbidden":
+            forbidden |= {(a, b) for a in contract["source_modules"] for b in contract["forbidden_modules"]}
+    between = {(a, b) for a, b in forbidden if a in PACKAGES and b in PACKAGES}
+    assert between, "the contracts are read"
+    assert not between & reachable(imports())
+
+
+# --- docs/metrics.md ---
+
+Described = dict[str, tuple[str, frozenset[str]]]
+"""Name -> type and labels."""
+
+ENGINE = {"engine", "model_name"}
+CONFIGURATION = frozenset({"(configuration)"})
+
+
+def documented(prefix: str) -> Described:
+    rows = re.findall(r"^\| `([\w:]+)` \| (\w+) \|([^|]*)\|", text_of(Path("docs/metrics.md")), re.MULTILINE)
+    assert len({name for name, _, _ in rows}) == len(rows), "a metric is documented twice"
+    return {
+        name: (kind, frozenset(filter(None, labels.strip().split(", "))))
+        for name, kind, labels in rows
+        if name.startswith(prefix)
+    }
+
+
+def exported(families: Iterable[Metric], prefix: str) -> Described:
+    found: Described = {}
+    for family in families:
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        if name.startswith(prefix) and not name.endswith("_created"):
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            found[name] = (family.type, frozenset(labels))
+    return found
+
+
+async def worker_metrics() -> list[Metric]:
+    settings = WorkerSettings()
+    tokenizer = load_tokenizer(settings.tokenizer)
+    worker = Worker(settings, tokenizer, make_generator("sampler", tokenizer, seed=0, mean_tokens=10), 8100)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(worker.app), base_url="http://worker") as client:
+        text = (await client.get("/metrics")).text
+    worker.close()
+    return list(text_string_to_metric_families(text))
+
+
+async def test_the_routers_metrics() -> None:
+    router = Router(RouterSettings(), StaticDiscovery([]))
+    # A family with labels has no sample before the first event, so its labels are read off its declaration.
+    families = list(router.registry.collect())
+    found = exported(families, "kvcluster_router_")
+    for metric in vars(router.metrics).values():
+        (family,) = metric.describe()
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = (family.type, frozenset(metric._labelnames))
+    for family in (*router.fleet_metrics.describe(), *router.discovery_metrics.describe()):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = (family.type, frozenset(family._labelnames))
+    await router.close()
+    assert documented("kvcluster_router_") == found
+
+
+async def test_the_agents_metrics() -> None:
+    agent = Agent(AgentSettings(), lambda: Expected("-", ()), 8101)
+    transport = httpx.ASGITransport(make_app(agent))
+    async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
+        text = (await client.get("/metrics")).text
+    agent.close()
+    assert documented("kvcluster_agent_") == exported(text_string_to_metric_families(text), "kvcluster_agent_")
+
+
+async def test_the_workers_metrics() -> None:
+    families = await worker_metrics()
+    assert documented("kvcluster_worker_") == exported(families, "kvcluster_worker_")
+    expected = documented("vllm:")
+    found = exported(families, "vllm:")
+    assert expected.keys() == found.keys()
+    for name, (kind, labels) in expected.items():
+        assert found[name][0] == kind, name
+        if labels != CONFIGURATION:
+            assert found[name][1] == labels | ENGINE, name
+
+
+def test_the_controllers_metrics() -> None:
+    registry = CollectorRegistry()
+    metrics, clusters = ControllerMetrics(registry), ClusterCollector(Inventory(), lambda: 0)
+    found: Described = {}
+    for declared in (*vars(metrics).values(), clusters):
+        for family in declared.describe():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = family._labelnames if declared is clusters else declared._labelnames
+            found[name] = (family.type, frozenset(labels))
+    assert documented("kvcluster_controller_") == found
+
+
+# --- the pages about vLLM ---
+
+REAL = Path("docs/real-vllm.md")
+
+
+def test_the_engines_flags_are_what_agent_and_router_expect() -> None:
+    flags, agent = engine_flags(), AgentSettings()
+    assert agent.engine_url == f"http://127.0.0.1:{flags['--port']}"
+    events = flags["--kv-events-config"]
+    assert (events["enable_kv_cache_events"], events["publisher"], events["topic"]) == (True, "zmq", agent.topic)
+    assert events["endpoint"].replace("*", "127.0.0.1") == agent.events_endpoint
+    assert events["replay_endpoint"].replace("*", "127.0.0.1") == agent.replay_endpoint
+    assert int(flags["--block-size"]) == RouterSettings().block_size
+    assert flags.keys() >= {"--enable-prefix-caching", "--enable-prompt-tokens-details", "--shutdown-timeout"}
+
+
+def test_every_setting_of_the_agent_is_on_the_page() -> None:
+    listed = set(re.findall(r"`(--[a-z-]+)`", PAGE))
+    assert {"--" + name.replace("_", "-") for name in AgentSettings.model_fields} <= listed
+
+
+def test_the_suite_is_named_as_it_is() -> None:
+    folder = ROOT / "tests" / "real_vllm"
+    for file in re.findall(r"`(test_\w+\.py)`", text_of(REAL)):
+        assert (folder / file).is_file()
+    assert {path.name for path in folder.glob("test_*.py")} == set(re.findall(r"`(test_\w+\.py)`", text_of(REAL)))
+    for module in re.findall(r"-m (tests\.\w+(?:\.\w+)*)", text_of(REAL)):
+        assert ROOT.joinpath(*module.split(".")).with_suffix(".py").is_file()
+    source = "".join(path.read_text() for path in folder.glob("*.py"))
+    variables = set(re.findall(r"REAL_VLLM_[A-Z]+", text_of(REAL)))
+    assert variables == set(re.findall(r"REAL_VLLM_[A-Z]+", source))
