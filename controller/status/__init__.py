@@ -1,1 +1,1 @@
-"""From what is observed in a cluster to the status of a KVCluster: pure functions, time comes in as an argument."""
+"""From what was observed to the status of a KVCluster: pure functions that get the time as an argument."""

@@ -1,4 +1,7 @@
-"""The status of a KVCluster."""
+"""Computes the status of a KVCluster: its conditions, its figures, and where clients reach it.
+
+Values that fluctuate are held still against noise, so that an idle cluster writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,16 @@ from controller.status.raw import Raw
 from controller.status.report import RouterReport
 from controller.status.workload import workload
 
+AGES = (1, 2, 5, 10, 30, 60, 300)
+"""Values of viewAgeSeconds: the smallest that is not exceeded. 300 stands for all that is older."""
+HELD_PERMILLE = 5
+"""A hit rate that differs by less from the last one is not written."""
+
 
 def compute(observed: Observed, previous: Mapping[str, Any] | None, now: datetime | str) -> dict[str, Any]:
-    """The whole status object: it replaces the last one, and equals it when there is nothing to write.
+    """The whole status, which replaces the last one. It equals the last one when there is nothing to write.
 
-    `previous` is the status as it stands, None before the first. `now` is aware, or RFC 3339.
+    `previous` is the last status, None before the first. `now` is an aware datetime, or RFC 3339.
     """
     before = previous if previous is not None else {}
     cache = cache_status(_reports(observed), raw.mapping(before, "cache"))
@@ -59,30 +67,24 @@ def _reports(observed: Observed) -> list[RouterReport]:
     return [reports[name] for name in ready if name in reports]
 
 
-AGES = (1, 2, 5, 10, 30, 60, 300)
-"""Values of viewAgeSeconds: the smallest one that is not exceeded; 300 stands for all beyond."""
-HELD_PERMILLE = 5
-"""A hit rate that differs by less is left as it was."""
-
-
 def hit_rate_permille(reports: Iterable[RouterReport], previous: int | None) -> int | None:
-    """Prompt tokens served from the caches since the routers started, in thousandths.
+    """Share of the prompt tokens that came from the caches since the routers started, in thousandths.
 
-    None before the first request; what was known stays while nothing newer is (the routers have just started again).
+    None before the first request. `previous` stays while there is nothing newer: the routers have just restarted.
     """
-    asked = list(reports)
-    prompt = sum(report.prompt_tokens for report in asked)
+    counts = [(report.cached_tokens, report.prompt_tokens) for report in reports]
+    prompt = sum(tokens for _, tokens in counts)
     if not prompt:
         return previous
-    rate = round(1000 * sum(report.cached_tokens for report in asked) / prompt)
+    rate = round(1000 * sum(tokens for tokens, _ in counts) / prompt)
     return previous if previous is not None and abs(rate - previous) < HELD_PERMILLE else rate
 
 
 def view_age(reports: Iterable[RouterReport], previous: int | None) -> int | None:
-    """Age of the oldest view any router has of a ready worker, in seconds; None while there is none.
+    """Age of the oldest view that a router has of a ready worker, in seconds, as one of `AGES`; None without a view.
 
-    Ages swing by the second between two reports of a worker, so the value moves up when it is exceeded by half, and
-    down at half of the next smaller one.
+    Ages swing by a second between two reports of a worker. So the value moves up when it is exceeded by half, and down
+    at half of the next smaller value.
     """
     ages = [report.view_age_seconds for report in reports if report.view_age_seconds is not None]
     if not ages:
@@ -101,27 +103,27 @@ def percent(permille: int) -> str:
 
 
 def cache_status(reports: Iterable[RouterReport], previous: Mapping[str, Any]) -> dict[str, Any]:
-    """`cache` of the status: only what is known."""
+    """`cache` of the status, with what is known."""
     asked = list(reports)
-    held, aged = raw.at(previous, "hitRatePermille"), raw.at(previous, "viewAgeSeconds")
-    rate = hit_rate_permille(asked, held if type(held) is int else None)
-    age = view_age(asked, aged if type(aged) is int else None)
+    last_rate, last_age = raw.at(previous, "hitRatePermille"), raw.at(previous, "viewAgeSeconds")
+    rate = hit_rate_permille(asked, last_rate if type(last_rate) is int else None)
+    age = view_age(asked, last_age if type(last_age) is int else None)
     known = {"hitRatePermille": rate, "viewAgeSeconds": age}
     return {name: value for name, value in known.items() if value is not None}
 
 
 def endpoint(observed: Observed, previous: str) -> str | None:
-    """The URL as far out as the Service reaches; None while there is no Service.
+    """The base URL by which most clients reach the OpenAI API; None while there is no Service.
 
-    An Ingress with a host, once there is one: that host. LoadBalancer: its address once it has one. NodePort: a node
-    that a ready router is on, the same as long as one is.
-    Else, and until then: the Service's name, which works inside the cluster.
+    The host of an Ingress, once there is one. Otherwise, by the Service's type, the load balancer's address, once it
+    has one, or a node with a ready router (`previous` as long as it has one). Otherwise, and until then, the Service's
+    name, which works inside the cluster.
     """
     service = observed.service
     if service is None:
         return None
-    if (entrance := _entrance(observed.ingress)) is not None:
-        return entrance
+    if (url := _ingress_url(observed.ingress)) is not None:
+        return url
     ports = raw.objects(service, "spec", "ports")
     port = next((item for item in ports if item.get("name") == HTTP), ports[0] if ports else {})
     number = raw.number(port, "port") or ROUTER_PORT
@@ -140,8 +142,8 @@ def endpoint(observed: Observed, previous: str) -> str | None:
     return _url(f"{raw.name(service)}.{observed.namespace}.svc", number)
 
 
-def _entrance(ingress: Raw | None) -> str | None:
-    """The URL that our Ingress, of one rule with one path, is for; None for one without a host, or with a pattern."""
+def _ingress_url(ingress: Raw | None) -> str | None:
+    """The URL of our Ingress, which has one rule with one path; None when it has no host, or a wildcard."""
     for rule in raw.objects(ingress, "spec", "rules"):
         host = raw.text(rule, "host")
         if host and not host.startswith("*"):

@@ -11,7 +11,7 @@ from controller.status.raw import Raw
 from controller.status.report import RouterReport
 
 ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
-"""Read by the ReplicaSet controller: of pods that are otherwise alike the one with the lowest cost goes first."""
+"""Read by the ReplicaSet controller: of otherwise equal pods, it deletes the one with the lowest cost first."""
 
 STEP = 100
 NEGLIGIBLE = 0.5
@@ -43,7 +43,7 @@ def deletion_costs(reports: Mapping[str, RouterReport], pods: Iterable[Raw]) -> 
 
 
 def deletion_cost(pod: Raw) -> int | None:
-    """The cost that the pod is annotated with; None without one that can be read."""
+    """The cost in the pod's annotation; None when there is none, or no number."""
     value = raw.text(pod, "metadata", "annotations", ANNOTATION)
     try:
         return int(value)

@@ -1,4 +1,4 @@
-"""What the routers know of the workers' caches, and how old it is."""
+"""The condition CacheViewFresh: what the routers know of the workers' caches, and how old their knowledge is."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from controller.status.report import RouterReport
 from controller.status.workload import count
 
 FRESH_SECONDS = 5
-"""A view that was confirmed longer ago counts as old."""
+"""A view that was confirmed longer ago counts as stale."""
 SETTLING = timedelta(seconds=FRESH_SECONDS)
-"""A worker need not be known to the routers before it has been ready for so long."""
+"""Routers need not know a worker before it has been ready for so long."""
 
-_FALSE = GIVEN_BY[ConditionType.CACHE_VIEW_FRESH]["False"]
+_PRECEDENCE = GIVEN_BY[ConditionType.CACHE_VIEW_FRESH]["False"]
 
 
 def freshness(observed: Observed, now: datetime) -> Finding:
@@ -33,7 +33,7 @@ def freshness(observed: Observed, now: datetime) -> Finding:
     settled = sum(1 for pod in workers if (since := ready_for(pod, now)) is not None and since >= SETTLING)
     findings = [finding for name, report in reports.items() if (finding := _finding(name, report, settled)) is not None]
     if findings:
-        return min(findings, key=lambda finding: _FALSE.index(finding.reason))
+        return min(findings, key=lambda finding: _PRECEDENCE.index(finding.reason))
     for name in routers:
         if (error := observed.routers.errors.get(name)) is not None:
             message = f"Router {name} could not be asked: {as_sentence(error)}"
@@ -41,11 +41,11 @@ def freshness(observed: Observed, now: datetime) -> Finding:
     if not reports:
         return Finding(ConditionReason.ROUTER_UNREACHABLE, "No router has been asked yet.")
     # A router that has just become ready is asked the next time; until then the others speak for it.
-    message = f"Every router matches prompts against {_all(len(workers))}."
+    message = f"Every router matches prompts against {_all_workers(len(workers))}."
     return Finding(ConditionReason.FRESH, message)
 
 
-def _all(workers: int) -> str:
+def _all_workers(workers: int) -> str:
     return "the only worker" if workers == 1 else f"all {count(workers, 'worker')}"
 
 

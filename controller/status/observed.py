@@ -1,4 +1,4 @@
-"""What the controller knows of a KVCluster at one moment: the only input of its status besides the time."""
+"""What the controller has observed of a KVCluster: with the time, the only input of its status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ReconcileProblem:
     object: str
     """`Kind/name` of the object it is about (`Service/rag-router`), or the field of the spec."""
     message: str
-    """What was found, in words for people; for a refusal the API server's own."""
+    """What was found, in words for people. For a refusal, the API server's own words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class RouterAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A KVCluster and what belongs to it, at one moment."""
+    """A KVCluster and the objects that belong to it, at one moment."""
 
     name: str
     namespace: str
     generation: int
     """metadata.generation of the KVCluster."""
     spec: KVClusterSpec | None
-    """None when the spec is invalid: what runs then still gets a status."""
+    """None when the spec is invalid. What runs then still gets a status."""
     deployments: Mapping[str, Raw | None] = field(default_factory=dict)
     """By component (`worker`, `router`); None or absent while there is none."""
     pods: tuple[Raw, ...] = ()

@@ -1,4 +1,4 @@
-"""Reading objects as the API server gives them: what is missing or malformed counts as not said."""
+"""Reads objects as the API server gives them. What is missing or malformed counts as absent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 Raw = Mapping[str, Any]
+"""An object as the API server gives it, or a part of one."""
 _EMPTY: Raw = {}
 
 

@@ -1,4 +1,4 @@
-"""The events that tell how a status differs from the last one."""
+"""Events about how a status differs from the last one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from controller.status import raw
 from controller.status.reasons import ConditionReason, ConditionType
 
 SCALED = "Scaled"
-"""Reason of the event that tells that more or fewer pods are wanted."""
+"""Reason of the event that more or fewer pods are wanted."""
 
-_TELLING = (
+_PRECEDENCE = (
     ConditionType.DEGRADED,
     ConditionType.WORKERS_AVAILABLE,
     ConditionType.ROUTER_AVAILABLE,
@@ -21,12 +21,12 @@ _TELLING = (
     ConditionType.PROGRESSING,
     ConditionType.READY,
 )
-"""What comes first gets the word where several conditions change for one reason."""
+"""Where several conditions change for one reason, the event is about the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventNote:
-    """An event to be posted about the KVCluster."""
+    """An event to be recorded about the KVCluster."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -34,24 +34,23 @@ class EventNote:
 
 
 def events(previous: Mapping[str, Any] | None, current: Mapping[str, Any]) -> tuple[EventNote, ...]:
-    """One event for each condition whose status or reason changed, and for each change of how many pods are wanted,
-    the warnings first.
+    """An event for each condition whose status or reason changed, and for each change of how many pods are wanted.
 
-    A message that changes alone is no event. Of a new KVCluster only what is True is told: that nothing is there yet
-    goes without saying. One reason is told once, however many conditions it changed.
+    Warnings come first. A change of a message alone is no event. Of a new KVCluster only conditions that are True are
+    events: it is clear that nothing exists yet. One reason gives one event, however many conditions it changed.
     """
-    told: list[EventNote] = []
+    notes: list[EventNote] = []
     found = [*_scalings(previous, current), *_transitions(previous, current)]
     for note in sorted(found, key=lambda note: note.type != "Warning"):
-        if not any(_covers(other, note) for other in told):
-            told.append(note)
-    return tuple(told)
+        if not any(_covers(other, note) for other in notes):
+            notes.append(note)
+    return tuple(notes)
 
 
-def _covers(told: EventNote, note: EventNote) -> bool:
-    if told.reason != note.reason:
+def _covers(other: EventNote, note: EventNote) -> bool:
+    if other.reason != note.reason:
         return False
-    return told.type == "Warning" or note.message in told.message or told.message in note.message
+    return other.type == "Warning" or note.message in other.message or other.message in note.message
 
 
 def _conditions(status: Mapping[str, Any] | None) -> dict[str, raw.Raw]:
@@ -60,7 +59,7 @@ def _conditions(status: Mapping[str, Any] | None) -> dict[str, raw.Raw]:
 
 def _transitions(previous: Mapping[str, Any] | None, current: Mapping[str, Any]) -> Iterator[EventNote]:
     before, after = _conditions(previous), _conditions(current)
-    for kind in _TELLING:
+    for kind in _PRECEDENCE:
         old, new = before.get(kind), after.get(kind)
         if new is None:
             continue

@@ -1,4 +1,4 @@
-"""How many pods of a component there are, and how many there should be."""
+"""How many pods of a component exist, and how many should."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from controller.status.observed import Observed
 from controller.status.pods import still_serving
 
 TOLERATED_SHARE = 4
-"""One in so many pods may be missing (at least one) before a component counts as unavailable."""
+"""One pod in so many, and always one, may be missing before a component counts as unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,15 @@ class Workload:
     """Pods that the Deployment has, old and new."""
     ready: int
     serving: int
-    """Pods that take requests: the ready ones, or, where there are none, those that terminate and still serve. The
-    Service's endpoints are the same (KEP-1669)."""
+    """Pods that get requests: the ready ones or, when there are none, those that terminate and still serve, as a
+    Service chooses its endpoints (KEP-1669)."""
     updated: int
     """Pods of the current template."""
     available: int
     current: bool
-    """The Deployment controller has seen the Deployment as it is now."""
+    """Whether the Deployment controller has seen the Deployment as it is now."""
     stalled: str
-    """The Deployment controller's words when it gave a rollout up."""
+    """The Deployment controller's message when a rollout has exceeded its deadline, else empty."""
 
     @property
     def needed(self) -> int:
@@ -42,17 +42,17 @@ class Workload:
 
     @property
     def available_enough(self) -> bool:
-        """Whether as many are ready as must be."""
+        """Whether enough are ready for the component to be available."""
         return self.wanted > 0 and self.ready >= self.needed
 
     @property
     def ready_summary(self) -> str:
-        """`3 of 4 workers are ready`. Those that a rolling update has for a while on top do not count."""
+        """`3 of 4 workers are ready`. Pods in excess of those wanted, during a rolling update, do not count."""
         verb = "is" if self.wanted == 1 else "are"
         return f"{min(self.ready, self.wanted)} of {count(self.wanted, self.component)} {verb} ready"
 
     def figures(self) -> dict[str, int | str]:
-        """As the status shows it; `summary` is for the column of `kubectl get`, which can only show one field."""
+        """As in the status. `summary` is for the column of `kubectl get`, which can only show one field."""
         return {
             "summary": f"{self.ready}/{self.wanted}",
             "wanted": self.wanted,
@@ -69,7 +69,7 @@ def count(number: int, noun: str) -> str:
 
 
 def workload(observed: Observed, component: Component) -> Workload:
-    """The figures of one component."""
+    """The workload of one component."""
     deployment = observed.deployments.get(component)
     asked = raw.at(deployment, "spec", "replicas")
     of_deployment = asked if type(asked) is int else 1 if deployment is not None else 0

@@ -59,7 +59,7 @@ class Routers:
     """What the routers say."""
 
     def __init__(self) -> None:
-        self.report = RouterReport("cache_aware", False, 1, 1, 1, view_age_seconds=0.5)
+        self.report = RouterReport("cache_aware", 1, 1, 1, view_age_seconds=0.5)
 
     async def ask(self, pods: Iterable[Object]) -> RouterAnswers:
         return RouterAnswers(
@@ -139,7 +139,7 @@ async def test_a_cluster_with_pods_is_looked_at_from_time_to_time():
     world.pod("router")
     world.available()
     assert await world.at_rest() == POLL
-    world.routers.report = RouterReport("cache_aware", False, 1, 1, 1, view_age_seconds=60.0)
+    world.routers.report = RouterReport("cache_aware", 1, 1, 1, view_age_seconds=60.0)
     assert await world.at_rest() == POLL_UNSETTLED, "a stale view is expected to become fresh"
 
 

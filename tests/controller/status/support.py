@@ -66,7 +66,7 @@ def waiting(reason: str, message: str = "", **fields: Any) -> list[Raw]:
 def report(**changes: Any) -> RouterReport:
     """A router that has all four workers."""
     return dataclasses.replace(
-        RouterReport("cache_aware", False, 4, 4, 4, view_age_seconds=0.4, prompt_tokens=1000, cached_tokens=823),
+        RouterReport("cache_aware", 4, 4, 4, view_age_seconds=0.4, prompt_tokens=1000, cached_tokens=823),
         **changes,
     )
 

@@ -170,7 +170,7 @@ def test_a_router_that_answers_nonsense(explain, api):
     api.answers[f"{CORE}/pods/rag-router-a:9000/proxy/status"] = b"<html>"
     code, text, _ = explain("rag")
     assert code == 0
-    assert "rag-router-a could not be asked: it is not JSON" in text
+    assert "rag-router-a could not be asked: Invalid JSON" in text
     assert "rag-router-b" in text
 
 
