@@ -1,4 +1,4 @@
-"""What a fleet must know before it meets its workers."""
+"""What a fleet has to know before its first worker joins."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ class FleetConfig:
 
     block_size: int
     fingerprint: str
-    """Of the router's tokenizer; a worker with another one is refused for matching. Empty: it is not loaded (yet), and
-    every worker is refused."""
+    """Of the router's tokenizer; the blocks of a worker with another one are not matched. Empty: it is not loaded
+    (yet), and no worker's blocks are matched."""
     latency: LatencyModel
-    """Of the profile, at the speed the workers run at."""
+    """That of the profile, at the speed at which the workers run."""
     key_scheme: str = KEY_SCHEME
     model: str = ""
     """The model that the fleet serves; empty: any, and workers are filtered by the request's model."""
     strategy: str = "cache_aware"
     liveness_timeout: float = 2.0
-    """A worker silent for this long leaves the candidates. Call `Fleet.expire` at least twice as often."""
+    """A worker that is silent for this long becomes unreachable. Call `Fleet.expire` at least twice as often."""
     view_timeout: float = 10.0
-    """A copy of a worker's cache that nothing has confirmed for this long is not matched against: requests go there by
-    load until its feed is back. A pushed view is confirmed every 5 s at least, a streamed one each second."""
+    """A copy of a worker's cache that nothing has confirmed for this long is not used: the worker gets requests by load
+    until its feed is back. A pushed view is confirmed at least every 5 s, a streamed one each second."""
     speculation_grace: float = 1.0
-    """How long after its first byte a request's blocks are still assumed on its worker; by then the feed has
+    """For how long after the first byte of a request its blocks are assumed to be on its worker; by then the feed has
     confirmed them."""
     recompute_charge: float = 3.0
-    """Seconds that cost adds for each second of computing blocks again that another worker holds, unless the prefix is
-    popular. It is time taken from whoever comes next."""
+    """Seconds added to the cost for each second of computing blocks that another worker holds, unless the prefix is
+    popular. Later requests have to wait for this computation."""
     retry_after: float = 1.0
-    """What a client is told when no worker is ready."""
+    """The Retry-After that a client is told when no worker is ready."""
     outliers: OutlierPolicy = field(default_factory=OutlierPolicy)
-    """When workers that fail are left out."""
+    """When workers that fail are ejected."""
     longest_pause: float = 30.0
-    """A worker that turns requests away (429, 503) is left alone for as long as it asks, but no longer than this."""
+    """The longest pause of a worker that turns requests away (429, 503), also if it asks for more."""
     forget_after: float = 60.0
-    """A worker known by heartbeats alone is forgotten after this much silence."""
+    """A worker that is known by its heartbeats alone is forgotten after being silent for this long."""
     assigned_half_life: float = 60.0
-    """In the tie-break by work assigned lately, work this old counts half."""
+    """In the tie-break by work assigned lately, work that is this old counts half."""
     reuse_half_life: float = 600.0
-    """In a worker's reuse score, blocks reused this long ago count half."""
+    """In the reuse score of a worker, blocks that were reused this long ago count half."""
     expected_output_tokens: int = 128
-    """Assumed length of an answer, until lengths have been observed."""
+    """Assumed length of an answer until lengths have been observed."""
 
     def mismatch(self, info: WorkerInfo) -> Mismatch | None:
         """Why this worker's blocks cannot be matched here; None when they can."""

@@ -1,4 +1,4 @@
-"""What is asked of the router and what it answers: plain frozen values, and a ring of the latest decisions.
+"""The question to the router and its answer, as plain frozen values, and a ring of the latest decisions.
 
 Logs, metrics, response headers and the explain endpoint all read the one `Decision`.
 """
@@ -15,24 +15,24 @@ from kvcache.keys import PrefixKeys
 
 
 class NoWorkerReady(RuntimeError):
-    """No worker may take the request now. `retry_after` is in seconds."""
+    """No worker can take the request now. `retry_after` is in seconds."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
-class Reason(StrEnum):
-    """Why this worker. `docs/routing.md` shows when each is given."""
+class DecisionReason(StrEnum):
+    """Why this worker was chosen. `docs/routing.md` shows when each reason is given."""
 
     PREFIX_MATCH = "prefix_match"
-    """Nobody holds more of the prompt than the chosen worker, and it holds at least one block."""
+    """No candidate holds more of the prompt than the chosen worker, which holds at least one block of it."""
     LOAD_OVER_PREFIX = "load_over_prefix"
-    """Another worker holds more of the prompt, but waiting for it costs more than its cache saves."""
+    """Another candidate holds more of the prompt, but waiting for it costs more than its cache saves."""
     NO_MATCH = "no_match"
-    """No candidate holds any of the prompt: the cheapest (or, for longest_prefix, the next in turn)."""
+    """No candidate holds any of the prompt: the cheapest was chosen (or, for longest_prefix, the next in turn)."""
     NO_PREFIX = "no_prefix"
-    """There was nothing to match: the prompt has no reusable full block, or no candidate's view may be used."""
+    """There was nothing to match: the prompt has no reusable full block, or no candidate's view can be used."""
     LONGEST_PREFIX = "longest_prefix"
     """The worker with the longest match, whatever its load (strategy longest_prefix)."""
     ROUND_ROBIN = "round_robin"
@@ -40,40 +40,43 @@ class Reason(StrEnum):
     LEAST_LOADED = "least_loaded"
     """The worker with the fewest requests in flight (strategy least_loaded)."""
     ONLY_CANDIDATE = "only_candidate"
-    """No other worker may take the request."""
+    """No other worker can take the request."""
 
 
 class Unread(StrEnum):
-    """Why a prompt was not read: its request goes by load. Label of `kvcluster_router_prompts_unread_total`."""
+    """Why a prompt was not read, so that its request is routed by load.
+
+    Label `why` of `kvcluster_router_prompts_unread_total`.
+    """
 
     UNREADABLE = "unreadable"
-    """The body or its prompt is not what this API takes, or is in a form that is not understood here."""
+    """The body or its prompt is not what this API takes, or has a form that the router does not know."""
     TOO_LONG = "too_long"
-    """No worker takes so many tokens."""
+    """The prompt has more tokens than any worker takes."""
     BUSY = "busy"
-    """Longer or earlier prompts kept the router from reading it in time."""
+    """Earlier or longer prompts kept the router from reading it in time."""
     NO_TOKENIZER = "no_tokenizer"
     """The tokenizer is not loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportedSequence:
-    """The one of a request's sequences whose cached tokens its answer reports, where it is not the first prompt."""
+    """The sequence whose cached tokens the answer reports, if that is not the first prompt of the request."""
 
     keys: PrefixKeys
     reusable_blocks: int
     """Leading blocks that may be reused: never the block of the last token."""
     fresh_blocks: int
-    """Of these, what the request's sequences before it will have computed."""
+    """How many of these the earlier sequences of the same request will have computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
     """What the router knows of a request when it decides.
 
-    `keys` are the prompt's block keys, None when the prompt could not be tokenised here; `prompt_tokens` counts
-    the whole prompt (None: unknown). A `streaming` request shows its first token, others only their end.
-    `output_tokens` is an upper bound of what will be generated (max_tokens), where stated.
+    `keys` are the block keys of the prompt, None if it could not be tokenised here; `prompt_tokens` counts the whole
+    prompt (None: unknown). The first token of a `streaming` request can be observed; of others only the end can.
+    `output_tokens` is an upper bound of the answer's length (max_tokens), if the request states one.
     """
 
     keys: PrefixKeys | None
@@ -82,57 +85,57 @@ class RouteRequest:
     model: str | None = None
     output_tokens: int | None = None
     prompted: bool = True
-    """Whether it has a prompt. A list of models, say, has none: sending that somewhere is no decision to count."""
+    """Whether it has a prompt. A request for the list of models, say, has none, and its decision is not counted."""
     reported: ReportedSequence | None = None
-    """Whose cached tokens the answer will report; None: those of the prompt of `keys`."""
+    """The sequence whose cached tokens the answer will report; None: the prompt of `keys`."""
     unread: Unread | None = None
-    """Why `keys` is None, where there is a prompt."""
+    """Why `keys` is None although there is a prompt."""
 
 
-class CandidateView(NamedTuple):
-    """The figures of one worker that could have taken the request. Seconds and blocks."""
+class Candidate(NamedTuple):
+    """One worker that could take the request, and what the request would cost there. Seconds and blocks."""
 
     worker_id: str
     url: str
     matched_blocks: int
-    """Leading blocks of the prompt it holds (or is about to) and may reuse: never the block of the last token."""
+    """Leading blocks of the prompt that it holds (or soon will) and may reuse: never the block of the last token."""
     queue_seconds: float
-    """Time until it would start on this request, `memory_seconds` included."""
+    """Time until it would start on this request, including `memory_seconds`."""
     memory_seconds: float
-    """The part of the queue that waits for blocks to be released."""
+    """The part of `queue_seconds` that waits for blocks to be released."""
     prefill_seconds: float
-    """Time to the first token from then on."""
+    """Time from the start to the first token."""
     decode_seconds: float
     """Time from the first token to the end."""
     cost: float
-    """What strategy cache_aware compares, in seconds: queue, prefill and the charge for computing blocks again."""
+    """What strategy cache_aware compares: queue, prefill and the charge for computing blocks again, in seconds."""
     in_flight: int
-    """Requests on the worker: this router's, and others' that its last report knew of."""
+    """Requests on the worker: those of this router, and those of others in the worker's last report."""
     assigned_seconds: float
-    """Prefill work this router gave it lately (decayed)."""
+    """Prefill that this router gave it lately, decayed (`FleetConfig.assigned_half_life`)."""
     turn: int
-    """Number of the dispatch that it last got; the smallest has waited longest."""
+    """Number of the last dispatch to it; the smallest number has waited longest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where a request goes and why, with what every candidate would have cost."""
+    """Where a request goes and why, with the cost on every candidate."""
 
     worker_id: str
     url: str
     strategy: str
-    reason: Reason
+    reason: DecisionReason
     matched_blocks: int
     prompt_blocks: int
-    """Blocks of the prompt, a last partial one included."""
+    """Blocks of the prompt, including a last partial one."""
     predicted_ttft: float
     """queue_seconds + prefill_seconds of the chosen worker."""
     queue_seconds: float
     prefill_seconds: float
-    candidates: tuple[CandidateView, ...]
-    """In the order in which the workers joined; the chosen one among them."""
+    candidates: tuple[Candidate, ...]
+    """In the order in which the workers joined, including the chosen one."""
     reported_blocks: int
-    """Cached blocks that the answer is expected to report: `matched_blocks`, but for requests of several sequences."""
+    """Cached blocks that the answer is expected to report; for requests of one sequence that is `matched_blocks`."""
 
 
 KEPT = 20
@@ -147,9 +150,9 @@ class RecentDecisions:
         self._ring: deque[tuple[float, Decision]] = deque(maxlen=kept)
 
     def note(self, decision: Decision, now: float) -> None:
-        """One more request went where this decision says."""
+        """A decision was carried out."""
         self._ring.append((now, decision))
 
     def newest_first(self, now: float) -> Iterator[tuple[float, Decision]]:
-        """Each with its age in seconds."""
+        """The decisions, each with its age in seconds."""
         return ((now - at, decision) for at, decision in reversed(self._ring))

@@ -1,4 +1,4 @@
-"""Why the fleet refuses a message of the cache feed."""
+"""The reasons for which the fleet refuses a message of the cache feed."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ class RejectReason(StrEnum):
     """Why a feed message was not applied, for metrics, logs and the body of the answer."""
 
     BLOCK_SIZE = "block_size"
-    """The worker cuts prompts into blocks of another size: its keys name other prefixes."""
+    """The worker's blocks have another size, so its keys name other prefixes."""
     FINGERPRINT = "fingerprint"
-    """The worker's tokenizer differs: equal text gives other token ids, so no key would ever match."""
+    """The worker's tokenizer differs: the same text gives other token ids, so no key would ever match."""
     NO_TOKENIZER = "no_tokenizer"
-    """The router's own tokenizer is not loaded, so it has no prompts to match."""
+    """The router's own tokenizer is not loaded, so it cannot match prompts."""
     KEY_SCHEME = "key_scheme"
-    """The worker names blocks by another function."""
+    """The worker computes keys by another function."""
     MODEL = "model"
     """The worker serves another model than the fleet."""
     AGENT = "agent"
-    """The URL is a cache agent's, which takes no requests: list the engine, and the agent as its feed."""
+    """The URL is that of a cache agent, which takes no requests: list the engine, and the agent as its feed."""
     UNKNOWN_WORKER = "unknown_worker"
-    """No worker of this URL or id is registered: add it to discovery, or send a heartbeat first."""
+    """No worker with this URL or id is known: add it to discovery, or send a heartbeat first."""
     STALE_EPOCH = "stale_epoch"
-    """The message comes from an earlier life of the worker."""
+    """The message comes from an earlier incarnation of the worker."""
     DUPLICATE_WORKER = "duplicate_worker"
-    """Another URL holds this worker id, in a later life or in the same one."""
+    """Another URL has this worker id, with a later epoch or the same one."""
     GAP = "gap"
-    """Batches are missing between the view and this message: take a new snapshot."""
+    """Batches are missing between the view and this message: a new snapshot is needed."""
     MALFORMED = "malformed"
     """The message decodes but makes no sense."""
 
 
 class FeedRejected(ValueError):
-    """A feed message that was not applied; the view of the worker is what it was before, unless a subclass
-    says otherwise."""
+    """A feed message was not applied. The view of the worker is unchanged, unless a subclass says otherwise."""
 
     def __init__(self, reason: RejectReason, message: str) -> None:
         super().__init__(message)
@@ -42,14 +41,15 @@ class FeedRejected(ValueError):
 
 
 class Mismatch(FeedRejected):
-    """The worker cannot be matched against this router's prompts.
+    """The worker's blocks cannot be matched against this router's prompts.
 
-    From `Fleet.apply_snapshot` its load and life were taken in all the same: it is routed to by load.
+    If `Fleet.apply_snapshot` raises it, the worker's load and epoch were taken in all the same, and the worker gets
+    requests by load.
     """
 
 
 class AgentListed(FeedRejected):
-    """A cache agent is listed as if it were the engine: no request goes there."""
+    """A cache agent is listed as if it were the engine. It gets no requests."""
 
     def __init__(self, url: str, engine: str) -> None:
         super().__init__(
@@ -60,14 +60,14 @@ class AgentListed(FeedRejected):
 
 
 class UnknownWorker(FeedRejected):
-    """Nothing is registered under this URL or worker id."""
+    """No worker with this URL or worker id is known."""
 
     def __init__(self, message: str) -> None:
         super().__init__(RejectReason.UNKNOWN_WORKER, message)
 
 
 class StaleEpoch(FeedRejected):
-    """The message belongs to an earlier life of the worker than the one in view."""
+    """The message comes from an earlier incarnation of the worker than the view."""
 
     def __init__(self, epoch: int, current: int) -> None:
         super().__init__(
@@ -77,7 +77,7 @@ class StaleEpoch(FeedRejected):
 
 
 class DuplicateWorker(FeedRejected):
-    """Two URLs claim one worker id and this is the older one (or the second of the same life)."""
+    """Two URLs claim one worker id, and this one has the smaller epoch (or came second with the same epoch)."""
 
     def __init__(self, worker_id: str, url: str) -> None:
         super().__init__(
@@ -87,7 +87,7 @@ class DuplicateWorker(FeedRejected):
 
 
 class FeedGap(FeedRejected):
-    """The view cannot be carried forward by this message: the caller takes a new snapshot."""
+    """The view cannot be updated by this message: the caller takes a new snapshot."""
 
     def __init__(self, message: str) -> None:
         super().__init__(RejectReason.GAP, message)

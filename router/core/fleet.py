@@ -14,7 +14,7 @@ from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot, WorkerInfo
 from kvcache.keys import BlockKey
 from router.core.circuits import Circuits
 from router.core.config import FleetConfig
-from router.core.decision import CandidateView, Decision, NoWorkerReady, Reason, RouteRequest
+from router.core.decision import Candidate, Decision, DecisionReason, NoWorkerReady, RouteRequest
 from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, UnknownWorker
 from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetCorrection
@@ -83,7 +83,7 @@ class Fleet:
         worker.feed_proves_liveness = feed_proves_liveness
 
     def remove(self, url: str) -> None:
-        """Discovery names it no more: everything about it is forgotten. Its open tickets stay releasable."""
+        """Discovery no longer names the worker: everything about it is forgotten. Its open tickets stay releasable."""
         worker = self._workers.pop(url, None)
         if worker is not None:
             self._disown(worker)
@@ -91,7 +91,7 @@ class Fleet:
             self._circuits.fleet_shrank()
 
     def set_intake(self, url: str, intake: Intake) -> None:
-        """What the worker does with new requests. Raises `UnknownWorker`."""
+        """The worker takes new requests, drains or takes none. Raises `UnknownWorker`."""
         self._find(url).apply(_BY_INTAKE[intake])
         self._circuits.fleet_shrank()
 
@@ -105,11 +105,11 @@ class Fleet:
         self._circuits.fleet_shrank()
 
     def expire(self, now: float) -> list[str]:
-        """URLs of the workers that left the candidates because they were silent for `liveness_timeout`.
+        """End what time has ended. Returns the URLs of workers that became unreachable now, because they were silent
+        for longer than `liveness_timeout`.
 
-        Call it at least every half `liveness_timeout`. A call that comes later than that means that the caller itself
-        was held up and may not have read what the workers sent: then every worker not heard from since gets one more
-        period, once.
+        Call it at least every half `liveness_timeout`. If a call comes later, the caller itself was held up and may not
+        have read what the workers sent: every worker that was not heard from since then gets one more period, once.
         """
         self._assumptions.expire(now)
         self._circuits.tick(now)
@@ -154,15 +154,17 @@ class Fleet:
         self._workers[url] = worker
         return worker
 
-    # --- how requests fare there -------------------------------------------------------------------------
+    # --- outcomes of requests ----------------------------------------------------------------------------
 
     def answered(self, url: str, outcome: Outcome, now: float) -> Ejection | None:
-        """How the worker dealt with a request; its ejection, if that begins now. One that is gone is passed over."""
+        """The worker dealt with a request in this way. Returns its ejection, if that begins now. Does nothing if the
+        worker has left the fleet."""
         worker = self._workers.get(url)
         return self._circuits.answered(worker, outcome, now) if worker is not None else None
 
     def turned_away(self, url: str, retry_after: float | None, now: float) -> Ejection | None:
-        """The worker takes no more for the moment (429, 503), for so many seconds if it says so. As `answered`."""
+        """The worker turned a request away (429, 503), and asks for no more within `retry_after` seconds, if it says
+        so. Returns as `answered` does."""
         worker = self._workers.get(url)
         return self._circuits.turned_away(worker, retry_after, now) if worker is not None else None
 
@@ -171,8 +173,9 @@ class Fleet:
     def apply_snapshot(self, url: str, snapshot: Snapshot, now: float) -> None:
         """The answer of `GET /cache/state`.
 
-        Raises `UnknownWorker`, `StaleEpoch`, and `Mismatch` or `DuplicateWorker` once its load is taken in: with these
-        two the worker stays routable, but its blocks are not matched.
+        Raises `UnknownWorker` or `StaleEpoch`, and then nothing changed. Raises `Mismatch`, `DuplicateWorker` or
+        `AgentListed` after the worker's load is taken in: its blocks are not matched, but (unless it is an agent) it
+        gets requests by load.
         """
         worker = self._find(url)
         view, info = worker.view, snapshot.info
@@ -196,8 +199,8 @@ class Fleet:
     def apply_batch(self, url: str, batch: Batch, now: float) -> None:
         """The next batch of `GET /cache/events`.
 
-        Raises `UnknownWorker`, `StaleEpoch`, and `FeedGap` when a snapshot must be taken first. Batches of a worker
-        that is refused for matching report its load only.
+        Raises `UnknownWorker`, `StaleEpoch`, and `FeedGap` when a snapshot must be taken first. A batch of a worker
+        whose view is refused updates its load only.
         """
         worker = self._find(url)
         worker.view.check_epoch(batch.epoch)
@@ -209,7 +212,7 @@ class Fleet:
     # --- the cache feed, pushed -------------------------------------------------------------------------
 
     def apply_heartbeat(self, heartbeat: Heartbeat, now: float) -> bool:
-        """Registers the worker or keeps it alive; whether it should send its whole state now.
+        """The worker is alive; a new one joins the fleet. Returns whether it should send its whole state now.
 
         Raises `FeedRejected` (`Mismatch`, `StaleEpoch`, `DuplicateWorker` or a malformed URL); then nothing changed.
         """
@@ -240,7 +243,7 @@ class Fleet:
         return not view.exact and not self._streams(worker, now)
 
     def apply_sync(self, snapshot: Snapshot, now: float) -> None:
-        """The whole state of a worker that sent a heartbeat before; left aside when it is older than the view or when
+        """The whole state of a worker that sent a heartbeat before. It is ignored if it is older than the view, or if
         the worker's own stream is live. Raises `Mismatch`, `UnknownWorker` or `StaleEpoch`; then nothing changed."""
         refusal = self.config.mismatch(snapshot.info)
         if refusal is not None and refusal.reason is not RejectReason.NO_TOKENIZER:
@@ -263,14 +266,15 @@ class Fleet:
         worker.mark_alive(now)
 
     def _streams(self, worker: Worker, now: float) -> bool:
-        """Whether the worker's own stream is live, which is fresher than any push."""
+        """Whether the worker's own stream is live, which is more recent than any push."""
         pulled = worker.view.pulled_at
         return pulled is not None and worker.view.exact and now - pulled <= self.config.liveness_timeout
 
     # --- who owns a worker id ----------------------------------------------------------------------------
 
     def _conflict(self, worker: Worker, info: WorkerInfo) -> DuplicateWorker | None:
-        """Why `worker` cannot own the worker id: another one's claim is as good."""
+        """Why `worker` cannot own the worker id that it states: another worker has it, with the same epoch or a later
+        one."""
         owner = self._owners.get(info.worker_id)
         if owner is None or owner is worker or not owner.reachable:
             return None
@@ -280,7 +284,7 @@ class Fleet:
         return DuplicateWorker(info.worker_id, owner.url)
 
     def _own(self, worker: Worker, info: WorkerInfo) -> None:
-        """Makes `worker` the owner of the worker id, in place of whoever had it."""
+        """Make `worker` the owner of the worker id, in place of its present owner."""
         owner = self._owners.pop(info.worker_id, None)
         if owner is not None and owner is not worker:
             if owner.discovered:
@@ -292,7 +296,7 @@ class Fleet:
         self._owners[info.worker_id] = worker
 
     def _disown(self, worker: Worker) -> None:
-        """Gives up the worker's worker id; whoever was refused for claiming it may try again."""
+        """Give up the worker's id; workers that were refused because they state the same id may try again."""
         if self._owners.get(worker.worker_id) is not worker:
             return
         del self._owners[worker.worker_id]
@@ -310,7 +314,7 @@ class Fleet:
     # --- decisions --------------------------------------------------------------------------------------
 
     def choose(self, request: RouteRequest, now: float, exclude: Collection[str] = ()) -> Decision:
-        """Where this request should go. `exclude` holds URLs. Raises `NoWorkerReady`."""
+        """Where this request should go; not to `exclude` (URLs). Raises `NoWorkerReady`."""
         self._assumptions.expire(now)
         workers = self._candidates(request, exclude)
         shape = shape_of(request, self.config.block_size)
@@ -327,11 +331,11 @@ class Fleet:
         if best and request.keys is not None and not self._popularity.popular(request.keys.key(best)):
             charge = self.config.recompute_charge * self.config.latency.prefill_block
         figures = tuple(
-            worker.figures(shape, depths.get(worker.view.slot, 0), best, charge, request.streaming, now)
+            worker.candidate(shape, depths.get(worker.view.slot, 0), best, charge, request.streaming, now)
             for worker in workers
         )
         if len(figures) == 1:
-            chosen, reason = Choice(figures[0], Reason.ONLY_CANDIDATE)
+            chosen, reason = Choice(figures[0], DecisionReason.ONLY_CANDIDATE)
         else:
             chosen, reason = self._strategy(figures, Conditions(among != 0, self._tie))
         return Decision(
@@ -348,7 +352,7 @@ class Fleet:
             reported_blocks=self._reported_blocks(request, chosen, now),
         )
 
-    def _reported_blocks(self, request: RouteRequest, chosen: CandidateView, now: float) -> int:
+    def _reported_blocks(self, request: RouteRequest, chosen: Candidate, now: float) -> int:
         reported = request.reported
         if reported is None:
             return chosen.matched_blocks
@@ -375,8 +379,8 @@ class Fleet:
             if best:
                 self._popularity.note(keys.key(best))
         if keys is not None and view.usable(now):
-            # The request keeps the stated blocks in use, so they stay; leaving them out spares a long conversation
-            # the hashing of all of its blocks each turn.
+            # Blocks that the worker states to hold stay, because the request uses them. Not assuming them saves hashing
+            # all blocks of a long conversation at each turn.
             stated = self._index.stated_depth(keys, view.slot, matched)
             assumption = self._index.assume(view.slot, keys.all(above=stated))
             certain = view.exact and stated == matched
@@ -394,7 +398,8 @@ class Fleet:
 
     @contextmanager
     def dispatching(self, decision: Decision, request: RouteRequest, clock: Callable[[], float]) -> Iterator[Ticket]:
-        """`dispatch`, released however the block is left: as reused when the worker served it or a first byte came."""
+        """`dispatch`, and release the ticket when the block is left, however it is left: as reused if the worker served
+        the request or a first byte came."""
         ticket = self.dispatch(decision, request, clock())
         try:
             yield ticket
@@ -410,32 +415,32 @@ class Fleet:
                 self.config.retry_after,
             )
         if request.model is not None and any(worker.model != workers[0].model for worker in workers):
-            # A worker that has not said what it serves may serve anything; a model nobody names (an adapter, or a
-            # mistake) is for any worker to answer.
+            # A worker that has not said what it serves may serve anything. A model that no worker names (an adapter, or
+            # a mistake) can be answered by any worker.
             serving = [worker for worker in workers if worker.model in ("", request.model)]
             return serving or workers
         return workers
 
-    # --- what is known ----------------------------------------------------------------------------------
+    # --- status ----------------------------------------------------------------------------------
 
     def workers(self, now: float) -> list[WorkerStatus]:
-        """Every worker, candidates or not, in the order in which they joined."""
+        """Every worker, whether a candidate or not, in the order in which they joined."""
         ready = {worker.url for worker in candidates(self._workers.values())}
         index = self._index
         return [worker.status(index, now, ready=worker.url in ready) for worker in self._workers.values()]
 
     def view(self, url: str) -> dict[BlockKey, int]:
-        """How many blocks of each key the worker holds, as far as the feed has said. Raises `UnknownWorker`."""
+        """How many blocks of each key the worker holds, as far as its feed has said. Raises `UnknownWorker`."""
         return self._index.held(self._find(url).view.slot)
 
     @property
     def max_model_len(self) -> int | None:
-        """Most tokens that any worker takes in one request; None while one of them has not said."""
+        """The most tokens that any worker takes in one request; None while one of them has not said."""
         lengths = [worker.view.info.max_model_len if worker.view.info else 0 for worker in self._workers.values()]
         return max(lengths) if lengths and all(lengths) else None
 
     def adopt_tokenizer(self, fingerprint: str) -> None:
-        """The router's tokenizer is loaded: workers that have the same one are matched from their next snapshot on."""
+        """The router's tokenizer is loaded: workers with the same one are matched from their next snapshot on."""
         self.config = replace(self.config, fingerprint=fingerprint)
         for worker in self._workers.values():
             refusal = worker.view.refusal
@@ -444,10 +449,10 @@ class Fleet:
 
     @property
     def index_blocks(self) -> int:
-        """Different blocks that any worker holds."""
+        """Distinct blocks that any worker holds."""
         return len(self._index)
 
     @property
     def assumed_blocks(self) -> int:
-        """Different blocks assumed present because a request was sent, and not yet confirmed or given up."""
+        """Distinct blocks that are assumed present because a request was sent, and not yet confirmed or given up."""
         return self._index.assumed_blocks()

@@ -1,11 +1,11 @@
-"""Outlier detection: which workers fail where others do not, and for how long they are left out.
+"""Outlier detection: which workers fail where others do not, and for how long they are ejected.
 
 After Envoy's: a worker is ejected after `consecutive` failures in a row, or when its success rate over `WINDOW` lies
 well below that of the others. Unlike Envoy's the rate is compared with the *other* workers' alone (in a fleet of four
 no worker can lie 1.9 standard deviations off a mean that includes it), each ejection lasts twice as long as the last,
 and its end admits one request at a time until `PROBES` in a row went well.
 
-Pure: time comes in as `now`, seconds. State is a few counters a worker.
+Pure: time is passed in as `now`, in seconds. The state is a few counters for each worker.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from runtime.backoff import Backoff
 WINDOW = 10
 """Seconds over which success rates are measured, in slots of a second."""
 VOLUME = 20
-"""Answers in the window below which a rate says nothing."""
+"""Fewer answers than this in the window say nothing about a rate."""
 DEVIATIONS = 1.9
 """Standard deviations of the others' rates (Envoy's `success_rate_stdev_factor`)."""
 PROBES = 2
-"""Answers in a row that end an ejection."""
+"""Consecutive successful answers that end the probing after an ejection."""
 
 
 class Outcome(Enum):
@@ -33,21 +33,21 @@ class Outcome(Enum):
 
     GOOD = auto()
     BAD = auto()
-    """It failed to answer it."""
+    """It failed to answer the request."""
     REFUSED = auto()
-    """It refused what another worker answered. Of no weight for its rate: it may serve other requests well (it lacks an
-    adapter that others have loaded)."""
+    """It refused what another worker answered. This does not count towards its success rate: it may serve other
+    requests well (and lack an adapter that others have loaded)."""
 
 
 class EjectionReason(StrEnum):
     """Label `reason` of `kvcluster_router_ejections_total`."""
 
     CONSECUTIVE = "consecutive"
-    """So many failures in a row."""
+    """`OutlierPolicy.consecutive` failures in a row."""
     RATE = "rate"
     """Its success rate was far below the others'."""
     PROBE = "probe"
-    """It failed again when its ejection was over."""
+    """It failed a probe after its ejection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +57,21 @@ class OutlierPolicy:
     consecutive: int = 5
     """Failures in a row; 0: never eject."""
     rate_gap: float = 0.5
-    """How much lower its success rate must be than the others' at least."""
+    """Least difference between its success rate and that of the others."""
     first_seconds: float = 10.0
-    """Duration of the first ejection; each further one lasts twice as long."""
+    """Duration of the first ejection; each further one lasts twice as long as the last."""
     longest_seconds: float = 300.0
     share: float = 0.5
-    """Largest share of the fleet that is ejected at once (rounded down)."""
+    """Largest share of the fleet that may be ejected at once; the number is rounded down."""
 
     def most(self, fleet: int) -> int:
-        """How many of so many workers may be ejected at once."""
+        """How many of `fleet` workers may be ejected at once."""
         return int(fleet * self.share)
 
 
 @dataclass(frozen=True, slots=True)
 class Ejection:
-    """Why a worker was left out, and until when (in the clock of `now`)."""
+    """Why a worker is ejected, for how many seconds, and until when (on the clock of `now`)."""
 
     reason: EjectionReason
     why: str
@@ -88,22 +88,22 @@ class _Slot:
 
 @dataclass(slots=True)
 class Record:
-    """What one worker's answers were like."""
+    """The outcomes of one worker's answers."""
 
     streak: int = 0
     """Failures since the last success."""
     probes: int = 0
     """Successes since its ejection was over."""
     ejections: int = 0
-    """Those that still lengthen the next."""
+    """Ejections that still lengthen the next one."""
     ejection: Ejection | None = None
-    """The one in force, or being probed."""
+    """The one that is in force, or whose end is being probed; None: neither."""
     well_since: float | None = None
-    """When the last ejection was recovered from."""
+    """When the worker recovered from its last ejection."""
     slots: deque[_Slot] = field(default_factory=deque)
 
     def count(self, outcome: Outcome, now: float) -> None:
-        """One more answer."""
+        """Add an answer."""
         self.streak = 0 if outcome is Outcome.GOOD else self.streak + 1
         if outcome is Outcome.REFUSED:
             return
@@ -116,13 +116,13 @@ class Record:
             self.slots[-1].bad += 1
 
     def rate(self, now: float) -> float | None:
-        """Share of good answers in the window; None when there were too few to tell."""
+        """Share of good answers in the window; None: there were too few answers to tell."""
         self._expire(now)
         good, bad = sum(slot.good for slot in self.slots), sum(slot.bad for slot in self.slots)
         return good / (good + bad) if good + bad >= VOLUME else None
 
     def forget_answers(self) -> None:
-        """What it answered before an ejection says nothing about after."""
+        """Answers before an ejection say nothing about the time after it."""
         self.streak = self.probes = 0
         self.slots.clear()
 
@@ -134,7 +134,7 @@ class Record:
 def outlying(
     policy: OutlierPolicy, record: Record, others: Iterable[Record], now: float
 ) -> tuple[EjectionReason, str] | None:
-    """Why a worker that has just failed is an outlier; None when it is not."""
+    """Why a worker that has just failed is an outlier; None: it is not."""
     if not policy.consecutive:
         return None
     if record.streak >= policy.consecutive:
@@ -152,7 +152,7 @@ def outlying(
 
 
 def eject(policy: OutlierPolicy, record: Record, reason: EjectionReason, why: str, now: float) -> Ejection:
-    """Leave the worker out from now on. An ejection is forgotten after as long in good health as it lasted at most."""
+    """Begin an ejection. Earlier ones lengthen it, unless the worker has been well for as long as they lasted since."""
     duration = Backoff(policy.first_seconds, policy.longest_seconds)
     if record.well_since is not None:
         healthy = now - record.well_since
@@ -167,7 +167,7 @@ def eject(policy: OutlierPolicy, record: Record, reason: EjectionReason, why: st
 
 
 def recover(record: Record, now: float) -> None:
-    """The probes went well."""
+    """The worker passed its probes."""
     record.ejection = None
     record.well_since = now
     record.forget_answers()

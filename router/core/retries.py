@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 
 class Progress(StrEnum):
-    """How far an exchange got before it failed: what may have happened at the worker."""
+    """How far a request got before it failed, and so what the worker may have done."""
 
     UNSENT = "unsent"
     """The worker cannot have acted on it: nothing was sent, or the connection was closed before it arrived."""
     DECLINED = "declined"
-    """The worker said that it does not act on it (429, 503, an engine that shuts down)."""
+    """The worker said that it will not act on it (429, 503, an engine that shuts down)."""
     UNANSWERED = "unanswered"
     """The request was sent, in part at least, and no byte of an answer came: the worker may have acted on it."""
     ANSWERING = "answering"
@@ -36,29 +36,29 @@ class Denial(StrEnum):
     """Why a request is not sent again. Label `why` of `kvcluster_router_retries_denied_total`."""
 
     ATTEMPTS = "attempts"
-    """It was sent as often as any may be."""
+    """It was sent as often as any request may be."""
     UNSAFE = "unsafe"
-    """Doing it twice may not be the same as doing it once."""
+    """Doing it twice may have another effect than doing it once."""
     SUSPECT = "suspect"
-    """Two workers took it up and failed: it may be the cause, and is kept from the others."""
+    """As many workers as `RetryPolicy.casualties` failed on it: it may be the cause, and is kept from the others."""
     BUDGET = "budget"
-    """Too large a share of the traffic is repetitions already."""
+    """Retries are already too large a share of the traffic."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How a request is sent around before its client gets an error."""
+    """How often a request is sent before its client gets an error."""
 
     attempts: int = 4
-    """How often it is sent at most."""
+    """Most times that it is sent."""
     deadline: float = 10.0
-    """Seconds since a failure (or since no worker was ready) in which another worker is looked for."""
+    """Seconds after a failure (or after no worker was ready) during which another worker is looked for."""
     casualties: int = 2
-    """Workers that may take it up and fail."""
+    """Workers that may take it up and fail before it is no longer sent to others."""
 
 
 class Retries:
-    """What has become of one request so far."""
+    """The attempts at one request so far."""
 
     __slots__ = ("_budget", "_casualties", "_policy", "_repeatable", "sent")
 
@@ -71,10 +71,10 @@ class Retries:
         """How often it was sent."""
 
     def failed(self, progress: Progress, now: float, *, broken: bool = False) -> Denial | None:
-        """It failed, having got so far: None when it may be sent again, which is then counted.
+        """It failed after this progress. Returns None if it may be sent again, and then counts that against the budget.
 
-        `broken`: its connection died. What the worker had read by then is not always known, so it counts among those
-        that the request may have killed, whatever the progress.
+        `broken`: its connection died. It is not always known what the worker had read by then, so the worker counts as
+        one that the request may have killed, whatever the progress.
         """
         if progress.taken_up or broken:
             self._casualties += 1
@@ -101,7 +101,12 @@ class _Slot:
 
 
 class RetryBudget:
-    """In any `WINDOW` seconds: retries <= `share` x requests + `floor` x WINDOW. O(1), at most WINDOW slots."""
+    """How many requests may be sent again, as a share of those that came.
+
+    In any `WINDOW` seconds: retries <= `share` x requests + `floor` x WINDOW. After Finagle's `RetryBudget`: without a
+    budget, retries multiply the load exactly when workers fail because of it; the floor is for times with little
+    traffic. O(1), at most WINDOW slots.
+    """
 
     def __init__(self, *, share: float, floor: float) -> None:
         self._share = share
@@ -115,7 +120,7 @@ class RetryBudget:
         self._requests += 1
 
     def retry(self, now: float) -> bool:
-        """Whether a request may be sent again; if so, that is counted."""
+        """Whether a request may be sent again; if so, this is counted."""
         slot = self._slot(now)
         if self._retries + 1 > self._share * self._requests + self._floor * WINDOW:
             return False
@@ -135,18 +140,18 @@ class RetryBudget:
 
 
 DOUBT_AFTER = 3
-"""Refusals in a row, by one worker, after which any further one is doubted."""
+"""Consecutive refusals of one worker after which every further one is doubted."""
 REMEMBERED = 60.0
-"""Seconds for which it is known that two workers refuse a kind of request alike."""
+"""Seconds for which it is remembered that two workers refuse a kind of request alike."""
 MAX_KINDS = 1024
 
 ABOUT_THE_KIND = frozenset({401, 403, 404, 405, 410, 415})
-"""Statuses that speak of the address, the method, the model or the caller: every request of the kind gets them.
-Others (400, 413, 422) speak of one request's body."""
+"""Statuses that are about the address, the method, the model or the caller: every request of the kind gets them.
+Others (400, 413, 422) are about the body of one request."""
 
 
 class RequestKind(NamedTuple):
-    """What requests have in common that a refusal may be about."""
+    """What a refusal may be about, and many requests have in common."""
 
     method: str
     path: str
@@ -154,14 +159,21 @@ class RequestKind(NamedTuple):
 
 
 class Refusals:
-    """What is known about refusals. O(1) a request; at most `MAX_KINDS` kinds and a number a worker."""
+    """What is known about refusals. O(1) a request; the state is at most `MAX_KINDS` kinds and a number for each
+    worker.
+
+    The fault of the client and the fault of the worker look alike in one answer; another worker's answer to the same
+    request tells them apart. So a refusal is doubted, which means that the request is sent to another worker too, while
+    nothing is known about it, and it counts against its worker only if the other one answered. What two workers refuse
+    alike is the client's fault, and is not doubted again for a while.
+    """
 
     def __init__(self) -> None:
         self._streaks: dict[str, int] = {}
         self._agreed: OrderedDict[RequestKind, float] = OrderedDict()
 
     def doubtful(self, url: str, kind: RequestKind, status: int, now: float) -> bool:
-        """The worker refuses with `status`: whether another one should be asked."""
+        """The worker refused with `status`. Returns whether another worker should be asked."""
         streak = self._streaks[url] = self._streaks.get(url, 0) + 1
         if status not in ABOUT_THE_KIND:
             return streak > DOUBT_AFTER
@@ -169,12 +181,12 @@ class Refusals:
         return agreed_at is None or now - agreed_at > REMEMBERED
 
     def answered(self, url: str, kind: RequestKind) -> None:
-        """The worker answered: it does not refuse everything, and requests of this kind are served."""
+        """The worker answered: it does not refuse everything, and this kind of request is served."""
         self._streaks.pop(url, None)
         self._agreed.pop(kind, None)
 
     def agreed(self, url: str, kind: RequestKind, status: int, now: float) -> None:
-        """Another worker refused with the same status what this one had refused: it is the client's fault."""
+        """Another worker refused with the same status what this one had refused: the client is at fault."""
         self._streaks.pop(url, None)
         if status not in ABOUT_THE_KIND:
             return

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from router.core.decision import CandidateView, Reason
+from router.core.decision import Candidate, DecisionReason
 from router.core.worker import Worker
 from router.core.worker_state import WorkerPhase
 
@@ -50,56 +50,59 @@ def candidates(workers: Iterable[Worker], exclude: Collection[str] = ()) -> list
 
 
 class Conditions(NamedTuple):
-    """What a strategy must know besides the candidates."""
+    """What a strategy has to know besides the candidates."""
 
     matchable: bool
     """Whether there was a prefix to match."""
     tie_seconds: float
-    """Costs closer than this are equal: the estimate is not that sharp."""
+    """Costs that differ by no more than this are equal: the estimate is not more precise."""
 
 
 class Choice(NamedTuple):
-    candidate: CandidateView
-    reason: Reason
+    candidate: Candidate
+    reason: DecisionReason
 
 
-Strategy = Callable[[Sequence[CandidateView], Conditions], Choice]
+Strategy = Callable[[Sequence[Candidate], Conditions], Choice]
 
 
 class UnknownStrategyError(ValueError):
-    """No strategy has this name; the message lists those that exist."""
+    """No strategy has this name. The message lists those that exist."""
 
 
-def cache_aware(candidates: Sequence[CandidateView], conditions: Conditions) -> Choice:
-    """The smallest cost; ties: longest match, least work assigned lately, fewest in flight, longest unused."""
+def cache_aware(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+    """The smallest cost. Ties: the longest match, then the least work assigned lately, then the fewest requests in
+    flight, then the longest unused."""
     bound = min(candidate.cost for candidate in candidates) + conditions.tie_seconds
     tied = [candidate for candidate in candidates if candidate.cost <= bound]
     chosen = min(tied, key=lambda c: (-c.matched_blocks, c.assigned_seconds, c.in_flight, c.turn))
     if not conditions.matchable:
-        return Choice(chosen, Reason.NO_PREFIX)
+        return Choice(chosen, DecisionReason.NO_PREFIX)
     longest = max(candidate.matched_blocks for candidate in candidates)
     if not longest:
-        return Choice(chosen, Reason.NO_MATCH)
-    return Choice(chosen, Reason.PREFIX_MATCH if chosen.matched_blocks == longest else Reason.LOAD_OVER_PREFIX)
+        return Choice(chosen, DecisionReason.NO_MATCH)
+    if chosen.matched_blocks == longest:
+        return Choice(chosen, DecisionReason.PREFIX_MATCH)
+    return Choice(chosen, DecisionReason.LOAD_OVER_PREFIX)
 
 
-def longest_prefix(candidates: Sequence[CandidateView], conditions: Conditions) -> Choice:
-    """The textbook rule: the longest match whatever the load; ties, no match among them, in turn."""
+def longest_prefix(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+    """The textbook rule: the longest match, whatever the load. Ties, also those without a match: in turn."""
     longest = max(candidate.matched_blocks for candidate in candidates)
     chosen = min((c for c in candidates if c.matched_blocks == longest), key=lambda c: c.turn)
     if longest:
-        return Choice(chosen, Reason.LONGEST_PREFIX)
-    return Choice(chosen, Reason.NO_MATCH if conditions.matchable else Reason.NO_PREFIX)
+        return Choice(chosen, DecisionReason.LONGEST_PREFIX)
+    return Choice(chosen, DecisionReason.NO_MATCH if conditions.matchable else DecisionReason.NO_PREFIX)
 
 
-def round_robin(candidates: Sequence[CandidateView], conditions: Conditions) -> Choice:
-    """In turn: the worker whose last request is the longest ago."""
-    return Choice(min(candidates, key=lambda c: c.turn), Reason.ROUND_ROBIN)
+def round_robin(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+    """In turn: the worker whose last request was the longest ago."""
+    return Choice(min(candidates, key=lambda c: c.turn), DecisionReason.ROUND_ROBIN)
 
 
-def least_loaded(candidates: Sequence[CandidateView], conditions: Conditions) -> Choice:
-    """The fewest requests in flight; ties in turn."""
-    return Choice(min(candidates, key=lambda c: (c.in_flight, c.turn)), Reason.LEAST_LOADED)
+def least_loaded(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+    """The fewest requests in flight. Ties: in turn."""
+    return Choice(min(candidates, key=lambda c: (c.in_flight, c.turn)), DecisionReason.LEAST_LOADED)
 
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(

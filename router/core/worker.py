@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvcache.feed import Load, WorkerInfo
-from router.core.decision import CandidateView
+from router.core.decision import Candidate
 from router.core.errors import AgentListed
 from router.core.index import PrefixIndex
 from router.core.outliers import Record
@@ -17,16 +17,16 @@ from router.core.worker_state import Circuit, Liveness, WorkerEvent, WorkerPhase
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker for metrics, the explain endpoint and the list of workers. Seconds and blocks."""
+    """One worker, as metrics, `GET /workers` and `POST /explain` show it. Seconds and blocks."""
 
     worker_id: str
-    """What the worker calls itself; its URL until it has said so."""
+    """The id that the worker states; its URL until then."""
     url: str
     model: str
     epoch: int | None
     seq: int | None
     view_age: float | None
-    """Since the copy of its cache was last known to be right; None without a copy."""
+    """Since the copy of its cache was last confirmed; None without a copy."""
     blocks: int
     """Physical blocks in the copy."""
     capacity: int
@@ -35,12 +35,12 @@ class WorkerStatus:
     """Requests of this router."""
     queue_seconds: float
     latency_factor: float
-    """Observed against predicted prefill; 1.0: as the profile says."""
+    """Observed / predicted prefill time; 1.0: as the profile says."""
     decode_factor: float
-    """The same of decoding."""
+    """Observed / predicted decode time."""
     state: WorkerPhase
     ready: bool
-    """A request that comes now may be sent there."""
+    """It is a candidate for a request that comes now."""
     why_not_ready: str
     state_until: float | None
     """Seconds until its pause or ejection is over; None: there is no such time."""
@@ -50,7 +50,7 @@ class WorkerStatus:
     discovered: bool
     """Named by discovery; otherwise known by its heartbeats."""
     unknown_removals: int
-    """Removals of blocks that the copy did not hold; 0 with a feed in order."""
+    """Removals of blocks that the copy did not hold; 0 while the feed is in order."""
     reuse_score: float
     """Blocks that requests reused on this incarnation of the worker, those of 10 minutes ago counted half."""
 
@@ -193,16 +193,18 @@ class Worker:
             return self.paused_until
         return self.record.ejection.until if self.phase is WorkerPhase.EJECTED and self.record.ejection else None
 
-    def figures(
-        self, shape: Shape, matched: int, best: int, charge: float, streaming: bool, now: float
-    ) -> CandidateView:
-        """`charge`: seconds for each block that this worker would compute though another one holds it (`best`)."""
+    def candidate(self, shape: Shape, matched: int, best: int, charge: float, streaming: bool, now: float) -> Candidate:
+        """What the request would cost here, with `matched` of its leading blocks cached.
+
+        `charge`: seconds that cost adds for each block that this worker would compute although the best match among the
+        candidates (`best` blocks) includes it.
+        """
         expected, in_flight = self.work.expect(shape, matched, now), self.work.in_flight()
         cost = expected.queue + expected.prefill + charge * (best - matched)
         if not streaming:
-            # Its client waits for the last token, and whoever is being answered there waits for its prefill.
+            # The client waits for the last token, and all requests that are being answered wait for the prefill.
             cost += expected.decode + expected.prefill * in_flight
-        return CandidateView(
+        return Candidate(
             worker_id=self.worker_id,
             url=self.url,
             matched_blocks=matched,

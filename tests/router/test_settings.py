@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from router.core.decision import Reason
+from router.core.decision import DecisionReason
 from router.discovery.listwatch import Cause as DiscoveryCause
 from router.discovery.listwatch import Relist
 from router.settings import Settings
@@ -97,5 +97,5 @@ def test_every_flag_is_documented() -> None:
 
 
 def test_every_cause_and_reason_is_documented() -> None:
-    for name in [*FailureCause, *Reason, *DiscoveryCause, *Relist]:
+    for name in [*FailureCause, *DecisionReason, *DiscoveryCause, *Relist]:
         assert f"`{name.value}`" in DOCUMENT, name

@@ -9,7 +9,7 @@ import pytest
 
 from kvcache.feed import Load
 from kvcache.keys import CacheScope, PrefixKeys, pack_tokens
-from router.core.decision import Reason, RouteRequest
+from router.core.decision import DecisionReason, RouteRequest
 from router.core.fleet import Fleet, Ticket
 from router.core.strategies import STRATEGIES, UnknownStrategyError, find_strategy
 from router.core.worker_state import Intake
@@ -36,7 +36,7 @@ def test_the_worker_that_holds_most_of_the_prompt_gets_it(make_fleet: MakeFleet)
     hold(fleet, 1, prompt, 12)
     hold(fleet, 2, prompt, 5)
     decision = fleet.choose(ask(prompt), 0.0)
-    assert (decision.worker_id, decision.reason, decision.matched_blocks) == ("w1", Reason.PREFIX_MATCH, 12)
+    assert (decision.worker_id, decision.reason, decision.matched_blocks) == ("w1", DecisionReason.PREFIX_MATCH, 12)
     assert decision.prompt_blocks == 21, "the last one is partial"
     assert decision.queue_seconds == 0
     assert decision.predicted_ttft == pytest.approx(0.005 + 0.0025 * 9)
@@ -62,9 +62,9 @@ def test_a_long_queue_outweighs_a_match(make_fleet: MakeFleet) -> None:
     if not busy:
         send(fleet, ask(tokens(400, start=20_000)), 0.0)
     decision = fleet.choose(ask(shared), 0.0)
-    assert (decision.worker_id, decision.reason) == ("w1", Reason.LOAD_OVER_PREFIX)
+    assert (decision.worker_id, decision.reason) == ("w1", DecisionReason.LOAD_OVER_PREFIX)
     assert decision.matched_blocks == 0
-    assert fleet.choose(ask(shared), 1.0).reason is Reason.PREFIX_MATCH, "the queue is nearly through by then"
+    assert fleet.choose(ask(shared), 1.0).reason is DecisionReason.PREFIX_MATCH, "the queue is nearly through by then"
 
 
 def test_a_burst_in_one_instant_spreads(make_fleet: MakeFleet) -> None:
@@ -76,7 +76,7 @@ def test_a_burst_in_one_instant_spreads(make_fleet: MakeFleet) -> None:
 def test_a_burst_of_equal_prompts_uses_what_the_first_one_will_have_cached(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(4)
     decisions = [send(fleet, ask(tokens(40)), 5.0)[0] for _ in range(16)]
-    assert decisions[0].reason is Reason.NO_MATCH
+    assert decisions[0].reason is DecisionReason.NO_MATCH
     assert sum(decision.matched_blocks for decision in decisions) >= 12 * 40, "each worker computes it once at most"
     assert max(decision.predicted_ttft for decision in decisions) < 4 * LATENCY.prefill(41)
 
@@ -139,7 +139,7 @@ def test_one_conversations_history_is_waited_for_longer_than_computed_again(make
     fleet.set_intake(url_of(1), Intake.OPEN)
     decision = fleet.choose(ask(history), 0.0)
     assert decision.candidates[0].queue_seconds > decision.candidates[1].prefill_seconds
-    assert (decision.worker_id, decision.reason) == ("w0", Reason.PREFIX_MATCH)
+    assert (decision.worker_id, decision.reason) == ("w0", DecisionReason.PREFIX_MATCH)
 
 
 def test_a_popular_prefix_is_copied_as_soon_as_that_is_sooner(make_fleet: MakeFleet) -> None:
@@ -152,7 +152,7 @@ def test_a_popular_prefix_is_copied_as_soon_as_that_is_sooner(make_fleet: MakeFl
     send(fleet, ask(tokens(78, start=10_000)), 1.0)
     fleet.set_intake(url_of(1), Intake.OPEN)
     decision = fleet.choose(ask(shared), 1.0)
-    assert (decision.worker_id, decision.reason) == ("w1", Reason.LOAD_OVER_PREFIX)
+    assert (decision.worker_id, decision.reason) == ("w1", DecisionReason.LOAD_OVER_PREFIX)
 
 
 # --- reasons --------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_a_lone_candidate_is_named_so_and_its_match_told(make_fleet: MakeFleet) 
     fleet = make_fleet(2)
     hold(fleet, 0, tokens(4), 3)
     decision = fleet.choose(ask(tokens(4)), 0.0, {url_of(1)})
-    assert (decision.reason, decision.matched_blocks) == (Reason.ONLY_CANDIDATE, 3)
+    assert (decision.reason, decision.matched_blocks) == (DecisionReason.ONLY_CANDIDATE, 3)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_lone_candidate_is_named_so_and_its_match_told(make_fleet: MakeFleet) 
 def test_a_request_with_nothing_to_match_goes_by_load(make_fleet: MakeFleet, request_: RouteRequest) -> None:
     fleet = make_fleet(2)
     decision, ticket = send(fleet, request_, 0.0)
-    assert decision.reason is Reason.NO_PREFIX
+    assert decision.reason is DecisionReason.NO_PREFIX
     assert send(fleet, request_, 0.0)[0].worker_id != decision.worker_id
     ticket.release(0.1)
 
@@ -183,14 +183,14 @@ def test_no_prefix_is_said_when_no_view_may_be_used(make_fleet: MakeFleet) -> No
     for number in range(2):
         with pytest.raises(ValueError, match="block size"):
             fleet.apply_snapshot(url_of(number), snapshot(info(f"w{number}", 2, block_size=32)), 0.0)
-    assert fleet.choose(ask(tokens(9)), 0.0).reason is Reason.NO_PREFIX
+    assert fleet.choose(ask(tokens(9)), 0.0).reason is DecisionReason.NO_PREFIX
 
 
 def test_equal_prompts_under_another_salt_do_not_match(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2)
     hold(fleet, 0, tokens(4), 4)
     keys = PrefixKeys(pack_tokens(tokens(4)), BLOCK, CacheScope(salt="tenant"))
-    assert fleet.choose(RouteRequest(keys, 17, True), 0.0).reason is Reason.NO_MATCH
+    assert fleet.choose(RouteRequest(keys, 17, True), 0.0).reason is DecisionReason.NO_MATCH
 
 
 def test_explaining_changes_nothing(make_fleet: MakeFleet) -> None:
@@ -218,7 +218,7 @@ def test_round_robin_takes_turns_and_keeps_them_when_workers_come_and_go(make_fl
     hold(fleet, 2, tokens(9), 9)
     chosen = [send(fleet, ask(tokens(9)), 0.0)[0] for _ in range(6)]
     assert [decision.worker_id for decision in chosen] == ["w0", "w1", "w2"] * 2
-    assert {decision.reason for decision in chosen} == {Reason.ROUND_ROBIN}
+    assert {decision.reason for decision in chosen} == {DecisionReason.ROUND_ROBIN}
     assert chosen[2].matched_blocks == 9, "what a match would have been is told all the same"
     fleet.remove(url_of(0))
     assert [send(fleet, ask(tokens(9)), 0.0)[0].worker_id for _ in range(4)] == ["w1", "w2"] * 2
@@ -229,18 +229,18 @@ def test_least_loaded_counts_requests_its_own_and_others(make_fleet: MakeFleet) 
     fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 1, load=Load(2, 1, 0, 10, 10)), 0.0)
     decisions = [send(fleet, ask(tokens(2)), 0.0)[0] for _ in range(8)]
     assert [decision.worker_id for decision in decisions] == ["w1", "w2"] * 3 + ["w0", "w1"]
-    assert decisions[0].reason is Reason.LEAST_LOADED
+    assert decisions[0].reason is DecisionReason.LEAST_LOADED
 
 
 def test_longest_prefix_ignores_load_and_takes_turns_among_equals(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(3, strategy="longest_prefix")
     prompt = tokens(9)
-    assert fleet.choose(ask(prompt), 0.0).reason is Reason.NO_MATCH
+    assert fleet.choose(ask(prompt), 0.0).reason is DecisionReason.NO_MATCH
     hold(fleet, 1, prompt, 4)
     hold(fleet, 2, prompt, 4)
     decisions = [send(fleet, ask(prompt[: 4 * BLOCK + 1]), 0.0)[0] for _ in range(6)]
     assert [decision.worker_id for decision in decisions] == ["w1", "w2"] * 3
-    assert {decision.reason for decision in decisions} == {Reason.LONGEST_PREFIX}
+    assert {decision.reason for decision in decisions} == {DecisionReason.LONGEST_PREFIX}
 
 
 def test_strategies_are_found_by_name() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from kvcache.feed import Batch, Load
 from kvcache.profiles import PROFILES
-from router.core.decision import Reason
+from router.core.decision import DecisionReason
 from router.core.fleet import Ticket
 from tests.router.core.support import (
     BLOCK,
@@ -35,7 +35,7 @@ def test_a_dispatched_prompt_counts_as_present_until_it_is_given_up(make_fleet: 
     assert follower.matched_blocks == 12
     ticket.release(0.1, reused=False)
     assert fleet.assumed_blocks == 0
-    assert fleet.choose(ask(tokens(15)), 0.1).reason is Reason.NO_MATCH
+    assert fleet.choose(ask(tokens(15)), 0.1).reason is DecisionReason.NO_MATCH
 
 
 def test_what_the_feed_does_not_confirm_is_forgotten_after_the_grace(make_fleet: MakeFleet) -> None:

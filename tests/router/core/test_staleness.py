@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvcache.feed import Batch, Load
-from router.core.decision import Reason
+from router.core.decision import DecisionReason
 from router.core.fleet import Fleet
 from tests.router.core.support import (
     CAPACITY,
@@ -43,12 +43,12 @@ def fleet(make_fleet: MakeFleet) -> Fleet:
 
 
 def test_a_dead_agents_view_is_not_matched(fleet: Fleet) -> None:
-    assert fleet.choose(ask(PROMPT), TIMEOUT).reason is Reason.PREFIX_MATCH
+    assert fleet.choose(ask(PROMPT), TIMEOUT).reason is DecisionReason.PREFIX_MATCH
     alive(fleet, TIMEOUT + 0.1)
     fleet.apply_batch(url_of(1), Batch(1, 0, (), idle()), TIMEOUT + 0.1)
     decision = fleet.choose(ask(PROMPT), TIMEOUT + 0.1)
     assert [candidate.matched_blocks for candidate in decision.candidates] == [0, 0]
-    assert decision.reason is Reason.NO_MATCH
+    assert decision.reason is DecisionReason.NO_MATCH
     first, second = fleet.workers(TIMEOUT + 0.1)
     assert first.ready
     assert not first.matching
@@ -59,7 +59,7 @@ def test_a_dead_agents_view_is_not_matched(fleet: Fleet) -> None:
 
 def test_with_no_view_to_use_there_is_no_prefix(fleet: Fleet) -> None:
     alive(fleet, TIMEOUT + 1)
-    assert fleet.choose(ask(PROMPT), TIMEOUT + 1).reason is Reason.NO_PREFIX
+    assert fleet.choose(ask(PROMPT), TIMEOUT + 1).reason is DecisionReason.NO_PREFIX
 
 
 def test_what_was_sent_to_a_worker_of_unknown_cache_is_not_matched_either(fleet: Fleet) -> None:

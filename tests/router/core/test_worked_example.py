@@ -8,7 +8,7 @@ import pytest
 
 from kvcache.keys import PrefixKeys, block_keys, pack_tokens
 from kvcache.profiles import DEFAULT_PROFILE, profile
-from router.core.decision import Decision, Reason, RouteRequest
+from router.core.decision import Decision, DecisionReason, RouteRequest
 from router.core.errors import RejectReason
 from router.core.fleet import Fleet
 from router.core.strategies import STRATEGIES
@@ -53,11 +53,11 @@ def test_the_worked_example() -> None:
         figures = (one.queue_seconds, one.prefill_seconds, charge, one.cost, many.cost)
         row = " | ".join(f"{abs(1e3 * seconds):.1f}" for seconds in figures)
         assert f"| {one.worker_id} | {one.matched_blocks} | {row} |" in DOC
-    assert (once.worker_id, once.reason, once.prompt_blocks) == ("w0", Reason.PREFIX_MATCH, 101)
-    assert (often.worker_id, often.reason) == ("w1", Reason.LOAD_OVER_PREFIX)
+    assert (once.worker_id, once.reason, once.prompt_blocks) == ("w0", DecisionReason.PREFIX_MATCH, 101)
+    assert (often.worker_id, often.reason) == ("w1", DecisionReason.LOAD_OVER_PREFIX)
     assert often.predicted_ttft == pytest.approx(0.215)
 
 
-@pytest.mark.parametrize("name", [*Reason, *RejectReason, *(f"### {name}" for name in STRATEGIES)])
+@pytest.mark.parametrize("name", [*DecisionReason, *RejectReason, *(f"### {name}" for name in STRATEGIES)])
 def test_everything_that_has_a_name_is_documented(name: str) -> None:
     assert (name if name.startswith("#") else f"`{name}`") in DOC
