@@ -15,9 +15,9 @@ def default_worker_id(host: str, port: int) -> str:
 
 
 def advertised_url(host: str, port: int, router_url: str) -> str:
-    """Where the router at `router_url` reaches a server that listens on `host`.
+    """The URL under which the router at `router_url` reaches a server that listens on `host`.
 
-    A server on every address is advertised under the one that this machine uses towards the router.
+    For a server on every address that is the address which this machine uses to reach the router.
     """
     if host in _WILDCARDS:
         host = _address_towards(router_url)
@@ -30,7 +30,7 @@ def _address_towards(url: str) -> str:
         found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)
         family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
-            probe.connect(address)  # chooses a route and an address, sends nothing
+            probe.connect(address)  # selects a route and an address; sends nothing
             return str(probe.getsockname()[0])
     except OSError:
         return socket.gethostname()

@@ -46,7 +46,7 @@ SHUTDOWN_MARGIN = 2.0
 
 
 class Worker:
-    """Everything one worker process consists of, wired together. Made inside the event loop."""
+    """All parts of one worker process, wired together. Must be made inside the event loop."""
 
     def __init__(
         self,
@@ -147,14 +147,14 @@ class Worker:
         return True
 
     def close(self) -> None:
-        """Stop every timer and thread."""
+        """Stop the timers and threads."""
         self.async_engine.close()
         self.publisher.close()
         self.service.close()
 
 
 async def push(worker: Worker, settings: Settings, port: int) -> None:
-    """Keep every router that the settings name informed, until cancelled."""
+    """Push to every router that the settings name, until cancelled."""
     if not settings.router_url:
         return
     from worker.feed.push import Pusher, posting_to  # aiohttp: half the start-up time of a worker
@@ -170,7 +170,7 @@ async def push(worker: Worker, settings: Settings, port: int) -> None:
 
 
 def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:
-    """The engine's sizes. Raises `SettingsError` and `EngineConfigError`."""
+    """The engine's configuration. Raises `SettingsError` and `EngineConfigError`."""
     gpu = settings.gpu
     return EngineConfig(
         block_size=settings.block_size,
@@ -184,7 +184,7 @@ def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:
 
 
 async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, stop: asyncio.Event) -> int:
-    """Run one worker until `stop` is set, then drain. The process's exit code."""
+    """Run one worker until `stop` is set, then drain it. Returns the process's exit code."""
     started = time.monotonic()
     sock = inherited(settings.fd) if settings.fd is not None else listen(settings.host, settings.port)
     worker = Worker(settings, tokenizer, generator, sock.getsockname()[1], timer=precise_timer())
@@ -198,9 +198,9 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
     try:
         await _first(stop, worker.async_engine.dead)
         failed = worker.async_engine.dead.is_set()
-        pushing.cancel()  # first of all, so that the routers stop choosing this worker
+        pushing.cancel()  # first, so that routers stop choosing this worker
         if settings.drain_limit and not failed:
-            stop.clear()  # another signal ends this, and only one after that the process
+            stop.clear()  # a second signal ends the draining, a third the process
             await _first(stop, worker.async_engine.dead, worker.drain(settings.drain_limit, stop))
             failed = worker.async_engine.dead.is_set()
             stop.set()
@@ -222,7 +222,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
 
 
 async def _first(*ends: asyncio.Event | Coroutine[None, None, None]) -> None:
-    """Wait until one of the events is set or one of the coroutines is done; the others are cancelled."""
+    """Wait until one of the events is set or one of the coroutines is done, and cancel the others."""
     tasks = [asyncio.ensure_future(end.wait() if isinstance(end, asyncio.Event) else end) for end in ends]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -267,7 +267,7 @@ def _log_start(settings: Settings, worker: Worker, port: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the settings, load what they name, serve. Exit code 2 for settings that cannot be served."""
+    """Read the settings, load what they name, and serve. Exit code 2 for invalid settings, 1 for a failure."""
     try:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
         configure(settings.log_level, settings.log_format)

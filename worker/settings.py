@@ -104,26 +104,26 @@ class Settings(ChatSettings):
 
     @property
     def gpu(self) -> Profile:
-        """The profile these settings start from."""
+        """The profile that the settings name."""
         return profile(self.profile)
 
     @property
     def served_model(self) -> str:
-        """The name that answers carry in the field `model`."""
+        """The model name in answers."""
         return self.served_models[0]
 
     @property
     def served_models(self) -> tuple[str, ...]:
-        """The names clients may use in the field `model`."""
+        """The model names that requests may use; the first is `served_model`."""
         return self.served_model_name or (self.model or self.gpu.model,)
 
     @property
     def usable_blocks(self) -> int:
-        """Blocks that can hold prompts: the null block is not among them (vLLM rule 5)."""
+        """KV blocks without the null block (vLLM rule 5)."""
         return self.blocks or self.gpu.blocks(self.block_size)
 
     def model_len(self) -> int:
-        """Tokens a request may have, answer included. Raises `SettingsError` when the cache cannot hold that many."""
+        """Longest prompt plus answer, in tokens. Raises `SettingsError` if the cache cannot hold that many."""
         held = self.usable_blocks * self.block_size
         if self.max_model_len is None:
             return min(self.gpu.max_model_len, held)

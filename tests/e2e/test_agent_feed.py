@@ -58,7 +58,7 @@ async def agent_url(engine: FakeEngine) -> AsyncIterator[str]:
     await server.start()
     task = asyncio.create_task(agent.run())
     yield f"http://127.0.0.1:{server.port}"
-    agent.shut()
+    agent.stop_serving()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await server.stop(0)

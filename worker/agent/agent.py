@@ -1,4 +1,4 @@
-"""The agent's two loops: one looks at the engine's health and load, one follows its events."""
+"""The agent's two loops: one polls the engine's health and metrics, the other follows its KV events."""
 
 from __future__ import annotations
 
@@ -32,21 +32,23 @@ from worker.feed.endpoints import FeedEndpoints
 logger = logging.getLogger(__name__)
 
 QUIET = 5.0
-"""After so many seconds without an event, ask whether one was missed: nothing else would tell of a lost last one."""
+"""Seconds without an event after which the agent asks for missed ones: the loss of the last event shows in no other
+way."""
 
 RESUBSCRIBE = 0.5
-"""Seconds between the end of one connection and the next: an engine that drops them at once must not cost a core."""
+"""Seconds between the end of a connection and the next attempt, so that an engine that closes each at once costs
+little."""
 
 REPLAY_ATTEMPTS = 20
-"""Answers with holes in them before what is missing is given up."""
+"""Torn replays after which the missing batches are given up."""
 
 SLICE = 64
-"""Batches applied before other tasks get a turn."""
+"""Batches that are applied before other tasks of the event loop run."""
 
 TOKENIZER_BACKOFF = Backoff(2.0, 60.0)
-"""Between two attempts to load the tokenizer."""
+"""Between attempts to load the tokenizer."""
 
-_NOT_YET = {
+_PROMPTS_PENDING = {
     Agreement.LOADING: "the tokenizer is being loaded",
     Agreement.PENDING: "its prompts have not been compared with the tokenizer's yet",
 }
@@ -56,13 +58,13 @@ _LOGGED = {
     Agreement.UNCHECKED: ("prompts_unchecked", logging.WARNING),
     Agreement.UNLOADABLE: ("tokenizer_failed", logging.ERROR),
 }
-"""Log lines."""
+"""Log event and level of each outcome."""
 
 REPLAY_OUTCOMES = ("complete", "torn", "unanswered")
 
 
 class Agent:
-    """Everything one agent consists of, wired together. Made inside the event loop."""
+    """All parts of one agent, wired together. Must be made inside the event loop."""
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class Agent:
         self._load = expected
         self._expected: Expected | None = None
         self.agreement = Agreement.LOADING
-        """Of the engine's prompts with those of `expected`, which is called in a thread until it succeeds."""
+        """Whether the engine's prompts equal those of `expected`, which is called in a thread until it succeeds."""
         self.clock = clock
         self.view = EngineView(
             settings,
@@ -92,57 +94,57 @@ class Agent:
         self.last_event_at: float | None = None
         self._following: asyncio.Task[None] | None = None
         self._context = zmq.asyncio.Context(io_threads=1)
-        self._shut = False
+        self._stopped = False
         self._refresh()
 
     @property
     def problem(self) -> str:
         """Why the feed is not served; "" when it is."""
-        return self.engine_problem or self.events_problem or _NOT_YET.get(self.agreement, "")
+        return self.engine_problem or self.events_problem or _PROMPTS_PENDING.get(self.agreement, "")
 
     async def run(self) -> None:
-        """Look and follow until cancelled."""
+        """Poll the engine and follow its events until cancelled."""
         async with engine_client(self.settings.engine_url) as client, asyncio.TaskGroup() as group:
             group.create_task(self._load_prompts())
-            await self._watch(client, group)
+            await self._poll(client, group)
 
-    def shut(self) -> None:
-        """End every stream: the process is about to end."""
-        self._shut = True
+    def stop_serving(self) -> None:
+        """End every feed stream, for good: the process is about to end."""
+        self._stopped = True
         self.endpoints.close()
 
     def close(self) -> None:
-        """Stop every timer, close every socket."""
+        """Stop the timers and close the sockets."""
         self.view.publisher.close()
         self._context.destroy(linger=0)
 
     # --- the engine -------------------------------------------------------------------------------------
 
-    async def _watch(self, client: EngineClient, group: asyncio.TaskGroup) -> None:
+    async def _poll(self, client: EngineClient, group: asyncio.TaskGroup) -> None:
         while True:
-            asked_at = self.clock()
+            started = self.clock()
             try:
-                self._answered(await client.scrape(), group)
+                self._scraped(await client.scrape(), group)
                 if self.agreement is Agreement.PENDING and self._expected is not None:
                     self._compared(await compare(client, self._expected))
             except (EngineError, DescriptionError) as error:
-                self._engine(str(error))
-            await asyncio.sleep(max(asked_at + self.settings.poll_interval - self.clock(), 0.0))
+                self._set_engine_problem(str(error))
+            await asyncio.sleep(max(started + self.settings.poll_interval - self.clock(), 0.0))
 
-    def _answered(self, scrape: Scrape, group: asyncio.TaskGroup) -> None:
+    def _scraped(self, scrape: Scrape, group: asyncio.TaskGroup) -> None:
         if self.view.observe(scrape):
             if scrape.engines > 1:
                 event(logger, logging.ERROR, "several_engines", engines=scrape.engines, followed=1)
             if self._following is not None:
                 self._following.cancel()
-            self._events(f"not subscribed to {self.settings.events_endpoint} yet")
+            self._set_events_problem(f"not subscribed to {self.settings.events_endpoint} yet")
             self._following = group.create_task(self._follow(self._following))
-        self._engine("")
+        self._set_engine_problem("")
 
     # --- its prompts ------------------------------------------------------------------------------------
 
     async def _load_prompts(self) -> None:
-        """Load the tokenizer, trying until it can be: a hub that cannot be reached, a volume that is filled late."""
+        """Load the tokenizer and retry until that works: the hub may be unreachable, or a volume filled late."""
         failures = 0
         while self._expected is None:
             try:
@@ -171,20 +173,21 @@ class Agent:
     # --- its events -------------------------------------------------------------------------------------
 
     async def _follow(self, before: asyncio.Task[None] | None) -> None:
-        """Subscribe, and again whenever the connection ends. `before` did so for the engine as it was before."""
+        """Subscribe, and subscribe anew whenever the connection ends. `before` is the task that followed the engine
+        under its previous description."""
         if before is not None:
             await asyncio.wait([before])
         while True:
             subscription = Subscription(self._context, self.settings.events_endpoint, self.settings.topic)
             try:
                 await subscription.connected()
-                # The end of a connection is no exception: a task group that fails in the same turn of the loop in
-                # which this task is cancelled raises the failure, and the cancellation is lost (Python before 3.13).
+                # The end of the connection is not raised as an exception: if the task group failed in the same turn of
+                # the loop in which this task is cancelled, the cancellation would be lost (before Python 3.13).
                 async with asyncio.TaskGroup() as group:
                     reading = group.create_task(self._read(subscription))
                     await subscription.disconnected()
                     reading.cancel()
-                self._events(f"the connection to {self.settings.events_endpoint} ended")
+                self._set_events_problem(f"the connection to {self.settings.events_endpoint} ended")
             finally:
                 subscription.close()
             await asyncio.sleep(RESUBSCRIBE)
@@ -194,7 +197,7 @@ class Agent:
         follower.begin()
         answers = await self._catch_up()
         view.flush()
-        self._events("")
+        self._set_events_problem("")
         taken = 0
         while True:
             message = await subscription.receive(QUIET)
@@ -214,7 +217,7 @@ class Agent:
                 await asyncio.sleep(0)
 
     async def _catch_up(self) -> bool:
-        """Apply every batch that the engine remembers and that is not known. False when it does not answer."""
+        """Ask for the missing batches and apply them. False if the engine does not answer, or every answer is torn."""
         endpoint = self.settings.replay_endpoint
         follower = self.view.follower
         for _ in range(REPLAY_ATTEMPTS if endpoint else 0):
@@ -241,7 +244,7 @@ class Agent:
 
     # --- health -----------------------------------------------------------------------------------------
 
-    def _engine(self, problem: str) -> None:
+    def _set_engine_problem(self, problem: str) -> None:
         if problem != self.engine_problem:
             _log("engine_reached", "engine_unusable", problem)
         if problem:
@@ -249,7 +252,7 @@ class Agent:
         self.engine_problem = problem
         self._refresh()
 
-    def _events(self, problem: str) -> None:
+    def _set_events_problem(self, problem: str) -> None:
         if problem != self.events_problem:
             _log("events_followed", "events_not_followed", problem)
         if problem:
@@ -258,7 +261,7 @@ class Agent:
         self._refresh()
 
     def _refresh(self) -> None:
-        if self._shut:
+        if self._stopped:
             return
         if self.problem:
             self.endpoints.close(self.problem)

@@ -40,7 +40,7 @@ class App:
 
 
 async def health(request: HttpRequest, agent: Agent) -> None:
-    """200 while the engine answers and its events are followed, else 503 with the reason."""
+    """200 while the engine answers, its events are followed and its prompts are known; else 503 with the reason."""
     if agent.problem:
         raise ApiError(503, agent.problem)
     await request.json(200, {"complete": agent.view.follower.complete})

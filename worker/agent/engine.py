@@ -1,4 +1,4 @@
-"""The engine's HTTP side: whether it is well, and how busy."""
+"""The engine's HTTP API as the agent uses it: health, metrics and `/tokenize`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import aiohttp
 from worker.agent.core.load import MetricsError, Scrape, parse_scrape
 from worker.agent.prompts import Tokenized
 
-PATIENCE = 3.0
-"""Seconds after which an engine that does not answer counts as unreachable: as long as a router waits for a feed."""
+TIMEOUT = 3.0
+"""Seconds after which an engine that does not answer counts as unreachable. A router waits as long for a feed."""
 
 
 class EngineError(Exception):
@@ -22,30 +22,31 @@ class EngineError(Exception):
 
 
 class EngineClient:
-    """Asks one engine."""
+    """A client of one engine."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url
         self._session = session
 
     async def scrape(self) -> Scrape:
-        """Health and metrics. Raises `EngineError`."""
+        """Check the health, and read the metrics. Raises `EngineError`."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await self._get("/health")
                 return parse_scrape(await self._get("/metrics"))
         except TimeoutError:
-            raise EngineError(f"{self._url} does not answer within {PATIENCE:g} s") from None
+            raise EngineError(f"{self._url} does not answer within {TIMEOUT:g} s") from None
         except MetricsError as error:
             raise EngineError(f"{self._url}/metrics: {error}") from None
 
     async def tokenize(self, body: dict[str, Any]) -> Tokenized | None:
-        """Token ids of a request; None when it is refused, or the engine has no `/tokenize`. Raises `EngineError`."""
+        """The token ids of a request, or None if it is refused or the engine has no `/tokenize`. Raises
+        `EngineError`."""
         try:
-            async with asyncio.timeout(PATIENCE):
-                status, text = await self._ask("POST", "/tokenize", body)
+            async with asyncio.timeout(TIMEOUT):
+                status, text = await self._request("POST", "/tokenize", body)
         except TimeoutError:
-            raise EngineError(f"{self._url}/tokenize does not answer within {PATIENCE:g} s") from None
+            raise EngineError(f"{self._url}/tokenize does not answer within {TIMEOUT:g} s") from None
         if status >= 500 and status != 501:
             raise EngineError(f"{self._url}/tokenize answers {status}")
         if status != 200:
@@ -60,12 +61,12 @@ class EngineClient:
         return Tokenized(tokens, longest if isinstance(longest, int) and longest > 0 else 0)
 
     async def _get(self, path: str) -> str:
-        status, text = await self._ask("GET", path)
+        status, text = await self._request("GET", path)
         if status != 200:
             raise EngineError(f"{self._url}{path} answers {status}")
         return text
 
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
+    async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
         url = self._url + path
         try:
             async with self._session.request(method, url, json=body, allow_redirects=False) as answer:
@@ -78,7 +79,7 @@ class EngineClient:
 
 @contextlib.asynccontextmanager
 async def engine_client(url: str) -> AsyncIterator[EngineClient]:
-    """A client with a connection of its own, kept open between questions."""
-    timeout = aiohttp.ClientTimeout(total=None)  # `read` bounds all of it
+    """A client with a connection of its own, which stays open between requests."""
+    timeout = aiohttp.ClientTimeout(total=None)  # each method bounds its own time
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=1)) as session:
         yield EngineClient(url, session)

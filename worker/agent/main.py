@@ -28,7 +28,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 SHUTDOWN_MARGIN = 0.5
-"""Seconds for the last bytes of streams to reach their readers."""
+"""Seconds for the last bytes of the feed's streams to reach their readers."""
 
 
 def make_app(agent: Agent) -> App:
@@ -66,7 +66,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         failed = running.done()
     finally:
-        agent.shut()
+        agent.stop_serving()
         for task in (running, stopping):
             task.cancel()
         results = await asyncio.gather(running, stopping, return_exceptions=True)
@@ -77,7 +77,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the settings, serve. Exit code 2 for settings that cannot be served."""
+    """Read the settings and serve. Exit code 2 for invalid settings, 1 if the port cannot be listened on or the agent
+    fails."""
     try:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
         configure(settings.log_level, settings.log_format)

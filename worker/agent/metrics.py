@@ -16,7 +16,7 @@ PREFIX = "kvcluster_agent_"
 
 
 class AgentCollector(Collector):
-    """Reads the agent when Prometheus asks."""
+    """Reads the agent's state at each scrape."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent

@@ -1,9 +1,9 @@
-"""Whether the engine makes the same tokens of a request as the routers do: asked at its `/tokenize`.
+"""Checks that the engine makes the same tokens of a request as the routers do, by asking its `/tokenize`.
 
-A chat template that only the engine knows (`--chat-template`), other defaults, another vocabulary: routers would look
-for blocks that no request ever fills, and call every request a miss. So a fixed set of requests is read here as routers
-read them, and compared with the engine's answers each time the engine is found; a difference goes into the fingerprint
-that the feed states, and routers refuse to match.
+If the engine has a chat template that routers do not know (`--chat-template`), other defaults or another vocabulary,
+routers look for blocks that no request ever fills, and every request seems a miss. The agent therefore reads a fixed
+set of requests as routers read them, and compares the tokens with the engine's answers each time it finds the engine. A
+difference changes the fingerprint in the feed, and routers then refuse to match.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kvcache.prompts import PromptError, chat_request_prompt
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 UNKNOWN_FINGERPRINT = "unknown"
-"""Stated while the tokenizer cannot be loaded: no router has it."""
+"""The fingerprint in the feed while the tokenizer cannot be loaded: no router has it."""
 
 
 class Agreement(StrEnum):
@@ -35,7 +35,7 @@ class Agreement(StrEnum):
     EQUAL = "equal"
     DIFFERENT = "different"
     UNCHECKED = "unchecked"
-    """The engine tokenises nothing on request (it has no `/tokenize`, or refused everything)."""
+    """The engine has no `/tokenize`, or refused every probe."""
 
 
 class AgreementEvent(Enum):
@@ -105,57 +105,61 @@ PROBES: Sequence[dict[str, Any]] = (
     {"messages": [_SYSTEM, _USER], "tools": [_TOOL]},
     {"messages": [_USER, _CALL, _RESULT], "tools": [_TOOL]},
 )
-"""Bodies of `POST /tokenize`: one of each kind that templates treat differently."""
+"""Bodies of `POST /tokenize`, one of each kind that chat templates treat differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the routers' tokenizer makes of the probes: each with its token ids, None where it cannot be read."""
+    """What the routers' tokenizer makes of the probes: each with its token ids, or None if it cannot be read."""
 
     fingerprint: str
     prompts: Sequence[tuple[dict[str, Any], list[int] | None]]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Expected:
-        """Read the probes."""
+        """Read the probes with this tokenizer."""
         return cls(tokenizer.fingerprint, [(probe, _read(probe, tokenizer)) for probe in PROBES])
 
 
 def expected_prompts(name: str, options: ChatOptions) -> Expected:
-    """By the tokenizer of this name. Takes from 0.1 s to minutes (a download). Raises `TokenizerError`."""
+    """What the tokenizer of this name makes of the probes. Takes 0.1 s, or minutes for a download. Raises
+    `TokenizerError`."""
     return Expected.of(load_tokenizer(name, options))
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The outcome, and the fingerprint to state."""
+    """The outcome of a comparison, and the fingerprint for the feed."""
 
     outcome: AgreementEvent
     fingerprint: str
     why: str = ""
     """The first difference, or why nothing could be compared."""
     max_model_len: int = 0
-    """Of the engine; 0: it did not say."""
+    """The engine's longest context in tokens; 0 if it did not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """An answer of `/tokenize`."""
+    """An answer of `/tokenize`: token ids, and the longest context (0: not stated)."""
 
     tokens: list[int]
     max_model_len: int = 0
 
 
 class Tokenizes(Protocol):
-    """The engine, as far as this module needs it."""
+    """The part of the engine's API that this module uses."""
 
     async def tokenize(self, body: dict[str, Any]) -> Tokenized | None:
-        """The answer; None when the engine refuses the request or tokenises nothing at all."""
+        """The engine's answer, or None if it refuses the request or has no `/tokenize`."""
 
 
 async def compare(engine: Tokenizes, expected: Expected) -> Comparison:
-    """Ask the engine for every probe. Where either side refuses there is nothing to compare: what the engine refuses is
-    never computed, and what cannot be read here is never matched. Raises what `engine.tokenize` does."""
+    """Compare the engine's tokens of every probe with `expected`.
+
+    A probe that either side refuses is left out: what the engine refuses is never computed, and what cannot be read
+    here is never matched. Raises what `engine.tokenize` raises.
+    """
     compared, longest, digest = 0, 0, hashlib.sha256()
     difference = ""
     for probe, ours in expected.prompts:

@@ -30,7 +30,9 @@ class Settings(ChatSettings):
     replay_endpoint: str = Field(
         "tcp://127.0.0.1:5558", description="where the engine replays them; empty if it was not told to"
     )
-    topic: str = Field("", description="begin of the topic that the engine publishes under; empty takes every topic")
+    topic: str = Field(
+        "", description="beginning of the topic under which the engine publishes; empty takes every topic"
+    )
     group: int = Field(0, ge=0, description="KV-cache group to follow, of an engine that has several")
 
     worker_id: str | None = Field(
@@ -44,7 +46,9 @@ class Settings(ChatSettings):
     )
     block_size: PositiveInt | None = Field(None, description="tokens of one KV-cache block; default: the engine's")
     blocks: PositiveInt | None = Field(None, description="usable KV-cache blocks; default: the engine's")
-    poll_interval: PositiveFloat = Field(1.0, le=2.5, description="seconds between two looks at the engine's load")
+    poll_interval: PositiveFloat = Field(
+        1.0, le=2.5, description="seconds between two polls of the engine's health and metrics"
+    )
 
     @field_validator("engine_url")
     @classmethod

@@ -1,4 +1,4 @@
-"""The engine's ZMQ sockets: a subscription that ends with its connection, and replay of what was missed."""
+"""The engine's ZMQ sockets: a subscription that ends with its connection, and the replay of missed batches."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import zmq
 import zmq.asyncio
 
 HIGH_WATER_MARK = 100_000
-"""Batches that may wait here: what vLLM's publisher holds too. Beyond, ZMQ drops some, which shows as a gap."""
+"""Batches that may wait in the socket, as many as in vLLM's publisher. Beyond that ZMQ drops some, which shows as a
+gap."""
 
 REPLAY_TIMEOUT = 2.0
-"""Silence in the middle of an answer to a replay request, seconds. vLLM looks at the requests every 0.1 s."""
+"""Seconds between two messages of a replay after which it has failed. vLLM handles replay requests every 0.1 s."""
 
 HEARTBEAT = 1_000
 HEARTBEAT_TIMEOUT = 3_000
-"""Milliseconds: an engine that is frozen or whose host is gone counts as disconnected."""
+"""Milliseconds between heartbeats, and after which an engine that does not answer them counts as disconnected."""
 
 FIRST_RECONNECT = 100
 LONGEST_RECONNECT = 2_000
-"""Milliseconds between attempts to reach a publisher that is away, doubled from the first to the longest. Without the
-latter ZMQ tries ten times a second for as long as an engine loads its model."""
+"""Milliseconds between attempts to reach an absent publisher, doubled from the first to the longest. Without a longest,
+ZMQ would try ten times a second for as long as the engine loads its model."""
 
 _EVENT = struct.Struct("=HI")
-"""Of ZMQ's socket monitor: which event, and a value that means something else for each."""
+"""A message of ZMQ's socket monitor: the event's number, and a value whose meaning depends on the event."""
 
 _END = b"\xff" * 8
 
@@ -39,8 +40,8 @@ class ReplayError(Exception):
 
 
 class Subscription:
-    """One connection to the publisher. ZMQ would connect again by itself; a new life of the engine must be noticed,
-    so a subscription ends with its first connection."""
+    """One connection to the publisher. It ends with that connection, although ZMQ would reconnect by itself, because
+    the agent must notice that the engine may have restarted."""
 
     def __init__(self, context: zmq.asyncio.Context, endpoint: str, topic: str) -> None:
         self._socket = context.socket(zmq.SUB)
@@ -51,7 +52,7 @@ class Subscription:
         self._socket.setsockopt(zmq.RECONNECT_IVL, FIRST_RECONNECT)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT)
         self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
-        # A name of its own: pyzmq would name it after a file descriptor, which the next socket may get.
+        # The name is unique: pyzmq would derive it from the file descriptor, which a later socket may reuse.
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED, f"inproc://{uuid4()}"
         )
@@ -62,17 +63,17 @@ class Subscription:
         self._socket.close(0)
 
     async def connected(self) -> None:
-        """Return once the publisher has answered: what it publishes from now on arrives."""
+        """Return once the publisher has completed the handshake: everything that it publishes from now on arrives."""
         while await self._event() != zmq.EVENT_HANDSHAKE_SUCCEEDED:
             pass
 
     async def disconnected(self) -> None:
-        """Return when the connection is gone: the publisher's process ended, or was frozen for seconds."""
+        """Return when the connection is lost: the publisher's process ended, or did not run for seconds."""
         while await self._event() != zmq.EVENT_DISCONNECTED:
             pass
 
     async def receive(self, timeout: float) -> Message | None:
-        """The next batch; None after `timeout` seconds without one. What is no batch is passed over."""
+        """The next batch, or None after `timeout` seconds without one. Messages that are no batches are skipped."""
         while await self._socket.poll(int(timeout * 1000)):
             message = _message(await self._socket.recv_multipart())
             if message is not None:
@@ -87,9 +88,9 @@ class Subscription:
 
 @contextlib.asynccontextmanager
 async def replay(context: zmq.asyncio.Context, endpoint: str, start: int) -> AsyncIterator[AsyncIterator[Message]]:
-    """Ask for every batch from `start` on. The iterator ends when the engine says that was all; raises `ReplayError`.
+    """Ask for every batch from number `start` on. The iterator ends when the engine says so, and raises `ReplayError`.
 
-    A socket for each request: what arrives late for an earlier one cannot be taken for an answer to this.
+    Each request has a socket of its own, so that a late answer to an earlier request cannot be mistaken for this one's.
     """
     socket = context.socket(zmq.DEALER)
     try:
@@ -113,7 +114,8 @@ async def _answers(socket: zmq.asyncio.Socket) -> AsyncIterator[Message]:
 
 
 def _message(frames: list[bytes]) -> Message | None:
-    """Sequence and payload are the last two frames, with a topic before them or (old replay answers) without."""
+    """The message of these frames. The last two are number and payload; old replay answers have no topic before
+    them."""
     if len(frames) < 2 or len(frames[-2]) != 8:
         return None
     return int.from_bytes(frames[-2], "big"), frames[-1]

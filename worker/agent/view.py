@@ -1,4 +1,4 @@
-"""What the agent knows of its engine, published: epochs, batches, load. Synchronous; whoever calls it does the I/O."""
+"""The agent's view of its engine, and its publication: epochs, batches, load. It does no I/O of its own."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ logger = logging.getLogger(__name__)
 
 
 class DescriptionError(ValueError):
-    """Neither the engine nor the settings say what is needed; the message says what to do."""
+    """Neither the engine nor the settings state the cache's sizes; the message says what to set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What an engine is, as far as the feed is concerned."""
+    """What the feed states of an engine."""
 
     model: str
     block_size: int
     stated_block_size: int
-    """What routers are told: the engine's, should the settings say otherwise, so that they refuse to match."""
+    """The block size that routers are told: the engine's own. If the settings name another, routers refuse to match."""
     blocks: int
 
 
 def describe(scrape: Scrape, settings: Settings) -> Description:
-    """Settings first, then the engine's own words. Raises `DescriptionError`."""
+    """The description by the settings, and by the engine where the settings are silent. Raises `DescriptionError`."""
     block_size = settings.block_size or scrape.block_size
     blocks = settings.blocks or scrape.blocks
     if block_size is None or blocks is None:
@@ -50,8 +50,10 @@ def describe(scrape: Scrape, settings: Settings) -> Description:
 
 
 class EngineView:
-    """A `CacheSource`: the blocks of a real engine, and the feed that tells of them. `now` gives microseconds since
-    1970."""
+    """A `CacheSource`: the blocks of a real engine, and the feed that publishes them.
+
+    `now` gives microseconds since 1970 (epochs are such numbers), `clock` seconds of the event loop's clock.
+    """
 
     def __init__(
         self,
@@ -83,10 +85,8 @@ class EngineView:
         self.state = CacheState(info, self, self.feed)
 
     def observe(self, scrape: Scrape) -> bool:
-        """A look at the engine. True when it is another one than before, whose events have to be followed anew.
-
-        Raises `DescriptionError`.
-        """
+        """Take in a scrape of `/metrics`. True if the engine's description has changed: then its events have to be
+        followed anew. Raises `DescriptionError`."""
         description = describe(scrape, self._settings)
         changed = description != self.description
         if changed:
@@ -96,8 +96,8 @@ class EngineView:
         return changed
 
     def state_prompts(self, fingerprint: str, max_model_len: int) -> None:
-        """What routers are to compare with their tokenizer's, and the longest context (0: not known). A change begins
-        an epoch, so that they look again."""
+        """Set the fingerprint that routers compare with their tokenizer's, and the longest context in tokens (0: not
+        known). A change begins an epoch, so that routers read both again."""
         info = replace(self.state.info, fingerprint=fingerprint, max_model_len=max_model_len)
         if info != self.state.info:
             self.state.info = info
@@ -105,7 +105,7 @@ class EngineView:
                 self._begin_epoch(Reset.PROMPTS)
 
     def flush(self) -> None:
-        """Publish what the follower has learned since the last time."""
+        """Publish what the follower has learned since the last call."""
         update = self.follower.take()
         if update.reset is not None:
             self._begin_epoch(update.reset)
@@ -113,7 +113,7 @@ class EngineView:
             self.publisher.publish(update.events, self._load)
 
     def load(self) -> Load:
-        """As last read."""
+        """The load as of the last scrape."""
         return self._load
 
     def blocks(self) -> Iterable[tuple[BlockKey, BlockKey | None]]:

@@ -1,7 +1,7 @@
 """What GET /metrics of the emulator reports: vLLM's names, labels and buckets, and a few of the worker's own.
 
-Histograms are observed as things happen; counters and gauges are read from the engine when Prometheus asks. A histogram
-is a plain list and a bisection: the Prometheus client's own takes a lock for every token.
+Histograms are filled as requests run; counters and gauges are read from the engine at each scrape. A histogram is a
+list and a bisection, because the one of the Prometheus client takes a lock for every token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _N = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 def length_buckets(max_model_len: int) -> tuple[float, ...]:
-    """1, 2, 5, 10, 20, 50, ... up to the model's context: vLLM's buckets for token counts."""
+    """vLLM's buckets for token counts: 1, 2, 5, 10, 20, 50, ... up to the model's context."""
     bounds: list[float] = []
     power = 1
     while True:
@@ -58,13 +58,13 @@ class Histogram:
         self.sum += value * times
 
     def buckets(self) -> list[tuple[str, float]]:
-        """(upper bound, observations up to it), as Prometheus wants them."""
+        """(upper bound, cumulative count) of each bucket, as Prometheus defines them."""
         bounds = [*map(str, self.bounds), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
 
 class EngineMetrics:
-    """What is observed as it happens: an `Observer` of the runner."""
+    """The histograms of one engine: an `Observer` of its `AsyncEngine`."""
 
     def __init__(self, max_model_len: int) -> None:
         lengths = length_buckets(max_model_len)
@@ -113,15 +113,15 @@ class EngineMetrics:
             lengths,
         )
         self.generated = 0
-        """Tokens so far, those of unfinished requests included."""
+        """Tokens generated so far, including those of unfinished requests."""
 
     def token(self, gap: float | None) -> None:
         self.generated += 1
         if gap is not None:
             self.token_gaps.observe(gap)
 
-    def asked(self, n: int, max_tokens: int) -> None:
-        """A prompt was accepted, with `n` answers of at most `max_tokens`."""
+    def prompt_accepted(self, n: int, max_tokens: int) -> None:
+        """A prompt was accepted, for `n` answers of at most `max_tokens` tokens each."""
         self.params_n.observe(n)
         self.params_max_tokens.observe(max_tokens)
 
@@ -153,14 +153,14 @@ FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
 
 @dataclass(frozen=True, slots=True)
 class WorkerCounts:
-    """The worker's own figures, each read when Prometheus asks."""
+    """The worker's own figures, read at each scrape."""
 
     push_failures: Callable[[], int]
     draining: Callable[[], bool]
 
 
 class WorkerCollector(Collector):
-    """Turns the engine's state into metric families."""
+    """Makes metric families of the engine's state."""
 
     def __init__(
         self,
@@ -260,7 +260,7 @@ class WorkerCollector(Collector):
         )
 
     def _own(self) -> Iterable[Metric]:
-        """Names that vLLM does not have: documented in docs/worker.md."""
+        """Metrics that vLLM does not have: see docs/worker.md."""
         prefix = "kvcluster_worker_"
         feed, counts = self._feed, self._counts
         yield GaugeMetricFamily(
@@ -305,7 +305,7 @@ class WorkerCollector(Collector):
 def cache_config(
     *, block_size: int, blocks: int, max_model_len: int, prefix_caching: bool, block_bytes: int
 ) -> dict[str, str]:
-    """Labels of vllm:cache_config_info. `blocks` are usable ones; vLLM counts the null block too."""
+    """Labels of vllm:cache_config_info. `blocks`: usable blocks; vLLM also counts the null block."""
     physical = blocks + 1
     return {
         "_block_size_resolved": "True",

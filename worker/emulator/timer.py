@@ -1,8 +1,8 @@
-"""Timers that wake an event loop at a moment, not at the next millisecond.
+"""Timers that are more precise than those of the event loop.
 
-uvloop (as libuv and epoll below it) counts whole milliseconds: at 15 ms a decode step every token would come up to a
-millisecond late, and a fully cached prompt of 0.5 ms three times as late as the engine says. Linux's timerfd counts
-nanoseconds and is one more file descriptor to the loop.
+uvloop counts whole milliseconds, like libuv and epoll below it. A token of a 15 ms decode step would come up to a
+millisecond late, and a fully cached prompt would take 1.5 ms instead of 0.5 ms. Linux's timerfd counts nanoseconds, and
+is one more file descriptor for the loop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 LOOP_RESOLUTION = 1e-3
-"""Seconds; event loop timers are rounded up to it, so that they never fire before their time."""
+"""Seconds. Timers of the event loop are rounded up to it, so that they never fire early."""
 
 _CLOCK_MONOTONIC = 1
 _TFD_NONBLOCK_CLOEXEC = os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
@@ -25,23 +25,23 @@ _NANOSECONDS = 1_000_000_000
 
 
 class Timer(Protocol):
-    """At most one moment to wake up at."""
+    """A timer for at most one moment."""
 
     armed: bool
-    """Whether there is one. It is over when the callback has set no other."""
+    """Whether a moment is set. Firing does not change it: the callback sets another moment, or cancels."""
 
     def set(self, delay: float) -> None:
-        """Call back in `delay` seconds (0 or more), instead of at any moment set before."""
+        """Call back in `delay` seconds (0 or more). Replaces the moment set before."""
 
     def cancel(self) -> None:
         """Do not call back. Idempotent."""
 
     def close(self) -> None:
-        """Give up what the timer holds. It is not used afterwards."""
+        """Release the timer's resources. It must not be used afterwards."""
 
 
 class LoopTimer:
-    """The event loop's own timers."""
+    """A timer of the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop = loop
@@ -96,7 +96,7 @@ class LinuxTimer:
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
-            self._fd = -1  # setting it now is an error that nobody looks at, and touches no other descriptor
+            self._fd = -1  # a late `set` then fails silently, and touches no other descriptor
 
     def _arm(self, nanoseconds: int) -> None:
         self.armed = nanoseconds > 0
@@ -108,7 +108,7 @@ class LinuxTimer:
         try:
             os.read(self._fd, _EXPIRATIONS_BYTES)
         except BlockingIOError:
-            return  # set anew or cancelled since the loop saw it
+            return  # set anew or cancelled after the loop saw it expire
         self._callback()
 
 
@@ -116,5 +116,5 @@ TimerFactory = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], Timer]
 
 
 def precise_timer() -> TimerFactory:
-    """The finest timer of this platform."""
+    """The most precise timer of this platform."""
     return LinuxTimer if sys.platform == "linux" else LoopTimer

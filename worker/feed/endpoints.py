@@ -29,20 +29,20 @@ SHUTTING_DOWN = "The worker is shutting down; its cache is of no more use."
 
 
 class CacheSource(Protocol):
-    """Whose cache the feed tells of: an emulated engine, or what the agent knows of a real one."""
+    """The cache that the feed publishes: an emulated engine's, or the agent's view of a real engine's."""
 
     def flush(self) -> None:
-        """Publish what has changed up to now."""
+        """Publish every change up to now."""
 
     def load(self) -> Load:
-        """What the engine is busy with now."""
+        """The engine's present load."""
 
     def blocks(self) -> Iterable[tuple[BlockKey, BlockKey | None]]:
-        """(key, parent key) of every cached block, a key once for each block that holds it."""
+        """(key, parent key) of every cached block; a key appears once for each block that holds it."""
 
 
 class CacheState:
-    """Snapshots of the engine's cache that agree with the feed's position. `info` is of the feed's epoch."""
+    """Snapshots of the engine's cache that agree with the feed's position. `info` belongs to the feed's epoch."""
 
     def __init__(self, info: WorkerInfo, source: CacheSource, feed: FeedLog) -> None:
         self.info = info
@@ -50,12 +50,12 @@ class CacheState:
         self._feed = feed
 
     def position(self) -> str:
-        """`epoch:seq` with everything published that has happened so far."""
+        """`epoch:seq`, once everything that has happened so far is published."""
         self._source.flush()
         return self._feed.position
 
     def load(self) -> Load:
-        """What the engine is busy with now."""
+        """The engine's present load."""
         return self._source.load()
 
     def snapshot(self) -> Snapshot:
@@ -65,7 +65,8 @@ class CacheState:
 
 
 class FeedEndpoints:
-    """Both endpoints. `close` ends every stream; `open` undoes it; `drop` ends those that are open now."""
+    """Both endpoints. `close` ends every stream and refuses new ones, `open` undoes that, `drop` ends the open
+    streams."""
 
     def __init__(self, state: CacheState, feed: FeedLog, publisher: FeedPublisher) -> None:
         self._state = state
@@ -76,13 +77,13 @@ class FeedEndpoints:
         self._drops = 0
 
     def close(self, why: str = SHUTTING_DOWN) -> None:
-        """End every stream, and answer 503 with these words from now on."""
+        """End every stream, and answer 503 with this reason from now on."""
         self._closed = why
         for wake in tuple(self._wakes):
             wake()
 
     def drop(self) -> None:
-        """End every stream. Whoever comes back is served: routers ask /health in between."""
+        """End every stream. A router that comes back is served, but asks /health before that."""
         self._drops += 1
         for wake in tuple(self._wakes):
             wake()
@@ -92,7 +93,7 @@ class FeedEndpoints:
         self._closed = ""
 
     async def state(self, request: HttpRequest, service: object) -> None:
-        """The snapshot; 304 when If-None-Match names the present position."""
+        """GET /cache/state: the snapshot, or 304 if `If-None-Match` names the present position."""
         self._check_open()
         etag = f'"{self._state.position()}"'.encode()
         known = request.header(b"if-none-match").encode("latin-1")
@@ -104,9 +105,9 @@ class FeedEndpoints:
         await request.reply(200, body, (b"content-type", media_type.encode()), (b"etag", etag), NO_STORE)
 
     async def events(self, request: HttpRequest, service: object) -> None:
-        """The stream: what the subscriber missed since Last-Event-ID, then everything as it happens.
+        """GET /cache/events: what the subscriber missed since `Last-Event-ID`, then every event as it happens.
 
-        A position that cannot be resumed, or a subscriber too slow to keep, ends the stream with a `reset` event.
+        The stream ends with a `reset` event if the position cannot be resumed, or the subscriber reads too slowly.
         """
         self._check_open()
         after = _last_event_id(request)

@@ -1,7 +1,7 @@
-"""The cache feed's outgoing side: numbers what the engine changed, remembers it for a while, hands it to subscribers.
+"""The log of the cache feed: it numbers the engine's changes, keeps the last of them and hands them to subscribers.
 
-Nothing here knows of sockets or clocks: the runner (or the agent) publishes, `worker.feed.endpoints` streams,
-`worker.feed.push` pushes.
+It knows no sockets or clocks. The emulator or the agent publishes through `worker.feed.publisher`,
+`worker.feed.endpoints` streams to routers and `worker.feed.push` pushes to them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from kvcache.feed import Batch, Event, Load, encode_batch, encode_position
 
 HISTORY_BATCHES = 8192
 HISTORY_BYTES = 4 * 2**20
-"""A subscriber that was away for less than this resumes where it was; else it takes a new snapshot."""
+"""How much is kept for subscribers that resume. One that has missed more needs a new snapshot."""
 
 SUBSCRIBER_BYTES = 2**20
-"""What a subscriber may leave unread before it is dropped."""
+"""What may wait for a slow subscriber before it is dropped."""
 
 
 def sse_frame(position: str, name: str, data: bytes) -> bytes:
-    """One server-sent event."""
+    """One server-sent event, ready to be sent."""
     return b"id: %s\nevent: %s\ndata: %s\n\n" % (position.encode(), name.encode(), data)
 
 
 class Subscriber:
-    """One reader of the feed. Frames wait here, bounded; of load reports only the newest."""
+    """The bounded queue of one reader of the feed. Of load reports only the newest waits."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -33,10 +33,10 @@ class Subscriber:
         self._bytes = 0
         self._load: bytes | None = None
         self.overrun = False
-        """Its frames are gone, and it must take a new snapshot: it read too slowly, or the epoch ended."""
+        """The queue was dropped and the reader needs a new snapshot: it read too slowly, or the epoch ended."""
 
     def batch(self, frame: bytes) -> None:
-        """Queue a batch. A load report that still waits is older than the batch's own load, hence dropped."""
+        """Queue a batch. A waiting load report is older than the batch's own load, and is dropped."""
         if self.overrun:
             return
         self._load = None
@@ -48,20 +48,20 @@ class Subscriber:
             self._wake()
 
     def drop(self) -> None:
-        """Take away what waits; it must take a new snapshot."""
+        """Drop the queue: the reader needs a new snapshot."""
         self.overrun = True
         self._frames.clear()
         self._load = None
         self._wake()
 
     def load(self, frame: bytes) -> None:
-        """Replace the load report that waits."""
+        """Queue a load report in place of the one that waits."""
         if not self.overrun:
             self._load = frame
             self._wake()
 
     def take(self) -> bytes:
-        """Everything that waits, in order."""
+        """Take everything that waits, in order."""
         if self._load is not None:
             self._frames.append(self._load)
             self._load = None
@@ -72,14 +72,14 @@ class Subscriber:
 
 
 class FeedLog:
-    """Batches of one epoch (at a time). `seq` is the last batch's number; `load` the last load that was published."""
+    """The batches of the present epoch. `seq`: number of the last batch. `load`: the last load published."""
 
     def __init__(self, epoch: int, load: Load) -> None:
         self.epoch = epoch
         self.seq = 0
         self.load = load
         self.resets = 0
-        """Subscribers that were told to take a new snapshot."""
+        """How often a subscriber was told to take a new snapshot."""
         self._history: deque[bytes] = deque()  # frames of the batches seq - len + 1 .. seq
         self._history_bytes = 0
         self._subscribers: set[Subscriber] = set()
@@ -99,7 +99,7 @@ class FeedLog:
         self._listeners.append(listener)
 
     def publish(self, events: Sequence[Event], load: Load) -> None:
-        """Number a batch, remember it and hand it to every subscriber."""
+        """Number a batch, keep it and hand it to every subscriber."""
         self.seq += 1
         self.load = load
         data = encode_batch(Batch(self.epoch, self.seq, tuple(events), load))
@@ -114,8 +114,10 @@ class FeedLog:
             listener(events)
 
     def restart(self, epoch: int, load: Load) -> None:
-        """Begin another epoch, a later one: nothing of the last can be resumed, and every subscriber must take a new
-        snapshot."""
+        """Begin a later epoch: nothing of the last one can be resumed, and every subscriber needs a new snapshot.
+
+        Raises `ValueError` if `epoch` is not later.
+        """
         if epoch <= self.epoch:
             raise ValueError(f"epoch {epoch} does not follow epoch {self.epoch}")
         self.epoch = epoch
@@ -135,18 +137,18 @@ class FeedLog:
                 subscriber.load(frame)
 
     def load_frame(self) -> bytes:
-        """A load report at the present position: also a subscriber's first event, and its sign of life."""
+        """A load report at the present position. It is also a subscriber's first event and its keep-alive."""
         return sse_frame(self.position, "load", encode_batch(Batch(self.epoch, self.seq, (), self.load)))
 
     def reset_frame(self) -> bytes:
-        """Tells a subscriber that what it knows is incomplete: it must take a snapshot."""
+        """The event that tells a subscriber to take a new snapshot."""
         self.resets += 1
         return sse_frame(self.position, "reset", encode_batch(Batch(self.epoch, self.seq, (), self.load)))
 
     def subscribe(self, after: tuple[int, int] | None, wake: Callable[[], None]) -> Subscriber | None:
-        """A subscriber that gets every batch after the position (epoch, seq); None = from now on.
+        """A subscriber that gets every batch after the position `after` (epoch, seq), or from now on if that is None.
 
-        Answers None when that position belongs to another epoch, lies in the future or is no longer remembered.
+        None if the position belongs to another epoch, lies in the future or is no longer kept.
         """
         missed = 0
         if after is not None:
@@ -164,5 +166,5 @@ class FeedLog:
         return subscriber
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
-        """Idempotent."""
+        """Remove the subscriber. Idempotent."""
         self._subscribers.discard(subscriber)

@@ -1,5 +1,5 @@
-"""Decides when the feed speaks: events of a step at once, load reports as they change but not too often, and a
-sign of life when there is nothing to say."""
+"""Decides when the feed publishes: the events of a step at once, a changed load at a limited rate, and a keep-alive
+when nothing changes."""
 
 from __future__ import annotations
 
@@ -10,64 +10,64 @@ from kvcache.feed import Event, Load
 from worker.feed.log import FeedLog
 
 LOAD_INTERVAL = 0.02
-"""Shortest time between two load reports without events, seconds."""
+"""Shortest time between two load reports without events, in seconds."""
 
 KEEPALIVE_INTERVAL = 1.0
-"""Longest silence towards a subscriber, seconds."""
+"""Longest time without an event for a subscriber, in seconds."""
 
 
 class FeedPublisher:
-    """Publishes into a `FeedLog`. `clock` must agree with the event loop's idea of a second."""
+    """Publishes into a `FeedLog`. `clock` gives seconds, as fast as the event loop's clock."""
 
     def __init__(self, feed: FeedLog, clock: Callable[[], float]) -> None:
         self._feed = feed
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._latest = feed.load
-        self._spoke_at = float("-inf")
+        self._published_at = float("-inf")
         self._pending: asyncio.TimerHandle | None = None
-        self._alive: asyncio.TimerHandle | None = None
+        self._keepalive: asyncio.TimerHandle | None = None
 
     def publish(self, events: Sequence[Event], load: Load) -> None:
-        """What changed. Without events, a load that equals the last one reported is no change."""
+        """Publish events, or a load that differs from the last one published."""
         self._latest = load
         if events:
             self._feed.publish(events, load)
-            self._spoken()
+            self._published()
         elif load != self._feed.load and self._pending is None:
-            wait = self._spoke_at + LOAD_INTERVAL - self._clock()
+            wait = self._published_at + LOAD_INTERVAL - self._clock()
             if wait <= 0:
-                self._speak()
+                self._publish_load()
             else:
-                self._pending = self._loop.call_later(wait, self._speak)
+                self._pending = self._loop.call_later(wait, self._publish_load)
 
     def keep_alive(self) -> None:
-        """A subscriber has come: from now on, and as long as there is one, no silence lasts longer than a second."""
-        if self._alive is None:
-            self._alive = self._loop.call_later(KEEPALIVE_INTERVAL, self._sign)
+        """There is a subscriber. While there is one, something is published at least every `KEEPALIVE_INTERVAL`."""
+        if self._keepalive is None:
+            self._keepalive = self._loop.call_later(KEEPALIVE_INTERVAL, self._publish_keepalive)
 
     def close(self) -> None:
-        """Say no more."""
-        for timer in (self._pending, self._alive):
+        """Stop the timers."""
+        for timer in (self._pending, self._keepalive):
             if timer is not None:
                 timer.cancel()
 
-    def _speak(self) -> None:
+    def _publish_load(self) -> None:
         self._feed.publish_load(self._latest)
-        self._spoken()
+        self._published()
 
-    def _spoken(self) -> None:
-        self._spoke_at = self._clock()
+    def _published(self) -> None:
+        self._published_at = self._clock()
         if self._pending is not None:
             self._pending.cancel()
             self._pending = None
 
-    def _sign(self) -> None:
-        self._alive = None
+    def _publish_keepalive(self) -> None:
+        self._keepalive = None
         if not self._feed.subscribers:
             return
-        wait = self._spoke_at + KEEPALIVE_INTERVAL - self._clock()
+        wait = self._published_at + KEEPALIVE_INTERVAL - self._clock()
         if wait <= 0:
-            self._speak()
+            self._publish_load()
             wait = KEEPALIVE_INTERVAL
-        self._alive = self._loop.call_later(wait, self._sign)
+        self._keepalive = self._loop.call_later(wait, self._publish_keepalive)

@@ -1,7 +1,7 @@
-"""Push: tells a router about this worker, where routers cannot come and read the feed (outside a cluster).
+"""Push: keeps a router informed that cannot read the worker's feed, as outside a cluster.
 
-Every second a heartbeat, every five seconds (and whenever the router asks for it) the whole cache, and in between
-what was evicted. One task a router; its messages go out in order.
+The worker sends a heartbeat every second, its whole cache every five seconds and whenever the router asks for it, and
+evictions in between. Each router has one task, which sends the messages in order.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_INTERVAL = 1.0
 SYNC_INTERVAL = 5.0
 EVICTION_INTERVAL = 0.1
-"""Evictions are collected for so long: an engine under pressure evicts with every step."""
+"""Seconds for which evictions are collected: an engine that is short of blocks evicts in every step."""
 
 EARLY = 0.001
-"""Seconds by which a timer may fire before its time, an event loop's clock being as coarse as it is."""
+"""Seconds by which a timer of the event loop may fire early, because its clock is coarse."""
 
 TIMEOUT = 2.0
 BACKOFF = Backoff(0.5, 5.0)
 """Between attempts while the router is away."""
 
 MAX_EVICTIONS = 65_536
-"""Keys waiting to be pushed; beyond this they are dropped and a sync is due instead."""
+"""Evicted keys that may wait. Beyond this they are dropped, and a sync is due instead."""
 
 
 class PushError(Exception):
@@ -56,15 +56,15 @@ class PushError(Exception):
 
 
 class Post(Protocol):
-    """How a message reaches the router."""
+    """Sends one message to the router."""
 
     async def __call__(self, path: str, body: bytes, media_type: str) -> bytes:
-        """The answer's body. Raises `PushError` when the router cannot be reached or does not take the message."""
+        """The body of the router's answer. Raises `PushError` if it cannot be reached or does not take the message."""
 
 
 @contextlib.asynccontextmanager
 async def posting_to(router_url: str) -> AsyncIterator[Post]:
-    """A connection to the router's management port, kept open between messages."""
+    """A connection to the router's management port, which stays open between messages."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=1)) as session:
 
@@ -99,7 +99,7 @@ class Pusher:
         """None before the first attempt has ended."""
 
     async def run(self, post: Post) -> None:
-        """Push until cancelled. A router that is away is tried again, ever more rarely."""
+        """Push until cancelled. Attempts to reach an absent router are spaced out by the back-off."""
         self._feed.listen(self._on_events)
         failures = 0
         while True:
@@ -107,14 +107,14 @@ class Pusher:
                 await self._push_what_is_due(post)
             except PushError as error:
                 self.failures += 1
-                self._changed(False, str(error))
+                self._set_connected(False, str(error))
                 failures += 1
                 await asyncio.sleep(BACKOFF.delay(failures, random.random()))
                 self._evicted.clear()
                 self._heartbeat_due = self._sync_due = 0.0
             else:
                 failures = 0
-                self._changed(True, "")
+                self._set_connected(True, "")
                 await self._until_due()
 
     def _on_events(self, events: Sequence[Event]) -> None:
@@ -146,7 +146,7 @@ class Pusher:
             await post("/internal/sync", encode_snapshot(self._state.snapshot(), MSGPACK), MSGPACK)
 
     async def _until_due(self) -> None:
-        """Sleep until the next heartbeat or sync; an eviction ends it earlier, but not at once."""
+        """Sleep until the next heartbeat or sync is due, or `EVICTION_INTERVAL` after an eviction."""
         self._wake.clear()
         due = min(self._heartbeat_due, self._sync_due)
         try:
@@ -157,7 +157,7 @@ class Pusher:
         except TimeoutError:
             pass
 
-    def _changed(self, connected: bool, why: str) -> None:
+    def _set_connected(self, connected: bool, why: str) -> None:
         if connected == self.connected:
             return
         self.connected = connected

@@ -74,7 +74,7 @@ def beside() -> Start:
         try:
             yield Running(agent, Client(make_app(agent)))
         finally:
-            agent.shut()
+            agent.stop_serving()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             agent.close()

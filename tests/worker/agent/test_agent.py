@@ -212,7 +212,7 @@ async def test_an_engine_that_is_not_well(beside: Start) -> None:
 async def test_an_engine_that_is_too_slow(beside: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     async with FakeEngine() as engine, beside(engine) as running:
         await follows(running)
-        monkeypatch.setattr("worker.agent.engine.PATIENCE", 0.05)
+        monkeypatch.setattr("worker.agent.engine.TIMEOUT", 0.05)
         engine.answers.clear()
         await eventually(lambda: "does not answer within" in running.agent.problem)
         engine.answers.set()

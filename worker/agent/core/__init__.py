@@ -1,1 +1,1 @@
-"""What the agent knows without sockets or clocks: vLLM's events, block names, sequence numbers and load."""
+"""The agent's pure core, without sockets or clocks: vLLM's events, block hashes, sequence numbers and load."""

@@ -1,12 +1,14 @@
-"""The blocks of a real engine by vLLM's names, and our key of each.
+"""The blocks of a real engine by vLLM's block hash, with our key of each.
 
-vLLM's hashes cannot be chained from what its events carry, so a key is computed from the block's tokens on top of the
-hash state of its parent, which is kept for every block: a block costs one digest whatever its depth. Measured beside
-the alternative, keeping tokens and a parent link and hashing the whole prefix again where it branches: docs/vllm.md.
+vLLM's hashes cannot be chained from what its events carry. A key is therefore computed from the block's tokens on top
+of the hash state of its parent, which is kept for every block, so that a block costs one digest at any depth.
+docs/vllm.md has measurements beside the alternative, which keeps tokens and parent links and hashes the prefix again
+where it branches.
 
-Invariant: what is held is a part of what the engine holds, and all of it if every event since the engine's start, or
-since its last clear, was applied and none of its blocks was dropped (`DropReason`). So a lost event costs a hit, and
-never claims a block that is not there, as long as whoever loses a *removal* clears this first.
+Invariant: the blocks held here are a subset of the engine's. They are all of them if every event since the engine's
+start or its last clear was applied and no block was dropped (`DropReason`). A lost event therefore costs a hit, and
+never claims a block that the engine does not hold, provided that a caller who may have lost a *removal* clears this
+first.
 """
 
 from __future__ import annotations
@@ -58,30 +60,30 @@ class DropReason(StrEnum):
 
 
 class _UnkeyableError(Exception):
-    """What vLLM hashed beside the tokens has no counterpart in a key."""
+    """vLLM hashed something beside the tokens that has no counterpart in a key."""
 
 
 class EngineBlocks:
     """Blocks of `block_size` tokens in KV-cache group `group`. Not thread-safe."""
 
-    __slots__ = ("_blocks", "_group", "_more", "block_size", "dropped", "events", "physical", "unknown_removals")
+    __slots__ = ("_blocks", "_duplicates", "_group", "block_size", "dropped", "events", "physical", "unknown_removals")
 
     def __init__(self, block_size: int, group: int = 0) -> None:
         self.block_size = block_size
         self._group = group
-        # Plain tuples of values that refer to nothing: the garbage collector stops visiting them.
+        # Tuples of atomic values: the garbage collector stops visiting them.
         self._blocks: dict[BlockHash, tuple[BlockKey, BlockKey | None, PrefixState]] = {}
-        self._more: Counter[BlockHash] = Counter()
-        """Physical blocks of a name beyond the first (vLLM rule 9)."""
+        self._duplicates: Counter[BlockHash] = Counter()
+        """Physical blocks with the same hash beyond the first (vLLM rule 9)."""
         self.physical = 0
-        """Blocks held, each physical one counted."""
+        """Physical blocks held; those with the same hash count each."""
         self.events: Counter[str] = Counter()
         self.dropped: Counter[DropReason] = Counter()
         self.unknown_removals = 0
-        """Removals of blocks that were not held: those that were dropped, or were stored before what is known."""
+        """Removals of blocks that are not held: they were dropped, or stored before the first event applied."""
 
     def apply(self, events: Iterable[EngineEvent]) -> list[Event]:
-        """Take in one batch; what it changed, in order, removals in a row as one event."""
+        """Apply one batch. Returns its changes in order; consecutive removals are one event."""
         changes: list[Event] = []
         removed: list[BlockKey] = []
         for event in events:
@@ -98,18 +100,18 @@ class EngineBlocks:
         return changes
 
     def clear(self) -> None:
-        """Hold nothing any more."""
+        """Drop every block."""
         self._blocks.clear()
-        self._more.clear()
+        self._duplicates.clear()
         self.physical = 0
 
     def blocks(self) -> Iterator[tuple[BlockKey, BlockKey | None]]:
-        """(key, parent key) of every block held, a key once for each physical block.
+        """(key, parent key) of every block held; a key appears once for each physical block.
 
-        Parents come first if no event was lost; else a parent that was removed and stored again may come later.
+        Parents come first if no event was lost. Otherwise a parent that was removed and stored again may come later.
         """
         for name, (key, parent, _) in self._blocks.items():
-            for _ in range(1 + self._more[name] if name in self._more else 1):
+            for _ in range(1 + self._duplicates[name] if name in self._duplicates else 1):
                 yield key, parent
 
     def _other(self, event: EngineEvent) -> list[Event]:
@@ -149,7 +151,7 @@ class EngineBlocks:
                 break
             held = self._blocks.get(name)
             if held is not None:
-                self._more[name] += 1
+                self._duplicates[name] += 1
                 above, _, state = held
             else:
                 state, key = prefix_extended(state, packed[at * size : (at + 1) * size])
@@ -177,15 +179,15 @@ class EngineBlocks:
         return None
 
     def _start(self, event: BlockStored) -> tuple[BlockKey | None, PrefixState]:
-        """Key and hash state of what comes before the first block. Raises `_UnkeyableError`."""
+        """The key and hash state of the prefix before the first block. Raises `_UnkeyableError`."""
         extras = _extras(event, 0)
         if event.parent is not None:
             if extras:
                 raise _UnkeyableError
             key, _, state = self._blocks[event.parent]
             return key, state
-        # Only a prompt's first block has a salt, one string. (Older versions give an image as one string too:
-        # its blocks get keys that no request asks for.)
+        # Only the first block of a prompt has a salt, which is one string. (Older versions represent an image as one
+        # string, too; its blocks then get keys that no request asks for.)
         if len(extras) > 1 or any(type(extra) is not str for extra in extras):
             raise _UnkeyableError
         return None, prefix_start(CacheScope(salt=extras[0] if extras else "", adapter=event.lora_name or ""))
@@ -195,10 +197,10 @@ class EngineBlocks:
             return []
         keys = []
         for name in event.block_hashes:
-            if name in self._more:
-                self._more[name] -= 1
-                if not self._more[name]:
-                    del self._more[name]
+            if name in self._duplicates:
+                self._duplicates[name] -= 1
+                if not self._duplicates[name]:
+                    del self._duplicates[name]
                 keys.append(self._blocks[name][0])
             elif (held := self._blocks.pop(name, None)) is not None:
                 keys.append(held[0])
@@ -209,7 +211,7 @@ class EngineBlocks:
 
 
 def _extras(event: BlockStored, at: int) -> list[Any]:
-    """What vLLM hashed into block `at` beside its tokens and its adapter's name (vLLM rule 3)."""
+    """What vLLM hashed into block `at` beside its tokens and the adapter's name (vLLM rule 3)."""
     extras = event.extra_keys[at] if at < len(event.extra_keys) else None
     if extras is None:
         return []

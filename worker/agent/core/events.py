@@ -1,7 +1,7 @@
 """vLLM's KV events as they come over ZMQ: msgpack of `[timestamp, [events], rank?]`.
 
-Each event is a map with `type` (vLLM 0.24 and later) or an array that begins with the type (0.11 to 0.22). Fields that
-are not known here are ignored, and trailing ones may be missing, in both forms.
+An event is a map with `type` (vLLM 0.24 and later) or an array that begins with the type (0.11 to 0.22). In both forms
+unknown fields are ignored, and trailing fields may be missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgpack
 T = TypeVar("T")
 
 BlockHash = int | bytes
-"""vLLM's hash of a block: an opaque name. It is the low 64 bits of what vLLM chains, so no hash follows from it."""
+"""vLLM's hash of a block. It is opaque: only the low 64 bits of what vLLM chains, so no other hash follows from it."""
 
 _ARRAY_FIELDS = {
     "BlockStored": (
@@ -63,14 +63,14 @@ class AllBlocksCleared:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Blocks were stored, but the event does not say which in a way that is understood here."""
+    """Blocks were stored, but this module cannot read which: `blocks` is their number."""
 
     blocks: int
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownEvent:
-    """A type that later versions have."""
+    """An event of an unknown type, as later versions may have."""
 
     type: str
 

@@ -1,19 +1,19 @@
-"""The engine's batches in their order: which sequence number comes next, what was missed, when all is to be forgotten.
+"""The order of the engine's batches: which sequence number is next, what was missed, and when the blocks are dropped.
 
-vLLM numbers its batches from 0 when its process starts, and keeps the last 10,000 for replay without saying when older
-ones are gone. Whoever drives a `Follower` does so like this:
+vLLM numbers its batches from 0 when its process starts. It keeps the last 10,000 for replay, and does not say when
+older ones are gone. A `Follower` is driven like this:
 
     begin()                        a connection was made
-    live(seq, payload)             a batch was published; False: ask for history first, then offer it again, as the
-                                   last resort if `next` is still the same
+    live(seq, payload)             a batch was published; False: ask for history, then offer the batch again, as the
+                                   last resort if `next` has not changed
     history_begin() -> start       ask the engine for every batch from `start` on
-    history(seq, payload)          ... hand over each one that it answers
-    history_end() -> bool          ... False: some in the middle were lost on the way, ask again
-    take() -> Update               publish this
+    history(seq, payload)          ... for each batch of the answer
+    history_end() -> bool          ... False: batches in the middle were lost on the way, ask again
+    take() -> Update               what to publish
 
-Invariant: the blocks are those of the batches applied since they were last empty, with no batch left out in between.
-Where one is left out (history lost, a batch that cannot be read, another life of the engine) they are emptied and a new
-epoch begins: the view is then smaller than the truth, never wrong.
+Invariant: the blocks are those of the batches applied since they were last empty, and no batch in between was left out.
+Where one is left out (its history is lost, it cannot be read, the engine restarted) the blocks are dropped and a new
+epoch begins: the view is then smaller than the engine's cache, never wrong.
 """
 
 from __future__ import annotations
@@ -63,18 +63,19 @@ REPLAY_TRANSITIONS: Mapping[tuple[ReplayState, ReplayEvent], ReplayState] = {
 
 
 class Reset(StrEnum):
-    """Why an epoch began: but for the last one, with nothing known of the one before."""
+    """Why an epoch began. Each but PROMPTS begins without blocks."""
 
     CONNECTED = "connected"  # the engine was found, or found again
     RESTARTED = "restarted"  # its sequence went backwards
-    HISTORY_LOST = "history_lost"  # batches were missed that cannot be had any more
+    HISTORY_LOST = "history_lost"  # the engine no longer has batches that were missed
     UNREADABLE = "unreadable"  # a batch could not be read
-    PROMPTS = "prompts"  # the blocks stay: what is known of the engine's prompts is another than before
+    PROMPTS = "prompts"  # the agreement on the engine's prompts changed; the blocks stay
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What there is to publish. With `reset`, a new epoch begins with the blocks as they are, `events` included."""
+    """What there is to publish. With `reset`, a new epoch begins with the blocks as they are, which include
+    `events`."""
 
     events: tuple[Event, ...]
     reset: Reset | None
@@ -92,31 +93,31 @@ class Follower:
         self._can_replay = can_replay
         self._next: int | None = None
         self._live = -1
-        """The last batch that was published to us: lower ones are a restart, not copies of what was replayed."""
+        """The last batch that was received live. A lower one means a restart; it is not a copy of a replayed batch."""
         self._replay = ReplayState.IDLE
         self._events: list[Event] = []
         self._reset: Reset | None = None
         self._complete = False
         self.gaps = 0
-        """Times a batch came that was not the next one."""
+        """How often a live batch was not the next one."""
 
     @property
     def complete(self) -> bool:
-        """Whether every block that the engine holds was seen being stored."""
+        """Whether the events of every block that the engine holds were applied."""
         return self._complete
 
     @property
     def next(self) -> int | None:
-        """The batch to apply next; None: whichever comes first."""
+        """The number of the batch to apply next; None if any will do."""
         return self._next
 
     def begin(self) -> None:
-        """A connection was made. What was known may be of an earlier life of the engine."""
+        """A connection was made. The blocks known so far may be those of an engine that has restarted since."""
         self._forget(Reset.CONNECTED)
 
     def live(self, seq: int, payload: bytes, *, last_resort: bool = False) -> bool:
-        """A published batch. False, and nothing is done, when batches before it should be asked for; with
-        `last_resort` (they were, in vain) what was missed is given up instead."""
+        """A batch was published. False, with nothing done, if the batches before it should be asked for first. With
+        `last_resort` (they were asked for in vain) the missing batches are given up instead."""
         if seq <= self._live:
             self._forget(Reset.RESTARTED)
         if self._next is not None:
@@ -134,12 +135,12 @@ class Follower:
         return True
 
     def history_begin(self) -> int:
-        """The first batch to ask for."""
+        """The number of the first batch to ask for."""
         self._replaying(ReplayEvent.BEGIN)
         return self._next or 0
 
     def history(self, seq: int, payload: bytes) -> None:
-        """A replayed batch."""
+        """A batch of the answer to the request."""
         gap = self._next is not None and seq > self._next
         self._replaying(ReplayEvent.GAP if gap else ReplayEvent.BATCH)
         if self._replay is ReplayState.TORN or (self._next is not None and seq < self._next):
@@ -149,7 +150,7 @@ class Follower:
         self._apply(seq, payload)
 
     def history_end(self) -> bool:
-        """Whether the answer had no hole."""
+        """The answer has ended. False if it was torn."""
         ended = self._replay
         self._replaying(ReplayEvent.END)
         if ended is ReplayState.ASKED and self._next == 0:
@@ -157,7 +158,7 @@ class Follower:
         return ended is not ReplayState.TORN
 
     def take(self) -> Update:
-        """What has changed since the last call."""
+        """The changes since the last call."""
         update = Update(tuple(self._events), self._reset)
         self._events, self._reset = [], None
         return update
@@ -178,14 +179,14 @@ class Follower:
         self._events += events
 
     def _lose(self) -> None:
-        """Batches before the next one are gone."""
+        """The batches before the next one are lost."""
         if self._reset is Reset.CONNECTED and not self.blocks.physical:
             self._complete = False  # nothing was known, so nothing is lost
         else:
             self._empty(Reset.HISTORY_LOST)
 
     def _forget(self, reset: Reset) -> None:
-        """Start with batch 0 of a life that nothing is known of."""
+        """Start anew with batch 0 of an engine of which nothing is known."""
         self._empty(reset)
         self._next = 0 if self._can_replay else None
         self._live = -1

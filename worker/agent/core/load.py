@@ -38,25 +38,25 @@ class MetricsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """One answer of `/metrics`. With data parallelism, sums over the engines behind it."""
+    """One scrape of `/metrics`. With data parallelism, sums over all engines of the server."""
 
     model: str
     engines: int
     running: int
     waiting: int
     usage: float
-    """Of the KV cache by running requests, 0 to 1."""
+    """Share of the KV cache that running requests use, 0 to 1."""
     block_size: int | None
     blocks: int | None
-    """Usable ones: vLLM keeps one of them empty (vLLM rule 5)."""
+    """Usable blocks: vLLM keeps one of those that it states empty (vLLM rule 5)."""
     prompts: float
-    """Requests finished so far."""
+    """Requests finished so far, since the engine started."""
     prompt_tokens: float
-    """Their prompt tokens, without those that came from the cache where the engine tells."""
+    """Prompt tokens of these requests; without cached ones if the engine reports them."""
     prefilled: int = 0
-    """Requests that reached their first token so far."""
+    """Requests that have had their first token."""
     prefilled_tokens: int = 0
-    """Prompt tokens computed for these."""
+    """Prompt tokens that were computed for these requests."""
 
 
 def parse_scrape(text: str) -> Scrape:
@@ -112,20 +112,20 @@ def _positive(text: str | None) -> int | None:
 
 
 class LoadEstimate:
-    """Readings to `Load`s.
+    """Makes the `Load` of a scrape.
 
-    vLLM does not say how many prompt tokens wait. They are estimated as waiting requests times the mean of what the
-    requests that finished during the last `window` readings had to compute (of all so far, if none finished). Of
-    running requests nothing is counted, so a long prompt in the middle of its prefill weighs nothing here.
+    vLLM does not report how many prompt tokens wait. The estimate is the number of waiting requests times the mean
+    number of tokens that the requests finished within the last `window` scrapes had to compute (all requests so far, if
+    none finished). Running requests do not count, not even one in the middle of a long prefill.
     """
 
     def __init__(self, window: int = 60) -> None:
         self._scrapes: deque[Scrape] = deque(maxlen=window + 1)
 
     def load(self, scrape: Scrape, blocks: int) -> Load:
-        """`blocks` are usable ones."""
+        """The load by this scrape. `blocks`: usable blocks of the cache."""
         if self._scrapes and scrape.prompts < self._scrapes[-1].prompts:
-            self._scrapes.clear()  # another life of the engine
+            self._scrapes.clear()  # the engine restarted
         self._scrapes.append(scrape)
         used = min(max(scrape.usage, 0.0), 1.0)
         return Load(
@@ -140,7 +140,7 @@ class LoadEstimate:
 
     @property
     def mean_prefill(self) -> float:
-        """Tokens that a request had to compute before its first one, lately."""
+        """Mean number of prompt tokens that a request had to compute, within the window."""
         first, last = self._scrapes[0], self._scrapes[-1]
         if last.prompts > first.prompts:
             return max(last.prompt_tokens - first.prompt_tokens, 0.0) / (last.prompts - first.prompts)

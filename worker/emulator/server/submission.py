@@ -48,7 +48,7 @@ def start(
 ) -> None:
     """Start the choices of each prompt. Raises `EngineDeadError`."""
     for prompt in prompts:
-        service.metrics.asked(prompt.sampling.n, prompt.sampling.max_tokens)
+        service.metrics.prompt_accepted(prompt.sampling.n, prompt.sampling.max_tokens)
         for choice in range(prompt.sampling.n):
             _start_choice(service, generation, prompt, choice, scope, streaming)
 
