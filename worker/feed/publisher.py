@@ -46,6 +46,11 @@ class FeedPublisher:
         if self._keepalive is None:
             self._keepalive = self._loop.call_later(KEEPALIVE_INTERVAL, self._publish_keepalive)
 
+    @property
+    def armed(self) -> bool:
+        """Whether a timer is set. Without subscribers and changes none is."""
+        return self._pending is not None or self._keepalive is not None
+
     def close(self) -> None:
         """Stop the timers."""
         for timer in (self._pending, self._keepalive):
