@@ -20,8 +20,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controller.kube.client import KubeClient
-from controller.kube.connect import NoClusterError, connection, in_pod
-from controller.kube.link import Link, said_once
+from controller.kube.connections import ApiServerConnections, without_retry_lines
 from controller.metrics import ClusterCollector, Metrics
 from controller.operator import Operator, registry
 from controller.reconcile.inventory import Inventory
@@ -29,6 +28,9 @@ from controller.reconcile.reconciler import Reconciler
 from controller.reconcile.reports import RouterAsker
 from controller.settings import Settings
 from runtime.http.server import HttpServer
+from runtime.kube.client import ApiServer
+from runtime.kube.credentials import find_credentials
+from runtime.kube.errors import NoClusterError
 from runtime.logs import configure, event
 from runtime.process import run
 from runtime.settings import SettingsError
@@ -42,15 +44,18 @@ EXIT_USAGE = 2
 
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
     """Reconciles KVClusters until `stop` is set. The exit code. Raises `NoClusterError`, or `OSError` for a port."""
-    configuration = await connection(settings.kubeconfig)
+    credentials = await find_credentials(settings.kubeconfig)
     metrics_registry = CollectorRegistry()
     ProcessCollector(registry=metrics_registry)
     metrics = Metrics(metrics_registry)
-    inventory, link = Inventory(), Link(time.monotonic)
+    inventory, connections = Inventory(), ApiServerConnections(time.monotonic)
     async with (
-        KubeClient(configuration, link, lambda verb, kind: metrics.writes.labels(verb, kind).inc()) as client,
+        ApiServer(
+            credentials, "kvcluster-controller", sockets=connections.socket, middlewares=(connections.observe,)
+        ) as api_server,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
     ):
+        client = KubeClient(api_server, lambda verb, kind: metrics.writes.labels(verb, kind).inc())
         reconciler = Reconciler(
             client,
             inventory,
@@ -62,7 +67,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         )
         operator = Operator(
             client,
-            link,
+            connections,
             inventory,
             reconciler,
             metrics,
@@ -79,7 +84,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             logger,
             logging.INFO,
             "controller_started",
-            api_server=configuration.host,
+            api_server=credentials.server,
             namespaces=",".join(settings.watch_namespaces) or "all",
             image=settings.image,
             metrics_port=server.port,
@@ -87,9 +92,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             pid=os.getpid(),
         )
         try:
-            with said_once(link):
+            with without_retry_lines(connections):
                 await kopf.operator(
-                    registry=registry(operator, stop, configuration.host if in_pod(settings.kubeconfig) else None),
+                    registry=registry(operator, stop, credentials.server if credentials.in_pod else None),
                     settings=kopf.OperatorSettings(),
                     clusterwide=not settings.watch_namespaces,
                     namespaces=settings.watch_namespaces,

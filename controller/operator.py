@@ -17,16 +17,17 @@ from typing import Any
 
 import kopf
 
-from controller.kube.client import ApiError, KubeClient
+from controller.kube.client import KubeClient
+from controller.kube.connections import ApiServerConnections
 from controller.kube.kinds import KVCLUSTER, OWNED, POD, Kind
-from controller.kube.link import Link
+from controller.kube.liveness import WatchLiveness
 from controller.metrics import Metrics, ReconcileResult
 from controller.objects.names import APP, MANAGED_BY, MANAGED_BY_LABEL, NAME_LABEL, Object
-from controller.pulse import Pulse
 from controller.reconcile.inventory import Inventory, Key, owner_of
 from controller.reconcile.queue import RetryLater, WorkQueue
 from controller.reconcile.reconciler import Reconciler
 from runtime.backoff import Backoff
+from runtime.kube.errors import ApiError
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Operator:
     def __init__(
         self,
         client: KubeClient,
-        link: Link,
+        connections: ApiServerConnections,
         inventory: Inventory,
         reconciler: Reconciler,
         metrics: Metrics,
@@ -62,7 +63,7 @@ class Operator:
         rng: random.Random,
     ) -> None:
         self._client = client
-        self.link = link
+        self.connections = connections
         self._inventory = inventory
         self._reconciler = reconciler
         self._metrics = metrics
@@ -70,8 +71,12 @@ class Operator:
         """Whether it watches all namespaces."""
         self._scopes = [(kind, namespace) for kind in WATCHED for namespace in namespaces or (None,)]
         self._rng = rng
-        self._pulse = Pulse(
-            client, link, functools.partial(self.on_event, KVCLUSTER), namespace=next(iter(namespaces), None), rng=rng
+        self._watch_liveness = WatchLiveness(
+            client,
+            connections,
+            functools.partial(self.on_event, KVCLUSTER),
+            namespace=next(iter(namespaces), None),
+            rng=rng,
         )
         self.queue = WorkQueue(self._reconcile, workers=workers, rng=rng)
         self._tasks: list[asyncio.Task[None]] = []
@@ -95,7 +100,7 @@ class Operator:
         self._tasks = [
             asyncio.create_task(self.queue.run(), name="queue"),
             asyncio.create_task(self._keep_relisting(), name="relist"),
-            asyncio.create_task(self._pulse.run(), name="pulse"),
+            asyncio.create_task(self._watch_liveness.run(), name="watch liveness"),
         ]
 
     def check(self) -> None:
@@ -138,7 +143,7 @@ class Operator:
             try:
                 news = await self._list(kind, namespace)
             except ApiError as error:
-                # That the API server is away is said once, for all (controller.kube.link).
+                # That the API server is away is said once, for all (controller.kube.connections).
                 level = logging.WARNING if error.status else logging.DEBUG
                 event(logger, level, "list_failed", kind=kind.name, why=str(error))
                 unlisted.append((kind, namespace))
@@ -186,7 +191,7 @@ def registry(operator: Operator, stop: asyncio.Event, server: str | None = None)
     async def login(**arguments: Any) -> kopf.AiohttpSession | None:
         # kopf reads the files itself, and reads them again when the token has expired.
         found = kopf.login_with_kubeconfig(**arguments) if server is None else _account(server, **arguments)
-        return None if found is None else operator.link.session(found)
+        return None if found is None else operator.connections.session(found)
 
     for kind in WATCHED:
         kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers, id=f"event-{kind.plural}")(
@@ -214,8 +219,8 @@ def _configure(settings: kopf.OperatorSettings, *, clusterwide: bool) -> None:
     settings.scanning.disabled = not clusterwide
     for kind in (POD, *OWNED):
         settings.watching.label_selectors[kind.group, kind.version, kind.plural] = OUR_OBJECTS
-    # A connection that is dead without a word is found out by the pulse. What it cannot see, one watch that alone is
-    # dead, the API server's bookmarks show: one a minute.
+    # `WatchLiveness` finds a connection that is dead without a word. The API server's bookmarks, one a minute, show
+    # what it cannot see: one watch that alone is dead.
     settings.watching.server_timeout = 600
     settings.watching.client_timeout = 630
     settings.watching.inactivity_timeout = 130

@@ -80,11 +80,10 @@ async def discovery(settings: Settings) -> Discovery:
     Raises `SettingsError` if it is Kubernetes and its API server cannot be found.
     """
     if settings.kubernetes_service is not None:
-        from router.discovery.apiserver import find_api_server  # the client takes 13 MB and 0.15 s
-        from router.discovery.kubernetes import KubernetesDiscovery
+        from router.discovery.kubernetes import KubernetesDiscovery, find_service  # 14 MB and 0.15 s
 
         return KubernetesDiscovery(
-            await find_api_server(
+            await find_service(
                 settings.kubernetes_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig
             )
         )
@@ -97,13 +96,13 @@ async def replacement_of(settings: Settings) -> Replacement | None:
     """How to learn whether another router serves; None: there is no way."""
     if settings.kubernetes_own_service is None:
         return None
-    from router.discovery.apiserver import find_api_server
+    from router.discovery.kubernetes import find_service
     from router.discovery.replacement import Replacement
 
-    api = await find_api_server(
+    slices = await find_service(
         settings.kubernetes_own_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig
     )
-    return Replacement(api, os.environ.get("HOSTNAME") or socket.gethostname())
+    return Replacement(slices, os.environ.get("HOSTNAME") or socket.gethostname())
 
 
 def http_limits(settings: Settings) -> HttpLimits:

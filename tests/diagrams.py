@@ -14,11 +14,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from controller.kube.connections import API_SERVER_TRANSITIONS, ApiServerEvent, ApiServerState
 from controller.local.process import PROCESS_TRANSITIONS, ProcessEvent, ProcessState
 from controller.reconcile.queue import ENTRY_TRANSITIONS, EntryEvent, EntryState
 from router.core import worker_state
 from router.core.view import ViewEvent, ViewState
 from router.core.view import transition as view_transition
+from router.discovery.kubernetes import LIST_TRANSITIONS, ListEvent, ListState
 from router.server.answer import EventKind, StreamState
 from router.server.answer import transition as stream_transition
 from router.server.management import ROUTER_TRANSITIONS, RouterEvent, RouterState
@@ -177,6 +179,14 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine("agent prompts", Agreement, Agreement.LOADING, by_table(AGREEMENT_TRANSITIONS), events_of(AgreementEvent)),
     Machine("agent replay", ReplayState, ReplayState.IDLE, by_table(REPLAY_TRANSITIONS), events_of(ReplayEvent)),
+    Machine("list of workers", ListState, ListState.CURRENT, by_table(LIST_TRANSITIONS), events_of(ListEvent)),
+    Machine(
+        "API server",
+        ApiServerState,
+        ApiServerState.ANSWERING,
+        by_table(API_SERVER_TRANSITIONS),
+        events_of(ApiServerEvent),
+    ),
     Machine("queue entry", EntryState, EntryState.IDLE, by_table(ENTRY_TRANSITIONS), events_of(EntryEvent)),
     Machine(
         "local process", ProcessState, ProcessState.STARTING, by_table(PROCESS_TRANSITIONS), events_of(ProcessEvent)

@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
-from controller.kube.client import ApiError, KubeClient
+from controller.kube.client import KubeClient
 from controller.objects.names import Object
 from controller.reconcile.inventory import Key
 from controller.status.transitions import EventNote
+from runtime.kube.errors import ApiError
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from controller.api.load import validate_manifest
 from controller.api.problems import ManifestError
-from controller.kube.client import ApiError, KubeClient
+from controller.kube.client import KubeClient
 from controller.kube.kinds import DEPLOYMENT, HPA, INGRESS, KVCLUSTER, POD, SCALED_OBJECT, SERVICE, Kind, kind_of
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Component, Object, Release
@@ -24,6 +24,7 @@ from controller.status.observed import Observed, ReconcileProblem, RouterAnswers
 from controller.status.raw import is_terminating
 from controller.status.reasons import ConditionReason
 from controller.status.transitions import events
+from runtime.kube.errors import ApiError
 
 POLL = 10.0
 """Seconds until a cluster that has pods is reconciled again without an event: its routers are asked for their reports,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from controller.kube.client import ApiError, KubeClient
+from controller.kube.client import KubeClient
 from controller.kube.kinds import DEPLOYMENT, POD
 from controller.objects.names import APPLIED_HASH, FIELD_MANAGER, Cluster, Object
 from controller.reconcile.inventory import Inventory, Key, Ref, owner_of
@@ -16,6 +16,7 @@ from controller.status.deletion_cost import ANNOTATION, deletion_costs
 from controller.status.observed import ReconcileProblem
 from controller.status.reasons import ConditionReason
 from controller.status.report import RouterReport
+from runtime.kube.errors import ApiError
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)

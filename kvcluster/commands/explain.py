@@ -12,10 +12,12 @@ from pathlib import Path
 import orjson
 
 from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain, output
-from kvcluster.explain.api import NoClusterError, ReadError, connected
 from kvcluster.explain.gather import NotFoundError, gather
 from kvcluster.explain.page import Page, page
 from kvcluster.explain.render import rendered, width
+from runtime.kube.client import ApiServer
+from runtime.kube.credentials import find_credentials
+from runtime.kube.errors import ApiError, NoClusterError
 
 _NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 
@@ -37,10 +39,13 @@ def explain(name: str, options: ExplainOptions, *, as_json: bool) -> int:
     """Runs the command; returns its exit code."""
     try:
         found = asyncio.run(look(name, options))
-    except (BadNameError, NoClusterError, NotFoundError) as error:
+    except (BadNameError, NotFoundError) as error:
         complain(error)
         return BAD_INPUT
-    except ReadError as error:
+    except NoClusterError as error:
+        complain(f"{error} (kvcluster up runs a manifest without a cluster)")
+        return BAD_INPUT
+    except ApiError as error:
         complain(f"KVCluster {name} cannot be read: {error}")
         return FAILED
     if as_json:
@@ -53,10 +58,11 @@ def explain(name: str, options: ExplainOptions, *, as_json: bool) -> int:
 
 
 async def look(name: str, options: ExplainOptions) -> Page:
-    """The page as of now. Raises `BadNameError`, `NoClusterError`, `NotFoundError` or `ReadError`."""
+    """The page as of now. Raises `BadNameError`, `NoClusterError`, `NotFoundError` or `ApiError`."""
     for what, text in (("name", name), ("namespace", options.namespace)):
         if text is not None and not _NAME.fullmatch(text):
             raise BadNameError(f"{text!r} is no {what}: lower-case letters, digits and hyphens make one")
-    async with connected(options.kubeconfig, options.context) as api:
-        gathered = await gather(api, name, options.namespace or api.namespace)
+    credentials = await find_credentials(options.kubeconfig, context=options.context, pod=False)
+    async with ApiServer(credentials, "kvcluster-explain") as api:
+        gathered = await gather(api, name, options.namespace or credentials.namespace)
         return page(gathered, datetime.now(UTC))

@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from controller.api.model import API_VERSION
 from controller.objects.names import MANAGEMENT_PORT, Component
 from controller.status import raw
 from controller.status.pods import active
 from controller.status.report import ReportError, RouterReport, parse_report
-from kvcluster.explain.api import Api, ReadError, parsed, segment
+from runtime.kube.client import ApiServer
+from runtime.kube.errors import ApiError
 
 PLURAL = "kvclusters"
 EVENT_LIMIT = "500"
@@ -52,11 +54,11 @@ class Gathered:
     """What could not be read, and why."""
 
 
-async def gather(api: Api, name: str, namespace: str) -> Gathered:
-    """Reads a KVCluster and what belongs to it. Raises `NotFoundError`, or `ReadError` for the KVCluster itself."""
+async def gather(api: ApiServer, name: str, namespace: str) -> Gathered:
+    """Reads a KVCluster and what belongs to it. Raises `NotFoundError`, or `ApiError` for the KVCluster itself."""
     cluster = await _cluster(api, name, namespace)
     unread: list[str] = []
-    core = f"/api/v1/namespaces/{segment(namespace)}"
+    core = f"/api/v1/namespaces/{_segment(namespace)}"
     # The controller of a release that is called like the KVCluster has the same name and instance.
     components = f"app.kubernetes.io/component in ({','.join(Component)})"
     labels = f"app.kubernetes.io/name=kvcluster,app.kubernetes.io/instance={name},{components}"
@@ -71,7 +73,7 @@ async def gather(api: Api, name: str, namespace: str) -> Gathered:
         *(_router(api, core, raw.name(pod)) for pod in active(pods, Component.ROUTER) if _runs(pod))
     )
     return Gathered(
-        server=api.server,
+        server=api.url,
         namespace=namespace,
         cluster=cluster,
         pods=tuple(pods),
@@ -81,30 +83,30 @@ async def gather(api: Api, name: str, namespace: str) -> Gathered:
     )
 
 
-async def _cluster(api: Api, name: str, namespace: str) -> Raw:
-    collection = f"/apis/{API_VERSION}/namespaces/{segment(namespace)}/{PLURAL}"
+async def _cluster(api: ApiServer, name: str, namespace: str) -> Raw:
+    collection = f"/apis/{API_VERSION}/namespaces/{_segment(namespace)}/{PLURAL}"
     try:
-        return await api.get(f"{collection}/{segment(name)}")
-    except ReadError as error:
+        return await api.request_object("GET", f"{collection}/{_segment(name)}")
+    except ApiError as error:
         if error.status != 404:
             raise
     try:
-        others = [raw.name(item) for item in raw.objects(await api.get(collection), "items")]
-    except ReadError as error:
+        others = [raw.name(item) for item in raw.objects(await api.request_object("GET", collection), "items")]
+    except ApiError as error:
         if error.status != 404:
             others = []
         else:
             raise NotFoundError(
-                f"{api.server} does not know KVClusters: install the chart (deploy/helm/kvcluster) there first"
+                f"{api.url} does not know KVClusters: install the chart (deploy/helm/kvcluster) there first"
             ) from None
     there = f"there are: {', '.join(sorted(others))}" if others else "there is none; -n names another namespace"
-    raise NotFoundError(f"no KVCluster {name} in namespace {namespace} of {api.server}; {there}")
+    raise NotFoundError(f"no KVCluster {name} in namespace {namespace} of {api.url}; {there}")
 
 
-async def _items(api: Api, what: str, path: str, query: Mapping[str, str], unread: list[str]) -> list[Raw]:
+async def _items(api: ApiServer, what: str, path: str, query: Mapping[str, str], unread: list[str]) -> list[Raw]:
     try:
-        return [dict(item) for item in raw.objects(await api.get(path, query), "items")]
-    except ReadError as error:
+        return [dict(item) for item in raw.objects(await api.request_object("GET", path, query), "items")]
+    except ApiError as error:
         unread.append(f"{what} could not be read: {error}")
         return []
 
@@ -122,8 +124,8 @@ def _of_objects(event: Raw, name: str, pods: frozenset[str]) -> bool:
     return subject in pods or re.fullmatch(f"{re.escape(name)}-(worker|router)(-{_MADE_UP})*", subject) is not None
 
 
-async def _router(api: Api, core: str, pod: str) -> RouterAnswer:
-    proxy = f"{core}/pods/{segment(pod)}:{MANAGEMENT_PORT}/proxy"
+async def _router(api: ApiServer, core: str, pod: str) -> RouterAnswer:
+    proxy = f"{core}/pods/{_segment(pod)}:{MANAGEMENT_PORT}/proxy"
     report, workers = await asyncio.gather(_report(api, f"{proxy}/status"), _workers(api, f"{proxy}/workers"))
     errors = [answer for answer in (report, workers) if isinstance(answer, str)]
     return RouterAnswer(
@@ -134,16 +136,21 @@ async def _router(api: Api, core: str, pod: str) -> RouterAnswer:
     )
 
 
-async def _report(api: Api, path: str) -> RouterReport | str:
+async def _report(api: ApiServer, path: str) -> RouterReport | str:
     try:
-        return parse_report(await api.body(path))
-    except (ReadError, ReportError) as error:
+        return parse_report(await api.request("GET", path))
+    except (ApiError, ReportError) as error:
         return str(error)
 
 
-async def _workers(api: Api, path: str) -> tuple[Raw, ...] | str:
+async def _workers(api: ApiServer, path: str) -> tuple[Raw, ...] | str:
     try:
-        body = await api.body(path)
-    except ReadError as error:
+        answer = await api.request_object("GET", path)
+    except ApiError as error:
         return str(error)
-    return tuple(dict(row) for row in raw.objects(parsed(body), "workers"))
+    return tuple(dict(row) for row in raw.objects(answer, "workers"))
+
+
+def _segment(name: str) -> str:
+    """A name as a part of a path."""
+    return quote(name, safe=":")

@@ -1,35 +1,40 @@
-"""Workers from the EndpointSlices of a Service: the thin shell around `listwatch`. docs/router.md, "Discovery"."""
+"""Workers from the EndpointSlices of a Service. docs/router.md, "Discovery".
+
+Imported only where Kubernetes is the source of workers: the official client takes 14 MB and 0.15 s.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorkers
-from router.discovery.listwatch import QUIET, ApiFailure, Cause, ListWatch, Policy, Watch
+from router.discovery.endpointslices import discovered_workers, read_slice
 from router.discovery.sources import DiscoveryStatus
+from runtime.kube.client import ApiServer, parse_json
+from runtime.kube.credentials import find_credentials
+from runtime.kube.errors import ApiError, ApiFailureCause, NoClusterError
+from runtime.kube.listwatch import QUIET, ListWatchPolicy, Watch
+from runtime.kube.reflector import Collection, EventStream, Reflector
 from runtime.logs import event
+from runtime.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 
-
-class EventStream(Protocol):
-    """An open watch."""
-
-    async def next(self) -> object | None:
-        """The next event; None at the end. Raises `ApiFailure`."""
-
-    def close(self) -> None:
-        """Cut it. Idempotent."""
+ANSWER_TIMEOUT = 15.0
+"""Seconds for a list, and for a watch to begin."""
 
 
-class Api(Protocol):
-    """The EndpointSlices of one Service at the API server (`apiserver`)."""
+class SlicesOfService(Collection, Protocol):
+    """What `KubernetesDiscovery` asks for: the EndpointSlices of one Service (`ServiceSlices`)."""
 
     @property
     def namespace(self) -> str: ...
@@ -37,14 +42,37 @@ class Api(Protocol):
     @property
     def service(self) -> str: ...
 
-    async def list(self) -> object:
-        """The answer to a list. Raises `ApiFailure`."""
 
-    async def watch(self, watch: Watch, slack: float) -> EventStream:
-        """Open a watch that fails if it outlasts its time by `slack`. Raises `ApiFailure`."""
+class ListState(Enum):
+    """How well the list of workers is known; each change is one line in the log."""
 
-    async def close(self) -> None:
-        """Cut every connection."""
+    CURRENT = "current"
+    LOST = "lost"
+    """The API server fails; the last list is as good as new."""
+    STALE = "stale"
+    """It has failed for so long that the last list may be wrong."""
+
+
+class ListEvent(Enum):
+    """What changes how well the list is known."""
+
+    FAILED = "failed"
+    """A list or a watch failed, and not only for a moment."""
+    EXPIRED = "expired"
+    """The list has not been confirmed for `ListWatchPolicy.stale_after`."""
+    SETTLED = "settled"
+    """A watch works."""
+
+
+LIST_TRANSITIONS: Mapping[tuple[ListState, ListEvent], ListState] = MappingProxyType(
+    {
+        (ListState.CURRENT, ListEvent.FAILED): ListState.LOST,
+        (ListState.LOST, ListEvent.EXPIRED): ListState.STALE,
+        (ListState.LOST, ListEvent.SETTLED): ListState.CURRENT,
+        (ListState.STALE, ListEvent.SETTLED): ListState.CURRENT,
+    }
+)
+"""What is not listed changes nothing."""
 
 
 class KubernetesDiscovery:
@@ -52,27 +80,32 @@ class KubernetesDiscovery:
 
     def __init__(
         self,
-        api: Api,
+        slices: SlicesOfService,
         *,
-        policy: Policy | None = None,
+        policy: ListWatchPolicy | None = None,
         chance: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._api = api
-        self._state = ListWatch(chance, policy)
+        self._where = {"service": slices.service, "namespace": slices.namespace}
         self._clock = clock
-        self._stream: EventStream | None = None
-        self._settling: asyncio.TimerHandle | None = None
-        self._lost_at: float | None = None
-        """Since when the log says that the API server is lost."""
-        self._stale = False
-        """The log says so."""
+        self._reflector = Reflector(
+            slices,
+            read_slice,
+            policy=policy,
+            chance=chance,
+            clock=clock,
+            on_failure=self._failed,
+            on_settled=self._settled,
+        )
+        self._workers: DiscoveredWorkers | None = None
+        self._list_state = ListState.CURRENT
+        self._lost_at = 0.0
 
     def status(self) -> DiscoveryStatus:
-        state, now = self._state, self._clock()
+        state, now = self._reflector.state, self._clock()
         return DiscoveryStatus(
             "kubernetes",
-            known=state.workers is not None,
+            known=state.objects is not None,
             healthy=state.healthy(now),
             age=state.age(now),
             error=str(state.failure or ""),
@@ -82,93 +115,92 @@ class KubernetesDiscovery:
 
     async def watch(self) -> AsyncIterator[DiscoveredWorkers]:
         """The workers, again whenever they change. Ends only with its task."""
-        told: DiscoveredWorkers | None = None
-        try:
-            while True:
-                try:
-                    await self._step()
-                except ApiFailure as failure:
-                    await self._failed(failure)
-                except Exception as error:  # noqa: BLE001  # a list that nobody keeps up to date is noticed too late
-                    await self._failed(ApiFailure(Cause.UNEXPECTED, repr(error)))
-                workers = self._state.workers
-                if workers is not None and workers != told:
-                    self._log_workers(workers, first=told is None)
-                    told = workers
+        async with contextlib.aclosing(self._reflector.follow()) as following:
+            async for slices in following:
+                workers = discovered_workers(slices.values())
+                if workers != self._workers:
+                    self._log_workers(workers, first=self._workers is None)
+                    self._workers = workers
                     yield workers
-        finally:
-            self._hang_up()
-            await self._api.close()
 
-    async def _step(self) -> None:
-        """Ask, or take in, one thing. Raises `ApiFailure`."""
-        state = self._state
-        if self._stream is not None:
-            found = await self._stream.next()
-            if found is not None:
-                state.event(found, self._clock())
-                return
-            self._hang_up()
-            state.ended(self._clock())
-            self._settled()
-            return
-        watch = state.next(self._clock())
-        if watch is None:
-            state.listed(await self._api.list(), self._clock())
-            return
-        self._stream = await self._api.watch(watch, state.policy.slack)
-        state.opened(self._clock())
-        self._settling = asyncio.get_running_loop().call_later(state.policy.settled, self._settled)
-
-    async def _failed(self, failure: ApiFailure) -> None:
-        self._hang_up()
-        wait = self._state.failed(failure, self._clock())
-        self._log_failure(failure)
-        await asyncio.sleep(wait)
-
-    def _hang_up(self) -> None:
-        if self._settling is not None:
-            self._settling.cancel()
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = self._settling = None
+    def _handle(self, what: ListEvent) -> bool:
+        """The only way in which the list's state changes; whether it did."""
+        before = self._list_state
+        self._list_state = LIST_TRANSITIONS.get((before, what), before)
+        return self._list_state is not before
 
     def _settled(self) -> None:
-        self._state.settled()
-        if self._lost_at is not None:
+        if self._handle(ListEvent.SETTLED):
             event(logger, logging.INFO, "discovery_restored", after_seconds=self._clock() - self._lost_at)
-        self._lost_at, self._stale = None, False
 
-    def _log_failure(self, failure: ApiFailure) -> None:
+    def _failed(self, failure: ApiError) -> None:
         """One line when it begins to fail, one when that has lasted."""
-        now, state = self._clock(), self._state
-        if self._lost_at is None and (state.streak > 1 or failure.cause not in QUIET):
+        now, state = self._clock(), self._reflector.state
+        lasts = state.streak > 1 or failure.cause not in QUIET
+        if lasts and self._handle(ListEvent.FAILED):
             self._lost_at = now
-            event(
-                logger,
-                logging.WARNING,
-                "discovery_lost",
-                service=self._api.service,
-                namespace=self._api.namespace,
-                cause=failure.cause.value,
-                why=str(failure),
-            )
-        if not self._stale and state.workers is not None and not state.healthy(now):
-            self._stale = True
+            why, cause = str(failure), failure.cause.value
+            event(logger, logging.WARNING, "discovery_lost", **self._where, cause=cause, why=why)
+        if self._workers is not None and not state.healthy(now) and self._handle(ListEvent.EXPIRED):
             event(
                 logger,
                 logging.ERROR,
                 "discovery_stale",
                 age=state.age(now),
-                workers=len(state.workers),
+                workers=len(self._workers),
                 why=f"{failure}: the workers last known are used",
             )
 
     def _log_workers(self, workers: DiscoveredWorkers, *, first: bool) -> None:
         serving = sum(worker.intake is Intake.OPEN for worker in workers.values())
-        where = {"service": self._api.service, "namespace": self._api.namespace}
         if first:
-            event(logger, logging.INFO, "workers_listed", workers=len(workers), serving=serving, **where)
+            event(logger, logging.INFO, "workers_listed", workers=len(workers), serving=serving, **self._where)
         if not workers:
             why = "no EndpointSlice names a worker: is there a Service of this name, and has it pods?"
-            event(logger, logging.WARNING, "no_workers_listed", why=why, **where)
+            event(logger, logging.WARNING, "no_workers_listed", why=why, **self._where)
+
+
+class ServiceSlices:
+    """The EndpointSlices of one Service, at an API server that they own."""
+
+    def __init__(self, server: ApiServer, namespace: str, service: str) -> None:
+        self.namespace = namespace
+        self.service = service
+        self._server = server
+        self._path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+        self._query = {"labelSelector": f"kubernetes.io/service-name={service}"}
+
+    async def list(self) -> object:
+        """The answer to a list. Raises `ApiError`."""
+        try:
+            return parse_json(await self._server.request("GET", self._path, self._query))
+        except ApiError as error:
+            raise self._with_remedy(error) from None
+
+    async def watch(self, watch: Watch, slack: float) -> EventStream:
+        """Open a watch that fails if it outlasts its time by `slack` seconds. Raises `ApiError`."""
+        try:
+            return await self._server.watch(self._path, watch, slack, self._query)
+        except ApiError as error:
+            raise self._with_remedy(error) from None
+
+    async def close(self) -> None:
+        """Cut every connection."""
+        await self._server.close()
+
+    def _with_remedy(self, error: ApiError) -> ApiError:
+        if error.cause is not ApiFailureCause.FORBIDDEN:
+            return error
+        remedy = f"grant list and watch on endpointslices (discovery.k8s.io) in namespace {self.namespace}"
+        return ApiError(error.status, error.reason, f"{error.message}; {remedy}")
+
+
+async def find_service(service: str, namespace: str | None, kubeconfig: Path | None) -> ServiceSlices:
+    """This Service at the API server that the kubeconfig, the pod or the user's own kubeconfig names; `namespace` None:
+    that of the pod or of the kubeconfig's context. Raises `SettingsError`. To be called inside the event loop."""
+    try:
+        credentials = await find_credentials(kubeconfig, flag="--kubernetes-kubeconfig")
+    except NoClusterError as error:
+        raise SettingsError(f"--kubernetes-service: {error}") from None
+    server = ApiServer(credentials, "kvcluster-router", timeout=ANSWER_TIMEOUT)
+    return ServiceSlices(server, namespace or credentials.namespace, service)

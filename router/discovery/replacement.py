@@ -7,15 +7,15 @@ from typing import Any
 
 from router.core.worker_state import Intake
 from router.discovery.endpointslices import discovered_workers, read_slice
-from router.discovery.kubernetes import Api
-from router.discovery.listwatch import ApiFailure, Cause
+from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.reflector import Collection
 
 
 class Replacement:
     """Reads the EndpointSlices of the routers' own Service. `pod`: the name of this router's pod."""
 
-    def __init__(self, api: Api, pod: str) -> None:
-        self._api = api
+    def __init__(self, slices: Collection, pod: str) -> None:
+        self._slices = slices
         self._pod = pod
 
     async def serves(self) -> bool:
@@ -26,9 +26,9 @@ class Replacement:
         router will come.
         """
         try:
-            found = await self._api.list()
-        except ApiFailure as failure:
-            if failure.cause in (Cause.FORBIDDEN, Cause.UNAUTHORIZED):
+            found = await self._slices.list()
+        except ApiError as failure:
+            if failure.cause in (ApiFailureCause.FORBIDDEN, ApiFailureCause.UNAUTHORIZED):
                 raise PermissionError(str(failure)) from None
             raise OSError(str(failure)) from None
         items = found.get("items") if isinstance(found, Mapping) else None
@@ -38,7 +38,7 @@ class Replacement:
 
     async def close(self) -> None:
         """Close the connection to the API server."""
-        await self._api.close()
+        await self._slices.close()
 
 
 def _objects(items: object) -> list[Mapping[str, Any]]:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from controller.kube.client import ApiError
+from controller.kube.connections import ApiServerConnections
 from controller.kube.kinds import DEPLOYMENT, KVCLUSTER, Kind
-from controller.kube.link import Link
 from controller.metrics import Metrics
 from controller.operator import WATCHED, Operator
 from controller.reconcile.inventory import Inventory, Key
+from runtime.kube.errors import ApiError
+from runtime.kube.listwatch import Watch
 
 pytestmark = pytest.mark.looptime
 
@@ -37,12 +37,22 @@ class Lists:
         metadata = {"name": "rag", "namespace": "ns", "uid": "u", "resourceVersion": "1"}
         return ([{"metadata": metadata}] if kind == KVCLUSTER else []), "5"
 
-    async def watch(
-        self, kind: Kind, namespace: str | None, version: str, seconds: int
-    ) -> AsyncIterator[dict[str, object]]:
-        """Nothing happens."""
-        await asyncio.sleep(seconds)
-        yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "5"}}}
+    async def watch(self, kind: Kind, namespace: str | None, watch: Watch, slack: float) -> EndingStream:
+        return EndingStream(watch.seconds)
+
+
+class EndingStream:
+    """A watch in which nothing happens until it ends."""
+
+    def __init__(self, seconds: int) -> None:
+        self._seconds = seconds
+
+    async def next(self) -> object | None:
+        await asyncio.sleep(self._seconds)
+        return None
+
+    def close(self) -> None:
+        return None
 
 
 class Reconciler:
@@ -60,8 +70,15 @@ class Reconciler:
 def operator(lists: Lists, reconciler: Reconciler) -> Operator:
     metrics = Metrics(CollectorRegistry())
     return Operator(
-        lists, Link(lambda: 0.0), Inventory(), reconciler, metrics, namespaces=(), workers=2, rng=random.Random(1)  # type: ignore[arg-type]
-    )  # fmt: skip
+        lists,  # type: ignore[arg-type]
+        ApiServerConnections(lambda: 0.0),
+        Inventory(),
+        reconciler,  # type: ignore[arg-type]
+        metrics,
+        namespaces=(),
+        workers=2,
+        rng=random.Random(1),
+    )
 
 
 async def test_it_lists_everything_before_it_reconciles_and_reconciles_again_after_the_pause():

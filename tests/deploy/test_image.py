@@ -140,7 +140,7 @@ for module in tuple(sys.modules.values()):
 
 @needs_venv
 @pytest.mark.process
-@pytest.mark.parametrize("module", [*PROCESSES, "router.discovery.apiserver"])
+@pytest.mark.parametrize("module", [*PROCESSES, "router.discovery.kubernetes"])
 def test_nothing_is_compiled_at_the_start_of_a_process(module: str) -> None:
     python = str(Path(str(VENV)) / "bin" / "python")
     environment = {"PATH": os.environ["PATH"], **CACHED, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}

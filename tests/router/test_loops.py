@@ -25,14 +25,16 @@ from kvcache.feed import MSGPACK, Load, Snapshot, WorkerInfo, encode_snapshot
 from kvcache.keys import KEY_SCHEME
 from router.core.fleet import Fleet
 from router.discovery.discovered import DiscoveredWorker
-from router.discovery.kubernetes import EventStream, KubernetesDiscovery
-from router.discovery.listwatch import ApiFailure, Cause, Watch
+from router.discovery.kubernetes import KubernetesDiscovery
 from router.discovery.sources import FileDiscovery
 from router.metrics import Metrics
 from router.sync.fleet_sync import FleetSync
 from router.sync.liveness import Ticker
 from router.upstream.in_flight import InFlight, UpstreamTimeouts
 from router.upstream.pool import ConnectionPool
+from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.listwatch import Watch
+from runtime.kube.reflector import EventStream
 from tests.rounds import CountingLoop, run
 from tests.router.core.support import BLOCK, config
 
@@ -199,7 +201,7 @@ class Away:
 
     namespace = service = "x"
 
-    def __init__(self, failure: Cause, *, watches: bool) -> None:
+    def __init__(self, failure: ApiFailureCause, *, watches: bool) -> None:
         self.calls = 0
         self._failure = failure
         self._watches = watches
@@ -208,19 +210,28 @@ class Away:
         self.calls += 1
         if self._watches:
             return {"kind": "EndpointSliceList", "metadata": {"resourceVersion": "1"}, "items": []}
-        raise ApiFailure(self._failure, "away")
+        raise ApiError.of(self._failure, "away")
 
     async def watch(self, watch: Watch, slack: float) -> EventStream:
         self.calls += 1
-        raise ApiFailure(self._failure, "away")
+        raise ApiError.of(self._failure, "away")
 
     async def close(self) -> None:
         return None
 
 
 @pytest.mark.parametrize("watches", [False, True])
-@pytest.mark.parametrize("failure", [Cause.CONNECT, Cause.FORBIDDEN, Cause.EXPIRED, Cause.CUT, Cause.MALFORMED])
-def test_an_api_server_that_fails_at_once_is_asked_ever_more_rarely(failure: Cause, watches: bool) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ApiFailureCause.CONNECT,
+        ApiFailureCause.FORBIDDEN,
+        ApiFailureCause.EXPIRED,
+        ApiFailureCause.CUT,
+        ApiFailureCause.MALFORMED,
+    ],
+)
+def test_an_api_server_that_fails_at_once_is_asked_ever_more_rarely(failure: ApiFailureCause, watches: bool) -> None:
     async def main(loop: CountingLoop) -> None:
         api = Away(failure, watches=watches)
         discovery = KubernetesDiscovery(api, clock=loop.time, chance=lambda: 0.0)

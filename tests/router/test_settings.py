@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from router.core.decision import DecisionReason
-from router.discovery.listwatch import Cause as DiscoveryCause
-from router.discovery.listwatch import Relist
 from router.settings import Settings
 from router.upstream.interface import FailureCause
+from runtime.kube.errors import ApiFailureCause
+from runtime.kube.listwatch import Relist
 from runtime.settings import SettingsError
 
 
@@ -97,5 +97,5 @@ def test_every_flag_is_documented() -> None:
 
 
 def test_every_cause_and_reason_is_documented() -> None:
-    for name in [*FailureCause, *DecisionReason, *DiscoveryCause, *Relist]:
+    for name in [*FailureCause, *DecisionReason, *ApiFailureCause, *Relist]:
         assert f"`{name.value}`" in DOCUMENT, name

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from router.discovery.listwatch import Policy
+from runtime.kube.listwatch import ListWatchPolicy
 from runtime.sockets import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, UNANSWERED_MS, kept_alive
 
 
@@ -29,5 +29,5 @@ def test_the_kernel_probes_silent_connections(family: socket.AddressFamily):
 
 
 def test_a_routers_watch_is_known_to_be_dead_within_twenty_seconds():
-    policy = Policy()
+    policy = ListWatchPolicy()
     assert policy.longest_watch + policy.slack + policy.retry.first < 20

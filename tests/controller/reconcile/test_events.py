@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from controller.kube.client import ApiError
 from controller.reconcile.events import MAX_PENDING, EventRecorder
 from controller.status.transitions import EventNote
+from runtime.kube.errors import ApiError
 
 KEY = ("ns", "rag")
 BODY = {

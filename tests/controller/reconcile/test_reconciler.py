@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from controller.kube.client import ApiError
 from controller.kube.kinds import KVCLUSTER, POD, Kind, kind_of
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Object, Release
@@ -17,6 +16,7 @@ from controller.reconcile.inventory import Inventory, Ref
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED, RECHECK, Reconciler
 from controller.status.observed import RouterAnswers
 from controller.status.report import RouterReport
+from runtime.kube.errors import ApiError
 
 KEY = ("ns", "rag")
 START = datetime(2026, 1, 1, tzinfo=UTC)

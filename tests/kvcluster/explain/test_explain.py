@@ -223,7 +223,7 @@ def test_a_server_that_is_gone(explain, api):
         api.url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         code, _, said = explain("rag")
     assert code == 1
-    assert f"{api.url} cannot be reached" in said
+    assert f"the API server cannot be reached: {api.url}" in said
 
 
 def kubeless(*args: str, monkeypatch: pytest.MonkeyPatch, home: Path, **env: str) -> tuple[int, str]:
@@ -239,15 +239,15 @@ def test_no_kubeconfig(monkeypatch, tmp_path):
     code, said = kubeless(monkeypatch=monkeypatch, home=tmp_path)
     assert code == 2
     assert said.startswith(
-        "error: no cluster to talk to: there is no ~/.kube/config; name a kubeconfig with --kubeconfig"
+        "error: no cluster to talk to: there is no kubeconfig ~/.kube/config: name one with --kubeconfig"
     )
 
 
 def test_a_kubeconfig_that_is_not_there(monkeypatch, tmp_path):
     code, said = kubeless("--kubeconfig", "/nowhere", monkeypatch=monkeypatch, home=tmp_path)
-    assert (code, "/nowhere does not exist" in said) == (2, True)
+    assert (code, "there is no kubeconfig /nowhere" in said) == (2, True)
     code, said = kubeless(monkeypatch=monkeypatch, home=tmp_path, KUBECONFIG="/a:/b")
-    assert (code, "there is no /a:/b" in said) == (2, True)
+    assert (code, "there is no kubeconfig /a:/b" in said) == (2, True)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "text", "{}", "a: [", "clusters: 3", "contexts: []\ncurrent-context: x"])

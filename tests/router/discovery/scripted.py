@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
-from tests.router.discovery.slices import event, slice_list, status
 from tests.router.fakes import Connection, FakeWorker, Received
+from tests.runtime.kube.objects import event, listing, status
 
 
 @dataclass
@@ -84,7 +84,7 @@ class ScriptedApi(FakeWorker):
             await connection.answer(code, orjson.dumps(body), extra=extra)
         elif question.get("watch") != "true":
             self.lists += 1
-            await connection.answer(200, orjson.dumps(slice_list(*self.slices.values(), version=len(self.log))))
+            await connection.answer(200, orjson.dumps(listing(*self.slices.values(), version=len(self.log))))
         elif int(question["resourceVersion"]) < self.compacted:
             await connection.answer(410, orjson.dumps(status(410, "Expired", "too old resource version")))
         else:

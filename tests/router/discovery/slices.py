@@ -40,38 +40,3 @@ def endpoint_slice(
         "endpoints": list(endpoints) or None,
         "ports": list(ports) if ports is not None else None,
     }
-
-
-def slice_list(*slices: dict[str, Any], version: int = 1) -> dict[str, Any]:
-    """The answer to a list."""
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSliceList",
-        "metadata": {"resourceVersion": str(version)},
-        "items": list(slices),
-    }
-
-
-def event(kind: str, about: dict[str, Any], version: int | None = None) -> dict[str, Any]:
-    """One event of a watch."""
-    if version is not None:
-        about = {**about, "metadata": {**about["metadata"], "resourceVersion": str(version)}}
-    return {"type": kind, "object": about}
-
-
-def bookmark(version: int) -> dict[str, Any]:
-    return {"type": "BOOKMARK", "object": {"kind": "EndpointSlice", "metadata": {"resourceVersion": str(version)}}}
-
-
-def status(code: int, reason: str = "", message: str = "", **details: Any) -> dict[str, Any]:
-    """A Status object, as errors carry it."""
-    return {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Failure",
-        "code": code,
-        "reason": reason,
-        "message": message,
-        **({"details": details} if details else {}),
-    }

@@ -16,10 +16,9 @@ from controller.api.model import KVClusterSpec
 from controller.objects.access import build_router_rbac
 from controller.objects.names import Cluster as Owner
 from controller.objects.names import Release
-from router.discovery.apiserver import find_api_server
-from router.discovery.kubernetes import KubernetesDiscovery
-from router.discovery.listwatch import Policy
+from router.discovery.kubernetes import KubernetesDiscovery, find_service
 from runtime.backoff import Backoff
+from runtime.kube.listwatch import ListWatchPolicy
 from tests.kube.apiserver import FakeApiServer
 from tests.kube.relay import Relay
 from tests.kube.rights import granted, used
@@ -29,7 +28,9 @@ from tests.router.fakes import FakeWorker, fake_workers, good
 
 pytestmark = pytest.mark.process
 
-QUICK = Policy(shortest_watch=1, longest_watch=2, slack=0.3, settled=0.1, relist=300.0, retry=Backoff(0.01, 0.2))
+QUICK = ListWatchPolicy(
+    shortest_watch=1, longest_watch=2, slack=0.3, settled=0.1, relist=300.0, retry=Backoff(0.01, 0.2)
+)
 ACCOUNT = "system:serviceaccount:ns:rag-router"
 _, ROLE, BINDING = build_router_rbac(Owner("rag", "ns", "u", KVClusterSpec(), Release("image")))
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/ns/endpointslices"
@@ -90,7 +91,7 @@ async def routing(
     config = yaml.safe_load(path.read_text())
     config["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{relay.port}"
     path.write_text(yaml.safe_dump(config))
-    source = KubernetesDiscovery(await find_api_server("workers", None, path), policy=QUICK)
+    source = KubernetesDiscovery(await find_service("workers", None, path), policy=QUICK)
     try:
         async with start_router(source=source, retry_deadline=20) as router:
             yield relay, router

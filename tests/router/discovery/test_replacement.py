@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from router.discovery.kubernetes import EventStream
-from router.discovery.listwatch import ApiFailure, Cause, Watch
 from router.discovery.replacement import Replacement
+from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.listwatch import Watch
+from runtime.kube.reflector import EventStream
 
 
 class Failing:
     """An API server whose every list fails in one way. Nothing else is asked of it."""
 
-    def __init__(self, cause: Cause) -> None:
+    def __init__(self, cause: ApiFailureCause) -> None:
         self.cause = cause
 
     async def list(self) -> object:
-        raise ApiFailure(self.cause, "no")
+        raise ApiError.of(self.cause, "no")
 
     async def watch(self, watch: Watch, slack: float) -> EventStream:
         raise NotImplementedError
@@ -25,8 +26,10 @@ class Failing:
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("cause", list(Cause))
-async def test_only_a_right_that_is_gone_says_that_nobody_will_tell(cause: Cause) -> None:
+@pytest.mark.parametrize("cause", list(ApiFailureCause))
+async def test_only_a_right_that_is_gone_says_that_nobody_will_tell(cause: ApiFailureCause) -> None:
     with pytest.raises(OSError, match="no") as raised:
         await Replacement(Failing(cause), "rag-router-0").serves()
-    assert isinstance(raised.value, PermissionError) is (cause in {Cause.FORBIDDEN, Cause.UNAUTHORIZED})
+    assert isinstance(raised.value, PermissionError) is (
+        cause in {ApiFailureCause.FORBIDDEN, ApiFailureCause.UNAUTHORIZED}
+    )

@@ -12,18 +12,18 @@ import pytest
 
 from kvcache.keys import block_keys
 from kvcache.tokens.tokenizer import Tokenizer
-from router.discovery.apiserver import find_api_server
-from router.discovery.kubernetes import KubernetesDiscovery
-from router.discovery.listwatch import Policy
+from router.discovery.kubernetes import KubernetesDiscovery, find_service
 from runtime.backoff import Backoff
+from runtime.kube.listwatch import ListWatchPolicy
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.discovery.scripted import ScriptedApi
-from tests.router.discovery.slices import endpoint, endpoint_slice, status
+from tests.router.discovery.slices import endpoint, endpoint_slice
 from tests.router.fakes import FakeWorker, fake_workers, good
+from tests.runtime.kube.objects import status
 
 pytestmark = pytest.mark.process
 
-QUICK = Policy(retry=Backoff(0.002, 0.02), settled=0.02)
+QUICK = ListWatchPolicy(retry=Backoff(0.002, 0.02), settled=0.02)
 KEYS = block_keys(range(320), 16)
 CHAIN = [(key, KEYS[at - 1] if at else None) for at, key in enumerate(KEYS)]
 
@@ -36,11 +36,11 @@ def slice_of(worker: FakeWorker, pod: str, **conditions: bool) -> dict[str, Any]
 
 @asynccontextmanager
 async def in_cluster(
-    start_router: StartRouter, tmp_path: Path, *, policy: Policy = QUICK, up: bool = True, **settings: Any
+    start_router: StartRouter, tmp_path: Path, *, policy: ListWatchPolicy = QUICK, up: bool = True, **settings: Any
 ) -> AsyncIterator[tuple[ScriptedApi, RunningRouter]]:
     api = ScriptedApi()
     await api.start()
-    connection = await find_api_server("workers", None, api.kubeconfig(tmp_path / "kubeconfig"))
+    connection = await find_service("workers", None, api.kubeconfig(tmp_path / "kubeconfig"))
     if not up:
         await api.stop()
     try:
@@ -133,7 +133,7 @@ async def test_before_the_first_list_the_router_is_not_ready_and_says_why(
 async def test_an_api_server_that_is_away_is_said_and_the_fleet_serves_on(
     start_router: StartRouter, tmp_path: Path
 ) -> None:
-    policy = Policy(retry=Backoff(0.002, 0.02), settled=0.02, stale_after=0.1)
+    policy = ListWatchPolicy(retry=Backoff(0.002, 0.02), settled=0.02, stale_after=0.1)
     async with (
         fake_workers(good, good) as (one, two),
         in_cluster(start_router, tmp_path, policy=policy) as (api, router),

@@ -13,8 +13,10 @@ import pytest
 
 from router.discovery.discovered import DiscoveredWorkers
 from router.discovery.kubernetes import KubernetesDiscovery
-from router.discovery.listwatch import ApiFailure, Cause, Watch
-from tests.router.discovery.slices import bookmark, endpoint, endpoint_slice, event, slice_list
+from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.listwatch import Watch
+from tests.router.discovery.slices import endpoint, endpoint_slice
+from tests.runtime.kube.objects import bookmark, event, listing
 
 pytestmark = pytest.mark.looptime
 
@@ -44,9 +46,9 @@ class Stream:
                 found = await self.events.get()
         except TimeoutError:
             if self.silent:
-                raise ApiFailure(Cause.SILENT, "silence") from None
+                raise ApiError.of(ApiFailureCause.SILENT, "silence") from None
             return None
-        if isinstance(found, ApiFailure):
+        if isinstance(found, ApiError):
             raise found
         return found
 
@@ -62,8 +64,8 @@ class Api:
     namespace: str = "ns"
     service: str = "workers"
     version: int = 1
-    down: ApiFailure | None = None
-    watch_fails: ApiFailure | None = None
+    down: ApiError | None = None
+    watch_fails: ApiError | None = None
     silent: bool = False
     lists: list[float] = field(default_factory=list)
     watches: list[tuple[float, str]] = field(default_factory=list)
@@ -74,7 +76,7 @@ class Api:
         self.lists.append(now())
         if self.down is not None:
             raise self.down
-        return slice_list(*self.slices, version=self.version)
+        return listing(*self.slices, version=self.version)
 
     async def watch(self, watch: Watch, slack: float) -> Stream:
         self.watches.append((now(), watch.version))
@@ -176,8 +178,8 @@ async def test_an_api_server_that_is_away_is_said_twice_and_its_return_once(capl
     caplog.set_level(logging.INFO)
     api = Api([ONE])
     async with following(api) as (discovery, told):
-        refused = api.down = ApiFailure(Cause.CONNECT, "connection refused")
-        api.send(ApiFailure(Cause.CUT, "reset"))
+        refused = api.down = ApiError.of(ApiFailureCause.CONNECT, "connection refused")
+        api.send(ApiError.of(ApiFailureCause.CUT, "reset"))
         await asyncio.sleep(59.0)
         assert discovery.status().healthy
         assert discovery.status().error == "connection refused"
@@ -201,7 +203,7 @@ async def test_an_api_server_that_is_away_is_said_twice_and_its_return_once(capl
 
 
 async def test_a_router_that_may_list_but_not_watch_lists_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    api = Api([ONE], watch_fails=ApiFailure(Cause.FORBIDDEN, "may not watch"))
+    api = Api([ONE], watch_fails=ApiError.of(ApiFailureCause.FORBIDDEN, "may not watch"))
     async with following(api) as (discovery, told):
         await asyncio.sleep(100.0)
         api.slices.append(TWO)
@@ -214,7 +216,7 @@ async def test_a_router_that_may_list_but_not_watch_lists_and_says_so(caplog: py
 
 
 async def test_before_the_first_list_nothing_is_known(caplog: pytest.LogCaptureFixture) -> None:
-    api = Api([ONE], down=ApiFailure(Cause.FORBIDDEN, "may not list"))
+    api = Api([ONE], down=ApiError.of(ApiFailureCause.FORBIDDEN, "may not list"))
     async with following(api) as (discovery, told):
         await asyncio.sleep(100.0)
         status = discovery.status()
@@ -231,8 +233,8 @@ async def test_before_the_first_list_nothing_is_known(caplog: pytest.LogCaptureF
 async def test_an_api_server_that_asks_for_patience_gets_it() -> None:
     api = Api([ONE])
     async with following(api) as (discovery, _):
-        api.down = ApiFailure(Cause.THROTTLED, "429", 20.0)
-        api.send(ApiFailure(Cause.CUT, "reset"))
+        api.down = ApiError(429, "TooManyRequests", "later", 20.0)
+        api.send(ApiError.of(ApiFailureCause.CUT, "reset"))
         await asyncio.sleep(15.0)
         assert [len(api.lists), len(api.watches)] == [1, 2]
         await asyncio.sleep(10.0)
@@ -244,7 +246,7 @@ async def test_a_single_cut_is_not_worth_a_line(caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.INFO)
     api = Api([ONE])
     async with following(api) as (discovery, _):
-        api.send(ApiFailure(Cause.CUT, "reset"))
+        api.send(ApiError.of(ApiFailureCause.CUT, "reset"))
         await asyncio.sleep(5.0)
         assert discovery.status().error == ""
         assert logged(caplog) == ["workers_listed"]
@@ -254,7 +256,7 @@ async def test_a_single_cut_is_not_worth_a_line(caplog: pytest.LogCaptureFixture
 async def test_expired_positions_list_again_at_once_but_not_in_a_hot_loop() -> None:
     api = Api([ONE])
     async with following(api) as (discovery, told):
-        gone = ApiFailure(Cause.EXPIRED, "410")
+        gone = ApiError.of(ApiFailureCause.EXPIRED, "410")
         api.slices, api.version = [TWO], 9
         api.send(gone)
         await asyncio.sleep(0.01)

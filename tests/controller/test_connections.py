@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from controller.kube.link import Link, State, said_once
+from controller.kube.connections import ApiServerConnections, ApiServerEvent, ApiServerState, without_retry_lines
 
 
 class Clock:
@@ -20,32 +20,32 @@ class Clock:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "controller.kube.link"]
+    return [record.getMessage() for record in caplog.records if record.name == "controller.kube.connections"]
 
 
 def test_one_line_when_it_goes_and_one_when_it_is_back(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
-    link = Link(Clock())
-    link.failed("refused")
-    link.answered()
+    connections = ApiServerConnections(Clock())
+    connections.handle(ApiServerEvent.FAILED, "refused")
+    connections.handle(ApiServerEvent.ANSWERED)
     assert lines(caplog) == [], "one connection that is cut is nothing to speak of"
     for _ in range(20):
-        link.failed("refused")
-    assert (link.state, lines(caplog)) == (State.LOST, ["api_server_lost"])
+        connections.handle(ApiServerEvent.FAILED, "refused")
+    assert (connections.state, lines(caplog)) == (ApiServerState.LOST, ["api_server_lost"])
     for _ in range(3):
-        link.answered()
-    assert (link.state, lines(caplog)) == (State.ANSWERING, ["api_server_lost", "api_server_restored"])
+        connections.handle(ApiServerEvent.ANSWERED)
+    assert (connections.state, lines(caplog)) == (ApiServerState.ANSWERING, ["api_server_lost", "api_server_restored"])
 
 
 def test_kopfs_line_for_each_request_is_dropped_while_requests_fail(caplog: pytest.LogCaptureFixture):
-    link, kopf = Link(Clock()), logging.getLogger("kopf.clients")
+    connections, kopf = ApiServerConnections(Clock()), logging.getLogger("kopf.clients")
     failed = "Request attempt #1/9 failed; will retry: GET /api -> APIForbiddenError"
-    with said_once(link):
+    with without_retry_lines(connections):
         kopf.error(failed)
-        link.failed("refused")
+        connections.handle(ApiServerEvent.FAILED, "refused")
         kopf.error(failed)
         kopf.error("something else")
-        link.answered()
+        connections.handle(ApiServerEvent.ANSWERED)
     kopf.error(failed)
     said = [record.getMessage() for record in caplog.records if record.name == kopf.name]
     assert said == [failed, "something else", failed]
@@ -71,20 +71,22 @@ async def test_what_it_observes_and_cuts():
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0]
-    link = Link(Clock())
-    connector = aiohttp.TCPConnector(socket_factory=link.socket)
-    async with aiohttp.ClientSession(f"http://{host}:{port}", connector=connector, middlewares=[link.observe]) as api:
-        doubtful, answering = State.DOUBTFUL, State.ANSWERING
+    connections = ApiServerConnections(Clock())
+    connector = aiohttp.TCPConnector(socket_factory=connections.socket)
+    async with aiohttp.ClientSession(
+        f"http://{host}:{port}", connector=connector, middlewares=[connections.observe]
+    ) as api:
+        doubtful, answering = ApiServerState.DOUBTFUL, ApiServerState.ANSWERING
         steps = (
             ("/webhook", answering), ("/webhook", answering), ("/busy", doubtful), ("/webhook", doubtful),
             ("/refused", answering), ("/busy", doubtful),
         )  # fmt: skip
         for path, state in steps:
             async with api.get(path):
-                assert link.state is state
+                assert connections.state is state
         async with api.get("/watch") as watch:
-            assert link.state is State.ANSWERING
-            link.cut()
+            assert connections.state is ApiServerState.ANSWERING
+            connections.cut()
             with pytest.raises(aiohttp.ClientError):
                 await watch.content.readany()
         async with api.get("/refused"):
@@ -93,4 +95,4 @@ async def test_what_it_observes_and_cuts():
         for _ in range(2):
             with pytest.raises(aiohttp.ClientError):
                 await api.get("/refused")
-        assert link.state is State.LOST
+        assert connections.state is ApiServerState.LOST

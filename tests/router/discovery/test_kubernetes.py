@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
-import shutil
-import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from kubernetes.aio.config import incluster_config
 
-from router.discovery import apiserver
-from router.discovery.apiserver import find_api_server
 from router.discovery.discovered import DiscoveredWorkers
-from router.discovery.kubernetes import KubernetesDiscovery
-from router.discovery.listwatch import ApiFailure, Policy
+from router.discovery.kubernetes import KubernetesDiscovery, find_service
 from runtime.backoff import Backoff
-from runtime.settings import SettingsError
+from runtime.kube.listwatch import ListWatchPolicy
 from tests.router.conftest import until
 from tests.router.discovery.scripted import ScriptedApi
-from tests.router.discovery.slices import bookmark, endpoint, endpoint_slice, status
+from tests.router.discovery.slices import endpoint, endpoint_slice
+from tests.runtime.kube.objects import bookmark, status
 
 pytestmark = pytest.mark.process
 
-QUICK = Policy(retry=Backoff(0.002, 0.01), settled=0.02)
+QUICK = ListWatchPolicy(retry=Backoff(0.002, 0.01), settled=0.02)
 ONE = endpoint_slice("a", endpoint("10.0.0.1", "w-1"))
 TWO = endpoint_slice("b", endpoint("10.0.0.2", "w-2"))
 URLS = ["http://10.0.0.1:8100", "http://10.0.0.2:8100"]
@@ -55,12 +47,12 @@ class Followed:
 
 
 @asynccontextmanager
-async def following(tmp_path: Path, *slices: object, policy: Policy = QUICK) -> AsyncIterator[Followed]:
+async def following(tmp_path: Path, *slices: object, policy: ListWatchPolicy = QUICK) -> AsyncIterator[Followed]:
     api = ScriptedApi()
     for made in slices:
         await api.put(made)  # type: ignore[arg-type]
     await api.start()
-    connection = await find_api_server("workers", None, api.kubeconfig(tmp_path / "kubeconfig"))
+    connection = await find_service("workers", None, api.kubeconfig(tmp_path / "kubeconfig"))
     followed = Followed(api, KubernetesDiscovery(connection, policy=policy))
 
     async def follow() -> None:
@@ -193,126 +185,7 @@ async def test_garbage_lists_again(tmp_path: Path) -> None:
 
 
 async def test_a_watch_that_outlasts_its_time_is_dropped(tmp_path: Path) -> None:
-    policy = Policy(shortest_watch=0, longest_watch=0, slack=0.05, retry=Backoff(0.002, 0.01))
+    policy = ListWatchPolicy(shortest_watch=0, longest_watch=0, slack=0.05, retry=Backoff(0.002, 0.01))
     async with following(tmp_path, ONE, policy=policy) as followed:
         await followed.failed("silent")
         assert list(followed.told[-1]) == URLS[:1]
-
-
-# --- where the API server is ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without a kubeconfig, outside a pod."""
-    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path
-
-
-@pytest.mark.parametrize(("in_context", "given", "used"), [("a", None, "a"), (None, None, "default"), ("a", "b", "b")])
-async def test_the_namespace(nowhere: Path, in_context: str | None, given: str | None, used: str) -> None:
-    path = ScriptedApi(port=1).kubeconfig(nowhere / "kubeconfig", in_context)
-    assert (await find_api_server("s", given, path)).namespace == used
-
-
-@pytest.mark.parametrize("where", ["variable", "home"])
-async def test_the_kubeconfig_that_kubectl_would_use(
-    nowhere: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    if where == "variable":
-        monkeypatch.setenv("KUBECONFIG", f"{nowhere}/none:{ScriptedApi(port=1).kubeconfig(nowhere / 'k')}")
-    else:
-        (nowhere / ".kube").mkdir()
-        ScriptedApi(port=1).kubeconfig(nowhere / ".kube" / "config")
-    assert (await find_api_server("s", None, None)).namespace == "ns"
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (None, "no kubeconfig"),
-        ("", "cannot be used"),
-        ("{", "cannot be used"),
-        ("[]", "cannot be used"),
-        ("current-context: x", "cannot be used"),
-        ("{contexts: [], clusters: [], users: [], current-context: x}", "cannot be used"),
-    ],
-)
-async def test_a_kubeconfig_that_cannot_be_used_is_named(nowhere: Path, text: str | None, says: str) -> None:
-    path = nowhere / "kubeconfig"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(SettingsError, match=says) as raised:
-        await find_api_server("s", None, path)
-    assert str(path) in str(raised.value)
-
-
-async def test_a_pod_without_a_service_account_is_told_what_to_change(
-    nowhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    with pytest.raises(SettingsError, match="automountServiceAccountToken: true"):
-        await find_api_server("s", None, None)
-
-
-@pytest.fixture
-def pod(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a service account, in a pod whose API server has a certificate for 127.0.0.1."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs openssl to make a certificate")
-    extensions = (
-        "subjectAltName=IP:127.0.0.1",
-        "basicConstraints=critical,CA:TRUE",
-        "keyUsage=critical,digitalSignature,keyCertSign",
-    )
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-subj", "/CN=api", "-days", "2", "-keyout", nowhere / "key.pem", "-out", nowhere / "ca.crt",
-         *(word for extension in extensions for word in ("-addext", extension))],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    (nowhere / "token").write_text("first")
-    (nowhere / "namespace").write_text("pods-own\n")
-    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(nowhere / "token"))
-    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(nowhere / "ca.crt"))
-    monkeypatch.setattr(apiserver, "NAMESPACE_FILE", nowhere / "namespace")
-    return nowhere
-
-
-async def test_in_a_pod_the_service_account_is_used_and_its_token_read_again(
-    pod: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [datetime.datetime(2026, 11, 24, 12)]  # noqa: DTZ001  as the client reads it
-    clock = SimpleNamespace(now=lambda: now[0])
-    monkeypatch.setattr(incluster_config, "datetime", SimpleNamespace(datetime=clock, timedelta=datetime.timedelta))
-    api = ScriptedApi(tls=ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
-    assert api.tls is not None
-    api.tls.load_cert_chain(pod / "ca.crt", pod / "key.pem")
-    await api.start()
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api.port))
-    server = await find_api_server("workers", None, None)
-    assert server.namespace == "pods-own"
-    await server.list()
-    (pod / "token").write_text("second")
-    await server.list()
-    now[0] += datetime.timedelta(minutes=1)
-    await server.list()
-    assert api.tokens == ["bearer first", "bearer first", "bearer second"]
-    (pod / "token").unlink()
-    now[0] += datetime.timedelta(minutes=1)
-    with pytest.raises(ApiFailure, match="token"):
-        await server.list()
-    await server.close()
-    await api.stop()
-
-
-async def test_a_pod_that_names_a_kubeconfig_uses_it(pod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
-    assert (await find_api_server("s", None, None)).namespace == "pods-own"
-    assert (await find_api_server("s", None, ScriptedApi(port=1).kubeconfig(pod / "k"))).namespace == "ns"

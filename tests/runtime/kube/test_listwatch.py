@@ -1,9 +1,14 @@
-"""List-then-watch: whatever happens on the way, the workers end as those of the final slices."""
+"""List-then-watch, one step at a time.
+
+Covers: what is asked when, what each answer and each failure changes, how long is waited; and that the objects end as
+those of the server, whatever happens on the way. Does not cover: connections (test_client.py), the loop around it
+(tests/router/discovery/test_shell.py).
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,26 +16,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.core.worker_state import Intake
-from router.discovery.discovered import DiscoveredWorker
-from router.discovery.endpointslices import discovered_workers, read_slice
-from router.discovery.listwatch import ApiFailure, Cause, ListWatch, Policy, Watch, status_failure
-from tests.router.discovery.slices import bookmark, endpoint, endpoint_slice, event, slice_list, status
+from runtime.kube.errors import ApiError, ApiFailureCause, status_error
+from runtime.kube.listwatch import ListWatch, ListWatchPolicy, Watch
+from tests.runtime.kube.objects import bookmark, event, item, listing, status
 
-POLICY = Policy()
-ONE = endpoint_slice("a", endpoint("10.0.0.1", "w-1"))
-TWO = endpoint_slice("b", endpoint("10.0.0.2", "w-2"))
-URLS = ["http://10.0.0.1:8100", "http://10.0.0.2:8100"]
+POLICY = ListWatchPolicy()
+ONE, TWO = item("a", 1), item("b", 2)
 
 
-def machine(chance: Callable[[], float] = lambda: 0.5) -> ListWatch:
-    return ListWatch(chance, POLICY)
+def value(found: Mapping[str, Any]) -> int:
+    """What is kept of an object."""
+    kept = found["value"]
+    if type(kept) is not int:
+        raise TypeError(f"no number: {kept!r}")
+    return kept
 
 
-def listed(*slices: dict[str, Any], version: int = 1) -> ListWatch:
+def machine(chance: Callable[[], float] = lambda: 0.5) -> ListWatch[int]:
+    return ListWatch(value, chance, POLICY)
+
+
+def values(state: ListWatch[int]) -> list[int]:
+    return [] if state.objects is None else list(state.objects.values())
+
+
+def listed(*slices: dict[str, Any], version: int = 1) -> ListWatch[int]:
     """One that has listed at time 0 and begun to watch."""
     state = machine()
-    state.listed(slice_list(*slices, version=version), 0.0)
+    state.listed(listing(*slices, version=version), 0.0)
     state.opened(0.0)
     return state
 
@@ -38,10 +51,9 @@ def listed(*slices: dict[str, Any], version: int = 1) -> ListWatch:
 def test_first_the_list_then_a_watch_from_there() -> None:
     state = machine()
     assert state.next(0.0) is None
-    assert (state.workers, state.age(0.0), state.healthy(0.0)) == (None, None, False)
-    state.listed(slice_list(ONE, version=7), 0.0)
-    assert state.workers is not None
-    assert list(state.workers) == URLS[:1]
+    assert (state.objects, state.age(0.0), state.healthy(0.0)) == (None, None, False)
+    state.listed(listing(ONE, version=7), 0.0)
+    assert values(state) == [1]
     assert state.next(1.0) == Watch("7", 12)
     assert state.relists == {}
 
@@ -49,21 +61,21 @@ def test_first_the_list_then_a_watch_from_there() -> None:
 def test_events_and_bookmarks_carry_the_position_on() -> None:
     state = listed(ONE)
     state.event(event("ADDED", TWO, 2), 1.0)
-    assert list(state.workers or ()) == URLS
+    assert values(state) == [1, 2]
     assert state.next(1.0) == Watch("2", 12)
-    state.event(event("MODIFIED", endpoint_slice("b", endpoint("10.0.0.2", "w-2", ready=False)), 3), 1.0)
-    assert (state.workers or {})[URLS[1]] == DiscoveredWorker(Intake.CLOSED, None, "w-2", "uid-w-2")
+    state.event(event("MODIFIED", item("b", 20), 3), 1.0)
+    assert values(state) == [1, 20]
     state.event(bookmark(40), 2.0)
     assert state.next(2.0) == Watch("40", 12)
     state.event(event("DELETED", ONE, 41), 3.0)
-    assert list(state.workers or ()) == URLS[1:]
+    assert values(state) == [20]
     assert state.age(4.5) == 1.5
 
 
 @pytest.mark.parametrize(("chance", "seconds"), [(0.0, 10), (0.999, 14)])
 def test_watches_end_at_different_times(chance: float, seconds: int) -> None:
     state = machine(lambda: chance)
-    state.listed(slice_list(), 0.0)
+    state.listed(listing(), 0.0)
     assert state.next(0.0) == Watch("1", seconds)
 
 
@@ -80,8 +92,8 @@ def test_the_list_is_read_again_every_five_minutes_so_that_a_lost_deletion_heals
     state = listed(ONE, TWO)
     assert state.next(329.0) is not None
     assert state.next(330.0) is None  # 300 s and half of the fifth that is left to chance
-    state.listed(slice_list(TWO, version=90), 331.0)
-    assert list(state.workers or ()) == URLS[1:]
+    state.listed(listing(TWO, version=90), 331.0)
+    assert values(state) == [2]
     assert state.relists == {"periodic": 1}
     assert state.next(332.0) == Watch("90", 12)
 
@@ -89,16 +101,16 @@ def test_the_list_is_read_again_every_five_minutes_so_that_a_lost_deletion_heals
 @pytest.mark.parametrize(
     "gone",
     [
-        status_failure(410, "", status(410, "Expired", "too old resource version: 1 (9)")),
-        status_failure(410, "", None),
+        status_error(410, "", status(410, "Expired", "too old resource version: 1 (9)")),
+        status_error(410, "", None),
     ],
 )
-def test_410_lists_again_at_once_and_keeps_the_workers_meanwhile(gone: ApiFailure) -> None:
+def test_410_lists_again_at_once_and_keeps_the_objects_meanwhile(gone: ApiError) -> None:
     state = listed(ONE)
     assert state.failed(gone, 5.0) == 0.0
     assert state.next(5.0) is None
-    assert list(state.workers or ()) == URLS[:1]
-    state.listed(slice_list(TWO, version=9), 5.0)
+    assert values(state) == [1]
+    state.listed(listing(TWO, version=9), 5.0)
     assert state.relists == {"expired": 1}
     assert state.failures == {}
     state.opened(5.0)
@@ -107,38 +119,38 @@ def test_410_lists_again_at_once_and_keeps_the_workers_meanwhile(gone: ApiFailur
 
 def test_410_as_an_event_is_the_same() -> None:
     state = listed(ONE)
-    with pytest.raises(ApiFailure) as raised:
+    with pytest.raises(ApiError) as raised:
         state.event({"type": "ERROR", "object": status(410, "Expired")}, 1.0)
-    assert raised.value.cause is Cause.EXPIRED
+    assert raised.value.cause is ApiFailureCause.EXPIRED
 
 
 def test_another_error_event_is_a_failure() -> None:
     state = listed(ONE)
-    with pytest.raises(ApiFailure, match="etcd") as raised:
+    with pytest.raises(ApiError, match="etcd") as raised:
         state.event({"type": "ERROR", "object": status(500, "", "etcd is away", retryAfterSeconds=3)}, 1.0)
-    assert raised.value.cause is Cause.ERROR_EVENT
+    assert raised.value.cause is ApiFailureCause.ERROR_EVENT
     assert raised.value.retry_after == 3.0
 
 
 def test_a_cut_watch_is_resumed_and_after_a_second_failure_the_list_is_read_again() -> None:
     state = listed(ONE)
-    cut = ApiFailure(Cause.CUT, "reset")
+    cut = ApiError.of(ApiFailureCause.CUT, "reset")
     assert 0.1 <= state.failed(cut, 1.0) <= 0.2
     assert state.next(1.2) == Watch("1", 12)
-    assert 0.2 <= state.failed(ApiFailure(Cause.CONNECT, "refused"), 1.3) <= 0.4
+    assert 0.2 <= state.failed(ApiError.of(ApiFailureCause.CONNECT, "refused"), 1.3) <= 0.4
     assert state.next(1.6) is None
-    state.listed(slice_list(version=5), 1.6)
+    state.listed(listing(version=5), 1.6)
     assert state.relists == {"failures": 1}
     assert state.failures == {"cut": 1, "connect": 1}
 
 
 def test_waits_double_up_to_a_cap_and_begin_anew_once_a_watch_has_worked() -> None:
     state = listed(ONE)
-    refused = ApiFailure(Cause.CONNECT, "refused")
+    refused = ApiError.of(ApiFailureCause.CONNECT, "refused")
     waits = [state.failed(refused, 1.0) for _ in range(40)]
     assert waits[:3] == pytest.approx([0.15, 0.3, 0.6])
     assert max(waits) == pytest.approx(3.75)
-    state.listed(slice_list(ONE), 2.0)
+    state.listed(listing(ONE), 2.0)
     state.opened(2.0)
     assert state.failed(refused, 2.1) == pytest.approx(3.75)  # a list alone shows nothing: the watch may be forbidden
     state.opened(3.0)
@@ -150,20 +162,20 @@ def test_waits_double_up_to_a_cap_and_begin_anew_once_a_watch_has_worked() -> No
 @pytest.mark.parametrize(
     ("code", "header", "body", "cause", "wait"),
     [
-        (429, "7", status(429), Cause.THROTTLED, 7.0),
-        (429, "", status(429, retryAfterSeconds=2), Cause.THROTTLED, 2.0),
-        (503, "3", None, Cause.SERVER, 3.0),
-        (504, "", status(504, message="Too large resource version"), Cause.SERVER, None),
-        (500, "Tue, 24 Nov 2026 23:00:00 GMT", [], Cause.SERVER, None),
-        (429, "86400", None, Cause.THROTTLED, 60.0),
-        (401, "9", status(401), Cause.UNAUTHORIZED, None),
-        (403, "", status(403, message="endpointslices is forbidden"), Cause.FORBIDDEN, None),
-        (404, "", {"details": "?"}, Cause.STATUS, None),
-        (302, "", b"", Cause.STATUS, None),
+        (429, "7", status(429), ApiFailureCause.THROTTLED, 7.0),
+        (429, "", status(429, retryAfterSeconds=2), ApiFailureCause.THROTTLED, 2.0),
+        (503, "3", None, ApiFailureCause.SERVER, 3.0),
+        (504, "", status(504, message="Too large resource version"), ApiFailureCause.SERVER, None),
+        (500, "Tue, 24 Nov 2026 23:00:00 GMT", [], ApiFailureCause.SERVER, None),
+        (429, "86400", None, ApiFailureCause.THROTTLED, 60.0),
+        (401, "9", status(401), ApiFailureCause.UNAUTHORIZED, None),
+        (403, "", status(403, message="endpointslices is forbidden"), ApiFailureCause.FORBIDDEN, None),
+        (404, "", {"details": "?"}, ApiFailureCause.STATUS, None),
+        (302, "", b"", ApiFailureCause.STATUS, None),
     ],
 )
-def test_statuses(code: int, header: str, body: object, cause: Cause, wait: float | None) -> None:
-    failure = status_failure(code, header, body)
+def test_statuses(code: int, header: str, body: object, cause: ApiFailureCause, wait: float | None) -> None:
+    failure = status_error(code, header, body)
     assert failure.cause is cause
     assert str(code) in str(failure)
     waited = listed(ONE).failed(failure, 0.0)
@@ -176,10 +188,10 @@ def test_statuses(code: int, header: str, body: object, cause: Cause, wait: floa
 @pytest.mark.parametrize("found", [None, [], {}, {"metadata": {}}, {"metadata": {"resourceVersion": "1"}}, "x", 5])
 def test_a_list_that_is_none_changes_nothing(found: object) -> None:
     state = listed(ONE)
-    with pytest.raises(ApiFailure) as raised:
+    with pytest.raises(ApiError) as raised:
         state.listed(found, 1.0)
-    assert raised.value.cause is Cause.MALFORMED
-    assert list(state.workers or ()) == URLS[:1]
+    assert raised.value.cause is ApiFailureCause.MALFORMED
+    assert values(state) == [1]
 
 
 @pytest.mark.parametrize(
@@ -187,22 +199,22 @@ def test_a_list_that_is_none_changes_nothing(found: object) -> None:
     [
         None, [], {}, "x", {"type": "ADDED"}, {"type": "ADDED", "object": {}}, {"type": "ERROR", "object": []},
         {"type": "ADDED", "object": {"metadata": {"name": "a"}}}, event("RENAMED", ONE, 9),
-        event("ADDED", {**TWO, "endpoints": "x"}, 9), event("ADDED", {**TWO, "ports": {"a": 1}}, 9),
+        event("ADDED", item("b", "x"), 9), event("ADDED", {"metadata": TWO["metadata"]}, 9),
     ],
 )  # fmt: skip
 def test_an_event_that_is_none_changes_nothing(found: object) -> None:
     state = listed(ONE)
-    with pytest.raises(ApiFailure):
+    with pytest.raises(ApiError):
         state.event(found, 1.0)
-    assert list(state.workers or ()) == URLS[:1]
+    assert values(state) == [1]
     assert state.next(1.0) == Watch("1", 12)
 
 
 def test_a_watch_that_ends_at_once_is_a_failure() -> None:
     state = listed(ONE)
-    with pytest.raises(ApiFailure) as raised:
+    with pytest.raises(ApiError) as raised:
         state.ended(0.5)
-    assert raised.value.cause is Cause.CUT
+    assert raised.value.cause is ApiFailureCause.CUT
 
 
 def test_health_is_the_age_of_the_last_confirmation() -> None:
@@ -221,7 +233,7 @@ def test_health_is_the_age_of_the_last_confirmation() -> None:
 class Server:
     """An API server's store with its history, for a client that misses parts of it."""
 
-    slices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    items: dict[str, dict[str, Any]] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
     compacted: int = 0
 
@@ -231,37 +243,26 @@ class Server:
 
     def put(self, made: dict[str, Any]) -> None:
         name = made["metadata"]["name"]
-        kind = "MODIFIED" if name in self.slices else "ADDED"
-        self.slices[name] = made
+        kind = "MODIFIED" if name in self.items else "ADDED"
+        self.items[name] = made
         self.log.append(event(kind, made, self.version + 1))
 
     def delete(self, name: str) -> None:
-        if (made := self.slices.pop(name, None)) is not None:
+        if (made := self.items.pop(name, None)) is not None:
             self.log.append(event("DELETED", made, self.version + 1))
 
     def list(self) -> dict[str, Any]:
-        return slice_list(*self.slices.values(), version=self.version)
+        return listing(*self.items.values(), version=self.version)
 
 
 NAMES = st.sampled_from("abc")
-ENDPOINTS = st.lists(
-    st.builds(
-        lambda number, ready, terminating: endpoint(
-            f"10.0.0.{number}", f"w-{number}", ready=ready, terminating=terminating
-        ),
-        st.integers(1, 4),
-        st.booleans(),
-        st.booleans(),
-    ),
-    max_size=3,
-)
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("put"), NAMES, ENDPOINTS),
+        st.tuples(st.just("put"), NAMES, st.integers(0, 9)),
         st.tuples(st.just("delete"), NAMES),
         st.tuples(st.just("deliver"), st.integers(1, 4)),
         st.tuples(st.just("bookmark")),
-        st.tuples(st.just("fail"), st.sampled_from([*Cause])),
+        st.tuples(st.just("fail"), st.sampled_from([*ApiFailureCause])),
         st.tuples(st.just("end")),
         st.tuples(st.just("compact")),
         st.tuples(st.just("wait"), st.floats(0.0, 400.0)),
@@ -275,7 +276,7 @@ class Client:
     """Does what the shell does, at a server whose answers the test chooses."""
 
     server: Server
-    state: ListWatch
+    state: ListWatch[int]
     now: float = 0.0
     position: int | None = None
     """Of the open watch in the server's log; None while none is open."""
@@ -287,7 +288,7 @@ class Client:
             if watch is None:
                 self.state.listed(self.server.list(), self.now)
             elif int(watch.version) < self.server.compacted:
-                self.fail(status_failure(410, "", None))
+                self.fail(status_error(410, "", None))
             else:
                 self.state.opened(self.now)
                 self.position = int(watch.version)
@@ -299,21 +300,21 @@ class Client:
             self.state.event(found, self.now)
             self.position += 1
 
-    def fail(self, failure: ApiFailure) -> None:
+    def fail(self, failure: ApiError) -> None:
         self.position = None
         self.now += self.state.failed(failure, self.now)
 
 
 @settings(max_examples=200, deadline=None)
 @given(steps=STEPS, seed=st.integers(0, 1000))
-def test_the_workers_are_those_of_the_final_slices(steps: list[tuple[Any, ...]], seed: int) -> None:
+def test_the_objects_are_those_of_the_server_in_the_end(steps: list[tuple[Any, ...]], seed: int) -> None:
     server = Server()
-    client = Client(server, ListWatch(random.Random(seed).random, POLICY))
+    client = Client(server, ListWatch(value, random.Random(seed).random, POLICY))
     known = False
     for step, *arguments in steps:
         match step:
             case "put":
-                server.put(endpoint_slice(arguments[0], *arguments[1]))
+                server.put(item(arguments[0], arguments[1]))
             case "delete":
                 server.delete(arguments[0])
             case "deliver":
@@ -323,7 +324,7 @@ def test_the_workers_are_those_of_the_final_slices(steps: list[tuple[Any, ...]],
                 if client.position == server.version:
                     client.state.event(bookmark(server.version), client.now)
             case "fail":
-                client.fail(ApiFailure(arguments[0], "a test"))
+                client.fail(ApiError.of(arguments[0], "a test"))
             case "end":
                 client.open()
                 client.now += 40.0
@@ -333,7 +334,7 @@ def test_the_workers_are_those_of_the_final_slices(steps: list[tuple[Any, ...]],
                 server.compacted = server.version
             case "wait":
                 client.now += arguments[0]
-        known = known or client.state.workers is not None
-        assert known == (client.state.workers is not None), "a known fleet is never forgotten"
+        known = known or client.state.objects is not None
+        assert known == (client.state.objects is not None), "what is known is never forgotten"
     client.deliver(len(server.log))
-    assert client.state.workers == discovered_workers(map(read_slice, server.slices.values()))
+    assert client.state.objects == {("ns", name): made["value"] for name, made in server.items.items()}

@@ -1,4 +1,5 @@
-"""The way to the API server: whether it answers, said once when that changes, and how to break its connections."""
+"""All connections to the API server, ours and kopf's: whether it answers, said once when that changes, and how to break
+them."""
 
 from __future__ import annotations
 
@@ -6,15 +7,15 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, auto
-from typing import Any
+from types import MappingProxyType
 from weakref import WeakSet
 
 import aiohttp
 import kopf
-from kubernetes.aio.client.rest import RESTClientObject
 
+from runtime.kube.client import Address
 from runtime.logs import event
 from runtime.sockets import kept_alive
 
@@ -24,7 +25,7 @@ HEADERS_TIMEOUT = 10.0
 """Seconds for an answer to begin. A watch's begins at once: what happens comes later."""
 
 
-class State(Enum):
+class ApiServerState(Enum):
     """How the API server has been lately."""
 
     ANSWERING = auto()
@@ -34,30 +35,49 @@ class State(Enum):
     """So did the next; the log says so."""
 
 
-class Link:
+class ApiServerEvent(Enum):
+    """What shows how the API server is."""
+
+    ANSWERED = auto()
+    """It answered a request, if only to refuse it."""
+    FAILED = auto()
+    """It could not be reached, was silent, or said that it cannot answer."""
+
+
+API_SERVER_TRANSITIONS: Mapping[tuple[ApiServerState, ApiServerEvent], ApiServerState] = MappingProxyType(
+    {
+        (ApiServerState.ANSWERING, ApiServerEvent.FAILED): ApiServerState.DOUBTFUL,
+        (ApiServerState.DOUBTFUL, ApiServerEvent.FAILED): ApiServerState.LOST,
+        (ApiServerState.DOUBTFUL, ApiServerEvent.ANSWERED): ApiServerState.ANSWERING,
+        (ApiServerState.LOST, ApiServerEvent.ANSWERED): ApiServerState.ANSWERING,
+    }
+)
+"""What is not listed changes nothing."""
+
+
+class ApiServerConnections:
     """What all connections to one API server have in common. `clock` in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._since = 0.0
-        self.state = State.ANSWERING
+        self.state = ApiServerState.ANSWERING
 
     # --- whether it answers -----------------------------------------------------------------------------
 
-    def answered(self) -> None:
-        """The API server answered a request, if only to refuse it."""
-        if self.state is State.LOST:
-            event(logger, logging.INFO, "api_server_restored", after_seconds=self._clock() - self._since)
-        self.state = State.ANSWERING
-
-    def failed(self, why: str) -> None:
-        """It could not be reached, was silent, or said that it cannot answer."""
-        if self.state is State.ANSWERING:
-            self.state, self._since = State.DOUBTFUL, self._clock()
-        elif self.state is State.DOUBTFUL:
-            self.state = State.LOST
+    def handle(self, what: ApiServerEvent, why: str = "") -> None:
+        """The only way in which `state` changes. `why`: what failed, for the log."""
+        before = self.state
+        self.state = API_SERVER_TRANSITIONS.get((before, what), before)
+        if self.state is before:
+            return
+        if self.state is ApiServerState.DOUBTFUL:
+            self._since = self._clock()
+        elif self.state is ApiServerState.LOST:
             event(logger, logging.WARNING, "api_server_lost", why=why)
+        elif before is ApiServerState.LOST:
+            event(logger, logging.INFO, "api_server_restored", after_seconds=self._clock() - self._since)
 
     async def observe(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         """A client middleware of aiohttp. Raises what the request raises."""
@@ -65,19 +85,19 @@ class Link:
             async with asyncio.timeout(HEADERS_TIMEOUT):
                 response = await send(request)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self.failed(repr(error))
+            self.handle(ApiServerEvent.FAILED, repr(error))
             raise
         if response.status == 500:
             return response  # what it asks in its turn failed, such as a webhook: of itself that says nothing
         if response.status > 500:
-            self.failed(f"it answers {response.status}")
+            self.handle(ApiServerEvent.FAILED, f"it answers {response.status}")
         else:
-            self.answered()
+            self.handle(ApiServerEvent.ANSWERED)
         return response
 
     # --- its connections --------------------------------------------------------------------------------
 
-    def socket(self, address: tuple[int, int, int, str, Any]) -> socket.socket:
+    def socket(self, address: Address) -> socket.socket:
         """A socket for a connection to the API server: `socket_factory` of aiohttp's connectors."""
         made = kept_alive(address)
         self._sockets.add(made)
@@ -110,43 +130,24 @@ class Link:
         )
 
 
-class LinkedClient(RESTClientObject):
-    """The official client's connection pool, with the link's sockets."""
-
-    def __init__(self, configuration: Any, link: Link) -> None:
-        super().__init__(configuration)
-        self._link = link
-
-    def _create_connector(self) -> aiohttp.TCPConnector:
-        return aiohttp.TCPConnector(limit=self.maxsize, ssl=self.ssl_context, socket_factory=self._link.socket)
-
-    def _create_pool_manager(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=self._create_connector(),
-            trust_env=True,
-            read_bufsize=2**21,  # an event of a watch is one line, and as long as its object
-            middlewares=(self._link.observe,),
-        )
-
-
-class _Unsaid(logging.Filter):
-    def __init__(self, link: Link) -> None:
+class _RetryLineFilter(logging.Filter):
+    def __init__(self, connections: ApiServerConnections) -> None:
         super().__init__()
-        self._link = link
+        self._connections = connections
 
     def filter(self, record: logging.LogRecord) -> bool:
-        said = self._link.state is not State.ANSWERING and record.name.startswith("kopf.")
-        return not (said and record.getMessage().startswith("Request attempt #"))
+        known = self._connections.state is not ApiServerState.ANSWERING and record.name.startswith("kopf.")
+        return not (known and record.getMessage().startswith("Request attempt #"))
 
 
 @contextlib.contextmanager
-def said_once(link: Link) -> Iterator[None]:
-    """Within, kopf's line for each request that fails is dropped while the link says that requests fail."""
-    unsaid, handlers = _Unsaid(link), list(logging.getLogger().handlers)
+def without_retry_lines(connections: ApiServerConnections) -> Iterator[None]:
+    """Within, kopf's line for each request that fails is dropped while it is known that requests fail."""
+    added, handlers = _RetryLineFilter(connections), list(logging.getLogger().handlers)
     for handler in handlers:
-        handler.addFilter(unsaid)
+        handler.addFilter(added)
     try:
         yield
     finally:
         for handler in handlers:
-            handler.removeFilter(unsaid)
+            handler.removeFilter(added)

@@ -1,0 +1,82 @@
+"""Proof that watches are alive: a watch of KVClusters that is told to end every few seconds.
+
+A connection can be dead though nothing says so: packets are dropped without a word, or something on the way takes them
+and passes nothing on. The kernel's probes find the first (`runtime.sockets`); this finds both. When the end that was
+asked for does not come, every connection to the API server is broken, and every watch is begun again from where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+
+from controller.kube.client import KubeClient
+from controller.kube.connections import ApiServerConnections
+from controller.kube.kinds import KVCLUSTER
+from controller.objects.names import Object
+from runtime.backoff import Backoff
+from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.listwatch import Watch, watch_event
+from runtime.logs import event
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 10
+"""Seconds after which the API server ends the watch."""
+SLACK = 3.0
+"""Seconds for which it may be late."""
+SHORTEST = 2.0
+"""Seconds from one watch to the next at least: whatever is on the way to the server may end them all at once."""
+EVERYTHING = "0"
+"""The resource version before all others: what there is comes first, from the API server's memory."""
+RETRY = Backoff(2.0, 2.0)
+
+
+class WatchLiveness:
+    """Watches KVClusters in `namespace` (None: in all), and tells `seen` of what comes: (type of event, object)."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        connections: ApiServerConnections,
+        seen: Callable[[str, Object], None],
+        *,
+        namespace: str | None,
+        rng: random.Random,
+    ) -> None:
+        self._client = client
+        self._connections = connections
+        self._seen = seen
+        self._namespace = namespace
+        self._rng = rng
+        self._version = EVERYTHING
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            begun = clock()
+            try:
+                await self._watch_once()
+                await asyncio.sleep(max(0.0, begun + SHORTEST - clock()))
+            except ApiError as error:
+                if error.cause is ApiFailureCause.SILENT:
+                    why = f"nothing within {PERIOD + SLACK:g} s: connecting anew"
+                    event(logger, logging.WARNING, "watch_silent", why=why)
+                    self._connections.cut()
+                    continue
+                if error.cause is ApiFailureCause.EXPIRED:
+                    self._version = EVERYTHING
+                await asyncio.sleep(RETRY.delay(1, self._rng.random()))
+
+    async def _watch_once(self) -> None:
+        stream = await self._client.watch(KVCLUSTER, self._namespace, Watch(self._version, PERIOD), SLACK)
+        with contextlib.closing(stream):
+            while (found := await stream.next()) is not None:
+                change = watch_event(found)
+                if change.kind != "BOOKMARK":
+                    self._seen(change.kind, dict(change.item))
+                self._version = change.version

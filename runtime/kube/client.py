@@ -1,0 +1,194 @@
+"""Requests to one API server and watches at it, over the official client's credentials and TLS.
+
+Its generated calls and models are left aside (docs/decisions/009): paths and parsed JSON are all that is used here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import aiohttp
+import orjson
+from kubernetes.aio.client import ApiClient
+from kubernetes.aio.config import ConfigException
+
+from runtime.kube.credentials import Credentials
+from runtime.kube.errors import ApiError, ApiFailureCause, status_error
+from runtime.kube.listwatch import Watch
+from runtime.sockets import kept_alive
+
+JSON = "application/json"
+CONNECT_TIMEOUT = 5.0
+
+_BROKEN = (aiohttp.ClientError, OSError)
+
+Address = tuple[int, int, int, str, Any]
+"""An entry of `getaddrinfo`."""
+
+
+class WatchStream:
+    """An open watch."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, lasts: float) -> None:
+        self._answer = answer
+        self._until = asyncio.get_running_loop().time() + lasts
+
+    async def next(self) -> object | None:
+        """The next event; None at the end. Raises `ApiError`."""
+        try:
+            async with asyncio.timeout_at(self._until):
+                line = await self._answer.content.readline()
+        except TimeoutError:
+            message = "the watch brought neither an event nor its end in time"
+            raise ApiError.of(ApiFailureCause.SILENT, message) from None
+        except _BROKEN as error:
+            raise ApiError.of(ApiFailureCause.CUT, f"the watch broke off: {error!r:.200}") from None
+        except ValueError as error:
+            raise ApiError.of(ApiFailureCause.MALFORMED, f"an event is too long: {error!r:.200}") from None
+        return parse_json(line) if line else None
+
+    def close(self) -> None:
+        """Cut the connection."""
+        self._answer.close()
+
+
+class ApiServer:
+    """A pool of connections to one API server. Made inside the event loop; whoever makes it closes it.
+
+    `timeout`: seconds for a whole answer, and for a watch to begin. `sockets` makes the sockets of its connections,
+    `middlewares` are aiohttp's.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        user_agent: str,
+        *,
+        timeout: float = 10.0,
+        sockets: Callable[[Address], socket.socket] = kept_alive,
+        middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
+    ) -> None:
+        self.url = credentials.server
+        self._timeout = timeout
+        configuration = credentials.configuration
+        configuration.retries = None  # whether and when to try again is the callers' to decide
+        self._client = ApiClient(configuration)
+        self._client.user_agent = user_agent
+        self._connector = aiohttp.TCPConnector(
+            limit=configuration.connection_pool_maxsize,
+            ssl=self._client.rest_client.ssl_context,
+            socket_factory=sockets,
+        )
+        configuration.client_session_kwargs = {"connector": self._connector, "middlewares": tuple(middlewares)}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cut every connection."""
+        await self._client.close()  # type: ignore[no-untyped-call]
+        await self._connector.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = JSON,
+    ) -> bytes:
+        """The body of an answer of success. Raises `ApiError`."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await self._send(method, path, query, body, content_type)
+                data = await answer.read()
+        except _BROKEN as error:
+            raise self._unreachable(error) from None
+        if not 200 <= answer.status < 300:
+            raise _refusal(answer, data)
+        return data
+
+    async def request_object(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = JSON,
+    ) -> dict[str, Any]:
+        """The JSON object that an answer of success holds. Raises `ApiError`."""
+        found = parse_json(await self.request(method, path, query, body, content_type))
+        if type(found) is not dict:
+            message = f"{self.url}{path} answered something that is no JSON object"
+            raise ApiError.of(ApiFailureCause.MALFORMED, message)
+        return found
+
+    async def watch(self, path: str, watch: Watch, slack: float, query: Mapping[str, str] | None = None) -> WatchStream:
+        """Open a watch that fails if it outlasts its time by `slack` seconds. Raises `ApiError`."""
+        asked = {
+            **(query or {}),
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": watch.version,
+            "timeoutSeconds": str(watch.seconds),
+        }
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await self._send("GET", path, asked, None, JSON)
+                if answer.status == 200:
+                    return WatchStream(answer, watch.seconds + slack)
+                data = await answer.read()
+        except _BROKEN as error:
+            raise self._unreachable(error) from None
+        raise _refusal(answer, data)
+
+    async def _send(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Mapping[str, Any] | None, content_type: str
+    ) -> aiohttp.ClientResponse:
+        try:
+            # Anew each time: a service account's token is replaced every hour.
+            method, url, headers, sent, _ = await self._client.param_serialize(
+                method,
+                path,
+                query_params=list((query or {}).items()),
+                header_params={"Accept": JSON, "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+        except (ConfigException, OSError) as error:
+            message = f"the service account's token cannot be read: {error}"
+            raise ApiError.of(ApiFailureCause.UNAUTHORIZED, message) from None
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
+        answer = await self._client.call_api(method, url, headers, sent, _request_timeout=timeout)
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+    def _unreachable(self, error: Exception) -> ApiError:
+        if isinstance(error, TimeoutError):
+            why = f"{self.url} did not answer within {self._timeout:g} s"
+        else:
+            why = f"{self.url}: {str(error) or repr(error):.300}"
+        return ApiError.of(ApiFailureCause.CONNECT, f"the API server cannot be reached: {why}")
+
+
+def parse_json(data: bytes) -> object:
+    """Raises `ApiError`."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        message = f"the API server sent what is no JSON: {error}"
+        raise ApiError.of(ApiFailureCause.MALFORMED, message) from None
+
+
+def _refusal(answer: aiohttp.ClientResponse, data: bytes) -> ApiError:
+    try:
+        status = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        status = data[:200]
+    return status_error(answer.status, answer.headers.get("Retry-After", ""), status)
