@@ -1,7 +1,7 @@
-"""The settings that a manifest gives its workers and routers, whoever starts them.
+"""The settings that a manifest implies for its workers and routers, in local mode and in a cluster alike.
 
-Names are those of the processes' settings, in kebab case: local mode turns them into flags (`--max-model-len=4096`),
-the controller into environment variables (`WORKER_MAX_MODEL_LEN=4096`).
+Their names are those of the processes' settings, in kebab case. Local mode passes them as flags
+(`--max-model-len=4096`), the controller as environment variables (`WORKER_MAX_MODEL_LEN=4096`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Settings = Mapping[str, object]
 
 
 def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
-    """Settings of one emulated worker, apart from its name and address."""
+    """Settings of an emulated worker, except for its name and address."""
     return {
         "model": spec.model_name,
         "served-model-name": ",".join(spec.model.served_names) or None,
@@ -32,7 +32,7 @@ def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
 
 
 def router_settings(spec: KVClusterSpec) -> dict[str, object]:
-    """Settings of one router, apart from its addresses and its source of workers."""
+    """Settings of a router, except for its addresses and its source of workers."""
     limits, timeouts = spec.router.limits, spec.router.timeouts
     retries, liveness, ejection = spec.router.retries, spec.router.liveness, spec.router.ejection
     total = limits.max_total_body_bytes
@@ -78,11 +78,11 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
 
 CHAT_FLAGS = ("chat-template", "chat-template-content-format", "default-chat-template-kwargs")
 CHAT_SWITCHES = ("exclude-tools-when-tool-choice-none", "trust-request-chat-template")
-"""What the engine is told of chats in `engine.args`, and whoever reads its requests must know too."""
+"""Flags in `engine.args` that change how the engine renders chats. Whatever reads its requests has to know them too."""
 
 
 def chat_settings(spec: KVClusterSpec) -> dict[str, object]:
-    """Settings of routers and agents that the engine's own arguments decide. vLLM takes `_` for `-` in flags."""
+    """Settings of routers and agents that follow from the engine's own arguments. vLLM accepts `_` for `-` in flags."""
     found: dict[str, object] = {}
     args = spec.engine.args
     for at, argument in enumerate(args):
@@ -98,14 +98,14 @@ def chat_settings(spec: KVClusterSpec) -> dict[str, object]:
 
 
 def flags(settings: Settings) -> tuple[str, ...]:
-    """As a command line."""
+    """The settings as command-line flags."""
     return tuple(
         f"--{name}" if value is True else f"--{name}={value}" for name, value in settings.items() if value is not None
     )
 
 
 def environment(prefix: str, settings: Settings) -> dict[str, str]:
-    """As environment variables."""
+    """The settings as environment variables."""
     return {
         f"{prefix}_{name.upper().replace('-', '_')}": str(value)
         for name, value in settings.items()

@@ -21,7 +21,7 @@ app = typer.Typer(
 
 plugin = typer.Typer(
     name="kubectl kvcluster",
-    help="What kubectl cannot show of a KVCluster.",
+    help="What kubectl cannot show about a KVCluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -32,13 +32,13 @@ plugin = typer.Typer(
 
 @plugin.callback()
 def _commands() -> None:
-    # With a callback Typer keeps the name of a command that is the only one.
+    # Without a callback, Typer drops the name of a command that is the only one.
     pass
 
 
 Manifest = Annotated[str, typer.Argument(metavar="FILE", help="KVCluster manifest, YAML or JSON; - is standard input.")]
 Workload = Annotated[
-    str, typer.Option("--workload", "-w", metavar="NAME", help="What is asked: rag, chat, uniform, hot or trace.")
+    str, typer.Option("--workload", "-w", metavar="NAME", help="Workload to send: rag, chat, uniform, hot or trace.")
 ]
 Trace = Annotated[
     Path | None,
@@ -46,12 +46,12 @@ Trace = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Send this many requests only.")]
 Rate = Annotated[
-    float | None, typer.Option(metavar="R", help="Mean arrivals an emulated second; default: the workload's own rate.")
+    float | None, typer.Option(metavar="R", help="Mean arrivals per emulated second; default: the workload's own rate.")
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="K", help="Seed of the workload.")]
-Raw = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write one line of JSON a request here.")]
+Raw = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write one line of JSON per request here.")]
 Strategies = Annotated[str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Where results, summary and picture go.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for results, summary and picture.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the KVCluster.")]
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", metavar="NS", help="Its namespace; default: the context's.")
@@ -79,10 +79,10 @@ def up(
     ] = None,
     log_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where processes log; default: a new temporary folder."),
+        typer.Option(metavar="DIR", help="Folder for the processes' logs; default: a new temporary one."),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the processes' logs, on stderr.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Report one JSON object a line.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Report one JSON object per line.")] = False,
     timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up when not ready by then.")] = 120,
 ) -> None:
     """Run a KVCluster on this machine, until Ctrl-C."""
@@ -103,11 +103,11 @@ def up(
 
 @app.command()
 def route(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What would be asked, or - for standard input.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt, or - for standard input.")],
     router: Annotated[str, typer.Option(metavar="URL", help="Management URL of the router.")] = "http://127.0.0.1:9000",
     chat: Annotated[bool, typer.Option("--chat", help="As a user's chat message.")] = False,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the router's model.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the router's answer as it is.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the router's answer unchanged.")] = False,
 ) -> None:
     """Explain where a prompt would be sent, and why, without sending it."""
     from kvcluster.commands.route import route
@@ -124,7 +124,7 @@ def explain(
     kubeconfig: Kubeconfig = None,
     json: Annotated[bool, typer.Option("--json", help="Print the page as JSON.")] = False,
 ) -> None:
-    """Show one page about a KVCluster in a Kubernetes cluster: what is the matter, pod by pod, and what to do.
+    """Show one page about a KVCluster in a Kubernetes cluster: what is wrong, pod by pod, and what to do.
 
     Exit code 0: shown; 1: it could not be read; 2: it does not exist, or there is no cluster to ask.
     """
@@ -144,14 +144,14 @@ def bench(
     rate: Rate = None,
     seed: Seed = 0,
     speed: Annotated[
-        float, typer.Option(metavar="S", help="Compress arrival times S times: the speed the engines run at.")
+        float, typer.Option(metavar="S", help="Divide arrival times by S, the speed at which the engines run.")
     ] = 1.0,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the endpoint's first model.")] = None,
     timeout: Timeout = 600,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result here.")] = None,
     raw: Raw = None,
 ) -> None:
-    """Drive a running OpenAI endpoint with a workload, and measure."""
+    """Send a workload to a running OpenAI endpoint, and measure."""
     from kvcluster.commands.measure import bench
     from kvcluster.commands.workload import Load
 
@@ -222,7 +222,7 @@ def predict(
     rate: Rate = None,
     seed: Seed = 0,
 ) -> None:
-    """Compare a finished run's time to first token with what the latency model says of it."""
+    """Compare the time to first token of a finished run with what the latency model predicts for it."""
     from kvcluster.commands.simulate import predict
     from kvcluster.commands.workload import Load
 

@@ -1,4 +1,4 @@
-"""How `kvcluster up` shows a local cluster: a live table on a terminal, a line a change elsewhere, or JSON lines."""
+"""How `kvcluster up` shows a local cluster: as a live table on a terminal, as a line for each change, or as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from controller.objects.names import Component
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where a cluster is reached."""
+    """The addresses of a running cluster, and where it logs."""
 
     url: str
     management_url: str
@@ -29,18 +29,18 @@ class Endpoints:
 
 
 class Display(Protocol):
-    """Shows what happens to a cluster. Entered before it starts, left after it is gone."""
+    """Shows what happens to a cluster. It is entered before the cluster starts and left after it has ended."""
 
     @property
     def watches(self) -> bool:
-        """Whether `view` shows anything: observing a cluster costs its processes a little."""
+        """Whether `view` shows anything. If not, the cluster is not observed, which would cost its processes a little."""
 
     def __enter__(self) -> Display: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def say(self, message: str) -> None:
-        """A remark about the run as a whole."""
+        """Shows a message about the run as a whole."""
 
     def change(self, status: ProcessStatus) -> None:
         """A process has changed."""
@@ -64,7 +64,7 @@ def change_line(status: ProcessStatus) -> str:
 
 
 class LineDisplay:
-    """One line a change, for logs and pipes. Load and hit rates change all the time; /metrics has them."""
+    """One line for each change, for logs and pipes. It shows no load or hit rates, which change all the time."""
 
     watches = False
 
@@ -92,7 +92,7 @@ class LineDisplay:
 
 
 class JsonDisplay:
-    """One JSON object a line, for programs: `event` is `message`, `process`, `ready` or `status`."""
+    """One JSON object per line, for programs: `event` is `message`, `process`, `ready` or `status`."""
 
     watches = True
 
@@ -135,7 +135,7 @@ _STYLES = {
 
 
 def _state(status: ProcessStatus, view: WorkerView | None) -> Text:
-    # Text, not markup: what a process says of itself may contain brackets.
+    # Text, not markup: the words of a process may contain brackets.
     if status.state is ProcessState.READY and view is not None and view.routable is False:
         return Text.assemble(("not routable", "bold red"), f" {view.note}".rstrip())
     return Text.assemble((status.state.value, _STYLES[status.state]), f" {status.detail}".rstrip())
@@ -154,7 +154,7 @@ def _cells(view: WorkerView | None) -> tuple[str, ...]:
 
 
 def status_table(title: str, processes: Iterable[ProcessStatus], views: Mapping[str, WorkerView]) -> Table:
-    """A row a process; `views` has what is known of the workers, by name."""
+    """A row for each process. `views` has what is known of the workers, by name."""
     table = Table(title=title, title_justify="left")
     table.add_column("process")
     table.add_column("pid", justify="right")
@@ -178,7 +178,7 @@ class TableDisplay:
         self._title = title
         self._processes: dict[str, ProcessStatus] = {}
         self._views: dict[str, WorkerView] = {}
-        # Redrawn when something changes: a thread of its own would take time that the engines need here.
+        # Drawn when something changes: a thread that refreshes it would take time from the engines on this machine.
         self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> TableDisplay:

@@ -23,9 +23,9 @@ from runtime.sockets import listen, url_of
 
 LOOPBACK = "127.0.0.1"
 FAILED_STARTS = 3
-"""A process that ends this often in a row without having been ready will not get ready."""
+"""A process that ends so often in a row without having been ready is given up."""
 EXIT_USAGE = 2
-"""With this code a process says that its settings are wrong: another start would end the same."""
+"""Exit code of a process whose settings are wrong: another start would end the same way."""
 POLL_INTERVAL = 0.05
 
 
@@ -35,7 +35,7 @@ class StartError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the manifest does not say: where to listen and to log.
+    """What is not in the manifest: where to listen and to log.
 
     Port 0 takes any free one. `log_dir` None: a temporary folder that is removed with the cluster. `echo` is called
     with (process name, line) for each line a process writes, `on_change` with each change of a process.
@@ -48,31 +48,32 @@ class Options:
     on_change: Callable[[ProcessStatus], None] | None = None
 
 
-Planner = Callable[[KVCluster, Addresses], tuple[DesiredProcess, ...]]
-
-
 class LocalCluster:
-    """Runs a manifest on this machine from entering the context to leaving it.
+    """Runs a manifest on this machine while its context is entered.
 
-    Entering starts every process and returns at once: `await wait_ready()` before use. Leaving ends the router, which
-    finishes what it serves, then the workers, and returns when all are gone; leaving by an exception waits for no
-    request. Raises `LocalModeError` (the manifest asks for what a machine alone cannot do), and `PortTakenError` or
-    another `OSError` on entering.
+    Entering starts every process and returns at once: `await wait_ready()` before use. Leaving stops the router, which
+    finishes its requests, then the workers, and returns when all processes are gone. Leaving by an exception waits for
+    no request. The constructor raises `LocalModeError` for a manifest that a single machine cannot run; entering raises
+    `PortTakenError` or another `OSError`.
     """
 
     def __init__(
-        self, manifest: KVCluster, options: Options | None = None, *, plan: Planner = desired_processes
+        self,
+        manifest: KVCluster,
+        options: Options | None = None,
+        *,
+        desired: Callable[[KVCluster, Addresses], tuple[DesiredProcess, ...]] = desired_processes,
     ) -> None:
         check(manifest)
         self.manifest = manifest
         self._options = options or Options()
-        self._plan = plan
+        self._desired = desired
         self._cleanup = contextlib.AsyncExitStack()
         self._changed = asyncio.Event()
         self._workers: list[ManagedProcess] = []
         self._routers: list[ManagedProcess] = []
         self._sockets: dict[str, socket.socket] = {}
-        self._not_yet = ""
+        self._missing = ""
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as cleanup:
@@ -84,7 +85,7 @@ class LocalCluster:
             read_end, write_end = os.pipe()
             cleanup.callback(os.close, write_end)
             cleanup.callback(os.close, read_end)
-            for desired in self._plan(self.manifest, self.addresses):
+            for desired in self._desired(self.manifest, self.addresses):
                 process = self._managed(desired, read_end)
                 (self._workers if desired.role is Component.WORKER else self._routers).append(process)
                 process.start()
@@ -99,7 +100,7 @@ class LocalCluster:
         async with self._cleanup:
             for router in self._routers:
                 router.stop()
-            # New connections are refused from here on, instead of waiting for a router that will not come.
+            # From here on new connections are refused, instead of waiting for a router that will not start again.
             for url in (self.addresses.router, self.addresses.management):
                 self._sockets[url].close()
             await asyncio.gather(*(router.ended() for router in self._routers))
@@ -108,8 +109,8 @@ class LocalCluster:
             await asyncio.gather(*(worker.ended() for worker in self._workers))
 
     def _listen(self, cleanup: contextlib.AsyncExitStack) -> Addresses:
-        """Every process inherits its sockets: one that is restarted keeps its address, and connections made meanwhile
-        wait in the socket's queue instead of being refused."""
+        """Binds the sockets that the processes inherit. A process that is restarted keeps its address, and connections
+        that are made meanwhile wait in the socket's queue instead of being refused."""
 
         def address(port: int = 0, flag: str = "") -> str:
             listener = cleanup.enter_context(contextlib.closing(listen(LOOPBACK, port, flag)))
@@ -176,11 +177,11 @@ class LocalCluster:
             waiting = [process for process in self._all() if process.status.state is not ProcessState.READY]
             raise StartError(
                 f"not ready after {timeout:g} s: "
-                + ("; ".join(_account(process) for process in waiting) or f"the router says of {self._not_yet}")
+                + ("; ".join(_describe(process) for process in waiting) or f"the router says of {self._missing}")
             ) from None
 
     def kill(self) -> None:
-        """Makes leaving the context quick: what still runs is not waited for."""
+        """Cuts the grace periods short: leaving the context then kills what still runs."""
         for process in self._all():
             process.kill()
 
@@ -192,33 +193,33 @@ class LocalCluster:
             for process in self._all():
                 hopeless = process.exit_code == EXIT_USAGE or process.failed_starts >= FAILED_STARTS
                 if process.failed_starts and hopeless:
-                    raise StartError(f"does not start: {_account(process)}")
+                    raise StartError(f"does not start: {_describe(process)}")
             self._changed.clear()
             await self._changed.wait()
 
     async def _workers_known(self) -> None:
-        self._not_yet = "the workers: nothing"
-        while self._not_yet:
+        self._missing = "the workers: nothing"
+        while self._missing:
             with contextlib.suppress(httpx.HTTPError):
                 answer = await self._client.get(f"{self.management_url}/workers")
-                self._not_yet = _unready({row["url"]: row for row in answer.json()["workers"]}, self.workers)
-            await asyncio.sleep(POLL_INTERVAL if self._not_yet else 0)
+                self._missing = _unmatched({row["url"]: row for row in answer.json()["workers"]}, self.workers)
+            await asyncio.sleep(POLL_INTERVAL if self._missing else 0)
 
 
-def _unready(rows: Mapping[str, Mapping[str, Any]], workers: Iterable[ProcessStatus]) -> str:
-    """What keeps the router from matching prompts against each worker's cache; empty when nothing does."""
-    said = []
+def _unmatched(rows: Mapping[str, Mapping[str, Any]], workers: Iterable[ProcessStatus]) -> str:
+    """What keeps the router from matching prompts against the workers' caches; empty when it matches all."""
+    reasons = []
     for worker in workers:
         row = rows.get(worker.url)
         if row is None:
-            said.append(f"{worker.name}: nothing")
+            reasons.append(f"{worker.name}: nothing")
         elif not (row["ready"] and row["matching"]):
-            said.append(f"{worker.name}: {row['why_not_ready'] or row['why_not_matching']}")
-    return "; ".join(said)
+            reasons.append(f"{worker.name}: {row['why_not_ready'] or row['why_not_matching']}")
+    return "; ".join(reasons)
 
 
-def _account(process: ManagedProcess) -> str:
-    """What is known of a process that is not ready."""
+def _describe(process: ManagedProcess) -> str:
+    """The state of a process that is not ready, in words, with the end of its log."""
     status, tail = process.status, process.log_tail()
     why = f" ({status.detail})" if status.detail else ""
     wrote = f"; it wrote last:\n{tail}" if tail else ""

@@ -12,12 +12,12 @@ from controller.process_settings import flags, router_settings, worker_settings
 
 
 class LocalModeError(ValueError):
-    """The manifest is valid, but this machine alone cannot run it; the message says what to change."""
+    """The manifest is valid, but a single machine cannot run it; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Base URLs whose ports are bound already, `workers` in the order of their indices."""
+    """Base URLs whose ports are already bound, `workers` in the order of their indices."""
 
     workers: tuple[str, ...]
     router: str
@@ -26,22 +26,22 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class DesiredProcess:
-    """One process that should run."""
+    """A process that should run."""
 
     name: str
     role: Component
     url: str
-    """Base URL it serves."""
+    """Base URL that it serves."""
     module: str
-    """Python module it runs."""
+    """Python module that it runs."""
     args: tuple[str, ...]
     """Its command line, without the listening sockets."""
     listeners: tuple[tuple[str, str], ...]
-    """(flag, base URL): the flag takes the descriptor of the socket that is bound to the URL's port."""
+    """(flag, base URL): the flag that takes the descriptor of the socket bound to the URL's port."""
     probe: str
     """URL that answers 200 once the process is ready."""
     grace: float
-    """Seconds it may take to finish what runs once it is told to stop."""
+    """Seconds that it may take to finish its requests once it was told to stop."""
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -56,7 +56,7 @@ def check(manifest: KVCluster) -> None:
 
 
 def worker_name(manifest: KVCluster, index: int) -> str:
-    """Name of a worker, which is also the id it reports."""
+    """Name of a worker, which is also the id that it reports."""
     return f"{manifest.name}-worker-{index}"
 
 
@@ -101,5 +101,5 @@ def _router(manifest: KVCluster, addresses: Addresses) -> DesiredProcess:
 
 
 def _environment(env: Iterable[EnvVar]) -> dict[str, str]:
-    """The variables that have a value here; of two the later."""
+    """The variables that have a value outside a cluster. Of two with the same name the later wins."""
     return {variable.name: variable.value for variable in env if variable.value_from is None}

@@ -1,10 +1,10 @@
-"""Runs a module in this process, which dies at once with the process that started it, however that one ended.
+"""The parent guard: runs a module in this process, and kills the process as soon as its parent is gone.
 
     python -m controller.local.parent_guard DESCRIPTOR MODULE [ARGS...]
 
-DESCRIPTOR is the reading end of a pipe of which the parent holds the only writing end: it closes with the parent,
-also when that is killed, on every system. A stopped process (SIGSTOP) does not notice a pipe; on Linux the kernel's
-parent-death signal reaches it too. Only the standard library is imported here.
+DESCRIPTOR is the reading end of a pipe of which the parent holds the only writing end. It closes with the parent,
+however that ends, on every system. A stopped process (SIGSTOP) does not notice that; on Linux the kernel's
+parent-death signal reaches it as well. Only the standard library is imported here.
 """
 
 import os
@@ -21,11 +21,11 @@ def _die_with_parent(descriptor: int) -> None:
     if sys.platform == "linux":
         import ctypes
 
-        # A refusal (a seccomp profile, say) leaves the pipe.
+        # Where this is refused (by a seccomp profile, for example), the pipe is left.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
-        # Signals are for the threads that expect them.
+        # Signals go to the threads that expect them.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while os.read(descriptor, 1):
             pass

@@ -86,8 +86,8 @@ class ProcessStatus:
 
 
 def failures_in_a_row(before: int, ready_for: float) -> int:
-    """How often a process has ended in a row, given that count before and the seconds for which it was ready now: a
-    process that was ready for `HEALTHY_SECONDS` begins anew."""
+    """How often a process has ended in a row, given the count so far and the seconds for which it was ready this time.
+    One that was ready for `HEALTHY_SECONDS` starts anew."""
     return 1 if ready_for >= HEALTHY_SECONDS else before + 1
 
 

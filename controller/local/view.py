@@ -1,25 +1,26 @@
-"""What a local cluster looks like at one moment: processes, the router's view of the workers, hit rates."""
+"""A local cluster at one moment: its processes, the router's view of the workers, and hit rates."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from controller.local.cluster import LocalCluster
 from controller.local.process import ProcessState, ProcessStatus
 
+QUERIES, HITS = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
 OBSERVE_TIMEOUT = 0.5
-"""A frozen process must not hold up the picture of the others."""
+"""Seconds: a frozen process must not hold up the view of the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A worker at one moment. None where nobody could say."""
+    """A worker at one moment. None where it is not known."""
 
     process: ProcessStatus
     routable: bool | None = None
@@ -32,7 +33,7 @@ class WorkerView:
     running: int | None = None
     waiting: int | None = None
     hit_rate: float | None = None
-    """Cached over all prompt tokens since the process started."""
+    """Cached prompt tokens / all prompt tokens since the process started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,15 @@ class ClusterView:
     workers: tuple[WorkerView, ...]
 
 
-_COUNTER = re.compile(r"^vllm:prefix_cache_(queries|hits)_total\{[^}]*\} (\S+)$", re.MULTILINE)
-
-
 def hit_rate(metrics: str) -> float | None:
     """Hit rate from a worker's metrics; None before its first request."""
-    counts = {"queries": 0.0, "hits": 0.0}
-    for name, value in _COUNTER.findall(metrics):
-        counts[name] += float(value)
-    return counts["hits"] / counts["queries"] if counts["queries"] else None
+    # The parser gets only the lines it needs: a worker has hundreds, and all are read once a second.
+    lines = "\n".join(line for line in metrics.splitlines() if line.startswith((QUERIES, HITS)))
+    counts = dict.fromkeys((QUERIES, HITS), 0.0)
+    for family in text_string_to_metric_families(lines):
+        for sample in family.samples:
+            counts[sample.name] += sample.value
+    return counts[HITS] / counts[QUERIES] if counts[QUERIES] else None
 
 
 def worker_view(process: ProcessStatus, row: Mapping[str, Any] | None, metrics: str | None) -> WorkerView:
@@ -74,7 +75,7 @@ def worker_view(process: ProcessStatus, row: Mapping[str, Any] | None, metrics: 
 
 
 async def observe(cluster: LocalCluster, client: httpx.AsyncClient) -> ClusterView:
-    """Asks the router and every worker that runs, all at once."""
+    """Asks the router and every worker that runs, all at the same time."""
     listing, *metrics = await asyncio.gather(
         _get(client, f"{cluster.management_url}/workers", cluster.router),
         *(_get(client, f"{worker.url}/metrics", worker) for worker in cluster.workers),
@@ -93,7 +94,7 @@ async def observe(cluster: LocalCluster, client: httpx.AsyncClient) -> ClusterVi
 
 
 async def _get(client: httpx.AsyncClient, url: str, process: ProcessStatus) -> httpx.Response | None:
-    # The socket of a process that does not run accepts connections too, and would keep us waiting.
+    # The socket of a process that does not run accepts connections as well, and would keep us waiting.
     if process.state not in (ProcessState.READY, ProcessState.STOPPING):
         return None
     try:

@@ -1,4 +1,4 @@
-"""`kvcluster explain`: one page about a KVCluster in a cluster."""
+"""`kvcluster explain`: one page about a KVCluster in a Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class ExplainOptions:
 
 
 class BadNameError(ValueError):
-    """Nothing in a cluster can be called that."""
+    """No object in a cluster can have this name."""
 
 
 def explain(name: str, options: ExplainOptions, *, as_json: bool) -> int:
     """Runs the command; returns its exit code."""
     try:
-        found = asyncio.run(look(name, options))
+        found = asyncio.run(read_page(name, options))
     except (BadNameError, NotFoundError) as error:
         complain(error)
         return BAD_INPUT
@@ -57,11 +57,11 @@ def explain(name: str, options: ExplainOptions, *, as_json: bool) -> int:
     return 0
 
 
-async def look(name: str, options: ExplainOptions) -> Page:
+async def read_page(name: str, options: ExplainOptions) -> Page:
     """The page as of now. Raises `BadNameError`, `NoClusterError`, `NotFoundError` or `ApiError`."""
     for what, text in (("name", name), ("namespace", options.namespace)):
         if text is not None and not _NAME.fullmatch(text):
-            raise BadNameError(f"{text!r} is no {what}: lower-case letters, digits and hyphens make one")
+            raise BadNameError(f"{text!r} is no {what}: use lower-case letters, digits and hyphens")
     credentials = await find_credentials(options.kubeconfig, context=options.context, pod=False)
     async with ApiServer(credentials, "kvcluster-explain") as api:
         gathered = await gather(api, name, options.namespace or credentials.namespace)

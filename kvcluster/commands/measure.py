@@ -1,4 +1,4 @@
-"""`kvcluster bench` and `kvcluster compare`: bench measures, and local mode supplies what is measured."""
+"""`kvcluster bench` and `kvcluster compare`: measurements of a running endpoint, or of local clusters."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bench(
 
 
 def launcher(manifest: KVCluster, log_dir: Path) -> Launch:
-    """Starts the manifest afresh for each strategy; logs go to one folder a strategy."""
+    """A function that starts the manifest anew for a strategy, which logs to a folder of its own."""
 
     @asynccontextmanager
     async def launch(strategy: str) -> AsyncIterator[Target]:
@@ -61,7 +61,7 @@ def launcher(manifest: KVCluster, log_dir: Path) -> Launch:
 
 
 def pooled_ceiling(manifest: KVCluster) -> Callable[[Workload], float]:
-    """The hit rate of one cache as large as all of the manifest's workers' together."""
+    """A function that gives the hit rate of a single cache as large as those of all the manifest's workers together."""
 
     def ceiling(workload: Workload) -> float:
         spec = manifest.spec

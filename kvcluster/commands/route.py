@@ -1,4 +1,4 @@
-"""`kvcluster route`: where a prompt would go, and why."""
+"""`kvcluster route`: where a router would send a prompt, and why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain, output
 TIMEOUT = 30.0
 
 
-class ExplainError(RuntimeError):
+class NoExplanationError(RuntimeError):
     """The router gave no explanation; the message says why and what to do."""
 
 
@@ -25,14 +25,16 @@ def request_body(prompt: str, *, chat: bool, model: str | None) -> dict[str, Any
     return body if model is None else {**body, "model": model}
 
 
-def explain(router: str, body: Mapping[str, Any], transport: httpx.BaseTransport | None = None) -> dict[str, Any]:
-    """What the router says to `POST /route/explain`. Raises `ExplainError`."""
+def ask_router(router: str, body: Mapping[str, Any], transport: httpx.BaseTransport | None = None) -> dict[str, Any]:
+    """The router's answer to `POST /route/explain`. Raises `NoExplanationError`."""
     url = f"{router.rstrip('/')}/route/explain"
     try:
         with httpx.Client(trust_env=False, timeout=TIMEOUT, transport=transport) as client:
             answer = client.post(url, json=body)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ExplainError(f"no router answers at {router} ({error}); --router takes its management URL") from None
+        raise NoExplanationError(
+            f"no router answers at {router} ({error}); --router takes its management URL"
+        ) from None
     try:
         content = answer.json()
     except ValueError:
@@ -41,16 +43,16 @@ def explain(router: str, body: Mapping[str, Any], transport: httpx.BaseTransport
         return content
     said = content.get("error", content) if type(content) is dict else answer.text[:200]
     said = said.get("message", said) if type(said) is dict else said
-    raise ExplainError(f"{url} answered {answer.status_code}: {said}")
+    raise NoExplanationError(f"{url} answered {answer.status_code}: {said}")
 
 
 def seconds(value: float | None) -> str:
-    """A duration, in milliseconds."""
+    """A duration in seconds, shown in milliseconds."""
     return "-" if value is None else f"{1000 * value:,.1f} ms"
 
 
 def candidates_table(explanation: Mapping[str, Any]) -> Table:
-    """A row a candidate, cheapest first, the chosen one marked."""
+    """A row for each candidate, the cheapest first, with a mark on the chosen one."""
     decision = explanation["decision"]
     prompt_blocks = decision.get("prompt_blocks")
     table = Table(title=headline(decision), title_justify="left")
@@ -88,8 +90,8 @@ def route(prompt: str, *, router: str, chat: bool, model: str | None, as_json: b
         complain("the prompt is empty")
         return BAD_INPUT
     try:
-        explanation = explain(router, request_body(text, chat=chat, model=model))
-    except ExplainError as error:
+        explanation = ask_router(router, request_body(text, chat=chat, model=model))
+    except NoExplanationError as error:
         complain(error)
         return FAILED
     if as_json:

@@ -1,4 +1,4 @@
-"""`kvcluster simulate` and `kvcluster predict`: what a manifest's engines would do, in virtual time."""
+"""`kvcluster simulate` and `kvcluster predict`: a manifest's engines in virtual time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from worker.emulator.engine.config import EngineConfig
 
 
 def shape_of(spec: KVClusterSpec) -> ClusterShape:
-    """The workers of a manifest as the emulator runs them; its speed does not matter in virtual time."""
+    """The workers of a manifest as the emulator runs them. Its speed does not matter in virtual time."""
     profile = spec.profile
     return ClusterShape(
         workers=spec.workers.replicas,

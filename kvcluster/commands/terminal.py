@@ -1,4 +1,4 @@
-"""How commands speak: exit codes, complaints, and the console that tables go to."""
+"""What all commands share: exit codes, error messages, and the console for tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.console import Console
 BAD_INPUT = 2
 """Exit code: the manifest or an option is wrong."""
 FAILED = 1
-"""Exit code: the input was right, what it asked for failed."""
+"""Exit code: the input was right, but what it asked for failed."""
 INTERRUPTED = 130
 """Exit code: Ctrl-C, as shells have it."""
 
@@ -15,7 +15,7 @@ PIPE_WIDTH = 120
 
 
 def output() -> Console:
-    """Standard output. A pipe has no width of its own: at the usual guess of 80 columns tables would be folded."""
+    """Standard output. A pipe has no width, and rich would fold tables at its default of 80 columns."""
     console = Console()
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
 

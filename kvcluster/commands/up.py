@@ -1,4 +1,4 @@
-"""`kvcluster up`: a manifest as local processes, until someone stops it."""
+"""`kvcluster up`: runs a manifest as local processes until it is stopped."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def up(file: str, options: UpOptions) -> int:
         return FAILED
     finally:
         with contextlib.suppress(OSError):
-            log_dir.rmdir()  # only if nothing was ever logged: a port was taken, say
+            log_dir.rmdir()  # succeeds only if nothing was logged, when a port was taken for example
 
 
 def overridden(manifest: KVCluster, options: UpOptions) -> KVCluster:
-    """The manifest with what the command line says instead. Raises `ManifestError`."""
+    """The manifest with the values that the command line gives instead. Raises `ManifestError`."""
     flags = (
         ("--strategy", ("spec", "router", "strategy"), options.strategy),
         ("--speed", ("spec", "engine", "speed"), options.speed),
@@ -77,7 +77,7 @@ def _display(manifest: KVCluster, options: UpOptions) -> Display:
     console = Console()
     if options.json:
         return JsonDisplay(_write)
-    # Lines of the processes' logs would tear a table apart.
+    # The processes' log lines would break the table.
     if console.is_terminal and not options.verbose:
         return TableDisplay(console, f"{manifest.name} · {manifest.spec.router.strategy}")
     return LineDisplay(_write)
@@ -88,7 +88,7 @@ def _write(line: str) -> None:
         sys.stdout.write(line)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our lines is gone, and with them the wish for a cluster: stop as on Ctrl-C, in silence.
+        # Nobody reads our output any more: stop as on Ctrl-C, silently.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -124,7 +124,7 @@ async def _serve(manifest: KVCluster, options: UpOptions, display: Display, log_
 
 @contextlib.contextmanager
 def _stop_signals(cluster: LocalCluster, display: Display) -> Iterator[asyncio.Event]:
-    """The event is set by the first Ctrl-C or SIGTERM; the next one cuts the drain short."""
+    """An event that the first Ctrl-C or SIGTERM sets; the second one cuts the drain short."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def signalled() -> None:
@@ -132,7 +132,7 @@ def _stop_signals(cluster: LocalCluster, display: Display) -> Iterator[asyncio.E
             cluster.kill()
             return
         stop.set()
-        display.say("stopping: requests under way may finish; once more to stop at once")
+        display.say("stopping: requests in progress may finish; press Ctrl-C again to stop at once")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, signalled)
@@ -144,7 +144,7 @@ def _stop_signals(cluster: LocalCluster, display: Display) -> Iterator[asyncio.E
 
 
 async def _ready_before(stop: asyncio.Event, cluster: LocalCluster, timeout: float) -> bool:
-    """Waits for either; False when stopped first. Raises `StartError`."""
+    """Waits until the cluster is ready (True) or `stop` is set (False). Raises `StartError`."""
     ready, stopped = asyncio.create_task(cluster.wait_ready(timeout)), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""What `bench`, `compare` and `simulate` have in common: which workload, and which strategies on which manifest."""
+"""What `bench`, `compare` and `simulate` share: the options of the workload, and the strategies to compare."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NoStrategyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The workload's options; None means the workload's own default."""
+    """The options of the workload. None stands for the workload's own default."""
 
     workload: str
     trace: Path | None
@@ -31,12 +31,12 @@ class Load:
 
 
 def with_strategy(manifest: KVCluster, strategy: str) -> KVCluster:
-    """The manifest under another strategy. Raises `ManifestError`."""
+    """The manifest with another strategy. Raises `ManifestError`."""
     return override(manifest, {("spec", "router", "strategy"): strategy}, f"{manifest.name} with --strategies")
 
 
 def checked_strategies(manifest: KVCluster, given: Sequence[str]) -> list[str]:
-    """The strategies named, each once, before the first of several runs. Raises `NoStrategyError`, `ManifestError`."""
+    """The strategies that are named, each once and each valid. Raises `NoStrategyError` or `ManifestError`."""
     names = list(dict.fromkeys(name.strip() for name in given if name.strip()))
     if not names:
         raise NoStrategyError(f"--strategies names no strategy; use some of: {', '.join(Strategy)}")

@@ -1,4 +1,4 @@
-"""Everything the page needs, read at once; what cannot be read is noted and the rest goes on."""
+"""Reads everything that the page needs, all at the same time. What cannot be read is noted, and the rest is read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from urllib.parse import quote
 from controller.api.model import API_VERSION
 from controller.objects.names import MANAGEMENT_PORT, Component
 from controller.status import raw
-from controller.status.pods import active
+from controller.status.pods import active, is_running
 from controller.status.report import ReportError, RouterReport, parse_report
 from runtime.kube.client import ApiServer
 from runtime.kube.errors import ApiError
 
 PLURAL = "kvclusters"
 EVENT_LIMIT = "500"
-_MADE_UP = "[bcdfghjklmnpqrstvwxz0-9]+"
+_GENERATED = "[bcdfghjklmnpqrstvwxz0-9]+"
 
 Raw = dict[str, Any]
 
@@ -30,7 +30,7 @@ class NotFoundError(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class RouterAnswer:
-    """What one router pod said through the API server's proxy."""
+    """The answers of a router pod, through the API server's proxy."""
 
     pod: str
     report: RouterReport | None
@@ -42,7 +42,7 @@ class RouterAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """What could be read."""
+    """What could be read of a KVCluster and its objects."""
 
     server: str
     namespace: str
@@ -59,7 +59,7 @@ async def gather(api: ApiServer, name: str, namespace: str) -> Gathered:
     cluster = await _cluster(api, name, namespace)
     unread: list[str] = []
     core = f"/api/v1/namespaces/{_segment(namespace)}"
-    # The controller of a release that is called like the KVCluster has the same name and instance.
+    # The controller of a Helm release with the KVCluster's name has the same labels name and instance.
     components = f"app.kubernetes.io/component in ({','.join(Component)})"
     labels = f"app.kubernetes.io/name=kvcluster,app.kubernetes.io/instance={name},{components}"
     of_cluster = f"involvedObject.kind=KVCluster,involvedObject.name={name}"
@@ -70,7 +70,7 @@ async def gather(api: ApiServer, name: str, namespace: str) -> Gathered:
     )
     names = frozenset(raw.name(pod) for pod in pods)
     routers = await asyncio.gather(
-        *(_router(api, core, raw.name(pod)) for pod in active(pods, Component.ROUTER) if _runs(pod))
+        *(_router(api, core, raw.name(pod)) for pod in active(pods, Component.ROUTER) if is_running(pod))
     )
     return Gathered(
         server=api.url,
@@ -111,17 +111,13 @@ async def _items(api: ApiServer, what: str, path: str, query: Mapping[str, str],
         return []
 
 
-def _runs(pod: raw.Raw) -> bool:
-    return raw.text(pod, "status", "phase") == "Running"
-
-
 def _of_objects(event: Raw, name: str, pods: frozenset[str]) -> bool:
-    """Whether it is about an object of the cluster: a pod (one that is gone too), a Deployment, a ReplicaSet, ..."""
+    """Whether the event is about an object of the cluster: a pod (even a deleted one), a Deployment, a ReplicaSet."""
     if raw.text(event, "involvedObject", "kind") == "KVCluster":
         return False
     subject = raw.text(event, "involvedObject", "name")
-    # A cluster may be called `rag-worker`: only what Kubernetes makes up (it uses no vowels) may follow our names.
-    return subject in pods or re.fullmatch(f"{re.escape(name)}-(worker|router)(-{_MADE_UP})*", subject) is not None
+    # Another cluster may be called `rag-worker`: only suffixes that Kubernetes generates (without vowels) may follow.
+    return subject in pods or re.fullmatch(f"{re.escape(name)}-(worker|router)(-{_GENERATED})*", subject) is not None
 
 
 async def _router(api: ApiServer, core: str, pod: str) -> RouterAnswer:

@@ -1,4 +1,4 @@
-"""The page as a value: what was gathered, put together for people and programs."""
+"""The page as a value, made from what was gathered: for the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ class ConditionRow:
     seconds: float | None
     """Since its status changed."""
     good: bool | None
-    """Whether that is as it should be; None where it is neither good nor bad."""
+    """Whether that is as it should be; None for neither good nor bad."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFigures:
-    """What the routers say of a worker; None where none could say."""
+    """What the routers report about a worker. None where no router could."""
 
     blocks: int | None
     capacity: int | None
     in_flight: int
-    """Requests of all routers that were asked."""
+    """Requests in progress, of all routers that were asked."""
     reuse_score: float
     """Blocks reused there lately, over the routers that were asked."""
     view_age_seconds: float | None
     """The oldest view of a router."""
     routable: bool
     matched: bool
-    """Every router matches prompts against its cache."""
+    """Whether every router matches prompts against its cache."""
     why_not: str
     """Why it is not routable or not matched."""
 
@@ -69,7 +69,7 @@ class PodRow:
 
 @dataclass(frozen=True, slots=True)
 class RouterRow:
-    """A router and its latest decisions."""
+    """A router and its report."""
 
     pod: str
     report: RouterReport | None
@@ -91,7 +91,7 @@ class EventRow:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All of it."""
+    """The whole page."""
 
     name: str
     namespace: str
@@ -110,11 +110,11 @@ class Page:
     routers: tuple[RouterRow, ...]
     events: tuple[EventRow, ...]
     unread: tuple[str, ...]
-    """What could not be read and why."""
+    """What could not be read, and why."""
 
 
 def page(gathered: Gathered, now: datetime) -> Page:
-    """Puts the page together."""
+    """The page from what was gathered at `now`, an aware datetime."""
     cluster = gathered.cluster
     reports = [router.report for router in gathered.routers if router.report is not None]
     rate = hit_rate_permille(reports, None)
@@ -133,11 +133,11 @@ def page(gathered: Gathered, now: datetime) -> Page:
         conditions=conditions,
         problems=_distinct(
             [
-                *_of_status(cluster),
-                *_of_conditions(conditions),
-                *_of_pods(gathered, now),
-                *_of_workers(pods),
-                *_of_routers(gathered.routers),
+                *_status_problems(cluster),
+                *_condition_problems(conditions),
+                *_pod_problems(gathered, now),
+                *_worker_problems(pods),
+                *_router_problems(gathered.routers),
             ]
         ),
         pods=pods,
@@ -191,12 +191,12 @@ def _pod(pod: raw.Raw, routers: Sequence[RouterAnswer], now: datetime) -> PodRow
 
 
 def _figures(pod: raw.Raw, routers: Sequence[RouterAnswer]) -> WorkerFigures | None:
-    known = [(router, row) for router in routers for row in router.workers or () if _is(row, pod)]
+    known = [(router, row) for router in routers for row in router.workers or () if _is_about(row, pod)]
     if not known:
         return None
     rows = [row for _, row in known]
     ages = [row["view_age"] for row in rows if isinstance(row.get("view_age"), int | float)]
-    why = next((text for row in rows for text in _why(row) if text), "")
+    why = next((text for row in rows for text in _reasons(row) if text), "")
     return WorkerFigures(
         blocks=_largest(row.get("blocks") for row in rows),
         capacity=_largest(row.get("capacity") for row in rows),
@@ -213,15 +213,15 @@ def _figures(pod: raw.Raw, routers: Sequence[RouterAnswer]) -> WorkerFigures | N
     )
 
 
-def _is(row: raw.Raw, pod: raw.Raw) -> bool:
-    """A worker calls itself as its pod is called; one that has not said so yet is known by its address."""
+def _is_about(row: raw.Raw, pod: raw.Raw) -> bool:
+    """A worker's id is the name of its pod. A worker that has not yet told its id is recognised by its address."""
     address = raw.text(pod, "status", "podIP")
     return raw.text(row, "worker_id") == raw.name(pod) or (
         bool(address) and urlsplit(raw.text(row, "url")).hostname == address.lower()
     )
 
 
-def _why(row: raw.Raw) -> tuple[str, str]:
+def _reasons(row: raw.Raw) -> tuple[str, str]:
     return raw.text(row, "why_not_ready"), raw.text(row, "why_not_matching")
 
 
@@ -229,10 +229,10 @@ def _largest(values: Iterable[Any]) -> int | None:
     return max((value for value in values if type(value) is int), default=None)
 
 
-# --- what is wrong ---
+# --- problems ---
 
 
-def _of_status(cluster: raw.Raw) -> list[str]:
+def _status_problems(cluster: raw.Raw) -> list[str]:
     generation = raw.number(cluster, "metadata", "generation")
     seen = raw.at(cluster, "status", "observedGeneration")
     if type(seen) is not int:
@@ -248,13 +248,13 @@ def _of_status(cluster: raw.Raw) -> list[str]:
     return []
 
 
-def _of_conditions(conditions: Iterable[ConditionRow]) -> list[str]:
-    """What is not as it should be. Degraded names the cause, and comes first: the rest may only follow from it."""
+def _condition_problems(conditions: Iterable[ConditionRow]) -> list[str]:
+    """Conditions that are not as they should be. Degraded comes first: it names the cause, from which others follow."""
     bad = sorted((row for row in conditions if row.good is False), key=lambda row: row.type != "Degraded")
     return [f"{row.message} ({row.type} is {row.status}: {row.reason})" for row in bad]
 
 
-def _of_pods(gathered: Gathered, now: datetime) -> list[str]:
+def _pod_problems(gathered: Gathered, now: datetime) -> list[str]:
     found = (
         find_pod_problem(pod, gathered.namespace, now)
         for component in Component
@@ -263,10 +263,10 @@ def _of_pods(gathered: Gathered, now: datetime) -> list[str]:
     return [problem.message for problem in found if problem is not None]
 
 
-def _of_workers(pods: Iterable[PodRow]) -> list[str]:
+def _worker_problems(pods: Iterable[PodRow]) -> list[str]:
     found = []
     for pod in pods:
-        # What a pod that is not ready yet lacks is no news.
+        # It is expected of a pod that is not ready that it gets no requests.
         if not pod.ready or pod.worker is None:
             continue
         if not pod.worker.routable:
@@ -276,7 +276,7 @@ def _of_workers(pods: Iterable[PodRow]) -> list[str]:
     return found
 
 
-def _of_routers(routers: Iterable[RouterAnswer]) -> list[str]:
+def _router_problems(routers: Iterable[RouterAnswer]) -> list[str]:
     found = []
     for router in routers:
         discovery = router.report.discovery if router.report is not None else None
@@ -289,17 +289,17 @@ def _of_routers(routers: Iterable[RouterAnswer]) -> list[str]:
 
 
 def _distinct(problems: Iterable[str]) -> tuple[str, ...]:
-    """Without those that tell what an earlier one has told."""
+    """The problems without those whose text another one contains."""
     found: list[str] = []
     for problem in problems:
-        told = _told(problem)
-        if not any(_told(other) in told or told in _told(other) for other in found):
+        text = _without_condition(problem)
+        if not any(_without_condition(other) in text or text in _without_condition(other) for other in found):
             found.append(problem)
     return tuple(found)
 
 
-def _told(problem: str) -> str:
-    """A problem without the condition it was found in."""
+def _without_condition(problem: str) -> str:
+    """A problem without the condition that reports it."""
     return re.sub(r" \(\w+ is (True|False): \w+\)$", "", problem)
 
 
@@ -308,7 +308,7 @@ def _told(problem: str) -> str:
 
 def _events(events: Iterable[raw.Raw], now: datetime) -> tuple[EventRow, ...]:
     latest = sorted(events, key=_last_written, reverse=True)
-    # Stable: of those seen in the same second the one that was written last comes first.
+    # The sort is stable: of events of the same second the one that was written last comes first.
     rows = sorted((_event(event, now) for event in latest), key=_seconds)
     return tuple(rows[:EVENTS_SHOWN])
 

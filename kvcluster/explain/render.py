@@ -16,12 +16,13 @@ from kvcluster.explain.page import ConditionRow, EventRow, Page, PodRow, WorkerF
 DECISIONS_SHOWN = 5
 """Of each router."""
 PROSE_WIDTH = 40
+"""Columns that a column of prose gets at least."""
 
 _GOOD, _BAD, _DIM = "green", "bold red", "dim"
 
 
 def rendered(page: Page) -> RenderableType:
-    """The whole page. What comes from the cluster is text, never markup: it may contain brackets."""
+    """The whole page. Text from the cluster is never taken as markup: it may contain brackets."""
     parts: list[RenderableType] = [_head(page)]
     if page.problems:
         parts += [_title("Problems"), *(_problem(text) for text in page.problems)]
@@ -35,7 +36,7 @@ def rendered(page: Page) -> RenderableType:
 
 
 def width(page: Page, console: Console) -> int:
-    """Columns in which no name has to be cut: a terminal that has fewer breaks the lines itself."""
+    """How many columns the page takes without cutting a name. A narrower terminal breaks the lines itself."""
     wide = console.options.update(width=10_000)
     figures = (_pods(page.pods), _decisions(page))
     prose = (_conditions(page.conditions), _events(page.events))
@@ -78,7 +79,7 @@ def _table(*headings: str, right: Iterable[str] = ()) -> Table:
             heading,
             justify="right" if heading in numbers else "left",
             overflow="fold",
-            # Only prose may be folded: a name that is cut in two cannot be copied.
+            # Only prose is folded: a name that is broken in two cannot be copied.
             no_wrap=heading not in ("message", "state"),
         )
     return table
@@ -120,7 +121,7 @@ def _pods(rows: Iterable[PodRow]) -> RenderableType:
     for row in rows:
         state = Text(row.state, style=_GOOD if row.ready else "yellow" if row.state == "terminating" else _BAD)
         restarts = Text(str(row.restarts), style="yellow" if row.restarts else "")
-        # Of a pod that is not ready the routers know its address, and nothing that tells anything.
+        # Of a pod that is not ready the routers know nothing but its address.
         cells = _worker_cells(row.worker if row.ready else None) if row.role == Component.WORKER else ("",) * 5
         table.add_row(Text(row.name), state, restarts, duration(row.age_seconds), Text(row.node or "-"), *cells)
     return _indented(table)

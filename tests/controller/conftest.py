@@ -51,7 +51,7 @@ def standins(**modes: str) -> Callable[[KVCluster, Addresses], tuple[DesiredProc
 def local_cluster() -> Callable[..., Any]:
     @asynccontextmanager
     async def run(manifest: KVCluster, options: Options | None = None, **modes: str) -> AsyncIterator[LocalCluster]:
-        async with LocalCluster(manifest, options, plan=standins(**modes)) as cluster:
+        async with LocalCluster(manifest, options, desired=standins(**modes)) as cluster:
             yield cluster
 
     return run

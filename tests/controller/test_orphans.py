@@ -26,7 +26,7 @@ from controller.local.cluster import LocalCluster, Options
 async def main():
     manifest = build_manifest(workers={{"replicas": 2}})
     options = Options(log_dir=Path(sys.argv[1]))
-    async with LocalCluster(manifest, options, plan=standins(demo_worker_1="deaf")) as cluster:
+    async with LocalCluster(manifest, options, desired=standins(demo_worker_1="deaf")) as cluster:
         await cluster.wait_ready()
         print(json.dumps([process.pid for process in cluster.processes]), flush=True)
         await asyncio.Event().wait()

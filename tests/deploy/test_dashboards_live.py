@@ -165,7 +165,7 @@ async def test_every_panel_shows_data(tmp_path: Path) -> None:
         }
     )
     async with AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(LocalCluster(manifest, plan=workers_file(tmp_path)))
+        cluster = await stack.enter_async_context(LocalCluster(manifest, desired=workers_file(tmp_path)))
         await cluster.wait_ready()
         config = scrape_config(cluster, await stack.enter_async_context(controller(tmp_path)))
         server = await stack.enter_async_context(prometheus.running(config, tmp_path))

@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from kvcluster.cli import app
-from kvcluster.commands.route import ExplainError, candidates_table, explain, request_body
+from kvcluster.commands.route import NoExplanationError, ask_router, candidates_table, request_body
 from runtime.sockets import listen
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def answering(status: int, content: bytes) -> httpx.MockTransport:
 
 
 def test_the_candidates_cheapest_first_and_the_chosen_marked():
-    explanation = explain("http://router", {}, answering(200, json.dumps(EXPLANATION).encode()))
+    explanation = ask_router("http://router", {}, answering(200, json.dumps(EXPLANATION).encode()))
     out = io.StringIO()
     Console(width=120, file=out).print(candidates_table(explanation))
     lines = out.getvalue().splitlines()
@@ -140,5 +140,5 @@ def test_the_candidates_cheapest_first_and_the_chosen_marked():
     ],
 )
 def test_answers_that_explain_nothing(status, content, message):
-    with pytest.raises(ExplainError, match=message):
-        explain("http://router", {}, answering(status, content))
+    with pytest.raises(NoExplanationError, match=message):
+        ask_router("http://router", {}, answering(status, content))
