@@ -33,7 +33,7 @@ class Display(Protocol):
 
     @property
     def watches(self) -> bool:
-        """Whether `view` shows anything. If not, the cluster is not observed, which would cost its processes a little."""
+        """Whether `view` shows anything. Where not, the cluster is not observed, which spares its processes work."""
 
     def __enter__(self) -> Display: ...
 
