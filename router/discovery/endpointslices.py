@@ -46,9 +46,8 @@ def read_slice(found: Mapping[str, Any]) -> Slice:
         addresses = endpoint.get("addresses") or ()
         if not addresses:
             continue
-        host = (
-            f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
-        )  # further addresses have no meaning (KEP-752)
+        # Further addresses have no meaning (KEP-752).
+        host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
         conditions = endpoint.get("conditions") or {}
         target = endpoint.get("targetRef") or {}
         is_pod = target.get("kind") == "Pod"
