@@ -127,8 +127,14 @@ MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=128 * 2**20, max_concurrent_reques
 class Router:
     """The parts of one router process, wired together. Must be created inside the event loop."""
 
-    def __init__(self, settings: Settings, source: Discovery, load: Callable[[str], Tokenizer] | None = None) -> None:
-        self.clock = clock = time.monotonic
+    def __init__(
+        self,
+        settings: Settings,
+        source: Discovery,
+        load: Callable[[str], Tokenizer] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
         self._settings = settings
         self._source = source
         self.registry = CollectorRegistry()

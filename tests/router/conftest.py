@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -83,11 +84,14 @@ def start_router(tokenizer: Tokenizer) -> StartRouter:
         ready: int | None = None,
         source: Discovery | None = None,
         load: Callable[[str], Tokenizer] | None = None,
+        clock: Callable[[], float] = time.monotonic,
         **settings: Any,
     ) -> AsyncIterator[RunningRouter]:
         # In turn, unless a test is about the choice itself: the first request goes to the first worker.
         chosen = Settings(**{"routing_strategy": "round_robin", "retry_deadline": 0.3, **settings})
-        router = Router(chosen, source or StaticDiscovery([worker.url for worker in workers]), load or load_tokenizer)
+        router = Router(
+            chosen, source or StaticDiscovery([worker.url for worker in workers]), load or load_tokenizer, clock
+        )
         if load is None:
             router.tokenizer.loaded(tokenizer)
         data = HttpServer(

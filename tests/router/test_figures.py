@@ -1,16 +1,37 @@
-"""What the router counts of answers, against sums made from the answers that the clients got."""
+"""The router's figures, in its metrics and in GET /status, equal sums that the test makes of what it sent and received.
+
+Covered: cached tokens and prompt tokens as answers report them, decisions, times (on a clock that the test moves),
+retries, denials, ejections, broken streams, requests in flight, blocks, and what a failing engine does to estimates.
+
+Not covered: figures of a whole cluster with real engines, of the dashboard and the command (tests/e2e/test_figures.py),
+of feeds (test_feed.py) and of discovery (tests/router/discovery); that docs/metrics.md lists every metric
+(tests/e2e/test_metrics_docs.py).
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import orjson
 import pytest
+from prometheus_client import CollectorRegistry
 
+from kvcache.keys import block_keys
 from kvcache.tokens.tokenizer import Tokenizer
+from router.core.fleet import Fleet
+from router.core.retries import Denial
+from router.metrics import Metrics
+from router.sync.liveness import TICK, Ticker
+from router.upstream.in_flight import InFlight, UpstreamTimeouts
+from router.upstream.interface import FailureCause
+from tests.rounds import CountingLoop, run
 from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.core.support import config
 from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, fake_workers, good, token
 
 MISLEADING = 'said: "usage":{"prompt_tokens":999,"prompt_tokens_details":{"cached_tokens":999}}'
@@ -132,105 +153,6 @@ async def test_what_has_no_prompt_is_no_decision(start_router: StartRouter) -> N
         assert router.metric("requests_total", code="200", strategy="cache_aware") == 4
 
 
-# --- comments, and the first token ---
-
-
-async def test_comments_are_passed_on_as_they_come_and_are_no_first_token(start_router: StartRouter) -> None:
-    go_on = asyncio.Event()
-
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(COMMENT)
-        await connection.chunk(ROLE + COMMENT)
-        await go_on.wait()
-        await connection.chunk(token("a", "stop") + DONE)
-        await connection.end_stream()
-
-    async with fake_workers(script) as workers, start_router(workers) as router:
-        (worker,) = workers
-        request = {"prompt": "x", "stream": True}
-        async with router.client.stream("POST", "/v1/completions", json=request) as response:
-            assert response.headers["x-kvcluster-worker"] == worker.url, "the head has come"
-            pieces = response.aiter_raw()
-            got = await anext(pieces)
-            while not got.endswith(ROLE + COMMENT):
-                got += await anext(pieces)
-            assert got == COMMENT + ROLE + COMMENT
-            assert router.metric("ttft_seconds_count") == 0
-            go_on.set()
-            rest = b"".join([piece async for piece in pieces])
-        assert rest == token("a", "stop") + DONE
-        assert router.metric("ttft_seconds_count") == router.metric("predicted_ttft_seconds_count") == 1
-
-
-async def test_a_worker_that_only_comments_is_given_up(start_router: StartRouter) -> None:
-    """A server writes comments while its engine hangs."""
-    stop = asyncio.Event()
-
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        while not stop.is_set():
-            await connection.chunk(COMMENT)
-            await asyncio.sleep(0.01)
-
-    async with (
-        fake_workers(script) as workers,
-        start_router(workers, answer_timeout=0.1, idle_timeout=0.1) as router,
-    ):
-        answer = await router.stream()
-        stop.set()
-        assert answer.startswith(COMMENT)
-        assert answer.endswith(ERROR_EVENT + DONE)
-        assert router.metric("broken_streams_total", cause="timeout") == 1
-        assert router.metric("ttft_seconds_count") == 0
-
-
-@pytest.mark.parametrize("ending", ["reset", "error", "end"])
-async def test_a_failure_after_a_comment_ends_the_stream_with_an_error(start_router: StartRouter, ending: str) -> None:
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(COMMENT)
-        await asked.wait()
-        if ending == "reset":
-            connection.reset()
-            return
-        if ending == "error":
-            await connection.chunk(ERROR_EVENT + DONE)
-        await connection.end_stream()
-
-    asked = asyncio.Event()
-    async with fake_workers(script, good) as workers, start_router(workers) as router:
-        async with router.client.stream("POST", "/v1/completions", json={"prompt": "x", "stream": True}) as response:
-            pieces = response.aiter_raw()
-            assert await anext(pieces) == COMMENT
-            asked.set()
-            assert b"".join([piece async for piece in pieces]) == ERROR_EVENT + DONE
-        assert workers[1].received == [], "its client has been told who answers"
-        await until(
-            lambda: sum(router.metric("broken_streams_total", cause=cause) for cause in ("broken", "error_event")) == 1
-        )
-        assert router.metric("ttft_seconds_count") == 0
-
-
-async def test_an_error_within_a_stream_is_a_broken_answer(start_router: StartRouter) -> None:
-    begun = asyncio.Event()
-
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("a"))
-        await begun.wait()
-        await connection.chunk(ERROR_EVENT + DONE)
-        await connection.end_stream()
-
-    async with fake_workers(script) as workers, start_router(workers) as router:
-        async with router.client.stream("POST", "/v1/completions", json={"prompt": "x", "stream": True}) as response:
-            pieces = response.aiter_raw()
-            assert await anext(pieces) == token("a")
-            begun.set()
-            assert b"".join([piece async for piece in pieces]) == ERROR_EVENT + DONE
-        await until(lambda: router.metric("broken_streams_total", cause="error_event") == 1)
-
-
 # --- who fails fast is not fast ---
 
 
@@ -262,3 +184,219 @@ async def test_an_engine_that_fails_fast_does_not_look_fast(
             assert (status.latency_factor, status.decode_factor) == (1.0, 1.0)
             assert router.metric("ttft_seconds_count") == 0
             assert len(worker.received) >= 12
+
+
+# --- times ---
+
+
+@dataclass
+class MovedClock:
+    """A clock that stands still until a test moves it."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_times_to_first_token_add_up(start_router: StartRouter) -> None:
+    clock = MovedClock()
+    waits, passed_on = [0.5, 0.0, 2.25, 0.125], asyncio.Event()
+
+    async def script(connection: Connection, request: Received) -> None:
+        if b'"stream":true' not in request.body:
+            await good(connection, request)
+            return
+        await connection.begin_stream()
+        await connection.chunk(ROLE)
+        clock.now += waits[len(worker.received) - 1]
+        await connection.chunk(token("a"))
+        await passed_on.wait()
+        clock.now += 100.0  # what comes after the first token is no part of it
+        await connection.chunk(token("b", "stop") + DONE)
+        await connection.end_stream()
+
+    timeouts = dict.fromkeys(
+        ("liveness_timeout", "answer_timeout", "idle_timeout", "stall_timeout", "cut_timeout"), 1e6
+    )
+    async with fake_workers(script) as (worker,), start_router([worker], clock=clock, **timeouts) as router:
+        for _ in waits:
+            passed_on.clear()
+            fields = {"prompt": "x", "stream": True}
+            async with router.client.stream("POST", "/v1/completions", json=fields) as response:
+                async for piece in response.aiter_raw():
+                    if b'"a"' in piece:
+                        passed_on.set()
+        await router.complete()  # an answer that is not a stream has no first token
+        assert router.metric("ttft_seconds_count") == len(waits)
+        assert router.metric("ttft_seconds_sum") == sum(waits)
+        decisions = (await router.management.get("/status")).json()["recent"][1:]
+        predicted = [decision["predicted_ttft_seconds"] for decision in decisions]
+        assert router.metric("predicted_ttft_seconds_count") == len(waits)
+        assert router.metric("predicted_ttft_seconds_sum") == pytest.approx(sum(predicted))
+
+
+def test_the_delays_of_the_event_loop_add_up() -> None:
+    delays = [0.0, 0.5, 0.0, 0.03]
+    registry = CollectorRegistry()
+
+    async def main(loop: CountingLoop) -> None:
+        held_up = 0.0
+        fleet, in_flight = Fleet(config()), InFlight(UpstreamTimeouts(answer=600, idle=600, stall=10, cut=60))
+        ticker = Ticker(fleet, in_flight, Metrics(registry), lambda: loop.time() + held_up, lambda url, why: None)
+        task = asyncio.create_task(ticker.run())
+        for delay in delays:
+            await asyncio.sleep(TICK / 2)
+            held_up += delay
+            await asyncio.sleep(TICK / 2)
+        await asyncio.sleep(TICK / 2)
+        task.cancel()
+
+    run(main)
+    assert registry.get_sample_value("kvcluster_router_loop_lag_seconds_count") == len(delays)
+    assert registry.get_sample_value("kvcluster_router_loop_lag_seconds_sum") == pytest.approx(sum(delays))
+
+
+async def test_a_view_is_as_old_as_the_last_word_of_its_feed(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    clock = MovedClock()
+    async with fake_workers(good) as (worker,):
+        worker.serve_feed(tokenizer.fingerprint)
+        async with start_router([worker], clock=clock, liveness_timeout=1e6) as router:
+            await until(lambda: len(worker.feeds) == 1)
+            clock.now += 7.5
+            assert router.metric("view_age_seconds", worker="w0") == 7.5
+            assert (await router.management.get("/status")).json()["view_age_seconds"] == 7.5
+            await worker.publish()
+            await until(lambda: router.metric("view_age_seconds", worker="w0") == 0.0)
+
+
+# --- what workers hold ---
+
+
+async def test_blocks_are_counted_for_each_worker_and_once_in_the_index(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    keys = block_keys(range(16 * 20), 16)
+    chain = [(key, keys[at - 1] if at else None) for at, key in enumerate(keys)]
+    async with fake_workers(good, good) as workers:
+        workers[0].blocks, workers[1].blocks = chain[:13], chain[:20]
+        for worker in workers:
+            worker.serve_feed(tokenizer.fingerprint)
+        async with start_router(workers) as router:
+            await until(lambda: all(len(worker.feeds) == 1 for worker in workers))
+            for worker in workers:
+                assert router.metric("worker_blocks", worker=worker.name) == len(worker.blocks)
+            assert router.metric("index_blocks") == len({key for worker in workers for key, _ in worker.blocks})
+
+
+async def test_requests_in_flight_are_those_that_workers_have_and_have_not_answered(start_router: StartRouter) -> None:
+    go_on = asyncio.Event()
+
+    async def held(connection: Connection, request: Received) -> None:
+        await go_on.wait()
+        await good(connection, request)
+
+    async with fake_workers(held, held) as workers, start_router(workers) as router:
+        asked = [asyncio.create_task(router.stream()) for _ in range(5)]
+        await until(lambda: sum(len(worker.received) for worker in workers) == 5)
+        for worker in workers:
+            assert router.metric("in_flight", worker=worker.url) == len(worker.received) > 0
+        go_on.set()
+        await asyncio.gather(*asked)
+        await until(lambda: all(router.metric("in_flight", worker=worker.url) == 0 for worker in workers))
+
+
+# --- requests and failures ---
+
+
+async def test_requests_prompts_and_decisions_add_up(start_router: StartRouter) -> None:
+    prompts = [list(range(length)) for length in (1, 16, 17, 400)]
+    async with fake_workers(good, good) as workers, start_router(workers, routing_strategy="cache_aware") as router:
+        answers = [await router.complete(prompt, stream=number % 2 == 0) for number, prompt in enumerate(prompts * 3)]
+        answers += [await router.client.get("/v1/models"), await router.client.get("/nothing")]
+        statuses = Counter(str(answer.status_code) for answer in answers)
+        for status, count in statuses.items():
+            assert router.metric("requests_total", code=status, strategy="cache_aware") == count
+        assert router.metric("prompt_tokens_total") == 3 * sum(map(len, prompts))
+        decided = [answer.headers for answer in answers if "x-kvcluster-matched-blocks" in answer.headers]
+        assert len(decided) == 12
+        for reason, count in Counter(headers["x-kvcluster-reason"] for headers in decided).items():
+            assert router.metric("decisions_total", reason=reason) == count
+        matched = [int(headers["x-kvcluster-matched-blocks"]) for headers in decided]
+        assert router.metric("matched_blocks_sum") == sum(matched)
+        assert router.metric("predicted_cached_tokens_total") == 16 * sum(matched)
+
+
+async def test_retries_denials_and_ejections_add_up(
+    start_router: StartRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def failing(connection: Connection, request: Received) -> None:
+        if number(request) % 2:
+            await connection.answer(500, b"{}")
+        else:
+            await break_off(connection)
+
+    async def flaky(connection: Connection, request: Received) -> None:
+        if number(request) in (3, 8, 20):
+            await break_off(connection)
+        else:
+            await good(connection, request)
+
+    async def break_off(connection: Connection) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\n")
+        connection.reset()
+
+    def number(request: Received) -> int:
+        return int(orjson.loads(request.body)["number"])
+
+    async with (
+        fake_workers(failing, flaky) as workers,
+        start_router(workers, eject_seconds=0.001, retry_attempts=2, retry_floor=1000) as router,
+    ):
+        answers = [await router.complete("x", number=at) for at in range(30)]
+        attempts = [int(answer.headers["x-kvcluster-attempts"]) for answer in answers]
+        assert sum(attempts) == sum(len(worker.received) for worker in workers)
+        retries = {cause: router.metric("retries_total", cause=cause) for cause in FailureCause}
+        assert sum(retries.values()) == sum(attempts) - len(answers) > 0
+        assert {cause for cause, count in retries.items() if count} == {FailureCause.BROKEN, FailureCause.STATUS_5XX}
+        refused = sum(answer.status_code >= 500 for answer in answers)
+        denied = {why: router.metric("retries_denied_total", why=why) for why in Denial}
+        assert sum(denied.values()) == refused > 0
+        logged = Counter(
+            vars(record)["kvcluster_fields"]["reason"] for record in caplog.records if record.msg == "worker_ejected"
+        )
+        for reason, count in logged.items():
+            assert router.metric("ejections_total", reason=reason) == count
+        assert logged
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_broken_answers_are_those_that_clients_saw_break(start_router: StartRouter, stream: bool) -> None:
+    async def script(connection: Connection, request: Received) -> None:
+        if orjson.loads(request.body)["breaks"]:
+            if stream:
+                await connection.begin_stream()
+                await connection.chunk(token("a"))
+            else:  # more than is held back until it is complete
+                await connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 4000000\r\n\r\n" + b" " * 2_000_000)
+            await seen.wait()
+            connection.reset()
+        else:
+            await good(connection, request)
+
+    broken, seen = 0, asyncio.Event()
+    async with fake_workers(script) as (worker,), start_router([worker], eject_after=0, eject_rate_gap=1) as router:
+        for breaks in (True, False, True, True, False):
+            seen.clear()
+            fields = {"prompt": "x", "stream": stream, "breaks": breaks}
+            body = b""
+            try:
+                async with router.client.stream("POST", "/v1/completions", json=fields) as response:
+                    async for piece in response.aiter_raw():
+                        body += piece
+                        seen.set()
+                broken += ERROR_EVENT in body
+            except httpx.RemoteProtocolError:
+                broken += 1
+        assert broken == 3
+        await until(lambda: router.metric("broken_streams_total", cause="broken") == broken)
