@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -115,10 +116,12 @@ def mentioned(document: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("document", [each for each in DOCUMENTS if each != CHANGES], ids=str)
 def test_paths_and_names_exist(document: Path) -> None:
-    for path, name in mentioned(document):
-        assert exists(path), path
-        if name:
-            assert name in names(ast.parse((ROOT / path).read_text()).body), f"{path}:{name}"
+    missing = [
+        f"{path}:{name}" if name else path
+        for path, name in mentioned(document)
+        if not exists(path) or (name and name not in names(ast.parse((ROOT / path).read_text()).body))
+    ]
+    assert missing == []
 
 
 def test_the_walks_name_functions() -> None:
@@ -257,6 +260,27 @@ def test_the_controllers_metrics() -> None:
             labels = family._labelnames if declared is clusters else declared._labelnames
             found[name] = (family.type, frozenset(labels))
     assert documented("kvcluster_controller_") == found
+
+
+# --- endpoints ---
+
+
+async def test_every_endpoint_of_the_management_port_is_documented() -> None:
+    router = Router(RouterSettings(), StaticDiscovery([]))
+    served = {
+        (method, route.path)
+        for route in router.management.app().routes
+        if isinstance(route, APIRoute)
+        for method in route.methods
+    }
+    await router.close()
+    page = text_of(Path("docs/router.md"))
+    (section,) = re.findall(r"^## Management port\n(.*?)^###", page, re.MULTILINE | re.DOTALL)
+    documented = set()
+    for cell in re.findall(r"^\| ([^|]*)\|", section, re.MULTILINE):
+        method = re.search(r"`(GET|POST) ", cell)
+        documented |= {(method[1], path) for path in re.findall(r"(/[\w/{}]+)", cell) if method is not None}
+    assert documented == served
 
 
 # --- the pages about vLLM ---

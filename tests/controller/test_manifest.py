@@ -89,7 +89,7 @@ def test_anchors_and_merges_work():
                                     "(allowed: model, engine, cache, workers, router, autoscaling, monitoring, "
                                     "network, networkPolicy)"),
         ("  router:\n    strategy: cache-aware",
-         "line 6: spec.router.strategy: must be one of cache_aware, longest_prefix, round_robin, least_loaded, "
+         f"line 6: spec.router.strategy: must be one of {', '.join(Strategy)}, "
          'not "cache-aware"; did you mean cache_aware?'),
         ("  engine: {type: sglang}", 'line 5: spec.engine.type: must be one of emulator, vllm, not "sglang"'),
         ("  model: {profile: llama-3.1-8b-h100}",
