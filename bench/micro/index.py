@@ -74,14 +74,15 @@ def _decisions(rounds: int, rng: random.Random) -> list[dict[str, object]]:
             choose: list[float] = []
             dispatch: list[float] = []
             for turn in range(rounds):
+                now = turn * 1e-3  # within the time for which a view may be used
                 request = RouteRequest(PrefixKeys(packed, BLOCK_SIZE), length, streaming=True)
                 started = time.perf_counter()
-                decision = fleet.choose(request, turn)
+                decision = fleet.choose(request, now)
                 chosen = time.perf_counter()
-                ticket = fleet.dispatch(decision, request, turn)
+                ticket = fleet.dispatch(decision, request, now)
                 dispatch.append(time.perf_counter() - chosen)
                 choose.append(chosen - started)
-                ticket.release(turn, reused=False)
+                ticket.release(now, reused=False)
             rows.append(
                 {
                     "prompt_tokens": length,
