@@ -20,12 +20,12 @@ from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetCorrection
 from router.core.outliers import Ejection, Outcome
 from router.core.reuse import PrefixPopularity, ReuseScore
-from router.core.strategies import Choice, Conditions, candidates, find_strategy
+from router.core.strategies import Choice, Conditions, candidates, find_strategy, serving
 from router.core.ticket import Assumptions, Ticket
 from router.core.view import View
 from router.core.work import DecodeTime, Work, shape_of
 from router.core.worker import Worker, WorkerStatus
-from router.core.worker_state import Intake, Liveness, WorkerEvent, WorkerPhase
+from router.core.worker_state import Intake, Liveness, WorkerPhase
 
 __all__ = ["Fleet", "FleetConfig", "Ticket", "WorkerStatus"]
 
@@ -33,12 +33,6 @@ TIE_SECONDS = 1e-4
 """Costs that differ by this and half a decode step are equal: the end of that step is not known more precisely."""
 MAX_URL = 2048
 """Characters of a URL that a heartbeat may state."""
-
-_BY_INTAKE = {
-    Intake.OPEN: WorkerEvent.OPENED,
-    Intake.DRAINING: WorkerEvent.DRAINING,
-    Intake.CLOSED: WorkerEvent.CLOSED,
-}
 
 
 class Fleet:
@@ -92,7 +86,7 @@ class Fleet:
 
     def set_intake(self, url: str, intake: Intake) -> None:
         """The worker takes new requests, drains or takes none. Raises `UnknownWorker`."""
-        self._find(url).apply(_BY_INTAKE[intake])
+        self._find(url).set_intake(intake)
         self._circuits.fleet_shrank()
 
     def mark_alive(self, url: str, now: float) -> None:
@@ -414,12 +408,7 @@ class Fleet:
                 f"no worker is ready: {known} known, {ready} ready, {len(exclude)} excluded",
                 self.config.retry_after,
             )
-        if request.model is not None and any(worker.model != workers[0].model for worker in workers):
-            # A worker that has not said what it serves may serve anything. A model that no worker names (an adapter, or
-            # a mistake) can be answered by any worker.
-            serving = [worker for worker in workers if worker.model in ("", request.model)]
-            return serving or workers
-        return workers
+        return serving(workers, request.model)
 
     # --- status ----------------------------------------------------------------------------------
 

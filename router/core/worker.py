@@ -12,7 +12,7 @@ from router.core.outliers import Record
 from router.core.reuse import ReuseScore
 from router.core.view import View
 from router.core.work import Shape, Work
-from router.core.worker_state import Circuit, Liveness, WorkerEvent, WorkerPhase, WorkerState, transition
+from router.core.worker_state import Circuit, Intake, Liveness, WorkerEvent, WorkerPhase, WorkerState, transition
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,13 @@ class WorkerStatus:
     """Removals of blocks that the copy did not hold; 0 while the feed is in order."""
     reuse_score: float
     """Blocks that requests reused on this incarnation of the worker, those of 10 minutes ago counted half."""
+
+
+_BY_INTAKE = {
+    Intake.OPEN: WorkerEvent.OPENED,
+    Intake.DRAINING: WorkerEvent.DRAINING,
+    Intake.CLOSED: WorkerEvent.CLOSED,
+}
 
 
 class Worker:
@@ -138,6 +145,10 @@ class Worker:
         """The worker gets one more period before it counts as unreachable."""
         self.apply(WorkerEvent.EXCUSED)
         self.heard_at = now
+
+    def set_intake(self, intake: Intake) -> None:
+        """What the worker does with new requests."""
+        self.apply(_BY_INTAKE[intake])
 
     def feed_received(self, now: float) -> None:
         """A message of its feed came."""
