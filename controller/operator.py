@@ -27,7 +27,7 @@ from controller.reconcile.inventory import Inventory, Key, owner_of
 from controller.reconcile.queue import RetryLater, WorkQueue
 from controller.reconcile.reconciler import Reconciler
 from runtime.backoff import Backoff
-from runtime.kube.errors import ApiError
+from runtime.kube.errors import KubeApiError
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Operator:
         for kind, namespace in scopes:
             try:
                 news = await self._list(kind, namespace)
-            except ApiError as error:
+            except KubeApiError as error:
                 # That the API server is away is said once, for all (controller.kube.connections).
                 level = logging.WARNING if error.status else logging.DEBUG
                 event(logger, level, "list_failed", kind=kind.name, why=str(error))
@@ -156,7 +156,7 @@ class Operator:
     async def _list(self, kind: Kind, namespace: str | None) -> set[Key]:
         try:
             items, version = await self._client.list(kind, namespace, "" if kind == KVCLUSTER else OUR_OBJECTS)
-        except ApiError as error:
+        except KubeApiError as error:
             if kind.optional and error.status in (403, 404):
                 return set()
             raise

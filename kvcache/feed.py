@@ -4,9 +4,9 @@ Pull (the usual way): `GET /cache/state` answers a `Snapshot`, `GET /cache/event
 workers outside a cluster): the same values in the bodies of `/internal/heartbeat`, `/internal/sync` and
 `/internal/eviction`.
 
-A worker's life is an *epoch* (microseconds since 1970 at process start, so a later life is greater). Within
-it every batch that changes the cache has the next *seq*; a snapshot at seq S contains every batch up to S. A
-consumer that sees a gap or another epoch takes a new snapshot.
+The *epoch* names one incarnation of a worker: microseconds since 1970 at process start, so that a later incarnation has
+a greater one. Within an epoch every batch that changes the cache has the next *seq*; a snapshot at seq S contains every
+batch up to S. A consumer that sees a gap or another epoch takes a new snapshot.
 
 One event is one *physical* block. An engine may hold two blocks of the same key (vLLM rule 9), so the same key
 can be stored k times and removed k times: consumers count.
@@ -39,7 +39,7 @@ class FeedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What an engine is busy with at one moment.
+    """The work of an engine at one moment.
 
     `prefill_tokens` are prompt tokens still to be computed, waiting requests included; `free_blocks` are
     blocks no running request refers to (cached or not), of `total_blocks` usable ones. `prefilled` and
@@ -101,8 +101,8 @@ Event = Stored | Removed | Cleared
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one moment changed. With events, `seq` is one more than the last batch's; without (a load report
-    only), `seq` repeats the last one."""
+    """What changed at one moment. With events, `seq` is one more than the last batch's; without events (a load report
+    only) it is that of the last batch."""
 
     epoch: int
     seq: int
@@ -123,7 +123,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A pushed sign of life. It registers the worker at `url`; `seq` is the last batch of the worker."""
+    """Pushed at an interval: it registers the worker at `url`. `seq` is that of the worker's last batch."""
 
     info: WorkerInfo
     url: str
@@ -252,7 +252,7 @@ def encode_eviction(eviction: Eviction) -> bytes:
 
 
 def _shown(value: Any) -> str:
-    """A value in an error message; a container by its type only, for it may be nested too deep to be written out."""
+    """A value for an error message. Of a container only the type is shown, for it may be nested too deeply."""
     return type(value).__name__ if isinstance(value, dict | list) else f"{value!r:.80}"
 
 

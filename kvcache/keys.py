@@ -1,12 +1,12 @@
-"""Names of KV-cache blocks that the worker and the router compute alike.
+"""Keys of KV-cache blocks, which the worker and the router compute in the same way.
 
 Key of a full block = the first 16 bytes of SHA-256 over a header (cache salt, adapter) and the token ids as
 little-endian uint32 from the start of the prompt to the END of that block. A key therefore names a whole
 prefix: "who has this prefix" is one dictionary lookup, and the key at any depth can be computed without
-naming the blocks in between (`PrefixKeys.key`). Only full blocks have keys.
+computing those of the blocks in between (`PrefixKeys.key`). Only full blocks have keys.
 
 The chained hash that vLLM uses (vLLM rule 1) was rejected: it costs one digest a block even when a search
-probes a handful of depths, and its seed differs between engines (rule 2).
+needs a handful of depths, and its seed differs between engines (rule 2).
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
 
 
 class PrefixHasher:
-    """Keys of consecutive blocks while a sequence grows: feed it each full block's tokens in order.
+    """Keys of consecutive blocks of a sequence that grows: call `extend` with each full block in order.
 
-    O(block size) a block, whatever the length of the sequence so far.
+    O(block size) for each block, whatever the length of the sequence so far.
     """
 
     __slots__ = ("_digest",)
@@ -83,7 +83,7 @@ class PrefixHasher:
 
 
 PrefixState: TypeAlias = "hashlib._Hash"
-"""What a prefix was hashed to so far. Treat it as a value: `prefix_extended` makes new ones."""
+"""The hash of a prefix so far. Treat it as a value: `prefix_extended` makes new ones."""
 
 
 def prefix_start(scope: CacheScope = DEFAULT_SCOPE) -> PrefixState:
@@ -139,7 +139,7 @@ class PrefixKeys:
         return key
 
     def compute(self, checkpoint: Callable[[], None]) -> None:
-        """Compute every key now, in another thread perhaps; `checkpoint` is called now and then and may raise."""
+        """Compute every key now, perhaps in another thread; `checkpoint` is called every 1,024 blocks and may raise."""
         keys: list[BlockKey] = []
         state, size, packed = self._states[0].copy(), self._block_bytes, self._packed
         for end in range(size, self.depth * size + 1, size):

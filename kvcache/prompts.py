@@ -1,4 +1,4 @@
-"""Requests to token ids: the router and the worker must agree on every token, so both do it here."""
+"""From requests to token ids. The router and the worker must agree on every token, so both use this module."""
 
 from __future__ import annotations
 

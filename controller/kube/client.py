@@ -10,7 +10,7 @@ from controller.kube.kinds import Kind, kind_of
 from controller.objects.names import FIELD_MANAGER, Object
 from runtime.backoff import Backoff
 from runtime.kube.client import JSON, ApiServer, WatchStream
-from runtime.kube.errors import ApiError
+from runtime.kube.errors import KubeApiError
 from runtime.kube.listwatch import Watch
 
 ATTEMPTS = 3
@@ -31,16 +31,16 @@ class KubeClient:
         self._wrote = wrote
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
-        """The object; None where there is none. Raises `ApiError`."""
+        """The object; None where there is none. Raises `KubeApiError`."""
         try:
             return await self._request("GET", kind.path(namespace, name))
-        except ApiError as error:
+        except KubeApiError as error:
             if error.status == 404:
                 return None
             raise
 
     async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> tuple[list[Object], str]:
-        """All objects, asked for page by page, and the version of that list. Raises `ApiError`."""
+        """All objects, asked for page by page, and the version of that list. Raises `KubeApiError`."""
         items: list[Object] = []
         proceed = ""
         while True:
@@ -54,35 +54,35 @@ class KubeClient:
 
     async def watch(self, kind: Kind, namespace: str | None, watch: Watch, slack: float) -> WatchStream:
         """The events after `watch.version` ("0": what there is, then its changes), bookmarks too. The watch fails when
-        the server does not end it in its time and `slack` seconds more. Raises `ApiError`."""
+        the server does not end it in its time and `slack` seconds more. Raises `KubeApiError`."""
         return await self._server.watch(kind.path(namespace), watch, slack)
 
     async def exists(self, kind: Kind) -> bool:
-        """Whether the API server knows this kind. Raises `ApiError`."""
+        """Whether the API server knows this kind. Raises `KubeApiError`."""
         try:
             resources = await self._request("GET", kind.api)
-        except ApiError as error:
+        except KubeApiError as error:
             if error.status == 404:
                 return False
             raise
         return any(resource["name"] == kind.plural for resource in resources.get("resources", []))
 
     async def apply(self, manifest: Object, manager: str = FIELD_MANAGER, subresource: str = "") -> Object:
-        """Server-side apply (KEP-555): we decide the fields we state, whoever set them last. Raises `ApiError`."""
+        """Server-side apply (KEP-555): we decide the fields we state, whoever set them last. Raises `KubeApiError`."""
         kind, metadata = kind_of(manifest), manifest["metadata"]
         path = kind.path(metadata["namespace"], metadata["name"], subresource)
         self._wrote("apply", kind.name)
         return await self._request("PATCH", path, {"fieldManager": manager, "force": "true"}, manifest, APPLY)
 
     async def merge(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Object:
-        """JSON merge patch. Raises `ApiError`."""
+        """JSON merge patch. Raises `KubeApiError`."""
         self._wrote("patch", kind.name)
         return await self._request(
             "PATCH", kind.path(namespace, name), {"fieldManager": FIELD_MANAGER}, dict(patch), MERGE
         )
 
     async def create(self, path: str, manifest: Object) -> Object:
-        """POST of a new object. Raises `ApiError`."""
+        """POST of a new object. Raises `KubeApiError`."""
         self._wrote("create", manifest["kind"])
         return await self._request("POST", path, {"fieldManager": FIELD_MANAGER}, manifest, JSON)
 
@@ -98,7 +98,7 @@ class KubeClient:
         self._wrote("delete", kind.name)
         try:
             await self._request("DELETE", kind.path(metadata["namespace"], metadata["name"]), {}, body, JSON)
-        except ApiError as error:
+        except KubeApiError as error:
             if error.status not in (404, 409):
                 raise
 
@@ -114,7 +114,7 @@ class KubeClient:
         while True:
             try:
                 return await self._server.request_object(method, path, query, body, content_type)
-            except ApiError as error:
+            except KubeApiError as error:
                 asked = error.retry_after or 0.0
                 # What failed within the server may have been done all the same: only what can be done twice is.
                 again = error.status == 429 or (error.status >= 500 and error.passing and method != "POST")

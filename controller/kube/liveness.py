@@ -18,7 +18,7 @@ from controller.kube.connections import ApiServerConnections
 from controller.kube.kinds import KVCLUSTER
 from controller.objects.names import Object
 from runtime.backoff import Backoff
-from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Watch, watch_event
 from runtime.logs import event
 
@@ -62,7 +62,7 @@ class WatchLiveness:
             try:
                 await self._watch_once()
                 await asyncio.sleep(max(0.0, begun + SHORTEST - clock()))
-            except ApiError as error:
+            except KubeApiError as error:
                 if error.cause is ApiFailureCause.SILENT:
                     why = f"nothing within {PERIOD + SLACK:g} s: connecting anew"
                     event(logger, logging.WARNING, "watch_silent", why=why)

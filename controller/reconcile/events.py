@@ -12,7 +12,7 @@ from controller.kube.client import KubeClient
 from controller.objects.names import Object
 from controller.reconcile.inventory import Key
 from controller.status.transitions import EventNote
-from runtime.kube.errors import ApiError
+from runtime.kube.errors import KubeApiError
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
@@ -44,12 +44,12 @@ class EventRecorder:
             pending.append(event_object(body, note, self._now(), self._instance))
 
     async def flush(self, key: Key) -> None:
-        """Creates what is pending. Raises the `ApiError` of a failure that may pass; the rest stays pending then."""
+        """Creates what is pending. Raises `KubeApiError` for a failure that may pass; the rest stays pending."""
         pending = self._pending.get(key, deque())
         while pending:
             try:
                 await self._client.create(f"/api/v1/namespaces/{key[0]}/events", pending[0])
-            except ApiError as error:
+            except KubeApiError as error:
                 arrived = error.reason == "AlreadyExists"  # an earlier request had succeeded, and its answer was lost
                 if error.passing and not arrived:
                     raise

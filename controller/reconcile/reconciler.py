@@ -24,7 +24,7 @@ from controller.status.observed import Observed, ReconcileProblem, RouterAnswers
 from controller.status.raw import is_terminating
 from controller.status.reasons import ConditionReason
 from controller.status.transitions import events
-from runtime.kube.errors import ApiError
+from runtime.kube.errors import KubeApiError
 
 POLL = 10.0
 """Seconds until a cluster that has pods is reconciled again without an event: its routers are asked for their reports,
@@ -85,7 +85,7 @@ class Reconciler:
             return None
         try:
             return await self._reconcile(key, body)
-        except ApiError as error:
+        except KubeApiError as error:
             raise RetryLater(str(error), error.retry_after, logged=error.status == 0) from None
 
     def _forget(self, key: Key) -> None:
@@ -233,7 +233,7 @@ class OptionalApis:
         self._known: dict[Kind, tuple[float, bool]] = {}
 
     async def absent(self, kinds: Iterable[Kind]) -> set[Kind]:
-        """Those of the kinds that the API server does not know. Raises `ApiError`."""
+        """Those of the kinds that the API server does not know. Raises `KubeApiError`."""
         return {kind for kind in kinds if kind.optional and not await self._exists(kind)}
 
     async def _exists(self, kind: Kind) -> bool:

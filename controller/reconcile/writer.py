@@ -16,7 +16,7 @@ from controller.status.deletion_cost import ANNOTATION, deletion_costs
 from controller.status.observed import ReconcileProblem
 from controller.status.reasons import ConditionReason
 from controller.status.report import RouterReport
-from runtime.kube.errors import ApiError
+from runtime.kube.errors import KubeApiError
 from runtime.logs import event
 
 logger = logging.getLogger(__name__)
@@ -37,20 +37,20 @@ class ApplyResult:
 
     problems: list[ReconcileProblem] = field(default_factory=list)
     """What the server refuses or fails at, and names that are taken."""
-    retryable: ApiError | None = None
+    retryable: KubeApiError | None = None
     """The first failure that may pass by itself."""
     written: int = 0
     """Objects that were applied or deleted."""
 
     @contextmanager
     def recording(self, ref: Ref) -> Iterator[None]:
-        """Records how the writing of this object ends. Raises the `ApiError` of a server that cannot be reached."""
+        """Records how the writing of this object ends. Raises the `KubeApiError` of a server that cannot be reached."""
         try:
             yield
             self.written += 1
         except NameTakenError as taken:
             self.problems.append(name_conflict(ref, str(taken)))
-        except ApiError as error:
+        except KubeApiError as error:
             if error.status == 0:
                 raise
             if error.passing:
@@ -78,7 +78,7 @@ class Writer:
     async def carry_out(self, plan: Plan, cluster: Cluster) -> ApplyResult:
         """Applies and deletes. An object that the server refuses does not keep the others from being written.
 
-        Raises `ApiError` when the server cannot be reached.
+        Raises `KubeApiError` when the server cannot be reached.
         """
         result = ApplyResult()
         for manifest in plan.apply:
@@ -102,7 +102,7 @@ class Writer:
                 del self.written[ref]
 
     async def _current(self, ref: Ref, cluster: Cluster) -> Object | None:
-        """The object as it is now; None when there is none. Raises `NameTakenError` (someone else's) or `ApiError`."""
+        """The object as it is now, or None. Raises `NameTakenError` (it is someone else's) or `KubeApiError`."""
         current = self._inventory.get(ref.kind, (ref.namespace, ref.name))
         if current is None:
             # One that we have not seen may exist all the same: without our labels, or created a moment ago.
@@ -152,7 +152,7 @@ class DeletionCosts:
         self._changed_at: dict[Key, float] = {}
 
     async def update(self, key: Key, reports: Mapping[str, RouterReport], pods: list[Object]) -> None:
-        """Writes the costs that differ. Raises `ApiError`, except for a pod that is gone."""
+        """Writes the costs that differ. Raises `KubeApiError`, except for a pod that is gone."""
         costs = deletion_costs(reports, pods)
         if len(costs) < 2 or self._clock() - self._changed_at.get(key, float("-inf")) < COST_INTERVAL:
             return
@@ -164,7 +164,7 @@ class DeletionCosts:
             self._changed_at[key] = self._clock()
             try:
                 await self._client.merge(POD, key[0], name, {"metadata": {"annotations": {ANNOTATION: str(cost)}}})
-            except ApiError as error:
+            except KubeApiError as error:
                 if error.status != 404:
                     raise
 

@@ -1,11 +1,13 @@
-"""What turns text into token ids underneath a `Tokenizer`: one narrow interface, and its form for `tokenizers`."""
+"""What turns text into token ids underneath a `Tokenizer`: one narrow interface, and its two implementations."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+import tiktoken
 from tokenizers import Tokenizer as RustTokenizer
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -18,6 +20,12 @@ CUT_SAFE_PATTERNS = frozenset(
     }
 )
 """Expressions for which the cuts of `kvcache.tokens.encoding_cache` are exact, beside GPT-2's (`use_regex`)."""
+
+
+END_OF_TEXT = "<|endoftext|>"
+
+_GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+"""GPT-2's expression with possessive quantifiers: the same pieces, found without backtracking."""
 
 
 class TokenizerError(ValueError):
@@ -156,3 +164,49 @@ def _reaches_across(token: Any) -> bool:
     """Whether an added token may match across a cut, or look at what lies behind one."""
     spaced = any(character.isspace() for character in token.content)
     return spaced or token.lstrip or token.rstrip or token.single_word
+
+
+class BundledBackend:
+    """The bundled GPT-2 vocabulary on tiktoken, which encodes about four times as fast as `tokenizers`: byte-level BPE
+    of 50,257 tokens, of which `<|endoftext|>` is the only special one.
+
+    tiktoken merges by rank alone. It serves vocabularies whose ids are the order of their merges, as GPT-2's are, and
+    no others; tokenizers from folders and hubs therefore use `FastBackend`.
+    """
+
+    byte_level = True
+    affixes: tuple[list[int], list[int]] | None = ([], [])
+
+    def __init__(self, vocabulary: Path) -> None:
+        ids: dict[str, int] = json.loads(vocabulary.read_bytes())
+        byte_of = byte_alphabet()
+        self.end_of_text = ids.pop(END_OF_TEXT)
+        self._tokens = [*ids, END_OF_TEXT]
+        self._encoding = tiktoken.Encoding(
+            vocabulary.parent.name,
+            pat_str=_GPT2_SPLIT,
+            mergeable_ranks={bytes([byte_of[c] for c in token]): token_id for token, token_id in ids.items()},
+            special_tokens={END_OF_TEXT: self.end_of_text},
+            explicit_n_vocab=len(self._tokens),
+        )
+        self.vocab_size = len(self._tokens)
+        self.longest_token = max(map(len, self._tokens))
+        self.special_ids = frozenset({self.end_of_text})
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """GPT-2 adds no special tokens of its own; one that the text spells out is that token."""
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # tiktoken would quietly replace it
+                raise TokenizerError("the text holds half of a surrogate pair, which no tokenizer accepts") from None
+        return self._encoding.encode(text, allowed_special="all")
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        end = self.end_of_text if skip_special_tokens else self.vocab_size
+        if min(ids, default=0) < 0:
+            raise TokenizerError("token ids must be whole numbers of 0 or more")
+        return self._encoding.decode([token_id for token_id in ids if token_id < self.vocab_size and token_id != end])
+
+    def token_str(self, token_id: int) -> str | None:
+        return self._tokens[token_id] if 0 <= token_id < self.vocab_size else None

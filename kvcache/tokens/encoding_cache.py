@@ -1,4 +1,4 @@
-"""Encodings of text seen before: a prompt's known beginning is not tokenised again.
+"""A cache of encodings: the beginning of a prompt that was seen before is not tokenised again.
 
 Long text is cut into chunks at points where cutting provably changes no token, and each chunk's token ids are
 kept. The cuts depend only on the text before them, so two prompts with a common beginning have their first
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 
 CHUNK_CHARS = 512
 """A chunk ends at the first cut after this many characters. The rest of a prompt, half a chunk on average, is always
-tokenised: with larger chunks that rest decides the time, with smaller ones the entries do."""
+tokenised. With larger chunks the rest takes most of the time, with smaller ones the handling of entries does."""
 
 DEFAULT_CACHE_BYTES = 16 * 2**20
 """16 MiB hold about 9 million characters of English: every chunk costs its text and 4 bytes a token."""
@@ -93,7 +93,7 @@ class EncodingCache:
                 return known
         ids = array("I", self._encode(piece))
         cost = _cost(piece, ids)
-        if cost <= self._limit // 8:  # one giant without a cut must not push everything else out
+        if cost <= self._limit // 8:  # one huge chunk without a cut must not evict everything else
             with self._lock:
                 self._remember(piece, ids, cost)
         return ids

@@ -14,8 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from kvcache.chat.request import ChatOptions, ChatRenderer
 from kvcache.chat.template import DEFAULT_TEMPLATE, ChatTemplateError
-from kvcache.tokens.backend import Backend, FastBackend, TokenizerError
-from kvcache.tokens.bundled import END_OF_TEXT, BundledBackend
+from kvcache.tokens.backend import END_OF_TEXT, Backend, BundledBackend, FastBackend, TokenizerError
 
 BUNDLED = "gpt2"
 """The vocabulary that ships with the package: it needs no network."""
@@ -76,14 +75,14 @@ def from_folder(folder: Path, options: ChatOptions) -> TokenizerSource:
 
 def from_hub(name: str, options: ChatOptions) -> TokenizerSource:
     """A Hugging Face id, downloaded or from the local cache: its `tokenizer.json`, else by transformers."""
-    # Imported here for its price, 0.2 s and 20 MB, which the bundled vocabulary and folders do without.
+    # Imported here because it takes 0.2 s and 20 MB, which the bundled vocabulary and folders do not need.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         found = Path(hf_hub_download(name, _TOKENIZER_FILE))
         for optional in (_CONFIG_FILE, _TEMPLATE_FILE):
-            with suppress(EntryNotFoundError):  # off line too: what is not in the cache counts as absent
+            with suppress(EntryNotFoundError):  # off line, a file that is not in the cache counts as absent
                 hf_hub_download(name, optional)
     except LocalEntryNotFoundError as error:  # neither in the cache nor can the hub be asked
         raise _unloadable(name, error) from None
@@ -96,7 +95,7 @@ def from_hub(name: str, options: ChatOptions) -> TokenizerSource:
 
 def from_transformers(name: str, options: ChatOptions) -> TokenizerSource:
     """Whatever `transformers.AutoTokenizer` makes of a folder or a Hugging Face id without `tokenizer.json`."""
-    # Imported here for its price, 1 s and 250 MB.
+    # Imported here because it takes 1 s and 250 MB.
     from transformers import AutoTokenizer
 
     try:

@@ -1,4 +1,4 @@
-"""Tokenizers: the router and the worker turn the same request into the same token ids."""
+"""Tokenizers, which turn the same request into the same token ids in the router and in the worker."""
 
 from __future__ import annotations
 

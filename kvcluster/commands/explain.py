@@ -17,7 +17,7 @@ from kvcluster.explain.page import Page, page
 from kvcluster.explain.render import rendered, width
 from runtime.kube.client import ApiServer
 from runtime.kube.credentials import find_credentials
-from runtime.kube.errors import ApiError, NoClusterError
+from runtime.kube.errors import KubeApiError, NoClusterError
 
 _NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 
@@ -45,7 +45,7 @@ def explain(name: str, options: ExplainOptions, *, as_json: bool) -> int:
     except NoClusterError as error:
         complain(f"{error} (kvcluster up runs a manifest without a cluster)")
         return BAD_INPUT
-    except ApiError as error:
+    except KubeApiError as error:
         complain(f"KVCluster {name} cannot be read: {error}")
         return FAILED
     if as_json:
@@ -58,7 +58,7 @@ def explain(name: str, options: ExplainOptions, *, as_json: bool) -> int:
 
 
 async def read_page(name: str, options: ExplainOptions) -> Page:
-    """The page as of now. Raises `BadNameError`, `NoClusterError`, `NotFoundError` or `ApiError`."""
+    """The page as of now. Raises `BadNameError`, `NoClusterError`, `NotFoundError` or `KubeApiError`."""
     for what, text in (("name", name), ("namespace", options.namespace)):
         if text is not None and not _NAME.fullmatch(text):
             raise BadNameError(f"{text!r} is no {what}: use lower-case letters, digits and hyphens")

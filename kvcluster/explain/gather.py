@@ -15,7 +15,7 @@ from controller.status import raw
 from controller.status.pods import active, is_running
 from controller.status.report import ReportError, RouterReport, parse_report
 from runtime.kube.client import ApiServer
-from runtime.kube.errors import ApiError
+from runtime.kube.errors import KubeApiError
 
 PLURAL = "kvclusters"
 EVENT_LIMIT = "500"
@@ -55,7 +55,7 @@ class Gathered:
 
 
 async def gather(api: ApiServer, name: str, namespace: str) -> Gathered:
-    """Reads a KVCluster and what belongs to it. Raises `NotFoundError`, or `ApiError` for the KVCluster itself."""
+    """Reads a KVCluster and what belongs to it. Raises `NotFoundError`, or `KubeApiError` for the KVCluster itself."""
     cluster = await _cluster(api, name, namespace)
     unread: list[str] = []
     core = f"/api/v1/namespaces/{_segment(namespace)}"
@@ -87,12 +87,12 @@ async def _cluster(api: ApiServer, name: str, namespace: str) -> Raw:
     collection = f"/apis/{API_VERSION}/namespaces/{_segment(namespace)}/{PLURAL}"
     try:
         return await api.request_object("GET", f"{collection}/{_segment(name)}")
-    except ApiError as error:
+    except KubeApiError as error:
         if error.status != 404:
             raise
     try:
         others = [raw.name(item) for item in raw.objects(await api.request_object("GET", collection), "items")]
-    except ApiError as error:
+    except KubeApiError as error:
         if error.status != 404:
             others = []
         else:
@@ -106,7 +106,7 @@ async def _cluster(api: ApiServer, name: str, namespace: str) -> Raw:
 async def _items(api: ApiServer, what: str, path: str, query: Mapping[str, str], unread: list[str]) -> list[Raw]:
     try:
         return [dict(item) for item in raw.objects(await api.request_object("GET", path, query), "items")]
-    except ApiError as error:
+    except KubeApiError as error:
         unread.append(f"{what} could not be read: {error}")
         return []
 
@@ -135,14 +135,14 @@ async def _router(api: ApiServer, core: str, pod: str) -> RouterAnswer:
 async def _report(api: ApiServer, path: str) -> RouterReport | str:
     try:
         return parse_report(await api.request("GET", path))
-    except (ApiError, ReportError) as error:
+    except (KubeApiError, ReportError) as error:
         return str(error)
 
 
 async def _workers(api: ApiServer, path: str) -> tuple[Raw, ...] | str:
     try:
         answer = await api.request_object("GET", path)
-    except ApiError as error:
+    except KubeApiError as error:
         return str(error)
     return tuple(dict(row) for row in raw.objects(answer, "workers"))
 

@@ -21,7 +21,7 @@ from router.discovery.endpointslices import discovered_workers, read_slice
 from router.discovery.sources import DiscoveryStatus
 from runtime.kube.client import ApiServer, parse_json
 from runtime.kube.credentials import find_credentials
-from runtime.kube.errors import ApiError, ApiFailureCause, NoClusterError
+from runtime.kube.errors import ApiFailureCause, KubeApiError, NoClusterError
 from runtime.kube.listwatch import QUIET, ListWatchPolicy, Watch
 from runtime.kube.reflector import Collection, EventStream, Reflector
 from runtime.logs import event
@@ -133,7 +133,7 @@ class KubernetesDiscovery:
         if self._handle(ListEvent.SETTLED):
             event(logger, logging.INFO, "discovery_restored", after_seconds=self._clock() - self._lost_at)
 
-    def _failed(self, failure: ApiError) -> None:
+    def _failed(self, failure: KubeApiError) -> None:
         """One line when it begins to fail, one when that has lasted."""
         now, state = self._clock(), self._reflector.state
         lasts = state.streak > 1 or failure.cause not in QUIET
@@ -171,28 +171,28 @@ class ServiceSlices:
         self._query = {"labelSelector": f"kubernetes.io/service-name={service}"}
 
     async def list(self) -> object:
-        """The answer to a list. Raises `ApiError`."""
+        """The answer to a list. Raises `KubeApiError`."""
         try:
             return parse_json(await self._server.request("GET", self._path, self._query))
-        except ApiError as error:
+        except KubeApiError as error:
             raise self._with_remedy(error) from None
 
     async def watch(self, watch: Watch, slack: float) -> EventStream:
-        """Open a watch that fails if it outlasts its time by `slack` seconds. Raises `ApiError`."""
+        """Open a watch that fails if it outlasts its time by `slack` seconds. Raises `KubeApiError`."""
         try:
             return await self._server.watch(self._path, watch, slack, self._query)
-        except ApiError as error:
+        except KubeApiError as error:
             raise self._with_remedy(error) from None
 
     async def close(self) -> None:
         """Cut every connection."""
         await self._server.close()
 
-    def _with_remedy(self, error: ApiError) -> ApiError:
+    def _with_remedy(self, error: KubeApiError) -> KubeApiError:
         if error.cause is not ApiFailureCause.FORBIDDEN:
             return error
         remedy = f"grant list and watch on endpointslices (discovery.k8s.io) in namespace {self.namespace}"
-        return ApiError(error.status, error.reason, f"{error.message}; {remedy}")
+        return KubeApiError(error.status, error.reason, f"{error.message}; {remedy}")
 
 
 async def find_service(service: str, namespace: str | None, kubeconfig: Path | None) -> ServiceSlices:

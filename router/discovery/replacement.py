@@ -7,7 +7,7 @@ from typing import Any
 
 from router.core.worker_state import Intake
 from router.discovery.endpointslices import discovered_workers, read_slice
-from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.reflector import Collection
 
 
@@ -27,7 +27,7 @@ class Replacement:
         """
         try:
             found = await self._slices.list()
-        except ApiError as failure:
+        except KubeApiError as failure:
             if failure.cause in (ApiFailureCause.FORBIDDEN, ApiFailureCause.UNAUTHORIZED):
                 raise PermissionError(str(failure)) from None
             raise OSError(str(failure)) from None

@@ -16,7 +16,7 @@ from kubernetes.aio.client import ApiClient
 from kubernetes.aio.config import ConfigException
 
 from runtime.kube.credentials import Credentials
-from runtime.kube.errors import ApiError, ApiFailureCause, status_error
+from runtime.kube.errors import ApiFailureCause, KubeApiError, status_error
 from runtime.kube.listwatch import Watch
 from runtime.sockets import kept_alive
 
@@ -37,17 +37,17 @@ class WatchStream:
         self._until = asyncio.get_running_loop().time() + lasts
 
     async def next(self) -> object | None:
-        """The next event; None at the end. Raises `ApiError`."""
+        """The next event; None at the end. Raises `KubeApiError`."""
         try:
             async with asyncio.timeout_at(self._until):
                 line = await self._answer.content.readline()
         except TimeoutError:
             message = "the watch brought neither an event nor its end in time"
-            raise ApiError.of(ApiFailureCause.SILENT, message) from None
+            raise KubeApiError.of(ApiFailureCause.SILENT, message) from None
         except _BROKEN as error:
-            raise ApiError.of(ApiFailureCause.CUT, f"the watch broke off: {error!r:.200}") from None
+            raise KubeApiError.of(ApiFailureCause.CUT, f"the watch broke off: {error!r:.200}") from None
         except ValueError as error:
-            raise ApiError.of(ApiFailureCause.MALFORMED, f"an event is too long: {error!r:.200}") from None
+            raise KubeApiError.of(ApiFailureCause.MALFORMED, f"an event is too long: {error!r:.200}") from None
         return parse_json(line) if line else None
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class ApiServer:
         body: Mapping[str, Any] | None = None,
         content_type: str = JSON,
     ) -> bytes:
-        """The body of an answer of success. Raises `ApiError`."""
+        """The body of an answer of success. Raises `KubeApiError`."""
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await self._send(method, path, query, body, content_type)
@@ -122,15 +122,15 @@ class ApiServer:
         body: Mapping[str, Any] | None = None,
         content_type: str = JSON,
     ) -> dict[str, Any]:
-        """The JSON object that an answer of success holds. Raises `ApiError`."""
+        """The JSON object that an answer of success holds. Raises `KubeApiError`."""
         found = parse_json(await self.request(method, path, query, body, content_type))
         if type(found) is not dict:
             message = f"{self.url}{path} answered something that is no JSON object"
-            raise ApiError.of(ApiFailureCause.MALFORMED, message)
+            raise KubeApiError.of(ApiFailureCause.MALFORMED, message)
         return found
 
     async def watch(self, path: str, watch: Watch, slack: float, query: Mapping[str, str] | None = None) -> WatchStream:
-        """Open a watch that fails if it outlasts its time by `slack` seconds. Raises `ApiError`."""
+        """Open a watch that fails if it outlasts its time by `slack` seconds. Raises `KubeApiError`."""
         asked = {
             **(query or {}),
             "watch": "true",
@@ -163,30 +163,30 @@ class ApiServer:
             )
         except (ConfigException, OSError) as error:
             message = f"the service account's token cannot be read: {error}"
-            raise ApiError.of(ApiFailureCause.UNAUTHORIZED, message) from None
+            raise KubeApiError.of(ApiFailureCause.UNAUTHORIZED, message) from None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
         answer = await self._client.call_api(method, url, headers, sent, _request_timeout=timeout)
         response: aiohttp.ClientResponse = answer.response
         return response
 
-    def _unreachable(self, error: Exception) -> ApiError:
+    def _unreachable(self, error: Exception) -> KubeApiError:
         if isinstance(error, TimeoutError):
             why = f"{self.url} did not answer within {self._timeout:g} s"
         else:
             why = f"{self.url}: {str(error) or repr(error):.300}"
-        return ApiError.of(ApiFailureCause.CONNECT, f"the API server cannot be reached: {why}")
+        return KubeApiError.of(ApiFailureCause.CONNECT, f"the API server cannot be reached: {why}")
 
 
 def parse_json(data: bytes) -> object:
-    """Raises `ApiError`."""
+    """Raises `KubeApiError`."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
         message = f"the API server sent what is no JSON: {error}"
-        raise ApiError.of(ApiFailureCause.MALFORMED, message) from None
+        raise KubeApiError.of(ApiFailureCause.MALFORMED, message) from None
 
 
-def _refusal(answer: aiohttp.ClientResponse, data: bytes) -> ApiError:
+def _refusal(answer: aiohttp.ClientResponse, data: bytes) -> KubeApiError:
     try:
         status = orjson.loads(data)
     except orjson.JSONDecodeError:

@@ -51,7 +51,7 @@ _ILL_TYPED = "failed to create typed patch object"
 """A manifest that does not fit its kind's schema is an error of the server's own to server-side apply."""
 
 
-class ApiError(Exception):
+class KubeApiError(Exception):
     """A request to the API server, or a watch, failed.
 
     `status` is that of HTTP, 0 where there was no answer; `reason` and `message` are those of the answer's Status
@@ -77,7 +77,7 @@ class ApiError(Exception):
         self.cause = cause
 
     @classmethod
-    def of(cls, cause: ApiFailureCause, message: str) -> ApiError:
+    def of(cls, cause: ApiFailureCause, message: str) -> KubeApiError:
         """A failure without an answer, or after it."""
         return cls(0, cause.name.capitalize(), message, cause=cause)
 
@@ -93,13 +93,13 @@ class ApiError(Exception):
         return self.status == 500 or not self.passing
 
 
-def status_error(code: int, retry_after: str, status: object) -> ApiError:
+def status_error(code: int, retry_after: str, status: object) -> KubeApiError:
     """What an answer without success means. `retry_after` is its header, `status` the Status object in its body, or
     whatever is there instead."""
     said = status if isinstance(status, Mapping) else {}
     text = status.decode(errors="replace").strip() if isinstance(status, bytes) else ""
     message = str(said.get("message") or text or "no reason is given")[:500]
-    error = ApiError(code, str(said.get("reason") or ""), message)
+    error = KubeApiError(code, str(said.get("reason") or ""), message)
     if error.cause in _SAYS_WHEN:
         details = said.get("details")
         seconds = details.get("retryAfterSeconds") if isinstance(details, Mapping) else None
@@ -109,7 +109,7 @@ def status_error(code: int, retry_after: str, status: object) -> ApiError:
     return error
 
 
-def error_event(status: Mapping[str, object]) -> ApiError:
+def error_event(status: Mapping[str, object]) -> KubeApiError:
     """What the object of an ERROR event means."""
     code = status.get("code")
     error = status_error(code if isinstance(code, int) and code > 0 else 500, "", status)

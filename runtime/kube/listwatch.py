@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from runtime.backoff import Backoff
-from runtime.kube.errors import ApiError, ApiFailureCause, error_event
+from runtime.kube.errors import ApiFailureCause, KubeApiError, error_event
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class WatchEvent(NamedTuple):
 
 
 def watch_event(found: object) -> WatchEvent:
-    """What the API server sent. Raises `ApiError` for an ERROR and for what is no event."""
+    """What the API server sent. Raises `KubeApiError` for an ERROR and for what is no event."""
     try:
         kind, item = found["type"], found["object"]  # type: ignore[index]
         if kind == "ERROR":
@@ -89,12 +89,12 @@ def watch_event(found: object) -> WatchEvent:
     except _NO_SENSE as error:
         raise _no_event(error) from None
     if kind not in _PRESENT and kind not in ("DELETED", "BOOKMARK"):
-        raise ApiError.of(ApiFailureCause.MALFORMED, f"the API server sent an event of type {kind!r:.50}")
+        raise KubeApiError.of(ApiFailureCause.MALFORMED, f"the API server sent an event of type {kind!r:.50}")
     return change
 
 
-def _no_event(error: Exception) -> ApiError:
-    return ApiError.of(ApiFailureCause.MALFORMED, f"the API server's event makes no sense: {error!r:.200}")
+def _no_event(error: Exception) -> KubeApiError:
+    return KubeApiError.of(ApiFailureCause.MALFORMED, f"the API server's event makes no sense: {error!r:.200}")
 
 
 def _key(metadata: Mapping[str, Any]) -> Key:
@@ -128,7 +128,7 @@ class ListWatch(Generic[T]):
         """When the API server last showed that `objects` is right."""
         self.streak = 0
         """Failures since a watch last worked."""
-        self.failure: ApiError | None = None
+        self.failure: KubeApiError | None = None
         """The last of them."""
         self.failures: Counter[str] = Counter()
         self.relists: Counter[str] = Counter()
@@ -147,13 +147,13 @@ class ListWatch(Generic[T]):
     # --- what came --------------------------------------------------------------------------------------
 
     def listed(self, found: object, now: float) -> None:
-        """The answer to a list. Raises `ApiError` if it is none; then nothing changed."""
+        """The answer to a list. Raises `KubeApiError` if it is none; then nothing changed."""
         try:
             version = found["metadata"]["resourceVersion"]  # type: ignore[index]
             objects = {_key(item["metadata"]): self._read(item) for item in found["items"] or ()}  # type: ignore[index]
         except _NO_SENSE as error:
             message = f"the API server's list makes no sense: {error!r:.200}"
-            raise ApiError.of(ApiFailureCause.MALFORMED, message) from None
+            raise KubeApiError.of(ApiFailureCause.MALFORMED, message) from None
         if self._relist is not None:
             self.relists[self._relist.value] += 1
             self._relist = None
@@ -168,7 +168,7 @@ class ListWatch(Generic[T]):
         self._opened_at = self.confirmed_at = now
 
     def event(self, found: object, now: float) -> None:
-        """One event of the watch. Raises `ApiError` for an ERROR and for what is no event; then nothing changed."""
+        """One event of the watch. Raises `KubeApiError` for an ERROR and for what is no event; then nothing changed."""
         change = watch_event(found)
         if self.objects is None:
             raise RuntimeError("a watch follows a list")
@@ -190,14 +190,14 @@ class ListWatch(Generic[T]):
         self.failure = None
 
     def ended(self, now: float) -> None:
-        """The watch ended as it should. Raises `ApiError` if it has hardly begun."""
+        """The watch ended as it should. Raises `KubeApiError` if it has hardly begun."""
         lasted = now - self._opened_at
         if lasted < self.policy.settled:
-            raise ApiError.of(ApiFailureCause.CUT, f"the API server ended the watch after {lasted:.1f} s")
+            raise KubeApiError.of(ApiFailureCause.CUT, f"the API server ended the watch after {lasted:.1f} s")
         self.settled()
         self.confirmed_at = now
 
-    def failed(self, failure: ApiError, now: float) -> float:
+    def failed(self, failure: KubeApiError, now: float) -> float:
         """A list or a watch failed. Seconds to wait before what `next` says."""
         self.streak += 1
         self.failure = failure

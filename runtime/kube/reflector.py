@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Key, ListWatch, ListWatchPolicy, Watch
 
 T = TypeVar("T")
@@ -16,7 +16,7 @@ class EventStream(Protocol):
     """An open watch."""
 
     async def next(self) -> object | None:
-        """The next event; None at the end. Raises `ApiError`."""
+        """The next event; None at the end. Raises `KubeApiError`."""
 
     def close(self) -> None:
         """Cut it. Idempotent."""
@@ -26,10 +26,10 @@ class Collection(Protocol):
     """One collection of objects at an API server."""
 
     async def list(self) -> object:
-        """The answer to a list. Raises `ApiError`."""
+        """The answer to a list. Raises `KubeApiError`."""
 
     async def watch(self, watch: Watch, slack: float) -> EventStream:
-        """Open a watch that fails if it outlasts its time by `slack` seconds. Raises `ApiError`."""
+        """Open a watch that fails if it outlasts its time by `slack` seconds. Raises `KubeApiError`."""
 
     async def close(self) -> None:
         """Cut every connection."""
@@ -49,7 +49,7 @@ class Reflector(Generic[T]):
         policy: ListWatchPolicy | None,
         chance: Callable[[], float],
         clock: Callable[[], float],
-        on_failure: Callable[[ApiError], None],
+        on_failure: Callable[[KubeApiError], None],
         on_settled: Callable[[], None],
     ) -> None:
         self.state = ListWatch(read, chance, policy)
@@ -67,10 +67,10 @@ class Reflector(Generic[T]):
             while True:
                 try:
                     await self._step()
-                except ApiError as failure:
+                except KubeApiError as failure:
                     await self._failed(failure)
                 except Exception as error:  # noqa: BLE001  # a copy that nobody keeps up to date is noticed too late
-                    await self._failed(ApiError.of(ApiFailureCause.UNEXPECTED, repr(error)))
+                    await self._failed(KubeApiError.of(ApiFailureCause.UNEXPECTED, repr(error)))
                 if self.state.objects is not None and self.state.revision != told:
                     told = self.state.revision
                     yield self.state.objects
@@ -79,7 +79,7 @@ class Reflector(Generic[T]):
             await self._collection.close()
 
     async def _step(self) -> None:
-        """Ask, or take in, one thing. Raises `ApiError`."""
+        """Ask, or take in, one thing. Raises `KubeApiError`."""
         state = self.state
         if self._stream is not None:
             found = await self._stream.next()
@@ -98,7 +98,7 @@ class Reflector(Generic[T]):
         state.opened(self._clock())
         self._settling = asyncio.get_running_loop().call_later(state.policy.settled, self._settled)
 
-    async def _failed(self, failure: ApiError) -> None:
+    async def _failed(self, failure: KubeApiError) -> None:
         self._hang_up()
         wait = self.state.failed(failure, self._clock())
         self._on_failure(failure)

@@ -16,7 +16,7 @@ from controller.kube.kinds import DEPLOYMENT, KVCLUSTER, Kind
 from controller.metrics import Metrics
 from controller.operator import WATCHED, Operator
 from controller.reconcile.inventory import Inventory, Key
-from runtime.kube.errors import ApiError
+from runtime.kube.errors import KubeApiError
 from runtime.kube.listwatch import Watch
 
 pytestmark = pytest.mark.looptime
@@ -33,7 +33,7 @@ class Lists:
         self.asked.append(kind)
         if self._failures:
             self._failures -= 1
-            raise ApiError(503, "ServiceUnavailable", "not yet")
+            raise KubeApiError(503, "ServiceUnavailable", "not yet")
         metadata = {"name": "rag", "namespace": "ns", "uid": "u", "resourceVersion": "1"}
         return ([{"metadata": metadata}] if kind == KVCLUSTER else []), "5"
 

@@ -15,7 +15,7 @@ import pytest
 
 from controller.kube.kinds import Kind
 from controller.kube.liveness import PERIOD, SLACK, WatchLiveness
-from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Watch
 
 pytestmark = pytest.mark.looptime
@@ -32,7 +32,7 @@ class Stream:
     async def next(self) -> object | None:
         if self._events is None:
             await asyncio.sleep(self._seconds + self._slack)
-            raise ApiError.of(ApiFailureCause.SILENT, "nothing came")
+            raise KubeApiError.of(ApiFailureCause.SILENT, "nothing came")
         if self._events:
             return self._events.pop(0)
         await asyncio.sleep(self._seconds)
@@ -46,7 +46,7 @@ class Server:
     """What each watch brings, in turn; then watches without events. `lasting`: whether they last as long as is asked
     for."""
 
-    def __init__(self, *watches: list[dict[str, Any]] | ApiError | None, lasting: bool = True) -> None:
+    def __init__(self, *watches: list[dict[str, Any]] | KubeApiError | None, lasting: bool = True) -> None:
         self.asked: list[tuple[str, int]] = []
         self._lasting = lasting
         self._watches = list(watches)
@@ -54,7 +54,7 @@ class Server:
     async def watch(self, kind: Kind, namespace: str | None, watch: Watch, slack: float) -> Stream:
         self.asked.append((watch.version, watch.seconds))
         events = self._watches.pop(0) if self._watches else []
-        if isinstance(events, ApiError):
+        if isinstance(events, KubeApiError):
             raise events
         return Stream(events, watch.seconds if self._lasting else 0, slack)
 
@@ -102,13 +102,13 @@ async def test_a_watch_whose_end_does_not_come_breaks_all_connections():
 
 
 async def test_a_position_that_is_no_longer_kept_means_to_begin_anew():
-    server = Server([told("BOOKMARK", 9)], ApiError(410, "Expired", "too old"))
+    server = Server([told("BOOKMARK", 9)], KubeApiError(410, "Expired", "too old"))
     assert (await watched(server, 2 * PERIOD))[0] == []
     assert [version for version, _ in server.asked] == ["0", "9", "0"]
 
 
 async def test_a_server_that_refuses_is_not_asked_in_a_hurry():
-    server = Server(*[ApiError(0, "Unreachable", "no")] * 20)
+    server = Server(*[KubeApiError(0, "Unreachable", "no")] * 20)
     assert (await watched(server, 10))[0] == [], "there is nothing to break where nothing is connected"
     assert len(server.asked) <= 10
 

@@ -32,7 +32,7 @@ from router.sync.fleet_sync import FleetSync
 from router.sync.liveness import Ticker
 from router.upstream.in_flight import InFlight, UpstreamTimeouts
 from router.upstream.pool import ConnectionPool
-from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Watch
 from runtime.kube.reflector import EventStream
 from tests.rounds import CountingLoop, run
@@ -210,11 +210,11 @@ class Away:
         self.calls += 1
         if self._watches:
             return {"kind": "EndpointSliceList", "metadata": {"resourceVersion": "1"}, "items": []}
-        raise ApiError.of(self._failure, "away")
+        raise KubeApiError.of(self._failure, "away")
 
     async def watch(self, watch: Watch, slack: float) -> EventStream:
         self.calls += 1
-        raise ApiError.of(self._failure, "away")
+        raise KubeApiError.of(self._failure, "away")
 
     async def close(self) -> None:
         return None

@@ -9,7 +9,7 @@ import pytest
 
 from controller.reconcile.events import MAX_PENDING, EventRecorder
 from controller.status.transitions import EventNote
-from runtime.kube.errors import ApiError
+from runtime.kube.errors import KubeApiError
 
 KEY = ("ns", "rag")
 BODY = {
@@ -22,7 +22,7 @@ BODY = {
 class Server:
     """Takes events by name; `failures` are what it answers first, having taken the event where `takes` says so."""
 
-    def __init__(self, *failures: ApiError, takes: bool = False) -> None:
+    def __init__(self, *failures: KubeApiError, takes: bool = False) -> None:
         self.events: dict[str, dict[str, Any]] = {}
         self._failures = list(failures)
         self._takes = takes
@@ -31,7 +31,7 @@ class Server:
         assert path == "/api/v1/namespaces/ns/events"
         name = manifest["metadata"]["name"]
         if name in self.events:
-            raise ApiError(409, "AlreadyExists", "it exists")
+            raise KubeApiError(409, "AlreadyExists", "it exists")
         if self._failures:
             if self._takes:
                 self.events[name] = manifest
@@ -53,10 +53,10 @@ def note(reason: str) -> EventNote:
 
 @pytest.mark.parametrize("takes", [False, True], ids=["not taken", "taken, though the answer was lost"])
 async def test_a_failed_post_is_made_up_for(takes: bool):
-    server = Server(ApiError(503, "ServiceUnavailable", "not now"), takes=takes)
+    server = Server(KubeApiError(503, "ServiceUnavailable", "not now"), takes=takes)
     events = recorder(server)
     events.record(BODY, [note("Serving"), note("AllReady")])
-    with pytest.raises(ApiError):
+    with pytest.raises(KubeApiError):
         await events.flush(KEY)
     await events.flush(KEY)
     assert server.reasons == ["Serving", "AllReady"]
@@ -65,7 +65,7 @@ async def test_a_failed_post_is_made_up_for(takes: bool):
 
 
 async def test_an_event_that_is_refused_for_good_holds_up_no_other():
-    server = Server(ApiError(403, "Forbidden", "the namespace is being terminated"))
+    server = Server(KubeApiError(403, "Forbidden", "the namespace is being terminated"))
     events = recorder(server)
     events.record(BODY, [note("Serving"), note("AllReady")])
     await events.flush(KEY)
@@ -73,10 +73,10 @@ async def test_an_event_that_is_refused_for_good_holds_up_no_other():
 
 
 async def test_a_cluster_that_is_gone_is_not_spoken_of():
-    server = Server(ApiError(500, "InternalError", "no"))
+    server = Server(KubeApiError(500, "InternalError", "no"))
     events = recorder(server)
     events.record(BODY, [note("Serving")])
-    with pytest.raises(ApiError):
+    with pytest.raises(KubeApiError):
         await events.flush(KEY)
     events.forget(KEY)
     await events.flush(KEY)

@@ -16,7 +16,7 @@ from controller.reconcile.inventory import Inventory, Ref
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED, RECHECK, Reconciler
 from controller.status.observed import RouterAnswers
 from controller.status.report import RouterReport
-from runtime.kube.errors import ApiError
+from runtime.kube.errors import KubeApiError
 
 KEY = ("ns", "rag")
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -212,7 +212,7 @@ async def test_nothing_more_is_told_of_a_cluster_that_is_gone(monkeypatch: pytes
     world = World()
 
     async def fail(path: str, manifest: Object) -> None:
-        raise ApiError(503, "No", "not now")
+        raise KubeApiError(503, "No", "not now")
 
     monkeypatch.setattr(world.server, "create", fail)
     with pytest.raises(Exception, match="not now"):
@@ -232,7 +232,7 @@ async def test_a_server_that_fails_is_tried_again(status: int, monkeypatch: pyte
     world = World()
 
     async def fail(*_: Any, **__: Any) -> None:
-        raise ApiError(status, "No", "not now")
+        raise KubeApiError(status, "No", "not now")
 
     monkeypatch.setattr(world.server, "apply", fail)
     with pytest.raises(Exception, match="not now"):

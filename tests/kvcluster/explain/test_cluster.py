@@ -18,7 +18,7 @@ from controller.api.crd import crd
 from controller.status.compute import selector
 from kvcluster.commands.explain import ExplainOptions, read_page
 from kvcluster.explain.gather import NotFoundError
-from runtime.kube.errors import ApiError
+from runtime.kube.errors import KubeApiError
 from tests.controller.status.support import waiting
 from tests.kube.apiserver import FakeApiServer
 from tests.kube.kubelet.network import Loopback
@@ -166,7 +166,7 @@ async def test_what_a_user_may_not_read_is_said(populated, tmp_path: Path):
     assert "events could not be read: 403" in found.unread[0]
     assert len(found.conditions) == 6
     bob = populated.api.kubeconfig(tmp_path / "bob", user="system:serviceaccount:ns:bob", namespace="ns")
-    with pytest.raises(ApiError, match="403"):
+    with pytest.raises(KubeApiError, match="403"):
         await read_page("rag", ExplainOptions(kubeconfig=bob))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.discovery.replacement import Replacement
-from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Watch
 from runtime.kube.reflector import EventStream
 
@@ -17,7 +17,7 @@ class Failing:
         self.cause = cause
 
     async def list(self) -> object:
-        raise ApiError.of(self.cause, "no")
+        raise KubeApiError.of(self.cause, "no")
 
     async def watch(self, watch: Watch, slack: float) -> EventStream:
         raise NotImplementedError

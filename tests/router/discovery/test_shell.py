@@ -13,7 +13,7 @@ import pytest
 
 from router.discovery.discovered import DiscoveredWorkers
 from router.discovery.kubernetes import KubernetesDiscovery
-from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Watch
 from tests.router.discovery.slices import endpoint, endpoint_slice
 from tests.runtime.kube.objects import bookmark, event, listing
@@ -46,9 +46,9 @@ class Stream:
                 found = await self.events.get()
         except TimeoutError:
             if self.silent:
-                raise ApiError.of(ApiFailureCause.SILENT, "silence") from None
+                raise KubeApiError.of(ApiFailureCause.SILENT, "silence") from None
             return None
-        if isinstance(found, ApiError):
+        if isinstance(found, KubeApiError):
             raise found
         return found
 
@@ -64,8 +64,8 @@ class Api:
     namespace: str = "ns"
     service: str = "workers"
     version: int = 1
-    down: ApiError | None = None
-    watch_fails: ApiError | None = None
+    down: KubeApiError | None = None
+    watch_fails: KubeApiError | None = None
     silent: bool = False
     lists: list[float] = field(default_factory=list)
     watches: list[tuple[float, str]] = field(default_factory=list)
@@ -178,8 +178,8 @@ async def test_an_api_server_that_is_away_is_said_twice_and_its_return_once(capl
     caplog.set_level(logging.INFO)
     api = Api([ONE])
     async with following(api) as (discovery, told):
-        refused = api.down = ApiError.of(ApiFailureCause.CONNECT, "connection refused")
-        api.send(ApiError.of(ApiFailureCause.CUT, "reset"))
+        refused = api.down = KubeApiError.of(ApiFailureCause.CONNECT, "connection refused")
+        api.send(KubeApiError.of(ApiFailureCause.CUT, "reset"))
         await asyncio.sleep(59.0)
         assert discovery.status().healthy
         assert discovery.status().error == "connection refused"
@@ -203,7 +203,7 @@ async def test_an_api_server_that_is_away_is_said_twice_and_its_return_once(capl
 
 
 async def test_a_router_that_may_list_but_not_watch_lists_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    api = Api([ONE], watch_fails=ApiError.of(ApiFailureCause.FORBIDDEN, "may not watch"))
+    api = Api([ONE], watch_fails=KubeApiError.of(ApiFailureCause.FORBIDDEN, "may not watch"))
     async with following(api) as (discovery, told):
         await asyncio.sleep(100.0)
         api.slices.append(TWO)
@@ -216,7 +216,7 @@ async def test_a_router_that_may_list_but_not_watch_lists_and_says_so(caplog: py
 
 
 async def test_before_the_first_list_nothing_is_known(caplog: pytest.LogCaptureFixture) -> None:
-    api = Api([ONE], down=ApiError.of(ApiFailureCause.FORBIDDEN, "may not list"))
+    api = Api([ONE], down=KubeApiError.of(ApiFailureCause.FORBIDDEN, "may not list"))
     async with following(api) as (discovery, told):
         await asyncio.sleep(100.0)
         status = discovery.status()
@@ -233,8 +233,8 @@ async def test_before_the_first_list_nothing_is_known(caplog: pytest.LogCaptureF
 async def test_an_api_server_that_asks_for_patience_gets_it() -> None:
     api = Api([ONE])
     async with following(api) as (discovery, _):
-        api.down = ApiError(429, "TooManyRequests", "later", 20.0)
-        api.send(ApiError.of(ApiFailureCause.CUT, "reset"))
+        api.down = KubeApiError(429, "TooManyRequests", "later", 20.0)
+        api.send(KubeApiError.of(ApiFailureCause.CUT, "reset"))
         await asyncio.sleep(15.0)
         assert [len(api.lists), len(api.watches)] == [1, 2]
         await asyncio.sleep(10.0)
@@ -246,7 +246,7 @@ async def test_a_single_cut_is_not_worth_a_line(caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.INFO)
     api = Api([ONE])
     async with following(api) as (discovery, _):
-        api.send(ApiError.of(ApiFailureCause.CUT, "reset"))
+        api.send(KubeApiError.of(ApiFailureCause.CUT, "reset"))
         await asyncio.sleep(5.0)
         assert discovery.status().error == ""
         assert logged(caplog) == ["workers_listed"]
@@ -256,7 +256,7 @@ async def test_a_single_cut_is_not_worth_a_line(caplog: pytest.LogCaptureFixture
 async def test_expired_positions_list_again_at_once_but_not_in_a_hot_loop() -> None:
     api = Api([ONE])
     async with following(api) as (discovery, told):
-        gone = ApiError.of(ApiFailureCause.EXPIRED, "410")
+        gone = KubeApiError.of(ApiFailureCause.EXPIRED, "410")
         api.slices, api.version = [TWO], 9
         api.send(gone)
         await asyncio.sleep(0.01)

@@ -17,7 +17,7 @@ import pytest
 
 from runtime.kube.client import Address, ApiServer
 from runtime.kube.credentials import find_credentials
-from runtime.kube.errors import ApiError, ApiFailureCause
+from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Watch
 from runtime.sockets import kept_alive
 from tests.router.discovery.scripted import ScriptedApi
@@ -92,7 +92,7 @@ async def test_a_refusal_is_one_typed_error(
 ) -> None:
     api.refusals = [answer] * 2
     for asking in (server.request("GET", SLICES), server.watch(SLICES, Watch("0", 1), 1.0)):
-        with pytest.raises(ApiError) as raised:
+        with pytest.raises(KubeApiError) as raised:
             await asking
         error = raised.value
         assert (error.status, error.message, error.cause, error.retry_after) == (answer[0], "no", cause, retry_after)
@@ -101,14 +101,14 @@ async def test_a_refusal_is_one_typed_error(
 
 async def test_an_answer_that_is_no_object_is_malformed(api: ScriptedApi, server: ApiServer) -> None:
     api.refusals = [(200, ["a list"], "")]
-    with pytest.raises(ApiError, match="no JSON object") as raised:
+    with pytest.raises(KubeApiError, match="no JSON object") as raised:
         await server.request_object("GET", SLICES)
     assert (raised.value.status, raised.value.cause) == (0, ApiFailureCause.MALFORMED)
 
 
 async def test_a_server_that_is_not_there_is_named(api: ScriptedApi, server: ApiServer) -> None:
     await api.stop()
-    with pytest.raises(ApiError, match=f"the API server cannot be reached: {api.url}") as raised:
+    with pytest.raises(KubeApiError, match=f"the API server cannot be reached: {api.url}") as raised:
         await server.request("GET", SLICES)
     assert (raised.value.status, raised.value.cause) == (0, ApiFailureCause.CONNECT)
     await api.start()
@@ -119,7 +119,7 @@ async def test_a_server_that_does_not_answer_in_time_is_as_good_as_away(api: Scr
     found = await find_credentials(api.kubeconfig(tmp_path / "kubeconfig"))
     async with ApiServer(found, "a-test", timeout=0.05) as server:
         for asking in (server.request("GET", SLICES), server.watch(SLICES, Watch("0", 1), 1.0)):
-            with pytest.raises(ApiError, match=r"did not answer within 0\.05 s") as raised:
+            with pytest.raises(KubeApiError, match=r"did not answer within 0\.05 s") as raised:
                 await asking
             assert raised.value.cause is ApiFailureCause.CONNECT
 
@@ -135,7 +135,7 @@ async def test_a_watch_brings_events_until_it_ends(api: ScriptedApi, server: Api
 async def test_a_watch_that_is_cut(api: ScriptedApi, server: ApiServer) -> None:
     stream = await server.watch(SLICES, Watch("0", 10), 1.0)
     api.drop_feeds()
-    with pytest.raises(ApiError) as raised:
+    with pytest.raises(KubeApiError) as raised:
         await stream.next()
     assert raised.value.cause is ApiFailureCause.CUT
     stream.close()
@@ -143,7 +143,7 @@ async def test_a_watch_that_is_cut(api: ScriptedApi, server: ApiServer) -> None:
 
 async def test_a_watch_that_outlasts_its_time_is_silent(server: ApiServer) -> None:
     stream = await server.watch(SLICES, Watch("0", 0), 0.01)
-    with pytest.raises(ApiError) as raised:
+    with pytest.raises(KubeApiError) as raised:
         await stream.next()
     assert raised.value.cause is ApiFailureCause.SILENT
     stream.close()

@@ -19,7 +19,7 @@ from kubernetes.aio.config import incluster_config
 from runtime.kube import credentials
 from runtime.kube.client import ApiServer
 from runtime.kube.credentials import find_credentials
-from runtime.kube.errors import ApiError, ApiFailureCause, NoClusterError
+from runtime.kube.errors import ApiFailureCause, KubeApiError, NoClusterError
 from tests.router.discovery.scripted import ScriptedApi
 
 
@@ -132,7 +132,7 @@ async def test_in_a_pod_the_service_account_is_used_and_its_token_read_again(
         assert api.tokens == ["bearer first", "bearer first", "bearer second"]
         (pod / "token").unlink()
         now[0] += datetime.timedelta(minutes=1)
-        with pytest.raises(ApiError, match="token") as raised:
+        with pytest.raises(KubeApiError, match="token") as raised:
             await server.request("GET", "/x")
         assert raised.value.cause is ApiFailureCause.UNAUTHORIZED
     await api.stop()

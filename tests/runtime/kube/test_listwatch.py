@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.kube.errors import ApiError, ApiFailureCause, status_error
+from runtime.kube.errors import ApiFailureCause, KubeApiError, status_error
 from runtime.kube.listwatch import ListWatch, ListWatchPolicy, Watch
 from tests.runtime.kube.objects import bookmark, event, item, listing, status
 
@@ -105,7 +105,7 @@ def test_the_list_is_read_again_every_five_minutes_so_that_a_lost_deletion_heals
         status_error(410, "", None),
     ],
 )
-def test_410_lists_again_at_once_and_keeps_the_objects_meanwhile(gone: ApiError) -> None:
+def test_410_lists_again_at_once_and_keeps_the_objects_meanwhile(gone: KubeApiError) -> None:
     state = listed(ONE)
     assert state.failed(gone, 5.0) == 0.0
     assert state.next(5.0) is None
@@ -119,14 +119,14 @@ def test_410_lists_again_at_once_and_keeps_the_objects_meanwhile(gone: ApiError)
 
 def test_410_as_an_event_is_the_same() -> None:
     state = listed(ONE)
-    with pytest.raises(ApiError) as raised:
+    with pytest.raises(KubeApiError) as raised:
         state.event({"type": "ERROR", "object": status(410, "Expired")}, 1.0)
     assert raised.value.cause is ApiFailureCause.EXPIRED
 
 
 def test_another_error_event_is_a_failure() -> None:
     state = listed(ONE)
-    with pytest.raises(ApiError, match="etcd") as raised:
+    with pytest.raises(KubeApiError, match="etcd") as raised:
         state.event({"type": "ERROR", "object": status(500, "", "etcd is away", retryAfterSeconds=3)}, 1.0)
     assert raised.value.cause is ApiFailureCause.ERROR_EVENT
     assert raised.value.retry_after == 3.0
@@ -134,10 +134,10 @@ def test_another_error_event_is_a_failure() -> None:
 
 def test_a_cut_watch_is_resumed_and_after_a_second_failure_the_list_is_read_again() -> None:
     state = listed(ONE)
-    cut = ApiError.of(ApiFailureCause.CUT, "reset")
+    cut = KubeApiError.of(ApiFailureCause.CUT, "reset")
     assert 0.1 <= state.failed(cut, 1.0) <= 0.2
     assert state.next(1.2) == Watch("1", 12)
-    assert 0.2 <= state.failed(ApiError.of(ApiFailureCause.CONNECT, "refused"), 1.3) <= 0.4
+    assert 0.2 <= state.failed(KubeApiError.of(ApiFailureCause.CONNECT, "refused"), 1.3) <= 0.4
     assert state.next(1.6) is None
     state.listed(listing(version=5), 1.6)
     assert state.relists == {"failures": 1}
@@ -146,7 +146,7 @@ def test_a_cut_watch_is_resumed_and_after_a_second_failure_the_list_is_read_agai
 
 def test_waits_double_up_to_a_cap_and_begin_anew_once_a_watch_has_worked() -> None:
     state = listed(ONE)
-    refused = ApiError.of(ApiFailureCause.CONNECT, "refused")
+    refused = KubeApiError.of(ApiFailureCause.CONNECT, "refused")
     waits = [state.failed(refused, 1.0) for _ in range(40)]
     assert waits[:3] == pytest.approx([0.15, 0.3, 0.6])
     assert max(waits) == pytest.approx(3.75)
@@ -188,7 +188,7 @@ def test_statuses(code: int, header: str, body: object, cause: ApiFailureCause, 
 @pytest.mark.parametrize("found", [None, [], {}, {"metadata": {}}, {"metadata": {"resourceVersion": "1"}}, "x", 5])
 def test_a_list_that_is_none_changes_nothing(found: object) -> None:
     state = listed(ONE)
-    with pytest.raises(ApiError) as raised:
+    with pytest.raises(KubeApiError) as raised:
         state.listed(found, 1.0)
     assert raised.value.cause is ApiFailureCause.MALFORMED
     assert values(state) == [1]
@@ -204,7 +204,7 @@ def test_a_list_that_is_none_changes_nothing(found: object) -> None:
 )  # fmt: skip
 def test_an_event_that_is_none_changes_nothing(found: object) -> None:
     state = listed(ONE)
-    with pytest.raises(ApiError):
+    with pytest.raises(KubeApiError):
         state.event(found, 1.0)
     assert values(state) == [1]
     assert state.next(1.0) == Watch("1", 12)
@@ -212,7 +212,7 @@ def test_an_event_that_is_none_changes_nothing(found: object) -> None:
 
 def test_a_watch_that_ends_at_once_is_a_failure() -> None:
     state = listed(ONE)
-    with pytest.raises(ApiError) as raised:
+    with pytest.raises(KubeApiError) as raised:
         state.ended(0.5)
     assert raised.value.cause is ApiFailureCause.CUT
 
@@ -300,7 +300,7 @@ class Client:
             self.state.event(found, self.now)
             self.position += 1
 
-    def fail(self, failure: ApiError) -> None:
+    def fail(self, failure: KubeApiError) -> None:
         self.position = None
         self.now += self.state.failed(failure, self.now)
 
@@ -324,7 +324,7 @@ def test_the_objects_are_those_of_the_server_in_the_end(steps: list[tuple[Any, .
                 if client.position == server.version:
                     client.state.event(bookmark(server.version), client.now)
             case "fail":
-                client.fail(ApiError.of(arguments[0], "a test"))
+                client.fail(KubeApiError.of(arguments[0], "a test"))
             case "end":
                 client.open()
                 client.now += 40.0
