@@ -28,6 +28,7 @@ from controller.reconcile.inventory import Inventory
 from kvcache.tokens.tokenizer import load_tokenizer
 from router.discovery.sources import StaticDiscovery
 from router.main import Router
+from router.server.paths import RESOURCES
 from router.settings import Settings as RouterSettings
 from tests.real_vllm.documents import PAGE, engine_flags
 from worker.agent.agent import Agent
@@ -281,6 +282,13 @@ async def test_every_endpoint_of_the_management_port_is_documented() -> None:
         method = re.search(r"`(GET|POST) ", cell)
         documented |= {(method[1], path) for path in re.findall(r"(/[\w/{}]+)", cell) if method is not None}
     assert documented == served
+
+
+def test_every_open_path_of_the_data_port_is_documented() -> None:
+    (row,) = re.findall(
+        r"^\| the rest of the inference APIs under `/v1/`:(.*)$", text_of(Path("docs/router.md")), re.MULTILINE
+    )
+    assert {*re.findall(r"`(\w+)`", row), "completions"} == RESOURCES
 
 
 # --- the pages about vLLM ---
