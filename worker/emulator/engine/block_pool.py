@@ -1,19 +1,19 @@
 """The blocks of one engine: which are free, which are cached, and which is evicted next (vLLM rules 5-11).
 
-Shape. A block is a number below `total`. What is known of it lies in parallel lists: `_refs` (sequences that use
-it), `_key` and `_parent` (None while it holds nothing that can be hit), `_next` and `_prev`. The last two form one
-circular doubly linked list, the free queue, whose sentinel is the number `total`. `_first` maps a key to the oldest
-block that holds it, `_more` to the later ones (rule 9: a recomputed block becomes a second one of the same key).
+Shape. A block is a number below `total`. Its properties are in parallel lists: `_refs` (the number of sequences that
+use it), `_key` and `_parent` (None while the block cannot be hit), `_next` and `_prev`. The last two form one circular
+doubly linked list, the free queue, whose sentinel is the number `total`. `_first` maps a key to the oldest block that
+holds it, `_duplicates` to the later ones (rule 9: a recomputed block becomes a second one with the same key).
 
-Invariant. A block is in the free queue if and only if no sequence uses it. From the left, where allocation takes
-them, the queue holds blocks without a key and then cached ones in the order in which they were let go, of one
-sequence the last block first. A sequence that is hit takes all its ancestors out of the queue and returns them after
-itself, so a cached block always has a cached parent: the cache is prefix-closed.
+Invariant. A block is in the free queue if and only if no sequence uses it. Allocation takes blocks from the left. From
+there the queue holds blocks without a key, and then cached ones in the order of their release; of one sequence the last
+block comes first. A sequence that hits a block takes all its ancestors out of the queue and returns them after it, so a
+cached block always has a cached parent: the cache is prefix-closed.
 
-Rejected: an OrderedDict as free queue. It is as fast a block, but the common operations work on runs of hundreds of
-blocks, where the lists touch each link once and skip hashing, and a dictionary of 50,000 entries now and then stops
-for a rehash. Also rejected: an object a block (what vLLM has), which the garbage collector would walk; numbers and
-bytes it never visits. Every operation here is O(1) a block, whatever the size of the cache.
+Rejected: an OrderedDict as the free queue. It is as fast for one block. But the common operations work on runs of
+hundreds of blocks, for which the lists touch each link once and hash nothing, and a dictionary of 50,000 entries stops
+for a rehash now and then. Also rejected: an object for each block, as in vLLM. The garbage collector would visit the
+objects; it never visits numbers and bytes. Every operation here is O(1) for each block, whatever the size of the cache.
 """
 
 from __future__ import annotations
@@ -26,15 +26,25 @@ from kvcache.keys import BlockKey
 
 
 class OutOfBlocksError(RuntimeError):
-    """More blocks were asked for than are free: the caller must look at `free` and preempt or wait first."""
+    """More blocks were asked for than are free. The caller must check `free` first, and preempt or wait."""
 
 
 class BlockPool:
     """`total` blocks, all free and empty at first. Not thread-safe; called by the scheduler alone."""
 
     __slots__ = (
-        "_events", "_first", "_key", "_more", "_next", "_parent", "_prev", "_refs", "_removed",
-        "free", "freed", "total",
+        "_duplicates",
+        "_events",
+        "_first",
+        "_key",
+        "_next",
+        "_parent",
+        "_prev",
+        "_refs",
+        "_removed",
+        "free",
+        "freed",
+        "total",
     )  # fmt: skip
 
     def __init__(self, total: int) -> None:
@@ -44,15 +54,15 @@ class BlockPool:
         self.free = total
         """Blocks that no sequence uses, cached or not."""
         self.freed = 0
-        """Blocks ever returned to the free queue: tells a waiting scheduler that looking again may be worth it."""
-        ids = list(range(total + 1))  # the lists share these numbers instead of holding their own
+        """Blocks ever returned to the free queue. A change tells a waiting scheduler that a new lookup may succeed."""
+        ids = list(range(total + 1))  # the lists share these int objects
         self._next = [*ids[1:], ids[0]]
         self._prev = [ids[total], *ids[:total]]
         self._refs = [0] * total
         self._key: list[BlockKey | None] = [None] * total
         self._parent: list[BlockKey | None] = [None] * total
         self._first: dict[BlockKey, int] = {}
-        self._more: dict[BlockKey, OrderedDict[int, None]] = {}
+        self._duplicates: dict[BlockKey, OrderedDict[int, None]] = {}
         self._events: list[Event] = []
         self._removed: list[BlockKey] = []
         """Evictions since the last event in `_events`."""
@@ -63,8 +73,8 @@ class BlockPool:
         return self._first.keys()
 
     def hits(self, keys: Iterable[BlockKey]) -> list[int]:
-        """The blocks of the longest cached run at the start of `keys`, which is not read further than one key past
-        the run. Nothing is taken: see `acquire`."""
+        """The blocks of the longest cached prefix of `keys`, which is read no further than one key past it. The blocks
+        are not acquired: see `acquire`."""
         first = self._first.get
         found: list[int] = []
         for key in keys:
@@ -75,12 +85,13 @@ class BlockPool:
         return found
 
     def in_use(self, blocks: Iterable[int]) -> int:
-        """How many of `blocks` some sequence uses: those cost no free block when they are acquired (rule 13)."""
+        """How many of `blocks` are in use: acquiring these takes no free block (rule 13)."""
         refs = self._refs
         return sum(1 for block in blocks if refs[block])
 
     def acquire(self, blocks: Iterable[int]) -> None:
-        """One more sequence uses these cached blocks; free ones leave the free queue (rule 10). No event."""
+        """Count one more sequence as a user of these cached blocks. Free ones leave the free queue (rule 10). No
+        event."""
         refs, nxt, prv = self._refs, self._next, self._prev
         for block in blocks:
             if not refs[block]:
@@ -91,7 +102,7 @@ class BlockPool:
             refs[block] += 1
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks from the left of the free queue for one sequence; what they held is evicted (rule 11).
+        """Take `count` blocks from the left of the free queue for one sequence, and evict what they hold (rule 11).
 
         Raises `OutOfBlocksError`, having taken none.
         """
@@ -113,22 +124,24 @@ class BlockPool:
         return taken
 
     def store(self, blocks: Sequence[int], keys: Sequence[BlockKey], parent: BlockKey | None) -> None:
-        """`blocks`, which the caller uses, are full and can be hit under `keys` from now on: a run of one sequence
-        that starts after the block named `parent` (None = at the start of a prompt)."""
+        """Make `blocks`, which the caller uses and which are full, available for hits under `keys`. They are
+        consecutive blocks of one sequence after the block with the key `parent` (None: from the start of the
+        prompt)."""
         first = self._first
         above = parent
         for block, key in zip(blocks, keys, strict=True):
             self._key[block] = key
             self._parent[block] = above
             if first.setdefault(key, block) != block:
-                self._more.setdefault(key, OrderedDict())[block] = None
+                self._duplicates.setdefault(key, OrderedDict())[block] = None
             above = key
         self._flush_removed()
         self._events.append(Stored(parent, tuple(keys)))
 
     def release(self, blocks: Sequence[int]) -> None:
-        """One sequence less uses `blocks`, given first block first. Blocks nobody uses any more enter the free queue
-        in reversed order: cached ones at the right, so the tail is evicted before the head, others at the left."""
+        """Count one sequence less as a user of `blocks`, given in the order of the sequence. Blocks without a user
+        enter the free queue in reverse: cached ones at the right, so the tail is evicted before the head, others at the
+        left."""
         refs, nxt, prv, key, end = self._refs, self._next, self._prev, self._key, self.total
         right = prv[end]
         freed = 0
@@ -156,37 +169,37 @@ class BlockPool:
         self.freed += freed
 
     def clear(self) -> bool:
-        """Forget every cached block. False, and nothing happens, while a sequence uses any."""
+        """Drop every cached block. False, with nothing done, while a sequence uses any block."""
         if self.free != self.total:
             return False
         self._key = [None] * self.total
         self._parent = [None] * self.total
         self._first.clear()
-        self._more.clear()
+        self._duplicates.clear()
         self._flush_removed()
         self._events.append(Cleared())
         return True
 
     def blocks(self) -> list[tuple[BlockKey, BlockKey | None]]:
-        """(key, parent key) of every cached block, parents first, a key once for each block that holds it."""
-        # A key has been in `_first` without a break since before its children came (the cache is prefix-closed),
-        # so the order of that dictionary puts parents first.
+        """(key, parent key) of every cached block, parents first. A key appears once for each block that holds it."""
+        # A key enters `_first` before its children and stays there as long as they do (the cache is prefix-closed),
+        # so parents come first in that dictionary.
         pairs = []
         for key, block in self._first.items():
             pair = (key, self._parent[block])
             pairs.append(pair)
-            if key in self._more:
-                pairs.extend([pair] * len(self._more[key]))
+            if key in self._duplicates:
+                pairs.extend([pair] * len(self._duplicates[key]))
         return pairs
 
     def take_events(self) -> list[Event]:
-        """What has changed since the last call, in order; evictions in a row come as one event."""
+        """The changes since the last call, in order. Consecutive evictions are one event."""
         self._flush_removed()
         events, self._events = self._events, []
         return events
 
     def _evict(self, block: int, key: BlockKey) -> None:
-        later = self._more.get(key)
+        later = self._duplicates.get(key)
         if later is None:
             del self._first[key]
         else:
@@ -195,7 +208,7 @@ class BlockPool:
             else:
                 del later[block]
             if not later:
-                del self._more[key]
+                del self._duplicates[key]
         self._key[block] = self._parent[block] = None
         self._removed.append(key)
 

@@ -1,4 +1,4 @@
-"""How one emulated engine is set up."""
+"""The configuration of one emulated engine."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 
 
 class EngineConfigError(ValueError):
-    """The settings of an engine contradict one another; the message says which to change."""
+    """The configuration contradicts itself; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Sizes and limits of one engine. Raises `EngineConfigError` for what vLLM refuses at start-up too."""
+    """Sizes and limits of one engine. Raises `EngineConfigError` for what vLLM also refuses at its start."""
 
     blocks: int
-    """Usable KV blocks: without the null block (vLLM rule 5)."""
+    """KV blocks, without the null block (vLLM rule 5)."""
     max_num_batched_tokens: int
-    """Tokens one step computes at most."""
+    """Tokens that one step computes at most."""
     max_num_seqs: int
-    """Sequences that run at once at most."""
+    """Sequences that run at the same time at most."""
     max_model_len: int
-    """Tokens of a prompt and its output together at most."""
+    """Longest prompt plus output, in tokens."""
     block_size: int = 16
-    """Tokens a block holds."""
+    """Tokens of one block."""
     eos_token_id: int | None = None
     enable_prefix_caching: bool = True
 

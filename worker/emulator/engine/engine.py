@@ -1,4 +1,4 @@
-"""One emulated engine, driven by whoever has a clock: real time in a worker, virtual time in a simulation."""
+"""One emulated engine. Its caller supplies the time: real time in a worker, virtual time in a simulation."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from worker.emulator.engine.scheduler import Scheduler, Step
 from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceState
 
 _FINISHED = SequenceState.FINISHED
-"""Reading an enum's attribute anew in every step would cost a step of one sequence 3 %."""
+"""Read once: an attribute of an enum is slow enough to show in a step of one sequence (3 % each)."""
 
 
 class Engine:
     """A continuous-batching engine in logical time.
 
-    Time is what the caller says: seconds of any monotonic origin. Steps have exact times: one begins when the last
-    has ended while there is work, or when work arrives at an idle engine. A caller who is late or comes rarely
-    changes nothing: every method first completes the steps that have ended by its `now`.
+    The caller passes the time, in seconds of any monotonic origin. Steps have exact times: a step begins when the
+    previous one has ended, as long as there is work, or when work arrives at an idle engine. A late or infrequent call
+    changes nothing, because every method first completes the steps that have ended by its `now`.
 
-    A request submitted at time t is part of no step that begins before t. A step that begins at t itself begins with
-    `advance(t)`, so that all that is submitted at t may share it.
+    A request that is submitted at time t takes part in no step that begins before t. A step that begins at t itself
+    begins with `advance(t)`, so that all requests submitted at t may share it.
 
-    Call `advance` at `next_event()`; take events and finished records as often (they are kept until taken).
+    Call `advance` at `next_event()`, and take events and finished records as often: they are kept until then.
     """
 
     def __init__(self, config: EngineConfig, latency: LatencyModel) -> None:
@@ -43,12 +43,12 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._step: Step | None = None
         self._ready_at = 0.0
-        """When the next step may begin; means nothing while the engine is idle."""
+        """When the next step may begin. Undefined while the engine is idle."""
         self._outputs: list[Output] = []
         self._finished: list[FinishedRequest] = []
 
     def submit(self, request: EngineRequest, now: float) -> None:
-        """Queue a request. Raises `RequestRefusedError`, and `kvcache.keys.TokenIdError` for a bad token id."""
+        """Queue a request. Raises `RequestRefusedError`, and `kvcache.keys.TokenIdError` for an invalid token id."""
         self._run(now, begin_at_now=False)
         self._check(request)
         sequence = Sequence(request, self.config.block_size, now)
@@ -58,10 +58,10 @@ class Engine:
         self._scheduler.enqueue(sequence)
 
     def abort(self, request_id: str, now: float, reason: FinishReason = "abort") -> bool:
-        """End a request at once and give its blocks back; False if the engine has no such request (any more).
+        """End a request at once and release its blocks. False if the engine has no such request (any more).
 
-        The step it is part of takes as long as it would have. No output is produced for the request from now on;
-        its record says `reason` ("stop" is for a caller that has found a stop string).
+        The step in progress takes as long as before. The request gets no output from now on, and its record says
+        `reason` ("stop" is for a caller that has found a stop string).
         """
         self._run(now, begin_at_now=False)
         sequence = self._sequences.get(request_id)
@@ -72,19 +72,21 @@ class Engine:
         return True
 
     def advance(self, now: float) -> list[Output]:
-        """Complete every step that ends at or before `now` and begin the one after. The tokens made, in order."""
+        """Complete every step that ends at or before `now` and begin the next. Returns the tokens generated, in
+        order."""
         self._run(now, begin_at_now=True)
         outputs, self._outputs = self._outputs, []
         return outputs
 
     def next_event(self) -> float | None:
-        """When to call `advance` next: the end of the step in progress. None = idle; only `submit` changes that."""
+        """When to call `advance` next: at the end of the step in progress. None while idle, which only `submit`
+        ends."""
         if self._step is not None:
             return self._step.end
         return self._ready_at if self._sequences else None
 
     def take_events(self) -> list[Event]:
-        """What has changed in the cache since the last call, in order."""
+        """The changes of the cache since the last call, in order."""
         return self._cache.take_events()
 
     def take_finished(self) -> list[FinishedRequest]:
@@ -93,11 +95,11 @@ class Engine:
         return finished
 
     def blocks(self) -> list[tuple[BlockKey, BlockKey | None]]:
-        """(key, parent key) of every cached block, parents first; a key that k blocks hold is listed k times."""
+        """(key, parent key) of every cached block, parents first. A key that k blocks hold is listed k times."""
         return self._cache.blocks()
 
     def load(self) -> Load:
-        """What the engine is busy with. O(running + waiting)."""
+        """The present load. O(running + waiting)."""
         return Load(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
@@ -109,7 +111,7 @@ class Engine:
         )
 
     def reset_prefix_cache(self) -> bool:
-        """Forget every cached block. False, and nothing happens, while a request holds blocks."""
+        """Drop every cached block. False, with nothing done, while a request holds blocks."""
         return self._cache.clear()
 
     def _check(self, request: EngineRequest) -> None:
@@ -142,7 +144,7 @@ class Engine:
             stats.step_tokens[step.tokens] += 1
 
     def _complete(self, step: Step) -> None:
-        """Sample one token for each sequence that is computed up to its end."""
+        """End a step: sample one token for each sequence whose known tokens are all computed."""
         self._step = None
         self._ready_at = at = step.end
         outputs = self._outputs
@@ -151,7 +153,7 @@ class Engine:
         ended = False
         for sequence in step.sampling:
             if sequence.state is _FINISHED:
-                continue  # aborted while the step ran
+                continue  # aborted during the step
             index = sequence.generated
             token = sequence.source.token(index)
             if token is None:

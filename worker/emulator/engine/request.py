@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out of it: requests, tokens, records of finished requests, counters."""
+"""Input and output of an engine: requests, tokens, records of finished requests, counters."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 class RequestRefusedError(ValueError):
-    """The engine cannot run this request; the message says why. The engine is unchanged."""
+    """The engine cannot run the request; the message says why. The engine is unchanged."""
 
 
 class TokenSource(Protocol):
-    """What a model would have sampled for one request."""
+    """Supplies the tokens that a model would have sampled for one request."""
 
     def token(self, index: int) -> int | None:
-        """Id of the `index`-th generated token, 0 first. None = not ready yet: the sequence gets no token from this
-        step and is asked again at the end of the next. Called with each index in turn; must not raise or block."""
+        """The id of generated token number `index`, counted from 0. None if it is not ready: the sequence then gets no
+        token in this step and asks again at the end of the next. Called with each index in turn; must not raise or
+        block."""
 
 
 @dataclass(slots=True)
 class EngineRequest:
-    """One sequence to prefill and decode.
+    """One sequence to prefill and decode, as it is submitted.
 
-    `request_id` is unique among the engine's unfinished requests. The output ends at `max_tokens`, at the engine's
-    `max_model_len`, and, once it has `min_tokens`, with the end-of-sequence token (unless `ignore_eos`) or one of
+    `request_id` is unique among the engine's unfinished requests. The output ends at `max_tokens` or at the engine's
+    `max_model_len`; once it has `min_tokens`, also with the end-of-sequence token (unless `ignore_eos`) or with one of
     `stop_token_ids`.
     """
 
@@ -42,19 +43,19 @@ class EngineRequest:
     ignore_eos: bool = False
     stop_token_ids: frozenset[int] = frozenset()
     read_cache: bool = True
-    """False: compute the whole prompt anew, whatever is cached. Its blocks are cached all the same."""
+    """If false, the whole prompt is computed even if blocks are cached. Its own blocks are cached as usual."""
 
 
 @dataclass(slots=True)
 class Output:
-    """One generated token: a value. (Not frozen: one is made for every token, and freezing triples its cost.)"""
+    """One generated token. It is a value, but not frozen, which would triple the cost of making one for every token."""
 
     request_id: str
     token: int
     index: int
     """0 for the first token."""
     at: float
-    """End of the step that made it, in the caller's seconds."""
+    """End of the step that generated it, in the caller's seconds."""
     finish_reason: FinishReason | None
     """None unless this is the last token."""
     cached_tokens: int
@@ -63,54 +64,55 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class RequestTimes:
-    """Moments of one request, in the caller's seconds. None = it did not come to that. The spans are vLLM rule 18's."""
+    """Times of one request, in the caller's seconds; None if it did not get so far. The intervals are vLLM's (rule
+    18)."""
 
     arrival: float
     scheduled: float | None
-    """Start of the first step that worked on it."""
+    """Start of the first step that computed tokens of it."""
     first_token: float | None
     last_token: float | None
     finished: float
 
     @property
     def queue(self) -> float | None:
-        """Seconds spent waiting for the first step."""
-        return _span(self.arrival, self.scheduled)
+        """Seconds in the queue, until the first step."""
+        return _interval(self.arrival, self.scheduled)
 
     @property
     def prefill(self) -> float | None:
-        return _span(self.scheduled, self.first_token)
+        return _interval(self.scheduled, self.first_token)
 
     @property
     def decode(self) -> float | None:
-        return _span(self.first_token, self.last_token)
+        return _interval(self.first_token, self.last_token)
 
     @property
     def inference(self) -> float | None:
-        return _span(self.scheduled, self.last_token)
+        return _interval(self.scheduled, self.last_token)
 
     @property
     def ttft(self) -> float | None:
-        return _span(self.arrival, self.first_token)
+        return _interval(self.arrival, self.first_token)
 
     @property
     def e2e(self) -> float:
         return self.finished - self.arrival
 
 
-def _span(start: float | None, end: float | None) -> float | None:
+def _interval(start: float | None, end: float | None) -> float | None:
     return end - start if start is not None and end is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """The record of a request that ended, whatever the reason."""
+    """The record of a request that has ended, for whatever reason."""
 
     request_id: str
     finish_reason: FinishReason
     prompt_tokens: int
     cached_tokens: int
-    """Of the prompt, when it was first scheduled."""
+    """Prompt tokens that were cached when it was first scheduled."""
     output_tokens: int
     max_tokens: int
     preemptions: int
@@ -118,30 +120,30 @@ class FinishedRequest:
 
     @property
     def time_per_output_token(self) -> float | None:
-        """Mean seconds between two tokens (TPOT); None below two tokens."""
+        """Mean seconds between two tokens (TPOT); None for fewer than two tokens."""
         decode = self.times.decode
         return decode / (self.output_tokens - 1) if decode is not None and self.output_tokens > 1 else None
 
 
 @dataclass(slots=True)
 class EngineStats:
-    """Totals since the engine was made. Read them at any time; nothing has to be drained."""
+    """Totals since the engine was made, as vLLM counts them (rule 16)."""
 
     prefix_cache_queries: int = 0
-    """Prompt tokens looked up, at first admission."""
+    """Prompt tokens looked up in the cache, at the first admission."""
     prefix_cache_hits: int = 0
-    """Of those, tokens found."""
+    """Those of them that were found."""
     prefilled: int = 0
-    """Requests that reached their first token."""
+    """Requests that have had their first token."""
     prompt_tokens: int = 0
-    """Of these."""
+    """Prompt tokens of these requests."""
     cached_prompt_tokens: int = 0
-    """Of those, tokens that came from the cache."""
+    """Those of them that came from the cache."""
     generation_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
     busy_seconds: float = 0.0
     """Sum of the steps' durations."""
     step_tokens: Counter[int] = field(default_factory=Counter)
-    """How many steps computed so many tokens; has as many entries as different sizes occurred."""
+    """Number of steps by the number of tokens that they computed."""
     finished: Counter[FinishReason] = field(default_factory=Counter)

@@ -1,8 +1,8 @@
-"""Which sequences the next step computes, and how long it takes (vLLM rules 12-14).
+"""Decides which sequences the next step computes, and how long that takes (vLLM rules 12-14).
 
-Continuous batching with chunked prefill: running sequences first, in the order of their admission, then waiting ones
-first come first served. Costs are O(1) a scheduled sequence and a block; nothing here is O(prompt) a step, except a
-waiting request's lookup, which is repeated only when its outcome may have changed.
+Continuous batching with chunked prefill: running sequences come first, in the order of their admission, then waiting
+ones, first come first served. The cost is O(1) for each scheduled sequence and block. Only the lookup of a waiting
+request is O(prompt), and it is repeated only when its outcome may have changed.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from worker.emulator.engine.request import EngineStats
 from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceState
 
 _PREFILLING, _FINISHED = SequenceState.PREFILLING, SequenceState.FINISHED
-"""Reading an enum's attributes anew in every step would cost a step of one sequence 3 %."""
+"""Read once: an attribute of an enum is slow enough to show in a step of one sequence (3 % each)."""
 
 
 @dataclass(slots=True)
 class Step:
-    """One forward pass."""
+    """One forward pass, with its start and end in seconds."""
 
     start: float
     end: float
     sampling: list[Sequence]
-    """Sequences that get a token at its end."""
+    """The sequences that get a token at the end of the step."""
     tokens: int
-    """Tokens it computes."""
+    """The number of tokens that the step computes."""
 
 
 @dataclass(slots=True)
 class _FailedAdmission:
-    """Why the head of the waiting queue could not be admitted when it was last looked up."""
+    """Why the head of the waiting queue could not be admitted at its last lookup."""
 
     sequence: Sequence
     hits: int
     missing: int
-    """Blocks that it lacked."""
+    """The number of blocks that were missing."""
     freed: int
-    """`BlockPool.freed` at that moment."""
+    """`BlockPool.freed` at that time."""
 
 
 class Scheduler:
@@ -57,30 +57,30 @@ class Scheduler:
         self.running: list[Sequence] = []
         """In the order of their admission."""
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
-        """By request id; the next one to admit first."""
+        """By request id, in the order of admission."""
         self._failed_admission: _FailedAdmission | None = None
 
     def enqueue(self, sequence: Sequence) -> None:
-        """Last in the queue."""
+        """Append to the waiting queue."""
         self.waiting[sequence.request.request_id] = sequence
 
     def remove(self, sequence: Sequence) -> None:
-        """An aborted sequence, wherever it is, leaves and gives its blocks back: O(running)."""
+        """Remove an aborted sequence, running or waiting, and release its blocks: O(running)."""
         if self.waiting.pop(sequence.request.request_id, None) is None:
             self.running.remove(sequence)
             self.free(sequence)
 
     def sweep(self) -> None:
-        """Take the sequences that are done out of the running ones."""
+        """Remove finished sequences from the running ones."""
         self.running = [sequence for sequence in self.running if sequence.state is not _FINISHED]
 
     def free(self, sequence: Sequence) -> None:
-        """Give the sequence's blocks back to the cache."""
+        """Release the sequence's blocks."""
         self._cache.release(sequence.blocks)
         sequence.blocks = []
 
     def schedule(self, start: float) -> Step:
-        """The step that begins at `start`. Something must be running or waiting."""
+        """The step that begins at `start`. At least one sequence must be running or waiting."""
         budget = limit = self._config.max_num_batched_tokens
         sampling: list[Sequence] = []
         prefill_seconds = 0.0
@@ -95,7 +95,7 @@ class Scheduler:
                 count = min(sequence.tokens - sequence.computed, budget)
                 needed = -(-(sequence.computed + count) // self._block_size) - len(sequence.blocks)
             else:
-                count = sequence.tokens - sequence.computed  # 1, or 0 when its source was not ready
+                count = sequence.tokens - sequence.computed  # 1, or 0 if its source was not ready
                 needed = 1 if count and sequence.computed % self._block_size == 0 else 0
             if needed:
                 if needed > self._cache.free:
@@ -117,7 +117,7 @@ class Scheduler:
         while self.waiting and not preempted and budget and len(running) < self._config.max_num_seqs:
             admitted = self._admit(start)
             if admitted is None:
-                break  # the head of the queue blocks those behind it
+                break  # the head of the queue blocks the others
             count = min(admitted.tokens - admitted.computed, budget)
             needed = -(-(admitted.computed + count) // self._block_size) - len(admitted.blocks)
             admitted.blocks += self._cache.allocate(needed)
@@ -129,8 +129,9 @@ class Scheduler:
         return Step(start, start + seconds, sampling, limit - budget)
 
     def prefill_tokens(self) -> int:
-        """Prompt tokens still to be computed: what running sequences lack, and what waiting ones would lack if they
-        were admitted now. O(running + waiting), and O(1) a block by which those hits have changed since last time."""
+        """Prompt tokens that remain to be computed: those of running sequences, and those that waiting sequences would
+        need if they were admitted now. O(running + waiting), plus O(1) for each block by which the hits of waiting
+        sequences have changed since the last call."""
         tokens = sum(sequence.tokens - sequence.computed for sequence in self.running if sequence.state is _PREFILLING)
         cached, size = self._cache.cached, self._block_size
         for sequence in self.waiting.values():
@@ -147,8 +148,8 @@ class Scheduler:
         return tokens
 
     def _make_room(self, sequence: Sequence, needed: int) -> bool:
-        """Preempt from the end of the running sequences until `needed` blocks are free. False when `sequence` itself
-        had to go: nothing that came later runs either."""
+        """Preempt running sequences, the last one first, until `needed` blocks are free. False if `sequence` itself was
+        preempted; then no later sequence runs, either."""
         while self._cache.free < needed:
             victim = self.running.pop()
             self.free(victim)
@@ -163,8 +164,8 @@ class Scheduler:
         return True
 
     def _admit(self, start: float) -> Sequence | None:
-        """Move the head of the waiting queue to the running sequences, with the blocks it finds cached; None when the
-        blocks for all of its known tokens are not to be had (rule 13)."""
+        """Admit the head of the waiting queue with the blocks of its cached prefix. None if there are too few free
+        blocks for all of its known tokens (rule 13)."""
         sequence = next(iter(self.waiting.values()))
         if not self._may_fit(sequence):
             return None
@@ -196,29 +197,30 @@ class Scheduler:
         return sequence
 
     def _looks_up(self, sequence: Sequence) -> bool:
-        """Whether the sequence takes from the cache what it finds there."""
+        """Whether the sequence may use cached blocks."""
         return self._caching and sequence.request.read_cache
 
     def _may_fit(self, sequence: Sequence) -> bool:
-        """False when a lookup would come to the same result as the last one, which blocked this sequence.
+        """False if another lookup of this sequence would fail as the last one did.
 
-        Admission needs `blocks - hits in use <= free`. That gap narrows only when blocks are freed or when hits
-        change; in between, each block that joins the hits in use leaves the free ones. Hits change at their end.
+        Admission needs `blocks - hits in use <= free`. The difference shrinks only when blocks are freed or when the
+        number of hits changes: a hit that comes into use leaves the free blocks. Hits change at the end of the prefix.
         """
-        blocked = self._failed_admission
-        if blocked is None or blocked.sequence is not sequence:
+        failed = self._failed_admission
+        if failed is None or failed.sequence is not sequence:
             return True
-        if self._cache.freed - blocked.freed >= blocked.missing:
+        if self._cache.freed - failed.freed >= failed.missing:
             return True
         if not self._looks_up(sequence):
             return False
-        cached, hits = self._cache.cached, blocked.hits
+        cached, hits = self._cache.cached, failed.hits
         if hits and sequence.keys(hits)[hits - 1] not in cached:
             return True
         return hits < (sequence.tokens - 1) // self._block_size and sequence.keys(hits + 1)[hits] in cached
 
     def _compute_chunk(self, sequence: Sequence, count: int) -> float:
-        """Prefill the next `count` tokens; their full blocks can be hit at once (rule 6). Seconds it takes."""
+        """Prefill the next `count` tokens, whose full blocks can be hit at once (rule 6). Returns the seconds it
+        takes."""
         size = self._block_size
         begin = sequence.computed
         end = begin + count
@@ -232,7 +234,7 @@ class Scheduler:
         return seconds
 
     def _store(self, sequence: Sequence, first: int) -> None:
-        """The sequence's blocks from index `first` on that are full now can be hit from now on."""
+        """Make the sequence's full blocks from index `first` on available for hits."""
         if not self._caching:
             return
         end = sequence.computed // self._block_size

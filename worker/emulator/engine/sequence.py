@@ -1,4 +1,4 @@
-"""One request inside the engine: how far it is computed, its blocks and the keys of its blocks."""
+"""One request inside the engine: its state, how far it is computed, its blocks and their keys."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ SEQUENCE_TRANSITIONS: Mapping[tuple[SequenceState, SequenceEvent], SequenceState
 class Sequence:
     """State of one unfinished request. Only the scheduler and the engine see and change it.
 
-    Tokens are packed once, at submission; each block is hashed once, when its key is first needed, and keeps its key
-    through preemptions.
+    Tokens are packed once, at submission. A block is hashed when its key is first needed, and its key survives
+    preemption.
     """
 
     __slots__ = (
@@ -65,15 +65,15 @@ class Sequence:
         """Prompt and generated tokens."""
         self.generated = 0
         self.computed = 0
-        """Leading tokens that have KV, counting what the step in progress computes."""
+        """Leading tokens that have KV, including those that the step in progress computes."""
         self.blocks: list[int] = []
         self.state = SequenceState.WAITING
         self.known_hits = 0
-        """While waiting: leading blocks seen cached, an estimate for the load report."""
+        """While waiting: leading blocks that were cached at the last load report."""
         self.admission_cost = 0.0
-        """Seconds the next chunk costs apart from its blocks: charged once an admission."""
+        """Seconds that the next chunk takes beside those of its blocks. Charged once for each admission."""
         self.block_cost = 0.0
-        """Seconds a block of the current prefill costs; 0 when all of it is cached."""
+        """Seconds for each block of the present prefill; 0 if the whole prompt is cached."""
         self.cached_tokens = 0
         self.preemptions = 0
         self.scheduled: float | None = None
@@ -89,25 +89,25 @@ class Sequence:
         self.state = SEQUENCE_TRANSITIONS[self.state, event]
 
     def append(self, token: int) -> None:
-        """One more generated token."""
+        """Append a generated token."""
         self._packed += token.to_bytes(BYTES_PER_TOKEN, "little")
         self.tokens += 1
         self.generated += 1
 
     def keys(self, end: int) -> list[BlockKey]:
-        """Keys of the first `end` blocks at least: a list not to be changed."""
+        """The keys of at least the first `end` blocks. The list must not be changed."""
         if len(self._keys) < end:
             for _ in self._hash(end):
                 pass
         return self._keys
 
     def each_key(self, end: int) -> Iterator[BlockKey]:
-        """Keys of the first `end` blocks, hashed as they are asked for."""
+        """The keys of the first `end` blocks, each hashed when it is reached."""
         yield from self._keys[:end]
         yield from self._hash(end)
 
     def _hash(self, end: int) -> Iterator[BlockKey]:
-        """Extend the known keys to `end` blocks, one a turn."""
+        """Extend the known keys to `end` blocks, one for each iteration."""
         size, packed, known, extend = self._block_bytes, self._packed, self._keys, self._hasher.extend
         for start in range(len(known) * size, end * size, size):
             key = extend(bytes(packed[start : start + size]))
@@ -115,7 +115,7 @@ class Sequence:
             yield key
 
     def finish(self, reason: FinishReason, at: float) -> FinishedRequest:
-        """The record of its end."""
+        """The record of the finished request."""
         return FinishedRequest(
             request_id=self.request.request_id,
             finish_reason=reason,

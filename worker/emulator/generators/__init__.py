@@ -1,4 +1,4 @@
-"""Where the tokens of the answers come from."""
+"""Generators: the sources of the answers' tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a generator is asked for, and what it answers with."""
+"""The interface of generators: requests, answers and log probabilities."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple, Protocol
 
 
 class TokenLogprob(NamedTuple):
-    """One token at one place of a text."""
+    """One token at one position, with its probability there."""
 
     token: int
     logprob: float
-    """Natural logarithm of its probability there."""
+    """Natural logarithm of the probability."""
     rank: int
     """1 for the likeliest token."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRequest:
-    """One answer to generate. `choice` tells apart the answers to one prompt; `seed` is the request's, if any."""
+    """One answer to generate. `choice` is its index among the answers to one prompt, `seed` the client's, if any."""
 
     prompt: Sequence[int]
     max_tokens: int
@@ -29,46 +29,46 @@ class AnswerRequest:
     seed: int | None = None
     choice: int = 0
     top_k: int = 0
-    """Only so many of the likeliest tokens are chosen from; 0 or less = all."""
+    """Choose from this many of the likeliest tokens; 0 or less: from all."""
     forced_tokens: Sequence[int] | None = None
-    """Tokens that the answer must consist of, its end of sequence not among them; None = any."""
+    """The tokens of the answer, without its end of sequence; None: any."""
     allowed: Sequence[int] = ()
-    """The only tokens that may be chosen; () = all."""
+    """The only tokens that may be chosen; empty: all may."""
     banned: frozenset[int] = frozenset()
     """Tokens that may not be chosen."""
     logprobs: int | None = None
-    """How many of the likeliest tokens `Answer.logprobs` names; None = it will not be asked."""
+    """How many of the likeliest tokens `Answer.logprobs` lists; None: it will not be called."""
     logprob_token_ids: Sequence[int] = ()
-    """Tokens that it names instead."""
+    """Tokens that it lists instead."""
     prompt_logprobs: int | None = None
     """The same for `Answer.prompt_logprobs`."""
 
 
 class GeneratorError(ValueError):
-    """A generator cannot be loaded; the message says what to do."""
+    """The generator cannot be loaded; the message says what to do."""
 
 
 class Answer(Protocol):
-    """Tokens of one answer: what the engine takes as a `TokenSource`, and can be given up."""
+    """The tokens of one answer: a `TokenSource` of the engine that can be closed."""
 
     def token(self, index: int) -> int | None:
-        """Id of the `index`-th token; None while it is not ready. Called with 0, 1, 2, ..."""
+        """The id of token number `index`, or None while it is not ready. Called with 0, 1, 2, ..."""
 
     def logprobs(self, index: int) -> Sequence[TokenLogprob]:
-        """The `index`-th token, made already, then as many of the likeliest ones as were asked for, best first, without
-        repeating it."""
+        """Token number `index`, which was generated already, then as many of the likeliest tokens as were asked for,
+        the best first, without that token."""
 
     def prompt_logprobs(self) -> Sequence[Sequence[TokenLogprob] | None]:
-        """The same for each token of the prompt; None for the first, which follows nothing."""
+        """The same for each token of the prompt; None for the first, which has no context."""
 
     def close(self) -> None:
-        """No more tokens are wanted. Idempotent."""
+        """Stop generating. Idempotent."""
 
 
 class Generator(Protocol):
-    """A source of answers."""
+    """Generates answers."""
 
     def answer(self, request: AnswerRequest) -> Answer: ...
 
     def close(self) -> None:
-        """Release what the generator holds (threads, a model)."""
+        """Release the generator's threads and model."""

@@ -1,9 +1,9 @@
-"""Answers from a causal language model on the CPU: one thread takes turns over all answers, a token each.
+"""Answers from a causal language model on the CPU. One thread generates a token for each answer in turn.
 
-The engine asks for a token when its step ends; one that the model has not made yet makes the sequence skip that
-step. So the text is the model's, and the times are the emulated GPU's unless the CPU is slower.
+The engine asks for a token when its step ends. If the model has not generated it yet, the sequence skips that step. The
+text is therefore the model's, and the times are the emulated GPU's unless the CPU is slower.
 
-`CausalLMGenerator` knows no torch (`torch_model` beside it does): anything that makes one token at a time will do.
+`CausalLMGenerator` does not depend on torch (`torch_model` does): it takes any `StepModel`.
 """
 
 from __future__ import annotations
@@ -31,56 +31,56 @@ class SamplingMetadata:
     temperature: float
     rng: random.Random
     allowed: Sequence[int] = ()
-    """The only tokens that may be chosen; () = all."""
+    """The only tokens that may be chosen; empty: all may."""
     banned: Collection[int] = ()
     """Tokens that may not be chosen."""
     top_k: int = 0
-    """Choose among so many of the likeliest; 0 or less = all."""
+    """Choose from this many of the likeliest tokens; 0 or less: from all."""
     logprobs: int | None = None
-    """Say how likely the token is, and name so many of the likeliest; None = do not."""
+    """Return the log probability of the token and of this many of the likeliest; None: return none."""
     prompt_logprobs: int | None = None
-    """The same for each of the tokens read."""
+    """The same for each of the tokens passed to the model."""
     logprob_token_ids: Sequence[int] = ()
-    """Say how likely these are, too."""
+    """Return the log probabilities of these tokens instead of the likeliest."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerOutput:
-    """What came of it."""
+    """The token chosen, and the model's state after the tokens passed to it."""
 
     token: int
     past: Any
-    """Includes the tokens read."""
+    """The key-value cache, including the tokens passed."""
     logprobs: Sequence[TokenLogprob] = ()
     prompt_logprobs: Sequence[Sequence[TokenLogprob]] = ()
-    """One entry for each token read but the first."""
+    """One entry for each token passed, except the first."""
 
 
 class StepModel(Protocol):
-    """A model that makes one token at a time."""
+    """A model that generates one token at a time."""
 
     window: int
-    """Tokens it can look at."""
+    """Longest context, in tokens."""
 
     def step(self, tokens: Sequence[int], past: Any, sampling: SamplingMetadata) -> SamplerOutput:
-        """The token after `tokens`, which follow `past` (None = nothing). Called from one thread only."""
+        """The token after `tokens`, which follow `past` (None: nothing). Called from one thread only."""
 
 
 class ModelAnswer:
-    """One answer in the making. The model's thread appends, the event loop reads."""
+    """An answer that is being generated. The model's thread appends tokens, the event loop reads them."""
 
     def __init__(self, request: AnswerRequest, rng: random.Random, window: int) -> None:
         self.request = request
         self.rng = rng
-        # Room for the answer, but never at the price of more than half the context.
+        # Leaves room for the answer, but keeps at least half a window of the prompt.
         self.unseen: Sequence[int] = list(request.prompt[-max(window - request.max_tokens, window // 2) :])
-        """Tokens the model has still to read."""
+        """Tokens that have not been passed to the model yet."""
         self.past: Any = None
         self.length = 0
         """Tokens in `past`."""
         self.tokens: list[int] = []
         self.token_logprobs: list[Sequence[TokenLogprob]] = []
-        """Of each token, where the request asks for them."""
+        """Of each token, if the request asks for them."""
         self.prompt_token_logprobs: Sequence[Sequence[TokenLogprob]] = ()
         self.closed = False
 
@@ -96,7 +96,7 @@ class ModelAnswer:
         )
 
     def prompt_logprobs(self) -> Sequence[Sequence[TokenLogprob] | None]:
-        """Of what the model has not read (a beginning that its window has no room for), nothing is known."""
+        """None for the beginning of a prompt that is longer than the model's window."""
         known = self.prompt_token_logprobs
         return [*([None] * (len(self.request.prompt) - len(known))), *known]
 
@@ -105,7 +105,7 @@ class ModelAnswer:
 
 
 class CausalLMGenerator:
-    """A `Generator` over one model. `eos` ends answers; `seed` and the request decide every token."""
+    """A `Generator` with one model. `eos` ends answers. `seed` and the request determine every token."""
 
     def __init__(self, model: StepModel, eos: int | None, seed: int) -> None:
         self._model = model
@@ -122,7 +122,7 @@ class CausalLMGenerator:
         return answer
 
     def close(self) -> None:
-        """Stop the thread after the token it is making."""
+        """Stop the thread after its present token."""
         self._turns.put(None)
         self._thread.join()
 
@@ -132,7 +132,7 @@ class CausalLMGenerator:
                 continue
             try:
                 token = self._step(answer)
-            except Exception:  # whatever a model raises must end this answer only, or its request would wait for ever
+            except Exception:  # an error of the model ends this answer only; its request must not wait for ever
                 logger.exception("generation_failed")
                 token = None
             if token is None:
@@ -145,7 +145,7 @@ class CausalLMGenerator:
 
     def _step(self, answer: ModelAnswer) -> int:
         request, window = answer.request, self._model.window
-        if answer.length + len(answer.unseen) > window:  # begin again with the newer half of what it can look at
+        if answer.length + len(answer.unseen) > window:  # start anew with the last half window of the text
             text = [*request.prompt, *answer.tokens]
             answer.unseen, answer.past, answer.length = text[-(window // 2) :], None, 0
         made = len(answer.tokens)
@@ -185,7 +185,7 @@ class CausalLMGenerator:
         return output.token
 
     def _give_up(self, answer: ModelAnswer) -> None:
-        """End the answer: with its end-of-sequence token, repeated where the request ignores that."""
+        """End the answer with its end-of-sequence token, repeated up to `max_tokens` for requests that ignore it."""
         missing = answer.request.max_tokens - len(answer.tokens)
         answer.tokens.extend([self._eos or 0] * missing)
         event(logger, logging.ERROR, "answer_given_up", tokens=len(answer.tokens) - missing)
@@ -194,7 +194,7 @@ class CausalLMGenerator:
 def load_causal_lm(name: str, tokenizer: Tokenizer, seed: int) -> CausalLMGenerator:
     """The model called `name` ("gpt2", a folder, a Hugging Face id). Raises `GeneratorError`."""
     try:
-        from worker.emulator.generators.torch_model import TorchModel  # hundreds of megabytes, for those who ask for it
+        from worker.emulator.generators.torch_model import TorchModel  # torch takes hundreds of megabytes
     except ModuleNotFoundError as error:
         raise GeneratorError(
             f"--generator {name} needs the Python package {error.name}: pip install 'kvcluster[gpt2]'"

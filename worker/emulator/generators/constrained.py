@@ -1,8 +1,8 @@
-"""Text that meets a request's `structured_outputs` or `response_format`: what a grammar would have let through.
+"""Text that satisfies a request's `structured_outputs` or `response_format`.
 
-Checked against vLLM: which constraints are accepted, and that the text meets them. Not modelled: that the model chooses
-among all texts that do. A choice is one of the list, JSON is the smallest value that its schema allows. Regular
-expressions, grammars and structural tags are accepted and constrain nothing.
+Compared with vLLM: which constraints are accepted, and that the text satisfies them. Not modelled: the model's choice
+among all such texts. Of a list of choices one is drawn, and JSON is the smallest value that its schema allows. Regular
+expressions, grammars and structural tags are accepted, but constrain nothing.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from worker.emulator.protocol.structured_outputs import StructuredOutputsParams
 
 _SCALARS: Mapping[str, Any] = {"string": "", "boolean": False, "null": None}
 _DEPTH = 64
-"""References that lead back to themselves are followed no further."""
+"""Depth at which references that lead back to themselves end."""
 
 
 def constrained_tokens(
     structured: StructuredOutputsParams | None, tokenizer: Tokenizer, seed: object
 ) -> list[int] | None:
-    """Token ids of a text that meets the constraint; None where any text will do. `seed` decides among choices."""
+    """The token ids of a text that satisfies the constraint, or None if any text does. `seed` selects among choices."""
     text = None if structured is None else _text(structured, random.Random(repr(seed)))
     return None if text is None else tokenizer.encode(text, add_special_tokens=False)
 
 
-def _text(structured: StructuredOutputsParams, chance: random.Random) -> str | None:
+def _text(structured: StructuredOutputsParams, rng: random.Random) -> str | None:
     if structured.choice:
-        return chance.choice(structured.choice)
+        return rng.choice(structured.choice)
     if structured.json_object:
         return "{}"
     if structured.json is None:
@@ -40,7 +40,7 @@ def _text(structured: StructuredOutputsParams, chance: random.Random) -> str | N
 
 
 def smallest(schema: Any, root: Any, depth: int = 0) -> Any:
-    """A small value that fits a JSON schema: only what is required of objects, the first of what is allowed."""
+    """A small value that a JSON schema allows: required properties only, and the first of several alternatives."""
     if not isinstance(schema, Mapping) or depth > _DEPTH:
         return {}
     for name in ("const", "default"):

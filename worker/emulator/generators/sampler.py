@@ -1,14 +1,14 @@
-"""A seeded stand-in for a language model: plain words, and an answer length with a given mean.
+"""A seeded replacement of a language model: English words, and answers whose lengths have a given mean.
 
-The same prompt gets the same answer (a request's `seed` and the choice's index tell answers apart), on every
-worker with the same seed: how a request was routed changes when it is answered, never what.
+The same prompt gets the same answer on every worker with the same seed; only a request's `seed` and the index of the
+choice vary it. How a request is routed therefore affects when it is answered, but never the answer.
 
-The words are whole tokens that start with a space, so that an answer that comes back in the next turn of a
-conversation is tokenised to the same ids again, and its cached blocks are found.
+Each word is one token that starts with a space. An answer that returns in the next turn of a conversation is therefore
+tokenised to the same ids, and its cached blocks are found.
 
-Its probabilities are a model of their own: at each place the tokens of the vocabulary stand in a random order, and the
-one of rank r has a probability in proportion to 1/r (Zipf's law). The token chosen has rank 1 at temperature 0, and
-else a rank drawn by that law, within the request's `top_k`.
+The probabilities come from a model of their own: at each position the tokens of the vocabulary are in a random order,
+and the token of rank r has a probability in proportion to 1/r (Zipf's law). The chosen token has rank 1 at temperature
+0, and otherwise a rank drawn by that law within the request's `top_k`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from worker.emulator.generators.base import AnswerRequest, TokenLogprob
 
 _WORD = re.compile("[Ġ▁][a-z]{2,}")
 _TRIES = 64
-"""Random ids looked at before any will do (a vocabulary without such words)."""
+"""Random ids to try before any token is taken, for vocabularies without such words."""
 _EULER = 0.5772156649015329
 
 
 class Sampler:
-    """Answers for one tokenizer. `mean_tokens` is the mean length of an answer that nothing else ends."""
+    """Generates answers for one tokenizer. `mean_tokens`: mean length of answers that end by themselves."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int, mean_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._seed = seed
         self._mean_tokens = mean_tokens
         self._is_word: dict[int, bool] = {}
-        # The first 1/r, added up over the vocabulary: what the probabilities are divided by.
+        # The sum of 1/r over the vocabulary, by which the probabilities are divided.
         self._log_total = math.log(math.log(tokenizer.vocab_size) + _EULER)
 
     def answer(self, request: AnswerRequest) -> SampledAnswer:
@@ -56,16 +56,16 @@ class Sampler:
         self._is_word.clear()
 
     def _ends_at(self, request: AnswerRequest, rng: random.Random) -> int:
-        """Index of the end-of-sequence token.
+        """The index of the end-of-sequence token.
 
-        Lengths are log-normal with a coefficient of variation of 1: real answers have a long tail.
+        Lengths are log-normal with a coefficient of variation of 1, because real answers have a long tail.
         """
         sigma = math.sqrt(math.log(2.0))
         length = round(rng.lognormvariate(math.log(self._mean_tokens) - sigma**2 / 2, sigma))
         return max(length - 1, request.min_tokens, 1)
 
     def word(self, rng: random.Random) -> int:
-        """A random token that is a word, or any plain token if the vocabulary has hardly one."""
+        """A random token that is a word, or any ordinary token if the vocabulary has hardly any words."""
         for _ in range(_TRIES):
             token = rng.randrange(self._tokenizer.vocab_size)
             if self._word(token):
@@ -75,7 +75,7 @@ class Sampler:
         return token
 
     def permitted(self, rng: random.Random, request: AnswerRequest) -> int:
-        """A word within what the request allows and bans."""
+        """A random word that the request allows and does not ban."""
         choices = [token for token in request.allowed if token not in request.banned] or request.allowed
         if choices:
             return rng.choice(choices)
@@ -87,7 +87,7 @@ class Sampler:
         return token
 
     def logprobs(self, key: bytes, place: str, token: int, rank: int, top: int) -> list[TokenLogprob]:
-        """`token`, which has this `rank` there, then the `top` likeliest ones but for itself."""
+        """`token`, which has this `rank` at this place, then the `top` likeliest tokens without it."""
         found = [self._logprob(token, rank)]
         if not top:
             return found
@@ -99,23 +99,24 @@ class Sampler:
             candidates = (words[number % len(words)] for number in numbers)
             alternative = next((word for word in candidates if word not in seen), None)
             if alternative is None:
-                break  # the vocabulary is as small as that
+                break  # the vocabulary has no more tokens
             seen.add(alternative)
             found.append(self._logprob(alternative, other))
         return found
 
     def ranked(self, key: bytes, place: str, token: int) -> TokenLogprob:
-        """Any token with a rank of its own there."""
+        """A token with its rank at this place, which depends on nothing else."""
         return self._logprob(token, self.rank(key, f"{place}/{token}"))
 
     def rank(self, key: bytes, place: str, most: int = 0) -> int:
-        """A rank by Zipf's law, at most `most` (0 = the vocabulary)."""
+        """A rank drawn by Zipf's law, at most `most` (0: the size of the vocabulary)."""
         size = self._tokenizer.vocab_size
         return int(min(most or size, size) ** (next(_numbers(key, place)) / 2**32))
 
     @cached_property
     def _words(self) -> Sequence[int]:
-        """Every token that is a word, or every plain one if there are hardly any. 50 ms, for those who ask for it."""
+        """Every token that is a word, or every ordinary token if there are hardly any words. Takes 50 ms, at first
+        use."""
         words = [token for token in range(self._tokenizer.vocab_size) if self._word(token)]
         if len(words) >= _TRIES:
             return words
@@ -132,7 +133,7 @@ class Sampler:
         return known
 
     def _string(self, token: int) -> str | None:
-        """The token's form in the vocabulary; None for a special token, and for an id that no token has."""
+        """The token's form in the vocabulary. None for a special token, and for an id without a token."""
         if token in self._tokenizer.special_ids:
             return None
         try:
@@ -142,7 +143,7 @@ class Sampler:
 
 
 def _numbers(key: bytes, place: str) -> Iterator[int]:
-    """Random numbers below 2**32, always the same for a key and a place. (Seeding `random` costs ten times as much.)"""
+    """Random numbers below 2**32, the same for each key and place. (Seeding `random` takes ten times as long.)"""
     for block in itertools.count():
         yield from _UNPACK(hashlib.blake2b(f"{place}/{block}".encode(), key=key).digest())
 
@@ -151,7 +152,7 @@ _UNPACK = struct.Struct("<16I").unpack
 
 
 class SampledAnswer:
-    """One answer; every token is ready at once. `eos` None = it has no end of its own."""
+    """One answer, whose tokens are always ready. `eos` None: it does not end by itself."""
 
     __slots__ = ("_ends_at", "_eos", "_key", "_limited", "_prompt", "_request", "_rng", "_sampler", "_tokens")
 

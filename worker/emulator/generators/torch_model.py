@@ -14,9 +14,9 @@ from worker.emulator.generators.causal_lm import SamplerOutput, SamplingMetadata
 
 
 class TorchModel:
-    """A `StepModel`. `vocab_size` is the tokenizer's: the model may have more rows, padding, which it never chooses.
+    """A `StepModel`. `vocab_size` is the tokenizer's: further rows of the model are padding, and never chosen.
 
-    Raises `GeneratorError` when the model cannot be loaded or is not this tokenizer's.
+    Raises `GeneratorError` if the model cannot be loaded, or has fewer tokens than the tokenizer.
     """
 
     def __init__(self, name: str, vocab_size: int) -> None:
@@ -36,7 +36,7 @@ class TorchModel:
                 f"--generator {name}: the model has {config.vocab_size} tokens, the tokenizer {vocab_size}. "
                 f"Use the model's own: --tokenizer {name}"
             )
-        # transformers calls it `cache` since 5.24; what it called it before is given up in 5.40.
+        # transformers has called the argument `cache` since 5.24, and drops the older name in 5.40.
         forward = inspect.signature(self._model.forward).parameters
         self._cache = "cache" if "cache" in forward else "past_key_values"
         self.window: int = getattr(config, "max_position_embeddings", 2048)
@@ -80,7 +80,7 @@ class TorchModel:
 def _token_logprobs(
     logprobs: torch.Tensor, token: int, top: int, logprob_token_ids: Sequence[int] = ()
 ) -> list[TokenLogprob]:
-    """The token, then the others, or else the likeliest ones, without repeating it."""
+    """The token, then `logprob_token_ids` or else the `top` likeliest tokens, without repeating it."""
 
     def one(which: int) -> TokenLogprob:
         value = logprobs[which]
