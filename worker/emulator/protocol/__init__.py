@@ -1,4 +1,5 @@
-"""What requests may say: the wire models of vLLM 0.32's HTTP API, their bounds, and the words of their errors.
+"""The wire models of vLLM 0.32's HTTP API, their bounds and their error messages.
 
-The names, the order of the fields and the order of the checks are vLLM's: they show in error messages.
+Names, the order of fields and the order of checks are vLLM's, because error messages show them. This is also why the
+completion and the chat request repeat fields: pydantic puts the fields of a common base first.
 """

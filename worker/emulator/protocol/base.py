@@ -1,4 +1,4 @@
-"""What the wire models have in common: bounds and checks that several requests share."""
+"""What several wire models share: base classes, bounds and checks."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ _SALT_LENGTH = 128
 
 
 def random_id() -> str:
-    """16 hexadecimal digits: what ids end with."""
+    """16 random hexadecimal digits, with which ids end."""
     return secrets.token_hex(8)
 
 
 class WireModel(BaseModel):
-    """A wire model: unknown fields are ignored."""
+    """A wire model. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
 class DeferredModel(WireModel):
-    """A wire model that most workers never read: its validator is built when the first such request comes."""
+    """A wire model whose validator is built at the first such request, because most workers never get one."""
 
     model_config = ConfigDict(defer_build=True)
 
 
 class UnionMember(WireModel):
-    """A wire model that is one branch of a union: its name stays out of the errors' locations."""
+    """A wire model that is a member of a union. Its name does not appear in the location of errors."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -62,7 +62,7 @@ class UnionMember(WireModel):
 
 
 class StreamOptions(WireModel):
-    """What a stream reports beside its text."""
+    """What a stream reports in addition to its text."""
 
     include_usage: bool | None = False
     """Send one more chunk, with the usage, at the end."""
@@ -71,7 +71,7 @@ class StreamOptions(WireModel):
 
 
 def thinking_token_budget(value: Any) -> int | None:
-    """A budget of thinking tokens, None for none or -1. Raises `ApiError`."""
+    """The budget of thinking tokens; None if none is given, or -1. Raises `ApiError`."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < -1:
@@ -88,7 +88,7 @@ ThinkingTokenBudget = Annotated[int | None, BeforeValidator(thinking_token_budge
 
 @dataclass
 class RepetitionDetectionParams:
-    """Bounds of the search for repeated output; the emulated engine never repeats itself, hence never ends by it."""
+    """Bounds of vLLM's detection of repeated output. The emulated engine checks them and ends no answer by it."""
 
     max_pattern_size: int = 0
     min_pattern_size: int = 0
@@ -110,7 +110,7 @@ class RepetitionDetectionParams:
 
 
 def check_cache_salt(data: Mapping[str, Any]) -> None:
-    """Raises `ApiError` for a `cache_salt` that no cache backend takes."""
+    """Raises `ApiError` for an invalid `cache_salt`."""
     salt = data.get("cache_salt")
     if salt is None:
         return
@@ -124,13 +124,13 @@ def check_cache_salt(data: Mapping[str, Any]) -> None:
 
 
 def check_stream_options(data: Mapping[str, Any]) -> None:
-    """Raises `ApiError` for options of a stream where there is none."""
+    """Raises `ApiError` for stream options without a stream."""
     if data.get("stream_options") and not data.get("stream"):
         raise parameter_error("Stream options can only be defined when `stream=True`.", "stream_options")
 
 
 def check_prompt_logprobs(data: Mapping[str, Any], other: str) -> None:
-    """Raises `ApiError` for a `prompt_logprobs` out of range, or for it and the field `other` being no numbers."""
+    """Raises `ApiError` if `prompt_logprobs` is out of range, or it or the field `other` is no number."""
     for name in ("prompt_logprobs", other):
         value = data.get(name)
         if value is not None and not isinstance(value, int | float):
@@ -144,6 +144,6 @@ def check_prompt_logprobs(data: Mapping[str, Any], other: str) -> None:
 
 
 def check_count(name: str, value: float) -> None:
-    """Raises `ApiError` for a number of log probabilities below 0 that is not -1."""
+    """Raises `ApiError` for a negative number of log probabilities other than -1."""
     if value < 0 and value != -1:
         raise parameter_error(f"`{name}` must be a positive value or -1.", name, value)

@@ -87,7 +87,7 @@ _PROMPT_FIELDS = (
 
 
 def prompt_fields(request: WireModel, names: Sequence[str]) -> dict[str, Any]:
-    """Some fields of a request as JSON, without those that say nothing. Messages are as they came."""
+    """The named fields of a request as JSON, without those that are None or empty. Messages are left as they came."""
     found = {name: value for name in names if (value := getattr(request, name)) not in (None, [])}
     for name, value in found.items():
         if name == "tools":
@@ -98,7 +98,7 @@ def prompt_fields(request: WireModel, names: Sequence[str]) -> dict[str, Any]:
 
 
 class ChatCompletionRequest(WireModel):
-    """Body of POST /v1/chat/completions, fields in the order in which vLLM checks them."""
+    """Body of POST /v1/chat/completions, with its fields in the order in which vLLM checks them."""
 
     messages: list[ChatMessage]
     model: str | None = None
@@ -172,10 +172,10 @@ class ChatCompletionRequest(WireModel):
     @model_validator(mode="before")
     @classmethod
     def _check(cls, data: Any) -> Any:
-        """What vLLM looks at before the types of the fields, in its order."""
+        """The checks that vLLM makes before those of the fields' types, in its order."""
         if not isinstance(data, dict):
             return data
-        iter(data.get("messages", []))  # fails as vLLM's own walk over them does
+        iter(data.get("messages", []))  # raises what vLLM's own loop over them raises
         check_generation_prompt(data)
         _check_tools(data)
         _check_structured(data)
@@ -192,22 +192,22 @@ class ChatCompletionRequest(WireModel):
         return self
 
     def prompt_fields(self) -> dict[str, Any]:
-        """What decides the prompt, as `kvcache.chat.request` reads it."""
+        """The fields that determine the prompt, as `kvcache.chat.request` reads them."""
         return prompt_fields(self, _PROMPT_FIELDS)
 
     @property
     def choices(self) -> int:
-        """Answers to the conversation."""
+        """Number of answers to the conversation."""
         return 1 if self.n is None else self.n
 
     @property
     def asked_logprobs(self) -> int | None:
-        """Log probabilities of the likeliest tokens, with each token; None = not asked for."""
+        """Number of likeliest tokens whose log probabilities are reported with each token; None: none are reported."""
         return self.top_logprobs if self.logprobs else None
 
     @property
     def asked_prompt_logprobs(self) -> int | None:
-        """The same for the prompt: an echo asks for them too."""
+        """The same for the prompt. An echo asks for them, too."""
         return self.top_logprobs if self.prompt_logprobs is None and self.echo else self.prompt_logprobs
 
     @property
@@ -216,7 +216,7 @@ class ChatCompletionRequest(WireModel):
 
     @property
     def output_limit(self) -> int | None:
-        """`max_completion_tokens`, else its older name `max_tokens`; None = as many as the context holds."""
+        """`max_completion_tokens`, or else its older name `max_tokens`; None: as many as the context holds."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
@@ -292,13 +292,13 @@ class BatchChatCompletionRequest(DeferredModel):
         return data
 
     def requests(self) -> list[ChatCompletionRequest]:
-        """One chat request for each conversation. Raises what reading it would."""
+        """One chat request for each conversation. Raises the errors of validating it."""
         shared = self.model_dump(exclude={"messages"}, exclude_none=True)
         return [ChatCompletionRequest.model_validate({**shared, "messages": one}) for one in self.messages]
 
 
 def check_generation_prompt(data: dict[str, Any]) -> None:
-    """Raises `ApiError` for a conversation that is to go on and to begin anew."""
+    """Raises `ApiError` for a conversation that continues its last message and also begins a new one."""
     if data.get("continue_final_message") and data.get("add_generation_prompt"):
         raise ApiError(400, "Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
 

@@ -36,7 +36,7 @@ TokenId = Annotated[int, Field(ge=0)]
 
 
 class CompletionRequest(WireModel):
-    """Body of POST /v1/completions, fields in the order in which vLLM checks them."""
+    """Body of POST /v1/completions, with its fields in the order in which vLLM checks them."""
 
     MAX_TOKENS: ClassVar[int] = 16
 
@@ -99,7 +99,7 @@ class CompletionRequest(WireModel):
     @model_validator(mode="before")
     @classmethod
     def _check(cls, data: Any) -> Any:
-        """What vLLM looks at before the types of the fields, in its order."""
+        """The checks that vLLM makes before those of the fields' types, in its order."""
         if not isinstance(data, dict):
             return data
         _check_prompts(data)
@@ -119,22 +119,22 @@ class CompletionRequest(WireModel):
 
     @property
     def choices(self) -> int:
-        """Answers to each prompt."""
+        """Number of answers to each prompt."""
         return self.n
 
     @property
     def asked_logprobs(self) -> int | None:
-        """Log probabilities of the likeliest tokens, with each token; None = not asked for."""
+        """Number of likeliest tokens whose log probabilities are reported with each token; None: none are reported."""
         return self.logprobs
 
     @property
     def asked_prompt_logprobs(self) -> int | None:
-        """The same for the prompt: an echo shows them too."""
+        """The same for the prompt. An echo shows them, too."""
         return self.logprobs if self.prompt_logprobs is None and self.echo else self.prompt_logprobs
 
     @property
     def only_echo(self) -> bool:
-        """The prompt is wanted and nothing else; the engine makes one token all the same."""
+        """Whether the answer is the prompt alone. The engine still generates one token."""
         return bool(self.echo) and self.max_tokens == 0
 
     @property

@@ -14,7 +14,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
-from typing_extensions import TypedDict  # pydantic takes the one in `typing` from Python 3.12 on only
+from typing_extensions import TypedDict  # pydantic takes that of `typing` only from Python 3.12 on
 
 from kvcache.errors import ApiError, parameter_error
 from worker.emulator.protocol.validation import sanitized
@@ -154,7 +154,7 @@ class ChatCompletionFunctionMessageParam(TypedDict, total=False):
 
 
 class CustomChatCompletionMessageParam(TypedDict, total=False):
-    """Any other role: what it means is the chat template's business."""
+    """Any other role. Its meaning is up to the chat template."""
 
     role: Required[str]
     content: str | list[Any]
@@ -185,8 +185,8 @@ _PLAIN_ROLES = frozenset({"system", "user", "assistant", "developer"})
 
 
 def _keep(message: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """Validate, but keep the message as it came: a chat template may use fields that no type names, and the router
-    renders the message unvalidated. The plainest messages need no look at eight types."""
+    """Validate the message, but keep it as it came: a chat template may use fields that no type names, and the router
+    renders messages unvalidated. The plainest messages skip the comparison with eight types."""
     if (
         type(message) is dict
         and type(role := message.get("role")) is str
@@ -233,9 +233,9 @@ _MEDIA_PARTS = frozenset(
 
 
 def check_parts(messages: Sequence[Any], model: str) -> None:
-    """Look at the parts of each content, which OpenAI's types leave unread until the prompt is rendered.
+    """Check the parts of each content, which OpenAI's types leave unread until the prompt is rendered.
 
-    Raises `ApiError`, in pydantic's words where vLLM passes them on as they are.
+    Raises `ApiError`, with pydantic's message where vLLM passes it on.
     """
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
@@ -264,7 +264,8 @@ def _check_part(part: Any, model: str) -> None:
 
 
 def read_tool_calls(messages: Sequence[Any]) -> None:
-    """Look at each tool call of an assistant's turn, unread by the same rule. Raises pydantic's `ValidationError`."""
+    """Check each tool call of the assistant's messages, which are unread for the same reason. Raises pydantic's
+    `ValidationError`."""
     for message in messages:
         calls = message.get("tool_calls") if isinstance(message, dict) else None
         if calls and message.get("role") == "assistant":
@@ -273,7 +274,7 @@ def read_tool_calls(messages: Sequence[Any]) -> None:
 
 
 def normalise_messages(data: Mapping[str, Any]) -> None:
-    """Write messages as everything after this reads them: tool calls as lists, reasoning under one name."""
+    """Bring messages into the form that later code reads: tool calls as lists, reasoning under one name."""
     messages = data.get("messages")
     if not isinstance(messages, list):
         return

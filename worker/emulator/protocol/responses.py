@@ -1,7 +1,9 @@
-"""The body of POST /v1/responses, fields in the order in which vLLM checks them.
+"""The body of POST /v1/responses, with its fields in the order in which vLLM checks them, and its items as chat
+messages.
 
-Of the items of `input` and the `tools`, of which OpenAI's types know dozens, the shape is looked at when they become
-messages: what vLLM refuses with a list of every type that an item is not, is accepted or refused in fewer words.
+The shape of `input` items and `tools`, for which OpenAI has dozens of types, is checked only when they become messages.
+vLLM refuses a wrong item with a list of every type that it is not; here such items are accepted, or refused more
+briefly.
 """
 
 from __future__ import annotations
@@ -137,7 +139,7 @@ class ResponsesRequest(DeferredModel):
     @model_validator(mode="before")
     @classmethod
     def _check(cls, data: Any) -> Any:
-        """What vLLM looks at before the types of the fields, in its order."""
+        """The checks that vLLM makes before those of the fields' types, in its order."""
         if not isinstance(data, dict):
             return data
         _check_tools(data)
@@ -153,7 +155,7 @@ class ResponsesRequest(DeferredModel):
         return self.include is not None and LOGPROBS in self.include
 
     def structured(self) -> StructuredOutputsParams | None:
-        """What the output must look like. Raises `ApiError`."""
+        """The constraint on the output. Raises `ApiError`."""
         form = None if self.text is None else self.text.format
         if form is None:
             return self.structured_outputs
@@ -165,7 +167,7 @@ class ResponsesRequest(DeferredModel):
 
 
 class ResponsesResponse(BaseModel):
-    """What of a request an answer repeats without looking at null. (The name shows in error messages.)"""
+    """Fields that an answer repeats and that must not be null. (The class name appears in error messages.)"""
 
     background: bool
     truncation: Literal["auto", "disabled"]
@@ -206,7 +208,7 @@ _FUNCTION = {
     "description": None,
     "output_schema": None,
 }
-"""A function tool as OpenAI's types write it out: every field, in their order."""
+"""A function tool with every field of OpenAI's types, in their order."""
 
 
 def chat_messages(
@@ -230,7 +232,7 @@ def chat_messages(
 
 
 def _add(item: Mapping[str, Any], messages: list[Message]) -> None:
-    """One more item: a message, or more of the assistant's last one."""
+    """Append an item: as a message, or to the assistant's last message."""
     last = messages[-1] if messages and messages[-1].get("role") == "assistant" else None
     kind, role = item.get("type"), item.get("role")
     if kind in ("function_call", "custom_tool_call"):
@@ -278,7 +280,7 @@ def _first_text(content: object) -> str | None:
 
 
 def continues(given: str | Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last item is an assistant's message that is to be continued."""
+    """Whether the last item is a message of the assistant that the answer continues."""
     if isinstance(given, str) or not given:
         return False
     last = given[-1]
@@ -299,7 +301,7 @@ def chat_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def shown_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The tools as a response repeats them. Raises `ApiError` for what is none."""
+    """The tools as a response repeats them. Raises `ApiError` for an invalid tool."""
     for tool in tools:
         if not isinstance(tool.get("type"), str) or (
             tool["type"] == "function" and not isinstance(tool.get("name"), str)

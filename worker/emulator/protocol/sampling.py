@@ -1,4 +1,4 @@
-"""How one request samples: vLLM's SamplingParams, its bounds, and what it checks against the model."""
+"""The sampling parameters of a request: vLLM's SamplingParams, with its bounds and its checks against the model."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ MAX_CHOICES = 16_384
 """vLLM's VLLM_MAX_N_SEQUENCES."""
 
 MAX_LOGPROBS = 20
-"""Log probabilities with each token: vLLM's --max-logprobs."""
+"""vLLM's --max-logprobs: log probabilities with each token."""
 
 MAX_LOGPROB_TOKEN_IDS = 128
 MAX_BAD_WORDS = 128
 """vLLM's VLLM_MAX_NUM_BAD_WORDS, after tokenising."""
 GREEDY = 1e-5
-"""A temperature below this means the likeliest token."""
+"""Below this temperature the likeliest token is chosen."""
 
 
 @dataclass(slots=True)
 class Sampling:
-    """Bounds of one generation. Making one checks them as vLLM does, in its order. Raises `ApiError`."""
+    """Sampling parameters. The constructor checks them as vLLM does, in its order. Raises `ApiError`."""
 
     max_tokens: int
     n: int = 1
@@ -64,7 +64,7 @@ class Sampling:
     routed_experts_prompt_start: int = 0
     stream_interval: int | None = None
     beam: bool = False
-    """Beam search: vLLM checks little of it, and reports nothing of its cache."""
+    """Beam search, of which vLLM checks little and reports no cached tokens."""
 
     def __post_init__(self) -> None:
         if 0 < self.temperature < 0.01:
@@ -92,7 +92,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """The likeliest token is always chosen."""
+        """Whether the likeliest token is always chosen."""
         return self.temperature < GREEDY
 
     def _check_penalties(self) -> None:
@@ -135,12 +135,12 @@ class Sampling:
             )
 
     def check_model(self, tokenizer: Tokenizer) -> None:
-        """Raises `ApiError` for what this vocabulary cannot serve. vLLM says so only when it submits the request, hence
-        inside a stream that has begun."""
+        """Raises `ApiError` for parameters that do not fit the vocabulary. vLLM finds out only when it submits the
+        request, and a stream has begun by then."""
         if self.beam:
             return
         if not all(_fits(number) for number in (self.top_k, self.stream_interval or 0)):
-            raise InternalError("")  # on its way to the engine
+            raise InternalError("")  # vLLM fails to send it to its engine
         vocabulary = tokenizer.vocab_size
         self._check_logprobs(vocabulary)
         if self.logit_bias:
@@ -162,7 +162,7 @@ class Sampling:
             )
 
     def check_prompt(self, prompt_tokens: int, tokenizer: Tokenizer) -> None:
-        """Raises `ApiError` for what does not fit the prompt, and for words that no token can spell."""
+        """Raises `ApiError` for parameters that do not fit the prompt, and for bad words without tokens."""
         if self.routed_experts_prompt_start > prompt_tokens:
             raise parameter_error(
                 f"routed_experts_prompt_start must be between 0 and the prompt length ({prompt_tokens}), inclusive.",
@@ -208,7 +208,7 @@ class Sampling:
 
 
 def sampling_of(request: ChatCompletionRequest | CompletionRequest, max_tokens: int) -> Sampling:
-    """The bounds that a request sets, for answers of at most `max_tokens`. Raises `ApiError`."""
+    """The sampling parameters of a request, for answers of at most `max_tokens`. Raises `ApiError`."""
     bias = None if request.use_beam_search else logit_bias(request.logit_bias)
     stop = request.stop or ()
     only_selected = bool(request.logprob_token_ids)
@@ -249,7 +249,7 @@ def _or(value: float | None, default: float) -> float:
 
 
 def logit_bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
-    """Token ids with what is added to their logits, from -100 to 100. Raises `ApiError` for what is no id."""
+    """The bias of each token id, limited to -100 to 100. Raises `ApiError` for a key that is no id."""
     if given is None:
         return None
     bias, bad = {}, []
@@ -278,7 +278,7 @@ def check_choices(number: int, name: str) -> None:
 
 
 def _fits(number: int) -> bool:
-    """Whether MessagePack carries it."""
+    """Whether MessagePack can represent the number."""
     return -(2**63) <= number < 2**64
 
 

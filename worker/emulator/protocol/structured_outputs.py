@@ -1,4 +1,4 @@
-"""What the output of a request must look like: `structured_outputs` and `response_format`, and their checks."""
+"""Constraints on the output: `structured_outputs` and `response_format`, and their checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.emulator.protocol.base import UnionMember, WireModel
 
 @dataclass
 class StructuredOutputsParams:
-    """What the output must look like: exactly one kind of constraint. (The name shows in error messages.)"""
+    """A constraint on the output, of exactly one kind. (The class name appears in error messages.)"""
 
     json: str | dict[Any, Any] | None = None
     regex: str | None = None
@@ -84,7 +84,7 @@ _TAG_FORMAT: TypeAdapter[Any] = TypeAdapter(
 def structured_outputs_of(
     structured: StructuredOutputsParams | None, response_format: AnyResponseFormat | None
 ) -> StructuredOutputsParams | None:
-    """The constraint of a request: its `response_format` on top of its `structured_outputs`. Raises `ApiError`."""
+    """The constraint of a request: its `response_format` in addition to its `structured_outputs`. Raises `ApiError`."""
     if response_format is None or response_format.type == "text":
         return structured
     given: dict[str, Any] = {} if structured is None else asdict(structured)
@@ -100,7 +100,7 @@ def structured_outputs_of(
 
 
 def check_response_format(data: Mapping[str, Any]) -> None:
-    """Raises `ApiError` for a format that says too little."""
+    """Raises `ApiError` for an incomplete format."""
     given = data.get("response_format")
     if not isinstance(given, dict):
         return
@@ -117,7 +117,7 @@ def check_response_format(data: Mapping[str, Any]) -> None:
 
 
 def count_constraints(structured: Any) -> int:
-    """How many of the kinds that exclude each other `structured_outputs` names. Fails as vLLM's own check does."""
+    """How many of the kinds that exclude one another are given. Raises what vLLM's own check raises."""
     return sum(structured.get(kind) is not None for kind in ("json", "regex", "choice"))
 
 
@@ -138,8 +138,8 @@ MAX_SCHEMA_NESTING = 64
 
 
 def check_structured(structured: StructuredOutputsParams) -> None:
-    """Raises `ApiError` for a constraint that no backend of vLLM compiles, as far as that shows without one: a JSON
-    schema that is no JSON, an expression that Python's own `re` refuses. Grammars are only looked at for emptiness."""
+    """Raises `ApiError` for a constraint that no backend of vLLM compiles, as far as can be known without one: a JSON
+    schema that is no JSON, or a regular expression that Python's `re` refuses. A grammar only must not be empty."""
     if structured.choice is not None and not structured.choice:
         raise ApiError(400, "Choice '[]' cannot be an empty list")
     for name in ("grammar", "json", "structural_tag"):
@@ -175,7 +175,7 @@ _SCHEMA_TYPES = frozenset({"array", "boolean", "integer", "null", "number", "obj
 
 
 def _unknown_type(schema: Any) -> str | None:
-    """A `type` that JSON schemas have not, in the schema or in those of its properties and items."""
+    """A `type` that JSON schema does not have, in the schema or in those of its properties and items."""
     if not isinstance(schema, dict):
         return None
     kinds = schema.get("type", ())
@@ -194,7 +194,7 @@ _REGEX_MESSAGES = {
     "nothing to repeat": "repetition operator missing expression",
     "min repeat greater than max repeat": "invalid repetition count range, the start must be <= the end",
 }
-"""What Python says of an expression, in the words of the library that vLLM asks."""
+"""Python's message for an invalid expression, and that of the library that vLLM uses."""
 
 
 def _check_regex(regex: str) -> None:
@@ -211,7 +211,7 @@ def _check_regex(regex: str) -> None:
 
 
 def _nests_deeper(value: Any, levels: int) -> bool:
-    """Whether objects and arrays nest in more than so many levels."""
+    """Whether objects and arrays nest more than `levels` deep."""
     level = [value]
     for _ in range(levels):
         level = [

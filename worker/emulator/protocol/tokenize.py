@@ -51,7 +51,7 @@ class TokenizeChatRequest(UnionMember):
     tools: list[ToolParam] | None = None
 
     def prompt_fields(self) -> dict[str, Any]:
-        """What decides the prompt, as `kvcache.chat.request` reads it."""
+        """The fields that determine the prompt, as `kvcache.chat.request` reads them."""
         return prompt_fields(self, _PROMPT_FIELDS)
 
     @model_validator(mode="before")
@@ -68,7 +68,7 @@ TOKENIZE_REQUEST: TypeAdapter[TokenizeCompletionRequest | TokenizeChatRequest] =
 
 
 class DetokenizeRequest(DeferredModel):
-    """Token ids to write as text."""
+    """Token ids to convert to text."""
 
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0, le=INT64_MAX)]]

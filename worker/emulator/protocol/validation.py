@@ -1,4 +1,4 @@
-"""From the bytes of a body to a request, and what vLLM 0.32 says of one that does not fit its model."""
+"""Validates bodies: from bytes to a request, with vLLM 0.32's messages for what does not fit its model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pydantic_core import from_json
 from kvcache.errors import ApiError
 
 _SHOWN = 10
-"""A validation error's message lists at most so many,"""
+"""The number of errors that a message lists at most."""
 _INPUT_CHARS = 200
-"""quotes at most so much of a value,"""
+"""The characters of a value that it quotes at most."""
 _DETAIL_CHARS = 1000
-"""and says at most so much of each."""
+"""The characters that it writes about one error at most."""
 
 _BRACKETS = re.compile(r"[\[\]{}()]")
 _INTERNAL = frozenset(
@@ -28,25 +28,25 @@ _INTERNAL = frozenset(
         "complex", "none", "nonetype",
     }
 )  # fmt: skip
-"""pydantic's names for branches of a union and wrappers: vLLM leaves them out of `loc` and `param`."""
+"""pydantic's names for members of unions and for wrappers, which vLLM leaves out of `loc` and `param`."""
 
 
 class DetailError(ApiError):
-    """An error that vLLM leaves to FastAPI, hence `{"detail": ...}` where others have an error object."""
+    """An error that vLLM leaves to FastAPI. Its body is `{"detail": ...}` instead of an error object."""
 
     def body(self) -> dict[str, Any]:
         return {"detail": self.message}
 
 
 class InternalError(ApiError):
-    """vLLM stumbled over the request: its code expected another type."""
+    """vLLM fails on such a request, because its code expects another type."""
 
     def __init__(self, message: str) -> None:
         super().__init__(500, sanitized(message))
 
 
 def unparsable() -> ApiError:
-    """The body is no JSON for a reason that has no position: its encoding, or nesting without end."""
+    """The body is no JSON for a reason without a position: its encoding, or too deep nesting."""
     return DetailError(400, "There was an error parsing the body")
 
 
@@ -57,7 +57,7 @@ def unsupported_media_type() -> ApiError:
 
 
 def validation_failed(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """A request that does not fit its model, from pydantic's error details (`loc` counts from the body's root)."""
+    """The error for a request that does not fit its model. `errors`: pydantic's, with `loc` from the body's root."""
     shown = "".join(f"\n  {_detail(entry)}" for entry in errors[:_SHOWN])
     plural = "" if len(errors) == 1 else "s"
     more = f"\n  ...and {len(errors) - _SHOWN} more errors" if len(errors) > _SHOWN else ""
@@ -66,7 +66,7 @@ def validation_failed(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 def sanitized(message: str) -> str:
-    """A message without addresses of memory, tracebacks and paths of files."""
+    """The message without memory addresses, tracebacks and file paths."""
     for pattern, replacement in _LEAKS:
         message = pattern.sub(replacement, message)
     return message.strip()
@@ -99,12 +99,12 @@ def _detail(entry: Mapping[str, Any]) -> str:
 
 
 def _summary(value: object) -> str:
-    """A value in an error message: containers by their size only, text up to a length, so a body is never echoed."""
+    """A value for an error message: a container by its size only, text up to a length, so that no body is echoed."""
     if isinstance(value, dict | list):
         return f"<{type(value).__name__} of {len(value)} items>"
     try:
         text = value if isinstance(value, str) else str(value)
-    except ValueError:  # a number of more digits than Python writes out
+    except ValueError:  # an integer with more digits than Python converts
         return f"<{type(value).__name__}>"
     return text if len(text) <= _INPUT_CHARS else text[:_INPUT_CHARS] + "...[truncated]"
 
@@ -113,12 +113,12 @@ _Request = TypeVar("_Request", bound=BaseModel)
 
 
 def parse_request(model: type[_Request] | TypeAdapter[_Request], raw: bytes) -> _Request:
-    """A request from its body's bytes. Raises `ApiError`, ready to be answered."""
+    """The request in a body. Raises `ApiError`."""
     return validated(model, parse_body(raw))
 
 
 def parse_body(raw: bytes) -> Any:
-    """The JSON of a body that must be there. Raises `ApiError`."""
+    """The JSON of a body that must not be missing. Raises `ApiError`."""
     value = parse_json(raw) if raw else None
     if value is None:
         raise validation_failed([{"type": "missing", "loc": (), "msg": "Field required", "input": None}])
@@ -126,10 +126,10 @@ def parse_body(raw: bytes) -> Any:
 
 
 def validated(model: type[_Request] | TypeAdapter[_Request], value: Any) -> _Request:
-    """A request from its JSON. Raises `ApiError`.
+    """The request in a JSON value. Raises `ApiError`.
 
-    Python's own errors come from checks that look at a value before its type is known, as vLLM's do: there, too, they
-    become the answer.
+    Python's own errors come from checks that use a value before its type is known. vLLM has the same checks, and
+    answers with the same errors.
     """
     validate = model.validate_python if isinstance(model, TypeAdapter) else model.model_validate
     try:
@@ -143,14 +143,14 @@ def validated(model: type[_Request] | TypeAdapter[_Request], value: Any) -> _Req
 
 
 def parse_json(raw: bytes) -> Any:
-    """JSON of a request's body. Raises `ApiError` in vLLM's words, with the position of the fault.
+    """The JSON value of a body. Raises `ApiError` with vLLM's message, which has the position of the error.
 
-    Numbers that are no JSON (NaN) and half surrogate pairs pass, as they do in vLLM.
+    NaN and lone surrogates, which are no JSON, are accepted as in vLLM.
     """
     try:
         return from_json(raw)
     except ValueError:
-        pass  # the slower parser knows the position in vLLM's words, or accepts what this one does not
+        pass  # the slower parser gives the position as vLLM does, or accepts what this one refuses
     try:
         return json.loads(raw)
     except json.JSONDecodeError as error:

@@ -1,1 +1,1 @@
-"""The worker's HTTP side: vLLM's API, the cache feed, metrics."""
+"""The emulator's HTTP API, which is vLLM's."""

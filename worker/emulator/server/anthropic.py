@@ -1,4 +1,4 @@
-"""A request of Anthropic's API as the chat request that vLLM makes of it."""
+"""Converts requests of Anthropic's API to chat requests, as vLLM does."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from worker.emulator.protocol.chat import ChatCompletionRequest, NamedToolChoice
 from worker.emulator.protocol.structured_outputs import ResponseFormat
 
 _BILLING = "x-anthropic-billing-header"
-"""A client's line whose value changes with every request: vLLM drops it, for the prefix cache's sake."""
+"""A line of a client that changes with every request. vLLM drops it, so that prefixes can be cached."""
 
-SamePrompt = Callable[[Mapping[str, Any]], str | None]
-"""The text of a chat request's prompt, None where the template refuses it."""
+RenderChat = Callable[[Mapping[str, Any]], str | None]
+"""Renders a chat request's prompt; None if the chat template refuses it."""
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def as_chat(request: MessagesRequest | CountTokensRequest, render: SamePrompt) -> ChatCompletionRequest:
-    """The chat request. `render` shows what the chat template can do. Raises `ApiError`."""
+def as_chat(request: MessagesRequest | CountTokensRequest, render: RenderChat) -> ChatCompletionRequest:
+    """The chat request. `render` is used to find out what the chat template supports. Raises `ApiError`."""
     merge = any(message.role == "system" for message in request.messages) and _needs_system_first(render)
     chat = ChatCompletionRequest.model_validate(_base(request, _messages(request, merge)))
     if isinstance(request, MessagesRequest) and request.stream:
@@ -168,7 +168,7 @@ def _system(message: Message) -> str | None:
 
 
 def _add_blocks(role: str, blocks: list[ContentBlock], messages: list[dict[str, Any]]) -> None:
-    """One turn of several parts. A user's tool results become messages of their own, before it."""
+    """Append a message of several parts. A user's tool results become separate messages before it."""
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     reasoning: list[str] = []
@@ -220,14 +220,14 @@ def _url(source: Mapping[str, Any]) -> str:
     return f"data:{source.get('media_type', 'image/jpeg')};base64,{source.get('data', '')}"
 
 
-def _needs_system_first(render: SamePrompt) -> bool:
-    """Whether the chat template takes a system's words at the beginning only."""
+def _needs_system_first(render: RenderChat) -> bool:
+    """Whether the chat template accepts system messages only at the beginning."""
     turns = [{"role": role, "content": "t"} for role in ("system", "user", "system", "user")]
     return render({"messages": turns, "add_generation_prompt": False}) is None
 
 
-def _heeds_no_thinking(render: SamePrompt) -> bool:
-    """Whether the chat template has a word for no thinking at all, which it takes for no other effort."""
+def _heeds_no_thinking(render: RenderChat) -> bool:
+    """Whether the chat template renders the effort "none" differently from every other effort."""
     hi = [{"role": "user", "content": "Hi"}]
     none = render({"messages": hi, "reasoning_effort": "none"})
     efforts = ("low", "medium", "high", "xhigh", "max")

@@ -29,7 +29,7 @@ Methods = Mapping[str, Handler]
 
 
 class App:
-    """One worker's HTTP API. A path not listed is 404, a method not listed 405, both in FastAPI's words, as vLLM's."""
+    """One worker's HTTP API. Unknown paths get 404 and unknown methods 405, with FastAPI's messages, as in vLLM."""
 
     def __init__(self, service: Service, feed: FeedEndpoints, exposition: Exposition) -> None:
         self._service = service
@@ -61,8 +61,8 @@ class App:
         if service.dev_mode:
             routes |= {
                 "/reset_prefix_cache": {"POST": management.reset_prefix_cache},
-                "/reset_mm_cache": {"POST": management.forget_nothing},
-                "/reset_encoder_cache": {"POST": management.forget_nothing},
+                "/reset_mm_cache": {"POST": management.reset_absent_cache},
+                "/reset_encoder_cache": {"POST": management.reset_absent_cache},
                 "/server_info": {"GET": management.server_info},
                 "/is_sleeping": {"GET": management.is_sleeping},
                 "/is_paused": {"GET": management.is_paused},
@@ -90,7 +90,7 @@ class App:
             return
         methods = self._methods(raw_request.path)
         if methods is None:
-            await self._elsewhere(raw_request)
+            await self._redirect_or_404(raw_request)
             return
         handler = methods.get(raw_request.method)
         if handler is None:
@@ -98,14 +98,14 @@ class App:
             return
         try:
             await handler(raw_request, self._service)
-        except InternalError as error:  # vLLM answers what it did not expect outside of the layer that adds headers
+        except InternalError as error:  # vLLM answers unexpected errors outside of the middleware that adds headers
             raw_request.common = ()
             await raw_request.error(error)
         except ApiError as error:
             await raw_request.error(error)
 
     def _methods(self, path: str) -> Methods | None:
-        """Who answers a path."""
+        """The handlers of a path, by method; None for an unknown path."""
         found = self._routes.get("/metrics" if path.startswith("/metrics") else path)
         if found is not None or not path.startswith("/v1/responses/"):
             return found
@@ -117,8 +117,8 @@ class App:
             case _:
                 return None
 
-    async def _elsewhere(self, raw_request: HttpRequest) -> None:
-        """A path that is served without, or with, a slash at its end is sent there."""
+    async def _redirect_or_404(self, raw_request: HttpRequest) -> None:
+        """Redirect to the path with or without a trailing slash if that is served, else answer 404."""
         path = raw_request.path
         other = path.rstrip("/") if path.endswith("/") else path + "/"
         if path != "/" and self._methods(other) is not None:
@@ -128,7 +128,7 @@ class App:
 
 
 _EVERY_METHOD = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-"""vLLM's /metrics is an app of its own, which looks neither at the method nor at what follows."""
+"""vLLM's /metrics is an app of its own, which ignores the method and the rest of the path."""
 
 _SCALE_OUT = (
     "/v1/chat/completions/render",
@@ -143,7 +143,7 @@ _SCALE_OUT = (
 
 
 def _generating(handler: Handler) -> Handler:
-    """A handler that occupies the engine: refused while the worker drains, counted in /load."""
+    """Wraps a handler that uses the engine: it is refused while the worker closes, and counted in /load."""
 
     async def counted(raw_request: HttpRequest, service: Service) -> None:
         if service.state is WorkerState.CLOSING:
@@ -158,7 +158,7 @@ def _generating(handler: Handler) -> Handler:
 
 
 def _allow(methods: Methods) -> Header:
-    """FastAPI names the methods of the first route with the path; GET and HEAD share one."""
+    """The header `allow`. FastAPI names the methods of the path's first route; GET and HEAD share one."""
     return b"allow", ("GET, HEAD" if "HEAD" in methods else next(iter(methods))).encode()
 
 
@@ -169,7 +169,7 @@ _PREFLIGHT_VARY = (
 
 
 def _is_preflight(raw_request: HttpRequest) -> bool:
-    """Whether this asks what a page may do, instead of doing it."""
+    """Whether this is a CORS preflight request."""
     return (
         raw_request.method == "OPTIONS"
         and bool(raw_request.header(b"origin"))
@@ -178,7 +178,7 @@ def _is_preflight(raw_request: HttpRequest) -> bool:
 
 
 async def _refuse_preflight(raw_request: HttpRequest) -> None:
-    """Answer a preflight."""
+    """Refuse a CORS preflight request, as vLLM does by default."""
     asked: Header = (
         b"access-control-allow-headers",
         raw_request.header(b"access-control-request-headers").encode("latin-1"),
@@ -199,10 +199,10 @@ ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"
 
 
 async def invocations(raw_request: HttpRequest, service: Service) -> None:
-    """Answer a chat or a completion request, the first that it fits. Raises `ApiError`."""
+    """POST /invocations, SageMaker's endpoint: a chat or else a completion request. Raises `ApiError`."""
     raw = await json_body(raw_request)
     body = parse_json(raw) if raw else None
-    if isinstance(body, dict):  # SageMaker names a LoRA adapter there; what the body says of the model is not read
+    if isinstance(body, dict):  # the header names a LoRA adapter; the body's model is ignored
         body["model"] = raw_request.header(ADAPTER_HEADER) or None
     if (request := _fitting(ChatCompletionRequest, body)) is not None:
         await chat(raw_request, service, request, len(raw))

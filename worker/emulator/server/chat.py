@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, and its form for several conversations at once."""
+"""POST /v1/chat/completions and /v1/chat/completions/batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def chat_completions(raw_request: HttpRequest, service: Service) -> None:
 
 
 async def chat(raw_request: HttpRequest, service: Service, request: ChatCompletionRequest, size: int) -> None:
-    """The same for a request that has been read, from `size` bytes."""
+    """Answer a request that has been read from `size` bytes. Raises `ApiError` as long as nothing has been sent."""
     service.check_model(request.model)
     prompt = await render(service, request, size)
     answer_id = request_id(raw_request, "chatcmpl", request.request_id)
@@ -52,7 +52,7 @@ async def chat(raw_request: HttpRequest, service: Service, request: ChatCompleti
 
 
 async def batch_chat_completions(raw_request: HttpRequest, service: Service) -> None:
-    """Answer several conversations with one answer each. Raises `ApiError`."""
+    """Answer each of several conversations once. Raises `ApiError`."""
     raw = await json_body(raw_request)
     batch = parse_request(BatchChatCompletionRequest, raw)
     service.check_model(batch.model)
@@ -76,7 +76,7 @@ async def batch_chat_completions(raw_request: HttpRequest, service: Service) -> 
 
 
 async def render(service: Service, request: ChatCompletionRequest, size: int) -> Prompt:
-    """The tokens of a chat request, and how its answers are sampled. Raises `ApiError`."""
+    """The prompt of a chat request with its sampling parameters. Raises `ApiError`."""
     _check_tools(service, request)
     if not service.trust_request_chat_template:
         check_template(request)
@@ -96,7 +96,7 @@ async def render(service: Service, request: ChatCompletionRequest, size: int) ->
 
 
 def _check_tools(service: Service, request: ChatCompletionRequest) -> None:
-    """Raises `ApiError` for a choice of tools that takes a parser of tool calls."""
+    """Raises `ApiError` for a tool choice that needs a parser of tool calls."""
     choice = request.tool_choice
     if choice in (None, "none"):
         return
@@ -111,7 +111,7 @@ def _check_tools(service: Service, request: ChatCompletionRequest) -> None:
 
 
 class _Answer:
-    """What the parts of one answer share."""
+    """Writes the parts of one answer."""
 
     def __init__(
         self, service: Service, request: ChatCompletionRequest, prompt: Prompt, answer_id: str, created: int
@@ -128,7 +128,7 @@ class _Answer:
 
     @property
     def echo(self) -> str:
-        """What an echo shows: the last message, if the answer continues its speaker's turn."""
+        """The text of an echo: the last message, if its role is that of the answer."""
         last = self._last
         if not self.request.echo or last.get("role") != self.role:
             return ""
@@ -139,7 +139,7 @@ class _Answer:
 
     @property
     def prompt_text(self) -> str | None:
-        """The prompt as the chat template wrote it, if asked for."""
+        """The rendered prompt, if the request asks for it."""
         if not self.request.return_prompt_text:
             return None
         return self.service.tokenizer.decode(self._prompt.tokens, skip_special_tokens=False)
@@ -153,14 +153,14 @@ class _Answer:
         return chat_logprobs(choice.logprobs(tokens), top, self._texts)
 
     def details(self, choice: Choice) -> dict[str, int]:
-        """What of the prompt was cached, and what is new in the cache."""
+        """Cached prompt tokens, and those that were added to the cache."""
         return {
             "cached_tokens": choice.cached_tokens,
             "created_cache_tokens": created_cache_tokens(choice, self.service.block_size),
         }
 
     def whole(self, generation: Generation) -> dict[str, Any]:
-        """The answer to a request that does not stream."""
+        """The whole answer, for a request that does not stream."""
         service, request, sampling = self.service, self.request, self.sampling
         choices = generation.choices
         prompt, completion = totals(choices, sampling.n)
@@ -227,7 +227,7 @@ class _ChunkFormatter:
         self._heads: dict[int, bytes] = {}
 
     def first(self, choices: Sequence[Choice]) -> bytes:
-        """Who speaks, for each choice, and what an echo repeats."""
+        """The chunks with the role of each choice, and those of an echo."""
         roles = [self._opening(choice) for choice in choices]
         echo = self._answer.echo
         return b"".join((*roles, *((self._echo(choice, echo) for choice in choices) if echo else ())))
@@ -258,7 +258,7 @@ class _ChunkFormatter:
         return b',"usage":' + orjson.dumps(counts)
 
     def token(self, choice: Choice) -> bytes:
-        """What is new of a choice."""
+        """The chunk with what is new of a choice."""
         text, tokens = choice.take()
         head = self._heads.get(choice.index)
         if head is None:
@@ -283,7 +283,7 @@ class _ChunkFormatter:
         return b"".join((*parts, b"}\n\n"))
 
     def last(self, choices: Sequence[Choice]) -> bytes:
-        """The usage chunk, if it was asked for."""
+        """The usage chunk, if the request asks for it."""
         if not self._shared.usage:
             return b""
         counts = usage(*totals(choices, self._answer.sampling.n))

@@ -29,7 +29,7 @@ async def completions(raw_request: HttpRequest, service: Service) -> None:
 
 
 async def complete(raw_request: HttpRequest, service: Service, request: CompletionRequest, size: int) -> None:
-    """The same for a request that has been read, from `size` bytes."""
+    """Answer a request that has been read from `size` bytes. Raises `ApiError` as long as nothing has been sent."""
     if request.stream and request.use_beam_search:
         raise ApiError(400, "Streaming is not currently supported with beam search")
     service.check_model(request.model)
@@ -70,7 +70,7 @@ async def complete(raw_request: HttpRequest, service: Service, request: Completi
 
 
 def _check_rendering(request: CompletionRequest) -> None:
-    """Raises `ApiError` for what vLLM renders for other kinds of models only."""
+    """Raises `ApiError` for inputs that vLLM supports only for other kinds of models."""
     if request.suffix is not None:
         if request.echo:
             message = "Echo is unsupported with suffix."
@@ -96,12 +96,12 @@ def _check_rendering(request: CompletionRequest) -> None:
 
 
 def _has_text(prompt: object) -> bool:
-    """Whether anything is to be tokenised; ids are only checked."""
+    """Whether a prompt is text. Token ids need no tokenising."""
     return isinstance(prompt, str) or (isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str))
 
 
 class _Answer:
-    """What the parts of one answer share."""
+    """Writes the parts of one answer."""
 
     def __init__(
         self, service: Service, request: CompletionRequest, prompts: Sequence[Prompt], answer_id: str, created: int
@@ -117,7 +117,7 @@ class _Answer:
         return self._prompts[choice.index // self.request.n]
 
     def prompt_text(self, choice: Choice) -> str:
-        """What an echo shows: nothing where the ids are shown instead."""
+        """The text of an echo; empty if token ids are returned instead."""
         if self.request.return_token_ids:
             return ""
         given = self.request.prompt
@@ -128,7 +128,7 @@ class _Answer:
         return self.service.tokenizer.decode(choice.prompt, skip_special_tokens=False)
 
     def logprobs(self, choice: Choice, tokens: Sequence[int], *, echo: bool, offset: int = 0) -> dict[str, Any] | None:
-        """`logprobs` of the last `tokens` of a choice, behind those of the prompt if it is echoed."""
+        """`logprobs` of the last `tokens` of a choice, after those of an echoed prompt."""
         asked = self.request.logprobs
         if asked is None:
             return None
@@ -143,7 +143,7 @@ class _Answer:
         return completion_logprobs(shown, entries, -1 if self.request.logprob_token_ids else asked, self._texts, offset)
 
     def whole(self, generation: Generation) -> dict[str, Any]:
-        """The answer to a request that does not stream."""
+        """The whole answer, for a request that does not stream."""
         service, request = self.service, self.request
         choices = generation.choices
         prompt, completion = totals(choices, request.n)
@@ -191,7 +191,7 @@ class _Answer:
 
 
 def _last(choices: Sequence[Choice], generation: Generation) -> Choice:
-    """Whose figures vLLM reports for several answers to one prompt: those of the one that finished last."""
+    """The choice whose figures vLLM reports for several answers to one prompt: the one that finished last."""
     last = generation.last
     return choices[-1] if last is None or last not in choices else last
 
@@ -209,10 +209,10 @@ class _ChunkFormatter:
         self._plain = not (request.return_token_ids or self._shared.continuous_usage or request.logprobs is not None)
         self._heads: dict[int, bytes] = {}
         self._offsets: dict[int, int] = {}
-        """Of choices whose log probabilities are shown: where the text of their next token begins."""
+        """By choice, the text offset of its next token, for log probabilities."""
 
     def token(self, choice: Choice) -> bytes:
-        """What is new of a choice."""
+        """The chunk with what is new of a choice."""
         text, tokens = choice.take()
         head = self._heads.get(choice.index)
         first = head is None
@@ -253,7 +253,7 @@ class _ChunkFormatter:
         return b""
 
     def last(self, choices: Sequence[Choice]) -> bytes:
-        """The usage chunk, if it was asked for."""
+        """The usage chunk, if the request asks for it."""
         if not self._shared.usage:
             return b""
         prompt, completion = totals(choices, self._request.n)

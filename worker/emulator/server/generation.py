@@ -1,4 +1,4 @@
-"""The answers to one HTTP request: each choice is one engine request, and all report to one waiting handler."""
+"""The answers to one HTTP request. Each choice is one engine request, and all report to one waiting handler."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from worker.emulator.generators.base import Answer, TokenLogprob
 
 
 class IncrementalDetokenizer:
-    """Tokens in, text out. Text that may be the beginning of a stop string is held back, as in vLLM.
+    """Converts tokens to text. Text that may begin a stop string is held back, as in vLLM.
 
-    A call looks at the new text and at no more than the longest stop string before it.
+    A call searches the new text and at most the length of the longest stop string before it.
     """
 
     __slots__ = ("_decoder", "_held", "_include_stop", "_recent", "_stop", "_window", "stopped_by")
@@ -27,14 +27,14 @@ class IncrementalDetokenizer:
         self._include_stop = include_stop
         self._window = max(map(len, stop), default=1) - 1
         self._recent = ""
-        """The last `_window` characters: a stop string that ends later may begin here."""
+        """The last `_window` characters, in which a stop string may begin that ends later."""
         self._held = 0
-        """How many of them have not been shown."""
+        """How many of these have not been returned."""
         self.stopped_by: str | None = None
         """The stop string that ended the text."""
 
     def push(self, token: int, *, may_stop: bool = True) -> str:
-        """Text to show after this token. Sets `stopped_by` when a stop string is complete, unless not `may_stop`."""
+        """The text that this token adds. Sets `stopped_by` if a stop string is complete and `may_stop`."""
         delta = self._decoder.push(token)
         if not self._stop:
             return delta
@@ -42,7 +42,7 @@ class IncrementalDetokenizer:
         text = self._recent + delta
         unshown = before - self._held
         if may_stop and delta:
-            for stop in self._stop:  # in the order of the request: the first that is found ends the text
+            for stop in self._stop:  # in the order of the request: the first one found ends the text
                 at = text.find(stop, max(0, before + 1 - len(stop)))
                 if at >= 0:
                     self.stopped_by = stop
@@ -53,14 +53,14 @@ class IncrementalDetokenizer:
         return text[unshown : len(text) - self._held]
 
     def finish(self) -> str:
-        """What is still held back, when the answer ends without a stop string."""
+        """The text that is still held back when the answer ends without a stop string."""
         held = self._recent[len(self._recent) - self._held :]
         self._recent, self._held = "", 0
         return held + self._decoder.flush()
 
 
 class Choice:
-    """One answer: a `OutputHandler` of the engine. `text` is None when nobody reads the text before the end."""
+    """One answer: an `OutputHandler` of the engine. `text` is None if the text is not needed before the end."""
 
     __slots__ = (
         "_generation", "_new_text", "_new_tokens", "_request", "answer", "cached_tokens", "ended_by_token",
@@ -87,7 +87,7 @@ class Choice:
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.ended_by_token = False
-        """The last token ended the answer (end of sequence, or one of the request's), hence is no part of the text."""
+        """Whether the last token ended the answer (end of sequence or a stop token). It is then no part of the text."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -98,7 +98,7 @@ class Choice:
         return self._request.prompt
 
     def start(self) -> None:
-        """Queue it in the engine. Raises `EngineDeadError`."""
+        """Submit the request to the engine. Raises `EngineDeadError`."""
         self._generation.engine.submit(self._request, self)
 
     def on_output(self, output: Output) -> None:
@@ -122,7 +122,7 @@ class Choice:
         if finished is not None:
             self._finish(finished)
         elif len(self.tokens) == 1 or self._new_tokens >= self._generation.interval:
-            self._generation.news(self)
+            self._generation.notify(self)
 
     def on_abort(self) -> None:
         self._finish("abort")
@@ -132,7 +132,7 @@ class Choice:
         self._generation.fail(error)
 
     def logprobs(self, tokens: int) -> list[Sequence[TokenLogprob]]:
-        """What is known of the probabilities of the last `tokens` tokens."""
+        """The log probabilities of the last `tokens` tokens."""
         first = len(self.tokens) - tokens
         return [self.answer.logprobs(first + index) for index in range(tokens)]
 
@@ -144,8 +144,8 @@ class Choice:
         self._new_tokens = 0
         return text, tokens
 
-    def abandon(self) -> None:
-        """Nobody wants the rest: release the engine's blocks and the generator. Idempotent."""
+    def release(self) -> None:
+        """Abort the request if it runs: release the engine's blocks and the generator. Idempotent."""
         if self.finish_reason is None:
             self._generation.engine.abort(self._request.request_id)
             self.answer.close()
@@ -156,21 +156,21 @@ class Choice:
         if self.text is not None and self.text.stopped_by is None:
             self._new_text.append(self.text.finish())
         self.answer.close()
-        self._generation.news(self)
+        self._generation.notify(self)
 
 
 class Generation:
-    """All choices of one HTTP request. Leaving the context releases what still runs, whatever the reason."""
+    """All choices of one HTTP request. Leaving the context aborts those that still run."""
 
     def __init__(self, engine: AsyncEngine, *, streaming: bool, interval: int = 1) -> None:
         self.engine = engine
         self.interval = interval
-        """Tokens of a choice that go into one chunk; its first and its last one do not wait."""
+        """Tokens of a choice in one chunk. Its first and its last token are not delayed."""
         self.last: Choice | None = None
         """The choice that finished last."""
         self._streaming = streaming
         self.choices: list[Choice] = []
-        self._news: dict[Choice, None] = {}  # in the order of their news
+        self._changed: dict[Choice, None] = {}  # in the order of their changes
         self._open = 0
         self._error: EngineDeadError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -182,40 +182,40 @@ class Generation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for choice in self.choices:
-            choice.abandon()
+            choice.release()
 
     def add(self, request: EngineRequest, answer: Answer, text: IncrementalDetokenizer | None) -> None:
-        """Start the next choice. Raises `EngineDeadError`."""
+        """Add a choice and start it. Raises `EngineDeadError`."""
         choice = Choice(self, len(self.choices), request, answer, text)
         self.choices.append(choice)
         self._open += 1
         choice.start()
 
     def abort(self) -> None:
-        """End what still runs; the client hears of it as of any other end."""
+        """Abort the choices that still run. Their finish reason is then "abort"."""
         for choice in self.choices:
             if choice.finish_reason is None:
-                choice.abandon()
+                choice.release()
                 choice.on_abort()
 
     @property
     def done(self) -> bool:
-        """Every choice has finished, and `updates` has said so."""
+        """Whether every choice has finished and `updates` has returned it."""
         return self._open == 0
 
     async def updates(self) -> list[Choice]:
-        """Choices with something new, at least one; [] when all have finished and been taken.
+        """The choices that have changed, at least one; [] once all have finished and been returned.
 
         Raises `EngineDeadError`.
         """
-        while not self._news:
+        while not self._changed:
             if self._error is not None:
                 raise self._error
             if not self._open:
                 return []
             await self._wait()
-        taken = list(self._news)
-        self._news.clear()
+        taken = list(self._changed)
+        self._changed.clear()
         self._open -= sum(choice.finish_reason is not None for choice in taken)
         return taken
 
@@ -224,14 +224,14 @@ class Generation:
         while await self.updates():
             pass
 
-    def news(self, choice: Choice) -> None:
-        """Called by a choice. A request that does not stream hears only of ends."""
+    def notify(self, choice: Choice) -> None:
+        """Called by a choice that has changed. Without streaming only the end of a choice counts."""
         if self._streaming or choice.finish_reason is not None:
-            self._news[choice] = None
+            self._changed[choice] = None
             self._wake()
 
     def fail(self, error: EngineDeadError) -> None:
-        """Called by a choice: the engine is dead."""
+        """Called by a choice whose engine is dead."""
         self._error = error
         self._wake()
 
@@ -248,15 +248,15 @@ class Generation:
 
 
 def totals(choices: Sequence[Choice], n: int) -> tuple[int, int]:
-    """(prompt, completion) tokens. A prompt counts once, however many of its `n` choices there are."""
+    """(prompt, completion) tokens. A prompt counts once for its `n` choices."""
     return sum(choice.prompt_tokens for choice in choices[::n]), sum(len(choice.tokens) for choice in choices)
 
 
 def usage(prompt: int, completion: int) -> dict[str, Any]:
-    """The counts, in vLLM's order."""
+    """The usage object, with its fields in vLLM's order."""
     return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
 
 
 def created_cache_tokens(choice: Choice, block_size: int) -> int:
-    """Prompt tokens whose blocks were new to the cache: those of full blocks that were not cached."""
+    """Prompt tokens that were added to the cache: those in full blocks that were not cached."""
     return choice.prompt_tokens // block_size * block_size - choice.cached_tokens

@@ -1,4 +1,4 @@
-"""Log probabilities, as each API writes them."""
+"""Log probabilities in the formats of the APIs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from kvcache.tokens.tokenizer import Tokenizer
 from worker.emulator.generators.base import TokenLogprob
 
 NO_LOGPROB = -9999.0
-"""What stands for a probability of 0."""
+"""The log probability that is written for a probability of 0."""
 
 
 class TokenTexts:
-    """Tokens in words: as text, or (`as_ids`) by their number."""
+    """Writes tokens as text or, with `as_ids`, as numbers."""
 
     def __init__(self, tokenizer: Tokenizer, *, as_ids: bool = False) -> None:
         self._tokenizer = tokenizer
@@ -29,8 +29,8 @@ class TokenTexts:
 def completion_logprobs(
     tokens: Sequence[int], entries: Sequence[Sequence[TokenLogprob] | None], top: int, texts: TokenTexts, offset: int
 ) -> dict[str, Any]:
-    """The `logprobs` of a completion's choice: `top` alternatives to each token (-1 = all), the text counted from
-    `offset`. `entries` is None for a token that follows nothing."""
+    """The `logprobs` of a completion's choice: `top` alternatives to each token (-1: all), with text offsets from
+    `offset` on. An entry is None for a token without context."""
     shown = [texts.shown(token) for token in tokens]
     offsets = []
     for text in shown:
@@ -50,7 +50,7 @@ def completion_logprobs(
 
 
 def chat_logprobs(entries: Sequence[Sequence[TokenLogprob]], top: int, texts: TokenTexts) -> dict[str, Any]:
-    """The `logprobs` of a chat's choice: each token with the `top` likeliest ones (-1 = all)."""
+    """The `logprobs` of a chat's choice: each token with the `top` likeliest tokens (-1: all)."""
     return {"content": list(_chat_entries(entries, top, texts))}
 
 
@@ -73,7 +73,7 @@ def _chat_entries(entries: Sequence[Sequence[TokenLogprob]], top: int, texts: To
 
 
 def prompt_logprobs(entries: Sequence[Sequence[TokenLogprob] | None], texts: TokenTexts) -> list[dict[str, Any] | None]:
-    """`prompt_logprobs`: for each token of the prompt, by id, what is known of it and of its alternatives."""
+    """`prompt_logprobs`: for each token of the prompt, the log probabilities of it and its alternatives, by id."""
     return [
         None
         if entry is None

@@ -1,7 +1,7 @@
-"""Endpoints that generate nothing: health, models, tokenize and detokenize, and what those who operate an engine ask.
+"""Endpoints that generate nothing: health, models, tokenize, detokenize, and those for operators.
 
-What has no counterpart in an emulated engine (weights, expert parallelism, sleep) is answered as an idle vLLM answers
-it where that needs no such thing, and is not served otherwise.
+An emulated engine has no weights, expert parallelism or sleep. Endpoints about these answer as an idle vLLM does, where
+that is possible, and are not served otherwise.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from worker.emulator.server.rendering import Bounds, check_multimodal, check_tem
 from worker.emulator.server.service import VLLM_VERSION, Service, WorkerState, json_body
 
 UNBOUNDED = 2**63
-"""/tokenize takes prompts longer than any context."""
+"""The bound of prompts for /tokenize, which takes any length."""
 
 
 async def health(raw_request: HttpRequest, service: Service) -> None:
-    """200 while requests are taken, 503 once the worker drains or its engine is dead. No body.
+    """200 while requests are taken, 503 once the worker closes or its engine is dead. There is no body.
 
-    A worker that leaves and still takes requests says so in a header: an endpoint that terminates is used for as long
-    as it says that it is ready, where there is no other.
+    A draining worker still answers 200, with a header that says that it drains: where there is no other endpoint, a
+    terminating one gets requests as long as it is ready.
     """
     ready = service.state is not WorkerState.CLOSING and not service.engine.dead.is_set()
     draining = [(DRAINING_HEADER.encode(), b"1")] if service.state is WorkerState.DRAINING else []
@@ -43,7 +43,7 @@ async def version(raw_request: HttpRequest, service: Service) -> None:
 
 
 async def load(raw_request: HttpRequest, service: Service) -> None:
-    """Completion and chat requests under way."""
+    """The number of completion and chat requests in flight."""
     await raw_request.json(200, {"server_load": service.in_progress})
 
 
@@ -79,7 +79,7 @@ async def models(raw_request: HttpRequest, service: Service) -> None:
 
 
 async def tokenize(raw_request: HttpRequest, service: Service) -> None:
-    """Token ids of a text or of a chat's messages."""
+    """The token ids of a text or of a conversation."""
     raw = await json_body(raw_request)
     request = parse_request(TOKENIZE_REQUEST, raw)
     service.check_model(request.model)
@@ -103,7 +103,7 @@ def _tokens(request: TokenizeCompletionRequest | TokenizeChatRequest, service: S
 
 
 async def detokenize(raw_request: HttpRequest, service: Service) -> None:
-    """Text of token ids; those that no token has are left out."""
+    """The text of token ids. Ids without a token are left out."""
     request = parse_request(DetokenizeRequest, await json_body(raw_request))
     service.check_model(request.model)
     vocabulary = range(service.tokenizer.vocab_size)
@@ -112,7 +112,7 @@ async def detokenize(raw_request: HttpRequest, service: Service) -> None:
 
 
 async def reset_prefix_cache(raw_request: HttpRequest, service: Service) -> None:
-    """Forget every cached block; refused (`success` false) while a request runs."""
+    """Drop every cached block. Refused (`success` false) while a request runs."""
     await raw_request.json(200, {"success": service.engine.reset_prefix_cache()})
 
 
@@ -120,7 +120,7 @@ _SCALE_OUT = "Scale-out endpoints are disabled. Restart vllm serve with --enable
 
 
 async def kv_event_sources(raw_request: HttpRequest, service: Service) -> None:
-    """None: an emulated engine publishes its events over HTTP, at /cache/events."""
+    """Empty: an emulated engine publishes its events over HTTP, at /cache/events."""
     await raw_request.json(200, {})
 
 
@@ -144,8 +144,8 @@ async def world_size(raw_request: HttpRequest, service: Service) -> None:
     await raw_request.json(200, {"world_size": 1})
 
 
-async def forget_nothing(raw_request: HttpRequest, service: Service) -> None:
-    """Reset a cache that an emulated engine has not."""
+async def reset_absent_cache(raw_request: HttpRequest, service: Service) -> None:
+    """Reset a cache that an emulated engine does not have."""
     await raw_request.reply(200, b"")
 
 
@@ -154,7 +154,7 @@ async def scale_out_disabled(raw_request: HttpRequest, service: Service) -> None
 
 
 async def server_info(raw_request: HttpRequest, service: Service) -> None:
-    """The settings that decide about answers, as `vllm_config`; the environment is nobody's business."""
+    """The settings that affect answers, as `vllm_config`. The environment is not disclosed."""
     facts: dict[str, Any] = {
         "model": service.root,
         "served_model_name": service.model,
@@ -166,7 +166,7 @@ async def server_info(raw_request: HttpRequest, service: Service) -> None:
 
 
 async def abort_requests(raw_request: HttpRequest, service: Service) -> None:
-    """End requests by the ids that clients gave or got; all of them when none is named."""
+    """Abort the requests with these ids, or all if none is given."""
     try:
         body = json.loads(await raw_request.body())
     except ValueError:

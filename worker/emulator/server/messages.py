@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API, over the same engine."""
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from worker.emulator.server.submission import text_of
 
 
 class MessagesError(ApiError):
-    """An error in the shape of Anthropic's API: what vLLM says once it has read the request."""
+    """An error in the format of Anthropic's API, which vLLM uses once it has validated the request."""
 
     def __init__(self, error: ApiError) -> None:
         super().__init__(error.status, error.message, type=error.type)
@@ -32,7 +32,7 @@ class MessagesError(ApiError):
 
 
 async def messages(raw_request: HttpRequest, service: Service) -> None:
-    """Answer one turn. Raises `ApiError` as long as nothing has been sent."""
+    """Answer one request. Raises `ApiError` as long as nothing has been sent."""
     raw = await json_body(raw_request)
     request = parse_request(MessagesRequest, raw)
     try:
@@ -42,7 +42,7 @@ async def messages(raw_request: HttpRequest, service: Service) -> None:
 
 
 async def count_tokens(raw_request: HttpRequest, service: Service) -> None:
-    """How many tokens a turn's prompt has. Raises `ApiError`."""
+    """Count the tokens of a prompt. Raises `ApiError`."""
     raw = await json_body(raw_request)
     request = parse_request(CountTokensRequest, raw)
     try:
@@ -101,7 +101,7 @@ def _template(service: Service) -> Any:
 
 
 def _stop(choice: Choice) -> tuple[str | None, str | None]:
-    """Why an answer ended, and the stop string that ended it."""
+    """`stop_reason`, and the stop string that ended the answer."""
     if choice.finish_reason == "length":
         return "max_tokens", None
     if choice.finish_reason != "stop":
@@ -110,7 +110,7 @@ def _stop(choice: Choice) -> tuple[str | None, str | None]:
 
 
 def _usage(service: Service, choice: Choice, output: int) -> dict[str, int]:
-    """What is read from the cache or written to it is no part of Anthropic's `input_tokens`."""
+    """`usage`. Tokens read from the cache or written to it are no part of Anthropic's `input_tokens`."""
     read, created = choice.cached_tokens, created_cache_tokens(choice, service.block_size)
     if not service.prompt_tokens_details:
         return {"input_tokens": choice.prompt_tokens, "output_tokens": output}
@@ -127,7 +127,7 @@ def _failure(error: ApiError) -> bytes:
 
 
 class _Events:
-    """The stream's events: one block of text, opened with its first words."""
+    """Writes the events of a stream. Its only content block is opened with the first text."""
 
     def __init__(self, service: Service, answer_id: str) -> None:
         self._service = service

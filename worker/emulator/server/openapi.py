@@ -1,4 +1,4 @@
-"""/openapi.json, and the pages that draw it: which paths are served, with which requests."""
+"""/openapi.json, /docs and /redoc: the paths that are served, with their requests."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _REDOC = _PAGE.format(
 
 
 class Documentation:
-    """The pages. The document is made when it is first asked for: `routes` are (path, methods)."""
+    """The handlers. `routes`: (path, methods). The document is made at the first request for it."""
 
     def __init__(self, routes: Iterable[tuple[str, Iterable[str]]]) -> None:
         self._routes = routes

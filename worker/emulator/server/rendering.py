@@ -1,4 +1,4 @@
-"""From a request to the tokens of its prompts, with the bounds of the context."""
+"""Makes the prompt tokens of a request, within the bounds of the context."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _NOT_UNICODE = "TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequ
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How long a prompt may be. Making one checks what can be checked without it. Raises `ApiError`."""
+    """The bounds of a prompt. The constructor checks them against one another. Raises `ApiError`."""
 
     max_model_len: int
     output: int | None = None
-    """Tokens asked for, under the name `output_name`."""
+    """Output tokens that the request asks for, in the field `output_name`."""
     output_name: str = "max_tokens"
     truncate: int | None = None
-    """Keep so many tokens of the prompt; -1 = as many as fit."""
+    """Number of prompt tokens to keep; -1: as many as fit."""
     side: Literal["left", "right"] | None = None
-    """Keep the last (left, the default) or the first (right) of them."""
+    """The side that is cut off: left (the default) or right."""
 
     def __post_init__(self) -> None:
         if self.output is not None and self.output > self.max_model_len:
@@ -51,7 +51,8 @@ class Bounds:
             )
 
     def text(self, text: str, tokenizer: Tokenizer) -> str:
-        """The text, if it can fit at all. Raises `ApiError`."""
+        """The text, cut to what can fit if the prompt is to be truncated. Raises `ApiError` for a text that is too
+        long."""
         if len(text) <= self.max_model_len:
             return text
         most = self.max_model_len * tokenizer.max_token_characters
@@ -70,9 +71,9 @@ class Bounds:
         return text[-most:] if self.side == "left" else text[:most]
 
     def tokens(self, tokens: list[int], *, from_text: bool) -> list[int]:
-        """What of the tokens is the prompt. Raises `ApiError` when they exceed the context.
+        """The prompt tokens, after truncation. Raises `ApiError` if they exceed the context.
 
-        vLLM stops tokenising text one token past the limit, hence counts no further there.
+        vLLM stops tokenising text one token past the limit, so its message has no higher count.
         """
         keep = self.truncate
         if keep == -1:
@@ -92,7 +93,7 @@ class Bounds:
         return tokens
 
     def room(self, prompt_tokens: int) -> int:
-        """Tokens that an answer may have: vLLM gives what is left where more is asked for."""
+        """Tokens that an answer may have. vLLM reduces a larger number to what the context leaves."""
         left = self.max_model_len - prompt_tokens
         return left if self.output is None else min(left, self.output)
 
@@ -102,7 +103,7 @@ def completion_prompts(
 ) -> list[list[int]]:
     """Token ids of each prompt of a completion request. Raises `ApiError`.
 
-    Neither that a prompt is empty nor that a token does not exist is looked at here: vLLM's engine says so.
+    Empty prompts and unknown token ids are not checked here, because in vLLM the engine refuses them.
     """
     if not prompt:
         raise ApiError(400, "You must pass at least one prompt")
@@ -138,7 +139,7 @@ def conversation(fields: Mapping[str, Any], bounds: Bounds, tokenizer: Tokenizer
 
 
 def _forwarded(fields: Mapping[str, Any], tokenizer: Tokenizer) -> list[int] | None:
-    """The prompt's ids as another engine has read them, which goes before the messages. Raises `ApiError`."""
+    """Token ids of the prompt that another engine has sent along. They override the messages. Raises `ApiError`."""
     transfer = fields.get("kv_transfer_params")
     ids = transfer.get("prompt_token_ids") if isinstance(transfer, Mapping) else None
     if ids is None or fields.get("echo"):
@@ -177,7 +178,7 @@ def check_prompt(tokens: Sequence[int], max_model_len: int, tokenizer: Tokenizer
 
 
 def check_multimodal(request: Any) -> None:
-    """Raises `ApiError` for arguments of processors that vLLM takes from trusted clients only."""
+    """Raises `ApiError` for processor arguments, which vLLM takes only from trusted clients."""
     for name, what in (
         ("mm_processor_kwargs", "multimodal preprocessing"),
         ("media_io_kwargs", "multimodal media loading"),
@@ -200,7 +201,7 @@ def check_template(request: Any) -> None:
 
 
 def scope_of(salt: str | None) -> CacheScope:
-    """What separates the blocks of a request from others' with the same tokens. Raises `ApiError`."""
+    """The cache scope for this salt: requests of different scopes share no blocks. Raises `ApiError`."""
     try:
         return request_scope({"cache_salt": salt})
     except PromptError as error:

@@ -1,4 +1,4 @@
-"""One answer of the Responses API while it is made: the object, and the events of its stream."""
+"""A response of the Responses API: its status, its object, and the events of its stream."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RESPONSE_TRANSITIONS: Mapping[tuple[ResponseStatus, ResponseEvent], ResponseStat
         (ResponseStatus.IN_PROGRESS, ResponseEvent.TOKENS_EXHAUSTED): ResponseStatus.INCOMPLETE,
         (ResponseStatus.IN_PROGRESS, ResponseEvent.CANCELLED): ResponseStatus.CANCELLED,
         (ResponseStatus.IN_PROGRESS, ResponseEvent.FAILED): ResponseStatus.FAILED,
-        # Whatever the generation of a cancelled response still comes to.
+        # The generation of a cancelled response may still end or fail.
         **{(ResponseStatus.CANCELLED, event): ResponseStatus.CANCELLED for event in ResponseEvent},
     }
 )
@@ -64,7 +64,7 @@ class Response:
         self.status = ResponseStatus.QUEUED if request.background else ResponseStatus.IN_PROGRESS
         self.output: list[dict[str, Any]] = []
         self.events: list[bytes] = []
-        """Of the stream so far, each as it is sent."""
+        """The events of the stream so far, as they are sent."""
         self._service = service
         self._request = request
         self._sampling = sampling
@@ -87,7 +87,7 @@ class Response:
         self.status = RESPONSE_TRANSITIONS[self.status, event]
 
     def object(self) -> dict[str, Any]:
-        """The response as JSON, as far as it has come."""
+        """The present response object."""
         request, sampling, done = (
             self._request,
             self._sampling,
@@ -130,7 +130,7 @@ class Response:
         }
 
     def begin(self) -> bytes:
-        """The events before anything is generated."""
+        """The events before the first token."""
         self.events += [
             self._event("response.created", response=self.object()),
             self._event("response.in_progress", response=self.object()),
@@ -141,7 +141,7 @@ class Response:
         return b""
 
     def token(self, choice: Choice) -> bytes:
-        """What is new of the text."""
+        """The events with the new text of a choice."""
         before = len(self.events)
         text, tokens = choice.take()
         logprobs = self._take_logprobs(choice, len(tokens))
@@ -160,7 +160,7 @@ class Response:
         return b"".join(self.events[before:])
 
     def last(self, choices: Sequence[Choice]) -> bytes:
-        """The events of the end."""
+        """The events after the last token."""
         before = len(self.events)
         if self._open:
             self._close_item()
@@ -169,7 +169,7 @@ class Response:
         return b"".join(self.events[before:])
 
     def finish(self, choice: Choice, text: str) -> dict[str, Any]:
-        """The object of a response that nobody streamed."""
+        """End a response that was not streamed. Returns its object."""
         self._take_logprobs(choice, len(choice.tokens))
         self._end(choice, [self._item([self._part(text)] if text else [], "completed")])
         return self.object()
@@ -251,9 +251,9 @@ class Response:
         self.events.append(self._event(kind, **fields))
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        """One event. Its number counts them, so two that are made at once have to be added at once."""
+        """One event, numbered by the events before it: events that are made together must be added together."""
         number = len(self.events) + (kind == "response.in_progress")
-        text = {"text": fields.pop("text")} if "text" in fields else {}  # the one field that comes after the number
+        text = {"text": fields.pop("text")} if "text" in fields else {}  # the only field after the number
         data = orjson.dumps({**fields, "sequence_number": number, **text, "type": kind})
         return b"event: %s\ndata: %s\n\n" % (kind.encode(), data)
 
@@ -270,6 +270,6 @@ def _ordered(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_bytes(entry: dict[str, Any]) -> dict[str, Any]:
-    """As a stream shows it."""
+    """A log probability as streams have it."""
     top = [{"token": one["token"], "logprob": one["logprob"]} for one in entry["top_logprobs"]]
     return {"token": entry["token"], "logprob": entry["logprob"], "top_logprobs": top}

@@ -1,4 +1,4 @@
-"""/v1/responses: OpenAI's newer API, over the same engine.
+"""/v1/responses: OpenAI's Responses API.
 
 As in vLLM, nothing is stored unless the server is told to (`--enable-responses-store`): then responses can be looked
 up, continued by `previous_response_id`, made in the background, and cancelled there.
@@ -36,7 +36,7 @@ from worker.emulator.server.streaming import generated, running, stream
 from worker.emulator.server.submission import Prompt, check, text_of
 
 MAX_STORED = 1000
-"""Responses that are kept; the oldest goes first. (vLLM keeps all.)"""
+"""Responses that are kept; the oldest is dropped first. (vLLM keeps all.)"""
 
 _NO_STORE = (
     "This vLLM engine does not support `store=True` and therefore does not support the background mode. To enable "
@@ -49,11 +49,11 @@ class _Stored:
     response: Response
     messages: list[Message]
     task: asyncio.Task[None] | None = None
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Responses:
-    """The endpoints, and what they keep."""
+    """The endpoints, and the stored responses."""
 
     def __init__(self, *, store: bool) -> None:
         self._keeps = store
@@ -85,7 +85,7 @@ class Responses:
         except ValidationError as error:
             if not request.stream:
                 raise ApiError(400, sanitized(str(error))) from None
-            await raw_request.open_stream()  # vLLM stumbles over it behind the head
+            await raw_request.open_stream()  # vLLM fails after it has sent the head
             await raw_request.close_stream()
             return
         if request.background:
@@ -94,7 +94,7 @@ class Responses:
         await _answer(raw_request, service, request, prompt, response)
 
     async def retrieve(self, raw_request: HttpRequest, service: Service) -> None:
-        """A stored response, or (`stream`) its events from one on."""
+        """Answer with a stored response or, with `stream`, its events from `starting_after` on."""
         stored = self._find(raw_request.path.rsplit("/", 1)[-1])
         query = {name: values[-1] for name, values in parse_qs(raw_request.query).items()}
         if query.get("stream", "").lower() not in ("true", "1", "yes", "on"):
@@ -104,7 +104,7 @@ class Responses:
         await _replay(raw_request, stored, int(after) + 1 if after.isdigit() else 0)
 
     async def cancel(self, raw_request: HttpRequest, service: Service) -> None:
-        """End a response that is made in the background."""
+        """Cancel a response that is made in the background."""
         stored = self._find(raw_request.path.rsplit("/", 2)[-2])
         if stored.response.ended:
             raise _invalid("Cannot cancel a synchronous response.", "response_id")
@@ -130,7 +130,7 @@ class Responses:
     ) -> None:
         response = stored.response
         queued = response.object()
-        stored.task = asyncio.create_task(_make(service, request, prompt, stored))
+        stored.task = asyncio.create_task(_generate(service, request, prompt, stored))
         if request.stream:
             await _replay(raw_request, stored, 0)
         else:
@@ -138,15 +138,15 @@ class Responses:
 
 
 async def _render(service: Service, request: ResponsesRequest, messages: list[Message], size: int) -> Prompt:
-    """The prompt, and how it is continued. Raises `ApiError`."""
+    """The prompt with its sampling parameters. Raises `ApiError`."""
     check_multimodal(request)
     cut = None if request.truncation == "disabled" else -1
     bounds = Bounds(service.max_model_len, request.max_output_tokens, "max_output_tokens", cut)
-    goes_on = continues(request.input)
+    continued = continues(request.input)
     fields: dict[str, Any] = {
         "messages": messages,
-        "add_generation_prompt": not goes_on,
-        "continue_final_message": goes_on,
+        "add_generation_prompt": not continued,
+        "continue_final_message": continued,
         "add_special_tokens": True,
     }
     if request.reasoning is not None and request.reasoning.effort is not None:
@@ -200,7 +200,7 @@ async def _answer(
         scope_of(request.cache_salt),
         response.id,
         streaming=bool(request.stream),
-        failure=lambda error: opening,  # vLLM breaks off
+        failure=lambda error: opening,  # vLLM ends the stream there
     ) as generation:
         if generation is None:
             return
@@ -212,38 +212,38 @@ async def _answer(
         await raw_request.json(200, response.finish(choice, text_of(service, prompt.sampling, choice)))
 
 
-async def _make(service: Service, request: ResponsesRequest, prompt: Prompt, stored: _Stored) -> None:
-    """Make a response in the background; its events wake up who follows them."""
+async def _generate(service: Service, request: ResponsesRequest, prompt: Prompt, stored: _Stored) -> None:
+    """Generate a response in the background, and wake up the streams that follow it."""
     response = stored.response
     try:
         check(service, [prompt])
         response.on(ResponseEvent.STARTED)
         response.begin()
-        stored.news.set()
+        stored.changed.set()
         with running(service, [prompt], scope_of(request.cache_salt), response.id, streaming=True) as generation:
             while updates := await generation.updates():
                 for choice in updates:
                     response.token(choice)
-                stored.news.set()
+                stored.changed.set()
             response.last(generation.choices)
     except (ApiError, EngineDeadError):
         response.on(ResponseEvent.FAILED)
     finally:
-        stored.news.set()
+        stored.changed.set()
 
 
 async def _replay(raw_request: HttpRequest, stored: _Stored, begin: int) -> None:
-    """The events of a response from one on, until it ends."""
+    """Stream the events of a response from number `begin` on, until it ends."""
     await raw_request.open_stream()
     while True:
-        stored.news.clear()
+        stored.changed.clear()
         events = stored.response.events[begin:]
         begin += len(events)
         if stored.response.ended:
             await raw_request.close_stream(b"".join(events))
             return
         await raw_request.write(b"".join(events))
-        await stored.news.wait()
+        await stored.changed.wait()
 
 
 def _invalid(message: str, param: str, status: int = 400) -> ApiError:

@@ -1,4 +1,4 @@
-"""What the handlers of one worker share."""
+"""What the handlers of one worker share: its configuration, its engine and its state."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from worker.emulator.protocol.sampling import MAX_CHOICES
 from worker.emulator.protocol.validation import unsupported_media_type
 
 VLLM_VERSION = "0.32.0"
-"""The vLLM whose answers these are."""
+"""The version of vLLM that the emulator imitates."""
 
 LONG_TEXT = 16 * 1024
-"""Texts of so many bytes are tokenised in a thread: shorter ones cost less than the way there and back."""
+"""Bytes from which a text is tokenised in a thread. For shorter ones the switch costs more than the work."""
 
 _Result = TypeVar("_Result")
 
 
 class Abortable(Protocol):
-    """The answers to one request, under way."""
+    """The answers to a request in flight."""
 
     def abort(self) -> None: ...
 
@@ -70,13 +70,13 @@ WORKER_TRANSITIONS: Mapping[tuple[WorkerState, WorkerEvent], WorkerState] = Mapp
 
 @dataclass(slots=True)
 class Service:
-    """One worker, as its handlers see it."""
+    """One worker, as its handlers use it."""
 
     model: str
     root: str
-    """What `model` stands for: /v1/models names it."""
+    """`root` of the model in /v1/models."""
     names: tuple[str, ...]
-    """All that requests may ask for, `model` first."""
+    """All model names that requests may use, `model` first."""
     tokenizer: Tokenizer
     generator: Generator
     engine: AsyncEngine
@@ -87,20 +87,20 @@ class Service:
     request_id_headers: bool = False
     dev_mode: bool = False
     auto_tool_choice: bool = False
-    """Requests with tools are taken; the generator calls none of them."""
+    """Whether requests with tools are accepted. The generator calls none of them."""
     trust_request_chat_template: bool = False
     store_responses: bool = False
-    """Keep what /v1/responses has answered."""
+    """Whether responses of /v1/responses are stored."""
     state: WorkerState = WorkerState.SERVING
     last_request: float = -math.inf
-    """When the last completion or chat request came, on `time.monotonic`."""
+    """Arrival of the last completion or chat request, by `time.monotonic`."""
     started: int = field(default_factory=lambda: int(time.time()))
     in_progress: int = 0
-    """Completion and chat requests under way."""
+    """Number of completion and chat requests in flight."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set while none is."""
+    """Set while no request is in flight."""
     running: dict[str, Abortable] = field(default_factory=dict)
-    """By the id of the answer; of several with the same id, the newest."""
+    """Requests in flight by the id of their answer; of several with the same id, the newest."""
     _ids: itertools.count[int] = field(default_factory=itertools.count)
     _thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="offload")
@@ -115,7 +115,7 @@ class Service:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """One request is under way."""
+        """Counts a request as in flight within the context."""
         self.in_progress += 1
         self.last_request = time.monotonic()
         self.idle.clear()
@@ -128,7 +128,7 @@ class Service:
 
     @property
     def fingerprint(self) -> str:
-        """`system_fingerprint`: the version, and a digest of what else decides about answers."""
+        """`system_fingerprint`: the version, and a digest of the other settings that affect answers."""
         facts = f"{self.model} {self.tokenizer.fingerprint} {self.max_model_len} {self.block_size}"
         return f"vllm-{VLLM_VERSION}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
@@ -137,24 +137,24 @@ class Service:
         self.generator.close()
 
     def check_model(self, asked: str | None) -> None:
-        """Raises `ApiError` (404) for a model that is not served here; none named means this one."""
+        """Raises `ApiError` (404) for a model that is not served. A request without a model means this one."""
         if asked and asked not in self.names:
             raise model_not_found(asked, list(self.names))
 
     async def offload(self, size: int, work: Callable[[], _Result]) -> _Result:
-        """`work` done here, or in a thread when it takes as long as tokenising `size` bytes of a long text. Raises what
-        it raises."""
+        """Run `work` here, or in a thread if it takes as long as tokenising a long text of `size` bytes. Raises what
+        `work` raises."""
         if size < LONG_TEXT:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def check_choices(self, number: int) -> None:
-        """Raises `ApiError` for more answers to one request than memory is kept for, however many prompts it has."""
+        """Raises `ApiError` for too many answers to one request, over all of its prompts."""
         if number > MAX_CHOICES:
             raise ApiError(400, f"prompts times n must be at most {MAX_CHOICES}, got {number}.")
 
     def abort(self, ids: Sequence[str] | None) -> int:
-        """End the requests whose ids these are; all when None. How many ids that were (vLLM counts no more)."""
+        """Abort the requests with these ids, or all if None. Returns the number of ids, as vLLM does."""
         if ids is None:
             number = self.engine.active
             self.engine.abort_all()
@@ -165,18 +165,19 @@ class Service:
         return len(ids)
 
     def next_id(self) -> str:
-        """The name of the next request to the engine."""
+        """The id of the next engine request."""
         return str(next(self._ids))
 
 
 async def json_body(raw_request: HttpRequest) -> bytes:
-    """The whole body, provided that its content type is JSON: vLLM takes no other. Raises `ApiError`."""
+    """The whole body. Raises `ApiError` unless its content type is JSON: vLLM takes no other."""
     if raw_request.header(b"content-type").lower().partition(";")[0] != "application/json":
         raise unsupported_media_type()
     return await raw_request.body()
 
 
 def request_id(raw_request: HttpRequest, prefix: str, given: str | None) -> str:
-    """`cmpl-...`: the suffix is the header X-Request-Id, else the body's `request_id`, else random."""
+    """The id of an answer: `prefix`, then the header X-Request-Id, or else the body's `request_id`, or random
+    digits."""
     named = raw_request.header(b"x-request-id") or given
     return f"{prefix}-{random_id() if named is None else named}"

@@ -1,4 +1,4 @@
-"""Running a generation for a client, and its server-sent events: one write for each time that something is new."""
+"""Runs a generation for a client and streams it as server-sent events, with one write for each change."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class ChunkFormatter(Protocol):
         """Chunks before the first token."""
 
     def token(self, choice: Choice) -> bytes:
-        """What is new of a choice."""
+        """The chunk with what is new of a choice."""
 
     def last(self, choices: Sequence[Choice]) -> bytes:
         """Chunks after the last token."""
 
 
 class OpenAIChunks:
-    """What the chunks of one stream of OpenAI's API share. It is formatted once, so that a token costs one join.
+    """The common parts of the chunks of one OpenAI stream, formatted once, so that a token costs one join.
 
     `kind` is the chunks' `object`.
     """
@@ -57,8 +57,8 @@ class OpenAIChunks:
         return self.head + b'],"usage":' + orjson.dumps(counts) + self.fingerprint + b"}\n\n"
 
 
-def event_of(error: ApiError) -> bytes:
-    """How a stream of OpenAI's API ends with an error."""
+def error_end(error: ApiError) -> bytes:
+    """The end of an OpenAI stream that has failed."""
     return sse_error(error.body()) + SSE_DONE
 
 
@@ -72,7 +72,7 @@ def running(
     streaming: bool,
     interval: int | None = None,
 ) -> Iterator[Generation]:
-    """The choices of a request, running until the context is left. Raises `EngineDeadError`."""
+    """Runs the choices of a request until the context is left. Raises `EngineDeadError`."""
     with Generation(service.engine, streaming=streaming, interval=interval or 1) as generation:
         start(service, generation, prompts, scope, streaming=streaming)
         service.running[answer_id] = generation
@@ -93,12 +93,12 @@ async def generated(
     *,
     streaming: bool,
     interval: int | None = None,
-    failure: Callable[[ApiError], bytes] = event_of,
+    failure: Callable[[ApiError], bytes] = error_end,
 ) -> AsyncIterator[Generation | None]:
-    """The same once the engine has looked at the request; None when a stream was refused, and answered so.
+    """Runs the choices of a request that passes the engine's checks. None for a refused stream, which is answered here.
 
-    vLLM submits a streaming request after it has sent the stream's head, so what only its engine refuses is the
-    stream's end: what `failure` makes of it. Raises `ApiError` otherwise.
+    vLLM submits a streaming request after it has sent the head of the stream. A request that only its engine refuses
+    therefore ends the stream, with what `failure` makes of the error. Raises `ApiError` for a request without a stream.
     """
     try:
         check(service, prompts)
@@ -120,12 +120,12 @@ async def stream(
     *,
     opening: bytes = b"",
     done: bytes = SSE_DONE,
-    failure: Callable[[ApiError], bytes] = event_of,
+    failure: Callable[[ApiError], bytes] = error_end,
 ) -> None:
-    """Send the head at once, as vLLM does, then each token as it comes.
+    """Send the head at once, as vLLM does, then each token as it is generated.
 
-    A client that reads slowly gets several tokens in one chunk. A dying engine ends the stream with an error event.
-    `opening` is sent with the head, `done` follows the last chunk.
+    A client that reads slowly gets several tokens in one chunk. If the engine dies, the stream ends with an error
+    event. `opening` is sent after the head, `done` after the last chunk.
     """
     await raw_request.open_stream()
     if opening:

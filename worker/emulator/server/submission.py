@@ -1,4 +1,4 @@
-"""From a checked request to running choices."""
+"""Starts the choices of a checked request."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from worker.emulator.server.rendering import check_prompt
 from worker.emulator.server.service import Service
 
 FAVOURED = 20.0
-"""A bias of so much or more outweighs every difference between two tokens' logits; its negative rules a token out."""
+"""A bias from which a token is certain to be chosen, because it outweighs all logits. Its negative excludes a token."""
 
 
 _SCORED = 100
+"""Bytes of text that take as long to tokenise as the log probabilities of one prompt token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt of a request, and how its answers are sampled."""
+    """One prompt of a request, with its sampling parameters."""
 
     tokens: Sequence[int]
     sampling: Sampling
 
 
 def check(service: Service, prompts: Sequence[Prompt]) -> None:
-    """What vLLM's engine looks at when a request is submitted: inside a stream its head has gone out by then.
+    """The checks of vLLM's engine when a request is submitted. The head of a stream has been sent by then.
 
     Raises `ApiError`.
     """
@@ -98,8 +99,8 @@ def _start_choice(
 
 
 def _biased(service: Service, sampling: Sampling) -> tuple[tuple[int, ...], frozenset[int]]:
-    """Tokens that a bias makes certain, and tokens that may not be chosen: those ruled out by a bias, and the last one
-    of each bad word (vLLM bans that only behind the others)."""
+    """The tokens that a bias makes certain, and those that must not be chosen: by a bias, or as the last token of a bad
+    word (which vLLM bans only after the word's other tokens)."""
     bias = sampling.logit_bias or {}
     favoured = tuple(token for token, value in bias.items() if value >= FAVOURED)
     banned = [token for token, value in bias.items() if value <= -FAVOURED]
@@ -108,12 +109,12 @@ def _biased(service: Service, sampling: Sampling) -> tuple[tuple[int, ...], froz
 
 
 def scored(prompts: Sequence[Prompt]) -> int:
-    """What it takes to say how likely the prompts' tokens are, in bytes of text that take as long to tokenise."""
+    """The cost of the prompts' log probabilities, as bytes of text that take as long to tokenise."""
     return sum(_SCORED * len(one.tokens) for one in prompts if one.sampling.prompt_logprobs is not None)
 
 
 def text_of(service: Service, sampling: Sampling, choice: Choice) -> str:
-    """The whole text of a finished choice that nobody read before."""
+    """The whole text of a finished choice, of which nothing has been taken before."""
     if choice.text is not None:
         return choice.take()[0]
     tokens = choice.tokens[:-1] if choice.ended_by_token else choice.tokens
