@@ -1,15 +1,17 @@
-"""An event loop on virtual time, for tests that step through what happens between two reads of a socket."""
+"""Event loops on virtual time, and a transport without a socket, for tests that control every step of the loop."""
 
 from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class _Jumping(selectors.SelectSelector):
-    """Never waits for a timer: that time is added to its clock. Without one only a thread can wake the loop."""
+    """Never waits for a timer: it adds that time to its clock. Without a timer only a thread can wake the loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +24,7 @@ class _Jumping(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time passes in `advance` alone. Nothing that runs on it may wait for a real socket or a thread."""
+    """Time passes only in `advance` and `run`. Code that runs on it may not wait for a real socket or a thread."""
 
     def __init__(self) -> None:
         self._jumping = _Jumping()
@@ -39,6 +41,38 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Let time pass; timers due in it run, each at its time."""
         self.run_until_complete(asyncio.sleep(seconds))
         self.settle()
+
+
+MAX_ITERATIONS = 200_000
+"""An event loop with more iterations than this never waits."""
+
+
+class CountingLoop(VirtualLoop):
+    """Counts its iterations, so that code that spins without waiting for anything is found on any machine."""
+
+    iterations = 0
+
+    def _run_once(self) -> None:
+        self.iterations += 1
+        if self.iterations > MAX_ITERATIONS:
+            raise AssertionError(f"the event loop has run {MAX_ITERATIONS} times: something spins")
+        super()._run_once()  # type: ignore[misc]  # asyncio's own step
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for threads without a limit: Python 3.13 makes the limit a timer, which this clock would jump to."""
+        await super().shutdown_default_executor()
+
+
+def run(main: Callable[[CountingLoop], Awaitable[T]]) -> T:
+    """Run `main(loop)` on virtual time."""
+
+    async def wrapped(loop: CountingLoop) -> Any:
+        return await main(loop)
+
+    loop = CountingLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        result: T = runner.run(wrapped(loop))
+        return result
 
 
 async def _turns(count: int) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 import httpx
 
 from deploy.helm.docs import ROOT
-from tests.ports import free_port
-from tests.processes import eventually
+from tests.processes import eventually, free_port
 
 START_SECONDS = 120.0
 

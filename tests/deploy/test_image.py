@@ -18,8 +18,7 @@ import httpx
 import pytest
 
 from deploy.helm.docs import CHART, ROOT
-from tests.ports import free_port
-from tests.processes import eventually
+from tests.processes import eventually, free_port
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 VENV_SCRIPT = (ROOT / "deploy" / "image" / "venv.sh").read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ from deploy.helm.docs import ROOT
 from deploy.release.version import Release, ReleaseError, check, notes, release
 from tests.deploy.conftest import Helm, find_helm
 from tests.deploy.workflows import EXECUTED, Rehearsal, checkout, load
-from tests.ports import free_port
+from tests.processes import free_port
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSION = PROJECT["project"]["version"]

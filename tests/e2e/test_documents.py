@@ -20,8 +20,7 @@ import httpx
 import pytest
 
 from kvcache.tokens.tokenizer import load_tokenizer
-from tests.ports import free_port
-from tests.processes import eventually
+from tests.processes import eventually, free_port
 from tests.real_vllm.documents import follow
 from tests.worker.agent.miniature import MiniatureEngine
 

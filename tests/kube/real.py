@@ -16,7 +16,7 @@ import httpx
 import yaml
 
 from tests.kube.apiserver import FakeApiServer, Logged
-from tests.ports import free_port
+from tests.processes import free_port
 
 START_SECONDS = 90.0
 ACCOUNT = "system:serviceaccount:"

@@ -186,7 +186,6 @@ import asyncio, json, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from tests.kube.bed import bed, standin
-from tests.processes import eventually
 
 async def main():
     async with bed(Path(sys.argv[1])) as it:

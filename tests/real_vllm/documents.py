@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from tests.ports import free_port
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")

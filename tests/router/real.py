@@ -9,7 +9,7 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from tests.ports import free_port
+from tests.processes import free_port
 
 HOST = "127.66.0.1"
 """Not the address from which connections are made: while a worker is away nobody else gets its port."""

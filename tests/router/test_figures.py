@@ -29,10 +29,10 @@ from router.metrics import Metrics
 from router.sync.liveness import TICK, Ticker
 from router.upstream.in_flight import InFlight, UpstreamTimeouts
 from router.upstream.interface import FailureCause
-from tests.rounds import CountingLoop, run
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.core.support import config
 from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, fake_workers, good, token
+from tests.virtual import CountingLoop, run
 
 MISLEADING = 'said: "usage":{"prompt_tokens":999,"prompt_tokens_details":{"cached_tokens":999}}'
 COMMENT = b": keep-alive\n\n"

@@ -35,8 +35,8 @@ from router.upstream.pool import ConnectionPool
 from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Watch
 from runtime.kube.reflector import EventStream
-from tests.rounds import CountingLoop, run
 from tests.router.core.support import BLOCK, config
+from tests.virtual import CountingLoop, run
 
 URL = "http://worker:8000"
 MINUTE = 60.0
@@ -132,7 +132,7 @@ def test_a_worker_that_refuses_connections_is_asked_once_a_second_at_most_and_ev
         assert between[3:] == pytest.approx([5.0] * len(between[3:]))
         assert len(between) >= 10, "it is asked for as long as it is listed"
         assert len(shell.asked("/cache/state")) <= 2 * MINUTE
-        assert loop.rounds < 20 * MINUTE
+        assert loop.iterations < 20 * MINUTE
 
     run(main)
 
@@ -191,7 +191,7 @@ def test_a_feed_that_ends_at_once_is_asked_for_ever_more_rarely(stream: bytes) -
         await shell.follow(MINUTE)
         for path in ("/cache/state", "/cache/events", "/health"):
             assert len(shell.asked(path)) <= 2.5 * MINUTE, path
-        assert loop.rounds < 50 * MINUTE
+        assert loop.iterations < 50 * MINUTE
 
     run(main)
 
@@ -240,7 +240,7 @@ def test_an_api_server_that_fails_at_once_is_asked_ever_more_rarely(failure: Api
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         assert 5 <= api.calls <= MINUTE
-        assert loop.rounds < 10 * MINUTE
+        assert loop.iterations < 10 * MINUTE
 
     run(main)
 
@@ -256,6 +256,6 @@ def test_a_file_that_is_missing_is_looked_for_twice_a_second(tmp_path: Path) -> 
         await asyncio.sleep(MINUTE)
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-        assert loop.rounds < 5 * MINUTE
+        assert loop.iterations < 5 * MINUTE
 
     run(main)

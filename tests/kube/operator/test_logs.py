@@ -8,8 +8,7 @@ import httpx
 import pytest
 
 from tests.kube.operator.support import Cluster, Controller
-from tests.ports import free_port
-from tests.processes import eventually
+from tests.processes import eventually, free_port
 
 pytestmark = pytest.mark.process
 

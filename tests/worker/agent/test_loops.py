@@ -10,7 +10,7 @@ import pytest
 import zmq.asyncio
 
 from runtime.sockets import listen
-from tests.rounds import CountingLoop, run
+from tests.virtual import CountingLoop, run
 from worker.agent import agent as module
 from worker.agent.agent import Agent
 from worker.agent.core.load import Scrape
@@ -104,7 +104,7 @@ def test_a_publisher_that_drops_connections_is_asked_twice_a_second_at_most(monk
     async def main(loop: CountingLoop) -> None:
         await for_a_minute(loop)
         assert MINUTE <= Dropped.made <= 2 * MINUTE + 1
-        assert loop.rounds < 100 * MINUTE
+        assert loop.iterations < 100 * MINUTE
 
     run(main)
 
@@ -116,6 +116,6 @@ def test_an_engine_that_refuses_connections_is_asked_once_a_second() -> None:
 
     async def main(loop: CountingLoop) -> None:
         await for_a_minute(loop, port)
-        assert loop.rounds < 100 * MINUTE
+        assert loop.iterations < 100 * MINUTE
 
     run(main)
