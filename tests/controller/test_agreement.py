@@ -1,4 +1,7 @@
-"""The manifest speaks of workers and routers without importing them: what it says must be what they take."""
+"""The manifest's settings are those that workers and routers take, though the controller does not import them.
+
+Not covered: what the processes do with their settings (tests/worker, tests/router).
+"""
 
 from __future__ import annotations
 

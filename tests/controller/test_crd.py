@@ -1,4 +1,7 @@
-"""The CRD: one with the model, structural, and refused by nobody."""
+"""The CRD: generated from the model, structural, with rules that an API server accepts within its cost limits.
+
+Not covered: what an API server does with KVClusters by this CRD (tests/kube/operator/test_bad_input).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What should run is a pure function of the manifest."""
+"""The local processes that a manifest asks for, their environment, and how their ends are counted and described.
+
+Not covered: that the processes run (test_cluster), and that they understand their flags (test_agreement).
+"""
 
 from __future__ import annotations
 
@@ -113,6 +116,7 @@ def test_one_address_a_worker(make_manifest):
         ({"engine": {"type": "vllm"}, "model": {"name": "m"}}, r"spec\.engine\.type: vllm engines need a cluster"),
         ({"workers": {"replicas": 0}}, r"spec\.workers\.replicas: 0 leaves nothing to run"),
     ],
+    ids=["vllm", "no workers"],
 )
 def test_what_a_machine_alone_cannot_run_is_said(make_manifest, spec, message):
     with pytest.raises(LocalModeError, match=message):

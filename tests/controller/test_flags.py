@@ -1,4 +1,7 @@
-"""Flags that would break a cluster are refused with what to do instead, however they are written."""
+"""Engine flags and variables that would break a cluster are refused, however they are written, with what to do instead.
+
+Not covered: the same rules in the API server's language (test_crd, tests/kube/operator/test_bad_input).
+"""
 
 from __future__ import annotations
 

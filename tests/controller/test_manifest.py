@@ -1,4 +1,7 @@
-"""Reading manifests: what is accepted, and the words with which the rest is refused."""
+"""Reading a manifest: what is accepted, the defaults, and the words in which the rest is refused.
+
+Not covered: refusals by an API server (tests/kube/operator/test_bad_input).
+"""
 
 from __future__ import annotations
 
@@ -181,6 +184,11 @@ def test_a_bad_spec_is_refused_with_line_path_value_and_what_is_allowed(spec: st
         ("a: &a [1,1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
          "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*d,*d,*d,*d,*d,*d,*d,*d,*d]\n",
          ["stands for more than 100,000 values"]),
+    ],
+    ids=[
+        "nothing", "comments", "words", "a list", "no YAML", "a tag", "a control character", "no date", "no UTF-8",
+        "too large", "too deep", "two documents", "another kind", "no apiVersion", "no metadata", "a wrong name",
+        "a name that is no string", "a long name", "an alias of itself", "too many values",
     ],
 )  # fmt: skip
 def test_what_is_no_manifest_is_refused(text: str | bytes, expected: list[str]):

@@ -1,4 +1,7 @@
-"""Commands at their edges: what they refuse, and in which words."""
+"""The commands' refusals: messages, exit codes, and that nothing is started before the input is checked.
+
+Not covered: what the commands do (test_up, tests/bench, tests/kvcluster/explain).
+"""
 
 from __future__ import annotations
 
@@ -72,6 +75,16 @@ def test_help_names_every_command_and_loads_none():
         (["route", ""], 2, "the prompt is empty"),
         (["route", "hi", "--router", "http://127.0.0.1:1"], 1, "no router answers at http://127.0.0.1:1"),
     ],
+    ids=[
+        "missing file",
+        "unknown strategy",
+        "zero speed",
+        "one unknown strategy of two",
+        "no strategy",
+        "zero speed of a bench",
+        "empty prompt",
+        "no router",
+    ],
 )
 def test_refusals(args, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -82,7 +95,11 @@ def test_refusals(args, code, message, tmp_path, monkeypatch):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("args", [["compare", RAG, "--out", "/nowhere"], ["bench", "http://127.0.0.1:1"]])
+@pytest.mark.parametrize(
+    "args",
+    [["compare", RAG, "--out", "/nowhere"], ["bench", "http://127.0.0.1:1"]],
+    ids=["compare", "bench"],
+)
 def test_unknown_workloads_are_refused_before_anything_starts(args):
     code, said = run_process(*args, "--workload", "none")
     assert (code, said) == (2, "error: unknown workload 'none'; use one of: rag, chat, uniform, hot, trace\n")
@@ -138,6 +155,7 @@ def test_the_candidates_cheapest_first_and_the_chosen_marked():
         (404, b'{"detail": "Not Found"}', "answered 404: {'detail': 'Not Found'}"),
         (200, b"<html>", "answered 200: <html>"),
     ],
+    ids=["refusal", "not found", "HTML"],
 )
 def test_answers_that_explain_nothing(status, content, message):
     with pytest.raises(NoExplanationError, match=message):

@@ -1,3 +1,8 @@
+"""How `kvcluster up` shows a cluster: the table, lines and JSON lines, and hit rates read from metrics.
+
+Not covered: a running cluster (test_up).
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -95,7 +100,9 @@ vllm:prefix_cache_queries_created{engine="0",model_name="m"} 1.7e+09
 
 
 @pytest.mark.parametrize(
-    ("metrics", "expected"), [(METRICS, 0.25), (METRICS.replace(" 200.0", " 0.0"), None), ("", None)]
+    ("metrics", "expected"),
+    [(METRICS, 0.25), (METRICS.replace(" 200.0", " 0.0"), None), ("", None)],
+    ids=["some hits", "no queries", "no metrics"],
 )
 def test_hit_rate_from_a_workers_metrics(metrics, expected):
     assert hit_rate(metrics) == expected

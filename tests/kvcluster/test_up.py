@@ -1,4 +1,7 @@
-"""`kvcluster up` with real workers and a real router."""
+"""`kvcluster up` with real workers and a real router: serving, restarting, stopping, and settings that are refused.
+
+Not covered: the live table (test_display), and the supervision of processes one by one (tests/controller/test_cluster).
+"""
 
 from __future__ import annotations
 

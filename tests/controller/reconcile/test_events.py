@@ -1,4 +1,7 @@
-"""An event that the API server did not take is posted again, and told once."""
+"""Events that the API server did not take are created again, once, and their number is bounded.
+
+Not covered: which events a change of the status gives (tests/controller/status/test_transitions).
+"""
 
 from __future__ import annotations
 

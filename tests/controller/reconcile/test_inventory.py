@@ -1,4 +1,7 @@
-"""What is held is what the API server last said, in whatever order its words arrive."""
+"""The inventory holds the latest state of each object, in whatever order states, deletions and lists arrive.
+
+Not covered: the watches that bring them (tests/kube/operator).
+"""
 
 from __future__ import annotations
 

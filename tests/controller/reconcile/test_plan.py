@@ -1,4 +1,7 @@
-"""What is written: nothing when all is well, and the least that mends what is not."""
+"""Plans: nothing is written when everything is in sync, and otherwise the least that brings it in sync.
+
+Not covered: carrying a plan out (test_reconciler), and server-side apply itself (tests/kube).
+"""
 
 from __future__ import annotations
 

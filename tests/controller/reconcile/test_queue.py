@@ -1,4 +1,7 @@
-"""Each cluster is looked at when it is due, by one at a time, and again after a failure. Time is virtual."""
+"""The work queue in virtual time: each key is handled when it is due, never twice at once, and again after a failure.
+
+Not covered: what the handler does (test_reconciler).
+"""
 
 from __future__ import annotations
 
@@ -40,13 +43,13 @@ class Log:
     async def __call__(self, key: Key) -> float | None:
         self.calls.append((asyncio.get_running_loop().time(), key))
         self.at_once[key] = self.at_once.get(key, 0) + 1
-        assert self.at_once[key] == 1, "one look at a cluster at a time"
+        assert self.at_once[key] == 1, "a key is handled by one worker at a time"
         await asyncio.sleep(self._seconds)
         self.at_once[key] -= 1
         return self._again
 
 
-async def test_a_cluster_named_often_is_looked_at_once():
+async def test_a_key_that_is_added_often_is_handled_once():
     log = Log()
     async with running(log) as queue:
         for delay in (1.0, 0.5, 2.0):
@@ -55,7 +58,7 @@ async def test_a_cluster_named_often_is_looked_at_once():
     assert log.calls == [(0.5, A)]
 
 
-async def test_a_cluster_named_while_it_is_looked_at_is_looked_at_again():
+async def test_a_key_that_is_added_while_it_is_handled_is_handled_again():
     log = Log(seconds=1.0)
     async with running(log) as queue:
         queue.add(A)
@@ -106,7 +109,7 @@ async def test_failures_are_tried_again_ever_later_and_do_not_hold_up_others():
     assert others.calls == [(0.0, B)]
 
 
-async def test_whoever_gets_further_does_not_wait_longer():
+async def test_a_handler_that_makes_progress_starts_its_back_off_anew():
     moments: list[float] = []
 
     async def handler(key: Key) -> float | None:
@@ -119,7 +122,7 @@ async def test_whoever_gets_further_does_not_wait_longer():
     assert max(later - earlier for earlier, later in itertools.pairwise(moments)) <= 0.5
 
 
-async def test_a_server_that_says_when_is_believed():
+async def test_a_delay_that_the_server_names_is_kept():
     moments: list[float] = []
 
     async def handler(key: Key) -> float | None:

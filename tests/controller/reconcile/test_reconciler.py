@@ -1,4 +1,8 @@
-"""When a cluster is looked at again, and that no look overlooks what has changed."""
+"""When a KVCluster is reconciled again, that no change is overlooked, and what becomes of a plan that is carried out.
+
+Not covered: what is planned (test_plan) and what the status says (tests/controller/status). The API server is a stub;
+tests/kube/operator runs the controller against one that validates and merges.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,16 @@ from typing import Any
 
 import pytest
 
+from controller.api.model import KVClusterSpec
 from controller.kube.kinds import KVCLUSTER, POD, Kind, kind_of
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Object, Release
 from controller.reconcile.inventory import Inventory, Ref
+from controller.reconcile.plan import Plan
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED, RECHECK, Reconciler
+from controller.reconcile.writer import Writer
 from controller.status.observed import RouterAnswers
+from controller.status.reasons import ConditionReason
 from controller.status.report import RouterReport
 from runtime.kube.errors import KubeApiError
 
@@ -68,7 +76,7 @@ class Routers:
 
 
 class World:
-    """One KVCluster, and whoever looks after it."""
+    """One KVCluster, its objects, and the reconciler."""
 
     def __init__(self, **spec: Any) -> None:
         self.now = 0.0
@@ -88,14 +96,14 @@ class World:
             instance="me",
         )
 
-    async def look(self) -> float | None:
+    async def reconcile(self) -> float | None:
         self.server.applied.clear()
         return await self.reconciler.reconcile(KEY)
 
     async def at_rest(self) -> float | None:
-        """Looks until nothing is written."""
+        """Reconciles until nothing is written."""
         for _ in range(5):
-            pause = await self.look()
+            pause = await self.reconcile()
             if not self.server.applied:
                 return pause
         raise AssertionError(self.server.applied)
@@ -130,7 +138,7 @@ async def test_a_cluster_without_pods_waits_for_an_event():
     assert await World(workers={"replicas": -1}).at_rest() is None, "a spec that is refused too"
 
 
-async def test_a_cluster_with_pods_is_looked_at_from_time_to_time():
+async def test_a_cluster_with_pods_is_reconciled_from_time_to_time():
     world = World()
     await world.at_rest()
     world.pod("worker", ready=False)
@@ -152,31 +160,31 @@ async def test_what_has_not_changed_is_not_planned_anew(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("controller.reconcile.reconciler.desired_objects", counted)
     await world.at_rest()
-    await world.look()
+    await world.reconcile()
     planned.clear()
-    await world.look()
+    await world.reconcile()
     assert planned == []
     world.change("ConfigMap/rag-worker", data={})
-    await world.look()
+    await world.reconcile()
     assert planned == ["rag"]
     await world.at_rest()
     planned.clear()
     world.now += RECHECK + 1
-    await world.look()
+    await world.reconcile()
     assert planned == ["rag"]
 
 
-async def test_what_is_changed_by_hand_is_put_right_at_the_next_look():
+async def test_a_change_by_hand_is_undone_at_the_next_reconciliation():
     world = World()
     await world.at_rest()
     world.change("ConfigMap/rag-worker", data={})
-    await world.look()
+    await world.reconcile()
     assert "ConfigMap/rag-worker" in world.server.applied
     await world.at_rest()
     gone = world.inventory.get(kind_of({"apiVersion": "v1", "kind": "ConfigMap"}), ("ns", "rag-router"))
     assert gone is not None
     world.inventory.drop(kind_of(gone), gone)
-    await world.look()
+    await world.reconcile()
     assert "ConfigMap/rag-router" in world.server.applied
 
 
@@ -186,7 +194,7 @@ async def test_a_changed_spec_is_followed():
     metadata = {**world.server.body["metadata"], "generation": 2, "resourceVersion": world.server.version()}
     world.server.body = {**world.server.body, "metadata": metadata, "spec": {"workers": {"replicas": 4}}}
     world.inventory.put(KVCLUSTER, world.server.body)
-    await world.look()
+    await world.reconcile()
     assert "Deployment/rag-worker" in world.server.applied
 
 
@@ -195,7 +203,7 @@ async def test_an_api_that_is_installed_later_is_noticed():
     assert await world.at_rest() == RECHECK
     world.server.installed = True
     world.now += RECHECK + 1
-    await world.look()
+    await world.reconcile()
     assert "PodMonitor/rag-router" in world.server.applied
 
 
@@ -203,7 +211,7 @@ async def test_a_cluster_that_is_gone_is_forgotten():
     world = World()
     await world.at_rest()
     world.inventory.drop(KVCLUSTER, world.server.body)
-    assert await world.look() is None
+    assert await world.reconcile() is None
     assert world.inventory.revision(KEY) == 0
     assert Ref(KVCLUSTER, *KEY) not in {ref for ref, _ in world.inventory.owned(KEY)}
 
@@ -216,14 +224,14 @@ async def test_nothing_more_is_told_of_a_cluster_that_is_gone(monkeypatch: pytes
 
     monkeypatch.setattr(world.server, "create", fail)
     with pytest.raises(Exception, match="not now"):
-        await world.look()
+        await world.reconcile()
     monkeypatch.undo()
     world.inventory.drop(KVCLUSTER, world.server.body)
-    assert await world.look() is None
+    assert await world.reconcile() is None
     metadata = {**world.server.body["metadata"], "uid": "next", "resourceVersion": world.server.version()}
     world.server.body = {**world.server.body, "status": {}, "metadata": metadata}
     world.inventory.put(KVCLUSTER, world.server.body)
-    await world.look()
+    await world.reconcile()
     assert set(world.server.told) == {"next"}
 
 
@@ -236,6 +244,39 @@ async def test_a_server_that_fails_is_tried_again(status: int, monkeypatch: pyte
 
     monkeypatch.setattr(world.server, "apply", fail)
     with pytest.raises(Exception, match="not now"):
-        await world.look()
+        await world.reconcile()
     monkeypatch.undo()
     assert await world.at_rest() is None
+
+
+# --- what becomes of a plan ---
+
+CLUSTER = Cluster("rag", "ns", "u", KVClusterSpec(), Release("image"))
+
+
+class Taken:
+    """Has objects of someone else's under these names, and takes everything that is applied."""
+
+    def __init__(self, *taken: str) -> None:
+        self._taken = taken
+
+    async def get(self, kind: Any, namespace: str, name: str) -> dict[str, Any] | None:
+        metadata = {"name": name, "namespace": namespace, "uid": "theirs", "resourceVersion": "1"}
+        return {"metadata": metadata} if f"{kind.name}/{name}" in self._taken else None
+
+    async def apply(self, manifest: dict[str, Any], manager: str = "") -> dict[str, Any]:
+        return {**manifest, "metadata": {**manifest["metadata"], "uid": "ours", "resourceVersion": "2"}}
+
+
+async def outcome(server: Taken):  # type: ignore[no-untyped-def]
+    plan = Plan(apply=tuple(item for item in desired_objects(CLUSTER) if item["kind"] == "ConfigMap"))
+    return await Writer(server, Inventory()).carry_out(plan, CLUSTER)  # type: ignore[arg-type]
+
+
+async def test_a_name_that_is_taken_is_no_progress():
+    result = await outcome(Taken("ConfigMap/rag-worker"))
+    assert result.written == 1
+    (problem,) = result.problems
+    assert (problem.reason, problem.object) == (ConditionReason.NAME_CONFLICT, "ConfigMap/rag-worker")
+    assert "belongs to no KVCluster" in problem.message
+    assert (await outcome(Taken())).written == 2

@@ -1,4 +1,7 @@
-"""A router's report is read whole, however its answer arrives."""
+"""Asking a router for its report over HTTP: answers in many pieces, and answers that are too large.
+
+Not covered: what is in a report (tests/controller/status/test_report).
+"""
 
 from __future__ import annotations
 

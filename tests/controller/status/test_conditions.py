@@ -1,3 +1,8 @@
+"""The conditions of a KVCluster: availability, progress, problems of the controller, freshness of the caches' views.
+
+Not covered: what is wrong with pods (test_pod_problems), and the rest of the status (test_status).
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -172,6 +177,17 @@ def test_an_autoscaler_that_fails_has_two_minutes(kind, condition):
             "False/Stalled",
         ),
     ],
+    ids=[
+        "one new and one old",
+        "one old left",
+        "none new",
+        "not seen yet",
+        "too few pods",
+        "too many pods",
+        "one not ready",
+        "complete",
+        "past its deadline",
+    ],
 )
 def test_progress(figures, expected):
     seen = observed(deployments={"worker": deployment(**figures), "router": deployment("router", 2)})
@@ -195,6 +211,17 @@ def test_progress(figures, expected):
         ({"tokenizer": TokenizerReport("loaded")}, "True/Fresh"),
         ({"workers_ready": 3, "workers_matching": 3}, "False/WorkersMissing"),
         ({"draining": True, "workers_ready": 0}, "True/Fresh"),
+    ],
+    ids=[
+        "5 s old",
+        "5.1 s old",
+        "old and unmatched",
+        "unmatched",
+        "no tokenizer",
+        "tokenizer loading",
+        "tokenizer loaded",
+        "worker missing",
+        "draining",
     ],
 )
 def test_the_worst_router_decides(changes, expected):
@@ -220,6 +247,7 @@ def test_a_dead_watch_is_told_with_its_error():
         ({"rag-router-a": report(workers_matching=1), "rag-router-b": "timed out"}, "False/Mismatch"),
         ({"rag-router-gone": report(workers_matching=1), "rag-router-a": report()}, "True/Fresh"),
     ],
+    ids=["none asked", "one asked", "one silent", "one silent, one unmatched", "one gone"],
 )
 def test_routers_that_do_not_answer(reports, expected):
     assert reasons(observed(reports=reports))["CacheViewFresh"] == expected
@@ -251,7 +279,11 @@ def test_the_transition_time_moves_with_the_status_alone():
 
 
 @pytest.mark.parametrize("component", ["worker", "router"])
-@pytest.mark.parametrize(("still_ready", "verdict"), [(True, "True/Serving"), (False, "False/NoneReady")])
+@pytest.mark.parametrize(
+    ("still_ready", "verdict"),
+    [(True, "True/Serving"), (False, "False/NoneReady")],
+    ids=["still ready", "no longer ready"],
+)
 def test_the_last_one_that_terminates_and_serves_counts(component: str, still_ready: bool, verdict: str) -> None:
     ending = pod(f"rag-{component}-old", ready=still_ready)
     ending["metadata"]["deletionTimestamp"] = ago(seconds=1)

@@ -1,3 +1,8 @@
+"""Deletion costs rank worker pods by the reuse of their caches, and change as little as possible.
+
+Not covered: writing them (tests/kube/operator), and the scores themselves (tests/router/core).
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -30,7 +35,7 @@ def costs(reports: dict, before: dict[str, int] | None = None) -> list[int]:
     return [found[name] for name in NAMES]
 
 
-def test_the_coldest_costs_least():
+def test_the_least_reused_cache_costs_least():
     assert costs(scores(40.0, 10.0, 0.0, 20.0)) == [300, 100, 0, 200]
 
 
@@ -55,7 +60,7 @@ def test_two_alike_keep_their_places():
     assert costs(scores(20.0, 12.0, 11.0, 12.0), before) == [400, 100, 200, 300]
 
 
-def test_costs_in_order_stay_when_a_pod_cools_down():
+def test_costs_in_order_stay_when_a_score_decays():
     before = dict(zip(NAMES, [100, 200, 300, 400], strict=True))
     assert costs(scores(0.0, 20.0, 30.0, 40.0), before) == [0, 200, 300, 400]
 
@@ -71,7 +76,7 @@ SCORES = st.lists(st.sampled_from([0.0, 0.4, 0.5, 1.0]) | st.floats(0, 1e9), min
 
 @settings(deadline=None)
 @given(SCORES, st.lists(st.integers(-(2**31), 2**31 - 1), min_size=4, max_size=4))
-def test_a_second_look_changes_nothing_and_clearly_warmer_costs_more(values, before):
+def test_costs_are_stable_and_a_clearly_higher_score_costs_more(values, before):
     found = costs(scores(*values), dict(zip(NAMES, before, strict=True)))
     assert costs(scores(*values), dict(zip(NAMES, found, strict=True))) == found
     for first, cost in zip(values, found, strict=True):

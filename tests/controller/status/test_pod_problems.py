@@ -1,4 +1,7 @@
-"""What pods suffer from, told with the pod's name and what to do."""
+"""What keeps pods from running is reported with the pod's name and what to do, and only while it lasts.
+
+Not covered: that a kubelet reports such states: the statuses here are written by hand.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ PULL = 'rpc error: code = NotFound desc = failed to pull and unpack image "regis
 CRASHED = {"terminated": {"exitCode": 3, "reason": "Error", "finishedAt": ago(seconds=20)}}
 OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": ago(seconds=20)}}
 KILLED = {"terminated": {"exitCode": 139, "reason": "Error", "finishedAt": ago(seconds=20)}}
+LONG_AGO = {"terminated": {"exitCode": 1, "finishedAt": ago(minutes=11)}}
 UNSCHEDULABLE = [
     {
         "type": "PodScheduled",
@@ -30,7 +34,7 @@ UNSCHEDULABLE = [
     }
 ]
 
-AILMENTS = {
+PROBLEMS = {
     "pull": (
         {"containerStatuses": waiting("ErrImagePull", PULL)},
         "ImagePullFailed",
@@ -96,9 +100,9 @@ AILMENTS = {
 }
 
 
-@pytest.mark.parametrize("ailment", AILMENTS)
-def test_what_a_pod_suffers_from_is_told_with_its_name(ailment):
-    status, reason, words = AILMENTS[ailment]
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_problem_of_a_pod_is_reported_with_its_name(problem):
+    status, reason, words = PROBLEMS[problem]
     few, none = (ailing(pod("rag-worker-x", ready=False, **status), ready=ready) for ready in (3, 0))
     assert reasons(few)["Degraded"] == f"True/{reason}"
     assert reasons(few)["WorkersAvailable"] == "True/SomeReady"
@@ -124,26 +128,16 @@ def test_the_kubelets_best_explanation_is_kept_while_its_messages_alternate():
 
 
 @pytest.mark.parametrize(
-    ("status", "why"),
+    "statuses",
     [
-        ({"containerStatuses": [container(state={"running": {}}, restartCount=1, lastState=CRASHED)]}, "ended once"),
-        (
-            {
-                "containerStatuses": [
-                    container(
-                        state={"running": {}},
-                        restartCount=5,
-                        lastState={"terminated": {"exitCode": 1, "finishedAt": ago(minutes=11)}},
-                    )
-                ]
-            },
-            "long ago",
-        ),
-        ({"containerStatuses": waiting("ContainerCreating")}, "starting"),
+        pytest.param([container(state={"running": {}}, restartCount=1, lastState=CRASHED)], id="ended once"),
+        pytest.param([container(state={"running": {}}, restartCount=5, lastState=LONG_AGO)], id="ended long ago"),
+        pytest.param(waiting("ContainerCreating"), id="starting"),
     ],
 )
-def test_no_crash_loop(status, why):
-    assert reasons(ailing(pod("rag-worker-x", ready=False, **status)))["Degraded"] == "False/AsExpected", why
+def test_a_pod_that_may_still_start_is_no_problem(statuses):
+    starting = pod("rag-worker-x", ready=False, containerStatuses=statuses)
+    assert reasons(ailing(starting))["Degraded"] == "False/AsExpected"
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(59, "True/CrashLooping"), (60, "False/AsExpected")])
@@ -163,7 +157,7 @@ def test_a_loop_is_over_once_the_pod_has_been_ready_for_a_minute(seconds, expect
         ('pods "rag-worker-x" is forbidden: violates PodSecurity "restricted:latest"', "CreateRefused"),
     ],
 )
-def test_pods_that_are_refused(said, reason):
+def test_a_refused_pod_is_reported_with_the_words_of_the_api_server(said, reason):
     failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": said}
     seen = ailing(ready=1, conditions=[failure])
     assert reasons(seen)["WorkersAvailable"] == f"False/{reason}"
@@ -183,7 +177,7 @@ def test_the_gravest_comes_first_and_the_rest_is_named():
     assert degraded["message"].endswith("And 1 more. Besides: Unschedulable.")
 
 
-def test_pods_that_are_over_or_being_deleted_suffer_from_nothing():
+def test_pods_that_have_ended_or_are_being_deleted_have_no_problem():
     sick = pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", PULL))
     sick["metadata"]["deletionTimestamp"] = ago(seconds=1)
     evicted = pod("rag-worker-y", ready=False, containerStatuses=waiting("ErrImagePull", PULL), phase="Failed")

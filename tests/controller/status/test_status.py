@@ -1,3 +1,9 @@
+"""The whole status: its figures, its schema, where clients reach the cluster, and that an idle cluster writes nothing.
+
+Not covered: the conditions one by one (test_conditions, test_pod_problems), and that a CRD accepts the status
+(tests/kvcluster/explain/test_cluster).
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -274,6 +280,7 @@ def test_an_idle_clusters_view_age_comes_to_rest(ages, previous):
         ([{"ip": "2001:db8::7"}], "http://[2001:db8::7]:8000"),
         ([{"hostname": "lb.example", "ip": "203.0.113.7"}], "http://lb.example:8000"),
     ],
+    ids=["no address yet", "IPv4", "IPv6", "host name before address"],
 )
 def test_the_endpoint_of_a_load_balancer(ingress, expected):
     service = {
@@ -292,6 +299,7 @@ def test_the_endpoint_of_a_load_balancer(ingress, expected):
         ({"host": "*.example.com"}, "http://rag-router.ns.svc:8000"),
         ({}, "http://rag-router.ns.svc:8000"),
     ],
+    ids=["host", "TLS and path", "wildcard", "no host"],
 )
 def test_the_endpoint_of_an_ingress(ingress, expected):
     spec = KVClusterSpec.model_validate({"router": {"ingress": ingress}})

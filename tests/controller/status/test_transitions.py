@@ -1,3 +1,8 @@
+"""Which events a change of the status gives, in which order, and that one cause gives one event.
+
+Not covered: creating the events (tests/controller/reconcile/test_events).
+"""
+
 from __future__ import annotations
 
 from controller.status.compute import compute

@@ -272,7 +272,7 @@ class Controller:
         return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
 
     async def kill(self) -> None:
-        """SIGKILL: no last words."""
+        """SIGKILL: it cannot shut down in order."""
         assert self._process is not None
         self._process.kill()
         await self._process.wait()

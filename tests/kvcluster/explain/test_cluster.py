@@ -1,4 +1,7 @@
-"""The command against a whole API server: our CRD, pods with statuses, the proxy to a router, RBAC."""
+"""`kvcluster explain` against an API server with our CRD, pods with statuses, the proxy to a router, and RBAC.
+
+Not covered: how the page looks (test_page), and answers that no API server of ours gives (test_explain).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The command against an API server: what it asks for, what it says when it is refused, and its exit codes."""
+"""`kvcluster explain` as a command: its requests, its words for what is refused or missing, and its exit codes.
+
+Not covered: a real API server (test_cluster), and the content of the page (test_page).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the page says, from what was gathered."""
+"""The page of `kvcluster explain`: what it says for what was gathered, and its text.
+
+Not covered: gathering (test_explain, test_cluster).
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,7 @@ def test_a_worker_that_gets_no_requests_is_named_with_the_reason():
     assert found.problems == ("Worker rag-worker-0 is ready, and gets no requests: silent for 3.0 s",)
 
 
-def test_a_pod_that_suffers_is_a_problem_even_if_the_status_does_not_know_yet():
+def test_a_problem_of_a_pod_is_shown_before_the_status_has_it():
     sick = a_pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", "not found"))
     found = seen(pods=(*PODS, sick))
     assert len(found.problems) == 1
@@ -136,8 +139,9 @@ def test_a_router_whose_watch_is_dead_is_a_problem():
 @pytest.mark.parametrize(
     ("status", "words"),
     [(None, "It has no status"), ({"observedGeneration": 6}, "about generation 6 and the spec is at 7")],
+    ids=["no status", "an older generation"],
 )
-def test_a_controller_that_does_not_look_is_a_problem(status, words):
+def test_a_controller_that_is_behind_is_a_problem(status, words):
     silent = {**cluster(), "status": status}
     found = seen(cluster=silent)
     assert words in found.problems[0]

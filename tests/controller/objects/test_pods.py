@@ -1,115 +1,20 @@
-"""The objects a KVCluster asks for, as Kubernetes' own schemas and the processes in the pods read them."""
+"""The pods of routers and workers: security, images, settings, variables, probes, drains, vLLM and its agent.
+
+Not covered: that Kubernetes runs such pods (tests/kube/e2e).
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-import kubernetes_validate
 import pytest
 
-from controller.api.load import validate_manifest
-from controller.kube.kinds import kind_of
-from controller.objects.desired import desired_objects
-from controller.objects.names import Cluster, Object, Release
+from controller.objects.names import Release
 from router.settings import Settings as RouterSettings
+from tests.controller.objects.support import SPECS, VLLM, containers, objects
 from worker.agent.settings import Settings as AgentSettings
 from worker.settings import Settings as WorkerSettings
-
-VLLM = {
-    "model": {"name": "meta-llama/Llama-3.1-8B", "profile": "llama-3.1-8b-h100-80gb"},
-    "engine": {
-        "type": "vllm",
-        "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "t"}}}],
-    },
-    "workers": {
-        "replicas": 3,
-        "resources": {"limits": {"nvidia.com/gpu": 1}},
-        "runtimeClassName": "nvidia",
-        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
-        "volumeMounts": [{"name": "shm", "mountPath": "/weights"}],
-    },
-}
-EVERYTHING: dict[str, Any] = {
-    "engine": {"args": ["--dev-mode"], "env": [{"name": "A", "value": "b"}], "imagePullSecrets": ["registry"]},
-    "workers": {
-        "resources": {"requests": {"cpu": "500m", "memory": "256Mi"}},
-        "nodeSelector": {"disk": "fast"},
-        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "affinity": {"podAntiAffinity": {}},
-        "topologySpreadConstraints": [
-            {"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"},
-        ],
-        "podMetadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
-        "priorityClassName": "high",
-    },
-    "router": {
-        "replicas": 2,
-        "service": {"type": "LoadBalancer", "annotations": {"lb": "internal"}, "loadBalancerClass": "example.com/lb"},
-        "ingress": {"host": "llm.example.com", "className": "nginx", "tlsSecret": "cert", "annotations": {"a": "b"}},
-        "httpRoute": {"parentRefs": [{"name": "gateway"}], "hostnames": ["llm.example.com"], "path": "/rag"},
-    },
-    "network": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]},
-    "autoscaling": {"min": 2, "max": 4, "targetQueue": 3},
-    "monitoring": {"podMonitor": True, "podMonitorLabels": {"release": "prom"}, "scrapeAnnotations": True},
-    "networkPolicy": {"enabled": True, "scrapers": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
-}
-SPECS = {"default": {}, "vllm": VLLM, "everything": EVERYTHING, "vllm and everything": {**EVERYTHING, **VLLM}}
-ALWAYS = {
-    *("ServiceAccount/rag-router", "Role/rag-router", "RoleBinding/rag-router", "ConfigMap/rag-router"),
-    *("ConfigMap/rag-worker", "Service/rag-worker", "Service/rag-router", "Service/rag-router-management"),
-    *("PodDisruptionBudget/rag-router", "PodDisruptionBudget/rag-worker"),
-    *("Deployment/rag-worker", "Deployment/rag-router"),
-}
-
-
-def objects(name: str = "rag", release: Release | None = None, **spec: Any) -> dict[str, Object]:
-    """`Kind/name` -> manifest."""
-    content = {"apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": {"name": name}, "spec": spec}
-    parsed = validate_manifest(content).spec
-    cluster = Cluster(name, "serving", "uid-1", parsed, release or Release("kvcluster:1.2.3", "Never", "system"))
-    return {f"{item['kind']}/{item['metadata']['name']}": item for item in desired_objects(cluster)}
-
-
-def containers(deployment: Object) -> dict[str, Object]:
-    spec = deployment["spec"]["template"]["spec"]
-    return {item["name"]: item for item in (*spec["containers"], *spec.get("initContainers", ()))}
-
-
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_kubernetes_own_schemas_take_every_object(spec):
-    for item in objects(**spec).values():
-        if not kind_of(item).optional:
-            kubernetes_validate.validate(item, "1.32", strict=True)
-
-
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_every_object_belongs_to_its_cluster(spec):
-    made = objects(**spec)
-    assert set(made) >= ALWAYS
-    for item in made.values():
-        metadata = item["metadata"]
-        assert metadata["namespace"] == "serving"
-        assert metadata["ownerReferences"] == [
-            {
-                "apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "name": "rag", "uid": "uid-1",
-                "controller": True, "blockOwnerDeletion": True,
-            }
-        ]  # fmt: skip
-        assert metadata["labels"]["app.kubernetes.io/instance"] == "rag"
-        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "kvcluster"
-
-
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_selectors_choose_the_pods_of_one_component(spec):
-    made = objects(**spec)
-    for component in ("router", "worker"):
-        labels = made[f"Deployment/rag-{component}"]["spec"]["template"]["metadata"]["labels"]
-        for kind in ("Deployment", "PodDisruptionBudget"):
-            selector = made[f"{kind}/rag-{component}"]["spec"]["selector"]["matchLabels"]
-            assert selector.items() <= labels.items()
-            assert selector["app.kubernetes.io/component"] == component
-        assert made[f"Service/rag-{component}"]["spec"]["selector"].items() <= labels.items()
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -188,6 +93,7 @@ def test_a_pods_environment_is_what_its_process_reads(monkeypatch):
         ("worker", "WORKER_", WorkerSettings, {}),
         ("worker", "AGENT_", AgentSettings, {**VLLM, "cache": {"blocks": 10_000}}),
     ],
+    ids=["router", "worker", "agent"],
 )
 def test_no_setting_of_a_pod_goes_unread(component, prefix, model, spec):
     names = objects(**spec)[f"ConfigMap/rag-{component}"]["data"]
@@ -213,31 +119,6 @@ def test_a_change_of_the_settings_rolls_the_pods_it_concerns():
     same_worker, other_router = hashes(router={"strategy": "round_robin"})
     assert same_worker == worker
     assert other_router != router
-
-
-def test_replicas_are_the_autoscalers_while_there_is_one():
-    assert objects(workers={"replicas": 3})["Deployment/rag-worker"]["spec"]["replicas"] == 3
-    made = objects(workers={"replicas": 3}, autoscaling={"max": 5})
-    assert "replicas" not in made["Deployment/rag-worker"]["spec"]
-    spec = made["HorizontalPodAutoscaler/rag-worker"]["spec"]
-    assert (spec["minReplicas"], spec["maxReplicas"]) == (1, 5)
-    assert spec["metrics"][0]["pods"]["metric"]["name"] == "vllm:num_requests_waiting"
-    keda = objects(autoscaling={"type": "keda", "max": 5, "prometheusAddress": "http://prometheus:9090"})
-    assert "HorizontalPodAutoscaler/rag-worker" not in keda
-    trigger = keda["ScaledObject/rag-worker"]["spec"]["triggers"][0]["metadata"]
-    assert trigger["query"] == 'sum(vllm:num_requests_waiting{namespace="serving", pod=~"rag-worker-.+"})'
-
-
-def test_a_rolling_change_never_leaves_nobody_to_answer():
-    def rolling(component: str = "worker", **spec: Any) -> dict[str, int]:
-        update = objects(**spec)[f"Deployment/rag-{component}"]["spec"]["strategy"]["rollingUpdate"]
-        return {name: update[name] for name in ("maxSurge", "maxUnavailable")}
-
-    another_first = {"maxSurge": 1, "maxUnavailable": 0}
-    assert rolling("router") == rolling() == another_first
-    one_gpu = {**VLLM, "workers": {"replicas": 1}}
-    assert rolling(**one_gpu) == another_first, "the only engine may not go before the next is there"
-    assert rolling(**VLLM) == {"maxSurge": 0, "maxUnavailable": 1}, "there may be no GPU for one more"
 
 
 def test_pods_have_time_to_drain():
@@ -282,17 +163,6 @@ def test_a_lost_cache_view_takes_no_worker_out_of_service():
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_services_find_their_ports_whatever_the_cluster_knows_of_sidecars(spec):
-    made = objects(**spec)
-    for name in ("router", "worker", "router-management"):
-        service = made[f"Service/rag-{name}"]["spec"]
-        pod = made[f"Deployment/rag-{service['selector']['app.kubernetes.io/component']}"]["spec"]["template"]["spec"]
-        named = {port["name"] for container in pod["containers"] for port in container["ports"]}
-        for port in service["ports"]:
-            assert isinstance(port["targetPort"], int) or port["targetPort"] in named
-
-
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_nobody_is_asked_whether_it_has_started_before_it_can_have(spec):
     made = objects(**spec)
     for component in ("router", "worker"):
@@ -321,56 +191,6 @@ def test_whatever_loads_the_model_or_its_tokenizer_gets_the_models_variables():
             assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"]["key"] == expected, "the engine's own wins"
 
 
-def test_network_policies_let_in_whom_they_name_and_nobody_else():
-    made = objects(**EVERYTHING)
-    (worker,) = made["NetworkPolicy/rag-worker"]["spec"]["ingress"]
-    assert [sorted(peer) for peer in worker["from"]] == [["podSelector"], ["namespaceSelector"]]
-    data, management = made["NetworkPolicy/rag-router"]["spec"]["ingress"]
-    assert "from" not in data
-    assert [port["port"] for port in (*data["ports"], *management["ports"])] == [8000, 9000]
-    assert management["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "system"}
-    alone = objects(release=Release("kvcluster:1.2.3"), networkPolicy={"enabled": True})
-    (only,) = alone["NetworkPolicy/rag-router"]["spec"]["ingress"]
-    assert [port["port"] for port in only["ports"]] == [8000], "an empty list of peers would mean everyone"
-
-
-def test_routers_may_read_what_they_watch_and_nothing_else():
-    made = objects()
-    assert made["Role/rag-router"]["rules"] == [
-        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
-    ]
-    router = made["Deployment/rag-router"]["spec"]["template"]["spec"]
-    assert router["serviceAccountName"] == "rag-router"
-    assert made["ServiceAccount/rag-router"]["automountServiceAccountToken"] is False
-    assert router["automountServiceAccountToken"] is True, "the account says no, and the pod has the last word"
-    assert made["Deployment/rag-worker"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
-
-
-def test_the_longest_name_still_makes_service_names():
-    made = objects(name="a" * 45)
-    assert max(len(item["metadata"]["name"]) for item in made.values()) == 63
-
-
-def test_the_same_spec_gives_the_same_objects_and_another_spec_another_stamp():
-    def stamps(**spec: Any) -> dict[str, str]:
-        return {
-            name: item["metadata"]["annotations"]["kvcluster.dev/applied-hash"]
-            for name, item in objects(**spec).items()
-        }
-
-    first, again, other = stamps(), stamps(), stamps(workers={"replicas": 2})
-    assert first == again
-    assert {name for name in first if first[name] != other[name]} == {"Deployment/rag-worker"}
-
-
-def test_every_service_has_the_families_that_are_asked_for():
-    services = [item["spec"] for name, item in objects(**EVERYTHING).items() if name.startswith("Service/")]
-    assert len(services) == 3
-    for spec in services:
-        assert (spec["ipFamilyPolicy"], spec["ipFamilies"]) == ("PreferDualStack", ["IPv6", "IPv4"])
-    assert not any("ipFamilies" in item.get("spec", {}) for item in objects().values()), "else the cluster decides"
-
-
 @pytest.mark.parametrize(
     ("network", "ipv6", "expected"),
     [
@@ -379,31 +199,12 @@ def test_every_service_has_the_families_that_are_asked_for():
         ({"ipFamilies": ["IPv4"]}, True, False),
         ({"ipFamilies": ["IPv4", "IPv6"]}, False, True),
     ],
+    ids=["IPv4 cluster", "IPv6 cluster", "IPv4 Services on IPv6", "both families"],
 )
 def test_vllm_listens_where_it_is_asked(network, ipv6, expected):
     release = Release("kvcluster:1.2.3", ipv6=ipv6)
     made = objects(release=release, **VLLM, network=network)
     assert ("--host=::" in containers(made["Deployment/rag-worker"])["worker"]["args"]) is expected
-
-
-def test_an_entrance_leads_to_the_routers_service():
-    made = objects(**EVERYTHING)
-    ingress = made["Ingress/rag-router"]
-    assert ingress["metadata"]["annotations"]["a"] == "b"
-    assert ingress["spec"]["ingressClassName"] == "nginx"
-    assert ingress["spec"]["tls"] == [{"hosts": ["llm.example.com"], "secretName": "cert"}]
-    (rule,) = ingress["spec"]["rules"]
-    backend = rule["http"]["paths"][0]["backend"]["service"]
-    service = made["Service/rag-router"]
-    assert (rule["host"], backend["name"]) == ("llm.example.com", service["metadata"]["name"])
-    assert backend["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
-    route = made["HTTPRoute/rag-router"]["spec"]
-    assert (route["parentRefs"], route["hostnames"]) == ([{"name": "gateway"}], ["llm.example.com"])
-    (reference,) = route["rules"][0]["backendRefs"]
-    assert reference["name"] == service["metadata"]["name"]
-    assert reference["port"] in {port["port"] for port in service["spec"]["ports"]}
-    assert service["spec"]["loadBalancerClass"] == "example.com/lb"
-    assert not {"Ingress/rag-router", "HTTPRoute/rag-router"} & set(objects())
 
 
 @pytest.mark.parametrize("engine", ["emulator", "vllm"])
