@@ -8,7 +8,7 @@ import math
 import pytest
 
 from runtime.draining import POLL, QUIET, Drain, DrainPolicy
-from tests import rounds
+from tests import virtual
 
 
 def drained(
@@ -25,7 +25,7 @@ def drained(
     """Seconds that it took. Requests come at the given times; another serves from `replaced_at` on (`known`: somebody
     can tell)."""
 
-    async def main(loop: rounds.CountingLoop) -> float:
+    async def main(loop: virtual.CountingLoop) -> float:
         async def replaced() -> bool:
             if hangs:
                 await asyncio.Event().wait()
@@ -47,7 +47,7 @@ def drained(
         await drain.wait(cut)
         return loop.time()
 
-    return rounds.run(main)
+    return virtual.run(main)
 
 
 @pytest.mark.parametrize("known", [False, True])
