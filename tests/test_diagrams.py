@@ -1,6 +1,6 @@
 """The diagrams of docs/states.md, and the generator that draws them.
 
-Covers: that the page shows the present code; what the generator draws, refuses and leaves out. Does not cover: whether
+Covers: that the page shows the present code; what the generator draws, refuses and leaves out. Not covered: whether
 the machines are right (each has tests of its own), or whether Mermaid can show the page.
 """
 

@@ -1,7 +1,7 @@
 """Proof that watches are alive.
 
 Covers: when connections are cut, from which version a watch goes on, how soon the next one begins, what is told of the
-events; in virtual time, with streams in memory. Does not cover: reading a watch off a connection (tests/runtime/kube),
+events; in virtual time, with streams in memory. Not covered: reading a watch off a connection (tests/runtime/kube),
 breaking connections (test_connections.py).
 """
 

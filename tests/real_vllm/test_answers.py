@@ -1,4 +1,8 @@
-"""The emulated engine's answers beside the real one's, for random requests to every endpoint."""
+"""The emulated engine's answers compared with those of a running vLLM, for random requests to every endpoint.
+
+Not covered: values that depend on weights, cache or clock, and how many tokens share an event
+(tests/worker/pairs/comparison.py leaves these out).
+"""
 
 from __future__ import annotations
 

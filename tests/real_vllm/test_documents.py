@@ -1,4 +1,7 @@
-"""docs/vllm.md, followed beside the running engine."""
+"""The commands of docs/vllm.md, followed beside a running vLLM.
+
+Not covered: the installation in docs/real-vllm.md, and everything that needs a GPU.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Router, agent and engine together: the cached tokens that the router predicts are those that the engine reports."""
+"""Router, agent and a running vLLM together: the router predicts the cached tokens that the engine reports.
+
+Not covered: predicted times (the CPU build has no profile), several engines, engines on a GPU.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The router's token ids against the engine's, for random requests of every shape."""
+"""The router's token ids equal a running vLLM's, for random requests of every shape.
+
+Not covered: tokenizers and chat templates other than those of the engine that the suite is given.
+"""
 
 from __future__ import annotations
 

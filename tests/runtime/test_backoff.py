@@ -1,6 +1,6 @@
 """The back-off that every process shares.
 
-Covers: growth, bound and spread of the delays. Does not cover: that each caller counts its failures and sleeps (its own
+Covers: growth, bound and spread of the delays. Not covered: that each caller counts its failures and sleeps (its own
 tests do).
 """
 

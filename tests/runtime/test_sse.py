@@ -1,7 +1,7 @@
 """Reading server-sent events.
 
 Covers: that a stream gives the same events however it is cut, in LF or CRLF; comments, unknown fields, the size limit.
-Does not cover: what events mean; the tests of those who read answers (tests/router/test_answer.py,
+Not covered: what events mean; the tests of those who read answers (tests/router/test_answer.py,
 tests/bench/test_loadgen.py) and feeds (tests/router/test_feed.py) do.
 """
 

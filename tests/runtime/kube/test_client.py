@@ -2,7 +2,7 @@
 
 Covers: that our sockets and middlewares are those of every connection (which rests on two public attributes of the
 official client: `Configuration.client_session_kwargs` and the `ssl_context` of its REST client), the error that each
-kind of failure becomes, the end of a watch. Does not cover: credentials (test_credentials.py), what a server makes of a
+kind of failure becomes, the end of a watch. Not covered: credentials (test_credentials.py), what a server makes of a
 request (tests/kube/operator).
 """
 

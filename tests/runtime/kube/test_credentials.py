@@ -1,7 +1,7 @@
 """Where the API server is and who we are there.
 
 Covers: which kubeconfig or service account is used, the namespace, that a token is read again, what is said of those
-that cannot be used. Does not cover: exec plugins, OIDC and other ways to a token, which are the official client's.
+that cannot be used. Not covered: exec plugins, OIDC and other ways to a token, which are the official client's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """List-then-watch, one step at a time.
 
 Covers: what is asked when, what each answer and each failure changes, how long is waited; and that the objects end as
-those of the server, whatever happens on the way. Does not cover: connections (test_client.py), the loop around it
+those of the server, whatever happens on the way. Not covered: connections (test_client.py), the loop around it
 (tests/router/discovery/test_shell.py).
 """
 
