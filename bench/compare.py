@@ -1,20 +1,23 @@
-"""The same workload under one strategy after another, each on a cold cluster."""
+"""The same workload under one strategy after another, each on a cold cluster: a live one or a simulated one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from bench.plot import plot_comparison
+from bench.prompts import pooled_hit_rate, prompts
 from bench.report import percent, print_comparison, seconds, why, winner
-from bench.result import Record, Result, Summary, write_json, write_records
-from bench.run import BenchOptions, measure
-from bench.workloads import Workload, build_workload
+from bench.result import Record, Result, RunInfo, Summary, summarise, write_json, write_records
+from bench.run import BenchOptions, measure, progress_bar
+from bench.simulate import ClusterShape, Delays, Simulation
+from bench.workloads import Workload, WorkloadSpec, build_workload
+from kvcache.tokens.tokenizer import load_tokenizer
 
 SUMMARY_FILE = "strategy_comparison_summary.json"
 PLOT_FILE = "strategy_comparison.png"
@@ -159,3 +162,46 @@ async def compare(
         keep(result, out, console)
         results.append(result)
     return report(results, out, console, title_of(results), ceiling(workload) if ceiling is not None else None)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulateOptions:
+    """What `kvcluster simulate` takes."""
+
+    workload: WorkloadSpec
+    delays: Delays = field(default_factory=Delays)
+    raw: Path | None = None
+    """Where one line a request goes, one file a strategy."""
+
+
+def simulate(
+    shape: ClusterShape, strategies: Sequence[str], options: SimulateOptions, out: Path, console: Console
+) -> Comparison:
+    """Plays the workload under each strategy on a cold cluster, in virtual time, and reports.
+
+    Raises `WorkloadError`, `PromptError`, and what the engine says of a request that it cannot run.
+    """
+    workload = build_workload(options.workload)
+    tokenizer = load_tokenizer(shape.tokenizer)
+    results = []
+    for strategy in strategies:
+        simulation = Simulation(shape, strategy, options.delays)
+        with progress_bar(console, strategy, workload.count) as progress:
+            records = simulation.run(prompts(workload, tokenizer), progress)
+        keep_raw(options.raw, strategy, records)
+        config = {
+            "mode": "simulated",
+            "workload": workload.name,
+            "model": shape.model,
+            "workers": shape.workers,
+            "blocks": shape.engine.blocks,
+            "network_delay": options.delays.network,
+            "feed_delay": options.delays.feed,
+            "seconds": "virtual",
+            **workload.config,
+        }
+        info = RunInfo(strategy, workload.seed, config, shape.engine.block_size, simulation.worker_ids)
+        results.append(summarise(records, info))
+        keep(results[-1], out, console)
+    ceiling = pooled_hit_rate(prompts(workload, tokenizer), shape.capacity, shape.engine.block_size)
+    return report(results, out, console, title_of(results), ceiling)

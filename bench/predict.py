@@ -15,7 +15,7 @@ from rich.console import Console
 from bench.prompts import Prompt
 from bench.report import percent, seconds
 from bench.result import Record, Summary, quantile, summary
-from bench.shape import ClusterShape, SeededTokens
+from bench.simulate import ClusterShape, SeededTokens
 from worker.emulator.engine.engine import Engine
 from worker.emulator.engine.request import EngineRequest
 

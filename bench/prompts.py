@@ -1,12 +1,17 @@
-"""The token ids an engine would see for each request of a workload, without sending it."""
+"""The token ids that an engine would see for each request of a workload, and the hit rate that they allow at most.
+
+The ceiling is that of one cache as large as all workers' caches together, the pooled cache. No router can beat it by
+much: it is what the prompts share, limited only by the memory that there is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.workloads import CHAT, TimedRequest, Workload
-from kvcache.keys import CacheScope
+from kvcache.keys import BlockKey, CacheScope, PrefixKeys, pack_tokens
 from kvcache.prompts import chat_prompt, completion_prompts, request_scope
 from kvcache.tokens.tokenizer import Tokenizer
 
@@ -28,3 +33,41 @@ def prompts(workload: Workload, tokenizer: Tokenizer) -> Iterator[Prompt]:
         else:
             (tokens,) = completion_prompts(request.body["prompt"], tokenizer)
         yield Prompt(request, tokens, request_scope(request.body))
+
+
+class PooledCache:
+    """An LRU prefix cache of `capacity` blocks. O(1) a block."""
+
+    __slots__ = ("_blocks", "_capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self._blocks: OrderedDict[BlockKey, None] = OrderedDict()
+        self._capacity = capacity
+
+    def admit(self, keys: Sequence[BlockKey], reusable: int) -> int:
+        """Blocks of a prompt found, at most `reusable`; afterwards all its blocks are held, most recent first."""
+        blocks = self._blocks
+        found = 0
+        while found < reusable and keys[found] in blocks:
+            found += 1
+        for key in reversed(keys):
+            blocks[key] = None
+            blocks.move_to_end(key)
+        while len(blocks) > self._capacity:
+            blocks.popitem(last=False)
+        return found
+
+    def held(self) -> frozenset[BlockKey]:
+        """The blocks in the cache now."""
+        return frozenset(self._blocks)
+
+
+def pooled_hit_rate(prompts: Iterable[Prompt], capacity: int, block_size: int) -> float:
+    """Cached over all prompt tokens when the prompts come one after the other; `capacity` in blocks."""
+    cache = PooledCache(capacity)
+    hits = total = 0
+    for prompt in prompts:
+        keys = PrefixKeys(pack_tokens(prompt.tokens), block_size, prompt.scope).all()
+        hits += cache.admit(keys, (len(prompt.tokens) - 1) // block_size) * block_size
+        total += len(prompt.tokens)
+    return hits / total if total else 0.0

@@ -15,14 +15,51 @@ from itertools import count as counter
 
 from bench.prompts import Prompt
 from bench.result import Record
-from bench.shape import ClusterShape, SeededTokens
 from kvcache.feed import Batch, Event, Load, Snapshot, WorkerInfo
 from kvcache.keys import KEY_SCHEME, PrefixKeys, pack_tokens
+from kvcache.profiles import LatencyModel
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Fleet, FleetConfig, Ticket
 from router.core.latency_samples import Cost
+from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.engine import Engine
 from worker.emulator.engine.request import EngineRequest, Output
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterShape:
+    """The cluster to simulate: what a manifest says of it."""
+
+    workers: int
+    engine: EngineConfig
+    latency: LatencyModel
+    model: str
+    tokenizer: str = "gpt2"
+    speeds: tuple[float, ...] = ()
+    """How many times as fast as `latency` says each worker is; those beyond the end are as fast as it says."""
+
+    def latency_of(self, worker: int) -> LatencyModel:
+        """What the engine of worker `worker` (from 0) takes. The router is told `latency`, of all of them."""
+        return self.latency.scaled(self.speeds[worker]) if worker < len(self.speeds) else self.latency
+
+    @property
+    def capacity(self) -> int:
+        """Blocks of all workers together."""
+        return self.workers * self.engine.blocks
+
+
+class SeededTokens:
+    """Generated tokens of one request: different for each request, so that no answer hits another's blocks."""
+
+    __slots__ = ("_seed",)
+
+    def __init__(self, index: int) -> None:
+        self._seed = index * 2_654_435_761
+
+    def token(self, index: int) -> int:
+        """Never an end-of-sequence token: lengths are the workload's."""
+        return 512 + ((self._seed + index * 40_503) >> 4) % 16_384
+
 
 LOAD_INTERVAL = 0.02
 """Shortest time between two load reports without cache events, as a worker's feed keeps it."""

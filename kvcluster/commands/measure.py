@@ -8,11 +8,10 @@ from pathlib import Path
 
 import uvloop
 
-from bench.ceiling import pooled_hit_rate
 from bench.compare import Launch, Target
 from bench.compare import compare as run_comparison
 from bench.loadgen import EndpointError
-from bench.prompts import prompts
+from bench.prompts import pooled_hit_rate, prompts
 from bench.run import BenchOptions
 from bench.run import run as run_bench
 from bench.workloads import Workload

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.forecast import SimulateOptions
-from bench.forecast import simulate as run_simulation
+from bench.compare import SimulateOptions
+from bench.compare import simulate as run_simulation
 from bench.predict import agreement, print_agreement, replay
 from bench.prompts import prompts
 from bench.result import read_records
-from bench.shape import ClusterShape
-from bench.simulate import Delays
+from bench.simulate import ClusterShape, Delays
 from bench.workloads import build_workload
 from controller.api.load import load_manifest
 from controller.api.model import KVClusterSpec

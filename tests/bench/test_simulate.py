@@ -6,12 +6,11 @@ import orjson
 import pytest
 from rich.console import Console
 
-from bench.forecast import SimulateOptions, simulate
+from bench.compare import SimulateOptions, simulate
 from bench.predict import agreement, replay
 from bench.prompts import Prompt, prompts
 from bench.result import Record, RunInfo, read_records, summarise
-from bench.shape import ClusterShape
-from bench.simulate import Delays, Simulation
+from bench.simulate import ClusterShape, Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.keys import DEFAULT_SCOPE, block_keys
 from kvcache.profiles import profile

@@ -12,8 +12,7 @@ import pytest
 
 from bench.prompts import Prompt, prompts
 from bench.result import Record, Summary, summary
-from bench.shape import ClusterShape
-from bench.simulate import Delays, Simulation
+from bench.simulate import ClusterShape, Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.profiles import profile
 from kvcache.tokens.tokenizer import load_tokenizer

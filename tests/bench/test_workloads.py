@@ -5,11 +5,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bench.ceiling import pooled_hit_rate
-from bench.prompts import prompts
+from bench.prompts import pooled_hit_rate, prompts
 from bench.workloads import CHAT, WORKLOADS, Workload, WorkloadError, WorkloadSpec, build_workload
 from bench.workloads.base import FIRST_TOKEN_ID, TOKEN_IDS, token_ids
-from bench.workloads.documents import excerpts, standard_library
+from bench.workloads.rag import excerpts, standard_library
 from kvcache.profiles import profile
 from kvcache.tokens.tokenizer import load_tokenizer
 

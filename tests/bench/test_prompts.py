@@ -1,8 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.ceiling import PooledCache, pooled_hit_rate
-from bench.prompts import Prompt
+from bench.prompts import PooledCache, Prompt, pooled_hit_rate
 from bench.workloads import TimedRequest
 from bench.workloads.base import completion
 from kvcache.keys import DEFAULT_SCOPE
