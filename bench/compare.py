@@ -174,7 +174,7 @@ class SimulateOptions:
     """Where one line a request goes, one file a strategy."""
 
 
-def simulate(
+def compare_simulated(
     shape: ClusterShape, strategies: Sequence[str], options: SimulateOptions, out: Path, console: Console
 ) -> Comparison:
     """Plays the workload under each strategy on a cold cluster, in virtual time, and reports.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.compare import SimulateOptions
-from bench.compare import simulate as run_simulation
+from bench.compare import SimulateOptions, compare_simulated
 from bench.predict import agreement, print_agreement, replay
 from bench.prompts import prompts
 from bench.result import read_records
@@ -47,7 +46,7 @@ def simulate(file: str, strategies: Sequence[str], load: Load, delays: Delays, *
         if not shape.workers:
             complain("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
             return BAD_INPUT
-        run_simulation(shape, names, SimulateOptions(load.spec(), delays, raw), out, output())
+        compare_simulated(shape, names, SimulateOptions(load.spec(), delays, raw), out, output())
     except ValueError as error:  # of the manifest, the strategies, the workload, or a request that no engine can run
         complain(error)
         return BAD_INPUT

@@ -1,3 +1,10 @@
+"""The load generator against an HTTP server of the test's own: what it sends, records, and says of itself.
+
+Not covered: whether its times are exact (nothing on a shared machine can be), and a real router (tests/e2e).
+"""
+
+from __future__ import annotations
+
 import asyncio
 import dataclasses
 import json
@@ -142,6 +149,7 @@ async def test_times_are_emulated_seconds() -> None:
         ([WHOLE[0], event(choices=[{"text": "", "finish_reason": "abort"}]), WHOLE[3]], "finish_reason abort"),
         (WHOLE[2:], "an answer without content"),
     ],
+    ids=["cut off", "error event", "aborted", "without content"],
 )
 async def test_a_stream_that_ends_badly_is_an_error(pieces: list[bytes], cause: str) -> None:
     async with endpoint(streaming(pieces)) as url:

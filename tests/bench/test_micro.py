@@ -1,10 +1,15 @@
+"""The micro-benchmarks run and measure every operation that they name.
+
+Not covered: how long anything takes. The figures are for people to read and compare, not for a test to judge.
+"""
+
 from __future__ import annotations
 
 import json
 
 import pytest
 
-from bench.micro import index
+from bench.micro import agent, engine, index
 
 
 def test_the_benchmark_of_decisions_says_what_it_measured(
@@ -20,3 +25,16 @@ def test_the_benchmark_of_decisions_says_what_it_measured(
     monkeypatch.setattr(index, "measure", lambda rounds: figures)
     index.main(["--rounds", "1"])
     assert b"131,072" in capfdbinary.readouterr().out
+
+
+def test_the_benchmark_of_the_agent_measures_every_operation() -> None:
+    figures = agent.measure(500)
+    assert set(figures) == {"store_us", "remove_us", "list_us", "bytes", "bytes_with_tokens_instead"}
+    assert min(figures["store_us"], figures["remove_us"], figures["list_us"]) > 0
+
+
+def test_the_benchmark_of_the_engine_measures_every_operation() -> None:
+    seconds = engine.block_operations(256, rounds=1)
+    assert set(seconds) == {"allocate and evict", "store", "release", "look up and acquire"}
+    decoding, prefill = engine.decode(2, tokens=4, rounds=1), engine.prefill(4096, rounds=1)
+    assert all(value >= 0 for value in (*seconds.values(), decoding, *prefill))

@@ -1,4 +1,7 @@
-"""The comparison with other routers: what it charges a router with, and that it counts what fails."""
+"""The comparison with other routers: what a router is charged with, and that failures are counted.
+
+Not covered: other routers than ours, which are not installed here, and whether the measured times are right.
+"""
 
 from __future__ import annotations
 

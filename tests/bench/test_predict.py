@@ -1,3 +1,10 @@
+"""Replaying the records of a live run through engines in virtual time, and how well both agree.
+
+Not covered: the engine itself (tests/worker), and records of real runs (tests/e2e).
+"""
+
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

@@ -1,3 +1,10 @@
+"""The pooled cache, which bounds the hit rate of any router.
+
+Not covered: that prompts are tokenised as a router and a worker do it (tests/kvcache).
+"""
+
+from __future__ import annotations
+
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,3 +1,10 @@
+"""What is computed from a run's records, and the files and sentences that come of it.
+
+Not covered: the look of the picture and of the tables.
+"""
+
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
@@ -99,6 +106,28 @@ def test_the_file_of_a_result_has_the_documented_fields() -> None:
         assert name in written
     assert set(written["ttft_seconds"]) == set(written["latency_seconds"]) == {"avg", "p50", "p95", "p99"}
     assert set(written["workers"]["a"]) == {"requests", "prompt_tokens", "uncached_tokens", "output_tokens"}
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.sampled_from("abc"), st.booleans()), max_size=30))
+def test_the_figures_of_a_run_are_the_sums_over_its_answered_requests(seen: list[tuple[int, str, bool]]) -> None:
+    records = [
+        record(index, cached=cached, worker=worker, error=None if answered else "HTTP 503")
+        for index, (cached, worker, answered) in enumerate(seen)
+    ]
+    result = summarise(records, INFO)
+    cached = [cached for cached, _, answered in seen if answered]
+    assert (result.requests, result.errors) == (len(seen), len(seen) - len(cached))
+    assert result.hit_rate == (pytest.approx(sum(cached) / (100 * len(cached))) if cached else None)
+    assert result.computed_tokens == sum(100 - each for each in cached)
+    assert (result.hit.requests, result.miss.requests) == (
+        sum(each >= 50 for each in cached),
+        sum(each < 50 for each in cached),
+    )
+    assert sum(result.match_blocks.values()) == len(cached)
+    for name in "abc":
+        own = [each for each, worker, answered in seen if worker == name and answered]
+        tally = result.workers.get(name)
+        assert (tally.requests, tally.uncached_tokens) == (len(own), 100 * len(own) - sum(own)) if tally else not own
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))

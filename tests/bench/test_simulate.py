@@ -1,3 +1,11 @@
+"""The simulation: answers, timing by the latency model, the router's view, and what strategies make of workloads.
+
+Not covered: engines of different speeds and several routers (test_uneven.py); agreement with live processes
+(tests/e2e).
+"""
+
+from __future__ import annotations
+
 import math
 from functools import cache
 from pathlib import Path
@@ -6,7 +14,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from bench.compare import SimulateOptions, simulate
+from bench.compare import SimulateOptions, compare_simulated
 from bench.predict import agreement, replay
 from bench.prompts import Prompt, prompts
 from bench.result import Record, RunInfo, read_records, summarise
@@ -110,7 +118,7 @@ def test_a_replay_of_a_simulated_run_models_it_exactly() -> None:
 def test_simulate_writes_what_compare_writes_and_the_ceiling(tmp_path: Path) -> None:
     options = SimulateOptions(WorkloadSpec("rag", limit=60), raw=tmp_path / "raw" / "run.jsonl")
     console = Console(record=True, width=140)
-    comparison = simulate(shape(), ["cache_aware", "round_robin"], options, tmp_path, console)
+    comparison = compare_simulated(shape(), ["cache_aware", "round_robin"], options, tmp_path, console)
     assert comparison.winner == "cache_aware"
     assert comparison.ceiling_hit_rate is not None
     written = orjson.loads((tmp_path / "results_cache_aware.json").read_bytes())

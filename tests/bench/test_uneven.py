@@ -1,7 +1,9 @@
-"""Engines of different speeds, streamed traffic and not: cache_aware against strategies that know of no speed.
+"""Engines of different speeds, with and without streams: cache_aware against strategies that know of no speed.
 
-The router is told that all engines are as fast as the profile says. Clients send the next request when they have their
-answer, so whoever waits longer is also served less often.
+The router is told that all engines are as fast as the profile says. Each client sends the next request when it has its
+answer, so a client that waits longer is also served less often.
+
+Not covered: real engines (docs/real-vllm.md), and engines whose speed changes during a run.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def test_cache_aware_beats_strategies_that_know_of_no_speed(speeds: tuple[float,
 
 
 @pytest.mark.parametrize("streamed", [1.0, 0.0], ids=["streamed", "whole"])
-def test_the_pace_of_each_engine_is_learnt_under_load(streamed: float) -> None:
+def test_the_speed_of_each_engine_is_learnt_under_load(streamed: float) -> None:
     simulation, records = play("cache_aware", (1.0, 0.25), streamed)
     fast, slow = simulation.fleets[0].workers(max(record.finished or 0.0 for record in records))
     assert slow.latency_factor / fast.latency_factor == pytest.approx(4.0, rel=0.6)

@@ -1,3 +1,10 @@
+"""The workloads: the same requests for the same seed, what their prompts share, and which parameters are refused.
+
+Not covered: what the workloads do to a cluster (test_simulate.py).
+"""
+
+from __future__ import annotations
+
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -125,6 +132,7 @@ def test_uniform_shares_nothing_and_hot_shares_its_prefix() -> None:
         (WorkloadSpec("rag", trace=Path("t.jsonl")), "replays no file"),
         (WorkloadSpec("trace"), "--trace FILE"),
     ],
+    ids=["unknown name", "no request", "no rate", "trace of another workload", "trace without a file"],
 )
 def test_a_wrong_parameter_is_refused(spec: WorkloadSpec, message: str) -> None:
     with pytest.raises(WorkloadError, match=message):
@@ -185,6 +193,17 @@ def test_a_rate_stretches_a_trace(tmp_path: Path) -> None:
             b'{"timestamp":1,"input_length":513,"output_length":1,"hash_ids":[1]}',
             "take 2 hash_ids of 512 tokens, not 1",
         ),
+    ],
+    ids=[
+        "no JSON",
+        "empty",
+        "no object",
+        "missing field",
+        "negative time",
+        "truth for a length",
+        "text for a length",
+        "negative hash id",
+        "too few hash ids",
     ],
 )
 def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: bytes, message: str) -> None:
