@@ -68,9 +68,9 @@ def inherited(fd: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Base URL of a server that listens on this socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    """Base URL of a server that listens on this socket, of IPv4."""
+    host, port = listener.getsockname()
+    return f"http://{host}:{port}"
 
 
 def kept_alive(address: tuple[int, int, int, str, Any]) -> socket.socket:

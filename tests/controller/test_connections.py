@@ -1,4 +1,8 @@
-"""What is said of an API server that comes and goes, and what becomes of the connections to it."""
+"""All connections to the API server.
+
+Covers: what is logged of a server that comes and goes, which answers count, and breaking connections. Does not cover:
+when they are broken (test_watch_liveness.py).
+"""
 
 from __future__ import annotations
 

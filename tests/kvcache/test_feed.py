@@ -1,4 +1,8 @@
-"""Feed messages: what is encoded comes back, and garbage is refused as a whole, always with a `FeedError`."""
+"""Feed messages.
+
+Covers: that what is encoded comes back, and that garbage is refused as a whole, always with a `FeedError`. Does not
+cover: what consumers make of sequences of messages (tests/router/test_feed.py, tests/router/core).
+"""
 
 from __future__ import annotations
 
@@ -105,7 +109,11 @@ def test_a_position_comes_back(epoch: int, seq: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":", "1", "1:", ":1", "-1:2", "1:2:3", "1: 2", "１:2", "a:b", "²:1", "1:+2", "9" * 5000 + ":1"]
+    "text",
+    [
+        *("", ":", "1", "1:", ":1", "-1:2", "1:2:3", "1: 2", "１:2", "a:b", "²:1", "1:+2"),
+        pytest.param("9" * 5000 + ":1", id="5000 digits"),
+    ],
 )
 def test_a_malformed_position_is_refused(text: str) -> None:
     with pytest.raises(FeedError, match="epoch:seq"):
@@ -162,15 +170,15 @@ def test_a_value_nested_without_end_is_refused(name: str, field: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("seq", -1, "seq must be a whole number"),
-        ("seq", True, "seq must be a whole number"),
-        ("seq", 1.0, "seq must be a whole number"),
-        ("worker_id", "", "worker_id must be a string that is not empty"),
-        ("load", [], "load must be an object"),
-        ("blocks", {}, "blocks must be a list"),
-        ("blocks", [["00" * 15, None]], "a block key is 16 bytes"),
-        ("blocks", [["00" * 16]], "a block is a pair"),
-        ("blocks", [["zz" * 16, None]], "a block key is 16 bytes"),
+        pytest.param("seq", -1, "seq must be a whole number", id="negative"),
+        pytest.param("seq", True, "seq must be a whole number", id="boolean"),
+        pytest.param("seq", 1.0, "seq must be a whole number", id="fraction"),
+        pytest.param("worker_id", "", "worker_id must be a string that is not empty", id="empty name"),
+        pytest.param("load", [], "load must be an object", id="load: a list"),
+        pytest.param("blocks", {}, "blocks must be a list", id="blocks: an object"),
+        pytest.param("blocks", [["00" * 15, None]], "a block key is 16 bytes", id="a short key"),
+        pytest.param("blocks", [["00" * 16]], "a block is a pair", id="a key without its parent"),
+        pytest.param("blocks", [["zz" * 16, None]], "a block key is 16 bytes", id="no hexadecimal"),
     ],
 )
 def test_the_error_names_the_field(field: str, value: object, says: str) -> None:

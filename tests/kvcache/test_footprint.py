@@ -1,4 +1,8 @@
-"""What a process pays for the shared vocabulary: every worker and router loads it."""
+"""What a process pays for the shared vocabulary, which every worker and router loads.
+
+Covers: the libraries that it must not import, and its memory on Linux. Does not cover: the processes themselves
+(tests/deploy/test_image.py).
+"""
 
 from __future__ import annotations
 

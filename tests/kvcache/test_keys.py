@@ -1,4 +1,8 @@
-"""Block keys: what a key names, and that every way to compute one agrees with the definition."""
+"""Block keys.
+
+Covers: what a key names, and that every way to compute one agrees with a definition written out here. Does not cover:
+vLLM's own block hashes, which are not used.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +98,16 @@ def test_a_depth_outside_the_prompt_is_refused(depth: int) -> None:
         PrefixKeys(pack_tokens([1] * 32), 16).key(depth)
 
 
-@pytest.mark.parametrize("tokens", [[-1], [2**32], ["1"], [None], [1.5]])
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        pytest.param([-1], id="negative"),
+        pytest.param([2**32], id="too large"),
+        pytest.param(["1"], id="text"),
+        pytest.param([None], id="none"),
+        pytest.param([1.5], id="fraction"),
+    ],
+)
 def test_what_is_no_token_id_is_refused(tokens: list[int]) -> None:
     with pytest.raises(TokenIdError, match="between 0 and 4294967295"):
         pack_tokens(tokens)

@@ -1,4 +1,8 @@
-"""Profiles: the arithmetic of docs/profiles.md is the code's, figure by figure."""
+"""Profiles.
+
+Covers: that the arithmetic of docs/profiles.md is the code's, figure by figure. Does not cover: whether a real GPU is
+as fast (docs/profiles.md says what was measured).
+"""
 
 from __future__ import annotations
 

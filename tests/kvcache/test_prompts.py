@@ -1,4 +1,8 @@
-"""Prompts: each form of vLLM's, the same tokens whichever form, and vLLM's words for what is none."""
+"""Prompts of completion requests.
+
+Covers: each form of vLLM's, the same tokens in each form, and vLLM's words for what is no prompt. Does not cover:
+chats (chat/test_request.py).
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,10 @@ HELLO = [15496, 995]
 @pytest.mark.parametrize(
     ("prompt", "prompts"),
     [
-        ("Hello world", [HELLO]),
-        (["Hello world", "Hello"], [HELLO, HELLO[:1]]),
-        (HELLO, [HELLO]),
-        ([HELLO, [0, 50256]], [HELLO, [0, 50256]]),
+        pytest.param("Hello world", [HELLO], id="text"),
+        pytest.param(["Hello world", "Hello"], [HELLO, HELLO[:1]], id="texts"),
+        pytest.param(HELLO, [HELLO], id="token ids"),
+        pytest.param([HELLO, [0, 50256]], [HELLO, [0, 50256]], id="lists of token ids"),
     ],
 )
 def test_every_form_of_a_prompt(gpt2: Tokenizer, prompt: object, prompts: list[list[int]]) -> None:
@@ -29,21 +33,21 @@ def test_every_form_of_a_prompt(gpt2: Tokenizer, prompt: object, prompts: list[l
 @pytest.mark.parametrize(
     ("prompt", "says", "param"),
     [
-        (None, "Either prompt or prompt_embeds must be provided and non-empty.", "prompt"),
-        ("", "Either prompt or prompt_embeds must be provided and non-empty.", "prompt"),
-        ([], "You must pass at least one prompt", None),
-        ([""], "prompt cannot be empty", None),
-        ([[]], "prompt cannot be empty", None),
-        ([50257], "Token id 50257 is out of vocabulary", None),
-        ([-1], "whole numbers of 0 or more", "prompt"),
-        ([1, "a"], "whole numbers of 0 or more", "prompt"),
-        ([1, 2.5], "whole numbers of 0 or more", "prompt"),
-        ([2**70], "whole numbers of 0 or more", "prompt"),
-        (["a", 5], "must be text or token ids, not int", "prompt"),
-        ([{}], "must be text or token ids, not dict", "prompt"),
-        (5, "not int", "prompt"),
-        ({}, "not dict", "prompt"),
-        ("\ud800", "surrogate", "prompt"),
+        pytest.param(None, "Either prompt or prompt_embeds must be provided and non-empty.", "prompt", id="none"),
+        pytest.param("", "Either prompt or prompt_embeds must be provided and non-empty.", "prompt", id="empty text"),
+        pytest.param([], "You must pass at least one prompt", None, id="no prompt"),
+        pytest.param([""], "prompt cannot be empty", None, id="an empty text"),
+        pytest.param([[]], "prompt cannot be empty", None, id="no token"),
+        pytest.param([50257], "Token id 50257 is out of vocabulary", None, id="out of vocabulary"),
+        pytest.param([-1], "whole numbers of 0 or more", "prompt", id="negative"),
+        pytest.param([1, "a"], "whole numbers of 0 or more", "prompt", id="text among ids"),
+        pytest.param([1, 2.5], "whole numbers of 0 or more", "prompt", id="fraction"),
+        pytest.param([2**70], "whole numbers of 0 or more", "prompt", id="too large"),
+        pytest.param(["a", 5], "must be text or token ids, not int", "prompt", id="an id among texts"),
+        pytest.param([{}], "must be text or token ids, not dict", "prompt", id="an object among prompts"),
+        pytest.param(5, "not int", "prompt", id="a number"),
+        pytest.param({}, "not dict", "prompt", id="an object"),
+        pytest.param("\ud800", "surrogate", "prompt", id="half a surrogate pair"),
     ],
 )
 def test_what_is_no_prompt_is_refused(gpt2: Tokenizer, prompt: object, says: str, param: str | None) -> None:
@@ -59,7 +63,16 @@ def test_a_chat_is_its_rendered_text(gpt2: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    "messages", [None, [], "hi", {}, [5], [{"role": "user", "content": 5}], [{"content": "\ud800"}]]
+    "messages",
+    [
+        pytest.param(None, id="none"),
+        pytest.param([], id="no message"),
+        pytest.param("hi", id="text"),
+        pytest.param({}, id="an object"),
+        pytest.param([5], id="a number"),
+        pytest.param([{"role": "user", "content": 5}], id="content: a number"),
+        pytest.param([{"content": "\ud800"}], id="half a surrogate pair"),
+    ],
 )
 def test_what_is_no_chat_is_refused(gpt2: Tokenizer, messages: object) -> None:
     with pytest.raises(PromptError) as refused:
@@ -77,7 +90,15 @@ def test_the_scope_is_salt_and_adapter() -> None:
     assert request_scope({"cache_salt": "s"}, adapter="a") == CacheScope("s", "a")
 
 
-@pytest.mark.parametrize("salt", ["", 5, ["s"], "\ud800"])
+@pytest.mark.parametrize(
+    "salt",
+    [
+        pytest.param("", id="empty"),
+        pytest.param(5, id="a number"),
+        pytest.param(["s"], id="a list"),
+        pytest.param("\ud800", id="half a surrogate pair"),
+    ],
+)
 def test_a_salt_that_is_none_is_refused(salt: Any) -> None:
     with pytest.raises(PromptError, match="cache_salt") as refused:
         request_scope({"cache_salt": salt})

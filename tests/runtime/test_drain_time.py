@@ -1,4 +1,8 @@
-"""How long a process that was told to stop goes on taking requests, on virtual time."""
+"""How long a process that was told to stop goes on taking requests.
+
+Covers: `Drain` on virtual time. Does not cover: what clients see meanwhile (test_draining.py), whether another router
+serves (tests/router/discovery/test_replacement.py).
+"""
 
 from __future__ import annotations
 
@@ -63,7 +67,14 @@ def test_it_lasts_until_the_delay_after_another_serves() -> None:
     assert drained(DrainPolicy(5.0, 30.0), replaced_at=8.0) == pytest.approx(8.0 + 5.0, abs=POLL)
 
 
-@pytest.mark.parametrize("state", [{}, {"fails": True}, {"hangs": True}])
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param({}, id="nobody else"),
+        pytest.param({"fails": True}, id="the answer fails"),
+        pytest.param({"hangs": True}, id="no answer"),
+    ],
+)
 def test_it_never_lasts_longer_than_the_limit(state: dict[str, bool]) -> None:
     assert drained(DrainPolicy(5.0, 30.0), **state) == pytest.approx(30.0)  # type: ignore[arg-type]
 

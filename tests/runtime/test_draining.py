@@ -1,4 +1,8 @@
-"""Serving while draining: connections are accepted, answers say close, nobody is cut off without a word."""
+"""Serving while draining.
+
+Covers: that connections are accepted, answers say close, and no client is cut off without a word. Does not cover: how
+long draining lasts (test_drain_time.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Logs: one line an event, whatever a value holds."""
+"""Logs: one line for each event, whatever a value holds.
+
+Covers: both formats, masking, records of libraries. Does not cover: which events a process logs (its own tests do).
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,28 @@
-"""A connection whose other side is gone is dead soon, though nothing is sent on it."""
+"""Sockets.
+
+Covers: listening on every address of a machine with and without IPv6, inheriting a socket, and the kernel's options
+for silent connections. Does not cover: that the kernel keeps its word about probes.
+"""
 
 from __future__ import annotations
 
+import errno
 import socket
+from typing import Any
 
 import pytest
 
-from runtime.kube.listwatch import ListWatchPolicy
-from runtime.sockets import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, UNANSWERED_MS, kept_alive
+from runtime.sockets import (
+    KEEPALIVE_IDLE,
+    KEEPALIVE_INTERVAL,
+    KEEPALIVE_PROBES,
+    UNANSWERED_MS,
+    PortTakenError,
+    inherited,
+    kept_alive,
+    listen,
+    url_of,
+)
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
@@ -28,6 +43,57 @@ def test_the_kernel_probes_silent_connections(family: socket.AddressFamily):
     assert KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES < 20
 
 
-def test_a_routers_watch_is_known_to_be_dead_within_twenty_seconds():
-    policy = ListWatchPolicy()
-    assert policy.longest_watch + policy.slack + policy.retry.first < 20
+def test_only_a_listening_socket_can_be_inherited() -> None:
+    with socket.socket() as plain, pytest.raises(OSError, match="not a listening socket"):
+        inherited(plain.fileno())
+
+
+def reached(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_every_address_is_that_of_both_families():
+    with listen("::", 0) as listener:
+        port = listener.getsockname()[1]
+        assert reached("127.0.0.1", port)
+        with listen("0.0.0.0", 0) as other:
+            assert other.family == socket.AF_INET
+        if listener.family == socket.AF_INET6:
+            assert reached("::1", port)
+
+
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, None])
+def test_without_ipv6_every_address_is_that_of_ipv4(number: int | None, monkeypatch: pytest.MonkeyPatch):
+    create = socket.create_server
+
+    def refuse(address: tuple[str, int], *, family: int, **options: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(number, "no IPv6 here")
+        return create(address, family=family, **options)
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: number is not None)
+    with listen("::", 0) as listener:
+        assert listener.family == socket.AF_INET
+        assert reached("127.0.0.1", listener.getsockname()[1])
+
+
+def test_a_port_that_is_taken_is_no_reason_to_take_ipv4_alone():
+    with listen("::", 0) as listener, pytest.raises(PortTakenError, match="taken by another process"):
+        listen("::", listener.getsockname()[1])
+
+
+def test_a_port_that_is_taken_is_named_with_the_flag_that_chooses_another():
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(PortTakenError, match=rf"port {port} on 127\.0\.0\.1 is taken.* choose another with --port"):
+            listen("127.0.0.1", port, "--port")
+
+
+def test_the_url_of_a_listener():
+    with listen("127.0.0.1", 0) as listener:
+        assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,4 +1,9 @@
-"""Chat requests are read as vLLM reads them: recorded answers of a running engine, and each rule by itself."""
+"""Chat requests are read as vLLM reads them.
+
+Covers: prompts recorded from a running engine, token by token; each rule of reading by itself; that no odd value gets
+past the reader unseen. Does not cover: images and other media (they raise, and the engine reads them), engines other
+than the recorded version (tests/real_vllm does).
+"""
 
 from __future__ import annotations
 
@@ -59,21 +64,53 @@ def test_the_recorded_requests_cover_every_field_that_changes_a_prompt() -> None
 @pytest.mark.parametrize(
     ("source", "form"),
     [
-        ("{{ messages[0].content }}", "string"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "string"),
-        ("{% for m in messages %}{% for c in m.content %}{% endfor %}{% endfor %}", "openai"),
-        ("{% for m in messages %}{% for c in m['content'] | list %}{% endfor %}{% endfor %}", "openai"),
-        ("{% set ms = messages[1:] %}{% for m in ms %}{% for c in m.content %}{% endfor %}{% endfor %}", "openai"),
-        ("{% for content in x %}{% for c in content %}{% endfor %}{% endfor %}", "openai"),
-        ("{% macro f(content) %}{% for c in content %}{% endfor %}{% endmacro %}", "string"),
-        ("{% macro f(b) %}{% for c in b %}{% endfor %}{% endmacro %}{% for m in messages %}{{ f(m.content) }}"
-         "{% endfor %}", "openai"),
-        ("{% macro f(b) %}{% for c in b %}{% endfor %}{% endmacro %}{% for m in messages %}{{ f(b=m.content) }}"
-         "{% endfor %}", "openai"),
-        ("{% set ns = namespace() %}{% set ns.x = messages %}{% for m in messages %}{% for c in m.content %}"
-         "{% endfor %}{% endfor %}", "string"),
+        pytest.param("{{ messages[0].content }}", "string", id="no loop"),
+        pytest.param("{% for m in messages %}{{ m.content }}{% endfor %}", "string", id="a loop over messages"),
+        pytest.param(
+            "{% for m in messages %}{% for c in m.content %}{% endfor %}{% endfor %}",
+            "openai",
+            id="a loop over content",
+        ),
+        pytest.param(
+            "{% for m in messages %}{% for c in m['content'] | list %}{% endfor %}{% endfor %}",
+            "openai",
+            id="a loop over a filtered item",
+        ),
+        pytest.param(
+            "{% set ms = messages[1:] %}{% for m in ms %}{% for c in m.content %}{% endfor %}{% endfor %}",
+            "openai",
+            id="a loop over a slice",
+        ),
+        pytest.param(
+            "{% for content in x %}{% for c in content %}{% endfor %}{% endfor %}",
+            "openai",
+            id="a loop over any content",
+        ),
+        pytest.param(
+            "{% macro f(content) %}{% for c in content %}{% endfor %}{% endmacro %}",
+            "string",
+            id="a macro that nobody calls",
+        ),
+        pytest.param(
+            "{% macro f(b) %}{% for c in b %}{% endfor %}{% endmacro %}{% for m in messages %}{{ f(m.content) }}"
+            "{% endfor %}",
+            "openai",
+            id="a macro with an argument",
+        ),
+        pytest.param(
+            "{% macro f(b) %}{% for c in b %}{% endfor %}{% endmacro %}{% for m in messages %}{{ f(b=m.content) }}"
+            "{% endfor %}",
+            "openai",
+            id="a macro with a named argument",
+        ),
+        pytest.param(
+            "{% set ns = namespace() %}{% set ns.x = messages %}{% for m in messages %}{% for c in m.content %}"
+            "{% endfor %}{% endfor %}",
+            "string",
+            id="a namespace",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_form_of_content_is_what_the_templates_loops_say(source: str, form: str) -> None:
     """The same sources were given to vLLM's own detection: it decides so."""
     shown = render(source + "|{{ messages[0].content | tojson }}", {})
@@ -127,25 +164,39 @@ def test_a_developer_speaks_as_the_system_where_the_template_knows_none() -> Non
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"messages": "hi"}, "messages"),
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
-        ({"messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages"),
-        ({"messages": [{"role": "assistant", "content": "", "reasoning": 5}]}, "messages"),
-        ({"tools": []}, "tools"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools"),
-        ({"tools": [{"function": {"name": "f", "parameters": 5}}]}, "tools"),
-        ({"tools": [{"function": {"name": "f", "strict": "yes"}}]}, "tools"),
-        ({"documents": "x"}, "documents"),
-        ({"reasoning_effort": "extreme"}, "reasoning_effort"),
-        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
-        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
-        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
-        ({"add_generation_prompt": "no"}, "add_generation_prompt"),
-        ({"continue_final_message": True}, "messages"),
-        ({"kv_transfer_params": {"prompt_token_ids": [1]}}, "kv_transfer_params"),
+        pytest.param({"messages": "hi"}, "messages", id="messages: text"),
+        pytest.param({"messages": []}, "messages", id="messages: none"),
+        pytest.param(
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages",
+            id="an image",
+        ),
+        pytest.param({"messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages", id="tool calls: text"),
+        pytest.param(
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]},
+            "messages",
+            id="tool calls without a function",
+        ),
+        pytest.param(
+            {"messages": [{"role": "assistant", "content": "", "reasoning": 5}]}, "messages", id="reasoning: a number"
+        ),
+        pytest.param({"tools": []}, "tools", id="tools: none"),
+        pytest.param({"tools": [{"type": "function"}]}, "tools", id="a tool without a function"),
+        pytest.param({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools", id="a custom tool"),
+        pytest.param(
+            {"tools": [{"function": {"name": "f", "parameters": 5}}]}, "tools", id="tool parameters: a number"
+        ),
+        pytest.param({"tools": [{"function": {"name": "f", "strict": "yes"}}]}, "tools", id="strict: text"),
+        pytest.param({"documents": "x"}, "documents", id="documents: text"),
+        pytest.param({"reasoning_effort": "extreme"}, "reasoning_effort", id="an unknown effort"),
+        pytest.param({"chat_template_kwargs": []}, "chat_template_kwargs", id="template variables: a list"),
+        pytest.param(
+            {"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs", id="a variable of transformers"
+        ),
+        pytest.param({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", id="a variable of ours"),
+        pytest.param({"add_generation_prompt": "no"}, "add_generation_prompt", id="a flag: text"),
+        pytest.param({"continue_final_message": True}, "messages", id="continue and generate"),
+        pytest.param({"kv_transfer_params": {"prompt_token_ids": [1]}}, "kv_transfer_params", id="a forwarded prompt"),
     ],
 )
 def test_what_cannot_be_read_exactly_is_not_read(fields: dict[str, Any], param: str) -> None:
@@ -192,13 +243,13 @@ def test_minus_one_keeps_what_the_context_holds(gpt2: Tokenizer, max_tokens: int
 @pytest.mark.parametrize(
     "fields",
     [
-        {"truncate_prompt_tokens": -2},
-        {"truncate_prompt_tokens": "5"},
-        {"truncate_prompt_tokens": True},
-        {"truncation_side": "middle"},
-        {"add_special_tokens": 1},
-        {"suffix": "x"},
-        {"prompt_embeds": "x"},
+        pytest.param({"truncate_prompt_tokens": -2}, id="less than -1"),
+        pytest.param({"truncate_prompt_tokens": "5"}, id="text"),
+        pytest.param({"truncate_prompt_tokens": True}, id="a boolean"),
+        pytest.param({"truncation_side": "middle"}, id="an unknown side"),
+        pytest.param({"add_special_tokens": 1}, id="special tokens: a number"),
+        pytest.param({"suffix": "x"}, id="suffix"),
+        pytest.param({"prompt_embeds": "x"}, id="prompt_embeds"),
     ],
 )
 def test_a_completion_that_cannot_be_read_is_refused(gpt2: Tokenizer, fields: dict[str, Any]) -> None:

@@ -1,4 +1,8 @@
-"""Chat templates: what transformers' templates may use works here, and what fails is said."""
+"""Chat templates.
+
+Covers: what transformers' templates may use, the forms of a message's content, and the errors of templates and
+messages. Does not cover: whether the text is what transformers renders; the recorded prompts of test_request.py do.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +37,16 @@ def test_a_growing_conversation_keeps_its_beginning(gpt2: Tokenizer) -> None:
     ("content", "text"),
     [
         ("a", "a"),
-        ("", ""),
-        (None, ""),
-        ([], ""),
-        ([{"type": "text", "text": "a"}], "a"),
-        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "a\nb"),
-        (["a", {"type": "input_text", "text": "b"}, {"type": "refusal", "refusal": "c"}], "a\nb\nc"),
+        pytest.param("", "", id="empty"),
+        pytest.param(None, "", id="none"),
+        pytest.param([], "", id="no parts"),
+        pytest.param([{"type": "text", "text": "a"}], "a", id="one part"),
+        pytest.param([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "a\nb", id="two parts"),
+        pytest.param(
+            ["a", {"type": "input_text", "text": "b"}, {"type": "refusal", "refusal": "c"}],
+            "a\nb\nc",
+            id="parts of other APIs",
+        ),
     ],
 )
 def test_content_becomes_text(content: object, text: str) -> None:
@@ -48,14 +56,20 @@ def test_content_becomes_text(content: object, text: str) -> None:
 @pytest.mark.parametrize(
     ("message", "says"),
     [
-        ("hi", "must be an object, not str"),
-        ({"content": "hi"}, "needs a role"),
-        ({"role": 5, "content": "hi"}, "needs a role"),
-        ({"role": "user", "content": 5}, "a string or a list of parts, not int"),
-        ({"role": "user", "content": [5]}, "not int"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "not one of type 'image_url'"),
-        ({"role": "user", "content": [{"type": "text"}]}, "not one of type 'text'"),
-        ({"role": "user", "content": [{"type": ["text"]}]}, "not dict"),
+        pytest.param("hi", "must be an object, not str", id="text"),
+        pytest.param({"content": "hi"}, "needs a role", id="without a role"),
+        pytest.param({"role": 5, "content": "hi"}, "needs a role", id="role: a number"),
+        pytest.param({"role": "user", "content": 5}, "a string or a list of parts, not int", id="content: a number"),
+        pytest.param({"role": "user", "content": [5]}, "not int", id="a part: a number"),
+        pytest.param(
+            {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
+            "not one of type 'image_url'",
+            id="an image",
+        ),
+        pytest.param(
+            {"role": "user", "content": [{"type": "text"}]}, "not one of type 'text'", id="a part without text"
+        ),
+        pytest.param({"role": "user", "content": [{"type": ["text"]}]}, "not dict", id="type: a list"),
     ],
 )
 def test_what_is_no_message_of_text_is_refused(gpt2: Tokenizer, message: Any, says: str) -> None:

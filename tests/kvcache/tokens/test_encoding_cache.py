@@ -1,4 +1,8 @@
-"""The cache of encodings: equal to plain encoding whatever the text, bounded, and used."""
+"""The cache of encodings.
+
+Covers: that it is equal to plain encoding whatever the text, that it is bounded and used, and which tokenizers get
+none. Does not cover: how much faster it is (bench/micro).
+"""
 
 from __future__ import annotations
 
@@ -153,20 +157,50 @@ SPACED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"added_tokens": [{"id": 50256, "content": "<|end of text|>", **SPACED}]},
-        {"added_tokens": [{"id": 50256, "content": "<|endoftext|>", **SPACED, "lstrip": True}]},
-        {"added_tokens": [{"id": 50256, "content": "<|endoftext|>", **SPACED, "rstrip": True}]},
-        {"added_tokens": [{"id": 50256, "content": "<|endoftext|>", **SPACED, "single_word": True}]},
-        {"normalizer": {"type": "NFKC"}},
-        {"normalizer": {"type": "Lowercase"}},
-        {"pre_tokenizer": None},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
-        {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}},
-        {"post_processor": {"type": "RobertaProcessing", "sep": ["a", 64], "cls": ["b", 65]}
-         | {"trim_offsets": True, "add_prefix_space": False}},
+        pytest.param(
+            {"added_tokens": [{"id": 50256, "content": "<|end of text|>", **SPACED}]}, id="an added token with spaces"
+        ),
+        pytest.param(
+            {"added_tokens": [{"id": 50256, "content": "<|endoftext|>", **SPACED, "lstrip": True}]}, id="lstrip"
+        ),
+        pytest.param(
+            {"added_tokens": [{"id": 50256, "content": "<|endoftext|>", **SPACED, "rstrip": True}]}, id="rstrip"
+        ),
+        pytest.param(
+            {"added_tokens": [{"id": 50256, "content": "<|endoftext|>", **SPACED, "single_word": True}]},
+            id="single_word",
+        ),
+        pytest.param({"normalizer": {"type": "NFKC"}}, id="NFKC"),
+        pytest.param({"normalizer": {"type": "Lowercase"}}, id="lower case"),
+        pytest.param({"pre_tokenizer": None}, id="no pre-tokenizer"),
+        pytest.param(
+            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+            id="a prefix space",
+        ),
+        pytest.param(
+            {
+                "pre_tokenizer": {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": True,
+                    "use_regex": False,
+                }
+            },
+            id="no expression",
+        ),
+        pytest.param(
+            {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}},
+            id="Metaspace",
+        ),
+        pytest.param(
+            {
+                "post_processor": {"type": "RobertaProcessing", "sep": ["a", 64], "cls": ["b", 65]}
+                | {"trim_offsets": True, "add_prefix_space": False}
+            },
+            id="Roberta",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_tokenizer_that_cutting_might_change_is_not_cached(
     gpt2_json: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

@@ -1,4 +1,8 @@
-"""Tokenizers from elsewhere: a folder, a folder that only transformers understands, a Hugging Face id."""
+"""Tokenizers from elsewhere.
+
+Covers: a folder, a folder that only transformers understands, a Hugging Face id (of a hub on loopback), and the
+errors of each. Does not cover: huggingface.co itself.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,13 @@ def test_a_folder_gives_the_ids_of_its_tokenizer_json(folder: Path, gpt2: Tokeni
     assert tokenizer.name == str(folder)
 
 
-@pytest.mark.parametrize("eos", ["<|endoftext|>", {"content": "<|endoftext|>", "lstrip": False}])
+@pytest.mark.parametrize(
+    "eos",
+    [
+        pytest.param("<|endoftext|>", id="text"),
+        pytest.param({"content": "<|endoftext|>", "lstrip": False}, id="an object"),
+    ],
+)
 def test_the_end_token_comes_from_the_config(folder: Path, eos: object) -> None:
     assert configure(folder, eos_token=eos).eos_token_id == 50256
 
@@ -52,11 +62,14 @@ def test_without_a_chat_template_there_is_no_chat(folder: Path) -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ bos_token }}{{ messages[0].content }}",
-        [
-            {"name": "tool_use", "template": "no"},
-            {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}"},
-        ],
+        pytest.param("{{ bos_token }}{{ messages[0].content }}", id="one"),
+        pytest.param(
+            [
+                {"name": "tool_use", "template": "no"},
+                {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}"},
+            ],
+            id="several",
+        ),
     ],
 )
 def test_the_chat_template_comes_from_the_config(folder: Path, template: object) -> None:

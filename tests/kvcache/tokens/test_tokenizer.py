@@ -1,4 +1,8 @@
-"""The bundled GPT-2 tokenizer: the ids of the real one, and its text back, whole or token by token."""
+"""The bundled GPT-2 tokenizer.
+
+Covers: the ids of the real one, its text back, as a whole or token by token. Does not cover: other vocabularies
+(test_sources.py), chats (chat/).
+"""
 
 from __future__ import annotations
 
@@ -66,10 +70,14 @@ def reference() -> ReferenceBpe:
 @pytest.mark.parametrize(
     ("text", "ids"),
     [
-        ("Hello world", [15496, 995]),
-        ("The quick brown fox jumps over the lazy dog", [464, 2068, 7586, 21831, 18045, 625, 262, 16931, 3290]),
-        ("<|endoftext|>", [50256]),
-        ("", []),
+        pytest.param("Hello world", [15496, 995], id="two words"),
+        pytest.param(
+            "The quick brown fox jumps over the lazy dog",
+            [464, 2068, 7586, 21831, 18045, 625, 262, 16931, 3290],
+            id="a sentence",
+        ),
+        pytest.param("<|endoftext|>", [50256], id="the special token"),
+        pytest.param("", [], id="empty"),
     ],
 )
 def test_known_ids(gpt2: Tokenizer, text: str, ids: list[int]) -> None:

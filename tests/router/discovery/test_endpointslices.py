@@ -34,16 +34,24 @@ def test_a_ready_pod_is_a_worker() -> None:
 @pytest.mark.parametrize(
     ("conditions", "intake"),
     [
-        ({}, Intake.OPEN),
-        ({"ready": None}, Intake.OPEN),
-        ({"ready": True}, Intake.OPEN),
-        ({"ready": False}, Intake.CLOSED),
-        ({"ready": False, "serving": False, "terminating": False}, Intake.CLOSED),
-        ({"ready": False, "serving": True, "terminating": True}, Intake.DRAINING),
-        ({"ready": False, "serving": False, "terminating": True}, Intake.CLOSED),
-        ({"ready": False, "terminating": True}, Intake.CLOSED),
-        ({"ready": True, "serving": True, "terminating": True}, Intake.DRAINING),  # a Service that publishes not ready
-        ({"ready": True, "serving": None, "terminating": None}, Intake.OPEN),
+        pytest.param({}, Intake.OPEN, id="none"),
+        pytest.param({"ready": None}, Intake.OPEN, id="ready unknown"),
+        pytest.param({"ready": True}, Intake.OPEN, id="ready"),
+        pytest.param({"ready": False}, Intake.CLOSED, id="not ready"),
+        pytest.param({"ready": False, "serving": False, "terminating": False}, Intake.CLOSED, id="not serving"),
+        pytest.param(
+            {"ready": False, "serving": True, "terminating": True}, Intake.DRAINING, id="terminating, serving"
+        ),
+        pytest.param(
+            {"ready": False, "serving": False, "terminating": True}, Intake.CLOSED, id="terminating, not serving"
+        ),
+        pytest.param({"ready": False, "terminating": True}, Intake.CLOSED, id="terminating"),
+        pytest.param(
+            {"ready": True, "serving": True, "terminating": True},
+            Intake.DRAINING,
+            id="terminating, published not ready",
+        ),  # a Service that publishes not ready
+        pytest.param({"ready": True, "serving": None, "terminating": None}, Intake.OPEN, id="ready, others unknown"),
     ],
 )
 def test_conditions(conditions: dict[str, bool | None], intake: Intake) -> None:
@@ -70,7 +78,14 @@ def test_slices_that_name_no_worker_do_no_harm(harmless: dict[str, Any]) -> None
     assert list(workers(endpoint_slice("a", endpoint("10.0.0.1")), harmless)) == ["http://10.0.0.1:8100"]
 
 
-@pytest.mark.parametrize("ports", [[{"port": 8000}], [{"name": None, "port": 8000}], [{"name": "", "port": 8000}]])
+@pytest.mark.parametrize(
+    "ports",
+    [
+        pytest.param([{"port": 8000}], id="no name"),
+        pytest.param([{"name": None, "port": 8000}], id="null"),
+        pytest.param([{"name": "", "port": 8000}], id="empty"),
+    ],
+)
 def test_the_only_port_needs_no_name(ports: list[dict[str, Any]]) -> None:
     assert list(workers(endpoint_slice("a", endpoint("10.0.0.1"), ports=ports))) == ["http://10.0.0.1:8000"]
 

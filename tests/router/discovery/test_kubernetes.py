@@ -1,4 +1,8 @@
-"""The connection to the API server, over real sockets: questions, credentials, failures."""
+"""Discovery over real sockets, at an API server that a test scripts.
+
+Covers: what is asked, that changes are followed, and each failure until it ends. Does not cover: credentials and
+connections (tests/runtime/kube), a whole API server (test_fake_cluster.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A router whose workers come from EndpointSlices: readiness, pods that restart or are replaced, an API server away."""
+"""A router whose workers come from EndpointSlices.
+
+Covers: readiness, pods that restart or are replaced, an API server that is away. Does not cover: an API server with
+storage and RBAC (test_fake_cluster.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The loop around the list and the watch, in virtual time: what is asked when, what is told, what is logged."""
+"""The loop around the list and the watch, in virtual time.
+
+Covers: what is asked when, what is told, what is logged. Does not cover: the state machine by itself
+(tests/runtime/kube/test_listwatch.py), connections (test_kubernetes.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A client's connection under every order of segments, answers, time-outs and disconnects that hypothesis finds."""
+"""A client's connection under every order of segments, answers, time-outs and disconnects that hypothesis finds.
+
+Covers: counts, deadlines, and that each answer is the right one, read by h11. Does not cover: the bytes of single
+answers (test_connection.py), sockets (test_server.py).
+"""
 
 from __future__ import annotations
 

@@ -101,8 +101,10 @@ def test_the_list_is_read_again_every_five_minutes_so_that_a_lost_deletion_heals
 @pytest.mark.parametrize(
     "gone",
     [
-        status_error(410, "", status(410, "Expired", "too old resource version: 1 (9)")),
-        status_error(410, "", None),
+        pytest.param(
+            status_error(410, "", status(410, "Expired", "too old resource version: 1 (9)")), id="with a Status"
+        ),
+        pytest.param(status_error(410, "", None), id="without"),
     ],
 )
 def test_410_lists_again_at_once_and_keeps_the_objects_meanwhile(gone: KubeApiError) -> None:
@@ -162,16 +164,20 @@ def test_waits_double_up_to_a_cap_and_begin_anew_once_a_watch_has_worked() -> No
 @pytest.mark.parametrize(
     ("code", "header", "body", "cause", "wait"),
     [
-        (429, "7", status(429), ApiFailureCause.THROTTLED, 7.0),
-        (429, "", status(429, retryAfterSeconds=2), ApiFailureCause.THROTTLED, 2.0),
-        (503, "3", None, ApiFailureCause.SERVER, 3.0),
-        (504, "", status(504, message="Too large resource version"), ApiFailureCause.SERVER, None),
-        (500, "Tue, 24 Nov 2026 23:00:00 GMT", [], ApiFailureCause.SERVER, None),
-        (429, "86400", None, ApiFailureCause.THROTTLED, 60.0),
-        (401, "9", status(401), ApiFailureCause.UNAUTHORIZED, None),
-        (403, "", status(403, message="endpointslices is forbidden"), ApiFailureCause.FORBIDDEN, None),
-        (404, "", {"details": "?"}, ApiFailureCause.STATUS, None),
-        (302, "", b"", ApiFailureCause.STATUS, None),
+        pytest.param(429, "7", status(429), ApiFailureCause.THROTTLED, 7.0, id="429, header"),
+        pytest.param(429, "", status(429, retryAfterSeconds=2), ApiFailureCause.THROTTLED, 2.0, id="429, details"),
+        pytest.param(503, "3", None, ApiFailureCause.SERVER, 3.0, id="503"),
+        pytest.param(
+            504, "", status(504, message="Too large resource version"), ApiFailureCause.SERVER, None, id="504"
+        ),
+        pytest.param(500, "Tue, 24 Nov 2026 23:00:00 GMT", [], ApiFailureCause.SERVER, None, id="500, a date"),
+        pytest.param(429, "86400", None, ApiFailureCause.THROTTLED, 60.0, id="429, a day"),
+        pytest.param(401, "9", status(401), ApiFailureCause.UNAUTHORIZED, None, id="401"),
+        pytest.param(
+            403, "", status(403, message="endpointslices is forbidden"), ApiFailureCause.FORBIDDEN, None, id="403"
+        ),
+        pytest.param(404, "", {"details": "?"}, ApiFailureCause.STATUS, None, id="404"),
+        pytest.param(302, "", b"", ApiFailureCause.STATUS, None, id="302"),
     ],
 )
 def test_statuses(code: int, header: str, body: object, cause: ApiFailureCause, wait: float | None) -> None:
@@ -185,7 +191,18 @@ def test_statuses(code: int, header: str, body: object, cause: ApiFailureCause, 
         assert wait <= waited <= 1.1 * wait
 
 
-@pytest.mark.parametrize("found", [None, [], {}, {"metadata": {}}, {"metadata": {"resourceVersion": "1"}}, "x", 5])
+@pytest.mark.parametrize(
+    "found",
+    [
+        pytest.param(None, id="none"),
+        pytest.param([], id="a list"),
+        pytest.param({}, id="an empty object"),
+        pytest.param({"metadata": {}}, id="without a version"),
+        pytest.param({"metadata": {"resourceVersion": "1"}}, id="without items"),
+        pytest.param("x", id="text"),
+        pytest.param(5, id="a number"),
+    ],
+)
 def test_a_list_that_is_none_changes_nothing(found: object) -> None:
     state = listed(ONE)
     with pytest.raises(KubeApiError) as raised:
@@ -197,11 +214,19 @@ def test_a_list_that_is_none_changes_nothing(found: object) -> None:
 @pytest.mark.parametrize(
     "found",
     [
-        None, [], {}, "x", {"type": "ADDED"}, {"type": "ADDED", "object": {}}, {"type": "ERROR", "object": []},
-        {"type": "ADDED", "object": {"metadata": {"name": "a"}}}, event("RENAMED", ONE, 9),
-        event("ADDED", item("b", "x"), 9), event("ADDED", {"metadata": TWO["metadata"]}, 9),
+        pytest.param(None, id="none"),
+        pytest.param([], id="a list"),
+        pytest.param({}, id="an empty object"),
+        pytest.param("x", id="text"),
+        pytest.param({"type": "ADDED"}, id="without an object"),
+        pytest.param({"type": "ADDED", "object": {}}, id="an empty item"),
+        pytest.param({"type": "ERROR", "object": []}, id="an ERROR without Status"),
+        pytest.param({"type": "ADDED", "object": {"metadata": {"name": "a"}}}, id="without a version"),
+        pytest.param(event("RENAMED", ONE, 9), id="unknown type"),
+        pytest.param(event("ADDED", item("b", "x"), 9), id="an unreadable value"),
+        pytest.param(event("ADDED", {"metadata": TWO["metadata"]}, 9), id="without a value"),
     ],
-)  # fmt: skip
+)
 def test_an_event_that_is_none_changes_nothing(found: object) -> None:
     state = listed(ONE)
     with pytest.raises(KubeApiError):
@@ -224,6 +249,10 @@ def test_health_is_the_age_of_the_last_confirmation() -> None:
     assert state.age(61.0) == 61.0
     state.opened(62.0)
     assert state.healthy(62.0)
+
+
+def test_a_watch_that_died_is_noticed_within_twenty_seconds() -> None:
+    assert POLICY.longest_watch + POLICY.slack + POLICY.retry.first < 20
 
 
 # --- any sequence of events, failures and lists ---------------------------------------------------------
