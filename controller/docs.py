@@ -56,7 +56,7 @@ def field_tables() -> str:
     cluster_only = [field for field in FIELDS if field.cluster_only]
     return (
         f"{_table(everywhere)}\n\n### Fields that only a cluster honours\n\n"
-        f"Local mode accepts these, names those that are set, and goes on without them.\n\n{_table(cluster_only)}"
+        f"Local mode accepts these fields, names those that are set, and ignores them.\n\n{_table(cluster_only)}"
     )
 
 
@@ -91,7 +91,7 @@ def condition_tables() -> str:
     """Two Markdown tables: the conditions, then the reasons."""
     conditions = ["| Condition | True | Otherwise |", "|---|---|---|"]
     conditions += [f"| `{kind}` | {kind.when} | {kind.otherwise} |" for kind in ConditionType]
-    reasons = ["| Reason | When | Given by | On whose word | Goes away when |", "|---|---|---|---|---|"]
+    reasons = ["| Reason | When | Given by | Source | Goes away when |", "|---|---|---|---|---|"]
     reasons += [
         f"| `{reason}` | {reason.when} | {_given_by(reason)} | {reason.source} | {reason.absent} |"
         for reason in ConditionReason

@@ -143,7 +143,7 @@ class Operator:
             try:
                 news = await self._list(kind, namespace)
             except KubeApiError as error:
-                # That the API server is away is said once, for all (controller.kube.connections).
+                # The loss of the API server itself is logged once for all requests (controller.kube.connections).
                 level = logging.WARNING if error.status else logging.DEBUG
                 event(logger, level, "list_failed", kind=kind.name, why=str(error))
                 unlisted.append((kind, namespace))

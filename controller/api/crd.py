@@ -63,7 +63,7 @@ def crd() -> Schema:
         "served": True,
         "storage": True,
         "additionalPrinterColumns": [
-            # A priority of 0 is not stored, and whoever applies what is stored otherwise has a conflict for ever.
+            # An API server does not store a priority of 0, so that stating it would be a conflict at every later apply.
             {"name": name, "type": kind, "jsonPath": path, "description": text}
             | ({"priority": priority} if priority else {})
             for name, kind, path, text, priority in COLUMNS

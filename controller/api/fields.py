@@ -1,5 +1,5 @@
-"""Every field of a manifest as a flat list, read from the model: for the documentation, for suggestions of a
-misspelt name, and to tell which fields local mode ignores."""
+"""All fields of a manifest as a flat list, read from the model: for the documentation, for suggestions when a name is
+misspelt, and for the list of fields that local mode ignores."""
 
 from __future__ import annotations
 

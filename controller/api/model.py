@@ -1,9 +1,9 @@
 """KVCluster, apiVersion kvcluster.dev/v1alpha1: the one source of the manifest's fields, defaults and rules.
 
 Names are camelCase in a manifest and snake_case here. The docstring under a field is its documentation everywhere:
-`docs/manifest.md` is generated from it. Types are strict, as an API server's are: "4" is not a whole number and
-`true` is not one either. A field marked `CLUSTER_ONLY` means something to Kubernetes alone; local mode accepts it,
-names it and goes on without it.
+`docs/manifest.md` is generated from it. Types are strict, as an API server's are: neither "4" nor `true` is a whole
+number. A field marked `CLUSTER_ONLY` means something to Kubernetes alone; local mode accepts it,
+names it and ignores it.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class ManifestProblem:
 
 
 class ManifestError(ValueError):
-    """A manifest is refused. `problems` says why, one entry a problem."""
+    """A manifest is refused, for each of `problems`."""
 
     def __init__(self, source: str, problems: Sequence[ManifestProblem]) -> None:
         self.source = source

@@ -1,8 +1,8 @@
 """Rules across fields as the API server checks them: CEL expressions in the CRD, with the words of the model.
 
 Every rule here is also one of the model's validators, which local mode and the controller check; a test holds the two
-together. What cannot be said in CEL within its cost limits (a profile's own limits, say) is the model's alone, and a
-manifest that breaks it gets the condition Degraded with reason InvalidSpec.
+together. A rule that CEL cannot express within its cost limits, such as the limits of a profile, is in the model only.
+A manifest that breaks such a rule gets the condition Degraded with reason InvalidSpec.
 """
 
 from __future__ import annotations

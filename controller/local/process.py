@@ -177,7 +177,7 @@ class ManagedProcess:
         return "\n".join(text.splitlines()[-lines:])
 
     def _on_event(self, event: ProcessEvent, detail: str = "") -> None:
-        """Enters the state that follows, and tells `on_change`."""
+        """Enters the state that follows, and calls `on_change`."""
         state = PROCESS_TRANSITIONS[self._status.state, event]
         process = self._process
         pid = process.pid if process is not None and process.returncode is None else None

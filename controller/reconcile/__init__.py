@@ -1,1 +1,1 @@
-"""Bringing what is in line with what should be: pure planning, and the loop that carries plans out."""
+"""Bringing what runs in line with the spec: pure planning, and the loop that carries the plans out."""

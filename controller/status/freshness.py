@@ -55,21 +55,21 @@ def _finding(router: str, report: RouterReport, settled: int) -> Finding | None:
     if not report.discovery.healthy:
         return Finding(
             ConditionReason.DISCOVERY_STALE,
-            f"Router {router} is not told which workers there are, and serves with the last list it had: "
+            f"Router {router} no longer learns which workers exist, and serves with its last list: "
             f"{as_sentence(report.discovery.error)}",
         )
     if report.workers_ready < settled:
         return Finding(
             ConditionReason.WORKERS_MISSING,
             f"Router {router} has {report.workers_ready} of {count(settled, 'ready worker')} to choose from; "
-            "kvcluster explain shows what it says of each.",
+            "kvcluster explain shows what it reports about each.",
         )
     if report.tokenizer.state in ("loading", "failed"):
         why = as_sentence(report.tokenizer.error) if report.tokenizer.error else "it is still being loaded"
         return Finding(
             ConditionReason.NO_TOKENIZER,
             f"Router {router} sends requests by load alone, since its tokenizer (spec.model.tokenizer) is not there, "
-            f"and goes on trying: {why}",
+            f"and keeps trying to load it: {why}",
         )
     if report.view_age_seconds is not None and report.view_age_seconds > FRESH_SECONDS:
         return Finding(

@@ -25,8 +25,7 @@ class ReconcileProblem:
 
 @dataclass(frozen=True, slots=True)
 class RouterAnswers:
-    """What the routers said when they were asked for their reports, by router pod. A router that was not asked is in
-    neither."""
+    """The answers of the routers that were asked for their reports, by router pod: a report or an error."""
 
     reports: Mapping[str, RouterReport] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """The conditions of a KVCluster and every reason they give. `docs/status.md` is generated from here.
 
-The controller writes all of them; `source` says on whose word it does.
+The controller writes all of them; `source` is where it learns of them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class ConditionType(StrEnum):
 
     READY = (
         "Ready",
-        "A request sent to the endpoint is answered: a router and a worker are ready. It stays so in a rolling update.",
-        "False: it would not be; the reason is that of WorkersAvailable or RouterAvailable, whichever is the cause.",
+        "A request sent to the endpoint is answered: a router and a worker are ready. A rolling update keeps it True.",
+        "False: it is not answered; the reason is that of WorkersAvailable or RouterAvailable, whichever is the cause.",
     )
     WORKERS_AVAILABLE = (
         "WorkersAvailable",
@@ -35,18 +35,18 @@ class ConditionType(StrEnum):
     )
     ROUTER_AVAILABLE = (
         "RouterAvailable",
-        "The same of the routers.",
+        "The same for the routers.",
         "False: fewer are ready.",
     )
     CACHE_VIEW_FRESH = (
         "CacheViewFresh",
-        "Every router that is ready matches prompts against all ready workers, by what it was told in the last 5 s.",
-        "False: requests are answered, but some are routed by load alone or by an old view. Unknown: nobody could say.",
+        "Every ready router matches prompts against the caches of all ready workers, as they were in the last 5 s.",
+        "False: requests are answered, but some are routed by load alone or a stale view. Unknown: no router can tell.",
     )
     PROGRESSING = (
         "Progressing",
-        "What runs is on its way to what the spec asks for.",
-        "False: it has arrived, or does not get there; then Degraded is True.",
+        "What runs is changing towards what the spec asks for.",
+        "False: it is what the spec asks for, or cannot become so; then Degraded is True.",
     )
     DEGRADED = (
         "Degraded",
@@ -61,9 +61,9 @@ class ConditionReason(StrEnum):
     when: str
     """When it is given."""
     source: str
-    """On whose word."""
+    """Where the controller learns of it."""
     absent: str
-    """What makes it go away."""
+    """When it is no longer given."""
     warning: bool
     """Whether the event about it is a warning."""
 
@@ -94,15 +94,15 @@ class ConditionReason(StrEnum):
     )
     TOO_FEW_READY = (
         "TooFewReady",
-        "Some are ready, but more than a quarter is missing, and no pod says why.",
+        "Some are ready, but more than a quarter is missing, and no pod gives a cause.",
         "Deployment status",
-        "Enough are ready, none is, or a pod says why.",
+        "Enough are ready, none is, or a pod gives a cause.",
     )
     NONE_READY = (
         "NoneReady",
-        "None is ready, and no pod says that it never will be: it is starting, or its probe fails.",
+        "None is ready, and no pod gives a lasting cause: it is starting, or its probe fails.",
         "Deployment status, pods",
-        "One is ready, or a pod says why not.",
+        "One is ready, or a pod gives a cause.",
     )
     SCALED_TO_ZERO = (
         "ScaledToZero",
@@ -118,7 +118,7 @@ class ConditionReason(StrEnum):
     )
     WAITING_FOR_WORKERS = (
         "WaitingForWorkers",
-        "Routers run, and say that they are not ready because no worker is.",
+        "Routers run, and are not ready because no worker is.",
         "Deployment status, router pods",
         "A router or a worker is ready.",
     )
@@ -184,7 +184,7 @@ class ConditionReason(StrEnum):
     NO_TOKENIZER = (
         "NoTokenizer",
         "A router has no tokenizer: it cannot be loaded (the message says why), or is still being loaded. It routes by "
-        "load and goes on trying.",
+        "load and keeps trying.",
         "routers' /status",
         "It is loaded.",
         True,
@@ -206,7 +206,7 @@ class ConditionReason(StrEnum):
     )
     DISCOVERY_STALE = (
         "DiscoveryStale",
-        "A router is no longer told which workers there are; it serves with the last list it had.",
+        "A router no longer learns which workers exist; it serves with its last list.",
         "routers' /status",
         "Its watch works again.",
         True,
@@ -264,7 +264,7 @@ class ConditionReason(StrEnum):
     )
     BLOCKED = (
         "Blocked",
-        "The spec is not being brought about: see Degraded.",
+        "The spec is not applied as a whole: see Degraded.",
         "the controller",
         "The problem is solved.",
     )
@@ -293,7 +293,7 @@ class ConditionReason(StrEnum):
     NAME_CONFLICT = (
         "NameConflict",
         "An object with a name that the cluster needs belongs to someone else. It is left alone.",
-        "the controller, which looks before it applies",
+        "the controller, which checks before it applies",
         "The object is gone, or the KVCluster is called something else.",
         True,
     )

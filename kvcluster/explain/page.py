@@ -282,8 +282,8 @@ def _router_problems(routers: Iterable[RouterAnswer]) -> list[str]:
         discovery = router.report.discovery if router.report is not None else None
         if discovery is not None and not discovery.healthy:
             found.append(
-                f"Router {router.pod} is not told which workers there are "
-                f"({discovery.error or 'no reason is given'}), and serves with the last list it had."
+                f"Router {router.pod} no longer learns which workers exist "
+                f"({discovery.error or 'no reason is given'}), and serves with its last list."
             )
     return found
 
