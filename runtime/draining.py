@@ -1,6 +1,7 @@
-"""The time between SIGTERM and the closed port: how long a process that leaves goes on taking requests.
+"""How long a process that was told to stop goes on taking requests: the time between SIGTERM and the closed port.
 
-Others go on sending to it until they know that it leaves; and where it is the only one, until a replacement serves.
+Clients go on sending requests until they learn that the process stops. Where it is the only one, they have nowhere else
+to send them until a replacement serves.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 DRAINING_HEADER = "x-kvcluster-draining"
-"""Of a worker's `/health`, beside status 200: it still takes requests, but others should be preferred."""
+"""Header of a worker's `/health` beside status 200: the worker still takes requests, but others are to be preferred."""
 
 QUIET = 2.0
-"""After so many seconds without a request nobody sends any more."""
+"""Seconds without a request after which clients are taken to have learned that the process stops."""
 POLL = 1.0
-"""Seconds between two looks for a replacement."""
+"""Seconds between two questions for a replacement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,17 @@ class DrainPolicy:
     """Seconds."""
 
     delay: float
-    """Requests are taken for so long in any case: others need it to learn that the process leaves."""
+    """Requests are taken for this long in any case: clients need it to learn that the process stops."""
     limit: float
-    """... and for so long at most while there is no replacement. Less than `delay`: no longer than that."""
+    """Requests are taken for at most this long while there is no replacement. A limit below `delay` has no effect."""
 
 
 class Drain:
     """Waits until a process may stop taking requests.
 
-    `replaced` says whether somebody else serves; None: nobody can tell, and then `last_request` (the time of the last
-    one, on `clock`) decides: as long as requests come they have nowhere else to go. An answer that `replaced` fails to
-    give (`OSError`) is no answer; after a `PermissionError` nobody can tell any more.
+    `replaced` answers whether another process serves. An `OSError` from it counts as no answer; after a
+    `PermissionError` it is not asked again. Without it `last_request` (the time of the last one, on `clock`) decides:
+    while requests come, they have nowhere else to go.
     """
 
     def __init__(

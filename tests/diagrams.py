@@ -50,7 +50,7 @@ class Machine:
 
     `transition(state, event)` gives the next state; a step that the machine does not allow raises `refusal` or leads to
     where it began. `states` are all there are: each must be reachable from `start`. `events` are the values to try, by
-    the label on the arrow; an empty label draws an arrow without one. `state_name` is how a state is drawn.
+    the label on the arrow. `state_name` is how a state is drawn.
     """
 
     name: str
@@ -70,22 +70,6 @@ def events_of(events: Iterable[Enum]) -> dict[str, Any]:
 def by_table(table: Mapping[Any, Any]) -> Callable[[Any, Any], Any]:
     """The transition function of a table, `{(state, event): state}` or `{state: {event: state}}`."""
     return lambda state, event: table[state, event] if (state, event) in table else table[state][event]
-
-
-def by_target(name: str, start: Enum, allowed: Mapping[Any, Iterable[Any]]) -> Machine:
-    """A machine whose code names the state to enter, and whose table says from which states that is allowed."""
-
-    def enter(state: Any, target: Any) -> Any:
-        if target not in allowed[state]:
-            raise KeyError(target)
-        return target
-
-    targets = {f"{_UNLABELLED}{target.name}": target for target in type(start)}
-    return Machine(name, type(start), start, enter, targets)
-
-
-_UNLABELLED = "\0"
-"""First character of an event's label that is not drawn: the arrow's target says it all."""
 
 
 def draw(machine: Machine) -> str:
@@ -108,10 +92,7 @@ def draw(machine: Machine) -> str:
         raise DiagramError(f"{machine.name}: no event leads to {', '.join(unreached)}")
     lines = ["stateDiagram-v2", f"    [*] --> {machine.state_name(machine.start)}"]
     for (state, target), labels in arrows.items():
-        label = ", ".join(label for label in labels if not label.startswith(_UNLABELLED))
-        lines.append(
-            f"    {machine.state_name(state)} --> {machine.state_name(target)}" + (f": {label}" if label else "")
-        )
+        lines.append(f"    {machine.state_name(state)} --> {machine.state_name(target)}: {', '.join(labels)}")
     final = [state for state in reached if not any(source == state for source, _ in arrows)]
     lines += [f"    {machine.state_name(state)} --> [*]" for state in final]
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 import pytest
 
-from tests.diagrams import MACHINES, PAGE, DiagramError, Machine, by_target, draw, events_of, render
+from tests.diagrams import MACHINES, PAGE, DiagramError, Machine, draw, events_of, render
 
 
 class Door(Enum):
@@ -48,15 +48,6 @@ def test_every_step_that_the_function_takes_is_drawn_and_no_other() -> None:
 def test_a_step_that_changes_nothing_is_not_drawn() -> None:
     tolerant = replace(DOOR, transition=lambda door, hand: STEPS.get((door, hand), door))
     assert draw(tolerant) == draw(DOOR)
-
-
-def test_a_machine_that_names_its_targets_has_arrows_without_labels() -> None:
-    allowed = {Door.OPEN: {Door.SHUT}, Door.SHUT: {Door.GONE}, Door.GONE: set()}
-    assert draw(by_target("door", Door.OPEN, allowed)).splitlines()[2:] == [
-        "    open --> shut",
-        "    shut --> gone",
-        "    gone --> [*]",
-    ]
 
 
 def test_a_state_that_nothing_leads_to_is_an_error() -> None:
