@@ -1,1 +1,1 @@
-"""The product against a running vLLM: docs/real-vllm.md."""
+"""Tests of the product against a running vLLM: see docs/real-vllm.md."""

@@ -1,4 +1,4 @@
-"""Where the engine is. Without the variables nothing here is collected: elsewhere there is no such engine."""
+"""The running vLLM, named by environment variables. Without them nothing in this folder is collected."""
 
 from __future__ import annotations
 

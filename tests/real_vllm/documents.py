@@ -1,4 +1,4 @@
-"""The commands of docs/vllm.md, run as written but for ports and names."""
+"""Runs the commands of docs/vllm.md as they are written, with other ports and names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Random requests over every endpoint and field, with values that vLLM takes and values that it refuses.
+"""Random requests for every endpoint and field, with values that vLLM accepts and values that it refuses.
 
-A seed makes the same requests again. Each is a plain request with one field changed, at times two, so that what an
-answer says can be put down to it.
+The same seed gives the same requests. Each is an ordinary request with one field changed, sometimes two, so that a
+difference between answers can be attributed to it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`python -m tests.real_vllm.judge REAL OURS [--seed N] [--count N] [--show]`: how often two engines answer alike.
 
-Both get the same random requests (`tests.real_vllm.fields`); what counts as alike is `tests.worker.pairs.comparison`'s.
+Both get the same random requests (`tests.real_vllm.fields`). `tests.worker.pairs.comparison` decides what is alike.
 The vLLM must serve the model of docs/real-vllm.md, the emulator the same tokenizer, at speed 1:
 `python -m worker.main --tokenizer FOLDER --model tiny-llama --blocks 255 --max-model-len 2048 --max-num-seqs 8
 --dev-mode --mean-output-tokens 1000000`.
@@ -55,7 +55,7 @@ def record(name: str, request: dict[str, Any], answer: Answer) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """AnswerRequest both, report. Exit code 1 below 95 %."""
+    """Send the requests to both engines and report. Exit code 1 if fewer than 95 % of the answers are alike."""
     parser = argparse.ArgumentParser(prog="python -m tests.real_vllm.judge")
     parser.add_argument("real")
     parser.add_argument("ours")

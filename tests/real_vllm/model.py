@@ -1,7 +1,7 @@
-"""`python -m tests.real_vllm.model FOLDER`, in vLLM's environment: the tiny random model of docs/real-vllm.md.
+"""`python -m tests.real_vllm.model FOLDER`, in vLLM's environment: writes the tiny random model of docs/real-vllm.md.
 
-GPT-2's byte-level BPE with ChatML's marks (50,259 tokens), a Llama of two layers (7 million random parameters, the same
-each time). `$GPT2` holds encoder.json and vocab.bpe, `$TEMPLATE` is the chat template.
+It has GPT-2's byte-level BPE with ChatML's marks (50,259 tokens) and a Llama of two layers with 7 million random
+parameters, the same each time. `$GPT2` holds encoder.json and vocab.bpe, `$TEMPLATE` is the chat template.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""`python -m tests.real_vllm.record URL`: what a running vLLM makes of random requests, for tests that have no vLLM.
+"""`python -m tests.real_vllm.record URL`: records what a running vLLM makes of random requests, for tests without a
+vLLM.
 
 The engine must serve the model of docs/real-vllm.md, with `--trust-request-chat-template`. Requests that it refuses are
-left out: whatever the router reads of them matters to nobody.
+left out, because it does not matter how the router reads them.
 """
 
 from __future__ import annotations

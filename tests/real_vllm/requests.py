@@ -1,4 +1,7 @@
-"""Random requests of every shape that changes a prompt, for comparing the router with the engine."""
+"""Random requests of every kind that changes a prompt, for comparing the router with the engine.
+
+Not covered: images, audio and other inputs that are no text.
+"""
 
 from __future__ import annotations
 

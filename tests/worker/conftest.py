@@ -1,4 +1,4 @@
-"""A worker in this process, and a client that speaks ASGI to it: no sockets, so time may be virtual."""
+"""A worker in this process, and a client that calls it through ASGI. Without sockets, time may be virtual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Answers have the shape of a real vLLM's, field by field and in the same order."""
+"""Answers have the fields of a real vLLM's, in the same order, and figures that fit the request.
+
+Not covered: errors (`test_errors.py`), timing of streams (`test_streaming.py`), and the many requests of `pairs`.
+"""
 
 from __future__ import annotations
 

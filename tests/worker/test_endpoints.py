@@ -1,4 +1,7 @@
-"""The paths around the APIs: what an operator, a browser or SageMaker asks an engine."""
+"""The endpoints beside the APIs: those for operators, browsers and SageMaker.
+
+Not covered: health and draining (`test_streaming.py`, `test_process.py`), /tokenize (`test_answers.py`).
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,9 @@ async def test_the_document_is_drawn(path, start) -> None:
     assert "/openapi.json" in reply.text
 
 
-@pytest.mark.parametrize("body", [{"prompt": "a"}, {"messages": [{"role": "user", "content": "a"}]}])
+@pytest.mark.parametrize(
+    "body", [{"prompt": "a"}, {"messages": [{"role": "user", "content": "a"}]}], ids=["completion", "chat"]
+)
 async def test_an_invocation_is_whatever_it_looks_like(body, start) -> None:
     answer = (await start(speed=1000).client.post("/invocations", body | {"max_tokens": 1})).json()
     assert answer["object"] == ("text_completion" if "prompt" in body else "chat.completion")

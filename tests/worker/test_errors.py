@@ -1,4 +1,7 @@
-"""What cannot be served is refused in vLLM's words, and nothing of it stays behind."""
+"""Requests that cannot be served are refused with vLLM's errors, and leave nothing behind.
+
+Not covered: every field's bounds (`pairs`), and validation without a server (`test_protocol.py`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where the tokens come from: a seeded sampler, or a language model that makes one token at a time."""
+"""Generators: the seeded sampler, and a language model that generates one token at a time, with a fake model.
+
+Not covered: a real model (`test_torch_model.py`), and the format of log probabilities (`test_logprobs.py`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Log probabilities of answers and prompts, echoes, and what narrows the choice of tokens."""
+"""Log probabilities of answers and prompts, echoes, and restrictions of the tokens that may be chosen.
+
+Not covered: the distribution of the sampler's probabilities (`test_generators.py`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""/v1/messages: Anthropic's API over the same engine."""
+"""/v1/messages: Anthropic's API.
+
+Not covered: the bounds of its fields (`pairs`), thinking and tool calls, which the emulator never generates.
+"""
 
 from __future__ import annotations
 

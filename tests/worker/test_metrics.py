@@ -1,4 +1,7 @@
-"""/metrics: vLLM's names, labels and buckets, and figures that add up."""
+"""/metrics: vLLM's names, labels and buckets, and figures that add up.
+
+Not covered: the families in `ABSENT`, and metrics of the Python process.
+"""
 
 from __future__ import annotations
 

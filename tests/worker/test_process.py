@@ -1,4 +1,7 @@
-"""`python -m worker.main` as its supervisor sees it: ready soon, small, quiet, and gone when asked to."""
+"""`python -m worker.main` as its supervisor sees it: start, memory, an idle CPU, draining, and invalid settings.
+
+Not covered: what it answers (the other modules), and the push to routers (`feed/test_push.py`).
+"""
 
 from __future__ import annotations
 
@@ -127,6 +130,7 @@ def test_it_takes_over_a_listening_socket() -> None:
         (["--tokenizer", "/nonexistent"], "/nonexistent"),
         (["--speed", "fast"], "--speed"),
     ],
+    ids=["context larger than the cache", "no tokenizer", "speed as text"],
 )
 def test_settings_that_cannot_be_served_end_it_with_one_line(argv, complaint) -> None:
     with running(*argv) as worker:

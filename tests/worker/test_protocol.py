@@ -1,4 +1,7 @@
-"""Requests as vLLM reads them and errors as vLLM writes them, byte for byte where a capture of vLLM 0.32 shows it."""
+"""Validation of requests, and errors that equal vLLM 0.32's to the byte where a capture shows them.
+
+Not covered: the checks that need a tokenizer or the context (`test_errors.py`), and every field's bounds (`pairs`).
+"""
 
 from __future__ import annotations
 
@@ -75,6 +78,7 @@ def test_a_bad_body_is_refused_in_vllms_words(name: str) -> None:
         ("err_content_type.txt", unsupported_media_type),
         ("engine_death_nonstream.txt", errors.engine_dead),
     ],
+    ids=["model", "model of a completion", "model of a stream", "content type", "dead engine"],
 )
 def test_errors_of_the_server_are_in_vllms_words(name: str, error: Callable[[], ApiError]) -> None:
     _, _, status, answer = capture(name)
@@ -99,7 +103,9 @@ def test_a_completion_request_has_vllms_defaults() -> None:
     assert (request.stop, request.stream_options, request.ignore_eos) == ([], None, False)
 
 
-@pytest.mark.parametrize("prompt", ["x", ["x", "y"], [1, 2], [[1], [2, 3]]])
+@pytest.mark.parametrize(
+    "prompt", ["x", ["x", "y"], [1, 2], [[1], [2, 3]]], ids=["text", "texts", "ids", "lists of ids"]
+)
 def test_every_form_of_a_prompt_is_read(prompt: object) -> None:
     assert parse_request(CompletionRequest, json.dumps({"prompt": prompt}).encode()).prompt == prompt
 
@@ -119,6 +125,7 @@ def test_a_stream_reports_its_usage_only_when_asked() -> None:
         ({"max_completion_tokens": 4}, 4),
         ({"max_tokens": 3, "max_completion_tokens": 4}, 4),
     ],
+    ids=["none", "older name", "newer name", "both"],
 )
 def test_the_newer_name_of_the_output_limit_goes_first(body: dict[str, int], limit: int | None) -> None:
     raw = json.dumps({"messages": [{"role": "user", "content": "x"}], **body}).encode()
@@ -136,6 +143,7 @@ def test_the_newer_name_of_the_output_limit_goes_first(body: dict[str, int], lim
         {"role": "function", "content": None, "name": "f"},
         {"role": "wizard", "content": "x"},
     ],
+    ids=["unknown field", "parts", "no tool calls", "no content", "tool", "function", "unknown role"],
 )
 def test_messages_are_kept_as_they_came(message: dict[str, Any]) -> None:
     request = parse_request(ChatCompletionRequest, json.dumps({"messages": [message]}).encode())
@@ -168,6 +176,26 @@ def test_messages_are_kept_as_they_came(message: dict[str, Any]) -> None:
         (TOKENIZE_REQUEST, {}, "body.prompt"),
         (DetokenizeRequest, {"tokens": ["x"]}, "body.tokens.0"),
     ],
+    ids=[
+        "prompt",
+        "max_tokens",
+        "stream",
+        "n",
+        "stop",
+        "priority",
+        "stream_interval",
+        "logprobs",
+        "cache_salt",
+        "stream_options",
+        "seed",
+        "list as body",
+        "text as body",
+        "null as body",
+        "messages",
+        "top_logprobs",
+        "tokenize",
+        "detokenize",
+    ],
 )
 def test_wrong_types_and_values_are_named(model: Any, body: object, param: str) -> None:
     error = refusal(model, json.dumps(body).encode())
@@ -178,7 +206,9 @@ def test_no_body_at_all() -> None:
     assert refusal(CompletionRequest, b"").param == "body"
 
 
-@pytest.mark.parametrize("raw", [b"\xffx", b'{"prompt": "\xff"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "raw", [b"\xffx", b'{"prompt": "\xff"}', b"[" * 100_000], ids=["no UTF-8", "no UTF-8 in a string", "nesting"]
+)
 def test_what_no_parser_takes_is_refused_without_a_position(raw: bytes) -> None:
     error = refusal(CompletionRequest, raw)
     assert (error.status, error.param, error.message) == (400, None, "There was an error parsing the body")

@@ -1,4 +1,7 @@
-"""/v1/responses: the object, its events, and what a server keeps when it is told to."""
+"""/v1/responses: the object, its events, and the responses that a server stores if it is told to.
+
+Not covered: the bounds of its fields (`pairs`), reasoning and tool calls, which the emulator never generates.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Settings: flags over environment over defaults, and contradictions named with their remedy."""
+"""Settings: flags override the environment and the environment the defaults; errors name the flag and the remedy.
+
+Not covered: what the flags of chat templates do (`tests/kvcache`).
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ def test_flags_win_over_the_environment(monkeypatch) -> None:
         ["--router-url", "http://a:1,http://b:2/"],
         ["--router-url", "http://a:1", "--router-url", "http://b:2"],
     ],
+    ids=["commas", "repeated"],
 )
 def test_several_routers(argv, monkeypatch) -> None:
     assert Settings.load(argv).router_url == ("http://a:1", "http://b:2")
@@ -47,6 +51,7 @@ def test_several_routers(argv, monkeypatch) -> None:
         (["--log-level", "loud"], "--log-level"),
         (["--port", "70000"], "--port"),
     ],
+    ids=["speed", "blocks", "profile", "router-url", "log-level", "port"],
 )
 def test_a_bad_value_is_named_with_its_flag(argv, complaint) -> None:
     with pytest.raises(SettingsError) as refused:

@@ -1,4 +1,7 @@
-"""What happens while an answer is made: when tokens come, what ends them, and what is left when the client is not."""
+"""The course of an answer: when tokens come, what ends it, and what remains when its client disconnects.
+
+Not covered: the fields of the chunks (`test_answers.py`), and real sockets (`test_process.py`).
+"""
 
 from __future__ import annotations
 

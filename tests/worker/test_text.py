@@ -1,4 +1,7 @@
-"""The text of an answer while its tokens arrive: stop strings end it wherever its tokens are cut."""
+"""The text of an answer while its tokens arrive: stop strings end it however they are split into tokens.
+
+Not covered: decoding of tokens to text (`tests/kvcache`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Timers of the engine's runner: the platform's finest behaves as the event loop's own."""
+"""Timers: the most precise one of the platform behaves like the event loop's.
+
+Not covered: how precise it is, which a busy machine decides.
+"""
 
 from __future__ import annotations
 

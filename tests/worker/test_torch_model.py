@@ -1,4 +1,7 @@
-"""A causal language model of transformers, tiny and untrained. Needs torch: `pip install 'kvcluster[gpt2]'`."""
+"""A causal language model of transformers, tiny and untrained. Needs torch: `pip install 'kvcluster[gpt2]'`.
+
+Not covered: GPT-2's own weights, which no test downloads.
+"""
 
 from __future__ import annotations
 

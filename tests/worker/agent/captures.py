@@ -1,4 +1,5 @@
-"""What vLLM published, and what of it is cached, worked out from the captures' decoded form alone."""
+"""What vLLM published in the captures, and which blocks are cached, computed from the decoded form of the captures
+alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent in this process beside an engine in miniature, over real sockets."""
+"""An agent in this process beside a fake engine, over real sockets."""
 
 from __future__ import annotations
 

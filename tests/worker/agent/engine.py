@@ -1,4 +1,7 @@
-"""A vLLM in miniature: what it publishes is up to the test, the sockets and their protocol are real."""
+"""A fake vLLM whose sockets and protocols are real. Tests decide what it publishes and answers.
+
+Not modelled: blocks, hashes and generation; a test publishes whatever events it wants.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine in miniature that holds blocks: what it computes it publishes, what it finds it reports."""
+"""A fake vLLM that caches blocks: it publishes what it computes, and reports what it finds in its cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The agent beside an engine over real sockets: joining late, gaps, restarts, and an engine that is not there."""
+"""The agent beside a fake engine over real sockets: late starts, gaps, restarts, and engines that fail or are absent.
+
+Not covered: the agent's process (`test_process.py`), and a real vLLM (`tests/real_vllm`).
+"""
 
 from __future__ import annotations
 

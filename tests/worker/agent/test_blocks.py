@@ -1,4 +1,8 @@
-"""vLLM's names to our keys: what is published is what a plain model of the cache computes, and never more."""
+"""From vLLM's block hashes to our keys: the published blocks are those of a naive model of the cache, and never more.
+
+Not covered: order and loss of batches (`test_follower.py`); the memory and time of many blocks
+(`bench/micro/agent.py`).
+"""
 
 from __future__ import annotations
 
@@ -109,6 +113,17 @@ def test_a_removed_parent_leaves_its_children_their_keys() -> None:
         ({"group_idx": 0, "kv_cache_spec_kind": "mla_attention"}, CacheScope()),
         ({"medium": None}, CacheScope()),
     ],
+    ids=[
+        "salt",
+        "no extra keys",
+        "no list of extra keys",
+        "adapter by name",
+        "adapter and salt",
+        "adapter by number",
+        "adapter not among the extra keys",
+        "attention kind",
+        "no medium",
+    ],
 )
 def test_what_a_key_separates(fields: dict[str, Any], scope: CacheScope) -> None:
     blocks = applied(stored([1, 2], [5, 6, 7, 8], **fields), stored([3], [9, 9], 2))
@@ -133,6 +148,23 @@ def test_what_a_key_separates(fields: dict[str, Any], scope: CacheScope) -> None
         (stored([1], [5, -6]), "unreadable", 0),
         (stored([1], [5, "6"]), "unreadable", 0),
         (stored([1], [5, 2**32]), "unreadable", 0),
+    ],
+    ids=[
+        "unknown parent",
+        "CPU",
+        "another group",
+        "sliding window",
+        "other block size",
+        "adapter by number alone",
+        "image",
+        "image and salt",
+        "embedding",
+        "image in the second block",
+        "salt in the second block",
+        "too few tokens",
+        "negative token",
+        "token as text",
+        "token beyond 32 bits",
     ],
 )
 def test_what_has_no_key_is_counted_and_kept_out(event: dict[str, Any], reason: str, published: int) -> None:

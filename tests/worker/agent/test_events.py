@@ -1,4 +1,7 @@
-"""vLLM's events on the wire: captures of both forms, and what later or broken engines may send."""
+"""Decoding of vLLM's events: captures of both forms, and what later or faulty engines may send.
+
+Not covered: fields that vLLM has and the agent ignores.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +80,7 @@ def test_what_later_versions_add_is_ignored() -> None:
         {"block_hashes": [1.5, True]},
         {"block_hashes": None},
     ],
+    ids=["no tokens", "block size 0", "block size as text", "parent as text", "hashes of other types", "no hashes"],
 )
 def test_stored_blocks_that_cannot_be_read_are_only_missing(fields: dict[str, Any]) -> None:
     stored = {
@@ -106,6 +110,21 @@ def test_stored_blocks_that_cannot_be_read_are_only_missing(fields: dict[str, An
         batch({"type": "BlockRemoved"}),
         batch(["BlockRemoved", [None]]),
         batch({"type": "BlockStored", "lora_name": b"\xff"}) + b"\x00",
+    ],
+    ids=[
+        "empty",
+        "no msgpack",
+        "cut short",
+        "map without events",
+        "no events",
+        "events as text",
+        "event as text",
+        "event without a type",
+        "map without a type",
+        "type that is a list",
+        "removal without hashes",
+        "removal of None",
+        "trailing bytes",
     ],
 )
 def test_a_batch_whose_removals_are_unknown_is_an_error(payload: bytes) -> None:

@@ -1,4 +1,7 @@
-"""Sequence numbers: however batches are lost, replayed, repeated or begun anew, the view is never wrong."""
+"""Sequence numbers: however batches are lost, replayed, repeated or restarted, the view is never wrong.
+
+Not covered: sockets and timeouts (`test_agent.py`); the meaning of the events (`test_blocks.py`).
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,7 @@ def test_a_gap_is_replayed_within_the_epoch() -> None:
     assert driver.follower.gaps == 1
 
 
-@pytest.mark.parametrize("buffer", [[(2, C)], [], None])
+@pytest.mark.parametrize("buffer", [[(2, C)], [], None], ids=["one batch forgotten", "all forgotten", "no answer"])
 def test_a_gap_whose_history_is_lost_empties_the_view(buffer: list[tuple[int, bytes]] | None) -> None:
     driver = Driver()
     driver.connect()

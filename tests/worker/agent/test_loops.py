@@ -1,4 +1,7 @@
-"""The agent's loops while the engine is away, on virtual time: how often they try, and that none spins."""
+"""The agent's loops while the engine is absent, on virtual time: how often they try, and that none runs without pause.
+
+Not covered: ZMQ's own reconnecting, because the sockets are fakes here.
+"""
 
 from __future__ import annotations
 

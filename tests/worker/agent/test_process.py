@@ -1,4 +1,7 @@
-"""`python -m worker.agent.main` as a pod runs it: settings from the environment, a feed, a quick end."""
+"""`python -m worker.agent.main` as a pod runs it: settings from the environment, the feed, memory, and a quick end.
+
+Not covered: the pod itself (`tests/kube`), and the contents of the feed beyond one capture (`test_agent.py`).
+"""
 
 from __future__ import annotations
 
@@ -142,6 +145,7 @@ async def test_it_waits_for_its_engine_is_small_and_ends_quickly() -> None:
         (["--engine-url", "vllm"], "--engine-url"),
         (["--default-chat-template-kwargs", "[]"], "--default-chat-template-kwargs"),
     ],
+    ids=["wildcard address", "no events", "no URL", "no object"],
 )
 async def test_settings_that_cannot_be_served(argv: list[str], words: str) -> None:
     async with running(*argv) as agent:

@@ -1,4 +1,7 @@
-"""An engine whose prompts are not the routers' is found, and said, before any prompt is matched."""
+"""An engine whose prompts differ from the routers' is detected and reported before any prompt is matched.
+
+Not covered: that a router then refuses to match (`tests/e2e`); vLLM's own `/tokenize` (`tests/real_vllm`).
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,16 @@ async def test_an_engine_with_the_same_tokenizer_agrees(tokenizer: Tokenizer) ->
         TEMPLATE.replace("!", "!!"),
         TEMPLATE + "{# 'developer' #}",
         "{% for m in messages %}{% if m.role == 'system' %}{{ bos_token }}{% endif %}{% endfor %}" + TEMPLATE,
+    ],
+    ids=[
+        "no template",
+        "role marks",
+        "indented tools",
+        "arguments as JSON",
+        "generation prompt",
+        "tool result",
+        "developer",
+        "system adds a token",
     ],
 )
 async def test_any_other_template_is_found(tokenizer: Tokenizer, source: str | None) -> None:

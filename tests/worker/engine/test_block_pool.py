@@ -1,4 +1,7 @@
-"""The block cache against a model that is too simple to be wrong, and its rules one by one."""
+"""The block pool beside a naive model of vLLM's rules 5-11, and each rule by itself.
+
+Not covered: the cost of an operation (`bench/micro/engine.py`), and whether the rules are vLLM's (`test_captures.py`).
+"""
 
 from __future__ import annotations
 

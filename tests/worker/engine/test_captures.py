@@ -1,7 +1,9 @@
-"""The engine next to a real vLLM: the same requests cause the same KV events, batch by batch and in the same order.
+"""The engine beside a real vLLM: the same requests cause the same KV events, batch by batch and in the same order.
 
-Every file holds what a vLLM 0.32.0 with 40 usable blocks of 16 tokens and 64 batched tokens published. Its hashes are
-opaque here: both sides are compared by the token prefix that a block stands for.
+Each file holds what a vLLM 0.32.0 with 40 usable blocks of 16 tokens and 64 batched tokens published. Its hashes are
+opaque here, so both sides are compared by the token prefix that a block stands for.
+
+Not covered: the times of steps, preemption, and other sizes than those of the captures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Whatever is asked of an engine, and whenever: its invariants hold."""
+"""The engine's invariants, for random requests at random times.
+
+Not covered: that these are vLLM's decisions (`test_scheduling.py`, `test_captures.py`).
+"""
 
 from __future__ import annotations
 

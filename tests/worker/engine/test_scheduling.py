@@ -1,4 +1,7 @@
-"""Who runs in which step: rules 6-8 and 12-17 through the engine's public methods."""
+"""Which sequence runs in which step: vLLM's rules 6-8 and 12-17, through the engine's public methods.
+
+Not covered: how long a step takes (`test_time.py`); priorities, LoRA and speculative decoding, which are not modelled.
+"""
 
 from __future__ import annotations
 
@@ -314,6 +317,7 @@ def test_refuses_what_it_cannot_run(engine: Callable, request_of: Callable) -> N
         ({"max_model_len": 161}, "lower it to 160 or give the cache 11 blocks"),
         ({"block_size": 0}, "block_size"),
     ],
+    ids=["no blocks", "more sequences than tokens", "no room for output", "longer than the cache", "block size 0"],
 )
 def test_refuses_settings_that_contradict_one_another(settings: dict[str, int], names: str) -> None:
     good = {"blocks": 10, "max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 160}

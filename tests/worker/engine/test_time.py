@@ -1,4 +1,7 @@
-"""Logical time: unloaded latencies are exact, and a late caller changes nothing."""
+"""Logical time: the latencies of an idle engine are exact, and late or rare calls change nothing.
+
+Not covered: real time (`tests/worker/test_timer.py`), and whether the profile fits a GPU (docs/profiles.md).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The cache feed: whoever follows it, from any position, knows exactly what the engine holds."""
+"""The cache feed: a subscriber knows exactly what the engine holds, from whichever position it follows.
+
+Not covered: the router's side (`tests/router/test_feed.py`), and the wire format (`tests/kvcache/test_feed.py`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Push: a router that cannot read the feed is kept informed, and a router that is away costs next to nothing."""
+"""Push: a router that cannot read the feed is kept informed, and an absent router costs little.
+
+Not covered: what the router makes of the messages (`tests/e2e`).
+"""
 
 from __future__ import annotations
 

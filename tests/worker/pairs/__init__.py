@@ -1,1 +1,1 @@
-"""Requests with the answers that a real vLLM gave, and the rules by which an emulator's answer equals them."""
+"""Requests with the answers of a real vLLM, and the rules by which an answer of the emulator equals them."""

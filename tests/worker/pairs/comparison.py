@@ -1,9 +1,9 @@
-"""Whether two answers to one request are equal but for what a model's weights, its cache and the clock decide.
+"""Decides whether two answers to one request are equal, apart from what depends on the model, its cache and the clock.
 
-Compared: the status, the headers that a client acts upon, every field of the body and their order, the words of every
-error, the kinds and the order of a stream's events. Replaced by its kind: ids, times, fingerprints, generated text
-and token ids, the values of log probabilities, what was found in the cache. An answer that the model itself ended (its
-end of sequence, a stop string) has a length that the weights decide, so then neither length nor reason are compared.
+Compared: the status, the headers that clients use, every field of the body and their order, the message of every error,
+and the kinds and order of a stream's events. Ids, times, fingerprints, generated text and token ids, values of log
+probabilities and cached tokens are replaced by their kind. If the model itself ended an answer (by its end of sequence,
+or a stop string), its length depends on the weights, and neither length nor reason are compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A worker that stands where the recorded vLLM stood: the same vocabulary, chat template and sizes."""
+"""A worker with the vocabulary, chat template and sizes of the recorded vLLM."""
 
 from __future__ import annotations
 

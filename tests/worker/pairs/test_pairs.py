@@ -1,4 +1,7 @@
-"""The emulator against recorded answers of a vLLM 0.32 (a tiny Llama with GPT-2's vocabulary, context 2048)."""
+"""The emulator beside recorded answers of a vLLM 0.32 (a tiny Llama with GPT-2's vocabulary, context 2048).
+
+Not covered: what `comparison.py` replaces by its kind: text, probabilities, times and cached tokens.
+"""
 
 from __future__ import annotations
 
