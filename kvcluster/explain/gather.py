@@ -122,29 +122,25 @@ def _of_objects(event: Raw, name: str, pods: frozenset[str]) -> bool:
 
 async def _router(api: ApiServer, core: str, pod: str) -> RouterAnswer:
     proxy = f"{core}/pods/{_segment(pod)}:{MANAGEMENT_PORT}/proxy"
-    report, workers = await asyncio.gather(_report(api, f"{proxy}/status"), _workers(api, f"{proxy}/workers"))
-    errors = [answer for answer in (report, workers) if isinstance(answer, str)]
-    return RouterAnswer(
-        pod,
-        None if isinstance(report, str) else report,
-        None if isinstance(workers, str) else workers,
-        errors[0] if errors else "",
-    )
+    errors: dict[str, str] = {}
 
+    async def report() -> RouterReport | None:
+        try:
+            return parse_report(await api.request("GET", f"{proxy}/status"))
+        except (KubeApiError, ReportError) as error:
+            errors["report"] = str(error)
+            return None
 
-async def _report(api: ApiServer, path: str) -> RouterReport | str:
-    try:
-        return parse_report(await api.request("GET", path))
-    except (KubeApiError, ReportError) as error:
-        return str(error)
+    async def workers() -> tuple[Raw, ...] | None:
+        try:
+            answer = await api.request_object("GET", f"{proxy}/workers")
+        except KubeApiError as error:
+            errors["workers"] = str(error)
+            return None
+        return tuple(dict(row) for row in raw.objects(answer, "workers"))
 
-
-async def _workers(api: ApiServer, path: str) -> tuple[Raw, ...] | str:
-    try:
-        answer = await api.request_object("GET", path)
-    except KubeApiError as error:
-        return str(error)
-    return tuple(dict(row) for row in raw.objects(answer, "workers"))
+    answers = await asyncio.gather(report(), workers())
+    return RouterAnswer(pod, *answers, errors.get("report") or errors.get("workers", ""))
 
 
 def _segment(name: str) -> str:
