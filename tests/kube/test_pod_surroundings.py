@@ -127,8 +127,8 @@ async def test_init_containers_come_first_and_sidecars_stay_to_the_last(tmp_path
     async with bed(tmp_path) as it:
         log = tmp_path / "order"
         note = f"open({str(log)!r}, 'a').write"
-        last_words = f"lambda *_: ({note}('sidecar ended\\n'), sys.exit())"
-        code = f"import signal, sys; signal.signal(signal.SIGTERM, {last_words}); {note}('sidecar\\n'); signal.pause()"
+        on_sigterm = f"lambda *_: ({note}('sidecar ended\\n'), sys.exit())"
+        code = f"import signal, sys; signal.signal(signal.SIGTERM, {on_sigterm}); {note}('sidecar\\n'); signal.pause()"
         sidecar = exiting(code, name="sidecar", restartPolicy="Always")
         first = exiting(f"{note}('first\\n')", name="first")
         second = exiting(f"{note}('second\\n')", name="second")

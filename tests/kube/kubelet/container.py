@@ -333,7 +333,7 @@ class Container:
             self._say("FailedPreStopHook", f"PreStopHook failed: {why}", warning=True)
 
     async def _spawn(self, argv: list[str]) -> Process:
-        return await spawn(argv, self._env, self._launch, self.log, self._machine.tether)
+        return await spawn(argv, self._env, self._launch, self.log, self._machine.parent_pipe)
 
     async def _exec(self, argv: list[str]) -> int:
         process = await self._spawn(argv)

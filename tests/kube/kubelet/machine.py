@@ -55,7 +55,7 @@ class Machine:
     events: Events
     loopback: Loopback
     logs: Path
-    tether: int
+    parent_pipe: int
     isolation: Isolation
     credentials: Credentials | None
     services: ServiceEnv

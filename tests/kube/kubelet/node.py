@@ -97,7 +97,7 @@ class FakeNode:
                 events=events,
                 loopback=loopback,
                 logs=self._logs,
-                tether=read_end,
+                parent_pipe=read_end,
                 isolation=self._isolation,
                 credentials=self._credentials(door),
                 services=self._service_env,

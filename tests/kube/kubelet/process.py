@@ -26,26 +26,26 @@ SANDBOX = Path(__file__).with_name("sandbox.py")
 TOKEN_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
-def wrapped(argv: Sequence[str], launch: str, tether: int) -> list[str]:
+def wrapped(argv: Sequence[str], launch: str, parent_pipe: int) -> list[str]:
     """The command line that runs `argv` as `launch` says (`launch`), and such that it ends with us."""
     command = local_command(argv, sys.executable)
     if command[0] == sys.executable and command[1:2] == ["-m"]:
-        command = [sys.executable, "-m", "controller.local.parent_guard", str(tether), *command[2:]]
+        command = [sys.executable, "-m", "controller.local.parent_guard", str(parent_pipe), *command[2:]]
     # By its file and without site-packages: it starts in no time.
     return [sys.executable, "-ES", str(SANDBOX), launch, *command]
 
 
-async def spawn(argv: Sequence[str], env: Mapping[str, str], launch: str, log: Path, tether: int) -> Process:
+async def spawn(argv: Sequence[str], env: Mapping[str, str], launch: str, log: Path, parent_pipe: int) -> Process:
     """Starts a command in a process group of its own, what it writes goes to the end of `log`. Raises `OSError`."""
     with log.open("ab") as output:
         return await asyncio.create_subprocess_exec(
-            *wrapped(argv, launch, tether),
+            *wrapped(argv, launch, parent_pipe),
             stdin=DEVNULL,
             stdout=output,
             stderr=STDOUT,
             env=dict(env),
             cwd=ROOT,
-            pass_fds=(tether,),
+            pass_fds=(parent_pipe,),
             start_new_session=True,
         )
 
