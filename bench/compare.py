@@ -1,4 +1,4 @@
-"""The same workload under one strategy after another, each on a cold cluster: a live one or a simulated one."""
+"""The same workload under one strategy after another, each on a cold cluster, which is live or simulated."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Target:
     url: str
     """Base of the data plane."""
     worker_ids: tuple[str, ...] = ()
-    """As the router names workers in its answers; a worker without requests counts only when it is listed."""
+    """As the router names workers in its answers. A worker without requests counts only if it is listed here."""
 
 
 Launch = Callable[[str], AbstractAsyncContextManager[Target]]
-"""Starts a cluster under a strategy, with cold caches, ready to serve; leaving it stops the cluster."""
+"""Starts a cluster with this strategy and cold caches, ready to serve. Leaving the context stops the cluster."""
 
 
 @dataclass(frozen=True, slots=True)
 class StrategySummary:
-    """What the comparison keeps of one result."""
+    """The part of a result that the comparison keeps."""
 
     requests: int
     errors: int
@@ -58,7 +58,7 @@ class Comparison:
     winner: str
     why: str
     ceiling_hit_rate: float | None
-    """Of one cache as large as all workers' together; None where it was not computed."""
+    """The hit rate of one cache as large as those of all workers together; None: it was not computed."""
     strategies: Mapping[str, StrategySummary]
     config: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -79,7 +79,7 @@ def _summarised(result: Result) -> StrategySummary:
 
 
 def _drawn(file: Path, results: Sequence[Result], title: str, ceiling: float | None) -> bool:
-    """Draws the picture, where the extra `plot` is installed."""
+    """Draw the picture, if the extra `plot` is installed. Returns whether it is."""
     try:
         plot_comparison(file, results, title, ceiling)
     except ModuleNotFoundError as missing:
@@ -92,7 +92,7 @@ def _drawn(file: Path, results: Sequence[Result], title: str, ceiling: float | N
 def report(
     results: Sequence[Result], out: Path, console: Console, title: str, ceiling: float | None = None
 ) -> Comparison:
-    """Writes the summary and the picture to the folder `out`, beside the results, and prints the table."""
+    """Write the summary and the picture to the folder `out`, beside the results, and print the table."""
     comparison = Comparison(
         winner=winner(results).strategy,
         why=why(results),
@@ -112,14 +112,14 @@ def report(
 
 
 def title_of(results: Sequence[Result]) -> str:
-    """Heading of the picture: what was run, on how many workers."""
+    """Heading of the picture: what was run, and on how many workers."""
     first = results[0]
     how = "simulated" if first.config.get("mode") == "simulated" else f"speed {first.config.get('speed', 1):g}"
     return f"{first.config.get('workload')}: {first.requests:,} requests, {len(first.workers)} workers ({how})"
 
 
 def keep(result: Result, out: Path, console: Console) -> None:
-    """Writes one strategy's result as soon as there is one, so that a later failure loses nothing, and says so."""
+    """Write the result of one strategy as soon as there is one, so that a later failure loses nothing, and print it."""
     write_json(out / f"results_{result.strategy}.json", result)
     p50 = result.ttft_seconds.p50 if result.ttft_seconds else None
     console.print(
@@ -134,7 +134,7 @@ def raw_file(raw: Path, strategy: str) -> Path:
 
 
 def keep_raw(raw: Path | None, strategy: str, records: Sequence[Record]) -> None:
-    """Writes one strategy's records where `--raw` says, if it does."""
+    """Write the records of one strategy, if `--raw` names a file."""
     if raw is not None:
         write_records(raw_file(raw, strategy), records)
 
@@ -147,7 +147,8 @@ async def compare(
     console: Console,
     ceiling: Callable[[Workload], float] | None = None,
 ) -> Comparison:
-    """Runs each strategy in turn, cold, and reports. `ceiling` computes the hit rate no placement can beat by much.
+    """Run each strategy in turn on a cold cluster, and report. `ceiling` computes the hit rate that no router can beat
+    by much.
 
     Raises what `launch` raises, `WorkloadError` and `EndpointError`.
     """
@@ -171,13 +172,13 @@ class SimulateOptions:
     workload: WorkloadSpec
     delays: Delays = field(default_factory=Delays)
     raw: Path | None = None
-    """Where one line a request goes, one file a strategy."""
+    """Where the records go: one file for each strategy, one line for each request."""
 
 
 def compare_simulated(
     shape: ClusterShape, strategies: Sequence[str], options: SimulateOptions, out: Path, console: Console
 ) -> Comparison:
-    """Plays the workload under each strategy on a cold cluster, in virtual time, and reports.
+    """Play the workload under each strategy on a cold cluster in virtual time, and report.
 
     Raises `WorkloadError`, `PromptError`, and what the engine says of a request that it cannot run.
     """

@@ -1,8 +1,8 @@
-"""The load generator: sends a workload's requests when they are due, whether or not the former ones are answered.
+"""The load generator: it sends the requests of a workload when they are due, whether or not earlier ones are answered.
 
-Open loop: a closed loop would slow its arrivals down with the cluster it measures and so hide the queues. What it
-costs itself it measures too (`LoadgenHealth`): how late requests left, how long its event loop was busy with other
-things, and how much of a core it used.
+It is an open loop: in a closed loop the arrivals would slow down with the cluster that is measured, which would hide
+the queues. The load generator also measures itself (`LoadgenHealth`): how late requests left, for how long its event
+loop was busy with other things, and how much of a core it used.
 """
 
 from __future__ import annotations
@@ -29,45 +29,48 @@ MATCHED_HEADER = "x-kvcluster-matched-blocks"
 STRATEGY_HEADER = "x-kvcluster-strategy"
 
 PREPARED_REQUESTS = 64
-"""Requests encoded ahead of time, so that a burst leaves at once."""
+"""Requests that are encoded ahead of time, so that a burst leaves at once."""
 PREPARE_AHEAD = 0.004
-"""Wall seconds that must be left before the next sending for another request to be encoded."""
+"""Wall seconds that must be left until the next request is due, for another one to be encoded."""
 LAG_INTERVAL = 0.05
 READ_BUFFER = 64 * 2**20
-"""Bytes an answer may grow to unread: after the first token it is left to the end in the socket reader's buffer, which
-spares waking a coroutine for every token."""
+"""Bytes of an answer that may wait unread: after the first token the rest stays in the socket reader's buffer until the
+end, so that no coroutine is woken for every token."""
 
 LATE = 0.020
+"""Seconds of lateness (p99) from which the load generator counts as a bottleneck."""
 LAGGING = 0.010
+"""Seconds of event loop lag (p95) from which it does."""
 BUSY = 0.85
+"""Share of a core from which it does."""
 
 
 class EndpointError(ConnectionError):
-    """The endpoint cannot be driven at all; the message says what to check."""
+    """The endpoint cannot be measured at all. The message says what to check."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to drive an endpoint."""
+    """How to send a workload to an endpoint."""
 
     speed: float = 1.0
-    """Arrivals come this many times as fast, and measured times are multiplied by it."""
+    """Factor by which arrivals are faster, and by which measured times are multiplied."""
     model: str | None = None
-    """Model to name in each body; None asks the endpoint which it serves."""
+    """Model that each body names; None: the endpoint is asked which one it serves."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Sent with every request (authorization, say)."""
+    """Sent with every request, for example for authorization."""
     timeout: float = 600.0
     """Wall seconds after which a request is given up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Driven:
-    """What driving a workload gave."""
+    """What sending a workload gave."""
 
     records: list[Record]
     health: LoadgenHealth
     strategy: str
-    """As the router's headers name it; empty when none did."""
+    """As the router's headers name it; empty: none of them did."""
     model: str | None
 
 
@@ -76,7 +79,7 @@ Progress = Callable[[int, int, int], None]
 
 
 async def served_model(session: aiohttp.ClientSession, url: str) -> str | None:
-    """The first model the endpoint lists; None when it has no such list. Raises `EndpointError`."""
+    """The first model that the endpoint lists; None: it has no such list. Raises `EndpointError`."""
     try:
         async with session.get(f"{url}/v1/models", timeout=aiohttp.ClientTimeout(total=10)) as answer:
             if answer.status != 200:
@@ -91,7 +94,7 @@ async def served_model(session: aiohttp.ClientSession, url: str) -> str | None:
 
 
 class _Run:
-    """The state of one run; times are `time.perf_counter` until they go into a record."""
+    """The state of one run. Times are those of `time.perf_counter` until they go into a record."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, options: LoadOptions, model: str | None) -> None:
         self.session = session
@@ -114,7 +117,7 @@ class _Run:
         return (at - self.start) * self.options.speed
 
     async def send(self, request: TimedRequest, due: float, body: bytes) -> None:
-        """Sends one request, reads its answer and keeps its record. Raises nothing but cancellation."""
+        """Send one request, read its answer and keep its record. Raises nothing but `CancelledError`."""
         sent = time.perf_counter()
         self.lateness.append(sent - due)
         self.sent += 1
@@ -154,18 +157,18 @@ class _Run:
         seen["error"] = end.error or (None if "first_token" in seen else "an answer without content")
 
     async def watch(self, progress: Progress) -> None:
-        """Measures how long the event loop keeps a timer waiting, and reports progress."""
+        """Measure how long the event loop keeps a timer waiting, and report progress."""
         while True:
             asked = time.perf_counter()
             await asyncio.sleep(LAG_INTERVAL)
             self.lags.append(max(0.0, time.perf_counter() - asked - LAG_INTERVAL))
             progress(self.sent, len(self.records), self.failed)
 
-    async def pace(self, workload: Workload) -> None:
-        """Sends every request when it is due and waits for the last answer."""
+    async def send_all(self, workload: Workload) -> None:
+        """Send every request when it is due, and wait for the last answer."""
         coming = workload.requests()
         prepared = deque(map(self.encode, islice(coming, PREPARED_REQUESTS)))
-        # A collection that walks everything imported would show up in the times measured.
+        # A garbage collection over everything that was imported would show in the measured times.
         gc.collect()
         gc.freeze()
         self.start = time.perf_counter()
@@ -201,9 +204,9 @@ class _Run:
 
 
 async def drive(url: str, workload: Workload, options: LoadOptions, progress: Progress) -> Driven:
-    """Sends the workload to `url` (the base, without /v1) and collects every answer. Raises `EndpointError`."""
+    """Send the workload to `url` (the base, without /v1) and collect every answer. Raises `EndpointError`."""
     connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=None)  # `_Run.send` has its own, which also covers waiting for the end
+    timeout = aiohttp.ClientTimeout(total=None)  # that of `_Run.send` covers the wait for the end too
     headers = {"content-type": "application/json", **options.headers}
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, headers=headers, read_bufsize=READ_BUFFER, auto_decompress=False
@@ -213,7 +216,7 @@ async def drive(url: str, workload: Workload, options: LoadOptions, progress: Pr
         watch = asyncio.create_task(run.watch(progress))
         cpu, wall = time.process_time(), time.perf_counter()
         try:
-            await run.pace(workload)
+            await run.send_all(workload)
         finally:
             watch.cancel()
         health = run.health(time.process_time() - cpu, time.perf_counter() - wall)

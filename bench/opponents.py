@@ -1,11 +1,11 @@
-"""CPU a request in the router process, side by side with other routers on the same machine.
+"""CPU time of a request in the router process, beside other routers on the same machine.
 
     python -m bench.opponents --router 'sglang=sglang-router --worker-urls {workers} --port {port} --policy cache_aware'
 
-Every router stands in front of the same trivial engines (one process that answers at once), gets the same
-chat prompts (2 KB shared in groups, 2 KB of their own) over the same keep-alive connections, and is charged
-the CPU seconds that the operating system accounts to its process and threads. Compare the ratios within one
-run; requests per second also contain the client and the engines, which share the machine.
+Every router has the same trivial engines behind it (one process that answers at once) and gets the same chat prompts
+(2 KB shared in groups, 2 KB of their own) over the same keep-alive connections. It is charged the CPU seconds that the
+operating system accounts to its process and threads. Compare the ratios within one run: requests per second depend on
+the client and the engines too, which share the machine.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _NO_FEED = _response("404 Not Found", b'{"detail":"Not Found"}')
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one router cost. CPU in microseconds a request, of the router's process tree alone."""
+    """The figures of one router. CPU time is that of its process tree alone, in microseconds for each request."""
 
     router: str
     requests: int
@@ -73,7 +73,7 @@ class Row:
 
 
 class _Messages(asyncio.Protocol, ABC):
-    """Splits a stream into HTTP/1.1 messages that state their length; no other framing is sent here."""
+    """Splits a stream into HTTP/1.1 messages that state their length; no other framing occurs here."""
 
     transport: asyncio.WriteTransport
 
@@ -96,11 +96,11 @@ class _Messages(asyncio.Protocol, ABC):
 
     @abstractmethod
     def message(self, head: bytes) -> None:
-        """One whole message arrived; `head` is its first line and headers in lower case."""
+        """A whole message has arrived; `head` is its first line and its headers, in lower case."""
 
 
 class _Engine(_Messages):
-    """Answers every request at once, so that what is left to measure is the router."""
+    """Answers every request at once, so that only the router takes time."""
 
     def message(self, head: bytes) -> None:
         if head.startswith(b"post"):
@@ -110,7 +110,7 @@ class _Engine(_Messages):
 
 
 class _Client(_Messages):
-    """One keep-alive connection that sends its next request when the last one is answered."""
+    """One keep-alive connection, which sends the next request when the last one is answered."""
 
     def __init__(self, requests: Sequence[bytes], done: asyncio.Future[None]) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class _Client(_Messages):
 
 
 def prompts(count: int, seed: int = 0) -> list[bytes]:
-    """Whole HTTP requests: chats of 4 KB whose first half is shared by an eighth of them."""
+    """Whole HTTP requests: chats of 4 KB, the first half of which an eighth of them share."""
     rng = random.Random(seed)
     words = [f"{a}{b}" for a in ("stor", "rout", "cach", "block", "queu") for b in ("age", "ing", "ed", "s", "es")]
 
@@ -191,14 +191,14 @@ def _tree(pid: int) -> list[int]:
 def _cpu_seconds(pid: int) -> float:
     """User and system time of a process tree, threads included (Linux)."""
     ticks = 0
-    for member in _tree(pid):
-        fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+    for process in _tree(pid):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 async def _drive(port: int, requests: Sequence[bytes]) -> tuple[int, float]:
-    """Failed requests and seconds for `requests`, dealt out to the connections."""
+    """Send `requests`, dealt out to the connections. Returns how many failed, and seconds."""
     loop = asyncio.get_running_loop()
     started = time.perf_counter()
     clients: list[_Client] = []

@@ -1,4 +1,4 @@
-"""The picture of a comparison: four panels, one colour a strategy."""
+"""The picture of a comparison: four panels, with one colour for each strategy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.result import Result, Summary
 COLOURS: Mapping[str, str] = MappingProxyType(
     {"cache_aware": "#0072b2", "round_robin": "#e69f00", "least_loaded": "#009e73", "longest_prefix": "#cc79a7"}
 )
-"""Okabe and Ito's palette, told apart with every colour vision."""
+"""The palette of Okabe and Ito, whose colours can be told apart with every kind of colour vision."""
 OTHER_COLOURS = ("#56b4e9", "#d55e00", "#f0e442", "#555555")
 INK = "#222222"
 FAINT = "#dddddd"
@@ -37,7 +37,7 @@ def _label(result: Result) -> str:
 def _hit_rates(axes: Any, results: Sequence[Result], ceiling: float | None) -> None:
     rates = [r.hit_rate or 0.0 for r in results]
     bars = axes.bar([_label(r) for r in results], rates, color=[_colour(r, results) for r in results], width=0.6)
-    # On white, for a bar that reaches the ceiling would have the dashed line through its label.
+    # On white: otherwise the dashed line would cross the label of a bar that reaches the ceiling.
     axes.bar_label(
         bars,
         [percent(r.hit_rate) for r in results],
@@ -89,7 +89,7 @@ def _ttfts(axes: Any, results: Sequence[Result]) -> None:
 
 
 CROWDED = 100
-"""Largest over smallest time from which labels at 1, 2 and 5 of each decade would touch."""
+"""Largest over smallest time above which labels at 1, 2 and 5 of each decade would overlap."""
 
 
 def _distribution(axes: Any, results: Sequence[Result]) -> None:
@@ -116,7 +116,7 @@ def _distribution(axes: Any, results: Sequence[Result]) -> None:
 
 
 def _loads(axes: Any, results: Sequence[Result]) -> None:
-    """Each worker's uncached tokens, busiest first: a flat row is even work, a low one is little work."""
+    """The uncached tokens of each worker, the busiest first: a flat row is even work, a low one is little work."""
     labels = []
     for place, r in enumerate(results):
         computed = sorted((tally.uncached_tokens for tally in r.workers.values()), reverse=True)
@@ -133,8 +133,8 @@ def _loads(axes: Any, results: Sequence[Result]) -> None:
 
 
 def plot_comparison(file: Path, results: Sequence[Result], title: str, ceiling: float | None = None) -> None:
-    """Writes the picture as PNG. `ceiling` is the hit rate of one cache as large as all workers' together."""
-    # Imported here: matplotlib takes most of a second, and only a comparison's end needs it.
+    """Write the picture as PNG. `ceiling` is the hit rate of one cache as large as those of all workers together."""
+    # Imported here: matplotlib takes most of a second to import, and only the end of a comparison needs it.
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

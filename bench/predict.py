@@ -1,8 +1,8 @@
-"""Measured against modelled: what the latency model says of a finished live run.
+"""How well a finished live run agrees with the latency model.
 
-The requests are played again, in virtual time, through one engine a worker: each at the moment it was really sent,
-to the worker that really served it, with the output it really had. What is left between the measured and the modelled
-time to first token is what the real processes added: sockets, tokenising, Python.
+The requests are played again in virtual time, through one engine for each worker: each request at the moment at which
+it was sent, to the worker that served it, with the length of its answer. The difference between the measured and the
+modelled time to first token is what the real processes added: sockets, tokenising, Python.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from worker.emulator.engine.request import EngineRequest
 
 RELATIVE_TOLERANCE = 0.05
 ABSOLUTE_TOLERANCE = 0.003
-"""Seconds: "as the latency model says" means within 5 % + 3 ms."""
+"""Seconds. A time agrees with the latency model if it lies within 5 % + 3 ms of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Modelled:
-    """One request's time to first token, both ways. Emulated seconds."""
+    """The time to first token of one request, measured and modelled. Emulated seconds."""
 
     index: int
     worker: str
@@ -35,34 +35,35 @@ class Modelled:
 
     @property
     def relative_error(self) -> float:
-        """Positive when the measured one is longer."""
+        """Positive if the measured time is longer."""
         return (self.measured - self.modelled) / self.modelled
 
     def within(self, relative: float, absolute: float) -> bool:
-        """Whether the two agree to `relative` of the modelled one and `absolute` seconds."""
+        """Whether the two differ by at most `relative` of the modelled time and `absolute` seconds."""
         return abs(self.measured - self.modelled) <= relative * self.modelled + absolute
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How well a live run followed the latency model."""
+    """How well a live run agrees with the latency model."""
 
     requests: int
     measured: Summary
     modelled: Summary
     relative_error_p50: float
-    """Of the absolute values."""
+    """Median of the absolute values."""
     relative_error_p95: float
     within: float
     """Share of the requests within `RELATIVE_TOLERANCE` + `ABSOLUTE_TOLERANCE`."""
     quantiles_within: bool
-    """Whether p50, p95 and p99 of the measured times are."""
+    """Whether p50, p95 and p99 of the measured times are within it too."""
 
 
 def replay(records: Iterable[Record], prompts: Iterable[Prompt], shape: ClusterShape) -> list[Modelled]:
-    """The modelled time to first token of every request that was answered. `prompts` are those of the same workload.
+    """The modelled time to first token of every answered request. `prompts` are those of the same workload.
 
-    The engines see only what the records hold: an unanswered request, which may have cost a worker time, is missing.
+    The engines get only the requests that were answered; an unanswered one, which may have cost a worker time, is
+    missing.
     """
     answered = {r.index: r for r in records if r.error is None and r.ttft is not None}
     engines: dict[str, Engine] = {}
@@ -105,7 +106,7 @@ def _collect(engine: Engine, now: float, first_tokens: dict[str, float]) -> None
 
 
 def agreement(modelled: Sequence[Modelled]) -> Agreement:
-    """The figures of a replay; it must hold at least one request."""
+    """The figures of a replay. Raises `ValueError` if no request was answered."""
     errors = sorted(abs(each.relative_error) for each in modelled)
     measured, predicted = summary(m.measured for m in modelled), summary(m.modelled for m in modelled)
     if measured is None or predicted is None:
@@ -123,7 +124,7 @@ def agreement(modelled: Sequence[Modelled]) -> Agreement:
 
 
 def print_agreement(console: Console, figures: Agreement) -> None:
-    """One paragraph."""
+    """Print the figures as sentences."""
     for name in ("p50", "p95", "p99"):
         measured, modelled = getattr(figures.measured, name), getattr(figures.modelled, name)
         console.print(f"TTFT {name}: measured {seconds(measured)}, by the latency model {seconds(modelled)}")

@@ -18,7 +18,7 @@ from kvcache.tokens.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request and its prompt as the router and the worker would tokenise it."""
+    """One request and its prompt, as the router and the worker tokenise it."""
 
     request: TimedRequest
     tokens: list[int]
@@ -26,7 +26,7 @@ class Prompt:
 
 
 def prompts(workload: Workload, tokenizer: Tokenizer) -> Iterator[Prompt]:
-    """Every request of the workload with its tokens. Raises `PromptError` for a prompt a worker would refuse."""
+    """Every request of the workload with its tokens. Raises `PromptError` for a prompt that a worker would refuse."""
     for request in workload.requests():
         if request.path == CHAT:
             tokens = chat_prompt(request.body["messages"], tokenizer)
@@ -36,7 +36,12 @@ def prompts(workload: Workload, tokenizer: Tokenizer) -> Iterator[Prompt]:
 
 
 class PooledCache:
-    """An LRU prefix cache of `capacity` blocks. O(1) a block."""
+    """An LRU prefix cache of `capacity` blocks, with the rules of the engines. O(1) a block.
+
+    A hit is the longest run of cached blocks that leaves the last token to compute (vLLM rule 8), blocks are there from
+    the moment they are scheduled (rule 6), and the tail of a prompt is evicted before its head (rule 10). Blocks that
+    generated tokens would fill are left out, in favour of the ceiling.
+    """
 
     __slots__ = ("_blocks", "_capacity")
 
@@ -45,7 +50,8 @@ class PooledCache:
         self._capacity = capacity
 
     def admit(self, keys: Sequence[BlockKey], reusable: int) -> int:
-        """Blocks of a prompt found, at most `reusable`; afterwards all its blocks are held, most recent first."""
+        """How many leading blocks of a prompt are found, at most `reusable`. Afterwards all its blocks are held, its
+        first block as the most recently used."""
         blocks = self._blocks
         found = 0
         while found < reusable and keys[found] in blocks:
@@ -58,12 +64,12 @@ class PooledCache:
         return found
 
     def held(self) -> frozenset[BlockKey]:
-        """The blocks in the cache now."""
+        """The blocks that are in the cache now."""
         return frozenset(self._blocks)
 
 
 def pooled_hit_rate(prompts: Iterable[Prompt], capacity: int, block_size: int) -> float:
-    """Cached over all prompt tokens when the prompts come one after the other; `capacity` in blocks."""
+    """Cached over all prompt tokens, if the prompts come one after the other; `capacity` in blocks."""
     cache = PooledCache(capacity)
     hits = total = 0
     for prompt in prompts:

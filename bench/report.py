@@ -10,11 +10,11 @@ from rich.table import Table
 from bench.result import Result, Summary
 
 TOLERATED_ERRORS = 0.01
-"""A strategy that fails more than this share of the requests wins nothing."""
+"""A strategy that fails more than this share of the requests cannot win."""
 
 
 def seconds(value: float | None) -> str:
-    """A time in the unit that reads best."""
+    """A time, in the unit that suits its size."""
     if value is None:
         return "-"
     return f"{value * 1e3:.0f} ms" if value < 1 else f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
@@ -26,7 +26,7 @@ def percent(value: float | None) -> str:
 
 
 def tokens(value: float) -> str:
-    """A number of tokens in three figures or so."""
+    """A number of tokens, rounded to about three digits."""
     if value < 10_000:
         return f"{value:,.0f}"
     return f"{value / 1e3:,.0f} k" if value < 1e6 else f"{value / 1e6:,.2f} M"
@@ -37,12 +37,12 @@ def _p50(result: Result) -> float:
 
 
 def winner(results: Sequence[Result]) -> Result:
-    """The strategy whose typical request starts answering soonest, among those that answer."""
+    """The strategy with the smallest TTFT p50, among those that answer their requests."""
     return min(results, key=lambda r: (r.errors > TOLERATED_ERRORS * r.requests, _p50(r)))
 
 
 def why(results: Sequence[Result]) -> str:
-    """One sentence: who won, and by what."""
+    """One sentence: which strategy won, and why."""
     best = winner(results)
     others = sorted((r for r in results if r is not best), key=_p50)
     if best.ttft_seconds is None:
@@ -64,7 +64,7 @@ def why(results: Sequence[Result]) -> str:
 
 
 def comparison_table(results: Sequence[Result], ceiling: float | None = None) -> Table:
-    """A row a strategy; the winner in bold. `ceiling` is the pooled cache's hit rate."""
+    """A row for each strategy, the winner in bold. `ceiling` is the hit rate of the pooled cache."""
     table = Table(title="Strategies, best TTFT p50 first", title_justify="left")
     table.add_column("strategy")
     for heading in ("requests", "errors", "hit rate", "TTFT p50", "p95", "p99", "latency p50", "prefill", "max/mean"):

@@ -1,6 +1,7 @@
-"""What a run measured: one record a request, and the result that a file of JSON holds.
+"""What a run measured: one record for each request, and the result, which is written as JSON.
 
-All times are emulated seconds: of a run at `--speed S`, wall seconds times S. So results at different speeds compare.
+All times are emulated seconds, which are wall seconds times `--speed`, so that results at different speeds can be
+compared.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import orjson
 
 HIT_SHARE = 0.5
-"""A request counts as a hit when at least this share of its prompt was cached. Any cached token would be too little:
-with a system prompt that all requests share, every one of them would be a hit."""
+"""A request counts as a hit if at least this share of its prompt was cached. One cached token is not enough: with a
+system prompt that all requests share, every request would be a hit."""
 
 
 class ResultError(ValueError):
@@ -27,7 +28,7 @@ class ResultError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request as its sender saw it. Times are emulated seconds since the start of the run."""
+    """One request, as its sender observed it. Times are emulated seconds since the start of the run."""
 
     index: int
     """Position in the workload."""
@@ -38,7 +39,7 @@ class Record:
     finished: float | None = None
     """When the stream ended."""
     worker: str = ""
-    """Empty when no worker was named."""
+    """Empty: the answer names none."""
     reason: str = ""
     """Why the router chose that worker."""
     matched_blocks: int | None = None
@@ -47,7 +48,7 @@ class Record:
     cached_tokens: int | None = None
     output_tokens: int | None = None
     error: str | None = None
-    """What went wrong, in a few words that can be counted; None for a request answered in full."""
+    """What went wrong, in a few words that can be counted; None: the request was answered in full."""
 
     @property
     def ttft(self) -> float | None:
@@ -61,7 +62,7 @@ class Record:
 
     @property
     def hit(self) -> bool | None:
-        """Whether the cache held `HIT_SHARE` of the prompt; None when the server does not say."""
+        """Whether the cache held `HIT_SHARE` of the prompt; None: the server does not say."""
         if self.cached_tokens is None or not self.prompt_tokens:
             return None
         return self.cached_tokens >= HIT_SHARE * self.prompt_tokens
@@ -93,7 +94,7 @@ class WorkerTally:
     requests: int = 0
     prompt_tokens: int = 0
     uncached_tokens: int = 0
-    """Prompt tokens it had to compute, of the requests whose answers say how many were cached."""
+    """Prompt tokens that it had to compute, for the requests whose answers say how many were cached."""
     output_tokens: int = 0
 
 
@@ -104,11 +105,11 @@ class LoadgenHealth:
     lateness_seconds: Summary | None
     """Actual minus scheduled sending."""
     loop_lag_seconds: Summary | None
-    """How much longer than asked a short sleep took: by so much any time it measures may be too long."""
+    """How much longer than asked a short sleep took. Any measured time may be too long by this much."""
     cpu_share: float
     """Of one core, over the run."""
     bottleneck: tuple[str, ...]
-    """Why the figures are the load generator's rather than the cluster's; empty when it kept up."""
+    """Why the figures are about the load generator rather than the cluster; empty: it kept up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +120,19 @@ class Result:
     requests: int
     errors: int
     hit_rate: float | None
-    """Cached prompt tokens, as the workers report them, over prompt tokens; None when they report none."""
+    """Cached prompt tokens, as the workers report them, over prompt tokens; None: they report none."""
     ttft_seconds: Summary | None
     latency_seconds: Summary | None
     hit: Split
-    """Requests of whose prompt at least `HIT_SHARE` was cached."""
+    """Requests with at least `HIT_SHARE` of the prompt cached."""
     miss: Split
     match_blocks: Mapping[str, int]
     """Requests by the number of blocks matched, in ranges of powers of two."""
     workers: Mapping[str, WorkerTally]
     computed_tokens: int
-    """Prompt tokens that all workers together had to compute, of the requests whose answers say what was cached."""
+    """Prompt tokens that all workers together had to compute, for the requests whose answers say what was cached."""
     prefill_skew: float | None
-    """Largest over mean of the workers' uncached tokens; 1 is even."""
+    """Largest over mean of the workers' uncached tokens; 1: the work is even."""
     error_causes: Mapping[str, int]
     reasons: Mapping[str, int]
     duration_seconds: float
@@ -147,14 +148,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a run knows of itself besides its records."""
+    """What is known of a run besides its records."""
 
     strategy: str
     seed: int
     config: Mapping[str, Any]
     block_size: int = 16
     worker_ids: Sequence[str] = ()
-    """Workers that exist, so that one that got no request still counts for the mean."""
+    """All workers, so that one without requests counts for the mean."""
     loadgen: LoadgenHealth | None = None
     extra_versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -168,7 +169,7 @@ def quantile(ordered: Sequence[float], q: float) -> float:
 
 
 def summary(values: Iterable[float]) -> Summary | None:
-    """Mean and quantiles; None of nothing."""
+    """Mean and quantiles; None: there are no values."""
     ordered = sorted(values)
     if not ordered:
         return None
@@ -193,7 +194,7 @@ def _own_version() -> str:
 
 
 def versions(extra: Mapping[str, str]) -> dict[str, str]:
-    """What the figures were made with."""
+    """Versions of the software that the figures were made with."""
     return {
         "kvcluster": _own_version(),
         "python": platform.python_version(),
@@ -241,7 +242,8 @@ def _tallies(records: Sequence[Record], worker_ids: Sequence[str]) -> dict[str, 
 
 
 def summarise(records: Sequence[Record], info: RunInfo) -> Result:
-    """The result of a run. Figures are of the requests answered in full; the others are counted by cause."""
+    """The result of a run. The figures are about the requests that were answered in full; the others are counted by
+    cause."""
     answered = [r for r in records if r.error is None]
     told = [r for r in answered if r.hit is not None]
     prompt_tokens = sum(r.prompt_tokens or 0 for r in told)
@@ -274,13 +276,13 @@ def summarise(records: Sequence[Record], info: RunInfo) -> Result:
 
 
 def write_json(file: Path, value: object) -> None:
-    """Writes dataclasses, mappings and lists as JSON that reads well."""
+    """Write dataclasses, mappings and lists as indented JSON."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def write_records(file: Path, records: Iterable[Record]) -> None:
-    """Writes one line of JSON a request."""
+    """Write one line of JSON for each request."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as lines:
         for record in records:

@@ -1,4 +1,4 @@
-"""One run against a live endpoint: build the workload, drive it, show and keep what it gave."""
+"""One run against a live endpoint: build the workload, send it, print and write the result."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class BenchOptions:
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout: float = 600.0
     block_size: int = 16
-    """To count matched blocks by, where the router's header does not."""
+    """Tokens of a block, to count matched blocks if the router's header does not state them."""
     json: Path | None = None
     """Where the result goes."""
     raw: Path | None = None
-    """Where one line a request goes."""
+    """Where the records go, one line for each request."""
 
     def __post_init__(self) -> None:
         if not self.speed > 0:
@@ -40,7 +40,7 @@ class BenchOptions:
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar of requests answered; the value it yields takes (sent, answered, failed)."""
+    """A bar that shows the answered requests. It yields a function that takes (sent, answered, failed)."""
     columns = (
         TextColumn("{task.description:<16}"),
         BarColumn(),
@@ -48,7 +48,7 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
     )
-    # Redrawn by hand: a thread of its own would compete with the event loop that does the measuring.
+    # Redrawn by `update`: a thread for it would compete with the event loop that measures.
     with Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, note="")
         shown = -1
@@ -73,7 +73,7 @@ async def measure(
     strategy: str = "",
     worker_ids: Sequence[str] = (),
 ) -> tuple[Result, Driven]:
-    """Drives `url` and sums it up, writing and printing nothing but a progress bar. Raises `EndpointError`."""
+    """Send the workload to `url` and return the result; only a progress bar is printed. Raises `EndpointError`."""
     load = LoadOptions(options.speed, options.model, options.headers, options.timeout)
     with progress_bar(console, strategy or workload.name, workload.count) as progress:
         driven = await drive(url.rstrip("/"), workload, load, progress)
@@ -97,7 +97,7 @@ async def measure(
 
 
 async def run(url: str, options: BenchOptions, console: Console) -> Result:
-    """Drives any OpenAI endpoint, prints the result and writes the files asked for.
+    """Send a workload to any OpenAI endpoint, print the result and write the files that the options name.
 
     Raises `WorkloadError` and `EndpointError`.
     """

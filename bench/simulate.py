@@ -28,7 +28,7 @@ from worker.emulator.engine.request import EngineRequest, Output
 
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
-    """The cluster to simulate: what a manifest says of it."""
+    """The cluster that a simulation or a replay emulates, as a manifest describes it."""
 
     workers: int
     engine: EngineConfig
@@ -36,10 +36,11 @@ class ClusterShape:
     model: str
     tokenizer: str = "gpt2"
     speeds: tuple[float, ...] = ()
-    """How many times as fast as `latency` says each worker is; those beyond the end are as fast as it says."""
+    """By which factor each worker is faster than `latency` says; workers beyond the end of the tuple are as fast as it
+    says."""
 
     def latency_of(self, worker: int) -> LatencyModel:
-        """What the engine of worker `worker` (from 0) takes. The router is told `latency`, of all of them."""
+        """The latency of the engine of worker `worker` (from 0). The router is told `latency` for all of them."""
         return self.latency.scaled(self.speeds[worker]) if worker < len(self.speeds) else self.latency
 
     @property
@@ -49,7 +50,8 @@ class ClusterShape:
 
 
 class SeededTokens:
-    """Generated tokens of one request: different for each request, so that no answer hits another's blocks."""
+    """The generated tokens of one request: they differ between requests, so that no prompt hits the blocks of another
+    request's answer."""
 
     __slots__ = ("_seed",)
 
@@ -57,23 +59,23 @@ class SeededTokens:
         self._seed = index * 2_654_435_761
 
     def token(self, index: int) -> int:
-        """Never an end-of-sequence token: lengths are the workload's."""
+        """Never an end-of-sequence token, because the workload sets the lengths."""
         return 512 + ((self._seed + index * 40_503) >> 4) % 16_384
 
 
 LOAD_INTERVAL = 0.02
-"""Shortest time between two load reports without cache events, as a worker's feed keeps it."""
+"""Least seconds between two load reports without cache events, as in a worker's feed."""
 SIGN_OF_LIFE = 1.0
-"""Longest silence of a worker's feed."""
+"""Most seconds between two batches of a worker's feed."""
 GOLDEN = 0.618033988749895
-"""Multiples of it, modulo 1, spread evenly: which requests are streamed."""
+"""Its multiples modulo 1 are spread evenly; they decide which requests stream."""
 EPOCH = 1
 FINGERPRINT = "simulated"
 
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """What lies between router and workers. Seconds, one way."""
+    """Delays between router and workers, one way, in seconds."""
 
     network: float = 0.001
     feed: float = 0.001
@@ -114,26 +116,26 @@ class _Worker:
         """As last reported."""
         self.loaded_at = 0.0
         self.looked_at = 0.0
-        """When a change of load was last looked for."""
+        """When the load was last compared with the one reported."""
         self.reporting = False
-        """Whether a look at the load is on the heap."""
+        """Whether a comparison of the load is on the heap."""
         self.wakes: float | None = None
-        """The end of the step in progress, when it is on the heap."""
+        """End of the step in progress, if it is on the heap."""
 
 
 class Simulation:
-    """One strategy's run over one workload. Not reusable: make one a run."""
+    """A run of one strategy over one workload. Not reusable: each run takes a new one."""
 
     def __init__(
         self, shape: ClusterShape, strategy: str, delays: Delays, *, streamed: float = 1.0, routers: int = 1
     ) -> None:
-        """`streamed`: share of the requests that ask for a stream; the others' answers arrive whole, at their end.
-        `routers`: how many there are; they get the requests in turn and know of one another's by the feeds only."""
+        """`streamed`: share of the requests that ask for a stream; the other answers arrive at their end as a whole.
+        `routers`: how many there are; they get the requests in turn and know of one another only by the feeds."""
         self._shape = shape
         self._delays = delays
         self._streamed = streamed
         self._next: Callable[[float], None] | None = None
-        """Closed loop: sends the next request when one is answered."""
+        """Sends the next request of a closed loop when one is answered; None: the loop is open."""
         self._heap: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = counter()
         self.workers = [_Worker(number, shape) for number in range(shape.workers)]
@@ -150,7 +152,7 @@ class Simulation:
             latency=shape.latency,
         )
         self.fleets = [Fleet(config) for _ in range(routers)]
-        """One a router."""
+        """One for each router."""
         for fleet in self.fleets:
             for worker in self.workers:
                 fleet.add(worker.url)
@@ -158,11 +160,11 @@ class Simulation:
 
     @property
     def worker_ids(self) -> list[str]:
-        """As records name them."""
+        """The workers, as records name them."""
         return [worker.info.worker_id for worker in self.workers]
 
     def run(self, prompts: Iterable[Prompt], progress: Callable[[int, int, int], None]) -> list[Record]:
-        """Plays the whole workload; the records are in its order. `progress` takes (sent, answered, failed)."""
+        """Play the whole workload. Returns the records in its order. `progress` takes (sent, answered, failed)."""
         coming = iter(prompts)
         sent = 0
 
@@ -188,8 +190,8 @@ class Simulation:
         return sorted(self.records, key=lambda record: record.index)
 
     def run_closed(self, prompts: Iterable[Prompt], clients: int, seconds: float) -> list[Record]:
-        """`clients` clients send the prompts, each the next one as soon as it has its answer, for so many seconds; when
-        the workload says that a request comes plays no part. The records of what was answered by then."""
+        """For `seconds`, `clients` clients send the prompts, each the next one as soon as it has an answer; the arrival
+        times of the workload are not used. Returns the records of the requests that were answered by then."""
         coming = iter(prompts)
 
         def send_next(now: float) -> None:
@@ -214,7 +216,7 @@ class Simulation:
     # --- the router's side ---------------------------------------------------------------------------------------
 
     def _arrive(self, now: float, prompt: Prompt) -> None:
-        """The router decides and sends the request on its way."""
+        """A request arrives at the router, which decides and sends it to a worker."""
         keys = PrefixKeys(pack_tokens(prompt.tokens), self._shape.engine.block_size, prompt.scope)
         streaming = prompt.request.index * GOLDEN % 1.0 < self._streamed
         request = RouteRequest(
@@ -238,7 +240,7 @@ class Simulation:
         )
         self._at(now + self._delays.network, lambda then: self._submit(then, worker, engine_request))
 
-    def _hear(self, now: float, worker: _Worker, events: tuple[Event, ...], load: Load) -> None:
+    def _report(self, now: float, worker: _Worker, events: tuple[Event, ...], load: Load) -> None:
         """A batch leaves the worker; it reaches the router after the feed's delay."""
         worker.seq += bool(events)
         worker.loaded, worker.loaded_at, worker.looked_at = load, now, now
@@ -257,7 +259,7 @@ class Simulation:
         self._advance(now, worker)
 
     def _advance(self, now: float, worker: _Worker) -> None:
-        """Takes the engine to `now`, hands on what came out, and arranges for the end of its next step."""
+        """Advance the engine to `now`, pass its outputs on, and schedule the end of its next step."""
         if worker.wakes is not None and worker.wakes <= now:
             worker.wakes = None
         for output in worker.engine.advance(now):
@@ -266,7 +268,7 @@ class Simulation:
         worker.engine.take_finished()
         events = tuple(worker.engine.take_events())
         if events:
-            self._hear(now, worker, events, worker.engine.load())
+            self._report(now, worker, events, worker.engine.load())
         elif not worker.reporting:
             worker.reporting = True
             self._at(max(now, worker.looked_at + LOAD_INTERVAL), lambda then: self._report_load(then, worker))
@@ -276,7 +278,7 @@ class Simulation:
             self._at(due, lambda then: self._wake(then, worker))
 
     def _wake(self, now: float, worker: _Worker) -> None:
-        if worker.wakes == now:  # else this step was already completed when a request came in at its very end
+        if worker.wakes == now:  # otherwise a request that came at the end of the step has completed it
             self._advance(now, worker)
 
     def _report_load(self, now: float, worker: _Worker) -> None:
@@ -284,13 +286,13 @@ class Simulation:
         worker.looked_at = now
         load = worker.engine.load()
         if load != worker.loaded:
-            self._hear(now, worker, (), load)
+            self._report(now, worker, (), load)
 
     def _housekeep(self, now: float) -> None:
-        """No worker's feed is silent for longer than `SIGN_OF_LIFE`, and the router looks for those that are."""
+        """Each worker's feed sends a batch at least every `SIGN_OF_LIFE`, and the routers look for silent workers."""
         for worker in self.workers:
             if now - worker.loaded_at >= SIGN_OF_LIFE / 2:
-                self._hear(now, worker, (), worker.engine.load())
+                self._report(now, worker, (), worker.engine.load())
         for fleet in self.fleets:
             fleet.expire(now)
         if self._to_come or self._in_flight:

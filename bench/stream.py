@@ -1,7 +1,7 @@
 """Reading an OpenAI answer that comes as server-sent events, with as little work as a measurement allows.
 
-Only the events up to the first token and the last few are looked into: those say when the answer began, how long it
-is, how much of the prompt was cached and whether it ended well.
+Only the events up to the first token and the last few are decoded: they say when the answer began, how long it is, how
+much of the prompt was cached and whether it ended well.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from runtime.sse import EMPTY_LINE, complete_events, event_data
 _SEPARATOR = b"\n\n"
 _DONE = b"[DONE]"
 LAST_EVENTS = 5
-"""Events at the end that are looked into: finish reason, usage, error and [DONE] are among them."""
+"""Events at the end that are decoded: finish reason, usage, error and [DONE] are among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What the end of a stream says."""
+    """What the last events of a stream say."""
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -39,7 +39,7 @@ def _decoded(data: bytes) -> dict[str, Any]:
 
 
 def has_content(data: bytes) -> bool:
-    """Whether this data is of a generated token: not the chunk that only names the role, nor one without choices."""
+    """Whether this data holds a generated token; the chunk that only names the role and one without choices do not."""
     for choice in _decoded(data).get("choices") or ():
         delta = choice.get("delta")
         if delta is None:
@@ -58,7 +58,7 @@ class FirstToken:
         self._rest = b""
 
     def push(self, piece: bytes) -> bool:
-        """Takes the next piece; True when it completes the first event with content."""
+        """Take the next piece. Returns whether it completes the first event with content."""
         data = self._rest + piece
         size = complete_events(data)
         self._rest = data[size:]
@@ -87,7 +87,7 @@ def ending(body: bytes) -> Ending:
 
 
 def _last_events(body: bytes) -> list[bytes]:
-    """Data of the last events, at least one (empty); comments, which may stand anywhere, are none."""
+    """Data of the last events, or one empty one; comments, which may stand anywhere, are no events."""
     found: list[bytes] = []
     end = len(body)
     while end > 0 and len(found) < LAST_EVENTS:
@@ -99,7 +99,7 @@ def _last_events(body: bytes) -> list[bytes]:
 
 
 def error_name(fields: dict[str, Any]) -> str:
-    """The type of an OpenAI error body, or what there is instead: short, so that causes can be counted."""
+    """The type of an OpenAI error body, or what stands in its place; short, so that causes can be counted."""
     error = fields.get("error")
     if type(error) is not dict:
         return str(error)[:80]
@@ -107,6 +107,6 @@ def error_name(fields: dict[str, Any]) -> str:
 
 
 def status_error(status: int, body: bytes) -> str:
-    """The cause of an answer that is no stream."""
+    """The error of an answer that is not a stream."""
     fields = _decoded(body)
     return f"HTTP {status} {error_name(fields)}" if fields.get("error") else f"HTTP {status}"

@@ -1,8 +1,10 @@
-"""What a block of a real engine costs the agent: `python -m bench.micro.agent [--blocks N] [--json]`.
+"""The time and memory that a block of a real engine takes in the agent: `python -m bench.micro.agent [--blocks N]
+[--json]`.
 
-Prompts of 256 blocks are stored 64 blocks an event (a chunk of prefill), then 16 more blocks one by one (decode), until
-the cache is full; then half are removed one an event, as vLLM does. Times include msgpack. Memory is what the process
-grew by. Beside it, that of the way not taken: tokens and a link to the parent instead of hash states.
+Prompts of 256 blocks are stored with 64 blocks in an event (a chunk of prefill), then 16 more blocks one by one
+(decode), until the cache is full; then half of them are removed, one in each event, as vLLM does. Times include
+msgpack. Memory is the growth of the process. Beside it stands that of the rejected design: tokens and a link to the
+parent instead of hash states.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def _removals(names: Sequence[int]) -> Iterator[bytes]:
 
 
 def _grown(make: Callable[[], Any]) -> tuple[Any, int]:
-    """What `make` makes, and by how much the process grew."""
+    """The result of `make`, and by how many bytes the process grew."""
     gc.collect()
     before = _resident()
     made = make()
@@ -65,7 +67,7 @@ def _grown(make: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def measure(blocks: int, size: int = 16) -> dict[str, float]:
-    """Microseconds and bytes a block."""
+    """Microseconds and bytes for each block."""
     held = EngineBlocks(size)
     spent = 0.0
 

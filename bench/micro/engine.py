@@ -1,9 +1,9 @@
-"""What the emulated engine costs: CPU time of a block operation, a decoded token, a prefilled block.
+"""The CPU time of the emulated engine: a block operation, a decoded token, a prefilled block.
 
-Run `python -m bench.micro.engine`. A block operation must cost the same whatever the size of the cache, so the last
-column is what to look at: the time at 50,000 blocks over the time at 5,000 (memory further away from the processor
-makes it somewhat more than 1; a search or a shift in a list would make it 10). CPU time, and the best of several
-rounds: other processes disturb it little.
+Run `python -m bench.micro.engine`. A block operation must take the same time whatever the size of the cache. The last
+column shows it: the time at 50,000 blocks over the time at 5,000. Memory that is further away from the processor makes
+it somewhat more than 1; a search or a shift in a list would make it 10. The figures are CPU time and the best of
+several rounds, so that other processes disturb them little.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROUNDS = 7
 
 
 class _Endless:
-    """A source of tokens that costs nothing."""
+    """A source of tokens that takes no time."""
 
     def token(self, index: int) -> int:
         return index & 1023
@@ -35,10 +35,11 @@ def _key(number: int) -> BlockKey:
 
 
 def _pass(cache: BlockPool, keys: list[list[BlockKey]]) -> dict[str, float]:
-    """Seconds a block of each operation, once over the cache: every sequence comes, ends, is hit and ends again."""
+    """Seconds for each block, by operation, in one pass: every sequence is allocated, released, hit and released
+    again."""
     held: list[list[int]] = []
     count = len(keys)
-    # A stride spreads the operations over the cache: neighbours in time are no neighbours in memory.
+    # A stride spreads the operations over the cache: those that follow one another are far apart in memory.
     spread = [number * 7919 % count for number in range(count)]
     operations: dict[str, Callable[[int], None]] = {
         "allocate and evict": lambda n: held.append(cache.allocate(RUN)),
@@ -59,14 +60,14 @@ def _pass(cache: BlockPool, keys: list[list[BlockKey]]) -> dict[str, float]:
 
 
 def block_operations(total: int, rounds: int = ROUNDS) -> dict[str, float]:
-    """Seconds a block of each operation on a full cache of `total` blocks: the best of `rounds` passes over it."""
+    """Seconds for each block, by operation, on a full cache of `total` blocks: the best of `rounds` passes over it."""
     cache = BlockPool(total)
     count = total // RUN
     passes = []
     for turn in range(rounds + 1):
         keys = [[_key((turn * count + n) * RUN + i) for i in range(RUN)] for n in range(count)]
         passes.append(_pass(cache, keys))
-    passes = passes[1:]  # the first fills an empty cache: nothing is evicted yet
+    passes = passes[1:]  # the first one fills an empty cache and evicts nothing
     return {name: min(measured[name] for measured in passes) for name in passes[0]}
 
 
@@ -78,7 +79,7 @@ def _engine(sequences: int) -> Engine:
 
 
 def decode(sequences: int, tokens: int = 320, rounds: int = ROUNDS) -> float:
-    """Seconds a generated token with so many sequences in each step."""
+    """Seconds for each generated token, with this many sequences in each step."""
     best = float("inf")
     for _ in range(rounds):
         engine = _engine(sequences)
@@ -94,7 +95,7 @@ def decode(sequences: int, tokens: int = 320, rounds: int = ROUNDS) -> float:
 
 
 def prefill(tokens: int, rounds: int = ROUNDS) -> tuple[float, float]:
-    """Seconds a block of a prompt of `tokens` tokens, from its submission to its first token: cold, and all cached."""
+    """Seconds for each block of a prompt of `tokens` tokens, from submission to first token: cold, and all cached."""
     cold = warm = float("inf")
     prompt = list(range(tokens))
     for _ in range(rounds):

@@ -1,8 +1,9 @@
-"""What one decision costs, and one stored or removed block: `python -m bench.micro.index [--json]`.
+"""The time of one decision, and of one stored or removed block: `python -m bench.micro.index [--json]`.
 
-Eight workers hold 27,000 blocks each, partly shared. Prompts of 4,096 and 131,072 tokens, of which nothing, half or
-everything is cached somewhere, are decided and dispatched. Prompt keys are made anew for each decision, so the hashing
-of the prompt is included; tokenising is not. Each figure is the median, in microseconds of wall time.
+Eight workers hold 27,000 blocks each, some of them in common. Prompts of 4,096 and 131,072 tokens, of which nothing,
+half or everything is cached on some worker, are decided and dispatched. The keys of the prompt are new for each
+decision, so hashing the prompt is included; tokenising it is not. Each figure is the median, in microseconds of wall
+time.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def _batch(seq: int, event: Event) -> Batch:
 
 
 def _filled(prompt_keys: Sequence[BlockKey], held: Sequence[int], rng: random.Random) -> Fleet:
-    """Worker n holds the first `held[n]` blocks of the prompt; the rest of every cache is other blocks, every second
-    of which the next worker holds too."""
+    """Worker n holds the first `held[n]` blocks of the prompt. The rest of every cache are other blocks, a quarter of a
+    cache of which the next worker holds too."""
     fleet = Fleet(FleetConfig(block_size=BLOCK_SIZE, fingerprint="-", latency=profile(DEFAULT_PROFILE).latency))
     shared: list[BlockKey] = []
     for number, depth in enumerate(held):
@@ -69,7 +70,7 @@ def _decisions(rounds: int, rng: random.Random) -> list[dict[str, object]]:
         packed, keys = pack_tokens(tokens), block_keys(tokens, BLOCK_SIZE)
         for cached in CACHED:
             depth = int(cached * (len(keys) - 1))
-            # Eight different depths: the most that one search can be made to part.
+            # Eight different depths: the most at which one search can split.
             fleet = _filled(keys, [depth * (WORKERS - n) // WORKERS for n in range(WORKERS)], rng)
             choose: list[float] = []
             dispatch: list[float] = []
@@ -113,7 +114,7 @@ def _feed(rounds: int, rng: random.Random) -> dict[str, float]:
 
 
 def measure(rounds: int, seed: int = 0) -> dict[str, object]:
-    """All figures; `rounds` decisions or batches a figure."""
+    """All figures, each of `rounds` decisions or batches."""
     rng = random.Random(seed)
     return {
         "workers": WORKERS,
@@ -139,7 +140,7 @@ def _print(figures: dict[str, object]) -> None:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.micro.index", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--rounds", type=int, default=200, help="decisions or batches a figure (default: 200)")
+    parser.add_argument("--rounds", type=int, default=200, help="decisions or batches for each figure (default: 200)")
     options = parser.parse_args(arguments)
     figures = measure(options.rounds)
     if options.json:

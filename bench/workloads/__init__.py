@@ -1,4 +1,4 @@
-"""Seeded workloads: what is asked, and when. The same workload drives a live endpoint and the simulator."""
+"""Seeded workloads: which requests come, and when. The same workload serves live endpoints and the simulator."""
 
 from __future__ import annotations
 

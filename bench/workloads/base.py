@@ -1,7 +1,7 @@
-"""What a workload is: timed requests that depend on nothing but its parameters and its seed.
+"""What a workload is: timed requests that depend only on its parameters and its seed.
 
-A workload knows no clock and no socket. It yields requests in the order of their arrival; the load generator
-sends them when they are due, the simulator submits them at that time of its virtual clock.
+A workload knows no clock and no socket. It yields requests in the order of their arrival; the load generator sends them
+when they are due, and the simulator submits them at that time of its virtual clock.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ CHAT = "/v1/chat/completions"
 
 FIRST_TOKEN_ID = 512
 TOKEN_IDS = 1 << 14
-"""Prompts sent as token ids use FIRST_TOKEN_ID..FIRST_TOKEN_ID + TOKEN_IDS - 1: plain words in every vocabulary of
-32,000 and more, clear of the special and the byte-fallback tokens at its beginning."""
+"""Prompts that are sent as token ids use FIRST_TOKEN_ID..FIRST_TOKEN_ID + TOKEN_IDS - 1. These are plain words in every
+vocabulary of 32,000 tokens or more, not the special or byte-fallback tokens at its beginning."""
 
 
 class WorkloadError(ValueError):
-    """A workload cannot be built; the message says what is wrong and what is allowed."""
+    """A workload cannot be built. The message says what is wrong and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,16 @@ class TimedRequest:
     path: str
     """`COMPLETIONS` or `CHAT`."""
     body: Mapping[str, Any]
-    """OpenAI body without `model` and the streaming fields, which whoever sends it adds."""
+    """OpenAI body without `model` and the streaming fields, which the sender adds."""
     max_tokens: int
-    """Tokens that are generated: every body says `ignore_eos`, so that runs generate alike."""
+    """Tokens that are generated: every body sets `ignore_eos`, so that all runs generate the same number."""
     prompt_tokens: int | None = None
-    """Length of the prompt where it is known without a tokenizer."""
+    """Length of the prompt, if it is known without a tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadSpec:
-    """Which workload, and its parameters; None means the workload's own default."""
+    """Which workload, and its parameters; None: the default of the workload."""
 
     name: str
     seed: int = 0
@@ -62,18 +62,18 @@ class WorkloadSpec:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A workload that can be run again and again: every call of `requests` yields the same ones."""
+    """A workload, which can be run any number of times: every call of `requests` yields the same ones."""
 
     name: str
     seed: int
     count: int
     config: Mapping[str, Any]
-    """The parameters in force, for the result file."""
+    """The effective parameters, for the result file."""
     requests: Callable[[], Iterator[TimedRequest]]
 
 
 def poisson_arrivals(random: Random, rate: float) -> Iterator[float]:
-    """Arrival times, in seconds, of an open stream of `rate` requests a second."""
+    """Arrival times, in seconds, of an endless stream of `rate` requests a second."""
     at = 0.0
     while True:
         at += random.expovariate(rate)
@@ -83,7 +83,7 @@ def poisson_arrivals(random: Random, rate: float) -> Iterator[float]:
 def token_ids(name: str, count: int) -> list[int]:
     """`count` token ids that are a pure function of `name`; a shorter list is a prefix of a longer one.
 
-    All ids are masked and shifted into their range at once, as one large integer: a trace has millions of them.
+    All ids are masked and shifted into their range at once, as one large integer, because a trace has millions of them.
     """
     size = 2 * count
     ones = int.from_bytes(b"\x01\x00" * count, "little")

@@ -1,8 +1,8 @@
-"""`chat`: conversations of several turns; each turn's prompt contains the turns before it.
+"""`chat`: conversations of several turns; the prompt of each turn contains the turns before it.
 
-Open loop: a user's next turn comes after a think time, not after the answer, so what a slow strategy does to one turn
-never thins out the arrivals it is measured on. For the same reason the assistant's turns in the history are seeded
-text and not what the engine answered: a turn shares the whole of the former prompt, but not the former answer.
+It is an open loop: a user's next turn comes after a think time, not after the answer, so a slow strategy does not
+reduce the arrivals on which it is measured. For the same reason the assistant's turns in the history are seeded text
+and not what the engine answered: a turn shares the whole prompt of the turn before it, but not the answer.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ TURNS = 5
 MAX_TURNS = 12
 MEAN_TURNS = TURNS * (1 - (1 - 1 / TURNS) ** MAX_TURNS)
 WARM_UP = 90.0
-"""Seconds before the start at which conversations begin, so that the rate is steady from the start: their turns
-before it are not sent."""
+"""Conversations begin this many seconds before the start, so that the rate is steady from the start. Their turns before
+the start are not sent."""
 THINK_SECONDS = 4.0
-"""Mean time between two turns of one conversation: exponential, on top of `READ_SECONDS`."""
+"""Mean seconds between two turns of one conversation, exponentially distributed and in addition to `READ_SECONDS`."""
 READ_SECONDS = 2.0
 USER_WORDS = (10, 60)
 ASSISTANT_WORDS = (40, 120)

@@ -24,7 +24,7 @@ from random import Random
 from bench.workloads.base import TimedRequest, Workload, WorkloadError, WorkloadSpec, chat, poisson_arrivals
 
 MIN_NAMES = 3
-"""A document must define a few names to be asked about."""
+"""A document has to define a few names that questions can be about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Document:
 
 
 def standard_library() -> list[tuple[str, Path]]:
-    """(name, file) of the standard library's public modules that are Python sources, by name."""
+    """(name, file) of the public modules of the standard library that are Python sources, sorted by name."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found = []
     for module in pkgutil.iter_modules([str(root)]):
@@ -64,10 +64,10 @@ def _entries(body: list[ast.stmt], owner: str) -> Iterator[tuple[str, str]]:
 
 
 def excerpts(module: str, source: str, length: int) -> list[Document]:
-    """A module's documentation in excerpts of at most `length` characters, each cut at the end of a line.
+    """The documentation of a module in excerpts of at most `length` characters, each cut at the end of a line.
 
-    An excerpt that names fewer than `MIN_NAMES` functions and classes, or is shorter than two thirds of
-    `length`, is left out.
+    Excerpts that name fewer than `MIN_NAMES` functions and classes, or are shorter than two thirds of `length`, are
+    left out.
     """
     tree = ast.parse(source)
     made: list[Document] = []
@@ -91,7 +91,7 @@ def excerpts(module: str, source: str, length: int) -> list[Document]:
 
 
 def documents(random: Random, count: int, length: int, per_module: int = 2) -> list[Document]:
-    """`count` documents of about `length` characters, `per_module` of one module at most. Raises `WorkloadError`."""
+    """`count` documents of about `length` characters, at most `per_module` of one module. Raises `WorkloadError`."""
     modules = standard_library()
     random.shuffle(modules)
     found: list[Document] = []
@@ -130,7 +130,7 @@ QUESTIONS = (
 
 
 def rag(spec: WorkloadSpec) -> Workload:
-    """The workload of these parameters. Raises `WorkloadError` where the standard library has no sources."""
+    """The workload of these parameters. Raises `WorkloadError` if the standard library has no sources."""
     count, rate = spec.limit or REQUESTS, spec.rate or RATE
     shelf = documents(Random(f"rag documents {spec.seed}"), DOCUMENTS, DOCUMENT_CHARS)
     weights = list(accumulate((rank + 1) ** -ZIPF for rank in range(DOCUMENTS)))

@@ -1,4 +1,4 @@
-"""`uniform` and `hot`: the two extremes, in token ids, so that lengths are exact with every tokenizer."""
+"""`uniform` and `hot`: the two extremes. Prompts are token ids, so that lengths are exact with every tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOT_TAIL_TOKENS = (64, 192)
 
 
 def uniform(spec: WorkloadSpec) -> Workload:
-    """Prompts that share nothing: what a strategy costs, or spoils, when caches cannot help."""
+    """Prompts that share nothing: they show what a strategy costs when caches cannot help."""
     count, rate = spec.limit or REQUESTS, spec.rate or RATE
 
     def requests() -> Iterator[TimedRequest]:
@@ -30,7 +30,8 @@ def uniform(spec: WorkloadSpec) -> Workload:
 
 
 def hot(spec: WorkloadSpec) -> Workload:
-    """One large prefix that every prompt shares, and tails that none does: the trap of pure longest-prefix matching."""
+    """One large prefix that every prompt shares, and tails that none shares: pure longest-prefix matching sends all
+    requests to one worker."""
     count, rate = spec.limit or REQUESTS, spec.rate or RATE
 
     def requests() -> Iterator[TimedRequest]:

@@ -1,9 +1,9 @@
 """`trace`: replay of a recorded trace in Mooncake's JSONL form (Qin et al., FAST '25).
 
-One line a request: `{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [...]}`. Each hash
-id stands for 512 tokens, the last of a request for what is left; equal ids at equal depth mean equal text. The tokens
-of a hash id are a pure function of the id, so a replay shares exactly what the recorded requests shared, whatever the
-seed. Prompts are sent as token ids.
+Each line is a request: `{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [...]}`. Each
+hash id stands for 512 tokens, the last one of a request for the rest; equal ids at equal depth mean equal text. The
+tokens of a hash id are a pure function of the id, so the requests of a replay share exactly what the recorded ones
+shared, whatever the seed. Prompts are sent as token ids.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOKENS_PER_HASH = 512
 
 
 class TraceError(WorkloadError):
-    """A line of a trace is malformed; the message names the file, the line and what is wrong."""
+    """A line of a trace is malformed. The message names the file, the line and what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def _whole(fields: dict[str, Any], name: str, least: int) -> int:
 
 
 def parse_row(line: bytes) -> TraceRow:
-    """One line of a trace. Raises `ValueError` saying what is wrong with it."""
+    """One line of a trace. Raises `ValueError`, which says what is wrong with it."""
     try:
         fields = orjson.loads(line)
     except orjson.JSONDecodeError as error:
