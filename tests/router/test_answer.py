@@ -20,41 +20,67 @@ ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},
 @pytest.mark.parametrize(
     ("held", "state"),
     [
-        (b"", StreamState.SILENT),
-        (b": keep-alive\n\n", StreamState.SILENT),
-        (ROLE, StreamState.SILENT),
-        (b'data: {"choices":[{"index":0,"text":"a"', StreamState.SILENT),
-        (b'data: {"choices":[{"index":0,"text":"a","finish_reason":null}]}\n\n', StreamState.ANSWERING),
-        (b'data: {"choices":[{"index":0,"text":"","finish_reason":null}]}\n\n', StreamState.ANSWERING),
-        (b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n', StreamState.ANSWERING),
-        (b'data: {"choices":[{"index":0,"text":"a","finish_reason":"abort"}]}\n\n', StreamState.ANSWERING),
-        (b'data: {"choices":[{"index":0,"text":"","finish_reason":"abort"}]}\n\n', StreamState.ABORTED),
-        (
+        pytest.param(b"", StreamState.SILENT, id="nothing"),
+        pytest.param(b": keep-alive\n\n", StreamState.SILENT, id="comment"),
+        pytest.param(ROLE, StreamState.SILENT, id="chat role"),
+        pytest.param(b'data: {"choices":[{"index":0,"text":"a"', StreamState.SILENT, id="half an event"),
+        pytest.param(
+            b'data: {"choices":[{"index":0,"text":"a","finish_reason":null}]}\n\n', StreamState.ANSWERING, id="text"
+        ),
+        pytest.param(
+            b'data: {"choices":[{"index":0,"text":"","finish_reason":null}]}\n\n',
+            StreamState.ANSWERING,
+            id="empty text",
+        ),
+        pytest.param(
+            b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n',
+            StreamState.ANSWERING,
+            id="empty text, stopped",
+        ),
+        pytest.param(
+            b'data: {"choices":[{"index":0,"text":"a","finish_reason":"abort"}]}\n\n',
+            StreamState.ANSWERING,
+            id="text, aborted",
+        ),
+        pytest.param(
+            b'data: {"choices":[{"index":0,"text":"","finish_reason":"abort"}]}\n\n',
+            StreamState.ABORTED,
+            id="empty text, aborted",
+        ),
+        pytest.param(
             ROLE + b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n',
             StreamState.ANSWERING,
+            id="chat content",
         ),
-        (
+        pytest.param(
             ROLE + b'data: {"choices":[{"index":0,"delta":{"reasoning":"a"},"finish_reason":null}]}\n\n',
             StreamState.ANSWERING,
+            id="chat reasoning",
         ),
-        (
+        pytest.param(
             ROLE + b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{}]},"finish_reason":null}]}\n\n',
             StreamState.ANSWERING,
+            id="chat tool call",
         ),
-        (
+        pytest.param(
             ROLE + b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort"}]}\n\n',
             StreamState.ABORTED,
+            id="chat aborted",
         ),
-        (ROLE + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', StreamState.ANSWERING),
-        (ROLE + b"data: [DONE]\n\n", StreamState.REFUSED),
-        (ERROR, StreamState.FAILED),
-        (ROLE + ERROR, StreamState.FAILED),
-        (ERROR.replace(b"500", b"400"), StreamState.REFUSED),
-        (b"event: response.created\ndata: {}\n\n", StreamState.ANSWERING),
-        (b"data: not json\n\n", StreamState.ANSWERING),
-        (b"data: 7\n\n", StreamState.ANSWERING),
-        (ERROR.replace(b"\n", b"\r\n"), StreamState.FAILED),
-        (b"x" * (MAX_HELD + 1), StreamState.ANSWERING),
+        pytest.param(
+            ROLE + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n',
+            StreamState.ANSWERING,
+            id="chat stopped",
+        ),
+        pytest.param(ROLE + b"data: [DONE]\n\n", StreamState.REFUSED, id="chat done"),
+        pytest.param(ERROR, StreamState.FAILED, id="error 500"),
+        pytest.param(ROLE + ERROR, StreamState.FAILED, id="role, then error 500"),
+        pytest.param(ERROR.replace(b"500", b"400"), StreamState.REFUSED, id="error 400"),
+        pytest.param(b"event: response.created\ndata: {}\n\n", StreamState.ANSWERING, id="type of event only"),
+        pytest.param(b"data: not json\n\n", StreamState.ANSWERING, id="not JSON"),
+        pytest.param(b"data: 7\n\n", StreamState.ANSWERING, id="no object"),
+        pytest.param(ERROR.replace(b"\n", b"\r\n"), StreamState.FAILED, id="error with CRLF"),
+        pytest.param(b"x" * (MAX_HELD + 1), StreamState.ANSWERING, id="too long for an event"),
     ],
 )
 def test_states_of_a_stream(held: bytes, state: StreamState) -> None:
@@ -88,14 +114,18 @@ def test_events_are_complete_up_to_the_last_empty_line(events: list[bytes], rest
 @pytest.mark.parametrize(
     ("body", "aborted"),
     [
-        (b'{"choices":[{"text":"cut","finish_reason":"abort"}]}', True),
-        (b'{"choices":[{"text":"a","finish_reason":"stop"},{"text":"b","finish_reason":"abort"}]}', True),
-        (b'{"choices":[{"text":"\\"abort\\"","finish_reason":"stop"}]}', False),
-        (b'{"choices":[{"text":"abort","finish_reason":"length"}]}', False),
-        (b'"abort"', False),
-        (b'{"abort"', False),
-        (b'{"choices":"abort"}', False),
-        (b"", False),
+        pytest.param(b'{"choices":[{"text":"cut","finish_reason":"abort"}]}', True, id="aborted"),
+        pytest.param(
+            b'{"choices":[{"text":"a","finish_reason":"stop"},{"text":"b","finish_reason":"abort"}]}',
+            True,
+            id="one of two aborted",
+        ),
+        pytest.param(b'{"choices":[{"text":"\\"abort\\"","finish_reason":"stop"}]}', False, id="quoted in text"),
+        pytest.param(b'{"choices":[{"text":"abort","finish_reason":"length"}]}', False, id="text"),
+        pytest.param(b'"abort"', False, id="a string"),
+        pytest.param(b'{"abort"', False, id="half an object"),
+        pytest.param(b'{"choices":"abort"}', False, id="choices of no list"),
+        pytest.param(b"", False, id="nothing"),
     ],
 )
 def test_aborted_answers(body: bytes, aborted: bool) -> None:
@@ -109,16 +139,18 @@ ONE = b'data: {"choices":[{"index":0,"text":"a","finish_reason":null}]}\n\n'
 @pytest.mark.parametrize(
     ("pieces", "passed"),
     [
-        ([COMMENT, ONE], [COMMENT, ONE]),
-        ([b": keep-alive\r\n\r\n", ONE], [b": keep-alive\r\n\r\n", ONE]),
-        ([b": keep", b"-alive\n", b"\n", ONE], [b"", b": keep-alive\n", b"\n", ONE]),
-        ([b": line\n", ONE], [b": line\n", ONE]),
-        ([b"\n", ONE], [b"\n", ONE]),
-        ([ROLE, ONE], [b"", ROLE + ONE]),
-        ([ROLE, COMMENT, ONE], [b"", ROLE + COMMENT, ONE]),
-        ([ROLE + COMMENT + ROLE, ONE], [ROLE + COMMENT, ROLE + ONE]),
-        ([ONE + ONE[:9], ONE[9:], COMMENT], [ONE, ONE, COMMENT]),
-        ([COMMENT + ONE + ROLE[:30]], [COMMENT + ONE]),
+        pytest.param([COMMENT, ONE], [COMMENT, ONE], id="comment"),
+        pytest.param([b": keep-alive\r\n\r\n", ONE], [b": keep-alive\r\n\r\n", ONE], id="comment with CRLF"),
+        pytest.param(
+            [b": keep", b"-alive\n", b"\n", ONE], [b"", b": keep-alive\n", b"\n", ONE], id="comment in pieces"
+        ),
+        pytest.param([b": line\n", ONE], [b": line\n", ONE], id="comment without an empty line"),
+        pytest.param([b"\n", ONE], [b"\n", ONE], id="empty line"),
+        pytest.param([ROLE, ONE], [b"", ROLE + ONE], id="role"),
+        pytest.param([ROLE, COMMENT, ONE], [b"", ROLE + COMMENT, ONE], id="role and comment"),
+        pytest.param([ROLE + COMMENT + ROLE, ONE], [ROLE + COMMENT, ROLE + ONE], id="comment between two roles"),
+        pytest.param([ONE + ONE[:9], ONE[9:], COMMENT], [ONE, ONE, COMMENT], id="half an event"),
+        pytest.param([COMMENT + ONE + ROLE[:30]], [COMMENT + ONE], id="half an event after a whole one"),
     ],
 )
 def test_comments_go_on_as_they_come_and_events_whole(pieces: list[bytes], passed: list[bytes]) -> None:
@@ -126,7 +158,18 @@ def test_comments_go_on_as_they_come_and_events_whole(pieces: list[bytes], passe
     assert [stream.push(piece) for piece in pieces] == passed
 
 
-@pytest.mark.parametrize("before", [b"", COMMENT, ROLE, COMMENT * 50 + ROLE, b"\n\n", b"id: 7\n\n", b"retry: 10\n\n"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(COMMENT, id="comment"),
+        pytest.param(ROLE, id="role"),
+        pytest.param(COMMENT * 50 + ROLE, id="comments and a role"),
+        pytest.param(b"\n\n", id="empty lines"),
+        pytest.param(b"id: 7\n\n", id="id"),
+        pytest.param(b"retry: 10\n\n", id="retry"),
+    ],
+)
 def test_only_data_with_content_is_a_first_token(before: bytes) -> None:
     stream = AnswerStream()
     stream.push(before)
@@ -145,12 +188,12 @@ def test_a_failure_within_a_stream_is_seen() -> None:
 @pytest.mark.parametrize(
     ("kind", "state"),
     [
-        ("response.created", StreamState.SILENT),
-        ("response.in_progress", StreamState.SILENT),
-        ("response.output_text.delta", StreamState.ANSWERING),
-        ("message_start", StreamState.SILENT),
-        ("ping", StreamState.SILENT),
-        ("content_block_delta", StreamState.ANSWERING),
+        pytest.param("response.created", StreamState.SILENT, id="response.created"),
+        pytest.param("response.in_progress", StreamState.SILENT, id="response.in_progress"),
+        pytest.param("response.output_text.delta", StreamState.ANSWERING, id="response.output_text.delta"),
+        pytest.param("message_start", StreamState.SILENT, id="message_start"),
+        pytest.param("ping", StreamState.SILENT, id="ping"),
+        pytest.param("content_block_delta", StreamState.ANSWERING, id="content_block_delta"),
     ],
 )
 def test_events_of_other_apis(kind: str, state: StreamState) -> None:
@@ -177,28 +220,53 @@ def details(cached: int | None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("stated", "read"),
     [
-        ({"prompt_tokens": 60, "completion_tokens": 4, **details(48)}, Usage(60, 4, 48)),
-        ({"prompt_tokens": 60, "completion_tokens": 4, **details(0)}, Usage(60, 4, 0)),
-        ({"prompt_tokens": 60, "completion_tokens": 4, **details(None)}, Usage(60, 4, None)),
-        ({"prompt_tokens": 60, "completion_tokens": 0, "prompt_tokens_details": None}, Usage(60, 0, None)),
-        ({"prompt_tokens": 60}, Usage(60, None, None)),
-        ({"prompt_tokens": 60, **details(61)}, Usage(60, None, None)),
-        ({"prompt_tokens": 60, **details(-1)}, Usage(60, None, None)),
-        ({"prompt_tokens": 60, "prompt_tokens_details": {"cached_tokens": 1.5}}, Usage(60, None, None)),
-        ({"prompt_tokens": 60, "prompt_tokens_details": {"cached_tokens": True}}, Usage(60, None, None)),
-        ({"input_tokens": 60, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 16}}, Usage(60, 2, 16)),
-        ({"input_tokens": 6, "output_tokens": 2, "cache_read_input_tokens": 32}, Usage(38, 2, 32)),
-        (
+        pytest.param({"prompt_tokens": 60, "completion_tokens": 4, **details(48)}, Usage(60, 4, 48), id="cached"),
+        pytest.param({"prompt_tokens": 60, "completion_tokens": 4, **details(0)}, Usage(60, 4, 0), id="none cached"),
+        pytest.param(
+            {"prompt_tokens": 60, "completion_tokens": 4, **details(None)}, Usage(60, 4, None), id="cached is null"
+        ),
+        pytest.param(
+            {"prompt_tokens": 60, "completion_tokens": 0, "prompt_tokens_details": None},
+            Usage(60, 0, None),
+            id="no details",
+        ),
+        pytest.param({"prompt_tokens": 60}, Usage(60, None, None), id="prompt only"),
+        pytest.param({"prompt_tokens": 60, **details(61)}, Usage(60, None, None), id="more cached than prompt"),
+        pytest.param({"prompt_tokens": 60, **details(-1)}, Usage(60, None, None), id="negative"),
+        pytest.param(
+            {"prompt_tokens": 60, "prompt_tokens_details": {"cached_tokens": 1.5}}, Usage(60, None, None), id="fraction"
+        ),
+        pytest.param(
+            {"prompt_tokens": 60, "prompt_tokens_details": {"cached_tokens": True}}, Usage(60, None, None), id="boolean"
+        ),
+        pytest.param(
+            {"input_tokens": 60, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 16}},
+            Usage(60, 2, 16),
+            id="Responses API",
+        ),
+        pytest.param(
+            {"input_tokens": 6, "output_tokens": 2, "cache_read_input_tokens": 32}, Usage(38, 2, 32), id="Messages API"
+        ),
+        pytest.param(
             {"input_tokens": 6, "output_tokens": 2, "cache_creation_input_tokens": 32, "cache_read_input_tokens": 0},
             Usage(38, 2, 0),
+            id="Messages API, written and not read",
         ),
-        ({"input_tokens": 38, "output_tokens": 2, "cache_creation_input_tokens": 16}, Usage(54, 2, None)),
-        ({"input_tokens": 38, "output_tokens": 2, "cache_read_input_tokens": None}, Usage(38, 2, None)),
-        (details(48), None),
-        ({}, None),
-        (None, None),
-        ([], None),
-        (7, None),
+        pytest.param(
+            {"input_tokens": 38, "output_tokens": 2, "cache_creation_input_tokens": 16},
+            Usage(54, 2, None),
+            id="Messages API, written",
+        ),
+        pytest.param(
+            {"input_tokens": 38, "output_tokens": 2, "cache_read_input_tokens": None},
+            Usage(38, 2, None),
+            id="Messages API, read is null",
+        ),
+        pytest.param(details(48), None, id="no prompt"),
+        pytest.param({}, None, id="empty"),
+        pytest.param(None, None, id="null"),
+        pytest.param([], None, id="list"),
+        pytest.param(7, None, id="number"),
     ],
 )
 def test_what_a_usage_states(stated: Any, read: Usage | None) -> None:

@@ -1,20 +1,20 @@
-"""What browsers ask before a page may use the data port, and what they need to see in answers."""
+"""What browsers ask before a page may use the data port, and what they need to see in answers.
+
+Covered: preflights, headers of workers' answers and of the router's own, HEAD and OPTIONS. Not covered: that browsers
+do as the Fetch standard says; the order in which settings are read (test_settings.py).
+"""
 
 from __future__ import annotations
 
-import asyncio
-import weakref
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 
 import httpx
 import pytest
-from starlette.types import Message
 
 from router.settings import Settings
 from runtime.settings import SettingsError
-from tests.router.conftest import StartRouter, until
-from tests.router.fakes import DONE, Connection, Received, completion, fake_workers, good, token
+from tests.router.conftest import StartRouter
+from tests.router.fakes import Connection, Received, completion, fake_workers, good
 
 PAGE = "https://chat.example.com"
 PREFLIGHT = {
@@ -24,7 +24,14 @@ PREFLIGHT = {
 }
 
 
-@pytest.mark.parametrize("origins", [PAGE, f"{PAGE},http://localhost:3000", "*"])
+@pytest.mark.parametrize(
+    "origins",
+    [
+        pytest.param(PAGE, id="one"),
+        pytest.param(f"{PAGE},http://localhost:3000", id="two"),
+        pytest.param("*", id="any"),
+    ],
+)
 async def test_the_router_answers_preflights_even_when_no_worker_is_ready(
     start_router: StartRouter, origins: str
 ) -> None:
@@ -62,7 +69,12 @@ async def _error_too_large(client: httpx.AsyncClient) -> httpx.Response:
 
 
 @pytest.mark.parametrize(
-    ("ask", "status"), [(_error_without_worker, 503), (_error_not_found, 404), (_error_too_large, 413)]
+    ("ask", "status"),
+    [
+        pytest.param(_error_without_worker, 503, id="no worker"),
+        pytest.param(_error_not_found, 404, id="not found"),
+        pytest.param(_error_too_large, 413, id="too large"),
+    ],
 )
 async def test_the_routers_own_errors_can_be_read_by_the_page(
     start_router: StartRouter, ask: Callable[[httpx.AsyncClient], Awaitable[httpx.Response]], status: int
@@ -104,7 +116,7 @@ async def test_without_origins_preflights_are_the_workers_to_answer(start_router
 @pytest.mark.parametrize(
     ("method", "path", "allow"), [("HEAD", "/v1/models", "GET"), ("OPTIONS", "/v1/completions", "POST")]
 )
-@pytest.mark.parametrize("origins", ["", PAGE])
+@pytest.mark.parametrize("origins", [pytest.param("", id="none"), pytest.param(PAGE, id="one")])
 async def test_head_and_options_get_the_workers_answer(
     start_router: StartRouter, method: str, path: str, allow: str, origins: str
 ) -> None:
@@ -130,97 +142,3 @@ async def test_head_and_options_get_the_workers_answer(
 def test_what_is_no_origin_is_refused(origin: str) -> None:
     with pytest.raises(SettingsError, match="is no origin"):
         Settings.load(["--cors-origins", origin])
-
-
-def test_the_total_of_bodies_has_room_for_one() -> None:
-    with pytest.raises(SettingsError, match="max-total-body-bytes"):
-        Settings.load(["--max-body-bytes", "1000", "--max-total-body-bytes", "999"])
-    assert Settings.load(["--max-body-bytes", str(2**30)]).total_body_bytes == 2**32
-
-
-async def test_when_bodies_take_all_the_memory_there_is_the_next_is_told_to_come_again(
-    start_router: StartRouter,
-) -> None:
-    release = asyncio.Event()
-
-    async def held(connection: Connection, request: Received) -> None:
-        await release.wait()
-        await good(connection, request)
-
-    limits = {"max_body_bytes": 3_000_000, "max_total_body_bytes": 4_000_000}
-    async with fake_workers(held) as workers, start_router(workers, **limits) as router:
-        body = b"{" + b" " * 2_500_000 + b"}"
-        first = asyncio.create_task(router.client.post("/v1/embeddings", content=body))
-        await until(lambda: len(workers[0].received) == 1)
-        refused = await router.client.post("/v1/embeddings", content=body)
-        assert refused.status_code == 503
-        assert int(refused.headers["retry-after"]) >= 1
-        assert refused.json()["error"]["type"] == "ServiceUnavailableError"
-        release.set()
-        assert (await first).status_code == 200
-        assert (await router.client.post("/v1/embeddings", content=body)).status_code == 200
-        assert workers[0].received[0].body == body
-
-
-async def test_a_body_takes_room_until_its_answer_begins(start_router: StartRouter) -> None:
-    """A long stream does not keep its prompt's, or its images', bytes from others."""
-    release = asyncio.Event()
-
-    async def streaming(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("Hel"))
-        await release.wait()
-        await connection.chunk(token("lo", "length") + DONE)
-        await connection.end_stream()
-
-    limits = {"max_body_bytes": 3_000_000, "max_total_body_bytes": 4_000_000}
-    async with fake_workers(streaming) as workers, start_router(workers, **limits) as router, AsyncExitStack() as open_:
-        body = b"{" + b" " * 2_500_000 + b"}"
-        streams = []
-        for _ in range(4):
-            answer = await open_.enter_async_context(router.client.stream("POST", "/v1/embeddings", content=body))
-            streams.append(answer.aiter_bytes())
-            assert await anext(streams[-1]) == token("Hel")
-        release.set()
-        for stream in streams:
-            assert b"".join([piece async for piece in stream]) == token("lo", "length") + DONE
-        assert [received.body for received in workers[0].received] == [body] * 4
-
-
-class Body(bytearray):
-    """Bytes that can be watched: `bytes` takes no weak reference."""
-
-
-@pytest.mark.parametrize("size", [100, 400_000], ids=["read on the loop", "read in a thread"])
-async def test_nothing_of_the_router_keeps_a_body_whose_answer_has_begun(start_router: StartRouter, size: int) -> None:
-    release, begun = asyncio.Event(), asyncio.Event()
-
-    async def streaming(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("Hel"))
-        await release.wait()
-        await connection.chunk(token("lo", "length") + DONE)
-        await connection.end_stream()
-
-    async def send(message: Message) -> None:
-        if message.get("body"):
-            begun.set()
-
-    async with fake_workers(streaming) as workers, start_router(workers) as router:
-        await router.ready(1)
-        bodies = [Body(b'{"stream": true, "prompt": "' + b"a " * (size // 2) + b'"}')]
-        seen = weakref.ref(bodies[0])
-
-        async def receive() -> Message:
-            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
-
-        scope = {
-            "type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions",
-            "query_string": b"", "headers": [],
-        }  # fmt: skip
-        answer = asyncio.create_task(router.router.data_plane(scope, receive, send))
-        await begun.wait()
-        await until(lambda: seen() is None)  # a thread of the executor lets go of it a moment after it has answered
-        assert not answer.done()
-        release.set()
-        await answer

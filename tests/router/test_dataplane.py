@@ -1,4 +1,9 @@
-"""What passes through the data port, and where it goes."""
+"""What passes through the data port, and where it goes.
+
+Covered: bodies and headers byte for byte, framings of answers, which requests are matched to a cache, the router's own
+headers and errors. Not covered: which paths are open (test_paths.py), limits (test_limits.py), failing workers
+(test_failures.py, test_retries.py), how prompts become tokens (tests/kvcache).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ import json
 import pytest
 
 from kvcache.tokens.tokenizer import Tokenizer
-from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.conftest import RunningRouter, StartRouter
 from tests.router.fakes import DONE, Connection, Received, completion, fake_workers, good, token, usage
 
 LONG = "The same beginning of many prompts, long enough for several blocks of sixteen tokens. " * 8
@@ -222,13 +227,22 @@ async def test_a_salt_keeps_prompts_apart(start_router: StartRouter) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"prompt": 3}', b'{"prompt": [[]]}', b'{"prompt": [1, -2]}',
-        b'{"prompt": [1, 99999999999999999999]}', b'{"prompt": "a", "cache_salt": 4}', b'{"prompt": "\\ud800"}',
-        b'{"prompt": ' + b"[" * 100_000, b'{"model": 5, "prompt": "a", "stream": "yes", "max_tokens": "x"}',
-        b'{"prompt": "' + b"x" * 2_000_000,
+        pytest.param(b"", id="empty"),
+        pytest.param(b"{", id="half an object"),
+        pytest.param(b"[]", id="list"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"\xff\xfe", id="not UTF-8"),
+        pytest.param(b'{"prompt": 3}', id="number"),
+        pytest.param(b'{"prompt": [[]]}', id="empty ids"),
+        pytest.param(b'{"prompt": [1, -2]}', id="negative id"),
+        pytest.param(b'{"prompt": [1, 99999999999999999999]}', id="huge id"),
+        pytest.param(b'{"prompt": "a", "cache_salt": 4}', id="cache salt of a wrong type"),
+        pytest.param(b'{"prompt": "\\ud800"}', id="half a surrogate pair"),
+        pytest.param(b'{"prompt": ' + b"[" * 100_000, id="deep"),
+        pytest.param(b'{"model": 5, "prompt": "a", "stream": "yes", "max_tokens": "x"}', id="fields of wrong types"),
+        pytest.param(b'{"prompt": "' + b"x" * 2_000_000, id="long and unfinished"),
     ],
-    ids=range(14),
-)  # fmt: skip
+)
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 async def test_what_the_router_cannot_read_is_the_workers_to_refuse(
     start_router: StartRouter, path: str, body: bytes
@@ -240,49 +254,6 @@ async def test_what_the_router_cannot_read_is_the_workers_to_refuse(
         response = await router.client.post(path, content=body)
         assert (response.status_code, response.content) == (400, b'{"error":"theirs"}')
         assert workers[0].received[0].body == body
-
-
-async def test_limits_of_the_data_port(start_router: StartRouter) -> None:
-    async with (
-        fake_workers(good) as workers,
-        start_router(workers, max_body_bytes=1000, max_headers=20) as router,
-    ):
-        too_large = await router.client.post("/v1/completions", content=b"x" * 1001)
-        assert too_large.status_code == 413
-        assert set(too_large.json()["error"]) == {"message", "type", "param", "code"}
-        reader, writer = await asyncio.open_connection("127.0.0.1", router.data.port)
-        writer.write(b"GET /v1/models HTTP/1.1\r\n" + b"".join(b"h%d: v\r\n" % n for n in range(10_000)) + b"\r\n")
-        assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
-        writer.close()
-        assert workers[0].received == []
-        assert router.metric("requests_total", code="413", strategy="round_robin") == 1
-        assert router.metric("requests_total", code="431", strategy="round_robin") == 1
-
-
-async def test_half_a_request_then_silence(start_router: StartRouter) -> None:
-    async with fake_workers(good) as workers, start_router(workers, body_timeout=0.1) as router:
-        reader, writer = await asyncio.open_connection("127.0.0.1", router.data.port)
-        writer.write(b'POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 50\r\n\r\n{"prompt"')
-        assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
-        writer.close()
-        assert workers[0].received == []
-
-
-async def test_more_requests_than_the_limit_are_503(start_router: StartRouter) -> None:
-    release = asyncio.Event()
-
-    async def script(connection: Connection, request: Received) -> None:
-        await release.wait()
-        await good(connection, request)
-
-    async with fake_workers(script) as workers, start_router(workers, max_concurrent_requests=2) as router:
-        running = [asyncio.create_task(router.complete()) for _ in range(2)]
-        await until(lambda: len(workers[0].received) == 2)
-        refused = await router.complete()
-        assert refused.status_code == 503
-        assert "retry-after" in refused.headers
-        release.set()
-        assert [(await task).status_code for task in running] == [200, 200]
 
 
 async def test_metrics_of_a_request(start_router: StartRouter) -> None:

@@ -1,4 +1,9 @@
-"""What the client sees when workers fail: nothing, as long as another worker can answer."""
+"""What the client sees when workers fail: nothing, as long as another worker can answer.
+
+Covered: each way in which a worker can fail, before and after the first byte of its answer, and each timeout. Not
+covered: what must not be retried, and ejection (test_retries.py); real processes (test_real_workers.py); the pure rules
+of retries and outliers (tests/router/core).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Following workers' cache feeds: the view is the worker's state, whatever happens to the stream."""
+"""Following workers' cache feeds: the view is the worker's state, whatever happens to the stream.
+
+Covered: snapshots, batches, gaps, resets, restarts, garbage, workers that cannot be matched. Not covered: what the
+fleet makes of each message (tests/router/core), pauses between attempts (test_loops.py), pushed feeds
+(test_management.py), an agent's feed (tests/e2e/test_agent_feed.py).
+"""
 
 from __future__ import annotations
 
@@ -109,7 +114,12 @@ async def test_a_restarted_worker_starts_with_what_it_holds_now(
 
 @pytest.mark.parametrize(
     "data",
-    [b"garbage", b"{}", b'{"epoch":1,"seq":1,"events":[{"type":"stored","keys":["zz"]}],"load":{}}', b"\xff" * 100],
+    [
+        pytest.param(b"garbage", id="text"),
+        pytest.param(b"{}", id="empty object"),
+        pytest.param(b'{"epoch":1,"seq":1,"events":[{"type":"stored","keys":["zz"]}],"load":{}}', id="bad key"),
+        pytest.param(b"\xff" * 100, id="not UTF-8"),
+    ],
 )
 async def test_garbage_in_the_stream_takes_a_new_snapshot(
     start_router: StartRouter, tokenizer: Tokenizer, data: bytes
@@ -133,7 +143,10 @@ async def test_an_event_without_end_is_an_error_not_memory(start_router: StartRo
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"block_size": 32}, "block_size"), ({"fingerprint": "0" * 32}, "fingerprint")],
+    [
+        pytest.param({"block_size": 32}, "block_size", id="block size"),
+        pytest.param({"fingerprint": "0" * 32}, "fingerprint", id="fingerprint"),
+    ],
 )
 async def test_a_worker_that_cannot_be_matched_is_routed_to_by_load_and_named(
     start_router: StartRouter, tokenizer: Tokenizer, change: dict[str, object], reason: str

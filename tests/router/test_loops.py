@@ -1,7 +1,8 @@
 """Every loop of the router that tries again: how often it does, on virtual time, while what it asks is away.
 
-What is counted besides connects is how often the event loop goes round: a loop that spins without connecting costs a
-core just the same.
+Besides connects the tests count how often the event loop goes round: a loop that spins without connecting costs a core
+just the same. Covered: probes, feeds, the API server, the file of workers. Not covered: what the loops do with the
+answers (test_feed.py, tests/router/discovery), and the tokenizer's retries (test_prompts.py).
 """
 
 from __future__ import annotations
@@ -224,11 +225,11 @@ class Away:
 @pytest.mark.parametrize(
     "failure",
     [
-        ApiFailureCause.CONNECT,
-        ApiFailureCause.FORBIDDEN,
-        ApiFailureCause.EXPIRED,
-        ApiFailureCause.CUT,
-        ApiFailureCause.MALFORMED,
+        pytest.param(ApiFailureCause.CONNECT, id="connect"),
+        pytest.param(ApiFailureCause.FORBIDDEN, id="forbidden"),
+        pytest.param(ApiFailureCause.EXPIRED, id="expired"),
+        pytest.param(ApiFailureCause.CUT, id="cut"),
+        pytest.param(ApiFailureCause.MALFORMED, id="malformed"),
     ],
 )
 def test_an_api_server_that_fails_at_once_is_asked_ever_more_rarely(failure: ApiFailureCause, watches: bool) -> None:

@@ -81,10 +81,10 @@ async def test_a_worker_registers_syncs_and_evicts_by_push(start_router: StartRo
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"block_size": 32}, "block_size"),
-        ({"fingerprint": "0" * 32}, "fingerprint"),
-        ({"key_scheme": "md5"}, "key_scheme"),
-        ({"epoch": 4}, "stale_epoch"),
+        pytest.param({"block_size": 32}, "block_size", id="block size"),
+        pytest.param({"fingerprint": "0" * 32}, "fingerprint", id="fingerprint"),
+        pytest.param({"key_scheme": "md5"}, "key_scheme", id="key scheme"),
+        pytest.param({"epoch": 4}, "stale_epoch", id="epoch"),
     ],
 )
 async def test_pushes_that_do_not_fit_are_refused_by_name(
@@ -129,7 +129,17 @@ async def test_stale_evictions_change_nothing(start_router: StartRouter, pusher)
 
 @pytest.mark.parametrize("path", ["/internal/heartbeat", "/internal/sync", "/internal/eviction"])
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"worker_id": 5}', b"[" * 100_000], ids=range(8)
+    "body",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"{", id="half an object"),
+        pytest.param(b"[]", id="list"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"{}", id="empty object"),
+        pytest.param(b"\xff\xfe", id="not UTF-8"),
+        pytest.param(b'{"worker_id": 5}', id="wrong type"),
+        pytest.param(b"[" * 100_000, id="deep"),
+    ],
 )
 async def test_garbage_is_refused(start_router: StartRouter, pusher, path: str, body: bytes) -> None:  # type: ignore[no-untyped-def]
     async with fake_workers(good) as (worker,), start_router() as router:
@@ -234,7 +244,9 @@ async def test_explain_decides_and_sends_nothing(start_router: StartRouter) -> N
         assert router.metric("decisions_total", reason="prefix_match") == 0
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]"])
+@pytest.mark.parametrize(
+    "body", [pytest.param(b"", id="empty"), pytest.param(b"{", id="half an object"), pytest.param(b"[]", id="list")]
+)
 async def test_explain_needs_a_request(start_router: StartRouter, body: bytes) -> None:
     async with start_router() as router:
         assert (await router.management.post("/route/explain", content=body)).status_code == 400

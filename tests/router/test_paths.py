@@ -1,4 +1,8 @@
-"""Which paths clients reach, however they spell them."""
+"""Which paths clients reach, however they spell them, and which requests may be sent twice.
+
+Covered: traversals, encodings, management endpoints, paths that are allowed by name. Not covered: that each path of an
+engine's API works through the router (tests/real_vllm).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Connections to workers over real sockets: how far a failed exchange got, and which closed ones are replaced."""
+"""Connections to workers over real sockets: how far a failed request got, and which closed connections are replaced.
+
+Covered: stale connections, resets, unsolicited bytes, HEAD, large bodies. Not covered: every order of events on one
+connection (test_connection_model.py), https workers, what the router does after a failure (test_failures.py).
+"""
 
 from __future__ import annotations
 
@@ -56,10 +60,10 @@ async def not_http(connection: Connection, request: Received) -> None:
 @pytest.mark.parametrize(
     ("script", "progress"),
     [
-        (silent, Progress.UNANSWERED),
-        (half_a_head, Progress.ANSWERING),
-        (half_a_body, Progress.ANSWERING),
-        (not_http, Progress.ANSWERING),
+        pytest.param(silent, Progress.UNANSWERED, id="silent"),
+        pytest.param(half_a_head, Progress.ANSWERING, id="half a head"),
+        pytest.param(half_a_body, Progress.ANSWERING, id="half a body"),
+        pytest.param(not_http, Progress.ANSWERING, id="not HTTP"),
     ],
 )
 async def test_a_broken_exchange_says_how_far_it_got(script: Script, progress: Progress) -> None:
@@ -82,7 +86,9 @@ async def test_where_no_connection_can_be_made_nothing_was_sent() -> None:
     await upstream.close()
 
 
-@pytest.mark.parametrize("loop", [asyncio.SelectorEventLoop, uvloop.Loop])
+@pytest.mark.parametrize(
+    "loop", [pytest.param(asyncio.SelectorEventLoop, id="asyncio"), pytest.param(uvloop.Loop, id="uvloop")]
+)
 def test_nobody_waits_for_a_connection_that_could_not_be_made(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """uvloop makes the protocol before it connects, and does not tell it that it failed."""
 

@@ -1,4 +1,8 @@
-"""The router as a process: `python -m router.main`, signals, inherited sockets, exit codes."""
+"""The router as a process: `python -m router.main`, signals, inherited sockets, exit codes.
+
+Covered: start, SIGTERM with and without a drain delay, a restart on inherited sockets, errors at start. Not covered:
+the rules of draining on virtual time (tests/runtime), pods in a cluster (tests/kube).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""In which order prompts are read in threads. What reading yields is in test_prompts.py."""
+"""In which order prompts are read in threads, and when reading ends.
+
+Not covered: what reading yields (test_prompts.py), and how long it takes.
+"""
 
 from __future__ import annotations
 

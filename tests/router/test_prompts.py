@@ -112,15 +112,19 @@ async def test_what_takes_too_long_goes_by_load(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (COMPLETIONS, b"{"),
-        (COMPLETIONS, b"[]"),
-        (COMPLETIONS, b"{" * INLINE_TEXT * 9),
-        (COMPLETIONS, b'{"prompt": {}}'),
-        (CHAT, b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}'),
-        (COMPLETIONS, b'{"prompt": "\\ud800", "model": "\\udfff"}'),
-        (COMPLETIONS, b'{"prompt": "a", "cache_salt": "\\udfff"}'),
-        (COMPLETIONS, b'{"prompt": [1, NaN]}'),
-        (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}'),
+        pytest.param(COMPLETIONS, b"{", id="half an object"),
+        pytest.param(COMPLETIONS, b"[]", id="list"),
+        pytest.param(COMPLETIONS, b"{" * INLINE_TEXT * 9, id="deep"),
+        pytest.param(COMPLETIONS, b'{"prompt": {}}', id="prompt of a wrong type"),
+        pytest.param(CHAT, b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', id="image"),
+        pytest.param(COMPLETIONS, b'{"prompt": "\\ud800", "model": "\\udfff"}', id="half surrogate pairs"),
+        pytest.param(
+            COMPLETIONS, b'{"prompt": "a", "cache_salt": "\\udfff"}', id="cache salt with half a surrogate pair"
+        ),
+        pytest.param(COMPLETIONS, b'{"prompt": [1, NaN]}', id="NaN among ids"),
+        pytest.param(
+            CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', id="chat with half a surrogate pair"
+        ),
     ],
 )
 async def test_what_is_no_prompt_is_the_workers_to_refuse(reading: Reading, path: str, body: bytes) -> None:
@@ -324,28 +328,40 @@ A, B, C = prompt(100, 1), prompt(40, 2), prompt(80, 3)
     ("asked", "held", "stream", "reported"),
     [
         # n of one prompt: a whole answer reports the last one, which finds what the first one computes.
-        ({"prompt": B, "n": 2}, [], False, 32),
-        ({"prompt": A, "n": 3}, [A], False, 96),
-        ({"prompt": B, "n": 2}, [], True, 0),
-        ({"prompt": B, "n": 2}, [B], True, 32),
-        ({"prompt": B, "n": 1}, [], False, 0),
-        ({"prompt": B, "n": None}, [B], False, 32),
+        pytest.param({"prompt": B, "n": 2}, [], False, 32, id="n=2"),
+        pytest.param({"prompt": A, "n": 3}, [A], False, 96, id="n=3, held"),
+        pytest.param({"prompt": B, "n": 2}, [], True, 0, id="n=2, stream"),
+        pytest.param({"prompt": B, "n": 2}, [B], True, 32, id="n=2, held, stream"),
+        pytest.param({"prompt": B, "n": 1}, [], False, 0, id="n=1"),
+        pytest.param({"prompt": B, "n": None}, [B], False, 32, id="n is null, held"),
         # Several prompts: a whole answer reports the last one, a stream the first one.
-        ({"prompt": [A, B]}, [], False, 0),
-        ({"prompt": [A, B]}, [A], False, 0),
-        ({"prompt": [A, B]}, [A], True, 96),
-        ({"prompt": [B, A]}, [A, B], False, 96),
-        ({"prompt": [B, A]}, [A, B], True, 32),
-        ({"prompt": [prompt(33, 4), B, C]}, [C], False, 64),
-        ({"prompt": [prompt(84, 1, 64), prompt(84, 2, 64), prompt(94, 3, 64)]}, [], False, 64),
-        ({"prompt": [prompt(84, 1, 64), prompt(84, 2, 64), prompt(94, 3, 64)]}, [], True, 0),
-        ({"prompt": [C, C]}, [], False, 64),
-        ({"prompt": [A, B], "n": 2}, [], False, 32),
+        pytest.param({"prompt": [A, B]}, [], False, 0, id="two prompts"),
+        pytest.param({"prompt": [A, B]}, [A], False, 0, id="two prompts, first held"),
+        pytest.param({"prompt": [A, B]}, [A], True, 96, id="two prompts, first held, stream"),
+        pytest.param({"prompt": [B, A]}, [A, B], False, 96, id="two prompts, both held"),
+        pytest.param({"prompt": [B, A]}, [A, B], True, 32, id="two prompts, both held, stream"),
+        pytest.param({"prompt": [prompt(33, 4), B, C]}, [C], False, 64, id="three prompts, last held"),
+        pytest.param(
+            {"prompt": [prompt(84, 1, 64), prompt(84, 2, 64), prompt(94, 3, 64)]},
+            [],
+            False,
+            64,
+            id="three prompts with a common prefix",
+        ),
+        pytest.param(
+            {"prompt": [prompt(84, 1, 64), prompt(84, 2, 64), prompt(94, 3, 64)]},
+            [],
+            True,
+            0,
+            id="three prompts with a common prefix, stream",
+        ),
+        pytest.param({"prompt": [C, C]}, [], False, 64, id="twice the same prompt"),
+        pytest.param({"prompt": [A, B], "n": 2}, [], False, 32, id="two prompts, n=2"),
         # Log-probabilities of the prompt: all of it is computed.
-        ({"prompt": A, "prompt_logprobs": 0}, [A], False, 0),
-        ({"prompt": A, "echo": True, "logprobs": 1}, [A], False, 0),
-        ({"prompt": A, "echo": True}, [A], False, 96),
-        ({"prompt": A, "logprobs": 1}, [A], False, 96),
+        pytest.param({"prompt": A, "prompt_logprobs": 0}, [A], False, 0, id="prompt_logprobs"),
+        pytest.param({"prompt": A, "echo": True, "logprobs": 1}, [A], False, 0, id="echo with logprobs"),
+        pytest.param({"prompt": A, "echo": True}, [A], False, 96, id="echo"),
+        pytest.param({"prompt": A, "logprobs": 1}, [A], False, 96, id="logprobs"),
     ],
 )
 async def test_the_reported_sequence_is_predicted(

@@ -1,4 +1,9 @@
-"""Requests that hurt: what must not be sent again, and workers that must not get any more."""
+"""Requests that do harm, and workers that fail fast: what must not be sent again, and who must not get more requests.
+
+Covered: requests that kill engines, requests that are not safe to repeat, the retry budget, doubted refusals,
+Retry-After, ejections. Not covered: the kinds of failure one by one (test_failures.py), the pure rules
+(tests/router/core), counts (test_figures.py).
+"""
 
 from __future__ import annotations
 
@@ -57,7 +62,14 @@ async def dead_in_the_stream(connection: Connection, request: Received) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("dying", [resets, dead_engine, dead_in_the_stream])
+@pytest.mark.parametrize(
+    "dying",
+    [
+        pytest.param(resets, id="reset"),
+        pytest.param(dead_engine, id="status 500"),
+        pytest.param(dead_in_the_stream, id="within the stream"),
+    ],
+)
 async def test_a_request_that_kills_its_engine_kills_two_at_most(
     start_router: StartRouter, dying: Script, stream: bool
 ) -> None:
@@ -98,7 +110,16 @@ async def test_a_worker_that_dies_altogether_takes_a_poison_request_to_one_more_
 # --- what must not be done twice ---
 
 
-@pytest.mark.parametrize("failing", [resets, answering(500), answering(503), answering(429), answering(404)])
+@pytest.mark.parametrize(
+    "failing",
+    [
+        pytest.param(resets, id="reset"),
+        pytest.param(answering(500), id="500"),
+        pytest.param(answering(503), id="503"),
+        pytest.param(answering(429), id="429"),
+        pytest.param(answering(404), id="404"),
+    ],
+)
 async def test_what_is_not_safe_to_repeat_is_sent_once(start_router: StartRouter, failing: Script) -> None:
     path = "/v1/load_lora_adapter"
     async with fake_workers(failing, good) as workers, start_router(workers, allowed_paths=[path]) as router:

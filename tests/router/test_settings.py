@@ -52,24 +52,40 @@ def test_workers_with_feeds_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--strategy", "magic"], "cache_aware"),
-        (["--port", "x"], "--port"),
-        (["--port", "70000"], "--port"),
-        (["--workers", "a:1"], "http://host:port"),
-        (["--workers", "feed=http://a:1"], "follows no worker"),
-        (["--workers", "http://a:1,feed=a:2"], "http://host:port"),
-        (["--workers", "http://a:1,feed=http://a:2,feed=http://a:3"], "follows no worker"),
-        (["--profile", "none"], "llama-2-13b-a100-40gb"),
-        (["--speed", "0"], "--speed"),
-        (["--workers", "http://a:1", "--workers-file", "f"], "use one of them"),
-        (["--workers", "http://a:1", "--kubernetes-service", "s"], "--workers and --kubernetes-service name 2 lists"),
-        (["--workers-file", "f", "--kubernetes-service", "s"], "use one of them"),
-        (["--kubernetes-service", "Not_a_name"], "--kubernetes-service"),
-        (["--kubernetes-service", "a,b=c"], "--kubernetes-service"),
-        (["--kubernetes-service", "s", "--kubernetes-namespace", ".."], "--kubernetes-namespace"),
-        (["--kubernetes-namespace", "ns"], "--kubernetes-namespace goes with"),
-        (["--kubernetes-kubeconfig", "f"], "--kubernetes-kubeconfig goes with"),
-        (["--drain-delay", "-1"], "--drain-delay"),
+        pytest.param(["--strategy", "magic"], "cache_aware", id="unknown strategy"),
+        pytest.param(["--port", "x"], "--port", id="port of no number"),
+        pytest.param(["--port", "70000"], "--port", id="port too large"),
+        pytest.param(["--workers", "a:1"], "http://host:port", id="worker without a scheme"),
+        pytest.param(["--workers", "feed=http://a:1"], "follows no worker", id="feed without a worker"),
+        pytest.param(["--workers", "http://a:1,feed=a:2"], "http://host:port", id="feed without a scheme"),
+        pytest.param(
+            ["--workers", "http://a:1,feed=http://a:2,feed=http://a:3"], "follows no worker", id="two feeds of a worker"
+        ),
+        pytest.param(["--profile", "none"], "llama-2-13b-a100-40gb", id="unknown profile"),
+        pytest.param(["--speed", "0"], "--speed", id="speed of zero"),
+        pytest.param(["--workers", "http://a:1", "--workers-file", "f"], "use one of them", id="workers and a file"),
+        pytest.param(
+            ["--workers", "http://a:1", "--kubernetes-service", "s"],
+            "--workers and --kubernetes-service name 2 lists",
+            id="workers and a Service",
+        ),
+        pytest.param(
+            ["--workers-file", "f", "--kubernetes-service", "s"], "use one of them", id="a file and a Service"
+        ),
+        pytest.param(["--kubernetes-service", "Not_a_name"], "--kubernetes-service", id="Service of no valid name"),
+        pytest.param(["--kubernetes-service", "a,b=c"], "--kubernetes-service", id="Service with a selector"),
+        pytest.param(
+            ["--kubernetes-service", "s", "--kubernetes-namespace", ".."],
+            "--kubernetes-namespace",
+            id="namespace of no valid name",
+        ),
+        pytest.param(
+            ["--kubernetes-namespace", "ns"], "--kubernetes-namespace goes with", id="namespace without a Service"
+        ),
+        pytest.param(
+            ["--kubernetes-kubeconfig", "f"], "--kubernetes-kubeconfig goes with", id="kubeconfig without a Service"
+        ),
+        pytest.param(["--drain-delay", "-1"], "--drain-delay", id="negative delay"),
     ],
 )
 def test_what_is_wrong_is_named(flags: list[str], says: str) -> None:

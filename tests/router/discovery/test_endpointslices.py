@@ -1,4 +1,8 @@
-"""Which workers a set of EndpointSlices names."""
+"""Which workers a set of EndpointSlices names.
+
+Covered: conditions, ports, address families, endpoints in two slices, malformed objects. Not covered: lists and watches
+(tests/runtime/kube) and what the router does with the workers (test_routing.py).
+"""
 
 from __future__ import annotations
 

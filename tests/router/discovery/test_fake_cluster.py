@@ -1,6 +1,6 @@
 """A router under traffic while everything happens to the API server that names its workers: no request is lost.
 
-Covers: cuts, restarts, compaction and rights at a fake API server. Does not cover: a real one, which gives a Service
+Covered: cuts, restarts, compaction and rights at a fake API server. Not covered: a real one, which gives a Service
 no loopback endpoints.
 """
 

@@ -1,6 +1,6 @@
 """Discovery over real sockets, at an API server that a test scripts.
 
-Covers: what is asked, that changes are followed, and each failure until it ends. Does not cover: credentials and
+Covered: what is asked, that changes are followed, and each failure until it ends. Not covered: credentials and
 connections (tests/runtime/kube), a whole API server (test_fake_cluster.py).
 """
 

@@ -1,4 +1,8 @@
-"""A router that drains asks whether another one serves, and what it makes of an API server that does not say."""
+"""A router that drains asks whether another one serves.
+
+Covered: what it makes of each answer and each failure of the API server. Not covered: how long draining lasts
+(tests/runtime), routers in a cluster (tests/kube).
+"""
 
 from __future__ import annotations
 

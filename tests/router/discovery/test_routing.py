@@ -1,6 +1,6 @@
 """A router whose workers come from EndpointSlices.
 
-Covers: readiness, pods that restart or are replaced, an API server that is away. Does not cover: an API server with
+Covered: readiness, pods that restart or are replaced, an API server that is away. Not covered: an API server with
 storage and RBAC (test_fake_cluster.py).
 """
 

@@ -1,6 +1,6 @@
 """The loop around the list and the watch, in virtual time.
 
-Covers: what is asked when, what is told, what is logged. Does not cover: the state machine by itself
+Covered: what is asked when, what is told, what is logged. Not covered: the state machine by itself
 (tests/runtime/kube/test_listwatch.py), connections (test_kubernetes.py).
 """
 

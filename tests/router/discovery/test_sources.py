@@ -1,4 +1,8 @@
-"""Lists of workers, and what the router does when they change."""
+"""Static lists and files of workers, and what the router does when a list changes.
+
+Covered: workers that come, go, drain, are replaced at their address, or have feeds elsewhere. Not covered:
+EndpointSlices (test_endpointslices.py, test_routing.py), and settings that name lists (test_settings.py).
+"""
 
 from __future__ import annotations
 
