@@ -17,7 +17,7 @@ from starlette.routing import Route
 from uvicorn.server import ServerState
 
 from tests.kube.apiserver import FakeApiServer
-from tests.kube.apiserver.serving import listen, serve
+from tests.kube.apiserver.app import listen, serve
 from tests.kube.binaries import helm_binaries
 from tests.kube.calls import apply, ok, patch, refused, watching
 from tests.kube.kubectl import Tool, parameters

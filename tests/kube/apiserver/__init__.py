@@ -34,13 +34,12 @@ import yaml
 from uvicorn.server import ServerState
 
 from tests.kube.apiserver import writes
-from tests.kube.apiserver.app import App
+from tests.kube.apiserver.app import App, listen, serve
 from tests.kube.apiserver.cluster import Ask, Cluster
+from tests.kube.apiserver.deletion import GarbageCollector
 from tests.kube.apiserver.faults import Fault, Faults
-from tests.kube.apiserver.garbage import GarbageCollector
 from tests.kube.apiserver.request import Logged, token_of
 from tests.kube.apiserver.schema import Definitions
-from tests.kube.apiserver.serving import listen, serve
 from tests.kube.apiserver.store import Store
 from tests.kube.apiserver.structural import plain_copy
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import orjson
+import uvicorn
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
-from tests.kube.apiserver import discovery, handlers, openapi, options, subresources
+from tests.kube.apiserver import documents, handlers, subresources
 from tests.kube.apiserver.cluster import Cluster
 from tests.kube.apiserver.errors import ApiError, no_such_path
 from tests.kube.apiserver.faults import Faults
 from tests.kube.apiserver.rbac import authorized, forbidden
-from tests.kube.apiserver.request import Call, Logged, authenticate, read
+from tests.kube.apiserver.request import Call, Logged, authenticate, of_watch, read
 from tests.kube.apiserver.resources import Resource
 from tests.kube.apiserver.watch import Watch
 
@@ -122,22 +125,22 @@ class App:
                 await self._send(call, send, 200, b"ok", "text/plain; charset=utf-8")
                 return
             case ["version"]:
-                answer = discovery.VERSION
+                answer = documents.VERSION
             case ["api"] | ["apis"]:
                 core = parts == ["api"]
                 if AGGREGATED in call.accept:
-                    answer = discovery.aggregated(registry, core=core)
+                    answer = documents.aggregated(registry, core=core)
                     kind = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
                 else:
-                    answer = discovery.api_versions() if core else discovery.groups(registry)
+                    answer = documents.api_versions() if core else documents.groups(registry)
             case ["api", version]:
-                answer = discovery.resources(registry, "", version)
+                answer = documents.resources(registry, "", version)
             case ["apis", group]:
-                answer = discovery.group(registry, group)
+                answer = documents.group(registry, group)
             case ["apis", group, version]:
-                answer = discovery.resources(registry, group, version)
+                answer = documents.resources(registry, group, version)
             case ["openapi", *rest]:
-                kind, answer = openapi.document(registry, rest, call.accept) or (JSON, None)
+                kind, answer = documents.openapi(registry, rest, call.accept) or (JSON, None)
             case _:
                 answer = None
         if answer is None:
@@ -146,7 +149,7 @@ class App:
         await self._send(call, send, 200, body, kind)
 
     async def _watch(self, resource: Resource, call: Call, receive: Receive, send: Send) -> None:
-        asked = options.of_watch(call.query)
+        asked = of_watch(call.query)
         chosen = handlers.selection(resource, call)
         seconds = float(asked.seconds or random.uniform(1800, 3600))
         watch = Watch(
@@ -178,3 +181,32 @@ async def _disconnected(receive: Receive, watch: Watch) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     watch.cut()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one."""
+    sock = socket.create_server((host, port), backlog=2048)
+    sock.setblocking(False)
+    # Inherited by connections; asyncio sets it itself only where the socket names its protocol.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+async def serve(app: Any, sock: socket.socket, state: ServerState) -> asyncio.Server:
+    """Serve with uvicorn's protocol; its own `Server` takes over signals, and needs up to 0.2 s to stop."""
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        ws="none",
+        interface="asgi3",
+        timeout_keep_alive=90,
+    )
+    config.load()
+
+    def protocol() -> asyncio.Protocol:
+        return config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
+
+    return await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=2048)

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from tests.kube.apiserver import deletion, events, options, patches, tables, writes
+from tests.kube.apiserver import deletion, events, patches, request, tables, writes
 from tests.kube.apiserver.cluster import Cluster
 from tests.kube.apiserver.errors import ApiError, Cause, bad_request, gone, invalid, method_not_allowed, not_found
 from tests.kube.apiserver.rbac import Attributes, authorized, forbidden, review
@@ -81,17 +81,17 @@ def found(cluster: Cluster, resource: Resource, call: Call) -> Stored:
 
 
 def get(cluster: Cluster, resource: Resource, call: Call) -> Answer:
-    if (asked := options.version(call.query)) > cluster.store.revision:
-        raise options.too_large(asked, cluster.store.revision)
+    if (asked := request.version(call.query)) > cluster.store.revision:
+        raise request.too_large(asked, cluster.store.revision)
     stored = found(cluster, resource, call)
     return 200, shown(cluster, resource, call, stored.obj, events.raw(resource, stored))
 
 
 def list_(cluster: Cluster, resource: Resource, call: Call) -> Answer:
     """A list, in pages where `limit` is given."""
-    wanted = options.of_list(call.query)
+    wanted = request.of_list(call.query)
     if wanted.version > cluster.store.revision:
-        raise options.too_large(wanted.version, cluster.store.revision)
+        raise request.too_large(wanted.version, cluster.store.revision)
     chosen = selection(resource, call)
     revision, after = _place(call.query["continue"]) if call.query.get("continue") else (0, ("", ""))
     if revision and revision < cluster.store.oldest:
