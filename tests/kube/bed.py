@@ -16,6 +16,7 @@ from tests.kube.kubelet.client import DEPLOYMENTS, SERVICES, Api, Resource
 
 NAMESPACE = "default"
 FAST = Timing(scale=0.02)
+SURGE = {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
 
 STANDIN = """
 import http.server, os, signal, sys
@@ -69,8 +70,10 @@ class Bed:
         self.session = session
 
     async def deploy(self, *containers: dict[str, Any], replicas: int = 2, pod: Any = None, **spec: Any) -> None:
-        template = {"metadata": {"labels": {"app": "app"}}, "spec": {"containers": list(containers), **(pod or {})}}
-        spec = {"replicas": replicas, "selector": {"matchLabels": {"app": "app"}}, "template": template, **spec}
+        pod = {"enableServiceLinks": False, "containers": list(containers), **(pod or {})}
+        template = {"metadata": {"labels": {"app": "app"}}, "spec": pod}
+        spec = {"selector": {"matchLabels": {"app": "app"}}, "template": template, "strategy": SURGE, **spec}
+        spec |= {"replicas": replicas}
         await self.api.create(DEPLOYMENTS, {"metadata": {"namespace": NAMESPACE, "name": "app"}, "spec": spec})
 
     async def serve(self, **spec: Any) -> str:

@@ -1,4 +1,8 @@
-"""What the fake node says about pods, slices, Deployments and where a Service leads."""
+"""What the fake node says about pods, EndpointSlices and Deployments, and where a Service leads: pure functions.
+
+Not covered: that the statuses come about (test_kubelet.py, test_kubelet_failures.py); sizes of rollouts
+(test_rollout.py).
+"""
 
 from __future__ import annotations
 
@@ -22,15 +26,14 @@ def record(state, *, last=None, ready=False, name="worker"):
 @pytest.mark.parametrize(
     ("policy", "states", "expected"),
     [
-        ("Always", [record(Waiting())], "Pending"),
-        ("Always", [record(Running(NOW)), record(Waiting("ErrImagePull"))], "Pending"),
-        ("Always", [record(Running(NOW))], "Running"),
-        ("Always", [record(Waiting("CrashLoopBackOff"), last=ENDED)], "Running"),
-        ("Always", [record(ENDED)], "Running"),
-        ("Never", [record(ENDED), record(Running(NOW))], "Running"),
-        ("Never", [record(ENDED), record(Terminated(0, NOW, NOW))], "Failed"),
-        ("Never", [record(Terminated(0, NOW, NOW))], "Succeeded"),
-        ("OnFailure", [record(ENDED)], "Running"),
+        pytest.param("Always", [record(Waiting())], "Pending", id="starts"),
+        pytest.param("Always", [record(Running(NOW)), record(Waiting("ErrImagePull"))], "Pending", id="one starts"),
+        pytest.param("Always", [record(Running(NOW))], "Running", id="runs"),
+        pytest.param("Always", [record(Waiting("CrashLoopBackOff"), last=ENDED)], "Running", id="starts again"),
+        pytest.param("Always", [record(ENDED)], "Running", id="has ended"),
+        pytest.param("Never", [record(ENDED), record(Running(NOW))], "Running", id="one has ended"),
+        pytest.param("Never", [record(ENDED), record(Terminated(0, NOW, NOW))], "Failed", id="ended badly"),
+        pytest.param("Never", [record(Terminated(0, NOW, NOW))], "Succeeded", id="ended well"),
     ],
 )
 def test_phase(policy, states, expected):
@@ -137,8 +140,9 @@ def test_a_probe_changes_its_verdict_after_a_threshold_of_equal_answers():
     assert tally.verdict is False
 
 
-def deployment(status=None, replicas=2):
-    return {"metadata": {"generation": 3}, "spec": {"replicas": replicas}, "status": status or {}}
+def deployment(status=None):
+    strategy = {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    return {"metadata": {"generation": 3}, "spec": {"replicas": 2, "strategy": strategy}, "status": status or {}}
 
 
 def status_of(item, new, old=(), **facts):
@@ -150,39 +154,37 @@ def reasons(status):
 
 
 def test_a_deployment_from_its_first_pod_to_its_last():
-    fresh = status_of(deployment(), Counted("rs", 2, 2), created=True)
+    fresh = status_of(deployment(), Counted(2, 2, 0, "rs"), created=True)
     assert fresh["observedGeneration"] == 3
     assert reasons(fresh) == {
         "Available": ("False", "MinimumReplicasUnavailable"),
         "Progressing": ("True", "NewReplicaSetCreated"),
     }
-    half = status_of(deployment(fresh), Counted("rs", 2, 2, 1, 1))
+    half = status_of(deployment(fresh), Counted(2, 2, 1, "rs"))
     assert reasons(half)["Progressing"] == ("True", "ReplicaSetUpdated")
     assert half["unavailableReplicas"] == 1
-    whole = status_of(deployment(half), Counted("rs", 2, 2, 2, 2))
+    whole = status_of(deployment(half), Counted(2, 2, 2, "rs"))
     assert reasons(whole) == {
         "Available": ("True", "MinimumReplicasAvailable"),
         "Progressing": ("True", "NewReplicaSetAvailable"),
     }
     # A pod that dies later is no lack of progress.
-    assert (
-        reasons(status_of(deployment(whole), Counted("rs", 2, 2, 1, 1)))["Progressing"][1] == "NewReplicaSetAvailable"
-    )
+    assert reasons(status_of(deployment(whole), Counted(2, 2, 1, "rs")))["Progressing"][1] == "NewReplicaSetAvailable"
 
 
 def test_a_rollout_that_makes_no_progress():
-    done = status_of(deployment(), Counted("rs1", 2, 2, 2, 2))
-    begun = status_of(deployment(done), Counted("rs2", 1, 1), [Counted("rs1", 2, 2, 2, 2)], created=True)
+    done = status_of(deployment(), Counted(2, 2, 2, "rs1"))
+    begun = status_of(deployment(done), Counted(1, 1, 0, "rs2"), [Counted(2, 2, 2, "rs1")], created=True)
     assert reasons(begun)["Progressing"] == ("True", "NewReplicaSetCreated")
-    stuck = status_of(deployment(begun), Counted("rs2", 1, 1), [Counted("rs1", 2, 2, 2, 2)], overdue=True)
+    stuck = status_of(deployment(begun), Counted(1, 1, 0, "rs2"), [Counted(2, 2, 2, "rs1")], overdue=True)
     assert reasons(stuck)["Progressing"] == ("False", "ProgressDeadlineExceeded")
     assert reasons(stuck)["Available"][0] == "True"
     assert (stuck["replicas"], stuck["updatedReplicas"], stuck["unavailableReplicas"]) == (3, 1, 1)
 
 
 def test_pods_that_cannot_be_created():
-    failed = status_of(deployment(), Counted("rs", 2, 0), failure="exceeded quota")
+    failed = status_of(deployment(), Counted(2, 0, 0, "rs"), failure="exceeded quota")
     assert reasons(failed)["ReplicaFailure"] == ("True", "FailedCreate")
-    assert "ReplicaFailure" not in reasons(status_of(deployment(failed), Counted("rs", 2, 2)))
-    own = replica_set_status({"metadata": {}}, Counted("rs", 2, 0), "exceeded quota", NOW)
+    assert "ReplicaFailure" not in reasons(status_of(deployment(failed), Counted(2, 2, 0, "rs")))
+    own = replica_set_status({"metadata": {}}, Counted(2, 0, 0, "rs"), "exceeded quota", NOW)
     assert own["conditions"][0]["message"] == "exceeded quota"

@@ -1,4 +1,9 @@
-"""One container of a pod: pulls, configures, runs, probes, restarts and ends its process."""
+"""One container of a pod: pulls, configures, runs, probes, restarts and ends its process.
+
+Played: back-off of pulls and restarts, probes, commands before the end, grace periods, with the events and reasons
+that the kubelet gives. Checked by `test_kubelet_failures.py`. Not played: what `pod.py` refuses, logs by the API,
+`exec`.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +14,13 @@ from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.kube.kubelet.client import CONFIG_MAPS, PODS, SECRETS, TRANSIENT, ApiError, Object, now
+from tests.kube.kubelet.client import CONFIG_MAPS, PODS, TRANSIENT, ApiError, Object, now
 from tests.kube.kubelet.environment import (
     ConfigError,
     addresses,
     at_home,
     command_line,
     container_env,
-    data_of,
     references,
 )
 from tests.kube.kubelet.machine import Machine
@@ -38,7 +42,7 @@ NOT_STARTED = 128
 class Container:
     """From the pod's start to its end. `pod` gives the pod as it is, `changed` hears of changes of `record`.
 
-    `policy`: when it is restarted, as a pod's `restartPolicy` has it.
+    `policy`: whether it is restarted, Always or Never.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class Container:
         self._policy = policy
         self._pod = pod
         self._changed = changed
-        self._prober = Prober(machine.session, ip, spec, self._exec)
+        self._prober = Prober(machine.session, ip, spec)
         self._stopping = asyncio.Event()
         self._process: Process | None = None
         self._env: dict[str, str] = {}
@@ -83,13 +87,13 @@ class Container:
         """Returns when the container was stopped, or has ended and is not to be restarted."""
         if not await self._pulled():
             return
-        policy, backoff = self._policy, 0.0
+        backoff = 0.0
         while (argv := await self._configured()) is not None:
             began = asyncio.get_running_loop().time()
             end = await self._live(argv)
             self.record.started = self.record.ready = False
             self._become(end)
-            if self._stopping.is_set() or policy == "Never" or (policy == "OnFailure" and end.code == 0):
+            if self._stopping.is_set() or self._policy == "Never":
                 return
             if asyncio.get_running_loop().time() - began > self._machine.timing.scaled(FORGIVEN_AFTER):
                 backoff = 0.0
@@ -136,25 +140,15 @@ class Container:
             )
             self._say("Failed", f'Failed to pull image "{image}": {error}', warning=True)
             self._become(Waiting("ErrImagePull", error))
-            if await self._either(images.changed, self._machine.timing.scaled(1.0)):
+            if await self._wait(self._machine.timing.scaled(1.0)):
                 return False
             said = f'Back-off pulling image "{image}"'
             self._say("BackOff", said)
             self._become(Waiting("ImagePullBackOff", f"{said}: ErrImagePull: {error}"))
-            if await self._either(images.changed, self._machine.timing.scaled(delay)):
+            if await self._wait(self._machine.timing.scaled(delay)):
                 return False
             delay = min(2 * delay, LONGEST_BACKOFF)
         return True
-
-    async def _either(self, event: asyncio.Event, seconds: float) -> bool:
-        """Waits for the event or the time, and says whether the container is to stop."""
-        waits = [asyncio.ensure_future(each.wait()) for each in (event, self._stopping)]
-        try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in waits:
-                each.cancel()
-        return self._stopping.is_set()
 
     async def _configured(self) -> list[str] | None:
         """The command line, with the environment at hand; None when the container is to stop."""
@@ -170,25 +164,22 @@ class Container:
                 return None
 
     async def _configure(self) -> list[str]:
-        pod = self._pod()
-        namespace, spec = pod["metadata"]["namespace"], pod["spec"]
+        pod, machine = self._pod(), self._machine
         data = {}
-        for kind, name in references(self.spec):
-            found = await self._machine.api.get(CONFIG_MAPS if kind == "ConfigMap" else SECRETS, (namespace, name))
+        for name in references(self.spec):
+            found = await machine.api.get(CONFIG_MAPS, (pod["metadata"]["namespace"], name))
             if found is not None:
-                data[kind, name] = data_of(kind, found)
-        machine, image = self._machine, self._machine.images.find(self.record.image)
+                data[name] = found.get("data") or {}
+        image = machine.images.find(self.record.image)
         placed = {**pod, "status": {"podIP": self._ip, "hostIP": machine.loopback.node_ip}}
-        # What names Services comes first: whatever the container sets wins.
-        services = machine.services(namespace) if spec.get("enableServiceLinks", True) else {}
-        env = {**machine.always, **services, **container_env(self.spec, placed, data)}
+        env = {**machine.always, **container_env(self.spec, placed, data)}
         env = {name: at_home(value, self._ip) for name, value in env.items()}
-        argv = [at_home(part, self._ip) for part in command_line(self.spec, env)]
+        argv = [at_home(part, self._ip) for part in command_line(self.spec)]
         ours = {"HOSTNAME": pod["metadata"]["name"]}
         token = await self._volumes.token(pod, machine.isolation)
         if token is not None and machine.isolation is Isolation.NONE:
             ours["KUBECONFIG"], token = str(token), None
-        mounts = mounts_of(self.spec, await self._volumes.prepare(pod), token)
+        mounts = mounts_of(self.spec, self._volumes.prepare(pod), token)
         who = user(pod, self.spec, image.uid)
         self._launch = launch(pod, self.spec, who, mounts, machine.isolation)
         self._env = {**image.env, **env, **addresses(self._ip), **ours}
@@ -322,15 +313,11 @@ class Container:
             await asyncio.wait((exited, hooked), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         finally:
             hooked.cancel()
-            (result,) = await asyncio.gather(hooked, return_exceptions=True)
-        if isinstance(result, Exception):
-            raise result
+            await asyncio.gather(hooked, return_exceptions=True)
 
     async def _hook(self, hook: Mapping[str, Any]) -> None:
-        if "sleep" in hook:
-            await asyncio.sleep(hook["sleep"]["seconds"] * self._machine.timing.pre_stop)
-        elif why := await self._prober.ask({"timeoutSeconds": float("inf"), **hook}):
-            self._say("FailedPreStopHook", f"PreStopHook failed: {why}", warning=True)
+        if code := await self._exec(hook["exec"]["command"]):
+            self._say("FailedPreStopHook", f"PreStopHook failed: command exited with {code}", warning=True)
 
     async def _spawn(self, argv: list[str]) -> Process:
         return await spawn(argv, self._env, self._launch, self.log, self._machine.parent_pipe)

@@ -1,4 +1,8 @@
-"""The Deployment controller and the ReplicaSet controller in one: pods of Deployments, and the status of both."""
+"""The Deployment controller and the ReplicaSet controller in one: pods of Deployments, and the status of both.
+
+What it decides is in `rollout.py`. Checked by `test_kubelet.py` and `test_kubelet_failures.py`. Not played: the
+history of revisions (ReplicaSets stay), adoption of pods, `paused`.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,10 @@ from tests.kube.kubelet.machine import Timing
 from tests.kube.kubelet.rollout import (
     COUNTS,
     Counted,
-    Sizes,
     deployment_status,
     is_active,
     is_complete,
     is_ready,
-    most_pods,
     next_step,
     progressed,
     replica_set_status,
@@ -32,8 +34,6 @@ from tests.kube.kubelet.volumes import account_of
 
 HASH = "pod-template-hash"
 REVISION = "deployment.kubernetes.io/revision"
-DESIRED = "deployment.kubernetes.io/desired-replicas"
-MOST = "deployment.kubernetes.io/max-replicas"
 GENERATED = 58
 """Characters of a generated name before its random suffix."""
 ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -46,7 +46,7 @@ FORBIDDEN = 403
 
 @dataclass(slots=True)
 class _Rollout:
-    """What is remembered of a Deployment between two looks."""
+    """What is remembered of a Deployment from one reconciliation to the next."""
 
     newest: str = ""
     created: bool = False
@@ -75,7 +75,6 @@ class Deployments:
         self._events = events
         self._quotas = quotas
         self._timing = timing
-        self._ready_since: dict[str, float] = {}
         self._rollouts: dict[str, _Rollout] = {}
         self.queue = WorkQueue(self._reconcile)
         deployments.on_change(self._on_deployment)
@@ -83,7 +82,7 @@ class Deployments:
         pods.on_change(self._on_pod)
 
     def everything(self) -> None:
-        """Looks at every Deployment again."""
+        """Reconciles every Deployment again."""
         for item in self._deployments:
             self.queue.add(key_of(item))
 
@@ -93,11 +92,6 @@ class Deployments:
         self.queue.add(key_of(item))
 
     def _on_pod(self, item: Object, exists: bool) -> None:
-        uid = item["metadata"]["uid"]
-        if exists and is_ready(item):
-            self._ready_since.setdefault(uid, asyncio.get_running_loop().time())
-        else:
-            self._ready_since.pop(uid, None)
         owner = _owner(item)
         replica_set = self._sets.get((item["metadata"]["namespace"], owner.get("name", "")))
         if owner.get("kind") == "ReplicaSet" and replica_set is not None:
@@ -113,6 +107,8 @@ class Deployments:
         if deployment is None or "deletionTimestamp" in deployment["metadata"]:
             return None
         spec, uid = deployment["spec"], deployment["metadata"]["uid"]
+        if spec.get("minReadySeconds"):
+            raise NotImplementedError(f"{key}: the fake node does not play minReadySeconds")
         state = self._rollouts.setdefault(uid, _Rollout())
         desired = spec.get("replicas", 1)
         owned = sorted(
@@ -121,7 +117,8 @@ class Deployments:
         name = f"{key[1]}-{template_hash(spec['template'])}"
         new = next((each for each in owned if each["metadata"]["name"] == name), None)
         old = [each for each in owned if each is not new]
-        step = next_step(spec.get("strategy") or {}, desired, self._sizes(new), [self._sizes(each) for each in old])
+        now_there = Counted() if new is None else self._counted(new)
+        step = next_step(spec.get("strategy") or {}, desired, now_there, [self._counted(each) for each in old])
         revision = max((_revision(each) for each in old), default=0) + 1
         if state.newest != name:
             # A rollout begins; back to an earlier template it does so without a condition of its own.
@@ -138,7 +135,6 @@ class Deployments:
             current = self._sets.get(key_of(replica_set)) or replica_set
             await self._sync_pods(current, state)
             await self._write_set_status(current, state)
-        await self._drop_history(spec.get("revisionHistoryLimit", 10), old)
         await self._write_revision(deployment, revision)
         return await self._write_status(deployment, new, old, state)
 
@@ -146,32 +142,11 @@ class Deployments:
         uid = replica_set["metadata"]["uid"]
         return [pod for pod in self._pods if _owner(pod).get("uid") == uid]
 
-    def _sizes(self, replica_set: Object | None) -> Sizes:
-        if replica_set is None:
-            return Sizes(0)
-        counted, marks = self._counted(replica_set), replica_set["metadata"].get("annotations") or {}
-        desired, most = (int(marks[key]) if key in marks else None for key in (DESIRED, MOST))
-        return Sizes(counted.wanted, len(self._pods_of(replica_set)), counted.available, desired, most)
-
     def _counted(self, replica_set: Object) -> Counted:
         replica_set = self._sets.get(key_of(replica_set)) or replica_set
         active = [pod for pod in self._pods_of(replica_set) if is_active(pod)]
-        least = replica_set["spec"].get("minReadySeconds", 0)
-        waits = [self._until_available(pod, least) for pod in active if is_ready(pod)]
-        return Counted(
-            replica_set["metadata"]["name"],
-            wanted=replica_set["spec"].get("replicas", 1),
-            active=len(active),
-            ready=len(waits),
-            available=sum(wait <= 0 for wait in waits),
-        )
-
-    def _until_available(self, pod: Object, least: float) -> float:
-        """Seconds until the pod has been ready for minReadySeconds."""
-        if not least:
-            return 0.0
-        time = asyncio.get_running_loop().time()
-        return self._ready_since.get(pod["metadata"]["uid"], time) + self._timing.scaled(least) - time
+        wanted = replica_set["spec"].get("replicas", 1)
+        return Counted(wanted, len(active), sum(map(is_ready, active)), replica_set["metadata"]["name"])
 
     async def _create_set(self, deployment: Object, name: str, size: int, revision: int) -> Object:
         spec = deployment["spec"]
@@ -185,12 +160,11 @@ class Deployments:
                 "namespace": deployment["metadata"]["namespace"],
                 "name": name,
                 "labels": labels,
-                "annotations": _marks(spec, revision),
+                "annotations": {REVISION: str(revision)},
                 "ownerReferences": [_reference("apps/v1", "Deployment", deployment)],
             },
             "spec": {
                 "replicas": size,
-                "minReadySeconds": spec.get("minReadySeconds", 0),
                 "selector": selector,
                 "template": {**template, "metadata": {**metadata, "labels": labels}},
             },
@@ -201,13 +175,9 @@ class Deployments:
         return created
 
     async def _scale(self, deployment: Object, replica_set: Object, size: int, revision: int) -> None:
-        spec, marks = replica_set["spec"], replica_set["metadata"].get("annotations") or {}
-        present, least = spec.get("replicas", 1), deployment["spec"].get("minReadySeconds", 0)
-        wanted = _marks(deployment["spec"], revision)
-        if not present and not size and _revision(replica_set) == revision:
-            return
-        if present != size or spec.get("minReadySeconds", 0) != least or wanted.items() - marks.items():
-            patch = {"spec": {"replicas": size, "minReadySeconds": least}, "metadata": {"annotations": wanted}}
+        present = replica_set["spec"].get("replicas", 1)
+        if present != size or _revision(replica_set) != revision:
+            patch = {"spec": {"replicas": size}, "metadata": {"annotations": {REVISION: str(revision)}}}
             self._sets.wrote(await self._api.patch(REPLICA_SETS, key_of(replica_set), patch))
             self._say_scaled(deployment, replica_set["metadata"]["name"], present, size)
 
@@ -269,7 +239,7 @@ class Deployments:
     ) -> float | None:
         """Writes the Deployment's status; the seconds after which time alone will have changed it, if any."""
         spec, time = deployment["spec"], asyncio.get_running_loop().time()
-        desired, least = spec.get("replicas", 1), spec.get("minReadySeconds", 0)
+        desired = spec.get("replicas", 1)
         patience = self._timing.scaled(spec.get("progressDeadlineSeconds", 600))
         overdue = time - state.progress > patience
         status = deployment_status(
@@ -286,10 +256,7 @@ class Deployments:
             state.progress, overdue = time, False
         await self._write(DEPLOYMENTS, self._deployments, deployment, status)
         state.created = False
-        ready = [pod for each in (new, *old) for pod in self._pods_of(each) if is_ready(pod)]
-        waits = [wait for pod in ready if (wait := self._until_available(pod, least)) > 0]
-        if state.failures:
-            waits.append(RETRY_CREATE)
+        waits = [RETRY_CREATE] if state.failures else []
         if not complete and not overdue:
             waits.append(state.progress + patience - time + SLACK)
         return min(waits, default=None)
@@ -303,13 +270,6 @@ class Deployments:
             if resource is REPLICA_SETS:
                 shown["replicas"] = status["replicas"]
             informer.wrote(await self._api.patch(resource, key_of(item), {"status": shown}, "status"))
-
-    async def _drop_history(self, limit: int, old: Sequence[Object]) -> None:
-        """Deletes the oldest ReplicaSets that want and have no pods."""
-        idle = [each for each in old if not each["spec"].get("replicas", 1) and not self._pods_of(each)]
-        for replica_set in idle[: max(len(idle) - limit, 0)]:
-            await self._api.delete(REPLICA_SETS, key_of(replica_set))
-            self._sets.deleted(replica_set)
 
 
 def template_hash(template: Mapping[str, Any]) -> str:
@@ -347,13 +307,6 @@ def _owner(item: Mapping[str, Any]) -> Mapping[str, Any]:
     references = item["metadata"].get("ownerReferences") or ()
     found: Mapping[str, Any] = next((each for each in references if each.get("controller")), {})
     return found
-
-
-def _marks(spec: Object, revision: int) -> dict[str, str]:
-    """The annotations of a ReplicaSet by which a later look knows what this one saw."""
-    desired = spec.get("replicas", 1)
-    most = most_pods(spec.get("strategy") or {}, desired)
-    return {REVISION: str(revision), DESIRED: str(desired), MOST: str(most)}
 
 
 def _revision(replica_set: Object) -> int:

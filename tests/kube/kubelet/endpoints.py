@@ -1,4 +1,9 @@
-"""The EndpointSlice controller: slices of every Service that has a selector."""
+"""The EndpointSlice controller: slices of every Service that has a selector.
+
+Played: conditions of endpoints (ready, serving, terminating), named ports that differ by pod, headless Services, as
+in `endpointslice/reconciler.go`. Checked by `test_pod_states.py` and `test_kubelet.py`. Not played: more than 100
+endpoints a slice, IPv6, topology hints.
+"""
 
 from __future__ import annotations
 

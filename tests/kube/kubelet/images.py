@@ -1,8 +1,11 @@
-"""What the node knows of container images: their environment and user, and whether they can be pulled."""
+"""What the node knows of container images: their environment and user, and whether they can be pulled.
+
+Played: our image as the Dockerfile makes it (`test_container_rules.py`), vLLM's as its miniature. Not played: files,
+entrypoints, pull policies and secrets, registries.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import sys
@@ -52,7 +55,6 @@ class Images:
     def __init__(self, known: Callable[[str], Image] = known) -> None:
         self._known = known
         self._refused: set[str] = set()
-        self._changed = asyncio.Event()
 
     def find(self, image: str) -> Image:
         """Its configuration."""
@@ -64,16 +66,9 @@ class Images:
         self._refused.add(image)
 
     def allow(self, image: str) -> None:
-        """From now on it can; pods that wait for it start at once."""
+        """From now on it can."""
         self._refused.discard(image)
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     def can_pull(self, image: str) -> bool:
         """Whether the image can be pulled now."""
         return image not in self._refused
-
-    @property
-    def changed(self) -> asyncio.Event:
-        """Set at the next `allow`."""
-        return self._changed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +17,6 @@ from tests.kube.kubelet.volumes import Credentials
 
 SHORTEST = 0.02
 
-ServiceEnv = Callable[[str], dict[str, str]]
-"""Variables that name a namespace's Services."""
-
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -28,13 +25,12 @@ class Timing:
     `scale` multiplies probe periods and delays, restart and image backoff, minReadySeconds and
     progressDeadlineSeconds, but no timeout and no grace period: those are for the real processes. `deadly` multiplies
     the time after which a liveness or startup probe that fails ends its container: a process on a busy machine may be
-    slow to start. `pre_stop` multiplies the sleep action of preStop hooks. `proxy_delay` is the time in seconds from
+    slow to start. `proxy_delay` is the time in seconds from
     a change of an EndpointSlice until Service proxies act on it.
     """
 
     scale: float = 0.1
     deadly: float = 1.0
-    pre_stop: float = 1.0
     proxy_delay: float = 0.2
 
     def scaled(self, seconds: float) -> float:
@@ -58,7 +54,6 @@ class Machine:
     parent_pipe: int
     isolation: Isolation
     credentials: Credentials | None
-    services: ServiceEnv
     always: Mapping[str, str] = field(default_factory=dict)
     """Variables of every pod: where the API server is."""
     timing: Timing = field(default_factory=Timing)

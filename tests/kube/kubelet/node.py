@@ -19,7 +19,6 @@ from tests.kube.kubelet.client import DEPLOYMENTS, ENDPOINT_SLICES, PODS, REPLIC
 from tests.kube.kubelet.container import Container
 from tests.kube.kubelet.deployments import Deployments, Quotas
 from tests.kube.kubelet.endpoints import EndpointSlices
-from tests.kube.kubelet.environment import api_server_service, service_env
 from tests.kube.kubelet.images import Image, Images, known
 from tests.kube.kubelet.informer import Informer, WorkQueue
 from tests.kube.kubelet.machine import Machine, Timing
@@ -29,6 +28,9 @@ from tests.kube.kubelet.process import Isolation, isolation
 from tests.kube.kubelet.volumes import Credentials, Tokens
 
 logger = logging.getLogger(__name__)
+
+HOST, PORT = "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"
+"""Where clients in a pod look for the API server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,7 @@ class FakeNode:
                 parent_pipe=read_end,
                 isolation=self._isolation,
                 credentials=self._credentials(door),
-                services=self._service_env,
-                always={} if door is None else service_env([api_server_service(HTTPS)], lambda _: door.address),
+                always={} if door is None else {HOST: door.address, PORT: str(HTTPS)},
                 timing=self._timing,
                 images=self._images,
             )
@@ -117,10 +118,6 @@ class FakeNode:
             return None
         return Credentials(self._tokens, b"" if door is None else door.certificate, self._api_url)
 
-    def _service_env(self, namespace: str) -> dict[str, str]:
-        found = [each for each in self._services if each["metadata"]["namespace"] == namespace]
-        return service_env(found, lambda each: self.cluster_ip(namespace, each["metadata"]["name"]))
-
     @property
     def isolation(self) -> Isolation:
         """How much of a container's surroundings this machine lets the node make."""
@@ -131,7 +128,6 @@ class FakeNode:
         api, events, timing = machine.api, machine.events, machine.timing
         kinds = (PODS, SERVICES, ENDPOINT_SLICES, DEPLOYMENTS, REPLICA_SETS)
         pods, services, slices, deployments, replica_sets = informers = [Informer(api, kind) for kind in kinds]
-        self._services = services
         self._quotas = Quotas(pods)
         self._kubelet = Kubelet(machine, pods, self._spawn)
         self._deployments = Deployments(

@@ -1,4 +1,9 @@
-"""One pod on the node: its address, its containers, its status, its end."""
+"""Pods on the node: which are taken, their addresses and containers, their status, their end.
+
+Played: binding to the one node, native sidecars before and after all others, graceful deletion. Checked by
+`test_kubelet*.py` and `test_pod_surroundings.py`. A pod with any field beyond those named here is refused: the node
+crashes, and the test with it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,7 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 Spec = Mapping[str, Any]
 POD = {
     *("containers", "initContainers", "volumes", "restartPolicy", "terminationGracePeriodSeconds", "nodeName"),
-    *("serviceAccountName", "serviceAccount", "automountServiceAccountToken", "enableServiceLinks", "securityContext"),
+    *("serviceAccountName", "serviceAccount", "automountServiceAccountToken", "securityContext"),
 }
 PASSED_OVER = {
     # One node, which takes every pod; whose images need no secret; where names of Services do not resolve.
@@ -43,9 +48,17 @@ SECURITY = {
     *("allowPrivilegeEscalation", "readOnlyRootFilesystem", "runAsUser", "runAsGroup", "runAsNonRoot", "capabilities"),
     "seccompProfile",  # passed over
 }
-CAPABILITIES = {"drop"}
-MOUNT = {"name", "mountPath", "readOnly"}
-VOLUMES = {"emptyDir": {"medium", "sizeLimit"}, "configMap": {"name"}, "secret": {"secretName"}}
+PROBE = {"httpGet", "periodSeconds", "timeoutSeconds", "initialDelaySeconds", "failureThreshold", "successThreshold"}
+BELOW = {
+    # What is known of each part of a container.
+    "lifecycle": {"preStop"},
+    "lifecycle.preStop": {"exec"},
+    "securityContext": SECURITY,
+    "securityContext.capabilities": {"drop"},
+    **{f"{kind}Probe": PROBE for kind in ("readiness", "liveness", "startup")},
+    **{f"{kind}Probe.httpGet": {"path", "port", "scheme"} for kind in ("readiness", "liveness", "startup")},
+}
+RESTARTS = {None, "Always", "Never"}
 
 
 class Pod:
@@ -73,16 +86,11 @@ class Pod:
             return Container(machine, spec, self.ip, volumes, policy, lambda: self.document, self._dirty.set)
 
         self._main = [container(each, policy) for each in spec["containers"]]
-        self._init = [
-            container(each, each.get("restartPolicy") or ("Never" if policy == "Never" else "OnFailure"))
-            for each in spec.get("initContainers") or ()
-        ]
-        for each in self._init:
-            each.record.sidecar = each.spec.get("restartPolicy") == "Always"
-        if self._init:
+        self._sidecars = [container(each, "Always") for each in spec.get("initContainers") or ()]
+        if self._sidecars:
             for each in self._main:
                 each.record.state = Waiting("PodInitializing")
-        self.containers = [*self._main, *self._init]
+        self.containers = [*self._main, *self._sidecars]
         self._running: list[asyncio.Task[None]] = []
 
     def update(self, pod: Object) -> None:
@@ -134,18 +142,10 @@ class Pod:
             await self._retried(self._delete)
 
     async def _start(self, group: asyncio.TaskGroup) -> None:
-        """Init containers one after the other, then all others at once; sidecars end after those have."""
-        for each in self._init:
-            running = group.create_task(each.run())
-            self._running.append(running)
-            if each.record.sidecar:
-                await each.started.wait()
-                continue
-            await asyncio.wait([running])
-            if each.record.broken:
-                return
-            each.record.ready = True
-            self._dirty.set()
+        """Sidecars one after the other, then all others at once; sidecars end after those have."""
+        for each in self._sidecars:
+            self._running.append(group.create_task(each.run()))
+            await each.started.wait()
         mains = [group.create_task(each.run()) for each in self._main]
         self._running.extend(mains)
         await asyncio.wait(mains)
@@ -155,7 +155,7 @@ class Pod:
         """Ends what runs: the containers at once, then the sidecars, the last one first, in the time that is left."""
         deadline = asyncio.get_running_loop().time() + self._grace
         await asyncio.gather(*(each.stop(self._grace) for each in self._main))
-        for each in reversed(self._init):
+        for each in reversed(self._sidecars):
             left = deadline - asyncio.get_running_loop().time()
             await each.stop(max(left, LEAST_GRACE) if self._grace > 0 else 0.0)
 
@@ -175,7 +175,7 @@ class Pod:
             delay = min(2 * delay, LONGEST_RETRY)
 
     async def _write(self) -> None:
-        records, before = [each.record for each in self._main], [each.record for each in self._init]
+        records, before = [each.record for each in self._main], [each.record for each in self._sidecars]
         status = pod_status(self.document, records, self._place, now(), terminal=self._over, before=before)
         present = self.document.get("status", {})
         if any(present.get(field) != value for field, value in status.items()):
@@ -253,23 +253,36 @@ def unplayed(pod: Spec) -> list[str]:
 
 
 def _unplayed(spec: Spec) -> Iterator[str]:
-    yield from _beyond("spec", spec, POD | PASSED_OVER)
+    yield from _beyond("spec", spec, POD | PASSED_OVER | {"enableServiceLinks"})
     yield from _beyond("spec.securityContext", spec.get("securityContext"), POD_SECURITY)
+    if spec.get("enableServiceLinks", True):
+        yield "spec.enableServiceLinks: true"
+    if spec.get("restartPolicy") not in RESTARTS:
+        yield f"spec.restartPolicy: {spec['restartPolicy']}"
     for kind in ("initContainers", "containers"):
         for each in spec.get(kind) or ():
-            path = f"spec.{kind}[{each['name']}]"
-            context = each.get("securityContext") or {}
-            yield from _beyond(path, each, CONTAINER)
-            yield from _beyond(f"{path}.lifecycle", each.get("lifecycle"), {"preStop"})
-            yield from _beyond(f"{path}.securityContext", context, SECURITY)
-            yield from _beyond(f"{path}.securityContext.capabilities", context.get("capabilities"), CAPABILITIES)
-            for mount in each.get("volumeMounts") or ():
-                yield from _beyond(f"{path}.volumeMounts[{mount['name']}]", mount, MOUNT)
+            yield from _unplayed_container(f"spec.{kind}[{each['name']}]", each)
+            if kind == "initContainers" and each.get("restartPolicy") != "Always":
+                yield f"spec.{kind}[{each['name']}], which is no sidecar"
     for volume in spec.get("volumes") or ():
-        path = f"spec.volumes[{volume['name']}]"
-        yield from _beyond(path, volume, {"name", *VOLUMES})
-        for kind, fields in VOLUMES.items():
-            yield from _beyond(f"{path}.{kind}", volume.get(kind), fields | {"defaultMode"})
+        yield from _beyond(f"spec.volumes[{volume['name']}]", volume, {"name", "emptyDir"})
+
+
+def _unplayed_container(path: str, container: Spec) -> Iterator[str]:
+    yield from _beyond(path, container, CONTAINER)
+    for where, known in BELOW.items():
+        part: Any = container
+        for name in where.split("."):
+            part = (part or {}).get(name)
+        yield from _beyond(f"{path}.{where}", part, known)
+    for field, known in (
+        ("env", {"name", "value", "valueFrom"}), ("envFrom", {"configMapRef"}),
+        ("volumeMounts", {"name", "mountPath", "readOnly"}),
+    ):  # fmt: skip
+        for each in container.get(field) or ():
+            where = f"{path}.{field}[{each.get('name', '')}]"
+            yield from _beyond(where, each, known)
+            yield from _beyond(f"{where}.valueFrom", each.get("valueFrom"), {"fieldRef"})
 
 
 def _beyond(path: str, given: Spec | None, known: set[str]) -> Iterator[str]:

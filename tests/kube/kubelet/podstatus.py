@@ -1,4 +1,9 @@
-"""What the kubelet reports about a pod: a pure function of its containers' states."""
+"""What the kubelet reports about a pod: a pure function of its containers' states.
+
+Played: phases and conditions of pods that are restarted always or never, with native sidecars (KEP-753). Checked by
+`test_pod_states.py`, and against the rules of `pkg/kubelet/status` in Kubernetes. Not played, and refused (`pod.py`):
+other init containers, the restart policy OnFailure, readiness gates.
+"""
 
 from __future__ import annotations
 
@@ -73,13 +78,6 @@ class Record:
     restarts: int = 0
     started: bool = False
     ready: bool = False
-    sidecar: bool = False
-    """An init container that runs as long as the pod does (KEP-753)."""
-
-    @property
-    def broken(self) -> bool:
-        """Whether it has ended badly."""
-        return isinstance(self.state, Terminated) and self.state.code != 0
 
     def document(self) -> dict[str, Any]:
         """Its entry in the pod's status."""
@@ -112,9 +110,7 @@ def phase(policy: str, records: Sequence[Record]) -> str:
     ended = [each.state for each in records if isinstance(each.state, Terminated)]
     if policy == "Always" or len(ended) < len(records):
         return "Running"
-    if any(state.code != 0 for state in ended):
-        return "Running" if policy == "OnFailure" else "Failed"
-    return "Succeeded"
+    return "Failed" if any(state.code != 0 for state in ended) else "Succeeded"
 
 
 def pod_status(
@@ -128,14 +124,13 @@ def pod_status(
 ) -> dict[str, Any]:
     """The whole status; conditions keep the time of their last transition from the pod's present status.
 
-    `before`: the init containers, native sidecars among them. `terminal`: the pod was told to end and all its processes
+    `before`: the native sidecars. `terminal`: the pod was told to end and all its processes
     have: it is over, whatever its restart policy.
     """
     policy = "Never" if terminal else pod["spec"].get("restartPolicy", "Always")
-    incomplete = [each.name for each in before if not _initialized(each)]
-    failed = policy == "Never" and any(each.broken for each in before)
-    stage = "Failed" if failed else "Pending" if incomplete and not terminal else phase(policy, records)
-    unready = [each.name for each in (*before, *records) if not each.ready and (each.sidecar or each in records)]
+    incomplete = [each.name for each in before if not each.started and each.last is None]
+    stage = "Pending" if incomplete and not terminal else phase(policy, records)
+    unready = [each.name for each in (*before, *records) if not each.ready]
     done = stage in ("Succeeded", "Failed")
     why = "PodCompleted" if stage == "Succeeded" else "PodFailed" if stage == "Failed" else "ContainersNotReady"
     said = "" if done else f"containers with unready status: [{' '.join(unready)}]"
@@ -160,13 +155,6 @@ def pod_status(
         "containerStatuses": [each.document() for each in records],
         "qosClass": present.get("qosClass", "BestEffort"),
     }
-
-
-def _initialized(record: Record) -> bool:
-    """Whether the next container may start: a sidecar has started, any other init container has ended well."""
-    if record.sidecar:
-        return record.started or record.last is not None
-    return isinstance(record.state, Terminated) and record.state.code == 0
 
 
 def _initialization(incomplete: Sequence[str], stage: str) -> tuple[str, str, str]:

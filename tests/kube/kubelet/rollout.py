@@ -1,6 +1,11 @@
-"""How many pods each ReplicaSet of a Deployment should have, and which pods go first: Kubernetes' own arithmetic.
+"""Rolling updates: sizes of ReplicaSets, which pods go first, what the status says. Kubernetes' own arithmetic, pure.
 
-One call is one step; the next one follows when the cluster has changed.
+Played: `pkg/controller/deployment` (one call of `next_step` is one step; the next one follows when the cluster has
+changed), the order in which `ActivePodsWithRanks` ends pods (deletion costs included), conditions and counts of the
+status. Checked by `test_rollout.py` and `test_pod_states.py` against what those rules say.
+
+Not played, and refused: percentages, minReadySeconds, updates with the strategy Recreate. A Deployment that is scaled
+during an update shares the difference among its ReplicaSets in a real cluster, and goes on by the same steps here.
 """
 
 from __future__ import annotations
@@ -21,17 +26,13 @@ COMPLETE = "NewReplicaSetAvailable"
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """A ReplicaSet: pods it should have, pods it has (terminating ones included), pods that are available.
+class Counted:
+    """Pods of one ReplicaSet: wanted, there (not ending), and ready, which is available at once."""
 
-    `desired` and `most` are the Deployment's replicas and what it might have had beside, when this was last scaled.
-    """
-
-    wanted: int
-    pods: int = 0
-    available: int = 0
-    desired: int | None = None
-    most: int | None = None
+    wanted: int = 0
+    active: int = 0
+    ready: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,103 +43,45 @@ class Step:
     old: tuple[int, ...]
 
 
-def int_or_percent(value: int | str, total: int, *, round_up: bool) -> int:
-    """`5` or `"25%"` of `total`. Raises `ValueError` for anything else."""
-    if isinstance(value, int):
-        return value
-    if not re.fullmatch(r"\d+%", value):
-        raise ValueError(f"neither a number nor a percentage: {value!r}")
-    scaled = int(value[:-1]) * total
-    return -(-scaled // 100) if round_up else scaled // 100
-
-
 def limits(strategy: Mapping[str, Any], desired: int) -> tuple[int, int]:
-    """(maxSurge, maxUnavailable) in pods: surge rounds up, unavailable down, and both are never zero."""
+    """(maxSurge, maxUnavailable) in pods, never both zero in a rolling update. Raises `NotImplementedError`."""
+    if strategy.get("type") == "Recreate":
+        return 0, 0
     rolling = strategy.get("rollingUpdate") or {}
-    surge = int_or_percent(rolling.get("maxSurge", "25%"), desired, round_up=True)
-    unavailable = int_or_percent(rolling.get("maxUnavailable", "25%"), desired, round_up=False)
-    if surge == 0 and unavailable == 0:
-        unavailable = 1
-    return surge, min(unavailable, desired)
+    surge, unavailable = rolling.get("maxSurge"), rolling.get("maxUnavailable")
+    if not isinstance(surge, int) or not isinstance(unavailable, int):
+        raise NotImplementedError(f"the fake node plays rolling updates by numbers of pods, not {strategy}")
+    return surge, min(unavailable if surge else max(unavailable, 1), desired)
 
 
-def recreates(strategy: Mapping[str, Any]) -> bool:
-    """Whether all old pods end before a new one starts."""
-    return strategy.get("type") == "Recreate"
-
-
-def max_unavailable(strategy: Mapping[str, Any], desired: int) -> int:
-    """Pods that may be missing while the Deployment still counts as available."""
-    return 0 if recreates(strategy) or desired == 0 else limits(strategy, desired)[1]
-
-
-def most_pods(strategy: Mapping[str, Any], desired: int) -> int:
-    """Pods a Deployment may have while it rolls out."""
-    return desired if recreates(strategy) or not desired else desired + limits(strategy, desired)[0]
-
-
-def next_step(strategy: Mapping[str, Any], desired: int, new: Sizes, old: Sequence[Sizes]) -> Step:
-    """What to scale now. `old` are the ReplicaSets of earlier templates, oldest first."""
-    unchanged = tuple(each.wanted for each in old)
-    if any(each.wanted and each.desired not in (None, desired) for each in (new, *old)):
-        return _rescaled(strategy, desired, new, old)
-    if recreates(strategy):
-        if any(unchanged) or any(each.pods for each in old):
-            return Step(new.wanted, (0,) * len(old))
-        return Step(desired, unchanged)
+def next_step(strategy: Mapping[str, Any], desired: int, new: Counted, old: Sequence[Counted]) -> Step:
+    """What to scale now. `old` are the ReplicaSets of earlier templates, oldest first. Raises `NotImplementedError`."""
+    if strategy.get("type") == "Recreate" and any(each.wanted for each in old):
+        raise NotImplementedError("the fake node plays no update of a Deployment with the strategy Recreate")
     surge, unavailable = limits(strategy, desired)
-    size = _grown(desired, new, desired + surge - new.wanted - sum(unchanged))
+    unchanged = tuple(each.wanted for each in old)
+    if new.wanted >= desired:
+        size = desired
+    else:
+        room = desired + surge - new.wanted - sum(unchanged)
+        size = new.wanted + min(max(room, 0), desired - new.wanted)
     if size != new.wanted:
         return Step(size, unchanged)
     return Step(size, _shrunk(desired - unavailable, new, old))
 
 
-def _rescaled(strategy: Mapping[str, Any], desired: int, new: Sizes, old: Sequence[Sizes]) -> Step:
-    """The Deployment itself was scaled: the one active ReplicaSet follows, several share the difference."""
-    sets = [*old, new]
-    sizes = [each.wanted for each in sets]
-    active = [index for index, size in enumerate(sizes) if size]
-    if len(active) == 1:
-        sizes[active[0]] = desired
-    elif new.wanted == new.desired == new.available == desired:
-        sizes[:-1] = [0] * len(old)
-    elif not recreates(strategy):
-        most = most_pods(strategy, desired)
-        change = left = most - sum(sizes)
-        # The largest first; of equally large ones the newest grows, and the oldest shrinks.
-        active.sort(key=lambda index: (-sizes[index], -index if change > 0 else index))
-        for index in active:
-            before = sets[index].most or sum(each.pods for each in sets) or 1
-            share = -sizes[index] if not desired else _rounded(sizes[index] * most, before) - sizes[index]
-            share = min(share, left) if change > 0 else max(share, left)
-            sizes[index] += share
-            left -= share
-        sizes[active[0]] = max(sizes[active[0]] + left, 0)
-    return Step(sizes[-1], tuple(sizes[:-1]))
-
-
-def _rounded(numerator: int, denominator: int) -> int:
-    return (2 * numerator + denominator) // (2 * denominator)
-
-
-def _grown(desired: int, new: Sizes, room: int) -> int:
-    if new.wanted >= desired:
-        return desired
-    return new.wanted + min(max(room, 0), desired - new.wanted)
-
-
-def _shrunk(least: int, new: Sizes, old: Sequence[Sizes]) -> tuple[int, ...]:
+def _shrunk(least: int, new: Counted, old: Sequence[Counted]) -> tuple[int, ...]:
     """Sizes of the old ReplicaSets: first their pods that serve nobody go, then what can be spared."""
     sizes = [each.wanted for each in old]
-    starting = new.wanted - new.available
+    starting = new.wanted - new.ready
     spare = new.wanted + sum(sizes) - least - starting
     if spare <= 0:
         return tuple(sizes)
     for index, each in enumerate(old):
-        useless = min(spare, max(sizes[index] - each.available, 0))
+        useless = min(spare, max(sizes[index] - each.ready, 0))
         sizes[index] -= useless
         spare -= useless
-    spare = new.available + sum(each.available for each in old) - least
+    spare = new.ready + sum(each.ready for each in old) - least
     for index in range(len(sizes)):
         fewer = min(sizes[index], max(spare, 0))
         sizes[index] -= fewer
@@ -195,17 +138,6 @@ def _restarts(pod: Mapping[str, Any]) -> int:
     return max((each.get("restartCount", 0) for each in statuses), default=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """Pods of one ReplicaSet: wanted, there (not ending), ready, and ready for minReadySeconds."""
-
-    name: str
-    wanted: int = 0
-    active: int = 0
-    ready: int = 0
-    available: int = 0
-
-
 def replica_set_status(replica_set: Mapping[str, Any], counted: Counted, failure: str, now: str) -> dict[str, Any]:
     """The status of a ReplicaSet; zeros are there, so that a merge patch overwrites what they replace."""
     present = replica_set.get("status", {})
@@ -213,7 +145,7 @@ def replica_set_status(replica_set: Mapping[str, Any], counted: Counted, failure
         "replicas": counted.active,
         "fullyLabeledReplicas": counted.active,
         "readyReplicas": counted.ready,
-        "availableReplicas": counted.available,
+        "availableReplicas": counted.ready,
         "observedGeneration": replica_set["metadata"].get("generation", 1),
         # A ReplicaSet's conditions have no time of their last update.
         "conditions": [_without_update(each) for each in _failure(present, failure, now)],
@@ -237,16 +169,16 @@ def deployment_status(
     """
     every = [new, *old]
     present, desired = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
-    available = sum(each.available for each in every)
+    available = sum(each.ready for each in every)
     counts = {
         "replicas": sum(each.active for each in every),
         "updatedReplicas": new.active,
-        "readyReplicas": sum(each.ready for each in every),
+        "readyReplicas": available,
         "availableReplicas": available,
         "unavailableReplicas": max(sum(each.wanted for each in every) - available, 0),
     }
     reason, status = _progress(present, counts, desired, created=created, overdue=overdue)
-    enough = available >= desired - max_unavailable(deployment["spec"].get("strategy") or {}, desired)
+    enough = available >= desired - limits(deployment["spec"].get("strategy") or {}, desired)[1]
     conditions = [
         _condition(
             present,
