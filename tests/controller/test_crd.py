@@ -17,7 +17,7 @@ from controller.api.crd import CHART_FILE, crd, crd_yaml
 from controller.api.fields import FIELDS
 from controller.api.model import KVClusterSpec, Strategy
 from controller.api.rules import RULES
-from tests.kube.apiserver import celchecks
+from tests.kube.apiserver import cel
 from tests.kube.apiserver.customresources import faults
 from tests.kube.apiserver.schema import structural
 
@@ -82,9 +82,9 @@ def test_a_spec_that_is_left_out_is_the_models_own_default():
 
 def test_a_server_takes_it_within_half_of_the_cost_of_rules():
     assert list(faults(crd())) == []
-    half = {"RULE_LIMIT": celchecks.RULE_LIMIT // 2, "TOTAL_LIMIT": celchecks.TOTAL_LIMIT // 2}
-    with mock.patch.multiple(celchecks, **half):
-        assert list(celchecks.check_rules(structural(schema()), resource=True)) == []
+    half = {"RULE_LIMIT": cel.RULE_LIMIT // 2, "TOTAL_LIMIT": cel.TOTAL_LIMIT // 2}
+    with mock.patch.multiple(cel, **half):
+        assert list(cel.check_rules(structural(schema()), resource=True)) == []
 
 
 def test_everything_that_a_rule_reads_is_bounded():

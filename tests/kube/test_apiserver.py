@@ -1,15 +1,18 @@
-"""What the fake API server offers beside an API: controllers, faults on order, a log, restarts."""
+"""What the fake API server offers beside an API: garbage collection, faults on order, a log, restarts, refusals.
+
+Not covered: the API itself (test_conformance*.py); helm and kubectl (tests/deploy, test_kubectl.py).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -18,9 +21,7 @@ from uvicorn.server import ServerState
 
 from tests.kube.apiserver import FakeApiServer
 from tests.kube.apiserver.app import listen, serve
-from tests.kube.binaries import helm_binaries
 from tests.kube.calls import apply, ok, patch, refused, watching
-from tests.kube.kubectl import Tool, parameters
 from tests.kube.samples import GROUP, WIDGETS, config_map, deployment, pod, widget, widget_definition
 from tests.processes import eventually
 
@@ -72,43 +73,10 @@ async def test_what_belongs_to_a_deleted_object_goes_with_it(fake: FakeApiServer
     assert [r["name"] for r in ok(await client.get(f"{MAPS}/shared"))["metadata"]["ownerReferences"]] == ["second"]
 
 
-async def test_orphans_stay(fake: FakeApiServer, client: httpx.AsyncClient) -> None:
-    await own(client, "owner")
-    await own(client, "child", "owner")
-    ok(await client.request("DELETE", f"{MAPS}/owner", json={"propagationPolicy": "Orphan"}))
-    await eventually(lambda: not there(fake, "owner"))
-    assert "ownerReferences" not in ok(await client.get(f"{MAPS}/child"))["metadata"]
-
-
-async def test_in_the_foreground_the_owner_goes_last(fake: FakeApiServer, client: httpx.AsyncClient) -> None:
-    await own(client, "owner")
-    await own(client, "child", "owner", block=True)
-    ok(await patch(client, f"{MAPS}/child", {"metadata": {"finalizers": ["example.dev/hold"]}}))
-    ok(await client.request("DELETE", f"{MAPS}/owner", json={"propagationPolicy": "Foreground"}))
-    await eventually(lambda: marked(fake, "child"))
-    assert there(fake, "owner")
-    ok(await patch(client, f"{MAPS}/child", {"metadata": {"finalizers": None}}))
-    await eventually(lambda: not there(fake, "owner"))
-
-
 async def test_an_owner_that_never_was_is_a_dead_one(fake: FakeApiServer, client: httpx.AsyncClient) -> None:
     reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "00000000-0000-0000-0000-000000000000"}
     ok(await client.post(MAPS, json=config_map("child", ownerReferences=[reference])), 201)
     await eventually(lambda: not there(fake, "child"))
-
-
-async def test_a_namespace_takes_everything_in_it_along(fake: FakeApiServer, client: httpx.AsyncClient) -> None:
-    ok(await client.post("/api/v1/namespaces", json={"metadata": {"name": "shop"}}), 201)
-    held = config_map("held", finalizers=["example.dev/hold"])
-    maps = "/api/v1/namespaces/shop/configmaps"
-    for body in (held, config_map("free")):
-        ok(await client.post(maps, json=body), 201)
-    ok(await client.delete("/api/v1/namespaces/shop"))
-    await eventually(lambda: fake.store.get(("", "configmaps"), ("shop", "free")) is None)
-    status = refused(await client.post(maps, json=config_map("late")), 403, "Forbidden")
-    assert "because it is being terminated" in status["message"]
-    ok(await patch(client, f"{maps}/held", {"metadata": {"finalizers": None}}))
-    await eventually(lambda: fake.store.get(("", "namespaces"), ("", "shop")) is None)
 
 
 async def test_a_definition_takes_its_objects_along(fake: FakeApiServer, client: httpx.AsyncClient) -> None:
@@ -156,18 +124,6 @@ async def test_a_quota_can_refuse_pods(fake: FakeApiServer, client: httpx.AsyncC
     assert status["message"] == message
 
 
-async def test_chance_fails_the_same_requests_each_run(fake: FakeApiServer, client: httpx.AsyncClient) -> None:
-    async def run() -> list[int]:
-        fake.faults.clear()
-        fake.faults.seed(7)
-        fake.faults.fail(verb="list", status=500, probability=0.5)
-        return [(await client.get(MAPS)).status_code for _ in range(12)]
-
-    first = await run()
-    assert set(first) == {200, 500}
-    assert await run() == first
-
-
 async def test_a_delayed_request_waits(fake: FakeApiServer, client: httpx.AsyncClient) -> None:
     fake.faults.delay(3600, verb="get", resource="configmaps")
     waiting = asyncio.create_task(client.get(f"{MAPS}/c"))
@@ -184,14 +140,6 @@ async def test_watches_are_cut_as_by_a_broken_network(fake: FakeApiServer, clien
         with pytest.raises(httpx.RemoteProtocolError):
             await events.next()
     assert fake.faults.cut_watches() == 0
-
-
-async def test_connections_can_be_refused(fake: FakeApiServer, client: httpx.AsyncClient) -> None:
-    fake.faults.refuse(True)
-    with pytest.raises(httpx.TransportError):
-        await client.get(MAPS)
-    fake.faults.refuse(False)
-    ok(await client.get(MAPS))
 
 
 # The server itself
@@ -219,7 +167,7 @@ async def test_the_log_tells_who_asked_for_what(fake: FakeApiServer, client: htt
     fake.requests.clear()
     await client.get(f"{MAPS}/c")
     await client.post(f"{MAPS}", json=config_map())
-    await patch(client, "/apis/apps/v1/namespaces/default/deployments/web/scale", {})
+    await patch(client, "/apis/apps/v1/namespaces/default/deployments/web/status", {})
     user = "system:serviceaccount:default:robot"
     await client.get("/api/v1/pods", headers={"Authorization": f"Bearer {fake.token(user)}"})
     async with watching(client, MAPS) as events:
@@ -227,7 +175,7 @@ async def test_the_log_tells_who_asked_for_what(fake: FakeApiServer, client: htt
     assert [tuple(entry) for entry in fake.requests] == [
         ("get", "", "configmaps", "", "default", "c", "admin", 404),
         ("create", "", "configmaps", "", "default", "", "admin", 201),
-        ("patch", "apps", "deployments", "scale", "default", "web", "admin", 404),
+        ("patch", "apps", "deployments", "status", "default", "web", "admin", 404),
         ("list", "", "pods", "", "", "", user, 403),
         ("watch", "", "configmaps", "", "default", "", "admin", 200),
     ]
@@ -243,13 +191,11 @@ async def test_a_pods_port_is_reached_through_its_proxy(fake: FakeApiServer, cli
     port = sock.getsockname()[1]
     try:
         body = pod(nodeName="n1")
-        body["spec"]["containers"][0]["ports"] = [{"name": "management", "containerPort": port}]
         ok(await client.post("/api/v1/namespaces/default/pods", json=body), 201)
         proxy = f"/api/v1/namespaces/default/pods/p:{port}/proxy/status"
         refused(await client.get(proxy), 400, "BadRequest")
         ok(await patch(client, "/api/v1/namespaces/default/pods/p/status", {"status": {"podIP": "127.0.0.1"}}))
         assert ok(await client.get(proxy, params={"a": "b"})) == {"path": "/status", "query": {"a": "b"}}
-        ok(await client.get("/api/v1/namespaces/default/pods/p:management/proxy/status"))
         missing = await client.get(f"/api/v1/namespaces/default/pods/none:{port}/proxy/status")
         refused(missing, 404, "NotFound")
     finally:
@@ -257,7 +203,9 @@ async def test_a_pods_port_is_reached_through_its_proxy(fake: FakeApiServer, cli
     refused(await client.get("/api/v1/namespaces/default/pods/p:1/proxy/status"), 503, "ServiceUnavailable")
 
 
-@pytest.mark.parametrize("value", [True, -1, "x", [], {}, None, [None], {"a": None}, [[]]])
+@pytest.mark.parametrize(
+    "value", [pytest.param(each, id=repr(each)) for each in (True, -1, "x", [], {}, None, [None], {"a": None}, [[]])]
+)
 async def test_whatever_a_field_holds_the_server_judges_it(client: httpx.AsyncClient, value: Any) -> None:
     """Every field of a Deployment in turn is replaced by something odd: accepted or refused, never a crash."""
     path = "/apis/apps/v1/namespaces/default/deployments"
@@ -275,23 +223,45 @@ async def test_whatever_a_field_holds_the_server_judges_it(client: httpx.AsyncCl
         assert answer.status_code in (201, 400, 422), answer.text
 
 
-@pytest.mark.parametrize("binary", parameters(helm_binaries()))
-async def test_helm_installs_upgrades_and_removes(binary: Path, fake: FakeApiServer, tmp_path: Path) -> None:
-    chart = tmp_path / "demo"
-    (chart / "templates").mkdir(parents=True)
-    (chart / "crds").mkdir()
-    (chart / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
-    (chart / "values.yaml").write_text("replicas: 1\n")
-    (chart / "crds" / "widgets.yaml").write_text(yaml.safe_dump(widget_definition()))
-    web = yaml.safe_dump(deployment(replicas=1)).replace("replicas: 1", "replicas: {{ .Values.replicas }}")
-    (chart / "templates" / "web.yaml").write_text(web)
-    helm = Tool(binary, fake.kubeconfig(tmp_path / "kubeconfig"), tmp_path)
-    await helm("install", "demo", str(chart), "-n", "shop", "--create-namespace")
-    await helm("upgrade", "demo", str(chart), "-n", "shop", "--set", "replicas=3")
-    web_key = (("apps", "deployments"), ("shop", "web"))
-    stored = fake.store.get(*web_key)
-    assert stored is not None
-    assert stored.obj["spec"]["replicas"] == 3
-    assert fake.store.get(("apiextensions.k8s.io", "customresourcedefinitions"), ("", f"widgets.{GROUP}"))
-    await helm("uninstall", "demo", "-n", "shop")
-    assert fake.store.get(*web_key) is None
+UNMODELLED = [
+    pytest.param("GET", "/api/v1/nodes", {}, id="kind"),
+    pytest.param("GET", "/apis/apps/v1/statefulsets", {}, id="kind of a group that is served"),
+    pytest.param("GET", "/api/v1/namespaces/default/pods/p/log", {}, id="subresource"),
+    pytest.param("DELETE", MAPS, {}, id="collection"),
+    pytest.param("DELETE", "/api/v1/namespaces/default", {}, id="namespace"),
+    pytest.param("DELETE", f"{MAPS}/c", {"json": {"propagationPolicy": "Foreground"}}, id="policy"),
+    pytest.param("POST", MAPS, {"content": "a: b", "headers": {"content-type": "application/yaml"}}, id="YAML"),
+    pytest.param("GET", MAPS, {"headers": {"accept": "application/json;as=PartialObjectMetadataList"}}, id="partial"),
+    pytest.param("GET", f"{MAPS}?watch=1", {"headers": {"accept": "application/json;as=Table"}}, id="watched table"),
+    pytest.param("GET", f"{MAPS}?resourceVersion=1&resourceVersionMatch=Exact", {}, id="exact version"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "options"), UNMODELLED)
+async def test_what_is_not_modelled_is_refused_and_says_where_that_is_written(
+    client: httpx.AsyncClient, method: str, path: str, options: dict[str, Any]
+) -> None:
+    ok(await client.post(MAPS, json=config_map()), 201)
+    status = refused(await client.request(method, path, **options), 501, "NotImplemented")
+    page = re.search(r"docs/decisions/[\w-]+\.md", status["message"])
+    assert page is not None
+    assert (Path(__file__).parents[2] / page[0]).is_file()
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        pytest.param({"oneOf": [{"type": "string"}]}, id="oneOf"),
+        pytest.param({"uniqueItems": False}, id="uniqueItems"),
+        pytest.param({"format": "email"}, id="format"),
+    ],
+)  # fmt: skip
+async def test_a_definition_that_says_more_than_is_modelled_is_refused(
+    client: httpx.AsyncClient, keyword: dict[str, Any]
+) -> None:
+    definition = widget_definition()
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["mode"] |= (
+        keyword
+    )
+    status = refused(await client.post(DEFINITIONS, json=definition), 422, "Invalid")
+    assert "not modelled by the test bed" in status["message"]

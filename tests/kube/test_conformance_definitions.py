@@ -1,4 +1,8 @@
-"""What an API server refuses of a CRD: defaults on which a rule does not hold, rules that could cost too much."""
+"""What the API server, fake and (where there is one) real, refuses of a CRD: for its rules, their costs, its defaults.
+
+Not covered: rules with macros, functions of Kubernetes' own or messageExpression, which are not modelled; rules that an
+object breaks (test_conformance.py); the product's own rules (tests/controller/test_crd.py).
+"""
 
 from __future__ import annotations
 
@@ -34,13 +38,10 @@ def ruled(rule: str, *, spec: Object | None = None, **more: Any) -> Object:
         "b": {"type": "integer"},
         "text": {"type": "string"},
         "short": {"type": "string", "maxLength": 10},
-        "port": {"x-kubernetes-int-or-string": True},
         "words": {"type": "array", "items": {"type": "string"}},
         "few": {"type": "array", "maxItems": 4, "items": {"type": "string", "maxLength": 10}},
-        "labels": {"type": "object", "additionalProperties": {"type": "string"}},
         "a-b": {"type": "integer"},
         "namespace": {"type": "string", "maxLength": 63},
-        "since": {"type": "string", "format": "date-time"},
     }
     rules = [{"rule": rule, **more}]
     return {"type": "object", "properties": fields, "x-kubernetes-validations": rules, **(spec or {})}
@@ -54,13 +55,9 @@ async def send(client: httpx.AsyncClient, spec: Object, **more: Object) -> httpx
     "rule",
     [
         "self.a > 0", "!has(self.b) || self.a < self.b", "size(self.text) < 100", "self.short.matches('^[a-z]+$')",
-        "self.few.all(word, word.matches('^[a-z]+$'))", "type(self.port) != int || self.port > 0",
-        "self.words.size() < 5", "!('x' in self.labels)", "self.labels.all(k, k != 'x')", "self.a__dash__b > 1",
-        "self.__namespace__ == 'x'", "self.since > timestamp('2020-01-01T00:00:00Z')",
-        "self.few.isSorted() && self.few.size() > 1",
-        "self.?b.orValue(3) > 1", "self.a == oldSelf.a",
-        "self.few.join('-').size() < 100", "quantity(self.short).isGreaterThan(quantity('1'))",
-        "self.few == ['x', 'y']", "self.text == 'x'", "self == oldSelf",
+        "self.words.size() < 5", "self.a__dash__b > 1", "self.__namespace__ == 'x'", "self.a == oldSelf.a",
+        "self.few == ['x', 'y']", "self.text == 'x'", "self == oldSelf", "self.short in ['x', 'y']",
+        "size(self.few) < 2 || self.few[0] != self.few[1]",
     ],
 )  # fmt: skip
 async def test_rules_that_are_taken(client: httpx.AsyncClient, rule: str) -> None:
@@ -76,9 +73,7 @@ async def test_rules_that_are_taken(client: httpx.AsyncClient, rule: str) -> Non
         ("self.text > 1", "found no matching overload for '_>_'"),
         ("self.text.all(c, c == 'x')", "compilation failed"),
         ("cel.bind(n, self.a, n == 1)", "undeclared reference to 'cel'"),
-        ("self.words.all(word, word.matches('^[a-z]+$'))", "estimated rule cost exceeds budget by factor of more than"),
-        ("self.words.all(one, self.words.all(other, one != other))", "more than 100x"),
-        ("self.text.contains(self.short) && self.text.contains(self.text)", "more than 100x"),
+        ("self.text.matches(self.text)", "estimated rule cost exceeds budget by factor of more than 100x"),
         ("self.text.matches('" + "x" * 600 + "')", "estimated rule cost exceeds budget by factor of 4.7x"),
         ("self.text.matches('" + "x" * 150 + "')", "estimated rule cost exceeds budget by factor of 1.195378x"),
     ],
@@ -93,17 +88,8 @@ async def test_rules_that_are_refused(client: httpx.AsyncClient, rule: str, word
 @pytest.mark.parametrize(
     ("more", "field", "words"),
     [
-        (
-            {"messageExpression": "'a is ' + string(self.a)"},
-            "messageExpression",
-            "estimated messageExpression cost exceeds budget by factor of more than 100x",
-        ),
-        ({"messageExpression": "self.a"}, "messageExpression", "messageExpression must evaluate to a string"),
-        ({"messageExpression": "self.nothing"}, "messageExpression", "undefined field 'nothing'"),
-        ({"message": "two\nlines"}, "message", "must not contain line breaks"),
-        ({"reason": "Odd"}, "reason", "supported values"),
-        ({"fieldPath": ".nothing"}, "fieldPath", "must be a valid path"),
-        ({"optionalOldSelf": True}, "optionalOldSelf", "may not be set if oldSelf is not used in rule"),
+        pytest.param({"message": "two\nlines"}, "message", "must not contain line breaks", id="message"),
+        pytest.param({"fieldPath": ".nothing"}, "fieldPath", "must be a valid path", id="fieldPath"),
     ],
 )
 async def test_a_rule_whose_other_fields_are_wrong(
@@ -113,10 +99,6 @@ async def test_a_rule_whose_other_fields_are_wrong(
     where = f"{ROOT}.properties[spec].x-kubernetes-validations[0].{field}"
     assert where in {cause["field"] for cause in status["details"]["causes"]}
     assert words in status["message"]
-
-
-async def test_what_a_message_costs_is_bounded_by_its_format(client: httpx.AsyncClient) -> None:
-    ok(await send(client, ruled("self.a > 0", messageExpression="'a is %d'.format([self.a])")), 201)
 
 
 async def test_a_rule_costs_as_often_as_its_value_can_occur(client: httpx.AsyncClient) -> None:

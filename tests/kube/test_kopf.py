@@ -1,4 +1,7 @@
-"""kopf and the official asyncio client against API servers: what the operator is made of."""
+"""kopf and the official asyncio client against API servers, fake and (where there is one) real.
+
+Not covered: the operator that is made of them (tests/kube/operator).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Invariants of server-side apply, for whatever two managers apply in whatever order."""
+"""Invariants of server-side apply, for whatever two managers apply in whatever order.
+
+Not covered: conflicts (every step is forced), subresources, and agreement with the real server
+(test_conformance_apply.py).
+"""
 
 from __future__ import annotations
 

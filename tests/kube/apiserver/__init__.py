@@ -9,15 +9,14 @@
 It runs on the test's event loop. Run kopf on another one (a thread's) or in a process: a kopf operator that stops
 cancels every task of its loop, this server's too.
 
-`tests/kube/test_conformance*.py`, and the suites of kubectl, kopf, the operator and the chart, run against it and
-against Kubernetes 1.36.2 alike. Known to be otherwise than there:
+What is modelled, against what that was checked and what is refused says the docstring of each module, and in one place
+docs/decisions/019-the-test-bed-models-what-tests-ask-for.md. Known to be otherwise than in Kubernetes, and not refused:
 
-- endpoints may have loopback addresses, which pods of the fake node have, and a real server refuses;
+- endpoints may have loopback addresses, which pods of the fake node have;
 - a version from the future is refused at once (a real server waits three seconds first), and a watch from there
   waits for it as if it were now;
 - an explicit zero that is not stored is left out before owners of fields are compared, and makes no conflict;
-- there is no admission beyond what the tests need: no ServiceAccount, quota or policy plugins, no webhooks;
-- of rules in CRDs, what `celchecks.py` says.
+- there is no admission: no ServiceAccounts, quotas or policies (the node plays the first two), no webhooks.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ from tests.kube.apiserver.app import App, listen, serve
 from tests.kube.apiserver.cluster import Ask, Cluster
 from tests.kube.apiserver.deletion import GarbageCollector
 from tests.kube.apiserver.faults import Fault, Faults
+from tests.kube.apiserver.normalization import plain_copy
 from tests.kube.apiserver.request import Logged, token_of
 from tests.kube.apiserver.schema import Definitions
 from tests.kube.apiserver.store import Store
-from tests.kube.apiserver.structural import plain_copy
 
 __all__ = ["FakeApiServer", "Fault", "Faults", "Logged"]
 
@@ -55,15 +54,6 @@ def definitions() -> Definitions:
 _FIRST: list[dict[str, Any]] = [
     {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}},
     {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}},
-    {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRole",
-        "metadata": {"name": "cluster-admin"},
-        "rules": [
-            {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
-            {"nonResourceURLs": ["*"], "verbs": ["*"]},
-        ],
-    },
 ]
 
 
@@ -84,7 +74,7 @@ class FakeApiServer:
     ) -> None:  # fmt: skip
         self._port = port
         self._cluster = Cluster(definitions(), clock, service_network)
-        self._app = App(self._cluster, bookmark_seconds, self._drop)
+        self._app = App(self._cluster, bookmark_seconds)
         self._garbage = GarbageCollector(self._cluster, self._app.crashes.append)
         self._connections = ServerState()
         self._listener: asyncio.Server | None = None
@@ -139,13 +129,6 @@ class FakeApiServer:
         self._listener = self._app.client = None
         if self._app.crashes:
             raise ExceptionGroup("the fake API server failed", self._app.crashes)
-
-    def _drop(self, scope: Any) -> None:
-        """Break the connection on which a request arrived."""
-        for connection in list(self._connections.connections):
-            cycle = getattr(connection, "cycle", None)
-            if cycle is not None and cycle.scope is scope:
-                connection.transport.abort()
 
     def _seed(self) -> None:
         """Create what every cluster has from the start."""

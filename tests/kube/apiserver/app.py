@@ -1,4 +1,7 @@
-"""The ASGI application: filters (faults, authentication, authorisation), then the handler of the path."""
+"""The ASGI application: filters (faults, authentication, authorisation), then the handler of the path.
+
+A fault of the fake itself is answered with 500, and fails the test when the server is stopped.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import contextlib
 import random
 import socket
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -19,21 +21,20 @@ from uvicorn.server import ServerState
 
 from tests.kube.apiserver import documents, handlers, subresources
 from tests.kube.apiserver.cluster import Cluster
-from tests.kube.apiserver.errors import ApiError, no_such_path
+from tests.kube.apiserver.errors import ApiError, no_such_path, not_modelled
 from tests.kube.apiserver.faults import Faults
 from tests.kube.apiserver.rbac import authorized, forbidden
 from tests.kube.apiserver.request import Call, Logged, authenticate, of_watch, read
-from tests.kube.apiserver.resources import Resource
+from tests.kube.apiserver.resources import BUILTIN_GROUPS, Resource
 from tests.kube.apiserver.watch import Watch
 
-AGGREGATED = "as=APIGroupDiscoveryList"
 JSON = "application/json"
 
 
 class App:
     """Serves a cluster over HTTP."""
 
-    def __init__(self, cluster: Cluster, bookmark_seconds: float, drop: Callable[[Scope], None]) -> None:
+    def __init__(self, cluster: Cluster, bookmark_seconds: float) -> None:
         self.cluster = cluster
         self.requests: list[Logged] = []
         self.watches: set[Watch] = set()
@@ -41,7 +42,6 @@ class App:
         self.crashes: list[Exception] = []
         self.client: httpx.AsyncClient | None = None
         self._bookmark_seconds = bookmark_seconds
-        self._drop = drop
 
     def cut_watches(self) -> int:
         for watch in list(self.watches):
@@ -49,10 +49,6 @@ class App:
         return len(self.watches)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.faults.refusing:
-            self._drop(scope)
-            await asyncio.sleep(0)
-            return
         try:
             call = await read(Request(scope, receive))
         except ClientDisconnect:
@@ -83,24 +79,29 @@ class App:
         if not call.resource:
             await self._plain(call, send)
             return
-        resource = self.cluster.registry.find(call.group, call.version, call.resource)
-        if resource is None or (call.subresource and call.subresource not in resource.subresources):
-            raise no_such_path()
+        resource = self._resource(call)
         if call.verb == "watch":
             await self._watch(resource, call, receive, send)
-            return
-        if call.subresource == "log":
-            handlers.found(self.cluster, resource, call)
-            await self._send(call, send, 200, b"", "text/plain")
             return
         if call.subresource == "proxy":
             assert self.client is not None
             status, body, kind = await subresources.proxy(self.cluster, resource, call, self.client)
             await self._send(call, send, status, body, kind)
             return
-        own = {"scale": subresources.scale, "eviction": subresources.evict, "token": subresources.token}
-        status, body = own.get(call.subresource, handlers.handle)(self.cluster, resource, call)
+        handle = subresources.scale if call.subresource == "scale" else handlers.handle
+        status, body = handle(self.cluster, resource, call)
         await self._send(call, send, status, body)
+
+    def _resource(self, call: Call) -> Resource:
+        """What a call is for. Raises `ApiError`: 501 for what Kubernetes has and this server not, else 404."""
+        resource = self.cluster.registry.find(call.group, call.version, call.resource)
+        if resource is None and call.group in BUILTIN_GROUPS:
+            raise not_modelled(f"{call.resource} of the group {call.group!r}")
+        if resource is None:
+            raise no_such_path()
+        if call.subresource and call.subresource not in resource.subresources:
+            raise no_such_path() if resource.custom else not_modelled(call.attributes().full)
+        return resource
 
     async def _send(
         self, call: Call, send: Send, status: int, body: bytes, kind: str = JSON, headers: dict[str, str] | None = None
@@ -112,7 +113,7 @@ class App:
             quoted = warning.replace("\\", "\\\\").replace('"', '\\"')
             shown.append((b"warning", f'299 - "{quoted}"'.encode()))
         await send({"type": "http.response.start", "status": status, "headers": shown})
-        await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else body})
+        await send({"type": "http.response.body", "body": body})
 
     async def _plain(self, call: Call, send: Send) -> None:
         """Paths that name no resource."""
@@ -121,22 +122,14 @@ class App:
         kind = JSON
         answer: Any
         match parts:
-            case ["healthz" | "readyz" | "livez", *_]:
-                await self._send(call, send, 200, b"ok", "text/plain; charset=utf-8")
-                return
             case ["version"]:
                 answer = documents.VERSION
-            case ["api"] | ["apis"]:
-                core = parts == ["api"]
-                if AGGREGATED in call.accept:
-                    answer = documents.aggregated(registry, core=core)
-                    kind = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
-                else:
-                    answer = documents.api_versions() if core else documents.groups(registry)
+            case ["api"]:
+                answer = documents.API_VERSIONS
+            case ["apis"]:
+                answer = documents.groups(registry)
             case ["api", version]:
                 answer = documents.resources(registry, "", version)
-            case ["apis", group]:
-                answer = documents.group(registry, group)
             case ["apis", group, version]:
                 answer = documents.resources(registry, group, version)
             case ["openapi", *rest]:
@@ -149,12 +142,14 @@ class App:
         await self._send(call, send, 200, body, kind)
 
     async def _watch(self, resource: Resource, call: Call, receive: Receive, send: Send) -> None:
+        if handlers.TABLE in call.accept:
+            raise not_modelled("a watch as a table")
         asked = of_watch(call.query)
         chosen = handlers.selection(resource, call)
         seconds = float(asked.seconds or random.uniform(1800, 3600))
         watch = Watch(
-            self.cluster.store, chosen, handlers.renderer(self.cluster, resource, call), bookmarks=asked.bookmarks,
-            kind=(resource.api_version, resource.kind), bookmark_seconds=self._bookmark_seconds,
+            self.cluster.store, chosen, bookmarks=asked.bookmarks, kind=(resource.api_version, resource.kind),
+            bookmark_seconds=self._bookmark_seconds,
         )  # fmt: skip
         self.requests.append(call.logged(200))
         headers = [(b"content-type", JSON.encode()), (b"cache-control", b"no-cache, private")]

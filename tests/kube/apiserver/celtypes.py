@@ -1,9 +1,11 @@
 """What a rule may know of the value it stands on: the CEL type of a schema, and how large its values can be.
 
-A transcription of Kubernetes 1.36's `SchemaDeclType` (k8s.io/apiserver/pkg/cel/common/schemas.go) and of the escaping
-of field names (pkg/cel/escaping.go). The compiler is told of the types as protobuf messages, for those are what the
-reference implementation knows beside the basic types; a list or map directly inside a list or map has no such form,
-and a schema with a rule on or above one is refused (`Unsupported`).
+Modelled: a transcription of Kubernetes 1.36's `SchemaDeclType` (k8s.io/apiserver/pkg/cel/common/schemas.go) and of the
+escaping of field names (pkg/cel/escaping.go), checked by `test_conformance_definitions.py`. The compiler is told of the
+types as protobuf messages, for those are what the reference implementation knows beside the basic types.
+
+Not modelled, and refused by `Unmodelled`: a rule on or above a list or map that lies directly inside a list or map,
+which has no such form.
 """
 
 from __future__ import annotations
@@ -12,18 +14,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, struct_pb2, timestamp_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool, struct_pb2, timestamp_pb2
 
 from tests.kube.apiserver.schema import Node
 
 MAX_REQUEST = 3 * 1024 * 1024
 """Bytes of the largest request, which bounds what a schema does not."""
-_TIMES = {"duration": (3, 32), "date": (12, 12), "date-time": (21, 32)}
-"""Format -> fewest and most bytes of such a string in JSON."""
 
 
-class Unsupported(Exception):
-    """A schema or expression that a real API server might take and that this one does not model."""
+class Unmodelled(Exception):
+    """A rule asks for what a real API server does and this one does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Declared:
     """A value's type. `most` is the most characters, items or entries it can have, `least` its fewest bytes in JSON."""
 
     kind: str
-    """object, list, map, string, bytes, duration, timestamp, bool, double, int or dyn."""
+    """object, list, map, string, timestamp, bool, double, int or dyn."""
     most: int = 0
     least: int = 1
     fields: Mapping[str, Declared] = field(default_factory=dict)
@@ -73,17 +73,19 @@ def declared(node: Node, *, resource: bool = False) -> Declared | None:
             items = declared(node.items) if node.items is not None else None
             if items is None:
                 return None
-            return Declared("list", _bound(node, "maxItems", (MAX_REQUEST - 2) // (items.least + 1)), 2, {}, items)
+            most = node.facets.get("maxItems", (MAX_REQUEST - 2) // (items.least + 1))
+            return Declared("list", most, 2, {}, items)
         case "object" if node.additional is not None:
             values = declared(node.additional)
             if values is None:
                 return None
-            most = _bound(node, "maxProperties", (MAX_REQUEST - 2) // (values.least + 6))
-            return Declared("map", most, 2, {}, values)
+            return Declared("map", (MAX_REQUEST - 2) // (values.least + 6), 2, {}, values)
         case "object":
             return _object(node, resource)
         case "string":
-            return _string(node)
+            if node.facets.get("format") == "date-time":
+                return Declared("timestamp", 32, 21)
+            return Declared("string", _longest(node), 2)
         case "boolean":
             return Declared("bool", least=4)
         case "number":
@@ -91,10 +93,6 @@ def declared(node: Node, *, resource: bool = False) -> Declared | None:
         case "integer":
             return Declared("int")
     return None
-
-
-def _bound(node: Node, facet: str, otherwise: int) -> int:
-    return max(int(node.facets[facet]), 0) if facet in node.facets else otherwise
 
 
 def _object(node: Node, resource: bool) -> Declared:
@@ -122,20 +120,10 @@ def _names_are_typed(node: Node) -> bool:
     return all(found is not None and found.type == "string" for found in declarations)
 
 
-def _string(node: Node) -> Declared:
-    form = node.facets.get("format")
-    if form == "byte":
-        return Declared("bytes", _bound(node, "maxLength", MAX_REQUEST - 2), 2)
-    if form in _TIMES:
-        least, most = _TIMES[form]
-        return Declared("duration" if form == "duration" else "timestamp", most, least)
-    return Declared("string", _longest(node), 2)
-
-
 def _longest(node: Node) -> int:
     """Bytes of the longest string: a character may take four."""
     if "maxLength" in node.facets:
-        return max(int(node.facets["maxLength"]), 0) * 4
+        return int(node.facets["maxLength"]) * 4
     if node.facets.get("enum") and not node.int_or_string:
         return max(len(str(value).encode()) for value in node.facets["enum"])
     return MAX_REQUEST - 2
@@ -144,14 +132,8 @@ def _longest(node: Node) -> int:
 # --- the same as protobuf messages -------------------------------------------------------------------------
 
 _F = descriptor_pb2.FieldDescriptorProto
-_SCALARS = {
-    "string": _F.TYPE_STRING, "bytes": _F.TYPE_BYTES, "bool": _F.TYPE_BOOL, "double": _F.TYPE_DOUBLE,
-    "int": _F.TYPE_INT64,
-}  # fmt: skip
-_MESSAGES = {
-    "dyn": ".google.protobuf.Value", "duration": ".google.protobuf.Duration",
-    "timestamp": ".google.protobuf.Timestamp",
-}  # fmt: skip
+_SCALARS = {"string": _F.TYPE_STRING, "bool": _F.TYPE_BOOL, "double": _F.TYPE_DOUBLE, "int": _F.TYPE_INT64}
+_MESSAGES = {"dyn": ".google.protobuf.Value", "timestamp": ".google.protobuf.Timestamp"}
 PACKAGE = "selfType"
 
 
@@ -168,7 +150,7 @@ class Messages:
         self._made = 0
         self.root = self._named(root)
         self.pool = descriptor_pool.DescriptorPool()
-        for module in (struct_pb2, duration_pb2, timestamp_pb2):
+        for module in (struct_pb2, timestamp_pb2):
             self.pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
             self._file.dependency.append(module.DESCRIPTOR.name)
         self.pool.AddSerializedFile(self._file.SerializeToString())
@@ -204,7 +186,7 @@ class Messages:
     def _type(self, made: descriptor_pb2.FieldDescriptorProto, kind: Declared | None) -> None:
         assert kind is not None, "lists and maps have elements"
         if kind.element is not None:
-            raise Unsupported(f"a {kind.kind} directly inside a list or map, on or below a rule")
+            raise Unmodelled(f"a {kind.kind} directly inside a list or map, on or below a rule")
         if kind.kind in _SCALARS:
             made.type = _SCALARS[kind.kind]
             return

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.kube.apiserver.customresources import serve
+from tests.kube.apiserver.normalization import fill_defaults, prune
 from tests.kube.apiserver.resources import Registry, Resource
 from tests.kube.apiserver.schema import Definitions
 from tests.kube.apiserver.store import Change, Store
-from tests.kube.apiserver.structural import fill_defaults, prune
 
-MASTERS = "system:masters"
 CRDS = ("apiextensions.k8s.io", "customresourcedefinitions")
 NAMESPACES = ("", "namespaces")
 
@@ -23,14 +22,10 @@ class User:
     """Who asks."""
 
     name: str
-    groups: tuple[str, ...] = ()
-
-    @property
-    def admin(self) -> bool:
-        return MASTERS in self.groups
+    admin: bool = False
 
 
-ADMIN = User("admin", (MASTERS, "system:authenticated"))
+ADMIN = User("admin", admin=True)
 
 
 @dataclass
@@ -80,13 +75,6 @@ class Cluster:
 
     def resource_of(self, api_version: str, kind: str) -> Resource | None:
         return self.registry.by_kind(api_version, kind)
-
-    def namespace_phase(self, name: str) -> str:
-        """Active, Terminating, or empty for a namespace that does not exist."""
-        stored = self.store.get(NAMESPACES, ("", name))
-        if stored is None:
-            return ""
-        return "Terminating" if stored.obj["metadata"].get("deletionTimestamp") else "Active"
 
     def free_cluster_ip(self) -> str:
         """An address of the service network no Service has."""

@@ -1,4 +1,12 @@
-"""CustomResourceDefinitions: the resources they define, their status, their own validity."""
+"""CustomResourceDefinitions: the resources they define, their status, their own validity.
+
+Modelled: one version with a structural schema, defaults, rules (`cel.py`), status and scale, printer columns; what a
+real server refuses of these, defaults included. Checked against the real server by `test_conformance.py` and
+`test_conformance_definitions.py`.
+
+Not modelled, and refused: other versions and conversion, the keywords of JSON schema that are not in `KEYWORDS`,
+formats that are not in `FORMATS`, selectable fields. Names are accepted without a look at those of other definitions.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +17,28 @@ from typing import Any
 
 import orjson
 
-from tests.kube.apiserver.cel import broken_rules
-from tests.kube.apiserver.celchecks import check_rules
-from tests.kube.apiserver.errors import Cause
+from tests.kube.apiserver.cel import broken_rules, check_rules
+from tests.kube.apiserver.errors import Cause, unmodelled
+from tests.kube.apiserver.normalization import plain_copy, prune
 from tests.kube.apiserver.resources import Column, Resource, Scale
-from tests.kube.apiserver.schema import ANYTHING, Node, structural
-from tests.kube.apiserver.structural import plain_copy, prune
-from tests.kube.apiserver.validation import invalid, required, type_of, validate
+from tests.kube.apiserver.schema import FACETS, Node, structural
+from tests.kube.apiserver.tables import steps
+from tests.kube.apiserver.validation import invalid, required, validate
 
 Object = dict[str, Any]
 
-AGE = Column("Age", ".metadata.creationTimestamp", "date")
+VERSION = {"name", "served", "storage", "schema", "subresources", "additionalPrinterColumns"}
+"""What of a version is modelled."""
+KEYWORDS = {
+    *FACETS, "type", "description", "properties", "additionalProperties", "items", "required", "default", "nullable",
+    "anyOf", "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-validations",
+    "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-map-type",
+}  # fmt: skip
+"""What of a schema is modelled."""
+INT_OR_STRING = [{"type": "integer"}, {"type": "string"}]
+FORMATS = {None, "date-time", "int32", "int64"}
 APPROVED = "api-approved.kubernetes.io"
 CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
-
-
-def _schema(version: Object, meta: Node | None) -> Node:
-    raw = (version.get("schema") or {}).get("openAPIV3Schema")
-    if raw is None:
-        return ANYTHING
-    return structural(raw, meta)
 
 
 def serve(definition: Object | None, meta: Node) -> list[Resource]:
@@ -54,18 +64,17 @@ def serve(definition: Object | None, meta: Node) -> list[Resource]:
                 plural=names["plural"],
                 kind=names["kind"],
                 namespaced=spec["scope"] == "Namespaced",
-                schema=_schema(version, meta),
+                schema=structural(version["schema"]["openAPIV3Schema"], meta),
                 short_names=tuple(names.get("shortNames") or ()),
                 categories=tuple(names.get("categories") or ()),
                 subresources=tuple(s for s in ("status", "scale") if s in subresources),
-                columns=columns or (AGE,),
+                columns=columns,
                 scale=Scale(scale["specReplicasPath"], scale["statusReplicasPath"], scale.get("labelSelectorPath", ""))
                 if scale else None,
                 custom=True,
-                selectable=frozenset(f["jsonPath"].lstrip(".") for f in version.get("selectableFields") or ()),
                 singular=names.get("singular") or names["kind"].lower(),
                 list_kind=names.get("listKind") or f"{names['kind']}List",
-                openapi=(version.get("schema") or {}).get("openAPIV3Schema") or {"type": "object"},
+                openapi=version["schema"]["openAPIV3Schema"],
                 definition=f"{'.'.join(reversed(spec['group'].split('.')))}.{version['name']}.{names['kind']}",
             )
         )  # fmt: skip
@@ -105,17 +114,31 @@ def faults(definition: Object) -> Iterator[Cause]:
         more = "see https://github.com/kubernetes/enhancements/pull/1111"
         yield required(f"metadata.annotations[{APPROVED}]", f"{why}, {more}")
     versions = spec.get("versions") or []
-    if sum(bool(v.get("storage")) for v in versions) != 1:
-        yield invalid("spec.versions", versions, "must have exactly one version marked as storage version")
-    schemas = [(version.get("schema") or {}).get("openAPIV3Schema") for version in versions]
+    if len(versions) != 1 or not versions[0].get("storage"):
+        yield unmodelled("spec.versions", "definitions with more or less than one version, which is the stored one")
+        return
+    (version,) = versions
+    for name in version.keys() - VERSION:
+        yield unmodelled(f"spec.versions[0].{name}", f"{name} of a version")
+    for path in _paths(version):
+        try:
+            steps(path)
+        except ValueError as error:
+            yield unmodelled("spec.versions[0]", str(error))
+    raw = (version.get("schema") or {}).get("openAPIV3Schema")
+    if raw is None:
+        yield required("spec.versions[0].schema.openAPIV3Schema", "schemas are required")
+        return
     # The server keeps a schema that all versions share once, and calls it by that place.
-    shared = all(raw == schemas[0] for raw in schemas)
-    for number, raw in enumerate(schemas):
-        where = "spec.validation.openAPIV3Schema" if shared else f"spec.versions[{number}].schema.openAPIV3Schema"
-        if raw is None:
-            yield required(f"spec.versions[{number}].schema.openAPIV3Schema", "schemas are required")
-        elif not (shared and number):
-            yield from (Cause(where + field, message, reason) for field, message, reason in _judged(orjson.dumps(raw)))
+    for field, message, reason in _judged(orjson.dumps(raw)):
+        yield Cause(f"spec.validation.openAPIV3Schema{field}", message, reason)
+
+
+def _paths(version: Object) -> Iterator[str]:
+    """The paths by which a version says where its values are."""
+    for column in version.get("additionalPrinterColumns") or ():
+        yield column["jsonPath"]
+    yield from ((version.get("subresources") or {}).get("scale") or {}).values()
 
 
 @lru_cache(maxsize=64)
@@ -148,6 +171,12 @@ def _defaults(node: Node, path: str) -> Iterator[Cause]:
 
 def _structural(raw: Object, path: str) -> Iterator[Cause]:
     """Where a schema is not structural."""
+    for name in raw.keys() - KEYWORDS:
+        yield unmodelled(f"{path}.{name}", f"{name} in a schema")
+    if raw.get("anyOf", INT_OR_STRING) != INT_OR_STRING:
+        yield unmodelled(f"{path}.anyOf", "alternatives other than int-or-string")
+    if raw.get("format") not in FORMATS:
+        yield unmodelled(f"{path}.format", f"the format {raw['format']}")
     free = raw.get("x-kubernetes-int-or-string") or raw.get("x-kubernetes-preserve-unknown-fields")
     if not raw.get("type") and not free:
         yield required(f"{path}.type", "must not be empty for specified object fields")
@@ -156,20 +185,14 @@ def _structural(raw: Object, path: str) -> Iterator[Cause]:
     if raw.get("properties") and raw.get("additionalProperties"):
         yield Cause(f"{path}.additionalProperties", "Forbidden: excludes properties, and the other way round",
                     "FieldValueForbidden")  # fmt: skip
-    if raw.get("uniqueItems"):
-        yield Cause(f"{path}.uniqueItems", "Forbidden: uniqueItems cannot be set to true since the runtime complexity "
-                    "becomes quadratic", "FieldValueForbidden")  # fmt: skip
-    if raw.get("$ref"):
-        yield Cause(f"{path}.$ref", "Forbidden: $ref is not supported", "FieldValueForbidden")
     yield from _list_type(raw, path)
     for name, below in (raw.get("properties") or {}).items():
         if not path and name == "metadata":
             continue
         yield from _structural(below, f"{path}.properties[{name}]")
-    if isinstance(raw.get("items"), dict):
-        yield from _structural(raw["items"], f"{path}.items")
-    if isinstance(raw.get("additionalProperties"), dict):
-        yield from _structural(raw["additionalProperties"], f"{path}.additionalProperties")
+    for name in ("items", "additionalProperties"):
+        if name in raw:
+            yield from _structural(raw[name], f"{path}.{name}")
 
 
 def _list_type(raw: Object, path: str) -> Iterator[Cause]:
@@ -188,11 +211,5 @@ def _list_type(raw: Object, path: str) -> Iterator[Cause]:
             yield required(f"{path}.items.properties[{key}].default",
                            "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required "
                            "property")  # fmt: skip
-    if kind == "set" and items and type_of_schema(items) in ("object", "array"):
-        atomic = items.get("x-kubernetes-map-type") == "atomic" or items.get("x-kubernetes-list-type") == "atomic"
-        if not atomic:
-            yield invalid(f"{path}.items", type_of(items), "forbidden for items of a list of list type set")
-
-
-def type_of_schema(raw: Object) -> str:
-    return str(raw.get("type", ""))
+    if kind == "set" and items.get("type") in ("object", "array"):
+        yield unmodelled(f"{path}.items", "sets of objects or lists")

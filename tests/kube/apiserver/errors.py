@@ -39,6 +39,14 @@ class ApiError(Exception):
         return status
 
 
+PAGE = "docs/decisions/019-the-test-bed-models-what-tests-ask-for.md"
+
+
+def not_modelled(what: str) -> ApiError:
+    """501 for what a real API server does and this one does not: no test may come to depend on it unseen."""
+    return ApiError(501, f"not modelled by the test bed: {what} ({PAGE})", "NotImplemented")
+
+
 @dataclass(frozen=True)
 class Cause:
     """One fault of one field; `reason` is the machine's word for it, `message` what follows the field's name."""
@@ -49,6 +57,11 @@ class Cause:
 
     def text(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message
+
+
+def unmodelled(field: str, what: str) -> Cause:
+    """The fault of an object that asks for what is not modelled."""
+    return Cause(field, f"Forbidden: not modelled by the test bed: {what} ({PAGE})", "FieldValueForbidden")
 
 
 def resource_name(group: str, plural: str) -> str:

@@ -1,4 +1,8 @@
-"""Failures on order: answers with errors, delays, cut watches, refused connections."""
+"""Failures on order: answers with errors, delays, cut watches.
+
+What a client sees of them is what it sees of an overloaded server or a broken network (`test_apiserver.py`); a server
+that is away is `FakeApiServer.stop`, a network that goes dead without a word is `tests/kube/relay.py`.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,6 @@ class Faults:
         self._cut = cut
         self._random = random.Random(seed)
         self._faults: list[Fault] = []
-        self.refusing = False
 
     def fail(
         self, *, verb: str = "", resource: str = "", namespace: str = "", name: str = "", user: str = "",
@@ -66,12 +69,6 @@ class Faults:
         self._faults.append(fault)
         return fault
 
-    def refuse(self, refusing: bool = True) -> None:
-        """Drop every connection as soon as a request arrives on it, and every open watch."""
-        self.refusing = refusing
-        if refusing:
-            self._cut()
-
     def cut_watches(self) -> int:
         """Drop the connection of every open watch. Returns how many there were."""
         return self._cut()
@@ -81,10 +78,6 @@ class Faults:
 
     def clear(self) -> None:
         self._faults.clear()
-        self.refusing = False
-
-    def seed(self, seed: int) -> None:
-        self._random.seed(seed)
 
     def strike(self, asked: Attributes, user: str) -> tuple[float, ApiError | None]:
         """How long a request waits, and the error it is answered with, if any."""

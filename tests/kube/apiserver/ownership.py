@@ -1,4 +1,9 @@
-"""Who set which field: `managedFields`, server-side apply and its conflicts."""
+"""Who set which field: `managedFields`, server-side apply and its conflicts.
+
+Modelled: the rules of structured-merge-diff. Checked against the real server by `test_conformance_apply.py`;
+invariants for any sequence of writes by `test_ownership.py`. Not modelled: the order in which a list has the items of
+two managers (here first what is applied, then the rest).
+"""
 
 from __future__ import annotations
 
@@ -125,7 +130,7 @@ def merge_applied(live: Any, applied: Any, node: Node) -> Any:
     if isinstance(applied, list) and isinstance(live, list) and is_granular(applied, node):
         wanted = {item_element(item, node): item for item in applied}
         kept = {item_element(item, node): item for item in live}
-        order = _merged_order(list(kept), list(wanted))
+        order = [*wanted, *(element for element in kept if element not in wanted)]
         return [
             merge_applied(kept[e], wanted[e], node.items)  # type: ignore[arg-type]
             if e in wanted and e in kept and isinstance(wanted[e], dict)
@@ -133,31 +138,6 @@ def merge_applied(live: Any, applied: Any, node: Node) -> Any:
             for e in order
         ]
     return applied
-
-
-def _merged_order(left: list[str], right: list[str]) -> list[str]:
-    """The order of merged list items, as structured-merge-diff has it: that of the right where both have an item."""
-    ours, theirs = set(left), set(right)
-    shared = iter([item for item in right if item in ours])
-    following = next(shared, None)
-    order: list[str] = []
-    taken: set[str] = set()
-    at = 0
-    for item in right:
-        # What stands on the left before the next shared item stays there.
-        while at < len(left) and left[at] != item:
-            if left[at] not in theirs:
-                order.append(left[at])
-            elif left[at] not in taken and left[at] == following:
-                break
-            at += 1
-        if at < len(left) and left[at] == item:
-            at += 1
-        order.append(item)
-        taken.add(item)
-        if item == following:
-            following = next(shared, None)
-    return order + [item for item in left[at:] if item not in theirs]
 
 
 def remove_fields(obj: Any, node: Node, gone: Fields, kept: Fields, path: Field = ()) -> Any:

@@ -1,169 +1,102 @@
-"""Bodies in protobuf, for the few kinds kubectl's typed clients send that way.
+"""Protobuf without compiled schemas: a compact notation of messages, and the bodies that helm's and kubectl's clients
+send.
 
-Field numbers are those of Kubernetes' published `generated.proto` files. A field that is not in the table and is not
-empty makes the body unreadable: an object is never stored with a part missing.
+Modelled: the kinds of `_KINDS`, with field numbers of Kubernetes' published `generated.proto` files; checked by helm
+and kubectl themselves. Not modelled, and refused with 415: other kinds, and fields that are not in the table and not
+empty, so that no object is stored with a part missing.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from tests.kube.apiserver.errors import ApiError
 
 MAGIC = b"k8s\x00"
 
-# Message -> field number -> (name, type). A type is a message's name, `str`, `bytes`, `int`, `bool`, `map` (of text),
-# `bytemap`, or `skip`; a leading `*` says that the field is repeated.
-_META = {
-    1: ("name", "str"), 2: ("generateName", "str"), 3: ("namespace", "str"), 4: ("selfLink", "str"), 5: ("uid", "str"),
-    6: ("resourceVersion", "str"), 7: ("generation", "int"), 8: ("creationTimestamp", "skip"), 11: ("labels", "map"),
-    12: ("annotations", "map"), 13: ("ownerReferences", "*OwnerReference"), 14: ("finalizers", "*str"),
-}  # fmt: skip
-_BODY = {1: ("metadata", "ObjectMeta")}
-_MESSAGES: dict[str, dict[int, tuple[str, str]]] = {
-    "Unknown": {1: ("type", "TypeMeta"), 2: ("raw", "bytes"), 3: ("encoding", "str"), 4: ("contentType", "str")},
-    "TypeMeta": {1: ("apiVersion", "str"), 2: ("kind", "str")},
-    "ObjectMeta": _META,
-    "OwnerReference": {
-        1: ("kind", "str"), 3: ("name", "str"), 4: ("uid", "str"), 5: ("apiVersion", "str"), 6: ("controller", "bool"),
-        7: ("blockOwnerDeletion", "bool"),
-    },
-    "Namespace": {**_BODY, 2: ("spec", "skip"), 3: ("status", "skip")},
-    "ConfigMap": {**_BODY, 2: ("data", "map"), 3: ("binaryData", "bytemap"), 4: ("immutable", "bool")},
-    "Secret": {
-        **_BODY, 2: ("data", "bytemap"), 3: ("type", "str"), 4: ("stringData", "map"), 5: ("immutable", "bool"),
-    },
-    "ServiceAccount": {**_BODY, 4: ("automountServiceAccountToken", "bool")},
-    "SelfSubjectAccessReview": {**_BODY, 2: ("spec", "AccessSpec"), 3: ("status", "skip")},
-    "AccessSpec": {1: ("resourceAttributes", "ResourceAttributes"), 2: ("nonResourceAttributes", "PathAttributes")},
-    "ResourceAttributes": {
-        1: ("namespace", "str"), 2: ("verb", "str"), 3: ("group", "str"), 4: ("version", "str"), 5: ("resource", "str"),
-        6: ("subresource", "str"), 7: ("name", "str"),
-    },
-    "PathAttributes": {1: ("path", "str"), 2: ("verb", "str")},
-    "SelfSubjectRulesReview": {**_BODY, 2: ("spec", "RulesSpec"), 3: ("status", "skip")},
-    "RulesSpec": {1: ("namespace", "str")},
-    "SelfSubjectReview": {**_BODY, 2: ("status", "skip")},
-    "TokenRequest": {**_BODY, 2: ("spec", "TokenSpec"), 3: ("status", "skip")},
-    "TokenSpec": {1: ("audiences", "*str"), 3: ("boundObjectRef", "skip"), 4: ("expirationSeconds", "int")},
-    "DeleteOptions": {
-        1: ("gracePeriodSeconds", "int"), 2: ("preconditions", "Preconditions"), 3: ("orphanDependents", "bool"),
-        4: ("propagationPolicy", "str"), 5: ("dryRun", "*str"),
-    },
-    "Preconditions": {1: ("uid", "str"), 2: ("resourceVersion", "str")},
-    "Eviction": {**_BODY, 2: ("deleteOptions", "DeleteOptions")},
-    "Role": {**_BODY, 2: ("rules", "*PolicyRule")},
-    "ClusterRole": {**_BODY, 2: ("rules", "*PolicyRule")},
-    "PolicyRule": {
-        1: ("verbs", "*str"), 2: ("apiGroups", "*str"), 3: ("resources", "*str"), 4: ("resourceNames", "*str"),
-        5: ("nonResourceURLs", "*str"),
-    },
-    "RoleBinding": {**_BODY, 2: ("subjects", "*Subject"), 3: ("roleRef", "RoleRef")},
-    "ClusterRoleBinding": {**_BODY, 2: ("subjects", "*Subject"), 3: ("roleRef", "RoleRef")},
-    "Subject": {1: ("kind", "str"), 2: ("apiGroup", "str"), 3: ("name", "str"), 4: ("namespace", "str")},
-    "RoleRef": {1: ("apiGroup", "str"), 2: ("kind", "str"), 3: ("name", "str")},
-    "Deployment": {**_BODY, 2: ("spec", "DeploymentSpec"), 3: ("status", "skip")},
-    "DeploymentSpec": {
-        1: ("replicas", "int"), 2: ("selector", "LabelSelector"), 3: ("template", "PodTemplate"),
-        4: ("strategy", "DeploymentStrategy"),
-    },
-    "DeploymentStrategy": {1: ("type", "str")},
-    "LabelSelector": {1: ("matchLabels", "map")},
-    "PodTemplate": {**_BODY, 2: ("spec", "PodSpec")},
-    "Pod": {**_BODY, 2: ("spec", "PodSpec"), 3: ("status", "skip")},
-    "PodSpec": {
-        2: ("containers", "*Container"), 3: ("restartPolicy", "str"), 4: ("terminationGracePeriodSeconds", "int"),
-        6: ("dnsPolicy", "str"), 8: ("serviceAccountName", "str"), 10: ("nodeName", "str"),
-    },
-    "Container": {
-        1: ("name", "str"), 2: ("image", "str"), 3: ("command", "*str"), 4: ("args", "*str"), 5: ("workingDir", "str"),
-        6: ("ports", "*ContainerPort"), 7: ("env", "*EnvVar"), 8: ("resources", "skip"), 14: ("imagePullPolicy", "str"),
-    },
-    "ContainerPort": {
-        1: ("name", "str"), 2: ("hostPort", "int"), 3: ("containerPort", "int"), 4: ("protocol", "str"),
-        5: ("hostIP", "str"),
-    },
-    "EnvVar": {1: ("name", "str"), 2: ("value", "str")},
-}  # fmt: skip
+_F = descriptor_pb2.FieldDescriptorProto
+_SCALARS = {"i": _F.TYPE_INT64, "u": _F.TYPE_UINT64, "d": _F.TYPE_DOUBLE, "s": _F.TYPE_STRING, "y": _F.TYPE_BYTES,
+            "b": _F.TYPE_BOOL, "e": _F.TYPE_INT32}  # fmt: skip
+_KINDS = {
+    "Unknown": "1typeMeta:TypeMeta 2raw:y 3contentEncoding:s 4contentType:s",
+    "TypeMeta": "1apiVersion:s 2kind:s",
+    "ObjectMeta": "1name:s 2generateName:s 3namespace:s 4selfLink:s 5uid:s 6resourceVersion:s 7generation:i "
+    "8creationTimestamp:Skipped 11*labels:Entry 12*annotations:Entry 14*finalizers:s",
+    "Entry": "1key:s 2value:s",
+    "Data": "1key:s 2value:y",
+    "Skipped": "",
+    "Namespace": "1metadata:ObjectMeta 2spec:Skipped 3status:Skipped",
+    "Secret": "1metadata:ObjectMeta 2*data:Data 3type:s",
+    "DeleteOptions": "1gracePeriodSeconds:i 2preconditions:Preconditions 3orphanDependents:b 4propagationPolicy:s "
+    "5*dryRun:s",
+    "Preconditions": "1uid:s 2resourceVersion:s",
+}
 
 
-def unreadable(why: str) -> ApiError:
+def message_classes(messages: Mapping[str, str]) -> Mapping[str, Any]:
+    """Classes of messages, each given by its fields as `<number>[*]<name>:<type>`: `*` for repeated, and for the type
+    a message's name or one letter of i(nt64), u(int64), d(ouble), s(tring), y (bytes), b(ool), e(num)."""
+    file = descriptor_pb2.FileDescriptorProto(name="read.proto", package="read", syntax="proto2")
+    for name, members in messages.items():
+        message = file.message_type.add(name=name)
+        for member in members.split():
+            declared, kind = member.split(":")
+            number = declared[: len(declared) - len(declared.lstrip("0123456789"))]
+            repeated = declared[len(number)] == "*"
+            made = message.field.add(
+                name=declared[len(number) + repeated :], number=int(number),
+                label=_F.LABEL_REPEATED if repeated else _F.LABEL_OPTIONAL,
+            )  # fmt: skip
+            if kind in _SCALARS:
+                made.type = _SCALARS[kind]
+            else:
+                made.type, made.type_name = _F.TYPE_MESSAGE, f".read.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    found = {name: pool.FindMessageTypeByName(f"read.{name}") for name in messages}
+    return {name: message_factory.GetMessageClass(descriptor) for name, descriptor in found.items()}
+
+
+_CLASSES = message_classes(_KINDS)
+
+
+def _unreadable(why: str) -> ApiError:
     return ApiError(415, f"the body of the request cannot be read as protobuf here ({why}); send application/json")
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield number, value
-        elif wire == 2:
-            size, at = _varint(data, at)
-            yield number, data[at : at + size]
-            at += size
-        else:
-            raise unreadable(f"wire type {wire}")
-
-
-def _entry(data: bytes) -> tuple[str, bytes]:
-    parts = dict(_fields(data))
-    key, value = parts.get(1, b""), parts.get(2, b"")
-    return (key.decode(), value) if isinstance(key, bytes) and isinstance(value, bytes) else ("", b"")
-
-
-def _value(kind: str, raw: int | bytes) -> Any:
-    if isinstance(raw, int):
-        return bool(raw) if kind == "bool" else raw - (1 << 64) if raw >> 63 else raw
-    if kind == "str":
-        return raw.decode()
-    return raw if kind == "bytes" else _message(kind, raw)
-
-
-def _message(name: str, data: bytes) -> dict[str, Any]:
-    table = _MESSAGES[name]
+def _plain(message: Any) -> dict[str, Any]:
+    """A message as JSON has it; empty texts are left out, as Go's encoder always writes them."""
+    if unknown := [each.field_number for each in UnknownFieldSet(message) if each.data]:
+        raise _unreadable(f"fields {unknown} of {message.DESCRIPTOR.name}")
     found: dict[str, Any] = {}
-    for number, raw in _fields(data):
-        if number not in table:
-            if raw:
-                raise unreadable(f"field {number} of {name}")
-            continue
-        field, kind = table[number]
-        if kind == "skip":
-            continue
-        if kind in ("map", "bytemap") and isinstance(raw, bytes):
-            key, value = _entry(raw)
-            text = value.decode() if kind == "map" else base64.b64encode(value).decode()
-            found.setdefault(field, {})[key] = text
-        elif kind.startswith("*"):
-            found.setdefault(field, []).append(_value(kind[1:], raw))
-        elif raw != b"" or kind not in ("str", "bytes"):
-            found[field] = _value(kind, raw)
+    for field, value in message.ListFields():
+        kind = field.message_type.name if field.message_type is not None else ""
+        if kind == "Entry":
+            found[field.name] = {each.key: each.value for each in value}
+        elif kind == "Data":
+            found[field.name] = {each.key: base64.b64encode(each.value).decode() for each in value}
+        elif kind and kind != "Skipped":
+            found[field.name] = _plain(value)
+        elif not kind and value != "":
+            found[field.name] = value if isinstance(value, str | int | bytes) else list(value)
     return found
 
 
 def decode(data: bytes) -> dict[str, Any]:
     """The object in a protobuf body. Raises `ApiError` 415 for one that cannot be read."""
     if not data.startswith(MAGIC):
-        raise unreadable("no envelope")
+        raise _unreadable("no envelope")
     try:
-        envelope = _message("Unknown", data[len(MAGIC) :])
-        kind = envelope["type"].get("kind", "")
-        if kind not in _MESSAGES:
-            raise unreadable(f"kind {kind}")
-        return {**envelope["type"], **_message(kind, envelope.get("raw", b""))}
-    except (IndexError, KeyError, UnicodeDecodeError) as error:
-        raise unreadable(f"malformed: {error}") from None
+        envelope = _CLASSES["Unknown"].FromString(data[len(MAGIC) :])
+        kind = envelope.typeMeta.kind
+        if kind not in _CLASSES:
+            raise _unreadable(f"kind {kind}")
+        return {**_plain(envelope.typeMeta), **_plain(_CLASSES[kind].FromString(envelope.raw))}
+    except DecodeError as error:
+        raise _unreadable(f"malformed: {error}") from None

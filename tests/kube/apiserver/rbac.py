@@ -1,7 +1,14 @@
-"""Role-based access control, decided by the Roles and bindings in the store."""
+"""Role-based access control, decided by the Roles and bindings in the store.
+
+Modelled: rules for resources, subresources, names and paths; bindings to service accounts; that nobody grants what
+they do not hold (`escalate`, `bind`). Checked against the real server by `test_conformance_access.py`. Not modelled,
+and refused when they are written (`constraints.py`): users and groups as subjects, aggregated roles. Access reviews
+are not served.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,15 +65,9 @@ def allows(rule: Object, wanted: Attributes) -> bool:
 
 
 def _is_subject(subject: Object, user: User, namespace: str) -> bool:
-    match subject.get("kind"):
-        case "User":
-            return bool(subject.get("name") == user.name)
-        case "Group":
-            return subject.get("name") in user.groups
-        case "ServiceAccount":
-            where = subject.get("namespace") or namespace
-            return user.name == f"system:serviceaccount:{where}:{subject.get('name')}"
-    return False
+    """Whether a binding is about a user: subjects are service accounts, others are refused when they are written."""
+    where = subject.get("namespace") or namespace
+    return user.name == f"system:serviceaccount:{where}:{subject.get('name')}"
 
 
 def _rules_of(cluster: Cluster, reference: Object, namespace: str) -> list[Object]:
@@ -81,21 +82,11 @@ _DISCOVERY: Object = {
     "nonResourceURLs": ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/readyz", "/openapi", "/openapi/*",
                         "/version", "/version/"],
 }  # fmt: skip
-_SELF: Object = {
-    "verbs": ["create"], "apiGroups": ["authorization.k8s.io", "authentication.k8s.io"],
-    "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews", "selfsubjectreviews"],
-}  # fmt: skip
 
 
 def rules_for(cluster: Cluster, user: User, namespace: str) -> Iterator[Object]:
     """Every rule that holds for a user in a namespace (in all of them, for an empty one)."""
-    if user.admin:
-        yield {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}
-        yield {"verbs": ["*"], "nonResourceURLs": ["*"]}
-        return
-    if "system:authenticated" in user.groups:
-        yield _DISCOVERY
-        yield _SELF
+    yield _DISCOVERY
     for stored in cluster.store.all((GROUP, "clusterrolebindings")):
         if any(_is_subject(s, user, "") for s in stored.obj.get("subjects") or ()):
             yield from _rules_of(cluster, stored.obj["roleRef"], "")
@@ -125,37 +116,20 @@ def forbidden(user: User, wanted: Attributes) -> ApiError:
     return ApiError(403, message, "Forbidden", {k: v for k, v in details.items() if v})
 
 
-def _covered(cluster: Cluster, user: User, namespace: str, rules: list[Object]) -> list[Object]:
-    """The rules, taken apart, that a user does not hold."""
+def _missing(cluster: Cluster, user: User, namespace: str, rules: list[Object]) -> list[str]:
+    """What the rules grant and a user does not hold."""
     held = list(rules_for(cluster, user, namespace))
     missing = []
     for rule in rules:
-        for verb in rule.get("verbs") or ():
-            for url in rule.get("nonResourceURLs") or ():
-                if not any(allows(h, Attributes(verb, path=url)) for h in held):
-                    missing.append({"verbs": [verb], "nonResourceURLs": [url]})
-            for group in rule.get("apiGroups") or ():
-                for resource in rule.get("resources") or ():
-                    missing += [
-                        part for part in _parts(rule, verb, group, resource) if not any(_holds(h, part) for h in held)
-                    ]
+        names = rule.get("resourceNames") or [""]
+        for verb, group, resource, name in itertools.product(
+            rule["verbs"], rule["apiGroups"], rule["resources"], names
+        ):
+            plural, _, subresource = resource.partition("/")
+            wanted = Attributes(verb, group, plural, subresource, "", name)
+            if not any(allows(each, wanted) for each in held):
+                missing.append(f"{verb} {resource_name(group, resource)} {name}".rstrip())
     return missing
-
-
-def _parts(rule: Object, verb: str, group: str, resource: str) -> Iterator[Object]:
-    part: Object = {"apiGroups": [group], "resources": [resource], "verbs": [verb]}
-    names = rule.get("resourceNames")
-    if not names:
-        yield part
-    for name in names or ():
-        yield {**part, "resourceNames": [name]}
-
-
-def _holds(held: Object, part: Object) -> bool:
-    plural, _, subresource = part["resources"][0].partition("/")
-    names = part.get("resourceNames") or [""]
-    wanted = Attributes(part["verbs"][0], part["apiGroups"][0], plural, subresource, "", names[0])
-    return allows(held, wanted)
 
 
 def check_escalation(cluster: Cluster, resource: Resource, before: Object | None, obj: Object, user: User) -> None:
@@ -176,56 +150,10 @@ def check_escalation(cluster: Cluster, resource: Resource, before: Object | None
         target = "clusterroles" if reference["kind"] == "ClusterRole" else "roles"
     if authorized(cluster, user, Attributes(verb, GROUP, target, "", namespace, name)):
         return
-    missing = _covered(cluster, user, namespace, rules)
-    if missing:
-        listed = "\n".join(_shown(part) for part in missing)
+    if missing := _missing(cluster, user, namespace, rules):
         message = (
-            f'{resource_name(resource.group, resource.plural)} "{obj["metadata"]["name"]}" is forbidden: '
-            f'user "{user.name}" '
-            f"(groups={_go_list(user.groups)}) is attempting to grant RBAC permissions not currently held:\n{listed}"
+            f'{resource_name(resource.group, resource.plural)} "{obj["metadata"]["name"]}" is forbidden: user '
+            f'"{user.name}" is attempting to grant RBAC permissions not currently held: {", ".join(missing)}'
         )
         details = {"name": obj["metadata"]["name"], "group": GROUP, "kind": resource.plural}
         raise ApiError(403, message, "Forbidden", details)
-
-
-def _go_list(values: tuple[str, ...] | list[str]) -> str:
-    return "[" + " ".join(f'"{value}"' for value in values) + "]"
-
-
-def _shown(part: Object) -> str:
-    names = {"apiGroups": "APIGroups", "resources": "Resources", "resourceNames": "ResourceNames",
-             "nonResourceURLs": "NonResourceURLs", "verbs": "Verbs"}  # fmt: skip
-    return "{" + ", ".join(f"{word}:{_go_list(part[key])}" for key, word in names.items() if key in part) + "}"
-
-
-def review(cluster: Cluster, resource: Resource, obj: Object, user: User, groups_of: Any) -> Object:
-    """The answer to a SelfSubjectAccessReview and its kin."""
-    spec = obj.get("spec") or {}
-    if resource.kind == "SelfSubjectReview":
-        return {**obj, "status": {"userInfo": {"username": user.name, "groups": list(user.groups)}}}
-    if resource.kind == "SelfSubjectRulesReview":
-        rules = list(rules_for(cluster, user, spec.get("namespace", "")))
-        return {**obj, "status": {
-            "incomplete": False,
-            "resourceRules": [_trimmed(r, "nonResourceURLs") for r in rules if r.get("resources")],
-            "nonResourceRules": [
-                {name: r[name] for name in ("verbs", "nonResourceURLs")} for r in rules if r.get("nonResourceURLs")
-            ],
-        }}  # fmt: skip
-    if resource.kind == "SubjectAccessReview":
-        user = groups_of(spec.get("user", ""), tuple(spec.get("groups") or ()))
-    asked = spec.get("resourceAttributes")
-    if asked is not None:
-        wanted = Attributes(
-            asked.get("verb", ""), asked.get("group", ""), asked.get("resource", ""), asked.get("subresource", ""),
-            asked.get("namespace", ""), asked.get("name", ""),
-        )  # fmt: skip
-    else:
-        other = spec.get("nonResourceAttributes") or {}
-        wanted = Attributes(other.get("verb", ""), path=other.get("path", "/"))
-    allowed = authorized(cluster, user, wanted)
-    return {**obj, "status": {"allowed": allowed, **({} if allowed else {"reason": ""})}}
-
-
-def _trimmed(rule: Object, without: str) -> Object:
-    return {key: value for key, value in rule.items() if key != without}

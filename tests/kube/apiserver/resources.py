@@ -1,4 +1,8 @@
-"""The resources an API server has from the start, and the table of those it serves now."""
+"""The resources an API server has from the start, and the table of those it serves now.
+
+Modelled: kinds that the product writes or reads, or that kubectl and helm read on the way. Others of the same groups
+are answered with 501, other groups with 404, as where they are not installed.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.kube.apiserver.schema import Definitions, Node
-
-CORE = "io.k8s.api.core.v1."
-
-ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Column:
 class Scale:
     """Where a resource keeps what its scale subresource shows."""
 
-    spec_path: str = ".spec.replicas"
-    status_path: str = ".status.replicas"
+    spec_path: str
+    status_path: str
     selector_path: str = ""
 
 
@@ -51,9 +51,6 @@ class Resource:
     """Defined by a CustomResourceDefinition."""
     singular: str = ""
     list_kind: str = ""
-    verbs: tuple[str, ...] = ALL_VERBS
-    selectable: frozenset[str] = frozenset()
-    """Fields a custom resource can be selected by."""
     openapi: dict[str, Any] = field(default_factory=dict)
     """The schema as published."""
     definition: str = ""
@@ -65,36 +62,24 @@ class Resource:
     @property
     def key(self) -> tuple[str, str]:
         """What its objects are stored under."""
-        return ("", "events") if self.plural == "events" else (self.group, self.plural)
+        return self.group, self.plural
 
     @property
     def has_status(self) -> bool:
         return "status" in self.subresources
 
 
-# group, version, plural, kind, namespaced, short names, categories, subresources, definition
+# group, version, plural, kind, namespaced, short names, categories, subresources, package of the definition
 _BUILTINS = """
--|v1|namespaces|Namespace|n|ns||status,finalize|io.k8s.api.core.v1
--|v1|pods|Pod|y|po|all|status,proxy,eviction,log|io.k8s.api.core.v1
--|v1|services|Service|y|svc|all|status|io.k8s.api.core.v1
--|v1|configmaps|ConfigMap|y|cm|||io.k8s.api.core.v1
--|v1|secrets|Secret|y||||io.k8s.api.core.v1
--|v1|serviceaccounts|ServiceAccount|y|sa||token|io.k8s.api.core.v1
--|v1|events|Event|y|ev|||io.k8s.api.core.v1
--|v1|endpoints|Endpoints|y|ep|||io.k8s.api.core.v1
--|v1|nodes|Node|n|no||status|io.k8s.api.core.v1
--|v1|persistentvolumeclaims|PersistentVolumeClaim|y|pvc||status|io.k8s.api.core.v1
--|v1|resourcequotas|ResourceQuota|y|quota||status|io.k8s.api.core.v1
--|v1|limitranges|LimitRange|y|limits|||io.k8s.api.core.v1
--|v1|replicationcontrollers|ReplicationController|y|rc|all|status,scale|io.k8s.api.core.v1
-events.k8s.io|v1|events|Event|y|ev|||io.k8s.api.events.v1
+|v1|namespaces|Namespace|n|ns||status|io.k8s.api.core.v1
+|v1|pods|Pod|y|po|all|status,proxy|io.k8s.api.core.v1
+|v1|services|Service|y|svc|all|status|io.k8s.api.core.v1
+|v1|configmaps|ConfigMap|y|cm|||io.k8s.api.core.v1
+|v1|secrets|Secret|y||||io.k8s.api.core.v1
+|v1|serviceaccounts|ServiceAccount|y|sa|||io.k8s.api.core.v1
+|v1|events|Event|y|ev|||io.k8s.api.core.v1
 apps|v1|deployments|Deployment|y|deploy|all|status,scale|io.k8s.api.apps.v1
-apps|v1|replicasets|ReplicaSet|y|rs|all|status,scale|io.k8s.api.apps.v1
-apps|v1|statefulsets|StatefulSet|y|sts|all|status,scale|io.k8s.api.apps.v1
-apps|v1|daemonsets|DaemonSet|y|ds|all|status|io.k8s.api.apps.v1
-apps|v1|controllerrevisions|ControllerRevision|y||||io.k8s.api.apps.v1
-batch|v1|jobs|Job|y||all|status|io.k8s.api.batch.v1
-batch|v1|cronjobs|CronJob|y|cj|all|status|io.k8s.api.batch.v1
+apps|v1|replicasets|ReplicaSet|y|rs|all|status|io.k8s.api.apps.v1
 rbac.authorization.k8s.io|v1|roles|Role|y||||io.k8s.api.rbac.v1
 rbac.authorization.k8s.io|v1|rolebindings|RoleBinding|y||||io.k8s.api.rbac.v1
 rbac.authorization.k8s.io|v1|clusterroles|ClusterRole|n||||io.k8s.api.rbac.v1
@@ -104,16 +89,11 @@ autoscaling|v2|horizontalpodautoscalers|HorizontalPodAutoscaler|y|hpa|all|status
 networking.k8s.io|v1|networkpolicies|NetworkPolicy|y|netpol|||io.k8s.api.networking.v1
 networking.k8s.io|v1|ingresses|Ingress|y|ing||status|io.k8s.api.networking.v1
 discovery.k8s.io|v1|endpointslices|EndpointSlice|y||||io.k8s.api.discovery.v1
-coordination.k8s.io|v1|leases|Lease|y||||io.k8s.api.coordination.v1
-scheduling.k8s.io|v1|priorityclasses|PriorityClass|n|pc|||io.k8s.api.scheduling.v1
 apiextensions.k8s.io|v1|customresourcedefinitions|CustomResourceDefinition|n|crd,crds|api-extensions|status|io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1
-authorization.k8s.io|v1|selfsubjectaccessreviews|SelfSubjectAccessReview|n||||io.k8s.api.authorization.v1
-authorization.k8s.io|v1|selfsubjectrulesreviews|SelfSubjectRulesReview|n||||io.k8s.api.authorization.v1
-authorization.k8s.io|v1|subjectaccessreviews|SubjectAccessReview|n||||io.k8s.api.authorization.v1
-authentication.k8s.io|v1|selfsubjectreviews|SelfSubjectReview|n||||io.k8s.api.authentication.v1
 """
+"""Kinds that the product writes or reads, or that kubectl and helm read on the way."""
 
-REVIEWS = {"selfsubjectaccessreviews", "selfsubjectrulesreviews", "subjectaccessreviews", "selfsubjectreviews"}
+BUILTIN_GROUPS = frozenset(line.split("|")[0] for line in _BUILTINS.strip().splitlines())
 
 
 def builtins(definitions: Definitions) -> list[Resource]:
@@ -124,7 +104,7 @@ def builtins(definitions: Definitions) -> list[Resource]:
         subs = tuple(filter(None, subresources.split(",")))
         found.append(
             Resource(
-                group=group.replace("-", "") if group == "-" else group,
+                group=group,
                 version=version,
                 plural=plural,
                 kind=kind,
@@ -133,10 +113,9 @@ def builtins(definitions: Definitions) -> list[Resource]:
                 short_names=tuple(filter(None, short.split(","))),
                 categories=tuple(filter(None, categories.split(","))),
                 subresources=subs,
-                scale=Scale() if "scale" in subs else None,
+                scale=Scale(".spec.replicas", ".status.replicas") if "scale" in subs else None,
                 singular=kind.lower(),
                 list_kind=f"{kind}List",
-                verbs=("create",) if plural in REVIEWS else ALL_VERBS,
                 definition=f"{package}.{kind}",
             )
         )
@@ -158,6 +137,10 @@ class Registry:
 
     def all(self) -> list[Resource]:
         return [*self._builtin.values(), *self._custom.values()]
+
+    def of(self, group: str, version: str) -> list[Resource]:
+        """What is served at one group and version."""
+        return [resource for resource in self.all() if (resource.group, resource.version) == (group, version)]
 
     def find(self, group: str, version: str, plural: str) -> Resource | None:
         key = (group, version, plural)

@@ -1,6 +1,7 @@
 """Schemas as trees of nodes: built-in kinds from the published OpenAPI definitions, custom ones from their CRDs.
 
-One tree serves pruning, defaulting, validation, strategic merging and field ownership alike.
+One tree serves pruning, defaulting, validation, strategic merging and field ownership alike. The definitions are
+those of the package kubernetes-validate. What a CRD may say is bounded by `customresources.py`, which refuses the rest.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ class Node:
     atomic_map: bool = False
     merge_key: str = ""
     """Of a strategic merge patch: items are matched by it; `*` means a set of scalars."""
-    retain_keys: bool = False
     preserve: bool = False
     """Unknown fields are kept."""
     nullable: bool = False
@@ -48,7 +48,7 @@ class Node:
     has_default: bool = False
     required: tuple[str, ...] = ()
     facets: dict[str, Any] = field(default_factory=dict)
-    """enum, minimum, maxLength, pattern, format, ... and the combinators allOf, anyOf, oneOf, not."""
+    """enum, minimum, maxLength, pattern, format ..."""
     rules: tuple[dict[str, Any], ...] = ()
     description: str = ""
     has_defaults_below: bool = False
@@ -58,10 +58,9 @@ class Node:
 
 ANYTHING = Node(preserve=True)
 
-_FACETS = (
-    "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength",
-    "pattern", "format", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties",
-    "allOf", "anyOf", "oneOf", "not",
+FACETS = (
+    "enum", "minimum", "maximum", "exclusiveMinimum", "minLength", "maxLength", "pattern", "format", "minItems",
+    "maxItems",
 )  # fmt: skip
 
 
@@ -105,12 +104,7 @@ class Definitions:
     def _child(self, raw: dict[str, Any]) -> Node:
         reference = raw.get("$ref")
         if reference:
-            target = self.node(reference.rpartition("/")[2])
-            if raw.get("x-kubernetes-patch-strategy") == "retainKeys":
-                copy = Node(**vars(target))
-                copy.retain_keys = True
-                return copy
-            return target
+            return self.node(reference.rpartition("/")[2])
         node = Node()
         self._convert(raw, node)
         return node
@@ -135,7 +129,6 @@ class Definitions:
         node.key_defaults = {k: v for k, v in _KEY_DEFAULTS.items() if k in node.list_keys}
         node.atomic_map = raw.get("x-kubernetes-map-type") == "atomic"
         strategy = raw.get("x-kubernetes-patch-strategy", "")
-        node.retain_keys = "retainKeys" in strategy
         if "merge" in strategy:
             node.merge_key = raw.get("x-kubernetes-patch-merge-key", "*")
             if node.list_type == "atomic" and "x-kubernetes-list-type" not in raw:
@@ -158,21 +151,17 @@ def structural(raw: dict[str, Any], meta: Node | None = None) -> Node:
     node = Node()
     node.type = raw.get("type", "")
     node.properties = {name: structural(child) for name, child in raw.get("properties", {}).items()}
-    embedded = raw.get("x-kubernetes-embedded-resource", False)
-    if meta is not None or embedded:
+    if meta is not None:
         node.properties.setdefault("apiVersion", Node(type="string"))
         node.properties.setdefault("kind", Node(type="string"))
         own = node.properties.get("metadata")
-        node.properties["metadata"] = meta or Node(type="object", preserve=True)
-        if meta is not None and own is not None and own.properties.get("name"):
+        node.properties["metadata"] = meta
+        if own is not None and own.properties.get("name"):
             node.properties["metadata"] = Node(**vars(meta))
             node.properties["metadata"].properties = {**meta.properties, "name": own.properties["name"]}
-    additional = raw.get("additionalProperties")
-    if isinstance(additional, dict):
-        node.additional = structural(additional)
-    elif additional is True:
-        node.additional = ANYTHING
-    if isinstance(raw.get("items"), dict):
+    if "additionalProperties" in raw:
+        node.additional = structural(raw["additionalProperties"])
+    if "items" in raw:
         node.items = structural(raw["items"])
     node.int_or_string = raw.get("x-kubernetes-int-or-string", False)
     node.preserve = raw.get("x-kubernetes-preserve-unknown-fields", False)
@@ -180,7 +169,7 @@ def structural(raw: dict[str, Any], meta: Node | None = None) -> Node:
     node.has_default = "default" in raw
     node.default = raw.get("default")
     node.required = tuple(raw.get("required", ()))
-    node.facets = {key: raw[key] for key in _FACETS if key in raw}
+    node.facets = {key: raw[key] for key in FACETS if key in raw}
     node.rules = tuple(raw.get("x-kubernetes-validations", ()))
     node.list_type = raw.get("x-kubernetes-list-type", "atomic")
     node.list_keys = tuple(raw.get("x-kubernetes-list-map-keys", ()))

@@ -1,4 +1,8 @@
-"""Watches: what happened since a revision, then what happens, until the client goes or time is up."""
+"""Watches: what happened since a revision, then what happens, until the client goes or time is up.
+
+Modelled: resuming, selection by labels and fields, streaming lists, bookmarks, the end of a watch, 410 for a version
+that is too old. Checked against the real server by `test_conformance_watch.py`. Not modelled, and refused: tables.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +36,6 @@ class Selection:
         return self.matches(stored.obj)
 
 
-Render = Callable[[Stored], bytes]
-"""An object as this client wants it: as it is, or as a row of a table."""
-
-
 def _event(kind: str, shown: bytes) -> bytes:
     return b'{"type":"' + kind.encode() + b'","object":' + shown + b"}\n"
 
@@ -48,12 +48,10 @@ class Watch:
     """One watch. Iterating yields the lines of the answer; `cut` ends it as a broken connection would."""
 
     def __init__(
-        self, store: Store, selection: Selection, render: Render, *, bookmarks: bool, kind: tuple[str, str],
-        bookmark_seconds: float,
+        self, store: Store, selection: Selection, *, bookmarks: bool, kind: tuple[str, str], bookmark_seconds: float,
     ) -> None:  # fmt: skip
         self._store = store
         self._selection = selection
-        self._render = render
         self._bookmarks = bookmarks
         self._kind = kind
         self._bookmark_seconds = bookmark_seconds
@@ -68,11 +66,6 @@ class Watch:
         self.was_cut = self._ending = True
         self._wake.set()
 
-    def end(self) -> None:
-        """End as the server does when time is up."""
-        self._ending = True
-        self._wake.set()
-
     def _note(self, change: Change) -> None:
         if change.key == self._selection.key:
             self._pending.append(change)
@@ -81,15 +74,15 @@ class Watch:
     def _line(self, change: Change) -> bytes:
         before, after = self._selection.shows(change.old), self._selection.shows(change.new)
         if after and change.new is not None:
-            return _event("MODIFIED" if before else "ADDED", self._render(change.new))
+            return _event("MODIFIED" if before else "ADDED", change.new.raw)
         if not before:
             return b""
         if change.new is None:
-            return _event("DELETED", self._render(change.last))
+            return _event("DELETED", change.last.raw)
         # It left the selection: shown as it was, at the revision at which it left.
         gone = change.old.copy()  # type: ignore[union-attr]
         gone["metadata"]["resourceVersion"] = str(change.revision)
-        return _event("DELETED", self._render(Stored(gone, orjson.dumps(gone), change.revision)))
+        return _event("DELETED", orjson.dumps(gone))
 
     def _bookmark(self, revision: int, *, initial: bool = False) -> bytes:
         api_version, kind = self._kind
@@ -121,7 +114,7 @@ class Watch:
             shown = (
                 s for s in self._store.all(self._selection.key, self._selection.namespace) if self._selection.shows(s)
             )
-            first = b"".join(_event("ADDED", self._render(s)) for s in shown)
+            first = b"".join(_event("ADDED", s.raw) for s in shown)
             if initial_end:
                 first += self._bookmark(self._store.revision, initial=True)
         self._pending.extend(changes)

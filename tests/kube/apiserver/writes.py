@@ -1,4 +1,8 @@
-"""Creating, updating and applying objects: everything between a decoded request and the store."""
+"""Creating, updating and applying objects: everything between a decoded request and the store.
+
+Modelled: the order in which a real server decodes, defaults, validates and records owners, which decides what is
+refused with which answer. Checked against it by `test_conformance*.py`. There is no admission between.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ import random
 import uuid
 from typing import Any
 
-from tests.kube.apiserver import customresources, defaults, ownership, rules, typed
+from tests.kube.apiserver import constraints, customresources, defaults, ownership
 from tests.kube.apiserver.cel import broken_rules
-from tests.kube.apiserver.cluster import Ask, Cluster
+from tests.kube.apiserver.cluster import NAMESPACES, Ask, Cluster
 from tests.kube.apiserver.errors import (
     ApiError,
     Cause,
@@ -18,10 +22,7 @@ from tests.kube.apiserver.errors import (
     invalid,
     not_found,
 )
-from tests.kube.apiserver.rbac import check_escalation
-from tests.kube.apiserver.resources import Resource
-from tests.kube.apiserver.store import Object, Stored
-from tests.kube.apiserver.structural import (
+from tests.kube.apiserver.normalization import (
     as_go_writes,
     canonical_quantities,
     drop_nulls,
@@ -29,13 +30,16 @@ from tests.kube.apiserver.structural import (
     plain_copy,
     prune,
 )
-from tests.kube.apiserver.validation import BLOCKING, REQUIRED, TYPE, UNCHECKED, validate
+from tests.kube.apiserver.rbac import check_escalation
+from tests.kube.apiserver.resources import Resource
+from tests.kube.apiserver.store import Object, Stored
+from tests.kube.apiserver.validation import BLOCKING, REQUIRED, TYPE, UNCHECKED, check_typed, validate
 
 _SYSTEM = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
 
 _GENERATIONS = {
-    "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Job", "PodDisruptionBudget", "NetworkPolicy", "Ingress",
-    "CustomResourceDefinition", "Pod", "EndpointSlice", "HorizontalPodAutoscaler", "CronJob",
+    "Deployment", "ReplicaSet", "PodDisruptionBudget", "NetworkPolicy", "Ingress", "CustomResourceDefinition", "Pod",
+    "EndpointSlice", "HorizontalPodAutoscaler",
 }  # fmt: skip
 
 
@@ -130,11 +134,11 @@ def _insert(
     meta["creationTimestamp"] = cluster.now()
     if resource.custom or resource.kind in _GENERATIONS:
         meta["generation"] = 1
-    if not resource.custom and resource.has_status and (status := defaults.initial_status(resource.kind, prepared)):
+    if not resource.custom and resource.has_status and (status := defaults.initial_status(resource.kind)):
         prepared["status"] = status
     judge(cluster, resource, None, prepared, ask)
-    if namespace:
-        _check_namespace(cluster, resource, namespace, name)
+    if namespace and cluster.store.get(NAMESPACES, ("", namespace)) is None:
+        raise not_found("", "namespaces", namespace)
     if resource.kind == "CustomResourceDefinition":
         customresources.accept(prepared, cluster.now())
     if not applied:
@@ -144,21 +148,6 @@ def _insert(
         )
     ownership.record(prepared, owners)
     return _keep(cluster, resource, None, prepared, ask)
-
-
-def _check_namespace(cluster: Cluster, resource: Resource, namespace: str, name: str) -> None:
-    phase = cluster.namespace_phase(namespace)
-    if not phase:
-        raise not_found("", "namespaces", namespace)
-    if phase == "Terminating":
-        full = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
-        raise ApiError(
-            403, f'{full} "{name}" is forbidden: unable to create new content in namespace {namespace} because it is '
-            "being terminated", "Forbidden",
-            {"name": name, "kind": resource.plural, "causes": [
-                {"reason": "NamespaceTerminating", "message": f"namespace {namespace} is being terminated",
-                 "field": "metadata.namespace"}]},
-        )  # fmt: skip
 
 
 def update(cluster: Cluster, resource: Resource, old: Stored, obj: Object, ask: Ask, *, patch: bool = False) -> Object:
@@ -237,8 +226,6 @@ def settle(cluster: Cluster, resource: Resource, before: Object | None, obj: Obj
 def _allocate(cluster: Cluster, before: Object | None, obj: Object) -> None:
     spec = obj["spec"]
     old = (before or {}).get("spec") or {}
-    if spec["type"] == "ExternalName":
-        return
     if not spec.get("clusterIP"):
         spec["clusterIP"] = old.get("clusterIP") or cluster.free_cluster_ip()
     spec["clusterIPs"] = [spec["clusterIP"]]
@@ -266,18 +253,18 @@ def judge(cluster: Cluster, resource: Resource, before: Object | None, obj: Obje
     if not resource.custom:
         causes = [c for c in causes if c.reason != REQUIRED or not c.field.startswith("status.")]
     if isinstance(obj.get("metadata"), dict) and not any(c.field.startswith("metadata") for c in causes):
-        causes += rules.metadata(resource.kind, obj)
+        causes += constraints.metadata(resource.kind, obj)
     if resource.custom:
         if not any(c.reason in BLOCKING for c in causes):
             causes += broken_rules(obj, before, resource.schema)
         elif resource.schema.has_rules_below:
             causes.append(UNCHECKED)
     else:
-        causes += rules.faults(resource.kind, obj)
+        causes += constraints.faults(resource.kind, obj)
         if before is not None:
-            causes += rules.changes(resource.kind, before, obj)
+            causes += constraints.changes(resource.kind, before, obj)
         if ask.subresource == "status":
-            causes += rules.status_faults(resource.kind, obj)
+            causes += constraints.status_faults(resource.kind, obj)
         if resource.kind == "CustomResourceDefinition":
             causes += customresources.faults(obj)
     if causes:
@@ -290,7 +277,7 @@ def apply(
 ) -> tuple[Object, bool]:
     """Server-side apply. Returns the object and whether it was created."""
     if not resource.custom and isinstance(obj, dict) and {"apiVersion", "kind"} <= obj.keys():
-        typed.check(obj, resource.schema)
+        check_typed(obj, resource.schema)
     obj = decode(resource, obj, ask)
     place(resource, obj, namespace)
     meta = obj["metadata"]
@@ -348,8 +335,6 @@ def _keep(cluster: Cluster, resource: Resource, old: Stored | None, obj: Object,
 
 def _waits(resource: Resource, obj: Object) -> bool:
     """Whether an object being deleted stays although no finalizer holds it."""
-    if resource.kind == "Namespace":
-        return True
     return resource.kind == "Pod" and obj["metadata"].get("deletionGracePeriodSeconds", 0) > 0
 
 

@@ -1,6 +1,7 @@
 """What the first page promises: helm install, kubectl apply, kubectl wait, a request; and all of it away again.
 
-The controller runs in the pod that the chart describes, with the rights that the chart gives it.
+The controller runs in the pod that the chart describes, with the rights that the chart gives it. Not covered: images
+and networks of a real cluster (deploy/kind/up.sh), other values of the chart (tests/deploy).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The only pod of its kind is deleted under load: it serves until its replacement does, and nobody is refused."""
+"""The only pod of its kind is deleted under load: it serves until its replacement does, and nobody is refused.
+
+Not covered: a pod that is killed, or lost with its node: requests in flight there fail (tests/e2e/test_failures.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The pods of real engines, native sidecar and all: a miniature vLLM in the main container, the real agent beside."""
+"""The pods of real engines, native sidecar and all: a miniature vLLM in the main container, the real agent beside.
+
+Not covered: vLLM itself (tests/real_vllm), chat and streams, which the miniature has not.
+"""
 
 from __future__ import annotations
 

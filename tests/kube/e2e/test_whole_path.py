@@ -1,4 +1,8 @@
-"""From `kubectl apply` to answered requests, and everything that changes under them: no request fails."""
+"""From `kubectl apply` to answered requests, and everything that changes under them: no request fails.
+
+Not covered: several nodes, NetworkPolicies and cluster DNS, which the fake node does not play; autoscalers, whose
+controllers do not run here.
+"""
 
 from __future__ import annotations
 

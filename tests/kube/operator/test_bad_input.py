@@ -1,4 +1,8 @@
-"""What the API server refuses before the operator sees it: with the field named, and words that say what to do."""
+"""What the API server refuses before the operator sees it: with the field named, and words that say what to do.
+
+Not covered: what only the model refuses, and the status then says (tests/controller); that CEL rules and model agree
+for every rule (tests/controller/test_agreement.py).
+"""
 
 from __future__ import annotations
 

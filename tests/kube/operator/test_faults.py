@@ -1,4 +1,7 @@
-"""The API server fails in ways that only a fake one can be told to: the operator arrives all the same."""
+"""The API server fails in ways that only a fake one can be told to: the operator arrives all the same.
+
+Not covered: an API server that is away or restarts (test_trouble.py), connections that go dead (test_network.py).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,14 @@ async def test_the_watches_are_cut_and_their_history_is_gone(cluster: Cluster):
     assert (await cluster.get("deployments", "rag-worker"))["spec"]["replicas"] == 2
 
 
-@pytest.mark.parametrize(("status", "verb", "retry_after"), [(409, "patch", None), (429, "", 1), (500, "", None)])
+@pytest.mark.parametrize(
+    ("status", "verb", "retry_after"),
+    [
+        pytest.param(409, "patch", None, id="conflicts"),
+        pytest.param(429, "", 1, id="throttled"),
+        pytest.param(500, "", None, id="errors"),
+    ],
+)
 async def test_a_quarter_of_all_requests_fail(cluster: Cluster, status: int, verb: str, retry_after: int | None):
     cluster.server.faults.fail(
         user=cluster.operator, verb=verb, status=status, probability=0.25, retry_after=retry_after

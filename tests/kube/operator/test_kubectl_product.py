@@ -1,4 +1,8 @@
-"""KVClusters through kubectl, as a person at a terminal sees them."""
+"""KVClusters through kubectl, as a person at a terminal sees them.
+
+Not covered: the plugin `kubectl kvcluster explain` (tests/kvcluster/explain), kubectl against other kinds
+(tests/kube/test_kubectl.py), commands that need pods (tests/kube/e2e/test_headline.py).
+"""
 
 from __future__ import annotations
 

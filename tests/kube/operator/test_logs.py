@@ -1,4 +1,7 @@
-"""What the controller's log holds, and what it does not."""
+"""What the controller's log holds, and what it does not.
+
+Not covered: what is logged of an API server that is away (test_network.py), the format (tests/runtime).
+"""
 
 from __future__ import annotations
 

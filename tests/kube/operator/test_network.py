@@ -1,4 +1,7 @@
-"""The way to the API server goes dead, or away: what changes meanwhile is found out soon, and said once."""
+"""The way to the API server goes dead, or away: what changes meanwhile is found out soon, and said once.
+
+Not covered: answers that are errors (test_faults.py); routers behind such a network (tests/router/kubernetes).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The operator against an API server: objects follow the spec, whatever happens to them or to it."""
+"""The operator against an API server: objects follow the spec, whatever happens to them or to it.
+
+Not covered: what is in the objects (tests/controller/test_objects.py), pods and traffic (tests/kube/e2e), the
+operator's rights (tests/deploy/test_install.py).
+"""
 
 from __future__ import annotations
 
@@ -99,11 +103,14 @@ async def test_replicas_belong_to_the_autoscaler_while_there_is_one(cluster: Clu
 @pytest.mark.parametrize(
     ("plural", "name", "patch"),
     [
-        ("services", "rag-worker", {"spec": {"selector": {"app.kubernetes.io/instance": "other"}}}),
-        ("configmaps", "rag-router", {"data": {"ROUTER_STRATEGY": "round_robin"}}),
-        ("deployments", "rag-router", {"spec": {"replicas": 0}}),
-        ("roles", "rag-router", {"rules": []}),
-        ("deployments", "rag-worker", {"metadata": {"labels": {"app.kubernetes.io/instance": None}}}),
+        pytest.param(plural, name, patch, id=f"{plural}/{name}")
+        for plural, name, patch in (
+            ("services", "rag-worker", {"spec": {"selector": {"app.kubernetes.io/instance": "other"}}}),
+            ("configmaps", "rag-router", {"data": {"ROUTER_STRATEGY": "round_robin"}}),
+            ("deployments", "rag-router", {"spec": {"replicas": 0}}),
+            ("roles", "rag-router", {"rules": []}),
+            ("deployments", "rag-worker", {"metadata": {"labels": {"app.kubernetes.io/instance": None}}}),
+        )
     ],
 )
 async def test_changes_by_hand_are_undone_within_five_seconds(cluster: Cluster, plural, name, patch):

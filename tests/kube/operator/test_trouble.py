@@ -1,4 +1,7 @@
-"""Whatever fails on the way, the operator arrives: nothing is left behind, nothing is made twice."""
+"""Whatever fails on the way, the operator arrives: nothing is left behind, nothing is made twice.
+
+Not covered: requests that are answered with errors (test_faults.py); two operators at once, which the chart rules out.
+"""
 
 from __future__ import annotations
 
