@@ -9,7 +9,7 @@ from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Fleet, FleetConfig, Ticket
 
 BLOCK = 4
-"""Tokens a block: small, so that prompts in tests can be read."""
+"""Tokens of a block: few, so that the prompts in tests are readable."""
 CAPACITY = 10_000
 LATENCY = LatencyModel(prefill_base=0.005, prefill_block=0.0025, prefill_cached=0.0005, decode=0.015)
 

@@ -1,4 +1,8 @@
-"""Where requests go and why, under each strategy."""
+"""Which worker a request goes to and why, under each strategy.
+
+Not covered: how the figures that strategies compare come about (test_estimates.py, test_latency_samples.py), and which
+workers are candidates (test_worker_state.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the fleet assumes of requests it sent, and what it expects of workers: figures behind the decisions."""
+"""What the fleet assumes about requests that it sent, and what it expects of workers.
+
+Not covered: what answers teach about the speed of engines (test_latency_samples.py).
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def test_a_cleared_cache_takes_its_assumptions_along(make_fleet: MakeFleet) -> N
     assert fleet.assumed_blocks == 0
     _, again = send(fleet, ask(tokens(3)), 0.1)
     ticket.release(0.2, reused=False)
-    assert fleet.assumed_blocks == 3, "a ticket of the old life must not end what the new one is assumed to hold"
+    assert fleet.assumed_blocks == 3, "a ticket of the old incarnation must not end what the new one is assumed to hold"
     again.release(0.3, reused=False)
     assert fleet.assumed_blocks == 0
 

@@ -1,15 +1,19 @@
-"""What pulled and pushed feed messages do to the view of a worker, and which are refused."""
+"""What pulled and pushed feed messages do to the view of a worker, and which messages are refused.
+
+Not covered: how messages travel (tests/router/sync, tests/e2e), and views that nothing confirms (test_staleness.py).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from kvcache.feed import Batch, Cleared, Event, Eviction, Heartbeat, Load, Removed, Snapshot, Stored, WorkerInfo
+from kvcache.feed import Batch, Cleared, Event, Eviction, Heartbeat, Load, Removed, Stored, WorkerInfo
 from kvcache.keys import BlockKey
 from router.core.errors import (
     DuplicateWorker,
@@ -21,7 +25,7 @@ from router.core.errors import (
     UnknownWorker,
 )
 from router.core.fleet import Fleet
-from tests.router.core.support import MakeFleet, ask, config, idle, info, keys_of, snapshot, tokens, url_of
+from tests.router.core.support import BLOCK, MakeFleet, ask, config, idle, info, keys_of, snapshot, tokens, url_of
 
 URL = url_of(0)
 KEYS = keys_of(tokens(8))
@@ -58,7 +62,7 @@ def pushed() -> Fleet:
 # --- pull -------------------------------------------------------------------------------------------------
 
 
-def test_batches_carry_a_snapshot_forward_in_order(pulled: Fleet) -> None:
+def test_batches_update_a_snapshot_in_order(pulled: Fleet) -> None:
     pulled.apply_batch(URL, batch(6, Removed((KEYS[3],)), stored(KEYS[0], KEYS[4])), 0.1)
     assert pulled.view(URL) == Counter([KEYS[0], *KEYS[:3], KEYS[4]])
     pulled.apply_batch(URL, batch(7, Cleared(), stored(KEYS[7])), 0.2)
@@ -76,7 +80,7 @@ def test_a_repeated_batch_changes_nothing(pulled: Fleet) -> None:
 
 
 @pytest.mark.parametrize("message", [batch(7, stored(KEYS[5])), batch(6)], ids=["events", "load report"])
-def test_a_gap_is_told_and_does_not_touch_the_view(pulled: Fleet, message: Batch) -> None:
+def test_a_gap_is_an_error_and_leaves_the_view_as_it_is(pulled: Fleet, message: Batch) -> None:
     with pytest.raises(FeedGap):
         pulled.apply_batch(URL, message, 0.1)
     assert pulled.view(URL) == Counter(KEYS[:4])
@@ -100,7 +104,7 @@ def test_a_restart_drops_the_old_view_at_once(pulled: Fleet) -> None:
     assert pulled.view(URL) == Counter(KEYS[5:6])
 
 
-def test_messages_of_an_earlier_life_are_refused(pulled: Fleet) -> None:
+def test_messages_of_an_earlier_incarnation_are_refused(pulled: Fleet) -> None:
     pulled.apply_snapshot(URL, snapshot(info(epoch=2), 0, KEYS[:1]), 0.1)
     with pytest.raises(StaleEpoch):
         pulled.apply_batch(URL, batch(6, Cleared()), 0.2)
@@ -109,7 +113,7 @@ def test_messages_of_an_earlier_life_are_refused(pulled: Fleet) -> None:
     assert pulled.view(URL) == Counter(KEYS[:1])
 
 
-def test_after_a_lost_contact_a_clock_that_stepped_back_is_forgiven(pulled: Fleet) -> None:
+def test_an_unreachable_worker_may_come_back_with_a_smaller_epoch(pulled: Fleet) -> None:
     pulled.apply_snapshot(URL, snapshot(info(epoch=20), 0, KEYS[:1]), 0.1)
     pulled.mark_unreachable(URL, "connection refused")
     pulled.apply_snapshot(URL, snapshot(info(epoch=10), 0, KEYS[:2]), 0.3)
@@ -173,7 +177,7 @@ def test_a_pushing_worker_is_a_candidate_with_what_it_synced(pushed: Fleet) -> N
     assert pushed.view(URL) == Counter(KEYS[:1])
 
 
-def test_an_older_sync_is_left_aside(pushed: Fleet) -> None:
+def test_an_older_sync_is_ignored(pushed: Fleet) -> None:
     pushed.apply_sync(snapshot(seq=4), 0.1)
     assert pushed.view(URL) == Counter(KEYS[:4])
 
@@ -189,16 +193,16 @@ def test_evictions_apply_once_and_a_sync_takes_over(pushed: Fleet) -> None:
     assert pushed.view(URL) == Counter([*KEYS[:3], KEYS[7]])
 
 
-def test_a_heartbeat_of_a_new_life_asks_for_the_state(pushed: Fleet) -> None:
+def test_a_heartbeat_of_a_new_incarnation_asks_for_the_state(pushed: Fleet) -> None:
     assert pushed.apply_heartbeat(heartbeat(info(epoch=2)), 0.1) is True
     assert pushed.view(URL) == Counter()
     with pytest.raises(FeedGap):
         pushed.apply_eviction(Eviction("w0", 2, 1, (KEYS[0],)), 0.2)
     pushed.apply_sync(snapshot(info(epoch=3), 1, KEYS[:2]), 0.3)
-    assert pushed.view(URL) == Counter(KEYS[:2]), "a sync of a later life needs no heartbeat first"
+    assert pushed.view(URL) == Counter(KEYS[:2]), "a sync of a later incarnation needs no heartbeat first"
 
 
-def test_the_same_life_at_another_address_is_one_worker(pushed: Fleet) -> None:
+def test_the_same_incarnation_at_another_address_is_one_worker(pushed: Fleet) -> None:
     assert pushed.apply_heartbeat(heartbeat(seq=5, url="http://alias:1/"), 0.1) is False
     assert [worker.url for worker in pushed.workers(0.1)] == [URL]
 
@@ -227,10 +231,19 @@ PUSHES: dict[str, tuple[Callable[[Fleet], object], RejectReason]] = {
         "sync": lambda fleet, who: fleet.apply_sync(snapshot(who, 9), 1.0),
     }.items()
 } | {
-    "heartbeat of a past life": (lambda f: f.apply_heartbeat(heartbeat(info(epoch=0)), 1.0), RejectReason.STALE_EPOCH),
-    "sync of a past life": (lambda f: f.apply_sync(snapshot(info(epoch=0), 9), 1.0), RejectReason.STALE_EPOCH),
-    "eviction of a past life": (lambda f: f.apply_eviction(Eviction("w0", 0, 9, ()), 1.0), RejectReason.STALE_EPOCH),
-    "eviction of a life not synced": (lambda f: f.apply_eviction(Eviction("w0", 2, 9, ()), 1.0), RejectReason.GAP),
+    "heartbeat of an old epoch": (
+        lambda f: f.apply_heartbeat(heartbeat(info(epoch=0)), 1.0),
+        RejectReason.STALE_EPOCH,
+    ),
+    "sync of an old epoch": (lambda f: f.apply_sync(snapshot(info(epoch=0), 9), 1.0), RejectReason.STALE_EPOCH),
+    "eviction of an old epoch": (
+        lambda f: f.apply_eviction(Eviction("w0", 0, 9, ()), 1.0),
+        RejectReason.STALE_EPOCH,
+    ),
+    "eviction before a sync": (
+        lambda f: f.apply_eviction(Eviction("w0", 2, 9, ()), 1.0),
+        RejectReason.GAP,
+    ),
     "sync of a stranger": (lambda f: f.apply_sync(snapshot(info("w9"), 9), 1.0), RejectReason.UNKNOWN_WORKER),
     "eviction of a stranger": (lambda f: f.apply_eviction(Eviction("w9", 1, 9, ()), 1.0), RejectReason.UNKNOWN_WORKER),
     "a url of another kind": (lambda f: f.apply_heartbeat(heartbeat(url="file:///etc"), 1.0), RejectReason.MALFORMED),
@@ -257,7 +270,7 @@ def test_a_push_that_is_refused_leaves_everything_as_it_was(name: str) -> None:
 # --- both, and twice ----------------------------------------------------------------------------------------
 
 
-def test_pushes_of_a_worker_whose_stream_is_live_count_as_life_only(pulled: Fleet) -> None:
+def test_pushes_of_a_worker_whose_stream_is_live_are_signs_of_life_only(pulled: Fleet) -> None:
     pulled.apply_batch(URL, batch(6, stored(KEYS[4])), 0.1)
     assert pulled.apply_heartbeat(heartbeat(seq=9), 0.2) is False
     pulled.apply_sync(snapshot(seq=9), 0.3)
@@ -277,7 +290,7 @@ def test_pushes_take_over_from_a_stream_that_fell_silent_and_give_back(pulled: F
     assert pulled.view(URL) == Counter(KEYS[:2])
 
 
-def test_of_two_urls_with_one_id_the_later_life_wins(make_fleet: MakeFleet) -> None:
+def test_of_two_urls_with_one_id_the_later_incarnation_wins(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2)
     fleet.apply_snapshot(url_of(0), snapshot(info("same", epoch=1), 0, KEYS[:4]), 0.0)
     fleet.apply_snapshot(url_of(1), snapshot(info("same", epoch=2), 0, KEYS[:2]), 0.0)
@@ -317,7 +330,7 @@ def test_a_worker_may_change_its_id(pulled: Fleet) -> None:
 CHANGES = st.lists(
     st.tuples(
         st.integers(0, 2),
-        st.sampled_from(["store", "remove", "clear", "restart", "load"]),
+        st.sampled_from(["store", "remove", "clear", "restart", "reconfigure", "load"]),
         st.integers(0, 7),
         st.sampled_from(["deliver", "deliver", "deliver", "lose", "twice"]),
     ),
@@ -330,19 +343,25 @@ CHANGES = st.lists(
 def test_whatever_is_lost_or_repeated_the_index_ends_as_the_union_of_the_workers(
     changes: list[tuple[int, str, int, str]],
 ) -> None:
-    """A subscriber's loop against workers that restart and a network that drops and repeats."""
+    """A subscriber's loop against workers that restart, some with another block size, and a network that drops and
+    repeats messages. At any time a copy is that of the last message or there is none."""
     fleet = Fleet(config())
     caches = [Counter[BlockKey]() for _ in range(3)]
-    epochs, seqs = [1, 1, 1], [0, 0, 0]
+    epochs, seqs, sizes = [1, 1, 1], [0, 0, 0], [BLOCK] * 3
 
-    def state(number: int) -> Snapshot:
-        return snapshot(info(f"w{number}", epochs[number]), seqs[number], caches[number].elements())
+    def resync(number: int) -> None:
+        who = info(f"w{number}", epochs[number], block_size=sizes[number])
+        with suppress(Mismatch):
+            fleet.apply_snapshot(url_of(number), snapshot(who, seqs[number], caches[number].elements()), 0.0)
 
     def deliver(number: int, message: Batch) -> None:
         try:
             fleet.apply_batch(url_of(number), message, 0.0)
         except FeedGap:
-            fleet.apply_snapshot(url_of(number), state(number), 0.0)
+            resync(number)
+        status, held = fleet.workers(0.0)[number], fleet.view(url_of(number))
+        assert held == (Counter() if status.seq is None else caches[number])
+        assert status.matching == (status.seq is not None)
 
     for number in range(3):
         fleet.add(url_of(number))
@@ -357,16 +376,20 @@ def test_whatever_is_lost_or_repeated_the_index_ends_as_the_union_of_the_workers
         elif change == "clear":
             events.append(Cleared())
             cache.clear()
-        elif change == "restart":
+        elif change in ("restart", "reconfigure"):
             cache.clear()
             epochs[number] += 1
             seqs[number] = 0
+            if change == "reconfigure":
+                sizes[number] = 2 * BLOCK if sizes[number] == BLOCK else BLOCK
         seqs[number] += bool(events)
         if fate != "lose":
             for _ in range(2 if fate == "twice" else 1):
                 deliver(number, batch(seqs[number], *events, epoch=epochs[number]))
     for number in range(3):
+        resync(number)  # a subscriber connects again when a process has restarted
         deliver(number, batch(seqs[number], epoch=epochs[number]))
-        assert fleet.view(url_of(number)) == caches[number]
-    assert fleet.index_blocks == len(set().union(*caches))
+    matched = [cache for cache, size in zip(caches, sizes, strict=True) if size == BLOCK]
+    assert [worker.matching for worker in fleet.workers(0.0)] == [size == BLOCK for size in sizes]
+    assert fleet.index_blocks == len(set().union(*matched))
     assert all(worker.unknown_removals == 0 for worker in fleet.workers(0.0))

@@ -1,4 +1,8 @@
-"""The index against a naive model: multisets of prefixes, one a worker."""
+"""The index against a naive model: a multiset of prefixes for each worker.
+
+Not covered: how long its operations take (`python -m bench.micro.index`), apart from the number of keys that a search
+looks up.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +175,7 @@ def test_a_slot_that_is_used_again_knows_nothing_of_the_worker_before() -> None:
     assert index.open() == first
     fresh = index.assume(first, keys)
     index.withdraw(stale)
-    assert index.depths(search((1, 2)), 0b11, 2) == {first: 2}, "the old life's end must not end the new one's"
+    assert index.depths(search((1, 2)), 0b11, 2) == {first: 2}, "ending the old worker's assumption ends no other"
     index.withdraw(fresh)
     assert index.depths(search((1, 2)), 0b11, 2) == {}
     assert other == 1

@@ -1,3 +1,8 @@
+"""How samples of observed and predicted times become factors of the fleet and of each worker.
+
+Not covered: where the samples come from (test_latency_samples.py).
+"""
+
 from __future__ import annotations
 
 import pytest
@@ -19,7 +24,7 @@ def learn(correction: WorkerCorrection, ratio: float, samples: int = 60, span: S
         correction.observe(span, ratio * (span.prefill + span.decode), 0.0)
 
 
-def test_wrong_constants_of_a_profile_heal_for_the_whole_fleet() -> None:
+def test_wrong_constants_of_a_profile_are_corrected_for_the_whole_fleet() -> None:
     fleet = FleetCorrection()
     seen, unseen = worker(fleet), worker(fleet)
     learn(seen, 3.0)
@@ -69,8 +74,8 @@ def test_one_stalled_request_moves_little() -> None:
     assert correction.prefill.factor(0.0) == other.prefill.factor(0.0) == pytest.approx(1.0, abs=0.1)
 
 
-@pytest.mark.parametrize(("ratio", "bound"), [(1e9, SLOWEST), (1e-9, FASTEST)])
-@pytest.mark.parametrize("span", [Span(1.0, 0.0), Span(0.0, 1.0), Span(1.0, 1.0)])
+@pytest.mark.parametrize(("ratio", "bound"), [(1e9, SLOWEST), (1e-9, FASTEST)], ids=["slowest", "fastest"])
+@pytest.mark.parametrize("span", [Span(1.0, 0.0), Span(0.0, 1.0), Span(1.0, 1.0)], ids=["prefill", "decode", "both"])
 def test_the_corrections_are_bounded(ratio: float, bound: float, span: Span) -> None:
     correction = worker(FleetCorrection())
     learn(correction, ratio, samples=500, span=span)

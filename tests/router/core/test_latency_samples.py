@@ -1,4 +1,7 @@
-"""What answers teach about engines: whole ones and streams, through the fleet."""
+"""What the times of answers, streamed or not, teach about the speed of engines, through the fleet.
+
+Not covered: the statistics (test_latency_correction.py), and engines under a real load (tests/bench/test_uneven.py).
+"""
 
 from __future__ import annotations
 

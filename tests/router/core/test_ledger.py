@@ -1,3 +1,8 @@
+"""The ledger of a router's own requests on one worker: exact counts, and the prefill that is still to be done.
+
+Not covered: the requests of other routers (test_estimates.py).
+"""
+
 from __future__ import annotations
 
 import hypothesis.strategies as st

@@ -1,3 +1,8 @@
+"""When a worker counts as alive, and what becomes of one that does not.
+
+Not covered: probes and connections (tests/router/sync), and workers that answer badly (test_outliers.py).
+"""
+
 from __future__ import annotations
 
 import pytest

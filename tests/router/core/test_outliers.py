@@ -1,4 +1,8 @@
-"""Who is left out because it fails where others do not, on virtual time."""
+"""Ejections and pauses of workers that fail or turn requests away, with time passed in.
+
+Not covered: which answers count as failures (tests/router/test_failures.py), and the states as such
+(test_worker_state.py).
+"""
 
 from __future__ import annotations
 
@@ -119,7 +123,7 @@ def test_when_others_leave_the_ejections_that_are_too_many_end(make_fleet: MakeF
     assert state(fleet, 0, 1.5) is WorkerPhase.HALF_OPEN, "it is the last that takes requests"
 
 
-def test_another_life_of_the_worker_is_not_left_out_for_what_the_last_one_did(make_fleet: MakeFleet) -> None:
+def test_a_new_incarnation_is_not_ejected_for_what_the_last_one_did(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(3, outliers=POLICY)
     fail(fleet, 0, 0.0)
     fleet.turned_away(url_of(1), 20.0, 0.0)
@@ -142,7 +146,7 @@ def test_refusals_of_what_others_answer_eject_a_worker_that_refuses_everything_o
 # --- pauses ---
 
 
-def test_a_worker_that_turns_requests_away_is_left_alone_for_ever_longer(make_fleet: MakeFleet) -> None:
+def test_each_pause_of_a_worker_that_turns_requests_away_is_longer(make_fleet: MakeFleet) -> None:
     fleet, now, pauses = make_fleet(2), 0.0, []
     for _ in range(7):
         fleet.turned_away(url_of(0), None, now)
@@ -189,7 +193,7 @@ def test_a_fleet_that_is_full_everywhere_ejects_nobody_and_goes_on(make_fleet: M
     assert len(fleet.choose(ask(tokens(2)), 0.0).candidates) == 4
 
 
-def test_what_becomes_of_a_worker_that_is_gone_is_of_no_interest(make_fleet: MakeFleet) -> None:
+def test_outcomes_of_a_worker_that_is_gone_change_nothing(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2)
     assert fleet.answered("http://gone", BAD, 0.0) is None
     assert fleet.turned_away("http://gone", 1.0, 0.0) is None

@@ -68,13 +68,13 @@ def test_a_request_that_never_ran_counts_nothing(make_fleet: MakeFleet) -> None:
     assert score_of(fleet, 2.0) == 0.0
 
 
-def test_another_life_of_the_worker_is_cold(make_fleet: MakeFleet) -> None:
+def test_a_new_incarnation_of_the_worker_starts_at_0(make_fleet: MakeFleet) -> None:
     fleet = reused_twice(make_fleet)
     fleet.apply_snapshot(url_of(0), snapshot(info("w0", epoch=2)), 3.0)
     assert score_of(fleet, 3.0) == 0.0
 
 
-def test_a_new_snapshot_of_the_same_life_is_as_reused_twice(make_fleet: MakeFleet) -> None:
+def test_a_new_snapshot_of_the_same_incarnation_changes_nothing(make_fleet: MakeFleet) -> None:
     fleet = reused_twice(make_fleet)
     fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 9), 2.0)
     assert score_of(fleet, 2.0) == 2.0

@@ -1,4 +1,7 @@
-"""A view or a load report that nothing has confirmed for the view timeout is not used, until its feed is back."""
+"""A view or a load report that nothing has confirmed for the view timeout is not used until the feed is back.
+
+Not covered: why a feed falls silent (tests/router/sync, tests/worker/agent).
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ def test_it_is_matched_again_as_soon_as_its_feed_goes_on(fleet: Fleet) -> None:
     assert fleet.choose(ask(PROMPT), 50.0).matched_blocks == 40, "the copy was kept"
 
 
-def test_a_new_life_of_the_feed_is_matched_by_what_it_states(fleet: Fleet) -> None:
+def test_a_new_incarnation_of_the_feed_is_matched_by_what_it_states(fleet: Fleet) -> None:
     alive(fleet, 50.0)
     fleet.apply_snapshot(url_of(0), snapshot(info("w0", 2), 1, keys_of(PROMPT)[:7]), 50.0)
     assert fleet.choose(ask(PROMPT), 50.0).matched_blocks == 7

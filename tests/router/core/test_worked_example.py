@@ -1,4 +1,7 @@
-"""docs/routing.md says what the code does."""
+"""docs/routing.md: its worked example, and that it names every reason and strategy.
+
+Not covered: whether the rest of its text is true.
+"""
 
 from __future__ import annotations
 
