@@ -17,8 +17,8 @@ from worker.emulator.server.generation import Choice, Generation, created_cache_
 from worker.emulator.server.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.emulator.server.service import Service, json_body, request_id
-from worker.emulator.server.streaming import OpenAIChunks, generated, stream
-from worker.emulator.server.submission import Prompt, scored, text_of
+from worker.emulator.server.streaming import OpenAIChunks, generated, respond
+from worker.emulator.server.submission import Prompt, text_of
 
 
 async def chat_completions(raw_request: HttpRequest, service: Service) -> None:
@@ -33,22 +33,7 @@ async def chat(raw_request: HttpRequest, service: Service, request: ChatCompleti
     prompt = await render(service, request, size)
     answer_id = request_id(raw_request, "chatcmpl", request.request_id)
     answer = _Answer(service, request, prompt, answer_id, int(time.time()))
-    async with generated(
-        raw_request,
-        service,
-        [prompt],
-        scope_of(request.cache_salt),
-        answer_id,
-        streaming=bool(request.stream),
-        interval=request.stream_interval,
-    ) as generation:
-        if generation is None:
-            return
-        if request.stream:
-            await stream(raw_request, generation, _ChunkFormatter(answer))
-        else:
-            await generation.finished()
-            await raw_request.json(200, await service.offload(scored([prompt]), lambda: answer.whole(generation)))
+    await respond(raw_request, service, request, [prompt], answer)
 
 
 async def batch_chat_completions(raw_request: HttpRequest, service: Service) -> None:
@@ -158,6 +143,9 @@ class _Answer:
             "cached_tokens": choice.cached_tokens,
             "created_cache_tokens": created_cache_tokens(choice, self.service.block_size),
         }
+
+    def formatter(self) -> _ChunkFormatter:
+        return _ChunkFormatter(self)
 
     def whole(self, generation: Generation) -> dict[str, Any]:
         """The whole answer, for a request that does not stream."""

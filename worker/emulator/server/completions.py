@@ -16,10 +16,10 @@ from worker.emulator.protocol.sampling import sampling_of
 from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.generation import Choice, Generation, totals, usage
 from worker.emulator.server.logprobs import TokenTexts, completion_logprobs, prompt_logprobs
-from worker.emulator.server.rendering import Bounds, completion_prompts, scope_of
+from worker.emulator.server.rendering import Bounds, completion_prompts
 from worker.emulator.server.service import Service, json_body, request_id
-from worker.emulator.server.streaming import OpenAIChunks, generated, stream
-from worker.emulator.server.submission import Prompt, scored, text_of
+from worker.emulator.server.streaming import OpenAIChunks, respond
+from worker.emulator.server.submission import Prompt, text_of
 
 
 async def completions(raw_request: HttpRequest, service: Service) -> None:
@@ -49,24 +49,8 @@ async def complete(raw_request: HttpRequest, service: Service, request: Completi
     prompts = [Prompt(ids, sampling_of(request, bounds.room(len(ids)))) for ids in tokens]
     service.check_choices(len(prompts) * request.n)
     answer_id = request_id(raw_request, "cmpl", request.request_id)
-    created = int(time.time())
-    answer = _Answer(service, request, prompts, answer_id, created)
-    async with generated(
-        raw_request,
-        service,
-        prompts,
-        scope_of(request.cache_salt),
-        answer_id,
-        streaming=bool(request.stream),
-        interval=request.stream_interval,
-    ) as generation:
-        if generation is None:
-            return
-        if request.stream:
-            await stream(raw_request, generation, _ChunkFormatter(answer))
-        else:
-            await generation.finished()
-            await raw_request.json(200, await service.offload(scored(prompts), lambda: answer.whole(generation)))
+    answer = _Answer(service, request, prompts, answer_id, int(time.time()))
+    await respond(raw_request, service, request, prompts, answer)
 
 
 def _check_rendering(request: CompletionRequest) -> None:
@@ -141,6 +125,9 @@ class _Answer:
             shown += tokens
             entries += choice.logprobs(len(tokens))
         return completion_logprobs(shown, entries, -1 if self.request.logprob_token_ids else asked, self._texts, offset)
+
+    def formatter(self) -> _ChunkFormatter:
+        return _ChunkFormatter(self)
 
     def whole(self, generation: Generation) -> dict[str, Any]:
         """The whole answer, for a request that does not stream."""

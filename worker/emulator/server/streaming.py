@@ -13,9 +13,12 @@ from kvcache.keys import CacheScope
 from worker.asgi import HttpRequest
 from worker.emulator.async_engine import EngineDeadError
 from worker.emulator.protocol.base import StreamOptions
+from worker.emulator.protocol.chat import ChatCompletionRequest
+from worker.emulator.protocol.completion import CompletionRequest
 from worker.emulator.server.generation import Choice, Generation
+from worker.emulator.server.rendering import scope_of
 from worker.emulator.server.service import Service
-from worker.emulator.server.submission import Prompt, check, start
+from worker.emulator.server.submission import Prompt, check, scored, start
 
 
 class ChunkFormatter(Protocol):
@@ -111,6 +114,44 @@ async def generated(
         return
     with running(service, prompts, scope, answer_id, streaming=streaming, interval=interval) as generation:
         yield generation
+
+
+class OpenAIAnswer(Protocol):
+    """The answer to a chat or completion request, in the format of its endpoint."""
+
+    answer_id: str
+
+    def whole(self, generation: Generation) -> dict[str, Any]:
+        """The whole answer, for a request that does not stream."""
+
+    def formatter(self) -> ChunkFormatter:
+        """Writes the chunks of a stream."""
+
+
+async def respond(
+    raw_request: HttpRequest,
+    service: Service,
+    request: ChatCompletionRequest | CompletionRequest,
+    prompts: Sequence[Prompt],
+    answer: OpenAIAnswer,
+) -> None:
+    """Generate the answer to a chat or completion request, and send it whole or as a stream. Raises `ApiError`."""
+    async with generated(
+        raw_request,
+        service,
+        prompts,
+        scope_of(request.cache_salt),
+        answer.answer_id,
+        streaming=bool(request.stream),
+        interval=request.stream_interval,
+    ) as generation:
+        if generation is None:
+            return
+        if request.stream:
+            await stream(raw_request, generation, answer.formatter())
+            return
+        await generation.finished()
+        await raw_request.json(200, await service.offload(scored(prompts), lambda: answer.whole(generation)))
 
 
 async def stream(
