@@ -44,7 +44,7 @@ from runtime.settings import SettingsError
 from runtime.sockets import inherited, listen
 
 if TYPE_CHECKING:
-    from router.discovery.replacement import Replacement
+    from router.discovery.kubernetes import Replacement
 
 logger = logging.getLogger("router")
 
@@ -96,8 +96,7 @@ async def replacement_of(settings: Settings) -> Replacement | None:
     """How to learn whether another router serves; None: there is no way."""
     if settings.kubernetes_own_service is None:
         return None
-    from router.discovery.kubernetes import find_service
-    from router.discovery.replacement import Replacement
+    from router.discovery.kubernetes import Replacement, find_service
 
     slices = await find_service(
         settings.kubernetes_own_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig

@@ -1,7 +1,7 @@
 """Connections to workers over real sockets: how far a failed request got, and which closed connections are replaced.
 
-Covered: stale connections, resets, unsolicited bytes, HEAD, large bodies. Not covered: every order of events on one
-connection (test_connection_model.py), https workers, what the router does after a failure (test_failures.py).
+Covered: stale connections, resets, unsolicited bytes, HEAD, large bodies, removed workers. Not covered: every order of
+events on one connection (test_connection_model.py), https workers, what follows from a failure (test_failures.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from router.core.retries import Progress
+from router.upstream.connection import MAX_HEADER_BYTES
 from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest
 from router.upstream.pool import ConnectionPool
 from tests.router.conftest import StartRouter
@@ -333,3 +334,75 @@ async def test_the_head_of_an_answer_leaves_its_connection_free() -> None:
             response.close()
     assert len(connections) == 1
     await upstream.close()
+
+
+async def test_an_answer_whose_head_does_not_end_is_an_error_not_memory() -> None:
+    async def endless(connection: Connection, request: Received) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            await connection.send(b"x-filler: %s\r\n" % (b"x" * 4096))
+
+    upstream = ConnectionPool(connect_timeout=5)
+    async with fake_workers(endless) as workers:
+        with pytest.raises(UpstreamError, match=f"more than {MAX_HEADER_BYTES} bytes") as caught:
+            await exchange(upstream, workers[0].url)
+    assert caught.value.progress is Progress.ANSWERING
+    await upstream.close()
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "connections"), [pytest.param(0.0, 3, id="over at once"), pytest.param(1e6, 1, id="never over")]
+)
+async def test_a_connection_that_has_been_idle_for_too_long_is_not_used_again(
+    keep_alive: float, connections: int
+) -> None:
+    used = set()
+
+    async def script(connection: Connection, request: Received) -> None:
+        used.add(connection.writer)
+        await good(connection, request)
+
+    upstream = ConnectionPool(connect_timeout=5, keep_alive=keep_alive)
+    async with fake_workers(script) as workers:
+        for _ in range(3):
+            await exchange(upstream, workers[0].url)
+    assert len(used) == connections
+    await upstream.close()
+
+
+# --- a worker that is removed ---
+
+
+async def test_a_removed_worker_loses_its_idle_connections_at_once_and_those_in_use_after_their_answer() -> None:
+    loop = asyncio.get_running_loop()
+    async with engine() as worker:
+        busy = await worker.used()
+        running = worker.send(REQUEST)
+        await worker.read(busy)
+        idle = await worker.used()
+        worker.upstream.remove(worker.url)
+        assert await loop.sock_recv(idle, 1) == b"", "closed"
+        await worker.answer(busy, running)
+        assert await loop.sock_recv(busy, 1) == b"", "closed"
+
+
+async def test_a_request_that_a_removed_worker_dropped_is_not_sent_to_it_again() -> None:
+    async with engine() as worker:
+        used = await worker.used()
+        running = worker.send(REPEATABLE)
+        await worker.read(used)
+        worker.upstream.remove(worker.url)
+        used.close()
+        with pytest.raises(UpstreamError, match="before its answer"):
+            await running
+
+
+async def test_the_end_of_the_router_cuts_what_a_removed_worker_still_answers() -> None:
+    async with engine() as worker:
+        running = worker.send(REQUEST)
+        busy = await worker.accept()
+        await worker.read(busy)
+        worker.upstream.remove(worker.url)
+        await worker.upstream.close()
+        assert await asyncio.get_running_loop().sock_recv(busy, 1) == b""
+        assert await running == b""
