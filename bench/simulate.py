@@ -20,7 +20,7 @@ from kvcache.keys import KEY_SCHEME, PrefixKeys, pack_tokens
 from kvcache.profiles import LatencyModel
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Fleet, FleetConfig, Ticket
-from router.core.latency_samples import Cost
+from router.core.latency_samples import Usage
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.engine import Engine
 from worker.emulator.engine.request import EngineRequest, Output
@@ -309,8 +309,8 @@ class Simulation:
                 self._at(seen, ticket.first_token)
         if output.finish_reason is not None:
             del self._in_flight[output.request_id]
-            cost = Cost(len(flight.prompt.tokens), output.index + 1, output.cached_tokens)
-            self._at(seen, lambda then: self._finish(then, ticket, cost))
+            usage = Usage(len(flight.prompt.tokens), output.index + 1, output.cached_tokens)
+            self._at(seen, lambda then: self._finish(then, ticket, usage))
             request = flight.prompt.request
             self.records.append(
                 Record(
@@ -328,8 +328,8 @@ class Simulation:
                 )
             )
 
-    def _finish(self, now: float, ticket: Ticket, cost: Cost) -> None:
-        ticket.finished(now, cost)
+    def _finish(self, now: float, ticket: Ticket, usage: Usage) -> None:
+        ticket.finished(now, usage)
         ticket.release(now)
         if self._next is not None:
             self._next(now)

@@ -418,7 +418,7 @@ class Fleet:
         index = self._index
         return [worker.status(index, now, ready=worker.url in ready) for worker in self._workers.values()]
 
-    def view(self, url: str) -> dict[BlockKey, int]:
+    def held_blocks(self, url: str) -> dict[BlockKey, int]:
         """How many blocks of each key the worker holds, as far as its feed has said. Raises `UnknownWorker`."""
         return self._index.held(self._find(url).view.slot)
 

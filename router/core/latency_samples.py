@@ -28,8 +28,8 @@ def full_sample(latency: LatencyModel) -> Span:
     return Span(latency.prefill(FULL_BLOCKS), FULL_STEPS * latency.decode)
 
 
-class Cost(NamedTuple):
-    """What an answer of one sequence says that it took. Tokens; None: not stated."""
+class Usage(NamedTuple):
+    """What an answer states that it took, over all its choices. Tokens; None: not stated."""
 
     prompt: int
     completion: int | None = None
@@ -129,21 +129,21 @@ class LatencySamples:
             self._correction.observe(ended, self._ended_seconds, now)
             self.discard_prefills()
 
-    def answer_ended(self, sent: Mark, cost: Cost, predicted: float, now: float, *, certain: bool) -> None:
+    def answer_ended(self, sent: Mark, usage: Usage, predicted: float, now: float, *, certain: bool) -> None:
         """An answer that did not stream has arrived, to a request sent at `sent`. Its time shows only the sum of
         prefill and decoding. If it does not state how much of its prompt was cached, its prefill is taken to be
         `predicted`; `certain`: the prediction knew what was cached."""
-        if cost.completion is None:
+        if usage.completion is None:
             return
         own, trust = predicted, 1.0 if certain else GUESSED
-        if cost.cached is not None:
-            own, trust = self._latency.prefill(blocks_to_compute(cost.prompt, cost.cached, self._block_size)), 1.0
-        self._observe(sent, sent.ahead + own, own, cost.completion - 1, now, trust)
+        if usage.cached is not None:
+            own, trust = self._latency.prefill(blocks_to_compute(usage.prompt, usage.cached, self._block_size)), 1.0
+        self._observe(sent, sent.ahead + own, own, usage.completion - 1, now, trust)
 
-    def stream_ended(self, first_token: Mark, cost: Cost, now: float) -> None:
+    def stream_ended(self, first_token: Mark, usage: Usage, now: float) -> None:
         """A stream is over whose first token came at `first_token`."""
-        if cost.completion is not None:
-            self._observe(first_token, first_token.ahead, 0.0, cost.completion - 1, now, 1.0)
+        if usage.completion is not None:
+            self._observe(first_token, first_token.ahead, 0.0, usage.completion - 1, now, 1.0)
 
     def _observe(self, since: Mark, ahead: float, own: float, steps: int, now: float, trust: float) -> None:
         if steps < 0 or now <= since.at:

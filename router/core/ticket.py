@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from router.core.index import Assumption, PrefixIndex
-from router.core.latency_samples import Cost
+from router.core.latency_samples import Usage
 from router.core.reuse import ReuseScore
 from router.core.work import Expected, Work
 
@@ -99,16 +99,16 @@ class Ticket:
         self._mark = self._work.mark(now)
         self._confirm(now)
 
-    def finished(self, now: float, cost: Cost) -> None:
+    def finished(self, now: float, usage: Usage) -> None:
         """The answer, of one sequence, is complete and states what it took. Call it before `release`."""
         if not self._entry.open:
             return
-        self._work.observe_length(cost)
+        self._work.observe_length(usage)
         if self._first is None:
             self._work.observe_decode_time(now - self._mark.at - self._expected.queue - self._expected.prefill)
-            self._work.samples.answer_ended(self._mark, cost, self._expected.unloaded, now, certain=self._certain)
+            self._work.samples.answer_ended(self._mark, usage, self._expected.unloaded, now, certain=self._certain)
         else:
-            self._work.samples.stream_ended(self._mark, cost, now)
+            self._work.samples.stream_ended(self._mark, usage, now)
 
     def release(self, now: float, reused: bool = True) -> None:
         """The request is over. `reused=False`: it never ran on the worker (it could not be sent, or failed before its

@@ -10,7 +10,7 @@ from kvcache.profiles import blocks_to_compute
 from router.core.config import FleetConfig
 from router.core.decision import RouteRequest
 from router.core.latency_correction import FleetCorrection, Span, WorkerCorrection
-from router.core.latency_samples import Cost, LatencySamples, Mark, full_sample
+from router.core.latency_samples import LatencySamples, Mark, Usage, full_sample
 from router.core.ledger import Entry, Ledger
 
 STEP_TOKENS = 2048
@@ -182,10 +182,10 @@ class Work:
         """A request that does not stream is estimated to have decoded for this long."""
         self._decode_time.observe(max(0.0, seconds))
 
-    def observe_length(self, cost: Cost) -> None:
+    def observe_length(self, usage: Usage) -> None:
         """An answer states its length, or not."""
-        if cost.completion is not None:
-            self._decode_time.observe_length(cost.completion)
+        if usage.completion is not None:
+            self._decode_time.observe_length(usage.completion)
 
     def mark(self, now: float) -> Mark:
         """The present state, from which the time of an answer will be measured."""

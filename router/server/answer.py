@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from router.core.latency_samples import Usage
 from runtime.sse import EMPTY_LINE, complete_events, event_data, first_event, is_comment
 
 MAX_HELD = 262_144
@@ -96,14 +97,6 @@ _TRANSITIONS: Mapping[tuple[StreamState, EventKind], StreamState] = MappingProxy
 def transition(state: StreamState, kind: EventKind) -> StreamState:
     """The state of a stream after an event of this kind. What the table does not list changes nothing."""
     return _TRANSITIONS.get((state, kind), state)
-
-
-class Usage(NamedTuple):
-    """Tokens, over all choices of an answer. None: not stated."""
-
-    prompt: int
-    completion: int | None = None
-    cached: int | None = None
 
 
 class AnswerStream:

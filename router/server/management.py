@@ -208,7 +208,7 @@ class Management:
         """
         for worker in self.fleet.workers(self.clock()):
             if worker.worker_id == worker_id:
-                held = self.fleet.view(worker.url)
+                held = self.fleet.held_blocks(worker.url)
                 keys = [key.hex() for key, count in held.items() for _ in range(count)]
                 return _json({"worker_id": worker_id, "epoch": worker.epoch, "seq": worker.seq, "keys": keys})
         return _error(404, f"no worker is called {worker_id!r}; GET /workers lists them", "NotFoundError")

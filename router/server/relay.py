@@ -13,10 +13,10 @@ from starlette.types import Send
 from kvcache.errors import SSE_DONE, engine_dead, sse_error
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Ticket
-from router.core.latency_samples import Cost
+from router.core.latency_samples import Usage
 from router.core.retries import Progress
 from router.metrics import Metrics
-from router.server.answer import AnswerStream, StreamState, Usage, UsageFinder, WholeAnswer, read_answer
+from router.server.answer import AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
 from router.server.headers import find, to_client
 from router.upstream.in_flight import NOT_WAITING, InFlightRequest, RequestEvent, RequestState
 from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest, UpstreamResponse
@@ -225,7 +225,7 @@ class Relay:
         that time was the client's."""
         slow_client = self.client_seconds > MAX_CLIENT_SHARE * (now - self.client.arrived)
         if usage is not None and self.client.route.reported is None and not slow_client:
-            self.ticket.finished(now, Cost(usage.prompt, usage.completion, usage.cached))
+            self.ticket.finished(now, usage)
 
     async def cut(self, error: UpstreamError) -> None:
         """The worker failed after the first byte: report it in the stream as vLLM does, or break the answer off."""

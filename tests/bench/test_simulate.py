@@ -80,7 +80,7 @@ def test_the_router_sees_every_block_the_engines_hold() -> None:
         held: dict[bytes, int] = {}
         for key, _ in worker.engine.blocks():
             held[key] = held.get(key, 0) + 1
-        assert simulation.fleets[0].view(worker.url) == held
+        assert simulation.fleets[0].held_blocks(worker.url) == held
         assert held
 
 

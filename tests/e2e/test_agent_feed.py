@@ -73,7 +73,7 @@ async def test_the_routers_view_is_the_engines_cache(engine: FakeEngine, agent_u
     fleet.add(engine.url, feed_proves_liveness=False)
 
     async def sees(expected: Counter[BlockKey]) -> None:
-        await eventually(lambda: Counter(fleet.view(engine.url)) == expected, "the view is the cache")
+        await eventually(lambda: Counter(fleet.held_blocks(engine.url)) == expected, "the view is the cache")
 
     async with aiohttp.ClientSession() as session:
         subscriber = Subscriber(

@@ -63,7 +63,7 @@ async def up_to_date(router: RunningRouter, agent: Agent, url: str) -> None:
             seen = (agent.last_event_at, agent.view.feed.position)
             await asyncio.sleep(0.1)
             (status,) = (one for one in router.router.fleet.workers(time.monotonic()) if one.url == url)
-            held = Counter(router.router.fleet.view(url))
+            held = Counter(router.router.fleet.held_blocks(url))
             known = Counter(key for key, _ in agent.view.follower.blocks.blocks())
             if status.matching and held == known and seen == (agent.last_event_at, agent.view.feed.position):
                 return

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.server.answer import MAX_HELD, AnswerStream, StreamState, Usage, UsageFinder, complete_events, read_answer
+from router.core.latency_samples import Usage
+from router.server.answer import MAX_HELD, AnswerStream, StreamState, UsageFinder, complete_events, read_answer
 
 ERROR = b'data: {"error": {"message": "dead", "type": "InternalServerError", "param": null, "code": 500}}\n\n'
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'

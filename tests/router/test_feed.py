@@ -37,7 +37,7 @@ async def followed(
 
 
 def view(router: RunningRouter, worker: FakeWorker) -> Counter[bytes]:
-    return Counter(router.router.fleet.view(worker.url))
+    return Counter(router.router.fleet.held_blocks(worker.url))
 
 
 async def holds(router: RunningRouter, worker: FakeWorker, *keys: bytes) -> None:

@@ -56,7 +56,7 @@ class Pusher:
         return await self.post("/internal/eviction", encode_eviction(Eviction(worker, epoch, seq, keys)))
 
     def view(self) -> Counter[bytes]:
-        return Counter(self.router.router.fleet.view(self.url))
+        return Counter(self.router.router.fleet.held_blocks(self.url))
 
 
 @pytest.fixture

@@ -64,9 +64,9 @@ def pushed() -> Fleet:
 
 def test_batches_update_a_snapshot_in_order(pulled: Fleet) -> None:
     pulled.apply_batch(URL, batch(6, Removed((KEYS[3],)), stored(KEYS[0], KEYS[4])), 0.1)
-    assert pulled.view(URL) == Counter([KEYS[0], *KEYS[:3], KEYS[4]])
+    assert pulled.held_blocks(URL) == Counter([KEYS[0], *KEYS[:3], KEYS[4]])
     pulled.apply_batch(URL, batch(7, Cleared(), stored(KEYS[7])), 0.2)
-    assert pulled.view(URL) == Counter([KEYS[7]])
+    assert pulled.held_blocks(URL) == Counter([KEYS[7]])
     status = pulled.workers(0.5)[0]
     assert (status.epoch, status.seq, status.blocks) == (1, 7, 1)
     assert status.view_age == pytest.approx(0.3)
@@ -76,16 +76,16 @@ def test_a_repeated_batch_changes_nothing(pulled: Fleet) -> None:
     for _ in range(2):
         pulled.apply_batch(URL, batch(6, stored(KEYS[0])), 0.1)
     pulled.apply_batch(URL, batch(2, Cleared()), 0.1)
-    assert pulled.view(URL) == Counter([KEYS[0], *KEYS[:4]])
+    assert pulled.held_blocks(URL) == Counter([KEYS[0], *KEYS[:4]])
 
 
 @pytest.mark.parametrize("message", [batch(7, stored(KEYS[5])), batch(6)], ids=["events", "load report"])
 def test_a_gap_is_an_error_and_leaves_the_view_as_it_is(pulled: Fleet, message: Batch) -> None:
     with pytest.raises(FeedGap):
         pulled.apply_batch(URL, message, 0.1)
-    assert pulled.view(URL) == Counter(KEYS[:4])
+    assert pulled.held_blocks(URL) == Counter(KEYS[:4])
     pulled.apply_snapshot(URL, snapshot(seq=9, keys=KEYS[:2]), 0.2)
-    assert pulled.view(URL) == Counter(KEYS[:2])
+    assert pulled.held_blocks(URL) == Counter(KEYS[:2])
 
 
 def test_a_batch_before_any_snapshot_asks_for_one() -> None:
@@ -99,9 +99,9 @@ def test_a_batch_before_any_snapshot_asks_for_one() -> None:
 def test_a_restart_drops_the_old_view_at_once(pulled: Fleet) -> None:
     with pytest.raises(FeedGap):
         pulled.apply_batch(URL, batch(1, stored(KEYS[5]), epoch=2), 0.1)
-    assert pulled.view(URL) == Counter()
+    assert pulled.held_blocks(URL) == Counter()
     pulled.apply_snapshot(URL, snapshot(info(epoch=2), 1, KEYS[5:6]), 0.2)
-    assert pulled.view(URL) == Counter(KEYS[5:6])
+    assert pulled.held_blocks(URL) == Counter(KEYS[5:6])
 
 
 def test_messages_of_an_earlier_incarnation_are_refused(pulled: Fleet) -> None:
@@ -110,14 +110,14 @@ def test_messages_of_an_earlier_incarnation_are_refused(pulled: Fleet) -> None:
         pulled.apply_batch(URL, batch(6, Cleared()), 0.2)
     with pytest.raises(StaleEpoch):
         pulled.apply_snapshot(URL, snapshot(seq=99), 0.2)
-    assert pulled.view(URL) == Counter(KEYS[:1])
+    assert pulled.held_blocks(URL) == Counter(KEYS[:1])
 
 
 def test_an_unreachable_worker_may_come_back_with_a_smaller_epoch(pulled: Fleet) -> None:
     pulled.apply_snapshot(URL, snapshot(info(epoch=20), 0, KEYS[:1]), 0.1)
     pulled.mark_unreachable(URL, "connection refused")
     pulled.apply_snapshot(URL, snapshot(info(epoch=10), 0, KEYS[:2]), 0.3)
-    assert pulled.view(URL) == Counter(KEYS[:2])
+    assert pulled.held_blocks(URL) == Counter(KEYS[:2])
 
 
 def test_unknown_urls_are_refused(pulled: Fleet) -> None:
@@ -130,7 +130,7 @@ def test_unknown_urls_are_refused(pulled: Fleet) -> None:
 def test_removals_of_unknown_blocks_are_counted(pulled: Fleet) -> None:
     pulled.apply_batch(URL, batch(6, Removed((KEYS[7], KEYS[0]))), 0.1)
     assert pulled.workers(0.1)[0].unknown_removals == 1
-    assert pulled.view(URL) == Counter(KEYS[1:4])
+    assert pulled.held_blocks(URL) == Counter(KEYS[1:4])
 
 
 MISMATCHES = {
@@ -174,32 +174,32 @@ def test_a_pushing_worker_is_a_candidate_with_what_it_synced(pushed: Fleet) -> N
     assert (decision.worker_id, decision.url, decision.matched_blocks) == ("w0", URL, 4)
     assert pushed.apply_heartbeat(heartbeat(seq=6), 1.0) is False
     pushed.apply_sync(snapshot(seq=6, keys=KEYS[:1]), 1.1)
-    assert pushed.view(URL) == Counter(KEYS[:1])
+    assert pushed.held_blocks(URL) == Counter(KEYS[:1])
 
 
 def test_an_older_sync_is_ignored(pushed: Fleet) -> None:
     pushed.apply_sync(snapshot(seq=4), 0.1)
-    assert pushed.view(URL) == Counter(KEYS[:4])
+    assert pushed.held_blocks(URL) == Counter(KEYS[:4])
 
 
 def test_evictions_apply_once_and_a_sync_takes_over(pushed: Fleet) -> None:
     for _ in range(2):
         pushed.apply_eviction(Eviction("w0", 1, 7, (KEYS[3], KEYS[6])), 0.1)
     pushed.apply_eviction(Eviction("w0", 1, 5, (KEYS[0],)), 0.1)
-    assert pushed.view(URL) == Counter(KEYS[:3])
+    assert pushed.held_blocks(URL) == Counter(KEYS[:3])
     pushed.apply_sync(snapshot(seq=6, keys=KEYS[:5]), 0.2)
-    assert pushed.view(URL) == Counter(KEYS[:3]), "taken before the eviction: it would bring blocks back"
+    assert pushed.held_blocks(URL) == Counter(KEYS[:3]), "taken before the eviction: it would bring blocks back"
     pushed.apply_sync(snapshot(seq=7, keys=[*KEYS[:3], KEYS[7]]), 0.3)
-    assert pushed.view(URL) == Counter([*KEYS[:3], KEYS[7]])
+    assert pushed.held_blocks(URL) == Counter([*KEYS[:3], KEYS[7]])
 
 
 def test_a_heartbeat_of_a_new_incarnation_asks_for_the_state(pushed: Fleet) -> None:
     assert pushed.apply_heartbeat(heartbeat(info(epoch=2)), 0.1) is True
-    assert pushed.view(URL) == Counter()
+    assert pushed.held_blocks(URL) == Counter()
     with pytest.raises(FeedGap):
         pushed.apply_eviction(Eviction("w0", 2, 1, (KEYS[0],)), 0.2)
     pushed.apply_sync(snapshot(info(epoch=3), 1, KEYS[:2]), 0.3)
-    assert pushed.view(URL) == Counter(KEYS[:2]), "a sync of a later incarnation needs no heartbeat first"
+    assert pushed.held_blocks(URL) == Counter(KEYS[:2]), "a sync of a later incarnation needs no heartbeat first"
 
 
 def test_the_same_incarnation_at_another_address_is_one_worker(pushed: Fleet) -> None:
@@ -213,7 +213,7 @@ def test_discovery_names_a_worker_that_its_heartbeats_named_otherwise(pushed: Fl
     assert [(worker.url, worker.matching) for worker in pushed.workers(0.2)] == [("http://pod:1", True)]
     assert pushed.apply_heartbeat(heartbeat(seq=6), 0.3) is False
     assert len(pushed.workers(0.3)) == 1
-    assert pushed.view("http://pod:1") == Counter(KEYS[:2])
+    assert pushed.held_blocks("http://pod:1") == Counter(KEYS[:2])
 
 
 def test_a_worker_that_moved_takes_its_id_along(pushed: Fleet) -> None:
@@ -259,12 +259,12 @@ def test_a_push_that_is_refused_leaves_everything_as_it_was(name: str) -> None:
     fleet = Fleet(config(model="m"))
     fleet.apply_heartbeat(heartbeat(seq=5), 0.0)
     fleet.apply_sync(snapshot(seq=5, keys=KEYS[:4]), 0.0)
-    before = (fleet.workers(2.0), fleet.view(URL), fleet.index_blocks)
+    before = (fleet.workers(2.0), fleet.held_blocks(URL), fleet.index_blocks)
     act, reason = PUSHES[name]
     with pytest.raises(FeedRejected) as error:
         act(fleet)
     assert error.value.reason is reason
-    assert (fleet.workers(2.0), fleet.view(URL), fleet.index_blocks) == before
+    assert (fleet.workers(2.0), fleet.held_blocks(URL), fleet.index_blocks) == before
 
 
 # --- both, and twice ----------------------------------------------------------------------------------------
@@ -275,26 +275,26 @@ def test_pushes_of_a_worker_whose_stream_is_live_are_signs_of_life_only(pulled: 
     assert pulled.apply_heartbeat(heartbeat(seq=9), 0.2) is False
     pulled.apply_sync(snapshot(seq=9), 0.3)
     pulled.apply_eviction(Eviction("w0", 1, 9, (KEYS[0],)), 0.3)
-    assert pulled.view(URL) == Counter(KEYS[:5])
+    assert pulled.held_blocks(URL) == Counter(KEYS[:5])
     pulled.apply_batch(URL, batch(7, stored(KEYS[5])), 0.4)
-    assert pulled.view(URL) == Counter(KEYS[:6])
+    assert pulled.held_blocks(URL) == Counter(KEYS[:6])
 
 
 def test_pushes_take_over_from_a_stream_that_fell_silent_and_give_back(pulled: Fleet) -> None:
     pulled.apply_eviction(Eviction("w0", 1, 9, (KEYS[3],)), 5.0)
-    assert pulled.view(URL) == Counter(KEYS[:3])
+    assert pulled.held_blocks(URL) == Counter(KEYS[:3])
     with pytest.raises(FeedGap):
         pulled.apply_batch(URL, batch(6, Removed((KEYS[3],))), 5.1)
     pulled.apply_snapshot(URL, snapshot(seq=9, keys=KEYS[:1]), 5.2)
     pulled.apply_batch(URL, batch(10, stored(KEYS[1])), 5.3)
-    assert pulled.view(URL) == Counter(KEYS[:2])
+    assert pulled.held_blocks(URL) == Counter(KEYS[:2])
 
 
 def test_of_two_urls_with_one_id_the_later_incarnation_wins(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2)
     fleet.apply_snapshot(url_of(0), snapshot(info("same", epoch=1), 0, KEYS[:4]), 0.0)
     fleet.apply_snapshot(url_of(1), snapshot(info("same", epoch=2), 0, KEYS[:2]), 0.0)
-    assert (fleet.view(url_of(0)), fleet.view(url_of(1))) == (Counter(), Counter(KEYS[:2]))
+    assert (fleet.held_blocks(url_of(0)), fleet.held_blocks(url_of(1))) == (Counter(), Counter(KEYS[:2]))
     with pytest.raises(DuplicateWorker) as error:
         fleet.apply_snapshot(url_of(0), snapshot(info("same", epoch=1), 1, KEYS[:4]), 0.1)
     assert error.value.reason is RejectReason.DUPLICATE_WORKER
@@ -305,7 +305,7 @@ def test_of_two_urls_with_one_id_the_later_incarnation_wins(make_fleet: MakeFlee
     with pytest.raises(FeedGap):
         fleet.apply_batch(url_of(0), batch(2), 0.3)
     fleet.apply_snapshot(url_of(0), snapshot(info("same", epoch=1), 2, KEYS[:4]), 0.3)
-    assert fleet.view(url_of(0)) == Counter(KEYS[:4])
+    assert fleet.held_blocks(url_of(0)) == Counter(KEYS[:4])
 
 
 def test_an_id_whose_owner_cannot_be_reached_may_be_taken_over(make_fleet: MakeFleet) -> None:
@@ -359,7 +359,7 @@ def test_whatever_is_lost_or_repeated_the_index_ends_as_the_union_of_the_workers
             fleet.apply_batch(url_of(number), message, 0.0)
         except FeedGap:
             resync(number)
-        status, held = fleet.workers(0.0)[number], fleet.view(url_of(number))
+        status, held = fleet.workers(0.0)[number], fleet.held_blocks(url_of(number))
         assert held == (Counter() if status.seq is None else caches[number])
         assert status.matching == (status.seq is not None)
 

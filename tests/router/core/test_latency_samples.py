@@ -11,7 +11,7 @@ import pytest
 
 from kvcache.feed import Batch, Load
 from router.core.fleet import Fleet
-from router.core.latency_samples import Cost
+from router.core.latency_samples import Usage
 from tests.router.core.support import BLOCK, LATENCY, MakeFleet, ask, idle, info, send, snapshot, tokens, url_of
 
 SLOW = 4.0
@@ -47,7 +47,7 @@ def answer(
     end = first + decode * (output - 1) * LATENCY.decode
     if streaming:
         ticket.first_token(first)
-    ticket.finished(end, Cost(blocks * BLOCK + 1, output, 0 if details else None))
+    ticket.finished(end, Usage(blocks * BLOCK + 1, output, 0 if details else None))
     ticket.served = True
     ticket.release(end)
 
@@ -83,7 +83,7 @@ def test_what_the_engine_had_cached_is_not_taken_for_speed(make_fleet: MakeFleet
         confirm(fleet, now)
         _, ticket = send(fleet, ask(tokens(60, start=int(now) * 1000), streaming=False), now)
         end = now + LATENCY.prefill(11) + 39 * LATENCY.decode
-        ticket.finished(end, Cost(60 * BLOCK + 1, 40, 50 * BLOCK))
+        ticket.finished(end, Usage(60 * BLOCK + 1, 40, 50 * BLOCK))
         ticket.release(end)
     (worker,) = fleet.workers(next(clock))
     assert worker.latency_factor == pytest.approx(1.0, rel=0.05)
@@ -100,7 +100,7 @@ def test_a_busy_engine_is_not_taken_for_a_slow_one(make_fleet: MakeFleet, clock:
         tickets = [send(fleet, ask(prompt, streaming=False), now)[1] for prompt in prompts]
         end = now + 4 * LATENCY.prefill(61) + 36 * LATENCY.decode
         for ticket in tickets:
-            ticket.finished(end, Cost(60 * BLOCK + 1, 40, 0))
+            ticket.finished(end, Usage(60 * BLOCK + 1, 40, 0))
             ticket.release(end)
     (worker,) = fleet.workers(next(clock))
     assert worker.latency_factor == pytest.approx(1.0, rel=0.2)
@@ -111,9 +111,9 @@ def test_nothing_is_learnt_of_a_request_that_is_over_or_states_no_length(make_fl
     fleet = make_fleet(1)
     for _ in range(20):
         _, ticket = send(fleet, ask(tokens(60), streaming=False), 0.0)
-        ticket.finished(9.0, Cost(60 * BLOCK + 1))
+        ticket.finished(9.0, Usage(60 * BLOCK + 1))
         ticket.release(9.0)
-        ticket.finished(9.0, Cost(60 * BLOCK + 1, 40, 0))
+        ticket.finished(9.0, Usage(60 * BLOCK + 1, 40, 0))
     (worker,) = fleet.workers(9.0)
     assert (worker.latency_factor, worker.decode_factor) == (1.0, 1.0)
 
@@ -131,7 +131,7 @@ def test_a_whole_answer_goes_where_it_is_over_soonest(make_fleet: MakeFleet, clo
             ticket = fleet.dispatch(decision, request, now)
             ticket.first_token(now + LATENCY.prefill(61))
             end = now + LATENCY.prefill(61) + decode * 39 * LATENCY.decode
-            ticket.finished(end, Cost(60 * BLOCK + 1, 40, 0))
+            ticket.finished(end, Usage(60 * BLOCK + 1, 40, 0))
             ticket.release(end)
     slow, fast = fleet.workers(next(clock))
     assert slow.decode_factor / fast.decode_factor == pytest.approx(SLOW, rel=0.25)
@@ -202,7 +202,7 @@ def serve_beside_another_router(
         end = first + SLOW * ((output - 1 - 3) * LATENCY.decode + 3 * LATENCY.prefill(60))
         count, computed = (0, 0) if restarted else (count + 3, computed + 3 * 60)
         report(end, 3, count, computed)
-        ticket.finished(end, Cost(blocks * BLOCK + 1, output, 0))
+        ticket.finished(end, Usage(blocks * BLOCK + 1, output, 0))
         ticket.release(end)
 
 

@@ -83,7 +83,7 @@ async def test_a_pod_restarted_in_place_is_noticed_though_no_slice_changes(
         await api.put(slice_of(worker, "w-1"))
 
         def held() -> int:
-            return sum(router.router.fleet.view(worker.url).values())
+            return sum(router.router.fleet.held_blocks(worker.url).values())
 
         await until(lambda: len(router.router.fleet.workers(0.0)) == 1 and held() == 5)
         await worker.stop(reset=True)
@@ -108,7 +108,7 @@ async def test_a_pod_replaced_at_the_same_address_starts_from_nothing(
         worker.name, worker.blocks = "w-2", []
         await api.put(slice_of(worker, "w-2"))
         await until(lambda: [status.worker_id for status in router.router.fleet.workers(0.0)] == ["w-2"])
-        assert router.router.fleet.view(worker.url) == {}
+        assert router.router.fleet.held_blocks(worker.url) == {}
 
 
 async def test_before_the_first_list_the_router_is_not_ready_and_says_why(

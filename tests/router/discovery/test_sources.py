@@ -147,7 +147,7 @@ CHAIN = [(key, KEYS[at - 1] if at else None) for at, key in enumerate(KEYS)]
 
 def held(router: RunningRouter, worker: FakeWorker) -> int:
     """Blocks the router believes this worker to hold."""
-    return sum(router.router.fleet.view(worker.url).values())
+    return sum(router.router.fleet.held_blocks(worker.url).values())
 
 
 async def test_another_pod_at_the_same_address_is_another_worker(
