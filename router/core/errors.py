@@ -43,8 +43,8 @@ class FeedRejected(ValueError):
 class Mismatch(FeedRejected):
     """The worker's blocks cannot be matched against this router's prompts.
 
-    If `Fleet.apply_snapshot` raises it, the worker's load and epoch were taken in all the same, and the worker gets
-    requests by load.
+    If `Fleet.apply_snapshot` raises it, the worker's load and epoch have been taken in nevertheless, and the worker
+    gets requests by load.
     """
 
 

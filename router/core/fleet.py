@@ -1,4 +1,4 @@
-"""The one door to the router's core: who the workers are, what they hold, and where a request goes.
+"""The entry point of the router's core: who the workers are, what they hold, and where a request goes.
 
 Time is passed in as `now`: seconds from any origin, never decreasing. Nothing here waits, and nothing is kept of a
 request once its ticket is released and its blocks are confirmed or given up.

@@ -98,7 +98,7 @@ def cache_aware(candidates: Sequence[Candidate], conditions: Conditions) -> Choi
 
 
 def longest_prefix(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
-    """The textbook rule: the longest match, whatever the load. Ties, also those without a match: in turn."""
+    """The textbook rule: the longest match, whatever the load. Workers with equal matches, or none, take turns."""
     longest = max(candidate.matched_blocks for candidate in candidates)
     chosen = min((c for c in candidates if c.matched_blocks == longest), key=lambda c: c.turn)
     if longest:
@@ -112,7 +112,7 @@ def round_robin(candidates: Sequence[Candidate], conditions: Conditions) -> Choi
 
 
 def least_loaded(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
-    """The fewest requests in flight. Ties: in turn."""
+    """The fewest requests in flight. Workers with equal numbers take turns."""
     return Choice(min(candidates, key=lambda c: (c.in_flight, c.turn)), DecisionReason.LEAST_LOADED)
 
 
