@@ -184,7 +184,7 @@ async def test_an_answer_of_a_worker_that_is_silent_altogether_is_cut_after_the_
         worker.frozen.set()
         await connection.closed()
 
-    quick = {"liveness_timeout": 0.3, "cut_timeout": 0.5, "idle_timeout": 1000}
+    quick = {"liveness_timeout": 0.3, "cut_timeout": 0.5, "stall_timeout": 1000, "idle_timeout": 1000}
     async with fake_workers(begins) as (worker,), start_router([worker], **quick) as router:
         assert await router.stream() == token("Hel") + ERROR_EVENT + DONE
         assert router.metric("broken_streams_total", cause="stalled") == 1
