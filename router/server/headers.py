@@ -22,25 +22,25 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-_REQUEST_STOPS = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"http2-settings"}
+_NOT_TO_WORKER = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"http2-settings"}
 """The request to the worker has a host, a length and an upgrade of its own."""
-_RESPONSE_STOPS = _HOP_BY_HOP | {b"date", b"server"}
+_NOT_TO_CLIENT = _HOP_BY_HOP | {b"date", b"server"}
 """The router's own server writes the last two."""
 
 
-def _passed(headers: Iterable[tuple[bytes, bytes]], stops: frozenset[bytes]) -> Headers:
+def _passed(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
     passed = []
     for name, value in headers:
         lower = name.lower()
         if lower == b"connection" and value.lower() not in (b"close", b"keep-alive"):
-            stops = stops | {token.strip() for token in value.lower().split(b",")}
+            dropped = dropped | {token.strip() for token in value.lower().split(b",")}
         passed.append((lower, value))
-    return [header for header in passed if header[0] not in stops]
+    return [header for header in passed if header[0] not in dropped]
 
 
 def to_worker(headers: Iterable[tuple[bytes, bytes]]) -> tuple[Headers, bytes]:
     """The headers a worker gets, and the request's id: the client's `x-request-id`, or a new one."""
-    passed = _passed(headers, _REQUEST_STOPS)
+    passed = _passed(headers, _NOT_TO_WORKER)
     for name, value in passed:
         if name == b"x-request-id" and value:
             return passed, value
@@ -51,7 +51,7 @@ def to_worker(headers: Iterable[tuple[bytes, bytes]]) -> tuple[Headers, bytes]:
 
 def to_client(headers: Iterable[tuple[bytes, bytes]], request_id: bytes, added: Headers) -> Headers:
     """The headers a client gets: the worker's, `added`, and the request's id unless the worker sent one."""
-    passed = _passed(headers, _RESPONSE_STOPS)
+    passed = _passed(headers, _NOT_TO_CLIENT)
     if not any(name == b"x-request-id" for name, _ in passed):
         passed.append((b"x-request-id", request_id))
     passed.extend(added)

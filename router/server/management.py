@@ -25,7 +25,7 @@ from router.metrics import Metrics, by_label, total
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
 from router.server.tokenizer_loader import TokenizerLoader
 
-RECHECK = 0.5
+RECHECK_INTERVAL = 0.5
 """Seconds between two looks at what sends no notification of its changes: the tokenizer, the list of workers, the
 router's own state."""
 THREAD_BYTES = 256 * 1024
@@ -134,7 +134,7 @@ class Management:
                 break
             self.changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, RECHECK)):
+                async with asyncio.timeout(min(left, RECHECK_INTERVAL)):
                     await self.changed.wait()
         return _json(page)
 

@@ -72,10 +72,10 @@ def is_plain(path: str) -> bool:
     if "\\" in plain:
         return False
     *segments, last = plain.split("/")[1:]
-    return all(_names(segment) for segment in segments) and (not last or _names(last))
+    return all(_is_name(segment) for segment in segments) and (not last or _is_name(last))
 
 
-def _names(segment: str) -> bool:
+def _is_name(segment: str) -> bool:
     return segment.partition(";")[0].strip() not in ("", ".", "..")
 
 

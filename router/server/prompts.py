@@ -34,13 +34,13 @@ BYTES_PER_TOKEN = 16
 and up to 12 when it is escaped as `\\uXXXX`."""
 UNKNOWN_CONTEXT = 262_144
 """Tokens of the longest context as long as no worker has stated its own."""
-BESIDES = 65_536
+OTHER_FIELDS = 65_536
 """Bytes that a body may hold besides its prompt: tools, schemas."""
 
 _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
 _STREAM = re.compile(rb'"stream"\s*:\s*true\b')
 _ENDS = 65_536
-"""Bytes at the beginning and at the end of a body that `_glance` looks at."""
+"""Bytes at the beginning and at the end of a body that `_scan_ends` looks at."""
 _HUGE = re.compile(rb"\d{19}")
 _EXACT = frozenset({"tools", "chat_template_kwargs"})
 """Fields whose numbers a chat template may write into the prompt, so that they must be read exactly."""
@@ -72,8 +72,8 @@ class PromptReader:
     async def read(self, path: str, body: bytes) -> RouteRequest:
         """What the router knows about a request. If its prompt was not read, `keys` is None and `unread` says why."""
         size, longest = len(body), self._longest()
-        if size > (longest or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + BESIDES:
-            return _glance(body, Unread.TOO_LONG)
+        if size > (longest or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + OTHER_FIELDS:
+            return _scan_ends(body, Unread.TOO_LONG)
         if size <= INLINE_BODY:
             fields = _parse(body)
             if fields is None:
@@ -83,7 +83,7 @@ class PromptReader:
         try:
             return await self._queue.run(size, lambda checkpoint: self._read(path, body, longest, checkpoint))
         except TimeoutError:
-            return _glance(body, Unread.BUSY)
+            return _scan_ends(body, Unread.BUSY)
 
     def _read(self, path: str, body: bytes, longest: int | None, checkpoint: Checkpoint) -> RouteRequest:
         fields = _parse(body)
@@ -186,7 +186,7 @@ def _unread(why: Unread, fields: Mapping[str, Any]) -> RouteRequest:
     )
 
 
-def _glance(body: bytes, why: Unread) -> RouteRequest:
+def _scan_ends(body: bytes, why: Unread) -> RouteRequest:
     """For a body that is not parsed: the model and whether it streams, if its first or last bytes show them."""
     model, streaming = None, False
     for part in (body[:_ENDS], body[-_ENDS:]):

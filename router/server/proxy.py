@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 EXCLUDED_PAUSE = 0.1
 """Seconds before a request is sent to the same worker again because there is no other."""
-DRAINING_SHOWS = 1.25
+DRAIN_KNOWN_AFTER = 1.25
 """Seconds after a worker answered 503 by which its /health has been asked, so that it is known whether it drains."""
 
 _FAULTS = frozenset(
@@ -219,7 +219,7 @@ class _ProxiedRequest:
 
         A worker refuses again what it has refused, and a worker that asks for a pause is not asked again before its
         end. But a worker that answers 503 may be draining, and its replacement may become ready soon: whether it drains
-        is known after `DRAINING_SHOWS`.
+        is known after `DRAIN_KNOWN_AFTER`.
         """
         if self.failure is None or self.failure.answer is None:
             return False
@@ -234,7 +234,7 @@ class _ProxiedRequest:
             # comes back at the same address before the pause is over is another process.
             self.told_to_wait_at = None
             return False
-        return now >= self.told_to_wait_at + DRAINING_SHOWS
+        return now >= self.told_to_wait_at + DRAIN_KNOWN_AFTER
 
     # --- one attempt ---
 

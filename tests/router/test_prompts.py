@@ -26,7 +26,15 @@ from router.core.decision import Unread
 from router.core.fleet import Fleet
 from router.discovery.sources import StaticDiscovery
 from router.main import Router
-from router.server.prompts import BESIDES, BYTES_PER_TOKEN, CHAT, COMPLETIONS, INLINE_TEXT, LONG_DEPTH, PromptReader
+from router.server.prompts import (
+    BYTES_PER_TOKEN,
+    CHAT,
+    COMPLETIONS,
+    INLINE_TEXT,
+    LONG_DEPTH,
+    OTHER_FIELDS,
+    PromptReader,
+)
 from router.settings import Settings
 from runtime.backoff import Backoff
 from tests.router.conftest import StartRouter, until
@@ -95,7 +103,9 @@ async def test_a_prompt_as_long_as_the_context_is_read(reading: Reading, tokeniz
 async def test_a_body_beyond_all_contexts_is_not_even_parsed(reading: Reading) -> None:
     reading.longest = 100
     body = (
-        b'{"model": "m\\u00e9", "stream": true, "prompt": "' + b"x" * (100 * BYTES_PER_TOKEN + BESIDES) + b'", BROKEN'
+        b'{"model": "m\\u00e9", "stream": true, "prompt": "'
+        + b"x" * (100 * BYTES_PER_TOKEN + OTHER_FIELDS)
+        + b'", BROKEN'
     )
     route = await reading.reader.read(COMPLETIONS, body)
     assert (route.unread, route.model, route.streaming) == (Unread.TOO_LONG, "m\u00e9", True)
