@@ -39,7 +39,9 @@ class EventRecorder:
         """Notes what has just happened to this KVCluster, for the next `flush`."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
         for note in notes:
-            event(logger, logging.INFO, "event", cluster="/".join(key), reason=note.reason, message=note.message)
+            event(
+                logger, logging.INFO, "event_recorded", cluster="/".join(key), reason=note.reason, message=note.message
+            )
             pending = self._pending.setdefault(key, deque(maxlen=MAX_PENDING))
             pending.append(event_object(body, note, self._now(), self._instance))
 
