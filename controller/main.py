@@ -25,7 +25,7 @@ from controller.metrics import ClusterCollector, Metrics
 from controller.operator import Operator, registry
 from controller.reconcile.inventory import Inventory
 from controller.reconcile.reconciler import Reconciler
-from controller.reconcile.reports import RouterAsker
+from controller.reconcile.reports import ReportCollector
 from controller.settings import Settings
 from runtime.http.server import HttpServer
 from runtime.kube.client import ApiServer
@@ -60,7 +60,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             client,
             inventory,
             settings.release,
-            RouterAsker(session),
+            ReportCollector(session),
             clock=time.monotonic,
             now=lambda: datetime.now(UTC),
             instance=socket.gethostname(),

@@ -17,10 +17,10 @@ from controller.reconcile.events import EventRecorder
 from controller.reconcile.inventory import Inventory, Key
 from controller.reconcile.plan import Plan, foreign_owner, plan
 from controller.reconcile.queue import RetryLater
-from controller.reconcile.reports import RouterAsker
+from controller.reconcile.reports import ReportCollector
 from controller.reconcile.writer import ApplyResult, DeletionCosts, Writer, name_conflict
 from controller.status.compute import compute
-from controller.status.observed import Observed, ReconcileProblem, RouterAnswers
+from controller.status.observed import Observed, ReconcileProblem, RouterReports
 from controller.status.raw import is_terminating
 from controller.status.reasons import ConditionReason
 from controller.status.transitions import events
@@ -55,7 +55,7 @@ class Reconciler:
         client: KubeClient,
         inventory: Inventory,
         release: Release,
-        asker: RouterAsker,
+        collector: ReportCollector,
         *,
         clock: Callable[[], float],
         now: Callable[[], datetime],
@@ -64,7 +64,7 @@ class Reconciler:
         self._client = client
         self._inventory = inventory
         self._release = release
-        self._asker = asker
+        self._collector = collector
         self._clock = clock
         self._now = now
         self._in_sync: dict[Key, _InSync] = {}
@@ -151,7 +151,7 @@ class Reconciler:
         """Writes the status and events about its changes. Seconds until there may be more to report; None: after an
         event."""
         pods = [item for ref, item in self._inventory.owned(key) if ref.kind == POD]
-        answers = await self._asker.ask(pods)
+        answers = await self._collector.collect(pods)
         before = body.get("status")
         status = compute(self._observed(key, body, cluster, problems, pods, answers), before, self._now())
         if status != before:
@@ -171,7 +171,7 @@ class Reconciler:
         cluster: Cluster | None,
         problems: list[ReconcileProblem],
         pods: list[Object],
-        answers: RouterAnswers,
+        answers: RouterReports,
     ) -> Observed:
         namespace, name = key
 

@@ -9,7 +9,7 @@ import aiohttp
 
 from controller.objects.names import MANAGEMENT_PORT, Component, Object
 from controller.status import raw
-from controller.status.observed import RouterAnswers
+from controller.status.observed import RouterReports
 from controller.status.pods import component_of
 from controller.status.report import ReportError, RouterReport, parse_report
 
@@ -22,14 +22,14 @@ CONCURRENCY = 32
 """Requests at the same time, over all clusters."""
 
 
-class RouterAsker:
+class ReportCollector:
     """`GET /status` at every router pod of a cluster, all at the same time."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def ask(self, pods: Iterable[Object]) -> RouterAnswers:
+    async def collect(self, pods: Iterable[Object]) -> RouterReports:
         """The answers of the routers among these pods. Pods without an address or that terminate are not asked."""
         addresses = {raw.name(pod): address(pod) for pod in pods if _can_be_asked(pod)}
         reports: dict[str, RouterReport] = {}
@@ -46,7 +46,7 @@ class RouterAsker:
                     return
 
         await asyncio.gather(*(one(name, url) for name, url in addresses.items()))
-        return RouterAnswers(reports, errors)
+        return RouterReports(reports, errors)
 
     async def _ask(self, url: str) -> RouterReport:
         """Raises `ReportError`."""

@@ -26,8 +26,8 @@ _BLOCKING = frozenset(RECONCILE_PROBLEMS) - {ConditionReason.MISSING_API}
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a condition is now, without its history."""
+class Condition:
+    """A condition as it is now, without its history."""
 
     type: ConditionType
     reason: ConditionReason
@@ -56,13 +56,13 @@ class _Evidence:
 
 
 def conditions(observed: Observed, previous: Sequence[Mapping[str, Any]], now: datetime) -> list[dict[str, Any]]:
-    """All conditions, in the order of `ConditionType`. `previous` are those of the last status."""
+    """All conditions as in the status, in the order of `ConditionType`. `previous` are those of the last status."""
     earlier = {raw.text(item, "type"): item for item in previous}
-    verdicts = evaluate(observed, [raw.text(item, "message") for item in previous], now)
-    return [_with_history(verdict, earlier.get(verdict.type), observed.generation, now) for verdict in verdicts]
+    found = evaluate(observed, [raw.text(item, "message") for item in previous], now)
+    return [_with_history(condition, earlier.get(condition.type), observed.generation, now) for condition in found]
 
 
-def evaluate(observed: Observed, earlier: Sequence[str], now: datetime) -> list[Verdict]:
+def evaluate(observed: Observed, earlier: Sequence[str], now: datetime) -> list[Condition]:
     """What each condition is now. `earlier` are the messages of the last status."""
     worker, router = workload(observed, Component.WORKER), workload(observed, Component.ROUTER)
     problems = pod_problems(observed, earlier, now)
@@ -70,33 +70,33 @@ def evaluate(observed: Observed, earlier: Sequence[str], now: datetime) -> list[
         _findings(observed, (worker, router), problems, now), key=lambda finding: SEVERITY.index(finding.reason)
     )
     evidence = _Evidence(observed, worker, router, problems, found)
-    workers = Verdict(ConditionType.WORKERS_AVAILABLE, *_availability(evidence, worker))
-    routers = Verdict(ConditionType.ROUTER_AVAILABLE, *_availability(evidence, router))
+    workers = Condition(ConditionType.WORKERS_AVAILABLE, *_availability(evidence, worker))
+    routers = Condition(ConditionType.ROUTER_AVAILABLE, *_availability(evidence, router))
     return [
-        Verdict(ConditionType.READY, *_ready(evidence, workers, routers)),
+        Condition(ConditionType.READY, *_ready(evidence, workers, routers)),
         workers,
         routers,
-        Verdict(ConditionType.CACHE_VIEW_FRESH, *freshness(observed, now)),
-        Verdict(ConditionType.PROGRESSING, *_progressing(evidence)),
-        Verdict(ConditionType.DEGRADED, *_degraded(evidence.findings)),
+        Condition(ConditionType.CACHE_VIEW_FRESH, *freshness(observed, now)),
+        Condition(ConditionType.PROGRESSING, *_progressing(evidence)),
+        Condition(ConditionType.DEGRADED, *_degraded(evidence.findings)),
     ]
 
 
 def _with_history(
-    verdict: Verdict, earlier: Mapping[str, Any] | None, generation: int, now: datetime
+    condition: Condition, earlier: Mapping[str, Any] | None, generation: int, now: datetime
 ) -> dict[str, Any]:
-    since = raw.text(earlier, "lastTransitionTime") if raw.text(earlier, "status") == verdict.status else ""
+    since = raw.text(earlier, "lastTransitionTime") if raw.text(earlier, "status") == condition.status else ""
     return {
-        "type": verdict.type.value,
-        "status": verdict.status,
+        "type": condition.type.value,
+        "status": condition.status,
         "observedGeneration": generation,
         "lastTransitionTime": since or raw.timestamp(now),
-        "reason": verdict.reason.value,
-        "message": verdict.message[:MESSAGE_LENGTH],
+        "reason": condition.reason.value,
+        "message": condition.message[:MESSAGE_LENGTH],
     }
 
 
-def _ready(evidence: _Evidence, workers: Verdict, routers: Verdict) -> Finding:
+def _ready(evidence: _Evidence, workers: Condition, routers: Condition) -> Finding:
     worker, router = evidence.workloads
     if worker.serving and router.serving:
         last = [load.component for load in evidence.workloads if not load.ready]

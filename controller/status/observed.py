@@ -24,7 +24,7 @@ class ReconcileProblem:
 
 
 @dataclass(frozen=True, slots=True)
-class RouterAnswers:
+class RouterReports:
     """The answers of the routers that were asked for their reports, by router pod: a report or an error."""
 
     reports: Mapping[str, RouterReport] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Observed:
     """By component (`worker`, `router`); None or absent while there is none."""
     pods: tuple[Raw, ...] = ()
     """All pods of the cluster, of both components."""
-    routers: RouterAnswers = field(default_factory=RouterAnswers)
+    routers: RouterReports = field(default_factory=RouterReports)
     autoscaler: Raw | None = None
     """The HorizontalPodAutoscaler or ScaledObject of the workers."""
     problems: tuple[ReconcileProblem, ...] = ()

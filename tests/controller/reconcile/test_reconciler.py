@@ -21,7 +21,7 @@ from controller.reconcile.inventory import Inventory, Ref
 from controller.reconcile.plan import Plan
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED, RECHECK, Reconciler
 from controller.reconcile.writer import Writer
-from controller.status.observed import RouterAnswers
+from controller.status.observed import RouterReports
 from controller.status.reasons import ConditionReason
 from controller.status.report import RouterReport
 from runtime.kube.errors import KubeApiError
@@ -69,8 +69,8 @@ class Routers:
     def __init__(self) -> None:
         self.report = RouterReport("cache_aware", 1, 1, 1, view_age_seconds=0.5)
 
-    async def ask(self, pods: Iterable[Object]) -> RouterAnswers:
-        return RouterAnswers(
+    async def collect(self, pods: Iterable[Object]) -> RouterReports:
+        return RouterReports(
             {pod["metadata"]["name"]: self.report for pod in pods if "router" in pod["metadata"]["name"]}
         )
 

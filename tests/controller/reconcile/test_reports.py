@@ -16,8 +16,8 @@ import pytest
 from aiohttp import web
 
 from controller.reconcile import reports
-from controller.reconcile.reports import MAX_BYTES, RouterAsker
-from controller.status.observed import RouterAnswers
+from controller.reconcile.reports import MAX_BYTES, ReportCollector
+from controller.status.observed import RouterReports
 
 REPORT = {"strategy": "cache_aware", "workers": {"known": 1, "ready": 1, "matching": 1}}
 
@@ -59,9 +59,9 @@ async def router(pieces: list[bytes], monkeypatch: pytest.MonkeyPatch) -> AsyncI
         await runner.cleanup()
 
 
-async def ask() -> RouterAnswers:
+async def ask() -> RouterReports:
     async with aiohttp.ClientSession() as session:
-        return await RouterAsker(session).ask([pod()])
+        return await ReportCollector(session).collect([pod()])
 
 
 async def test_an_answer_in_many_pieces_is_read_to_its_end(monkeypatch):
@@ -75,4 +75,4 @@ async def test_an_answer_in_many_pieces_is_read_to_its_end(monkeypatch):
 
 async def test_an_answer_that_is_too_large_is_said_to_be(monkeypatch):
     async with router([b" " * 65_536] * (MAX_BYTES // 65_536 + 1), monkeypatch):
-        assert await ask() == RouterAnswers(errors={"rag-router-1": "its report takes more than 1,048,576 bytes"})
+        assert await ask() == RouterReports(errors={"rag-router-1": "its report takes more than 1,048,576 bytes"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from controller.api.model import KVClusterSpec, Router, Workers
 from controller.status.compute import compute
-from controller.status.observed import Observed, RouterAnswers
+from controller.status.observed import Observed, RouterReports
 from controller.status.report import RouterReport
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -79,11 +79,11 @@ SERVICE = {
 }
 
 
-def answers(given: Mapping[str, RouterReport | str]) -> RouterAnswers:
+def answers(given: Mapping[str, RouterReport | str]) -> RouterReports:
     """By router pod: its report, or why it gave none."""
     reports = {name: answer for name, answer in given.items() if isinstance(answer, RouterReport)}
     errors = {name: answer for name, answer in given.items() if isinstance(answer, str)}
-    return RouterAnswers(reports, errors)
+    return RouterReports(reports, errors)
 
 
 def observed(reports: Mapping[str, RouterReport | str] | None = None, **changes: Any) -> Observed:
