@@ -32,7 +32,7 @@ from router.server.paths import RESOURCES
 from router.settings import Settings as RouterSettings
 from tests.real_vllm.documents import PAGE, engine_flags
 from worker.agent.agent import Agent
-from worker.agent.main import make_app
+from worker.agent.main import App
 from worker.agent.prompts import Expected
 from worker.agent.settings import Settings as AgentSettings
 from worker.emulator.generators import make_generator
@@ -232,7 +232,7 @@ async def test_the_routers_metrics() -> None:
 
 async def test_the_agents_metrics() -> None:
     agent = Agent(AgentSettings(), lambda: Expected("-", ()), 8101)
-    transport = httpx.ASGITransport(make_app(agent))
+    transport = httpx.ASGITransport(App(agent))
     async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
         text = (await client.get("/metrics")).text
     agent.close()

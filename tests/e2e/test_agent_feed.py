@@ -29,7 +29,7 @@ from tests.processes import eventually
 from tests.worker.agent.captures import cached, messages
 from tests.worker.agent.engine import FakeEngine, payloads
 from worker.agent.agent import Agent
-from worker.agent.main import make_app
+from worker.agent.main import App
 from worker.agent.prompts import Expected
 from worker.agent.settings import Settings
 
@@ -54,7 +54,7 @@ async def agent_url(engine: FakeEngine) -> AsyncIterator[str]:
     )
     sock = listen("127.0.0.1", 0)
     agent = Agent(settings, lambda: Expected(FINGERPRINT, ()), sock.getsockname()[1])
-    server = HttpServer(make_app(agent), sock, cancel_on_disconnect=True)
+    server = HttpServer(App(agent), sock, cancel_on_disconnect=True)
     await server.start()
     task = asyncio.create_task(agent.run())
     yield f"http://127.0.0.1:{server.port}"

@@ -23,7 +23,7 @@ from tests.real_vllm.conftest import Engine
 from tests.real_vllm.requests import Requests
 from tests.router.conftest import RunningRouter, StartRouter, until
 from worker.agent.agent import Agent
-from worker.agent.main import make_app
+from worker.agent.main import App
 from worker.agent.prompts import Expected
 from worker.agent.settings import Settings
 
@@ -44,7 +44,7 @@ async def agent(engine: Engine, tokenizer: Tokenizer) -> AsyncIterator[tuple[Age
     )
     sock = listen("127.0.0.1", 0)
     one = Agent(settings, lambda: Expected.of(tokenizer), sock.getsockname()[1])
-    server = HttpServer(make_app(one), sock, cancel_on_disconnect=True)
+    server = HttpServer(App(one), sock, cancel_on_disconnect=True)
     await server.start()
     task = asyncio.create_task(one.run())
     yield one, f"http://127.0.0.1:{server.port}"

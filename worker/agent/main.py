@@ -6,21 +6,22 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
+from starlette.types import Receive, Scope, Send
 
+from kvcache.errors import ApiError
 from runtime.http.server import HttpLimits, HttpServer
 from runtime.logs import configure, event
 from runtime.process import freeze_startup_objects, run
 from runtime.settings import SettingsError
 from runtime.sockets import inherited, listen
 from worker.agent.agent import Agent
-from worker.agent.app import App
 from worker.agent.metrics import AgentCollector
 from worker.agent.prompts import expected_prompts
 from worker.agent.settings import Settings
-from worker.asgi import Exposition, process_metrics
+from worker.asgi import Exposition, HttpRequest, process_metrics
 
 logger = logging.getLogger("worker.agent")
 
@@ -30,13 +31,43 @@ EXIT_USAGE = 2
 SHUTDOWN_MARGIN = 0.5
 """Seconds for the last bytes of the feed's streams to reach their readers."""
 
+Handler = Callable[[HttpRequest, Agent], Awaitable[None]]
 
-def make_app(agent: Agent) -> App:
-    """The agent's endpoints."""
-    registry = CollectorRegistry()
-    process_metrics(registry)
-    registry.register(AgentCollector(agent))
-    return App(agent, Exposition(registry))
+
+class App:
+    """One agent's HTTP API."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        registry = CollectorRegistry()
+        process_metrics(registry)
+        registry.register(AgentCollector(agent))
+        self._routes: Mapping[str, Handler] = {
+            "/health": health,
+            "/metrics": Exposition(registry).metrics,
+            "/cache/state": agent.endpoints.state,
+            "/cache/events": agent.endpoints.events,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = HttpRequest(scope, receive, send)
+        handler = self._routes.get(request.path)
+        if handler is None:
+            await request.json(404, {"detail": "Not Found"})
+        elif request.method != "GET":
+            await request.json(405, {"detail": "Method Not Allowed"}, (b"allow", b"GET"))
+        else:
+            try:
+                await handler(request, self._agent)
+            except ApiError as error:
+                await request.error(error)
+
+
+async def health(request: HttpRequest, agent: Agent) -> None:
+    """200 while the engine answers, its events are followed and its prompts are known; else 503 with the reason."""
+    if agent.problem:
+        raise ApiError(503, agent.problem)
+    await request.json(200, {"complete": agent.view.follower.complete})
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
@@ -45,7 +76,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     agent = Agent(
         settings, lambda: expected_prompts(settings.tokenizer, settings.chat_options()), sock.getsockname()[1]
     )
-    server = HttpServer(make_app(agent), sock, HttpLimits(), cancel_on_disconnect=True)
+    server = HttpServer(App(agent), sock, HttpLimits(), cancel_on_disconnect=True)
     await server.start()
     freeze_startup_objects()
     event(

@@ -18,7 +18,7 @@ from kvcache.keys import BlockKey
 from tests.worker.agent.engine import FakeEngine
 from tests.worker.conftest import Client
 from worker.agent.agent import Agent
-from worker.agent.main import make_app
+from worker.agent.main import App
 from worker.agent.prompts import Expected
 from worker.agent.settings import Settings
 
@@ -72,7 +72,7 @@ def beside() -> Start:
         agent = Agent(chosen, expected, 8101, time.monotonic)
         task = asyncio.create_task(agent.run())
         try:
-            yield Running(agent, Client(make_app(agent)))
+            yield Running(agent, Client(App(agent)))
         finally:
             agent.stop_serving()
             task.cancel()

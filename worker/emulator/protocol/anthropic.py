@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from worker.emulator.protocol.base import MAX_STOP_STRINGS, DeferredModel, ExtraArguments
 
@@ -75,10 +75,11 @@ class ContentBlock(DeferredModel):
         return self
 
 
-def _no_tool_changes(content: str | list[ContentBlock] | None) -> None:
+def _no_tool_changes(content: str | list[ContentBlock] | None) -> str | list[ContentBlock] | None:
     for block in content if isinstance(content, list) else ():
         if block.type in TOOL_CHANGES:
             raise ValueError(f'{block.type} blocks are only allowed in messages with role "system"')
+    return content
 
 
 class Message(DeferredModel):
@@ -138,10 +139,14 @@ def _named(value: str) -> str:
     return value
 
 
+ModelName = Annotated[str, AfterValidator(_named)]
+System = Annotated[str | list[ContentBlock] | None, AfterValidator(_no_tool_changes)]
+
+
 class MessagesRequest(DeferredModel):
     """Body of POST /v1/messages."""
 
-    model: str
+    model: ModelName
     messages: list[Message]
     max_tokens: int
     metadata: dict[str, Any] | None = None
@@ -149,7 +154,7 @@ class MessagesRequest(DeferredModel):
     thinking: Thinking | None = None
     stop_sequences: Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
     stream: bool | None = False
-    system: str | list[ContentBlock] | None = None
+    system: System = None
     temperature: float | None = None
     tool_choice: ToolChoice | None = None
     tools: list[Tool] | None = None
@@ -164,22 +169,11 @@ class MessagesRequest(DeferredModel):
     vllm_xargs: ExtraArguments | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    @field_validator("model")
-    @classmethod
-    def _model(cls, value: str) -> str:
-        return _named(value)
-
     @field_validator("max_tokens")
     @classmethod
     def _max_tokens(cls, value: int) -> int:
         if value <= 0:
             raise ValueError("max_tokens must be positive")
-        return value
-
-    @field_validator("system")
-    @classmethod
-    def _system(cls, value: str | list[ContentBlock] | None) -> str | list[ContentBlock] | None:
-        _no_tool_changes(value)
         return value
 
     @model_validator(mode="after")
@@ -194,22 +188,11 @@ class MessagesRequest(DeferredModel):
 class CountTokensRequest(DeferredModel):
     """Body of POST /v1/messages/count_tokens."""
 
-    model: str
+    model: ModelName
     messages: list[Message]
     output_config: OutputConfig | None = None
-    system: str | list[ContentBlock] | None = None
+    system: System = None
     thinking: Thinking | None = None
     tool_choice: ToolChoice | None = None
     tools: list[Tool] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-
-    @field_validator("model")
-    @classmethod
-    def _model(cls, value: str) -> str:
-        return _named(value)
-
-    @field_validator("system")
-    @classmethod
-    def _system(cls, value: str | list[ContentBlock] | None) -> str | list[ContentBlock] | None:
-        _no_tool_changes(value)
-        return value

@@ -21,7 +21,7 @@ from worker.emulator.server.completions import complete, completions
 from worker.emulator.server.messages import count_tokens, messages
 from worker.emulator.server.openapi import Documentation
 from worker.emulator.server.responses import Responses
-from worker.emulator.server.service import Service, WorkerState, json_body
+from worker.emulator.server.service import VLLM_VERSION, Service, WorkerState, json_body
 from worker.feed.endpoints import FeedEndpoints
 
 Handler = Callable[[HttpRequest, Service], Awaitable[None]]
@@ -48,10 +48,10 @@ class App:
             "/detokenize": {"POST": management.detokenize},
             "/health": {"GET": management.health},
             "/ping": {"GET": management.health, "POST": management.health},
-            "/version": {"GET": management.version},
+            "/version": {"GET": management.constant({"version": VLLM_VERSION})},
             "/load": {"GET": management.load},
-            "/kv_event_sources": {"GET": management.kv_event_sources},
-            "/is_scaling_elastic_ep": {"POST": management.is_scaling},
+            "/kv_event_sources": {"GET": management.constant({})},
+            "/is_scaling_elastic_ep": {"POST": management.constant({"is_scaling_elastic_ep": False})},
             "/metrics": dict.fromkeys(_EVERY_METHOD, metrics),
             "/cache/state": {"GET": feed.state},
             "/cache/events": {"GET": feed.events},
@@ -64,10 +64,10 @@ class App:
                 "/reset_mm_cache": {"POST": management.reset_absent_cache},
                 "/reset_encoder_cache": {"POST": management.reset_absent_cache},
                 "/server_info": {"GET": management.server_info},
-                "/is_sleeping": {"GET": management.is_sleeping},
-                "/is_paused": {"GET": management.is_paused},
-                "/weight_info": {"GET": management.weight_info},
-                "/get_world_size": {"GET": management.world_size},
+                "/is_sleeping": {"GET": management.constant({"is_sleeping": False})},
+                "/is_paused": {"GET": management.constant({"is_paused": False})},
+                "/weight_info": {"GET": management.constant({"weight_version": "default"})},
+                "/get_world_size": {"GET": management.constant({"world_size": 1})},
                 "/abort_requests": {"POST": management.abort_requests},
             }
         pages = Documentation([(path, tuple(methods)) for path, methods in routes.items()])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from kvcache.errors import ApiError
@@ -36,10 +37,6 @@ async def health(raw_request: HttpRequest, service: Service) -> None:
     ready = service.state is not WorkerState.CLOSING and not service.engine.dead.is_set()
     draining = [(DRAINING_HEADER.encode(), b"1")] if service.state is WorkerState.DRAINING else []
     await raw_request.reply(200 if ready else 503, b"", *draining)
-
-
-async def version(raw_request: HttpRequest, service: Service) -> None:
-    await raw_request.json(200, {"version": VLLM_VERSION})
 
 
 async def load(raw_request: HttpRequest, service: Service) -> None:
@@ -119,29 +116,13 @@ async def reset_prefix_cache(raw_request: HttpRequest, service: Service) -> None
 _SCALE_OUT = "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."
 
 
-async def kv_event_sources(raw_request: HttpRequest, service: Service) -> None:
-    """Empty: an emulated engine publishes its events over HTTP, at /cache/events."""
-    await raw_request.json(200, {})
+def constant(answer: Mapping[str, Any]) -> Callable[[HttpRequest, Service], Awaitable[None]]:
+    """A handler that always answers with this JSON object."""
 
+    async def handler(raw_request: HttpRequest, service: Service) -> None:
+        await raw_request.json(200, answer)
 
-async def is_sleeping(raw_request: HttpRequest, service: Service) -> None:
-    await raw_request.json(200, {"is_sleeping": False})
-
-
-async def is_paused(raw_request: HttpRequest, service: Service) -> None:
-    await raw_request.json(200, {"is_paused": False})
-
-
-async def is_scaling(raw_request: HttpRequest, service: Service) -> None:
-    await raw_request.json(200, {"is_scaling_elastic_ep": False})
-
-
-async def weight_info(raw_request: HttpRequest, service: Service) -> None:
-    await raw_request.json(200, {"weight_version": "default"})
-
-
-async def world_size(raw_request: HttpRequest, service: Service) -> None:
-    await raw_request.json(200, {"world_size": 1})
+    return handler
 
 
 async def reset_absent_cache(raw_request: HttpRequest, service: Service) -> None:
