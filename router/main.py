@@ -140,12 +140,10 @@ class Router:
         ProcessCollector(registry=self.registry)
         self.metrics = Metrics(self.registry)
         self.fleet = Fleet(fleet_config(settings))
-        self.fleet_metrics = FleetCollector(self.fleet, clock)
-        self.registry.register(self.fleet_metrics)
-        self.discovery_metrics = DiscoveryCollector(source.status)
-        self.registry.register(self.discovery_metrics)
+        self.registry.register(FleetCollector(self.fleet, clock))
+        self.registry.register(DiscoveryCollector(source.status))
         recent = RecentDecisions()
-        self.changed = asyncio.Event()
+        changed = asyncio.Event()
         self.in_flight = InFlight(
             UpstreamTimeouts(
                 answer=settings.answer_timeout,
@@ -166,7 +164,7 @@ class Router:
             self.metrics,
             clock=clock,
             rng=random.Random(),
-            changed=self.changed,
+            changed=changed,
         )
         self.prompts = PromptReader(None, settings.block_size, lambda: self.fleet.max_model_len)
         load = load or (lambda name: load_tokenizer(name, settings.chat_options()))
@@ -178,7 +176,7 @@ class Router:
             metrics=self.metrics,
             recent=recent,
             clock=clock,
-            changed=self.changed,
+            changed=changed,
             policy=RetryPolicy(settings.retry_attempts, settings.retry_deadline),
             budget=RetryBudget(share=settings.retry_share, floor=settings.retry_floor),
             refusals=Refusals(),
@@ -201,7 +199,7 @@ class Router:
             metrics=self.metrics,
             registry=self.registry,
             clock=clock,
-            changed=self.changed,
+            changed=changed,
             recent=recent,
             discovery=source.status,
             tokenizer=self.tokenizer,
