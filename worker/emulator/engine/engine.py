@@ -149,10 +149,10 @@ class Engine:
         self._ready_at = at = step.end
         outputs = self._outputs
         before = len(outputs)
-        max_model_len, eos = self.config.max_model_len, self.config.eos_token_id
+        max_model_len, eos, finished = self.config.max_model_len, self.config.eos_token_id, _FINISHED
         ended = False
         for sequence in step.sampling:
-            if sequence.state is _FINISHED:
+            if sequence.state is finished:
                 continue  # aborted during the step
             index = sequence.generated
             token = sequence.source.token(index)

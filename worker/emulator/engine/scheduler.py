@@ -86,12 +86,13 @@ class Scheduler:
         prefill_seconds = 0.0
         decoding = False
         preempted = False
-        running = self.running
+        running, prefilling = self.running, _PREFILLING
         at = 0
         while at < len(running) and budget:
             sequence = running[at]
             at += 1
-            if sequence.state is _PREFILLING:
+            prefills = sequence.state is prefilling
+            if prefills:
                 count = min(sequence.tokens - sequence.computed, budget)
                 needed = -(-(sequence.computed + count) // self._block_size) - len(sequence.blocks)
             else:
@@ -103,7 +104,7 @@ class Scheduler:
                     if not self._make_room(sequence, needed):
                         break
                 sequence.blocks += self._cache.allocate(needed)
-            if sequence.state is _PREFILLING:
+            if prefills:
                 prefill_seconds += self._compute_chunk(sequence, count)
             else:
                 decoding = True
