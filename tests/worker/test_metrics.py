@@ -120,6 +120,56 @@ async def test_gauges_show_the_moment(start) -> None:
     assert value(await scrape(harness), "vllm:request_success_total", finished_reason="abort") == 3
 
 
+@pytest.mark.looptime
+async def test_the_times_are_those_that_clients_see(start) -> None:
+    harness, loop = start(max_num_seqs=1), asyncio.get_running_loop()
+    follower, feed = harness.client.begin("GET", "/cache/events")
+    body = {"max_tokens": 10, "stream": True, "ignore_eos": True}
+    began = loop.time()
+    answers = [harness.client.begin("POST", "/v1/completions", body | {"prompt": [n] * 160}) for n in (1, 2)]
+    await asyncio.gather(*(task for task, _ in answers))
+    text = await scrape(harness)
+    assert value(text, "kvcluster_worker_feed_subscribers") == 1
+    written = [[at - began for at, part in reply.writes if b"data: {" in part] for _, reply in answers]
+    assert [len(times) for times in written] == [10, 10]
+    firsts, lasts = [times[0] for times in written], [times[-1] for times in written]
+    queued = lasts[0]  # the second request waits for the end of the first
+    sums = {
+        "time_to_first_token": sum(firsts),
+        "e2e_request_latency": sum(lasts),
+        "request_queue_time": queued,
+        "request_prefill_time": sum(firsts) - queued,
+        "request_inference_time": sum(lasts) - queued,
+        "request_decode_time": sum(lasts) - sum(firsts),
+        "request_time_per_output_token": (sum(lasts) - sum(firsts)) / 9,
+    }
+    # Timers of the event loop are up to 1 ms late, and each time counts in several sums.
+    shown = {name: value(text, f"vllm:{name}_seconds_sum") for name in sums}
+    assert shown == pytest.approx(sums, abs=0.01)
+    assert value(text, "kvcluster_worker_busy_seconds_total") == pytest.approx(lasts[1], abs=0.01)
+    lengths = ("request_prompt_tokens", "request_prefill_kv_computed_tokens", "request_generation_tokens")
+    assert [value(text, f"vllm:{name}_sum") for name in lengths] == [320, 320, 20]
+    assert value(text, "vllm:request_max_num_generation_tokens_sum") == 20
+    assert value(text, "kvcluster_worker_feed_batches_total") == feed.text.count("event: batch") > 0
+    assert value(text, "kvcluster_worker_feed_resets_total") == 0
+    assert value(text, "kvcluster_worker_draining") == 0
+    assert await harness.worker.finish_requests(1.0)
+    await follower
+    text = await scrape(harness)
+    assert (value(text, "kvcluster_worker_draining"), value(text, "kvcluster_worker_feed_subscribers")) == (1, 0)
+
+
+@pytest.mark.looptime
+async def test_preemptions_are_counted_once_in_both_forms(start) -> None:
+    harness = start(blocks=12, max_model_len=None)
+    body = {"max_tokens": 60, "ignore_eos": True}
+    await asyncio.gather(*(harness.client.post("/v1/completions", body | {"prompt": [n] * 60}) for n in (1, 2)))
+    text = await scrape(harness)
+    # Both hold 4 blocks and grow to 8: 12 are enough until one would need its seventh.
+    assert value(text, "vllm:num_preemptions_total") == value(text, "vllm:request_num_preemptions_sum") == 1
+    assert value(text, "vllm:request_num_preemptions_bucket", le="1.0") == 2
+
+
 async def test_openmetrics_is_served_to_those_who_ask(start) -> None:
     reply = await start().client.get("/metrics", {"accept": "application/openmetrics-text; version=1.0.0"})
     assert reply.header("content-type").startswith("application/openmetrics-text")

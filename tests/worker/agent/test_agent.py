@@ -52,6 +52,30 @@ async def test_a_capture_that_was_published_before(name: str, beside: Start) -> 
             assert engine.asked == [0]
 
 
+async def test_the_figures_are_sums_over_what_the_engine_published(beside: Start) -> None:
+    captured = messages("kv_events_small")
+    types = Counter(event["type"] for message in captured for event in message.events)
+    odd = packed(removed(1, 2), {"type": "Later"}, {"type": "BlockStored", "block_hashes": [7, 8, 9]})
+    async with FakeEngine() as engine:
+        await engine.publish(*payloads(captured), odd)
+        async with beside(engine) as running:
+            await sees(running, cached(captured))
+            assert await running.metric("blocks") == cached(captured).total() > 0
+            assert await running.metric("events_total", type="stored") == types["BlockStored"] > 0
+            assert await running.metric("events_total", type="removed") == types["BlockRemoved"] + 1
+            assert await running.metric("events_total", type="cleared") == types["AllBlocksCleared"]
+            assert await running.metric("events_total", type="unknown") == 1
+            assert await running.metric("events_total", type="unreadable") == 1
+            assert await running.metric("dropped_blocks_total", reason="unreadable") == 3
+            assert await running.metric("unknown_removals_total") == 2
+            task, _ = await subscribed(running)
+            assert await running.metric("feed_subscribers") == 1
+            assert await running.metric("feed_resets_total") == 0
+            await engine.stop()
+            await asyncio.wait_for(task, 5)
+            assert await running.metric("feed_subscribers") == 0
+
+
 @pytest.mark.parametrize("topics_in_replay", [True, False])
 async def test_a_capture_half_before_and_half_while_the_agent_runs(topics_in_replay: bool, beside: Start) -> None:
     captured = messages("kv_events_small")
