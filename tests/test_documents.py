@@ -28,6 +28,7 @@ from controller.reconcile.inventory import Inventory
 from kvcache.tokens.tokenizer import load_tokenizer
 from router.discovery.sources import StaticDiscovery
 from router.main import Router
+from router.metrics import DiscoveryCollector, FleetCollector
 from router.server.paths import RESOURCES
 from router.settings import Settings as RouterSettings
 from tests.real_vllm.documents import PAGE, engine_flags
@@ -215,17 +216,17 @@ async def worker_metrics() -> list[Metric]:
 
 
 async def test_the_routers_metrics() -> None:
-    router = Router(RouterSettings(), StaticDiscovery([]))
+    source = StaticDiscovery([])
+    router = Router(RouterSettings(), source)
     # A family with labels has no sample before the first event, so its labels are read off its declaration.
-    families = list(router.registry.collect())
-    found = exported(families, "kvcluster_router_")
-    for metric in vars(router.metrics).values():
-        (family,) = metric.describe()
+    found = exported(router.registry.collect(), "kvcluster_router_")
+    declared = [(family, metric) for metric in vars(router.metrics).values() for family in metric.describe()]
+    declared += [(family, family) for family in FleetCollector(router.fleet, router.clock).describe()]
+    declared += [(family, family) for family in DiscoveryCollector(source.status).describe()]
+    for family, labelled in declared:
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        found[name] = (family.type, frozenset(metric._labelnames))
-    for family in (*router.fleet_metrics.describe(), *router.discovery_metrics.describe()):
-        name = f"{family.name}_total" if family.type == "counter" else family.name
-        found[name] = (family.type, frozenset(family._labelnames))
+        assert name in found, f"{name} is not registered"
+        found[name] = (family.type, frozenset(labelled._labelnames))
     await router.close()
     assert documented("kvcluster_router_") == found
 

@@ -1,6 +1,6 @@
 """All connections to the API server.
 
-Covers: what is logged of a server that comes and goes, which answers count, and breaking connections. Does not cover:
+Covers: what is logged of a server that comes and goes, which answers count, and breaking connections. Not covered:
 when they are broken (test_watch_liveness.py).
 """
 

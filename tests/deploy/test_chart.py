@@ -1,4 +1,7 @@
-"""The chart, rendered by helm 3 and helm 4."""
+"""The chart, rendered by helm 3 and helm 4.
+
+Not covered: an API server that takes these objects (test_install.py), and what runs from them (tests/kube/e2e).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the pod of `helm test` runs."""
+"""What the pod of `helm test` runs.
+
+Not covered: the pod around it, which the chart's tests render (test_chart.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The dashboards as documents: every panel says what it shows, and asks for metrics that exist."""
+"""The dashboards as documents: every panel says what it shows, and asks for metrics that exist.
+
+Not covered: whether queries return data (test_dashboards_live.py), and what Grafana draws.
+"""
 
 from __future__ import annotations
 

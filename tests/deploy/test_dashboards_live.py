@@ -2,6 +2,8 @@
 
 The targets carry the labels that Kubernetes' service discovery would give them, and go through the rules of
 docs/dashboards.md.
+
+Not covered: whether the figures are right (tests/e2e/test_figures.py), and Grafana.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Every example is a manifest that the model accepts, and that an API server with our CRD accepts from kubectl."""
+"""Every example is a manifest that the model accepts, and that an API server with our CRD accepts from kubectl.
+
+Not covered: what runs from them (tests/kube/e2e runs examples/rag.yaml); images, volumes and GPUs that they name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The commands of docs/helm.md work as they are written, one after another, against one API server."""
+"""The commands of docs/helm.md work as they are written, one after another, against one API server.
+
+Not covered: the commands that build and push an image, and pods: nothing runs here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The image: what its Dockerfile says, and (where KVCLUSTER_IMAGE_VENV names one) the environment that goes into it."""
+"""The image: what its Dockerfile says, and (where KVCLUSTER_IMAGE_VENV names one) the environment that goes into it.
+
+Not covered: the build by Docker itself (.github/workflows), and the base image.
+"""
 
 from __future__ import annotations
 

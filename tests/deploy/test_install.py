@@ -1,5 +1,8 @@
 """The chart in the life of a release, against an API server: install, upgrade, roll back, uninstall; and the
-controller with exactly the rights that the chart gives it."""
+controller with exactly the rights that the chart gives it.
+
+Not covered: the content of the objects (test_chart.py), and a chart from a registry (test_release.py).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Feed messages.
 
-Covers: that what is encoded comes back, and that garbage is refused as a whole, always with a `FeedError`. Does not
-cover: what consumers make of sequences of messages (tests/router/test_feed.py, tests/router/core).
+Covers: that what is encoded comes back, and that garbage is refused as a whole, always with a `FeedError`. Not covered:
+what consumers make of sequences of messages (tests/router/test_feed.py, tests/router/core).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a process pays for the shared vocabulary, which every worker and router loads.
 
-Covers: the libraries that it must not import, and its memory on Linux. Does not cover: the processes themselves
+Covers: the libraries that it must not import, and its memory on Linux. Not covered: the processes themselves
 (tests/deploy/test_image.py).
 """
 

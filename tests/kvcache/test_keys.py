@@ -1,6 +1,6 @@
 """Block keys.
 
-Covers: what a key names, and that every way to compute one agrees with a definition written out here. Does not cover:
+Covers: what a key names, and that every way to compute one agrees with a definition written out here. Not covered:
 vLLM's own block hashes, which are not used.
 """
 

@@ -1,6 +1,6 @@
 """Profiles.
 
-Covers: that the arithmetic of docs/profiles.md is the code's, figure by figure. Does not cover: whether a real GPU is
+Covers: that the arithmetic of docs/profiles.md is the code's, figure by figure. Not covered: whether a real GPU is
 as fast (docs/profiles.md says what was measured).
 """
 

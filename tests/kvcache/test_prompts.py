@@ -1,6 +1,6 @@
 """Prompts of completion requests.
 
-Covers: each form of vLLM's, the same tokens in each form, and vLLM's words for what is no prompt. Does not cover:
+Covers: each form of vLLM's, the same tokens in each form, and vLLM's words for what is no prompt. Not covered:
 chats (chat/test_request.py).
 """
 

@@ -1,5 +1,7 @@
 """What an answer is read as: the state of a stream, which of its bytes may be passed on, and its `usage`, wherever the
-answer is cut. The counts that the router makes of it are in test_figures.py, the retries in test_retries.py."""
+answer is cut.
+
+Not covered: the counts that the router makes of it (test_figures.py), and retries (test_retries.py)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
 """What the client sees when workers fail: nothing, as long as another worker can answer.
 
 Covered: each way in which a worker can fail, before and after the first byte of its answer, and each timeout. Not
-covered: what must not be retried, and ejection (test_retries.py); real processes (test_real_workers.py); the pure rules
-of retries and outliers (tests/router/core).
+covered: what must not be retried, and ejection (test_retries.py); real processes (test_real_workers.py); the pure
+rules of retries and outliers (tests/router/core).
+
+Not covered: what must not be sent again and who is ejected (test_retries.py), and real processes
+(test_real_failures.py, tests/e2e).
 """
 
 from __future__ import annotations

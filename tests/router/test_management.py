@@ -1,6 +1,8 @@
-"""The management port: its probes, pages and explanations, what workers may push to it, and GET /status. The figures of
-/status that come from answers are held against independent sums in test_figures.py; the list of workers and its states
-are tested in tests/router/core."""
+"""The management port: its probes, pages and explanations, what workers may push to it, and GET /status.
+
+Not covered: the figures of /status that come from answers, which test_figures.py holds against independent sums, and
+the list of workers and its states (tests/router/core).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """What the router reads out of requests, which prompts it leaves unread, and what an answer to a request of several
-sequences will report as cached (as measured on vLLM 0.32). That its tokens are the engine's is tested with the emulated
-engine (tests/e2e) and with recorded answers of a real one (tests/kvcache); the order in which prompts are read is
-tested in test_prompt_queue.py."""
+sequences will report as cached (as measured on vLLM 0.32).
+
+Not covered: that its tokens are the engine's, which is tested with the emulated engine (tests/e2e) and with recorded
+answers of a real one (tests/kvcache); the order in which prompts are read (test_prompt_queue.py).
+"""
 
 from __future__ import annotations
 

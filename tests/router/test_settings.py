@@ -1,5 +1,7 @@
 """The router's settings: flags come before environment variables and those before defaults, errors name the setting,
-and docs/router.md lists every flag, cause and reason. What each setting does is tested where it is used."""
+and docs/router.md lists every flag, cause and reason.
+
+Not covered: what each setting does, which is tested where it is used."""
 
 from __future__ import annotations
 

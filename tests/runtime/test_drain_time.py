@@ -1,6 +1,6 @@
 """How long a process that was told to stop goes on taking requests.
 
-Covers: `Drain` on virtual time. Does not cover: what clients see meanwhile (test_draining.py), whether another router
+Covers: `Drain` on virtual time. Not covered: what clients see meanwhile (test_draining.py), whether another router
 serves (tests/router/discovery/test_replacement.py).
 """
 

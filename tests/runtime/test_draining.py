@@ -1,6 +1,6 @@
 """Serving while draining.
 
-Covers: that connections are accepted, answers say close, and no client is cut off without a word. Does not cover: how
+Covers: that connections are accepted, answers say close, and no client is cut off without a word. Not covered: how
 long draining lasts (test_drain_time.py).
 """
 

@@ -1,6 +1,6 @@
 """Logs: one line for each event, whatever a value holds.
 
-Covers: both formats, masking, records of libraries. Does not cover: which events a process logs (its own tests do).
+Covers: both formats, masking, records of libraries. Not covered: which events a process logs (its own tests do).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How a process runs its main coroutine.
 
-Covers: signals and exit codes. Does not cover: what processes do when they are told to stop
+Covers: signals and exit codes. Not covered: what processes do when they are told to stop
 (tests/router/test_process.py, tests/worker/test_process.py).
 """
 

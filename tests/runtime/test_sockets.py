@@ -1,7 +1,7 @@
 """Sockets.
 
 Covers: listening on every address of a machine with and without IPv6, inheriting a socket, and the kernel's options
-for silent connections. Does not cover: that the kernel keeps its word about probes.
+for silent connections. Not covered: that the kernel keeps its word about probes.
 """
 
 from __future__ import annotations

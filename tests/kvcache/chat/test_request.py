@@ -1,7 +1,7 @@
 """Chat requests are read as vLLM reads them.
 
 Covers: prompts recorded from a running engine, token by token; each rule of reading by itself; that no odd value gets
-past the reader unseen. Does not cover: images and other media (they raise, and the engine reads them), engines other
+past the reader unseen. Not covered: images and other media (they raise, and the engine reads them), engines other
 than the recorded version (tests/real_vllm does).
 """
 

@@ -1,7 +1,7 @@
 """Chat templates.
 
 Covers: what transformers' templates may use, the forms of a message's content, and the errors of templates and
-messages. Does not cover: whether the text is what transformers renders; the recorded prompts of test_request.py do.
+messages. Not covered: whether the text is what transformers renders; the recorded prompts of test_request.py do.
 """
 
 from __future__ import annotations

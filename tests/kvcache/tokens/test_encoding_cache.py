@@ -1,7 +1,7 @@
 """The cache of encodings.
 
 Covers: that it is equal to plain encoding whatever the text, that it is bounded and used, and which tokenizers get
-none. Does not cover: how much faster it is (bench/micro).
+none. Not covered: how much faster it is (bench/micro).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tokenizers from elsewhere.
 
 Covers: a folder, a folder that only transformers understands, a Hugging Face id (of a hub on loopback), and the
-errors of each. Does not cover: huggingface.co itself.
+errors of each. Not covered: huggingface.co itself.
 """
 
 from __future__ import annotations

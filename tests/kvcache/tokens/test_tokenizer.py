@@ -1,6 +1,6 @@
 """The bundled GPT-2 tokenizer.
 
-Covers: the ids of the real one, its text back, as a whole or token by token. Does not cover: other vocabularies
+Covers: the ids of the real one, its text back, as a whole or token by token. Not covered: other vocabularies
 (test_sources.py), chats (chat/).
 """
 

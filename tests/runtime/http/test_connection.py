@@ -1,7 +1,7 @@
 """A client's connection step by step.
 
 Covers: what one read leaves behind for the next, time-outs and limits, on virtual time over a transport in memory.
-Does not cover: orders of events that nobody thought of (test_connection_model.py), sockets (test_server.py).
+Not covered: orders of events that nobody thought of (test_connection_model.py), sockets (test_server.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A client's connection under every order of segments, answers, time-outs and disconnects that hypothesis finds.
 
-Covers: counts, deadlines, and that each answer is the right one, read by h11. Does not cover: the bytes of single
+Covers: counts, deadlines, and that each answer is the right one, read by h11. Not covered: the bytes of single
 answers (test_connection.py), sockets (test_server.py).
 """
 

@@ -1,6 +1,6 @@
 """Bounded serving, over real sockets on loopback.
 
-Covers: limits, time-outs, disconnects, and stopping. Does not cover: TLS and HTTP/2, which the server does not speak;
+Covers: limits, time-outs, disconnects, and stopping. Not covered: TLS and HTTP/2, which the server does not speak;
 speed (bench/).
 """
 
