@@ -17,7 +17,7 @@ from typing import Any
 from controller.kube.connections import API_SERVER_TRANSITIONS, ApiServerEvent, ApiServerState
 from controller.local.process import PROCESS_TRANSITIONS, ProcessEvent, ProcessState
 from controller.reconcile.queue import ENTRY_TRANSITIONS, EntryEvent, EntryState
-from router.core import worker_state
+from router.core import ledger, worker_state
 from router.core.view import ViewEvent, ViewState
 from router.core.view import transition as view_transition
 from router.discovery.kubernetes import LIST_TRANSITIONS, ListEvent, ListState
@@ -146,6 +146,13 @@ MACHINES: tuple[Machine, ...] = (
     _fact("worker liveness", worker_state.Liveness, "liveness"),
     _fact("worker intake", worker_state.Intake, "intake"),
     _fact("worker circuit", worker_state.Circuit, "circuit"),
+    Machine(
+        "ledger entry",
+        ledger.EntryState,
+        ledger.EntryState.PREFILLING,
+        by_table(ledger.ENTRY_TRANSITIONS),
+        events_of(ledger.EntryEvent),
+    ),
     Machine("view", ViewState, ViewState.NONE, view_transition, events_of(ViewEvent)),
     Machine("emulator", WorkerState, WorkerState.SERVING, by_table(WORKER_TRANSITIONS), events_of(WorkerEvent)),
     Machine(

@@ -7,12 +7,43 @@ the ledger first: each request of a burst within one millisecond takes the ones 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from enum import StrEnum, auto
+from types import MappingProxyType
+
+
+class EntryState(StrEnum):
+    """How far a request is, as far as can be known. (A `StrEnum`, because its members hash in C.)"""
+
+    PREFILLING = auto()
+    """It is queued or prefilling: its first token has not come yet."""
+    DECODING = auto()
+    """Its first token has come or, if it does not stream, its predicted time to the first token is over."""
+    ENDED = auto()
+
+
+class EntryEvent(StrEnum):
+    """What happens to a request."""
+
+    FIRST_TOKEN = auto()
+    RELEASED = auto()
+
+
+ENTRY_TRANSITIONS: Mapping[tuple[EntryState, EntryEvent], EntryState] = MappingProxyType(
+    {
+        (EntryState.PREFILLING, EntryEvent.FIRST_TOKEN): EntryState.DECODING,
+        (EntryState.PREFILLING, EntryEvent.RELEASED): EntryState.ENDED,
+        (EntryState.DECODING, EntryEvent.RELEASED): EntryState.ENDED,
+    }
+)
+PREFILLING, ENDED = EntryState.PREFILLING, EntryState.ENDED  # looking a member up in its enum takes longer
+_FIRST_TOKEN, _RELEASED = EntryEvent.FIRST_TOKEN, EntryEvent.RELEASED
 
 
 class Entry:
     """One request on one worker. Only its ledger changes it."""
 
-    __slots__ = ("blocks", "due", "open", "pending", "seconds", "streaming")
+    __slots__ = ("blocks", "due", "seconds", "state", "streaming")
 
     def __init__(self, seconds: float, blocks: int, streaming: bool, due: float) -> None:
         self.seconds = seconds
@@ -22,9 +53,7 @@ class Entry:
         self.streaming = streaming
         self.due = due
         """When a request that does not stream counts as late."""
-        self.open = True
-        self.pending = True
-        """Its first token has not come yet, as far as can be known."""
+        self.state = PREFILLING
 
 
 class Ledger:
@@ -87,26 +116,27 @@ class Ledger:
     def first_token(self, entry: Entry, now: float) -> float | None:
         """The prefill of the request is over, so that of the next one has begun. Returns when its own began; None: not
         known."""
-        if not entry.pending:
+        if entry.state is not PREFILLING:
             return None
         in_turn = next(iter(self._pending)) is entry
         began = self._head_start if in_turn and self._exact else None
-        self._answered(entry, now)
+        self._end_prefill(entry, now, _FIRST_TOKEN)
         self._exact = in_turn
         return began
 
     def close(self, entry: Entry, now: float) -> None:
         """The request is over, however it ended. Idempotent."""
-        if not entry.open:
+        if entry.state is ENDED:
             return
-        entry.open = False
         self._non_streaming.pop(entry, None)
         self.in_flight -= 1
         self.blocks -= entry.blocks
-        if entry.pending:
+        if entry.state is PREFILLING:
             head = next(iter(self._pending)) is entry
-            self._answered(entry, now if head else self._head_start)
+            self._end_prefill(entry, now if head else self._head_start, _RELEASED)
             self._exact = False
+        else:
+            entry.state = ENTRY_TRANSITIONS[entry.state, _RELEASED]
 
     def remaining(self, now: float) -> float:
         """Seconds of predicted prefill that a new request has to wait for.
@@ -127,12 +157,12 @@ class Ledger:
                 elapsed = now - self._head_start
                 progress = min(elapsed, self._seconds, head.seconds + self._step)
                 return self._seconds - progress + (elapsed - progress)
-            self._answered(head, due)
+            self._end_prefill(head, due, _FIRST_TOKEN)
             self._exact = False
         return 0.0
 
-    def _answered(self, entry: Entry, at: float) -> None:
-        entry.pending = False
+    def _end_prefill(self, entry: Entry, at: float, event: EntryEvent) -> None:
+        entry.state = ENTRY_TRANSITIONS[entry.state, event]
         del self._pending[entry]
         self._head_start = at
         # An empty queue is exactly 0, so rounding errors never accumulate.

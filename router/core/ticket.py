@@ -6,6 +6,7 @@ from collections import deque
 
 from router.core.index import Assumption, PrefixIndex
 from router.core.latency_samples import Usage
+from router.core.ledger import ENDED
 from router.core.reuse import ReuseScore
 from router.core.work import Expected, Work
 
@@ -92,7 +93,7 @@ class Ticket:
 
     def first_token(self, now: float) -> None:
         """The first byte of the answer came: the prefill is over and the worker's cache holds the prompt."""
-        if self._first is not None or not self._entry.open:
+        if self._first is not None or self._entry.state is ENDED:
             return
         self._first = now
         self._work.first_token(self._entry, self._expected, now, certain=self._certain)
@@ -101,7 +102,7 @@ class Ticket:
 
     def finished(self, now: float, usage: Usage) -> None:
         """The answer, of one sequence, is complete and states what it took. Call it before `release`."""
-        if not self._entry.open:
+        if self._entry.state is ENDED:
             return
         self._work.observe_length(usage)
         if self._first is None:
@@ -113,7 +114,7 @@ class Ticket:
     def release(self, now: float, reused: bool = True) -> None:
         """The request is over. `reused=False`: it never ran on the worker (it could not be sent, or failed before its
         first byte), so its blocks are no longer assumed to be there."""
-        if not self._entry.open:
+        if self._entry.state is ENDED:
             return
         self._work.close(self._entry, self._first, now)
         if reused:

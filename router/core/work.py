@@ -11,7 +11,7 @@ from router.core.config import FleetConfig
 from router.core.decision import RouteRequest
 from router.core.latency_correction import FleetCorrection, Span, WorkerCorrection
 from router.core.latency_samples import LatencySamples, Mark, Usage, full_sample
-from router.core.ledger import Entry, Ledger
+from router.core.ledger import ENDED, Entry, Ledger
 
 STEP_TOKENS = 2048
 """Most prompt tokens that an engine computes in one step (vLLM's default below 70 GiB)."""
@@ -207,7 +207,7 @@ class Work:
 
     def close(self, entry: Entry, first_token: float | None, now: float) -> None:
         """A request is over; `first_token` is when its first byte came, if any did. Idempotent."""
-        if entry.open and first_token is not None:
+        if first_token is not None and entry.state is not ENDED:
             self._decode_time.observe(now - first_token)
         self.ledger.close(entry, now)
 
