@@ -183,7 +183,7 @@ async def test_echo_repeats_the_prompt_before_the_answer(start, tokenizer, strea
         assert text.count("def a") == 1
 
 
-async def test_a_stream_and_a_plain_answer_say_the_same(start) -> None:
+async def test_a_stream_and_a_whole_answer_have_the_same_text(start) -> None:
     client = start(speed=1000).client
     body = {"prompt": WORDS, "max_tokens": 40}
     plain = (await client.post("/v1/completions", body)).json()["choices"][0]["text"]

@@ -70,7 +70,7 @@ async def test_the_document_names_every_path_and_only_requests_it_describes(star
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
-async def test_the_document_is_drawn(path, start) -> None:
+async def test_the_pages_show_the_document(path, start) -> None:
     reply = await start().client.get(path)
     assert (reply.status, reply.header("content-type")) == (200, "text/html; charset=utf-8")
     assert "/openapi.json" in reply.text
@@ -79,7 +79,7 @@ async def test_the_document_is_drawn(path, start) -> None:
 @pytest.mark.parametrize(
     "body", [{"prompt": "a"}, {"messages": [{"role": "user", "content": "a"}]}], ids=["completion", "chat"]
 )
-async def test_an_invocation_is_whatever_it_looks_like(body, start) -> None:
+async def test_an_invocation_is_a_chat_or_a_completion(body, start) -> None:
     answer = (await start(speed=1000).client.post("/invocations", body | {"max_tokens": 1})).json()
     assert answer["object"] == ("text_completion" if "prompt" in body else "chat.completion")
 

@@ -207,7 +207,7 @@ def test_a_model_that_fails_ends_its_answer_and_no_other(turns) -> None:
     assert set(fails.tokens[2:]) == {7}
 
 
-def test_a_model_says_how_likely_its_tokens_and_the_prompts_are(turns) -> None:
+def test_a_model_reports_log_probabilities_of_its_tokens_and_the_prompts(turns) -> None:
     answer = turns(Counting()).answer(AnswerRequest([1, 2, 3], 2, logprobs=0, prompt_logprobs=0))
     wait_until(lambda: len(answer.tokens) == 2)
     assert [answer.logprobs(index) for index in range(2)] == [[TokenLogprob(4, -0.5, 1)], [TokenLogprob(5, -0.5, 1)]]
@@ -250,7 +250,7 @@ def test_the_rank_of_a_sampled_token_stays_within_top_k(tokenizer) -> None:
     assert [free.token(index) for index in range(300)] == [bound.token(index) for index in range(300)]
 
 
-def test_what_a_prompts_tokens_say_is_the_same_for_each_of_its_answers(tokenizer) -> None:
+def test_the_log_probabilities_of_a_prompt_are_the_same_for_each_answer(tokenizer) -> None:
     sampler = Sampler(tokenizer, 0, 100)
     first, second = (sampler.answer(AnswerRequest([5, 6, 7], 5, choice=choice, prompt_logprobs=2)) for choice in (0, 1))
     assert first.prompt_logprobs() == second.prompt_logprobs()

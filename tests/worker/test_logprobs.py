@@ -89,7 +89,7 @@ async def test_a_word_that_one_token_spells_with_and_without_its_space_can_be_ba
     assert word not in without.split()
 
 
-async def test_the_asked_tokens_are_scored(start) -> None:
+async def test_log_probabilities_of_named_tokens(start) -> None:
     body = BODY | {"logprobs": 0, "logprob_token_ids": [11, 12, 13], "return_tokens_as_token_ids": True}
     (choice,) = (await start(speed=1000).client.post(COMPLETIONS, body)).json()["choices"]
     for token, top in zip(choice["logprobs"]["tokens"], choice["logprobs"]["top_logprobs"], strict=True):

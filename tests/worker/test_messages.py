@@ -20,7 +20,7 @@ def events(reply: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.looptime
-async def test_a_stream_opens_one_block_and_says_why_it_ended(start) -> None:
+async def test_a_stream_opens_one_block_and_states_why_it_ended(start) -> None:
     told = events(await start(mean_output_tokens=100_000).client.post(MESSAGES, HI | {"stream": True}))
     assert [name for name, _ in told] == [
         "message_start",

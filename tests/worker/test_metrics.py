@@ -101,7 +101,7 @@ async def test_the_figures_add_up(start) -> None:
 
 
 @pytest.mark.looptime
-async def test_gauges_show_the_moment(start) -> None:
+async def test_gauges_show_the_present_load(start) -> None:
     harness = start(max_num_seqs=1)
     tasks = [
         harness.client.begin("POST", "/v1/completions", {"prompt": [n] * 160, "max_tokens": 50, "ignore_eos": True})[0]
@@ -170,7 +170,7 @@ async def test_preemptions_are_counted_once_in_both_forms(start) -> None:
     assert value(text, "vllm:request_num_preemptions_bucket", le="1.0") == 2
 
 
-async def test_openmetrics_is_served_to_those_who_ask(start) -> None:
+async def test_openmetrics_is_served_on_request(start) -> None:
     reply = await start().client.get("/metrics", {"accept": "application/openmetrics-text; version=1.0.0"})
     assert reply.header("content-type").startswith("application/openmetrics-text")
     assert reply.text.endswith("# EOF\n")

@@ -63,7 +63,7 @@ def answered(model: Any, raw: bytes) -> ApiError | None:
         "err_missing_prompt.txt",
     ],
 )
-def test_a_bad_body_is_refused_in_vllms_words(name: str) -> None:
+def test_a_bad_body_is_refused_with_vllms_error(name: str) -> None:
     path, body, status, answer = capture(name)
     error = refusal(MODELS[path], body.encode())
     assert (error.status, compact(error)) == (status, answer)
@@ -80,7 +80,7 @@ def test_a_bad_body_is_refused_in_vllms_words(name: str) -> None:
     ],
     ids=["model", "model of a completion", "model of a stream", "content type", "dead engine"],
 )
-def test_errors_of_the_server_are_in_vllms_words(name: str, error: Callable[[], ApiError]) -> None:
+def test_errors_of_the_server_are_vllms(name: str, error: Callable[[], ApiError]) -> None:
     _, _, status, answer = capture(name)
     assert (error().status, compact(error())) == (status, answer)
 
@@ -127,7 +127,7 @@ def test_a_stream_reports_its_usage_only_when_asked() -> None:
     ],
     ids=["none", "older name", "newer name", "both"],
 )
-def test_the_newer_name_of_the_output_limit_goes_first(body: dict[str, int], limit: int | None) -> None:
+def test_the_newer_name_of_the_output_limit_overrides_the_older(body: dict[str, int], limit: int | None) -> None:
     raw = json.dumps({"messages": [{"role": "user", "content": "x"}], **body}).encode()
     assert parse_request(ChatCompletionRequest, raw).output_limit == limit
 

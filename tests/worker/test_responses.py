@@ -54,7 +54,7 @@ async def test_the_same_prompt_is_the_same_as_in_a_chat(start) -> None:
     assert (await client.post(RESPONSES, body)).json()["usage"]["input_tokens"] == tokens
 
 
-async def test_nothing_is_kept_unless_the_server_is_told_to(start) -> None:
+async def test_nothing_is_stored_unless_the_server_is_configured_to(start) -> None:
     client = start(speed=1000).client
     made = (await client.post(RESPONSES, {"input": "hi", "max_output_tokens": 1})).json()
     missing = await client.get(f"{RESPONSES}/{made['id']}")
@@ -62,7 +62,7 @@ async def test_nothing_is_kept_unless_the_server_is_told_to(start) -> None:
     assert (await client.post(RESPONSES, {"input": "hi", "background": True})).status == 400
 
 
-async def test_a_kept_response_is_found_and_continued(start) -> None:
+async def test_a_stored_response_is_found_and_continued(start) -> None:
     client = start(speed=1000, enable_responses_store=True).client
     first = (await client.post(RESPONSES, {"input": "hi", "max_output_tokens": 3, "instructions": "be"})).json()
     assert (await client.get(f"{RESPONSES}/{first['id']}")).json() == first

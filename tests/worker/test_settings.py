@@ -59,7 +59,7 @@ def test_a_bad_value_is_named_with_its_flag(argv, complaint) -> None:
     assert complaint in str(refused.value)
 
 
-def test_the_context_is_lowered_to_the_cache_when_nobody_asked_for_more() -> None:
+def test_the_default_context_is_lowered_to_what_the_cache_holds() -> None:
     assert Settings.load(["--blocks", "100"]).model_len() == 1600
     assert Settings.load(["--blocks", "100", "--max-model-len", "1600"]).model_len() == 1600
 

@@ -30,7 +30,7 @@ def released(harness: Any) -> bool:
     return busy == (0, 0, 0, 0)
 
 
-async def test_the_head_comes_at_once_and_tokens_when_the_latency_model_says(start) -> None:
+async def test_the_head_comes_at_once_and_tokens_at_the_times_of_the_latency_model(start) -> None:
     harness = start()
     began = asyncio.get_running_loop().time()
     reply = await harness.client.post("/v1/completions", completion())
@@ -160,7 +160,7 @@ async def test_a_client_that_reads_late_gets_several_tokens_in_one_chunk(start) 
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_releases_its_blocks_at_once(start, stream) -> None:
+async def test_a_client_that_disconnects_releases_its_blocks_at_once(start, stream) -> None:
     harness = start()
     task, _ = harness.client.begin("POST", "/v1/completions", completion(max_tokens=500, n=2, stream=stream))
     await asyncio.sleep(0.2)
@@ -172,7 +172,7 @@ async def test_a_client_that_leaves_releases_its_blocks_at_once(start, stream) -
     assert harness.worker.engine.stats.finished["abort"] == 2
 
 
-async def test_a_client_that_leaves_while_it_waits_is_forgotten(start) -> None:
+async def test_a_client_that_disconnects_while_it_waits_is_removed_from_the_queue(start) -> None:
     harness = start(max_num_seqs=1, max_num_batched_tokens=2048)
     first, _ = harness.client.begin("POST", "/v1/completions", completion(max_tokens=50))
     second, _ = harness.client.begin("POST", "/v1/completions", completion(prompt=[7] * 50))
@@ -185,7 +185,7 @@ async def test_a_client_that_leaves_while_it_waits_is_forgotten(start) -> None:
     assert released(harness)
 
 
-async def test_draining_finishes_what_runs_and_refuses_the_rest(start) -> None:
+async def test_closing_finishes_requests_in_flight_and_refuses_new_ones(start) -> None:
     harness = start()
     task, reply = harness.client.begin("POST", "/v1/completions", completion(max_tokens=20))
     await asyncio.sleep(0.05)
@@ -237,7 +237,7 @@ async def test_a_dying_engine_ends_streams_with_vllms_error_event(start, capture
     assert (await harness.client.post("/v1/completions", {"prompt": "x"})).status == 500
 
 
-async def test_load_counts_requests_under_way(start) -> None:
+async def test_load_counts_requests_in_flight(start) -> None:
     harness = start()
     task, _ = harness.client.begin("POST", "/v1/completions", completion(n=3))
     await asyncio.sleep(0.01)

@@ -29,7 +29,7 @@ async def test_it_calls_back_once_and_never_early(kind: TimerFactory) -> None:
 
 
 @KINDS
-async def test_the_last_moment_set_counts(kind: TimerFactory) -> None:
+async def test_the_last_delay_set_counts(kind: TimerFactory) -> None:
     loop = asyncio.get_running_loop()
     fired: asyncio.Queue[float] = asyncio.Queue()
     timer = kind(loop, lambda: fired.put_nowait(loop.time()))

@@ -68,7 +68,7 @@ def test_a_banned_token_is_never_chosen_nor_one_that_is_not_allowed(folder) -> N
     assert {model.step([5, 6], None, SamplingMetadata(1.0, rng, allowed=[3, 4])).token for _ in range(50)} == {3, 4}
 
 
-def test_the_chance_decides_within_the_likeliest(folder) -> None:
+def test_the_seed_decides_within_the_likeliest(folder) -> None:
     model = load(folder)
     drawn = [model.step([5], None, SamplingMetadata(1.0, random.Random(seed))).token for seed in (1, 1, 2, 3, 4)]
     assert drawn[0] == drawn[1]
@@ -98,6 +98,6 @@ def test_a_model_that_is_not_the_tokenizers_is_refused(folder) -> None:
         load(folder, vocabulary=50257)
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path) -> None:
+def test_a_missing_model_is_named(tmp_path) -> None:
     with pytest.raises(GeneratorError, match="cannot be loaded"):
         load(tmp_path)

@@ -31,7 +31,7 @@ from worker.feed.endpoints import FeedEndpoints
 
 logger = logging.getLogger(__name__)
 
-QUIET = 5.0
+EVENT_TIMEOUT = 5.0
 """Seconds without an event after which the agent asks for missed ones: the loss of the last event shows in no other
 way."""
 
@@ -42,7 +42,7 @@ little."""
 REPLAY_ATTEMPTS = 20
 """Torn replays after which the missing batches are given up."""
 
-SLICE = 64
+BATCHES_PER_TURN = 64
 """Batches that are applied before other tasks of the event loop run."""
 
 TOKENIZER_BACKOFF = Backoff(2.0, 60.0)
@@ -200,7 +200,7 @@ class Agent:
         self._set_events_problem("")
         taken = 0
         while True:
-            message = await subscription.receive(QUIET)
+            message = await subscription.receive(EVENT_TIMEOUT)
             if message is None:
                 answers = answers and await self._catch_up()
             else:
@@ -213,7 +213,7 @@ class Agent:
                 self.last_event_at = self.clock()
                 taken += 1
             view.flush()
-            if taken % SLICE == 0:
+            if taken % BATCHES_PER_TURN == 0:
                 await asyncio.sleep(0)
 
     async def _catch_up(self) -> bool:
@@ -228,7 +228,7 @@ class Agent:
                         follower.history(*message)
                         self.last_event_at = self.clock()
                         answered += 1
-                        if answered % SLICE == 0:
+                        if answered % BATCHES_PER_TURN == 0:
                             await asyncio.sleep(0)
             except ReplayError:
                 if not answered:

@@ -40,7 +40,7 @@ SYNC_INTERVAL = 5.0
 EVICTION_INTERVAL = 0.1
 """Seconds for which evictions are collected: an engine that is short of blocks evicts in every step."""
 
-EARLY = 0.001
+CLOCK_RESOLUTION = 0.001
 """Seconds by which a timer of the event loop may fire early, because its clock is coarse."""
 
 TIMEOUT = 2.0
@@ -135,12 +135,12 @@ class Pusher:
                 "/internal/eviction", encode_eviction(Eviction(info.worker_id, info.epoch, self._feed.seq, keys)), JSON
             )
         now = self._loop.time()
-        if now + EARLY >= self._heartbeat_due:
+        if now + CLOCK_RESOLUTION >= self._heartbeat_due:
             self._heartbeat_due = now + HEARTBEAT_INTERVAL
             beat = Heartbeat(info, self.url, self._feed.seq, self._state.load())
             if _asks_for_resync(await post("/internal/heartbeat", encode_heartbeat(beat), JSON)):
                 self._sync_due = 0.0
-        if now + EARLY >= self._sync_due:
+        if now + CLOCK_RESOLUTION >= self._sync_due:
             self._sync_due = now + SYNC_INTERVAL
             self._evicted.clear()
             await post("/internal/sync", encode_snapshot(self._state.snapshot(), MSGPACK), MSGPACK)

@@ -93,7 +93,7 @@ async def test_a_capture_half_before_and_half_while_the_agent_runs(topics_in_rep
             assert await running.metric("gaps_total") == 0
 
 
-async def test_what_routers_are_told(beside: Start) -> None:
+async def test_the_description_of_the_worker(beside: Start) -> None:
     async with FakeEngine() as engine, beside(engine) as running:
         await follows(running)
         info = (await running.snapshot()).info
@@ -207,17 +207,17 @@ async def test_an_engine_without_replay(beside: Start, monkeypatch: pytest.Monke
             assert await running.metric("replays_total", outcome="unanswered") == 0
 
 
-async def test_a_last_batch_that_was_lost_is_asked_for_when_it_is_quiet(
+async def test_a_lost_last_batch_is_asked_for_after_a_time_without_events(
     beside: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.agent.agent.QUIET", 0.05)
+    monkeypatch.setattr("worker.agent.agent.EVENT_TIMEOUT", 0.05)
     async with FakeEngine() as engine, beside(engine) as running:
         await follows(running)
         engine.lose(A)
         await sees(running, keys(1))
 
 
-async def test_an_engine_that_is_not_well(beside: Start) -> None:
+async def test_an_unhealthy_engine(beside: Start) -> None:
     async with FakeEngine() as engine, beside(engine) as running:
         await follows(running)
         await engine.publish(A)
@@ -247,7 +247,7 @@ async def test_an_engine_that_is_too_slow(beside: Start, monkeypatch: pytest.Mon
         await follows(running)
 
 
-async def test_an_engine_that_was_never_there(beside: Start) -> None:
+async def test_an_absent_engine(beside: Start) -> None:
     async with FakeEngine() as engine, beside(engine, engine_url="http://127.0.0.1:9") as running:
         await eventually(lambda: "Cannot connect" in running.agent.problem)
         assert (await running.health())[0] == 503
@@ -264,7 +264,7 @@ async def test_a_block_size_that_differs_is_stated_so_that_routers_refuse_it(bes
         assert (snapshot.info.block_size, snapshot.blocks) == (16, ())
 
 
-async def test_an_engine_that_comes_back_as_another(beside: Start) -> None:
+async def test_an_engine_that_returns_with_another_description(beside: Start) -> None:
     async with FakeEngine() as engine, beside(engine) as running:
         await follows(running)
         await engine.publish(A)
@@ -276,7 +276,7 @@ async def test_an_engine_that_comes_back_as_another(beside: Start) -> None:
         assert (snapshot.info.block_size, snapshot.blocks) == (8, ())
 
 
-async def test_an_engine_that_does_not_tell_its_sizes(beside: Start) -> None:
+async def test_an_engine_that_does_not_state_its_sizes(beside: Start) -> None:
     async with FakeEngine() as engine:
         engine.values |= {"block_size": "None", "blocks": "None"}
         async with beside(engine) as running:

@@ -77,7 +77,7 @@ def test_a_snapshot_lists_parents_first_and_each_physical_block() -> None:
     assert blocks.physical == 4
 
 
-def test_a_name_stored_twice_is_gone_when_it_was_removed_twice() -> None:
+def test_a_hash_stored_twice_is_dropped_after_two_removals() -> None:
     blocks = applied(stored([1], [5, 6]), stored([1], [5, 6]))
     (key,) = block_keys([5, 6], SIZE)
     for left in (1, 0):
@@ -289,7 +289,7 @@ def test_history_that_begins_anywhere_gives_a_part_of_it(data: st.DataObject) ->
         max_leaves=12,
     ).map(lambda value: msgpack.packb([0, [["BlockStored", [1], None, [1, 1], SIZE, None, "GPU", None, value], value]]))
 )
-def test_whatever_comes_is_read_or_refused(payload: bytes) -> None:
+def test_any_payload_is_decoded_or_refused(payload: bytes) -> None:
     blocks = EngineBlocks(SIZE)
     try:
         blocks.apply(decode(payload))

@@ -130,7 +130,7 @@ def test_a_beginning_that_is_lost_is_no_second_reset() -> None:
     assert not driver.follower.complete
 
 
-def test_an_engine_that_remembers_nothing_has_published_nothing() -> None:
+def test_an_empty_history_means_that_nothing_was_published() -> None:
     driver = Driver()
     driver.connect()
     assert driver.follower.complete
@@ -192,7 +192,7 @@ def test_a_batch_that_cannot_be_read_empties_the_view() -> None:
     assert driver.reader.keys == keys(2)
 
 
-def test_nothing_to_tell() -> None:
+def test_without_batches_there_is_nothing_to_publish() -> None:
     follower = Follower(EngineBlocks(SIZE), can_replay=True)
     follower.begin()
     assert follower.take() == Update((), Reset.CONNECTED)

@@ -119,7 +119,7 @@ def test_a_usage_out_of_range(usage: float, free: int) -> None:
     assert LoadEstimate().load(replace(IDLE, usage=usage), 100).free_blocks == free
 
 
-def test_the_mean_prompt_is_that_of_lately_finished_requests() -> None:
+def test_the_mean_prompt_is_that_of_recently_finished_requests() -> None:
     estimate = LoadEstimate(window=2)
 
     def waiting(prompts: int, tokens: int) -> int:

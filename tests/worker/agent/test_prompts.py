@@ -120,9 +120,7 @@ def test_the_probes_reach_every_part_of_a_template(tokenizer: Tokenizer) -> None
 # --- the agent ----------------------------------------------------------------------------------------------
 
 
-async def test_routers_are_told_of_a_difference_and_of_its_end(
-    beside: Start, tokenizer: Tokenizer, caplog: Any
-) -> None:
+async def test_a_difference_and_its_end_reach_routers(beside: Start, tokenizer: Tokenizer, caplog: Any) -> None:
     other = load_tokenizer("gpt2")
     async with FakeEngine() as engine:
         engine.tokenize = partial(answers, other)
@@ -154,7 +152,7 @@ async def test_nothing_is_served_before_the_engine_was_asked(beside: Start, toke
             assert (await running.snapshot()).info.fingerprint == tokenizer.fingerprint
 
 
-async def test_a_tokenizer_that_cannot_be_loaded_is_tried_again(
+async def test_loading_a_tokenizer_is_retried(
     beside: Start, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.agent.agent.TOKENIZER_BACKOFF", Backoff(0.01, 60.0))
@@ -182,7 +180,7 @@ async def test_without_a_tokenizer_the_load_is_served_and_nothing_matches(beside
         assert await running.metric("prompts", state="unloadable") == 1
 
 
-async def test_an_engine_that_tokenises_nothing_is_taken_at_its_word(beside: Start, tokenizer: Tokenizer) -> None:
+async def test_without_tokenize_prompts_stay_unchecked(beside: Start, tokenizer: Tokenizer) -> None:
     async with FakeEngine() as engine, beside(engine, expected=lambda: Expected.of(tokenizer)) as running:
         await eventually(lambda: running.agent.agreement is Agreement.UNCHECKED and not running.agent.problem)
         assert (await running.snapshot()).info.fingerprint == tokenizer.fingerprint

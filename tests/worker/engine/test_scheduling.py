@@ -119,7 +119,7 @@ def test_no_more_sequences_run_than_allowed(engine: Callable, request_of: Callab
     assert small.stats.finished == {"length": 5}
 
 
-def test_a_full_cache_queues_and_the_head_blocks_those_behind_it(
+def test_a_full_cache_queues_and_the_head_blocks_the_others(
     engine: Callable, request_of: Callable, drain: Callable
 ) -> None:
     """Rules 12 and 13: the small request would fit at once, but the big one came first."""
@@ -134,7 +134,7 @@ def test_a_full_cache_queues_and_the_head_blocks_those_behind_it(
     assert full.stats.preemptions == 0
 
 
-def test_blocks_that_others_use_cost_a_waiting_request_nothing(
+def test_blocks_in_use_need_no_free_blocks_for_a_waiting_request(
     engine: Callable, request_of: Callable, drain: Callable
 ) -> None:
     shared = engine(blocks=10)
@@ -205,7 +205,7 @@ def test_without_prefix_caching_nothing_is_stored_or_hit(
     assert plain.stats.preemptions > 0
 
 
-def test_output_ends_where_the_request_says(engine: Callable, request_of: Callable, serve: Callable) -> None:
+def test_output_ends_as_the_request_demands(engine: Callable, request_of: Callable, serve: Callable) -> None:
     script = [9, 2, 9, 5, 9]  # 2 ends a sequence
     cases = [
         ({}, "stop", 2),
@@ -227,7 +227,7 @@ def test_output_ends_at_the_models_length(engine: Callable, request_of: Callable
     assert [output.finish_reason for output in outputs] == [None] * 9 + ["length"]
 
 
-def test_an_aborted_request_gives_its_blocks_back_at_once(
+def test_an_aborted_request_releases_its_blocks_at_once(
     engine: Callable, request_of: Callable, drain: Callable
 ) -> None:
     busy = engine(max_num_seqs=1)
@@ -245,7 +245,7 @@ def test_an_aborted_request_gives_its_blocks_back_at_once(
     assert len(busy.blocks()) == 6  # its step was under way, its blocks can be hit
 
 
-def test_a_caller_that_finds_a_stop_string_says_so(engine: Callable, request_of: Callable) -> None:
+def test_an_abort_can_state_that_a_stop_string_was_found(engine: Callable, request_of: Callable) -> None:
     running = engine()
     running.submit(request_of(4, max_tokens=50, request_id="a"), 0.0)
     running.advance(0.0)

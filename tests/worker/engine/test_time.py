@@ -48,7 +48,7 @@ def test_a_cached_prompt_takes_the_cached_time(engine: Callable, request_of: Cal
 
 
 @given(length=st.integers(1, 200), warm=st.integers(1, 200), budget=st.integers(8, 64))
-def test_a_prefill_takes_what_the_latency_model_says(length: int, warm: int, budget: int) -> None:
+def test_a_prefill_takes_the_time_of_the_latency_model(length: int, warm: int, budget: int) -> None:
     engine = Engine(EngineConfig(blocks=64, max_num_batched_tokens=budget, max_num_seqs=8, max_model_len=1024), BINARY)
     prompt = list(range(200))
     engine.submit(EngineRequest("warm", prompt[:warm], 1, Ready()), 0.0)
@@ -83,7 +83,7 @@ def test_a_step_that_prefills_and_decodes_takes_the_longer_of_the_two(
     assert at["a", 2] == at["large", 0] == start + BINARY.decode + BINARY.prefill(10)
 
 
-def test_the_record_holds_the_spans_of_a_request(engine: Callable, request_of: Callable, drain: Callable) -> None:
+def test_the_record_has_the_intervals_of_a_request(engine: Callable, request_of: Callable, drain: Callable) -> None:
     busy = engine(BINARY, max_num_seqs=1)
     busy.submit(request_of(16, max_tokens=2), 0.0)
     busy.submit(request_of(32, max_tokens=5, request_id="b"), 0.0)
@@ -188,7 +188,7 @@ arrivals = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(arrivals=arrivals, pace=st.sampled_from([0.05, 0.3, 1.7, 1e9]))
-def test_the_same_happens_however_rarely_it_is_asked(arrivals: list, pace: float) -> None:
+def test_rare_calls_change_nothing(arrivals: list, pace: float) -> None:
     """Driven at each event, and driven now and then: the same tokens at the same times, the same cache."""
 
     def build() -> Engine:

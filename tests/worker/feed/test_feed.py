@@ -74,7 +74,7 @@ def test_a_subscriber_gets_exactly_what_came_after_its_position(count, data) -> 
     assert [batch.events[0].keys[0] for batch in batches] == [key(n) for n in range(seen, count + later)]
 
 
-def test_positions_of_another_life_of_the_future_or_forgotten_cannot_be_resumed() -> None:
+def test_positions_of_another_epoch_of_the_future_or_no_longer_kept_cannot_be_resumed() -> None:
     feed = FeedLog(EPOCH, Load())
     for number in range(HISTORY_BATCHES + 10):
         feed.publish([Removed((key(number),))], Load())
@@ -118,7 +118,7 @@ def test_of_load_reports_that_wait_only_the_newest_is_kept() -> None:
 # --- the endpoints -----------------------------------------------------------------------------------------
 
 
-async def test_the_state_says_who_the_worker_is_and_what_it_holds(start, tokenizer) -> None:
+async def test_the_state_describes_the_worker_and_its_cache(start, tokenizer) -> None:
     harness = start(speed=1000, worker_id="w-1", block_size=16, blocks=200)
     await harness.client.post("/v1/completions", {"prompt": [5] * 50, "max_tokens": 1})
     reply = await harness.client.get("/cache/state")
@@ -244,7 +244,7 @@ async def test_a_slow_subscriber_is_dropped_with_a_reset(start) -> None:
 
 
 @pytest.mark.looptime
-async def test_the_feed_ends_when_the_worker_drains(start) -> None:
+async def test_the_feed_ends_when_the_worker_closes(start) -> None:
     harness = start()
     follower, _ = harness.client.begin("GET", "/cache/events")
     await asyncio.sleep(0.1)

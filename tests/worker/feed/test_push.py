@@ -115,7 +115,7 @@ async def test_evictions_are_pushed_soon_and_in_batches(start) -> None:
         assert all(later - earlier > 0.09 for earlier, later in pairwise(times))
 
 
-async def test_a_router_that_is_away_is_tried_ever_more_rarely_and_named_once(start, caplog) -> None:
+async def test_attempts_to_reach_an_absent_router_back_off_and_are_logged_once(start, caplog) -> None:
     async with pushing(start) as (_, router, pusher):
         caplog.set_level(logging.INFO)
         await asyncio.sleep(1.5)
@@ -131,7 +131,7 @@ async def test_a_router_that_is_away_is_tried_ever_more_rarely_and_named_once(st
         assert [name for _, name, _ in router.got[-8:]].count("sync") >= 1
 
 
-async def test_an_answer_that_is_no_routers_counts_as_a_failure(start) -> None:
+async def test_an_answer_that_no_router_gives_counts_as_a_failure(start) -> None:
     worker = start().worker
 
     async def website(path: str, body: bytes, media_type: str) -> bytes:
