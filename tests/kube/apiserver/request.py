@@ -160,9 +160,11 @@ def token_of(name: str) -> str:
 def authenticate(headers: Any) -> User:
     """Who asks: without a token the administrator, for kubectl sends none over plain HTTP. Raises `ApiError` 401."""
     given = headers.get("authorization")
-    if given is not None and not given.startswith(f"Bearer {TOKEN}"):
+    scheme, _, token = (given or "").partition(" ")
+    # The name of the scheme may be in any case: the official client writes `bearer` for a pod's service account.
+    if given is not None and not (scheme.lower() == "bearer" and token.startswith(TOKEN)):
         raise ApiError(401, "Unauthorized")
-    user = ADMIN if given is None else user_named(given.removeprefix(f"Bearer {TOKEN}"))
+    user = ADMIN if given is None else user_named(token.removeprefix(TOKEN))
     other = headers.get("impersonate-user")
     if other is None:
         return user
