@@ -59,6 +59,16 @@ def http_client(port: int) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30, verify=no_certificates)
 
 
+@dataclass
+class MovedClock:
+    """A clock that stands still until a test moves it."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 StartRouter = Callable[..., AbstractAsyncContextManager[RunningRouter]]
 
 

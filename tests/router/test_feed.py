@@ -7,16 +7,25 @@ fleet makes of each message (tests/router/core), pauses between attempts (test_l
 
 from __future__ import annotations
 
+import asyncio
+import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
+from prometheus_client import CollectorRegistry
 
 from kvcache.feed import Cleared, Removed, Stored
 from kvcache.keys import block_keys
 from kvcache.tokens.tokenizer import Tokenizer
+from router.core.fleet import Fleet
+from router.metrics import Metrics, by_label
+from router.sync.subscriber import FeedPolicy, Subscriber
 from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.core.support import config
 from tests.router.fakes import FakeWorker, fake_workers, good
 
 KEYS = block_keys(range(320), 16)
@@ -182,3 +191,39 @@ async def test_view_age_is_published(start_router: StartRouter, tokenizer: Token
         assert 'kvcluster_router_view_age_seconds{worker="w"}' in text
         assert 'kvcluster_router_worker_blocks{worker="w"} 6.0' in text
         assert "kvcluster_router_index_blocks 6.0" in text
+
+
+async def test_a_snapshot_without_end_is_an_error_not_memory(tokenizer: Tokenizer) -> None:
+    metrics, fleet = Metrics(CollectorRegistry()), Fleet(config())
+    async with fake_workers(good) as (worker,), aiohttp.ClientSession() as session:
+        worker.serve_feed(tokenizer.fingerprint, "w")
+        worker.blocks = CHAIN
+        fleet.add(worker.url)
+        subscriber = Subscriber(
+            worker.url,
+            fleet,
+            session,
+            metrics,
+            clock=time.monotonic,
+            rng=random.Random(1),
+            on_connected=lambda: None,
+            on_refused=lambda why: None,
+            policy=FeedPolicy(max_snapshot_bytes=100),
+        )
+        following = asyncio.create_task(subscriber.run())
+        await until(lambda: by_label(metrics.feed_refusals).get("malformed", 0) >= 1)
+        following.cancel()
+        assert worker.feed_positions == []
+        assert fleet.index_blocks == 0
+
+
+async def test_a_connection_that_is_refused_costs_no_view_while_the_feed_is_connected(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    async with followed(start_router, tokenizer) as (worker, router):
+        await holds(router, worker, *KEYS[:5])
+        router.router.fleet_sync.unreachable(worker.url, "a request could not connect")
+        worker.drop_feeds()
+        await until(lambda: len(worker.feeds) == 1)
+        assert worker.feed_positions == ["1:0", "1:0"], "the same process goes on where it was"
+        assert worker.snapshots == 1

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -29,7 +28,7 @@ from router.metrics import Metrics
 from router.sync.liveness import TICK, Ticker
 from router.upstream.in_flight import InFlight, UpstreamTimeouts
 from router.upstream.interface import FailureCause
-from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.conftest import MovedClock, RunningRouter, StartRouter, until
 from tests.router.core.support import config
 from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, fake_workers, good, token
 from tests.virtual import CountingLoop, run
@@ -187,16 +186,6 @@ async def test_an_engine_that_fails_fast_does_not_look_fast(
 
 
 # --- times ---
-
-
-@dataclass
-class MovedClock:
-    """A clock that stands still until a test moves it."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def test_times_to_first_token_add_up(start_router: StartRouter) -> None:

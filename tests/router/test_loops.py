@@ -179,12 +179,9 @@ def test_a_worker_that_does_not_answer_is_asked_once_a_second() -> None:
     "stream", [b"event: reset\ndata: {}\n\n", b"event: batch\ndata: garbage\n\n", b""], ids=["reset", "garbage", "ends"]
 )
 def test_a_feed_that_ends_at_once_is_asked_for_ever_more_rarely(stream: bytes) -> None:
-    info = WorkerInfo("w", 1, "m", BLOCK, "f" * 32, KEY_SCHEME, 1000)
-    state = encode_snapshot(Snapshot(info, 0, Load(total_blocks=1000, free_blocks=1000), ()), MSGPACK)
-
     async def answer(path: str) -> Any:
         if path == "/cache/state":
-            return plain(200, MSGPACK, state)
+            return plain(200, MSGPACK, SNAPSHOT)
         return plain(200, "text/event-stream", stream) if path == "/cache/events" else plain(200)
 
     async def main(loop: CountingLoop) -> None:
@@ -193,6 +190,66 @@ def test_a_feed_that_ends_at_once_is_asked_for_ever_more_rarely(stream: bytes) -
         for path in ("/cache/state", "/cache/events", "/health"):
             assert len(shell.asked(path)) <= 2.5 * MINUTE, path
         assert loop.iterations < 50 * MINUTE
+
+    run(main)
+
+
+SNAPSHOT = encode_snapshot(
+    Snapshot(
+        WorkerInfo("w", 1, "m", BLOCK, "f" * 32, KEY_SCHEME, 1000), 0, Load(total_blocks=1000, free_blocks=1000), ()
+    ),
+    MSGPACK,
+)
+
+
+async def live_feed(path: str) -> Any:
+    """A worker whose feed says something every second."""
+    if path == "/cache/state":
+        return plain(200, MSGPACK, SNAPSHOT)
+    answer = plain(200, "text/event-stream")
+
+    async def readany() -> bytes:
+        await asyncio.sleep(1.0)
+        return b": still here\n\n"
+
+    answer.content.readany = readany
+    return answer
+
+
+def test_a_worker_whose_feed_shows_that_it_lives_is_asked_for_its_health_once_when_somebody_wants_to_know() -> None:
+    async def main(loop: CountingLoop) -> None:
+        shell = Shell(loop, live_feed)
+        wanted_at = 10.0
+        pending = [wanted_at]
+
+        def ask() -> None:
+            if pending and loop.time() >= pending[0]:
+                pending.clear()
+                shell.fleet_sync.busy(URL)
+
+        await shell.follow(MINUTE, ask)
+        later = [at for at in shell.asked("/health") if at >= wanted_at]
+        assert len(later) == 1
+        assert later[0] < wanted_at + 2.0
+
+    run(main)
+
+
+def test_a_worker_that_comes_back_is_asked_for_its_health_as_soon_as_its_feed_answers() -> None:
+    """It turned requests away before it went: the process that listens there now may take them."""
+
+    async def main(loop: CountingLoop) -> None:
+        async def answer(path: str) -> Any:
+            if loop.time() < 2.0:
+                if path == "/health":
+                    return plain(503)
+                raise aiohttp.ServerDisconnectedError
+            return await (refuse if loop.time() < MINUTE else live_feed)(path)
+
+        shell = Shell(loop, answer)
+        await shell.follow(MINUTE + 20.0)
+        back_at = next(at for at in shell.asked("/cache/events") if at >= MINUTE)
+        assert any(back_at <= at < back_at + 0.1 for at in shell.asked("/health"))
 
     run(main)
 

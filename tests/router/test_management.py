@@ -27,7 +27,7 @@ from kvcache.feed import (
 from kvcache.keys import KEY_SCHEME, block_keys
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 from router.server.management import RouterEvent
-from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.conftest import MovedClock, RunningRouter, StartRouter, until
 from tests.router.fakes import Connection, FakeWorker, Received, fake_workers, good
 
 KEYS = block_keys(range(320), 16)
@@ -196,6 +196,21 @@ async def test_health_and_readiness(start_router: StartRouter) -> None:
         router.router.management.advance(RouterEvent.SIGTERM)
         router.router.management.advance(RouterEvent.DRAINED)
         assert "shutting down" in (await router.management.get("/ready")).json()["reason"]
+
+
+async def test_a_router_is_ready_for_as_long_as_requests_wait_for_a_worker(start_router: StartRouter) -> None:
+    clock = MovedClock()
+    async with (
+        fake_workers(good) as (worker,),
+        start_router([worker], clock=clock, retry_deadline=10.0, liveness_timeout=1e6) as router,
+    ):
+        await until(lambda: router.router.fleet.ready_at is not None)
+        worker.health = 503
+        await router.ready(0)
+        for later, status in ((9.0, 200), (2.0, 503)):
+            clock.now += later
+            page = await router.management.get("/ready")
+            assert (page.status_code, page.json()["workers_ready"]) == (status, 0)
 
 
 async def test_a_router_that_is_told_to_stop_is_ready_for_as_long_as_it_accepts(start_router: StartRouter) -> None:

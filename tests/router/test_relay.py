@@ -21,7 +21,7 @@ from kvcache.keys import PrefixKeys
 from router.core.decision import Decision, DecisionReason, ReportedSequence, RouteRequest
 from router.metrics import Metrics
 from router.server.relay import MAX_CLIENT_SHARE, Client, Relay
-from router.upstream.in_flight import InFlight, InFlightRequest, RequestState, UpstreamTimeouts
+from router.upstream.in_flight import NOT_WAITING, InFlight, InFlightRequest, RequestState, UpstreamTimeouts
 from router.upstream.interface import UpstreamRequest
 from tests.router.fakes import DONE, token, usage
 
@@ -99,6 +99,7 @@ async def relayed(
     assert task is not None
 
     async def send(message: Message) -> None:
+        assert request.waiting_since == NOT_WAITING, "the client's time is not the worker's silence"
         clock[0] += client_seconds
 
     request = InFlightRequest(task)

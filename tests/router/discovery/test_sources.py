@@ -324,3 +324,18 @@ async def test_an_unusable_file_is_said_by_readiness(start_router: StartRouter, 
         assert response.status_code == 200
         assert response.json()["discovery"]["healthy"] is False
         assert router.metric("discovery_age_seconds") >= 0
+
+
+async def test_idle_connections_to_a_removed_worker_are_closed_at_once(start_router: StartRouter) -> None:
+    closed = asyncio.Event()
+
+    async def script(connection: Connection, request: Received) -> None:
+        await good(connection, request)
+        await connection.closed()
+        closed.set()
+
+    async with fake_workers(script) as workers, start_router(workers) as router:
+        await router.complete()
+        assert not closed.is_set()
+        router.router.fleet_sync.apply({})
+        await until(closed.is_set)
