@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import socket
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, AnyHttpUrl, TypeAdapter
+
+_HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
 
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
 """Hosts that stand for every address of the machine."""
+
+
+def base_url(value: str) -> str:
+    """The URL without a slash at its end. Raises `ValueError` if it is no URL of HTTP."""
+    _HTTP_URL.validate_python(value)
+    return value.rstrip("/")
+
+
+BaseUrl = Annotated[str, AfterValidator(base_url)]
+"""A setting that `base_url` checks."""
 
 
 def default_worker_id(host: str, port: int) -> str:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
 from runtime.settings import ChatSettings, SettingsError, split_list
-
-_HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
-
-
-def _url(value: str) -> str:
-    _HTTP_URL.validate_python(value)
-    return value.rstrip("/")
+from worker.addresses import BaseUrl, base_url
 
 
 class Settings(ChatSettings):
@@ -65,7 +59,7 @@ class Settings(ChatSettings):
     router_url: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="management URL of a router to push heartbeats and cache state to; repeat or separate by commas"
     )
-    advertise_url: str | None = Field(None, description="URL under which a router reaches this worker")
+    advertise_url: BaseUrl | None = Field(None, description="URL under which a router reaches this worker")
 
     dev_mode: bool = Field(False, description="serve /reset_prefix_cache (vLLM: VLLM_SERVER_DEV_MODE)")
     enable_prompt_tokens_details: bool = Field(True, description="report cached tokens in usage")
@@ -90,12 +84,7 @@ class Settings(ChatSettings):
     @field_validator("router_url")
     @classmethod
     def _router_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_url(url) for url in value)
-
-    @field_validator("advertise_url")
-    @classmethod
-    def _advertised(cls, value: str | None) -> str | None:
-        return None if value is None else _url(value)
+        return tuple(base_url(url) for url in value)
 
     @field_validator("profile")
     @classmethod

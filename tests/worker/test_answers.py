@@ -153,8 +153,12 @@ async def test_a_salt_separates_equal_prompts(start) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "answers"),
-    [("a", 1), (["a", "b"], 2), ([5, 6, 7], 1), ([[5, 6], [7]], 2)],
-    ids=["text", "texts", "ids", "lists of ids"],
+    [
+        pytest.param("a", 1, id="text"),
+        pytest.param(["a", "b"], 2, id="texts"),
+        pytest.param([5, 6, 7], 1, id="ids"),
+        pytest.param([[5, 6], [7]], 2, id="lists of ids"),
+    ],
 )
 async def test_a_completion_takes_every_form_of_prompt(start, prompt, answers) -> None:
     client = start(speed=1000).client

@@ -77,7 +77,11 @@ async def test_the_pages_show_the_document(path, start) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{"prompt": "a"}, {"messages": [{"role": "user", "content": "a"}]}], ids=["completion", "chat"]
+    "body",
+    [
+        pytest.param({"prompt": "a"}, id="completion"),
+        pytest.param({"messages": [{"role": "user", "content": "a"}]}, id="chat"),
+    ],
 )
 async def test_an_invocation_is_a_chat_or_a_completion(body, start) -> None:
     answer = (await start(speed=1000).client.post("/invocations", body | {"max_tokens": 1})).json()

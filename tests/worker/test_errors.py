@@ -132,15 +132,14 @@ async def test_bad_values_are_refused_with_an_error_object(path, body, start) ->
 @pytest.mark.parametrize(
     "raw",
     [
-        b"",
-        b"{",
-        b"\xff\xfe",
-        b'{"prompt": "\xc3\x28"}',
-        b"[" * 100_000,
-        b'{"prompt": "\\ud800"}',
-        b'{"model": "\\ud800", "prompt": "x"}',
+        pytest.param(b"", id="empty"),
+        pytest.param(b"{", id="cut off"),
+        pytest.param(b"\xff\xfe", id="no text"),
+        pytest.param(b'{"prompt": "\xc3\x28"}', id="bad UTF-8"),
+        pytest.param(b"[" * 100_000, id="deep"),
+        pytest.param(b'{"prompt": "\\ud800"}', id="half surrogate"),
+        pytest.param(b'{"model": "\\ud800", "prompt": "x"}', id="half surrogate as model"),
     ],
-    ids=["empty", "cut off", "no text", "bad UTF-8", "deep", "half surrogate", "half surrogate as model"],
 )
 async def test_bodies_that_are_no_proper_json(raw, start) -> None:
     for path in (COMPLETIONS, CHAT, "/tokenize", "/detokenize"):

@@ -49,11 +49,10 @@ def test_the_same_request_gets_the_same_answer_on_every_worker(tokenizer) -> Non
 @pytest.mark.parametrize(
     "varied",
     [
-        AnswerRequest([10, 20, 31], 100, ignore_eos=True),
-        AnswerRequest(PROMPT, 100, ignore_eos=True, seed=1),
-        AnswerRequest(PROMPT, 100, ignore_eos=True, choice=1),
+        pytest.param(AnswerRequest([10, 20, 31], 100, ignore_eos=True), id="prompt"),
+        pytest.param(AnswerRequest(PROMPT, 100, ignore_eos=True, seed=1), id="seed"),
+        pytest.param(AnswerRequest(PROMPT, 100, ignore_eos=True, choice=1), id="choice"),
     ],
-    ids=["prompt", "seed", "choice"],
 )
 def test_answers_differ_with(varied, tokenizer) -> None:
     sampler = Sampler(tokenizer, 7, 100)

@@ -68,20 +68,23 @@ async def test_errors_before_and_after_reading_have_two_shapes(start) -> None:
 @pytest.mark.parametrize(
     ("system", "turns", "same"),
     [
-        ("s", [("user", "a")], [("system", "s"), ("user", "a")]),
-        ([{"type": "text", "text": "s"}], [("user", "a")], [("system", "s"), ("user", "a")]),
-        (
+        pytest.param("s", [("user", "a")], [("system", "s"), ("user", "a")], id="system"),
+        pytest.param(
+            [{"type": "text", "text": "s"}], [("user", "a")], [("system", "s"), ("user", "a")], id="system in parts"
+        ),
+        pytest.param(
             "x-anthropic-billing-header: 1",
             [("user", "a")],
             [("system", "x-anthropic-billing-header: 1"), ("user", "a")],
+            id="a billing header as a system prompt",
         ),
-        (
+        pytest.param(
             None,
             [("user", [{"type": "tool_result", "tool_use_id": "1", "content": "ok"}, {"type": "text", "text": "b"}])],
             [("tool", "ok"), ("user", "b")],
+            id="tool result",
         ),
     ],
-    ids=["system", "system in parts", "a billing header as a system prompt", "tool result"],
 )
 async def test_a_conversation_is_the_chat_that_vllm_makes_of_it(start, system, turns, same) -> None:
     client = start(speed=1000).client

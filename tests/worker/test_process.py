@@ -126,11 +126,14 @@ def test_it_takes_over_a_listening_socket() -> None:
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        (["--blocks", "10", "--max-model-len", "4096"], "--max-model-len 160 or less, or --blocks 256 or more"),
-        (["--tokenizer", "/nonexistent"], "/nonexistent"),
-        (["--speed", "fast"], "--speed"),
+        pytest.param(
+            ["--blocks", "10", "--max-model-len", "4096"],
+            "--max-model-len 160 or less, or --blocks 256 or more",
+            id="context larger than the cache",
+        ),
+        pytest.param(["--tokenizer", "/nonexistent"], "/nonexistent", id="no tokenizer"),
+        pytest.param(["--speed", "fast"], "--speed", id="speed as text"),
     ],
-    ids=["context larger than the cache", "no tokenizer", "speed as text"],
 )
 def test_settings_that_cannot_be_served_end_it_with_one_line(argv, complaint) -> None:
     with running(*argv) as worker:

@@ -72,13 +72,18 @@ def test_a_bad_body_is_refused_with_vllms_error(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("err_wrong_model.txt", lambda: errors.model_not_found("nope", ["tiny-llama"])),
-        ("err_wrong_model_completions.txt", lambda: errors.model_not_found("nope", ["tiny-llama"])),
-        ("err_stream_wrong_model.txt", lambda: errors.model_not_found("nope", ["tiny-llama"])),
-        ("err_content_type.txt", unsupported_media_type),
-        ("engine_death_nonstream.txt", errors.engine_dead),
+        pytest.param("err_wrong_model.txt", lambda: errors.model_not_found("nope", ["tiny-llama"]), id="model"),
+        pytest.param(
+            "err_wrong_model_completions.txt",
+            lambda: errors.model_not_found("nope", ["tiny-llama"]),
+            id="model of a completion",
+        ),
+        pytest.param(
+            "err_stream_wrong_model.txt", lambda: errors.model_not_found("nope", ["tiny-llama"]), id="model of a stream"
+        ),
+        pytest.param("err_content_type.txt", unsupported_media_type, id="content type"),
+        pytest.param("engine_death_nonstream.txt", errors.engine_dead, id="dead engine"),
     ],
-    ids=["model", "model of a completion", "model of a stream", "content type", "dead engine"],
 )
 def test_errors_of_the_server_are_vllms(name: str, error: Callable[[], ApiError]) -> None:
     _, _, status, answer = capture(name)
@@ -104,7 +109,13 @@ def test_a_completion_request_has_vllms_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", ["x", ["x", "y"], [1, 2], [[1], [2, 3]]], ids=["text", "texts", "ids", "lists of ids"]
+    "prompt",
+    [
+        pytest.param("x", id="text"),
+        pytest.param(["x", "y"], id="texts"),
+        pytest.param([1, 2], id="ids"),
+        pytest.param([[1], [2, 3]], id="lists of ids"),
+    ],
 )
 def test_every_form_of_a_prompt_is_read(prompt: object) -> None:
     assert parse_request(CompletionRequest, json.dumps({"prompt": prompt}).encode()).prompt == prompt
@@ -120,12 +131,11 @@ def test_a_stream_reports_its_usage_only_when_asked() -> None:
 @pytest.mark.parametrize(
     ("body", "limit"),
     [
-        ({}, None),
-        ({"max_tokens": 3}, 3),
-        ({"max_completion_tokens": 4}, 4),
-        ({"max_tokens": 3, "max_completion_tokens": 4}, 4),
+        pytest.param({}, None, id="none"),
+        pytest.param({"max_tokens": 3}, 3, id="older name"),
+        pytest.param({"max_completion_tokens": 4}, 4, id="newer name"),
+        pytest.param({"max_tokens": 3, "max_completion_tokens": 4}, 4, id="both"),
     ],
-    ids=["none", "older name", "newer name", "both"],
 )
 def test_the_newer_name_of_the_output_limit_overrides_the_older(body: dict[str, int], limit: int | None) -> None:
     raw = json.dumps({"messages": [{"role": "user", "content": "x"}], **body}).encode()
@@ -135,15 +145,14 @@ def test_the_newer_name_of_the_output_limit_overrides_the_older(body: dict[str, 
 @pytest.mark.parametrize(
     "message",
     [
-        {"role": "user", "content": "x", "extra": {"kept": True}},
-        {"role": "user", "content": [{"type": "text", "text": "x"}]},
-        {"role": "assistant", "content": None, "tool_calls": []},
-        {"role": "assistant"},
-        {"role": "tool", "content": "x", "tool_call_id": "1", "extra": 5},
-        {"role": "function", "content": None, "name": "f"},
-        {"role": "wizard", "content": "x"},
+        pytest.param({"role": "user", "content": "x", "extra": {"kept": True}}, id="unknown field"),
+        pytest.param({"role": "user", "content": [{"type": "text", "text": "x"}]}, id="parts"),
+        pytest.param({"role": "assistant", "content": None, "tool_calls": []}, id="no tool calls"),
+        pytest.param({"role": "assistant"}, id="no content"),
+        pytest.param({"role": "tool", "content": "x", "tool_call_id": "1", "extra": 5}, id="tool"),
+        pytest.param({"role": "function", "content": None, "name": "f"}, id="function"),
+        pytest.param({"role": "wizard", "content": "x"}, id="unknown role"),
     ],
-    ids=["unknown field", "parts", "no tool calls", "no content", "tool", "function", "unknown role"],
 )
 def test_messages_are_kept_as_they_came(message: dict[str, Any]) -> None:
     request = parse_request(ChatCompletionRequest, json.dumps({"messages": [message]}).encode())
@@ -153,48 +162,36 @@ def test_messages_are_kept_as_they_came(message: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("model", "body", "param"),
     [
-        (CompletionRequest, {"prompt": 5}, "body.prompt"),
-        (CompletionRequest, {"prompt": "x", "max_tokens": "many"}, "body.max_tokens"),
-        (CompletionRequest, {"prompt": "x", "stream": "perhaps"}, "body.stream"),
-        (CompletionRequest, {"prompt": "x", "n": None}, "body.n"),
-        (CompletionRequest, {"prompt": "x", "stop": ["a"] * 5}, "body.stop"),
-        (CompletionRequest, {"prompt": "x", "priority": 2**63}, "body.priority"),
-        (CompletionRequest, {"prompt": "x", "stream_interval": 0}, "body.stream_interval"),
-        (CompletionRequest, {"prompt": "x", "logprobs": "2"}, "logprobs"),
-        (CompletionRequest, {"prompt": "x", "cache_salt": ""}, "cache_salt"),
-        (CompletionRequest, {"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options"),
-        (CompletionRequest, {"prompt": "x", "seed": 2**64}, "body.seed"),
-        (CompletionRequest, [1], "body"),
-        (CompletionRequest, "x", "body"),
-        (CompletionRequest, None, "body"),
-        (ChatCompletionRequest, {"messages": "x"}, "body.messages"),
-        (
+        pytest.param(CompletionRequest, {"prompt": 5}, "body.prompt", id="prompt"),
+        pytest.param(CompletionRequest, {"prompt": "x", "max_tokens": "many"}, "body.max_tokens", id="max_tokens"),
+        pytest.param(CompletionRequest, {"prompt": "x", "stream": "perhaps"}, "body.stream", id="stream"),
+        pytest.param(CompletionRequest, {"prompt": "x", "n": None}, "body.n", id="n"),
+        pytest.param(CompletionRequest, {"prompt": "x", "stop": ["a"] * 5}, "body.stop", id="stop"),
+        pytest.param(CompletionRequest, {"prompt": "x", "priority": 2**63}, "body.priority", id="priority"),
+        pytest.param(
+            CompletionRequest, {"prompt": "x", "stream_interval": 0}, "body.stream_interval", id="stream_interval"
+        ),
+        pytest.param(CompletionRequest, {"prompt": "x", "logprobs": "2"}, "logprobs", id="logprobs"),
+        pytest.param(CompletionRequest, {"prompt": "x", "cache_salt": ""}, "cache_salt", id="cache_salt"),
+        pytest.param(
+            CompletionRequest,
+            {"prompt": "x", "stream_options": {"include_usage": True}},
+            "stream_options",
+            id="stream_options",
+        ),
+        pytest.param(CompletionRequest, {"prompt": "x", "seed": 2**64}, "body.seed", id="seed"),
+        pytest.param(CompletionRequest, [1], "body", id="list as body"),
+        pytest.param(CompletionRequest, "x", "body", id="text as body"),
+        pytest.param(CompletionRequest, None, "body", id="null as body"),
+        pytest.param(ChatCompletionRequest, {"messages": "x"}, "body.messages", id="messages"),
+        pytest.param(
             ChatCompletionRequest,
             {"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2},
             "top_logprobs",
+            id="top_logprobs",
         ),
-        (TOKENIZE_REQUEST, {}, "body.prompt"),
-        (DetokenizeRequest, {"tokens": ["x"]}, "body.tokens.0"),
-    ],
-    ids=[
-        "prompt",
-        "max_tokens",
-        "stream",
-        "n",
-        "stop",
-        "priority",
-        "stream_interval",
-        "logprobs",
-        "cache_salt",
-        "stream_options",
-        "seed",
-        "list as body",
-        "text as body",
-        "null as body",
-        "messages",
-        "top_logprobs",
-        "tokenize",
-        "detokenize",
+        pytest.param(TOKENIZE_REQUEST, {}, "body.prompt", id="tokenize"),
+        pytest.param(DetokenizeRequest, {"tokens": ["x"]}, "body.tokens.0", id="detokenize"),
     ],
 )
 def test_wrong_types_and_values_are_named(model: Any, body: object, param: str) -> None:
@@ -207,7 +204,12 @@ def test_no_body_at_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"\xffx", b'{"prompt": "\xff"}', b"[" * 100_000], ids=["no UTF-8", "no UTF-8 in a string", "nesting"]
+    "raw",
+    [
+        pytest.param(b"\xffx", id="no UTF-8"),
+        pytest.param(b'{"prompt": "\xff"}', id="no UTF-8 in a string"),
+        pytest.param(b"[" * 100_000, id="nesting"),
+    ],
 )
 def test_what_no_parser_takes_is_refused_without_a_position(raw: bytes) -> None:
     error = refusal(CompletionRequest, raw)

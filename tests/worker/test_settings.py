@@ -30,10 +30,9 @@ def test_flags_win_over_the_environment(monkeypatch) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--router-url", "http://a:1,http://b:2/"],
-        ["--router-url", "http://a:1", "--router-url", "http://b:2"],
+        pytest.param(["--router-url", "http://a:1,http://b:2/"], id="commas"),
+        pytest.param(["--router-url", "http://a:1", "--router-url", "http://b:2"], id="repeated"),
     ],
-    ids=["commas", "repeated"],
 )
 def test_several_routers(argv, monkeypatch) -> None:
     assert Settings.load(argv).router_url == ("http://a:1", "http://b:2")
@@ -44,14 +43,17 @@ def test_several_routers(argv, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        (["--speed", "0"], "--speed: Input should be greater than 0"),
-        (["--blocks", "none"], "--blocks: Input should be a valid integer"),
-        (["--profile", "abacus"], "unknown profile 'abacus'; use one of: llama-2-13b-a100-40gb"),
-        (["--router-url", "ftp://x"], "--router-url: URL scheme should be 'http' or 'https'"),
-        (["--log-level", "loud"], "--log-level"),
-        (["--port", "70000"], "--port"),
+        pytest.param(["--speed", "0"], "--speed: Input should be greater than 0", id="speed"),
+        pytest.param(["--blocks", "none"], "--blocks: Input should be a valid integer", id="blocks"),
+        pytest.param(
+            ["--profile", "abacus"], "unknown profile 'abacus'; use one of: llama-2-13b-a100-40gb", id="profile"
+        ),
+        pytest.param(
+            ["--router-url", "ftp://x"], "--router-url: URL scheme should be 'http' or 'https'", id="router-url"
+        ),
+        pytest.param(["--log-level", "loud"], "--log-level", id="log-level"),
+        pytest.param(["--port", "70000"], "--port", id="port"),
     ],
-    ids=["speed", "blocks", "profile", "router-url", "log-level", "port"],
 )
 def test_a_bad_value_is_named_with_its_flag(argv, complaint) -> None:
     with pytest.raises(SettingsError) as refused:

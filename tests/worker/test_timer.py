@@ -11,7 +11,9 @@ import pytest
 
 from worker.emulator.timer import LoopTimer, TimerFactory, precise_timer
 
-KINDS = pytest.mark.parametrize("kind", [LoopTimer, precise_timer()], ids=["loop", "precise"])
+KINDS = pytest.mark.parametrize(
+    "kind", [pytest.param(LoopTimer, id="loop"), pytest.param(precise_timer(), id="precise")]
+)
 
 
 @KINDS

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt, TypeAdapter, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from runtime.settings import ChatSettings
+from worker.addresses import BaseUrl
 
-_HTTP_URL: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl)
 _ZMQ_ADDRESS = re.compile(r"tcp://[^*:]+:\d{1,5}|tcp://\[[0-9a-fA-F:]+\]:\d{1,5}|ipc://[^*]+")
 
 
@@ -23,7 +23,7 @@ class Settings(ChatSettings):
     fd: int | None = Field(
         None, ge=0, description="file descriptor of an inherited listening socket, instead of host and port"
     )
-    engine_url: str = Field("http://127.0.0.1:8100", description="URL of the engine's API server")
+    engine_url: BaseUrl = Field("http://127.0.0.1:8100", description="URL of the engine's API server")
     events_endpoint: str = Field(
         "tcp://127.0.0.1:5557", description="where the engine publishes its KV events (it binds tcp://*:5557)"
     )
@@ -49,12 +49,6 @@ class Settings(ChatSettings):
     poll_interval: PositiveFloat = Field(
         1.0, le=2.5, description="seconds between two polls of the engine's health and metrics"
     )
-
-    @field_validator("engine_url")
-    @classmethod
-    def _http(cls, value: str) -> str:
-        _HTTP_URL.validate_python(value)
-        return value.rstrip("/")
 
     @field_validator("events_endpoint", "replay_endpoint")
     @classmethod

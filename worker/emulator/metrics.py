@@ -68,47 +68,42 @@ class EngineMetrics:
 
     def __init__(self, max_model_len: int) -> None:
         lengths = length_buckets(max_model_len)
-        h = Histogram
-        self.prompt_tokens = h("vllm:request_prompt_tokens", "Number of prefill tokens processed.", lengths)
-        self.generation_tokens = h("vllm:request_generation_tokens", "Number of generation tokens processed.", lengths)
+
+        def h(name: str, text: str, bounds: tuple[float, ...]) -> Histogram:
+            return Histogram(f"vllm:{name}", text, bounds)
+
+        self.prompt_tokens = h("request_prompt_tokens", "Number of prefill tokens processed.", lengths)
+        self.generation_tokens = h("request_generation_tokens", "Number of generation tokens processed.", lengths)
         self.max_generation_tokens = h(
-            "vllm:request_max_num_generation_tokens",
-            "Histogram of maximum number of requested generation tokens.",
-            lengths,
+            "request_max_num_generation_tokens", "Histogram of maximum number of requested generation tokens.", lengths
         )
-        self.params_n = h("vllm:request_params_n", "Histogram of the n request parameter.", _N)
+        self.params_n = h("request_params_n", "Histogram of the n request parameter.", _N)
         self.params_max_tokens = h(
-            "vllm:request_params_max_tokens", "Histogram of the max_tokens request parameter.", lengths
+            "request_params_max_tokens", "Histogram of the max_tokens request parameter.", lengths
         )
-        self.ttft = h("vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds.", _TTFT)
+        self.ttft = h("time_to_first_token_seconds", "Histogram of time to first token in seconds.", _TTFT)
         self.token_gaps = h(
-            "vllm:inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", _TOKEN_SECONDS
+            "inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", _TOKEN_SECONDS
         )
         self.tpot = h(
-            "vllm:request_time_per_output_token_seconds",
+            "request_time_per_output_token_seconds",
             "Histogram of time_per_output_token_seconds per request.",
             _TOKEN_SECONDS,
         )
-        self.e2e = h("vllm:e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", _SECONDS)
-        self.queue = h(
-            "vllm:request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", _SECONDS
-        )
+        self.e2e = h("e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", _SECONDS)
+        self.queue = h("request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", _SECONDS)
         self.inference = h(
-            "vllm:request_inference_time_seconds", "Histogram of time spent in RUNNING phase for request.", _SECONDS
+            "request_inference_time_seconds", "Histogram of time spent in RUNNING phase for request.", _SECONDS
         )
         self.prefill = h(
-            "vllm:request_prefill_time_seconds", "Histogram of time spent in PREFILL phase for request.", _SECONDS
+            "request_prefill_time_seconds", "Histogram of time spent in PREFILL phase for request.", _SECONDS
         )
-        self.decode = h(
-            "vllm:request_decode_time_seconds", "Histogram of time spent in DECODE phase for request.", _SECONDS
-        )
+        self.decode = h("request_decode_time_seconds", "Histogram of time spent in DECODE phase for request.", _SECONDS)
         self.preemptions = h(
-            "vllm:request_num_preemptions",
-            "Histogram of the number of times a request was preempted.",
-            _PREEMPTIONS,
+            "request_num_preemptions", "Histogram of the number of times a request was preempted.", _PREEMPTIONS
         )
         self.prefill_computed = h(
-            "vllm:request_prefill_kv_computed_tokens",
+            "request_prefill_kv_computed_tokens",
             "Histogram of new KV tokens computed during prefill (excluding cached tokens).",
             lengths,
         )

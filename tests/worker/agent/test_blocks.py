@@ -103,26 +103,29 @@ def test_a_removed_parent_leaves_its_children_their_keys() -> None:
 @pytest.mark.parametrize(
     ("fields", "scope"),
     [
-        ({"extra_keys": [["tenant"], None]}, CacheScope("tenant")),
-        ({"extra_keys": [None, None]}, CacheScope()),
-        ({"extra_keys": None}, CacheScope()),
-        ({"lora_name": "sql", "lora_id": 1, "extra_keys": [["sql"], ["sql"]]}, CacheScope(adapter="sql")),
-        ({"lora_name": "sql", "lora_id": 1, "extra_keys": [["sql", "tenant"], ["sql"]]}, CacheScope("tenant", "sql")),
-        ({"lora_name": "sql", "lora_id": 7, "extra_keys": [[7], [7]]}, CacheScope(adapter="sql")),
-        ({"lora_name": "sql", "lora_id": 1}, CacheScope(adapter="sql")),
-        ({"group_idx": 0, "kv_cache_spec_kind": "mla_attention"}, CacheScope()),
-        ({"medium": None}, CacheScope()),
-    ],
-    ids=[
-        "salt",
-        "no extra keys",
-        "no list of extra keys",
-        "adapter by name",
-        "adapter and salt",
-        "adapter by number",
-        "adapter not among the extra keys",
-        "attention kind",
-        "no medium",
+        pytest.param({"extra_keys": [["tenant"], None]}, CacheScope("tenant"), id="salt"),
+        pytest.param({"extra_keys": [None, None]}, CacheScope(), id="no extra keys"),
+        pytest.param({"extra_keys": None}, CacheScope(), id="no list of extra keys"),
+        pytest.param(
+            {"lora_name": "sql", "lora_id": 1, "extra_keys": [["sql"], ["sql"]]},
+            CacheScope(adapter="sql"),
+            id="adapter by name",
+        ),
+        pytest.param(
+            {"lora_name": "sql", "lora_id": 1, "extra_keys": [["sql", "tenant"], ["sql"]]},
+            CacheScope("tenant", "sql"),
+            id="adapter and salt",
+        ),
+        pytest.param(
+            {"lora_name": "sql", "lora_id": 7, "extra_keys": [[7], [7]]},
+            CacheScope(adapter="sql"),
+            id="adapter by number",
+        ),
+        pytest.param(
+            {"lora_name": "sql", "lora_id": 1}, CacheScope(adapter="sql"), id="adapter not among the extra keys"
+        ),
+        pytest.param({"group_idx": 0, "kv_cache_spec_kind": "mla_attention"}, CacheScope(), id="attention kind"),
+        pytest.param({"medium": None}, CacheScope(), id="no medium"),
     ],
 )
 def test_what_a_key_separates(fields: dict[str, Any], scope: CacheScope) -> None:
@@ -133,38 +136,30 @@ def test_what_a_key_separates(fields: dict[str, Any], scope: CacheScope) -> None
 @pytest.mark.parametrize(
     ("event", "reason", "published"),
     [
-        (stored([1], [5, 6], 99), "unknown_parent", 0),
-        (stored([1, 2], [5, 6, 7, 8], medium="CPU"), "medium", 0),
-        (stored([1], [5, 6], group_idx=1), "group", 0),
-        (stored([1], [5, 6], group_idx=0, kv_cache_spec_kind="sliding_window"), "kind", 0),
-        (stored([1], [5, 6, 7]), "block_size", 0),
-        (stored([1], [5, 6], lora_id=3), "adapter", 0),
-        (stored([1], [5, 6], extra_keys=[[["image", 0]]]), "extra_keys", 0),
-        (stored([1], [5, 6], extra_keys=[["image", "tenant"]]), "extra_keys", 0),
-        (stored([1], [5, 6], extra_keys=[[b"embedding"]]), "extra_keys", 0),
-        (stored([1, 2, 3], [5, 6, 7, 8, 9, 9], extra_keys=[None, [["image", 0]], None]), "extra_keys", 1),
-        (stored([1, 2], [5, 6, 7, 8], extra_keys=[None, "odd"]), "extra_keys", 1),
-        ({**stored([1, 2], [5, 6]), "block_size": 2}, "unreadable", 0),
-        (stored([1], [5, -6]), "unreadable", 0),
-        (stored([1], [5, "6"]), "unreadable", 0),
-        (stored([1], [5, 2**32]), "unreadable", 0),
-    ],
-    ids=[
-        "unknown parent",
-        "CPU",
-        "another group",
-        "sliding window",
-        "other block size",
-        "adapter by number alone",
-        "image",
-        "image and salt",
-        "embedding",
-        "image in the second block",
-        "salt in the second block",
-        "too few tokens",
-        "negative token",
-        "token as text",
-        "token beyond 32 bits",
+        pytest.param(stored([1], [5, 6], 99), "unknown_parent", 0, id="unknown parent"),
+        pytest.param(stored([1, 2], [5, 6, 7, 8], medium="CPU"), "medium", 0, id="CPU"),
+        pytest.param(stored([1], [5, 6], group_idx=1), "group", 0, id="another group"),
+        pytest.param(
+            stored([1], [5, 6], group_idx=0, kv_cache_spec_kind="sliding_window"), "kind", 0, id="sliding window"
+        ),
+        pytest.param(stored([1], [5, 6, 7]), "block_size", 0, id="other block size"),
+        pytest.param(stored([1], [5, 6], lora_id=3), "adapter", 0, id="adapter by number alone"),
+        pytest.param(stored([1], [5, 6], extra_keys=[[["image", 0]]]), "extra_keys", 0, id="image"),
+        pytest.param(stored([1], [5, 6], extra_keys=[["image", "tenant"]]), "extra_keys", 0, id="image and salt"),
+        pytest.param(stored([1], [5, 6], extra_keys=[[b"embedding"]]), "extra_keys", 0, id="embedding"),
+        pytest.param(
+            stored([1, 2, 3], [5, 6, 7, 8, 9, 9], extra_keys=[None, [["image", 0]], None]),
+            "extra_keys",
+            1,
+            id="image in the second block",
+        ),
+        pytest.param(
+            stored([1, 2], [5, 6, 7, 8], extra_keys=[None, "odd"]), "extra_keys", 1, id="salt in the second block"
+        ),
+        pytest.param({**stored([1, 2], [5, 6]), "block_size": 2}, "unreadable", 0, id="too few tokens"),
+        pytest.param(stored([1], [5, -6]), "unreadable", 0, id="negative token"),
+        pytest.param(stored([1], [5, "6"]), "unreadable", 0, id="token as text"),
+        pytest.param(stored([1], [5, 2**32]), "unreadable", 0, id="token beyond 32 bits"),
     ],
 )
 def test_what_has_no_key_is_counted_and_kept_out(event: dict[str, Any], reason: str, published: int) -> None:

@@ -101,7 +101,14 @@ def test_a_gap_is_replayed_within_the_epoch() -> None:
     assert driver.follower.gaps == 1
 
 
-@pytest.mark.parametrize("buffer", [[(2, C)], [], None], ids=["one batch forgotten", "all forgotten", "no answer"])
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        pytest.param([(2, C)], id="one batch forgotten"),
+        pytest.param([], id="all forgotten"),
+        pytest.param(None, id="no answer"),
+    ],
+)
 def test_a_gap_whose_history_is_lost_empties_the_view(buffer: list[tuple[int, bytes]] | None) -> None:
     driver = Driver()
     driver.connect()

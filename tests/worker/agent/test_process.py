@@ -140,12 +140,11 @@ async def test_it_waits_for_its_engine_is_small_and_ends_quickly() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--events-endpoint", "tcp://*:5557"], "--events-endpoint"),
-        (["--events-endpoint", ""], "--events-endpoint"),
-        (["--engine-url", "vllm"], "--engine-url"),
-        (["--default-chat-template-kwargs", "[]"], "--default-chat-template-kwargs"),
+        pytest.param(["--events-endpoint", "tcp://*:5557"], "--events-endpoint", id="wildcard address"),
+        pytest.param(["--events-endpoint", ""], "--events-endpoint", id="no events"),
+        pytest.param(["--engine-url", "vllm"], "--engine-url", id="no URL"),
+        pytest.param(["--default-chat-template-kwargs", "[]"], "--default-chat-template-kwargs", id="no object"),
     ],
-    ids=["wildcard address", "no events", "no URL", "no object"],
 )
 async def test_settings_that_cannot_be_served(argv: list[str], words: str) -> None:
     async with running(*argv) as agent:

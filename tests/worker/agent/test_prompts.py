@@ -66,24 +66,17 @@ async def test_an_engine_with_the_same_tokenizer_agrees(tokenizer: Tokenizer) ->
 @pytest.mark.parametrize(
     "source",
     [
-        None,
-        TEMPLATE.replace("<{{ m.role }}>", "[{{ m.role }}]"),
-        TEMPLATE.replace("{{ tools | tojson }}", "{{ tools | tojson(indent=2) }}"),
-        TEMPLATE.replace(".city", " | tojson"),
-        TEMPLATE.replace("<assistant>", "<assistant>\n"),
-        TEMPLATE.replace("!", "!!"),
-        TEMPLATE + "{# 'developer' #}",
-        "{% for m in messages %}{% if m.role == 'system' %}{{ bos_token }}{% endif %}{% endfor %}" + TEMPLATE,
-    ],
-    ids=[
-        "no template",
-        "role marks",
-        "indented tools",
-        "arguments as JSON",
-        "generation prompt",
-        "tool result",
-        "developer",
-        "system adds a token",
+        pytest.param(None, id="no template"),
+        pytest.param(TEMPLATE.replace("<{{ m.role }}>", "[{{ m.role }}]"), id="role marks"),
+        pytest.param(TEMPLATE.replace("{{ tools | tojson }}", "{{ tools | tojson(indent=2) }}"), id="indented tools"),
+        pytest.param(TEMPLATE.replace(".city", " | tojson"), id="arguments as JSON"),
+        pytest.param(TEMPLATE.replace("<assistant>", "<assistant>\n"), id="generation prompt"),
+        pytest.param(TEMPLATE.replace("!", "!!"), id="tool result"),
+        pytest.param(TEMPLATE + "{# 'developer' #}", id="developer"),
+        pytest.param(
+            "{% for m in messages %}{% if m.role == 'system' %}{{ bos_token }}{% endif %}{% endfor %}" + TEMPLATE,
+            id="system adds a token",
+        ),
     ],
 )
 async def test_any_other_template_is_found(tokenizer: Tokenizer, source: str | None) -> None:

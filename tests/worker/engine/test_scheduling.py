@@ -311,13 +311,12 @@ def test_refuses_what_it_cannot_run(engine: Callable, request_of: Callable) -> N
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        ({"blocks": 0}, "blocks"),
-        ({"max_num_seqs": 65}, "max_num_batched_tokens"),
-        ({"max_model_len": 1}, "max_model_len"),
-        ({"max_model_len": 161}, "lower it to 160 or give the cache 11 blocks"),
-        ({"block_size": 0}, "block_size"),
+        pytest.param({"blocks": 0}, "blocks", id="no blocks"),
+        pytest.param({"max_num_seqs": 65}, "max_num_batched_tokens", id="more sequences than tokens"),
+        pytest.param({"max_model_len": 1}, "max_model_len", id="no room for output"),
+        pytest.param({"max_model_len": 161}, "lower it to 160 or give the cache 11 blocks", id="longer than the cache"),
+        pytest.param({"block_size": 0}, "block_size", id="block size 0"),
     ],
-    ids=["no blocks", "more sequences than tokens", "no room for output", "longer than the cache", "block size 0"],
 )
 def test_refuses_settings_that_contradict_one_another(settings: dict[str, int], names: str) -> None:
     good = {"blocks": 10, "max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 160}
