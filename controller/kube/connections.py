@@ -39,7 +39,8 @@ class ApiServerEvent(Enum):
     """What shows how the API server is."""
 
     ANSWERED = auto()
-    """It answered a request, if only to refuse it."""
+    REFUSED = auto()
+    """It answered 401, 403 or 429, as it does to everything for a moment after its start."""
     FAILED = auto()
     """It could not be reached, was silent, or said that it cannot answer."""
 
@@ -49,6 +50,7 @@ API_SERVER_TRANSITIONS: Mapping[tuple[ApiServerState, ApiServerEvent], ApiServer
         (ApiServerState.ANSWERING, ApiServerEvent.FAILED): ApiServerState.DOUBTFUL,
         (ApiServerState.DOUBTFUL, ApiServerEvent.FAILED): ApiServerState.LOST,
         (ApiServerState.DOUBTFUL, ApiServerEvent.ANSWERED): ApiServerState.ANSWERING,
+        (ApiServerState.DOUBTFUL, ApiServerEvent.REFUSED): ApiServerState.ANSWERING,
         (ApiServerState.LOST, ApiServerEvent.ANSWERED): ApiServerState.ANSWERING,
     }
 )
@@ -91,6 +93,8 @@ class ApiServerConnections:
             return response  # what it asks in its turn failed, such as a webhook: of itself that says nothing
         if response.status > 500:
             self.handle(ApiServerEvent.FAILED, f"it answers {response.status}")
+        elif response.status in (401, 403, 429):
+            self.handle(ApiServerEvent.REFUSED)
         else:
             self.handle(ApiServerEvent.ANSWERED)
         return response

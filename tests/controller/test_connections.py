@@ -36,6 +36,8 @@ def test_one_line_when_it_goes_and_one_when_it_is_back(caplog: pytest.LogCapture
     for _ in range(20):
         connections.handle(ApiServerEvent.FAILED, "refused")
     assert (connections.state, lines(caplog)) == (ApiServerState.LOST, ["api_server_lost"])
+    connections.handle(ApiServerEvent.REFUSED)
+    assert connections.state is ApiServerState.LOST, "a server that has just started refuses everything"
     for _ in range(3):
         connections.handle(ApiServerEvent.ANSWERED)
     assert (connections.state, lines(caplog)) == (ApiServerState.ANSWERING, ["api_server_lost", "api_server_restored"])
