@@ -30,6 +30,7 @@ from router.upstream.in_flight import REQUEST_TRANSITIONS, RequestEvent, Request
 from runtime.http.connection import READ_TRANSITIONS, ReadEvent, ReadState
 from runtime.http.context import SERVER_TRANSITIONS, ServerEvent, ServerState
 from runtime.http.request import ANSWER_TRANSITIONS, AnswerEvent, AnswerState
+from worker.agent.agent import FOLLOW_TRANSITIONS, FollowEvent, FollowState
 from worker.agent.core.follower import REPLAY_TRANSITIONS, ReplayEvent, ReplayState
 from worker.agent.prompts import AGREEMENT_TRANSITIONS, Agreement, AgreementEvent
 from worker.emulator.engine.sequence import SEQUENCE_TRANSITIONS, SequenceEvent, SequenceState
@@ -164,6 +165,9 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         "response", ResponseStatus, ResponseStatus.QUEUED, by_table(RESPONSE_TRANSITIONS), events_of(ResponseEvent)
+    ),
+    Machine(
+        "agent events", FollowState, FollowState.DISCONNECTED, by_table(FOLLOW_TRANSITIONS), events_of(FollowEvent)
     ),
     Machine("agent prompts", Agreement, Agreement.LOADING, by_table(AGREEMENT_TRANSITIONS), events_of(AgreementEvent)),
     Machine("agent replay", ReplayState, ReplayState.IDLE, by_table(REPLAY_TRANSITIONS), events_of(ReplayEvent)),

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import Enum, auto
 
 import zmq.asyncio
 
@@ -60,6 +61,31 @@ _LOGGED = {
 }
 """Log event and level of each outcome."""
 
+
+class FollowState(Enum):
+    """How far the agent follows the engine's events."""
+
+    DISCONNECTED = auto()
+    CATCHING_UP = auto()
+    """Subscribed; the batches published before are being replayed."""
+    FOLLOWING = auto()
+
+
+class FollowEvent(Enum):
+    """What changes how far the agent follows."""
+
+    CONNECTED = auto()
+    CAUGHT_UP = auto()
+    LOST = auto()
+    """The connection ended, or the engine has another description than before."""
+
+
+FOLLOW_TRANSITIONS: Mapping[tuple[FollowState, FollowEvent], FollowState] = {
+    (FollowState.DISCONNECTED, FollowEvent.CONNECTED): FollowState.CATCHING_UP,
+    (FollowState.CATCHING_UP, FollowEvent.CAUGHT_UP): FollowState.FOLLOWING,
+    **{(state, FollowEvent.LOST): FollowState.DISCONNECTED for state in FollowState},
+}
+
 REPLAY_OUTCOMES = ("complete", "torn", "unanswered")
 
 
@@ -88,14 +114,20 @@ class Agent:
         self.endpoints = FeedEndpoints(self.view.state, self.view.feed, self.view.publisher)
         self.engine_problem = f"{settings.engine_url} has not answered yet"
         """Why the engine cannot be used; "" when it can."""
-        self.events_problem = f"not subscribed to {settings.events_endpoint} yet"
-        """Why the engine's events are not known; "" when they are."""
+        self.follow_state = FollowState.DISCONNECTED
+        self._not_followed = f"not subscribed to {settings.events_endpoint} yet"
+        """Why the events are not followed, if they are not."""
         self.replays: Counter[str] = Counter()
         self.last_event_at: float | None = None
         self._following: asyncio.Task[None] | None = None
         self._context = zmq.asyncio.Context(io_threads=1)
         self._stopped = False
         self._refresh()
+
+    @property
+    def events_problem(self) -> str:
+        """Why the engine's events are not followed; "" when they are."""
+        return "" if self.follow_state is FollowState.FOLLOWING else self._not_followed
 
     @property
     def problem(self) -> str:
@@ -137,7 +169,7 @@ class Agent:
                 event(logger, logging.ERROR, "several_engines", engines=scrape.engines, followed=1)
             if self._following is not None:
                 self._following.cancel()
-            self._set_events_problem(f"not subscribed to {self.settings.events_endpoint} yet")
+            self._followed(FollowEvent.LOST, f"not subscribed to {self.settings.events_endpoint} yet")
             self._following = group.create_task(self._follow(self._following))
         self._set_engine_problem("")
 
@@ -187,17 +219,18 @@ class Agent:
                     reading = group.create_task(self._read(subscription))
                     await subscription.disconnected()
                     reading.cancel()
-                self._set_events_problem(f"the connection to {self.settings.events_endpoint} ended")
+                self._followed(FollowEvent.LOST, f"the connection to {self.settings.events_endpoint} ended")
             finally:
                 subscription.close()
             await asyncio.sleep(RESUBSCRIBE)
 
     async def _read(self, subscription: Subscription) -> None:
         follower, view = self.view.follower, self.view
+        self._followed(FollowEvent.CONNECTED)
         follower.begin()
         answers = await self._catch_up()
         view.flush()
-        self._set_events_problem("")
+        self._followed(FollowEvent.CAUGHT_UP)
         taken = 0
         while True:
             message = await subscription.receive(EVENT_TIMEOUT)
@@ -252,12 +285,15 @@ class Agent:
         self.engine_problem = problem
         self._refresh()
 
-    def _set_events_problem(self, problem: str) -> None:
-        if problem != self.events_problem:
-            _log("events_followed", "events_not_followed", problem)
-        if problem:
+    def _followed(self, happened: FollowEvent, why: str = "") -> None:
+        """The one place where the state of following changes. `why`: the reason of a loss."""
+        before = self.events_problem
+        self.follow_state = FOLLOW_TRANSITIONS[self.follow_state, happened]
+        if happened is FollowEvent.LOST:
+            self._not_followed = why
             self._prompts(AgreementEvent.ENGINE_LOST)
-        self.events_problem = problem
+        if self.events_problem != before:
+            _log("events_followed", "events_not_followed", self.events_problem)
         self._refresh()
 
     def _refresh(self) -> None:
