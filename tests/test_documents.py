@@ -9,12 +9,14 @@ docs/routing.md, docs/worker.md, docs/profiles.md, docs/states.md, docs/dashboar
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tomllib
 from collections.abc import Iterable
 from functools import cache
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -205,14 +207,15 @@ def exported(families: Iterable[Metric], prefix: str) -> Described:
     return found
 
 
-async def worker_metrics() -> list[Metric]:
-    settings = WorkerSettings()
-    tokenizer = load_tokenizer(settings.tokenizer)
-    worker = Worker(settings, tokenizer, make_generator("sampler", tokenizer, seed=0, mean_tokens=10), 8100)
+async def ask_worker(path: str, **settings: Any) -> str:
+    """The body of a new emulated worker's answer to GET."""
+    tokenizer = load_tokenizer("gpt2")
+    generator = make_generator("sampler", tokenizer, seed=0, mean_tokens=10)
+    worker = Worker(WorkerSettings(**settings), tokenizer, generator, 8100)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(worker.app), base_url="http://worker") as client:
-        text = (await client.get("/metrics")).text
+        text = (await client.get(path)).text
     worker.close()
-    return list(text_string_to_metric_families(text))
+    return text
 
 
 async def test_the_routers_metrics() -> None:
@@ -241,7 +244,7 @@ async def test_the_agents_metrics() -> None:
 
 
 async def test_the_workers_metrics() -> None:
-    families = await worker_metrics()
+    families = list(text_string_to_metric_families(await ask_worker("/metrics")))
     assert documented("kvcluster_worker_") == exported(families, "kvcluster_worker_")
     expected = documented("vllm:")
     found = exported(families, "vllm:")
@@ -267,6 +270,13 @@ def test_the_controllers_metrics() -> None:
 # --- endpoints ---
 
 
+def section(document: str, heading: str) -> str:
+    """The text under a heading of the second level, up to the next heading."""
+    found = re.search(rf"^## {heading}\n(.*?)^##", text_of(Path(document)), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
 async def test_every_endpoint_of_the_management_port_is_documented() -> None:
     router = Router(RouterSettings(), StaticDiscovery([]))
     served = {
@@ -276,13 +286,18 @@ async def test_every_endpoint_of_the_management_port_is_documented() -> None:
         for method in route.methods
     }
     await router.close()
-    page = text_of(Path("docs/router.md"))
-    (section,) = re.findall(r"^## Management port\n(.*?)^###", page, re.MULTILINE | re.DOTALL)
     documented = set()
-    for cell in re.findall(r"^\| ([^|]*)\|", section, re.MULTILINE):
+    for cell in re.findall(r"^\| ([^|]*)\|", section("docs/router.md", "Management port"), re.MULTILINE):
         method = re.search(r"`(GET|POST) ", cell)
         documented |= {(method[1], path) for path in re.findall(r"(/[\w/{}]+)", cell) if method is not None}
     assert documented == served
+
+
+async def test_every_endpoint_of_a_worker_is_documented() -> None:
+    served = json.loads(await ask_worker("/openapi.json", dev_mode=True))["paths"]
+    documented = set(re.findall(r"(?<![\w.])(/[\w/]+)`", section("docs/worker.md", "Endpoints")))
+    undescribed = {"/docs", "/redoc", "/openapi.json", "/v1/responses/ID", "/v1/responses/ID/cancel"}
+    assert served.keys() - undescribed == documented - undescribed
 
 
 def test_every_open_path_of_the_data_port_is_documented() -> None:
