@@ -234,6 +234,8 @@ UNMODELLED = [
     pytest.param("GET", MAPS, {"headers": {"accept": "application/json;as=PartialObjectMetadataList"}}, id="partial"),
     pytest.param("GET", f"{MAPS}?watch=1", {"headers": {"accept": "application/json;as=Table"}}, id="watched table"),
     pytest.param("GET", f"{MAPS}?resourceVersion=1&resourceVersionMatch=Exact", {}, id="exact version"),
+    pytest.param("GET", f"{MAPS}?resourceVersion=99999999", {}, id="version from the future"),
+    pytest.param("GET", f"{MAPS}?watch=1&sendInitialEvents=true", {}, id="initial events"),
 ]
 
 

@@ -150,59 +150,6 @@ async def test_a_version_too_old_is_gone(api: Backend, client: httpx.AsyncClient
     assert status["message"].startswith("too old resource version: 1 (")
 
 
-@pytest.mark.parametrize("version", ["abc", "-1"])
-async def test_a_version_that_is_none_is_refused(client: httpx.AsyncClient, maps: str, version: str) -> None:
-    why = f'resourceVersion: Invalid value: "{version}": strconv.ParseUint: parsing "{version}": invalid syntax'
-    ok(await client.post(maps, json=config_map()), 201)
-    for path, watch in ((maps, {"watch": "1"}), (f"{maps}/c", {})):
-        status = ok(await client.get(path, params={**watch, "resourceVersion": version}), 500)
-        assert status["message"] == why
-        assert "reason" not in status
-    listed = refused(await client.get(maps, params={"resourceVersion": version}), 400, "BadRequest")
-    assert listed["message"] == f"invalid resource version: {why}"
-
-
-async def test_a_version_from_the_future_is_waited_for_in_vain(client: httpx.AsyncClient, maps: str) -> None:
-    ok(await client.post(maps, json=config_map()), 201)
-    for path in (maps, f"{maps}/c"):
-        status = refused(await client.get(path, params={"resourceVersion": "99999999"}), 504, "Timeout")
-        assert status["message"].startswith("Timeout: Too large resource version: 99999999, current: ")
-        assert status["details"]["causes"][0]["reason"] == "ResourceVersionTooLarge"
-
-
-@pytest.mark.parametrize(
-    ("query", "words"),
-    [
-        pytest.param(query, words, id=called)
-        for called, query, words in (
-            ("match alone", {"resourceVersionMatch": "NotOlderThan"}, "forbidden unless resourceVersion is provided"),
-            (
-                "odd match",
-                {"resourceVersionMatch": "Odd", "resourceVersion": "1"},
-                "supported values",
-            ),
-            ("initial events of a list", {"sendInitialEvents": "true"}, "sendInitialEvents is forbidden for list"),
-            (
-                "initial events alone",
-                {"watch": "1", "sendInitialEvents": "true"},
-                "requires setting resourceVersionMatch to NotOlderThan",
-            ),
-            (
-                "match of a watch",
-                {"watch": "1", "resourceVersionMatch": "NotOlderThan"},
-                "forbidden for watch unless sendInitialEvents is",
-            ),
-        )
-    ],
-)
-async def test_options_that_contradict_each_other(
-    client: httpx.AsyncClient, maps: str, query: dict[str, str], words: str
-) -> None:
-    status = refused(await client.get(maps, params=query), 422, "Invalid")
-    assert status["details"]["kind"] == "ListOptions"
-    assert words in status["message"]
-
-
 @pytest.mark.parametrize(
     "query",
     [pytest.param({"limit": "abc"}, id="list"), pytest.param({"watch": "1", "timeoutSeconds": "abc"}, id="watch")],

@@ -1,13 +1,13 @@
 """Requests, taken apart the way the API server's filters do it: who asks, for what, with which options.
 
 Modelled: bearer tokens (a user's name behind `fake-`), impersonation by the administrator, the verb of a request, the
-options of lists and watches and what a real server refuses of them (`test_conformance_watch.py`). Not modelled, and
+options of watches (`test_conformance_watch.py`). Not modelled, and
 refused: bodies in YAML or CBOR, lists of exactly one version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,16 +16,15 @@ from starlette.requests import Request
 
 from tests.kube.apiserver import protobuf
 from tests.kube.apiserver.cluster import ADMIN, Ask, User
-from tests.kube.apiserver.errors import ApiError, Cause, bad_request, invalid, not_modelled
+from tests.kube.apiserver.errors import ApiError, bad_request, not_modelled
 from tests.kube.apiserver.rbac import Attributes
 from tests.kube.apiserver.selectors import field_terms
-from tests.kube.apiserver.validation import unsupported
 
 LARGEST_BODY = 3 * 1024 * 1024
 
 
 TOKEN = "fake-"
-_MATCH = "resourceVersionMatch"
+MATCH = "resourceVersionMatch"
 
 
 class Logged(NamedTuple):
@@ -63,7 +62,7 @@ class Call:
 
     @property
     def watching(self) -> bool:
-        return flag(self.query, "watch")
+        return self.query.get("watch") in ("true", "1")
 
     @property
     def verb(self) -> str:
@@ -159,12 +158,10 @@ def token_of(name: str) -> str:
 
 def authenticate(headers: Any) -> User:
     """Who asks: without a token the administrator, for kubectl sends none over plain HTTP. Raises `ApiError` 401."""
-    given = headers.get("authorization")
-    scheme, _, token = (given or "").partition(" ")
-    # The name of the scheme may be in any case: the official client writes `bearer` for a pod's service account.
-    if given is not None and not (scheme.lower() == "bearer" and token.startswith(TOKEN)):
+    scheme, _, token = headers.get("authorization", f"Bearer {TOKEN}{ADMIN.name}").partition(" ")
+    if scheme.lower() != "bearer" or not token.startswith(TOKEN):
         raise ApiError(401, "Unauthorized")
-    user = ADMIN if given is None else user_named(token.removeprefix(TOKEN))
+    user = user_named(token.removeprefix(TOKEN))
     other = headers.get("impersonate-user")
     if other is None:
         return user
@@ -173,42 +170,12 @@ def authenticate(headers: Any) -> User:
     return user_named(other)
 
 
-def flag(query: Mapping[str, str], name: str) -> bool:
-    """A boolean of a query: false is what is absent, `0` or `false`."""
-    return name in query and query[name] != "0" and query[name].lower() != "false"
-
-
 def number(query: Mapping[str, str], name: str) -> int:
     """An integer of a query; 0 where it is absent. Raises `ApiError` 400."""
     text = query.get(name) or "0"
-    if not text.removeprefix("-").isdigit():
+    if not text.isdigit():
         raise bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax')
     return int(text)
-
-
-def version(query: Mapping[str, str]) -> int:
-    """The resourceVersion of a query; 0 where it is absent. Raises `ApiError` 500, as the real server does."""
-    text = query.get("resourceVersion") or "0"
-    if not text.isdigit():
-        why = f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax'
-        raise ApiError(500, why, reason=None)
-    return int(text)
-
-
-def too_large(asked: int, current: int) -> ApiError:
-    """504 for a version from the future, for which the real server waits three seconds."""
-    return ApiError(504, f"Timeout: Too large resource version: {asked}, current: {current}", "Timeout", {
-        "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
-        "retryAfterSeconds": 1,
-    })  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ListOptions:
-    """Of a list: how new it must be."""
-
-    version: int
-    limit: int
 
 
 @dataclass(frozen=True)
@@ -221,55 +188,11 @@ class WatchOptions:
     seconds: int
 
 
-def of_list(query: Mapping[str, str]) -> ListOptions:
-    """Raises `ApiError`."""
-    limit = number(query, "limit")
-    _refuse(_list_faults(query))
-    try:
-        asked = version(query)
-    except ApiError as error:
-        raise bad_request(f"invalid resource version: {error.message}") from None
-    return ListOptions(asked, limit)
-
-
 def of_watch(query: Mapping[str, str]) -> WatchOptions:
     """Raises `ApiError`."""
-    seconds = number(query, "timeoutSeconds")
-    _refuse(_watch_faults(query))
-    initial = flag(query, "sendInitialEvents")
-    since = None if initial else version(query) or None
-    return WatchOptions(since, initial, flag(query, "allowWatchBookmarks"), seconds)
-
-
-def _list_faults(query: Mapping[str, str]) -> Iterator[Cause]:
-    if match := query.get(_MATCH):
-        if not query.get("resourceVersion"):
-            yield _forbidden(_MATCH, f"{_MATCH} is forbidden unless resourceVersion is provided")
-        if query.get("continue"):
-            yield _forbidden(_MATCH, f"{_MATCH} is forbidden when continue is provided")
-        if match not in ("Exact", "NotOlderThan"):
-            yield unsupported(_MATCH, match, ["Exact", "NotOlderThan", ""])
-        if match == "Exact":
-            raise not_modelled("lists of exactly one version")
-    if "sendInitialEvents" in query:
-        yield _forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list")
-
-
-def _watch_faults(query: Mapping[str, str]) -> Iterator[Cause]:
-    match, initial = query.get(_MATCH), "sendInitialEvents" in query
-    if initial and match != "NotOlderThan":
-        yield _forbidden(_MATCH, f"sendInitialEvents requires setting {_MATCH} to NotOlderThan")
-    if match:
-        if not initial:
-            yield _forbidden(_MATCH, f"{_MATCH} is forbidden for watch unless sendInitialEvents is provided")
-        if match != "NotOlderThan":
-            yield unsupported(_MATCH, match, ["NotOlderThan"])
-
-
-def _forbidden(field: str, why: str) -> Cause:
-    return Cause(field, f"Forbidden: {why}", "FieldValueForbidden")
-
-
-def _refuse(causes: Iterator[Cause]) -> None:
-    if found := list(causes):
-        raise invalid("meta.k8s.io", "ListOptions", "", found)
+    initial = "sendInitialEvents" in query
+    if (query.get("sendInitialEvents"), query.get(MATCH)) not in ((None, None), ("true", "NotOlderThan")):
+        raise not_modelled("watches with other initial events than those after a version")
+    since = None if initial else number(query, "resourceVersion") or None
+    bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
+    return WatchOptions(since, initial, bookmarks, number(query, "timeoutSeconds"))

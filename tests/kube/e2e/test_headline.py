@@ -31,12 +31,17 @@ PAIRS = [
 NONE = [pytest.param(None, None, marks=pytest.mark.skip(reason=MISSING), id="none")]
 
 
+RELEASED, CHECKOUT = "oci://REGISTRY/OWNER/charts/kvcluster --version VERSION", "deploy/helm/kvcluster"
+
+
 def commands() -> list[list[str]]:
-    """The README's commands for Kubernetes."""
+    """The README's commands for Kubernetes, which install the chart of the checkout instead of a release's."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.search(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert found is not None
-    return [shlex.split(line, comments=True) for line in found[1].splitlines()]
+    assert RELEASED in found[1]
+    lines = found[1].replace(RELEASED, CHECKOUT).splitlines()
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 @pytest.mark.parametrize(("helm_binary", "kubectl_binary"), PAIRS or NONE)
@@ -50,7 +55,7 @@ async def test_the_readmes_commands(helm_binary: Path, kubectl_binary: Path, tmp
     helm, kubectl = Tool(helm_binary, admin, tmp_path), Tool(kubectl_binary, admin, tmp_path)
     printed = {}
     try:
-        async with FakeNode(server.url, logs=tmp_path / "logs", tokens=server.account_token) as node:
+        async with FakeNode(server, logs=tmp_path / "logs") as node:
             for program, *arguments in commands():
                 tool = {"helm": helm, "kubectl": kubectl}[program]
                 printed[" ".join(arguments[:2])] = await tool(*arguments, deadline=120)
