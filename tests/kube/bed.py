@@ -12,7 +12,7 @@ import aiohttp
 
 from tests.kube.apiserver import FakeApiServer
 from tests.kube.kubelet import FakeNode, Timing
-from tests.kube.kubelet.client import DEPLOYMENTS, SERVICES, Api, Resource
+from tests.kube.kubelet.api import DEPLOYMENTS, PODS, SERVICES, Api, Kind
 
 NAMESPACE = "default"
 FAST = Timing(scale=0.02)
@@ -74,30 +74,32 @@ class Bed:
         template = {"metadata": {"labels": {"app": "app"}}, "spec": pod}
         spec = {"selector": {"matchLabels": {"app": "app"}}, "template": template, "strategy": SURGE, **spec}
         spec |= {"replicas": replicas}
-        await self.api.create(DEPLOYMENTS, {"metadata": {"namespace": NAMESPACE, "name": "app"}, "spec": spec})
+        self.api.create(DEPLOYMENTS, {"metadata": {"namespace": NAMESPACE, "name": "app"}, "spec": spec})
 
     async def serve(self, **spec: Any) -> str:
         """Creates the Service; its URL."""
         ports = [{"name": "http", "port": 8000, "targetPort": "http", "protocol": "TCP"}]
         item = {"metadata": {"namespace": NAMESPACE, "name": "app"}}
-        await self.api.create(SERVICES, {**item, "spec": {"selector": {"app": "app"}, "ports": ports, **spec}})
+        self.api.create(SERVICES, {**item, "spec": {"selector": {"app": "app"}, "ports": ports, **spec}})
         return f"http://{self.node.cluster_ip(NAMESPACE, 'app')}:8000"
 
     async def change(self, **spec: Any) -> None:
-        await self.api.patch(DEPLOYMENTS, (NAMESPACE, "app"), {"spec": spec})
+        self.api.patch(DEPLOYMENTS, (NAMESPACE, "app"), {"spec": spec})
 
     async def get(self, url: str) -> str:
         async with self.session.get(url, headers={"connection": "close"}) as answer:
             return await answer.text()
 
-    async def all(self, resource: Resource) -> list[Any]:
-        items: list[Any] = (await self.api.list(resource))["items"]
-        return [each for each in items if each["metadata"]["namespace"] == NAMESPACE]
+    def pod(self, name: str) -> Any:
+        return self.api.get(PODS, (NAMESPACE, name))
 
-    async def until(self, resource: Resource, condition: Callable[[list[Any]], Any]) -> list[Any]:
+    async def all(self, kind: Kind) -> list[Any]:
+        return [each for each in self.api.all(kind) if each["metadata"]["namespace"] == NAMESPACE]
+
+    async def until(self, kind: Kind, condition: Callable[[list[Any]], Any]) -> list[Any]:
         """The objects, once the condition holds for them."""
         async with asyncio.timeout(60):
-            while not condition(items := await self.all(resource)):  # noqa: ASYNC110  a client without a watch
+            while not condition(items := await self.all(kind)):  # noqa: ASYNC110  a client without a watch
                 await asyncio.sleep(0.02)
         return items
 
@@ -114,15 +116,15 @@ class Bed:
 
 
 @contextlib.asynccontextmanager
-async def bed(logs: Path, timing: Timing = FAST, **options: Any) -> AsyncIterator[Bed]:
+async def bed(logs: Path, timing: Timing = FAST) -> AsyncIterator[Bed]:
     server = FakeApiServer()
     await server.start()
     try:
         async with (
             aiohttp.ClientSession() as session,
-            FakeNode(server.url, logs=logs, timing=timing, tokens=server.account_token, **options) as node,
+            FakeNode(server, logs=logs, timing=timing) as node,
         ):
-            yield Bed(server, node, Api(server.url, session), session)
+            yield Bed(server, node, Api(server.cluster), session)
     finally:
         await server.stop()
 

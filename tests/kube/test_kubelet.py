@@ -14,7 +14,7 @@ import pytest
 
 from tests.kube.bed import NAMESPACE, answers, bed, endpoints, exiting, reasons, standin
 from tests.kube.kubelet import Timing
-from tests.kube.kubelet.client import ENDPOINT_SLICES, PODS, SERVICE_ACCOUNTS
+from tests.kube.kubelet.api import ENDPOINT_SLICES, PODS, SERVICE_ACCOUNTS
 from tests.processes import eventually, runs
 
 pytestmark = pytest.mark.process
@@ -93,13 +93,13 @@ async def test_the_cheapest_pod_ends_first_and_its_endpoint_says_so_while_it_ser
         await it.serve()
         await it.rolled_out()
         cheap = it.node.pods()[1]
-        await it.api.patch(PODS, (NAMESPACE, cheap.name), {"metadata": {"annotations": {COST: "-7"}}})
+        it.api.patch(PODS, (NAMESPACE, cheap.name), {"metadata": {"annotations": {COST: "-7"}}})
         await it.change(replicas=2)
         slices = await it.until(ENDPOINT_SLICES, lambda items: any(e["terminating"] for e in endpoints(items).values()))
         assert endpoints(slices)[cheap.name] == {"ready": False, "serving": True, "terminating": True}
         assert await it.get(f"http://{cheap.ip}:8080") == cheap.name
         # Told a second time to end, and at once.
-        await it.api.delete(PODS, (NAMESPACE, cheap.name), gracePeriodSeconds=0)
+        it.api.delete(PODS, it.pod(cheap.name), grace=0)
         await eventually(lambda: len(it.node.pods()) == 2)
         assert not runs(cheap.pid)
         await it.until(ENDPOINT_SLICES, lambda items: len(endpoints(items)) == 2)
@@ -146,13 +146,13 @@ async def test_a_pod_sees_its_own_settings_only_and_ends_when_its_work_is_done(t
 
     async with bed(tmp_path) as it:
         account = {"metadata": {"namespace": NAMESPACE, "name": "rag"}}
-        await it.api.create(SERVICE_ACCOUNTS, account)
+        it.api.create(SERVICE_ACCOUNTS, account)
         for name, spec in (
             ("asks", {"serviceAccountName": "rag"}),
             ("does-not", {"automountServiceAccountToken": False}),
         ):
             spec = {**spec, "restartPolicy": "Never", "enableServiceLinks": False, "containers": [exiting(shown)]}
-            await it.api.create(PODS, {"metadata": {"namespace": NAMESPACE, "name": name}, "spec": spec})
+            it.api.create(PODS, {"metadata": {"namespace": NAMESPACE, "name": name}, "spec": spec})
         await it.until(PODS, lambda items: [each["status"].get("phase") for each in items] == ["Succeeded"] * 2)
         asks, does_not = (json.loads(pod.log.read_text()) for pod in it.node.pods())
         assert not {"WORKER_PORT", "ROUTING_STRATEGY"} & asks.keys()
@@ -160,5 +160,5 @@ async def test_a_pod_sees_its_own_settings_only_and_ends_when_its_work_is_done(t
         assert {asks[host] for host in ("WORKER_HOST", "ROUTER_HOST", "ROUTER_MANAGEMENT_HOST", "AGENT_HOST")} == {
             it.node.pods()[0].ip
         }
-        await it.api.delete(PODS, (NAMESPACE, "asks"))
+        it.api.delete(PODS, it.pod("asks"))
         await eventually(lambda: [pod.name for pod in it.node.pods()] == ["does-not"])

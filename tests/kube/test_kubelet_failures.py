@@ -6,7 +6,6 @@ Not covered: a node that is lost, evictions for want of memory or disk, which ar
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
 import signal
@@ -17,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.kube.bed import NAMESPACE, bed, endpoints, exiting, reasons, standin, waiting
+from tests.kube.bed import NAMESPACE, bed, exiting, reasons, standin, waiting
 from tests.kube.kubelet import Timing
-from tests.kube.kubelet.client import CONFIG_MAPS, DEPLOYMENTS, ENDPOINT_SLICES, PODS
+from tests.kube.kubelet.api import CONFIG_MAPS, DEPLOYMENTS, PODS
 from tests.processes import eventually, runs
 
 pytestmark = pytest.mark.process
@@ -113,7 +112,7 @@ async def test_a_container_waits_for_its_configuration(tmp_path):
         message = item["status"]["containerStatuses"][0]["state"]["waiting"]["message"]
         assert message == 'configmap "app" not found'
         named = {"metadata": {"namespace": NAMESPACE, "name": "app"}, "data": {"WHO_AM_I": "me"}}
-        await it.api.create(CONFIG_MAPS, named)
+        it.api.create(CONFIG_MAPS, named)
         await it.rolled_out()
         assert await it.get(f"http://{it.node.pods()[0].ip}:8080") == "me"
 
@@ -142,58 +141,17 @@ async def test_probes_that_can_end_a_container_do(tmp_path):
         await it.until(PODS, restarted)
 
 
-async def test_an_api_server_that_is_away_for_a_while(tmp_path):
-    async with bed(tmp_path) as it:
-        await it.deploy(standin(), replicas=1)
-        await it.rolled_out()
-        (before,) = it.node.pods()
-        await it.server.stop()
-        it.node.kill(before.name)
-        await eventually(lambda: [pod.restarts for pod in it.node.pods()] == [1])
-        await it.server.start()
-        await it.until(PODS, lambda items: items[0]["status"]["containerStatuses"][0]["restartCount"] == 1)
-        await it.change(replicas=2)
-        await it.rolled_out()
-        assert before.name in [pod.name for pod in it.node.pods()]
-
-
-async def test_an_api_server_that_fails_half_of_the_time(tmp_path):
-    async with bed(tmp_path) as it:
-        await it.deploy(standin(), replicas=3)
-        await it.serve()
-        faults = it.server.faults
-        for status, verb in itertools.product((409, 500), ("create", "patch", "delete", "watch")):
-            faults.fail(verb=verb, status=status, probability=0.3)
-
-        async def settled(pods: int) -> None:
-            async with asyncio.timeout(60):
-                while len(endpoints(await it.all(ENDPOINT_SLICES))) != pods or len(await it.all(PODS)) != pods:
-                    await asyncio.sleep(0.1)
-                    faults.cut_watches()
-                    it.server.compact()
-
-        await settled(3)
-        await it.rolled_out()
-        faults.clear()
-        await it.change(replicas=1, template={"metadata": {"annotations": {"restarted": "now"}}})
-        for status in (409, 500):
-            faults.fail(verb="delete", status=status, probability=0.3)
-        await settled(1)
-        await it.rolled_out()
-        await eventually(lambda: len(it.node.pods()) == 1)
-        assert len(await it.all(ENDPOINT_SLICES)) == 1
-
-
 NODE = f"""
 import asyncio, json, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from tests.kube.bed import bed, standin
+from tests.processes import eventually
 
 async def main():
     async with bed(Path(sys.argv[1])) as it:
         await it.deploy(standin(), standin(name="module", command=["python", "-m", "http.server", "0"]), replicas=1)
-        await eventually(lambda: it.node.pods() and len(it.node.pods()[0].pids) == 2)
+        await eventually(lambda: it.node.pods() and len(it.node.pods()[0].pids) == 2, "both processes run")
         print(json.dumps(list(it.node.pods()[0].pids.values())), flush=True)
         await asyncio.Event().wait()
 

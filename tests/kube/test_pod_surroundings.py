@@ -13,7 +13,7 @@ import pytest
 
 from tests.kube.bed import NAMESPACE, Bed, bed, exiting, reasons, standin
 from tests.kube.kubelet import Isolation
-from tests.kube.kubelet.client import DEPLOYMENTS, PODS, SERVICE_ACCOUNTS
+from tests.kube.kubelet.api import DEPLOYMENTS, PODS, SERVICE_ACCOUNTS
 from tests.processes import eventually, runs
 
 pytestmark = pytest.mark.process
@@ -51,7 +51,7 @@ RESTRICTED = {
 async def shown(it: Bed, name: str, container: dict[str, Any], **spec: Any) -> dict[str, Any]:
     """What a pod with this container prints, once it has ended."""
     spec = {"enableServiceLinks": False, "containers": [exiting(SHOWN, **container)], **spec, "restartPolicy": "Never"}
-    await it.api.create(PODS, {"metadata": {"namespace": NAMESPACE, "name": name}, "spec": spec})
+    it.api.create(PODS, {"metadata": {"namespace": NAMESPACE, "name": name}, "spec": spec})
     ended = ("Succeeded", "Failed")
     await it.until(PODS, lambda items: all(each.get("status", {}).get("phase") in ended for each in items))
     (pod,) = [each for each in it.node.pods() if each.name == name]
@@ -83,7 +83,7 @@ async def test_a_token_is_there_when_the_pod_or_else_its_account_says_so(tmp_pat
     said = "automountServiceAccountToken"
     async with bed(tmp_path) as it:
         account = {"metadata": {"namespace": NAMESPACE, "name": "rag"}}
-        await it.api.create(SERVICE_ACCOUNTS, account if in_account is None else {**account, said: in_account})
+        it.api.create(SERVICE_ACCOUNTS, account if in_account is None else {**account, said: in_account})
         spec = {"serviceAccountName": "rag", **({} if in_pod is None else {said: in_pod})}
         found = await shown(it, "p", {}, **spec)
         if it.node.isolation is Isolation.FULL:
@@ -110,7 +110,7 @@ async def test_what_is_not_played_fails_the_test(tmp_path):
     async def ask_for_the_hosts_network() -> None:
         async with bed(tmp_path) as it:
             spec = {"enableServiceLinks": False, "hostNetwork": True, "containers": [standin()]}
-            await it.api.create(PODS, {"metadata": {"namespace": NAMESPACE, "name": "p"}, "spec": spec})
+            it.api.create(PODS, {"metadata": {"namespace": NAMESPACE, "name": "p"}, "spec": spec})
             await eventually(lambda: it.node.crashed)
 
     with pytest.raises(NotImplementedError, match=r"does not play spec\.hostNetwork"):

@@ -10,11 +10,10 @@ It runs on the test's event loop. Run kopf on another one (a thread's) or in a p
 cancels every task of its loop, this server's too.
 
 What is modelled, against what that was checked and what is refused says the docstring of each module, and in one place
-docs/decisions/019-the-test-bed-models-what-tests-ask-for.md. Known to be otherwise than in Kubernetes, and not refused:
+docs/decisions/020-the-test-bed-models-what-tests-ask-for.md. Known to be otherwise than in Kubernetes, and not refused:
 
 - endpoints may have loopback addresses, which pods of the fake node have;
-- a version from the future is refused at once (a real server waits three seconds first), and a watch from there
-  waits for it as if it were now;
+- a watch from a version in the future waits for it as if it were now;
 - an explicit zero that is not stored is left out before owners of fields are compared, and makes no conflict;
 - there is no admission: no ServiceAccounts, quotas or policies (the node plays the first two), no webhooks.
 """
@@ -73,9 +72,9 @@ class FakeApiServer:
         clock: Callable[[], datetime.datetime] = _utc,
     ) -> None:  # fmt: skip
         self._port = port
-        self._cluster = Cluster(definitions(), clock, service_network)
-        self._app = App(self._cluster, bookmark_seconds)
-        self._garbage = GarbageCollector(self._cluster, self._app.crashes.append)
+        self.cluster = Cluster(definitions(), clock, service_network)
+        self._app = App(self.cluster, bookmark_seconds)
+        self._garbage = GarbageCollector(self.cluster, self._app.crashes.append)
         self._connections = ServerState()
         self._listener: asyncio.Server | None = None
         self._seeded = False
@@ -96,11 +95,11 @@ class FakeApiServer:
     @property
     def store(self) -> Store:
         """The objects; read them, write through the API."""
-        return self._cluster.store
+        return self.cluster.store
 
     def compact(self) -> None:
         """Forget the history: watches from before now are answered with 410 Gone."""
-        self._cluster.store.compact()
+        self.cluster.store.compact()
 
     async def start(self) -> None:
         """Serve from now on."""
@@ -133,9 +132,9 @@ class FakeApiServer:
     def _seed(self) -> None:
         """Create what every cluster has from the start."""
         for obj in _FIRST:
-            resource = self._cluster.resource_of(obj["apiVersion"], obj["kind"])
+            resource = self.cluster.resource_of(obj["apiVersion"], obj["kind"])
             assert resource is not None
-            writes.create(self._cluster, resource, "", plain_copy(obj), Ask(manager="kube-apiserver"))
+            writes.create(self.cluster, resource, "", plain_copy(obj), Ask(manager="kube-apiserver"))
 
     def token(self, user: str) -> str:
         """A bearer token of a user."""

@@ -16,7 +16,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     logs = tmp_path / "logs"
     async with prepared() as cluster:
         controller = Controller(cluster.operator_kubeconfig(tmp_path / "operator"), tmp_path / "controller.log")
-        async with FakeNode(cluster.server.url, logs=logs, tokens=cluster.server.account_token) as node:
+        async with FakeNode(cluster.server, logs=logs) as node:
             await controller.start()
             try:
                 yield World(cluster, node, controller)

@@ -16,7 +16,7 @@ the tests run as root on Linux (`node.isolation` is `FULL`), a container's proce
 Elsewhere (`NONE`) processes are this user's and share its file system; the token comes by KUBECONFIG, by the same rule.
 What a process finds was compared with what the same pods find under Kubernetes 1.36 and containerd 1.6.
 
-Not played, each module says more (docs/decisions/019-the-test-bed-models-what-tests-ask-for.md has it all):
+Not played, each module says more (docs/decisions/020-the-test-bed-models-what-tests-ask-for.md has it all):
 
 - the network: containers share this machine's. Each pod has an address in 127.0.0.0/8, and the hosts that our processes
   listen on are set to it (`environment.addresses`); 127.0.0.1 in their settings means it too. A port that something on

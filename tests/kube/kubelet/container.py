@@ -14,7 +14,7 @@ from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.kube.kubelet.client import CONFIG_MAPS, PODS, TRANSIENT, ApiError, Object, now
+from tests.kube.kubelet.api import CONFIG_MAPS, PODS, Object, now
 from tests.kube.kubelet.environment import (
     ConfigError,
     addresses,
@@ -119,7 +119,7 @@ class Container:
         self._changed()
 
     def _say(self, reason: str, message: str, *, warning: bool = False) -> None:
-        self._machine.events.say(PODS, self._pod(), reason, message, warning=warning)
+        self._machine.api.say(PODS, self._pod(), reason, message, warning=warning)
 
     async def _wait(self, seconds: float) -> bool:
         """Waits, and says whether the container is to stop."""
@@ -154,20 +154,18 @@ class Container:
         """The command line, with the environment at hand; None when the container is to stop."""
         while True:
             try:
-                return await self._configure()
+                return self._configure()
             except ConfigError as error:
                 self._say("Failed", f"Error: {error}", warning=True)
                 self._become(Waiting("CreateContainerConfigError", str(error)))
-            except (ApiError, *TRANSIENT):
-                pass
             if await self._wait(self._machine.timing.scaled(CONFIG_RETRY)):
                 return None
 
-    async def _configure(self) -> list[str]:
+    def _configure(self) -> list[str]:
         pod, machine = self._pod(), self._machine
         data = {}
         for name in references(self.spec):
-            found = await machine.api.get(CONFIG_MAPS, (pod["metadata"]["namespace"], name))
+            found = machine.api.get(CONFIG_MAPS, (pod["metadata"]["namespace"], name))
             if found is not None:
                 data[name] = found.get("data") or {}
         image = machine.images.find(self.record.image)
@@ -176,7 +174,7 @@ class Container:
         env = {name: at_home(value, self._ip) for name, value in env.items()}
         argv = [at_home(part, self._ip) for part in command_line(self.spec)]
         ours = {"HOSTNAME": pod["metadata"]["name"]}
-        token = await self._volumes.token(pod, machine.isolation)
+        token = self._volumes.token(pod, machine.isolation)
         if token is not None and machine.isolation is Isolation.NONE:
             ours["KUBECONFIG"], token = str(token), None
         mounts = mounts_of(self.spec, self._volumes.prepare(pod), token)

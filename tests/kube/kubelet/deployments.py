@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.kube.kubelet.client import DEPLOYMENTS, PODS, REPLICA_SETS, Api, ApiError, Events, Key, Object, key_of, now
+from tests.kube.apiserver.errors import ApiError
+from tests.kube.kubelet.api import DEPLOYMENTS, PODS, REPLICA_SETS, Api, Key, Kind, Object, WorkQueue, key_of, now
 from tests.kube.kubelet.environment import ConfigError
-from tests.kube.kubelet.informer import Informer, WorkQueue
 from tests.kube.kubelet.machine import Timing
 from tests.kube.kubelet.rollout import (
     COUNTS,
@@ -41,9 +41,6 @@ RETRY_CREATE = 0.5
 SLACK = 0.01
 
 
-FORBIDDEN = 403
-
-
 @dataclass(slots=True)
 class _Rollout:
     """What is remembered of a Deployment from one reconciliation to the next."""
@@ -57,33 +54,19 @@ class _Rollout:
 class Deployments:
     """Reconciles Deployments by name."""
 
-    def __init__(
-        self,
-        api: Api,
-        deployments: Informer,
-        replica_sets: Informer,
-        pods: Informer,
-        *,
-        events: Events,
-        quotas: Quotas,
-        timing: Timing,
-    ) -> None:
+    def __init__(self, api: Api, quotas: Quotas, timing: Timing) -> None:
         self._api = api
-        self._deployments = deployments
-        self._sets = replica_sets
-        self._pods = pods
-        self._events = events
         self._quotas = quotas
         self._timing = timing
         self._rollouts: dict[str, _Rollout] = {}
         self.queue = WorkQueue(self._reconcile)
-        deployments.on_change(self._on_deployment)
-        replica_sets.on_change(lambda item, _: self._add_owner(item))
-        pods.on_change(self._on_pod)
+        api.on_change(DEPLOYMENTS, self._on_deployment)
+        api.on_change(REPLICA_SETS, lambda item, _: self._add_owner(item))
+        api.on_change(PODS, self._on_pod)
 
     def everything(self) -> None:
         """Reconciles every Deployment again."""
-        for item in self._deployments:
+        for item in self._api.all(DEPLOYMENTS):
             self.queue.add(key_of(item))
 
     def _on_deployment(self, item: Object, exists: bool) -> None:
@@ -93,7 +76,7 @@ class Deployments:
 
     def _on_pod(self, item: Object, exists: bool) -> None:
         owner = _owner(item)
-        replica_set = self._sets.get((item["metadata"]["namespace"], owner.get("name", "")))
+        replica_set = self._api.get(REPLICA_SETS, (item["metadata"]["namespace"], owner.get("name", "")))
         if owner.get("kind") == "ReplicaSet" and replica_set is not None:
             self._add_owner(replica_set)
 
@@ -102,8 +85,8 @@ class Deployments:
         if owner.get("kind") == "Deployment":
             self.queue.add((item["metadata"]["namespace"], owner["name"]))
 
-    async def _reconcile(self, key: Key) -> float | None:
-        deployment = self._deployments.get(key)
+    def _reconcile(self, key: Key) -> float | None:
+        deployment = self._api.get(DEPLOYMENTS, key)
         if deployment is None or "deletionTimestamp" in deployment["metadata"]:
             return None
         spec, uid = deployment["spec"], deployment["metadata"]["uid"]
@@ -112,7 +95,8 @@ class Deployments:
         state = self._rollouts.setdefault(uid, _Rollout())
         desired = spec.get("replicas", 1)
         owned = sorted(
-            (each for each in self._sets if _owner(each).get("uid") == uid), key=lambda each: _revision(each)
+            (each for each in self._api.all(REPLICA_SETS) if _owner(each).get("uid") == uid),
+            key=lambda each: _revision(each),
         )
         name = f"{key[1]}-{template_hash(spec['template'])}"
         new = next((each for each in owned if each["metadata"]["name"] == name), None)
@@ -124,31 +108,31 @@ class Deployments:
             # A rollout begins; back to an earlier template it does so without a condition of its own.
             state.newest, state.progress = name, asyncio.get_running_loop().time()
         if new is None:
-            new = await self._create_set(deployment, name, step.new, revision)
+            new = self._create_set(deployment, name, step.new, revision)
             state.created = True
         else:
             revision = max(revision, _revision(new))
-            await self._scale(deployment, new, step.new, revision)
+            self._scale(deployment, new, step.new, revision)
         for replica_set, size in zip(old, step.old, strict=True):
-            await self._scale(deployment, replica_set, size, _revision(replica_set))
+            self._scale(deployment, replica_set, size, _revision(replica_set))
         for replica_set in (new, *old):
-            current = self._sets.get(key_of(replica_set)) or replica_set
-            await self._sync_pods(current, state)
-            await self._write_set_status(current, state)
-        await self._write_revision(deployment, revision)
-        return await self._write_status(deployment, new, old, state)
+            current = self._api.get(REPLICA_SETS, key_of(replica_set)) or replica_set
+            self._sync_pods(current, state)
+            self._write_set_status(current, state)
+        self._write_revision(deployment, revision)
+        return self._write_status(deployment, new, old, state)
 
     def _pods_of(self, replica_set: Object) -> list[Object]:
         uid = replica_set["metadata"]["uid"]
-        return [pod for pod in self._pods if _owner(pod).get("uid") == uid]
+        return [pod for pod in self._api.all(PODS) if _owner(pod).get("uid") == uid]
 
     def _counted(self, replica_set: Object) -> Counted:
-        replica_set = self._sets.get(key_of(replica_set)) or replica_set
+        replica_set = self._api.get(REPLICA_SETS, key_of(replica_set)) or replica_set
         active = [pod for pod in self._pods_of(replica_set) if is_active(pod)]
         wanted = replica_set["spec"].get("replicas", 1)
         return Counted(wanted, len(active), sum(map(is_ready, active)), replica_set["metadata"]["name"])
 
-    async def _create_set(self, deployment: Object, name: str, size: int, revision: int) -> Object:
+    def _create_set(self, deployment: Object, name: str, size: int, revision: int) -> Object:
         spec = deployment["spec"]
         marked = {HASH: name.rpartition("-")[2]}
         template = spec["template"]
@@ -169,25 +153,24 @@ class Deployments:
                 "template": {**template, "metadata": {**metadata, "labels": labels}},
             },
         }
-        created = await self._api.create(REPLICA_SETS, item)
-        self._sets.wrote(created)
+        created = self._api.create(REPLICA_SETS, item)
         self._say_scaled(deployment, name, 0, size)
         return created
 
-    async def _scale(self, deployment: Object, replica_set: Object, size: int, revision: int) -> None:
+    def _scale(self, deployment: Object, replica_set: Object, size: int, revision: int) -> None:
         present = replica_set["spec"].get("replicas", 1)
         if present != size or _revision(replica_set) != revision:
             patch = {"spec": {"replicas": size}, "metadata": {"annotations": {REVISION: str(revision)}}}
-            self._sets.wrote(await self._api.patch(REPLICA_SETS, key_of(replica_set), patch))
+            self._api.patch(REPLICA_SETS, key_of(replica_set), patch)
             self._say_scaled(deployment, replica_set["metadata"]["name"], present, size)
 
     def _say_scaled(self, deployment: Object, name: str, before: int, after: int) -> None:
         if before != after:
             way = "up" if after > before else "down"
             said = f"Scaled {way} replica set {name} from {before} to {after}"
-            self._events.say(DEPLOYMENTS, deployment, "ScalingReplicaSet", said, warning=False)
+            self._api.say(DEPLOYMENTS, deployment, "ScalingReplicaSet", said)
 
-    async def _sync_pods(self, replica_set: Object, state: _Rollout) -> None:
+    def _sync_pods(self, replica_set: Object, state: _Rollout) -> None:
         """Creates or deletes pods until the ReplicaSet has as many as it should."""
         name = replica_set["metadata"]["name"]
         active = [pod for pod in self._pods_of(replica_set) if is_active(pod)]
@@ -196,47 +179,38 @@ class Deployments:
         try:
             for _ in range(wanted - len(active)):
                 pod = _new_pod(replica_set)
-                await self._admit(pod)
-                self._pods.wrote(await self._api.create(PODS, pod))
+                self._admit(pod)
+                self._api.create(PODS, pod)
         except ApiError as error:
             # Every attempt is about a pod of another name; as in a cluster, the first one's message stays.
             state.failures[name] = before or error.message
             if before is None:
                 said = f"Error creating: {error.message}"
-                self._events.say(REPLICA_SETS, replica_set, "FailedCreate", said, warning=True)
+                self._api.say(REPLICA_SETS, replica_set, "FailedCreate", said, warning=True)
         for victim in victims(active, len(active) - wanted) if len(active) > wanted else ():
-            await self._delete_pod(victim)
+            self._api.delete(PODS, victim)
 
-    async def _admit(self, pod: Object) -> None:
+    def _admit(self, pod: Object) -> None:
         """Raises `ApiError` for what the API server's admission refuses: the quota, a service account that is none."""
         self._quotas.check(pod)
         try:
-            await account_of(self._api, pod)
+            account_of(self._api, pod)
         except ConfigError as error:
             name = pod["metadata"]["name"]
-            raise ApiError(FORBIDDEN, "Forbidden", f'pods "{name}" is forbidden: {error}') from None
+            raise ApiError(403, f'pods "{name}" is forbidden: {error}') from None
 
-    async def _delete_pod(self, pod: Mapping[str, Any]) -> None:
-        answer = await self._api.delete(PODS, key_of(pod), preconditions={"uid": pod["metadata"]["uid"]})
-        if answer is not None and "deletionTimestamp" in answer.get("metadata", {}):
-            self._pods.wrote(answer)
-        else:
-            self._pods.deleted(dict(pod))
-
-    async def _write_set_status(self, replica_set: Object, state: _Rollout) -> None:
+    def _write_set_status(self, replica_set: Object, state: _Rollout) -> None:
         failure = state.failures.get(replica_set["metadata"]["name"], "")
         status = replica_set_status(replica_set, self._counted(replica_set), failure, now())
-        await self._write(REPLICA_SETS, self._sets, replica_set, status)
+        self._write(REPLICA_SETS, replica_set, status)
 
-    async def _write_revision(self, deployment: Object, revision: int) -> None:
+    def _write_revision(self, deployment: Object, revision: int) -> None:
         annotations = deployment["metadata"].get("annotations") or {}
         if annotations.get(REVISION) != str(revision):
             patch = {"metadata": {"annotations": {REVISION: str(revision)}}}
-            self._deployments.wrote(await self._api.patch(DEPLOYMENTS, key_of(deployment), patch))
+            self._api.patch(DEPLOYMENTS, key_of(deployment), patch)
 
-    async def _write_status(
-        self, deployment: Object, new: Object, old: Sequence[Object], state: _Rollout
-    ) -> float | None:
+    def _write_status(self, deployment: Object, new: Object, old: Sequence[Object], state: _Rollout) -> float | None:
         """Writes the Deployment's status; the seconds after which time alone will have changed it, if any."""
         spec, time = deployment["spec"], asyncio.get_running_loop().time()
         desired = spec.get("replicas", 1)
@@ -254,22 +228,22 @@ class Deployments:
         complete = is_complete(status, desired)
         if complete or progressed(deployment.get("status", {}), status):
             state.progress, overdue = time, False
-        await self._write(DEPLOYMENTS, self._deployments, deployment, status)
+        self._write(DEPLOYMENTS, deployment, status)
         state.created = False
         waits = [RETRY_CREATE] if state.failures else []
         if not complete and not overdue:
             waits.append(state.progress + patience - time + SLACK)
         return min(waits, default=None)
 
-    async def _write(self, resource: Any, informer: Informer, item: Object, status: Object) -> None:
-        present = (informer.get(key_of(item)) or item).get("status", {})
+    def _write(self, kind: Kind, item: Object, status: Object) -> None:
+        present = (self._api.get(kind, key_of(item)) or item).get("status", {})
         absent = {"conditions": [], **dict.fromkeys((*COUNTS, "fullyLabeledReplicas"), 0)}
         if any(present.get(name, absent.get(name)) != value for name, value in status.items()):
             # As the API server shows it: zeros and empty lists are left out.
             shown = {name: None if value in (0, []) else value for name, value in status.items()}
-            if resource is REPLICA_SETS:
+            if kind is REPLICA_SETS:
                 shown["replicas"] = status["replicas"]
-            informer.wrote(await self._api.patch(resource, key_of(item), {"status": shown}, "status"))
+            self._api.patch(kind, key_of(item), {"status": shown}, "status")
 
 
 def template_hash(template: Mapping[str, Any]) -> str:
@@ -316,8 +290,8 @@ def _revision(replica_set: Object) -> int:
 class Quotas:
     """How many pods a namespace may have."""
 
-    def __init__(self, pods: Informer) -> None:
-        self._pods = pods
+    def __init__(self, api: Api) -> None:
+        self._api = api
         self._limits: dict[str, int] = {}
 
     def set(self, namespace: str, pods: int | None) -> None:
@@ -333,10 +307,10 @@ class Quotas:
         limit = self._limits.get(namespace)
         if limit is None:
             return
-        used = sum(each["metadata"]["namespace"] == namespace and _counts(each) for each in self._pods)
+        used = sum(each["metadata"]["namespace"] == namespace and _counts(each) for each in self._api.all(PODS))
         if used + 1 > limit:
             said = f"requested: pods=1, used: pods={used}, limited: pods={limit}"
-            raise ApiError(FORBIDDEN, "Forbidden", f'pods "{name}" is forbidden: exceeded quota: pods, {said}')
+            raise ApiError(403, f'pods "{name}" is forbidden: exceeded quota: pods, {said}')
 
 
 def _counts(pod: Mapping[str, Any]) -> bool:

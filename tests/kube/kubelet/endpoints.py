@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.kube.kubelet.client import ENDPOINT_SLICES, Api, Key, Object, key_of
-from tests.kube.kubelet.informer import Informer, WorkQueue
+from tests.kube.kubelet.api import ENDPOINT_SLICES, PODS, SERVICES, Api, Key, Object, WorkQueue, key_of
 from tests.kube.kubelet.rollout import is_ready
 
 MANAGED_BY = "endpointslice-controller.k8s.io"
@@ -26,16 +25,13 @@ HEADLESS = "service.kubernetes.io/headless"
 class EndpointSlices:
     """Reconciles the slices of Services, by the Services' names. Slices that others manage are left alone."""
 
-    def __init__(self, api: Api, services: Informer, pods: Informer, slices: Informer) -> None:
+    def __init__(self, api: Api) -> None:
         self._api = api
-        self._services = services
-        self._pods = pods
-        self._slices = slices
         self._labels: dict[str, Object] = {}
         self.queue = WorkQueue(self._reconcile)
-        services.on_change(lambda item, _: self.queue.add(key_of(item)))
-        slices.on_change(self._on_slice)
-        pods.on_change(self._on_pod)
+        api.on_change(SERVICES, lambda item, _: self.queue.add(key_of(item)))
+        api.on_change(ENDPOINT_SLICES, self._on_slice)
+        api.on_change(PODS, self._on_pod)
 
     def _on_slice(self, item: Object, exists: bool) -> None:
         if service := _service_of(item):
@@ -43,7 +39,7 @@ class EndpointSlices:
 
     def _on_pod(self, item: Object, exists: bool) -> None:
         uid = item["metadata"]["uid"]
-        for service in self._services:
+        for service in self._api.all(SERVICES):
             selector = service["spec"].get("selector")
             # A pod whose labels changed leaves the Services that selected it before.
             before = self._labels.get(uid)
@@ -55,35 +51,32 @@ class EndpointSlices:
         else:
             self._labels.pop(uid, None)
 
-    async def _reconcile(self, key: Key) -> None:
-        service = self._services.get(key)
-        present = [each for each in self._slices if _service_of(each) == key]
+    def _reconcile(self, key: Key) -> None:
+        service = self._api.get(SERVICES, key)
+        present = [each for each in self._api.all(ENDPOINT_SLICES) if _service_of(each) == key]
         if service is None:
-            # They go with their Service; this is what is left when nobody collects garbage.
-            for each in present:
-                await self._delete(each)
-            return
+            return  # they go with their Service
         if not service["spec"].get("selector"):
             return
-        pods = [pod for pod in self._pods if pod["metadata"]["namespace"] == key[0]]
+        pods = [pod for pod in self._api.all(PODS) if pod["metadata"]["namespace"] == key[0]]
         spare = [each for each in present if _owned(each, service)]
         for content in contents(service, pods):
             match = _closest(content, spare)
             if match is None:
-                await self._create(service, content)
+                self._create(service, content)
                 continue
             spare.remove(match)
             wanted = {"ports": content.ports, "endpoints": content.endpoints}
             changed = any((match.get(field) or []) != value for field, value in wanted.items())
             if changed or match["metadata"].get("labels") != labels(service):
                 patch = {**wanted, "metadata": {"labels": labels(service)}}
-                self._slices.wrote(await self._api.patch(ENDPOINT_SLICES, key_of(match), patch))
+                self._api.patch(ENDPOINT_SLICES, key_of(match), patch)
         for each in spare:
-            await self._delete(each)
+            self._api.delete(ENDPOINT_SLICES, each)
 
-    async def _create(self, service: Object, content: Content) -> None:
+    def _create(self, service: Object, content: Content) -> None:
         name = service["metadata"]["name"]
-        created = await self._api.create(
+        self._api.create(
             ENDPOINT_SLICES,
             {
                 "metadata": {
@@ -98,11 +91,6 @@ class EndpointSlices:
                 "endpoints": content.endpoints,
             },
         )
-        self._slices.wrote(created)
-
-    async def _delete(self, item: Object) -> None:
-        await self._api.delete(ENDPOINT_SLICES, key_of(item), preconditions={"uid": item["metadata"]["uid"]})
-        self._slices.deleted(item)
 
 
 def _service_of(item: Object) -> Key | None:

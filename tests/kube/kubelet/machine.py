@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.kube.kubelet.client import Api, Events
+from tests.kube.kubelet.api import Api
 from tests.kube.kubelet.images import Images
 from tests.kube.kubelet.network import Loopback
 from tests.kube.kubelet.process import Isolation
@@ -22,11 +22,10 @@ SHORTEST = 0.02
 class Timing:
     """How much faster than on a real node time passes, so that tests need not wait.
 
-    `scale` multiplies probe periods and delays, restart and image backoff, minReadySeconds and
-    progressDeadlineSeconds, but no timeout and no grace period: those are for the real processes. `deadly` multiplies
-    the time after which a liveness or startup probe that fails ends its container: a process on a busy machine may be
-    slow to start. `proxy_delay` is the time in seconds from
-    a change of an EndpointSlice until Service proxies act on it.
+    `scale` multiplies probe periods and delays, restart and image backoff, and progressDeadlineSeconds, but no timeout
+    and no grace period: those are for the real processes. `deadly` multiplies the time after which a liveness or
+    startup probe that fails ends its container: a process on a busy machine may be slow to start. `proxy_delay` is the
+    time in seconds from a change of an EndpointSlice until Service proxies act on it.
     """
 
     scale: float = 0.1
@@ -48,12 +47,11 @@ class Machine:
 
     api: Api
     session: aiohttp.ClientSession
-    events: Events
     loopback: Loopback
     logs: Path
     parent_pipe: int
     isolation: Isolation
-    credentials: Credentials | None
+    credentials: Credentials
     always: Mapping[str, str] = field(default_factory=dict)
     """Variables of every pod: where the API server is."""
     timing: Timing = field(default_factory=Timing)

@@ -21,9 +21,8 @@ from urllib.parse import urlsplit
 
 import trustme
 
-from tests.kube.kubelet.client import Key, Object, key_of
+from tests.kube.kubelet.api import ENDPOINT_SLICES, SERVICES, Api, Key, Object, key_of
 from tests.kube.kubelet.endpoints import SERVICE_NAME, is_headless
-from tests.kube.kubelet.informer import Informer
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +70,16 @@ class ServiceProxy:
     A change of the slices takes effect `delay` seconds later, as on a real node; connections that stand are left alone.
     """
 
-    def __init__(self, services: Informer, slices: Informer, loopback: Loopback, delay: float, spawn: Spawn) -> None:
-        self._services = services
-        self._slices = slices
+    def __init__(self, api: Api, loopback: Loopback, delay: float, spawn: Spawn) -> None:
+        self._api = api
         self._loopback = loopback
         self._delay = delay
         self._spawn = spawn
         self._addresses: dict[Key, str] = {}
         self._ports: dict[tuple[Key, int], _Port] = {}
         self._updates: asyncio.Queue[tuple[float, Key, Table]] = asyncio.Queue()
-        services.on_change(lambda item, _: self._changed(key_of(item)))
-        slices.on_change(self._on_slice)
+        api.on_change(SERVICES, lambda item, _: self._changed(key_of(item)))
+        api.on_change(ENDPOINT_SLICES, self._on_slice)
 
     def address(self, key: Key) -> str:
         """The address at which this Service is reached (once it exists)."""
@@ -100,12 +98,12 @@ class ServiceProxy:
 
     def _table(self, key: Key) -> Table:
         """Pods by port of the Service, as the API server has them now."""
-        service = self._services.get(key)
-        if service is None or is_headless(service) or service["spec"].get("type") == "ExternalName":
+        service = self._api.get(SERVICES, key)
+        if service is None or is_headless(service):
             return {}
         slices = [
             each
-            for each in self._slices
+            for each in self._api.all(ENDPOINT_SLICES)
             if (each["metadata"].get("labels") or {}).get(SERVICE_NAME) == key[1]
             and each["metadata"]["namespace"] == key[0]
         ]

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +15,17 @@ from typing import Any, Self
 
 import aiohttp
 
-from tests.kube.kubelet.client import DEPLOYMENTS, ENDPOINT_SLICES, PODS, REPLICA_SETS, SERVICES, Api, Events
+from tests.kube.apiserver import FakeApiServer
+from tests.kube.kubelet.api import Api
 from tests.kube.kubelet.container import Container
 from tests.kube.kubelet.deployments import Deployments, Quotas
 from tests.kube.kubelet.endpoints import EndpointSlices
-from tests.kube.kubelet.images import Image, Images, known
-from tests.kube.kubelet.informer import Informer, WorkQueue
+from tests.kube.kubelet.images import Images
 from tests.kube.kubelet.machine import Machine, Timing
 from tests.kube.kubelet.network import HTTPS, FrontDoor, Loopback, ServiceProxy
 from tests.kube.kubelet.pod import Kubelet, Pod
 from tests.kube.kubelet.process import Isolation, isolation
-from tests.kube.kubelet.volumes import Credentials, Tokens
+from tests.kube.kubelet.volumes import Credentials
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,7 @@ class PodInfo:
     pid: int | None
     log: Path
     pids: dict[str, int]
-    logs: dict[str, Path]
     restarts: int
-    ready: bool
-    terminating: bool
 
 
 class FakeNode:
@@ -54,26 +51,14 @@ class FakeNode:
 
     Entering the context begins to reconcile what the API server has, leaving it ends every process at once and raises
     what went wrong within. Containers are processes of this machine that listen on 127.x.y.z addresses, and write to
-    `logs`. `tokens` gives the bearer token of a service account; without it no pod gets one. `images` says what is in
-    an image. `isolation` is found out unless it is given.
+    `logs`.
     """
 
-    def __init__(
-        self,
-        api_url: str,
-        *,
-        logs: Path,
-        tokens: Tokens | None = None,
-        timing: Timing | None = None,
-        images: Callable[[str], Image] = known,
-        isolation: Isolation | None = None,
-    ) -> None:
-        self._api_url = api_url
+    def __init__(self, server: FakeApiServer, *, logs: Path, timing: Timing | None = None) -> None:
+        self._server = server
         self._logs = logs
-        self._tokens = tokens
-        self._isolation = isolation
         self._timing = timing or Timing()
-        self._images = Images(images)
+        self._images = Images()
         self._tasks: set[asyncio.Task[None]] = set()
         self._crashes: list[BaseException] = []
         self._cleanup = contextlib.AsyncExitStack()
@@ -86,22 +71,18 @@ class FakeNode:
             read_end, write_end = os.pipe()
             cleanup.callback(os.close, read_end)
             cleanup.callback(os.close, write_end)
-            if self._isolation is None:
-                self._isolation = await asyncio.to_thread(isolation)
-            door = (
-                FrontDoor(loopback.service(), self._api_url, self._spawn) if self._isolation is Isolation.FULL else None
-            )
-            api = Api(self._api_url, session)
-            events = Events(api)
+            self.isolation = await asyncio.to_thread(isolation)
+            url, door = self._server.url, None
+            if self.isolation is Isolation.FULL:
+                door = FrontDoor(loopback.service(), url, self._spawn)
             machine = Machine(
-                api=api,
+                api=cleanup.enter_context(contextlib.closing(Api(self._server.cluster))),
                 session=session,
-                events=events,
                 loopback=loopback,
                 logs=self._logs,
                 parent_pipe=read_end,
-                isolation=self._isolation,
-                credentials=self._credentials(door),
+                isolation=self.isolation,
+                credentials=Credentials(self._server.account_token, b"" if door is None else door.certificate, url),
                 always={} if door is None else {HOST: door.address, PORT: str(HTTPS)},
                 timing=self._timing,
                 images=self._images,
@@ -113,35 +94,15 @@ class FakeNode:
             self._cleanup = cleanup.pop_all()
         return self
 
-    def _credentials(self, door: FrontDoor | None) -> Credentials | None:
-        if self._tokens is None:
-            return None
-        return Credentials(self._tokens, b"" if door is None else door.certificate, self._api_url)
-
-    @property
-    def isolation(self) -> Isolation:
-        """How much of a container's surroundings this machine lets the node make."""
-        assert self._isolation is not None
-        return self._isolation
-
     def _start(self, machine: Machine) -> None:
-        api, events, timing = machine.api, machine.events, machine.timing
-        kinds = (PODS, SERVICES, ENDPOINT_SLICES, DEPLOYMENTS, REPLICA_SETS)
-        pods, services, slices, deployments, replica_sets = informers = [Informer(api, kind) for kind in kinds]
-        self._quotas = Quotas(pods)
-        self._kubelet = Kubelet(machine, pods, self._spawn)
-        self._deployments = Deployments(
-            api, deployments, replica_sets, pods, events=events, quotas=self._quotas, timing=timing
-        )
-        endpoints = EndpointSlices(api, services, pods, slices)
-        self._proxy = ServiceProxy(services, slices, machine.loopback, timing.proxy_delay, self._spawn)
-        for informer in informers:
-            self._spawn(informer.run(), f"watch {informer.resource.plural}")
-        self._spawn(events.run(), "events")
+        api, timing = machine.api, machine.timing
+        self._quotas = Quotas(api)
+        self._kubelet = Kubelet(machine, self._spawn)
+        self._deployments = Deployments(api, self._quotas, timing)
+        self._proxy = ServiceProxy(api, machine.loopback, timing.proxy_delay, self._spawn)
         self._spawn(self._proxy.run(), "service proxy")
-        for queue in (self._kubelet.queue, self._deployments.queue, endpoints.queue):
-            # Nothing is decided on half of the facts: an unlisted pod would be created again.
-            self._spawn(_after(informers, queue), "controller")
+        for controller in (self._kubelet, self._deployments, EndpointSlices(api)):
+            self._spawn(controller.queue.run(), type(controller).__name__)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -219,12 +180,6 @@ class FakeNode:
         self._deployments.everything()
 
 
-async def _after(informers: Iterable[Informer], queue: WorkQueue) -> None:
-    for informer in informers:
-        await informer.synced.wait()
-    await queue.run()
-
-
 def _info(pod: Pod) -> PodInfo:
     metadata, first = pod.document["metadata"], pod.containers[0]
     return PodInfo(
@@ -234,8 +189,5 @@ def _info(pod: Pod) -> PodInfo:
         pid=first.pid,
         log=first.log,
         pids={each.record.name: each.pid for each in pod.containers if each.pid is not None},
-        logs={each.record.name: each.log for each in pod.containers},
         restarts=sum(each.record.restarts for each in pod.containers),
-        ready=all(each.record.ready for each in pod.containers),
-        terminating="deletionTimestamp" in metadata,
     )

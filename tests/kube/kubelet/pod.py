@@ -8,20 +8,16 @@ crashes, and the test with it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
-from tests.kube.kubelet.client import PODS, TRANSIENT, ApiError, Key, Object, key_of, now
+from tests.kube.kubelet.api import PODS, Key, Object, WorkQueue, key_of, now
 from tests.kube.kubelet.container import LEAST_GRACE, Container
-from tests.kube.kubelet.informer import Informer, WorkQueue
 from tests.kube.kubelet.machine import Machine
 from tests.kube.kubelet.podstatus import Place, Waiting, pod_status
 from tests.kube.kubelet.rollout import is_active
 from tests.kube.kubelet.volumes import PodVolumes
 
-RETRY = 0.1
-LONGEST_RETRY = 1.0
 DEFAULT_GRACE = 30
 
 
@@ -62,16 +58,12 @@ RESTARTS = {None, "Always", "Never"}
 
 
 class Pod:
-    """Runs a pod from the moment it was given to this node until it is deleted from the API server.
+    """Runs a pod from the moment it was given to this node until it is deleted from the API server."""
 
-    `wrote` is called with the pod as each write of ours left it, None once it is gone.
-    """
-
-    def __init__(self, machine: Machine, pod: Object, wrote: Callable[[Object | None], None]) -> None:
+    def __init__(self, machine: Machine, pod: Object) -> None:
         self.ip = machine.loopback.pod()
         self.document = pod
         self._machine = machine
-        self._wrote = wrote
         self._place = Place(self.ip, machine.loopback.node_ip, now())
         self._dirty = asyncio.Event()
         self._ending = asyncio.Event()
@@ -130,7 +122,7 @@ class Pod:
             if not self._gone:
                 for each in self.containers:
                     said = f"Stopping container {each.record.name}"
-                    self._machine.events.say(PODS, self.document, "Killing", said, warning=False)
+                    self._machine.api.say(PODS, self.document, "Killing", said)
             await self._stop()
             if self._running:
                 await asyncio.wait(self._running)
@@ -138,8 +130,8 @@ class Pod:
             reporting.cancel()
         self._volumes.remove()
         if not self._gone:
-            await self._retried(self._write)
-            await self._retried(self._delete)
+            self._write()
+            self._machine.api.delete(PODS, self.document, grace=0)
 
     async def _start(self, group: asyncio.TaskGroup) -> None:
         """Sidecars one after the other, then all others at once; sidecars end after those have."""
@@ -163,45 +155,26 @@ class Pod:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            await self._retried(self._write)
+            self._write()
 
-    async def _retried(self, write: Callable[[], Awaitable[None]]) -> None:
-        delay = RETRY
-        while True:
-            with contextlib.suppress(ApiError, *TRANSIENT):
-                await write()
-                return
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, LONGEST_RETRY)
-
-    async def _write(self) -> None:
+    def _write(self) -> None:
         records, before = [each.record for each in self._main], [each.record for each in self._sidecars]
         status = pod_status(self.document, records, self._place, now(), terminal=self._over, before=before)
         present = self.document.get("status", {})
         if any(present.get(field) != value for field, value in status.items()):
-            answer = await self._machine.api.patch(PODS, key_of(self.document), {"status": status}, "status")
-            if answer is not None and answer["metadata"]["uid"] == self.document["metadata"]["uid"]:
-                # Events of the watch may have brought a newer one meanwhile: the informer knows.
-                self._wrote(answer)
-
-    async def _delete(self) -> None:
-        metadata = self.document["metadata"]
-        uid = {"uid": metadata["uid"]}
-        await self._machine.api.delete(PODS, key_of(self.document), gracePeriodSeconds=0, preconditions=uid)
-        self._wrote(None)
+            self._machine.api.patch(PODS, key_of(self.document), {"status": status}, "status")
 
 
 class Kubelet:
     """Every pod runs on this node: it binds those that have none."""
 
-    def __init__(self, machine: Machine, pods: Informer, spawn: Spawn) -> None:
+    def __init__(self, machine: Machine, spawn: Spawn) -> None:
         self.pods: dict[str, Pod] = {}
         """By uid."""
         self._machine = machine
-        self._informer = pods
         self._spawn = spawn
         self.queue = WorkQueue(self._place)
-        pods.on_change(self._on_pod)
+        machine.api.on_change(PODS, self._on_pod)
 
     def _on_pod(self, item: Object, exists: bool) -> None:
         uid = item["metadata"]["uid"]
@@ -213,32 +186,21 @@ class Kubelet:
     def _is_ours_to_do(self, item: Object) -> bool:
         return item["spec"].get("nodeName") in (None, "", self._machine.name)
 
-    async def _place(self, key: Key) -> None:
+    def _place(self, key: Key) -> None:
         """Binds a pod, starts one that is bound, and removes one that ends without having been started."""
-        item = self._informer.get(key)
+        machine = self._machine
+        item = machine.api.get(PODS, key)
         if item is None or item["metadata"]["uid"] in self.pods:
             return
         if "deletionTimestamp" in item["metadata"]:
-            uid = {"uid": item["metadata"]["uid"]}
-            await self._machine.api.delete(PODS, key, gracePeriodSeconds=0, preconditions=uid)
-            self._informer.deleted(item)
+            machine.api.delete(PODS, item, grace=0)
         elif not item["spec"].get("nodeName"):
-            await self._machine.api.bind(key, self._machine.name)
-            message = f"Successfully assigned {key[0]}/{key[1]} to {self._machine.name}"
-            self._machine.events.say(PODS, item, "Scheduled", message, warning=False)
-            self._informer.wrote(await self._machine.api.get(PODS, key))
+            # As a scheduler does it, but for the binding, which the fake API server does not have.
+            machine.api.patch(PODS, key, {"spec": {"nodeName": machine.name}})
+            machine.api.say(PODS, item, "Scheduled", f"Successfully assigned {key[0]}/{key[1]} to {machine.name}")
         elif is_active(item):
-            pod = self.pods[item["metadata"]["uid"]] = Pod(self._machine, item, self._wrote(item))
+            pod = self.pods[item["metadata"]["uid"]] = Pod(machine, item)
             self._spawn(self._run(item["metadata"]["uid"], pod), f"pod {key[1]}")
-
-    def _wrote(self, item: Object) -> Callable[[Object | None], None]:
-        def wrote(written: Object | None) -> None:
-            if written is None:
-                self._informer.deleted(item)
-            else:
-                self._informer.wrote(written)
-
-        return wrote
 
     async def _run(self, uid: str, pod: Pod) -> None:
         try:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from tests.kube.kubelet.client import SERVICE_ACCOUNTS, Api, Object
+from tests.kube.kubelet.api import SERVICE_ACCOUNTS, Api, Object
 from tests.kube.kubelet.environment import ConfigError
 from tests.kube.kubelet.process import TOKEN_MOUNT, Isolation, Mount, token_is_mounted
 
@@ -36,10 +36,10 @@ class Credentials:
     """Of the API server, for the kubeconfig of a pod that cannot be given files."""
 
 
-async def account_of(api: Api, pod: Object) -> Object:
+def account_of(api: Api, pod: Object) -> Object:
     """The pod's service account. Raises `ConfigError` when there is none: every namespace has one called default."""
     namespace, name = pod["metadata"]["namespace"], pod["spec"].get("serviceAccountName") or "default"
-    found = await api.get(SERVICE_ACCOUNTS, (namespace, name))
+    found = api.get(SERVICE_ACCOUNTS, (namespace, name))
     if found is None and name != "default":
         raise ConfigError(f'error looking up service account {namespace}/{name}: serviceaccount "{name}" not found')
     return found or {"metadata": {"namespace": namespace, "name": name}}
@@ -48,7 +48,7 @@ async def account_of(api: Api, pod: Object) -> Object:
 class PodVolumes:
     """The volumes of one pod, below one folder."""
 
-    def __init__(self, folder: Path, api: Api, credentials: Credentials | None) -> None:
+    def __init__(self, folder: Path, api: Api, credentials: Credentials) -> None:
         self._folder = folder
         self._api = api
         self._credentials = credentials
@@ -62,10 +62,10 @@ class PodVolumes:
             self._open(folder, (pod["spec"].get("securityContext") or {}).get("fsGroup"))
         return found
 
-    async def token(self, pod: Object, isolation: Isolation) -> Path | None:
+    def token(self, pod: Object, isolation: Isolation) -> Path | None:
         """What is mounted at `TOKEN_MOUNT` (or a kubeconfig, where nothing can be mounted); None: no token."""
-        account = await account_of(self._api, pod)
-        if self._credentials is None or not token_is_mounted(pod, account):
+        account = account_of(self._api, pod)
+        if not token_is_mounted(pod, account):
             return None
         namespace, name = pod["metadata"]["namespace"], account["metadata"]["name"]
         token = self._credentials.token(namespace, name)
