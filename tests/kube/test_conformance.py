@@ -3,7 +3,7 @@
 Each test runs against the fake API server and, where there is one, against a real kube-apiserver with etcd: what passes
 on both pins the one to the other. Bare API servers have no controllers, so nothing here waits for one.
 
-Not covered: what is not modelled (docs/decisions/019-the-test-bed-models-what-tests-ask-for.md); built-in kinds
+Not covered: what is not modelled (docs/decisions/020-the-test-bed-models-what-tests-ask-for.md); built-in kinds
 (test_conformance_objects.py), definitions that are refused for their rules (test_conformance_definitions.py).
 """
 

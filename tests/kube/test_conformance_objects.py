@@ -1,7 +1,7 @@
 """Built-in kinds, selectors, patches and deletion of the API server, fake and (where there is one) real.
 
 Not covered: what is not modelled, such as evictions and deletion in the foreground
-(docs/decisions/019-the-test-bed-models-what-tests-ask-for.md); custom resources (test_conformance.py).
+(docs/decisions/020-the-test-bed-models-what-tests-ask-for.md); custom resources (test_conformance.py).
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class ApiError(Exception):
         return status
 
 
-PAGE = "docs/decisions/019-the-test-bed-models-what-tests-ask-for.md"
+PAGE = "docs/decisions/020-the-test-bed-models-what-tests-ask-for.md"
 
 
 def not_modelled(what: str) -> ApiError:
