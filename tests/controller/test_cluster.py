@@ -64,16 +64,16 @@ async def test_a_killed_process_comes_back_under_its_address(manifest, local_clu
         assert cluster.workers[0].restarts == cluster.router.restarts == 0
 
 
-async def test_changes_are_told_in_order(manifest, local_cluster):
+async def test_changes_are_reported_in_order(manifest, local_cluster):
     changes = []
     async with local_cluster(manifest, Options(on_change=changes.append)) as cluster:
         await cluster.wait_ready()
         os.kill(cluster.workers[0].pid, signal.SIGKILL)
         await eventually(lambda: cluster.workers[0].restarts == 1 and cluster.workers[0].state is ProcessState.READY)
-    told = [change for change in changes if change.name == "demo-worker-0"]
+    reported = [change for change in changes if change.name == "demo-worker-0"]
     states = ["starting", "ready", "backoff", "starting", "ready", "stopping", "stopped"]
-    assert [change.state for change in told] == states
-    assert told[2].detail == "was killed by SIGKILL; starting again in 0.1 s"
+    assert [change.state for change in reported] == states
+    assert reported[2].detail == "was killed by SIGKILL; starting again in 0.1 s"
 
 
 async def test_a_process_that_never_gets_ready_is_given_up_with_what_it_wrote(manifest, local_cluster):

@@ -76,7 +76,7 @@ def test_the_router_knows_the_workers_and_its_limits(make_manifest):
     assert (flags(router)["strategy"], flags(router)["max-body-bytes"]) == ("least_loaded", "4096")
 
 
-def test_the_router_is_told_whom_to_answer_and_what_to_pass_on(make_manifest):
+def test_the_router_gets_origins_and_paths_of_the_spec(make_manifest):
     plain = flags(desired_processes(make_manifest(workers={"replicas": 2}), ADDRESSES)[-1])
     assert {"cors-origins", "allowed-paths", "max-total-body-bytes"}.isdisjoint(plain)
     router = {
@@ -84,9 +84,9 @@ def test_the_router_is_told_whom_to_answer_and_what_to_pass_on(make_manifest):
         "allowedPaths": ["/v1/load_lora_adapter"],
         "limits": {"maxBodyBytes": 4096, "maxTotalBodyBytes": 2048},
     }
-    told = flags(desired_processes(make_manifest(workers={"replicas": 2}, router=router), ADDRESSES)[-1])
-    assert told["cors-origins"] == "https://a.example.com,http://localhost:3000"
-    assert (told["allowed-paths"], told["max-total-body-bytes"]) == ("/v1/load_lora_adapter", "4096")
+    given = flags(desired_processes(make_manifest(workers={"replicas": 2}, router=router), ADDRESSES)[-1])
+    assert given["cors-origins"] == "https://a.example.com,http://localhost:3000"
+    assert (given["allowed-paths"], given["max-total-body-bytes"]) == ("/v1/load_lora_adapter", "4096")
 
 
 def test_engine_args_come_last(make_manifest):
@@ -94,7 +94,7 @@ def test_engine_args_come_last(make_manifest):
     assert desired_processes(manifest, ADDRESSES)[0].args[-2:] == ("--dev-mode", "--max-num-seqs=8")
 
 
-def test_the_router_knows_what_the_engine_is_told_of_chats(make_manifest):
+def test_the_router_gets_the_engines_chat_settings(make_manifest):
     args = ["--chat-template", "/t.jinja", "--default-chat-template-kwargs={}", "--trust-request-chat-template"]
     worker, _, router = desired_processes(make_manifest(workers={"replicas": 2}, engine={"args": args}), ADDRESSES)
     assert worker.args[-4:] == tuple(args)
@@ -129,7 +129,7 @@ def test_a_process_that_was_ready_for_long_begins_its_count_of_failures_anew():
     assert failures_in_a_row(7, ready_for=10.0) == 1
 
 
-def test_exits_are_told_in_words():
+def test_exits_are_described_in_words():
     assert describe_exit(3) == "exited with code 3"
     assert describe_exit(-9) == "was killed by SIGKILL"
     assert describe_exit(-63) == "was killed by signal 63"

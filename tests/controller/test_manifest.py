@@ -191,11 +191,11 @@ def test_a_bad_spec_is_refused_with_line_path_value_and_what_is_allowed(spec: st
         "a name that is no string", "a long name", "an alias of itself", "too many values",
     ],
 )  # fmt: skip
-def test_what_is_no_manifest_is_refused(text: str | bytes, expected: list[str]):
+def test_a_file_that_is_no_manifest_is_refused(text: str | bytes, expected: list[str]):
     assert refused(text) == expected
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_together():
     assert len(refused(f"{HEAD}spec: {{cache: {{blocks: -1}}, workers: {{replicas: x}}, foo: 1}}")) == 3
 
 
@@ -208,7 +208,7 @@ def test_all_problems_are_told_at_once():
         ("  cache: {blocks: 1, odd: 1}\n  model: {maxModelLen: 100, even: 2}", "spec.model.maxModelLen: 100: needs"),
     ],
 )
-def test_a_rule_broken_beside_an_unknown_field_is_told_too(spec: str, broken: str):
+def test_a_broken_rule_is_reported_beside_an_unknown_field(spec: str, broken: str):
     problems = refused(f"{HEAD}spec:\n{spec}")
     assert any("unknown field" in problem for problem in problems), problems
     assert sum(broken in problem for problem in problems) == 1, problems

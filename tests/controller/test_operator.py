@@ -100,7 +100,7 @@ async def test_it_waits_for_an_api_server_that_is_not_up_yet():
     await running.stop()
 
 
-async def test_it_says_so_when_it_no_longer_works():
+async def test_its_health_check_fails_once_a_task_has_ended():
     running = operator(Lists(), Reconciler())
     running.check()
     await running.start()

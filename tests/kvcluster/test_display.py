@@ -55,7 +55,7 @@ def test_the_table_says_why_a_worker_gets_nothing():
     assert "not routable silent for 2.1 s [x]" in shown(use)
 
 
-def test_a_process_that_died_is_told_with_its_exit():
+def test_a_dead_process_is_shown_with_its_exit():
     status = dataclasses.replace(WORKER, state=ProcessState.BACKOFF, pid=None, detail="was killed by SIGKILL")
     assert "backoff was killed by SIGKILL" in shown(lambda display: display.change(status))
 

@@ -36,7 +36,7 @@ DEADLINE = 60.0
 
 
 class Up:
-    """A running command and the events it has told."""
+    """A running command and the events it has printed."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process

@@ -71,7 +71,7 @@ def test_replicas_are_the_autoscalers_while_there_is_one():
     assert trigger["query"] == 'sum(vllm:num_requests_waiting{namespace="serving", pod=~"rag-worker-.+"})'
 
 
-def test_a_rolling_change_never_leaves_nobody_to_answer():
+def test_a_rolling_update_always_leaves_a_pod_to_answer():
     def rolling(component: str = "worker", **spec: Any) -> dict[str, int]:
         update = objects(**spec)[f"Deployment/rag-{component}"]["spec"]["strategy"]["rollingUpdate"]
         return {name: update[name] for name in ("maxSurge", "maxUnavailable")}
@@ -94,7 +94,7 @@ def test_services_find_their_ports_whatever_the_cluster_knows_of_sidecars(spec):
             assert isinstance(port["targetPort"], int) or port["targetPort"] in named
 
 
-def test_network_policies_let_in_whom_they_name_and_nobody_else():
+def test_network_policies_admit_the_peers_they_name_only():
     made = objects(**EVERYTHING)
     (worker,) = made["NetworkPolicy/rag-worker"]["spec"]["ingress"]
     assert [sorted(peer) for peer in worker["from"]] == [["podSelector"], ["namespaceSelector"]]

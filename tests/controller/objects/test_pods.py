@@ -145,15 +145,15 @@ def test_vllm_gets_an_agent_beside_it_and_a_feed_port():
     assert made["ConfigMap/rag-router"]["data"]["ROUTER_TOKENIZER"] == "meta-llama/Llama-3.1-8B"
 
 
-def test_what_the_engine_is_told_of_chats_agents_and_routers_know():
+def test_agents_and_routers_get_the_engines_chat_settings():
     args = ["--chat_template", "/models/chat.jinja", "--trust-request-chat-template"]
     engine = {**VLLM["engine"], "args": args}
     made = objects(**{**VLLM, "engine": engine})
     assert containers(made["Deployment/rag-worker"])["worker"]["args"][-3:] == args
     for component, prefix in (("worker", "AGENT"), ("router", "ROUTER")):
-        told = made[f"ConfigMap/rag-{component}"]["data"]
-        assert told[f"{prefix}_CHAT_TEMPLATE"] == "/models/chat.jinja"
-        assert told[f"{prefix}_TRUST_REQUEST_CHAT_TEMPLATE"] == "True"
+        data = made[f"ConfigMap/rag-{component}"]["data"]
+        assert data[f"{prefix}_CHAT_TEMPLATE"] == "/models/chat.jinja"
+        assert data[f"{prefix}_TRUST_REQUEST_CHAT_TEMPLATE"] == "True"
 
 
 def test_a_lost_cache_view_takes_no_worker_out_of_service():
@@ -163,7 +163,7 @@ def test_a_lost_cache_view_takes_no_worker_out_of_service():
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_nobody_is_asked_whether_it_has_started_before_it_can_have(spec):
+def test_startup_probes_begin_when_the_process_can_have_started(spec):
     made = objects(**spec)
     for component in ("router", "worker"):
         for container in made[f"Deployment/rag-{component}"]["spec"]["template"]["spec"]["containers"]:
@@ -179,7 +179,7 @@ def test_a_router_may_wait_for_its_first_worker_for_as_long_as_an_engine_starts(
     assert router["startupProbe"]["timeoutSeconds"] > seconds, "the kubelet would give up before the router answers"
 
 
-def test_whatever_loads_the_model_or_its_tokenizer_gets_the_models_variables():
+def test_all_that_load_the_model_or_its_tokenizer_get_its_variables():
     token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}
     mirror = {"name": "HF_ENDPOINT", "value": "http://mirror"}
     made = objects(**{**VLLM, "model": {**VLLM["model"], "env": [token, mirror]}})
@@ -208,7 +208,7 @@ def test_vllm_listens_where_it_is_asked(network, ipv6, expected):
 
 
 @pytest.mark.parametrize("engine", ["emulator", "vllm"])
-def test_whoever_loads_the_model_or_its_tokenizer_has_its_volumes(engine):
+def test_all_that_load_the_model_or_its_tokenizer_have_its_volumes(engine):
     volume = {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}}
     mount = {"name": "models", "mountPath": "/models", "readOnly": True}
     model = {"name": "/models/llama", "servedNames": ["llama", "default"], "volumes": [volume], "volumeMounts": [mount]}
@@ -241,7 +241,7 @@ def test_secrets_of_the_release_and_of_the_spec_pull_images():
         assert [each["name"] for each in spec["imagePullSecrets"]] == ["shared", "mirror", "own"]
 
 
-def test_how_long_a_router_waits_is_the_specs_to_say():
+def test_the_router_gets_the_time_limits_of_the_spec():
     router = {
         "timeouts": {"connectSeconds": 1, "answerSeconds": 5.5, "idleSeconds": 90, "keepAliveSeconds": 10},
         "retries": {"attempts": 2, "deadlineSeconds": 0},

@@ -55,7 +55,7 @@ def note(reason: str) -> EventNote:
 
 
 @pytest.mark.parametrize("takes", [False, True], ids=["not taken", "taken, though the answer was lost"])
-async def test_a_failed_post_is_made_up_for(takes: bool):
+async def test_a_failed_creation_is_repeated(takes: bool):
     server = Server(KubeApiError(503, "ServiceUnavailable", "not now"), takes=takes)
     events = recorder(server)
     events.record(BODY, [note("Serving"), note("AllReady")])
@@ -75,7 +75,7 @@ async def test_an_event_that_is_refused_for_good_holds_up_no_other():
     assert server.reasons == ["AllReady"]
 
 
-async def test_a_cluster_that_is_gone_is_not_spoken_of():
+async def test_pending_events_of_a_forgotten_cluster_are_dropped():
     server = Server(KubeApiError(500, "InternalError", "no"))
     events = recorder(server)
     events.record(BODY, [note("Serving")])

@@ -29,7 +29,7 @@ def versions(inventory: Inventory, key: tuple[str, str] = ("ns", "rag")) -> dict
     return {ref.name: held["metadata"]["resourceVersion"] for ref, held in inventory.owned(key)}
 
 
-def test_an_older_word_does_not_undo_a_newer_one():
+def test_an_older_state_does_not_replace_a_newer_one():
     inventory = Inventory()
     assert inventory.put(POD, item("a", 5))
     assert not inventory.put(POD, item("a", 4))
@@ -124,8 +124,8 @@ LIVES = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["put", "dele
 
 
 @given(LIVES, st.data())
-def test_words_that_arrive_late_never_change_how_it_ends(lives, data):
-    """A server's history, told by a watch in order, with lists of any earlier moment arriving in between."""
+def test_late_lists_never_change_the_final_state(lives, data):
+    """A server's history, which a watch brings in order, with lists of any earlier moment arriving in between."""
     now: dict[str, Object] = {}
     snapshots: list[tuple[list[Object], str]] = [([], "0")]
     inventory = Inventory()

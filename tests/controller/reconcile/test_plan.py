@@ -105,7 +105,7 @@ def test_names_that_are_taken_are_left_alone_and_named():
     }
 
 
-def test_kinds_that_the_cluster_does_not_have_are_named_and_the_rest_goes_on():
+def test_unknown_kinds_are_named_and_the_rest_is_planned():
     keda = {"type": "keda", "max": 2, "prometheusAddress": "http://p:9090"}
     made = plan(UID, wanted(autoscaling=keda).values(), {}, {}, {SCALED_OBJECT})
     assert [str(ref) for ref in made.missing] == ["ScaledObject/rag-worker"]

@@ -35,7 +35,7 @@ class Server:
 
     def __init__(self) -> None:
         self.applied: list[str] = []
-        self.told: list[str] = []
+        self.events: list[str] = []
         self.installed = False
         self._versions = itertools.count(100)
         self.body: Object = {}
@@ -57,7 +57,7 @@ class Server:
 
     async def create(self, path: str, manifest: Object) -> None:
         """An event, of the KVCluster with this uid."""
-        self.told.append(manifest["involvedObject"]["uid"])
+        self.events.append(manifest["involvedObject"]["uid"])
 
     def version(self) -> str:
         return str(next(self._versions))
@@ -216,7 +216,7 @@ async def test_a_cluster_that_is_gone_is_forgotten():
     assert Ref(KVCLUSTER, *KEY) not in {ref for ref, _ in world.inventory.owned(KEY)}
 
 
-async def test_nothing_more_is_told_of_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch):
+async def test_pending_events_of_a_deleted_cluster_are_dropped(monkeypatch: pytest.MonkeyPatch):
     world = World()
 
     async def fail(path: str, manifest: Object) -> None:
@@ -232,7 +232,7 @@ async def test_nothing_more_is_told_of_a_cluster_that_is_gone(monkeypatch: pytes
     world.server.body = {**world.server.body, "status": {}, "metadata": metadata}
     world.inventory.put(KVCLUSTER, world.server.body)
     await world.reconcile()
-    assert set(world.server.told) == {"next"}
+    assert set(world.server.events) == {"next"}
 
 
 @pytest.mark.parametrize("status", [0, 503])

@@ -87,7 +87,7 @@ def answers(given: Mapping[str, RouterReport | str]) -> RouterReports:
 
 
 def observed(reports: Mapping[str, RouterReport | str] | None = None, **changes: Any) -> Observed:
-    """Four workers and two routers, all well."""
+    """Four workers and two routers, all healthy."""
     base = Observed(
         name="rag",
         namespace="ns",
@@ -112,8 +112,8 @@ def reasons(seen: Observed, previous: Raw | None = None, now: datetime = NOW) ->
     return {kind: f"{item['status']}/{item['reason']}" for kind, item in conditions(seen, previous, now).items()}
 
 
-def ailing(*pods: Raw, ready: int = 3, **figures: Any) -> Observed:
-    """Four workers wanted, `ready` of them well, the rest these pods."""
+def with_unready(*pods: Raw, ready: int = 3, **figures: Any) -> Observed:
+    """Four workers wanted, `ready` of them healthy, the rest these pods."""
     return observed(
         pods=(*WORKERS[:ready], *pods, *ROUTERS),
         deployments={

@@ -26,7 +26,7 @@ from tests.controller.status.support import (
     report,
 )
 
-WELL = {
+HEALTHY = {
     "Ready": "True/Serving",
     "WorkersAvailable": "True/AllReady",
     "RouterAvailable": "True/AllReady",
@@ -36,8 +36,8 @@ WELL = {
 }
 
 
-def test_a_cluster_that_is_well():
-    assert reasons(observed()) == WELL
+def test_a_healthy_cluster():
+    assert reasons(observed()) == HEALTHY
     assert {item["observedGeneration"] for item in conditions(observed()).values()} == {7}
 
 
@@ -121,7 +121,7 @@ def test_problems_of_applying(reason):
 def test_an_invalid_spec_leaves_what_runs_in_view():
     problems = tuple(ReconcileProblem(ConditionReason.INVALID_SPEC, f"spec.{name}", "is wrong.") for name in "abcde")
     seen = observed(spec=None, workers_wanted=None, problems=problems)
-    assert reasons(seen) == {**WELL, "Degraded": "True/InvalidSpec", "Progressing": "False/Blocked"}
+    assert reasons(seen) == {**HEALTHY, "Degraded": "True/InvalidSpec", "Progressing": "False/Blocked"}
     assert conditions(seen)["Degraded"]["message"] == (
         "spec.a: is wrong. spec.b: is wrong. spec.c: is wrong. And 2 more."
     )
@@ -231,7 +231,7 @@ def test_the_worst_router_decides(changes, expected):
         assert "rag-router-b" in conditions(seen)["CacheViewFresh"]["message"]
 
 
-def test_a_dead_watch_is_told_with_its_error():
+def test_a_dead_watch_is_reported_with_its_error():
     discovery = dataclasses.replace(report().discovery, healthy=False, error="watch: 403 Forbidden")
     seen = observed(reports={"rag-router-a": report(discovery=discovery, workers_matching=0)})
     assert reasons(seen)["CacheViewFresh"] == "False/DiscoveryStale"
@@ -253,7 +253,7 @@ def test_routers_that_do_not_answer(reports, expected):
     assert reasons(observed(reports=reports))["CacheViewFresh"] == expected
 
 
-def test_without_routers_nobody_can_say():
+def test_without_routers_freshness_is_unknown():
     assert reasons(observed(pods=WORKERS))["CacheViewFresh"] == "Unknown/NoRouter"
 
 

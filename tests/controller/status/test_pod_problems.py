@@ -11,13 +11,13 @@ from tests.controller.status.support import (
     ROUTERS,
     WORKERS,
     ago,
-    ailing,
     conditions,
     container,
     observed,
     pod,
     reasons,
     waiting,
+    with_unready,
 )
 
 PULL = 'rpc error: code = NotFound desc = failed to pull and unpack image "registry.example/kvcluster:9": not found'
@@ -103,7 +103,7 @@ PROBLEMS = {
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_problem_of_a_pod_is_reported_with_its_name(problem):
     status, reason, words = PROBLEMS[problem]
-    few, none = (ailing(pod("rag-worker-x", ready=False, **status), ready=ready) for ready in (3, 0))
+    few, none = (with_unready(pod("rag-worker-x", ready=False, **status), ready=ready) for ready in (3, 0))
     assert reasons(few)["Degraded"] == f"True/{reason}"
     assert reasons(few)["WorkersAvailable"] == "True/SomeReady"
     assert reasons(few)["Ready"] == "True/Serving"
@@ -118,12 +118,12 @@ def test_a_problem_of_a_pod_is_reported_with_its_name(problem):
 
 
 def test_the_kubelets_best_explanation_is_kept_while_its_messages_alternate():
-    sick = {
-        reason: ailing(pod("rag-worker-x", ready=False, containerStatuses=waiting(reason, said)))
+    broken = {
+        reason: with_unready(pod("rag-worker-x", ready=False, containerStatuses=waiting(reason, said)))
         for reason, said in (("ErrImagePull", PULL), ("ImagePullBackOff", "Back-off pulling image"))
     }
-    first = conditions(sick["ErrImagePull"])
-    again = conditions(sick["ImagePullBackOff"], {"conditions": list(first.values())})
+    first = conditions(broken["ErrImagePull"])
+    again = conditions(broken["ImagePullBackOff"], {"conditions": list(first.values())})
     assert again == first
 
 
@@ -137,7 +137,7 @@ def test_the_kubelets_best_explanation_is_kept_while_its_messages_alternate():
 )
 def test_a_pod_that_may_still_start_is_no_problem(statuses):
     starting = pod("rag-worker-x", ready=False, containerStatuses=statuses)
-    assert reasons(ailing(starting))["Degraded"] == "False/AsExpected"
+    assert reasons(with_unready(starting))["Degraded"] == "False/AsExpected"
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(59, "True/CrashLooping"), (60, "False/AsExpected")])
@@ -159,14 +159,14 @@ def test_a_loop_is_over_once_the_pod_has_been_ready_for_a_minute(seconds, expect
 )
 def test_a_refused_pod_is_reported_with_the_words_of_the_api_server(said, reason):
     failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": said}
-    seen = ailing(ready=1, conditions=[failure])
+    seen = with_unready(ready=1, conditions=[failure])
     assert reasons(seen)["WorkersAvailable"] == f"False/{reason}"
     assert reasons(seen)["Degraded"] == f"True/{reason}"
     assert said in conditions(seen)["Degraded"]["message"]
 
 
 def test_the_gravest_comes_first_and_the_rest_is_named():
-    seen = ailing(
+    seen = with_unready(
         pod("rag-worker-a", ready=False, phase="Pending", conditions=UNSCHEDULABLE),
         pod("rag-worker-b", ready=False, containerStatuses=waiting("ErrImagePull", PULL)),
         pod("rag-worker-c", ready=False, containerStatuses=waiting("ErrImagePull", PULL)),
@@ -178,7 +178,7 @@ def test_the_gravest_comes_first_and_the_rest_is_named():
 
 
 def test_pods_that_have_ended_or_are_being_deleted_have_no_problem():
-    sick = pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", PULL))
-    sick["metadata"]["deletionTimestamp"] = ago(seconds=1)
+    broken = pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", PULL))
+    broken["metadata"]["deletionTimestamp"] = ago(seconds=1)
     evicted = pod("rag-worker-y", ready=False, containerStatuses=waiting("ErrImagePull", PULL), phase="Failed")
-    assert reasons(ailing(sick, evicted))["Degraded"] == "False/AsExpected"
+    assert reasons(with_unready(broken, evicted))["Degraded"] == "False/AsExpected"

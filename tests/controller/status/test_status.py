@@ -40,7 +40,7 @@ from tests.controller.status.support import (
 # --- the whole ---
 
 
-def test_a_cluster_that_is_well():
+def test_a_healthy_cluster():
     status = compute(observed(), None, NOW)
     assert len(status.pop("conditions")) == 6
     assert status == {

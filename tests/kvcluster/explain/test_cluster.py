@@ -85,7 +85,7 @@ class Populated:
 
 @pytest.fixture
 async def populated(router: str) -> AsyncIterator[Populated]:
-    """A namespace `ns` with KVCluster `rag`: a router, a worker that is well and one whose image cannot be pulled."""
+    """A namespace `ns` with KVCluster `rag`: a router, a healthy worker and one whose image cannot be pulled."""
     api = FakeApiServer()
     await api.start()
     try:
@@ -95,8 +95,8 @@ async def populated(router: str) -> AsyncIterator[Populated]:
             await found.create(
                 "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ns"}}
             )
-            sick = a_pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", "not found"))
-            pods = [a_pod("rag-router-a", podIP=router), a_pod("rag-worker-0"), sick, a_pod("rag-worker-1")]
+            broken = a_pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", "not found"))
+            pods = [a_pod("rag-router-a", podIP=router), a_pod("rag-worker-0"), broken, a_pod("rag-worker-1")]
             await found.create_with_status(CLUSTERS, cluster(pods=tuple(pods)))
             containers = {"containers": [{"name": "c", "image": "registry.example/kvcluster:9"}]}
             for pod in pods:

@@ -37,7 +37,7 @@ def shown(found: Page) -> str:
     return out.getvalue()
 
 
-def test_a_cluster_that_is_well():
+def test_a_healthy_cluster():
     found = seen()
     assert (found.hit_rate, found.view_age_seconds, found.strategy) == ("82.3%", 0.4, "cache_aware")
     assert found.problems == ()
@@ -79,7 +79,7 @@ def test_what_comes_from_the_cluster_is_no_markup():
     assert "[bold]loud[/bold] [/]" in shown(seen(events=(event,)))
 
 
-def test_a_worker_is_known_by_its_address_before_it_has_told_its_name():
+def test_a_worker_is_recognised_by_its_address_before_its_id_is_known():
     url = "http://10.0.0.0:8100"
     unnamed = RouterAnswer("rag-router-a", REPORT, (row(url, url=url, matching=False, why_not_matching="no state"),))
     found = seen(routers=(unnamed,))
@@ -102,18 +102,18 @@ def test_a_worker_that_gets_no_requests_is_named_with_the_reason():
 
 
 def test_a_problem_of_a_pod_is_shown_before_the_status_has_it():
-    sick = a_pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", "not found"))
-    found = seen(pods=(*PODS, sick))
+    broken = a_pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", "not found"))
+    found = seen(pods=(*PODS, broken))
     assert len(found.problems) == 1
     assert found.problems[0].startswith("Pod rag-worker-x cannot pull image registry.example/kvcluster:9: not found.")
     assert found.pods[-1].state == "ErrImagePull"
     assert found.pods[-1].worker is None
 
 
-def test_a_problem_is_told_once():
-    sick = a_pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", "not found"))
+def test_a_problem_is_shown_once():
+    broken = a_pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", "not found"))
     none = {"worker": deployment(readyReplicas=0), "router": deployment("router", 2)}
-    found = seen(cluster=cluster(pods=(sick,), deployments=none), pods=(sick,), routers=())
+    found = seen(cluster=cluster(pods=(broken,), deployments=none), pods=(broken,), routers=())
     assert [row.type for row in found.conditions if row.good is False] == ["Ready", "WorkersAvailable", "Degraded"]
     assert len(found.problems) == 1
     assert found.problems[0].endswith("may pull from it. (Degraded is True: ImagePullFailed)")
@@ -148,7 +148,7 @@ def test_a_controller_that_is_behind_is_a_problem(status, words):
     assert shown(found)
 
 
-def test_without_routers_the_status_speaks():
+def test_without_routers_the_figures_come_from_the_status():
     found = seen(routers=())
     assert (found.hit_rate, found.view_age_seconds) == ("82.3%", 1)
     assert "no decision is known" in shown(found)
