@@ -330,6 +330,14 @@ _POD_PROBLEMS = (
 )
 """What keeps pods from running, the gravest first."""
 
+_UNAVAILABLE = (
+    ConditionReason.NONE_READY,
+    ConditionReason.SCALED_TO_ZERO,
+    ConditionReason.NOT_CREATED,
+    *_POD_PROBLEMS,
+)
+"""Why no pod, or too few pods, of a component are ready."""
+
 RECONCILE_PROBLEMS = (
     ConditionReason.INVALID_SPEC,
     ConditionReason.NAME_CONFLICT,
@@ -341,34 +349,15 @@ RECONCILE_PROBLEMS = (
 GIVEN_BY: dict[ConditionType, dict[str, tuple[ConditionReason, ...]]] = {
     ConditionType.READY: {
         "True": (ConditionReason.SERVING,),
-        "False": (
-            ConditionReason.NONE_READY,
-            ConditionReason.SCALED_TO_ZERO,
-            ConditionReason.NOT_CREATED,
-            ConditionReason.WAITING_FOR_WORKERS,
-            *_POD_PROBLEMS,
-        ),
+        "False": (ConditionReason.WAITING_FOR_WORKERS, *_UNAVAILABLE),
     },
     ConditionType.WORKERS_AVAILABLE: {
         "True": (ConditionReason.ALL_READY, ConditionReason.SOME_READY),
-        "False": (
-            ConditionReason.TOO_FEW_READY,
-            ConditionReason.NONE_READY,
-            ConditionReason.SCALED_TO_ZERO,
-            ConditionReason.NOT_CREATED,
-            *_POD_PROBLEMS,
-        ),
+        "False": (ConditionReason.TOO_FEW_READY, *_UNAVAILABLE),
     },
     ConditionType.ROUTER_AVAILABLE: {
         "True": (ConditionReason.ALL_READY, ConditionReason.SOME_READY),
-        "False": (
-            ConditionReason.TOO_FEW_READY,
-            ConditionReason.NONE_READY,
-            ConditionReason.SCALED_TO_ZERO,
-            ConditionReason.NOT_CREATED,
-            ConditionReason.WAITING_FOR_WORKERS,
-            *_POD_PROBLEMS,
-        ),
+        "False": (ConditionReason.TOO_FEW_READY, ConditionReason.WAITING_FOR_WORKERS, *_UNAVAILABLE),
     },
     ConditionType.CACHE_VIEW_FRESH: {
         "True": (ConditionReason.FRESH,),
