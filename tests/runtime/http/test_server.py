@@ -316,7 +316,7 @@ async def test_stop_finishes_answers_under_way_and_refuses_new_connections() -> 
     await until(lambda: server.in_flight == 1)
     stopping = asyncio.create_task(server.stop(10))
     await asyncio.sleep(0)
-    idle_writer.write(GET)  # within the lame duck: still served, and told to close
+    idle_writer.write(GET)  # idle connections are still open: the request is served, and told to close
     assert (await read_answer(idle_reader))[1]["connection"] == "close"
     with pytest.raises(OSError, match=r"refused|Connect call failed"):
         await connect(server)
