@@ -14,7 +14,7 @@ import yaml
 from deploy.helm.docs import CHART
 from tests.kube.apiserver import FakeApiServer
 from tests.kube.backends import ASSETS, Backend, FakeBackend, available
-from tests.kube.binaries import MISSING, helm_binaries
+from tests.kube.kubectl import MISSING, helm_binaries
 from tests.kube.real import real_api_server
 
 RELEASE, NAMESPACE = "rel", "kvcluster-system"

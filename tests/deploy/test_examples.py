@@ -18,7 +18,7 @@ from controller.api.crd import crd_yaml
 from controller.api.load import validate_manifest
 from deploy.helm.docs import CHART, ROOT
 from tests.kube.backends import Backend
-from tests.kube.binaries import MISSING, kubectl_binaries
+from tests.kube.kubectl import MISSING, kubectl_binaries
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 NAMES = {"minimal", "rag", "autoscaled", "multi-namespace", "vllm"}

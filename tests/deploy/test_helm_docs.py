@@ -17,7 +17,7 @@ import pytest
 from deploy.helm.docs import DOCUMENT, ROOT
 from tests.deploy.conftest import Helm
 from tests.kube.backends import Backend
-from tests.kube.binaries import MISSING, helm_binaries, kubectl_binaries
+from tests.kube.kubectl import MISSING, helm_binaries, kubectl_binaries
 
 pytestmark = pytest.mark.process
 

@@ -21,8 +21,7 @@ import yaml
 from deploy.helm.docs import CHART
 from tests.deploy.conftest import NAMESPACE, RELEASE, Helm
 from tests.deploy.controller import running_controller
-from tests.kube.backends import Backend
-from tests.kube.rights import granted, used
+from tests.kube.backends import Backend, granted, used
 from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]

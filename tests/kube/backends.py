@@ -1,13 +1,16 @@
-"""The API servers tests run against: the fake one always, a real kube-apiserver with etcd where there is one."""
+"""The API servers tests run against: the fake one always, a real kube-apiserver with etcd where there is one.
+
+And the rights that are granted and those that are used there: the two are to be the same.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 
@@ -97,3 +100,31 @@ class FakeBackend:
 def available() -> list[str]:
     """The names of the backends there are here."""
     return ["fake", *(["real"] if os.environ.get(ASSETS) else [])]
+
+
+Right = tuple[str, str, str]
+"""(verb, API group, resource or resource/subresource)."""
+
+
+def granted(rules: Iterable[Mapping[str, Any]]) -> set[Right]:
+    """What the rules of a Role grant."""
+    return {
+        (verb, group, resource)
+        for rule in rules
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+def used(requests: Iterable[Logged], user: str) -> set[Right]:
+    """What a user's requests were for, those for no resource apart. An object that apply creates (201) needs the right
+    to create it too."""
+    rights = set()
+    for each in requests:
+        if each.user == user and each.resource:
+            resource = f"{each.resource}/{each.subresource}" if each.subresource else each.resource
+            rights.add((each.verb, each.group, resource))
+            if each.verb == "patch" and each.status == 201:
+                rights.add(("create", each.group, resource))
+    return rights

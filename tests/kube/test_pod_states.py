@@ -90,12 +90,12 @@ def pod(name, ip="127.9.0.1", *, ready=True, terminating=False, port=8100, label
 @pytest.mark.parametrize(
     ("ready", "terminating", "publish", "expected"),
     [
-        (True, False, False, (True, True, False)),
-        (False, False, False, (False, False, False)),
-        (True, True, False, (False, True, True)),
-        (False, True, False, (False, False, True)),
-        (False, False, True, (True, False, False)),
-        (True, True, True, (True, True, True)),
+        pytest.param(True, False, False, (True, True, False), id="ready"),
+        pytest.param(False, False, False, (False, False, False), id="not ready"),
+        pytest.param(True, True, False, (False, True, True), id="ending"),
+        pytest.param(False, True, False, (False, False, True), id="ending, not ready"),
+        pytest.param(False, False, True, (True, False, False), id="published"),
+        pytest.param(True, True, True, (True, True, True), id="published, ending"),
     ],
 )
 def test_conditions_of_an_endpoint(ready, terminating, publish, expected):

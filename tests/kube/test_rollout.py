@@ -20,7 +20,12 @@ def sized(wanted: int, ready: int = 0) -> Counted:
 
 
 @pytest.mark.parametrize(
-    ("surge", "unavailable", "desired", "expected"), [(0, 0, 3, (0, 1)), (1, 0, 3, (1, 0)), (0, 10, 3, (0, 3))]
+    ("surge", "unavailable", "desired", "expected"),
+    [
+        pytest.param(0, 0, 3, (0, 1), id="neither"),
+        pytest.param(1, 0, 3, (1, 0), id="surge"),
+        pytest.param(0, 10, 3, (0, 3), id="more than there are"),
+    ],
 )
 def test_something_may_always_be_added_or_missing(surge, unavailable, desired, expected):
     assert limits(rolling(surge, unavailable), desired) == expected

@@ -1,16 +1,23 @@
-"""Pure parts of the fake API server in cases that the conformance tests do not reach.
+"""Pure parts of the fake API server in cases beyond the conformance tests: quantities, paths, costs of rules.
 
-Not covered: CEL, validation and patches, which test_conformance*.py hold to the real server.
+Not covered: validation and patches, which test_conformance*.py hold to the real server; rules that are not modelled,
+and budgets of rules (test_conformance_definitions.py).
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.kube.apiserver import celcost
+from tests.kube.apiserver.cel import checked
+from tests.kube.apiserver.celtypes import declared
 from tests.kube.apiserver.fieldsets import decode, encode
 from tests.kube.apiserver.normalization import canonical_quantity
+from tests.kube.apiserver.schema import structural
 from tests.kube.apiserver.selectors import labels_match, selector_matches
 from tests.kube.apiserver.tables import first
 
@@ -54,3 +61,16 @@ def test_field_sets_are_written_as_they_are_read() -> None:
         "f:spec": {'k:{"name":"x"}': {".": {}, "f:image": {}}, "f:finalizers": {'v:"a/b"': {}}},
     }
     assert encode(decode(raw)) == raw
+
+
+RECORDED = Path(__file__).parents[1] / "data" / "kubernetes" / "cel-costs.json"
+
+
+def test_every_estimate_is_what_kubernetes_estimates() -> None:
+    """Costs of rules by Kubernetes 1.36.2's own estimate (`cel.Compile` of k8s.io/apiextensions-apiserver)."""
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    kind = declared(structural({"type": "object", "properties": recorded["fields"]}))
+    assert kind is not None
+    assert kind.cardinality == 1_048_576
+    found = {rule: celcost.estimate(checked(rule, kind), kind) for rule in recorded["costs"]}
+    assert found == recorded["costs"]

@@ -21,8 +21,6 @@ docs/decisions/020-the-test-bed-models-what-tests-ask-for.md. Known to be otherw
 from __future__ import annotations
 
 import asyncio
-import datetime
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,23 +54,15 @@ _FIRST: list[dict[str, Any]] = [
 ]
 
 
-def _utc() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
-
-
 class FakeApiServer:
     """An API server on a port of 127.0.0.1. Stopping keeps the objects; starting again is a restart.
 
-    `bookmark_seconds` is how often watches get bookmarks; `service_network` is where ClusterIPs come from (loopback
-    addresses by default, so that whoever plays the proxy can listen on them).
+    `bookmark_seconds` is how often watches get bookmarks.
     """
 
-    def __init__(
-        self, *, port: int = 0, bookmark_seconds: float = 10.0, service_network: str = "127.96.0.0/16",
-        clock: Callable[[], datetime.datetime] = _utc,
-    ) -> None:  # fmt: skip
-        self._port = port
-        self.cluster = Cluster(definitions(), clock, service_network)
+    def __init__(self, *, bookmark_seconds: float = 10.0) -> None:
+        self._port = 0
+        self.cluster = Cluster(definitions())
         self._app = App(self.cluster, bookmark_seconds)
         self._garbage = GarbageCollector(self.cluster, self._app.crashes.append)
         self._connections = ServerState()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.kube.apiserver.customresources import serve
@@ -15,6 +14,8 @@ from tests.kube.apiserver.store import Change, Store
 
 CRDS = ("apiextensions.k8s.io", "customresourcedefinitions")
 NAMESPACES = ("", "namespaces")
+SERVICE_NETWORK = ipaddress.ip_network("127.96.0.0/16")
+"""Where ClusterIPs come from: loopback addresses, which the node does not use."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,18 @@ class Ask:
 class Cluster:
     """The state of one API server."""
 
-    def __init__(self, definitions: Definitions, clock: Callable[[], datetime.datetime], service_network: str) -> None:
+    def __init__(self, definitions: Definitions) -> None:
         self.registry = Registry(definitions)
         self.store = Store()
-        self.clock = clock
-        self._network = ipaddress.ip_network(service_network)
         self.store.subscribe(self._serve_definitions)
 
+    @staticmethod
+    def clock() -> datetime.datetime:
+        """The time."""
+        return datetime.datetime.now(datetime.UTC)
+
     def now(self) -> str:
+        """The time as objects have it."""
         return self.clock().strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _serve_definitions(self, change: Change) -> None:
@@ -79,7 +84,7 @@ class Cluster:
     def free_cluster_ip(self) -> str:
         """An address of the service network no Service has."""
         taken = {s.obj["spec"].get("clusterIP") for s in self.store.all(("", "services"))}
-        hosts = self._network.hosts()
+        hosts = SERVICE_NETWORK.hosts()
         next(hosts)
         return next(str(address) for address in hosts if str(address) not in taken)
 

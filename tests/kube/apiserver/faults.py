@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tests.kube.apiserver.errors import REASONS, ApiError
 from tests.kube.apiserver.rbac import Attributes
@@ -30,6 +31,7 @@ class Fault:
     retry_after: int | None = None
     delay: float = 0.0
     probability: float = 1.0
+    """By a seeded generator: the same requests fail each run."""
     times: int | None = None
     hits: int = 0
 
@@ -46,26 +48,20 @@ class Fault:
 class Faults:
     """What the server shall do wrong. `clear` puts everything right."""
 
-    def __init__(self, cut: Callable[[], int], seed: int = 0) -> None:
+    def __init__(self, cut: Callable[[], int]) -> None:
         self._cut = cut
-        self._random = random.Random(seed)
+        self._random = random.Random(0)
         self._faults: list[Fault] = []
 
-    def fail(
-        self, *, verb: str = "", resource: str = "", namespace: str = "", name: str = "", user: str = "",
-        status: int = 500, message: str = "", times: int | None = None, probability: float = 1.0,
-        retry_after: int | None = None,
-    ) -> Fault:  # fmt: skip
-        """Answer matching requests with an error: always, `times` times, or with a (seeded) probability."""
-        fault = Fault(
-            verb, resource, namespace, name, user, status, message, retry_after, times=times, probability=probability
-        )
-        self._faults.append(fault)
-        return fault
+    def fail(self, *, status: int = 500, **what: Any) -> Fault:
+        """Answer matching requests with an error; `what` are fields of `Fault`."""
+        return self._add(Fault(status=status, **what))
 
-    def delay(self, seconds: float, *, verb: str = "", resource: str = "", times: int | None = None) -> Fault:
+    def delay(self, seconds: float, **what: Any) -> Fault:
         """Let matching requests wait before anything is done for them."""
-        fault = Fault(verb, resource, delay=seconds, times=times)
+        return self._add(Fault(delay=seconds, **what))
+
+    def _add(self, fault: Fault) -> Fault:
         self._faults.append(fault)
         return fault
 

@@ -16,8 +16,7 @@ import httpx
 import pytest
 
 from tests.kube.apiserver import FakeApiServer
-from tests.kube.binaries import MISSING, helm_binaries, kubectl_binaries
-from tests.kube.kubectl import Tool
+from tests.kube.kubectl import MISSING, Tool, helm_binaries, kubectl_binaries
 from tests.kube.kubelet import FakeNode
 from tests.kube.operator.support import ROOT
 from tests.processes import eventually

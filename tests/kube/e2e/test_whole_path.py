@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from controller.status.compute import HELD_PERMILLE
+from tests.kube.backends import used
 from tests.kube.e2e.support import World, failures
 from tests.kube.operator.support import OBJECTS
-from tests.kube.rights import used
 from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]

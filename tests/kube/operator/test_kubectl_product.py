@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.kube.binaries import kubectl_binaries
-from tests.kube.kubectl import Tool, parameters
+from tests.kube.kubectl import Tool, kubectl_binaries, parameters
 from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, ROOT, Cluster
 from tests.processes import eventually
 

@@ -24,8 +24,8 @@ from router.discovery.kubernetes import KubernetesDiscovery, find_service
 from runtime.backoff import Backoff
 from runtime.kube.listwatch import ListWatchPolicy
 from tests.kube.apiserver import FakeApiServer
+from tests.kube.backends import granted, used
 from tests.kube.relay import Relay
-from tests.kube.rights import granted, used
 from tests.router.conftest import RunningRouter, StartRouter, until
 from tests.router.discovery.slices import endpoint, endpoint_slice
 from tests.router.fakes import FakeWorker, fake_workers, good
