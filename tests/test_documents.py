@@ -112,10 +112,11 @@ def names(body: Iterable[ast.stmt], prefix: str = "") -> set[str]:
 
 
 def mentioned(document: Path) -> list[tuple[str, str]]:
-    """(path, name or nothing) of every `path` and `path:name` in backticks."""
+    """(path, name or nothing) of every `path` and `path:name` in backticks, those within commands too."""
     prose = re.sub(r"^```.*?^```", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
-    folders = "|".join(FOLDERS)
-    return re.findall(rf"`((?:{folders})/[\w./*-]*?)(?::([A-Za-z_][\w.]*))?`", prose)
+    path = re.compile(rf"((?:{'|'.join(FOLDERS)})/[\w./*-]*?)(?::([A-Za-z_][\w.]*))?")
+    words = [word for span in re.findall(r"`([^`]+)`", prose) for word in span.split()]
+    return [(found[1], found[2] or "") for word in words if (found := path.fullmatch(word))]
 
 
 @pytest.mark.parametrize("document", [each for each in DOCUMENTS if each != CHANGES], ids=str)
