@@ -64,10 +64,6 @@ class Images:
         """From now on it cannot be pulled."""
         self._refused.add(image)
 
-    def allow(self, image: str) -> None:
-        """From now on it can."""
-        self._refused.discard(image)
-
     def can_pull(self, image: str) -> bool:
         """Whether the image can be pulled now."""
         return image not in self._refused

@@ -170,10 +170,6 @@ class FakeNode:
         """From now on the image cannot be pulled. What runs with it goes on."""
         self._images.refuse(image)
 
-    def allow_image(self, image: str) -> None:
-        """From now on the image can be pulled again."""
-        self._images.allow(image)
-
     def quota(self, namespace: str, pods: int | None) -> None:
         """From now on the namespace takes at most this many pods (None: any number); those it has stay."""
         self._quotas.set(namespace, pods)
