@@ -52,7 +52,6 @@ _CONSTANT = re.compile(
     r"(less|less_equals|greater|greater_equals|add|subtract|multiply|divide)_(int64|double)"
 )
 
-
 _CHECKED = message_classes(_MESSAGES)["Any"]
 
 

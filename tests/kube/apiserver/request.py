@@ -1,8 +1,9 @@
 """Requests, taken apart the way the API server's filters do it: who asks, for what, with which options.
 
 Modelled: bearer tokens (a user's name behind `fake-`), impersonation by the administrator, the verb of a request, the
-options of watches (`test_conformance_watch.py`). Not modelled, and
-refused: bodies in YAML or CBOR, lists of exactly one version.
+options of watches. Checked against the real server by `test_conformance_access.py` and `test_conformance_watch.py`.
+
+Not modelled, and refused with 501: bodies in YAML, initial events of watches other than those after a version.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from tests.kube.apiserver.rbac import Attributes
 from tests.kube.apiserver.selectors import field_terms
 
 LARGEST_BODY = 3 * 1024 * 1024
-
 
 TOKEN = "fake-"
 MATCH = "resourceVersionMatch"

@@ -29,7 +29,6 @@ PAIRS = [
 ]
 NONE = [pytest.param(None, None, marks=pytest.mark.skip(reason=MISSING), id="none")]
 
-
 RELEASED, CHECKOUT = "oci://REGISTRY/OWNER/charts/kvcluster --version VERSION", "deploy/helm/kvcluster"
 
 

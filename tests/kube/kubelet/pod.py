@@ -20,7 +20,6 @@ from tests.kube.kubelet.volumes import PodVolumes
 
 DEFAULT_GRACE = 30
 
-
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 """Starts a task (with a name) whose crash is the node's."""
 Spec = Mapping[str, Any]

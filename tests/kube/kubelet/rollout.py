@@ -19,7 +19,6 @@ DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _COST = re.compile(r"0|-?[1-9]\d{0,9}")
 _PHASES = {"Pending": 0, "Unknown": 1}
 
-
 COUNTS = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas")
 CREATED = "NewReplicaSetCreated"
 COMPLETE = "NewReplicaSetAvailable"
