@@ -1,7 +1,8 @@
-"""kubectl against the API server, fake and (where there is one) real: what a person at a terminal does.
+"""kubectl against the API server, fake and (where there is one) real: what it does to built-in kinds and to conflicts.
 
-Not covered: commands that no document of ours names and that ask for more than is modelled (`create` from flags,
-`auth`, `get --watch`, deletion in the foreground); KVClusters (tests/kube/operator/test_kubectl_product.py).
+Not covered: what it does to KVClusters (tests/kube/operator/test_kubectl_product.py), the commands of the documents
+(tests/deploy, tests/kube/e2e/test_headline.py), and commands that ask for more than is modelled (`create` from flags,
+`auth`, `get --watch`, deletion in the foreground).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import yaml
 
 from tests.kube.backends import Backend
 from tests.kube.kubectl import Tool, kubectl_binaries, parameters
-from tests.kube.samples import config_map, deployment, pod, widget
+from tests.kube.samples import deployment, pod, widget
 
 pytestmark = pytest.mark.process
 
@@ -22,15 +23,6 @@ pytestmark = pytest.mark.process
 async def kubectl(request: pytest.FixtureRequest, api: Backend, widgets: str, ns: str, tmp_path: Path) -> Tool:
     """kubectl as administrator, in a namespace of the test's own; widgets are served."""
     return Tool(request.param, api.kubeconfig(tmp_path / "kubeconfig", namespace=ns), tmp_path)
-
-
-async def test_apply_on_the_clients_side(kubectl: Tool) -> None:
-    assert "widget.conformance.example.dev/a created" in await kubectl.apply(widget(args=["x"]))
-    assert "unchanged" in await kubectl.apply(widget(args=["x"]))
-    assert "configured" in await kubectl.apply(widget())
-    obj = yaml.safe_load(await kubectl("get", "wd", "a", "-o", "yaml"))
-    assert "args" not in obj["spec"]
-    assert "kubectl.kubernetes.io/last-applied-configuration" in obj["metadata"]["annotations"]
 
 
 async def test_apply_on_the_servers_side_and_its_conflicts(kubectl: Tool) -> None:
@@ -54,41 +46,6 @@ async def test_from_the_clients_side_to_the_servers(kubectl: Tool) -> None:
     assert "kubectl-client-side-apply" not in managers
 
 
-async def test_what_is_not_valid_is_refused_with_the_field_named(kubectl: Tool) -> None:
-    body = yaml.safe_dump(widget(workers={"replicas": -1}, min=9, max=3))
-    ran = await kubectl.run("apply", "-f", "-", stdin=body)
-    assert ran.code != 0
-    assert "spec.workers.replicas" in ran.err
-    assert "min exceeds max" in ran.err
-    ran = await kubectl.run("apply", "-f", "-", stdin=yaml.safe_dump(widget(colour="red")))
-    assert ran.code != 0
-    assert 'unknown field "spec.colour"' in ran.err
-
-
-async def test_get_prints_the_columns(kubectl: Tool) -> None:
-    await kubectl.apply(widget())
-    status = '{"status":{"conditions":[{"type":"Ready","status":"True"}]}}'
-    await kubectl("patch", "wd", "a", "--subresource=status", "--type=merge", "-p", status)
-    head, row = (await kubectl("get", "wd")).splitlines()
-    assert head.split() == ["NAME", "MODEL", "WORKERS", "READY", "AGE"]
-    assert row.split()[:4] == ["a", "gpt2", "2", "True"]
-    assert "MODE" in (await kubectl("get", "wd", "-o", "wide")).splitlines()[0]
-    await kubectl.apply(deployment())
-    everything = await kubectl("get", "all")
-    assert "deployment.apps/web" in everything
-    assert "widget.conformance.example.dev/a" in everything
-
-
-async def test_explain_reads_the_definition(kubectl: Tool) -> None:
-    text = await kubectl("explain", "widgets.spec.model")
-    assert "The model to serve." in text
-    assert "<string>" in text
-    text = await kubectl("explain", "widget.spec")
-    assert "What is wanted." in text
-    assert "-required-" in text
-    assert "RollingUpdate" in await kubectl("explain", "deployment.spec.strategy")
-
-
 async def test_describe(kubectl: Tool, ns: str) -> None:
     await kubectl.apply(widget(), deployment(), pod())
     uid = await kubectl("get", "pod", "p", "-o", "jsonpath={.metadata.uid}")
@@ -105,15 +62,6 @@ async def test_describe(kubectl: Tool, ns: str) -> None:
     described = await kubectl("describe", "pod", "p")
     assert "Tested" in described
     assert "hello" in await kubectl("events")
-
-
-async def test_scale_and_wait(kubectl: Tool) -> None:
-    await kubectl.apply(widget(), deployment())
-    assert "scaled" in await kubectl("scale", "wd/a", "--replicas=5")
-    assert await kubectl("get", "wd", "a", "-o", "jsonpath={.spec.workers.replicas}") == "5"
-    await kubectl("wait", "--for=jsonpath={.spec.workers.replicas}=5", "wd/a", "--timeout=20s")
-    ran = await kubectl.run("wait", "--for=condition=Ready", "wd/a", "--timeout=1s")
-    assert ran.code != 0
 
 
 async def test_edits_labels_and_restarts(kubectl: Tool) -> None:
@@ -139,23 +87,3 @@ async def test_edit(kubectl: Tool) -> None:
     ran = await kubectl.run("edit", "wd", "a", env={"KUBE_EDITOR": "sed -i s/fast/slow/"})
     assert "edited" in ran.out, ran.err
     assert await kubectl("get", "wd", "a", "-o", "jsonpath={.spec.mode}") == "slow"
-
-
-async def test_diff_shows_what_apply_would_do(kubectl: Tool) -> None:
-    await kubectl.apply(widget())
-    body = yaml.safe_dump(widget(min=4))
-    for flags in ((), ("--server-side", "--force-conflicts")):
-        ran = await kubectl.run("diff", *flags, "-f", "-", stdin=body)
-        assert ran.code == 1, ran.err
-        assert "+  min: 4" in ran.out
-    same = await kubectl.run("diff", "-f", "-", stdin=yaml.safe_dump(widget()))
-    assert same.code == 0, same.out
-
-
-async def test_delete(kubectl: Tool) -> None:
-    await kubectl.apply(config_map("c"), widget())
-    assert 'configmap "c" deleted' in await kubectl("delete", "cm", "c")
-    assert "NotFound" in (await kubectl.run("get", "cm", "c")).err
-    await kubectl("delete", "wd", "--all")
-    await kubectl("delete", "crd", "widgets.conformance.example.dev")
-    assert (await kubectl.run("get", "wd")).code != 0
