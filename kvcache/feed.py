@@ -18,8 +18,8 @@ never return half a message.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import msgpack
@@ -157,95 +157,49 @@ def decode_position(text: str) -> tuple[int, int]:
     return int(epoch), int(seq)
 
 
-def _load_fields(load: Load) -> dict[str, int]:
-    return {
-        "running": load.running,
-        "waiting": load.waiting,
-        "prefill_tokens": load.prefill_tokens,
-        "free_blocks": load.free_blocks,
-        "total_blocks": load.total_blocks,
-        "prefilled": load.prefilled,
-        "prefilled_tokens": load.prefilled_tokens,
-    }
+def _to_json(message: object) -> bytes:
+    """Dataclasses become objects, and keys hexadecimal."""
+    return orjson.dumps(message, default=bytes.hex)
 
 
-def _info_fields(info: WorkerInfo) -> dict[str, Any]:
-    return {
-        "worker_id": info.worker_id,
-        "epoch": info.epoch,
-        "model": info.model,
-        "block_size": info.block_size,
-        "fingerprint": info.fingerprint,
-        "key_scheme": info.key_scheme,
-        "capacity": info.capacity,
-        "max_model_len": info.max_model_len,
-        **({"engine": info.engine} if info.engine else {}),
-    }
+def _stated(info: WorkerInfo) -> dict[str, Any]:
+    return {name: value for name, value in asdict(info).items() if name != "engine" or value}
 
 
 def _event_fields(event: Event) -> dict[str, Any]:
     match event:
         case Stored(parent, keys):
-            return {
-                "type": "stored",
-                "parent": parent.hex() if parent is not None else None,
-                "keys": [key.hex() for key in keys],
-            }
+            return {"type": "stored", "parent": parent, "keys": keys}
         case Removed(keys):
-            return {"type": "removed", "keys": [key.hex() for key in keys]}
+            return {"type": "removed", "keys": keys}
         case Cleared():
             return {"type": "cleared"}
 
 
 def encode_batch(batch: Batch) -> bytes:
     """JSON of one batch: the data line of a server-sent event (it holds no newline)."""
-    return orjson.dumps(
-        {
-            "epoch": batch.epoch,
-            "seq": batch.seq,
-            "events": [_event_fields(event) for event in batch.events],
-            "load": _load_fields(batch.load),
-        }
-    )
+    events = [_event_fields(event) for event in batch.events]
+    return _to_json({"epoch": batch.epoch, "seq": batch.seq, "events": events, "load": batch.load})
 
 
 def encode_snapshot(snapshot: Snapshot, media_type: str = JSON) -> bytes:
     """A snapshot as JSON, or as msgpack when `media_type` is `MSGPACK`."""
-    fields: dict[str, Any] = {
-        **_info_fields(snapshot.info),
-        "seq": snapshot.seq,
-        "load": _load_fields(snapshot.load),
-    }
-    if media_type == MSGPACK:
-        fields["blocks"] = snapshot.blocks
-        packed: bytes = msgpack.packb(fields)
-        return packed
-    fields["blocks"] = [(key.hex(), parent.hex() if parent is not None else None) for key, parent in snapshot.blocks]
-    return orjson.dumps(fields)
+    whole = {**_stated(snapshot.info), "seq": snapshot.seq, "load": asdict(snapshot.load), "blocks": snapshot.blocks}
+    if media_type != MSGPACK:
+        return _to_json(whole)
+    packed: bytes = msgpack.packb(whole)
+    return packed
 
 
 def encode_heartbeat(heartbeat: Heartbeat) -> bytes:
     """JSON body of `POST /internal/heartbeat`."""
-    return orjson.dumps(
-        {
-            **_info_fields(heartbeat.info),
-            "url": heartbeat.url,
-            "seq": heartbeat.seq,
-            "load": _load_fields(heartbeat.load),
-        }
-    )
+    pushed = {"url": heartbeat.url, "seq": heartbeat.seq, "load": heartbeat.load}
+    return _to_json({**_stated(heartbeat.info), **pushed})
 
 
 def encode_eviction(eviction: Eviction) -> bytes:
     """JSON body of `POST /internal/eviction`."""
-    return orjson.dumps(
-        {
-            "worker_id": eviction.worker_id,
-            "epoch": eviction.epoch,
-            "seq": eviction.seq,
-            "keys": [key.hex() for key in eviction.keys],
-        }
-    )
+    return _to_json(eviction)
 
 
 # --- decoding -------------------------------------------------------------------------------------------
@@ -262,22 +216,22 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _integer(fields: dict[str, Any], name: str) -> int:
-    value = fields.get(name)
+def _integer(message: dict[str, Any], name: str) -> int:
+    value = message.get(name)
     if type(value) is not int or value < 0:
         raise FeedError(f"{name} must be a whole number of 0 or more, not {_shown(value)}")
     return value
 
 
-def _string(fields: dict[str, Any], name: str) -> str:
-    value = fields.get(name)
+def _string(message: dict[str, Any], name: str) -> str:
+    value = message.get(name)
     if type(value) is not str or not value:
         raise FeedError(f"{name} must be a string that is not empty, not {_shown(value)}")
     return value
 
 
-def _sequence(fields: dict[str, Any], name: str) -> Sequence[Any]:
-    value = fields.get(name)
+def _sequence(message: dict[str, Any], name: str) -> Sequence[Any]:
+    value = message.get(name)
     if type(value) is not list:
         raise FeedError(f"{name} must be a list, not {type(value).__name__}")
     return value
@@ -293,45 +247,39 @@ def _key(value: Any) -> BlockKey:
     return key
 
 
-def _keys(fields: dict[str, Any]) -> tuple[BlockKey, ...]:
-    return tuple(_key(value) for value in _sequence(fields, "keys"))
+def _keys(message: dict[str, Any]) -> tuple[BlockKey, ...]:
+    return tuple(_key(value) for value in _sequence(message, "keys"))
 
 
-def _load(fields: dict[str, Any]) -> Load:
-    load = _mapping(fields.get("load"), "load")
-    return Load(
-        running=_integer(load, "running"),
-        waiting=_integer(load, "waiting"),
-        prefill_tokens=_integer(load, "prefill_tokens"),
-        free_blocks=_integer(load, "free_blocks"),
-        total_blocks=_integer(load, "total_blocks"),
-        prefilled=_integer(load, "prefilled") if "prefilled" in load else 0,  # of older releases
-        prefilled_tokens=_integer(load, "prefilled_tokens") if "prefilled_tokens" in load else 0,
-    )
+_READERS: dict[object, Callable[[dict[str, Any], str], Any]] = {"int": _integer, "str": _string}
+_ADDED_LATER = {"prefilled": 0, "prefilled_tokens": 0, "max_model_len": 0, "engine": ""}
+"""Fields that older releases do not send, and the values that they then have."""
+_FIELDS = {
+    kind: [(field.name, _READERS[field.type], _ADDED_LATER.get(field.name)) for field in fields(kind)]
+    for kind in (Load, WorkerInfo)
+}
 
 
-def _info(fields: dict[str, Any]) -> WorkerInfo:
-    return WorkerInfo(
-        worker_id=_string(fields, "worker_id"),
-        epoch=_integer(fields, "epoch"),
-        model=_string(fields, "model"),
-        block_size=_integer(fields, "block_size"),
-        fingerprint=_string(fields, "fingerprint"),
-        key_scheme=_string(fields, "key_scheme"),
-        capacity=_integer(fields, "capacity"),
-        max_model_len=_integer(fields, "max_model_len") if "max_model_len" in fields else 0,  # of older releases
-        engine=_string(fields, "engine") if "engine" in fields else "",
-    )
+def _values(kind: type[Load | WorkerInfo], given: dict[str, Any]) -> list[Any]:
+    return [read(given, name) if default is None or name in given else default for name, read, default in _FIELDS[kind]]
+
+
+def _load(message: dict[str, Any]) -> Load:
+    return Load(*_values(Load, _mapping(message.get("load"), "load")))
+
+
+def _info(message: dict[str, Any]) -> WorkerInfo:
+    return WorkerInfo(*_values(WorkerInfo, message))
 
 
 def _event(value: Any) -> Event:
-    fields = _mapping(value, "an event")
-    kind = fields.get("type")
+    message = _mapping(value, "an event")
+    kind = message.get("type")
     if kind == "stored":
-        parent = fields.get("parent")
-        return Stored(None if parent is None else _key(parent), _keys(fields))
+        parent = message.get("parent")
+        return Stored(None if parent is None else _key(parent), _keys(message))
     if kind == "removed":
-        return Removed(_keys(fields))
+        return Removed(_keys(message))
     if kind == "cleared":
         return Cleared()
     raise FeedError(f"an event's type is stored, removed or cleared, not {_shown(kind)}")
@@ -352,12 +300,12 @@ def _json(data: bytes | str) -> dict[str, Any]:
 
 def decode_batch(data: bytes | str) -> Batch:
     """Inverse of `encode_batch`. Raises `FeedError`."""
-    fields = _json(data)
+    message = _json(data)
     return Batch(
-        epoch=_integer(fields, "epoch"),
-        seq=_integer(fields, "seq"),
-        events=tuple(_event(value) for value in _sequence(fields, "events")),
-        load=_load(fields),
+        epoch=_integer(message, "epoch"),
+        seq=_integer(message, "seq"),
+        events=tuple(_event(value) for value in _sequence(message, "events")),
+        load=_load(message),
     )
 
 
@@ -365,36 +313,36 @@ def decode_snapshot(data: bytes, media_type: str = JSON) -> Snapshot:
     """Inverse of `encode_snapshot`. Raises `FeedError`."""
     if media_type == MSGPACK:
         try:
-            fields = _mapping(msgpack.unpackb(data), "the message")
+            message = _mapping(msgpack.unpackb(data), "the message")
         except (ValueError, msgpack.exceptions.UnpackException) as error:
             raise FeedError(f"the message is not msgpack: {error}") from None
     else:
-        fields = _json(data)
+        message = _json(data)
     return Snapshot(
-        info=_info(fields),
-        seq=_integer(fields, "seq"),
-        load=_load(fields),
-        blocks=tuple(_pair(value) for value in _sequence(fields, "blocks")),
+        info=_info(message),
+        seq=_integer(message, "seq"),
+        load=_load(message),
+        blocks=tuple(_pair(value) for value in _sequence(message, "blocks")),
     )
 
 
 def decode_heartbeat(data: bytes) -> Heartbeat:
     """Inverse of `encode_heartbeat`. Raises `FeedError`."""
-    fields = _json(data)
+    message = _json(data)
     return Heartbeat(
-        info=_info(fields),
-        url=_string(fields, "url"),
-        seq=_integer(fields, "seq"),
-        load=_load(fields),
+        info=_info(message),
+        url=_string(message, "url"),
+        seq=_integer(message, "seq"),
+        load=_load(message),
     )
 
 
 def decode_eviction(data: bytes) -> Eviction:
     """Inverse of `encode_eviction`. Raises `FeedError`."""
-    fields = _json(data)
+    message = _json(data)
     return Eviction(
-        worker_id=_string(fields, "worker_id"),
-        epoch=_integer(fields, "epoch"),
-        seq=_integer(fields, "seq"),
-        keys=_keys(fields),
+        worker_id=_string(message, "worker_id"),
+        epoch=_integer(message, "epoch"),
+        seq=_integer(message, "seq"),
+        keys=_keys(message),
     )
