@@ -37,6 +37,8 @@ DEBOUNCE = 0.05
 """Seconds from an event to the reconciliation: our own writes come back as events, several at once."""
 RELIST = 600.0
 """Seconds between two full lists, which make up for events that a watch lost; spread at random over a tenth of it."""
+WATCHES_RETURN = 10.0
+"""Seconds after which every watch has begun anew once the API server answers again: twice the longest wait of kopf."""
 RELIST_BACKOFF = Backoff(0.5, 10.0)
 REQUEST_BACKOFF = Backoff(0.2, 5.0)
 """Of kopf's requests, without an end: an operator that gives up the API server has nothing left to do."""
@@ -132,8 +134,22 @@ class Operator:
         return None if again is None else again * self._rng.uniform(0.9, 1.1)
 
     async def _keep_relisting(self) -> None:
+        """Lists everything from time to time, and twice after an outage of the API server.
+
+        A watch that kopf begins anew starts from a list, which does not tell what was deleted meanwhile. The first
+        list makes up for the outage, the second one for the time until the last watch was back.
+        """
+        restored = self.connections.restored
         while True:
-            await asyncio.sleep(RELIST * self._rng.uniform(0.95, 1.05))
+            try:
+                async with asyncio.timeout(RELIST * self._rng.uniform(0.95, 1.05)):
+                    await restored.wait()
+            except TimeoutError:
+                pass
+            else:
+                restored.clear()
+                await self._relist(self._scopes)
+                await asyncio.sleep(WATCHES_RETURN)
             await self._relist(self._scopes)
 
     async def _relist(self, scopes: Iterable[Scope]) -> list[Scope]:

@@ -65,6 +65,8 @@ class ApiServerConnections:
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._since = 0.0
         self.state = ApiServerState.ANSWERING
+        self.restored = asyncio.Event()
+        """Set when it answers again after a failure; whoever waits for that clears it."""
 
     # --- whether it answers -----------------------------------------------------------------------------
 
@@ -78,8 +80,10 @@ class ApiServerConnections:
             self._since = self._clock()
         elif self.state is ApiServerState.LOST:
             event(logger, logging.WARNING, "api_server_lost", why=why)
-        elif before is ApiServerState.LOST:
-            event(logger, logging.INFO, "api_server_restored", after_seconds=self._clock() - self._since)
+        else:
+            self.restored.set()
+            if before is ApiServerState.LOST:
+                event(logger, logging.INFO, "api_server_restored", after_seconds=self._clock() - self._since)
 
     async def observe(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         """A client middleware of aiohttp. Raises what the request raises."""

@@ -11,7 +11,7 @@ import random
 import pytest
 from prometheus_client import CollectorRegistry
 
-from controller.kube.connections import ApiServerConnections
+from controller.kube.connections import ApiServerConnections, ApiServerEvent
 from controller.kube.kinds import DEPLOYMENT, KVCLUSTER, Kind
 from controller.metrics import Metrics
 from controller.operator import WATCHED, Operator
@@ -27,6 +27,8 @@ class Lists:
 
     def __init__(self, failures: int = 0) -> None:
         self.asked: list[Kind] = []
+        self.deleted = False
+        """Whether the KVCluster is gone."""
         self._failures = failures
 
     async def list(self, kind: Kind, namespace: str | None, selector: str) -> tuple[list[dict[str, object]], str]:
@@ -35,7 +37,7 @@ class Lists:
             self._failures -= 1
             raise KubeApiError(503, "ServiceUnavailable", "not yet")
         metadata = {"name": "rag", "namespace": "ns", "uid": "u", "resourceVersion": "1"}
-        return ([{"metadata": metadata}] if kind == KVCLUSTER else []), "5"
+        return ([{"metadata": metadata}] if kind == KVCLUSTER and not self.deleted else []), "5"
 
     async def watch(self, kind: Kind, namespace: str | None, watch: Watch, slack: float) -> EndingStream:
         return EndingStream(watch.seconds)
@@ -122,4 +124,23 @@ async def test_a_cluster_is_reconciled_when_an_object_loses_its_label():
     running.on_event(DEPLOYMENT, "MODIFIED", {"metadata": {**metadata, "resourceVersion": "7", "labels": {}}})
     await asyncio.sleep(1)
     assert reconciler.keys == [("ns", "rag")] * 2
+    await running.stop()
+
+
+async def test_what_was_deleted_while_the_api_server_was_away_is_noticed_without_an_event():
+    lists, reconciler = Lists(), Reconciler(pause=None)
+    running = operator(lists, reconciler)
+    await running.start()
+    await asyncio.sleep(1)
+    reconciler.keys.clear()
+    lists.asked.clear()
+    running.connections.handle(ApiServerEvent.FAILED)
+    lists.deleted = True
+    await asyncio.sleep(30)
+    assert reconciler.keys == []
+    running.connections.handle(ApiServerEvent.ANSWERED)
+    await asyncio.sleep(1)
+    assert reconciler.keys == [("ns", "rag")]
+    await asyncio.sleep(30)
+    assert lists.asked == [*WATCHED] * 2, "once at once, and once when all watches are back"
     await running.stop()
