@@ -12,9 +12,9 @@ import json
 import aiohttp
 import pytest
 
-from tests.kube.bed import NAMESPACE, answers, bed, endpoints, exiting, reasons, standin
+from tests.kube.bed import NAMESPACE, answers, bed, endpoints, reasons, standin
 from tests.kube.kubelet import Timing
-from tests.kube.kubelet.api import ENDPOINT_SLICES, PODS, SERVICE_ACCOUNTS
+from tests.kube.kubelet.api import ENDPOINT_SLICES, PODS
 from tests.processes import eventually, runs
 
 pytestmark = pytest.mark.process
@@ -137,28 +137,3 @@ async def test_a_service_without_ready_pods_refuses_and_serves_again(tmp_path):
                 await asyncio.sleep(0.02)
         await it.change(replicas=1)
         assert await answers(it, url) == it.node.pods()[0].name
-
-
-async def test_a_pod_sees_its_own_settings_only_and_ends_when_its_work_is_done(tmp_path, monkeypatch):
-    for name in ("KUBECONFIG", "WORKER_PORT", "ROUTING_STRATEGY"):
-        monkeypatch.setenv(name, "of the test")
-    shown = "import json, os; print(json.dumps(dict(os.environ)))"
-
-    async with bed(tmp_path) as it:
-        account = {"metadata": {"namespace": NAMESPACE, "name": "rag"}}
-        it.api.create(SERVICE_ACCOUNTS, account)
-        for name, spec in (
-            ("asks", {"serviceAccountName": "rag"}),
-            ("does-not", {"automountServiceAccountToken": False}),
-        ):
-            spec = {**spec, "restartPolicy": "Never", "enableServiceLinks": False, "containers": [exiting(shown)]}
-            it.api.create(PODS, {"metadata": {"namespace": NAMESPACE, "name": name}, "spec": spec})
-        await it.until(PODS, lambda items: [each["status"].get("phase") for each in items] == ["Succeeded"] * 2)
-        asks, does_not = (json.loads(pod.log.read_text()) for pod in it.node.pods())
-        assert not {"WORKER_PORT", "ROUTING_STRATEGY"} & asks.keys()
-        assert {asks.get("KUBECONFIG"), does_not.get("KUBECONFIG")}.isdisjoint({"of the test"})
-        assert {asks[host] for host in ("WORKER_HOST", "ROUTER_HOST", "ROUTER_MANAGEMENT_HOST", "AGENT_HOST")} == {
-            it.node.pods()[0].ip
-        }
-        it.api.delete(PODS, it.pod("asks"))
-        await eventually(lambda: [pod.name for pod in it.node.pods()] == ["does-not"])

@@ -24,20 +24,19 @@ def record(state, *, last=None, ready=False, name="worker"):
 
 
 @pytest.mark.parametrize(
-    ("policy", "states", "expected"),
+    ("states", "terminal", "expected"),
     [
-        pytest.param("Always", [record(Waiting())], "Pending", id="starts"),
-        pytest.param("Always", [record(Running(NOW)), record(Waiting("ErrImagePull"))], "Pending", id="one starts"),
-        pytest.param("Always", [record(Running(NOW))], "Running", id="runs"),
-        pytest.param("Always", [record(Waiting("CrashLoopBackOff"), last=ENDED)], "Running", id="starts again"),
-        pytest.param("Always", [record(ENDED)], "Running", id="has ended"),
-        pytest.param("Never", [record(ENDED), record(Running(NOW))], "Running", id="one has ended"),
-        pytest.param("Never", [record(ENDED), record(Terminated(0, NOW, NOW))], "Failed", id="ended badly"),
-        pytest.param("Never", [record(Terminated(0, NOW, NOW))], "Succeeded", id="ended well"),
+        pytest.param([record(Waiting())], False, "Pending", id="starts"),
+        pytest.param([record(Running(NOW)), record(Waiting("ErrImagePull"))], False, "Pending", id="one starts"),
+        pytest.param([record(Running(NOW))], False, "Running", id="runs"),
+        pytest.param([record(Waiting("CrashLoopBackOff"), last=ENDED)], False, "Running", id="starts again"),
+        pytest.param([record(ENDED)], False, "Running", id="has ended"),
+        pytest.param([record(ENDED), record(Terminated(0, NOW, NOW))], True, "Failed", id="ended badly"),
+        pytest.param([record(Terminated(0, NOW, NOW))], True, "Succeeded", id="ended well"),
     ],
 )
-def test_phase(policy, states, expected):
-    assert phase(policy, states) == expected
+def test_phase(states, terminal, expected):
+    assert phase(states, terminal=terminal) == expected
 
 
 def test_a_signal_shows_as_the_exit_code_of_a_runtime():
@@ -60,12 +59,6 @@ def test_conditions_keep_the_time_of_their_last_transition():
     assert conditions(ready)["Ready"]["lastTransitionTime"] == LATER
     assert conditions(ready)["PodScheduled"]["lastTransitionTime"] == NOW
     assert ready["podIP"] == "127.9.0.1"
-
-
-def test_a_pod_that_was_told_to_end_is_over_when_its_processes_are():
-    pod = {"metadata": {}, "spec": {"restartPolicy": "Always"}}
-    assert pod_status(pod, [record(ENDED)], PLACE, NOW, terminal=True)["phase"] == "Failed"
-    assert pod_status(pod, [record(Terminated(0, NOW, NOW))], PLACE, NOW, terminal=True)["phase"] == "Succeeded"
 
 
 SERVICE = {

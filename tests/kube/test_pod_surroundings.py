@@ -19,7 +19,7 @@ from tests.processes import eventually, runs
 pytestmark = pytest.mark.process
 
 SHOWN = """
-import getpass, json, os, pathlib, pwd
+import getpass, json, os, pathlib, pwd, signal
 
 def tried(what):
     try:
@@ -37,7 +37,8 @@ print(json.dumps({
     "writable": [each for each in ("/var/tmp", "/run", "/tmp", "/dev/shm") if os.access(each, os.W_OK)],
     "no_new_privs": status["NoNewPrivs"].strip(), "capabilities": int(status["CapEff"], 16) & ~4,
     "env": dict(os.environ),
-}))
+}), flush=True)
+signal.pause()
 """
 """What it finds. Capability 2 lets it read the repository where that is out of its user's reach."""
 RESTRICTED = {
@@ -49,23 +50,29 @@ RESTRICTED = {
 
 
 async def shown(it: Bed, name: str, container: dict[str, Any], **spec: Any) -> dict[str, Any]:
-    """What a pod with this container prints, once it has ended."""
-    spec = {"enableServiceLinks": False, "containers": [exiting(SHOWN, **container)], **spec, "restartPolicy": "Never"}
+    """What a pod with this container prints."""
+    spec = {"enableServiceLinks": False, "containers": [exiting(SHOWN, **container)], **spec}
     it.api.create(PODS, {"metadata": {"namespace": NAMESPACE, "name": name}, "spec": spec})
-    ended = ("Succeeded", "Failed")
-    await it.until(PODS, lambda items: all(each.get("status", {}).get("phase") in ended for each in items))
-    (pod,) = [each for each in it.node.pods() if each.name == name]
-    found: dict[str, Any] = json.loads(pod.log.read_text())
+
+    def printed() -> list[str]:
+        return [each.log.read_text() for each in it.node.pods() if each.name == name and each.log.is_file()]
+
+    await eventually(lambda: any(text.endswith("\n") for text in printed()), "the container prints what it finds")
+    found: dict[str, Any] = json.loads(printed()[0])
     return found
 
 
-async def test_a_restricted_container_is_its_images_user_on_a_read_only_root(tmp_path):
+async def test_a_restricted_container_is_its_images_user_on_a_read_only_root(tmp_path, monkeypatch):
+    for name in ("KUBECONFIG", "WORKER_PORT"):
+        monkeypatch.setenv(name, "of the test")
     async with bed(tmp_path) as it:
         volumes = [{"name": "tmp", "emptyDir": {}}]
         mounts = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108
         container = {"image": "kvcluster:1", "securityContext": RESTRICTED, "volumeMounts": mounts}
         found = await shown(it, "p", container, volumes=volumes)
         assert found["env"]["PYTHONSAFEPATH"] == "1"
+        assert found["env"]["WORKER_HOST"] == it.node.pods()[0].ip
+        assert "of the test" not in found["env"].values()
         if it.node.isolation is Isolation.NONE:
             return  # this user, on this file system: the node says so
         assert (found["uid"], found["groups"], found["name"]) == (65532, [0], "KeyError")

@@ -40,10 +40,7 @@ NOT_STARTED = 128
 
 
 class Container:
-    """From the pod's start to its end. `pod` gives the pod as it is, `changed` hears of changes of `record`.
-
-    `policy`: whether it is restarted, Always or Never.
-    """
+    """From the pod's start to its end. `pod` gives the pod as it is, `changed` hears of changes of `record`."""
 
     def __init__(
         self,
@@ -51,7 +48,6 @@ class Container:
         spec: Mapping[str, Any],
         ip: str,
         volumes: PodVolumes,
-        policy: str,
         pod: Callable[[], Object],
         changed: Callable[[], None],
     ) -> None:
@@ -64,7 +60,6 @@ class Container:
         self._machine = machine
         self._ip = ip
         self._volumes = volumes
-        self._policy = policy
         self._pod = pod
         self._changed = changed
         self._prober = Prober(machine.session, ip, spec)
@@ -84,7 +79,7 @@ class Container:
             signal_group(self._process, number)
 
     async def run(self) -> None:
-        """Returns when the container was stopped, or has ended and is not to be restarted."""
+        """Returns when the container was stopped; until then it is restarted whenever it ends."""
         if not await self._pulled():
             return
         backoff = 0.0
@@ -93,7 +88,7 @@ class Container:
             end = await self._live(argv)
             self.record.started = self.record.ready = False
             self._become(end)
-            if self._stopping.is_set() or self._policy == "Never":
+            if self._stopping.is_set():
                 return
             if asyncio.get_running_loop().time() - began > self._machine.timing.scaled(FORGIVEN_AFTER):
                 backoff = 0.0

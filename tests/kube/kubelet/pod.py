@@ -53,7 +53,6 @@ BELOW = {
     **{f"{kind}Probe": PROBE for kind in ("readiness", "liveness", "startup")},
     **{f"{kind}Probe.httpGet": {"path", "port", "scheme"} for kind in ("readiness", "liveness", "startup")},
 }
-RESTARTS = {None, "Always", "Never"}
 
 
 class Pod:
@@ -71,13 +70,12 @@ class Pod:
         self._over = False
         spec, folder = pod["spec"], machine.logs / "volumes" / pod["metadata"]["uid"]
         self._volumes = volumes = PodVolumes(folder, machine.api, machine.credentials)
-        policy = spec.get("restartPolicy", "Always")
 
-        def container(spec: Mapping[str, Any], policy: str) -> Container:
-            return Container(machine, spec, self.ip, volumes, policy, lambda: self.document, self._dirty.set)
+        def container(spec: Mapping[str, Any]) -> Container:
+            return Container(machine, spec, self.ip, volumes, lambda: self.document, self._dirty.set)
 
-        self._main = [container(each, policy) for each in spec["containers"]]
-        self._sidecars = [container(each, "Always") for each in spec.get("initContainers") or ()]
+        self._main = [container(each) for each in spec["containers"]]
+        self._sidecars = [container(each) for each in spec.get("initContainers") or ()]
         if self._sidecars:
             for each in self._main:
                 each.record.state = Waiting("PodInitializing")
@@ -133,14 +131,11 @@ class Pod:
             self._machine.api.delete(PODS, self.document, grace=0)
 
     async def _start(self, group: asyncio.TaskGroup) -> None:
-        """Sidecars one after the other, then all others at once; sidecars end after those have."""
+        """Sidecars one after the other, then all others at once."""
         for each in self._sidecars:
             self._running.append(group.create_task(each.run()))
             await each.started.wait()
-        mains = [group.create_task(each.run()) for each in self._main]
-        self._running.extend(mains)
-        await asyncio.wait(mains)
-        await self._stop()
+        self._running += [group.create_task(each.run()) for each in self._main]
 
     async def _stop(self) -> None:
         """Ends what runs: the containers at once, then the sidecars, the last one first, in the time that is left."""
@@ -218,7 +213,7 @@ def _unplayed(spec: Spec) -> Iterator[str]:
     yield from _beyond("spec.securityContext", spec.get("securityContext"), POD_SECURITY)
     if spec.get("enableServiceLinks", True):
         yield "spec.enableServiceLinks: true"
-    if spec.get("restartPolicy") not in RESTARTS:
+    if spec.get("restartPolicy", "Always") != "Always":
         yield f"spec.restartPolicy: {spec['restartPolicy']}"
     for kind in ("initContainers", "containers"):
         for each in spec.get(kind) or ():

@@ -1,8 +1,8 @@
 """What the kubelet reports about a pod: a pure function of its containers' states.
 
-Played: phases and conditions of pods that are restarted always or never, with native sidecars (KEP-753). Checked by
+Played: phases and conditions of pods that are always restarted, with native sidecars (KEP-753). Checked by
 `test_pod_states.py`, and against the rules of `pkg/kubelet/status` in Kubernetes. Not played, and refused (`pod.py`):
-other init containers, the restart policy OnFailure, readiness gates.
+other init containers, other restart policies, readiness gates.
 """
 
 from __future__ import annotations
@@ -103,14 +103,13 @@ class Place:
     started: str
 
 
-def phase(policy: str, records: Sequence[Record]) -> str:
-    """The pod's phase under this restart policy."""
-    if any(isinstance(each.state, Waiting) and each.last is None for each in records):
-        return "Pending"
-    ended = [each.state for each in records if isinstance(each.state, Terminated)]
-    if policy == "Always" or len(ended) < len(records):
-        return "Running"
-    return "Failed" if any(state.code != 0 for state in ended) else "Succeeded"
+def phase(records: Sequence[Record], *, terminal: bool = False) -> str:
+    """The pod's phase; `terminal`: it was told to end and all its processes have."""
+    if terminal:
+        ended = [each.state for each in records if isinstance(each.state, Terminated)]
+        return "Failed" if any(state.code != 0 for state in ended) else "Succeeded"
+    waiting = any(isinstance(each.state, Waiting) and each.last is None for each in records)
+    return "Pending" if waiting else "Running"
 
 
 def pod_status(
@@ -124,12 +123,10 @@ def pod_status(
 ) -> dict[str, Any]:
     """The whole status; conditions keep the time of their last transition from the pod's present status.
 
-    `before`: the native sidecars. `terminal`: the pod was told to end and all its processes
-    have: it is over, whatever its restart policy.
+    `before`: the native sidecars. `terminal`: the pod was told to end and all its processes have.
     """
-    policy = "Never" if terminal else pod["spec"].get("restartPolicy", "Always")
     incomplete = [each.name for each in before if not each.started and each.last is None]
-    stage = "Pending" if incomplete and not terminal else phase(policy, records)
+    stage = "Pending" if incomplete and not terminal else phase(records, terminal=terminal)
     unready = [each.name for each in (*before, *records) if not each.ready]
     done = stage in ("Succeeded", "Failed")
     why = "PodCompleted" if stage == "Succeeded" else "PodFailed" if stage == "Failed" else "ContainersNotReady"
