@@ -13,7 +13,7 @@ from rich.console import Console
 from bench.plot import plot_comparison
 from bench.prompts import pooled_hit_rate, prompts
 from bench.report import percent, print_comparison, seconds, why, winner
-from bench.result import Record, Result, RunInfo, Summary, summarise, write_json, write_records
+from bench.result import Record, Result, RunInfo, summarise, write_json, write_records
 from bench.run import BenchOptions, measure, progress_bar
 from bench.simulate import ClusterShape, Delays, Simulation
 from bench.workloads import Workload, WorkloadSpec, build_workload
@@ -37,18 +37,16 @@ Launch = Callable[[str], AbstractAsyncContextManager[Target]]
 """Starts a cluster with this strategy and cold caches, ready to serve. Leaving the context stops the cluster."""
 
 
-@dataclass(frozen=True, slots=True)
-class StrategySummary:
-    """The part of a result that the comparison keeps."""
-
-    requests: int
-    errors: int
-    hit_rate: float | None
-    ttft_seconds: Summary | None
-    latency_seconds: Summary | None
-    computed_tokens: int
-    prefill_skew: float | None
-    loadgen_bottleneck: tuple[str, ...]
+SUMMARISED = (
+    "requests",
+    "errors",
+    "hit_rate",
+    "ttft_seconds",
+    "latency_seconds",
+    "computed_tokens",
+    "prefill_skew",
+)
+"""The fields of a result that the comparison keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +57,15 @@ class Comparison:
     why: str
     ceiling_hit_rate: float | None
     """The hit rate of one cache as large as those of all workers together; None: it was not computed."""
-    strategies: Mapping[str, StrategySummary]
+    strategies: Mapping[str, Mapping[str, Any]]
     config: Mapping[str, Any]
     versions: Mapping[str, str]
     seed: int
 
 
-def _summarised(result: Result) -> StrategySummary:
-    return StrategySummary(
-        requests=result.requests,
-        errors=result.errors,
-        hit_rate=result.hit_rate,
-        ttft_seconds=result.ttft_seconds,
-        latency_seconds=result.latency_seconds,
-        computed_tokens=result.computed_tokens,
-        prefill_skew=result.prefill_skew,
-        loadgen_bottleneck=result.loadgen.bottleneck if result.loadgen else (),
-    )
+def _summarised(result: Result) -> dict[str, Any]:
+    kept = {name: getattr(result, name) for name in SUMMARISED}
+    return kept | {"loadgen_bottleneck": result.loadgen.bottleneck if result.loadgen else ()}
 
 
 def _drawn(file: Path, results: Sequence[Result], title: str, ceiling: float | None) -> bool:

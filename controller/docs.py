@@ -8,7 +8,6 @@ writes each table between the two marker lines of its page. A test fails while a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum
 from pathlib import Path
 
 from controller.api.fields import FIELDS, SpecField
@@ -80,8 +79,9 @@ def _default(field: SpecField) -> str:
         return "**required**"
     if field.default is None:
         return ""
-    value = field.default.value if isinstance(field.default, Enum) else field.default
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`" if value != "" else "empty"
+    if isinstance(field.default, float):
+        return f"`{field.default:g}`"
+    return f"`{field.default}`" if field.default != "" else "empty"
 
 
 # --- conditions and their reasons ---

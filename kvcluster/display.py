@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 import orjson
 from rich.console import Console
@@ -28,26 +29,28 @@ class Endpoints:
     log_dir: Path
 
 
-class Display(Protocol):
+class Display(AbstractContextManager["Display", None], ABC):
     """Shows what happens to a cluster. It is entered before the cluster starts and left after it has ended."""
 
-    @property
-    def watches(self) -> bool:
-        """Whether `view` shows anything. Where not, the cluster is not observed, which spares its processes work."""
+    watches = True
+    """Whether `view` shows anything. Where not, the cluster is not observed, which spares its processes work."""
 
-    def __enter__(self) -> Display: ...
+    def __exit__(self, *_: object) -> None:
+        return None
 
-    def __exit__(self, *_: object) -> None: ...
-
+    @abstractmethod
     def say(self, message: str) -> None:
         """Shows a message about the run as a whole."""
 
+    @abstractmethod
     def change(self, status: ProcessStatus) -> None:
         """A process has changed."""
 
+    @abstractmethod
     def ready(self, endpoints: Endpoints) -> None:
         """The cluster serves."""
 
+    @abstractmethod
     def view(self, view: ClusterView) -> None:
         """What the cluster looks like now; called about once a second."""
 
@@ -63,7 +66,7 @@ def change_line(status: ProcessStatus) -> str:
     return f"{status.name} {status.state}{pid}{detail}"
 
 
-class LineDisplay:
+class LineDisplay(Display):
     """One line for each change, for logs and pipes. It shows no load or hit rates, which change all the time."""
 
     watches = False
@@ -71,12 +74,6 @@ class LineDisplay:
     def __init__(self, write: Callable[[str], object], clock: Callable[[], str] = _clock) -> None:
         self._write = write
         self._clock = clock
-
-    def __enter__(self) -> LineDisplay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
     def say(self, message: str) -> None:
         self._write(f"{self._clock()} {message}\n")
@@ -91,20 +88,12 @@ class LineDisplay:
         return None
 
 
-class JsonDisplay:
+class JsonDisplay(Display):
     """One JSON object per line, for programs: `event` is `message`, `process`, `ready` or `status`."""
-
-    watches = True
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
         self._last: ClusterView | None = None
-
-    def __enter__(self) -> JsonDisplay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
     def _event(self, name: str, fields: Mapping[str, object]) -> None:
         content = {"event": name, "time": datetime.now().astimezone().isoformat(), **fields}
@@ -169,10 +158,8 @@ def status_table(title: str, processes: Iterable[ProcessStatus], views: Mapping[
     return table
 
 
-class TableDisplay:
+class TableDisplay(Display):
     """A live table; messages scroll above it."""
-
-    watches = True
 
     def __init__(self, console: Console, title: str) -> None:
         self._title = title

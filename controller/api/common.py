@@ -6,15 +6,20 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from controller.api import flags
 
 
 class _ClusterOnly:
-    """Marks a field that only Kubernetes can honour."""
+    """Marks a field that only Kubernetes can honour, in its metadata and in its JSON schema."""
+
+    KEYWORD = "x-cluster-only"
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), self.KEYWORD: True}
 
 
 CLUSTER_ONLY = _ClusterOnly()

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from controller.api.fields import Schema, resolved
 from controller.api.model import API_VERSION, KIND, KVClusterSpec
 from controller.api.rules import RULES
 from controller.status.schema import status_schema
@@ -21,8 +22,6 @@ from controller.status.schema import status_schema
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "kvclusters"
 CHART_FILE = Path("deploy/helm/kvcluster/files/crd.yaml")
-
-Schema = dict[str, Any]
 
 _MAP_LISTS: Mapping[tuple[str, ...], list[str]] = {("spec", part, "env"): ["name"] for part in ("engine", "model")}
 """Lists whose items have a key: two managers can own different items, and a key cannot be given twice."""
@@ -126,7 +125,7 @@ def _rules(path: tuple[str, ...]) -> Schema:
 def _structural(node: Schema, definitions: Mapping[str, Schema], path: tuple[str, ...]) -> Schema:
     """Pydantic's JSON schema of one value as a structural schema: no references, no titles, no alternatives."""
     described, default = node.get("description"), node.get("default")
-    node = _resolved(node, definitions)
+    node = resolved(node, definitions)
     result: Schema = {}
     if (text := described or node.get("description")) is not None:
         result["description"] = text
@@ -166,17 +165,6 @@ def _metadata() -> Schema:
     """
     name = {"type": "string", "maxLength": 253}
     return {"type": "object", "properties": {"name": name, "generateName": name}}
-
-
-def _resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """The schema behind a reference, or the one beside `null` where a value is optional."""
-    while True:
-        if "$ref" in node:
-            node = definitions[node["$ref"].rpartition("/")[2]]
-        elif "anyOf" in node and "x-kubernetes-int-or-string" not in node:
-            (node,) = [member for member in node["anyOf"] if member.get("type") != "null"]
-        else:
-            return node
 
 
 def _object(node: Schema, definitions: Mapping[str, Schema], path: tuple[str, ...]) -> Schema:

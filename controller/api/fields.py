@@ -3,15 +3,11 @@ misspelt, and for the list of fields that local mode ignores."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-import annotated_types
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from controller.api.common import CLUSTER_ONLY
 from controller.api.model import KVCluster
@@ -33,117 +29,72 @@ class SpecField:
     cluster_only: bool
 
 
-_NAMES: Mapping[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
+Schema = dict[str, Any]
 
 
-def _strip(annotation: Any) -> tuple[Any, list[Any]]:
-    """The bare type, and all constraints found on the way through Annotated and `| None`."""
-    constraints: list[Any] = []
+def resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """The JSON schema behind a reference, or the one beside `null` where a value is optional."""
     while True:
-        if get_origin(annotation) is Annotated:
-            annotation, *metadata = get_args(annotation)
-            for item in metadata:
-                constraints.extend(item.metadata if isinstance(item, FieldInfo) else [item])
-                if isinstance(item, FieldInfo) and item.json_schema_extra is not None:
-                    constraints.append(item.json_schema_extra)
-            continue
-        if get_origin(annotation) in (Union, types.UnionType):
-            members = [member for member in get_args(annotation) if member is not type(None)]
-            if len(members) == 1:
-                annotation = members[0]
-                continue
-        return annotation, constraints
+        if "$ref" in node:
+            node = definitions[node["$ref"].rpartition("/")[2]]
+        elif "anyOf" in node:
+            (node,) = [member for member in node["anyOf"] if member.get("type") != "null"]
+        else:
+            return node
 
 
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _type_name(annotation: Any) -> str:
-    bare, _ = _strip(annotation)
-    origin, args = get_origin(bare), get_args(bare)
-    if origin is list:
-        return f"list of {_type_name(args[0])}"
-    if origin is dict:
-        return "mapping" if args[1] is Any else f"mapping of {_type_name(args[1])}"
-    if origin in (Union, types.UnionType):
-        return " or ".join(_type_name(arg) for arg in args)
-    if origin is Literal or (isinstance(bare, type) and issubclass(bare, Enum)):
-        return "string"
-    return "object" if _is_model(bare) else _NAMES[bare]
-
-
-def choices(annotation: Any) -> list[str]:
-    """The values a closed type allows; empty for an open one."""
-    bare, constraints = _strip(annotation)
-    for constraint in constraints:
-        if isinstance(constraint, dict) and "enum" in constraint:
-            return list(constraint["enum"])
-    if get_origin(bare) is Literal:
-        return [str(value) for value in get_args(bare)]
-    if isinstance(bare, type) and issubclass(bare, Enum):
-        return [str(member.value) for member in bare]
-    return []
-
-
-def _allowed(annotation: Any, constraints: Sequence[Any]) -> str:
-    closed = choices(annotation)
-    if not closed:
-        for item in constraints:
-            if isinstance(item, dict) and "enum" in item:
-                closed = list(item["enum"])
-    if closed:
-        return ", ".join(f"`{value}`" for value in closed)
-    _, inner = _strip(annotation)
-    parts = []
-    for item in (*inner, *constraints):
-        match item:
-            case annotated_types.Ge(ge):
-                parts.append(f"≥ {ge:,}")
-            case annotated_types.Gt(gt):
-                parts.append(f"> {gt:,}")
-            case annotated_types.Le(le):
-                parts.append(f"≤ {le:,}")
-            case annotated_types.MaxLen(length):
-                parts.append(
-                    f"at most {length:,} {'items' if _type_name(annotation).startswith('list') else 'characters'}"
-                )
-            case _:
-                pattern = getattr(item, "pattern", None)
-                if pattern is not None:
-                    parts.append(f"`{pattern}`")
-    return ", ".join(dict.fromkeys(parts))
-
-
-def _is_cluster_only(info: FieldInfo) -> bool:
-    return any(item is CLUSTER_ONLY for item in info.metadata)
-
-
-def _walk(model: type[BaseModel], parent: Path, cluster_only: bool = False) -> Iterator[SpecField]:
+def _walk(
+    model: Schema, definitions: Mapping[str, Schema], parent: Path, cluster_only: bool = False
+) -> Iterator[SpecField]:
     # What only a cluster honours comes last, so that a reader meets the fields that always matter first.
-    for name, info in sorted(model.model_fields.items(), key=lambda item: _is_cluster_only(item[1])):
-        path = (*parent, info.alias or name)
-        bare, _ = _strip(info.annotation)
-        if info.description is None:
+    for name, node in sorted(model["properties"].items(), key=lambda item: CLUSTER_ONLY.KEYWORD in item[1]):
+        path, value = (*parent, name), resolved(node, definitions)
+        description = node.get("description") or value.get("description")
+        if description is None:
             raise LookupError(f"{'.'.join(path)} has no docstring")
-        factory = info.default_factory
-        yield SpecField(
+        field = SpecField(
             path=path,
-            type=_type_name(info.annotation),
-            allowed=_allowed(info.annotation, [*info.metadata, info.json_schema_extra]),
-            required=info.is_required(),
-            default=None if info.is_required() or factory is not None or _is_model(bare) else info.default,
-            description=info.description,
-            cluster_only=cluster_only or _is_cluster_only(info),
+            type=_type_name(value, definitions),
+            allowed=_allowed(value),
+            required=name in model.get("required", ()),
+            default=None if value["type"] == "object" else node.get("default"),
+            description=description,
+            cluster_only=cluster_only or CLUSTER_ONLY.KEYWORD in node,
         )
+        yield field
         below = path
-        if get_origin(bare) is list:
-            bare, below = _strip(get_args(bare)[0])[0], (*path, "[]")
-        if _is_model(bare):
-            yield from _walk(bare, below, cluster_only or _is_cluster_only(info))
+        if value["type"] == "array":
+            value, below = resolved(value["items"], definitions), (*path, "[]")
+        if "properties" in value:
+            yield from _walk(value, definitions, below, field.cluster_only)
 
 
-FIELDS: tuple[SpecField, ...] = tuple(_walk(KVCluster, ()))
+def _type_name(value: Schema, definitions: Mapping[str, Schema]) -> str:
+    if value["type"] == "array":
+        return f"list of {_type_name(resolved(value['items'], definitions), definitions)}"
+    if value["type"] != "object" or "properties" in value:
+        return str(value["type"])
+    values = value["additionalProperties"]
+    return "mapping" if values is True else f"mapping of {_type_name(values, definitions)}"
+
+
+def _allowed(value: Schema) -> str:
+    closed = value.get("enum") or ([value["const"]] if "const" in value else [])
+    if closed:
+        return ", ".join(f"`{choice}`" for choice in closed)
+    bounds = {
+        "minimum": "≥ {:,}",
+        "exclusiveMinimum": "> {:,}",
+        "maximum": "≤ {:,}",
+        "maxItems": "at most {:,} items",
+        "maxLength": "at most {:,} characters",
+        "pattern": "`{}`",
+    }
+    return ", ".join(text.format(value[keyword]) for keyword, text in bounds.items() if keyword in value)
+
+
+_SCHEMA = KVCluster.model_json_schema()
+FIELDS: tuple[SpecField, ...] = tuple(_walk(_SCHEMA, _SCHEMA["$defs"], ()))
 """Every field of the manifest, parents before children, in the order of the model."""
 
 
@@ -164,7 +115,7 @@ def cluster_only_in(manifest: KVCluster) -> list[str]:
     def visit(value: BaseModel, parent: Path) -> None:
         for name, info in type(value).model_fields.items():
             here, content = (*parent, info.alias or name), getattr(value, name)
-            if _is_cluster_only(info):
+            if CLUSTER_ONLY in info.metadata:
                 if content != info.get_default(call_default_factory=True):
                     found.append(".".join(here))
             elif isinstance(content, BaseModel):

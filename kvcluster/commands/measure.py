@@ -10,7 +10,6 @@ import uvloop
 
 from bench.compare import Launch, Target
 from bench.compare import compare as run_comparison
-from bench.loadgen import EndpointError
 from bench.prompts import pooled_hit_rate, prompts
 from bench.run import BenchOptions
 from bench.run import run as run_bench
@@ -20,28 +19,19 @@ from controller.api.model import KVCluster
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.desired_processes import check
 from kvcache.tokens.tokenizer import load_tokenizer
-from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, output
+from kvcluster.commands.terminal import exits, output
 from kvcluster.commands.workload import Load, checked_strategies, with_strategy
 
 READY_TIMEOUT = 120.0
 
 
+@exits(OSError)
 def bench(
     url: str, load: Load, *, speed: float, model: str | None, timeout: float, json: Path | None, raw: Path | None
-) -> int:
-    """Runs the command; returns its exit code."""
-    try:
-        options = BenchOptions(load.spec(), speed=speed, model=model, timeout=timeout, json=json, raw=raw)
-        uvloop.run(run_bench(url, options, output()))
-    except ValueError as error:  # of the workload or an option
-        complain(error)
-        return BAD_INPUT
-    except (EndpointError, OSError) as error:
-        complain(error)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+) -> None:
+    """Sends a workload to an endpoint, and measures."""
+    options = BenchOptions(load.spec(), speed=speed, model=model, timeout=timeout, json=json, raw=raw)
+    uvloop.run(run_bench(url, options, output()))
 
 
 def launcher(manifest: KVCluster, log_dir: Path) -> Launch:
@@ -70,6 +60,7 @@ def pooled_ceiling(manifest: KVCluster) -> Callable[[Workload], float]:
     return ceiling
 
 
+@exits(StartError, OSError)
 def compare(
     file: str,
     strategies: Sequence[str],
@@ -79,30 +70,20 @@ def compare(
     timeout: float,
     out: Path,
     raw: Path | None,
-) -> int:
-    """Runs the command; returns its exit code."""
-    try:
-        manifest = load_manifest(file)
-        if speed is not None:
-            manifest = override(manifest, {("spec", "engine", "speed"): speed}, f"{file} with --speed")
-        check(manifest)
-        names = checked_strategies(manifest, strategies)
-        options = BenchOptions(
-            load.spec(),
-            speed=manifest.spec.engine.speed,
-            model=manifest.spec.model_name,
-            timeout=timeout,
-            block_size=manifest.spec.cache.block_size,
-            raw=raw,
-        )
-        launch, ceiling = launcher(manifest, out / "logs"), pooled_ceiling(manifest)
-        uvloop.run(run_comparison(launch, names, options, out, output(), ceiling))
-    except ValueError as error:  # of the manifest, the strategies or the workload
-        complain(error)
-        return BAD_INPUT
-    except (StartError, EndpointError, OSError) as error:
-        complain(error)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+) -> None:
+    """Runs a manifest once per strategy, and compares."""
+    manifest = load_manifest(file)
+    if speed is not None:
+        manifest = override(manifest, {("spec", "engine", "speed"): speed}, f"{file} with --speed")
+    check(manifest)
+    names = checked_strategies(manifest, strategies)
+    options = BenchOptions(
+        load.spec(),
+        speed=manifest.spec.engine.speed,
+        model=manifest.spec.model_name,
+        timeout=timeout,
+        block_size=manifest.spec.cache.block_size,
+        raw=raw,
+    )
+    launch, ceiling = launcher(manifest, out / "logs"), pooled_ceiling(manifest)
+    uvloop.run(run_comparison(launch, names, options, out, output(), ceiling))

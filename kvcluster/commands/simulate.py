@@ -14,7 +14,7 @@ from bench.workloads import build_workload
 from controller.api.load import load_manifest
 from controller.api.model import KVClusterSpec
 from kvcache.tokens.tokenizer import load_tokenizer
-from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, output
+from kvcluster.commands.terminal import exits, output
 from kvcluster.commands.workload import Load, checked_strategies
 from worker.emulator.engine.config import EngineConfig
 
@@ -37,37 +37,24 @@ def shape_of(spec: KVClusterSpec) -> ClusterShape:
     )
 
 
-def simulate(file: str, strategies: Sequence[str], load: Load, delays: Delays, *, out: Path, raw: Path | None) -> int:
-    """Runs the command; returns its exit code."""
-    try:
-        manifest = load_manifest(file)
-        names = checked_strategies(manifest, strategies)
-        shape = shape_of(manifest.spec)
-        if not shape.workers:
-            complain("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
-            return BAD_INPUT
-        compare_simulated(shape, names, SimulateOptions(load.spec(), delays, raw), out, output())
-    except ValueError as error:  # of the manifest, the strategies, the workload, or a request that no engine can run
-        complain(error)
-        return BAD_INPUT
-    except OSError as error:
-        complain(error)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+class NothingToSimulateError(ValueError):
+    """The manifest asks for no workers."""
 
 
-def predict(file: str, raw: Path, load: Load) -> int:
-    """Runs the command; returns its exit code."""
-    try:
-        shape = shape_of(load_manifest(file).spec)
-        asked = prompts(build_workload(load.spec()), load_tokenizer(shape.tokenizer))
-        print_agreement(output(), agreement(replay(read_records(raw), asked, shape)))
-    except ValueError as error:  # of the manifest, the workload, the records, or a prompt
-        complain(error)
-        return BAD_INPUT
-    except OSError as error:
-        complain(error)
-        return FAILED
-    return 0
+@exits(OSError)
+def simulate(file: str, strategies: Sequence[str], load: Load, delays: Delays, *, out: Path, raw: Path | None) -> None:
+    """Compares strategies in virtual time."""
+    manifest = load_manifest(file)
+    names = checked_strategies(manifest, strategies)
+    shape = shape_of(manifest.spec)
+    if not shape.workers:
+        raise NothingToSimulateError("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
+    compare_simulated(shape, names, SimulateOptions(load.spec(), delays, raw), out, output())
+
+
+@exits(OSError)
+def predict(file: str, raw: Path, load: Load) -> None:
+    """Compares the times to first token in the records `raw` with those that the latency model predicts."""
+    shape = shape_of(load_manifest(file).spec)
+    asked = prompts(build_workload(load.spec()), load_tokenizer(shape.tokenizer))
+    print_agreement(output(), agreement(replay(read_records(raw), asked, shape)))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
 from rich.console import Console
 
 BAD_INPUT = 2
@@ -23,3 +27,32 @@ def output() -> Console:
 def complain(error: object) -> None:
     """Prints `error: ...` on standard error."""
     Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+
+
+_P = ParamSpec("_P")
+
+
+def exits(*failures: type[Exception]) -> Callable[[Callable[_P, None]], Callable[_P, int]]:
+    """Makes a function a command that returns its exit code and prints what it raises.
+
+    A `ValueError` is about the manifest, an option or a file that it names. `failures` have other causes.
+    """
+
+    def command(run: Callable[_P, None]) -> Callable[_P, int]:
+        @functools.wraps(run)
+        def exit_code(*args: _P.args, **options: _P.kwargs) -> int:
+            try:
+                run(*args, **options)
+            except ValueError as error:
+                complain(error)
+                return BAD_INPUT
+            except failures as error:
+                complain(error)
+                return FAILED
+            except KeyboardInterrupt:
+                return INTERRUPTED
+            return 0
+
+        return exit_code
+
+    return command

@@ -12,6 +12,7 @@ from kvcache.tokens.tokenizer import Tokenizer
 from worker.emulator.protocol.base import thinking_token_budget
 from worker.emulator.protocol.chat import ChatCompletionRequest
 from worker.emulator.protocol.completion import CompletionRequest
+from worker.emulator.protocol.responses import ResponsesRequest
 from worker.emulator.protocol.structured_outputs import (
     StructuredOutputsParams,
     check_structured,
@@ -207,45 +208,49 @@ class Sampling:
         _check_most("prompt", "prompt_logprobs", self.prompt_logprobs, vocabulary)
 
 
+_OF_THE_SAME_NAME = (
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p", "seed"),
+    *("bad_words", "ignore_eos", "min_tokens", "allowed_token_ids", "thinking_token_budget", "skip_special_tokens"),
+    *("routed_experts_prompt_start", "stream_interval"),
+)
+"""Sampling parameters that requests name as `Sampling` does. One that is None or missing has its default."""
+
+
+def common_parameters(request: ChatCompletionRequest | CompletionRequest | ResponsesRequest) -> dict[str, Any]:
+    """The sampling parameters that the requests of several endpoints state alike."""
+    stop = request.stop
+    return {name: value for name in _OF_THE_SAME_NAME if (value := getattr(request, name, None)) is not None} | {
+        "stop": (stop,) if isinstance(stop, str) else tuple(stop or ()),
+        "stop_token_ids": tuple(dict.fromkeys(request.stop_token_ids or ())),
+        "include_stop": request.include_stop_str_in_output,
+        "extra": request.vllm_xargs,
+    }
+
+
 def sampling_of(request: ChatCompletionRequest | CompletionRequest, max_tokens: int) -> Sampling:
     """The sampling parameters of a request, for answers of at most `max_tokens`. Raises `ApiError`."""
-    bias = None if request.use_beam_search else logit_bias(request.logit_bias)
-    stop = request.stop or ()
-    only_selected = bool(request.logprob_token_ids)
     return Sampling(
         max_tokens=1 if request.only_echo else max_tokens,
         n=request.choices,
-        presence_penalty=_or(request.presence_penalty, 0.0),
-        frequency_penalty=_or(request.frequency_penalty, 0.0),
-        repetition_penalty=_or(request.repetition_penalty, 1.0),
-        temperature=_or(request.temperature, 1.0),
-        top_p=_or(request.top_p, 1.0),
-        top_k=0 if request.top_k is None else request.top_k,
-        min_p=_or(request.min_p, 0.0),
-        seed=request.seed,
-        stop=("",) if request.stop == "" else (stop,) if isinstance(stop, str) else tuple(stop),
-        stop_token_ids=tuple(dict.fromkeys(request.stop_token_ids or ())),
-        bad_words=tuple(request.bad_words),
-        ignore_eos=request.ignore_eos,
-        min_tokens=request.min_tokens,
-        logprobs=None if only_selected else request.asked_logprobs,
+        logprobs=None if request.logprob_token_ids else request.asked_logprobs,
         prompt_logprobs=request.asked_prompt_logprobs,
         logprob_token_ids=request.logprob_token_ids or None,
-        logit_bias=bias,
-        allowed_token_ids=request.allowed_token_ids,
-        thinking_token_budget=request.thinking_token_budget,
-        skip_special_tokens=request.skip_special_tokens,
-        include_stop=request.include_stop_str_in_output,
+        logit_bias=None if request.use_beam_search else logit_bias(request.logit_bias),
         structured=structured_outputs_of(request.structured_outputs, request.response_format),
-        extra=request.vllm_xargs,
-        routed_experts_prompt_start=request.routed_experts_prompt_start,
-        stream_interval=request.stream_interval,
         beam=request.use_beam_search,
+        **common_parameters(request),
     )
 
 
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+def response_sampling(request: ResponsesRequest, max_tokens: int) -> Sampling:
+    """The same for a request of the Responses API, whose empty stop string means none. Raises `ApiError`."""
+    return Sampling(
+        max_tokens=max_tokens,
+        logprobs=request.top_logprobs if request.wants_logprobs else None,
+        logit_bias=logit_bias(request.logit_bias),
+        structured=request.structured(),
+        **common_parameters(request) | ({} if request.stop else {"stop": ()}),
+    )
 
 
 def logit_bias(given: Mapping[str, float] | None) -> dict[int, float] | None:

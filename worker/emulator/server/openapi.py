@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from pydantic.json_schema import models_json_schema
@@ -16,8 +16,6 @@ from worker.emulator.protocol.responses import ResponsesRequest
 from worker.emulator.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from worker.emulator.server.service import Service
 
-_HTML = (b"content-type", b"text/html; charset=utf-8")
-
 _BODIES: Mapping[str, tuple[type[Any], ...]] = {
     "/v1/completions": (CompletionRequest,),
     "/v1/chat/completions": (ChatCompletionRequest,),
@@ -28,32 +26,6 @@ _BODIES: Mapping[str, tuple[type[Any], ...]] = {
     "/tokenize": (TokenizeCompletionRequest, TokenizeChatRequest),
     "/detokenize": (DetokenizeRequest,),
 }
-
-_PAGE = """<!DOCTYPE html>
-<html>
-<head>
-<meta charset="utf-8"/>
-<title>FastAPI - {title}</title>
-{head}
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-_SWAGGER = _PAGE.format(
-    title="Swagger UI",
-    head='<link rel="stylesheet" href="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui.css">',
-    body='<div id="swagger-ui"></div>\n'
-    '<script src="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui-bundle.js"></script>\n'
-    '<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui"})</script>',
-)
-_REDOC = _PAGE.format(
-    title="ReDoc",
-    head="",
-    body='<redoc spec-url="/openapi.json"></redoc>\n'
-    '<script src="https://cdn.jsdelivr.net/npm/redoc@2/bundles/redoc.standalone.js"></script>',
-)
 
 
 class Documentation:
@@ -69,10 +41,18 @@ class Documentation:
         await raw_request.reply(200, self._document, (b"content-type", b"application/json"))
 
     async def swagger(self, raw_request: HttpRequest, service: Service) -> None:
-        await raw_request.reply(200, _SWAGGER.encode(), _HTML)
+        await _page(raw_request, "Swagger UI")
 
     async def redoc(self, raw_request: HttpRequest, service: Service) -> None:
-        await raw_request.reply(200, _REDOC.encode(), _HTML)
+        await _page(raw_request, "ReDoc")
+
+
+async def _page(raw_request: HttpRequest, viewer: Literal["Swagger UI", "ReDoc"]) -> None:
+    from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html  # 10 MB that hardly a worker needs
+
+    page = get_redoc_html if viewer == "ReDoc" else get_swagger_ui_html
+    html = page(openapi_url="/openapi.json", title=f"FastAPI - {viewer}")
+    await raw_request.reply(200, bytes(html.body), (b"content-type", b"text/html; charset=utf-8"))
 
 
 def document(routes: Iterable[tuple[str, Iterable[str]]]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
@@ -27,7 +26,7 @@ from worker.emulator.protocol.responses import (
     chat_tools,
     continues,
 )
-from worker.emulator.protocol.sampling import Sampling, logit_bias
+from worker.emulator.protocol.sampling import response_sampling
 from worker.emulator.protocol.validation import parse_request, sanitized
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.emulator.server.response import Response, ResponseEvent
@@ -162,31 +161,7 @@ async def _render(service: Service, request: ResponsesRequest, messages: list[Me
             "prompt.",
             "input",
         )
-    return Prompt(tokens, _sampling(request, bounds.room(len(tokens))))
-
-
-def _sampling(request: ResponsesRequest, limit: int) -> Sampling:
-    stop: Sequence[str] = [request.stop] if isinstance(request.stop, str) and request.stop else request.stop or ()
-    return Sampling(
-        max_tokens=limit,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=request.top_k or 0,
-        min_p=request.min_p or 0.0,
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
-        seed=request.seed,
-        stop=tuple(stop),
-        stop_token_ids=tuple(dict.fromkeys(request.stop_token_ids or ())),
-        ignore_eos=request.ignore_eos,
-        logprobs=request.top_logprobs if request.wants_logprobs else None,
-        logit_bias=logit_bias(request.logit_bias),
-        skip_special_tokens=request.skip_special_tokens,
-        include_stop=request.include_stop_str_in_output,
-        structured=request.structured(),
-        extra=request.vllm_xargs,
-    )
+    return Prompt(tokens, response_sampling(request, bounds.room(len(tokens))))
 
 
 async def _answer(
