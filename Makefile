@@ -46,7 +46,7 @@ test: check ## formatting, lint, types, import contract, and every test
 	$(PYTEST)
 
 unit: $(VENV)/.dev ## the tests that start no processes (seconds)
-	$(PYTEST) -m 'not process'
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses $(JOBS) --dist worksteal -m 'not process'
 
 check: $(VENV)/.dev ## ruff, mypy --strict and the import contract
 	$(BIN)/ruff format --check .
