@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -118,6 +118,51 @@ async def good(connection: Connection, request: Received) -> None:
         await connection.end_stream()
     else:
         await connection.answer(200, completion("Hello", cached=16))
+
+
+async def resets(connection: Connection, request: Received) -> None:
+    connection.reset()
+
+
+def answering(status: int, *, message: str = "no", kind: str = "InternalServerError", extra: str = "") -> Script:
+    """An error in vLLM's form."""
+    body = orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": status}})
+
+    async def script(connection: Connection, request: Received) -> None:
+        await connection.answer(status, body, extra=extra)
+
+    return script
+
+
+def streaming(
+    *events: bytes, release: asyncio.Event | None = None, rest: Sequence[bytes] = (), end: bool = True
+) -> Script:
+    """A stream of these events, and once `release` is set of the rest; `end=False`: the connection is then reset."""
+
+    async def script(connection: Connection, request: Received) -> None:
+        await connection.begin_stream()
+        for event in events:
+            await connection.chunk(event)
+        if release is not None:
+            await release.wait()
+        for event in rest:
+            await connection.chunk(event)
+        if end:
+            await connection.end_stream()
+        else:
+            connection.reset()
+
+    return script
+
+
+def good_after(release: asyncio.Event) -> Script:
+    """As `good`, but nothing of the answer comes before `release` is set."""
+
+    async def script(connection: Connection, request: Received) -> None:
+        await release.wait()
+        await good(connection, request)
+
+    return script
 
 
 @dataclass

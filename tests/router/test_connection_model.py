@@ -1,9 +1,8 @@
 """A connection to a worker under every order of segments, reads, closes and resets that hypothesis finds.
 
 Covered: the bytes of each answer, when the connection is free again, what a failure says of the request's progress. Not
-covered: TLS, real sockets and the replacement of stale connections (test_pool.py).
-
-Not covered: whole requests over sockets (test_pool.py), and TLS, which the pool does not speak.
+covered: whole requests over real sockets and the replacement of stale connections (test_pool.py), and TLS, which the
+pool does not speak.
 """
 
 from __future__ import annotations

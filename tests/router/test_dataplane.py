@@ -15,7 +15,7 @@ import pytest
 
 from kvcache.tokens.tokenizer import Tokenizer
 from tests.router.conftest import RunningRouter, StartRouter
-from tests.router.fakes import DONE, Connection, Received, completion, fake_workers, good, token, usage
+from tests.router.fakes import DONE, Connection, Received, completion, fake_workers, good, streaming, token, usage
 
 LONG = "The same beginning of many prompts, long enough for several blocks of sixteen tokens. " * 8
 
@@ -63,34 +63,20 @@ async def test_compressed_answers_stay_compressed(start_router: StartRouter) -> 
 
 async def test_a_stream_passes_through_as_it_comes(start_router: StartRouter) -> None:
     release = asyncio.Event()
-
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("one"))
-        await release.wait()
-        await connection.chunk(token("two")[:30])  # pieces need not be events
-        await connection.chunk(token("two")[30:] + token("three", "stop"))
-        await connection.chunk(DONE)
-        await connection.end_stream()
-
+    rest = [token("two")[:30], token("two")[30:] + token("three", "stop"), DONE]  # pieces need not be events
+    script = streaming(token("one"), release=release, rest=rest)
     async with fake_workers(script) as workers, start_router(workers) as router:
         request = {"prompt": "x", "stream": True}
         async with router.client.stream("POST", "/v1/completions", json=request) as response:
             pieces = response.aiter_raw()
             assert await anext(pieces) == token("one")
             release.set()
-            rest = b"".join([piece async for piece in pieces])
-        assert rest == token("two") + token("three", "stop") + DONE
+            assert b"".join([piece async for piece in pieces]) == b"".join(rest)
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
 
 
 async def test_a_stream_that_ends_within_an_event_passes_through_too(start_router: StartRouter) -> None:
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("one") + b"data: {")
-        await connection.end_stream()
-
-    async with fake_workers(script) as workers, start_router(workers) as router:
+    async with fake_workers(streaming(token("one") + b"data: {")) as workers, start_router(workers) as router:
         assert await router.stream() == token("one") + b"data: {"
 
 
@@ -270,12 +256,7 @@ async def test_metrics_of_a_request(start_router: StartRouter) -> None:
 
 
 async def test_cached_tokens_are_found_wherever_the_stream_is_cut(start_router: StartRouter) -> None:
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        for byte in token("x") + usage(48) + DONE:
-            await connection.chunk(bytes([byte]))
-        await connection.end_stream()
-
+    script = streaming(*(bytes([byte]) for byte in token("x") + usage(48) + DONE))
     async with fake_workers(script) as workers, start_router(workers) as router:
         assert await router.stream(LONG) == token("x") + usage(48) + DONE
         assert router.metric("actual_cached_tokens_total") == 48

@@ -1,17 +1,13 @@
 """What the client sees when workers fail: nothing, as long as another worker can answer.
 
 Covered: each way in which a worker can fail, before and after the first byte of its answer, and each timeout. Not
-covered: what must not be retried, and ejection (test_retries.py); real processes (test_real_workers.py); the pure
-rules of retries and outliers (tests/router/core).
-
-Not covered: what must not be sent again and who is ejected (test_retries.py), and real processes
-(test_real_failures.py, tests/e2e).
+covered: what must not be retried, and ejection (test_retries.py); real processes (test_real_workers.py, tests/e2e); the
+pure rules of retries and outliers (tests/router/core).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 
 import httpx
 import pytest
@@ -24,42 +20,17 @@ from tests.router.fakes import (
     FakeWorker,
     Received,
     Script,
+    answering,
     completion,
     fake_workers,
     good,
+    resets,
+    streaming,
     token,
 )
 
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
 ABORT = b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort"}]}\n\n'
-
-
-def answering(status: int, kind: str = "InternalServerError", extra: str = "") -> Script:
-    body = json.dumps({"error": {"message": "no", "type": kind, "param": None, "code": status}}).encode()
-
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.answer(status, body, extra=extra)
-
-    return script
-
-
-def streaming(*events: bytes, end: bool = True) -> Script:
-    """A stream of these events; `end=False`: the connection is then reset."""
-
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        for event in events:
-            await connection.chunk(event)
-        if end:
-            await connection.end_stream()
-        else:
-            connection.reset()
-
-    return script
-
-
-async def resets(connection: Connection, request: Received) -> None:
-    connection.reset()
 
 
 async def half_a_body(connection: Connection, request: Received) -> None:
@@ -87,7 +58,7 @@ async def aborted(connection: Connection, request: Received) -> None:
     [
         (answering(500), "status_5xx"),
         (answering(502), "status_5xx"),
-        (answering(503, "ServiceUnavailableError"), "busy"),
+        (answering(503, kind="ServiceUnavailableError"), "busy"),
         (resets, "broken"),
         (half_the_headers, "broken"),
         (half_a_body, "broken"),
@@ -270,7 +241,7 @@ async def test_a_draining_worker_gets_no_new_requests(start_router: StartRouter)
 
 @pytest.mark.parametrize("status", [400, 409, 413, 422])
 async def test_what_a_worker_blames_on_the_client_passes_through(start_router: StartRouter, status: int) -> None:
-    async with fake_workers(answering(status, "SomeError"), good) as workers, start_router(workers) as router:
+    async with fake_workers(answering(status, kind="SomeError"), good) as workers, start_router(workers) as router:
         response = await router.complete()
         assert response.status_code == status
         assert response.json()["error"]["type"] == "SomeError"

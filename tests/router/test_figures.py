@@ -30,7 +30,7 @@ from router.upstream.in_flight import InFlight, UpstreamTimeouts
 from router.upstream.interface import FailureCause
 from tests.router.conftest import MovedClock, RunningRouter, StartRouter, until
 from tests.router.core.support import config
-from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, fake_workers, good, token
+from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, fake_workers, good, good_after, token
 from tests.virtual import CountingLoop, run
 
 MISLEADING = 'said: "usage":{"prompt_tokens":999,"prompt_tokens_details":{"cached_tokens":999}}'
@@ -280,11 +280,7 @@ async def test_blocks_are_counted_for_each_worker_and_once_in_the_index(
 
 async def test_requests_in_flight_are_those_that_workers_have_and_have_not_answered(start_router: StartRouter) -> None:
     go_on = asyncio.Event()
-
-    async def held(connection: Connection, request: Received) -> None:
-        await go_on.wait()
-        await good(connection, request)
-
+    held = good_after(go_on)
     async with fake_workers(held, held) as workers, start_router(workers) as router:
         asked = [asyncio.create_task(router.stream()) for _ in range(5)]
         await until(lambda: sum(len(worker.received) for worker in workers) == 5)

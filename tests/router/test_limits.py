@@ -16,7 +16,7 @@ from starlette.types import Message
 from router.settings import Settings
 from runtime.settings import SettingsError
 from tests.router.conftest import StartRouter, until
-from tests.router.fakes import DONE, Connection, Received, fake_workers, good, token
+from tests.router.fakes import DONE, fake_workers, good, good_after, streaming, token
 
 
 async def test_limits_of_the_data_port(start_router: StartRouter) -> None:
@@ -47,12 +47,8 @@ async def test_half_a_request_then_silence(start_router: StartRouter) -> None:
 
 async def test_more_requests_than_the_limit_are_503(start_router: StartRouter) -> None:
     release = asyncio.Event()
-
-    async def script(connection: Connection, request: Received) -> None:
-        await release.wait()
-        await good(connection, request)
-
-    async with fake_workers(script) as workers, start_router(workers, max_concurrent_requests=2) as router:
+    workers_of = fake_workers(good_after(release))
+    async with workers_of as workers, start_router(workers, max_concurrent_requests=2) as router:
         running = [asyncio.create_task(router.complete()) for _ in range(2)]
         await until(lambda: len(workers[0].received) == 2)
         refused = await router.complete()
@@ -72,13 +68,8 @@ async def test_when_bodies_take_all_the_memory_there_is_the_next_is_told_to_come
     start_router: StartRouter,
 ) -> None:
     release = asyncio.Event()
-
-    async def held(connection: Connection, request: Received) -> None:
-        await release.wait()
-        await good(connection, request)
-
     limits = {"max_body_bytes": 3_000_000, "max_total_body_bytes": 4_000_000}
-    async with fake_workers(held) as workers, start_router(workers, **limits) as router:
+    async with fake_workers(good_after(release)) as workers, start_router(workers, **limits) as router:
         body = b"{" + b" " * 2_500_000 + b"}"
         first = asyncio.create_task(router.client.post("/v1/embeddings", content=body))
         await until(lambda: len(workers[0].received) == 1)
@@ -95,16 +86,9 @@ async def test_when_bodies_take_all_the_memory_there_is_the_next_is_told_to_come
 async def test_a_body_takes_room_until_its_answer_begins(start_router: StartRouter) -> None:
     """A long stream does not keep its prompt's, or its images', bytes from others."""
     release = asyncio.Event()
-
-    async def streaming(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("Hel"))
-        await release.wait()
-        await connection.chunk(token("lo", "length") + DONE)
-        await connection.end_stream()
-
+    script = streaming(token("Hel"), release=release, rest=[token("lo", "length") + DONE])
     limits = {"max_body_bytes": 3_000_000, "max_total_body_bytes": 4_000_000}
-    async with fake_workers(streaming) as workers, start_router(workers, **limits) as router, AsyncExitStack() as open_:
+    async with fake_workers(script) as workers, start_router(workers, **limits) as router, AsyncExitStack() as open_:
         body = b"{" + b" " * 2_500_000 + b"}"
         streams = []
         for _ in range(4):
@@ -124,19 +108,13 @@ class Body(bytearray):
 @pytest.mark.parametrize("size", [100, 400_000], ids=["read on the loop", "read in a thread"])
 async def test_nothing_of_the_router_keeps_a_body_whose_answer_has_begun(start_router: StartRouter, size: int) -> None:
     release, begun = asyncio.Event(), asyncio.Event()
-
-    async def streaming(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("Hel"))
-        await release.wait()
-        await connection.chunk(token("lo", "length") + DONE)
-        await connection.end_stream()
+    script = streaming(token("Hel"), release=release, rest=[token("lo", "length") + DONE])
 
     async def send(message: Message) -> None:
         if message.get("body"):
             begun.set()
 
-    async with fake_workers(streaming) as workers, start_router(workers) as router:
+    async with fake_workers(script) as workers, start_router(workers) as router:
         await router.ready(1)
         bodies = [Body(b'{"stream": true, "prompt": "' + b"a " * (size // 2) + b'"}')]
         seen = weakref.ref(bodies[0])

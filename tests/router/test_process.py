@@ -23,7 +23,7 @@ from runtime.sockets import listen
 from tests.router.conftest import http_client, until
 from tests.router.discovery.scripted import ScriptedApi
 from tests.router.discovery.slices import endpoint, endpoint_slice
-from tests.router.fakes import Connection, Received, completion, fake_workers, good
+from tests.router.fakes import completion, fake_workers, good, good_after
 
 pytestmark = pytest.mark.process
 
@@ -93,13 +93,8 @@ async def test_by_itself_with_a_strategy_from_the_environment() -> None:
 
 async def test_sigterm_finishes_what_is_in_progress() -> None:
     release = asyncio.Event()
-
-    async def slow(connection: Connection, request: Received) -> None:
-        await release.wait()
-        await good(connection, request)
-
     async with (
-        fake_workers(slow) as (worker,),
+        fake_workers(good_after(release)) as (worker,),
         router_process(*LOOPBACK, "--workers", worker.url) as process,
     ):
         port, management_port = await started(process)

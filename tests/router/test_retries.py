@@ -8,7 +8,6 @@ Retry-After, ejections. Not covered: the kinds of failure one by one (test_failu
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 
@@ -22,22 +21,17 @@ from tests.router.fakes import (
     FakeWorker,
     Received,
     Script,
+    answering,
     fake_workers,
     good,
+    good_after,
+    resets,
+    streaming,
     token,
 )
 
 DEAD = b'{"error":{"message":"EngineCore encountered an issue.","type":"InternalServerError","code":500}}'
 """vLLM's answer to every request that its engine had when it died (captured from 0.32)."""
-
-
-def answering(status: int, extra: str = "", message: str = "no") -> Script:
-    body = json.dumps({"error": {"message": message, "type": "E", "param": None, "code": status}}).encode()
-
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.answer(status, body, extra=extra)
-
-    return script
 
 
 def counts(workers: list[FakeWorker]) -> list[int]:
@@ -47,18 +41,8 @@ def counts(workers: list[FakeWorker]) -> list[int]:
 # --- poison ---
 
 
-async def resets(connection: Connection, request: Received) -> None:
-    connection.reset()
-
-
 async def dead_engine(connection: Connection, request: Received) -> None:
     await connection.answer(500, DEAD)
-
-
-async def dead_in_the_stream(connection: Connection, request: Received) -> None:
-    await connection.begin_stream()
-    await connection.chunk(ERROR_EVENT + DONE)
-    await connection.end_stream()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -67,7 +51,7 @@ async def dead_in_the_stream(connection: Connection, request: Received) -> None:
     [
         pytest.param(resets, id="reset"),
         pytest.param(dead_engine, id="status 500"),
-        pytest.param(dead_in_the_stream, id="within the stream"),
+        pytest.param(streaming(ERROR_EVENT + DONE), id="within the stream"),
     ],
 )
 async def test_a_request_that_kills_its_engine_kills_two_at_most(
@@ -155,12 +139,8 @@ async def test_when_everybody_fails_the_load_is_not_multiplied(start_router: Sta
 
 async def test_a_worker_frozen_for_a_moment_keeps_what_it_computes(start_router: StartRouter) -> None:
     release = asyncio.Event()
-
-    async def slow(connection: Connection, request: Received) -> None:
-        await release.wait()
-        await good(connection, request)
-
-    async with fake_workers(slow, good) as workers, start_router(workers, liveness_timeout=0.3) as router:
+    workers_of = fake_workers(good_after(release), good)
+    async with workers_of as workers, start_router(workers, liveness_timeout=0.3) as router:
         computing = asyncio.create_task(router.complete())
         await until(lambda: len(workers[0].received) == 1)
         workers[0].frozen.set()  # its /health is not answered any more
@@ -193,14 +173,7 @@ async def test_an_answer_of_a_worker_that_is_silent_altogether_is_cut_after_the_
 async def test_a_model_that_thinks_for_long_is_not_cut_while_its_worker_lives(start_router: StartRouter) -> None:
     """Its /health is answered, its stream says nothing: for far longer than any bound on silence altogether."""
     release = asyncio.Event()
-
-    async def thinks(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("Hm"))
-        await release.wait()
-        await connection.chunk(token("!", "length"))
-        await connection.end_stream()
-
+    thinks = streaming(token("Hm"), release=release, rest=[token("!", "length")])
     quick = {"liveness_timeout": 5.0, "stall_timeout": 0.2, "cut_timeout": 0.2}
     async with fake_workers(thinks) as workers, start_router(workers, **quick) as router:
         thinking = asyncio.create_task(router.stream())
@@ -237,7 +210,7 @@ async def takes_a_while(connection: Connection, request: Received) -> None:
     ("hole", "believed"),
     [
         (answering(429), 0),
-        (answering(429, "retry-after: 1\r\n"), 0),
+        (answering(429, extra="retry-after: 1\r\n"), 0),
         (answering(404), 0),
         (answering(400), 3),  # it speaks of one request's body: the first ones are taken for the client's fault
         (answering(500), 0),
@@ -250,7 +223,7 @@ async def test_an_engine_that_fails_at_once_draws_next_to_nothing(
 ) -> None:
     workers_of = fake_workers(hole, takes_a_while, takes_a_while, takes_a_while)
     async with workers_of as workers, start_router(workers, routing_strategy=strategy) as router:
-        statuses = await drive(router, 160)
+        statuses = await drive(router, 96)
         assert len(statuses) - statuses.count(200) == believed
         # What is believed, five that count in a row, and what each client had sent by then.
         assert len(workers[0].received) <= believed + 5 + 8
@@ -280,7 +253,7 @@ async def test_a_worker_that_lacks_a_model_is_not_asked_for_it_and_serves_the_re
 
 
 async def test_busy_everywhere_is_told_at_once_in_the_last_workers_words(start_router: StartRouter) -> None:
-    full = answering(429, "retry-after: 17\r\n", "slow down")
+    full = answering(429, extra="retry-after: 17\r\n", message="slow down")
     async with fake_workers(full, full) as workers, start_router(workers, retry_deadline=1000) as router:
         response = await router.complete()
         assert response.status_code == 429
@@ -291,7 +264,7 @@ async def test_busy_everywhere_is_told_at_once_in_the_last_workers_words(start_r
 
 
 async def test_a_full_worker_that_is_the_only_one_is_not_asked_again_before_its_time(start_router: StartRouter) -> None:
-    full = answering(503, "retry-after: 17\r\n", "my queue is full")
+    full = answering(503, extra="retry-after: 17\r\n", message="my queue is full")
     async with fake_workers(full) as workers, start_router(workers, retry_deadline=1000) as router:
         response = await router.complete()
         assert (response.status_code, response.headers["retry-after"]) == (503, "17")
@@ -302,7 +275,7 @@ async def test_a_full_worker_that_is_the_only_one_is_not_asked_again_before_its_
 async def test_a_worker_that_leaves_with_a_retry_after_makes_requests_wait_for_the_next(
     start_router: StartRouter,
 ) -> None:
-    leaving = answering(503, "retry-after: 1\r\n")
+    leaving = answering(503, extra="retry-after: 1\r\n")
     async with fake_workers(leaving, good) as (old, new), start_router([old], retry_deadline=1000) as router:
         old.health = 503
         waiting = asyncio.create_task(router.complete())
@@ -314,7 +287,7 @@ async def test_a_worker_that_leaves_with_a_retry_after_makes_requests_wait_for_t
 
 
 async def test_a_worker_that_asks_for_a_pause_gets_one_and_is_shown_so(start_router: StartRouter) -> None:
-    full = answering(503, "retry-after: 20\r\n")
+    full = answering(503, extra="retry-after: 20\r\n")
     async with fake_workers(full, good) as workers, start_router(workers) as router:
         for _ in range(6):
             assert (await router.complete()).status_code == 200

@@ -12,7 +12,7 @@ import asyncio
 import pytest
 
 from tests.router.conftest import StartRouter, until
-from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, fake_workers, good, token
+from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, fake_workers, good, streaming, token
 
 COMMENT = b": keep-alive\n\n"
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
@@ -20,15 +20,7 @@ ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},
 
 async def test_comments_are_passed_on_as_they_come_and_are_no_first_token(start_router: StartRouter) -> None:
     go_on = asyncio.Event()
-
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(COMMENT)
-        await connection.chunk(ROLE + COMMENT)
-        await go_on.wait()
-        await connection.chunk(token("a", "stop") + DONE)
-        await connection.end_stream()
-
+    script = streaming(COMMENT, ROLE + COMMENT, release=go_on, rest=[token("a", "stop") + DONE])
     async with fake_workers(script) as workers, start_router(workers) as router:
         (worker,) = workers
         request = {"prompt": "x", "stream": True}

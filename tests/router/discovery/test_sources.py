@@ -18,7 +18,7 @@ from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorker
 from router.discovery.sources import FileDiscovery, StaticDiscovery, WorkerUrlError, worker_url
 from tests.router.conftest import RunningRouter, StartRouter, until
-from tests.router.fakes import Connection, FakeWorker, Received, fake_workers, good, token
+from tests.router.fakes import Connection, FakeWorker, Received, fake_workers, good, streaming, token
 
 
 @pytest.mark.parametrize(
@@ -204,14 +204,7 @@ async def test_a_worker_first_listed_as_not_ready_gets_nothing(start_router: Sta
 
 async def test_a_terminating_worker_finishes_what_it_has(start_router: StartRouter) -> None:
     release = asyncio.Event()
-
-    async def slow(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("a"))
-        await release.wait()
-        await connection.chunk(token("b", "length"))
-        await connection.end_stream()
-
+    slow = streaming(token("a"), release=release, rest=[token("b", "length")])
     async with fake_workers(slow, good) as (one, two), start_router([one, two]) as router:
         running = asyncio.create_task(router.stream())
         await until(lambda: len(router.router.in_flight) == 1)
