@@ -179,7 +179,7 @@ def _logged(entry: dict[str, Any]) -> Logged:
     return Logged(
         entry["verb"], place.get("apiGroup", ""), place.get("resource", ""), place.get("subresource", ""),
         place.get("namespace", ""), place.get("name", "") if place else entry["requestURI"].partition("?")[0],
-        user["username"], entry.get("responseStatus", {}).get("code", 0),
+        user.get("username", ""), entry.get("responseStatus", {}).get("code", 0),
     )  # fmt: skip
 
 
