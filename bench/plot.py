@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from bench.report import percent, seconds, tokens
 from bench.result import Result, Summary
 
-COLOURS: Mapping[str, str] = MappingProxyType(
-    {"cache_aware": "#0072b2", "round_robin": "#e69f00", "least_loaded": "#009e73", "longest_prefix": "#cc79a7"}
-)
+COLOURS: Mapping[str, str] = {
+    "cache_aware": "#0072b2",
+    "round_robin": "#e69f00",
+    "least_loaded": "#009e73",
+    "longest_prefix": "#cc79a7",
+}
 """The palette of Okabe and Ito, whose colours can be told apart with every kind of colour vision."""
 OTHER_COLOURS = ("#56b4e9", "#d55e00", "#f0e442", "#555555")
 INK = "#222222"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 GIB = 2**30
 
@@ -138,9 +137,7 @@ _LLAMA_3_1_8B_L4 = Profile(
     max_num_seqs=256,
 )
 
-PROFILES: Mapping[str, Profile] = MappingProxyType(
-    {p.name: p for p in (_LLAMA_2_13B_A100, _LLAMA_3_1_8B_H100, _LLAMA_3_1_8B_L4)}
-)
+PROFILES: Mapping[str, Profile] = {p.name: p for p in (_LLAMA_2_13B_A100, _LLAMA_3_1_8B_H100, _LLAMA_3_1_8B_L4)}
 DEFAULT_PROFILE = _LLAMA_2_13B_A100.name
 
 

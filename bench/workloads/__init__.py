@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 from bench.workloads.base import CHAT, COMPLETIONS, TimedRequest, Workload, WorkloadError, WorkloadSpec
 from bench.workloads.conversation import conversation
@@ -11,9 +10,13 @@ from bench.workloads.rag import rag
 from bench.workloads.synthetic import hot, uniform
 from bench.workloads.trace import trace
 
-WORKLOADS: Mapping[str, Callable[[WorkloadSpec], Workload]] = MappingProxyType(
-    {"rag": rag, "chat": conversation, "uniform": uniform, "hot": hot, "trace": trace}
-)
+WORKLOADS: Mapping[str, Callable[[WorkloadSpec], Workload]] = {
+    "rag": rag,
+    "chat": conversation,
+    "uniform": uniform,
+    "hot": hot,
+    "trace": trace,
+}
 
 __all__ = [
     "CHAT",

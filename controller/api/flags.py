@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 
-RESERVED_FLAGS: Mapping[str, str] = MappingProxyType(
-    {
-        "--model": "spec.model.name",
-        "--served-model-name": "spec.model.servedNames",
-        "--tokenizer": "spec.model.tokenizer",
-        "--profile": "spec.model.profile",
-        "--max-model-len": "spec.model.maxModelLen",
-        "--block-size": "spec.cache.blockSize",
-        "--blocks": "spec.cache.blocks",
-        "--num-gpu-blocks-override": "spec.cache.blocks",
-        "--speed": "spec.engine.speed",
-        "--generator": "spec.engine.generator",
-        "--seed": "spec.engine.seed",
-        "--mean-output-tokens": "spec.engine.meanOutputTokens",
-        "--grace-period": "spec.workers.drainSeconds",
-        "--shutdown-timeout": "spec.workers.drainSeconds",
-    }
-)
+RESERVED_FLAGS: Mapping[str, str] = {
+    "--model": "spec.model.name",
+    "--served-model-name": "spec.model.servedNames",
+    "--tokenizer": "spec.model.tokenizer",
+    "--profile": "spec.model.profile",
+    "--max-model-len": "spec.model.maxModelLen",
+    "--block-size": "spec.cache.blockSize",
+    "--blocks": "spec.cache.blocks",
+    "--num-gpu-blocks-override": "spec.cache.blocks",
+    "--speed": "spec.engine.speed",
+    "--generator": "spec.engine.generator",
+    "--seed": "spec.engine.seed",
+    "--mean-output-tokens": "spec.engine.meanOutputTokens",
+    "--grace-period": "spec.workers.drainSeconds",
+    "--shutdown-timeout": "spec.workers.drainSeconds",
+}
 """Flags that a field of the manifest sets; `engine.args` may not set them a second time."""
 
 OWNED_FLAGS = ("--host", "--port", "--fd", "--uds", "--worker-id", "--advertise-url", "--kv-events-config")
@@ -34,25 +31,23 @@ _NO_KEY = (
     "the routers"
 )
 
-REFUSED_FLAGS: Mapping[tuple[str, ...], str] = MappingProxyType(
-    {
-        ("--data-parallel-*", "-dp*", "--headless", "--nnodes"): "a worker is one engine in one pod with one cache: "
-        "raise spec.workers.replicas instead",
-        ("--no-enable-prefix-caching",): "requests are routed by what the engines' prefix caches hold: remove it",
-        (
-            "--ssl-*",
-            "--enable-ssl-refresh",
-        ): "routers and probes speak plain HTTP to workers: terminate TLS in front of "
-        "the routers (spec.router.ingress, spec.router.httpRoute)",
-        ("--api-key", "--root-path"): _NO_KEY,
-        ("--disable-log-stats", "--no-enable-prompt-tokens-details"): "queues and hit rates are read from what this "
-        "turns off: remove it",
-        ("--config",): "a file could set any of the flags that are refused: write its flags into spec.engine.args",
-    }
-)
+REFUSED_FLAGS: Mapping[tuple[str, ...], str] = {
+    ("--data-parallel-*", "-dp*", "--headless", "--nnodes"): "a worker is one engine in one pod with one cache: "
+    "raise spec.workers.replicas instead",
+    ("--no-enable-prefix-caching",): "requests are routed by what the engines' prefix caches hold: remove it",
+    (
+        "--ssl-*",
+        "--enable-ssl-refresh",
+    ): "routers and probes speak plain HTTP to workers: terminate TLS in front of "
+    "the routers (spec.router.ingress, spec.router.httpRoute)",
+    ("--api-key", "--root-path"): _NO_KEY,
+    ("--disable-log-stats", "--no-enable-prompt-tokens-details"): "queues and hit rates are read from what this "
+    "turns off: remove it",
+    ("--config",): "a file could set any of the flags that are refused: write its flags into spec.engine.args",
+}
 """Flags with which the engine would run, but not the cluster -> why, and what to do. `*` stands for any ending."""
 
-REFUSED_VARIABLES: Mapping[str, str] = MappingProxyType({"VLLM_API_KEY": _NO_KEY})
+REFUSED_VARIABLES: Mapping[str, str] = {"VLLM_API_KEY": _NO_KEY}
 """Environment variables that do what a refused flag does -> why, and what to do."""
 
 OWNED_VARIABLES = (

@@ -9,7 +9,6 @@ import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, auto
-from types import MappingProxyType
 from weakref import WeakSet
 
 import aiohttp
@@ -45,15 +44,13 @@ class ApiServerEvent(Enum):
     """It could not be reached, was silent, or said that it cannot answer."""
 
 
-API_SERVER_TRANSITIONS: Mapping[tuple[ApiServerState, ApiServerEvent], ApiServerState] = MappingProxyType(
-    {
-        (ApiServerState.ANSWERING, ApiServerEvent.FAILED): ApiServerState.DOUBTFUL,
-        (ApiServerState.DOUBTFUL, ApiServerEvent.FAILED): ApiServerState.LOST,
-        (ApiServerState.DOUBTFUL, ApiServerEvent.ANSWERED): ApiServerState.ANSWERING,
-        (ApiServerState.DOUBTFUL, ApiServerEvent.REFUSED): ApiServerState.ANSWERING,
-        (ApiServerState.LOST, ApiServerEvent.ANSWERED): ApiServerState.ANSWERING,
-    }
-)
+API_SERVER_TRANSITIONS: Mapping[tuple[ApiServerState, ApiServerEvent], ApiServerState] = {
+    (ApiServerState.ANSWERING, ApiServerEvent.FAILED): ApiServerState.DOUBTFUL,
+    (ApiServerState.DOUBTFUL, ApiServerEvent.FAILED): ApiServerState.LOST,
+    (ApiServerState.DOUBTFUL, ApiServerEvent.ANSWERED): ApiServerState.ANSWERING,
+    (ApiServerState.DOUBTFUL, ApiServerEvent.REFUSED): ApiServerState.ANSWERING,
+    (ApiServerState.LOST, ApiServerEvent.ANSWERED): ApiServerState.ANSWERING,
+}
 """What is not listed changes nothing."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -25,7 +24,7 @@ DEFAULT_TEMPLATE = (
 break. A conversation that grows keeps the text of its earlier turns, so the KV cache of those turns is reused."""
 
 
-_NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+_NO_VARIABLES: Mapping[str, Any] = {}
 
 
 class ChatTemplateError(ValueError):

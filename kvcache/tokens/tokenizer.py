@@ -7,7 +7,6 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 from kvcache.chat.request import ChatOptions
@@ -181,7 +180,7 @@ class _WindowDecoder:
         return both[len(known) :]
 
 
-_BYTE_OF = MappingProxyType(byte_alphabet())
+_BYTE_OF = byte_alphabet()
 
 
 def _token_bytes(token: str) -> bytes:

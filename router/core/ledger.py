@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from enum import StrEnum, auto
-from types import MappingProxyType
 
 
 class EntryState(StrEnum):
@@ -29,13 +28,11 @@ class EntryEvent(StrEnum):
     RELEASED = auto()
 
 
-ENTRY_TRANSITIONS: Mapping[tuple[EntryState, EntryEvent], EntryState] = MappingProxyType(
-    {
-        (EntryState.PREFILLING, EntryEvent.FIRST_TOKEN): EntryState.DECODING,
-        (EntryState.PREFILLING, EntryEvent.RELEASED): EntryState.ENDED,
-        (EntryState.DECODING, EntryEvent.RELEASED): EntryState.ENDED,
-    }
-)
+ENTRY_TRANSITIONS: Mapping[tuple[EntryState, EntryEvent], EntryState] = {
+    (EntryState.PREFILLING, EntryEvent.FIRST_TOKEN): EntryState.DECODING,
+    (EntryState.PREFILLING, EntryEvent.RELEASED): EntryState.ENDED,
+    (EntryState.DECODING, EntryEvent.RELEASED): EntryState.ENDED,
+}
 PREFILLING, ENDED = EntryState.PREFILLING, EntryState.ENDED  # looking a member up in its enum takes longer
 _FIRST_TOKEN, _RELEASED = EntryEvent.FIRST_TOKEN, EntryEvent.RELEASED
 

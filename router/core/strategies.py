@@ -7,22 +7,19 @@ A strategy is pure: it sees the candidates' figures (at least two of them) and r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import NamedTuple
 
 from router.core.decision import Candidate, DecisionReason
 from router.core.worker import Worker
 from router.core.worker_state import WorkerPhase
 
-_TIERS: Mapping[WorkerPhase, int] = MappingProxyType(
-    {
-        WorkerPhase.SERVING: 0,
-        WorkerPhase.HALF_OPEN: 0,
-        WorkerPhase.DRAINING: 1,
-        WorkerPhase.PAUSED: 2,
-        WorkerPhase.EJECTED: 3,
-    }
-)
+_TIERS: Mapping[WorkerPhase, int] = {
+    WorkerPhase.SERVING: 0,
+    WorkerPhase.HALF_OPEN: 0,
+    WorkerPhase.DRAINING: 1,
+    WorkerPhase.PAUSED: 2,
+    WorkerPhase.EJECTED: 3,
+}
 _HALF_OPEN = WorkerPhase.HALF_OPEN
 
 
@@ -116,14 +113,12 @@ def least_loaded(candidates: Sequence[Candidate], conditions: Conditions) -> Cho
     return Choice(min(candidates, key=lambda c: (c.in_flight, c.turn)), DecisionReason.LEAST_LOADED)
 
 
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
-    {
-        "cache_aware": cache_aware,
-        "longest_prefix": longest_prefix,
-        "round_robin": round_robin,
-        "least_loaded": least_loaded,
-    }
-)
+STRATEGIES: Mapping[str, Strategy] = {
+    "cache_aware": cache_aware,
+    "longest_prefix": longest_prefix,
+    "round_robin": round_robin,
+    "least_loaded": least_loaded,
+}
 
 
 def find_strategy(name: str) -> Strategy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, auto
-from types import MappingProxyType
 
 from kvcache.feed import Batch, Eviction, Removed, Snapshot, Stored, WorkerInfo
 from router.core.errors import FeedGap, FeedRejected, StaleEpoch
@@ -38,17 +37,15 @@ class ViewEvent(Enum):
     """What it was refused for may be over."""
 
 
-_TRANSITIONS: Mapping[tuple[ViewState, ViewEvent], ViewState] = MappingProxyType(
-    {
-        (ViewState.NONE, ViewEvent.IDENTIFIED): ViewState.SYNCING,
-        (ViewState.SYNCING, ViewEvent.SNAPSHOT_INSTALLED): ViewState.EXACT,
-        (ViewState.EXACT, ViewEvent.RESTARTED): ViewState.SYNCING,
-        (ViewState.REFUSED, ViewEvent.RESTARTED): ViewState.SYNCING,
-        (ViewState.SYNCING, ViewEvent.REFUSED): ViewState.REFUSED,
-        (ViewState.EXACT, ViewEvent.REFUSED): ViewState.REFUSED,
-        (ViewState.REFUSED, ViewEvent.RECONSIDERED): ViewState.SYNCING,
-    }
-)
+_TRANSITIONS: Mapping[tuple[ViewState, ViewEvent], ViewState] = {
+    (ViewState.NONE, ViewEvent.IDENTIFIED): ViewState.SYNCING,
+    (ViewState.SYNCING, ViewEvent.SNAPSHOT_INSTALLED): ViewState.EXACT,
+    (ViewState.EXACT, ViewEvent.RESTARTED): ViewState.SYNCING,
+    (ViewState.REFUSED, ViewEvent.RESTARTED): ViewState.SYNCING,
+    (ViewState.SYNCING, ViewEvent.REFUSED): ViewState.REFUSED,
+    (ViewState.EXACT, ViewEvent.REFUSED): ViewState.REFUSED,
+    (ViewState.REFUSED, ViewEvent.RECONSIDERED): ViewState.SYNCING,
+}
 
 
 def transition(state: ViewState, event: ViewEvent) -> ViewState:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, IntEnum, StrEnum, auto
-from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -138,59 +137,53 @@ class WorkerState(NamedTuple):
         return _BY_CIRCUIT[self.circuit]
 
 
-_BY_LIVENESS: Mapping[Liveness, WorkerPhase] = MappingProxyType(
-    {
-        Liveness.KNOWN: WorkerPhase.STARTING,
-        Liveness.UNREACHABLE: WorkerPhase.UNREACHABLE,
-        Liveness.AGENT: WorkerPhase.AGENT,
-        Liveness.GONE: WorkerPhase.GONE,
-    }
-)
-_BY_CIRCUIT: Mapping[Circuit, WorkerPhase] = MappingProxyType(
-    {
-        Circuit.CLOSED: WorkerPhase.SERVING,
-        Circuit.BACKING_OFF: WorkerPhase.PAUSED,
-        Circuit.RETRY_AFTER: WorkerPhase.PAUSED,
-        Circuit.OPEN: WorkerPhase.EJECTED,
-        Circuit.HALF_OPEN: WorkerPhase.HALF_OPEN,
-    }
-)
+_BY_LIVENESS: Mapping[Liveness, WorkerPhase] = {
+    Liveness.KNOWN: WorkerPhase.STARTING,
+    Liveness.UNREACHABLE: WorkerPhase.UNREACHABLE,
+    Liveness.AGENT: WorkerPhase.AGENT,
+    Liveness.GONE: WorkerPhase.GONE,
+}
+_BY_CIRCUIT: Mapping[Circuit, WorkerPhase] = {
+    Circuit.CLOSED: WorkerPhase.SERVING,
+    Circuit.BACKING_OFF: WorkerPhase.PAUSED,
+    Circuit.RETRY_AFTER: WorkerPhase.PAUSED,
+    Circuit.OPEN: WorkerPhase.EJECTED,
+    Circuit.HALF_OPEN: WorkerPhase.HALF_OPEN,
+}
 
 _NOT_GONE = tuple(liveness for liveness in Liveness if liveness is not Liveness.GONE)
-_LIVENESS: Mapping[tuple[Liveness, WorkerEvent], Liveness] = MappingProxyType(
-    {
-        (Liveness.KNOWN, WorkerEvent.HEARD): Liveness.ALIVE,
-        (Liveness.OVERDUE, WorkerEvent.HEARD): Liveness.ALIVE,
-        (Liveness.UNREACHABLE, WorkerEvent.HEARD): Liveness.ALIVE,
-        (Liveness.ALIVE, WorkerEvent.EXCUSED): Liveness.OVERDUE,
-        **{(liveness, WorkerEvent.LOST): Liveness.UNREACHABLE for liveness in _NOT_GONE},
-        **{(liveness, WorkerEvent.FOUND_TO_BE_AGENT): Liveness.AGENT for liveness in _NOT_GONE},
-        **{(liveness, WorkerEvent.REMOVED): Liveness.GONE for liveness in _NOT_GONE},
-    }
-)
-_INTAKE: Mapping[WorkerEvent, Intake] = MappingProxyType(
-    {WorkerEvent.OPENED: Intake.OPEN, WorkerEvent.DRAINING: Intake.DRAINING, WorkerEvent.CLOSED: Intake.CLOSED}
-)
-_CIRCUIT: Mapping[tuple[Circuit, WorkerEvent], Circuit] = MappingProxyType(
-    {
-        **{
-            (circuit, event): target
-            for circuit in (Circuit.CLOSED, Circuit.BACKING_OFF, Circuit.RETRY_AFTER)
-            for event, target in (
-                (WorkerEvent.TURNED_AWAY, Circuit.BACKING_OFF),
-                (WorkerEvent.TURNED_AWAY_UNTIL, Circuit.RETRY_AFTER),
-                (WorkerEvent.PAUSE_ENDED, Circuit.CLOSED),
-                (WorkerEvent.EJECTED, Circuit.OPEN),
-                (WorkerEvent.RESTARTED, Circuit.CLOSED),
-            )
-        },
-        (Circuit.BACKING_OFF, WorkerEvent.ANSWERED): Circuit.CLOSED,
-        (Circuit.OPEN, WorkerEvent.EJECTION_ENDED): Circuit.HALF_OPEN,
-        (Circuit.OPEN, WorkerEvent.RESTARTED): Circuit.HALF_OPEN,
-        (Circuit.HALF_OPEN, WorkerEvent.EJECTED): Circuit.OPEN,
-        (Circuit.HALF_OPEN, WorkerEvent.RECOVERED): Circuit.CLOSED,
-    }
-)
+_LIVENESS: Mapping[tuple[Liveness, WorkerEvent], Liveness] = {
+    (Liveness.KNOWN, WorkerEvent.HEARD): Liveness.ALIVE,
+    (Liveness.OVERDUE, WorkerEvent.HEARD): Liveness.ALIVE,
+    (Liveness.UNREACHABLE, WorkerEvent.HEARD): Liveness.ALIVE,
+    (Liveness.ALIVE, WorkerEvent.EXCUSED): Liveness.OVERDUE,
+    **{(liveness, WorkerEvent.LOST): Liveness.UNREACHABLE for liveness in _NOT_GONE},
+    **{(liveness, WorkerEvent.FOUND_TO_BE_AGENT): Liveness.AGENT for liveness in _NOT_GONE},
+    **{(liveness, WorkerEvent.REMOVED): Liveness.GONE for liveness in _NOT_GONE},
+}
+_INTAKE: Mapping[WorkerEvent, Intake] = {
+    WorkerEvent.OPENED: Intake.OPEN,
+    WorkerEvent.DRAINING: Intake.DRAINING,
+    WorkerEvent.CLOSED: Intake.CLOSED,
+}
+_CIRCUIT: Mapping[tuple[Circuit, WorkerEvent], Circuit] = {
+    **{
+        (circuit, event): target
+        for circuit in (Circuit.CLOSED, Circuit.BACKING_OFF, Circuit.RETRY_AFTER)
+        for event, target in (
+            (WorkerEvent.TURNED_AWAY, Circuit.BACKING_OFF),
+            (WorkerEvent.TURNED_AWAY_UNTIL, Circuit.RETRY_AFTER),
+            (WorkerEvent.PAUSE_ENDED, Circuit.CLOSED),
+            (WorkerEvent.EJECTED, Circuit.OPEN),
+            (WorkerEvent.RESTARTED, Circuit.CLOSED),
+        )
+    },
+    (Circuit.BACKING_OFF, WorkerEvent.ANSWERED): Circuit.CLOSED,
+    (Circuit.OPEN, WorkerEvent.EJECTION_ENDED): Circuit.HALF_OPEN,
+    (Circuit.OPEN, WorkerEvent.RESTARTED): Circuit.HALF_OPEN,
+    (Circuit.HALF_OPEN, WorkerEvent.EJECTED): Circuit.OPEN,
+    (Circuit.HALF_OPEN, WorkerEvent.RECOVERED): Circuit.CLOSED,
+}
 
 
 def transition(state: WorkerState, event: WorkerEvent) -> WorkerState:

@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from router.core.worker_state import Intake
@@ -64,14 +63,12 @@ class ListEvent(Enum):
     """A watch works."""
 
 
-LIST_TRANSITIONS: Mapping[tuple[ListState, ListEvent], ListState] = MappingProxyType(
-    {
-        (ListState.CURRENT, ListEvent.FAILED): ListState.LOST,
-        (ListState.LOST, ListEvent.EXPIRED): ListState.STALE,
-        (ListState.LOST, ListEvent.SETTLED): ListState.CURRENT,
-        (ListState.STALE, ListEvent.SETTLED): ListState.CURRENT,
-    }
-)
+LIST_TRANSITIONS: Mapping[tuple[ListState, ListEvent], ListState] = {
+    (ListState.CURRENT, ListEvent.FAILED): ListState.LOST,
+    (ListState.LOST, ListEvent.EXPIRED): ListState.STALE,
+    (ListState.LOST, ListEvent.SETTLED): ListState.CURRENT,
+    (ListState.STALE, ListEvent.SETTLED): ListState.CURRENT,
+}
 """What is not listed changes nothing."""
 
 

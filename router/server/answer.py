@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import Enum, auto
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
@@ -84,14 +83,12 @@ class EventKind(Enum):
     ABORT = auto()
 
 
-_TRANSITIONS: Mapping[tuple[StreamState, EventKind], StreamState] = MappingProxyType(
-    {
-        (StreamState.SILENT, EventKind.CONTENT): StreamState.ANSWERING,
-        (StreamState.SILENT, EventKind.REFUSAL): StreamState.REFUSED,
-        (StreamState.SILENT, EventKind.ABORT): StreamState.ABORTED,
-        **{(state, EventKind.FAILURE): StreamState.FAILED for state in StreamState},
-    }
-)
+_TRANSITIONS: Mapping[tuple[StreamState, EventKind], StreamState] = {
+    (StreamState.SILENT, EventKind.CONTENT): StreamState.ANSWERING,
+    (StreamState.SILENT, EventKind.REFUSAL): StreamState.REFUSED,
+    (StreamState.SILENT, EventKind.ABORT): StreamState.ABORTED,
+    **{(state, EventKind.FAILURE): StreamState.FAILED for state in StreamState},
+}
 
 
 def transition(state: StreamState, kind: EventKind) -> StreamState:

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
-from types import MappingProxyType
 from typing import Annotated, Any
 
 import orjson
@@ -52,12 +51,10 @@ class RouterEvent(Enum):
     """Others know that the process ends, or the time for that is over."""
 
 
-ROUTER_TRANSITIONS: Mapping[tuple[RouterState, RouterEvent], RouterState] = MappingProxyType(
-    {
-        (RouterState.SERVING, RouterEvent.SIGTERM): RouterState.DRAINING,
-        (RouterState.DRAINING, RouterEvent.DRAINED): RouterState.CLOSING,
-    }
-)
+ROUTER_TRANSITIONS: Mapping[tuple[RouterState, RouterEvent], RouterState] = {
+    (RouterState.SERVING, RouterEvent.SIGTERM): RouterState.DRAINING,
+    (RouterState.DRAINING, RouterEvent.DRAINED): RouterState.CLOSING,
+}
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 from kvcache.tokens.tokenizer import Tokenizer
@@ -39,14 +38,12 @@ class TokenizerEvent(StrEnum):
     FAILED = "attempt failed"
 
 
-TOKENIZER_TRANSITIONS: Mapping[tuple[TokenizerState, TokenizerEvent], TokenizerState] = MappingProxyType(
-    {
-        (TokenizerState.LOADING, TokenizerEvent.SUCCEEDED): TokenizerState.LOADED,
-        (TokenizerState.LOADING, TokenizerEvent.FAILED): TokenizerState.FAILED,
-        (TokenizerState.FAILED, TokenizerEvent.SUCCEEDED): TokenizerState.LOADED,
-        (TokenizerState.FAILED, TokenizerEvent.FAILED): TokenizerState.FAILED,
-    }
-)
+TOKENIZER_TRANSITIONS: Mapping[tuple[TokenizerState, TokenizerEvent], TokenizerState] = {
+    (TokenizerState.LOADING, TokenizerEvent.SUCCEEDED): TokenizerState.LOADED,
+    (TokenizerState.LOADING, TokenizerEvent.FAILED): TokenizerState.FAILED,
+    (TokenizerState.FAILED, TokenizerEvent.SUCCEEDED): TokenizerState.LOADED,
+    (TokenizerState.FAILED, TokenizerEvent.FAILED): TokenizerState.FAILED,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from enum import Enum
-from types import MappingProxyType
 from typing import Protocol
 
 from starlette.types import ASGIApp
@@ -34,13 +33,11 @@ class ServerEvent(Enum):
     STOP = "stop"
 
 
-SERVER_TRANSITIONS: Mapping[tuple[ServerState, ServerEvent], ServerState] = MappingProxyType(
-    {
-        (ServerState.SERVING, ServerEvent.DRAIN): ServerState.DRAINING,
-        (ServerState.SERVING, ServerEvent.STOP): ServerState.STOPPING,
-        (ServerState.DRAINING, ServerEvent.STOP): ServerState.STOPPING,
-    }
-)
+SERVER_TRANSITIONS: Mapping[tuple[ServerState, ServerEvent], ServerState] = {
+    (ServerState.SERVING, ServerEvent.DRAIN): ServerState.DRAINING,
+    (ServerState.SERVING, ServerEvent.STOP): ServerState.STOPPING,
+    (ServerState.DRAINING, ServerEvent.STOP): ServerState.STOPPING,
+}
 """What is not listed changes nothing: a server can be told to drain or to stop any number of times."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum, StrEnum, auto
-from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -39,19 +38,17 @@ class ResponseEvent(Enum):
     FAILED = auto()
 
 
-RESPONSE_TRANSITIONS: Mapping[tuple[ResponseStatus, ResponseEvent], ResponseStatus] = MappingProxyType(
-    {
-        (ResponseStatus.QUEUED, ResponseEvent.STARTED): ResponseStatus.IN_PROGRESS,
-        (ResponseStatus.QUEUED, ResponseEvent.CANCELLED): ResponseStatus.CANCELLED,
-        (ResponseStatus.QUEUED, ResponseEvent.FAILED): ResponseStatus.FAILED,
-        (ResponseStatus.IN_PROGRESS, ResponseEvent.COMPLETED): ResponseStatus.COMPLETED,
-        (ResponseStatus.IN_PROGRESS, ResponseEvent.TOKENS_EXHAUSTED): ResponseStatus.INCOMPLETE,
-        (ResponseStatus.IN_PROGRESS, ResponseEvent.CANCELLED): ResponseStatus.CANCELLED,
-        (ResponseStatus.IN_PROGRESS, ResponseEvent.FAILED): ResponseStatus.FAILED,
-        # The generation of a cancelled response may still end or fail.
-        **{(ResponseStatus.CANCELLED, event): ResponseStatus.CANCELLED for event in ResponseEvent},
-    }
-)
+RESPONSE_TRANSITIONS: Mapping[tuple[ResponseStatus, ResponseEvent], ResponseStatus] = {
+    (ResponseStatus.QUEUED, ResponseEvent.STARTED): ResponseStatus.IN_PROGRESS,
+    (ResponseStatus.QUEUED, ResponseEvent.CANCELLED): ResponseStatus.CANCELLED,
+    (ResponseStatus.QUEUED, ResponseEvent.FAILED): ResponseStatus.FAILED,
+    (ResponseStatus.IN_PROGRESS, ResponseEvent.COMPLETED): ResponseStatus.COMPLETED,
+    (ResponseStatus.IN_PROGRESS, ResponseEvent.TOKENS_EXHAUSTED): ResponseStatus.INCOMPLETE,
+    (ResponseStatus.IN_PROGRESS, ResponseEvent.CANCELLED): ResponseStatus.CANCELLED,
+    (ResponseStatus.IN_PROGRESS, ResponseEvent.FAILED): ResponseStatus.FAILED,
+    # The generation of a cancelled response may still end or fail.
+    **{(ResponseStatus.CANCELLED, event): ResponseStatus.CANCELLED for event in ResponseEvent},
+}
 
 
 class Response:

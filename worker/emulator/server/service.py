@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from kvcache.errors import ApiError, model_not_found
@@ -59,13 +58,11 @@ class WorkerEvent(Enum):
     """SIGTERM without a drain limit, the end of the draining, or a dead engine."""
 
 
-WORKER_TRANSITIONS: Mapping[tuple[WorkerState, WorkerEvent], WorkerState] = MappingProxyType(
-    {
-        (WorkerState.SERVING, WorkerEvent.DRAIN): WorkerState.DRAINING,
-        (WorkerState.SERVING, WorkerEvent.CLOSE): WorkerState.CLOSING,
-        (WorkerState.DRAINING, WorkerEvent.CLOSE): WorkerState.CLOSING,
-    }
-)
+WORKER_TRANSITIONS: Mapping[tuple[WorkerState, WorkerEvent], WorkerState] = {
+    (WorkerState.SERVING, WorkerEvent.DRAIN): WorkerState.DRAINING,
+    (WorkerState.SERVING, WorkerEvent.CLOSE): WorkerState.CLOSING,
+    (WorkerState.DRAINING, WorkerEvent.CLOSE): WorkerState.CLOSING,
+}
 
 
 @dataclass(slots=True)
