@@ -10,23 +10,20 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    name="kvcluster",
-    help="KV-cache-aware routing for LLM engines.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
-plugin = typer.Typer(
-    name="kubectl kvcluster",
-    help="What kubectl cannot show about a KVCluster.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+def _app(name: str, text: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_show_locals=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _app("kvcluster", "KV-cache-aware routing for LLM engines.")
+plugin = _app("kubectl kvcluster", "What kubectl cannot show about a KVCluster.")
 """`kubectl-kvcluster`: kubectl runs a command of that name for `kubectl kvcluster`."""
 
 
@@ -152,8 +149,7 @@ def bench(
     raw: Raw = None,
 ) -> None:
     """Send a workload to a running OpenAI endpoint, and measure."""
-    from kvcluster.commands.measure import bench
-    from kvcluster.commands.workload import Load
+    from kvcluster.commands.measure import Load, bench
 
     load = Load(workload, trace, limit, rate, seed)
     raise typer.Exit(bench(url, load, speed=speed, model=model, timeout=timeout, json=json, raw=raw))
@@ -177,8 +173,7 @@ def compare(
     raw: Raw = None,
 ) -> None:
     """Run a manifest once per strategy, cold, under the same workload, and compare."""
-    from kvcluster.commands.measure import compare
-    from kvcluster.commands.workload import Load
+    from kvcluster.commands.measure import Load, compare
 
     load = Load(workload, trace, limit, rate, seed)
     raise typer.Exit(compare(manifest, strategies.split(","), load, speed=speed, timeout=timeout, out=out, raw=raw))
@@ -204,8 +199,7 @@ def simulate(
 ) -> None:
     """Compare strategies in virtual time: the same engine and router code, no processes, no waiting."""
     from bench.simulate import Delays
-    from kvcluster.commands.simulate import simulate
-    from kvcluster.commands.workload import Load
+    from kvcluster.commands.measure import Load, simulate
 
     load = Load(workload, trace, limit, rate, seed)
     delays = Delays(network_delay, feed_delay)
@@ -223,8 +217,7 @@ def predict(
     seed: Seed = 0,
 ) -> None:
     """Compare the time to first token of a finished run with what the latency model predicts for it."""
-    from kvcluster.commands.simulate import predict
-    from kvcluster.commands.workload import Load
+    from kvcluster.commands.measure import Load, predict
 
     raise typer.Exit(predict(manifest, records, Load(workload, trace, limit, rate, seed)))
 

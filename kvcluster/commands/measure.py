@@ -1,26 +1,65 @@
-"""`kvcluster bench` and `kvcluster compare`: measurements of a running endpoint, or of local clusters."""
+"""`kvcluster bench`, `compare`, `simulate` and `predict`: measurements of running endpoints and in virtual time."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 
-from bench.compare import Launch, Target
+from bench.compare import Launch, SimulateOptions, Target, compare_simulated
 from bench.compare import compare as run_comparison
+from bench.predict import agreement, print_agreement, replay
 from bench.prompts import pooled_hit_rate, prompts
+from bench.result import read_records
 from bench.run import BenchOptions
 from bench.run import run as run_bench
-from bench.workloads import Workload
+from bench.simulate import ClusterShape, Delays
+from bench.workloads import Workload, WorkloadSpec, build_workload
 from controller.api.load import load_manifest, override
-from controller.api.model import KVCluster
+from controller.api.model import KVCluster, KVClusterSpec, Strategy
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.desired_processes import check
 from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.terminal import exits, output
-from kvcluster.commands.workload import Load, checked_strategies, with_strategy
+from worker.emulator.engine.config import EngineConfig
+
+
+class NoStrategyError(ValueError):
+    """`--strategies` is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The options of the workload. None stands for the workload's own default."""
+
+    workload: str
+    trace: Path | None
+    limit: int | None
+    rate: float | None
+    seed: int
+
+    def spec(self) -> WorkloadSpec:
+        """The workload asked for."""
+        return WorkloadSpec(self.workload, self.seed, self.limit, self.rate, self.trace)
+
+
+def with_strategy(manifest: KVCluster, strategy: str) -> KVCluster:
+    """The manifest with another strategy. Raises `ManifestError`."""
+    return override(manifest, {("spec", "router", "strategy"): strategy}, f"{manifest.name} with --strategies")
+
+
+def checked_strategies(manifest: KVCluster, given: Sequence[str]) -> list[str]:
+    """The strategies that are named, each once and each valid. Raises `NoStrategyError` or `ManifestError`."""
+    names = list(dict.fromkeys(name.strip() for name in given if name.strip()))
+    if not names:
+        raise NoStrategyError(f"--strategies names no strategy; use some of: {', '.join(Strategy)}")
+    for name in names:
+        with_strategy(manifest, name)
+    return names
+
 
 READY_TIMEOUT = 120.0
 
@@ -87,3 +126,44 @@ def compare(
     )
     launch, ceiling = launcher(manifest, out / "logs"), pooled_ceiling(manifest)
     uvloop.run(run_comparison(launch, names, options, out, output(), ceiling))
+
+
+def shape_of(spec: KVClusterSpec) -> ClusterShape:
+    """The workers of a manifest as the emulator runs them. Its speed does not matter in virtual time."""
+    profile = spec.profile
+    return ClusterShape(
+        workers=spec.workers.replicas,
+        engine=EngineConfig(
+            blocks=spec.blocks,
+            max_num_batched_tokens=profile.max_num_batched_tokens,
+            max_num_seqs=profile.max_num_seqs,
+            max_model_len=spec.max_model_len,
+            block_size=spec.cache.block_size,
+        ),
+        latency=profile.latency,
+        model=spec.model_name,
+        tokenizer=spec.tokenizer,
+    )
+
+
+class NothingToSimulateError(ValueError):
+    """The manifest asks for no workers."""
+
+
+@exits(OSError)
+def simulate(file: str, strategies: Sequence[str], load: Load, delays: Delays, *, out: Path, raw: Path | None) -> None:
+    """Compares strategies in virtual time."""
+    manifest = load_manifest(file)
+    names = checked_strategies(manifest, strategies)
+    shape = shape_of(manifest.spec)
+    if not shape.workers:
+        raise NothingToSimulateError("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
+    compare_simulated(shape, names, SimulateOptions(load.spec(), delays, raw), out, output())
+
+
+@exits(OSError)
+def predict(file: str, raw: Path, load: Load) -> None:
+    """Compares the times to first token in the records `raw` with those that the latency model predicts."""
+    shape = shape_of(load_manifest(file).spec)
+    asked = prompts(build_workload(load.spec()), load_tokenizer(shape.tokenizer))
+    print_agreement(output(), agreement(replay(read_records(raw), asked, shape)))
