@@ -9,20 +9,26 @@ from typing import Any
 
 from controller.objects.names import Component
 from controller.status import raw
-from controller.status.freshness import freshness
 from controller.status.observed import Observed
 from controller.status.pod_problems import PodProblem, as_sentence, pod_problems
-from controller.status.pods import active, is_running, state_of
+from controller.status.pods import active, is_ready, is_running, ready_for, state_of
 from controller.status.raw import Raw
 from controller.status.reasons import GIVEN_BY, RECONCILE_PROBLEMS, SEVERITY, ConditionReason, ConditionType, Finding
-from controller.status.workload import Workload, workload
+from controller.status.report import RouterReport
+from controller.status.workload import Workload, count, workload
 
 MESSAGE_LENGTH = 4096
+FRESH_SECONDS = 5
+"""A view that was confirmed longer ago counts as stale."""
+SETTLING = timedelta(seconds=FRESH_SECONDS)
+"""Routers need not know a worker before it has been ready for so long."""
 AUTOSCALER_PATIENCE = timedelta(minutes=2)
 """A new autoscaler has no metric until its pods have been scraped."""
 
 _BLOCKING = frozenset(RECONCILE_PROBLEMS) - {ConditionReason.MISSING_API}
 """Reasons why the spec as a whole is not brought about. A missing API keeps back the one object that needs it."""
+_NOT_FRESH = GIVEN_BY[ConditionType.CACHE_VIEW_FRESH]["False"]
+"""Of the routers' findings the first of these is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ def evaluate(observed: Observed, earlier: Sequence[str], now: datetime) -> list[
         Condition(ConditionType.READY, *_ready(evidence, workers, routers)),
         workers,
         routers,
-        Condition(ConditionType.CACHE_VIEW_FRESH, *freshness(observed, now)),
+        Condition(ConditionType.CACHE_VIEW_FRESH, *_freshness(observed, now)),
         Condition(ConditionType.PROGRESSING, *_progressing(evidence)),
         Condition(ConditionType.DEGRADED, *_degraded(evidence.findings)),
     ]
@@ -160,6 +166,75 @@ def _progressing(evidence: _Evidence) -> Finding:
             message = f"{load.available} of {load.wanted} {load.component}s are available."
             return Finding(ConditionReason.STARTING, message)
     return Finding(ConditionReason.COMPLETE, "What runs is what the spec asks for.")
+
+
+def _freshness(observed: Observed, now: datetime) -> Finding:
+    """Reason and message of CacheViewFresh."""
+    workers = [pod for pod in active(observed.pods, Component.WORKER) if is_ready(pod)]
+    routers = [raw.name(pod) for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
+    if not workers:
+        return Finding(ConditionReason.NO_WORKERS, "No worker is ready.")
+    if not routers:
+        return Finding(ConditionReason.NO_ROUTER, "No router is ready.")
+    reports = {name: observed.routers.reports[name] for name in routers if name in observed.routers.reports}
+    settled = sum(1 for pod in workers if (since := ready_for(pod, now)) is not None and since >= SETTLING)
+    findings = [
+        finding for name, report in reports.items() if (finding := _view_finding(name, report, settled)) is not None
+    ]
+    if findings:
+        return min(findings, key=lambda finding: _NOT_FRESH.index(finding.reason))
+    for name in routers:
+        if (error := observed.routers.errors.get(name)) is not None:
+            message = f"Router {name} could not be asked: {as_sentence(error)}"
+            return Finding(ConditionReason.ROUTER_UNREACHABLE, message)
+    if not reports:
+        return Finding(ConditionReason.ROUTER_UNREACHABLE, "No router has been asked yet.")
+    # A router that has just become ready is asked the next time; until then the others speak for it.
+    message = f"Every router matches prompts against {_all_workers(len(workers))}."
+    return Finding(ConditionReason.FRESH, message)
+
+
+def _all_workers(workers: int) -> str:
+    return "the only worker" if workers == 1 else f"all {count(workers, 'worker')}"
+
+
+def _view_finding(router: str, report: RouterReport, settled: int) -> Finding | None:
+    if report.draining:
+        return None
+    if not report.discovery.healthy:
+        return Finding(
+            ConditionReason.DISCOVERY_STALE,
+            f"Router {router} no longer learns which workers exist, and serves with its last list: "
+            f"{as_sentence(report.discovery.error)}",
+        )
+    if report.workers_ready < settled:
+        return Finding(
+            ConditionReason.WORKERS_MISSING,
+            f"Router {router} has {report.workers_ready} of {count(settled, 'ready worker')} to choose from; "
+            "kvcluster explain shows what it reports about each.",
+        )
+    if report.tokenizer.state in ("loading", "failed"):
+        why = as_sentence(report.tokenizer.error) if report.tokenizer.error else "it is still being loaded"
+        return Finding(
+            ConditionReason.NO_TOKENIZER,
+            f"Router {router} sends requests by load alone, since its tokenizer (spec.model.tokenizer) is not there, "
+            f"and keeps trying to load it: {why}",
+        )
+    if report.view_age_seconds is not None and report.view_age_seconds > FRESH_SECONDS:
+        return Finding(
+            ConditionReason.STALE,
+            f"Router {router} has heard nothing of a worker's cache for more than {FRESH_SECONDS} s, and matches "
+            f"prompts against {report.workers_matching} of {count(report.workers_ready, 'worker')}: the rest get "
+            "requests by load alone until their feeds are back. kvcluster explain names them.",
+        )
+    if report.workers_matching < settled:
+        return Finding(
+            ConditionReason.MISMATCH,
+            f"Router {router} matches prompts against {report.workers_matching} of {count(settled, 'ready worker')}, "
+            "and sends requests to the rest by load alone: they serve another model, block size or tokenizer, or no "
+            "cache feed. kvcluster explain names them.",
+        )
+    return None
 
 
 def _degraded(findings: Sequence[Finding]) -> Finding:

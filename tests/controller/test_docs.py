@@ -15,8 +15,8 @@ from controller.reconcile.reconciler import POLL, POLL_UNSETTLED
 from controller.reconcile.reports import TIMEOUT
 from controller.reconcile.writer import COST_INTERVAL
 from controller.status.compute import AGES
+from controller.status.conditions import FRESH_SECONDS
 from controller.status.deletion_cost import MARGIN
-from controller.status.freshness import FRESH_SECONDS
 from controller.status.pod_problems import RECOVERED_AFTER
 from controller.status.schema import status_schema
 
