@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -23,12 +24,9 @@ import statistics
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import cast
 
 import uvloop
 from rich.console import Console
@@ -72,73 +70,39 @@ class Row:
     requests_per_second: float
 
 
-class _Messages(asyncio.Protocol, ABC):
-    """Splits a stream into HTTP/1.1 messages that state their length; no other framing occurs here."""
+async def _message(stream: asyncio.StreamReader) -> bytes:
+    """First line and headers of the next message, in lower case. Its body, whose length it states, is skipped.
 
-    transport: asyncio.WriteTransport
-
-    def __init__(self) -> None:
-        self._buffer = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.WriteTransport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            head = self._buffer[:end].lower()
-            at = head.find(b"content-length:")
-            length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-            if len(self._buffer) < end + 4 + length:
-                return
-            self._buffer = self._buffer[end + 4 + length :]
-            self.message(head)
-
-    @abstractmethod
-    def message(self, head: bytes) -> None:
-        """A whole message has arrived; `head` is its first line and its headers, in lower case."""
+    Raises `EOFError` at the end of the stream.
+    """
+    head = (await stream.readuntil(b"\r\n\r\n")).lower()
+    _, stated, length = head.partition(b"content-length:")
+    if stated:
+        await stream.readexactly(int(length.split(b"\r\n", 1)[0]))
+    return head
 
 
-class _Engine(_Messages):
+async def _engine(requests: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
     """Answers every request at once, so that only the router takes time."""
+    with contextlib.suppress(EOFError, ConnectionError):
+        while first_line := (await _message(requests)).split(b"\r\n", 1)[0]:
+            if first_line.startswith(b"post"):
+                answers.write(_ANSWER)
+            else:
+                answers.write(_NO_FEED if b"/cache/" in first_line else _MODEL_LIST)
+    answers.close()
 
-    def message(self, head: bytes) -> None:
-        if head.startswith(b"post"):
-            self.transport.write(_ANSWER)
-        else:
-            self.transport.write(_NO_FEED if b"/cache/" in head.split(b"\r\n", 1)[0] else _MODEL_LIST)
 
-
-class _Client(_Messages):
-    """One keep-alive connection, which sends the next request when the last one is answered."""
-
-    def __init__(self, requests: Sequence[bytes], done: asyncio.Future[None]) -> None:
-        super().__init__()
-        self._requests = iter(requests)
-        self._done = done
-        self.failed = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._send_next()
-
-    def message(self, head: bytes) -> None:
-        if b" 200 " not in head.split(b"\r\n", 1)[0]:
-            self.failed += 1
-        self._send_next()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self._done.done():
-            self.failed += 1 + sum(1 for _ in self._requests)
-            self._done.set_result(None)
-
-    def _send_next(self) -> None:
-        request = next(self._requests, None)
-        if request is not None:
-            self.transport.write(request)
-        elif not self._done.done():
-            self._done.set_result(None)
-            self.transport.close()
+async def _client(port: int, requests: Sequence[bytes]) -> int:
+    """Send the requests over one connection, each when the last one is answered. Returns how many failed."""
+    answers, connection = await asyncio.open_connection("127.0.0.1", port)
+    answered = 0
+    with contextlib.suppress(EOFError, ConnectionError):
+        for request in requests:
+            connection.write(request)
+            answered += b" 200 " in (await _message(answers)).split(b"\r\n", 1)[0]
+    connection.close()
+    return len(requests) - answered
 
 
 def prompts(count: int, seed: int = 0) -> list[bytes]:
@@ -172,8 +136,7 @@ def _free_port() -> int:
 
 def _serve_engines(ports: Sequence[int]) -> None:
     async def serve() -> None:
-        loop = asyncio.get_running_loop()
-        servers = [await loop.create_server(_Engine, "127.0.0.1", port) for port in ports]
+        servers = [await asyncio.start_server(_engine, "127.0.0.1", port) for port in ports]
         await asyncio.gather(*(server.serve_forever() for server in servers))
 
     uvloop.run(serve())
@@ -199,17 +162,9 @@ def _cpu_seconds(pid: int) -> float:
 
 async def _drive(port: int, requests: Sequence[bytes]) -> tuple[int, float]:
     """Send `requests`, dealt out to the connections. Returns how many failed, and seconds."""
-    loop = asyncio.get_running_loop()
     started = time.perf_counter()
-    clients: list[_Client] = []
-    waits: list[asyncio.Future[None]] = []
-    for i in range(CONNECTIONS):
-        done: asyncio.Future[None] = loop.create_future()
-        _, client = await loop.create_connection(partial(_Client, requests[i::CONNECTIONS], done), "127.0.0.1", port)
-        clients.append(client)
-        waits.append(done)
-    await asyncio.gather(*waits)
-    return sum(client.failed for client in clients), time.perf_counter() - started
+    failed = await asyncio.gather(*(_client(port, requests[i::CONNECTIONS]) for i in range(CONNECTIONS)))
+    return sum(failed), time.perf_counter() - started
 
 
 async def _ready(port: int, request: bytes, within: float) -> None:
