@@ -31,15 +31,12 @@ from runtime.http.server import HttpServer
 from runtime.kube.client import ApiServer
 from runtime.kube.credentials import find_credentials
 from runtime.kube.errors import NoClusterError
-from runtime.logs import configure, event
-from runtime.process import run
+from runtime.logs import EventLogger, configure
+from runtime.process import exit_code, run
 from runtime.settings import SettingsError
 from runtime.sockets import listen
 
-logger = logging.getLogger("controller")
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
+logger = EventLogger("controller")
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
@@ -80,9 +77,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         await server.start()
         health = HttpServer(health_app(operator.check), listen(settings.host, settings.health_port))
         await health.start()
-        event(
-            logger,
-            logging.INFO,
+        logger.info(
             "controller_started",
             api_server=credentials.server,
             namespaces=",".join(settings.watch_namespaces) or "all",
@@ -104,32 +99,25 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         finally:
             await server.stop(1.0)
             await health.stop(1.0)
-    event(logger, logging.INFO, "controller_stopped")
+    logger.info("controller_stopped")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the settings, connects, serves. The exit code: 0, 1 (a port is taken) or 2 (the settings are wrong)."""
-    try:
+
+    def start() -> int:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
-    except SettingsError as error:
-        print(f"controller: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_USAGE
-    configure(settings.log_level, settings.log_format)
-    if settings.log_level != "debug":
-        logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # kopf logs a line for each event of each object
-    if settings.kubeconfig is not None:
-        os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # kopf looks for it there
-    # Otherwise kopf names itself after the user, and the uid that the image runs under has no name.
-    os.environ.setdefault("POD_ID", socket.gethostname())
-    try:
+        configure(settings.log_level, settings.log_format)
+        if settings.log_level != "debug":
+            logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # kopf logs every event of every object
+        if settings.kubeconfig is not None:
+            os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # kopf looks for it there
+        # Otherwise kopf names itself after the user, and the uid that the image runs under has no name.
+        os.environ.setdefault("POD_ID", socket.gethostname())
         return run(lambda stop: serve(settings, stop))
-    except NoClusterError as error:
-        print(f"controller: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_USAGE
-    except OSError as error:
-        print(f"controller: cannot listen: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_FAILED
+
+    return exit_code("controller", start, SettingsError, NoClusterError)
 
 
 def health_app(check: Callable[[], None]) -> ASGIApp:

@@ -28,9 +28,9 @@ from controller.reconcile.queue import RetryLater, WorkQueue
 from controller.reconcile.reconciler import Reconciler
 from runtime.backoff import Backoff
 from runtime.kube.errors import KubeApiError
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 OUR_OBJECTS = f"{NAME_LABEL}={APP},{MANAGED_BY_LABEL}={MANAGED_BY}"
 DEBOUNCE = 0.05
@@ -161,7 +161,7 @@ class Operator:
             except KubeApiError as error:
                 # The loss of the API server itself is logged once for all requests (controller.kube.connections).
                 level = logging.WARNING if error.status else logging.DEBUG
-                event(logger, level, "list_failed", kind=kind.name, why=str(error))
+                logger.log(level, "list_failed", kind=kind.name, why=str(error))
                 unlisted.append((kind, namespace))
                 continue
             self._metrics.healed.inc(len(news) if self._tasks else 0)

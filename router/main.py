@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import random
 import socket
@@ -38,18 +37,15 @@ from router.upstream.in_flight import InFlight, UpstreamTimeouts
 from router.upstream.pool import ConnectionPool
 from runtime.draining import Drain, DrainPolicy
 from runtime.http.server import HttpLimits, HttpServer
-from runtime.logs import configure, event
-from runtime.process import freeze_startup_objects, run
+from runtime.logs import EventLogger, configure
+from runtime.process import exit_code, freeze_startup_objects, run
 from runtime.settings import SettingsError
 from runtime.sockets import inherited, listen
 
 if TYPE_CHECKING:
     from router.discovery.kubernetes import Replacement
 
-logger = logging.getLogger("router")
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
+logger = EventLogger("router")
 
 
 def fleet_config(settings: Settings) -> FleetConfig:
@@ -253,7 +249,7 @@ class Router:
 
     def _fell_silent(self, url: str, why: str) -> None:
         """The worker's requests stay with it for now: it may only be frozen for a moment (`UpstreamTimeouts.stall`)."""
-        event(logger, logging.WARNING, "worker_left", worker=url, why=why)
+        logger.warning("worker_left", worker=url, why=why)
 
 
 def _socket(fd: int | None, host: str, port: int) -> socket.socket:
@@ -283,9 +279,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     await management.start()
     await data.start()
     freeze_startup_objects()
-    event(
-        logger,
-        logging.INFO,
+    logger.info(
         "router_started",
         host=settings.host,
         port=data.port,
@@ -301,9 +295,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     )
     try:
         await stop.wait()
-        event(
-            logger,
-            logging.INFO,
+        logger.info(
             "router_draining",
             in_flight=data.in_flight,
             drain_delay=settings.drain_delay,
@@ -316,35 +308,28 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             stop.clear()  # a second signal ends the draining, and only a third one the process
             await router.drain(policy, stop)
             stop.set()
-            event(logger, logging.INFO, "router_closing", in_flight=data.in_flight)
+            logger.info("router_closing", in_flight=data.in_flight)
         router.management.advance(RouterEvent.DRAINED)
         await data.stop(settings.grace_period)
     finally:
         await management.stop(1.0)
         await router.close()
-    event(logger, logging.INFO, "router_stopped")
+    logger.info("router_stopped")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the settings and serve. Returns exit code 2 for settings that cannot be served."""
-    try:
+
+    def start() -> int:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
         configure(settings.log_level, settings.log_format)
-    except SettingsError as error:
-        print(f"router: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_USAGE
-    # Threads that read long prompts hold the interpreter's lock between two calls into the tokenizer. The event loop
-    # gets it back after a millisecond, not after the default of five.
-    sys.setswitchinterval(0.001)
-    try:
+        # Threads that read long prompts hold the interpreter's lock between two calls into the tokenizer. The event
+        # loop gets it back after a millisecond, not after the default of five.
+        sys.setswitchinterval(0.001)
         return run(lambda stop: serve(settings, stop))
-    except SettingsError as error:
-        print(f"router: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_USAGE
-    except OSError as error:
-        print(f"router: cannot listen: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_FAILED
+
+    return exit_code("router", start, SettingsError)
 
 
 if __name__ == "__main__":

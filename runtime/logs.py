@@ -14,6 +14,7 @@ import logging
 import re
 import sys
 from datetime import UTC, datetime
+from functools import partialmethod
 from typing import Any, Literal, TextIO
 
 LogFormat = Literal["kv", "json"]
@@ -33,10 +34,26 @@ class LogLevelError(ValueError):
     """The level is not one of `LEVELS`."""
 
 
-def event(logger: logging.Logger, level: int, name: str, /, **fields: Any) -> None:
-    """Write the event `name` with its fields as one line. `level` is one of logging's (`logging.INFO`)."""
-    if logger.isEnabledFor(level):
-        logger.log(level, name, extra={_FIELDS: fields})
+class EventLogger:
+    """Writes events, each as one line with its name and fields, to the logger of this name."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+        self.is_enabled_for = self._logger.isEnabledFor
+
+    def log(self, level: int, name: str, /, **fields: Any) -> None:
+        """Write an event. `level` is one of logging's (`logging.INFO`)."""
+        if self.is_enabled_for(level):
+            self._logger.log(level, name, extra={_FIELDS: fields})
+
+    def exception(self, name: str, /, **fields: Any) -> None:
+        """Write an event of an exception that is being handled, with its traceback."""
+        self._logger.exception(name, extra={_FIELDS: fields})  # noqa: LOG004
+
+    debug = partialmethod(log, logging.DEBUG)
+    info = partialmethod(log, logging.INFO)
+    warning = partialmethod(log, logging.WARNING)
+    error = partialmethod(log, logging.ERROR)
 
 
 def configure(level: str = "info", fmt: LogFormat = "kv", stream: TextIO | None = None) -> None:

@@ -1,13 +1,30 @@
-"""How every process runs its main coroutine: on uvloop, until SIGTERM."""
+"""How every process runs its main coroutine: on uvloop, until SIGTERM; and with which exit code it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 
 import uvloop
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def exit_code(program: str, main: Callable[[], int], *invalid: type[Exception]) -> int:
+    """The exit code that `main` returns. An `invalid` error that it raises is about the settings (`EXIT_USAGE`), an
+    `OSError` about a port that it cannot listen on (`EXIT_FAILED`); it is printed."""
+    try:
+        return main()
+    except invalid as error:
+        print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    except OSError as error:
+        print(f"{program}: cannot listen: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:

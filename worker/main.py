@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import sys
 import time
@@ -17,8 +16,8 @@ from kvcache.keys import KEY_SCHEME
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from runtime.draining import Drain, DrainPolicy
 from runtime.http.server import HttpLimits, HttpServer
-from runtime.logs import configure, event
-from runtime.process import freeze_startup_objects, run
+from runtime.logs import EventLogger, configure
+from runtime.process import EXIT_FAILED, exit_code, freeze_startup_objects, run
 from runtime.settings import SettingsError
 from runtime.sockets import inherited, listen
 from worker.addresses import advertised_url, default_worker_id
@@ -36,10 +35,7 @@ from worker.feed.log import FeedLog
 from worker.feed.publisher import FeedPublisher
 from worker.settings import Settings
 
-logger = logging.getLogger("worker")
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
+logger = EventLogger("worker")
 
 SHUTDOWN_MARGIN = 2.0
 """Seconds for the answers that the end of the grace period cut short to reach their clients."""
@@ -210,9 +206,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
         await asyncio.gather(pushing, return_exceptions=True)
         worker.close()
         await server.stop(SHUTDOWN_MARGIN)
-    event(
-        logger,
-        logging.INFO,
+    logger.info(
         "worker_stopped",
         reason="engine dead" if failed else "asked to",
         finished=finished,
@@ -233,23 +227,19 @@ async def _first(*ends: asyncio.Event | Coroutine[None, None, None]) -> None:
 
 def _report_crash(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        event(logger, logging.ERROR, "push_crashed", error=repr(error))
+        logger.error("push_crashed", error=repr(error))
 
 
 def _log_start(settings: Settings, worker: Worker, port: int) -> None:
     config = worker.engine.config
     if settings.max_model_len is None and config.max_model_len < settings.gpu.max_model_len:
-        event(
-            logger,
-            logging.WARNING,
+        logger.warning(
             "max_model_len_lowered",
             max_model_len=config.max_model_len,
             profile=settings.gpu.max_model_len,
             why=f"the cache holds {config.blocks} blocks of {config.block_size} tokens",
         )
-    event(
-        logger,
-        logging.INFO,
+    logger.info(
         "worker_started",
         host=settings.host,
         port=port,
@@ -268,7 +258,8 @@ def _log_start(settings: Settings, worker: Worker, port: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the settings, load what they name, and serve. Exit code 2 for invalid settings, 1 for a failure."""
-    try:
+
+    def start() -> int:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
         configure(settings.log_level, settings.log_format)
         tokenizer = load_tokenizer(settings.tokenizer, settings.chat_options())
@@ -276,15 +267,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         generator = make_generator(
             settings.generator, tokenizer, seed=settings.seed, mean_tokens=settings.mean_output_tokens
         )
-    except (SettingsError, TokenizerError, EngineConfigError, GeneratorError) as error:
-        print(f"worker: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_USAGE
-    with contextlib.closing(generator):
-        try:
+        with contextlib.closing(generator):
             return run(lambda stop: serve(settings, tokenizer, generator, stop))
-        except OSError as error:
-            print(f"worker: cannot listen: {error}", file=sys.stderr)  # noqa: T201
-            return EXIT_FAILED
+
+    return exit_code("worker", start, SettingsError, TokenizerError, EngineConfigError, GeneratorError)
 
 
 if __name__ == "__main__":

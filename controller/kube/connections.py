@@ -15,10 +15,10 @@ import aiohttp
 import kopf
 
 from runtime.kube.client import Address
-from runtime.logs import event
+from runtime.logs import EventLogger
 from runtime.sockets import kept_alive
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 HEADERS_TIMEOUT = 10.0
 """Seconds for an answer to begin. A watch's begins at once: what happens comes later."""
@@ -76,11 +76,11 @@ class ApiServerConnections:
         if self.state is ApiServerState.DOUBTFUL:
             self._since = self._clock()
         elif self.state is ApiServerState.LOST:
-            event(logger, logging.WARNING, "api_server_lost", why=why)
+            logger.warning("api_server_lost", why=why)
         else:
             self.restored.set()
             if before is ApiServerState.LOST:
-                event(logger, logging.INFO, "api_server_restored", after_seconds=self._clock() - self._since)
+                logger.info("api_server_restored", after_seconds=self._clock() - self._since)
 
     async def observe(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         """A client middleware of aiohttp. Raises what the request raises."""

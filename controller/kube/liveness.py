@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import Callable
 
@@ -20,9 +19,9 @@ from controller.objects.names import Object
 from runtime.backoff import Backoff
 from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Watch, watch_event
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 PERIOD = 10
 """Seconds after which the API server ends the watch."""
@@ -65,7 +64,7 @@ class WatchLiveness:
             except KubeApiError as error:
                 if error.cause is ApiFailureCause.SILENT:
                     why = f"nothing within {PERIOD + SLACK:g} s: connecting anew"
-                    event(logger, logging.WARNING, "watch_silent", why=why)
+                    logger.warning("watch_silent", why=why)
                     self._connections.cut()
                     continue
                 if error.cause is ApiFailureCause.EXPIRED:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -13,9 +12,9 @@ from controller.objects.names import Object
 from controller.reconcile.inventory import Key
 from controller.status.transitions import EventNote
 from runtime.kube.errors import KubeApiError
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 REPORTING_COMPONENT = "kvcluster-controller"
 MAX_MESSAGE = 1024
@@ -39,9 +38,7 @@ class EventRecorder:
         """Notes what has just happened to this KVCluster, for the next `flush`."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
         for note in notes:
-            event(
-                logger, logging.INFO, "event_recorded", cluster="/".join(key), reason=note.reason, message=note.message
-            )
+            logger.info("event_recorded", cluster="/".join(key), reason=note.reason, message=note.message)
             pending = self._pending.setdefault(key, deque(maxlen=MAX_PENDING))
             pending.append(event_object(body, note, self._now(), self._instance))
 
@@ -56,7 +53,7 @@ class EventRecorder:
                 if error.passing and not arrived:
                     raise
                 if not arrived:
-                    event(logger, logging.WARNING, "event_refused", cluster="/".join(key), why=str(error))
+                    logger.warning("event_refused", cluster="/".join(key), why=str(error))
             pending.popleft()
         self._pending.pop(key, None)
 

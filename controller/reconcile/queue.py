@@ -14,9 +14,9 @@ from enum import Enum, auto
 
 from controller.reconcile.inventory import Key
 from runtime.backoff import Backoff
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 BACKOFF = Backoff(0.5, 60.0)
 
@@ -151,11 +151,11 @@ class WorkQueue:
             entry.failures = 1 if error.progress else entry.failures + 1
             delay = max(BACKOFF.delay(entry.failures, self._rng.random()), error.after or 0.0)
             level = logging.DEBUG if error.logged else logging.WARNING
-            event(logger, level, "reconcile_retry", cluster="/".join(key), after=delay, why=str(error))
+            logger.log(level, "reconcile_retry", cluster="/".join(key), after=delay, why=str(error))
             self.add(key, delay)
         except Exception:  # whatever one cluster causes, the others go on
             entry.failures += 1
-            logger.exception("reconcile_failed", extra={"kvcluster_fields": {"cluster": "/".join(key)}})
+            logger.exception("reconcile_failed", cluster="/".join(key))
             self.add(key, BACKOFF.delay(entry.failures, self._rng.random()))
         else:
             entry.failures = 0

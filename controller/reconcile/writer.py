@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ from controller.status.observed import ReconcileProblem
 from controller.status.reasons import ConditionReason
 from controller.status.report import RouterReport
 from runtime.kube.errors import KubeApiError
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 HANDOVER_MANAGER = f"{FIELD_MANAGER}-replicas"
 """Field manager that states a Deployment's replicas from when an autoscaler is switched on until it changes them."""
@@ -57,7 +56,7 @@ class ApplyResult:
                 self.retryable = self.retryable or error
             if not error.lasting:
                 return
-            event(logger, logging.ERROR, "apply_refused", object=str(ref), namespace=ref.namespace, why=str(error))
+            logger.error("apply_refused", object=str(ref), namespace=ref.namespace, why=str(error))
             self.problems.append(ReconcileProblem(ConditionReason.APPLY_FAILED, str(ref), error.message))
 
 
@@ -88,7 +87,7 @@ class Writer:
         for item in plan.delete:
             ref = ref_of(item)
             with result.recording(ref):
-                event(logger, logging.INFO, "deleting", object=str(ref), namespace=ref.namespace)
+                logger.info("deleting", object=str(ref), namespace=ref.namespace)
                 await self._client.delete(item)
                 self.written.pop(ref, None)
         return result
@@ -118,7 +117,7 @@ class Writer:
         answer = await self._client.apply(manifest)
         if replicas is not None and current is None:
             answer = await self._client.apply(_replicas(manifest, replicas), HANDOVER_MANAGER)
-        event(logger, logging.INFO, "applied", object=str(ref), namespace=ref.namespace, new=current is None)
+        logger.info("applied", object=str(ref), namespace=ref.namespace, new=current is None)
         self._inventory.put(ref.kind, answer)
         stamp = manifest["metadata"]["annotations"][APPLIED_HASH]
         self.written[ref] = (stamp, fingerprint(answer, manifest))

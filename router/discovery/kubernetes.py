@@ -6,7 +6,6 @@ Imported only where Kubernetes is the source of workers: the official client tak
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,10 +22,10 @@ from runtime.kube.credentials import find_credentials
 from runtime.kube.errors import ApiFailureCause, KubeApiError, NoClusterError
 from runtime.kube.listwatch import QUIET, ListWatchPolicy, Watch
 from runtime.kube.reflector import Collection, EventStream, Reflector
-from runtime.logs import event
+from runtime.logs import EventLogger
 from runtime.settings import SettingsError
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 ANSWER_TIMEOUT = 15.0
 """Seconds for a list, and for a watch to begin."""
@@ -128,7 +127,7 @@ class KubernetesDiscovery:
 
     def _settled(self) -> None:
         if self._handle(ListEvent.SETTLED):
-            event(logger, logging.INFO, "discovery_restored", after_seconds=self._clock() - self._lost_at)
+            logger.info("discovery_restored", after_seconds=self._clock() - self._lost_at)
 
     def _failed(self, failure: KubeApiError) -> None:
         """One line when it begins to fail, one when that has lasted."""
@@ -137,11 +136,9 @@ class KubernetesDiscovery:
         if lasts and self._handle(ListEvent.FAILED):
             self._lost_at = now
             why, cause = str(failure), failure.cause.value
-            event(logger, logging.WARNING, "discovery_lost", **self._where, cause=cause, why=why)
+            logger.warning("discovery_lost", **self._where, cause=cause, why=why)
         if self._workers is not None and not state.healthy(now) and self._handle(ListEvent.EXPIRED):
-            event(
-                logger,
-                logging.ERROR,
+            logger.error(
                 "discovery_stale",
                 age=state.age(now),
                 workers=len(self._workers),
@@ -151,10 +148,10 @@ class KubernetesDiscovery:
     def _log_workers(self, workers: DiscoveredWorkers, *, first: bool) -> None:
         serving = sum(worker.intake is Intake.OPEN for worker in workers.values())
         if first:
-            event(logger, logging.INFO, "workers_listed", workers=len(workers), serving=serving, **self._where)
+            logger.info("workers_listed", workers=len(workers), serving=serving, **self._where)
         if not workers:
             why = "no EndpointSlice names a worker: is there a Service of this name, and has it pods?"
-            event(logger, logging.WARNING, "no_workers_listed", why=why, **self._where)
+            logger.warning("no_workers_listed", why=why, **self._where)
 
 
 class ServiceSlices:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +11,9 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 
 FEED = "feed="
@@ -137,7 +136,7 @@ class FileDiscovery:
             except (OSError, UnicodeDecodeError, WorkerUrlError) as error:
                 if str(error) != self._problem:
                     self._problem = str(error)
-                    event(logger, logging.ERROR, "workers_file_unusable", path=str(self._path), why=self._problem)
+                    logger.error("workers_file_unusable", path=str(self._path), why=self._problem)
             else:
                 self._problem = ""
                 self._read_at = self._clock()

@@ -24,9 +24,9 @@ from router.server.relay import AttemptFailure, Client, Relay
 from router.upstream.in_flight import InFlight, InFlightRequest, RequestEvent, RequestState
 from router.upstream.interface import FailureCause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
 from runtime.http.context import Headers
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 EXCLUDED_PAUSE = 0.1
 """Seconds before a request is sent to the same worker again because there is no other."""
@@ -87,9 +87,7 @@ class Proxy:
         if ejection is None:
             return
         self.metrics.ejections.labels(ejection.reason.value).inc()
-        event(
-            logger,
-            logging.WARNING,
+        logger.warning(
             "worker_ejected",
             worker=url,
             reason=ejection.reason.value,
@@ -131,7 +129,7 @@ class _ProxiedRequest:
                 self._count(decision)
             self.failure = await self._attempt(decision)
             if self.failure is None:
-                if logger.isEnabledFor(logging.DEBUG):
+                if logger.is_enabled_for(logging.DEBUG):
                     self._log_answer(decision)
                 return self.status
             self.in_flight.advance(RequestEvent.ATTEMPT_FAILED)
@@ -151,9 +149,7 @@ class _ProxiedRequest:
         proxy.metrics.matched_blocks.observe(decision.matched_blocks)
 
     def _log_answer(self, decision: Decision) -> None:
-        event(
-            logger,
-            logging.DEBUG,
+        logger.debug(
             "answered",
             request_id=self.client.request_id.decode("latin-1"),
             path=self.request.target,
@@ -192,9 +188,7 @@ class _ProxiedRequest:
 
     def _note_failure(self, decision: Decision, failure: AttemptFailure) -> None:
         proxy = self.proxy
-        event(
-            logger,
-            logging.WARNING,
+        logger.warning(
             "attempt_failed",
             request_id=self.client.request_id.decode("latin-1"),
             worker=decision.url,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from router.upstream.in_flight import NOT_WAITING, InFlightRequest, RequestEvent
 from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest, UpstreamResponse
 from runtime.http.context import Headers
 from runtime.http.server import AnswerAborted
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 MAX_BUFFERED = 1 << 20
 """Bytes that are held back of an answer that is not a stream, so that the request can still go to another worker if
@@ -237,9 +236,7 @@ class Relay:
     def _broken(self, cause: FailureCause, why: str) -> None:
         self.in_flight.advance(RequestEvent.ANSWER_BROKEN)
         self.metrics.broken_streams.labels(cause.value).inc()
-        event(
-            logger,
-            logging.WARNING,
+        logger.warning(
             "answer_broken",
             request_id=self.client.request_id.decode("latin-1"),
             cause=cause.value,

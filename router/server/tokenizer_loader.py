@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -11,9 +10,9 @@ from typing import Any
 
 from kvcache.tokens.tokenizer import Tokenizer
 from runtime.backoff import Backoff
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 TOKENIZER_BACKOFF = Backoff(2.0, 60.0)
 """Between two attempts to load the tokenizer."""
@@ -86,7 +85,7 @@ class TokenizerLoader:
         """The tokenizer has been loaded. Raises `KeyError` if one had been before."""
         self._advance(TokenizerEvent.SUCCEEDED, fingerprint=tokenizer.fingerprint)
         self._adopt(tokenizer)
-        event(logger, logging.INFO, "tokenizer_loaded", tokenizer=tokenizer.name, fingerprint=tokenizer.fingerprint)
+        logger.info("tokenizer_loaded", tokenizer=tokenizer.name, fingerprint=tokenizer.fingerprint)
 
     async def run(self) -> None:
         """Try until the tokenizer is loaded."""
@@ -103,7 +102,7 @@ class TokenizerLoader:
 
     def _failed(self, why: str) -> None:
         if why != self.status.error:
-            event(logger, logging.ERROR, "tokenizer_failed", why=why, consequence="requests are routed by load only")
+            logger.error("tokenizer_failed", why=why, consequence="requests are routed by load only")
         self._advance(TokenizerEvent.FAILED, error=why)
 
     def _advance(self, event: TokenizerEvent, **fields: str) -> None:

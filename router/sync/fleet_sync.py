@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from router.sync.liveness import Prober
 from router.sync.subscriber import FeedPolicy, Subscriber
 from router.upstream.in_flight import InFlight
 from router.upstream.interface import FailureCause, Upstream
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -110,7 +109,7 @@ class FleetSync:
         """The worker's address refuses connections. It is not routed to until its feed or its /health answers again."""
         worker = self._workers.get(url)
         if worker is None or worker.reachable:
-            event(logger, logging.WARNING, "worker_unreachable", worker=url, why=why)
+            logger.warning("worker_unreachable", worker=url, why=why)
         if worker is not None:
             worker.reachable = False
             worker.subscriber.forget_position()
@@ -128,7 +127,7 @@ class FleetSync:
     # --- internals ---
 
     def _add(self, url: str, discovered: DiscoveredWorker) -> _WorkerTasks:
-        event(logger, logging.INFO, "worker_added", worker=url, **_log_fields(discovered))
+        logger.info("worker_added", worker=url, **_log_fields(discovered))
         self._fleet.add(url, feed_proves_liveness=discovered.feed is None)
         subscriber = Subscriber(
             url,
@@ -156,7 +155,7 @@ class FleetSync:
 
     def _remove(self, url: str) -> None:
         worker = self._workers.pop(url)
-        event(logger, logging.INFO, "worker_removed", worker=url, **_log_fields(worker.discovered))
+        logger.info("worker_removed", worker=url, **_log_fields(worker.discovered))
         for task in worker.tasks:
             task.cancel()
         self._fleet.remove(url)
@@ -176,7 +175,7 @@ class FleetSync:
     def _reached(self, url: str) -> None:
         worker = self._workers[url]
         if not worker.reachable:
-            event(logger, logging.INFO, "worker_reachable", worker=url)
+            logger.info("worker_reachable", worker=url)
         worker.reachable = True
         self._fleet.mark_alive(url, self._clock())
         self._changed.set()
@@ -194,13 +193,13 @@ class FleetSync:
         intake = worker.intake
         if intake is before:
             return
-        event(logger, logging.INFO, f"worker_{_INTAKE_WORDS[intake]}", worker=url)
+        logger.info(_INTAKE_EVENTS[intake], worker=url)
         self._fleet.set_intake(url, intake)
         if intake is not Intake.CLOSED:
             self._changed.set()
 
 
-_INTAKE_WORDS = {Intake.OPEN: "serving", Intake.DRAINING: "draining", Intake.CLOSED: "closed"}
+_INTAKE_EVENTS = {Intake.OPEN: "worker_serving", Intake.DRAINING: "worker_draining", Intake.CLOSED: "worker_closed"}
 
 
 def _log_fields(discovered: DiscoveredWorker) -> dict[str, str]:

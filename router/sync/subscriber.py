@@ -17,10 +17,10 @@ from router.core.errors import AgentListed, DuplicateWorker, FeedGap, FeedReject
 from router.core.fleet import Fleet
 from router.metrics import Metrics
 from runtime.backoff import Backoff
-from runtime.logs import event
+from runtime.logs import EventLogger
 from runtime.sse import EventTooLargeError, SseReader
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 
 class NoFeedError(Exception):
@@ -227,4 +227,4 @@ class Subscriber:
             raise aiohttp.ClientPayloadError(f"{response.url.path}: {response.status} {response.content_type}")
 
     def _log(self, name: str, level: int, why: str) -> None:
-        event(logger, level, name, worker=self._url, why=why)
+        logger.log(level, name, worker=self._url, why=why)

@@ -4,7 +4,6 @@ that the client may hold."""
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Mapping
 from enum import Enum
@@ -17,9 +16,9 @@ from runtime.http.context import Headers, ServerContext, ServerState
 from runtime.http.limits import Refusal
 from runtime.http.reader import RequestReader
 from runtime.http.request import AnswerState, ServerRequest
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 LINGER = 2.0
 """Seconds a refused connection is still read (and what comes is thrown away): closing it with unread bytes would reset
@@ -203,9 +202,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _drop(self) -> None:
         if self._reading is not ReadState.DISCARDING:
-            event(
-                logger,
-                logging.INFO,
+            logger.info(
                 "client_dropped",
                 why="it does not read its answer",
                 client=str(self._transport.get_extra_info("peername")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Protocol
@@ -12,9 +11,9 @@ from typing import Protocol
 from starlette.types import ASGIApp, Message, Scope
 
 from runtime.http.limits import STATUS_LINE, Refusal
-from runtime.logs import event
+from runtime.logs import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 
 class AnswerAborted(Exception):
@@ -282,11 +281,11 @@ class ServerRequest:
             while trace is not None and trace.tb_next is not None:
                 trace = trace.tb_next
             where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
-            event(logger, logging.ERROR, "app_failed", path=self.scope["path"], error=repr(error), where=where)
+            logger.error("app_failed", path=self.scope["path"], error=repr(error), where=where)
             await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
         else:
             if self._state not in _OVER:
-                event(logger, logging.ERROR, "app_failed", path=self.scope["path"], error="answer is incomplete")
+                logger.error("app_failed", path=self.scope["path"], error="answer is incomplete")
                 await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
 
     async def _fail(self, refusal: Refusal) -> None:

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.logs import LogFormat, LogLevelError, configure, event
+from runtime.logs import EventLogger, LogFormat, LogLevelError, configure
 
-LOGGER = logging.getLogger("room.part")
+LOGGER = EventLogger("room.part")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def root_logger() -> Iterator[None]:
 def lines(fmt: LogFormat, **fields: object) -> list[str]:
     stream = io.StringIO()
     configure("info", fmt, stream)
-    event(LOGGER, logging.INFO, "worker_left", **fields)
+    LOGGER.info("worker_left", **fields)
     return stream.getvalue().splitlines()
 
 
@@ -96,7 +96,7 @@ def test_a_librarys_record_and_its_traceback_are_one_line() -> None:
 def test_below_the_level_nothing_is_written() -> None:
     stream = io.StringIO()
     configure("warning", "kv", stream)
-    event(LOGGER, logging.INFO, "quiet")
+    LOGGER.info("quiet")
     assert stream.getvalue() == ""
 
 

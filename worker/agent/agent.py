@@ -12,7 +12,7 @@ from enum import Enum, auto
 import zmq.asyncio
 
 from runtime.backoff import Backoff
-from runtime.logs import event
+from runtime.logs import EventLogger
 from worker.addresses import default_worker_id
 from worker.agent.core.load import Scrape
 from worker.agent.engine import EngineClient, EngineError, engine_client
@@ -30,7 +30,7 @@ from worker.agent.subscription import ReplayError, Subscription, replay
 from worker.agent.view import DescriptionError, EngineView
 from worker.feed.endpoints import FeedEndpoints
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 EVENT_TIMEOUT = 5.0
 """Seconds without an event after which the agent asks for missed ones: the loss of the last event shows in no other
@@ -166,7 +166,7 @@ class Agent:
     def _scraped(self, scrape: Scrape, group: asyncio.TaskGroup) -> None:
         if self.view.observe(scrape):
             if scrape.engines > 1:
-                event(logger, logging.ERROR, "several_engines", engines=scrape.engines, followed=1)
+                logger.error("several_engines", engines=scrape.engines, followed=1)
             if self._following is not None:
                 self._following.cancel()
             self._followed(FollowEvent.LOST, f"not subscribed to {self.settings.events_endpoint} yet")
@@ -195,7 +195,7 @@ class Agent:
         if self.agreement is not before:
             name, level = _LOGGED[self.agreement]
             why = {"why": comparison.why} if comparison.why else {}
-            event(logger, level, name, tokenizer=self.settings.tokenizer, **why)
+            logger.log(level, name, tokenizer=self.settings.tokenizer, **why)
         self._refresh()
 
     def _prompts(self, happened: AgreementEvent) -> None:
@@ -266,7 +266,7 @@ class Agent:
             except ReplayError:
                 if not answered:
                     self.replays["unanswered"] += 1
-                    event(logger, logging.WARNING, "replay_unanswered", endpoint=endpoint)
+                    logger.warning("replay_unanswered", endpoint=endpoint)
                     return False
             else:
                 if follower.history_end():
@@ -307,6 +307,6 @@ class Agent:
 
 def _log(well: str, badly: str, problem: str) -> None:
     if problem:
-        event(logger, logging.WARNING, badly, why=problem)
+        logger.warning(badly, why=problem)
     else:
-        event(logger, logging.INFO, well)
+        logger.info(well)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
 from runtime.http.server import HttpLimits, HttpServer
-from runtime.logs import configure, event
-from runtime.process import freeze_startup_objects, run
+from runtime.logs import EventLogger, configure
+from runtime.process import EXIT_FAILED, exit_code, freeze_startup_objects, run
 from runtime.settings import SettingsError
 from runtime.sockets import inherited, listen
 from worker.agent.agent import Agent
@@ -23,10 +22,7 @@ from worker.agent.prompts import expected_prompts
 from worker.agent.settings import Settings
 from worker.asgi import Exposition, HttpRequest, process_metrics
 
-logger = logging.getLogger("worker.agent")
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
+logger = EventLogger("worker.agent")
 
 SHUTDOWN_MARGIN = 0.5
 """Seconds for the last bytes of the feed's streams to reach their readers."""
@@ -79,9 +75,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     server = HttpServer(App(agent), sock, HttpLimits(), cancel_on_disconnect=True)
     await server.start()
     freeze_startup_objects()
-    event(
-        logger,
-        logging.INFO,
+    logger.info(
         "agent_started",
         host=settings.host,
         port=server.port,
@@ -103,24 +97,20 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         results = await asyncio.gather(running, stopping, return_exceptions=True)
         await server.stop(SHUTDOWN_MARGIN)
         agent.close()
-    event(logger, logging.INFO, "agent_stopped", reason=repr(results[0]) if failed else "asked to")
+    logger.info("agent_stopped", reason=repr(results[0]) if failed else "asked to")
     return EXIT_FAILED if failed else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the settings and serve. Exit code 2 for invalid settings, 1 if the port cannot be listened on or the agent
     fails."""
-    try:
+
+    def start() -> int:
         settings = Settings.load(sys.argv[1:] if argv is None else argv)
         configure(settings.log_level, settings.log_format)
-    except SettingsError as error:
-        print(f"agent: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_USAGE
-    try:
         return run(lambda stop: serve(settings, stop))
-    except OSError as error:
-        print(f"agent: cannot listen: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_FAILED
+
+    return exit_code("agent", start, SettingsError)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from kvcache.feed import Load, WorkerInfo
 from kvcache.keys import KEY_SCHEME, BlockKey
-from runtime.logs import event
+from runtime.logs import EventLogger
 from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.follower import Follower, Reset
 from worker.agent.core.load import LoadEstimate, Scrape
@@ -19,7 +19,7 @@ from worker.feed.endpoints import CacheState
 from worker.feed.log import FeedLog
 from worker.feed.publisher import FeedPublisher
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 
 class DescriptionError(ValueError):
@@ -129,9 +129,7 @@ class EngineView:
             capacity=description.blocks,
         )
         if description.block_size != description.stated_block_size:
-            event(
-                logger,
-                logging.ERROR,
+            logger.error(
                 "block_size_differs",
                 engine=description.stated_block_size,
                 wanted=description.block_size,
@@ -147,8 +145,7 @@ class EngineView:
         epoch = max(self._now(), self.feed.epoch + 1)
         self.feed.restart(epoch, self._load)
         self.state.info = replace(self.state.info, epoch=epoch)
-        event(
-            logger,
+        logger.log(
             logging.INFO if why in (Reset.CONNECTED, Reset.PROMPTS) else logging.WARNING,
             "epoch_began",
             epoch=epoch,

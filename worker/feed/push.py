@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
@@ -29,11 +28,11 @@ from kvcache.feed import (
 )
 from kvcache.keys import BlockKey
 from runtime.backoff import Backoff
-from runtime.logs import event
+from runtime.logs import EventLogger
 from worker.feed.endpoints import CacheState
 from worker.feed.log import FeedLog
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 HEARTBEAT_INTERVAL = 1.0
 SYNC_INTERVAL = 5.0
@@ -162,9 +161,9 @@ class Pusher:
             return
         self.connected = connected
         if connected:
-            event(logger, logging.INFO, "router_reached", router=self.router_url, as_url=self.url)
+            logger.info("router_reached", router=self.router_url, as_url=self.url)
         else:
-            event(logger, logging.WARNING, "router_lost", router=self.router_url, why=why)
+            logger.warning("router_lost", router=self.router_url, why=why)
 
 
 def _asks_for_resync(answer: bytes) -> bool:

@@ -8,7 +8,6 @@ text is therefore the model's, and the times are the emulated GPU's unless the C
 
 from __future__ import annotations
 
-import logging
 import math
 import queue
 import random
@@ -18,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvcache.tokens.tokenizer import Tokenizer
-from runtime.logs import event
+from runtime.logs import EventLogger
 from worker.emulator.generators.base import AnswerRequest, GeneratorError, TokenLogprob
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +187,7 @@ class CausalLMGenerator:
         """End the answer with its end-of-sequence token, repeated up to `max_tokens` for requests that ignore it."""
         missing = answer.request.max_tokens - len(answer.tokens)
         answer.tokens.extend([self._eos or 0] * missing)
-        event(logger, logging.ERROR, "answer_given_up", tokens=len(answer.tokens) - missing)
+        logger.error("answer_given_up", tokens=len(answer.tokens) - missing)
 
 
 def load_causal_lm(name: str, tokenizer: Tokenizer, seed: int) -> CausalLMGenerator:
