@@ -85,6 +85,8 @@ FOLLOW_TRANSITIONS: Mapping[tuple[FollowState, FollowEvent], FollowState] = {
     (FollowState.CATCHING_UP, FollowEvent.CAUGHT_UP): FollowState.FOLLOWING,
     **{(state, FollowEvent.LOST): FollowState.DISCONNECTED for state in FollowState},
 }
+"""What is not listed changes nothing. A task that is cancelled, because the engine's description has changed, may still
+connect or catch up before the cancellation reaches it."""
 
 REPLAY_OUTCOMES = ("complete", "torn", "unanswered")
 
@@ -115,7 +117,8 @@ class Agent:
         self.engine_problem = f"{settings.engine_url} has not answered yet"
         """Why the engine cannot be used; "" when it can."""
         self.follow_state = FollowState.DISCONNECTED
-        self._not_followed = f"not subscribed to {settings.events_endpoint} yet"
+        self._unsubscribed = f"not subscribed to {settings.events_endpoint} yet"
+        self._not_followed = self._unsubscribed
         """Why the events are not followed, if they are not."""
         self.replays: Counter[str] = Counter()
         self.last_event_at: float | None = None
@@ -169,7 +172,7 @@ class Agent:
                 logger.error("several_engines", engines=scrape.engines, followed=1)
             if self._following is not None:
                 self._following.cancel()
-            self._followed(FollowEvent.LOST, f"not subscribed to {self.settings.events_endpoint} yet")
+            self._followed(FollowEvent.LOST, self._unsubscribed)
             self._following = group.create_task(self._follow(self._following))
         self._set_engine_problem("")
 
@@ -209,6 +212,7 @@ class Agent:
         under its previous description."""
         if before is not None:
             await asyncio.wait([before])
+            self._followed(FollowEvent.LOST, self._unsubscribed)  # `before` may have connected meanwhile
         while True:
             subscription = Subscription(self._context, self.settings.events_endpoint, self.settings.topic)
             try:
@@ -288,7 +292,7 @@ class Agent:
     def _followed(self, happened: FollowEvent, why: str = "") -> None:
         """The one place where the state of following changes. `why`: the reason of a loss."""
         before = self.events_problem
-        self.follow_state = FOLLOW_TRANSITIONS[self.follow_state, happened]
+        self.follow_state = FOLLOW_TRANSITIONS.get((self.follow_state, happened), self.follow_state)
         if happened is FollowEvent.LOST:
             self._not_followed = why
             self._prompts(AgreementEvent.ENGINE_LOST)

@@ -100,6 +100,7 @@ def test_a_cache_of_unknown_size(blocks: str) -> None:
         pytest.param("vllm:num_requests_running 1", id="nothing waiting"),
         pytest.param('vllm:num_requests_running{a="b"} x', id="no number"),
         pytest.param('vllm:num_requests_running{a="b 1', id="an open label"),
+        pytest.param('vllm:num_requests_running{a="b", ="c"} 1', id="a label without a name"),
     ],
 )
 def test_what_is_not_vllms(text: str) -> None:

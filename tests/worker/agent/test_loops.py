@@ -1,4 +1,5 @@
-"""The agent's loops while the engine is absent, on virtual time: how often they try, and that none runs without pause.
+"""The agent's loops while the engine is absent or becomes another one, on virtual time: how often they try, that none
+runs without pause, and that an engine that changes at any moment is followed.
 
 Not covered: ZMQ's own reconnecting, because the sockets are fakes here.
 """
@@ -15,7 +16,7 @@ import zmq.asyncio
 from runtime.sockets import listen
 from tests.virtual import CountingLoop, run
 from worker.agent import agent as module
-from worker.agent.agent import Agent
+from worker.agent.agent import Agent, FollowState
 from worker.agent.core.load import Scrape
 from worker.agent.prompts import Expected
 from worker.agent.settings import Settings
@@ -95,6 +96,70 @@ def test_an_agent_that_is_stopped_while_a_connection_ends_stops(monkeypatch: pyt
         task.cancel()
         await asyncio.wait([task], timeout=MINUTE)
         assert task.cancelled()
+        agent.close()
+
+    run(main)
+
+
+class Opening(Held):
+    """Connections that are made once `opened` is set, and last."""
+
+    opened: asyncio.Event
+
+    async def connected(self) -> None:
+        await Opening.opened.wait()
+
+
+@asynccontextmanager
+async def empty_replay(
+    context: zmq.asyncio.Context, endpoint: str, start: int
+) -> AsyncIterator[AsyncIterator[Message]]:
+    async def answers() -> AsyncIterator[Message]:
+        for _ in range(2):
+            await asyncio.sleep(0)
+        return
+        yield
+
+    yield answers()
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_an_engine_that_becomes_another_one_while_the_agent_connects_is_followed(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    async def main(loop: CountingLoop) -> None:
+        changed, Opening.opened, Held.drop = asyncio.Event(), asyncio.Event(), loop.create_future()
+
+        class Changing:
+            scrapes = 0
+
+            async def scrape(self) -> Scrape:
+                self.scrapes += 1
+                if self.scrapes > 1:
+                    await changed.wait()
+                return Scrape("m", 1, 0, 0, 0.0, 16, 100 + changed.is_set(), 0.0, 0.0)
+
+        @asynccontextmanager
+        async def client(url: str) -> AsyncIterator[Changing]:
+            yield Changing()
+
+        monkeypatch.setattr(module, "engine_client", client)
+        monkeypatch.setattr(module, "Subscription", Opening)
+        monkeypatch.setattr(module, "replay", empty_replay)
+        settings = Settings(host="127.0.0.1", model="m", block_size=16)
+        agent = Agent(settings, lambda: Expected("-", ()), 1, clock=loop.time)
+        task = asyncio.create_task(agent.run())
+        await asyncio.sleep(2)
+        Opening.opened.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        changed.set()
+        await asyncio.sleep(1)
+        assert not task.done()
+        assert agent.follow_state is FollowState.FOLLOWING
+        assert agent.view.state.info.capacity == 101
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         agent.close()
 
     run(main)

@@ -98,7 +98,7 @@ def _samples(text: str) -> Mapping[str, Sequence[Sample]]:
             for sample in family.samples:
                 if math.isfinite(sample.value):
                     found[sample.name].append(sample)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # the parser raises both for malformed labels
         raise MetricsError(f"not in Prometheus' text format: {str(error)[:80]}") from None
     return found
 
