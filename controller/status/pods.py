@@ -44,12 +44,7 @@ def is_running(pod: Raw) -> bool:
 def still_serving(pods: Iterable[Raw], component: Component) -> int:
     """How many pods of a component are terminating and ready. A Service sends requests to them while it has no other
     endpoint (KEP-1669)."""
-    return sum(
-        component_of(pod) == component
-        and raw.is_terminating(pod)
-        and raw.condition(pod, "Ready").get("status") == "True"
-        for pod in pods
-    )
+    return sum(component_of(pod) == component and raw.is_terminating(pod) and _passes_its_probe(pod) for pod in pods)
 
 
 def ready_for(pod: Raw, now: datetime) -> timedelta | None:

@@ -162,12 +162,12 @@ class AnswerStream:
 
 def _classify(event: bytes) -> EventKind:
     """What an event says about a stream that was silent before it."""
-    data = event_data(event)
+    data = event_data(event).strip()
     if not data:
         return EventKind.QUIET
     fields = _object(data)
     if fields is None:  # the end, or a protocol that is not known here
-        return EventKind.REFUSAL if data.strip() == b"[DONE]" else EventKind.CONTENT
+        return EventKind.REFUSAL if data == b"[DONE]" else EventKind.CONTENT
     error = _error_kind(fields)
     if error is not None:
         return error

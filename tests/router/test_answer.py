@@ -25,6 +25,7 @@ ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},
     [
         pytest.param(b"", StreamState.SILENT, id="nothing"),
         pytest.param(b": keep-alive\n\n", StreamState.SILENT, id="comment"),
+        pytest.param(b"data:  \n\n", StreamState.SILENT, id="blank data"),
         pytest.param(ROLE, StreamState.SILENT, id="chat role"),
         pytest.param(b'data: {"choices":[{"index":0,"text":"a"', StreamState.SILENT, id="half an event"),
         pytest.param(
