@@ -80,7 +80,7 @@ def test_rag_puts_the_question_last_and_names_what_the_document_describes() -> N
 
 def test_popular_documents_are_asked_about_more_often() -> None:
     asked: dict[str, int] = {}
-    for request in build("rag", limit=900).requests():
+    for request in build("rag", limit=1500, rate=50.0).requests():
         document = request.body["messages"][0]["content"]
         asked[document] = asked.get(document, 0) + 1
     counts = sorted(asked.values(), reverse=True)
@@ -126,13 +126,16 @@ def test_uniform_shares_nothing_and_hot_shares_its_prefix() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (WorkloadSpec("rags"), "unknown workload 'rags'; use one of: rag, chat, uniform, hot, trace"),
-        (WorkloadSpec("rag", limit=0), "limit must be 1 or more"),
-        (WorkloadSpec("rag", rate=0.0), "rate must be above 0"),
-        (WorkloadSpec("rag", trace=Path("t.jsonl")), "replays no file"),
-        (WorkloadSpec("trace"), "--trace FILE"),
+        pytest.param(
+            WorkloadSpec("rags"),
+            "unknown workload 'rags'; use one of: rag, chat, uniform, hot, trace",
+            id="unknown name",
+        ),
+        pytest.param(WorkloadSpec("rag", limit=0), "limit must be 1 or more", id="no request"),
+        pytest.param(WorkloadSpec("rag", rate=0.0), "rate must be above 0", id="no rate"),
+        pytest.param(WorkloadSpec("rag", trace=Path("t.jsonl")), "replays no file", id="trace of another workload"),
+        pytest.param(WorkloadSpec("trace"), "--trace FILE", id="trace without a file"),
     ],
-    ids=["unknown name", "no request", "no rate", "trace of another workload", "trace without a file"],
 )
 def test_a_wrong_parameter_is_refused(spec: WorkloadSpec, message: str) -> None:
     with pytest.raises(WorkloadError, match=message):
@@ -195,17 +198,10 @@ def test_a_rate_stretches_a_trace(tmp_path: Path) -> None:
         ),
     ],
     ids=[
-        "no JSON",
-        "empty",
-        "no object",
-        "missing field",
-        "negative time",
-        "truth for a length",
-        "text for a length",
-        "negative hash id",
-        "too few hash ids",
+        "no JSON", "empty", "no object", "missing field", "negative time", "truth for a length", "text for a length",
+        "negative hash id", "too few hash ids",
     ],
-)
+)  # fmt: skip
 def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: bytes, message: str) -> None:
     file = write(tmp_path / "t.jsonl", [orjson.dumps(ROWS[0]), line, orjson.dumps(ROWS[1])])
     with pytest.raises(WorkloadError, match=message.replace("[", r"\[")):

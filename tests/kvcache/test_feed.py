@@ -44,7 +44,8 @@ from kvcache.feed import (
 from kvcache.keys import KEY_BYTES
 
 count = st.integers(0, 2**53)
-word = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable())
+word = st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" "), min_size=1, max_size=20)
+"""What `str.isprintable` takes."""
 key = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES)
 keys = st.lists(key, max_size=5).map(tuple)
 load = st.builds(Load, count, count, count, count, count)
@@ -69,16 +70,16 @@ EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
 }
 DECODERS = [decode for _, decode in EXAMPLES.values()]
 
-json_value = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.floats()
-    | st.text(max_size=8)
-    | st.binary(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
+
+def nested(leaves: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    name = st.text(max_size=8)
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(name, inner, max_size=3), max_leaves=8
+    )
+
+
+json_leaf = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8)
+json_value, msgpack_value = nested(json_leaf), nested(json_leaf | st.binary(max_size=8))
 
 
 @given(batch)
@@ -136,7 +137,7 @@ def test_one_wrong_part_spoils_the_message(name: str, data: st.DataObject) -> No
     encoded, decode = EXAMPLES[name]
     fields = json.loads(encoded)
     at = data.draw(st.sampled_from(_paths(fields)))
-    changed = _with(fields, at, data.draw(json_value.filter(lambda value: _jsonable(value))))
+    changed = _with(fields, at, data.draw(json_value))
     with contextlib.suppress(FeedError):
         decode(orjson.dumps(changed))
 
@@ -149,7 +150,7 @@ def test_half_a_message_is_refused(name: str, data: st.DataObject) -> None:
         decode(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
 
 
-@given(json_value)
+@given(msgpack_value)
 def test_any_msgpack_value_is_refused_where_it_is_no_snapshot(value: object) -> None:
     with pytest.raises(FeedError):
         decode_snapshot(msgpack.packb(value), MSGPACK)
@@ -191,14 +192,6 @@ def test_an_unknown_event_is_refused() -> None:
     fields = json.loads(EXAMPLES["batch"][0]) | {"events": [{"type": "moved"}]}
     with pytest.raises(FeedError, match="stored, removed or cleared"):
         decode_batch(orjson.dumps(fields))
-
-
-def _jsonable(value: object) -> bool:
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _paths(value: object, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -25,8 +25,42 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
+WORDS = ["▁", "a", "b", "▁a", "▁b", "ab", "▁ab", ".", "é", "中"]
+TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
+SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+SENTENCEPIECE = {
+    "version": "1.0",
+    "added_tokens": [{"id": at, "content": token, **SPECIAL} for at, token in enumerate(TOKENS[:3])],
+    "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    "decoder": {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ],
+    },
+    "model": {
+        "type": "BPE",
+        "vocab": {token: at for at, token in enumerate(TOKENS)},
+        "merges": ["▁ a", "▁ b", "a b", "▁a b"],
+        "unk_token": "<unk>",
+        "byte_fallback": True,
+    },
+}
+"""Llama 2's form: `▁` for a space, bytes for what the vocabulary lacks, the first space dropped."""
+
+
 @pytest.fixture
-def folder(gpt2_json: Path, tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
+    """With a tokenizer that is loaded in a moment."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(SENTENCEPIECE))
+    return tmp_path
+
+
+@pytest.fixture
+def gpt2_folder(gpt2_json: Path, tmp_path: Path) -> Path:
     shutil.copy(gpt2_json, tmp_path)
     return tmp_path
 
@@ -36,22 +70,22 @@ def configure(folder: Path, **config: Any) -> Tokenizer:
     return load_tokenizer(str(folder))
 
 
-def test_a_folder_gives_the_ids_of_its_tokenizer_json(folder: Path, gpt2: Tokenizer, source_code: str) -> None:
-    tokenizer = load_tokenizer(str(folder))
+def test_a_folder_gives_the_ids_of_its_tokenizer_json(gpt2_folder: Path, gpt2: Tokenizer, source_code: str) -> None:
+    tokenizer = load_tokenizer(str(gpt2_folder))
     assert tokenizer.encode(source_code) == gpt2.encode(source_code)  # although the file asks for truncation
     assert tokenizer.eos_token_id is None
-    assert tokenizer.name == str(folder)
+    assert tokenizer.name == str(gpt2_folder)
 
 
 @pytest.mark.parametrize(
     "eos",
     [
-        pytest.param("<|endoftext|>", id="text"),
-        pytest.param({"content": "<|endoftext|>", "lstrip": False}, id="an object"),
+        pytest.param("</s>", id="text"),
+        pytest.param({"content": "</s>", "lstrip": False}, id="an object"),
     ],
 )
 def test_the_end_token_comes_from_the_config(folder: Path, eos: object) -> None:
-    assert configure(folder, eos_token=eos).eos_token_id == 50256
+    assert configure(folder, eos_token=eos).eos_token_id == 2
 
 
 def test_without_a_chat_template_there_is_no_chat(folder: Path) -> None:
@@ -109,21 +143,21 @@ def test_the_fingerprint_follows_the_engines_options(folder: Path) -> None:
         ChatOptions(default_chat_template_kwargs={"enable_thinking": False}),
         ChatOptions(exclude_tools_when_tool_choice_none=True),
     ]
-    assert len({load_tokenizer("gpt2", option).fingerprint for option in options}) == len(options)
-    trusting = load_tokenizer("gpt2", ChatOptions(trust_request_chat_template=True))
-    assert trusting.fingerprint == load_tokenizer("gpt2").fingerprint
+    assert len({load_tokenizer(str(folder), option).fingerprint for option in options}) == len(options)
+    trusting = load_tokenizer(str(folder), ChatOptions(trust_request_chat_template=True))
+    assert trusting.fingerprint == load_tokenizer(str(folder)).fingerprint
 
 
-def test_the_fingerprint_follows_all_that_changes_ids(folder: Path, gpt2: Tokenizer) -> None:
-    plain = configure(folder)
-    templated = configure(folder, chat_template="x")
-    content = json.loads((folder / "tokenizer.json").read_text())
+def test_the_fingerprint_follows_all_that_changes_ids(gpt2_folder: Path, gpt2: Tokenizer) -> None:
+    plain = configure(gpt2_folder)
+    templated = configure(gpt2_folder, chat_template="x")
+    content = json.loads((gpt2_folder / "tokenizer.json").read_text())
     content["added_tokens"].append({**content["added_tokens"][0], "id": 50257, "content": "<|more|>"})
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    extended = configure(folder)
+    (gpt2_folder / "tokenizer.json").write_text(json.dumps(content))
+    extended = configure(gpt2_folder)
     prints = {gpt2.fingerprint, plain.fingerprint, templated.fingerprint, extended.fingerprint}
     assert len(prints) == 4
-    assert extended.fingerprint == load_tokenizer(str(folder)).fingerprint
+    assert extended.fingerprint == load_tokenizer(str(gpt2_folder)).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -150,35 +184,11 @@ def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
 
 # --- tokens that are not plain bytes ------------------------------------------------------------------------
 
-WORDS = ["▁", "a", "b", "▁a", "▁b", "ab", "▁ab", ".", "é", "中"]
-TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
-
 
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """Llama 2's form: `▁` for a space, bytes for what the vocabulary lacks, the first space dropped."""
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    decoders = [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-    ]
-    content = {
-        "version": "1.0",
-        "added_tokens": [{"id": at, "content": token, **special} for at, token in enumerate(TOKENS[:3])],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE",
-            "vocab": {token: at for at, token in enumerate(TOKENS)},
-            "merges": ["▁ a", "▁ b", "a b", "▁a b"],
-            "unk_token": "<unk>",
-            "byte_fallback": True,
-        },
-    }
     folder = tmp_path_factory.mktemp("sentencepiece")
-    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer.json").write_text(json.dumps(SENTENCEPIECE))
     return load_tokenizer(str(folder))
 
 
