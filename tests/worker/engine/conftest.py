@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pytest
 
@@ -23,64 +25,43 @@ class Script:
         return self.tokens[index] if index < len(self.tokens) else 7
 
 
-@pytest.fixture
-def engine() -> Callable[..., Engine]:
-    """Build an engine; small limits by keyword."""
-
-    def build(latency: LatencyModel = LATENCY, **settings: object) -> Engine:
-        limits = {
-            "blocks": 64,
-            "max_num_batched_tokens": 2048,
-            "max_num_seqs": 8,
-            "max_model_len": 1024,
-            "eos_token_id": EOS,
-        }
-        limits.update(settings)
-        limits["max_model_len"] = min(limits["max_model_len"], limits["blocks"] * limits.get("block_size", 16))
-        return Engine(EngineConfig(**limits), latency)
-
-    return build
+def make_engine(latency: LatencyModel = LATENCY, **settings: Any) -> Engine:
+    """An engine with small limits."""
+    limits: dict[str, Any] = {
+        "blocks": 64, "max_num_batched_tokens": 2048, "max_num_seqs": 8, "max_model_len": 1024, "eos_token_id": EOS,
+    } | settings  # fmt: skip
+    limits["max_model_len"] = min(limits["max_model_len"], limits["blocks"] * limits.get("block_size", 16))
+    return Engine(EngineConfig(**limits), latency)
 
 
 @pytest.fixture
 def request_of() -> Callable[..., EngineRequest]:
-    """Build a request from a prompt (or its length: then of tokens nobody else has) and scripted output."""
-    count = iter(range(1, 1_000_000))
+    """Builds a request from a prompt (or its length: then of tokens nobody else has) and scripted output."""
+    count = itertools.count(1)
 
     def build(
-        prompt: Sequence[int] | int, max_tokens: int = 1, output: Sequence[int] = (), **fields: object
+        prompt: Sequence[int] | int, max_tokens: int = 1, output: Sequence[int] = (), **fields: Any
     ) -> EngineRequest:
         number = next(count)
         if isinstance(prompt, int):
             prompt = [number * 10_000 + i for i in range(prompt)]
-        fields.setdefault("request_id", f"r{number}")
-        fields.setdefault("source", Script(output))
+        fields = {"request_id": f"r{number}", "source": Script(output)} | fields
         return EngineRequest(prompt=prompt, max_tokens=max_tokens, **fields)
 
     return build
 
 
-@pytest.fixture
-def drain() -> Callable[..., list[Output]]:
+def drain(engine: Engine, each: Callable[[Engine], object] = lambda engine: None) -> list[Output]:
     """Run an engine event by event until it is idle; all outputs."""
-
-    def run(engine: Engine, each: Callable[[Engine], object] = lambda engine: None) -> list[Output]:
-        outputs: list[Output] = []
-        while (at := engine.next_event()) is not None:
-            outputs += engine.advance(at)
-            each(engine)
-        return outputs
-
-    return run
+    outputs: list[Output] = []
+    while (at := engine.next_event()) is not None:
+        outputs += engine.advance(at)
+        each(engine)
+    return outputs
 
 
-@pytest.fixture
-def serve(drain: Callable[..., list[Output]]) -> Callable[..., list[Output]]:
-    """Submit requests at one moment and run the engine until it is idle."""
-
-    def run(engine: Engine, requests: Iterable[EngineRequest], now: float = 0.0) -> list[Output]:
-        for request in requests:
-            engine.submit(request, now)
-        return drain(engine)
-
-    return run
+def serve(engine: Engine, requests: Iterable[EngineRequest], now: float = 0.0) -> list[Output]:
+    """Submit requests at one moment and run the engine until it is idle; all outputs."""
+    for request in requests:
+        engine.submit(request, now)
+    return drain(engine)

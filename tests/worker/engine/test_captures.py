@@ -16,6 +16,7 @@ import pytest
 
 from kvcache.feed import Event, Stored
 from kvcache.keys import BlockKey, block_keys
+from tests.worker.engine.conftest import make_engine
 
 DATA = Path(__file__).parents[2] / "data" / "vllm"
 SIZE = 16
@@ -65,11 +66,11 @@ def changes_of(events: list[Event]) -> list[Change]:
 
 
 @pytest.fixture
-def replay(engine: Callable, request_of: Callable) -> Callable[..., list[list[Change]]]:
+def replay(request_of: Callable) -> Callable[..., list[list[Change]]]:
     """Batches that groups of (prompt, output) cause; a group is sent when the one before is done."""
 
     def run(groups: list[list[tuple[list[int], list[int]]]]) -> list[list[Change]]:
-        emulated = engine(blocks=40, max_num_batched_tokens=64, max_num_seqs=4, max_model_len=512)
+        emulated = make_engine(blocks=40, max_num_batched_tokens=64, max_num_seqs=4, max_model_len=512)
         batches = []
         now = 0.0
         for group in groups:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcache.profiles import LatencyModel, blocks_to_compute
+from tests.worker.engine.conftest import drain, make_engine, serve
 from worker.emulator.engine import Engine, EngineConfig, EngineRequest, Output
 
 MS = 1e-3
@@ -21,25 +22,21 @@ BINARY = LatencyModel(prefill_base=1 / 16, prefill_block=1 / 32, prefill_cached=
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 300, 1000])
-def test_unloaded_ttft_is_the_base_and_the_blocks(
-    engine: Callable, request_of: Callable, serve: Callable, length: int
-) -> None:
-    idle = engine()
+def test_unloaded_ttft_is_the_base_and_the_blocks(request_of: Callable, length: int) -> None:
+    idle = make_engine()
     (output,) = serve(idle, [request_of(length)], now=50.0)
     assert output.at - 50.0 == pytest.approx(5.0 * MS + 2.5 * MS * -(-length // 16), abs=1e-9)
 
 
 @pytest.mark.parametrize("budget", [8, 16, 24, 64, 100])
-def test_chunks_together_take_as_long_as_the_whole(
-    engine: Callable, request_of: Callable, serve: Callable, budget: int
-) -> None:
-    chunked = engine(BINARY, max_num_batched_tokens=budget)
+def test_chunks_together_take_as_long_as_the_whole(request_of: Callable, budget: int) -> None:
+    chunked = make_engine(BINARY, max_num_batched_tokens=budget)
     (output,) = serve(chunked, [request_of(300)])
     assert output.at == BINARY.prefill(19)
 
 
-def test_a_cached_prompt_takes_the_cached_time(engine: Callable, request_of: Callable, serve: Callable) -> None:
-    warm = engine()
+def test_a_cached_prompt_takes_the_cached_time(request_of: Callable) -> None:
+    warm = make_engine()
     prompt = list(range(100))
     serve(warm, [request_of(prompt)])
     for now, tokens in enumerate((prompt, prompt[:97], prompt[:64]), start=10):
@@ -59,8 +56,8 @@ def test_a_prefill_takes_the_time_of_the_latency_model(length: int, warm: int, b
     assert output.at - 128.0 == expected
 
 
-def test_each_further_token_takes_a_decode_step(engine: Callable, request_of: Callable, serve: Callable) -> None:
-    idle = engine()
+def test_each_further_token_takes_a_decode_step(request_of: Callable) -> None:
+    idle = make_engine()
     outputs = serve(idle, [request_of(16, max_tokens=11), request_of(16, max_tokens=11)])
     by_request = [[o.at for o in outputs if o.request_id == name] for name in {o.request_id for o in outputs}]
     for times in by_request:
@@ -68,10 +65,8 @@ def test_each_further_token_takes_a_decode_step(engine: Callable, request_of: Ca
         assert gaps == pytest.approx([15 * MS] * 10)
 
 
-def test_a_step_that_prefills_and_decodes_takes_the_longer_of_the_two(
-    engine: Callable, request_of: Callable, drain: Callable
-) -> None:
-    mixed = engine(BINARY)
+def test_a_step_that_prefills_and_decodes_takes_the_longer_of_the_two(request_of: Callable) -> None:
+    mixed = make_engine(BINARY)
     mixed.submit(request_of(16, max_tokens=3, request_id="a"), 0.0)
     mixed.advance(0.0)
     mixed.submit(request_of(16, max_tokens=1, request_id="small"), 0.001)  # 3/32 < 1/8
@@ -83,8 +78,8 @@ def test_a_step_that_prefills_and_decodes_takes_the_longer_of_the_two(
     assert at["a", 2] == at["large", 0] == start + BINARY.decode + BINARY.prefill(10)
 
 
-def test_the_record_has_the_intervals_of_a_request(engine: Callable, request_of: Callable, drain: Callable) -> None:
-    busy = engine(BINARY, max_num_seqs=1)
+def test_the_record_has_the_intervals_of_a_request(request_of: Callable) -> None:
+    busy = make_engine(BINARY, max_num_seqs=1)
     busy.submit(request_of(16, max_tokens=2), 0.0)
     busy.submit(request_of(32, max_tokens=5, request_id="b"), 0.0)
     drain(busy)
@@ -100,8 +95,8 @@ def test_the_record_has_the_intervals_of_a_request(engine: Callable, request_of:
     assert (record.prompt_tokens, record.output_tokens, record.finish_reason) == (32, 5, "length")
 
 
-def test_an_idle_engine_has_no_event(engine: Callable, request_of: Callable, drain: Callable) -> None:
-    idle = engine()
+def test_an_idle_engine_has_no_event(request_of: Callable) -> None:
+    idle = make_engine()
     assert idle.next_event() is None
     idle.submit(request_of(16), 3.0)
     assert idle.next_event() == 3.0
@@ -114,8 +109,8 @@ def test_an_idle_engine_has_no_event(engine: Callable, request_of: Callable, dra
     assert idle.stats.busy_seconds == pytest.approx(0.0075)
 
 
-def test_work_starts_no_earlier_than_it_arrives(engine: Callable, request_of: Callable) -> None:
-    idle = engine(BINARY)
+def test_work_starts_no_earlier_than_it_arrives(request_of: Callable) -> None:
+    idle = make_engine(BINARY)
     idle.submit(request_of(16), 5.0)
     (output,) = idle.advance(900.0)
     assert output.at == 5.0 + BINARY.prefill(1)
@@ -124,15 +119,15 @@ def test_work_starts_no_earlier_than_it_arrives(engine: Callable, request_of: Ca
     assert output.at == 901.0 + BINARY.prefill(1)
 
 
-def test_what_arrives_at_the_same_moment_shares_the_step(engine: Callable, request_of: Callable) -> None:
-    idle = engine(BINARY)
+def test_what_arrives_at_the_same_moment_shares_the_step(request_of: Callable) -> None:
+    idle = make_engine(BINARY)
     for _ in range(3):
         idle.submit(request_of(16), 1.0)
     assert {output.at for output in idle.advance(9.0)} == {1.0 + BINARY.prefill_base * 3 + BINARY.prefill_block * 3}
 
 
-def test_what_arrives_during_a_step_waits_for_the_next(engine: Callable, request_of: Callable) -> None:
-    idle = engine(BINARY)
+def test_what_arrives_during_a_step_waits_for_the_next(request_of: Callable) -> None:
+    idle = make_engine(BINARY)
     idle.submit(request_of(160), 0.0)
     idle.submit(request_of(16), 0.125)
     first, second = idle.advance(9.0)
@@ -140,8 +135,8 @@ def test_what_arrives_during_a_step_waits_for_the_next(engine: Callable, request
     assert second.at == first.at + BINARY.prefill(1)
 
 
-def test_a_step_whose_requests_are_all_aborted_still_takes_its_time(engine: Callable, request_of: Callable) -> None:
-    idle = engine(BINARY)
+def test_a_step_whose_requests_are_all_aborted_still_takes_its_time(request_of: Callable) -> None:
+    idle = make_engine(BINARY)
     idle.submit(request_of(160, request_id="gone"), 0.0)
     idle.advance(0.0)
     idle.abort("gone", 0.001)
@@ -166,8 +161,8 @@ class Slow:
         return None if self.asked % 3 else index
 
 
-def test_a_source_that_is_not_ready_is_asked_again_after_the_next_step(engine: Callable, request_of: Callable) -> None:
-    waiting = engine(BINARY)
+def test_a_source_that_is_not_ready_is_asked_again_after_the_next_step(request_of: Callable) -> None:
+    waiting = make_engine(BINARY)
     waiting.submit(request_of(16, max_tokens=3, source=Slow()), 0.0)
     waiting.submit(request_of(16, max_tokens=3), 0.0)
     outputs = waiting.advance(99.0)
