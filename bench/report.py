@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from bench.result import Result, Summary
 
@@ -65,10 +65,9 @@ def why(results: Sequence[Result]) -> str:
 
 def comparison_table(results: Sequence[Result], ceiling: float | None = None) -> Table:
     """A row for each strategy, the winner in bold. `ceiling` is the hit rate of the pooled cache."""
-    table = Table(title="Strategies, best TTFT p50 first", title_justify="left")
-    table.add_column("strategy")
-    for heading in ("requests", "errors", "hit rate", "TTFT p50", "p95", "p99", "latency p50", "prefill", "max/mean"):
-        table.add_column(heading, justify="right")
+    figures = ("requests", "errors", "hit rate", "TTFT p50", "p95", "p99", "latency p50", "prefill", "max/mean")
+    columns = (Column(heading, justify="right") for heading in figures)
+    table = Table("strategy", *columns, title="Strategies, best TTFT p50 first", title_justify="left")
     best = winner(results)
     for r in sorted(results, key=_p50):
         ttft, latency = r.ttft_seconds, r.latency_seconds
@@ -107,10 +106,9 @@ def print_bottleneck(console: Console, result: Result) -> None:
 
 def print_result(console: Console, result: Result) -> None:
     """One run."""
-    table = Table(title=f"{result.config.get('workload', '')} · {result.strategy}", title_justify="left")
-    table.add_column("")
-    for heading in ("requests", "avg", "p50", "p95", "p99"):
-        table.add_column(heading, justify="right")
+    columns = (Column(heading, justify="right") for heading in ("requests", "avg", "p50", "p95", "p99"))
+    title = f"{result.config.get('workload', '')} · {result.strategy}"
+    table = Table("", *columns, title=title, title_justify="left")
     rows = (
         ("TTFT", result.requests - result.errors, result.ttft_seconds),
         ("  hit", result.hit.requests, result.hit.ttft_seconds),

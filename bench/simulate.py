@@ -181,11 +181,7 @@ class Simulation:
 
         first = next(coming)
         self._at(first.request.at, lambda now: arrive(now, first))
-        self._at(SIGN_OF_LIFE, self._housekeep)
-        heap = self._heap
-        while heap:
-            now, _, happen = heappop(heap)
-            happen(now)
+        self._play()
         progress(sent, len(self.records), 0)
         return sorted(self.records, key=lambda record: record.index)
 
@@ -203,12 +199,17 @@ class Simulation:
         self._next = send_next
         for client in range(clients):
             self._at(client * 0.001, send_next)
-        self._at(SIGN_OF_LIFE, self._housekeep)
-        while self._heap:
-            now, _, happen = heappop(self._heap)
-            happen(now)
+        self._play()
         answered = [record for record in self.records if record.finished is not None and record.finished <= seconds]
         return sorted(answered, key=lambda record: record.index)
+
+    def _play(self) -> None:
+        """Let everything happen that is to happen, until nothing is left."""
+        self._at(SIGN_OF_LIFE, self._housekeep)
+        heap = self._heap
+        while heap:
+            now, _, happen = heappop(heap)
+            happen(now)
 
     def _at(self, when: float, happen: Callable[[float], None]) -> None:
         heappush(self._heap, (when, next(self._order), happen))

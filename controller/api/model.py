@@ -1,8 +1,8 @@
 """KVCluster, apiVersion kvcluster.dev/v1alpha1: the one source of the manifest's fields, defaults and rules.
 
-Names are camelCase in a manifest and snake_case here. The docstring under a field is its documentation everywhere:
-`docs/manifest.md` is generated from it. Types are strict, as an API server's are: neither "4" nor `true` is a whole
-number. A field marked `CLUSTER_ONLY` means something to Kubernetes alone; local mode accepts it,
+Names are camelCase in a manifest and snake_case here. The docstring under a field, or else that of its class, is its
+documentation everywhere: `docs/manifest.md` is generated from it. Types are strict, as an API server's are: neither "4"
+nor `true` is a whole number. A field marked `CLUSTER_ONLY` means something to Kubernetes alone; local mode accepts it,
 names it and ignores it.
 """
 
@@ -184,15 +184,11 @@ class Router(Placement):
     strategy: Annotated[Strategy, Field(strict=False)] = Strategy.CACHE_AWARE
     """How a worker is chosen: see `docs/routing.md`."""
     limits: Limits = Limits()
-    """What a router accepts from clients."""
     timeouts: Timeouts = Timeouts()
     """How long a router waits."""
     retries: Retries = Retries()
-    """What a router does when a worker fails before its answer has begun."""
     liveness: Liveness = Liveness()
-    """When a router gives up a worker, or its view of the worker's cache, as lost."""
     ejection: Ejection = Ejection()
-    """When a router ejects a worker that fails while others do not, and for how long."""
     cors_origins: list[Annotated[str, Field(pattern=ORIGIN_PATTERN, max_length=256)]] = Field(
         default_factory=list, max_length=32
     )
@@ -253,23 +249,16 @@ class KVClusterSpec(SpecModel):
     """What should run."""
 
     model: Model = Model()
-    """The model that is served."""
     engine: Engine = Engine()
-    """What runs in each worker."""
     cache: Cache = Cache()
-    """The KV cache of each worker."""
     workers: Workers = Workers()
-    """The workers."""
     router: Router = Router()
-    """The routers."""
     autoscaling: Annotated[Autoscaling | None, CLUSTER_ONLY] = None
     """Let an autoscaler decide how many workers run; workers.replicas then only says how many there are at first."""
     monitoring: Annotated[Monitoring, CLUSTER_ONLY] = Monitoring()
-    """How Prometheus finds the pods."""
     network: Annotated[Network, CLUSTER_ONLY] = Network()
     """IP families of all Services."""
     network_policy: Annotated[NetworkPolicy, CLUSTER_ONLY] = NetworkPolicy()
-    """Who may open connections to the pods."""
 
     @property
     def profile(self) -> Profile:
@@ -379,9 +368,7 @@ class KVCluster(SpecModel):
     kind: Literal["KVCluster"]
     """Always KVCluster."""
     metadata: Metadata
-    """Name and labels of the object."""
     spec: KVClusterSpec = KVClusterSpec()
-    """What should run."""
 
     @property
     def name(self) -> str:

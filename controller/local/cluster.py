@@ -162,11 +162,6 @@ class LocalCluster:
         """The router and the workers now."""
         return (self.router, *self.workers)
 
-    @property
-    def router_pid(self) -> int | None:
-        """Process id of the router; None while it does not run."""
-        return self.router.pid
-
     async def wait_ready(self, timeout: float = 60.0) -> None:
         """Returns when every process is ready and the router may choose every worker. Raises `StartError`."""
         try:

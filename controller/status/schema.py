@@ -13,13 +13,18 @@ STATUS_REPLICAS_PATH = ".status.workers.replicas"
 LABEL_SELECTOR_PATH = ".status.selector"
 """For the CRD's scale subresource."""
 
+_CONDITION_TYPE = (
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$"
+)
+
 
 def status_schema() -> dict[str, Any]:
     """OpenAPI v3 schema of `status`, as a CRD takes it."""
     return _object(
         "What the controller found. It alone writes here.",
         {
-            "observedGeneration": _count("metadata.generation that this status is about.", int64=True),
+            "observedGeneration": _count("metadata.generation that this status is about.", form="int64"),
             "conditions": {
                 "type": "array",
                 "description": f"{', '.join(ConditionType)}: see docs/status.md.",
@@ -29,37 +34,30 @@ def status_schema() -> dict[str, Any]:
             },
             "workers": _figures("worker"),
             "routers": _figures("router"),
-            "strategy": {
-                "type": "string",
-                "enum": [strategy.value for strategy in Strategy],
-                "description": "How the routers choose a worker.",
-            },
+            "strategy": _string("How the routers choose a worker.", enum=[strategy.value for strategy in Strategy]),
             "endpoint": _string(
                 "Base URL of the OpenAI API: the load balancer's or a node's, else the Service's inside the cluster.",
-                512,
+                maxLength=512,
             ),
             "hitRate": _string(
                 "Share of prompt tokens that came from the workers' caches since the routers started. Absent before "
                 "the first request.",
-                16,
+                maxLength=16,
             ),
             "cache": _object(
                 "What the routers know of the workers' caches.",
                 {
-                    "hitRatePermille": {
-                        **_count("hitRate in thousandths. Changes of less than 5 are not shown."),
-                        "maximum": 1000,
-                    },
-                    "viewAgeSeconds": {
-                        **_count(
-                            "Age of the oldest view that a router has of a ready worker's cache, rounded up: "
-                            f"{', '.join(map(str, AGES[:-1]))} or {AGES[-1]} (or more). Absent without a view."
-                        ),
-                        "maximum": AGES[-1],
-                    },
+                    "hitRatePermille": _count(
+                        "hitRate in thousandths. Changes of less than 5 are not shown.", maximum=1000
+                    ),
+                    "viewAgeSeconds": _count(
+                        "Age of the oldest view that a router has of a ready worker's cache, rounded up: "
+                        f"{', '.join(map(str, AGES[:-1]))} or {AGES[-1]} (or more). Absent without a view.",
+                        maximum=AGES[-1],
+                    ),
                 },
             ),
-            "selector": _string("Label selector of the worker pods, for the scale subresource.", 512),
+            "selector": _string("Label selector of the worker pods, for the scale subresource.", maxLength=512),
         },
     )
 
@@ -69,20 +67,19 @@ def _object(description: str, properties: dict[str, Any], required: list[str] | 
     return schema if required is None else {**schema, "required": required}
 
 
-def _string(description: str, length: int) -> dict[str, Any]:
-    return {"type": "string", "maxLength": length, "description": description}
+def _string(description: str, **limits: Any) -> dict[str, Any]:
+    return {"type": "string", **limits, "description": description}
 
 
-def _count(description: str, *, int64: bool = False) -> dict[str, Any]:
-    form = "int64" if int64 else "int32"
-    return {"type": "integer", "format": form, "minimum": 0, "description": description}
+def _count(description: str, *, form: str = "int32", **limits: int) -> dict[str, Any]:
+    return {"type": "integer", "format": form, "minimum": 0, "description": description, **limits}
 
 
 def _figures(noun: str) -> dict[str, Any]:
     return _object(
         f"How many {noun}s there are.",
         {
-            "summary": _string("ready/wanted, for a column of kubectl get.", 32),
+            "summary": _string("ready/wanted, for a column of kubectl get.", maxLength=32),
             "wanted": _count(f"{noun.capitalize()}s that there should be."),
             "replicas": _count("Pods of the Deployment, old and new."),
             "ready": _count("Pods that take requests."),
@@ -97,32 +94,17 @@ def _condition() -> dict[str, Any]:
     return _object(
         "One aspect of the state.",
         {
-            "type": {
-                "type": "string",
-                "maxLength": 316,
-                "pattern": r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
-                r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$",
-                "description": "What it is about.",
-            },
-            "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "Whether it holds."},
-            "observedGeneration": _count("metadata.generation that it is about.", int64=True),
-            "lastTransitionTime": {
-                "type": "string",
-                "format": "date-time",
-                "description": "When status last changed.",
-            },
-            "reason": {
-                "type": "string",
-                "minLength": 1,
-                "maxLength": 1024,
-                "pattern": r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
-                "description": "Why, in one word for programs: see docs/status.md.",
-            },
-            "message": {
-                "type": "string",
-                "maxLength": MESSAGE_LENGTH,
-                "description": "Why, in words for people, and what to do.",
-            },
+            "type": _string("What it is about.", maxLength=316, pattern=_CONDITION_TYPE),
+            "status": _string("Whether it holds.", enum=["True", "False", "Unknown"]),
+            "observedGeneration": _count("metadata.generation that it is about.", form="int64"),
+            "lastTransitionTime": _string("When status last changed.", format="date-time"),
+            "reason": _string(
+                "Why, in one word for programs: see docs/status.md.",
+                minLength=1,
+                maxLength=1024,
+                pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+            ),
+            "message": _string("Why, in words for people, and what to do.", maxLength=MESSAGE_LENGTH),
         },
         ["type", "status", "lastTransitionTime", "reason", "message"],
     )

@@ -62,15 +62,13 @@ class EncodingCache:
         self.bytes = 0
         """What the entries take, an estimate."""
         self.hit_chars = 0
-        """Characters that were answered from the cache, of `chars` in all."""
-        self.chars = 0
+        """Characters that were answered from the cache."""
 
     def encode(self, text: str, progress: Callable[[int], None] | None = None) -> list[int]:
         """Token ids of `text`, equal to those of the plain `encode`.
 
         `progress` is told after every chunk how many ids there are so far; what it raises ends the work.
         """
-        self.chars += len(text)
         if len(text) <= CHUNK_CHARS:
             return self._encode(text)
         ids: list[int] = []

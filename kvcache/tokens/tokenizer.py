@@ -6,7 +6,6 @@ import codecs
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, Protocol, Self
 
 from kvcache.chat.request import ChatOptions
@@ -31,6 +30,8 @@ class Tokenizer:
         self.fingerprint = source.fingerprint
         self.eos_token_id = source.eos_token_id
         self.vocab_size = source.backend.vocab_size
+        self.longest_token = source.backend.longest_token
+        """Characters of the longest token, as the vocabulary writes it."""
         self.special_ids = source.backend.special_ids
         self.byte_level = source.backend.byte_level
         """Each token stands for fixed bytes: see `kvcache.tokens.backend.Backend`."""
@@ -43,7 +44,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Raises `TokenizerError` for text that is not valid Unicode."""
-        if self._limit is not None and len(text) > self._limit * self._backend.longest_token:
+        if self._limit is not None and len(text) > self._limit * self.longest_token:
             raise TooManyTokensError
         if self.cache is None or self._backend.affixes is None:
             return self._backend.encode(text, add_special_tokens)
@@ -75,12 +76,6 @@ class Tokenizer:
         if token is None:
             raise TokenizerError(f"token id {token_id} is out of vocabulary")
         return token
-
-    @cached_property
-    def max_token_characters(self) -> int:
-        """The longest token's length, as the vocabulary writes it."""
-        strings = (self._backend.token_str(token_id) for token_id in range(self.vocab_size))
-        return max((len(string) for string in strings if string is not None), default=1)
 
     def render_chat(self, fields: Mapping[str, Any]) -> str:
         """Text of the prompt of a chat request's JSON body, by the chat template. Raises

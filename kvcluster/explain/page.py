@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -232,20 +232,19 @@ def _largest(values: Iterable[Any]) -> int | None:
 # --- problems ---
 
 
-def _status_problems(cluster: raw.Raw) -> list[str]:
+def _status_problems(cluster: raw.Raw) -> Iterator[str]:
     generation = raw.number(cluster, "metadata", "generation")
     seen = raw.at(cluster, "status", "observedGeneration")
     if type(seen) is not int:
-        return [
+        yield (
             "It has no status: the controller has not seen it. Does it run, and does it watch this namespace? "
             "kubectl get pods -A -l app.kubernetes.io/name=kvcluster,app.kubernetes.io/component=controller"
-        ]
-    if seen < generation:
-        return [
+        )
+    elif seen < generation:
+        yield (
             f"The status is about generation {seen} and the spec is at {generation}: the controller is behind, "
             "or does not run."
-        ]
-    return []
+        )
 
 
 def _condition_problems(conditions: Iterable[ConditionRow]) -> list[str]:
@@ -263,29 +262,25 @@ def _pod_problems(gathered: Gathered, now: datetime) -> list[str]:
     return [problem.message for problem in found if problem is not None]
 
 
-def _worker_problems(pods: Iterable[PodRow]) -> list[str]:
-    found = []
+def _worker_problems(pods: Iterable[PodRow]) -> Iterator[str]:
     for pod in pods:
         # It is expected of a pod that is not ready that it gets no requests.
         if not pod.ready or pod.worker is None:
             continue
         if not pod.worker.routable:
-            found.append(f"Worker {pod.name} is ready, and gets no requests: {pod.worker.why_not}")
+            yield f"Worker {pod.name} is ready, and gets no requests: {pod.worker.why_not}"
         elif not pod.worker.matched:
-            found.append(f"Worker {pod.name} gets requests by load alone: {pod.worker.why_not}")
-    return found
+            yield f"Worker {pod.name} gets requests by load alone: {pod.worker.why_not}"
 
 
-def _router_problems(routers: Iterable[RouterAnswer]) -> list[str]:
-    found = []
+def _router_problems(routers: Iterable[RouterAnswer]) -> Iterator[str]:
     for router in routers:
         discovery = router.report.discovery if router.report is not None else None
         if discovery is not None and not discovery.healthy:
-            found.append(
+            yield (
                 f"Router {router.pod} no longer learns which workers exist "
                 f"({discovery.error or 'no reason is given'}), and serves with its last list."
             )
-    return found
 
 
 def _distinct(problems: Iterable[str]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ def rendered(page: Page) -> RenderableType:
     """The whole page. Text from the cluster is never taken as markup: it may contain brackets."""
     parts: list[RenderableType] = [_head(page)]
     if page.problems:
-        parts += [_title("Problems"), *(_problem(text) for text in page.problems)]
+        parts += [_title("Problems"), *(_bullet(text, _BAD) for text in page.problems)]
     if page.unread:
         parts += [_title("Not known"), *(_bullet(text, "yellow") for text in page.unread)]
     parts += [_title("Conditions"), _conditions(page.conditions)]
@@ -65,10 +65,6 @@ def _title(text: str) -> Text:
 
 def _bullet(text: str, style: str) -> Padding:
     return Padding(Text.assemble(("• ", style), text), (0, 0, 0, 2), expand=False)
-
-
-def _problem(text: str) -> Padding:
-    return _bullet(text, _BAD)
 
 
 def _table(*headings: str, right: Iterable[str] = ()) -> Table:

@@ -39,7 +39,7 @@ async def test_serves_until_the_context_is_left_and_leaves_nothing_behind(manife
         pids = [process.pid for process in cluster.processes]
         assert all(runs(pid) for pid in pids)
         log_dir = cluster.log_dir
-        assert f"stand-in {cluster.router_pid}" in (log_dir / "demo-router.log").read_text()
+        assert f"stand-in {cluster.router.pid}" in (log_dir / "demo-router.log").read_text()
     assert not any(runs(pid) for pid in pids)
     assert {process.state for process in cluster.processes} == {ProcessState.STOPPED}
     assert not log_dir.exists()

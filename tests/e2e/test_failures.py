@@ -112,7 +112,7 @@ async def test_a_worker_restarted_under_its_address_is_noticed_by_its_epoch(star
 
 async def test_a_restarted_router_loses_no_request_and_learns_every_view_again(start_cluster):
     async with start_cluster(workers=4, speed=SPEED) as cluster:
-        before = cluster.local.router_pid
+        before = cluster.local.router.pid
         assert before is not None
 
         async def restart() -> None:
@@ -121,5 +121,5 @@ async def test_a_restarted_router_loses_no_request_and_learns_every_view_again(s
         unanswered, cut = await _under_load(cluster, restart)
         assert unanswered == []
         assert cut == [], "a router that is told to stop finishes what it has begun"
-        assert cluster.local.router_pid != before
+        assert cluster.local.router.pid != before
         await eventually(cluster.views_agree, "every view equals its worker's state", 30)

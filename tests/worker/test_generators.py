@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import statistics
 import sys
 import threading
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from worker.emulator.generators import GeneratorError, make_generator
 from worker.emulator.generators.base import AnswerRequest, TokenLogprob
-from worker.emulator.generators.causal_lm import CausalLMGenerator, SamplerOutput, SamplingMetadata
+from worker.emulator.generators.causal_lm import CausalLMGenerator, SamplerOutput
 from worker.emulator.generators.sampler import Sampler
 
 PROMPT = [10, 20, 30]
@@ -108,17 +109,17 @@ class Counting:
     def __init__(self) -> None:
         self.calls: list[tuple[list[int], list[int] | None]] = []
 
-    def step(self, tokens: Sequence[int], past: Any, sampling: SamplingMetadata) -> SamplerOutput:
+    def step(self, tokens: Sequence[int], past: Any, request: AnswerRequest, rng: random.Random) -> SamplerOutput:
         self.calls.append((list(tokens), past))
         seen = [*(past or []), *tokens]
         assert len(seen) <= self.window
         token = seen[-1] + 1
         if token == 666:
             raise RuntimeError("the model fails")
-        token += token in sampling.banned
-        token_logprobs = [TokenLogprob(token, -0.5, 1)] if sampling.logprobs is not None else []
-        prompt = [] if sampling.prompt_logprobs is None else [[TokenLogprob(one, -1.0, 2)] for one in tokens[1:]]
-        return SamplerOutput(sampling.allowed[0] if sampling.allowed else token, seen, token_logprobs, prompt)
+        token += token in request.banned
+        token_logprobs = [TokenLogprob(token, -0.5, 1)] if request.logprobs is not None else []
+        prompt = [] if request.prompt_logprobs is None else [[TokenLogprob(one, -1.0, 2)] for one in tokens[1:]]
+        return SamplerOutput(request.allowed[0] if request.allowed else token, seen, token_logprobs, prompt)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import math
 import queue
 import random
 import threading
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from kvcache.tokens.tokenizer import Tokenizer
@@ -21,26 +21,6 @@ from runtime.logs import EventLogger
 from worker.emulator.generators.base import AnswerRequest, GeneratorError, TokenLogprob
 
 logger = EventLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingMetadata:
-    """How one token is chosen."""
-
-    temperature: float
-    rng: random.Random
-    allowed: Sequence[int] = ()
-    """The only tokens that may be chosen; empty: all may."""
-    banned: Collection[int] = ()
-    """Tokens that may not be chosen."""
-    top_k: int = 0
-    """Choose from this many of the likeliest tokens; 0 or less: from all."""
-    logprobs: int | None = None
-    """Return the log probability of the token and of this many of the likeliest; None: return none."""
-    prompt_logprobs: int | None = None
-    """The same for each of the tokens passed to the model."""
-    logprob_token_ids: Sequence[int] = ()
-    """Return the log probabilities of these tokens instead of the likeliest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +41,9 @@ class StepModel(Protocol):
     window: int
     """Longest context, in tokens."""
 
-    def step(self, tokens: Sequence[int], past: Any, sampling: SamplingMetadata) -> SamplerOutput:
-        """The token after `tokens`, which follow `past` (None: nothing). Called from one thread only."""
+    def step(self, tokens: Sequence[int], past: Any, request: AnswerRequest, rng: random.Random) -> SamplerOutput:
+        """The token after `tokens`, which follow `past` (None: nothing), chosen as `request` says of the present token,
+        with the log probabilities that it asks for. Called from one thread only."""
 
 
 class ModelAnswer:
@@ -160,20 +141,9 @@ class CausalLMGenerator:
             and request.forced_tokens is None
         ):
             banned |= {self._eos}
-        output = self._model.step(
-            answer.unseen,
-            answer.past,
-            SamplingMetadata(
-                request.temperature,
-                answer.rng,
-                allowed,
-                banned,
-                request.top_k,
-                request.logprobs,
-                None if made or answer.past is not None else request.prompt_logprobs,
-                request.logprob_token_ids,
-            ),
-        )
+        scored = None if made or answer.past is not None else request.prompt_logprobs
+        present = replace(request, allowed=allowed, banned=banned, prompt_logprobs=scored)
+        output = self._model.step(answer.unseen, answer.past, present, answer.rng)
         if request.logprobs is not None:
             answer.token_logprobs.append(output.logprobs)
         if output.prompt_logprobs:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 
-from worker.emulator.generators.base import GeneratorError, TokenLogprob
-from worker.emulator.generators.causal_lm import SamplerOutput, SamplingMetadata
+from worker.emulator.generators.base import AnswerRequest, GeneratorError, TokenLogprob
+from worker.emulator.generators.causal_lm import SamplerOutput
 
 
 class TorchModel:
@@ -42,38 +43,38 @@ class TorchModel:
         self.window: int = getattr(config, "max_position_embeddings", 2048)
         self._vocab_size = vocab_size
 
-    def step(self, tokens: Sequence[int], past: Any, sampling: SamplingMetadata) -> SamplerOutput:
+    def step(self, tokens: Sequence[int], past: Any, request: AnswerRequest, rng: random.Random) -> SamplerOutput:
         with torch.inference_mode():
             answer = self._model(input_ids=torch.tensor([list(tokens)]), use_cache=True, **{self._cache: past})
             every = answer.logits[0, :, : self._vocab_size].float()
-            token = self._choose(every[-1].clone(), sampling)
+            token = self._choose(every[-1].clone(), request, rng)
             token_logprobs: Sequence[TokenLogprob] = ()
             prompt_logprobs: list[Sequence[TokenLogprob]] = []
-            if sampling.logprobs is not None:
+            if request.logprobs is not None:
                 token_logprobs = _token_logprobs(
-                    torch.log_softmax(every[-1], dim=-1), token, sampling.logprobs, sampling.logprob_token_ids
+                    torch.log_softmax(every[-1], dim=-1), token, request.logprobs, request.logprob_token_ids
                 )
-            if sampling.prompt_logprobs is not None:
+            if request.prompt_logprobs is not None:
                 logprobs = torch.log_softmax(every, dim=-1)
                 prompt_logprobs = [
-                    _token_logprobs(logprobs[at], following, sampling.prompt_logprobs)
+                    _token_logprobs(logprobs[at], following, request.prompt_logprobs)
                     for at, following in enumerate(tokens[1:])
                 ]
         return SamplerOutput(token, answer[self._cache], token_logprobs, prompt_logprobs)
 
-    def _choose(self, logits: torch.Tensor, sampling: SamplingMetadata) -> int:
-        if sampling.allowed:
-            kept = logits[list(sampling.allowed)]
+    def _choose(self, logits: torch.Tensor, request: AnswerRequest, rng: random.Random) -> int:
+        if request.allowed:
+            kept = logits[list(request.allowed)]
             logits.fill_(-torch.inf)
-            logits[list(sampling.allowed)] = kept
-        if sampling.banned:
-            logits[list(sampling.banned)] = -torch.inf
-        if sampling.temperature == 0.0:
+            logits[list(request.allowed)] = kept
+        if request.banned:
+            logits[list(request.banned)] = -torch.inf
+        if request.temperature == 0.0:
             return int(logits.argmax())
-        if 0 < sampling.top_k < len(logits):
-            logits[logits < torch.topk(logits, sampling.top_k).values[-1]] = -torch.inf
-        cumulative = torch.softmax(logits / sampling.temperature, dim=-1).cumsum(-1)
-        drawn = torch.searchsorted(cumulative, sampling.rng.random() * float(cumulative[-1]))
+        if 0 < request.top_k < len(logits):
+            logits[logits < torch.topk(logits, request.top_k).values[-1]] = -torch.inf
+        cumulative = torch.softmax(logits / request.temperature, dim=-1).cumsum(-1)
+        drawn = torch.searchsorted(cumulative, rng.random() * float(cumulative[-1]))
         return min(int(drawn), self._vocab_size - 1)
 
 

@@ -55,7 +55,7 @@ class Bounds:
         long."""
         if len(text) <= self.max_model_len:
             return text
-        most = self.max_model_len * tokenizer.max_token_characters
+        most = self.max_model_len * tokenizer.longest_token
         if len(text) <= most:
             return text
         if self.truncate is None:
