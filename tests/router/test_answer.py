@@ -20,62 +20,31 @@ ERROR = b'data: {"error": {"message": "dead", "type": "InternalServerError", "pa
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
 
 
+def text(text: str, finish: str | None = None) -> bytes:
+    return b"data: " + orjson.dumps({"choices": [{"index": 0, "text": text, "finish_reason": finish}]}) + b"\n\n"
+
+
+def chat(delta: dict[str, object], finish: str | None = None) -> bytes:
+    return b"data: " + orjson.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}) + b"\n\n"
+
+
 @pytest.mark.parametrize(
     ("held", "state"),
     [
         pytest.param(b"", StreamState.SILENT, id="nothing"),
         pytest.param(b": keep-alive\n\n", StreamState.SILENT, id="comment"),
-        pytest.param(b"data:  \n\n", StreamState.SILENT, id="blank data"),
         pytest.param(ROLE, StreamState.SILENT, id="chat role"),
-        pytest.param(b'data: {"choices":[{"index":0,"text":"a"', StreamState.SILENT, id="half an event"),
-        pytest.param(
-            b'data: {"choices":[{"index":0,"text":"a","finish_reason":null}]}\n\n', StreamState.ANSWERING, id="text"
-        ),
-        pytest.param(
-            b'data: {"choices":[{"index":0,"text":"","finish_reason":null}]}\n\n',
-            StreamState.ANSWERING,
-            id="empty text",
-        ),
-        pytest.param(
-            b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n',
-            StreamState.ANSWERING,
-            id="empty text, stopped",
-        ),
-        pytest.param(
-            b'data: {"choices":[{"index":0,"text":"a","finish_reason":"abort"}]}\n\n',
-            StreamState.ANSWERING,
-            id="text, aborted",
-        ),
-        pytest.param(
-            b'data: {"choices":[{"index":0,"text":"","finish_reason":"abort"}]}\n\n',
-            StreamState.ABORTED,
-            id="empty text, aborted",
-        ),
-        pytest.param(
-            ROLE + b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n',
-            StreamState.ANSWERING,
-            id="chat content",
-        ),
-        pytest.param(
-            ROLE + b'data: {"choices":[{"index":0,"delta":{"reasoning":"a"},"finish_reason":null}]}\n\n',
-            StreamState.ANSWERING,
-            id="chat reasoning",
-        ),
-        pytest.param(
-            ROLE + b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{}]},"finish_reason":null}]}\n\n',
-            StreamState.ANSWERING,
-            id="chat tool call",
-        ),
-        pytest.param(
-            ROLE + b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort"}]}\n\n',
-            StreamState.ABORTED,
-            id="chat aborted",
-        ),
-        pytest.param(
-            ROLE + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n',
-            StreamState.ANSWERING,
-            id="chat stopped",
-        ),
+        pytest.param(text("a")[:-20], StreamState.SILENT, id="half an event"),
+        pytest.param(text("a"), StreamState.ANSWERING, id="text"),
+        pytest.param(text(""), StreamState.ANSWERING, id="empty text"),
+        pytest.param(text("", "stop"), StreamState.ANSWERING, id="empty text, stopped"),
+        pytest.param(text("a", "abort"), StreamState.ANSWERING, id="text, aborted"),
+        pytest.param(text("", "abort"), StreamState.ABORTED, id="empty text, aborted"),
+        pytest.param(ROLE + chat({"content": "a"}), StreamState.ANSWERING, id="chat content"),
+        pytest.param(ROLE + chat({"reasoning": "a"}), StreamState.ANSWERING, id="chat reasoning"),
+        pytest.param(ROLE + chat({"tool_calls": [{}]}), StreamState.ANSWERING, id="chat tool call"),
+        pytest.param(ROLE + chat({"content": ""}, "abort"), StreamState.ABORTED, id="chat aborted"),
+        pytest.param(ROLE + chat({}, "stop"), StreamState.ANSWERING, id="chat stopped"),
         pytest.param(ROLE + b"data: [DONE]\n\n", StreamState.REFUSED, id="chat done"),
         pytest.param(ERROR, StreamState.FAILED, id="error 500"),
         pytest.param(ROLE + ERROR, StreamState.FAILED, id="role, then error 500"),

@@ -44,28 +44,12 @@ def sent_headers(capture: Any) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     "name",
     [
-        "chat",
-        "chat_again",
-        "chat_n2",
-        "chat_nomodel_field",
-        "chat_return_token_ids",
-        "chat_salt",
-        "completion_return_token_ids",
-        "completion_text",
-        "detokenize",
-        "err_missing_model",
-        "err_unknown_field",
-        "get_health",
-        "get_load",
-        "get_ping",
-        "get_v1_models",
-        "get_version",
-        "post_ping",
-        "tokenize",
-        "tokenize_chat",
+        "chat", "chat_again", "chat_n2", "chat_nomodel_field", "chat_return_token_ids", "chat_salt",
+        "completion_return_token_ids", "completion_text", "detokenize", "err_missing_model", "err_unknown_field",
+        "get_health", "get_load", "get_ping", "get_v1_models", "get_version", "post_ping", "tokenize", "tokenize_chat",
         "tokenize_strs",
     ],
-)
+)  # fmt: skip
 async def test_an_answer_has_the_shape_of_vllms(name, start, capture) -> None:
     real = capture(name)
     reply = await start(speed=1000).client.request(real.method, real.path, real.request)

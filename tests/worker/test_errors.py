@@ -19,24 +19,12 @@ def message(reply) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        "err_404",
-        "err_405",
-        "err_bad_role",
-        "err_empty_ids",
-        "err_empty_prompt",
-        "err_invalid_json",
-        "err_missing_messages",
-        "err_missing_prompt",
-        "err_neg_max_tokens",
-        "err_neg_max_tokens_chat",
-        "err_stream_wrong_model",
-        "err_too_long_with_max",
-        "err_wrong_model",
-        "err_wrong_model_completions",
-        "err_zero_max_tokens",
-        "err_zero_max_tokens_chat",
+        "err_404", "err_405", "err_bad_role", "err_empty_ids", "err_empty_prompt", "err_invalid_json",
+        "err_missing_messages", "err_missing_prompt", "err_neg_max_tokens", "err_neg_max_tokens_chat",
+        "err_stream_wrong_model", "err_too_long_with_max", "err_wrong_model", "err_wrong_model_completions",
+        "err_zero_max_tokens", "err_zero_max_tokens_chat",
     ],
-)
+)  # fmt: skip
 async def test_an_error_is_vllms_to_the_byte(name, start, capture) -> None:
     real = capture(name)
     harness = start()

@@ -142,26 +142,3 @@ def test_settings_that_cannot_be_served_end_it_with_one_line(argv, complaint) ->
         assert said.startswith("worker: ")
         assert complaint in said
         assert "Traceback" not in said
-
-
-def test_the_real_openai_client_works() -> None:
-    import openai
-
-    with running("--speed", "20", "--model", "tiny-llama") as worker:
-        worker.ready()
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{worker.port}/v1", api_key="none", max_retries=0)
-        messages: Any = [{"role": "user", "content": "hello"}]
-        plain = client.chat.completions.create(model="tiny-llama", messages=messages, max_tokens=5)
-        assert plain.choices[0].message.content
-        stream = client.chat.completions.create(model="tiny-llama", messages=messages, max_tokens=5, stream=True)
-        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
-        assert text == plain.choices[0].message.content
-        completion = client.completions.create(model="tiny-llama", prompt="hello", max_tokens=5)
-        assert completion.usage is not None
-        assert completion.usage.completion_tokens <= 5
-        assert [model.id for model in client.models.list()] == ["tiny-llama"]
-        with pytest.raises(openai.NotFoundError):
-            client.chat.completions.create(model="nope", messages=messages)
-        with pytest.raises(openai.BadRequestError):
-            client.chat.completions.create(model="tiny-llama", messages=messages, max_tokens=0)
-        client.close()

@@ -1,7 +1,7 @@
 """Discovery over real sockets, at an API server that a test scripts.
 
-Covered: what is asked, that changes are followed, and each failure until it ends. Not covered: credentials and
-connections (tests/runtime/kube), a whole API server (test_fake_cluster.py).
+Covered: what is asked, that changes are followed, and each failure until it ends. Not covered: credentials,
+connections, silent watches and errors within one (tests/runtime/kube), a whole API server (test_fake_cluster.py).
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class Followed:
 
 
 @asynccontextmanager
-async def following(tmp_path: Path, *slices: object, policy: ListWatchPolicy = QUICK) -> AsyncIterator[Followed]:
+async def following(tmp_path: Path, *slices: object) -> AsyncIterator[Followed]:
     api = ScriptedApi()
     for made in slices:
         await api.put(made)  # type: ignore[arg-type]
     await api.start()
     connection = await find_service("workers", None, api.kubeconfig(tmp_path / "kubeconfig"))
-    followed = Followed(api, KubernetesDiscovery(connection, policy=policy))
+    followed = Followed(api, KubernetesDiscovery(connection, policy=QUICK))
 
     async def follow() -> None:
         async for workers in followed.discovery.watch():
@@ -95,23 +95,18 @@ async def test_changes_are_followed(tmp_path: Path) -> None:
         assert len(followed.api.questions) == 2
 
 
-async def test_a_watch_that_is_cut_is_resumed_without_a_list(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "half", [b"", b'{"type":"ADDED","object":{"meta'], ids=["between two events", "in the middle of one"]
+)
+async def test_a_watch_that_is_cut_is_resumed_without_a_list(tmp_path: Path, half: bytes) -> None:
     async with following(tmp_path, ONE) as followed:
         await followed.watches()
         await followed.api.put(TWO, told=False)
+        await followed.api.say_bytes(half)
         followed.api.drop_feeds()
         await followed.knows(*URLS)
         assert followed.api.lists == 1
         assert followed.discovery.status().failures == {"cut": 1}
-
-
-async def test_an_event_cut_in_the_middle_is_taken_whole_the_next_time(tmp_path: Path) -> None:
-    async with following(tmp_path, ONE) as followed:
-        await followed.watches()
-        await followed.api.put(TWO, told=False)
-        await followed.api.say_bytes(b'{"type":"ADDED","object":{"meta')
-        followed.api.drop_feeds()
-        await followed.knows(*URLS)
 
 
 async def test_a_position_that_is_no_longer_kept_lists_again(tmp_path: Path) -> None:
@@ -122,15 +117,6 @@ async def test_a_position_that_is_no_longer_kept_lists_again(tmp_path: Path) -> 
         followed.api.compacted = 3
         followed.api.drop_feeds()
         await followed.knows(*URLS[1:])
-        assert followed.discovery.status().relists == {"expired": 1}
-
-
-async def test_410_within_the_watch_lists_again(tmp_path: Path) -> None:
-    async with following(tmp_path, ONE) as followed:
-        await followed.watches()
-        await followed.api.put(TWO, told=False)
-        await followed.api.say({"type": "ERROR", "object": status(410, "Expired")})
-        await followed.knows(*URLS)
         assert followed.discovery.status().relists == {"expired": 1}
 
 
@@ -186,10 +172,3 @@ async def test_garbage_lists_again(tmp_path: Path) -> None:
         await followed.api.put(TWO)
         await followed.knows(*URLS)
         assert followed.discovery.status().failures == {"malformed": 4}
-
-
-async def test_a_watch_that_outlasts_its_time_is_dropped(tmp_path: Path) -> None:
-    policy = ListWatchPolicy(shortest_watch=0, longest_watch=0, slack=0.05, retry=Backoff(0.002, 0.01))
-    async with following(tmp_path, ONE, policy=policy) as followed:
-        await followed.failed("silent")
-        assert list(followed.told[-1]) == URLS[:1]
