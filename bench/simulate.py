@@ -65,7 +65,7 @@ class SeededTokens:
 
 LOAD_INTERVAL = 0.02
 """Least seconds between two load reports without cache events, as in a worker's feed."""
-SIGN_OF_LIFE = 1.0
+KEEPALIVE_INTERVAL = 1.0
 """Most seconds between two batches of a worker's feed."""
 GOLDEN = 0.618033988749895
 """Its multiples modulo 1 are spread evenly; they decide which requests stream."""
@@ -205,7 +205,7 @@ class Simulation:
 
     def _play(self) -> None:
         """Let everything happen that is to happen, until nothing is left."""
-        self._at(SIGN_OF_LIFE, self._housekeep)
+        self._at(KEEPALIVE_INTERVAL, self._housekeep)
         heap = self._heap
         while heap:
             now, _, happen = heappop(heap)
@@ -290,14 +290,14 @@ class Simulation:
             self._report(now, worker, (), load)
 
     def _housekeep(self, now: float) -> None:
-        """Each worker's feed sends a batch at least every `SIGN_OF_LIFE`, and the routers look for silent workers."""
+        """Each worker's feed sends a batch every `KEEPALIVE_INTERVAL` or sooner; routers look for silent workers."""
         for worker in self.workers:
-            if now - worker.loaded_at >= SIGN_OF_LIFE / 2:
+            if now - worker.loaded_at >= KEEPALIVE_INTERVAL / 2:
                 self._report(now, worker, (), worker.engine.load())
         for fleet in self.fleets:
             fleet.expire(now)
         if self._to_come or self._in_flight:
-            self._at(now + SIGN_OF_LIFE / 2, self._housekeep)
+            self._at(now + KEEPALIVE_INTERVAL / 2, self._housekeep)
 
     def _answer(self, worker: _Worker, output: Output) -> None:
         """The first or the last token of an answer: the router sees it after the network's delay."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from controller.kube.connections import API_SERVER_TRANSITIONS, ApiServerEvent, ApiServerState
 from controller.local.process import PROCESS_TRANSITIONS, ProcessEvent, ProcessState
-from controller.reconcile.queue import ENTRY_TRANSITIONS, EntryEvent, EntryState
+from controller.reconcile.queue import KEY_TRANSITIONS, KeyEvent, KeyState
 from router.core import ledger, worker_state
 from router.core.view import ViewEvent, ViewState
 from router.core.view import transition as view_transition
@@ -35,7 +35,7 @@ from worker.agent.core.follower import REPLAY_TRANSITIONS, ReplayEvent, ReplaySt
 from worker.agent.prompts import AGREEMENT_TRANSITIONS, Agreement, AgreementEvent
 from worker.emulator.engine.sequence import SEQUENCE_TRANSITIONS, SequenceEvent, SequenceState
 from worker.emulator.server.response import RESPONSE_TRANSITIONS, ResponseEvent, ResponseStatus
-from worker.emulator.server.service import WORKER_TRANSITIONS, WorkerEvent, WorkerState
+from worker.emulator.server.service import EMULATOR_TRANSITIONS, EmulatorEvent, EmulatorState
 
 PAGE = Path(__file__).parents[1] / "docs" / "states.md"
 _BLOCK = re.compile(r"^<!-- states: (?P<name>.+?) -->\n(?:```mermaid\n.*?^```\n)?", re.MULTILINE | re.DOTALL)
@@ -155,7 +155,7 @@ MACHINES: tuple[Machine, ...] = (
         events_of(ledger.EntryEvent),
     ),
     Machine("view", ViewState, ViewState.NONE, view_transition, events_of(ViewEvent)),
-    Machine("emulator", WorkerState, WorkerState.SERVING, by_table(WORKER_TRANSITIONS), events_of(WorkerEvent)),
+    Machine("emulator", EmulatorState, EmulatorState.SERVING, by_table(EMULATOR_TRANSITIONS), events_of(EmulatorEvent)),
     Machine(
         "engine request",
         SequenceState,
@@ -179,7 +179,7 @@ MACHINES: tuple[Machine, ...] = (
         by_table(API_SERVER_TRANSITIONS),
         events_of(ApiServerEvent),
     ),
-    Machine("queue entry", EntryState, EntryState.IDLE, by_table(ENTRY_TRANSITIONS), events_of(EntryEvent)),
+    Machine("queue entry", KeyState, KeyState.IDLE, by_table(KEY_TRANSITIONS), events_of(KeyEvent)),
     Machine(
         "local process", ProcessState, ProcessState.STARTING, by_table(PROCESS_TRANSITIONS), events_of(ProcessEvent)
     ),

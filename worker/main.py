@@ -28,7 +28,7 @@ from worker.emulator.generators import GeneratorError, make_generator
 from worker.emulator.generators.base import Generator
 from worker.emulator.metrics import EngineMetrics, WorkerCollector, WorkerCounts, cache_config
 from worker.emulator.server.app import App
-from worker.emulator.server.service import Service, WorkerEvent, WorkerState
+from worker.emulator.server.service import EmulatorEvent, EmulatorState, Service
 from worker.emulator.timer import LoopTimer, TimerFactory, precise_timer
 from worker.feed.endpoints import CacheState, FeedEndpoints
 from worker.feed.log import FeedLog
@@ -102,7 +102,7 @@ class Worker:
                 self.feed,
                 WorkerCounts(
                     push_failures=lambda: self.push_failures(),
-                    draining=lambda: self.service.state is not WorkerState.SERVING,
+                    draining=lambda: self.service.state is not EmulatorState.SERVING,
                 ),
                 settings.served_model,
                 cache_config(
@@ -121,7 +121,7 @@ class Worker:
 
         The feed's streams end, so that routers ask /health and learn from it to prefer other workers.
         """
-        self.service.on(WorkerEvent.DRAIN)
+        self.service.advance(EmulatorEvent.DRAIN)
         self.endpoints.drop()
         drain = Drain(DrainPolicy(0.0, limit), time.monotonic, last_request=lambda: self.service.last_request)
         await drain.wait(cut_short)
@@ -132,7 +132,7 @@ class Worker:
         The feed ends at once: a router that loses it asks /health, and learns that this worker closes.
         True if no request was aborted.
         """
-        self.service.on(WorkerEvent.CLOSE)
+        self.service.advance(EmulatorEvent.CLOSE)
         self.endpoints.close()
         try:
             async with asyncio.timeout(grace):

@@ -67,10 +67,10 @@ class ApiServerConnections:
 
     # --- whether it answers -----------------------------------------------------------------------------
 
-    def handle(self, what: ApiServerEvent, why: str = "") -> None:
+    def advance(self, event: ApiServerEvent, why: str = "") -> None:
         """The only way in which `state` changes. `why`: what failed, for the log."""
         before = self.state
-        self.state = API_SERVER_TRANSITIONS.get((before, what), before)
+        self.state = API_SERVER_TRANSITIONS.get((before, event), before)
         if self.state is before:
             return
         if self.state is ApiServerState.DOUBTFUL:
@@ -88,16 +88,16 @@ class ApiServerConnections:
             async with asyncio.timeout(HEADERS_TIMEOUT):
                 response = await send(request)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self.handle(ApiServerEvent.FAILED, repr(error))
+            self.advance(ApiServerEvent.FAILED, repr(error))
             raise
         if response.status == 500:
             return response  # what it asks in its turn failed, such as a webhook: of itself that says nothing
         if response.status > 500:
-            self.handle(ApiServerEvent.FAILED, f"it answers {response.status}")
+            self.advance(ApiServerEvent.FAILED, f"it answers {response.status}")
         elif response.status in (401, 403, 429):
-            self.handle(ApiServerEvent.REFUSED)
+            self.advance(ApiServerEvent.REFUSED)
         else:
-            self.handle(ApiServerEvent.ANSWERED)
+            self.advance(ApiServerEvent.ANSWERED)
         return response
 
     # --- its connections --------------------------------------------------------------------------------

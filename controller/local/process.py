@@ -176,7 +176,7 @@ class ManagedProcess:
             return ""
         return "\n".join(text.splitlines()[-lines:])
 
-    def _on_event(self, event: ProcessEvent, detail: str = "") -> None:
+    def _advance(self, event: ProcessEvent, detail: str = "") -> None:
         """Enters the state that follows, and calls `on_change`."""
         state = PROCESS_TRANSITIONS[self._status.state, event]
         process = self._process
@@ -197,10 +197,10 @@ class ManagedProcess:
             self.failed_starts = self.failed_starts + 1 if self._ready_at is None else 0
             failures = failures_in_a_row(failures, ready_for)
             delay = RESTART_BACKOFF.delay(failures)
-            self._on_event(ProcessEvent.DIED, f"{how}; starting again in {delay:.1f} s")
+            self._advance(ProcessEvent.DIED, f"{how}; starting again in {delay:.1f} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
-        self._on_event(ProcessEvent.GONE)
+        self._advance(ProcessEvent.GONE)
 
     async def _run_once(self) -> str:
         """Spawns the process and waits until it has ended; returns how, in words."""
@@ -208,7 +208,7 @@ class ManagedProcess:
             self._process = process = await self._spawn()
         except OSError as error:
             return f"could not be started: {error}"
-        self._on_event(ProcessEvent.SPAWNED)
+        self._advance(ProcessEvent.SPAWNED)
         helpers = [asyncio.create_task(self._watch_readiness())]
         if process.stdout is not None and self._echo is not None:
             helpers.append(asyncio.create_task(self._copy_output(process.stdout, self._echo)))
@@ -248,7 +248,7 @@ class ManagedProcess:
         while not await self._answers_probe():  # noqa: ASYNC110  another process is polled, which sets no event
             await asyncio.sleep(PROBE_INTERVAL)
         self._ready_at = asyncio.get_running_loop().time()
-        self._on_event(ProcessEvent.PROBE_ANSWERED)
+        self._advance(ProcessEvent.PROBE_ANSWERED)
 
     async def _answers_probe(self) -> bool:
         # The socket listens before the process does. The request waits in its queue, so that most probes need one try.
@@ -265,7 +265,7 @@ class ManagedProcess:
                 echo(self.desired.name, chunk.decode(errors="replace").rstrip("\n"))
 
     async def _terminate(self, process: Process, exited: asyncio.Task[int]) -> None:
-        self._on_event(ProcessEvent.TERMINATED)
+        self._advance(ProcessEvent.TERMINATED)
         _signal_group(process, signal.SIGCONT)  # a frozen process would not see the other signal
         _signal_group(process, signal.SIGTERM)
         killing = asyncio.create_task(self._killing.wait())

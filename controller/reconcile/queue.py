@@ -21,7 +21,7 @@ logger = EventLogger(__name__)
 BACKOFF = Backoff(0.5, 60.0)
 
 
-class EntryState(Enum):
+class KeyState(Enum):
     """Where a key is between two calls of the handler."""
 
     IDLE = auto()
@@ -34,7 +34,7 @@ class EntryState(Enum):
     """The handler runs, and the key was added again meanwhile."""
 
 
-class EntryEvent(Enum):
+class KeyEvent(Enum):
     """What happens to a key."""
 
     ADDED = auto()
@@ -42,14 +42,14 @@ class EntryEvent(Enum):
     ENDED = auto()
 
 
-ENTRY_TRANSITIONS: Mapping[tuple[EntryState, EntryEvent], EntryState] = {
-    (EntryState.IDLE, EntryEvent.ADDED): EntryState.WAITING,
-    (EntryState.WAITING, EntryEvent.ADDED): EntryState.WAITING,
-    (EntryState.WAITING, EntryEvent.STARTED): EntryState.RUNNING,
-    (EntryState.RUNNING, EntryEvent.ADDED): EntryState.RUNNING_AND_DUE,
-    (EntryState.RUNNING, EntryEvent.ENDED): EntryState.IDLE,
-    (EntryState.RUNNING_AND_DUE, EntryEvent.ADDED): EntryState.RUNNING_AND_DUE,
-    (EntryState.RUNNING_AND_DUE, EntryEvent.ENDED): EntryState.WAITING,
+KEY_TRANSITIONS: Mapping[tuple[KeyState, KeyEvent], KeyState] = {
+    (KeyState.IDLE, KeyEvent.ADDED): KeyState.WAITING,
+    (KeyState.WAITING, KeyEvent.ADDED): KeyState.WAITING,
+    (KeyState.WAITING, KeyEvent.STARTED): KeyState.RUNNING,
+    (KeyState.RUNNING, KeyEvent.ADDED): KeyState.RUNNING_AND_DUE,
+    (KeyState.RUNNING, KeyEvent.ENDED): KeyState.IDLE,
+    (KeyState.RUNNING_AND_DUE, KeyEvent.ADDED): KeyState.RUNNING_AND_DUE,
+    (KeyState.RUNNING_AND_DUE, KeyEvent.ENDED): KeyState.WAITING,
 }
 
 
@@ -68,15 +68,15 @@ class RetryLater(Exception):
 
 @dataclass(slots=True)
 class _Entry:
-    state: EntryState = EntryState.IDLE
+    state: KeyState = KeyState.IDLE
     due: float = math.inf
     """When the next call is due, in the loop's time; infinite while none is asked for."""
     failures: int = 0
     """In a row."""
 
-    def take(self, event: EntryEvent) -> None:
+    def advance(self, event: KeyEvent) -> None:
         """Enters the state that follows. Raises `KeyError` for an event that cannot happen in this state."""
-        self.state = ENTRY_TRANSITIONS[self.state, event]
+        self.state = KEY_TRANSITIONS[self.state, event]
 
 
 class WorkQueue:
@@ -103,7 +103,7 @@ class WorkQueue:
         entry = self._entries.setdefault(key, _Entry())
         if due < entry.due:
             entry.due = due
-            entry.take(EntryEvent.ADDED)
+            entry.advance(KeyEvent.ADDED)
             self._changed.set()
 
     async def run(self) -> None:
@@ -124,14 +124,14 @@ class WorkQueue:
     def _start_due(self, running: set[asyncio.Task[None]]) -> float | None:
         """Seconds until the next key is due; None when there is none to wait for."""
         now = asyncio.get_running_loop().time()
-        waiting = [item for item in self._entries.items() if item[1].state is EntryState.WAITING]
+        waiting = [item for item in self._entries.items() if item[1].state is KeyState.WAITING]
         for key, entry in sorted(waiting, key=lambda item: item[1].due):
             if len(running) >= self._workers:
                 return None
             if entry.due > now:
                 return entry.due - now
             entry.due = math.inf
-            entry.take(EntryEvent.STARTED)
+            entry.advance(KeyEvent.STARTED)
             task = asyncio.create_task(self._handle(key, entry))
             running.add(task)
             task.add_done_callback(functools.partial(self._ended, key, entry, running))
@@ -139,8 +139,8 @@ class WorkQueue:
 
     def _ended(self, key: Key, entry: _Entry, running: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
         running.discard(task)
-        entry.take(EntryEvent.ENDED)
-        if entry.state is EntryState.IDLE:
+        entry.advance(KeyEvent.ENDED)
+        if entry.state is KeyState.IDLE:
             del self._entries[key]
         self._changed.set()
 

@@ -36,12 +36,12 @@ class Circuits:
             worker.pauses = 0
             circuit = worker.state.circuit
             if circuit is Circuit.BACKING_OFF:
-                worker.apply(WorkerEvent.ANSWERED)
+                worker.advance(WorkerEvent.ANSWERED)
             elif circuit is Circuit.HALF_OPEN:
                 record.probes += 1
                 if record.probes >= PROBES:
                     recover(record, now)
-                    worker.apply(WorkerEvent.RECOVERED)
+                    worker.advance(WorkerEvent.RECOVERED)
             return None
         if worker.state.circuit is Circuit.HALF_OPEN:
             return self._eject(worker, EjectionReason.PROBE, "it failed again after its ejection", now)
@@ -61,17 +61,17 @@ class Circuits:
         worker.pauses += 1
         pause = max(self._pauses.delay(worker.pauses), retry_after or 0.0)
         worker.paused_until = now + min(pause, self._longest_pause)
-        worker.apply(WorkerEvent.TURNED_AWAY if retry_after is None else WorkerEvent.TURNED_AWAY_UNTIL)
+        worker.advance(WorkerEvent.TURNED_AWAY if retry_after is None else WorkerEvent.TURNED_AWAY_UNTIL)
         return None
 
     def tick(self, now: float) -> None:
         """End the pauses and ejections whose time is over."""
         for worker in self._workers:
             if worker.paused and now >= worker.paused_until:
-                worker.apply(WorkerEvent.PAUSE_ENDED)
+                worker.advance(WorkerEvent.PAUSE_ENDED)
             ejection = worker.record.ejection
             if worker.state.circuit is Circuit.OPEN and ejection is not None and now >= ejection.until:
-                worker.apply(WorkerEvent.EJECTION_ENDED)
+                worker.advance(WorkerEvent.EJECTION_ENDED)
 
     def fleet_shrank(self) -> None:
         """If there are too many ejections for the workers that are left, end those early that would end first."""
@@ -79,7 +79,7 @@ class Circuits:
         excess = len(ejected) - self._policy.most(len(self._fleet())) if ejected else 0
         if excess > 0:
             for worker in sorted(ejected, key=lambda each: each.state_ends_at() or 0.0)[:excess]:
-                worker.apply(WorkerEvent.EJECTION_ENDED)
+                worker.advance(WorkerEvent.EJECTION_ENDED)
 
     def _eject(self, worker: Worker, reason: EjectionReason, why: str, now: float) -> Ejection | None:
         fleet = self._fleet()
@@ -87,7 +87,7 @@ class Circuits:
         if worker not in fleet or ejected + 1 > self._policy.most(len(fleet)):
             return None
         ejection = eject(self._policy, worker.record, reason, why, now)
-        worker.apply(WorkerEvent.EJECTED)
+        worker.advance(WorkerEvent.EJECTED)
         return ejection
 
     def _fleet(self) -> list[Worker]:

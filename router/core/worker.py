@@ -122,7 +122,7 @@ class Worker:
     def paused(self) -> bool:
         return self.state.circuit in (Circuit.BACKING_OFF, Circuit.RETRY_AFTER)
 
-    def apply(self, event: WorkerEvent) -> None:
+    def advance(self, event: WorkerEvent) -> None:
         """Move to the state that follows."""
         self.state = transition(self.state, event)
         self.phase = self.state.phase
@@ -132,23 +132,23 @@ class Worker:
         self.heard_at = now
         before = self.state.liveness
         if before is not Liveness.ALIVE:
-            self.apply(WorkerEvent.HEARD)
+            self.advance(WorkerEvent.HEARD)
             if before in (Liveness.KNOWN, Liveness.UNREACHABLE):
                 self._restarted()
 
     def mark_unreachable(self, why: str) -> None:
         """No candidate until it is heard from again. Its view stays: if the process is the same, it is still right."""
-        self.apply(WorkerEvent.LOST)
+        self.advance(WorkerEvent.LOST)
         self.why = why or "it cannot be reached"
 
     def excuse(self, now: float) -> None:
         """The worker gets one more period before it counts as unreachable."""
-        self.apply(WorkerEvent.EXCUSED)
+        self.advance(WorkerEvent.EXCUSED)
         self.heard_at = now
 
     def set_intake(self, intake: Intake) -> None:
         """What the worker does with new requests."""
-        self.apply(_BY_INTAKE[intake])
+        self.advance(_BY_INTAKE[intake])
 
     def feed_received(self, now: float) -> None:
         """A message of its feed came."""
@@ -159,7 +159,7 @@ class Worker:
         """Why no request may go to this URL although its feed answers: it is that of a cache agent."""
         if not self.feed_proves_liveness or not info.engine:
             return None
-        self.apply(WorkerEvent.FOUND_TO_BE_AGENT)
+        self.advance(WorkerEvent.FOUND_TO_BE_AGENT)
         self.why = str(listed := AgentListed(self.url, info.engine))
         return listed
 
@@ -174,13 +174,13 @@ class Worker:
 
     def close(self) -> None:
         """The worker left the fleet. Its open tickets stay releasable."""
-        self.apply(WorkerEvent.REMOVED)
+        self.advance(WorkerEvent.REMOVED)
         self.view.close()
 
     def _restarted(self) -> None:
         """It may be a new process, to which pauses and failures of the earlier incarnation do not apply."""
         self.pauses = 0
-        self.apply(WorkerEvent.RESTARTED)
+        self.advance(WorkerEvent.RESTARTED)
 
     def why_not_ready(self) -> str:
         """Why requests go elsewhere; empty: they do not."""

@@ -119,25 +119,25 @@ class KubernetesDiscovery:
                     self._workers = workers
                     yield workers
 
-    def _handle(self, what: ListEvent) -> bool:
+    def _advance(self, event: ListEvent) -> bool:
         """The only way in which the list's state changes; whether it did."""
         before = self._list_state
-        self._list_state = LIST_TRANSITIONS.get((before, what), before)
+        self._list_state = LIST_TRANSITIONS.get((before, event), before)
         return self._list_state is not before
 
     def _settled(self) -> None:
-        if self._handle(ListEvent.SETTLED):
+        if self._advance(ListEvent.SETTLED):
             logger.info("discovery_restored", after_seconds=self._clock() - self._lost_at)
 
     def _failed(self, failure: KubeApiError) -> None:
         """One line when it begins to fail, one when that has lasted."""
         now, state = self._clock(), self._reflector.state
         lasts = state.streak > 1 or failure.cause not in QUIET
-        if lasts and self._handle(ListEvent.FAILED):
+        if lasts and self._advance(ListEvent.FAILED):
             self._lost_at = now
             why, cause = str(failure), failure.cause.value
             logger.warning("discovery_lost", **self._where, cause=cause, why=why)
-        if self._workers is not None and not state.healthy(now) and self._handle(ListEvent.EXPIRED):
+        if self._workers is not None and not state.healthy(now) and self._advance(ListEvent.EXPIRED):
             logger.error(
                 "discovery_stale",
                 age=state.age(now),

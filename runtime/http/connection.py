@@ -112,12 +112,12 @@ class ServerConnection(asyncio.Protocol):
 
     # --- the one place where the state changes, and its time ---
 
-    def _handle(self, what: ReadEvent) -> None:
+    def _advance(self, event: ReadEvent) -> None:
         before = self._reading
         try:
-            reading = READ_TRANSITIONS[before][what]
+            reading = READ_TRANSITIONS[before][event]
         except KeyError:
-            raise RuntimeError(f"an HTTP connection in state {before.value!r} takes no event {what.value!r}") from None
+            raise RuntimeError(f"an HTTP connection in state {before.value!r} takes no event {event.value!r}") from None
         if before is ReadState.BODY and reading is not ReadState.IDLE:
             self._context.release(1, self._reader.held_bytes)  # it will not be answered
         self._reading = reading
@@ -170,7 +170,7 @@ class ServerConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         context, request = self._context, self._request
         if self._reading is not ReadState.CLOSED:
-            self._handle(ReadEvent.CLOSED)
+            self._advance(ReadEvent.CLOSED)
         for timer in (self._timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
@@ -212,7 +212,7 @@ class ServerConnection(asyncio.Protocol):
     def close(self) -> None:
         """Close once the client has read what was written, or after `write_timeout`."""
         if self._reading is not ReadState.CLOSED:
-            self._handle(ReadEvent.CLOSED)
+            self._advance(ReadEvent.CLOSED)
         self._transport.close()
         if self._transport.get_write_buffer_size():
             self._set_timer()
@@ -237,18 +237,18 @@ class ServerConnection(asyncio.Protocol):
         self._set_timer()
 
     def request_begun(self) -> None:
-        self._handle(ReadEvent.BEGUN)
+        self._advance(ReadEvent.BEGUN)
 
     def head_complete(self, expects_continue: bool) -> None:
-        self._handle(ReadEvent.HEAD_COMPLETE)
+        self._advance(ReadEvent.HEAD_COMPLETE)
         if expects_continue and self._request is None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def request_complete(self, scope: Scope, body: bytes | bytearray, last: bool) -> None:
         context = self._context
-        self._handle(ReadEvent.REQUEST_COMPLETE)
+        self._advance(ReadEvent.REQUEST_COMPLETE)
         if last:
-            self._handle(ReadEvent.LAST)
+            self._advance(ReadEvent.LAST)
         if context.state is ServerState.STOPPING:
             context.arrived_at = self._loop.time()
         request = ServerRequest(self, scope, body, not last and context.state is ServerState.SERVING)
@@ -317,7 +317,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what cannot be served, then read and discard for a while before closing."""
-        self._handle(ReadEvent.REFUSED)
+        self._advance(ReadEvent.REFUSED)
         context = self._context
         context.on_refusal(refusal.status)
         if self._request is not None:  # the answer under way is finished; nothing may be written into it

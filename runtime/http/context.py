@@ -84,7 +84,7 @@ class ServerContext:
         self._second = 0
         self._common: Headers = []
 
-    def handle(self, event: ServerEvent) -> None:
+    def advance(self, event: ServerEvent) -> None:
         """The only way in which `state` changes."""
         self.state = SERVER_TRANSITIONS.get((self.state, event), self.state)
 

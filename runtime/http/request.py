@@ -145,12 +145,12 @@ class ServerRequest:
     def state(self) -> AnswerState:
         return self._state
 
-    def _handle(self, what: AnswerEvent) -> None:
+    def _advance(self, event: AnswerEvent) -> None:
         """The only way in which the state changes."""
         try:
-            self._state = state = ANSWER_TRANSITIONS[self._state][what]
+            self._state = state = ANSWER_TRANSITIONS[self._state][event]
         except KeyError:
-            raise RuntimeError(f"an answer in state {self._state.value!r} takes no event {what.value!r}") from None
+            raise RuntimeError(f"an answer in state {self._state.value!r} takes no event {event.value!r}") from None
         if state is AnswerState.BEGUN:
             held, self.held_bytes = self.held_bytes, 0
             self._transport.release_body(held)
@@ -162,7 +162,7 @@ class ServerRequest:
     def disconnected(self) -> None:
         """The connection is gone. Safe to call twice."""
         if self._state not in _OVER:
-            self._handle(AnswerEvent.ABORTED)
+            self._advance(AnswerEvent.ABORTED)
 
     # --- ASGI ---
 
@@ -228,13 +228,13 @@ class ServerRequest:
         self._framing = framing
         self.keep_alive = keep_alive
         self._head = head
-        self._handle(AnswerEvent.HEAD_MADE)
+        self._advance(AnswerEvent.HEAD_MADE)
         asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         if self._state is AnswerState.HELD:
             head, self._head = self._head, b""
-            self._handle(AnswerEvent.SENT)
+            self._advance(AnswerEvent.SENT)
             self._transport.write(head)
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
@@ -255,9 +255,9 @@ class ServerRequest:
             data += body
         self._head = b""
         if not more_body:
-            self._handle(AnswerEvent.FINISHED)
+            self._advance(AnswerEvent.FINISHED)
         elif self._state is AnswerState.HELD:
-            self._handle(AnswerEvent.SENT)
+            self._advance(AnswerEvent.SENT)
         if data:
             self._transport.write(data)
         if not more_body:
@@ -302,5 +302,5 @@ class ServerRequest:
     def _abort(self) -> None:
         if self._state not in _OVER:
             self._flush()
-            self._handle(AnswerEvent.ABORTED)
+            self._advance(AnswerEvent.ABORTED)
             self._transport.close()

@@ -89,7 +89,7 @@ class HttpServer:
 
         No connection is closed before it has said so, or has been idle for as long as any may be. Safe to call twice.
         """
-        self._context.handle(ServerEvent.DRAIN)
+        self._context.advance(ServerEvent.DRAIN)
         for connection in self._context.connections:
             connection.drain_requests()
 
@@ -101,7 +101,7 @@ class HttpServer:
         """
         context, loop = self._context, asyncio.get_running_loop()
         self.drain()
-        context.handle(ServerEvent.STOP)
+        context.advance(ServerEvent.STOP)
         if self._listener is not None:
             self._listener.close()
         end = loop.time() + grace

@@ -30,16 +30,16 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_one_line_when_it_goes_and_one_when_it_is_back(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     connections = ApiServerConnections(Clock())
-    connections.handle(ApiServerEvent.FAILED, "refused")
-    connections.handle(ApiServerEvent.ANSWERED)
+    connections.advance(ApiServerEvent.FAILED, "refused")
+    connections.advance(ApiServerEvent.ANSWERED)
     assert lines(caplog) == [], "one connection that is cut is nothing to speak of"
     for _ in range(20):
-        connections.handle(ApiServerEvent.FAILED, "refused")
+        connections.advance(ApiServerEvent.FAILED, "refused")
     assert (connections.state, lines(caplog)) == (ApiServerState.LOST, ["api_server_lost"])
-    connections.handle(ApiServerEvent.REFUSED)
+    connections.advance(ApiServerEvent.REFUSED)
     assert connections.state is ApiServerState.LOST, "a server that has just started refuses everything"
     for _ in range(3):
-        connections.handle(ApiServerEvent.ANSWERED)
+        connections.advance(ApiServerEvent.ANSWERED)
     assert (connections.state, lines(caplog)) == (ApiServerState.ANSWERING, ["api_server_lost", "api_server_restored"])
 
 
@@ -48,10 +48,10 @@ def test_kopfs_line_for_each_request_is_dropped_while_requests_fail(caplog: pyte
     failed = "Request attempt #1/9 failed; will retry: GET /api -> APIForbiddenError"
     with without_retry_lines(connections):
         kopf.error(failed)
-        connections.handle(ApiServerEvent.FAILED, "refused")
+        connections.advance(ApiServerEvent.FAILED, "refused")
         kopf.error(failed)
         kopf.error("something else")
-        connections.handle(ApiServerEvent.ANSWERED)
+        connections.advance(ApiServerEvent.ANSWERED)
     kopf.error(failed)
     said = [record.getMessage() for record in caplog.records if record.name == kopf.name]
     assert said == [failed, "something else", failed]

@@ -134,11 +134,11 @@ async def test_what_was_deleted_while_the_api_server_was_away_is_noticed_without
     await asyncio.sleep(1)
     reconciler.keys.clear()
     lists.asked.clear()
-    running.connections.handle(ApiServerEvent.FAILED)
+    running.connections.advance(ApiServerEvent.FAILED)
     lists.deleted = True
     await asyncio.sleep(30)
     assert reconciler.keys == []
-    running.connections.handle(ApiServerEvent.ANSWERED)
+    running.connections.advance(ApiServerEvent.ANSWERED)
     await asyncio.sleep(1)
     assert reconciler.keys == [("ns", "rag")]
     await asyncio.sleep(30)

@@ -172,7 +172,7 @@ class Agent:
                 logger.error("several_engines", engines=scrape.engines, followed=1)
             if self._following is not None:
                 self._following.cancel()
-            self._followed(FollowEvent.LOST, self._unsubscribed)
+            self._advance_following(FollowEvent.LOST, self._unsubscribed)
             self._following = group.create_task(self._follow(self._following))
         self._set_engine_problem("")
 
@@ -188,22 +188,22 @@ class Agent:
                 self._compared(Comparison(AgreementEvent.LOAD_FAILED, UNKNOWN_FINGERPRINT, str(error) or repr(error)))
                 failures += 1
                 await asyncio.sleep(TOKENIZER_BACKOFF.delay(failures))
-        self._prompts(AgreementEvent.LOADED)
+        self._advance_agreement(AgreementEvent.LOADED)
         self._refresh()
 
     def _compared(self, comparison: Comparison) -> None:
         before = self.agreement
         self.view.state_prompts(comparison.fingerprint, comparison.max_model_len)
-        self._prompts(comparison.outcome)
+        self._advance_agreement(comparison.outcome)
         if self.agreement is not before:
             name, level = _LOGGED[self.agreement]
             why = {"why": comparison.why} if comparison.why else {}
             logger.log(level, name, tokenizer=self.settings.tokenizer, **why)
         self._refresh()
 
-    def _prompts(self, happened: AgreementEvent) -> None:
+    def _advance_agreement(self, event: AgreementEvent) -> None:
         """The one place where the agreement changes."""
-        self.agreement = AGREEMENT_TRANSITIONS[self.agreement][happened]
+        self.agreement = AGREEMENT_TRANSITIONS[self.agreement][event]
 
     # --- its events -------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Agent:
         under its previous description."""
         if before is not None:
             await asyncio.wait([before])
-            self._followed(FollowEvent.LOST, self._unsubscribed)  # `before` may have connected meanwhile
+            self._advance_following(FollowEvent.LOST, self._unsubscribed)  # `before` may have connected meanwhile
         while True:
             subscription = Subscription(self._context, self.settings.events_endpoint, self.settings.topic)
             try:
@@ -223,18 +223,18 @@ class Agent:
                     reading = group.create_task(self._read(subscription))
                     await subscription.disconnected()
                     reading.cancel()
-                self._followed(FollowEvent.LOST, f"the connection to {self.settings.events_endpoint} ended")
+                self._advance_following(FollowEvent.LOST, f"the connection to {self.settings.events_endpoint} ended")
             finally:
                 subscription.close()
             await asyncio.sleep(RESUBSCRIBE)
 
     async def _read(self, subscription: Subscription) -> None:
         follower, view = self.view.follower, self.view
-        self._followed(FollowEvent.CONNECTED)
+        self._advance_following(FollowEvent.CONNECTED)
         follower.begin()
         answers = await self._catch_up()
         view.flush()
-        self._followed(FollowEvent.CAUGHT_UP)
+        self._advance_following(FollowEvent.CAUGHT_UP)
         taken = 0
         while True:
             message = await subscription.receive(EVENT_TIMEOUT)
@@ -285,17 +285,17 @@ class Agent:
         if problem != self.engine_problem:
             _log("engine_reached", "engine_unusable", problem)
         if problem:
-            self._prompts(AgreementEvent.ENGINE_LOST)
+            self._advance_agreement(AgreementEvent.ENGINE_LOST)
         self.engine_problem = problem
         self._refresh()
 
-    def _followed(self, happened: FollowEvent, why: str = "") -> None:
+    def _advance_following(self, event: FollowEvent, why: str = "") -> None:
         """The one place where the state of following changes. `why`: the reason of a loss."""
         before = self.events_problem
-        self.follow_state = FOLLOW_TRANSITIONS.get((self.follow_state, happened), self.follow_state)
-        if happened is FollowEvent.LOST:
+        self.follow_state = FOLLOW_TRANSITIONS.get((self.follow_state, event), self.follow_state)
+        if event is FollowEvent.LOST:
             self._not_followed = why
-            self._prompts(AgreementEvent.ENGINE_LOST)
+            self._advance_agreement(AgreementEvent.ENGINE_LOST)
         if self.events_problem != before:
             _log("events_followed", "events_not_followed", self.events_problem)
         self._refresh()

@@ -7,16 +7,16 @@ their request, changes of the cache and the load to `publish`.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kvcache.feed import Event, Load
 from kvcache.keys import BlockKey
+from runtime.logs import EventLogger
 from worker.emulator.engine import Engine, EngineRequest, FinishedRequest, FinishReason, Output
 from worker.emulator.timer import LoopTimer, TimerFactory
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 
 class EngineDeadError(RuntimeError):

@@ -219,7 +219,7 @@ class ConnectionMachine(RuleBasedStateMachine):
         elif what == "reset":
             self.transport.lose(ConnectionResetError(104, "reset"))
         elif what == "drain":
-            self.shared.handle(ServerEvent.DRAIN)
+            self.shared.advance(ServerEvent.DRAIN)
             self.connection.drain_requests()
         elif what == "stop reading" and self.connection.writable and not self.transport.closing:
             self.transport.unsent = 1

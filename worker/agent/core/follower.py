@@ -136,13 +136,13 @@ class Follower:
 
     def history_begin(self) -> int:
         """The number of the first batch to ask for."""
-        self._replaying(ReplayEvent.BEGIN)
+        self._advance(ReplayEvent.BEGIN)
         return self._next or 0
 
     def history(self, seq: int, payload: bytes) -> None:
         """A batch of the answer to the request."""
         gap = self._next is not None and seq > self._next
-        self._replaying(ReplayEvent.GAP if gap else ReplayEvent.BATCH)
+        self._advance(ReplayEvent.GAP if gap else ReplayEvent.BATCH)
         if self._replay is ReplayState.TORN or (self._next is not None and seq < self._next):
             return
         if gap:  # before the first batch of the answer: the engine has forgotten what lies between
@@ -152,7 +152,7 @@ class Follower:
     def history_end(self) -> bool:
         """The answer has ended. False if it was torn."""
         ended = self._replay
-        self._replaying(ReplayEvent.END)
+        self._advance(ReplayEvent.END)
         if ended is ReplayState.ASKED and self._next == 0:
             self._complete = True  # vLLM remembers its last batches, so one that remembers none has published none
         return ended is not ReplayState.TORN
@@ -163,9 +163,9 @@ class Follower:
         self._events, self._reset = [], None
         return update
 
-    def _replaying(self, happened: ReplayEvent) -> None:
+    def _advance(self, event: ReplayEvent) -> None:
         """The one place where the state of the replay changes. Raises `KeyError` for a batch that nobody asked for."""
-        self._replay = REPLAY_TRANSITIONS[self._replay, happened]
+        self._replay = REPLAY_TRANSITIONS[self._replay, event]
 
     def _apply(self, seq: int, payload: bytes) -> None:
         self._complete = self._complete or seq == 0

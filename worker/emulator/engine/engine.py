@@ -183,7 +183,7 @@ class Engine:
             self._scheduler.sweep()
 
     def _end(self, sequence: Sequence, reason: FinishReason, at: float) -> None:
-        sequence.on(SequenceEvent.FINISHED)
+        sequence.advance(SequenceEvent.FINISHED)
         del self._sequences[sequence.request.request_id]
         self.stats.finished[reason] += 1
         self._finished.append(sequence.finish(reason, at))

@@ -155,7 +155,7 @@ class Scheduler:
             victim = self.running.pop()
             self.free(victim)
             victim.computed = 0
-            victim.on(SequenceEvent.PREEMPTED)
+            victim.advance(SequenceEvent.PREEMPTED)
             victim.preemptions += 1
             self._stats.preemptions += 1
             self.enqueue(victim)
@@ -179,7 +179,7 @@ class Scheduler:
         self._failed_admission = None
         del self.waiting[sequence.request.request_id]
         self.running.append(sequence)
-        sequence.on(SequenceEvent.ADMITTED)
+        sequence.advance(SequenceEvent.ADMITTED)
         cache.acquire(hits)
         sequence.blocks = hits
         sequence.computed = cached = len(hits) * size
@@ -229,7 +229,7 @@ class Scheduler:
         if end // size > begin // size:
             self._store(sequence, begin // size)
         if end == sequence.tokens:
-            sequence.on(SequenceEvent.PREFILLED)
+            sequence.advance(SequenceEvent.PREFILLED)
         seconds = sequence.admission_cost + sequence.block_cost * (-(-end // size) - -(-begin // size))
         sequence.admission_cost = 0.0
         return seconds

@@ -84,7 +84,7 @@ class Sequence:
         self._hasher = PrefixHasher(request.scope)
         self._keys: list[BlockKey] = []
 
-    def on(self, event: SequenceEvent) -> None:
+    def advance(self, event: SequenceEvent) -> None:
         """The one place where the state changes. Raises `KeyError` for an event that the state does not allow."""
         self.state = SEQUENCE_TRANSITIONS[self.state, event]
 

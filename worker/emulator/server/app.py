@@ -21,7 +21,7 @@ from worker.emulator.server.completions import complete, completions
 from worker.emulator.server.messages import count_tokens, messages
 from worker.emulator.server.openapi import Documentation
 from worker.emulator.server.responses import Responses
-from worker.emulator.server.service import VLLM_VERSION, Service, WorkerState, json_body
+from worker.emulator.server.service import VLLM_VERSION, EmulatorState, Service, json_body
 from worker.feed.endpoints import FeedEndpoints
 
 Handler = Callable[[HttpRequest, Service], Awaitable[None]]
@@ -146,7 +146,7 @@ def _generating(handler: Handler) -> Handler:
     """Wraps a handler that uses the engine: it is refused while the worker closes, and counted in /load."""
 
     async def counted(raw_request: HttpRequest, service: Service) -> None:
-        if service.state is WorkerState.CLOSING:
+        if service.state is EmulatorState.CLOSING:
             raise ApiError(503, "The server is shutting down and takes no new requests.")
         with service.counted():
             try:

@@ -22,7 +22,7 @@ from worker.emulator.protocol.tokenize import (
 )
 from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, encode
-from worker.emulator.server.service import VLLM_VERSION, Service, WorkerState, json_body
+from worker.emulator.server.service import VLLM_VERSION, EmulatorState, Service, json_body
 
 UNBOUNDED = 2**63
 """The bound of prompts for /tokenize, which takes any length."""
@@ -34,8 +34,8 @@ async def health(raw_request: HttpRequest, service: Service) -> None:
     A draining worker still answers 200, with a header that says that it drains: where there is no other endpoint, a
     terminating one gets requests as long as it is ready.
     """
-    ready = service.state is not WorkerState.CLOSING and not service.engine.dead.is_set()
-    draining = [(DRAINING_HEADER.encode(), b"1")] if service.state is WorkerState.DRAINING else []
+    ready = service.state is not EmulatorState.CLOSING and not service.engine.dead.is_set()
+    draining = [(DRAINING_HEADER.encode(), b"1")] if service.state is EmulatorState.DRAINING else []
     await raw_request.reply(200 if ready else 503, b"", *draining)
 
 

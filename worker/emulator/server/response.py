@@ -79,7 +79,7 @@ class Response:
     def ended(self) -> bool:
         return self.status not in (ResponseStatus.QUEUED, ResponseStatus.IN_PROGRESS)
 
-    def on(self, event: ResponseEvent) -> None:
+    def advance(self, event: ResponseEvent) -> None:
         """The one place where the status changes. Raises `KeyError` for an event that the status does not allow."""
         self.status = RESPONSE_TRANSITIONS[self.status, event]
 
@@ -175,7 +175,7 @@ class Response:
         self._choice = choice
         self.output = output
         length = choice.finish_reason == "length"
-        self.on(ResponseEvent.TOKENS_EXHAUSTED if length else ResponseEvent.COMPLETED)
+        self.advance(ResponseEvent.TOKENS_EXHAUSTED if length else ResponseEvent.COMPLETED)
 
     def _open_item(self) -> None:
         self._open = True

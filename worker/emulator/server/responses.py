@@ -107,7 +107,7 @@ class Responses:
         stored = self._find(raw_request.path.rsplit("/", 2)[-2])
         if stored.response.ended:
             raise _invalid("Cannot cancel a synchronous response.", "response_id")
-        stored.response.on(ResponseEvent.CANCELLED)
+        stored.response.advance(ResponseEvent.CANCELLED)
         if stored.task is not None:
             stored.task.cancel()
         await raw_request.json(200, stored.response.object())
@@ -192,7 +192,7 @@ async def _generate(service: Service, request: ResponsesRequest, prompt: Prompt,
     response = stored.response
     try:
         check(service, [prompt])
-        response.on(ResponseEvent.STARTED)
+        response.advance(ResponseEvent.STARTED)
         response.begin()
         stored.changed.set()
         with running(service, [prompt], scope_of(request.cache_salt), response.id, streaming=True) as generation:
@@ -202,7 +202,7 @@ async def _generate(service: Service, request: ResponsesRequest, prompt: Prompt,
                 stored.changed.set()
             response.last(generation.choices)
     except (ApiError, EngineDeadError):
-        response.on(ResponseEvent.FAILED)
+        response.advance(ResponseEvent.FAILED)
     finally:
         stored.changed.set()
 

@@ -39,7 +39,7 @@ class Abortable(Protocol):
     def abort(self) -> None: ...
 
 
-class WorkerState(Enum):
+class EmulatorState(Enum):
     """The state of the emulator's process. Whether its engine works is another question (`AsyncEngine.dead`)."""
 
     SERVING = auto()
@@ -49,7 +49,7 @@ class WorkerState(Enum):
     """New requests are refused; those in flight finish."""
 
 
-class WorkerEvent(Enum):
+class EmulatorEvent(Enum):
     """What moves the process towards its end."""
 
     DRAIN = auto()
@@ -58,10 +58,10 @@ class WorkerEvent(Enum):
     """SIGTERM without a drain limit, the end of the draining, or a dead engine."""
 
 
-WORKER_TRANSITIONS: Mapping[tuple[WorkerState, WorkerEvent], WorkerState] = {
-    (WorkerState.SERVING, WorkerEvent.DRAIN): WorkerState.DRAINING,
-    (WorkerState.SERVING, WorkerEvent.CLOSE): WorkerState.CLOSING,
-    (WorkerState.DRAINING, WorkerEvent.CLOSE): WorkerState.CLOSING,
+EMULATOR_TRANSITIONS: Mapping[tuple[EmulatorState, EmulatorEvent], EmulatorState] = {
+    (EmulatorState.SERVING, EmulatorEvent.DRAIN): EmulatorState.DRAINING,
+    (EmulatorState.SERVING, EmulatorEvent.CLOSE): EmulatorState.CLOSING,
+    (EmulatorState.DRAINING, EmulatorEvent.CLOSE): EmulatorState.CLOSING,
 }
 
 
@@ -88,7 +88,7 @@ class Service:
     trust_request_chat_template: bool = False
     store_responses: bool = False
     """Whether responses of /v1/responses are stored."""
-    state: WorkerState = WorkerState.SERVING
+    state: EmulatorState = EmulatorState.SERVING
     last_request: float = -math.inf
     """Arrival of the last completion or chat request, by `time.monotonic`."""
     started: int = field(default_factory=lambda: int(time.time()))
@@ -106,9 +106,9 @@ class Service:
     def __post_init__(self) -> None:
         self.idle.set()
 
-    def on(self, event: WorkerEvent) -> None:
+    def advance(self, event: EmulatorEvent) -> None:
         """The one place where the state changes. Raises `KeyError` for an event that the state does not allow."""
-        self.state = WORKER_TRANSITIONS[self.state, event]
+        self.state = EMULATOR_TRANSITIONS[self.state, event]
 
     @contextmanager
     def counted(self) -> Iterator[None]:
