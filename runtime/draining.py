@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 DRAINING_HEADER = "x-kvcluster-draining"
 """Header of a worker's `/health` beside status 200: the worker still takes requests, but others are to be preferred."""
@@ -30,6 +30,7 @@ class DrainPolicy:
     """Requests are taken for at most this long while there is no replacement. A limit below `delay` has no effect."""
 
 
+@dataclass(eq=False)
 class Drain:
     """Waits until a process may stop taking requests.
 
@@ -38,38 +39,31 @@ class Drain:
     while requests come, they have nowhere else to go.
     """
 
-    def __init__(
-        self,
-        policy: DrainPolicy,
-        clock: Callable[[], float],
-        *,
-        last_request: Callable[[], float],
-        replaced: Callable[[], Awaitable[bool]] | None = None,
-    ) -> None:
-        self._policy = policy
-        self._clock = clock
-        self._last_request = last_request
-        self._replaced = replaced
+    policy: DrainPolicy
+    clock: Callable[[], float]
+    _: KW_ONLY
+    last_request: Callable[[], float]
+    replaced: Callable[[], Awaitable[bool]] | None = None
 
     async def wait(self, cut_short: asyncio.Event) -> None:
         """Return when the time has come, or once `cut_short` is set."""
-        begun = self._clock()
-        earliest, latest = begun + self._policy.delay, begun + max(self._policy.delay, self._policy.limit)
-        replaced, replaced_at = self._replaced, None
+        begun = self.clock()
+        earliest, latest = begun + self.policy.delay, begun + max(self.policy.delay, self.policy.limit)
+        replaced, replaced_at = self.replaced, None
         while not cut_short.is_set():
-            now = self._clock()
+            now = self.clock()
             if replaced is None:
-                due = max(earliest, max(self._last_request(), begun) + QUIET)
+                due = max(earliest, max(self.last_request(), begun) + QUIET)
             else:
                 try:
                     found = replaced_at is None and await self._is_replaced(replaced, latest - now)
                 except PermissionError:
                     replaced = None
                     continue
-                now = self._clock()
+                now = self.clock()
                 if found:
                     replaced_at = now
-                due = replaced_at + self._policy.delay if replaced_at is not None else now + POLL
+                due = replaced_at + self.policy.delay if replaced_at is not None else now + POLL
             due = min(due, latest)
             if now >= due:
                 return

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 
 from controller.kube.client import KubeClient
 from controller.kube.connections import ApiServerConnections
@@ -34,24 +35,17 @@ EVERYTHING = "0"
 RETRY = Backoff(2.0, 2.0)
 
 
+@dataclass(eq=False)
 class WatchLiveness:
     """Watches KVClusters in `namespace` (None: in all), and tells `seen` of what comes: (type of event, object)."""
 
-    def __init__(
-        self,
-        client: KubeClient,
-        connections: ApiServerConnections,
-        seen: Callable[[str, Object], None],
-        *,
-        namespace: str | None,
-        rng: random.Random,
-    ) -> None:
-        self._client = client
-        self._connections = connections
-        self._seen = seen
-        self._namespace = namespace
-        self._rng = rng
-        self._version = EVERYTHING
+    client: KubeClient
+    connections: ApiServerConnections
+    seen: Callable[[str, Object], None]
+    _: KW_ONLY
+    namespace: str | None
+    rng: random.Random
+    _version: str = field(default=EVERYTHING, init=False)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -65,17 +59,17 @@ class WatchLiveness:
                 if error.cause is ApiFailureCause.SILENT:
                     why = f"nothing within {PERIOD + SLACK:g} s: connecting anew"
                     logger.warning("watch_silent", why=why)
-                    self._connections.cut()
+                    self.connections.cut()
                     continue
                 if error.cause is ApiFailureCause.EXPIRED:
                     self._version = EVERYTHING
-                await asyncio.sleep(RETRY.delay(1, self._rng.random()))
+                await asyncio.sleep(RETRY.delay(1, self.rng.random()))
 
     async def _watch_once(self) -> None:
-        stream = await self._client.watch(KVCLUSTER, self._namespace, Watch(self._version, PERIOD), SLACK)
+        stream = await self.client.watch(KVCLUSTER, self.namespace, Watch(self._version, PERIOD), SLACK)
         with contextlib.closing(stream):
             while (found := await stream.next()) is not None:
                 change = watch_event(found)
                 if change.kind != "BOOKMARK":
-                    self._seen(change.kind, dict(change.item))
+                    self.seen(change.kind, dict(change.item))
                 self._version = change.version

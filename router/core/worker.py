@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kvcache.feed import Load, WorkerInfo
 from router.core.decision import Candidate
@@ -62,48 +62,34 @@ _BY_INTAKE = {
 }
 
 
+@dataclass(slots=True, eq=False)
 class Worker:
     """One worker of a fleet. The fleet decides what happens to it; `why` says why it is unreachable or an agent."""
 
-    __slots__ = (
-        "bit",
-        "discovered",
-        "feed_proves_liveness",
-        "heard_at",
-        "paused_until",
-        "pauses",
-        "phase",
-        "record",
-        "reuse_score",
-        "state",
-        "turn",
-        "url",
-        "view",
-        "why",
-        "work",
-    )
+    url: str
+    view: View
+    work: Work
+    reuse_score: ReuseScore
+    bit: int = field(init=False)
+    discovered: bool = field(default=False, init=False)
+    """Discovery names it; otherwise it is known by its heartbeats."""
+    feed_proves_liveness: bool = field(default=True, init=False)
+    """Its feed comes from the process that serves its requests."""
+    state: WorkerState = field(default_factory=WorkerState, init=False)
+    phase: WorkerPhase = field(init=False)
+    """That of `state`, kept because each decision looks at it."""
+    why: str = field(default="it has not been heard from yet", init=False)
+    heard_at: float = field(default=0.0, init=False)
+    record: Record = field(default_factory=Record, init=False)
+    pauses: int = field(default=0, init=False)
+    """Times it turned a request away since it last answered one."""
+    paused_until: float = field(default=0.0, init=False)
+    turn: int = field(default=0, init=False)
+    """Number of the last dispatch to it."""
 
-    def __init__(self, url: str, view: View, work: Work, reuse_score: ReuseScore) -> None:
-        self.url = url
-        self.view = view
-        self.work = work
-        self.reuse_score = reuse_score
-        self.bit = 1 << view.slot
-        self.discovered = False
-        """Discovery names it; otherwise it is known by its heartbeats."""
-        self.feed_proves_liveness = True
-        """Its feed comes from the process that serves its requests."""
-        self.state = WorkerState()
+    def __post_init__(self) -> None:
+        self.bit = 1 << self.view.slot
         self.phase = self.state.phase
-        """That of `state`, kept because each decision looks at it."""
-        self.why = "it has not been heard from yet"
-        self.heard_at = 0.0
-        self.record = Record()
-        self.pauses = 0
-        """Times it turned a request away since it last answered one."""
-        self.paused_until = 0.0
-        self.turn = 0
-        """Number of the last dispatch to it."""
 
     @property
     def worker_id(self) -> str:

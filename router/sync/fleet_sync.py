@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import aiohttp
 
@@ -43,32 +43,21 @@ class _WorkerTasks:
         return max(self.discovered.intake, self.health)
 
 
+@dataclass(eq=False)
 class FleetSync:
     """Follows a `Discovery`. Every change that may make a worker ready sets `changed`."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        in_flight: InFlight,
-        upstream: Upstream,
-        session: aiohttp.ClientSession,
-        metrics: Metrics,
-        *,
-        clock: Callable[[], float],
-        rng: random.Random,
-        changed: asyncio.Event,
-        feed_policy: FeedPolicy | None = None,
-    ) -> None:
-        self._fleet = fleet
-        self._in_flight = in_flight
-        self._upstream = upstream
-        self._session = session
-        self._metrics = metrics
-        self._clock = clock
-        self._rng = rng
-        self._changed = changed
-        self._feed_policy = feed_policy
-        self._workers: dict[str, _WorkerTasks] = {}
+    fleet: Fleet
+    in_flight: InFlight
+    upstream: Upstream
+    session: aiohttp.ClientSession
+    metrics: Metrics
+    _: KW_ONLY
+    clock: Callable[[], float]
+    rng: random.Random
+    changed: asyncio.Event
+    feed_policy: FeedPolicy | None = None
+    _workers: dict[str, _WorkerTasks] = field(default_factory=dict, init=False)
 
     async def follow(self, discovery: Discovery) -> None:
         """Apply every list of workers that discovery yields."""
@@ -115,8 +104,8 @@ class FleetSync:
             worker.subscriber.forget_position()
             worker.prober.request_probe()
         with contextlib.suppress(UnknownWorker):  # it may have been removed while a request was on its way to it
-            self._fleet.mark_unreachable(url, why)
-        self._in_flight.abort_pending(url, FailureCause.BROKEN, why)
+            self.fleet.mark_unreachable(url, why)
+        self.in_flight.abort_pending(url, FailureCause.BROKEN, why)
 
     def busy(self, url: str) -> None:
         """The worker turned a request away, or its feed ended: probe it, to learn whether it drains."""
@@ -128,23 +117,23 @@ class FleetSync:
 
     def _add(self, url: str, discovered: DiscoveredWorker) -> _WorkerTasks:
         logger.info("worker_added", worker=url, **_log_fields(discovered))
-        self._fleet.add(url, feed_proves_liveness=discovered.feed is None)
+        self.fleet.add(url, feed_proves_liveness=discovered.feed is None)
         subscriber = Subscriber(
             url,
-            self._fleet,
-            self._session,
-            self._metrics,
-            clock=self._clock,
-            rng=self._rng,
+            self.fleet,
+            self.session,
+            self.metrics,
+            clock=self.clock,
+            rng=self.rng,
             on_connected=lambda: self._feed_connected(url),
             on_disconnected=lambda: self.busy(url),
             on_refused=lambda why: self.unreachable(url, why),
             feed=discovered.feed,
-            policy=self._feed_policy,
+            policy=self.feed_policy,
         )
         prober = Prober(
             url,
-            self._session,
+            self.session,
             needed=lambda: self._needs_probe(url),
             on_answer=lambda status, draining: self._probed(url, status, draining),
             on_refused=lambda why: self.unreachable(url, why),
@@ -158,9 +147,9 @@ class FleetSync:
         logger.info("worker_removed", worker=url, **_log_fields(worker.discovered))
         for task in worker.tasks:
             task.cancel()
-        self._fleet.remove(url)
-        self._in_flight.abort_pending(url, FailureCause.LEFT, "it was removed")
-        self._upstream.remove(url)
+        self.fleet.remove(url)
+        self.in_flight.abort_pending(url, FailureCause.LEFT, "it was removed")
+        self.upstream.remove(url)
 
     def _needs_probe(self, url: str) -> bool:
         worker = self._workers[url]
@@ -177,8 +166,8 @@ class FleetSync:
         if not worker.reachable:
             logger.info("worker_reachable", worker=url)
         worker.reachable = True
-        self._fleet.mark_alive(url, self._clock())
-        self._changed.set()
+        self.fleet.mark_alive(url, self.clock())
+        self.changed.set()
 
     def _probed(self, url: str, status: int, draining: bool) -> None:
         worker = self._workers[url]
@@ -187,16 +176,16 @@ class FleetSync:
         before = worker.intake
         worker.health = Intake.CLOSED if status == 503 else Intake.DRAINING if draining else Intake.OPEN
         self._note_intake(url, worker, before)
-        self._reached(url) if status == 200 else self._fleet.mark_alive(url, self._clock())
+        self._reached(url) if status == 200 else self.fleet.mark_alive(url, self.clock())
 
     def _note_intake(self, url: str, worker: _WorkerTasks, before: Intake) -> None:
         intake = worker.intake
         if intake is before:
             return
         logger.info(_INTAKE_EVENTS[intake], worker=url)
-        self._fleet.set_intake(url, intake)
+        self.fleet.set_intake(url, intake)
         if intake is not Intake.CLOSED:
-            self._changed.set()
+            self.changed.set()
 
 
 _INTAKE_EVENTS = {Intake.OPEN: "worker_serving", Intake.DRAINING: "worker_draining", Intake.CLOSED: "worker_closed"}

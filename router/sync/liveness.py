@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 
 import aiohttp
 
@@ -22,6 +23,7 @@ TICK = 0.25
 """Seconds between two looks at everything that has a timeout."""
 
 
+@dataclass(eq=False)
 class Prober:
     """Asks one worker's /health once a second for as long as `needed()` holds, and in addition when `request_probe` is
     called, which is at most once a second too. A worker that refuses connections is probed less and less often, whoever
@@ -31,37 +33,30 @@ class Prober:
     nothing new; any other status is no sign of life. `on_refused(why)`: the worker refuses connections.
     """
 
-    def __init__(
-        self,
-        url: str,
-        session: aiohttp.ClientSession,
-        *,
-        needed: Callable[[], bool],
-        on_answer: Callable[[int, bool], None],
-        on_refused: Callable[[str], None],
-        interval: float = PROBE_INTERVAL,
-        longest: float = LONGEST_INTERVAL,
-    ) -> None:
-        self._url = url
-        self._session = session
-        self._needed = needed
-        self._on_answer = on_answer
-        self._on_refused = on_refused
-        self._interval = interval
-        self._longest = longest
-        self._refusal_backoff = Backoff(interval, longest)
-        self._requested = False
-        self._requested_at = -math.inf
-        """When a requested probe was last made at once."""
-        self._wake = asyncio.Event()
-        self._refusals = 0
-        """Refused connections in a row."""
+    url: str
+    session: aiohttp.ClientSession
+    _: KW_ONLY
+    needed: Callable[[], bool]
+    on_answer: Callable[[int, bool], None]
+    on_refused: Callable[[str], None]
+    interval: float = PROBE_INTERVAL
+    longest: float = LONGEST_INTERVAL
+    _refusal_backoff: Backoff = field(init=False)
+    _requested: bool = field(default=False, init=False)
+    _requested_at: float = field(default=-math.inf, init=False)
+    """When a requested probe was last made at once."""
+    _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _refusals: int = field(default=0, init=False)
+    """Refused connections in a row."""
+
+    def __post_init__(self) -> None:
+        self._refusal_backoff = Backoff(self.interval, self.longest)
 
     def request_probe(self) -> None:
         """Probe, needed or not: at once, but not twice within the interval, and not while connections are refused."""
         self._requested = True
         now = asyncio.get_running_loop().time()
-        if not self._refusals and now - self._requested_at >= self._interval:
+        if not self._refusals and now - self._requested_at >= self.interval:
             self._requested_at = now
             self._wake.set()
 
@@ -75,8 +70,8 @@ class Prober:
         """Probe until cancelled."""
         while True:
             self._wake.clear()
-            pause = min(self._interval, self._longest)
-            if self._requested or self._needed():
+            pause = min(self.interval, self.longest)
+            if self._requested or self.needed():
                 await self._probe()
                 self._requested = False  # `on_refused` requests a probe: a refusal must not be the reason for the next
                 pause = self._refusal_backoff.delay(max(self._refusals, 1))
@@ -85,20 +80,21 @@ class Prober:
                     await self._wake.wait()
 
     async def _probe(self) -> None:
-        timeout = aiohttp.ClientTimeout(total=self._interval)
+        timeout = aiohttp.ClientTimeout(total=self.interval)
         refused = False
         try:
-            async with self._session.get(self._url + "/health", timeout=timeout, allow_redirects=False) as response:
-                self._on_answer(response.status, DRAINING_HEADER in response.headers)
+            async with self.session.get(self.url + "/health", timeout=timeout, allow_redirects=False) as response:
+                self.on_answer(response.status, DRAINING_HEADER in response.headers)
         except aiohttp.ClientConnectorError as error:
             refused = isinstance(error.os_error, ConnectionRefusedError)
         except (aiohttp.ClientError, OSError, TimeoutError):
             pass  # the worker is silent: the fleet's liveness timeout decides when that has lasted too long
         self._refusals = self._refusals + 1 if refused else 0
         if refused:
-            self._on_refused("its /health refuses connections")
+            self.on_refused("its /health refuses connections")
 
 
+@dataclass(eq=False)
 class Ticker:
     """Enforces timeouts four times a second: workers that have been silent too long are no longer routed to, pauses and
     ejections end, and requests that have waited too long for a worker's next byte are aborted.
@@ -106,31 +102,23 @@ class Ticker:
     `on_silent(url, why)` is called for each worker that is no longer routed to.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        in_flight: InFlight,
-        metrics: Metrics,
-        clock: Callable[[], float],
-        on_silent: Callable[[str, str], None],
-    ) -> None:
-        self._fleet = fleet
-        self._in_flight = in_flight
-        self._metrics = metrics
-        self._clock = clock
-        self._on_silent = on_silent
+    fleet: Fleet
+    in_flight: InFlight
+    metrics: Metrics
+    clock: Callable[[], float]
+    on_silent: Callable[[str, str], None]
 
     async def run(self) -> None:
         """Tick until cancelled."""
         while True:
-            due = self._clock() + TICK
+            due = self.clock() + TICK
             await asyncio.sleep(TICK)
-            now = self._clock()
-            self._metrics.loop_lag.observe(max(now - due, 0.0))
+            now = self.clock()
+            self.metrics.loop_lag.observe(max(now - due, 0.0))
             self.tick(now)
 
     def tick(self, now: float) -> None:
         """Enforce every timeout once."""
-        for url in self._fleet.expire(now):
-            self._on_silent(url, "it has been silent for too long")
-        self._in_flight.enforce_timeouts(now, self._fleet.silent_for)
+        for url in self.fleet.expire(now):
+            self.on_silent(url, "it has been silent for too long")
+        self.in_flight.enforce_timeouts(now, self.fleet.silent_for)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from email.utils import formatdate
 from enum import Enum
 from typing import Protocol
@@ -54,35 +55,28 @@ class OpenConnection(Protocol):
         """Close at once."""
 
 
+@dataclass(eq=False)
 class ServerContext:
     """One for each server. `in_flight` counts requests between the end of their headers and the end of their answer."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        limits: HttpLimits,
-        *,
-        cancel_on_disconnect: bool = False,
-        on_refusal: Callable[[int], None] = lambda status: None,
-        refusal_headers: Callable[[Headers], Headers] = lambda headers: [],
-    ) -> None:
-        self.app = app
-        self.limits = limits
-        self.cancel_on_disconnect = cancel_on_disconnect
-        self.on_refusal = on_refusal
-        self.refusal_headers = refusal_headers
-        self.state = ServerState.SERVING
-        self.connections: set[OpenConnection] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.in_flight = 0
-        self.body_bytes = 0
-        """Of all requests in flight whose answers have not begun."""
-        self.arrived_at = 0.0
-        """Loop time of the last request that came while stopping."""
-        self.connection_closed = asyncio.Event()
-        """Set whenever a connection goes away."""
-        self._second = 0
-        self._common: Headers = []
+    app: ASGIApp
+    limits: HttpLimits
+    _: KW_ONLY
+    cancel_on_disconnect: bool = False
+    on_refusal: Callable[[int], None] = lambda status: None
+    refusal_headers: Callable[[Headers], Headers] = lambda headers: []
+    state: ServerState = field(default=ServerState.SERVING, init=False)
+    connections: set[OpenConnection] = field(default_factory=set, init=False)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    in_flight: int = field(default=0, init=False)
+    body_bytes: int = field(default=0, init=False)
+    """Of all requests in flight whose answers have not begun."""
+    arrived_at: float = field(default=0.0, init=False)
+    """Loop time of the last request that came while stopping."""
+    connection_closed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    """Set whenever a connection goes away."""
+    _second: int = field(default=0, init=False)
+    _common: Headers = field(default_factory=list, init=False)
 
     def advance(self, event: ServerEvent) -> None:
         """The only way in which `state` changes."""
