@@ -63,18 +63,6 @@ class Mark(NamedTuple):
 class LatencySamples:
     """Takes the samples of one worker and hands them to its correction. O(1) an answer; a few numbers of state."""
 
-    __slots__ = (
-        "_block_size",
-        "_correction",
-        "_count",
-        "_ended",
-        "_ended_at",
-        "_ended_seconds",
-        "_latency",
-        "_reported",
-        "_seconds",
-    )
-
     def __init__(self, latency: LatencyModel, block_size: int, correction: WorkerCorrection) -> None:
         self._latency = latency
         self._block_size = block_size

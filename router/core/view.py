@@ -65,20 +65,6 @@ class View:
     changes nothing, except that a batch of a later incarnation ends the copy at once.
     """
 
-    __slots__ = (
-        "_index",
-        "_timeout",
-        "confirmed_at",
-        "evicted",
-        "info",
-        "pulled_at",
-        "refusal",
-        "seq",
-        "slot",
-        "state",
-        "unknown",
-    )
-
     def __init__(self, index: PrefixIndex, timeout: float) -> None:
         """`timeout`: seconds after which a copy that nothing has confirmed is no longer used."""
         self._index = index

@@ -94,23 +94,6 @@ class Work:
     the last report.
     """
 
-    __slots__ = (
-        "_assigned",
-        "_assigned_at",
-        "_config",
-        "_decode_time",
-        "_foreign_requests",
-        "_foreign_seconds",
-        "_peak",
-        "_reported_at",
-        "_surplus_blocks",
-        "capacity",
-        "correction",
-        "ledger",
-        "load",
-        "samples",
-    )
-
     def __init__(self, config: FleetConfig, correction: FleetCorrection, decode_time: DecodeTime) -> None:
         self._config = config
         self._decode_time = decode_time

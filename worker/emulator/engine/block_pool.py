@@ -32,21 +32,6 @@ class OutOfBlocksError(RuntimeError):
 class BlockPool:
     """`total` blocks, all free and empty at first. Not thread-safe; called by the scheduler alone."""
 
-    __slots__ = (
-        "_duplicates",
-        "_events",
-        "_first",
-        "_key",
-        "_next",
-        "_parent",
-        "_prev",
-        "_refs",
-        "_removed",
-        "free",
-        "freed",
-        "total",
-    )  # fmt: skip
-
     def __init__(self, total: int) -> None:
         if total < 1:
             raise ValueError(f"a cache has at least 1 usable block, not {total}")
