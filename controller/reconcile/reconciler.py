@@ -4,7 +4,7 @@ again."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 
 from controller.api.load import validate_manifest
@@ -47,38 +47,36 @@ class _InSync:
     at: float
 
 
+@dataclass(eq=False)
 class Reconciler:
     """Brings KVClusters and their statuses up to date. `now` gives aware times; `instance` names this process."""
 
-    def __init__(
-        self,
-        client: KubeClient,
-        inventory: Inventory,
-        release: Release,
-        collector: ReportCollector,
-        *,
-        clock: Callable[[], float],
-        now: Callable[[], datetime],
-        instance: str,
-    ) -> None:
-        self._client = client
-        self._inventory = inventory
-        self._release = release
-        self._collector = collector
-        self._clock = clock
-        self._now = now
-        self._in_sync: dict[Key, _InSync] = {}
-        self._events = EventRecorder(client, now, instance)
-        self._apis = OptionalApis(client, clock)
-        self._writer = Writer(client, inventory)
-        self._costs = DeletionCosts(client, clock)
+    client: KubeClient
+    inventory: Inventory
+    release: Release
+    collector: ReportCollector
+    _: KW_ONLY
+    clock: Callable[[], float]
+    now: Callable[[], datetime]
+    instance: str
+    _in_sync: dict[Key, _InSync] = field(default_factory=dict, init=False)
+    _events: EventRecorder = field(init=False)
+    _apis: OptionalApis = field(init=False)
+    _writer: Writer = field(init=False)
+    _costs: DeletionCosts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._events = EventRecorder(self.client, self.now, self.instance)
+        self._apis = OptionalApis(self.client, self.clock)
+        self._writer = Writer(self.client, self.inventory)
+        self._costs = DeletionCosts(self.client, self.clock)
 
     async def reconcile(self, key: Key) -> float | None:
         """Seconds until this cluster is to be reconciled again, None: not before an event. Raises `RetryLater`.
 
         A cluster must not be reconciled twice at the same time.
         """
-        body = self._inventory.get(KVCLUSTER, key)
+        body = self.inventory.get(KVCLUSTER, key)
         if body is None or is_terminating(body):
             # Its objects name it as their owner: the garbage collector deletes them, whether we run or not.
             self._forget(key)
@@ -92,11 +90,11 @@ class Reconciler:
         self._writer.forget(key)
         self._costs.forget(key)
         self._events.forget(key)
-        self._inventory.forget(key)
+        self.inventory.forget(key)
         self._in_sync.pop(key, None)
 
     async def _reconcile(self, key: Key, body: Object) -> float | None:
-        revision, now = self._inventory.revision(key), self._clock()
+        revision, now = self.inventory.revision(key), self.clock()
         known = self._in_sync.get(key)
         if known is not None and known.revision == revision and now - known.at < RECHECK:
             return await self._report(key, body, known.cluster, [])
@@ -127,22 +125,22 @@ class Reconciler:
         except ManifestError as error:
             reason = ConditionReason.INVALID_SPEC
             return None, [ReconcileProblem(reason, found.path, found.message) for found in error.problems]
-        return Cluster(metadata["name"], metadata["namespace"], metadata["uid"], manifest.spec, self._release), []
+        return Cluster(metadata["name"], metadata["namespace"], metadata["uid"], manifest.spec, self.release), []
 
     async def _plan(self, key: Key, cluster: Cluster) -> Plan:
         desired = desired_objects(cluster)
         absent = await self._apis.absent({kind_of(manifest) for manifest in desired})
-        live = {ref: item for ref, item in self._inventory.owned(key) if ref.kind != POD}
+        live = {ref: item for ref, item in self.inventory.owned(key) if ref.kind != POD}
         return plan(cluster.uid, desired, live, self._writer.written, absent)
 
     async def _still_exists(self, key: Key, body: Object) -> bool:
         """Whether the KVCluster exists as we know it, asked at the server: its objects may be gone because it is, and
         two watches are not ordered. Nothing is created for a KVCluster that is gone."""
-        found = await self._client.get(KVCLUSTER, *key)
+        found = await self.client.get(KVCLUSTER, *key)
         if found is not None:
-            self._inventory.put(KVCLUSTER, found)
+            self.inventory.put(KVCLUSTER, found)
             return bool(found["metadata"]["uid"] == body["metadata"]["uid"] and not is_terminating(found))
-        self._inventory.drop(KVCLUSTER, body)
+        self.inventory.drop(KVCLUSTER, body)
         return False
 
     async def _report(
@@ -150,13 +148,13 @@ class Reconciler:
     ) -> float | None:
         """Writes the status and events about its changes. Seconds until there may be more to report; None: after an
         event."""
-        pods = [item for ref, item in self._inventory.owned(key) if ref.kind == POD]
-        answers = await self._collector.collect(pods)
+        pods = [item for ref, item in self.inventory.owned(key) if ref.kind == POD]
+        answers = await self.collector.collect(pods)
         before = body.get("status")
-        status = compute(self._observed(key, body, cluster, problems, pods, answers), before, self._now())
+        status = compute(self._observed(key, body, cluster, problems, pods, answers), before, self.now())
         if status != before:
-            answer = await self._client.apply({**_identity(body), "status": status}, subresource="status")
-            self._inventory.put(KVCLUSTER, answer)
+            answer = await self.client.apply({**_identity(body), "status": status}, subresource="status")
+            self.inventory.put(KVCLUSTER, answer)
             self._events.record(body, events(before, status))
         await self._costs.update(key, answers.reports, pods)
         await self._events.flush(key)
@@ -176,7 +174,7 @@ class Reconciler:
         namespace, name = key
 
         def ours(kind: Kind, component: Component) -> Object | None:
-            item = self._inventory.get(kind, (namespace, f"{name}-{component}"))
+            item = self.inventory.get(kind, (namespace, f"{name}-{component}"))
             return item if item is not None and foreign_owner(item, body["metadata"]["uid"]) is None else None
 
         spec = None if cluster is None else cluster.spec

@@ -56,7 +56,7 @@ class FleetSync:
     clock: Callable[[], float]
     rng: random.Random
     changed: asyncio.Event
-    feed_policy: FeedPolicy | None = None
+    feed_policy: FeedPolicy = field(default_factory=FeedPolicy)
     _workers: dict[str, _WorkerTasks] = field(default_factory=dict, init=False)
 
     async def follow(self, discovery: Discovery) -> None:

@@ -8,7 +8,7 @@ import logging
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import aiohttp
 
@@ -49,6 +49,7 @@ class FeedPolicy:
     """Snapshots larger than this are decoded in a thread."""
 
 
+@dataclass(eq=False)
 class Subscriber:
     """One worker's feed, applied to the fleet.
 
@@ -57,50 +58,35 @@ class Subscriber:
     (`feed`: that of an agent beside the engine) says nothing about whether the engine is alive.
     """
 
-    def __init__(
-        self,
-        url: str,
-        fleet: Fleet,
-        session: aiohttp.ClientSession,
-        metrics: Metrics,
-        *,
-        clock: Callable[[], float],
-        rng: random.Random,
-        on_connected: Callable[[], None],
-        on_refused: Callable[[str], None],
-        on_disconnected: Callable[[], None] = lambda: None,
-        feed: str | None = None,
-        policy: FeedPolicy | None = None,
-    ) -> None:
-        self._url = url
-        self._feed = feed or url
-        self._is_own_feed = feed is None
-        self._fleet = fleet
-        self._session = session
-        self._metrics = metrics
-        self._clock = clock
-        self._rng = rng
-        self._on_connected = on_connected
-        self._on_refused = on_refused
-        self._on_disconnected = on_disconnected
-        self._policy = policy or FeedPolicy()
-        self._position: tuple[int, int] | None = None
-        """Epoch and sequence number of the last batch that was applied; None: a snapshot is needed."""
-        self._failures = 0
-        """Attempts that failed since the last batch."""
-        self._resumed_at = -math.inf
-        """When a gap was last followed by a snapshot without a pause."""
-        self._connected = False
+    url: str
+    fleet: Fleet
+    session: aiohttp.ClientSession
+    metrics: Metrics
+    _: KW_ONLY
+    clock: Callable[[], float]
+    rng: random.Random
+    on_connected: Callable[[], None]
+    on_refused: Callable[[str], None]
+    on_disconnected: Callable[[], None] = lambda: None
+    feed: str | None = None
+    policy: FeedPolicy = field(default_factory=FeedPolicy)
+    _position: tuple[int, int] | None = field(default=None, init=False)
+    """Epoch and sequence number of the last batch that was applied; None: a snapshot is needed."""
+    _failures: int = field(default=0, init=False)
+    """Attempts that failed since the last batch."""
+    _resumed_at: float = field(default=-math.inf, init=False)
+    """When a gap was last followed by a snapshot without a pause."""
+    _connected: bool = field(default=False, init=False)
 
     @property
     def proves_liveness(self) -> bool:
         """Whether the feed shows that the worker is alive now: it is connected, and the worker's own. While it does
         not, `sync.liveness` probes the worker."""
-        return self._connected and self._is_own_feed
+        return self._connected and self.feed is None
 
     def forget_position(self) -> None:
         """No process listens at the worker's address: the next one that does has another cache."""
-        if self._is_own_feed and not self._connected:
+        if self.feed is None and not self._connected:
             self._position = None
 
     async def run(self) -> None:
@@ -110,48 +96,48 @@ class Subscriber:
                 await self._follow()
             except NoFeedError:
                 self._log("no_feed", logging.INFO, "routed by load only")
-                self._metrics.feed_connects.labels("no_feed").inc()
+                self.metrics.feed_connects.labels("no_feed").inc()
                 self._connected = False
-                await asyncio.sleep(self._policy.no_feed_retry)
+                await asyncio.sleep(self.policy.no_feed_retry)
                 continue
             except (ResyncError, FeedGap, StaleEpoch) as error:
                 self._log("feed_gap", logging.INFO, str(error))
-                self._metrics.feed_gaps.inc()
+                self.metrics.feed_gaps.inc()
                 self._position = None
-                now = self._clock()
-                if self._failures == 0 and now - self._resumed_at > self._policy.reconnect.longest:
+                now = self.clock()
+                if self._failures == 0 and now - self._resumed_at > self.policy.reconnect.longest:
                     self._failures, self._resumed_at = 1, now
                     continue  # at once; after a pause if a gap follows again within `reconnect.longest`
             except FeedRejected as error:
                 self._log("feed_refused", logging.ERROR, str(error))
-                self._metrics.feed_refusals.labels(error.reason.value).inc()
+                self.metrics.feed_refusals.labels(error.reason.value).inc()
                 self._position = None
             except (FeedError, EventTooLargeError) as error:
                 self._log("feed_unreadable", logging.ERROR, str(error))
-                self._metrics.feed_refusals.labels("malformed").inc()
+                self.metrics.feed_refusals.labels("malformed").inc()
                 self._position = None
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 self._lost(error)
             except Exception as error:  # noqa: BLE001  # nothing that one worker sends may end its subscription
                 self._log("feed_failed", logging.ERROR, repr(error))
-                self._metrics.feed_refusals.labels("unexpected").inc()
+                self.metrics.feed_refusals.labels("unexpected").inc()
                 self._position = None
             finally:
                 if self._connected:
                     self._connected = False
-                    self._on_disconnected()
-            await asyncio.sleep(self._policy.reconnect.delay(self._failures + 1, self._rng.random()))
+                    self.on_disconnected()
+            await asyncio.sleep(self.policy.reconnect.delay(self._failures + 1, self.rng.random()))
             self._failures += 1
 
     def _lost(self, error: Exception) -> None:
         if self._failures == 0:
             self._log("feed_lost", logging.WARNING, repr(error))
-        self._metrics.feed_connects.labels("failed").inc()
+        self.metrics.feed_connects.labels("failed").inc()
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
         if isinstance(cause, ConnectionRefusedError):
             self._position = None  # no process listens: the next one that does has another cache
-            if self._is_own_feed:
-                self._on_refused("its feed refuses connections")
+            if self.feed is None:
+                self.on_refused("its feed refuses connections")
 
     async def _follow(self) -> None:
         if self._position is None:
@@ -160,14 +146,14 @@ class Subscriber:
         headers = {"Accept": "text/event-stream", "Last-Event-ID": encode_position(epoch, seq)}
         async with self._get("/cache/events", headers) as response:
             self._expect(response, "text/event-stream")
-            self._metrics.feed_connects.labels("connected").inc()
+            self.metrics.feed_connects.labels("connected").inc()
             self._connected = True
-            if self._is_own_feed:
-                self._on_connected()
-            reader = SseReader(self._policy.max_event_bytes)
+            if self.feed is None:
+                self.on_connected()
+            reader = SseReader(self.policy.max_event_bytes)
             while piece := await response.content.readany():
-                if self._is_own_feed:
-                    self._fleet.mark_alive(self._url, self._clock())
+                if self.feed is None:
+                    self.fleet.mark_alive(self.url, self.clock())
                 for message in reader.feed(piece):
                     self._apply(message.name, message.data)
         raise aiohttp.ClientPayloadError("the feed ended")
@@ -178,47 +164,47 @@ class Subscriber:
         if name not in ("batch", "load"):
             return
         batch = decode_batch(data)
-        self._fleet.apply_batch(self._url, batch, self._clock())
+        self.fleet.apply_batch(self.url, batch, self.clock())
         self._position = (batch.epoch, batch.seq)
         self._failures = 0
 
     async def _take_snapshot(self) -> tuple[int, int]:
         async with (
-            asyncio.timeout(self._policy.snapshot_timeout),
+            asyncio.timeout(self.policy.snapshot_timeout),
             self._get("/cache/state", {"Accept": MSGPACK}) as response,
         ):
             self._expect(response, MSGPACK)
             body = await self._bounded(response)
         snapshot: Snapshot
-        if len(body) > self._policy.thread_bytes:
+        if len(body) > self.policy.thread_bytes:
             snapshot = await asyncio.to_thread(decode_snapshot, body, MSGPACK)
         else:
             snapshot = decode_snapshot(body, MSGPACK)
         try:
-            self._fleet.apply_snapshot(self._url, snapshot, self._clock())
+            self.fleet.apply_snapshot(self.url, snapshot, self.clock())
         except (Mismatch, DuplicateWorker, AgentListed) as error:
             # The worker's blocks are not matched, but its load and liveness are followed. While the router's tokenizer
             # is being loaded this is routine; if it cannot be loaded the loader logs that.
             routine = error.reason is RejectReason.NO_TOKENIZER
             self._log("worker_unmatched", logging.INFO if routine else logging.ERROR, str(error))
-            self._metrics.feed_refusals.labels(error.reason.value).inc()
+            self.metrics.feed_refusals.labels(error.reason.value).inc()
         return snapshot.info.epoch, snapshot.seq
 
     async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:
         pieces, size = [], 0
         while piece := await response.content.readany():
             size += len(piece)
-            if size > self._policy.max_snapshot_bytes:
-                raise EventTooLargeError(f"the snapshot takes more than {self._policy.max_snapshot_bytes} bytes")
+            if size > self.policy.max_snapshot_bytes:
+                raise EventTooLargeError(f"the snapshot takes more than {self.policy.max_snapshot_bytes} bytes")
             pieces.append(piece)
         return b"".join(pieces)
 
     def _get(
         self, path: str, headers: dict[str, str]
     ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        policy = self._policy
+        policy = self.policy
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=policy.connect_timeout, sock_read=policy.idle_timeout)
-        return self._session.get(self._feed + path, headers=headers, timeout=timeout, allow_redirects=False)
+        return self.session.get((self.feed or self.url) + path, headers=headers, timeout=timeout, allow_redirects=False)
 
     def _expect(self, response: aiohttp.ClientResponse, content_type: str) -> None:
         if response.status in (404, 405, 501):
@@ -227,4 +213,4 @@ class Subscriber:
             raise aiohttp.ClientPayloadError(f"{response.url.path}: {response.status} {response.content_type}")
 
     def _log(self, name: str, level: int, why: str) -> None:
-        logger.log(level, name, worker=self._url, why=why)
+        logger.log(level, name, worker=self.url, why=why)

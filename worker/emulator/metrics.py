@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -154,35 +154,27 @@ class WorkerCounts:
     draining: Callable[[], bool]
 
 
+@dataclass(eq=False)
 class WorkerCollector(Collector):
     """Makes metric families of the engine's state."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        metrics: EngineMetrics,
-        feed: FeedLog,
-        counts: WorkerCounts,
-        model: str,
-        cache_config: Mapping[str, str],
-    ) -> None:
-        self._engine = engine
-        self._metrics = metrics
-        self._feed = feed
-        self._counts = counts
-        self._model = model
-        self._cache_config = dict(cache_config)
-        self._created = time.time()
+    engine: Engine
+    metrics: EngineMetrics
+    feed: FeedLog
+    counts: WorkerCounts
+    model: str
+    cache_config: Mapping[str, str]
+    _created: float = field(default_factory=time.time, init=False)
 
     def collect(self) -> Iterable[Metric]:
         yield from self._gauges()
         yield from self._counters()
         steps = Histogram("vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.", STEP_TOKENS)
-        for tokens, times in self._engine.stats.step_tokens.items():
+        for tokens, times in self.engine.stats.step_tokens.items():
             steps.observe(tokens, times)
-        for histogram in (*self._metrics.histograms(), steps):
+        for histogram in (*self.metrics.histograms(), steps):
             yield self._histogram(histogram)
-        labels = {**self._cache_config, "engine": "0"}
+        labels = {**self.cache_config, "engine": "0"}
         info = GaugeMetricFamily(
             "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", labels=list(labels)
         )
@@ -191,7 +183,7 @@ class WorkerCollector(Collector):
         yield from self._own()
 
     def _gauges(self) -> Iterable[Metric]:
-        load = self._engine.load()
+        load = self.engine.load()
         used = 1.0 - load.free_blocks / load.total_blocks
         yield self._gauge("num_requests_running", "Number of requests in model execution batches.", {"": load.running})
         yield self._gauge("num_requests_waiting", "Number of requests waiting to be processed.", {"": load.waiting})
@@ -213,7 +205,7 @@ class WorkerCollector(Collector):
         yield self._gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", {"": used})
 
     def _counters(self) -> Iterable[Metric]:
-        stats = self._engine.stats
+        stats = self.engine.stats
         cached = stats.cached_prompt_tokens
         yield self._counter(
             "prefix_cache_queries",
@@ -244,9 +236,7 @@ class WorkerCollector(Collector):
             {"device": stats.prefix_cache_hits, "host": 0, "p2p": 0, "disk": 0, "external_unspecified": 0},
             "source",
         )
-        yield self._counter(
-            "generation_tokens", "Number of generation tokens processed.", {"": self._metrics.generated}
-        )
+        yield self._counter("generation_tokens", "Number of generation tokens processed.", {"": self.metrics.generated})
         yield self._counter(
             "request_success",
             "Count of successfully processed requests.",
@@ -257,7 +247,7 @@ class WorkerCollector(Collector):
     def _own(self) -> Iterable[Metric]:
         """Metrics that vLLM does not have: see docs/worker.md."""
         prefix = "kvcluster_worker_"
-        feed, counts = self._feed, self._counts
+        feed, counts = self.feed, self.counts
         yield GaugeMetricFamily(
             prefix + "feed_subscribers", "Routers that read the cache feed now.", float(feed.subscribers)
         )
@@ -271,7 +261,7 @@ class WorkerCollector(Collector):
         yield GaugeMetricFamily(
             prefix + "draining", "1 while the worker finishes its last requests.", float(counts.draining())
         )
-        yield CounterMetricFamily(prefix + "busy_seconds", "Seconds of engine steps.", self._engine.stats.busy_seconds)
+        yield CounterMetricFamily(prefix + "busy_seconds", "Seconds of engine steps.", self.engine.stats.busy_seconds)
 
     def _gauge(self, name: str, text: str, values: Mapping[str, float], label: str = "") -> Metric:
         family = GaugeMetricFamily(f"vllm:{name}", text, labels=self._labels(label))
@@ -287,14 +277,14 @@ class WorkerCollector(Collector):
 
     def _histogram(self, histogram: Histogram) -> Metric:
         family = HistogramMetricFamily(histogram.name, histogram.help, labels=["engine", "model_name"])
-        family.add_metric(["0", self._model], buckets=histogram.buckets(), sum_value=histogram.sum)
+        family.add_metric(["0", self.model], buckets=histogram.buckets(), sum_value=histogram.sum)
         return family
 
     def _labels(self, label: str) -> list[str]:
         return ["engine", "model_name", label] if label else ["engine", "model_name"]
 
     def _values(self, value: str) -> list[str]:
-        return ["0", self._model, value] if value else ["0", self._model]
+        return ["0", self.model, value] if value else ["0", self.model]
 
 
 def cache_config(
