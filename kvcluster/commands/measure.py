@@ -26,6 +26,9 @@ from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.terminal import exits, output
 from worker.emulator.engine.config import EngineConfig
 
+READY_TIMEOUT = 120.0
+"""Most seconds that a cluster may take to become ready."""
+
 
 class NoStrategyError(ValueError):
     """`--strategies` is empty."""
@@ -59,9 +62,6 @@ def checked_strategies(manifest: KVCluster, given: Sequence[str]) -> list[str]:
     for name in names:
         with_strategy(manifest, name)
     return names
-
-
-READY_TIMEOUT = 120.0
 
 
 @exits(OSError)

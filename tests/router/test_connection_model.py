@@ -36,7 +36,7 @@ class Kernel:
 
 
 @dataclass
-class Exchange:
+class ObservedRequest:
     """One request as the test sees it."""
 
     head: bool
@@ -66,7 +66,7 @@ class ConnectionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualLoop()
-        self.current: Exchange | None = None
+        self.current: ObservedRequest | None = None
         self.number = 0
 
     @initialize()
@@ -105,7 +105,7 @@ class ConnectionMachine(RuleBasedStateMachine):
     def ask(self, head: bool) -> None:
         self.free = False
         coroutine = self.connection.send(b"request", b"body", bodiless=head)
-        self.current = Exchange(head, self.loop.create_task(coroutine))
+        self.current = ObservedRequest(head, self.loop.create_task(coroutine))
         self._settle()
 
     @precondition(lambda self: self._answering() and self.current.reading is None)
@@ -121,10 +121,10 @@ class ConnectionMachine(RuleBasedStateMachine):
         """`unsent`: bytes of the request that the worker has not taken though it has answered."""
         self.transport.unsent = unsent
         whole = self.connection.state is ConnectionState.COMPLETE
-        exchange, self.current = self.current, None
-        assert exchange is not None
-        if exchange.reading is not None:
-            exchange.reading.cancel()
+        request, self.current = self.current, None
+        assert request is not None
+        if request.reading is not None:
+            request.reading.cancel()
         self.connection.close()
         self.connection.close()
         assert self.free == (whole and not unsent)
@@ -140,11 +140,11 @@ class ConnectionMachine(RuleBasedStateMachine):
         surplus=st.sampled_from([b"", b"", b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", b"junk"]),
     )
     def answer(self, body: bytes, framing: str, interim: bool, surplus: bytes) -> None:
-        exchange = self.current
-        assert exchange is not None
+        request = self.current
+        assert request is not None
         head = b"HTTP/1.1 100 Continue\r\n\r\n" if interim else b""
         self.number += 1
-        exchange.number = b"%d" % self.number
+        request.number = b"%d" % self.number
         head += b"HTTP/1.1 200 OK\r\nX-Number: %d\r\n" % self.number
         if framing == "length":
             head += b"content-length: %d\r\n\r\n" % len(body)
@@ -154,16 +154,16 @@ class ConnectionMachine(RuleBasedStateMachine):
             head += b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         else:
             head += b"\r\n"
-        exchange.body = b"" if exchange.head else body
-        if exchange.head:
+        request.body = b"" if request.head else body
+        if request.head:
             self.wire += head
         else:
             self.wire += head + (chunked(body) if framing == "chunked" else body)
         if framing == "close":
             self.fin = True
-        elif surplus and not exchange.head:
+        elif surplus and not request.head:
             self.wire += surplus
-        exchange.whole = True
+        request.whole = True
 
     @precondition(lambda self: self.wire)
     @rule(size=st.sampled_from([1, 2, 7, 40, 1000, 10**9]))
@@ -209,38 +209,36 @@ class ConnectionMachine(RuleBasedStateMachine):
         return self.current is not None and not self.transport.lost and bool(self.transport.written)
 
     def _answering(self) -> bool:
-        exchange = self.current
-        return (
-            exchange is not None and exchange.task.done() and exchange.task.exception() is None and not exchange.ended
-        )
+        request = self.current
+        return request is not None and request.task.done() and request.task.exception() is None and not request.ended
 
     def _settle(self) -> None:
         self.loop.settle()
-        exchange = self.current
-        if exchange is None:
+        request = self.current
+        if request is None:
             return
-        if exchange.task.done() and exchange.error is None and (error := exchange.task.exception()) is not None:
-            self._failed(exchange, error)
-        reading = exchange.reading
+        if request.task.done() and request.error is None and (error := request.task.exception()) is not None:
+            self._failed(request, error)
+        reading = request.reading
         if reading is not None and reading.done():
-            exchange.reading = None
+            request.reading = None
             if (error := reading.exception()) is not None:
-                self._failed(exchange, error)
+                self._failed(request, error)
                 return
             piece = reading.result()
-            assert dict(self.connection.headers)[b"x-number"] == exchange.number
-            exchange.read += piece
-            exchange.ended = not piece
+            assert dict(self.connection.headers)[b"x-number"] == request.number
+            request.read += piece
+            request.ended = not piece
             if not piece:
-                assert exchange.read == exchange.body
-            assert exchange.body is not None
-            assert exchange.body.startswith(exchange.read)
+                assert request.read == request.body
+            assert request.body is not None
+            assert request.body.startswith(request.read)
 
-    def _failed(self, exchange: Exchange, error: BaseException) -> None:
+    def _failed(self, request: ObservedRequest, error: BaseException) -> None:
         assert isinstance(error, UpstreamError)
-        exchange.error, exchange.ended = error, True
+        request.error, request.ended = error, True
         assert "not HTTP" not in str(error), "the worker's answers are"
-        if exchange.any_byte:
+        if request.any_byte:
             assert error.progress is Progress.ANSWERING
         else:
             assert error.progress is not Progress.ANSWERING
@@ -271,8 +269,8 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_whole_answer_is_read_whole(self) -> None:
-        exchange = self.current
-        if exchange is not None and exchange.error is not None and exchange.whole and not self.wire:
+        request = self.current
+        if request is not None and request.error is not None and request.whole and not self.wire:
             assert self.transport.lost or self.connection.state is ConnectionState.BROKEN
 
     def teardown(self) -> None:

@@ -120,16 +120,16 @@ def test_any_order_of_states_ends_with_the_latest(events, rng):
     assert sorted(owned, key=str) == sorted((Ref(POD, "ns", name) for name in latest), key=str)
 
 
-LIVES = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["put", "delete"])), max_size=25)
+HISTORIES = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["put", "delete"])), max_size=25)
 
 
-@given(LIVES, st.data())
-def test_late_lists_never_change_the_final_state(lives, data):
+@given(HISTORIES, st.data())
+def test_late_lists_never_change_the_final_state(history, data):
     """A server's history, which a watch brings in order, with lists of any earlier moment arriving in between."""
     now: dict[str, Object] = {}
     snapshots: list[tuple[list[Object], str]] = [([], "0")]
     inventory = Inventory()
-    for version, (name, what) in enumerate(lives, 1):
+    for version, (name, what) in enumerate(history, 1):
         if what == "put":
             uid = now[name]["metadata"]["uid"] if name in now else f"{name}-{version}"
             now[name] = item(name, version, uid=uid)
