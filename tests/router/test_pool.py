@@ -146,6 +146,19 @@ class Engine:
         await asyncio.get_running_loop().sock_sendall(connection, OK)
         assert await running == b"ok"
 
+    async def received(self, request: UpstreamRequest) -> tuple[socket.socket, asyncio.Task[bytes]]:
+        """The worker has read a request, whole, from a connection that was used before."""
+        connection = await self.used()
+        running = self.send(request)
+        await self.read(connection)
+        return connection, running
+
+
+async def failure(running: asyncio.Task[bytes]) -> tuple[FailureCause, Progress]:
+    with pytest.raises(UpstreamError) as caught:
+        await running
+    return caught.value.cause, caught.value.progress
+
 
 @asynccontextmanager
 async def engine() -> AsyncIterator[Engine]:
@@ -191,16 +204,12 @@ async def test_what_was_reset_behind_the_request_is_replaced() -> None:
 async def test_a_reset_is_no_proof_that_the_request_was_not_read() -> None:
     async with engine() as worker:
         running = await reset_when_received(worker, REQUEST)
-        with pytest.raises(UpstreamError) as caught:
-            await running
-        assert (caught.value.cause, caught.value.progress) == (FailureCause.BROKEN, Progress.UNANSWERED)
+        assert await failure(running) == (FailureCause.BROKEN, Progress.UNANSWERED)
 
 
 async def test_a_request_that_was_received_goes_out_again_only_if_that_does_no_harm() -> None:
     async with engine() as worker:
-        stale = await worker.used()
-        running = worker.send(REPEATABLE)
-        await worker.read(stale)
+        stale, running = await worker.received(REPEATABLE)
         stale.close()
         fresh = await worker.accept()
         await worker.read(fresh)
@@ -209,9 +218,7 @@ async def test_a_request_that_was_received_goes_out_again_only_if_that_does_no_h
         running = worker.send(REQUEST)
         await worker.read(fresh)
         fresh.close()
-        with pytest.raises(UpstreamError) as caught:
-            await running
-        assert (caught.value.cause, caught.value.progress) == (FailureCause.BROKEN, Progress.UNANSWERED)
+        assert await failure(running) == (FailureCause.BROKEN, Progress.UNANSWERED)
 
 
 async def test_a_worker_that_closes_long_after_it_got_the_request_did_not_close_because_it_was_idle(
@@ -219,51 +226,35 @@ async def test_a_worker_that_closes_long_after_it_got_the_request_did_not_close_
 ) -> None:
     monkeypatch.setattr("router.upstream.pool.STALE_WITHIN", 0.0)
     async with engine() as worker:
-        connection = await worker.used()
-        running = worker.send(REPEATABLE)
-        await worker.read(connection)
+        connection, running = await worker.received(REPEATABLE)
         connection.close()
-        with pytest.raises(UpstreamError) as caught:
-            await running
-        assert caught.value.progress is Progress.UNANSWERED
+        assert await failure(running) == (FailureCause.BROKEN, Progress.UNANSWERED)
 
 
 async def test_a_connection_is_replaced_once() -> None:
     async with engine() as worker:
-        stale = await worker.used()
-        running = worker.send(REPEATABLE)
-        await worker.read(stale)
+        stale, running = await worker.received(REPEATABLE)
         stale.close()
         fresh = await worker.accept()
         await worker.read(fresh)
         fresh.close()
-        with pytest.raises(UpstreamError) as caught:
-            await running
-        assert (caught.value.cause, caught.value.progress) == (FailureCause.BROKEN, Progress.UNANSWERED)
+        assert await failure(running) == (FailureCause.BROKEN, Progress.UNANSWERED)
 
 
 async def test_what_may_have_been_done_is_remembered_when_the_replacement_is_refused() -> None:
     async with engine() as worker:
-        stale = await worker.used()
-        running = worker.send(REPEATABLE)
-        await worker.read(stale)
+        stale, running = await worker.received(REPEATABLE)
         worker.listener.close()
         stale.close()
-        with pytest.raises(UpstreamError) as caught:
-            await running
-        assert (caught.value.cause, caught.value.progress) == (FailureCause.REFUSED, Progress.UNANSWERED)
+        assert await failure(running) == (FailureCause.REFUSED, Progress.UNANSWERED)
 
 
 async def test_an_answer_that_had_begun_is_not_asked_for_again() -> None:
     async with engine() as worker:
-        connection = await worker.used()
-        running = worker.send(REPEATABLE)
-        await worker.read(connection)
+        connection, running = await worker.received(REPEATABLE)
         await asyncio.get_running_loop().sock_sendall(connection, OK[:12])
         connection.close()
-        with pytest.raises(UpstreamError) as caught:
-            await running
-        assert caught.value.progress is Progress.ANSWERING
+        assert await failure(running) == (FailureCause.BROKEN, Progress.ANSWERING)
 
 
 async def test_an_engine_that_closes_idle_connections_costs_neither_attempts_nor_its_prefix(
@@ -376,9 +367,7 @@ async def test_a_connection_that_has_been_idle_for_too_long_is_not_used_again(
 async def test_a_removed_worker_loses_its_idle_connections_at_once_and_those_in_use_after_their_answer() -> None:
     loop = asyncio.get_running_loop()
     async with engine() as worker:
-        busy = await worker.used()
-        running = worker.send(REQUEST)
-        await worker.read(busy)
+        busy, running = await worker.received(REQUEST)
         idle = await worker.used()
         worker.upstream.remove(worker.url)
         assert await loop.sock_recv(idle, 1) == b"", "closed"
@@ -388,9 +377,7 @@ async def test_a_removed_worker_loses_its_idle_connections_at_once_and_those_in_
 
 async def test_a_request_that_a_removed_worker_dropped_is_not_sent_to_it_again() -> None:
     async with engine() as worker:
-        used = await worker.used()
-        running = worker.send(REPEATABLE)
-        await worker.read(used)
+        used, running = await worker.received(REPEATABLE)
         worker.upstream.remove(worker.url)
         used.close()
         with pytest.raises(UpstreamError, match="before its answer"):
