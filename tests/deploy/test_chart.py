@@ -17,7 +17,7 @@ import yaml
 
 from controller.settings import Settings
 from deploy.helm.docs import CHART, DOCUMENT, ROOT, SCHEMA, VALUES, defaults, schema, values, values_yaml, with_table
-from tests.deploy.conftest import NAMESPACE, RELEASE, Helm
+from tests.deploy.conftest import NAMESPACE, RELEASE, Helm, find_helm
 
 helm_runs = pytest.mark.process
 
@@ -60,8 +60,15 @@ def test_lint(helm: Helm, ci_values: Path) -> None:
 
 
 @helm_runs
-def test_every_object_is_what_kubernetes_accepts(helm: Helm, ci_values: Path) -> None:
-    objects = helm.template("--values", ci_values)
+def test_helm_3_and_helm_4_render_the_same(helm_4: Helm, ci_values: Path, tmp_path: Path) -> None:
+    """What the other tests of this module see of helm 4's objects is then true of helm 3's."""
+    helm_3 = find_helm(3, tmp_path / "helm-3")
+    assert helm_3.template("--values", ci_values) == helm_4.template("--values", ci_values)
+
+
+@helm_runs
+def test_every_object_is_what_kubernetes_accepts(helm_4: Helm, ci_values: Path) -> None:
+    objects = helm_4.template("--values", ci_values)
     assert len(
         {(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in objects}
     ) == len(objects)
@@ -74,8 +81,8 @@ def test_every_object_is_what_kubernetes_accepts(helm: Helm, ci_values: Path) ->
 
 
 @helm_runs
-def test_every_pod_is_restricted(helm: Helm, ci_values: Path) -> None:
-    specs = pod_specs(helm.template("--values", ci_values))
+def test_every_pod_is_restricted(helm_4: Helm, ci_values: Path) -> None:
+    specs = pod_specs(helm_4.template("--values", ci_values))
     assert len(specs) == 2
     for spec in specs:
         assert spec["enableServiceLinks"] is False
@@ -98,8 +105,8 @@ def test_every_pod_is_restricted(helm: Helm, ci_values: Path) -> None:
 
 
 @helm_runs
-def test_every_object_carries_the_labels(helm: Helm, ci_values: Path) -> None:
-    for item in helm.template("--values", ci_values):
+def test_every_object_carries_the_labels(helm_4: Helm, ci_values: Path) -> None:
+    for item in helm_4.template("--values", ci_values):
         labels = item["metadata"]["labels"]
         assert labels["app.kubernetes.io/name"] == "kvcluster", item["kind"]
         assert labels["app.kubernetes.io/instance"] == RELEASE
@@ -112,8 +119,8 @@ def test_every_object_carries_the_labels(helm: Helm, ci_values: Path) -> None:
 
 
 @helm_runs
-def test_one_controller_never_two(helm: Helm) -> None:
-    spec = only(helm.template(), "Deployment")["spec"]
+def test_one_controller_never_two(helm_4: Helm) -> None:
+    spec = only(helm_4.template(), "Deployment")["spec"]
     assert spec["replicas"] == 1
     assert spec["strategy"] == {"type": "Recreate"}
     labels = spec["template"]["metadata"]["labels"]
@@ -122,8 +129,8 @@ def test_one_controller_never_two(helm: Helm) -> None:
 
 
 @helm_runs
-def test_the_process_gets_what_the_contract_says(helm: Helm) -> None:
-    objects = helm.template()
+def test_the_process_gets_what_the_contract_says(helm_4: Helm) -> None:
+    objects = helm_4.template()
     container = controller(objects)
     assert container["command"] == ["python", "-m", "controller.main"]
     assert environment(objects) == {
@@ -153,35 +160,35 @@ def test_the_process_gets_what_the_contract_says(helm: Helm) -> None:
         (["image.tag=1.2.3", f"image.digest=sha256:{'a' * 64}"], f"kvcluster@sha256:{'a' * 64}"),
     ],
 )
-def test_one_image_for_the_controller_and_what_it_starts(helm: Helm, settings: list[str], image: str) -> None:
-    objects = helm.template(*(f"--set={setting}" for setting in settings))
+def test_one_image_for_the_controller_and_what_it_starts(helm_4: Helm, settings: list[str], image: str) -> None:
+    objects = helm_4.template(*(f"--set={setting}" for setting in settings))
     assert environment(objects)["CONTROLLER_IMAGE"] == image
     assert {container["image"] for spec in pod_specs(objects) for container in spec["containers"]} == {image}
 
 
 @helm_runs
-def test_secrets_to_pull_images_reach_what_the_controller_starts(helm: Helm) -> None:
-    objects = helm.template("--set=imagePullSecrets[0].name=a", "--set=imagePullSecrets[1].name=b")
+def test_secrets_to_pull_images_reach_what_the_controller_starts(helm_4: Helm) -> None:
+    objects = helm_4.template("--set=imagePullSecrets[0].name=a", "--set=imagePullSecrets[1].name=b")
     assert environment(objects)["CONTROLLER_IMAGE_PULL_SECRETS"] == "a,b"
     for spec in pod_specs(objects):
         assert [each["name"] for each in spec["imagePullSecrets"]] == ["a", "b"]
     settings = Settings.load(["--image=i", "--image-pull-secrets=a,b"])
     assert settings.release.image_pull_secrets == ("a", "b")
-    assert "CONTROLLER_IMAGE_PULL_SECRETS" not in environment(helm.template())
+    assert "CONTROLLER_IMAGE_PULL_SECRETS" not in environment(helm_4.template())
 
 
 @helm_runs
-def test_the_service_has_the_families_that_are_asked_for(helm: Helm) -> None:
+def test_the_service_has_the_families_that_are_asked_for(helm_4: Helm) -> None:
     families = ["IPv6", "IPv4"]
-    objects = helm.template("--set=service.ipFamilyPolicy=PreferDualStack", "--set=service.ipFamilies={IPv6,IPv4}")
+    objects = helm_4.template("--set=service.ipFamilyPolicy=PreferDualStack", "--set=service.ipFamilies={IPv6,IPv4}")
     spec = only(objects, "Service")["spec"]
     assert (spec["ipFamilyPolicy"], spec["ipFamilies"]) == ("PreferDualStack", families)
-    assert not {"ipFamilyPolicy", "ipFamilies"} & only(helm.template(), "Service")["spec"].keys()
+    assert not {"ipFamilyPolicy", "ipFamilies"} & only(helm_4.template(), "Service")["spec"].keys()
 
 
 @helm_runs
-def test_all_namespaces_by_default(helm: Helm) -> None:
-    objects = helm.template()
+def test_all_namespaces_by_default(helm_4: Helm) -> None:
+    objects = helm_4.template()
     assert not named(objects, "Role")
     binding = only(objects, "ClusterRoleBinding")
     account = only(objects, "ServiceAccount")["metadata"]
@@ -193,20 +200,20 @@ def test_all_namespaces_by_default(helm: Helm) -> None:
 
 
 @helm_runs
-def test_a_list_of_namespaces_needs_nothing_cluster_wide(helm: Helm) -> None:
-    objects = helm.template("--values", CHART / "ci" / "namespaced-values.yaml")
+def test_a_list_of_namespaces_needs_nothing_cluster_wide(helm_4: Helm) -> None:
+    objects = helm_4.template("--values", CHART / "ci" / "namespaced-values.yaml")
     assert not [item["kind"] for item in objects if item["kind"] in CLUSTER_SCOPED]
     for kind in ("Role", "RoleBinding"):
         assert [item["metadata"]["namespace"] for item in named(objects, kind)] == ["team-a", "team-b"]
     assert environment(objects)["CONTROLLER_WATCH_NAMESPACES"] == "team-a,team-b"
-    rules = only(helm.template("--set=rbac.aggregate=false"), "ClusterRole")["rules"]
+    rules = only(helm_4.template("--set=rbac.aggregate=false"), "ClusterRole")["rules"]
     for role in named(objects, "Role"):
         assert role["rules"] == [rule for rule in rules if "customresourcedefinitions" not in rule["resources"]]
 
 
 @helm_runs
-def test_no_permission_is_wider_than_needed(helm: Helm) -> None:
-    role = only(helm.template("--set=rbac.aggregate=false"), "ClusterRole")
+def test_no_permission_is_wider_than_needed(helm_4: Helm) -> None:
+    role = only(helm_4.template("--set=rbac.aggregate=false"), "ClusterRole")
     resources = {resource for rule in role["rules"] for resource in rule["resources"]}
     verbs = {verb for rule in role["rules"] for verb in rule["verbs"]}
     groups = {group for rule in role["rules"] for group in rule["apiGroups"]}
@@ -216,8 +223,8 @@ def test_no_permission_is_wider_than_needed(helm: Helm) -> None:
 
 
 @helm_runs
-def test_users_roles_include_kvclusters(helm: Helm) -> None:
-    roles = named(helm.template(), "ClusterRole")
+def test_users_roles_include_kvclusters(helm_4: Helm) -> None:
+    roles = named(helm_4.template(), "ClusterRole")
     aggregated = {
         label.rpartition("-")[2]: role["rules"]
         for role in roles
@@ -230,31 +237,31 @@ def test_users_roles_include_kvclusters(helm: Helm) -> None:
 
 
 @helm_runs
-def test_the_crd_is_the_file_and_is_kept(helm: Helm) -> None:
-    rendered = only(helm.template(), "CustomResourceDefinition")
+def test_the_crd_is_the_file_and_is_kept(helm_4: Helm) -> None:
+    rendered = only(helm_4.template(), "CustomResourceDefinition")
     written = yaml.safe_load((CHART / "files" / "crd.yaml").read_text(encoding="utf-8"))
     assert not {"annotations", "labels"} & set(written["metadata"]), "the template adds these by text"
     assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
     assert rendered["metadata"].pop("labels")
     assert rendered == written
-    assert not named(helm.template("--set=crds.install=false"), "CustomResourceDefinition")
+    assert not named(helm_4.template("--set=crds.install=false"), "CustomResourceDefinition")
 
 
 @helm_runs
-def test_monitors(helm: Helm) -> None:
-    assert not [item for item in helm.template() if item["kind"] in WITHOUT_SCHEMA]
+def test_monitors(helm_4: Helm) -> None:
+    assert not [item for item in helm_4.template() if item["kind"] in WITHOUT_SCHEMA]
     for kind, endpoints in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
-        monitor = only(helm.template(f"--set=metrics.monitor.kind={kind},metrics.monitor.labels.team=x"), kind)
+        monitor = only(helm_4.template(f"--set=metrics.monitor.kind={kind},metrics.monitor.labels.team=x"), kind)
         assert monitor["metadata"]["labels"]["team"] == "x"
         [endpoint] = monitor["spec"][endpoints]
         assert endpoint["port"] == "metrics"
 
 
 @helm_runs
-def test_dashboards(helm: Helm) -> None:
-    assert not named(helm.template(), "ConfigMap")
+def test_dashboards(helm_4: Helm) -> None:
+    assert not named(helm_4.template(), "ConfigMap")
     found = only(
-        helm.template(
+        helm_4.template(
             "--set=dashboards.enabled=true,dashboards.label=boards,dashboards.labelValue=yes,dashboards.namespace=grafana",
             "--set=dashboards.annotations.grafana_folder=KV",
         ),
@@ -269,8 +276,8 @@ def test_dashboards(helm: Helm) -> None:
 
 @helm_runs
 @pytest.mark.parametrize("release", ["kvcluster", "r" * 53])
-def test_names_fit(helm: Helm, release: str) -> None:
-    for item in helm.template("--values", CHART / "ci" / "default-values.yaml", release=release):
+def test_names_fit(helm_4: Helm, release: str) -> None:
+    for item in helm_4.template("--values", CHART / "ci" / "default-values.yaml", release=release):
         assert len(item["metadata"]["name"].partition(":")[2] or item["metadata"]["name"]) <= 63
 
 

@@ -287,6 +287,10 @@ NOT_REQUESTED = {
 }
 
 
+one_helm = pytest.mark.parametrize("helm", [4], ids=["helm-4"], indirect=True)
+"""For tests of what the chart's objects do: both versions of helm render the same (test_chart.py)."""
+
+
 async def prepare(api: Api, *settings: str | Path) -> None:
     await api.foreign_crd("monitoring.coreos.com", "v1", "PodMonitor")
     await api.foreign_crd("keda.sh", "v1alpha1", "ScaledObject")
@@ -294,6 +298,7 @@ async def prepare(api: Api, *settings: str | Path) -> None:
     await api.helm("install", RELEASE, CHART, "--create-namespace", *settings)
 
 
+@one_helm
 async def test_the_controllers_rights_are_what_it_asks_for(api: Api, tmp_path: Path) -> None:
     await prepare(api)
     await api.namespace("team-a")
@@ -304,6 +309,7 @@ async def test_the_controllers_rights_are_what_it_asks_for(api: Api, tmp_path: P
         assert used(api.server.requests, user) == granted(role["rules"]) - NOT_REQUESTED
 
 
+@one_helm
 async def test_in_listed_namespaces_it_needs_nothing_cluster_wide(api: Api, tmp_path: Path) -> None:
     for name in ("team-a", "team-b", "other"):
         await api.namespace(name)
