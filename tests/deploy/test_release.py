@@ -292,10 +292,8 @@ class Rehearsed:
     """Registry and owner."""
 
 
-@pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Rehearsed:
-    """The steps of release.yml, run for the version that the repository is at."""
-    folder = tmp_path_factory.mktemp("rehearsal")
+def rehearse(folder: Path, registry: str) -> Rehearsed:
+    """Run the steps of release.yml for the version that the repository is at."""
     helm = find_helm(4, folder / "helm")
     (folder / "bin").mkdir()
     for name, script in STAND_INS.items():
@@ -322,8 +320,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory, registry: str) -> Rehear
     )
 
 
-@pytest.mark.process
-def test_the_files_of_a_release(rehearsed: Rehearsed) -> None:
+def files_are_those_of_a_release(rehearsed: Rehearsed) -> None:
     python = [f"kvcluster-{VERSION}-py3-none-any.whl", f"kvcluster-{VERSION}.tar.gz"]
     signed = [*python, f"kvcluster-{VERSION}.cdx.json", f"kvcluster-{VERSION}.tgz"]
     names = {file.name for file in rehearsed.dist.iterdir()}
@@ -333,8 +330,7 @@ def test_the_files_of_a_release(rehearsed: Rehearsed) -> None:
     assert sums == {name: hashlib.sha256((rehearsed.dist / name).read_bytes()).hexdigest() for name in signed}
 
 
-@pytest.mark.process
-def test_the_wheel_holds_every_file_of_every_package_and_no_other(rehearsed: Rehearsed) -> None:
+def wheel_holds_every_file_of_every_package_and_no_other(rehearsed: Rehearsed) -> None:
     with zipfile.ZipFile(rehearsed.dist / f"kvcluster-{VERSION}-py3-none-any.whl") as wheel:
         names = set(wheel.namelist())
         about = f"kvcluster-{VERSION}.dist-info"
@@ -353,8 +349,7 @@ def test_the_wheel_holds_every_file_of_every_package_and_no_other(rehearsed: Reh
     assert all(name in commands for name in PROJECT["project"]["scripts"])
 
 
-@pytest.mark.process
-def test_the_sbom_names_the_wheel_and_its_licence(rehearsed: Rehearsed) -> None:
+def sbom_names_the_wheel_and_its_licence(rehearsed: Rehearsed) -> None:
     sbom = json.loads((rehearsed.dist / f"kvcluster-{VERSION}.cdx.json").read_text())
     assert sbom["bomFormat"] == "CycloneDX"
     about = sbom["metadata"]["component"]
@@ -362,19 +357,29 @@ def test_the_sbom_names_the_wheel_and_its_licence(rehearsed: Rehearsed) -> None:
     assert {licence["license"]["id"] for licence in about["licenses"]} == {"Apache-2.0"}
 
 
-@pytest.mark.process
-def test_the_chart_of_the_release_names_its_image(rehearsed: Rehearsed, helm: Helm, registry: str) -> None:
+def chart_names_its_image(rehearsed: Rehearsed, helm: Helm, registry: str) -> None:
     chart = f"oci://{rehearsed.account}/charts/kvcluster"
     login = ["--plain-http", f"--username={USER}", f"--password={PASSWORD}"]
     objects = objects_of(helm.ok("template", "rel", chart, f"--version={VERSION}", *login))
     assert images(objects) == {f"{rehearsed.account}/kvcluster@{DIGEST}"}
 
 
-@pytest.mark.process
-def test_what_is_signed_and_created(rehearsed: Rehearsed) -> None:
+def what_is_signed_and_created_is_all_of_it(rehearsed: Rehearsed) -> None:
     sign, sign_files, *create = rehearsed.calls
     assert sign.startswith(f"cosign sign --yes {rehearsed.account}/charts/kvcluster@sha256:")
     assert sign_files == "cosign sign-blob --yes --bundle dist/SHA256SUMS.sigstore.json dist/SHA256SUMS"
     assert create[:4] == ["gh", "release", "create", f"v{VERSION}"]
     assert {f"dist/{file.name}" for file in rehearsed.dist.iterdir()} <= set(create)
     assert create[-5:] == ["--title", f"v{VERSION}", "--notes-file", "notes.md", "--prerelease=false"]
+
+
+@pytest.mark.process
+def test_the_workflow_makes_a_whole_release(tmp_path: Path, registry: str) -> None:
+    """One test, because a rehearsal takes many seconds and every process of pytest-xdist would have its own."""
+    rehearsed = rehearse(tmp_path, registry)
+    files_are_those_of_a_release(rehearsed)
+    wheel_holds_every_file_of_every_package_and_no_other(rehearsed)
+    sbom_names_the_wheel_and_its_licence(rehearsed)
+    for major in (3, 4):
+        chart_names_its_image(rehearsed, find_helm(major, tmp_path / f"helm-{major}"), registry)
+    what_is_signed_and_created_is_all_of_it(rehearsed)
