@@ -23,7 +23,8 @@ from runtime.sockets import inherited, listen
 from worker.addresses import advertised_url, default_worker_id
 from worker.asgi import Exposition, process_metrics
 from worker.emulator.async_engine import AsyncEngine
-from worker.emulator.engine import Engine, EngineConfig, EngineConfigError
+from worker.emulator.engine.config import EngineConfig, EngineConfigError
+from worker.emulator.engine.engine import Engine
 from worker.emulator.generators import GeneratorError, make_generator
 from worker.emulator.generators.base import Generator
 from worker.emulator.metrics import EngineMetrics, WorkerCollector, WorkerCounts, cache_config

@@ -15,8 +15,10 @@ from collections.abc import Callable
 
 from kvcache.keys import BlockKey
 from kvcache.profiles import DEFAULT_PROFILE, profile
-from worker.emulator.engine import Engine, EngineConfig, EngineRequest
 from worker.emulator.engine.block_pool import BlockPool
+from worker.emulator.engine.config import EngineConfig
+from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.request import EngineRequest
 
 RUN = 32
 """Blocks a sequence has."""

@@ -13,7 +13,8 @@ from typing import Protocol
 from kvcache.feed import Event, Load
 from kvcache.keys import BlockKey
 from runtime.logs import EventLogger
-from worker.emulator.engine import Engine, EngineRequest, FinishedRequest, FinishReason, Output
+from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, Output
 from worker.emulator.timer import LoopTimer, TimerFactory
 
 logger = EventLogger(__name__)

@@ -15,7 +15,8 @@ from itertools import accumulate
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from worker.emulator.engine import Engine, FinishedRequest
+from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.request import FinishedRequest
 from worker.feed.log import FeedLog
 
 _SECONDS = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,

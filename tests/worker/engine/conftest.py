@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from kvcache.profiles import LatencyModel
-from worker.emulator.engine import Engine, EngineConfig, EngineRequest, Output
+from worker.emulator.engine.config import EngineConfig
+from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.request import EngineRequest, Output
 
 LATENCY = LatencyModel(prefill_base=0.005, prefill_block=0.0025, prefill_cached=0.0005, decode=0.015)
 EOS = 2

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from kvcache.feed import Cleared, Event, Removed, Stored
 from kvcache.profiles import LatencyModel
-from worker.emulator.engine import Engine, EngineConfig, EngineRequest, FinishedRequest, Output
+from worker.emulator.engine.config import EngineConfig
+from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.request import EngineRequest, FinishedRequest, Output
 from worker.emulator.engine.scheduler import Scheduler
 
 LATENCY = LatencyModel(prefill_base=1 / 16, prefill_block=1 / 32, prefill_cached=1 / 128, decode=1 / 8)

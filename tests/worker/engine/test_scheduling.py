@@ -12,7 +12,9 @@ import pytest
 from kvcache.feed import Cleared, Removed, Stored
 from kvcache.keys import CacheScope, TokenIdError, block_keys
 from tests.worker.engine.conftest import drain, make_engine, serve
-from worker.emulator.engine import Engine, EngineConfig, EngineConfigError, RequestRefusedError
+from worker.emulator.engine.config import EngineConfig, EngineConfigError
+from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.request import RequestRefusedError
 
 
 def step_sizes(engine: Engine) -> list[int]:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from kvcache.profiles import LatencyModel, blocks_to_compute
 from tests.worker.engine.conftest import drain, make_engine, serve
-from worker.emulator.engine import Engine, EngineConfig, EngineRequest, Output
+from worker.emulator.engine.config import EngineConfig
+from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.request import EngineRequest, Output
 
 MS = 1e-3
 BINARY = LatencyModel(prefill_base=1 / 16, prefill_block=1 / 32, prefill_cached=1 / 128, decode=1 / 8)

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from kvcache.tokens.tokenizer import IncrementalDecoder
 from worker.emulator.async_engine import AsyncEngine, EngineDeadError
-from worker.emulator.engine import EngineRequest, Output
+from worker.emulator.engine.request import EngineRequest, Output
 from worker.emulator.generators.base import Answer, TokenLogprob
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kvcache.keys import CacheScope
 from kvcache.tokens.tokenizer import IncrementalDecoder
-from worker.emulator.engine import EngineRequest
+from worker.emulator.engine.request import EngineRequest
 from worker.emulator.generators.base import AnswerRequest
 from worker.emulator.generators.constrained import constrained_tokens
 from worker.emulator.protocol.sampling import Sampling
