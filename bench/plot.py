@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.report import percent, seconds, tokens
-from bench.result import Result, Summary
+from bench.report import percent, seconds, three, tokens
+from bench.result import Result
 
 COLOURS: Mapping[str, str] = {
     "cache_aware": "#0072b2",
@@ -66,16 +66,12 @@ def _hit_rates(axes: Any, results: Sequence[Result], ceiling: float | None) -> N
     axes.set_title("Prompt tokens found in cache (more is better)")
 
 
-def _three(summary: Summary | None) -> tuple[float, float, float]:
-    return (summary.p50, summary.p95, summary.p99) if summary else (0.0, 0.0, 0.0)
-
-
 def _ttfts(axes: Any, results: Sequence[Result]) -> None:
     width = 0.8 / len(results)
-    heights = [value for r in results for value in _three(r.ttft_seconds) if value > 0]
+    heights = [value for r in results for value in three(r.ttft_seconds) if value]
     spread = bool(heights) and max(heights) > 20 * min(heights)
     for place, r in enumerate(results):
-        values = _three(r.ttft_seconds)
+        values = [value or 0.0 for value in three(r.ttft_seconds)]
         at = [group + (place - (len(results) - 1) / 2) * width for group in range(3)]
         bars = axes.bar(at, values, width * 0.92, color=_colour(r, results), label=r.strategy)
         axes.bar_label(bars, [seconds(value) for value in values], padding=2, fontsize=6.5, color=INK, rotation=45)

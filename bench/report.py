@@ -76,7 +76,7 @@ def comparison_table(results: Sequence[Result], ceiling: float | None = None) ->
             f"{r.requests:,}",
             f"{r.errors:,}",
             percent(r.hit_rate),
-            *(seconds(value) for value in _three(ttft)),
+            *(seconds(value) for value in three(ttft)),
             seconds(latency.p50 if latency else None),
             tokens(r.computed_tokens),
             "-" if r.prefill_skew is None else f"{r.prefill_skew:.2f}",
@@ -87,7 +87,8 @@ def comparison_table(results: Sequence[Result], ceiling: float | None = None) ->
     return table
 
 
-def _three(summary: Summary | None) -> tuple[float | None, float | None, float | None]:
+def three(summary: Summary | None) -> tuple[float | None, float | None, float | None]:
+    """p50, p95 and p99, where there are any."""
     return (summary.p50, summary.p95, summary.p99) if summary else (None, None, None)
 
 
@@ -116,7 +117,7 @@ def print_result(console: Console, result: Result) -> None:
         ("latency", result.requests - result.errors, result.latency_seconds),
     )
     for name, count, summary in rows:
-        table.add_row(name, f"{count:,}", seconds(summary.avg if summary else None), *map(seconds, _three(summary)))
+        table.add_row(name, f"{count:,}", seconds(summary.avg if summary else None), *map(seconds, three(summary)))
     console.print(table)
     skew = "-" if result.prefill_skew is None else f"{result.prefill_skew:.2f}"
     console.print(

@@ -85,11 +85,8 @@ class Response:
 
     def object(self) -> dict[str, Any]:
         """The present response object."""
-        request, sampling, done = (
-            self._request,
-            self._sampling,
-            self.status in (ResponseStatus.COMPLETED, ResponseStatus.INCOMPLETE),
-        )
+        request, sampling = self._request, self._sampling
+        done = self.status in (ResponseStatus.COMPLETED, ResponseStatus.INCOMPLETE)
         raw = request.enable_response_messages and done and self._choice is not None
         return {
             "id": self.id,
