@@ -135,24 +135,19 @@ class ApiServerConnections:
         )
 
 
-class _RetryLineFilter(logging.Filter):
-    def __init__(self, connections: ApiServerConnections) -> None:
-        super().__init__()
-        self._connections = connections
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        known = self._connections.state is not ApiServerState.ANSWERING and record.name.startswith("kopf.")
-        return not (known and record.getMessage().startswith("Request attempt #"))
-
-
 @contextlib.contextmanager
 def without_retry_lines(connections: ApiServerConnections) -> Iterator[None]:
     """Within, kopf's line for each request that fails is dropped while it is known that requests fail."""
-    added, handlers = _RetryLineFilter(connections), list(logging.getLogger().handlers)
+    handlers = list(logging.getLogger().handlers)
+
+    def keep(record: logging.LogRecord) -> bool:
+        known = connections.state is not ApiServerState.ANSWERING and record.name.startswith("kopf.")
+        return not (known and record.getMessage().startswith("Request attempt #"))
+
     for handler in handlers:
-        handler.addFilter(added)
+        handler.addFilter(keep)
     try:
         yield
     finally:
         for handler in handlers:
-            handler.removeFilter(added)
+            handler.removeFilter(keep)
