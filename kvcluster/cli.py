@@ -125,9 +125,9 @@ def explain(
 
     Exit code 0: shown; 1: it could not be read; 2: it does not exist, or there is no cluster to ask.
     """
-    from kvcluster.commands.explain import ExplainOptions, explain
+    from kvcluster.commands.explain import explain
 
-    raise typer.Exit(explain(name, ExplainOptions(namespace, context, kubeconfig), as_json=json))
+    raise typer.Exit(explain(name, namespace=namespace, context=context, kubeconfig=kubeconfig, as_json=json))
 
 
 @app.command()

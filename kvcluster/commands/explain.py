@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,23 +22,14 @@ from runtime.kube.errors import KubeApiError, NoClusterError
 _NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 
 
-@dataclass(frozen=True, slots=True)
-class ExplainOptions:
-    """The command's options, as `kvcluster explain --help` describes them."""
-
-    namespace: str | None = None
-    context: str | None = None
-    kubeconfig: Path | None = None
-
-
 class BadNameError(ValueError):
     """No object in a cluster can have this name."""
 
 
-def explain(name: str, options: ExplainOptions, *, as_json: bool) -> int:
+def explain(name: str, *, namespace: str | None, context: str | None, kubeconfig: Path | None, as_json: bool) -> int:
     """Runs the command; returns its exit code."""
     try:
-        found = asyncio.run(read_page(name, options))
+        found = asyncio.run(read_page(name, namespace, context, kubeconfig))
     except (BadNameError, NotFoundError) as error:
         complain(error)
         return BAD_INPUT
@@ -57,12 +48,14 @@ def explain(name: str, options: ExplainOptions, *, as_json: bool) -> int:
     return 0
 
 
-async def read_page(name: str, options: ExplainOptions) -> Page:
+async def read_page(
+    name: str, namespace: str | None = None, context: str | None = None, kubeconfig: Path | None = None
+) -> Page:
     """The page as of now. Raises `BadNameError`, `NoClusterError`, `NotFoundError` or `KubeApiError`."""
-    for what, text in (("name", name), ("namespace", options.namespace)):
+    for what, text in (("name", name), ("namespace", namespace)):
         if text is not None and not _NAME.fullmatch(text):
             raise BadNameError(f"{text!r} is no {what}: use lower-case letters, digits and hyphens")
-    credentials = await find_credentials(options.kubeconfig, context=options.context, pod=False)
+    credentials = await find_credentials(kubeconfig, context=context, pod=False)
     async with ApiServer(credentials, "kvcluster-explain") as api:
-        gathered = await gather(api, name, options.namespace or credentials.namespace)
+        gathered = await gather(api, name, namespace or credentials.namespace)
         return page(gathered, datetime.now(UTC))

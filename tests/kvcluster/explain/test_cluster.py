@@ -19,7 +19,7 @@ import pytest
 
 from controller.api.crd import crd
 from controller.status.compute import selector
-from kvcluster.commands.explain import ExplainOptions, read_page
+from kvcluster.commands.explain import read_page
 from kvcluster.explain.gather import NotFoundError
 from runtime.kube.errors import KubeApiError
 from tests.controller.status.support import waiting
@@ -131,8 +131,8 @@ async def test_the_scale_subresource_reads_the_status(populated):
 
 
 async def test_one_page(populated, tmp_path: Path):
-    options = ExplainOptions(kubeconfig=populated.api.kubeconfig(tmp_path / "config", namespace="ns"))
-    found = await read_page("rag", options)
+    config = populated.api.kubeconfig(tmp_path / "config", namespace="ns")
+    found = await read_page("rag", kubeconfig=config)
     assert [pod.name for pod in found.pods] == ["rag-router-a", "rag-worker-0", "rag-worker-1", "rag-worker-x"]
     assert found.routers[0].report is not None
     assert found.routers[0].error == ""
@@ -162,7 +162,7 @@ async def test_what_a_user_may_not_read_is_said(populated, tmp_path: Path):
     }
     await populated.create(f"{rbac}/rolebindings", binding)
     eve = populated.api.kubeconfig(tmp_path / "eve", user="system:serviceaccount:ns:eve", namespace="ns")
-    found = await read_page("rag", ExplainOptions(kubeconfig=eve))
+    found = await read_page("rag", kubeconfig=eve)
     assert len(found.pods) == 4
     assert "forbidden" in found.routers[0].error
     assert len(found.unread) == 1
@@ -170,15 +170,15 @@ async def test_what_a_user_may_not_read_is_said(populated, tmp_path: Path):
     assert len(found.conditions) == 6
     bob = populated.api.kubeconfig(tmp_path / "bob", user="system:serviceaccount:ns:bob", namespace="ns")
     with pytest.raises(KubeApiError, match="403"):
-        await read_page("rag", ExplainOptions(kubeconfig=bob))
+        await read_page("rag", kubeconfig=bob)
 
 
 async def test_one_that_is_not_there(populated, tmp_path: Path):
     config = populated.api.kubeconfig(tmp_path / "config", namespace="ns")
     with pytest.raises(NotFoundError, match=r"no KVCluster rga in namespace ns of http://[^ ]+; there are: rag"):
-        await read_page("rga", ExplainOptions(kubeconfig=config))
+        await read_page("rga", kubeconfig=config)
     with pytest.raises(NotFoundError, match="there is none; -n names another namespace"):
-        await read_page("rag", ExplainOptions(namespace="default", kubeconfig=config))
+        await read_page("rag", namespace="default", kubeconfig=config)
 
 
 async def test_a_server_that_knows_no_kvclusters(tmp_path: Path):
@@ -186,6 +186,6 @@ async def test_a_server_that_knows_no_kvclusters(tmp_path: Path):
     await api.start()
     try:
         with pytest.raises(NotFoundError, match="install the chart"):
-            await read_page("rag", ExplainOptions(kubeconfig=api.kubeconfig(tmp_path / "config")))
+            await read_page("rag", kubeconfig=api.kubeconfig(tmp_path / "config"))
     finally:
         await api.stop()
