@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,15 +17,11 @@ from bench.result import Result, RunInfo, summarise, write_json, write_records
 from bench.workloads import Workload, WorkloadSpec, build_workload
 
 
-@dataclass(frozen=True, slots=True)
-class BenchOptions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions(LoadOptions):
     """What `kvcluster bench` takes."""
 
     workload: WorkloadSpec
-    speed: float = 1.0
-    model: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    timeout: float = 600.0
     block_size: int = 16
     """Tokens of a block, to count matched blocks if the router's header does not state them."""
     json: Path | None = None
@@ -74,9 +70,8 @@ async def measure(
     worker_ids: Sequence[str] = (),
 ) -> tuple[Result, Driven]:
     """Send the workload to `url` and return the result; only a progress bar is printed. Raises `EndpointError`."""
-    load = LoadOptions(options.speed, options.model, options.headers, options.timeout)
     with progress_bar(console, strategy or workload.name, workload.count) as progress:
-        driven = await drive(url.rstrip("/"), workload, load, progress)
+        driven = await drive(url.rstrip("/"), workload, options, progress)
     info = RunInfo(
         strategy=strategy or driven.strategy or "unknown",
         seed=workload.seed,

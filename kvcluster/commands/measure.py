@@ -69,7 +69,7 @@ def bench(
     url: str, load: Load, *, speed: float, model: str | None, timeout: float, json: Path | None, raw: Path | None
 ) -> None:
     """Sends a workload to an endpoint, and measures."""
-    options = BenchOptions(load.spec(), speed=speed, model=model, timeout=timeout, json=json, raw=raw)
+    options = BenchOptions(workload=load.spec(), speed=speed, model=model, timeout=timeout, json=json, raw=raw)
     uvloop.run(run_bench(url, options, output()))
 
 
@@ -117,7 +117,7 @@ def compare(
     check(manifest)
     names = checked_strategies(manifest, strategies)
     options = BenchOptions(
-        load.spec(),
+        workload=load.spec(),
         speed=manifest.spec.engine.speed,
         model=manifest.spec.model_name,
         timeout=timeout,

@@ -119,7 +119,9 @@ async def test_all_hit_rates_are_those_of_the_answers(start_cluster: StartCluste
         assert drawn[1] == f"{100 * cached / prompt:.1f}"
         # What `kvcluster bench` says is what the router counted meanwhile.
         workload = build_workload(WorkloadSpec("rag", limit=40, rate=100))
-        result, driven = await measure(cluster.url, workload, BenchOptions(WorkloadSpec("rag")), Console(quiet=True))
+        result, driven = await measure(
+            cluster.url, workload, BenchOptions(workload=WorkloadSpec("rag")), Console(quiet=True)
+        )
         assert result.errors == 0
         after = parse_report((await cluster.client.get(f"{management}/status")).content)
         new_prompt, new_cached = after.prompt_tokens - prompt, after.cached_tokens - cached
