@@ -76,19 +76,15 @@ def test_creates_builds_loads_installs_applies_and_asks(tmp_path: Path) -> None:
     ended = kind.run("up.sh")
     assert ended.returncode == 0, ended.stderr
     expected = [
-        "docker info",
-        "kind get clusters",
-        "kind create cluster --name kvcluster",
-        "docker build",
-        "docker image inspect",
-        "docker tag kvcluster:build kvcluster:kind-0123456789ab",
+        "docker info", "kind get clusters", "kind create cluster --name kvcluster", "docker build",
+        "docker image inspect", "docker tag kvcluster:build kvcluster:kind-0123456789ab",
         "kind load docker-image kvcluster:kind-0123456789ab --name kvcluster",
         "helm --kube-context kind-kvcluster upgrade --install kvcluster deploy/helm/kvcluster",
         "helm --kube-context kind-kvcluster test kvcluster",
         "kubectl --context kind-kvcluster apply --filename examples/minimal.yaml",
         "kubectl --context kind-kvcluster wait --for=condition=Ready kvcluster/minimal",
         "kubectl --context kind-kvcluster get kvcluster",
-    ]
+    ]  # fmt: skip
     calls = kind.calls()
     assert len(calls) == len(expected) + 2
     for call, start in zip(calls, expected, strict=False):

@@ -76,16 +76,10 @@ def test_help_names_every_command_and_loads_none():
         (["route", "hi", "--router", "http://127.0.0.1:1"], 1, "no router answers at http://127.0.0.1:1"),
     ],
     ids=[
-        "missing file",
-        "unknown strategy",
-        "zero speed",
-        "one unknown strategy of two",
-        "no strategy",
-        "zero speed of a bench",
-        "empty prompt",
-        "no router",
+        "missing file", "unknown strategy", "zero speed", "one unknown strategy of two", "no strategy",
+        "zero speed of a bench", "empty prompt", "no router",
     ],
-)
+)  # fmt: skip
 def test_refusals(args, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exit_code, said = run(*args)

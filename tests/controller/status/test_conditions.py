@@ -178,17 +178,10 @@ def test_an_autoscaler_that_fails_has_two_minutes(kind, condition):
         ),
     ],
     ids=[
-        "one new and one old",
-        "one old left",
-        "none new",
-        "not seen yet",
-        "too few pods",
-        "too many pods",
-        "one not ready",
-        "complete",
-        "past its deadline",
+        "one new and one old", "one old left", "none new", "not seen yet", "too few pods", "too many pods",
+        "one not ready", "complete", "past its deadline",
     ],
-)
+)  # fmt: skip
 def test_progress(figures, expected):
     seen = observed(deployments={"worker": deployment(**figures), "router": deployment("router", 2)})
     assert reasons(seen)["Progressing"] == expected
@@ -213,17 +206,10 @@ def test_progress(figures, expected):
         ({"draining": True, "workers_ready": 0}, "True/Fresh"),
     ],
     ids=[
-        "5 s old",
-        "5.1 s old",
-        "old and unmatched",
-        "unmatched",
-        "no tokenizer",
-        "tokenizer loading",
-        "tokenizer loaded",
-        "worker missing",
-        "draining",
+        "5 s old", "5.1 s old", "old and unmatched", "unmatched", "no tokenizer", "tokenizer loading",
+        "tokenizer loaded", "worker missing", "draining",
     ],
-)
+)  # fmt: skip
 def test_the_worst_router_decides(changes, expected):
     seen = observed(reports={"rag-router-a": report(), "rag-router-b": report(**changes)})
     assert reasons(seen)["CacheViewFresh"] == expected

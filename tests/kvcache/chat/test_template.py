@@ -95,15 +95,11 @@ def test_a_template_that_complains_is_quoted() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "{{ 1 / 0 }}",
-        "{{ messages[0].content + 5 }}",
-        "{{ messages.append(1) }}",
-        "{{ messages.__class__.__base__.__subclasses__() }}",
-        "{{ nothing.at.all }}",
-        "{% for i in range(10**9) %}{% endfor %}",
-        "{% macro loop() %}{{ loop() }}{% endmacro %}{{ loop() }}",
+        "{{ 1 / 0 }}", "{{ messages[0].content + 5 }}", "{{ messages.append(1) }}",
+        "{{ messages.__class__.__base__.__subclasses__() }}", "{{ nothing.at.all }}",
+        "{% for i in range(10**9) %}{% endfor %}", "{% macro loop() %}{{ loop() }}{% endmacro %}{{ loop() }}",
     ],
-)
+)  # fmt: skip
 def test_whatever_a_template_does_wrong_is_one_error(source: str) -> None:
     with pytest.raises(ChatRequestError, match="the chat template failed"):
         render(source)

@@ -41,13 +41,8 @@ def test_a_healthy_cluster():
     found = seen()
     assert (found.hit_rate, found.view_age_seconds, found.strategy) == ("82.3%", 0.4, "cache_aware")
     assert found.problems == ()
-    assert [row.type for row in found.conditions if row.good] == [
-        "Ready",
-        "WorkersAvailable",
-        "RouterAvailable",
-        "CacheViewFresh",
-        "Degraded",
-    ]
+    good = [row.type for row in found.conditions if row.good]
+    assert good == ["Ready", "WorkersAvailable", "RouterAvailable", "CacheViewFresh", "Degraded"]
     assert [pod.name for pod in found.pods] == [*ROUTERS, *WORKERS]
     worker = found.pods[2].worker
     assert worker is not None
