@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from controller.local.process import ProcessState, ProcessStatus
@@ -144,17 +144,14 @@ def _cells(view: WorkerView | None) -> tuple[str, ...]:
 
 def status_table(title: str, processes: Iterable[ProcessStatus], views: Mapping[str, WorkerView]) -> Table:
     """A row for each process. `views` has what is known of the workers, by name."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("process")
-    table.add_column("pid", justify="right")
-    table.add_column("state")
-    for heading in ("blocks cached", "running", "waiting", "hit rate", "restarts"):
-        table.add_column(heading, justify="right")
+    headings = ("blocks cached", "running", "waiting", "hit rate", "restarts")
+    pid, *figures = (Column(heading, justify="right") for heading in ("pid", *headings))
+    table = Table("process", pid, "state", *figures, title=title, title_justify="left")
     for status in sorted(processes, key=lambda status: status.role is not Component.ROUTER):
         view = views.get(status.name)
         cells = _cells(view) if status.role is Component.WORKER else ("", "", "", "")
-        pid = "-" if status.pid is None else str(status.pid)
-        table.add_row(status.name, pid, _state(status, view), *cells, str(status.restarts))
+        number = "-" if status.pid is None else str(status.pid)
+        table.add_row(status.name, number, _state(status, view), *cells, str(status.restarts))
     return table
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import orjson
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from kvcache.feed import Batch, Event, Load, Removed, Snapshot, Stored, WorkerInfo
 from kvcache.keys import KEY_SCHEME, BlockKey, PrefixKeys, block_keys, pack_tokens
@@ -127,9 +127,8 @@ def measure(rounds: int, seed: int = 0) -> dict[str, object]:
 
 def _print(figures: dict[str, object]) -> None:
     rows = figures["decisions"]
-    table = Table(title=f"Microseconds a decision, {WORKERS} workers with {BLOCKS:,} blocks each")
-    for heading in ("prompt tokens", "matched blocks", "choose", "dispatch"):
-        table.add_column(heading, justify="right")
+    columns = (Column(name, justify="right") for name in ("prompt tokens", "matched blocks", "choose", "dispatch"))
+    table = Table(*columns, title=f"Microseconds a decision, {WORKERS} workers with {BLOCKS:,} blocks each")
     for row in rows if type(rows) is list else []:
         table.add_row(*(f"{value:,}" for value in row.values()))
     console = Console()

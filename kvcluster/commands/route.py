@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import orjson
-from rich.table import Table
+from rich.table import Column, Table
 
 from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain, output
 
@@ -55,10 +55,9 @@ def candidates_table(explanation: Mapping[str, Any]) -> Table:
     """A row for each candidate, the cheapest first, with a mark on the chosen one."""
     decision = explanation["decision"]
     prompt_blocks = decision.get("prompt_blocks")
-    table = Table(title=headline(decision), title_justify="left")
-    table.add_column("worker")
-    for heading in ("matched blocks", "queue", "prefill", "cost", "in flight"):
-        table.add_column(heading, justify="right")
+    headings = ("matched blocks", "queue", "prefill", "cost", "in flight")
+    figures = (Column(heading, justify="right") for heading in headings)
+    table = Table("worker", *figures, title=headline(decision), title_justify="left")
     for row in sorted(explanation["candidates"], key=lambda row: (row["cost"], row["worker"] != decision["worker_id"])):
         chosen = row["worker"] == decision["worker_id"]
         table.add_row(
