@@ -15,7 +15,7 @@ from tests.e2e.support import ClusterUnderTest, StartCluster
 START_SECONDS = 120.0
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start_cluster() -> StartCluster:
     """`async with start_cluster(workers=2, speed=20) as cluster`."""
 

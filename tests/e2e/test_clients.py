@@ -13,10 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from tests.e2e.support import ClusterUnderTest, StartCluster
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 
 QUESTION = "What is held in a KV cache, and for how long? " * 20
 WEATHER = {
@@ -26,8 +27,9 @@ WEATHER = {
 }
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(start_cluster: StartCluster) -> AsyncIterator[ClusterUnderTest]:
+    """One for all clients: none of them leaves anything that another could notice but cached blocks."""
     async with start_cluster(workers=2) as cluster:
         yield cluster
 
