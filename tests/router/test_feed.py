@@ -41,7 +41,7 @@ async def followed(
         worker.serve_feed(tokenizer.fingerprint, "w")
         worker.blocks = CHAIN[:5]
         async with start_router([worker], **settings) as router:
-            await until(lambda: len(worker.feeds) == 1)
+            await until(lambda: len(worker.feeds) == router.metric("feed_connects_total", outcome="connected") == 1)
             yield worker, router
 
 
