@@ -17,7 +17,7 @@ ODD = [None, "x", "", 5, -1, 0, 1.5, True, [], [1], ["a"], {}, {"a": 1}, 2**70, 
 """Values that fit few fields."""
 
 IDS = [[], [5], [-1], [50258], [50259], ["a"], [5, 5], [1.5], None, "x", 5, [[5]], [5, 6, 7]]
-FLAGS = [True, False, None, 1, 0, "yes", "no", "x", 2, []]
+FLAGS: list[Any] = [True, False, None, 1, 0, "yes", "no", "x", 2, []]
 TEXTS = ["", "a", "a b c", None, 5, ["a"]]
 FORMATS = [
     {"type": "text"},

@@ -21,7 +21,7 @@ CONTEXT = 2048
 def main(folder: str) -> None:
     gpt2 = Path(os.environ["GPT2"])
     lines = (gpt2 / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:]
-    merges = [tuple(line.split()) for line in lines if line.strip()]
+    merges = [(left, right) for left, right in (line.split() for line in lines if line.strip())]
     tokenizer = Tokenizer(models.BPE(vocab=json.loads((gpt2 / "encoder.json").read_bytes()), merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -41,7 +41,7 @@ def main(url: str) -> None:
         version = client.get("/version").json()["version"]
         model = client.get("/v1/models").json()["data"][0]["id"]
         made = Requests(SEED, model)
-        pairs = []
+        pairs: list[dict[str, Any]] = []
         while len(pairs) < COUNT:
             chat = len(pairs) % 5 != 0
             body = made.chat() if chat else made.completion()

@@ -48,7 +48,7 @@ async def agent(engine: Engine, tokenizer: Tokenizer) -> AsyncIterator[tuple[Age
     await server.start()
     task = asyncio.create_task(one.run())
     yield one, f"http://127.0.0.1:{server.port}"
-    one.shut()
+    one.stop_serving()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await server.stop(0)

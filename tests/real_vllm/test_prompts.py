@@ -17,7 +17,7 @@ from tests.real_vllm.conftest import Engine
 from tests.real_vllm.record import prompts
 from tests.real_vllm.requests import Requests
 from worker.agent.engine import engine_client
-from worker.agent.prompts import Agreement, Expected, compare
+from worker.agent.prompts import AgreementEvent, Expected, compare
 
 pytestmark = [pytest.mark.real_vllm, pytest.mark.timeout(1200)]
 
@@ -79,5 +79,5 @@ def test_tokenize_says_the_same(
 
 async def test_the_agents_comparison(engine: Engine, tokenizer: Tokenizer) -> None:
     async with engine_client(engine.url) as asked:
-        assert (await compare(asked, Expected.of(tokenizer))).agreement is Agreement.EQUAL
-        assert (await compare(asked, Expected.of(load_tokenizer("gpt2")))).agreement is Agreement.DIFFERENT
+        assert (await compare(asked, Expected.of(tokenizer))).outcome is AgreementEvent.EQUAL
+        assert (await compare(asked, Expected.of(load_tokenizer("gpt2")))).outcome is AgreementEvent.DIFFERENT

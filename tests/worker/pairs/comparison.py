@@ -71,10 +71,10 @@ def differences(request: Mapping[str, Any], real: Answer, ours: Answer) -> list[
         if _header(real, name) != _header(ours, name):
             found.append(f"header {name}: {real.headers.get(name)!r}, not {ours.headers.get(name)!r}")
     ends = any(_ENDS.search(answer.body) for answer in (real, ours))
-    read = [_read(answer, lengths=not ends) for answer in (real, ours)]
-    if all(isinstance(one, _Stream) for one in read):
-        read = _aligned(*read)
-    found += _compare(*read, at="")
+    wanted, got = (_read(answer, lengths=not ends) for answer in (real, ours))
+    if isinstance(wanted, _Stream) and isinstance(got, _Stream):
+        wanted, got = _aligned(wanted, got)
+    found += _compare(wanted, got, at="")
     return found
 
 
