@@ -184,8 +184,8 @@ arrivals = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(arrivals=arrivals, pace=st.sampled_from([0.05, 0.3, 1.7, 1e9]))
-def test_rare_calls_change_nothing(arrivals: list, pace: float) -> None:
+@given(arrivals=arrivals, interval=st.sampled_from([0.05, 0.3, 1.7, 1e9]))
+def test_rare_calls_change_nothing(arrivals: list, interval: float) -> None:
     """Driven at each event, and driven now and then: the same tokens at the same times, the same cache."""
 
     def build() -> Engine:
@@ -207,8 +207,8 @@ def test_rare_calls_change_nothing(arrivals: list, pace: float) -> None:
             if prompt:
                 while (due := engine.next_event()) is not None and due < at:
                     outputs += engine.advance(due)
-            elif at - polled > pace:
-                polled = at - pace / 2
+            elif at - polled > interval:
+                polled = at - interval / 2
                 outputs += engine.advance(polled)
             if action == "submit":
                 engine.submit(request, at)
