@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum, auto
 
-from kvcache.feed import Batch, Eviction, Removed, Snapshot, Stored, WorkerInfo
+from kvcache.feed import AdaptersChanged, Batch, Cleared, Eviction, Removed, Snapshot, Stored, Tier, WorkerInfo
 from router.core.errors import FeedGap, FeedRejected, StaleEpoch
 from router.core.index import PrefixIndex
 
@@ -189,12 +190,14 @@ class View:
     def _apply_events(self, batch: Batch) -> None:
         for event in batch.events:
             match event:
-                case Stored(_, keys):
+                case Stored(_, keys, Tier.GPU, 0):
                     self._index.store(self.slot, keys)
-                case Removed(keys):
+                case Removed(keys, Tier.GPU, 0):
                     self.unknown += self._index.remove(self.slot, keys)
-                case _:
+                case Cleared():
                     self._index.clear(self.slot)
+                case AdaptersChanged(names) if self.info is not None:
+                    self.info = replace(self.info, adapters=names)
 
     def _enter(self, event: ViewEvent) -> None:
         """Move to the state that follows, which is one without a copy."""

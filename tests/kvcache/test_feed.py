@@ -20,15 +20,18 @@ from hypothesis import strategies as st
 from kvcache.feed import (
     JSON,
     MSGPACK,
+    AdaptersChanged,
     Batch,
     Cleared,
     Eviction,
     FeedError,
     Heartbeat,
+    HeldElsewhere,
     Load,
     Removed,
     Snapshot,
     Stored,
+    Tier,
     WorkerInfo,
     decode_batch,
     decode_eviction,
@@ -49,15 +52,35 @@ word = st.text(st.characters(exclude_categories=("C", "Z"), include_characters="
 key = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES)
 keys = st.lists(key, max_size=5).map(tuple)
 load = st.builds(Load, count, count, count, count, count)
-info = st.builds(WorkerInfo, word, count, word, count, word, word, count, engine=st.just("") | word)
-event = st.one_of(
-    st.builds(Stored, st.none() | key, keys),
-    st.builds(Removed, keys),
-    st.just(Cleared()),
+words = st.lists(word, max_size=3).map(tuple)
+tier = st.sampled_from(Tier)
+info = st.builds(
+    WorkerInfo,
+    word,
+    count,
+    word,
+    count,
+    word,
+    word,
+    count,
+    engine=st.just("") | word,
+    names=words,
+    adapters=words,
+    rank=st.integers(0, 3),
+    ranks=st.integers(4, 8),
+    windows=st.lists(count, max_size=2).map(tuple),
+    tier_seconds=st.dictionaries(tier, st.floats(0, 10), max_size=2),
 )
+event = st.one_of(
+    st.builds(Stored, st.none() | key, keys, tier, count),
+    st.builds(Removed, keys, tier, count),
+    st.just(Cleared()),
+    st.builds(AdaptersChanged, words),
+)
+elsewhere = st.lists(st.builds(HeldElsewhere, tier, count, keys), max_size=2).map(tuple)
 batch = st.builds(Batch, count, count, st.lists(event, max_size=5).map(tuple), load)
 block = st.tuples(key, st.none() | key)
-snapshot = st.builds(Snapshot, info, count, load, st.lists(block, max_size=5).map(tuple))
+snapshot = st.builds(Snapshot, info, count, load, st.lists(block, max_size=5).map(tuple), elsewhere)
 heartbeat = st.builds(Heartbeat, info, word, count, load)
 eviction = st.builds(Eviction, word, count, count, keys)
 
@@ -180,6 +203,12 @@ def test_a_value_nested_without_end_is_refused(name: str, field: str) -> None:
         pytest.param("blocks", [["00" * 15, None]], "a block key is 16 bytes", id="a short key"),
         pytest.param("blocks", [["00" * 16]], "a block is a pair", id="a key without its parent"),
         pytest.param("blocks", [["zz" * 16, None]], "a block key is 16 bytes", id="no hexadecimal"),
+        pytest.param("adapters", ["a", ""], "adapters must be a list of strings", id="an adapter without a name"),
+        pytest.param("windows", [128, -1], "windows must be a list of whole numbers", id="a negative window"),
+        pytest.param("tier_seconds", {"cpu": -1}, "tier_seconds must hold seconds", id="negative seconds"),
+        pytest.param("tier_seconds", [], "tier_seconds must be an object", id="tier_seconds: a list"),
+        pytest.param("rank", 1, r"rank must be less than ranks \(1\)", id="a rank beyond the last"),
+        pytest.param("elsewhere", [{"tier": "moon", "keys": []}], "tier must be one of gpu, cpu, disk", id="a tier"),
     ],
 )
 def test_the_error_names_the_field(field: str, value: object, says: str) -> None:
@@ -188,9 +217,20 @@ def test_the_error_names_the_field(field: str, value: object, says: str) -> None
         decode_snapshot(orjson.dumps(fields))
 
 
+def test_seconds_of_a_tier_of_a_later_release_are_left_out() -> None:
+    fields = json.loads(EXAMPLES["snapshot"][0]) | {"tier_seconds": {"cpu": 0.25, "tape": 9}}
+    assert decode_snapshot(orjson.dumps(fields)).info.tier_seconds == {Tier.CPU: 0.25}
+
+
+def test_what_has_its_default_is_not_sent() -> None:
+    sent = json.loads(EXAMPLES["snapshot"][0])
+    assert not {"engine", "names", "adapters", "rank", "ranks", "windows", "tier_seconds", "elsewhere"} & sent.keys()
+    assert json.loads(EXAMPLES["batch"][0])["events"][1] == {"type": "removed", "keys": ["00" * 16]}
+
+
 def test_an_unknown_event_is_refused() -> None:
     fields = json.loads(EXAMPLES["batch"][0]) | {"events": [{"type": "moved"}]}
-    with pytest.raises(FeedError, match="stored, removed or cleared"):
+    with pytest.raises(FeedError, match="stored, removed, cleared or adapters"):
         decode_batch(orjson.dumps(fields))
 
 

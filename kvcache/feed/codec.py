@@ -1,30 +1,35 @@
-"""The cache feed: how a worker tells routers which blocks it holds and how loaded it is.
+"""The cache feed's messages as bytes.
 
-Pull (the usual way): `GET /cache/state` answers a `Snapshot`, `GET /cache/events` streams `Batch`es. Push (for
-workers outside a cluster): the same values in the bodies of `/internal/heartbeat`, `/internal/sync` and
-`/internal/eviction`.
-
-The *epoch* names one incarnation of a worker: microseconds since 1970 at process start, so that a later incarnation has
-a greater one. Within an epoch every batch that changes the cache has the next *seq*; a snapshot at seq S contains every
-batch up to S. A consumer that sees a gap or another epoch takes a new snapshot.
-
-One event is one *physical* block. An engine may hold two blocks of the same key (vLLM rule 9), so the same key
-can be stored k times and removed k times: consumers count.
-
-Keys are hexadecimal in JSON and raw bytes in msgpack. Decoders raise `FeedError` on anything malformed, and
-never return half a message.
+Keys are hexadecimal in JSON and raw bytes in msgpack. Fields that have a default are left out where they have it, and
+older releases do not send them. Decoders raise `FeedError` on anything malformed, and never return half a message.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import msgpack
 import orjson
 
+from kvcache.feed.messages import (
+    AdaptersChanged,
+    Batch,
+    Cleared,
+    Event,
+    Eviction,
+    Heartbeat,
+    HeldElsewhere,
+    Load,
+    Removed,
+    Snapshot,
+    Stored,
+    Tier,
+    WorkerInfo,
+)
 from kvcache.keys import KEY_BYTES, BlockKey
 
 MSGPACK = "application/msgpack"
@@ -35,113 +40,6 @@ _POSITION_PART = re.compile("[0-9]{1,20}")
 
 class FeedError(ValueError):
     """A feed message is malformed; the message says which field and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """The work of an engine at one moment.
-
-    `prefill_tokens` are prompt tokens still to be computed, waiting requests included; `free_blocks` are
-    blocks no running request refers to (cached or not), of `total_blocks` usable ones. `prefilled` and
-    `prefilled_tokens` only grow: requests that reached their first token, and prompt tokens computed for these; 0 if
-    the worker does not say.
-    """
-
-    running: int = 0
-    waiting: int = 0
-    prefill_tokens: int = 0
-    free_blocks: int = 0
-    total_blocks: int = 0
-    prefilled: int = 0
-    prefilled_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """Who a worker is, and what must agree before a router may match prompts against its cache."""
-
-    worker_id: str
-    epoch: int
-    model: str
-    block_size: int
-    fingerprint: str
-    """Of the tokenizer: see `kvcache.tokens.tokenizer.Tokenizer.fingerprint`."""
-    key_scheme: str
-    capacity: int
-    """Usable blocks."""
-    max_model_len: int = 0
-    """Most tokens of one request, prompt and answer together; 0: not known."""
-    engine: str = ""
-    """URL of the engine, by its agent's settings, where another process takes the requests; empty: this one does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Blocks that entered the cache: a run of one sequence, each block the child of the one before."""
-
-    parent: BlockKey | None
-    """Key of the block before the first; None when the run starts a prompt."""
-    keys: tuple[BlockKey, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """Blocks that were evicted, in the order of their eviction."""
-
-    keys: tuple[BlockKey, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cleared:
-    """The whole cache was reset."""
-
-
-Event = Stored | Removed | Cleared
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What changed at one moment. With events, `seq` is one more than the last batch's; without events (a load report
-    only) it is that of the last batch."""
-
-    epoch: int
-    seq: int
-    events: tuple[Event, ...]
-    load: Load
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The whole cache at `seq`. A key held by k physical blocks is listed k times."""
-
-    info: WorkerInfo
-    seq: int
-    load: Load
-    blocks: tuple[tuple[BlockKey, BlockKey | None], ...]
-    """(key, parent key) of every cached block, a parent before its children."""
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """Pushed at an interval: it registers the worker at `url`. `seq` is that of the worker's last batch."""
-
-    info: WorkerInfo
-    url: str
-    seq: int
-    load: Load
-
-
-@dataclass(frozen=True, slots=True)
-class Eviction:
-    """Pushed removals between two syncs."""
-
-    worker_id: str
-    epoch: int
-    seq: int
-    keys: tuple[BlockKey, ...]
-
-
-# --- encoding -------------------------------------------------------------------------------------------
 
 
 def encode_position(epoch: int, seq: int) -> str:
@@ -163,17 +61,27 @@ def _to_json(message: object) -> bytes:
 
 
 def _stated(info: WorkerInfo) -> dict[str, Any]:
-    return {name: value for name, value in asdict(info).items() if name != "engine" or value}
+    stated = {name: value for name, value in asdict(info).items() if name not in _LEFT_OUT or value != _LEFT_OUT[name]}
+    if info.tier_seconds:
+        stated["tier_seconds"] = {tier.value: seconds for tier, seconds in info.tier_seconds.items()}
+    return stated
 
 
 def _event_fields(event: Event) -> dict[str, Any]:
     match event:
-        case Stored(parent, keys):
-            return {"type": "stored", "parent": parent, "keys": keys}
-        case Removed(keys):
-            return {"type": "removed", "keys": keys}
+        case Stored(parent, keys, tier, group):
+            return {"type": "stored", "parent": parent, "keys": keys, **_place(tier, group)}
+        case Removed(keys, tier, group):
+            return {"type": "removed", "keys": keys, **_place(tier, group)}
         case Cleared():
             return {"type": "cleared"}
+        case AdaptersChanged(names):
+            return {"type": "adapters", "names": names}
+
+
+def _place(tier: Tier, group: int) -> dict[str, Any]:
+    place: dict[str, Any] = {} if tier is Tier.GPU else {"tier": tier}
+    return {**place, "group": group} if group else place
 
 
 def encode_batch(batch: Batch) -> bytes:
@@ -185,6 +93,8 @@ def encode_batch(batch: Batch) -> bytes:
 def encode_snapshot(snapshot: Snapshot, media_type: str = JSON) -> bytes:
     """A snapshot as JSON, or as msgpack when `media_type` is `MSGPACK`."""
     whole = {**_stated(snapshot.info), "seq": snapshot.seq, "load": asdict(snapshot.load), "blocks": snapshot.blocks}
+    if snapshot.elsewhere:
+        whole["elsewhere"] = [{**_place(held.tier, held.group), "keys": held.keys} for held in snapshot.elsewhere]
     if media_type != MSGPACK:
         return _to_json(whole)
     packed: bytes = msgpack.packb(whole)
@@ -251,17 +161,59 @@ def _keys(message: dict[str, Any]) -> tuple[BlockKey, ...]:
     return tuple(_key(value) for value in _sequence(message, "keys"))
 
 
-_READERS: dict[object, Callable[[dict[str, Any], str], Any]] = {"int": _integer, "str": _string}
-_ADDED_LATER = {"prefilled": 0, "prefilled_tokens": 0, "max_model_len": 0, "engine": ""}
-"""Fields that older releases do not send, and the values that they then have."""
-_FIELDS = {
-    kind: [(field.name, _READERS[field.type], _ADDED_LATER.get(field.name)) for field in fields(kind)]
-    for kind in (Load, WorkerInfo)
+def _names(message: dict[str, Any], name: str) -> tuple[str, ...]:
+    values = _sequence(message, name)
+    if not all(type(value) is str and value for value in values):
+        raise FeedError(f"{name} must be a list of strings that are not empty")
+    return tuple(values)
+
+
+def _whole_numbers(message: dict[str, Any], name: str) -> tuple[int, ...]:
+    values = _sequence(message, name)
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise FeedError(f"{name} must be a list of whole numbers of 0 or more")
+    return tuple(values)
+
+
+def _tier_seconds(message: dict[str, Any], name: str) -> dict[Tier, float]:
+    """Tiers that are not known here are left out: their blocks cannot be used."""
+    seconds = {}
+    for tier, value in _mapping(message.get(name), name).items():
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise FeedError(f"{name} must hold seconds of 0 or more, not {_shown(value)}")
+        if tier in _TIERS:
+            seconds[_TIERS[tier]] = float(value)
+    return seconds
+
+
+_TIERS = {tier.value: tier for tier in Tier}
+_READERS: dict[object, Callable[[dict[str, Any], str], Any]] = {
+    "int": _integer,
+    "str": _string,
+    "tuple[str, ...]": _names,
+    "tuple[int, ...]": _whole_numbers,
+    "Mapping[Tier, float]": _tier_seconds,
 }
+_LEFT_OUT: dict[str, Any] = {
+    "engine": "",
+    "names": (),
+    "adapters": (),
+    "rank": 0,
+    "ranks": 1,
+    "windows": (),
+    "tier_seconds": {},
+}
+"""Fields of `WorkerInfo` that are not sent while they have these values."""
+_ADDED_LATER: dict[str, Any] = {"prefilled": 0, "prefilled_tokens": 0, "max_model_len": 0, **_LEFT_OUT}
+"""Fields that a message may lack, and the values that they then have."""
+_FIELDS = {kind: [(field.name, _READERS[field.type]) for field in fields(kind)] for kind in (Load, WorkerInfo)}
 
 
 def _values(kind: type[Load | WorkerInfo], given: dict[str, Any]) -> list[Any]:
-    return [read(given, name) if default is None or name in given else default for name, read, default in _FIELDS[kind]]
+    return [
+        _ADDED_LATER[name] if name in _ADDED_LATER and name not in given else read(given, name)
+        for name, read in _FIELDS[kind]
+    ]
 
 
 def _load(message: dict[str, Any]) -> Load:
@@ -269,7 +221,17 @@ def _load(message: dict[str, Any]) -> Load:
 
 
 def _info(message: dict[str, Any]) -> WorkerInfo:
-    return WorkerInfo(*_values(WorkerInfo, message))
+    info = WorkerInfo(*_values(WorkerInfo, message))
+    if info.rank >= info.ranks:
+        raise FeedError(f"rank must be less than ranks ({info.ranks}), not {info.rank}")
+    return info
+
+
+def _tier_and_group(message: dict[str, Any]) -> tuple[Tier, int]:
+    tier = message.get("tier", Tier.GPU.value)
+    if type(tier) is not str or tier not in _TIERS:
+        raise FeedError(f"tier must be one of {', '.join(_TIERS)}, not {_shown(tier)}")
+    return _TIERS[tier], _integer(message, "group") if "group" in message else 0
 
 
 def _event(value: Any) -> Event:
@@ -277,12 +239,19 @@ def _event(value: Any) -> Event:
     kind = message.get("type")
     if kind == "stored":
         parent = message.get("parent")
-        return Stored(None if parent is None else _key(parent), _keys(message))
+        return Stored(None if parent is None else _key(parent), _keys(message), *_tier_and_group(message))
     if kind == "removed":
-        return Removed(_keys(message))
+        return Removed(_keys(message), *_tier_and_group(message))
     if kind == "cleared":
         return Cleared()
-    raise FeedError(f"an event's type is stored, removed or cleared, not {_shown(kind)}")
+    if kind == "adapters":
+        return AdaptersChanged(_names(message, "names"))
+    raise FeedError(f"an event's type is stored, removed, cleared or adapters, not {_shown(kind)}")
+
+
+def _held_elsewhere(value: Any) -> HeldElsewhere:
+    message = _mapping(value, "an entry of elsewhere")
+    return HeldElsewhere(*_tier_and_group(message), _keys(message))
 
 
 def _pair(value: Any) -> tuple[BlockKey, BlockKey | None]:
@@ -323,6 +292,9 @@ def decode_snapshot(data: bytes, media_type: str = JSON) -> Snapshot:
         seq=_integer(message, "seq"),
         load=_load(message),
         blocks=tuple(_pair(value) for value in _sequence(message, "blocks")),
+        elsewhere=tuple(_held_elsewhere(value) for value in _sequence(message, "elsewhere"))
+        if "elsewhere" in message
+        else (),
     )
 
 
