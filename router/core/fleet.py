@@ -15,10 +15,11 @@ from kvcache.keys import BlockKey
 from router.core.circuits import Circuits
 from router.core.config import FleetConfig
 from router.core.decision import Candidate, Decision, DecisionReason, NoWorkerReady, RouteRequest
-from router.core.errors import DuplicateWorker, FeedRejected, RejectReason, UnknownWorker
+from router.core.errors import FeedRejected, RejectReason, UnknownWorker
 from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetCorrection
 from router.core.outliers import Ejection, Outcome
+from router.core.ownership import Owners
 from router.core.reuse import PrefixPopularity, ReuseScore
 from router.core.strategies import Choice, Conditions, candidates, find_strategy, serving
 from router.core.ticket import Assumptions, Ticket
@@ -42,9 +43,6 @@ class Fleet:
     its cache. `choose` changes nothing except what time alone has made stale or certain, so a decision can be
     explained without being carried out; `dispatch` carries it out. Both are O(workers + log depth), apart from hashing
     the prompt. Not thread-safe.
-
-    Invariant: `_owners[id] is w` exactly for the workers whose view's info states that id and is not refused as a
-    duplicate. A worker id has one owner: the reachable worker whose incarnation is the latest.
     """
 
     def __init__(self, config: FleetConfig) -> None:
@@ -53,7 +51,7 @@ class Fleet:
         """When a request would last have found a worker, to the precision of `expire`; None: never yet."""
         self._strategy = find_strategy(config.strategy)
         self._workers: dict[str, Worker] = {}
-        self._owners: dict[str, Worker] = {}
+        self._owners = Owners(self._workers.values())
         self._index = PrefixIndex()
         self._correction = FleetCorrection()
         self._decode_time = DecodeTime(config.expected_output_tokens, config.latency.decode)
@@ -80,7 +78,7 @@ class Fleet:
         """Discovery no longer names the worker: everything about it is forgotten. Its open tickets stay releasable."""
         worker = self._workers.pop(url, None)
         if worker is not None:
-            self._disown(worker)
+            self._owners.disown(worker)
             worker.close()
             self._circuits.fleet_shrank()
 
@@ -135,6 +133,11 @@ class Fleet:
         worker = self._workers.get(url)
         return now - worker.heard_at if worker is not None and worker.phase is WorkerPhase.UNREACHABLE else 0.0
 
+    def _own(self, worker: Worker, info: WorkerInfo) -> None:
+        replaced = self._owners.own(worker, info)
+        if replaced is not None and not replaced.discovered:
+            self.remove(replaced.url)
+
     def _find(self, url: str) -> Worker:
         worker = self._workers.get(url)
         if worker is None:
@@ -177,11 +180,11 @@ class Fleet:
             # One that was unreachable may be any incarnation now, even with a smaller epoch: clocks can be set back.
             view.check_epoch(info.epoch)
         worker.feed_received(now)
-        conflict = worker.detect_agent(info) or self._conflict(worker, info)
+        conflict = worker.detect_agent(info) or self._owners.conflict(worker, info)
         if conflict is None:
             self._own(worker, info)
         else:
-            self._disown(worker)
+            self._owners.disown(worker)
         worker.update(info, snapshot.load, now)
         refusal = conflict or self.config.mismatch(info)
         if refusal is not None:
@@ -242,7 +245,7 @@ class Fleet:
         refusal = self.config.mismatch(snapshot.info)
         if refusal is not None and refusal.reason is not RejectReason.NO_TOKENIZER:
             raise refusal
-        worker = self._owner(snapshot.info.worker_id)
+        worker = self._owners.find(snapshot.info.worker_id)
         worker.view.check_epoch(snapshot.info.epoch)
         worker.mark_alive(now)
         worker.update(snapshot.info, snapshot.load, now)
@@ -253,7 +256,7 @@ class Fleet:
 
     def apply_eviction(self, eviction: Eviction, now: float) -> None:
         """Removals since the last sync. Raises `UnknownWorker`, `StaleEpoch` or `FeedGap`; then nothing changed."""
-        worker = self._owner(eviction.worker_id)
+        worker = self._owners.find(eviction.worker_id)
         worker.view.check_epoch(eviction.epoch)
         if not self._streams(worker, now):
             worker.view.evict(eviction)
@@ -263,47 +266,6 @@ class Fleet:
         """Whether the worker's own stream is live, which is more recent than any push."""
         pulled = worker.view.pulled_at
         return pulled is not None and worker.view.exact and now - pulled <= self.config.liveness_timeout
-
-    # --- who owns a worker id ----------------------------------------------------------------------------
-
-    def _conflict(self, worker: Worker, info: WorkerInfo) -> DuplicateWorker | None:
-        """Why `worker` cannot own the worker id that it states: another worker has it, with the same epoch or a later
-        one."""
-        owner = self._owners.get(info.worker_id)
-        if owner is None or owner is worker or not owner.reachable:
-            return None
-        epoch = owner.view.epoch
-        if epoch is None or epoch < info.epoch or (epoch == info.epoch and not owner.discovered):
-            return None  # with the same epoch it is one process, known by its heartbeats before discovery named it
-        return DuplicateWorker(info.worker_id, owner.url)
-
-    def _own(self, worker: Worker, info: WorkerInfo) -> None:
-        """Make `worker` the owner of the worker id, in place of its present owner."""
-        owner = self._owners.pop(info.worker_id, None)
-        if owner is not None and owner is not worker:
-            if owner.discovered:
-                owner.view.refuse(DuplicateWorker(info.worker_id, worker.url))
-            else:
-                self.remove(owner.url)
-        if worker.worker_id != info.worker_id:
-            self._disown(worker)
-        self._owners[info.worker_id] = worker
-
-    def _disown(self, worker: Worker) -> None:
-        """Give up the worker's id; workers that were refused because they state the same id may try again."""
-        if self._owners.get(worker.worker_id) is not worker:
-            return
-        del self._owners[worker.worker_id]
-        for other in self._workers.values():
-            refusal = other.view.refusal
-            if other is not worker and refusal is not None and refusal.reason is RejectReason.DUPLICATE_WORKER:
-                other.view.reconsider()
-
-    def _owner(self, worker_id: str) -> Worker:
-        worker = self._owners.get(worker_id)
-        if worker is None:
-            raise UnknownWorker(f"no worker calls itself {worker_id!r:.200}: send a heartbeat first")
-        return worker
 
     # --- decisions --------------------------------------------------------------------------------------
 
