@@ -23,6 +23,7 @@ from router.core.fleet import Fleet, FleetConfig, Ticket
 from router.core.latency_samples import Usage
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.events import feed_events
 from worker.emulator.engine.request import EngineRequest, Output
 
 
@@ -267,7 +268,7 @@ class Simulation:
             if output.index == 0 or output.finish_reason is not None:
                 self._answer(worker, output)
         worker.engine.take_finished()
-        events = tuple(worker.engine.take_events())
+        events = tuple(feed_events(worker.engine.take_events()))
         if events:
             self._report(now, worker, events, worker.engine.load())
         elif not worker.reporting:

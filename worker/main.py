@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from kvcache.feed import WorkerInfo
+from kvcache.feed import Load, WorkerInfo
 from kvcache.keys import KEY_SCHEME
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from runtime.draining import Drain, DrainPolicy
@@ -25,6 +25,7 @@ from worker.asgi import Exposition, process_metrics
 from worker.emulator.async_engine import AsyncEngine
 from worker.emulator.engine.config import EngineConfig, EngineConfigError
 from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.events import CacheEvent, feed_events
 from worker.emulator.generators import GeneratorError, make_generator
 from worker.emulator.generators.base import Generator
 from worker.emulator.metrics import EngineMetrics, WorkerCollector, WorkerCounts, cache_config
@@ -61,9 +62,7 @@ class Worker:
         self.feed = FeedLog(self.epoch, self.engine.load())
         self.publisher = FeedPublisher(self.feed, clock)
         metrics = EngineMetrics(max_model_len)
-        self.async_engine = AsyncEngine(
-            self.engine, clock=clock, publish=self.publisher.publish, observer=metrics, timer=timer
-        )
+        self.async_engine = AsyncEngine(self.engine, clock=clock, publish=self._publish, observer=metrics, timer=timer)
         self.info = WorkerInfo(
             worker_id=settings.worker_id or default_worker_id(settings.host, port),
             epoch=self.epoch,
@@ -142,6 +141,9 @@ class Worker:
             self.async_engine.abort_all()
             return False
         return True
+
+    def _publish(self, events: Sequence[CacheEvent], load: Load) -> None:
+        self.publisher.publish(feed_events(events), load)
 
     def close(self) -> None:
         """Stop the timers and threads."""

@@ -13,12 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 
-from kvcache.keys import BlockKey
+from kvcache.keys import DEFAULT_SCOPE, BlockKey
 from kvcache.profiles import DEFAULT_PROFILE, profile
 from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.events import BlocksStored
 from worker.emulator.engine.request import EngineRequest
+from worker.emulator.engine.tokens import SequenceTokens
 
 RUN = 32
 """Blocks a sequence has."""
@@ -40,12 +42,13 @@ def _pass(cache: BlockPool, keys: list[list[BlockKey]]) -> dict[str, float]:
     """Seconds for each block, by operation, in one pass: every sequence is allocated, released, hit and released
     again."""
     held: list[list[int]] = []
+    content = SequenceTokens((), 16, DEFAULT_SCOPE)
     count = len(keys)
     # A stride spreads the operations over the cache: those that follow one another are far apart in memory.
     spread = [number * 7919 % count for number in range(count)]
     operations: dict[str, Callable[[int], None]] = {
         "allocate and evict": lambda n: held.append(cache.allocate(RUN)),
-        "store": lambda n: cache.store(held[n], keys[n], None),
+        "store": lambda n: cache.store(held[n], BlocksStored(tuple(keys[n]), None, content, 0)),
         "release": lambda n: cache.release(held[spread[n]]),
         "look up and acquire": lambda n: cache.acquire(cache.hits(keys[spread[n]])),
     }

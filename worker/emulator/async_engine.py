@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from kvcache.feed import Event, Load
+from kvcache.feed import Load
 from kvcache.keys import BlockKey
 from runtime.logs import EventLogger
 from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.events import CacheEvent
 from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, Output
 from worker.emulator.timer import LoopTimer, TimerFactory
 
@@ -62,7 +63,7 @@ class AsyncEngine:
         engine: Engine,
         *,
         clock: Callable[[], float],
-        publish: Callable[[Sequence[Event], Load], None],
+        publish: Callable[[Sequence[CacheEvent], Load], None],
         observer: Observer,
         timer: TimerFactory = LoopTimer,
     ) -> None:

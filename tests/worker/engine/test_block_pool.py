@@ -6,6 +6,7 @@ Not covered: the cost of an operation (`bench/micro/engine.py`), and whether the
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import settings
@@ -13,12 +14,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvcache.feed import Cleared, Removed, Stored
+from kvcache.keys import DEFAULT_SCOPE
 from worker.emulator.engine.block_pool import BlockPool, OutOfBlocksError
+from worker.emulator.engine.events import BlocksStored, feed_events
+from worker.emulator.engine.tokens import SequenceTokens
 
 
 def key(*path: int) -> bytes:
     """Name of a block by its path from the root; children of different parents never share one."""
     return bytes(path)
+
+
+def stored(keys: Iterable[bytes], parent: bytes | None = None) -> BlocksStored:
+    """The run of these blocks; the pool does not look at their tokens."""
+    return BlocksStored(tuple(keys), parent, SequenceTokens((), 1, DEFAULT_SCOPE), 0)
 
 
 class NaiveCache:
@@ -118,7 +127,7 @@ class BlockCacheMachine(RuleBasedStateMachine):
         full = count if fill else count - 1
         if full:
             keys = [key(*sequence.path[: depth + 1]) for depth in range(done, done + full)]
-            self.cache.store(blocks[:full], keys, key(*sequence.path[:done]) if done else None)
+            self.cache.store(blocks[:full], stored(keys, key(*sequence.path[:done]) if done else None))
             for block, name in zip(naive[:full], keys, strict=True):
                 self.naive.store(block, name)
                 self.expected.append(("stored", name))
@@ -145,7 +154,7 @@ class BlockCacheMachine(RuleBasedStateMachine):
     @rule()
     def take_events(self) -> None:
         seen: list[tuple] = []
-        for event in self.cache.take_events():
+        for event in feed_events(self.cache.take_events()):
             match event:
                 case Stored(_, keys):
                     seen += [("stored", name) for name in keys]
@@ -182,7 +191,7 @@ TestAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, d
 
 def hold(cache: BlockPool, *keys: bytes) -> list[int]:
     blocks = cache.allocate(len(keys))
-    cache.store(blocks, keys, None)
+    cache.store(blocks, stored(keys))
     return blocks
 
 
@@ -195,7 +204,7 @@ def test_evicts_the_least_recently_used_sequence_tail_first() -> None:
     cache.release(warm)
     cache.take_events()
     cache.allocate(4)
-    assert cache.take_events() == [Removed((b"c2", b"c1", b"w2", b"w1"))]
+    assert feed_events(cache.take_events()) == [Removed((b"c2", b"c1", b"w2", b"w1"))]
 
 
 def test_blocks_without_a_key_are_reused_before_cached_ones() -> None:
@@ -226,7 +235,7 @@ def test_equal_keys_are_held_and_evicted_one_by_one() -> None:
     assert cache.hits([b"a"]) == copies[0]
     cache.take_events()
     cache.allocate(2)
-    assert cache.take_events() == [Removed((b"a", b"a"))]
+    assert feed_events(cache.take_events()) == [Removed((b"a", b"a"))]
     assert cache.blocks() == [(b"a", None)]
     assert cache.hits([b"a"]) == copies[2]
 

@@ -17,6 +17,7 @@ import pytest
 from kvcache.feed import Event, Stored
 from kvcache.keys import BlockKey, block_keys
 from tests.worker.engine.conftest import make_engine
+from worker.emulator.engine.events import feed_events
 
 DATA = Path(__file__).parents[2] / "data" / "vllm"
 SIZE = 16
@@ -78,7 +79,7 @@ def replay(request_of: Callable) -> Callable[..., list[list[Change]]]:
                 emulated.submit(request_of(prompt, len(output), output), now)
             while (at := emulated.next_event()) is not None:
                 emulated.advance(now := at)
-                batches.append(changes_of(emulated.take_events()))
+                batches.append(changes_of(feed_events(emulated.take_events())))
         return [batch for batch in batches if batch]
 
     return run

@@ -16,6 +16,7 @@ from kvcache.feed import Cleared, Event, Removed, Stored
 from kvcache.profiles import LatencyModel
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.engine import Engine
+from worker.emulator.engine.events import feed_events
 from worker.emulator.engine.request import EngineRequest, FinishedRequest, Output
 from worker.emulator.engine.scheduler import Scheduler
 
@@ -99,7 +100,7 @@ def play(config: EngineConfig, plans: list[Plan]) -> Run:
     replayed: Counter[bytes] = Counter()
 
     def check() -> None:
-        for event in (events := engine.take_events()):
+        for event in (events := feed_events(engine.take_events())):
             match event:
                 case Stored(parent, keys):
                     assert parent is None or replayed[parent] > 0  # prefix-closed at every moment

@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, KeysView, Sequence
 
-from kvcache.feed import Cleared, Event, Removed, Stored
 from kvcache.keys import BlockKey
+from worker.emulator.engine.events import BlocksRemoved, BlocksStored, CacheCleared, CacheEvent
 
 
 class OutOfBlocksError(RuntimeError):
@@ -48,7 +48,7 @@ class BlockPool:
         self._parent: list[BlockKey | None] = [None] * total
         self._first: dict[BlockKey, int] = {}
         self._duplicates: dict[BlockKey, OrderedDict[int, None]] = {}
-        self._events: list[Event] = []
+        self._events: list[CacheEvent] = []
         self._removed: list[BlockKey] = []
         """Evictions since the last event in `_events`."""
 
@@ -108,20 +108,19 @@ class BlockPool:
         self.free -= count
         return taken
 
-    def store(self, blocks: Sequence[int], keys: Sequence[BlockKey], parent: BlockKey | None) -> None:
-        """Make `blocks`, which the caller uses and which are full, available for hits under `keys`. They are
-        consecutive blocks of one sequence after the block with the key `parent` (None: from the start of the
-        prompt)."""
+    def store(self, blocks: Sequence[int], stored: BlocksStored) -> None:
+        """Make `blocks`, which the caller uses and which are full, available for hits under the keys of `stored`, which
+        becomes an event."""
         first = self._first
-        above = parent
-        for block, key in zip(blocks, keys, strict=True):
+        above = stored.parent
+        for block, key in zip(blocks, stored.keys, strict=True):
             self._key[block] = key
             self._parent[block] = above
             if first.setdefault(key, block) != block:
                 self._duplicates.setdefault(key, OrderedDict())[block] = None
             above = key
         self._flush_removed()
-        self._events.append(Stored(parent, tuple(keys)))
+        self._events.append(stored)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Count one sequence less as a user of `blocks`, given in the order of the sequence. Blocks without a user
@@ -162,7 +161,7 @@ class BlockPool:
         self._first.clear()
         self._duplicates.clear()
         self._flush_removed()
-        self._events.append(Cleared())
+        self._events.append(CacheCleared())
         return True
 
     def blocks(self) -> list[tuple[BlockKey, BlockKey | None]]:
@@ -177,7 +176,7 @@ class BlockPool:
                 pairs.extend([pair] * len(self._duplicates[key]))
         return pairs
 
-    def take_events(self) -> list[Event]:
+    def take_events(self) -> list[CacheEvent]:
         """The changes since the last call, in order. Consecutive evictions are one event."""
         self._flush_removed()
         events, self._events = self._events, []
@@ -199,5 +198,5 @@ class BlockPool:
 
     def _flush_removed(self) -> None:
         if self._removed:
-            self._events.append(Removed(tuple(self._removed)))
+            self._events.append(BlocksRemoved(tuple(self._removed)))
             self._removed = []

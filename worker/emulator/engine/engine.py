@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from kvcache.feed import Event, Load
+from kvcache.feed import Load
 from kvcache.keys import BlockKey
 from kvcache.profiles import LatencyModel
 from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
+from worker.emulator.engine.events import CacheEvent
 from worker.emulator.engine.request import (
     EngineRequest,
     EngineStats,
@@ -85,7 +86,7 @@ class Engine:
             return self._step.end
         return self._ready_at if self._sequences else None
 
-    def take_events(self) -> list[Event]:
+    def take_events(self) -> list[CacheEvent]:
         """The changes of the cache since the last call, in order."""
         return self._cache.take_events()
 

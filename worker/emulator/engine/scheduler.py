@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kvcache.profiles import LatencyModel, blocks_to_compute
 from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
+from worker.emulator.engine.events import BlocksStored
 from worker.emulator.engine.request import EngineStats
 from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceState
 
@@ -139,10 +140,10 @@ class Scheduler:
             if self._looks_up(sequence):
                 end = (sequence.tokens - 1) // size
                 hits = sequence.known_hits
-                keys = sequence.keys(min(hits + 1, end))
+                keys = sequence.content.keys(min(hits + 1, end))
                 while hits and keys[hits - 1] not in cached:
                     hits -= 1
-                while hits < end and sequence.keys(hits + 1)[hits] in cached:
+                while hits < end and sequence.content.keys(hits + 1)[hits] in cached:
                     hits += 1
                 sequence.known_hits = hits
             tokens += sequence.tokens - sequence.known_hits * size
@@ -171,7 +172,7 @@ class Scheduler:
         if not self._may_fit(sequence):
             return None
         size, cache = self._block_size, self._cache
-        hits = cache.hits(sequence.each_key((sequence.tokens - 1) // size)) if self._looks_up(sequence) else []
+        hits = cache.hits(sequence.content.each_key((sequence.tokens - 1) // size)) if self._looks_up(sequence) else []
         missing = -(-sequence.tokens // size) - cache.in_use(hits) - cache.free
         if missing > 0:
             self._failed_admission = _FailedAdmission(sequence, len(hits), missing, cache.freed)
@@ -215,9 +216,9 @@ class Scheduler:
         if not self._looks_up(sequence):
             return False
         cached, hits = self._cache.cached, failed.hits
-        if hits and sequence.keys(hits)[hits - 1] not in cached:
+        if hits and sequence.content.keys(hits)[hits - 1] not in cached:
             return True
-        return hits < (sequence.tokens - 1) // self._block_size and sequence.keys(hits + 1)[hits] in cached
+        return hits < (sequence.tokens - 1) // self._block_size and sequence.content.keys(hits + 1)[hits] in cached
 
     def _compute_chunk(self, sequence: Sequence, count: int) -> float:
         """Prefill the next `count` tokens, whose full blocks can be hit at once (rule 6). Returns the seconds it
@@ -239,5 +240,7 @@ class Scheduler:
         if not self._caching:
             return
         end = sequence.computed // self._block_size
-        keys = sequence.keys(end)
-        self._cache.store(sequence.blocks[first:end], keys[first:end], keys[first - 1] if first else None)
+        content = sequence.content
+        keys = content.keys(end)
+        parent = keys[first - 1] if first else None
+        self._cache.store(sequence.blocks[first:end], BlocksStored(tuple(keys[first:end]), parent, content, first))

@@ -1,12 +1,13 @@
-"""One request inside the engine: its state, how far it is computed, its blocks and their keys."""
+"""One request inside the engine: its state, how far it is computed, and its blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import Enum, auto
 
-from kvcache.keys import BYTES_PER_TOKEN, BlockKey, PrefixHasher, pack_tokens
+from kvcache.keys import BYTES_PER_TOKEN
 from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, RequestTimes
+from worker.emulator.engine.tokens import SequenceTokens
 
 
 class SequenceState(Enum):
@@ -46,14 +47,13 @@ SEQUENCE_TRANSITIONS: Mapping[tuple[SequenceState, SequenceEvent], SequenceState
 class Sequence:
     """State of one unfinished request. Only the scheduler and the engine see and change it.
 
-    Tokens are packed once, at submission. A block is hashed when its key is first needed, and its key survives
-    preemption.
+    Tokens are packed once, at submission. The keys of its blocks survive preemption.
     """
 
     __slots__ = (
-        "_block_bytes", "_hasher", "_keys", "_packed", "admission_cost", "arrival", "block_cost", "blocks",
-        "cached_tokens", "computed", "first_token", "generated", "known_hits", "last_token", "preemptions",
-        "prompt_tokens", "request", "scheduled", "source", "state", "tokens",
+        "_packed", "admission_cost", "arrival", "block_cost", "blocks", "cached_tokens", "computed", "content",
+        "first_token", "generated", "known_hits", "last_token", "preemptions", "prompt_tokens", "request", "scheduled",
+        "source", "state", "tokens",
     )  # fmt: skip
 
     def __init__(self, request: EngineRequest, block_size: int, arrival: float) -> None:
@@ -79,10 +79,8 @@ class Sequence:
         self.scheduled: float | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
-        self._block_bytes = block_size * BYTES_PER_TOKEN
-        self._packed = bytearray(pack_tokens(request.prompt))
-        self._hasher = PrefixHasher(request.scope)
-        self._keys: list[BlockKey] = []
+        self.content = SequenceTokens(request.prompt, block_size, request.scope)
+        self._packed = self.content.packed
 
     def advance(self, event: SequenceEvent) -> None:
         """The one place where the state changes. Raises `KeyError` for an event that the state does not allow."""
@@ -93,26 +91,6 @@ class Sequence:
         self._packed += token.to_bytes(BYTES_PER_TOKEN, "little")
         self.tokens += 1
         self.generated += 1
-
-    def keys(self, end: int) -> list[BlockKey]:
-        """The keys of at least the first `end` blocks. The list must not be changed."""
-        if len(self._keys) < end:
-            for _ in self._hash(end):
-                pass
-        return self._keys
-
-    def each_key(self, end: int) -> Iterator[BlockKey]:
-        """The keys of the first `end` blocks, each hashed when it is reached."""
-        yield from self._keys[:end]
-        yield from self._hash(end)
-
-    def _hash(self, end: int) -> Iterator[BlockKey]:
-        """Extend the known keys to `end` blocks, one for each iteration."""
-        size, packed, known, extend = self._block_bytes, self._packed, self._keys, self._hasher.extend
-        for start in range(len(known) * size, end * size, size):
-            key = extend(bytes(packed[start : start + size]))
-            known.append(key)
-            yield key
 
     def finish(self, reason: FinishReason, at: float) -> FinishedRequest:
         """The record of the finished request."""

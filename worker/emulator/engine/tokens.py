@@ -1,0 +1,53 @@
+"""What identifies the blocks of one sequence: its tokens, and the scope in which they may be shared."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+
+from kvcache.keys import BYTES_PER_TOKEN, BlockKey, CacheScope, PrefixHasher, pack_tokens
+
+
+class SequenceTokens:
+    """The tokens of a sequence that grows, and the keys of its full blocks, each computed when it is first needed.
+
+    Events of the cache refer to it: what a block holds is only packed out where someone asks. Tokens are appended and
+    never changed, so what is read of a full block stays true.
+    """
+
+    __slots__ = ("_block_bytes", "_hasher", "_keys", "block_size", "packed", "scope")
+
+    def __init__(self, tokens: Sequence[int], block_size: int, scope: CacheScope) -> None:
+        self.block_size = block_size
+        self.scope = scope
+        self.packed = bytearray(pack_tokens(tokens))
+        """Little-endian uint32. A generated token is appended to it."""
+        self._block_bytes = block_size * BYTES_PER_TOKEN
+        self._hasher = PrefixHasher(scope)
+        self._keys: list[BlockKey] = []
+
+    def keys(self, end: int) -> list[BlockKey]:
+        """The keys of at least the first `end` blocks. The list must not be changed."""
+        if len(self._keys) < end:
+            for _ in self._hash(end):
+                pass
+        return self._keys
+
+    def each_key(self, end: int) -> Iterator[BlockKey]:
+        """The keys of the first `end` blocks, each hashed when it is reached."""
+        yield from self._keys[:end]
+        yield from self._hash(end)
+
+    def of_blocks(self, first: int, end: int) -> list[int]:
+        """The token ids of the blocks from index `first` up to `end`."""
+        size = self._block_bytes
+        tokens = array("I", bytes(self.packed[first * size : end * size]))
+        return tokens.tolist()
+
+    def _hash(self, end: int) -> Iterator[BlockKey]:
+        """Extend the known keys to `end` blocks, one for each iteration."""
+        size, packed, known, extend = self._block_bytes, self.packed, self._keys, self._hasher.extend
+        for start in range(len(known) * size, end * size, size):
+            key = extend(bytes(packed[start : start + size]))
+            known.append(key)
+            yield key
