@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RELEASE_VENV := $(VENV)/release
 DEMO_OUT ?= demo-results
 # Processes that run tests. More than there are cores: many tests wait for processes that they started.
 JOBS ?= 4
@@ -27,13 +28,14 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@ $(VENV)/.runtime $(VENV)/.release
+	@touch $@ $(VENV)/.runtime
 
-$(VENV)/.release: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[release]'
+$(VENV)/.release: deploy/release/requirements.txt | $(BIN)/python
+	$(BIN)/python -m venv $(RELEASE_VENV)
+	$(RELEASE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-install: $(VENV)/.dev ## create .venv with everything development needs
+install: $(VENV)/.dev $(VENV)/.release ## create .venv with everything development needs
 
 tools: $(VENV)/.dev ## fetch kubectl and helm into .tools, for the tests that use them
 	$(BIN)/python -m tests.kube.fetch_tools
@@ -42,7 +44,7 @@ demo: $(VENV)/.runtime ## serve a KVCluster on this machine under three strategi
 	$(BIN)/kvcluster compare examples/rag.yaml --workload rag \
 	  --strategies cache_aware,round_robin,least_loaded --out $(DEMO_OUT)
 
-test: check ## formatting, lint, types, import contract, and every test
+test: check $(VENV)/.release ## formatting, lint, types, import contract, and every test
 	$(PYTEST)
 
 unit: $(VENV)/.dev ## the tests that start no processes (seconds)
@@ -70,7 +72,7 @@ kind-delete: ## remove that cluster
 	deploy/kind/down.sh
 
 dist: $(VENV)/.release ## build the files of a release into dist/: wheel, SBOM, chart (IMAGE=... DIGEST=... VERSION=...)
-	deploy/release/build.sh $(BIN)/python "$$IMAGE" "$$DIGEST" "$$VERSION" dist
+	deploy/release/build.sh $(RELEASE_VENV)/bin/python "$$IMAGE" "$$DIGEST" "$$VERSION" dist
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .tools $(DEMO_OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

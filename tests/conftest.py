@@ -11,10 +11,6 @@ import hypothesis
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# jsonschema, which the kubernetes package imports where kubernetes-validate is installed, would compile 38 grammars to
-# check IRIs: two seconds in every worker of pytest-xdist. None of our schemas has IRIs.
-sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-
 # Examples have no deadline, because their duration depends on the machine. A failure prints what repeats it. Continuous
 # integration tries the same examples each time, so that a change does not fail because of an example that is new.
 _EVERYWHERE = {"deadline": None, "print_blob": True, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}

@@ -2,7 +2,7 @@
 # Builds every file of a release but the image: the wheel, the source distribution, the SBOM of what the wheel
 # installs, the chart that names the image, and the checksums of all of them.
 #
-#   deploy/release/build.sh PYTHON IMAGE DIGEST VERSION OUT      PYTHON: an interpreter with the extra `release`
+#   deploy/release/build.sh PYTHON IMAGE DIGEST VERSION OUT      PYTHON: an interpreter with requirements.txt installed
 set -euo pipefail
 
 fail() {
