@@ -4,6 +4,9 @@ Shape: `masks` maps a block key to a bitmask of worker slots, and each slot has 
 physical blocks (`counts`). Because a key names a whole prefix (`kvcache.keys`), the map is the trie: no node has
 children, and the depth of a match is found by probing depths, not by walking.
 
+There is one such layer for each tier and group of blocks (`kvcache.feed.Tier`), and one for blocks that are assumed.
+Layers other than that of group 0 on the GPU exist from the first block on that a worker holds there.
+
 Invariants of each layer (`_Layer`): bit s of `masks[k]` is set exactly when `counts[s][k] >= 1`; no mask is 0 and no
 count is 0.
 
@@ -14,8 +17,9 @@ Rejected: a set of keys per slot instead of counts, because an engine can hold t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from kvcache.feed import HeldElsewhere, Tier
 from kvcache.keys import BlockKey, PrefixKeys
 
 
@@ -35,10 +39,10 @@ class _Layer:
 
     __slots__ = ("counts", "masks", "sizes")
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int = 0) -> None:
         self.masks: dict[BlockKey, int] = {}
-        self.counts: list[dict[BlockKey, int]] = []
-        self.sizes: list[int] = []
+        self.counts: list[dict[BlockKey, int]] = [{} for _ in range(slots)]
+        self.sizes: list[int] = [0] * slots
 
     def grow(self) -> None:
         """Add a slot."""
@@ -95,10 +99,12 @@ class PrefixIndex:
     hashes only the depths it probes.
     """
 
-    __slots__ = ("_assumed", "_free", "_generations", "_stored")
+    __slots__ = ("_assumed", "_elsewhere", "_free", "_generations", "_stored")
 
     def __init__(self) -> None:
         self._stored = _Layer()
+        self._elsewhere: dict[tuple[Tier, int], _Layer] = {}
+        """The layers of the other tiers and groups than the GPU's group 0."""
         self._assumed = _Layer()
         self._free: list[int] = []
         self._generations: list[int] = []
@@ -111,8 +117,8 @@ class PrefixIndex:
             slot = min(self._free)
             self._free.remove(slot)
             return slot
-        self._stored.grow()
-        self._assumed.grow()
+        for layer in (self._stored, self._assumed, *self._elsewhere.values()):
+            layer.grow()
         self._generations.append(0)
         return len(self._generations) - 1
 
@@ -123,35 +129,49 @@ class PrefixIndex:
 
     # --- what workers state -----------------------------------------------------------------------------
 
-    def store(self, slot: int, keys: Sequence[BlockKey]) -> None:
+    def store(self, slot: int, keys: Sequence[BlockKey], tier: Tier = Tier.GPU, group: int = 0) -> None:
         """The worker holds one more physical block of each key."""
-        self._stored.add(slot, keys)
+        self._layer(tier, group).add(slot, keys)
 
-    def remove(self, slot: int, keys: Sequence[BlockKey]) -> int:
+    def remove(self, slot: int, keys: Sequence[BlockKey], tier: Tier = Tier.GPU, group: int = 0) -> int:
         """The worker holds one physical block less of each key. Returns how many it did not hold: 0 while the feed is
         in order."""
-        return self._stored.discard(slot, keys)
+        return self._layer(tier, group).discard(slot, keys)
 
     def clear(self, slot: int) -> None:
         """The worker's cache is empty, and assumptions about it are void."""
-        self._stored.replace(slot, ())
+        self.replace(slot, ())
         self._assumed.replace(slot, ())
         self._generations[slot] += 1
 
-    def replace(self, slot: int, keys: Iterable[BlockKey]) -> None:
-        """The worker holds exactly these blocks (each key once per physical block); assumptions stay."""
+    def replace(self, slot: int, keys: Iterable[BlockKey], elsewhere: Iterable[HeldElsewhere] = ()) -> None:
+        """The worker holds exactly these blocks (each key once per physical block), and those `elsewhere`; assumptions
+        stay."""
         self._stored.replace(slot, keys)
+        others = {(held.tier, held.group): held.keys for held in elsewhere}
+        for place in others:
+            self._layer(*place)
+        for place, layer in self._elsewhere.items():
+            layer.replace(slot, others.get(place, ()))
 
-    def held(self, slot: int) -> Counter[BlockKey]:
+    def _layer(self, tier: Tier, group: int) -> _Layer:
+        if tier is Tier.GPU and not group:
+            return self._stored
+        layer = self._elsewhere.get((tier, group))
+        if layer is None:
+            layer = self._elsewhere[tier, group] = _Layer(len(self._generations))
+        return layer
+
+    def held(self, slot: int, tier: Tier = Tier.GPU, group: int = 0) -> Counter[BlockKey]:
         """A copy of the multiset of keys that this slot holds."""
-        return Counter(self._stored.counts[slot])
+        return Counter(self._layer(tier, group).counts[slot])
 
-    def blocks(self, slot: int) -> int:
-        """Physical blocks of this slot."""
-        return self._stored.sizes[slot]
+    def blocks(self, slot: int, tier: Tier = Tier.GPU) -> int:
+        """Physical blocks of this slot in this tier (group 0)."""
+        return self._layer(tier, 0).sizes[slot]
 
     def __len__(self) -> int:
-        """Distinct keys that any worker states that it holds."""
+        """Distinct keys that any worker states that it holds on its GPU (group 0)."""
         return len(self._stored.masks)
 
     # --- what is assumed --------------------------------------------------------------------------------
@@ -208,6 +228,39 @@ class PrefixIndex:
                 split.append((middle, high, have))
         return found
 
+    def loads(self, keys: PrefixKeys, starts: Mapping[int, int], limit: int) -> Mapping[int, Mapping[Tier, int]]:
+        """How many blocks of the prompt each slot can load from its slower tiers, by tier: the unbroken run that begins
+        after the depth that it holds (`starts`, slots with their depths) and ends at `limit`. Slots that can load none
+        are left out.
+
+        A slower tier is not prefix-closed: an engine may evict a block from it and keep the block's children. So every
+        depth of a run is looked up; the number of lookups is the length of the longest run, whatever the number of
+        slots, and 0 while there are no blocks in slower tiers. A block in two tiers counts for the faster one.
+        """
+        runs = [
+            _Runs(tier, layer.masks)
+            for tier in _SLOWER
+            if (layer := self._elsewhere.get((tier, 0))) is not None and layer.masks
+        ]
+        found: dict[int, dict[Tier, int]] = {}
+        if not runs:
+            return found
+        joining = sorted(((depth, slot) for slot, depth in starts.items() if depth < limit), reverse=True)
+        alive, depth = 0, limit
+        while joining or alive:
+            if not alive:
+                depth = joining[-1][0]
+            while joining and joining[-1][0] == depth:
+                alive |= 1 << joining.pop()[1]
+            depth += 1
+            held, key = 0, keys.key(depth)
+            for run in runs:
+                held |= run.at(depth, key, alive & ~held, found)
+            alive = held if depth < limit else 0
+        for run in runs:
+            run.end(depth + 1, found)
+        return found
+
     def stated_depth(self, keys: PrefixKeys, slot: int, limit: int) -> int:
         """How many leading blocks of the prompt, up to `limit`, the worker itself states that it holds."""
         counts = self._stored.counts[slot]
@@ -220,6 +273,41 @@ class PrefixIndex:
                 high = probe
             probe = (low + high) // 2
         return low
+
+
+class _Runs:
+    """The runs that one tier contributes to a search for loads: which slots are in one, and where it began."""
+
+    __slots__ = ("_began", "_masks", "_now", "_tier")
+
+    def __init__(self, tier: Tier, masks: dict[BlockKey, int]) -> None:
+        self._tier = tier
+        self._masks = masks
+        self._now = 0
+        self._began: dict[int, int] = {}
+
+    def at(self, depth: int, key: BlockKey, wanted: int, found: dict[int, dict[Tier, int]]) -> int:
+        """The slots of the bitmask `wanted` that hold this block, the next deeper one of the prompt, in this tier."""
+        here = self._masks.get(key, 0) & wanted
+        if here != self._now:
+            self._leave(self._now & ~here, depth, found)
+            for slot in bits(here & ~self._now):
+                self._began[slot] = depth
+            self._now = here
+        return here
+
+    def end(self, depth: int, found: dict[int, dict[Tier, int]]) -> None:
+        """No run of this tier reaches `depth`."""
+        self._leave(self._now, depth, found)
+
+    def _leave(self, slots: int, depth: int, found: dict[int, dict[Tier, int]]) -> None:
+        for slot in bits(slots):
+            run = found.setdefault(slot, {})
+            run[self._tier] = run.get(self._tier, 0) + depth - self._began[slot]
+
+
+_SLOWER = (Tier.CPU, Tier.DISK)
+"""The tiers other than the GPU's, the faster first."""
 
 
 def _settle(found: dict[int, int], slots: int, depth: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum, auto
 
-from kvcache.feed import AdaptersChanged, Batch, Cleared, Eviction, Removed, Snapshot, Stored, Tier, WorkerInfo
+from kvcache.feed import AdaptersChanged, Batch, Cleared, Eviction, Removed, Snapshot, Stored, WorkerInfo
 from router.core.errors import FeedGap, FeedRejected, StaleEpoch
 from router.core.index import PrefixIndex
 
@@ -151,7 +151,7 @@ class View:
         if self.exact and snapshot.seq < max(self.seq, self.evicted):
             return
         if not (self.exact and snapshot.seq == self.seq == max(self.seq, self.evicted)):
-            self._index.replace(self.slot, (key for key, _ in snapshot.blocks))
+            self._index.replace(self.slot, (key for key, _ in snapshot.blocks), snapshot.elsewhere)
             self.seq = self.evicted = snapshot.seq
             self.state = transition(self.state, ViewEvent.SNAPSHOT_INSTALLED)
         self.confirmed_at = now
@@ -190,10 +190,10 @@ class View:
     def _apply_events(self, batch: Batch) -> None:
         for event in batch.events:
             match event:
-                case Stored(_, keys, Tier.GPU, 0):
-                    self._index.store(self.slot, keys)
-                case Removed(keys, Tier.GPU, 0):
-                    self.unknown += self._index.remove(self.slot, keys)
+                case Stored(_, keys, tier, group):
+                    self._index.store(self.slot, keys, tier, group)
+                case Removed(keys, tier, group):
+                    self.unknown += self._index.remove(self.slot, keys, tier, group)
                 case Cleared():
                     self._index.clear(self.slot)
                 case AdaptersChanged(names) if self.info is not None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+from kvcache.feed import HeldElsewhere, Tier
 from kvcache.keys import BlockKey, PrefixKeys, pack_tokens
 from router.core.index import Assumption, PrefixIndex
 from tests.router.core.support import BLOCK, keys_of
@@ -29,12 +30,13 @@ def search(path: Prompt) -> PrefixKeys:
     return PrefixKeys(pack_tokens(prompt_of(path)), BLOCK)
 
 
+SLOWER = (Tier.CPU, Tier.DISK)
 PATHS = st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple)
 
 
 class IndexMachine(RuleBasedStateMachine):
     """Stores and removes whole runs as an engine does, so that caches stay prefix-closed: a run is stored from its
-    start, and what is removed is a deepest block."""
+    start, and what is removed is a deepest block. The slower tiers store and remove any blocks."""
 
     slots: Bundle[int] = Bundle("slots")
     assumptions: Bundle[tuple[int, int, Assumption]] = Bundle("assumptions")
@@ -43,6 +45,7 @@ class IndexMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.index = PrefixIndex()
         self.stored: dict[int, Counter[BlockKey]] = {}
+        self.slower: dict[tuple[int, Tier], Counter[BlockKey]] = {}
         self.assumed: dict[int, list[tuple[int, list[BlockKey]]]] = {}
         self.paths: set[Prompt] = set()
         self.number = 0
@@ -53,12 +56,15 @@ class IndexMachine(RuleBasedStateMachine):
         assert slot not in self.stored, "a slot in use was handed out"
         assert slot <= len(self.stored), "masks stay as narrow as the fleet"
         self.stored[slot], self.assumed[slot] = Counter(), []
+        self.slower.update(((slot, tier), Counter()) for tier in SLOWER)
         return slot
 
     @rule(slot=consumes(slots))
     def drop(self, slot: int) -> None:
         self.index.drop(slot)
         del self.stored[slot], self.assumed[slot]
+        for tier in SLOWER:
+            del self.slower[slot, tier]
 
     @rule(slot=slots, path=PATHS)
     def store(self, slot: int, path: Prompt) -> None:
@@ -87,13 +93,31 @@ class IndexMachine(RuleBasedStateMachine):
     def clear(self, slot: int) -> None:
         self.index.clear(slot)
         self.stored[slot], self.assumed[slot] = Counter(), []
+        self.slower.update(((slot, tier), Counter()) for tier in SLOWER)
 
-    @rule(slot=slots, paths=st.lists(PATHS, max_size=4))
-    def replace(self, slot: int, paths: list[Prompt]) -> None:
+    @rule(slot=slots, tier=st.sampled_from(SLOWER), path=PATHS, first=st.integers(0, 8))
+    def store_elsewhere(self, slot: int, tier: Tier, path: Prompt, first: int) -> None:
+        keys = keys_of(prompt_of(path))[first:]
+        self.paths.add(path)
+        self.index.store(slot, keys, tier)
+        self.slower[slot, tier].update(keys)
+
+    @rule(slot=slots, tier=st.sampled_from(SLOWER), path=PATHS)
+    def remove_elsewhere(self, slot: int, tier: Tier, path: Prompt) -> None:
+        key = keys_of(prompt_of(path))[-1]
+        held = self.slower[slot, tier]
+        assert self.index.remove(slot, [key], tier) == (held[key] == 0)
+        self.slower[slot, tier] = held - Counter([key])
+
+    @rule(slot=slots, paths=st.lists(PATHS, max_size=4), slower=st.dictionaries(st.sampled_from(SLOWER), PATHS))
+    def replace(self, slot: int, paths: list[Prompt], slower: dict[Tier, Prompt]) -> None:
         keys = [key for path in paths for key in keys_of(prompt_of(path))]
         self.paths.update(paths)
-        self.index.replace(slot, keys)
+        elsewhere = {tier: keys_of(prompt_of(path)) for tier, path in slower.items()}
+        self.index.replace(slot, keys, [HeldElsewhere(tier, 0, tuple(held)) for tier, held in elsewhere.items()])
         self.stored[slot] = Counter(keys)
+        for tier in SLOWER:
+            self.slower[slot, tier] = Counter(elsewhere.get(tier, ()))
 
     @rule(target=assumptions, slot=slots, path=PATHS)
     def assume(self, slot: int, path: Prompt) -> tuple[int, int, Assumption]:
@@ -125,6 +149,9 @@ class IndexMachine(RuleBasedStateMachine):
         for slot, held in self.stored.items():
             assert self.index.held(slot) == held
             assert self.index.blocks(slot) == held.total()
+        for (slot, tier), held in self.slower.items():
+            assert self.index.held(slot, tier) == held
+            assert self.index.blocks(slot, tier) == held.total()
         assert len(self.index) == len(set().union(*self.stored.values()))
         assumed = {key for entries in self.assumed.values() for _, keys in entries for key in keys}
         assert self.index.assumed_blocks() == len(assumed)
@@ -140,6 +167,20 @@ class IndexMachine(RuleBasedStateMachine):
             if among >> slot & 1 and depth:
                 expected[slot] = depth
         assert self.index.depths(search(path), among, limit) == expected
+
+    @rule(path=PATHS, starts=st.dictionaries(st.integers(0, 5), st.integers(0, 9)), limit=st.integers(0, 9))
+    def loads_are_unbroken_runs_above_the_start(self, path: Prompt, starts: dict[int, int], limit: int) -> None:
+        keys = keys_of(prompt_of(path))
+        limit = min(limit, len(keys))
+        starts = {slot: depth for slot, depth in starts.items() if slot in self.stored}
+        expected: dict[int, Counter[Tier]] = {}
+        for slot, start in starts.items():
+            for key in keys[start:limit]:
+                tier = next((tier for tier in SLOWER if self.slower[slot, tier][key]), None)
+                if tier is None:
+                    break
+                expected.setdefault(slot, Counter())[tier] += 1
+        assert self.index.loads(search(path), starts, limit) == expected
 
     @rule(slot=slots, path=PATHS)
     def stated_depth_leaves_assumptions_out(self, slot: int, path: Prompt) -> None:
