@@ -43,7 +43,7 @@ class ProcessSettings(BaseSettings):
         except ValidationError as error:
             raise SettingsError("; ".join(_explain(detail) for detail in error.errors())) from None
         except SourceError as error:
-            raise SettingsError(str(error)) from None
+            raise SettingsError(f"{error}: {error.__cause__}") from None
 
 
 class ChatSettings(ProcessSettings):
@@ -104,5 +104,5 @@ def split_list(value: Any) -> list[str]:
 
 
 def _explain(detail: Any) -> str:
-    where = "--" + "-".join(str(part) for part in detail["loc"][:1]).replace("_", "-")
+    where = "--" + ".".join(part for part in detail["loc"] if isinstance(part, str)).replace("_", "-")
     return f"{where}: {detail['msg']}, not {detail['input']!r:.80}"

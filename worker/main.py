@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -35,7 +36,11 @@ from worker.emulator.timer import LoopTimer, TimerFactory, precise_timer
 from worker.feed.endpoints import CacheState, FeedEndpoints
 from worker.feed.log import FeedLog
 from worker.feed.publisher import FeedPublisher
+from worker.kv_events import EndpointError, WireFormat
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.emulator.kv_events.publisher import KVEventsPublisher
 
 logger = EventLogger("worker")
 
@@ -61,6 +66,7 @@ class Worker:
         self.engine = Engine(engine_config(settings, tokenizer), gpu.latency.scaled(settings.speed))
         self.feed = FeedLog(self.epoch, self.engine.load())
         self.publisher = FeedPublisher(self.feed, clock)
+        self.kv_events = kv_events_publisher(settings)
         metrics = EngineMetrics(max_model_len)
         self.async_engine = AsyncEngine(self.engine, clock=clock, publish=self._publish, observer=metrics, timer=timer)
         self.info = WorkerInfo(
@@ -114,7 +120,8 @@ class Worker:
                 ),
             )
         )
-        self.app = App(self.service, self.endpoints, Exposition(registry))
+        sources = {} if self.kv_events is None else {"0": self.kv_events.config.model_dump()}
+        self.app = App(self.service, self.endpoints, Exposition(registry), sources)
 
     async def drain(self, limit: float, cut_short: asyncio.Event) -> None:
         """Go on serving until requests stop coming, for `limit` seconds at most: this may be the last worker.
@@ -144,11 +151,15 @@ class Worker:
 
     def _publish(self, events: Sequence[CacheEvent], load: Load) -> None:
         self.publisher.publish(feed_events(events), load)
+        if self.kv_events is not None:
+            self.kv_events.take(events, self.engine.completed)
 
     def close(self) -> None:
         """Stop the timers and threads."""
         self.async_engine.close()
         self.publisher.close()
+        if self.kv_events is not None:
+            self.kv_events.close()
         self.service.close()
 
 
@@ -166,6 +177,19 @@ async def push(worker: Worker, settings: Settings, port: int) -> None:
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         for pusher in pushers:
             group.create_task(pusher.run(await stack.enter_async_context(posting_to(pusher.router_url))))
+
+
+def kv_events_publisher(settings: Settings) -> KVEventsPublisher | None:
+    """The publisher of vLLM's KV events, if the settings ask for it. Raises `EndpointError`."""
+    config = settings.published_kv_events
+    if config is None:
+        return None
+    from worker.emulator.kv_events.encoding import DEFAULT_SEED, VllmEvents
+    from worker.emulator.kv_events.publisher import KVEventsPublisher  # ZMQ: only where it is used
+
+    seed = os.environ.get("PYTHONHASHSEED", DEFAULT_SEED)
+    events = VllmEvents(WireFormat(settings.kv_events_format), {}, seed=seed)
+    return KVEventsPublisher(config, events, time.time)
 
 
 def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:
@@ -273,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.closing(generator):
             return run(lambda stop: serve(settings, tokenizer, generator, stop))
 
-    return exit_code("worker", start, SettingsError, TokenizerError, EngineConfigError, GeneratorError)
+    return exit_code("worker", start, SettingsError, TokenizerError, EngineConfigError, GeneratorError, EndpointError)
 
 
 if __name__ == "__main__":

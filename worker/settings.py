@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
 from runtime.settings import ChatSettings, SettingsError, split_list
 from worker.addresses import BaseUrl, base_url
+from worker.kv_events import KVEventsConfig
 
 
 class Settings(ChatSettings):
@@ -61,6 +62,16 @@ class Settings(ChatSettings):
     )
     advertise_url: BaseUrl | None = Field(None, description="URL under which a router reaches this worker")
 
+    kv_events: Literal["off", "zmq"] = Field(
+        "off", description="publish vLLM's KV events over ZMQ, for a cache agent; also by --kv-events-config"
+    )
+    kv_events_config: KVEventsConfig = Field(
+        default_factory=KVEventsConfig, description="where they are published, as JSON (vLLM: the same flag)"
+    )
+    kv_events_format: Literal["map", "array"] = Field(
+        "map", description="how an event is written: 'map' (vLLM 0.24 and later) or 'array' (0.11 to 0.22)"
+    )
+
     dev_mode: bool = Field(False, description="serve /reset_prefix_cache (vLLM: VLLM_SERVER_DEV_MODE)")
     enable_prompt_tokens_details: bool = Field(True, description="report cached tokens in usage")
     enable_request_id_headers: bool = Field(False, description="answer with an x-request-id header")
@@ -95,6 +106,13 @@ class Settings(ChatSettings):
     def gpu(self) -> Profile:
         """The profile that the settings name."""
         return profile(self.profile)
+
+    @property
+    def published_kv_events(self) -> KVEventsConfig | None:
+        """Where vLLM's KV events are published, if they are."""
+        switched = self.kv_events_config.model_copy(update={"enable_kv_cache_events": True, "publisher": "zmq"})
+        chosen = switched if self.kv_events == "zmq" else self.kv_events_config
+        return chosen if chosen.enabled else None
 
     @property
     def served_model(self) -> str:

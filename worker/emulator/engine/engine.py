@@ -86,6 +86,11 @@ class Engine:
             return self._step.end
         return self._ready_at if self._sequences else None
 
+    @property
+    def completed(self) -> int:
+        """How many steps have ended."""
+        return self.stats.steps - (self._step is not None)
+
     def take_events(self) -> list[CacheEvent]:
         """The changes of the cache since the last call, in order."""
         return self._cache.take_events()

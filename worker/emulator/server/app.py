@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
@@ -31,7 +31,9 @@ Methods = Mapping[str, Handler]
 class App:
     """One worker's HTTP API. Unknown paths get 404 and unknown methods 405, with FastAPI's messages, as in vLLM."""
 
-    def __init__(self, service: Service, feed: FeedEndpoints, exposition: Exposition) -> None:
+    def __init__(
+        self, service: Service, feed: FeedEndpoints, exposition: Exposition, kv_event_sources: Mapping[str, Any]
+    ) -> None:
         self._service = service
         metrics = exposition.metrics
         responses = Responses(store=service.store_responses)
@@ -50,7 +52,7 @@ class App:
             "/ping": {"GET": management.health, "POST": management.health},
             "/version": {"GET": management.constant({"version": VLLM_VERSION})},
             "/load": {"GET": management.load},
-            "/kv_event_sources": {"GET": management.constant({})},
+            "/kv_event_sources": {"GET": management.constant(kv_event_sources)},
             "/is_scaling_elastic_ep": {"POST": management.constant({"is_scaling_elastic_ep": False})},
             "/metrics": dict.fromkeys(_EVERY_METHOD, metrics),
             "/cache/state": {"GET": feed.state},

@@ -1,0 +1,1 @@
+"""vLLM's KV events, as the emulated engine publishes them over ZMQ."""
