@@ -71,6 +71,8 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
         "eject-longest": ejection.longest_seconds,
         "eject-share": ejection.share,
         "longest-pause": ejection.pause_seconds,
+        "session-ttl": spec.router.sessions.ttl_seconds,
+        "session-limit": spec.router.sessions.limit,
         "grace-period": spec.workers.drain_seconds,
         **chat_settings(spec),
     }

@@ -67,6 +67,8 @@ def fleet_config(settings: Settings) -> FleetConfig:
             share=settings.eject_share,
         ),
         longest_pause=settings.longest_pause,
+        session_ttl=settings.session_ttl,
+        session_limit=settings.session_limit,
     )
 
 

@@ -101,10 +101,11 @@ class FleetCollector(Collector):
             gauge("in_flight", "Requests of this router that are with a worker.", "worker"),
             gauge("worker_blocks", "Blocks a worker holds, as the router sees it.", "worker"),
             gauge("index_blocks", "Different blocks in the index."),
+            gauge("sessions", "Sessions that are remembered."),
         )
 
     def collect(self) -> Iterable[Metric]:
-        routed, states, age, in_flight, blocks, index = families = self._families()
+        routed, states, age, in_flight, blocks, index, sessions = families = self._families()
         counts = dict.fromkeys(("ready", "unmatched", "not_ready"), 0)
         by_state = dict.fromkeys(WorkerPhase, 0)
         del by_state[WorkerPhase.GONE]  # the fleet does not list such a worker
@@ -119,6 +120,7 @@ class FleetCollector(Collector):
             for state, count in numbers.items():
                 family.add_metric([str(state)], count)
         index.add_metric([], self._fleet.index_blocks)
+        sessions.add_metric([], len(self._fleet.sessions))
         return families
 
 

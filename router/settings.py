@@ -98,6 +98,12 @@ class Settings(ChatSettings):
     longest_pause: PositiveFloat = Field(
         30.0, description="seconds that a worker's Retry-After is honoured for at most"
     )
+    session_ttl: float = Field(
+        600.0,
+        ge=0,
+        description="seconds after its last request in which a session breaks ties; 0: none does",
+    )
+    session_limit: int = Field(65_536, ge=0, description="most sessions that are remembered")
 
     allowed_paths: Annotated[tuple[str, ...], NoDecode] = Field(
         (),

@@ -28,7 +28,7 @@ from controller.api.common import (
     rule_broken,
 )
 from controller.api.exposure import HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
-from controller.api.routing import Ejection, Limits, Liveness, Retries, Timeouts
+from controller.api.routing import Ejection, Limits, Liveness, Retries, Sessions, Timeouts
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
 
 API_VERSION: Final = "kvcluster.dev/v1alpha1"
@@ -189,6 +189,7 @@ class Router(Placement):
     retries: Retries = Retries()
     liveness: Liveness = Liveness()
     ejection: Ejection = Ejection()
+    sessions: Sessions = Sessions()
     cors_origins: list[Annotated[str, Field(pattern=ORIGIN_PATTERN, max_length=256)]] = Field(
         default_factory=list, max_length=32
     )

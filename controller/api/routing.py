@@ -73,6 +73,15 @@ class Liveness(SpecModel):
     """Seconds after which a view of a cache that nothing confirms is no longer used (`--view-timeout`)."""
 
 
+class Sessions(SpecModel):
+    """Which sessions a router remembers, so that a session's requests stay together where workers cost the same."""
+
+    ttl_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] | None = None
+    """Seconds after its last request in which a session is remembered; 0: sessions are ignored (`--session-ttl`)."""
+    limit: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
+    """Most sessions that a router remembers, about 250 bytes each (`--session-limit`)."""
+
+
 class Ejection(SpecModel):
     """When a router ejects a worker that fails while others do not, and for how long."""
 

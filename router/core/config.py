@@ -48,6 +48,10 @@ class FleetConfig:
     """In the tie-break by work assigned lately, work that is this old counts half."""
     reuse_half_life: float = 600.0
     """In the reuse score of a worker, blocks that were reused this long ago count half."""
+    session_ttl: float = 600.0
+    """A session breaks ties for this long after its last request; 0: never."""
+    session_limit: int = 65_536
+    """Most sessions that are remembered."""
     expected_output_tokens: int = 128
     """Assumed length of an answer until lengths have been observed."""
 

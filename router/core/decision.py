@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from kvcache.keys import PrefixKeys
+from router.core.sessions import Session
 
 
 class NoWorkerReady(RuntimeError):
@@ -41,6 +42,8 @@ class DecisionReason(StrEnum):
     """The worker with the fewest requests in flight (strategy least_loaded)."""
     ONLY_CANDIDATE = "only_candidate"
     """No other worker can take the request."""
+    STORED_RESPONSE = "stored_response"
+    """The request is about an earlier response, which only this worker stores."""
 
 
 class Unread(StrEnum):
@@ -70,6 +73,15 @@ class ReportedSequence:
     """How many of these the earlier sequences of the same request will have computed."""
 
 
+class StoredResponse(NamedTuple):
+    """An earlier response that a request is about."""
+
+    name: str
+    """Its id."""
+    tag: str | None
+    """Which worker stores it (`core.stored_responses`); None if the id does not say so."""
+
+
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
     """What the router knows of a request when it decides.
@@ -90,6 +102,12 @@ class RouteRequest:
     """The sequence whose cached tokens the answer will report; None: the prompt of `keys`."""
     unread: Unread | None = None
     """Why `keys` is None although there is a prompt."""
+    session: Session | None = None
+    """The session that it belongs to, if it states one."""
+    stored: StoredResponse | None = None
+    """The earlier response that it is about: only the worker that stores it can answer."""
+    stores: bool = False
+    """The worker may store its response, whose id has to say where that is."""
 
 
 class Candidate(NamedTuple):

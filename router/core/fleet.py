@@ -21,6 +21,8 @@ from router.core.latency_correction import FleetCorrection
 from router.core.outliers import Ejection, Outcome
 from router.core.ownership import Owners
 from router.core.reuse import PrefixPopularity, ReuseScore
+from router.core.sessions import SessionTable
+from router.core.stored_responses import holders
 from router.core.strategies import Choice, Conditions, candidates, find_strategy, serving
 from router.core.ticket import Assumptions, Ticket
 from router.core.view import View
@@ -58,6 +60,7 @@ class Fleet:
         self._circuits = Circuits(config, self._workers.values())
         self._assumptions = Assumptions(self._index, config.speculation_grace)
         self._popularity = PrefixPopularity()
+        self.sessions = SessionTable(config.session_ttl, config.session_limit)
         self._expired_at: float | None = None
         self._turn = 0
         self._tie = TIE_SECONDS + config.latency.decode / 2
@@ -105,6 +108,7 @@ class Fleet:
         """
         self._assumptions.expire(now)
         self._circuits.tick(now)
+        self.sessions.expire(now)
         timeout = self.config.liveness_timeout
         late = self._expired_at is not None and now - self._expired_at > timeout / 2
         self._expired_at = now
@@ -270,7 +274,8 @@ class Fleet:
     # --- decisions --------------------------------------------------------------------------------------
 
     def choose(self, request: RouteRequest, now: float, exclude: Collection[str] = ()) -> Decision:
-        """Where this request should go; not to `exclude` (URLs). Raises `NoWorkerReady`."""
+        """Where this request should go; not to `exclude` (URLs). Raises `NoWorkerReady`, or `HolderGone` if it is about
+        a stored response that no known worker has."""
         self._assumptions.expire(now)
         workers = self._candidates(request, exclude)
         shape = shape_of(request, self.config.block_size)
@@ -293,7 +298,12 @@ class Fleet:
         if len(figures) == 1:
             chosen, reason = Choice(figures[0], DecisionReason.ONLY_CANDIDATE)
         else:
-            chosen, reason = self._strategy(figures, Conditions(among != 0, self._tie))
+            session = request.session
+            last = self.sessions.find(session, now) if session is not None else None
+            hint = session is not None and session.hint
+            chosen, reason = self._strategy(figures, Conditions(among != 0, self._tie, last, hint))
+        if request.stored is not None:
+            reason = DecisionReason.STORED_RESPONSE
         return Decision(
             worker_id=chosen.worker_id,
             url=chosen.url,
@@ -326,6 +336,8 @@ class Fleet:
         worker = self._find(decision.url)
         self._turn += 1
         worker.turn = self._turn
+        if request.session is not None:
+            self.sessions.note(request.session, decision.url, now)
         shape = shape_of(request, self.config.block_size)
         matched, keys, view = decision.matched_blocks, request.keys, worker.view
         expected = worker.work.expect(shape, matched, now)
@@ -363,6 +375,8 @@ class Fleet:
             ticket.release(clock(), reused=ticket.served or ticket.answered)
 
     def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> list[Worker]:
+        if request.stored is not None:
+            return holders(self._workers.values(), request.stored, exclude, self.config.retry_after)
         workers = candidates(self._workers.values(), exclude)
         if not workers:
             known, ready = len(self._workers), len(candidates(self._workers.values()))

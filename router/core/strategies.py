@@ -64,6 +64,10 @@ class Conditions(NamedTuple):
     """Whether there was a prefix to match."""
     tie_seconds: float
     """Costs that differ by no more than this are equal: the estimate is not more precise."""
+    session_url: str | None = None
+    """The worker that got the last request of the same session; None if there is none, or it does not matter."""
+    session_hint: bool = False
+    """The session is only hinted at."""
 
 
 class Choice(NamedTuple):
@@ -79,11 +83,16 @@ class UnknownStrategyError(ValueError):
 
 
 def cache_aware(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
-    """The smallest cost. Ties: the longest match, then the least work assigned lately, then the fewest requests in
-    flight, then the longest unused."""
+    """The smallest cost. Ties: the longest match, then the worker of the session, then the least work assigned lately,
+    then the fewest requests in flight, then the longest unused."""
     bound = min(candidate.cost for candidate in candidates) + conditions.tie_seconds
     tied = [candidate for candidate in candidates if candidate.cost <= bound]
-    chosen = min(tied, key=lambda c: (-c.matched_blocks, c.assigned_seconds, c.in_flight, c.turn))
+    url = conditions.session_url
+    if url is not None and conditions.session_hint:
+        # What shares a hint may be a whole application's traffic: it stays together only while nobody waits for it.
+        fewest = min(candidate.in_flight for candidate in tied)
+        url = url if any(c.url == url and c.in_flight == fewest for c in tied) else None
+    chosen = min(tied, key=lambda c: (-c.matched_blocks, c.url != url, c.assigned_seconds, c.in_flight, c.turn))
     if not conditions.matchable:
         return Choice(chosen, DecisionReason.NO_PREFIX)
     longest = max(candidate.matched_blocks for candidate in candidates)

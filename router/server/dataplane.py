@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
 from router.metrics import Metrics
+from router.server.affinity import RESPONSES, named_response, with_session_header
 from router.server.cors import NO_CORS, Cors
 from router.server.headers import to_worker
 from router.server.paths import Access, access, repeatable
@@ -71,12 +72,14 @@ class DataPlane:
             method, _target(path, scope), headers, (await receive()).get("body", b""), repeatable(method, path)
         )
         route = PROMPTLESS
-        if method == "POST" and path in (COMPLETIONS, CHAT):
-            route = await self.prompts.read(path, request.body)
+        if method == "POST" and path in (COMPLETIONS, CHAT, RESPONSES):
+            route = with_session_header(await self.prompts.read(path, request.body), headers)
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.inc(route.prompt_tokens)
             elif route.unread is not None:
                 self.metrics.prompts_unread.labels(route.unread.value).inc()
+        elif (stored := named_response(path)) is not None:
+            route = replace(PROMPTLESS, stored=stored)
         return await self.proxy.forward(request, route, request_id, arrived, send)
 
 

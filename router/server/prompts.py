@@ -14,6 +14,7 @@ from kvcache.keys import CacheScope, PrefixKeys, TokenIdError, pack_tokens
 from kvcache.prompts import PromptError, chat_request_prompt, completion_request_prompts, request_scope
 from kvcache.tokens.tokenizer import Tokenizer, TooManyTokensError
 from router.core.decision import ReportedSequence, RouteRequest, Unread
+from router.server.affinity import RESPONSES, affine, affine_ends
 from router.server.prompt_queue import READ_TIMEOUT, Checkpoint, PromptQueue
 
 COMPLETIONS = "/v1/completions"
@@ -73,7 +74,7 @@ class PromptReader:
         """What the router knows about a request. If its prompt was not read, `keys` is None and `unread` says why."""
         size, longest = len(body), self._longest()
         if size > (longest or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + OTHER_FIELDS:
-            return _scan_ends(body, Unread.TOO_LONG)
+            return _scan_ends(path, body, Unread.TOO_LONG)
         if size <= INLINE_BODY:
             fields = _parse(body)
             if fields is None:
@@ -83,7 +84,7 @@ class PromptReader:
         try:
             return await self._queue.run(size, lambda checkpoint: self._read(path, body, longest, checkpoint))
         except TimeoutError:
-            return _scan_ends(body, Unread.BUSY)
+            return _scan_ends(path, body, Unread.BUSY)
 
     def _read(self, path: str, body: bytes, longest: int | None, checkpoint: Checkpoint) -> RouteRequest:
         fields = _parse(body)
@@ -96,6 +97,13 @@ class PromptReader:
 
     def _route(
         self, path: str, fields: Mapping[str, Any], longest: int | None, checkpoint: Checkpoint | None = None
+    ) -> RouteRequest:
+        if path == RESPONSES and fields.get("previous_response_id") is not None:
+            return affine(_unread(Unread.UNREADABLE, fields), path, fields)
+        return affine(self._read_prompt(path, fields, longest, checkpoint), path, fields)
+
+    def _read_prompt(
+        self, path: str, fields: Mapping[str, Any], longest: int | None, checkpoint: Checkpoint | None
     ) -> RouteRequest:
         if self.tokenizer is None:
             return _unread(Unread.NO_TOKENIZER, fields)
@@ -186,14 +194,16 @@ def _unread(why: Unread, fields: Mapping[str, Any]) -> RouteRequest:
     )
 
 
-def _scan_ends(body: bytes, why: Unread) -> RouteRequest:
+def _scan_ends(path: str, body: bytes, why: Unread) -> RouteRequest:
     """For a body that is not parsed: the model and whether it streams, if its first or last bytes show them."""
     model, streaming = None, False
-    for part in (body[:_ENDS], body[-_ENDS:]):
+    ends = (body[:_ENDS], body[-_ENDS:])
+    for part in ends:
         if found := _MODEL.search(part):
             model = _name(found[1])
         streaming = streaming or _STREAM.search(part) is not None
-    return RouteRequest(keys=None, prompt_tokens=None, streaming=streaming, model=model, unread=why)
+    route = RouteRequest(keys=None, prompt_tokens=None, streaming=streaming, model=model, unread=why)
+    return affine_ends(route, path, b"".join(ends))
 
 
 def _name(quoted: bytes) -> str | None:

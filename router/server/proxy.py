@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import ceil
 
@@ -14,11 +15,13 @@ import orjson
 from starlette.types import Send
 
 from kvcache.errors import ApiError
-from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest
+from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest, StoredResponse
 from router.core.fleet import Fleet
 from router.core.outliers import Ejection, Outcome
 from router.core.retries import Refusals, RequestKind, Retries, RetryBudget, RetryPolicy
+from router.core.stored_responses import HolderGone, response_id
 from router.metrics import Metrics
+from router.server.affinity import with_request_id
 from router.server.headers import find, retry_after
 from router.server.relay import AttemptFailure, Client, Relay
 from router.upstream.in_flight import InFlight, InFlightRequest, RequestEvent, RequestState
@@ -30,6 +33,8 @@ logger = EventLogger(__name__)
 
 EXCLUDED_PAUSE = 0.1
 """Seconds before a request is sent to the same worker again because there is no other."""
+SETTLED_AFTER = 10.0
+"""Seconds after its start by which a router knows every worker, those that register themselves included."""
 DRAIN_KNOWN_AFTER = 1.25
 """Seconds after a worker answered 503 by which its /health has been asked, so that it is known whether it drains."""
 
@@ -64,6 +69,11 @@ class Proxy:
     refusals: Refusals
     on_refused: Callable[[str, str], None]
     on_busy: Callable[[str], None]
+    started: float = field(init=False)
+    """When the router started."""
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
 
     async def forward(
         self, request: UpstreamRequest, route: RouteRequest, request_id: bytes, arrived: float, send: Send
@@ -111,6 +121,10 @@ class _ProxiedRequest:
     deadline: float | None = None
     """When to stop waiting for another worker; None before the first failure and the first wait."""
     retry_after: float = 1.0
+    unready: str = ""
+    """Why there was no worker, when one was last looked for in vain."""
+    holder_gone: bool = False
+    """No known worker stores the response that the request is about."""
     failure: AttemptFailure | None = None
     """The last attempt's failure."""
     told_to_wait_at: float | None = None
@@ -172,8 +186,12 @@ class _ProxiedRequest:
             now = proxy.clock()
             try:
                 return proxy.fleet.choose(self.client.route, now, self.excluded)
+            except HolderGone:
+                self.holder_gone = True
+                if now - proxy.started >= SETTLED_AFTER:
+                    return None
             except NoWorkerReady as error:
-                self.retry_after = error.retry_after
+                self.holder_gone, self.retry_after, self.unready = False, error.retry_after, str(error)
             if self.deadline is None:
                 self.deadline = now + proxy.policy.deadline
             if now >= self.deadline or self._has_final_answer(now):
@@ -243,7 +261,7 @@ class _ProxiedRequest:
                 proxy.fleet.dispatching(decision, self.client.route, proxy.clock) as ticket,
                 proxy.in_flight.at(decision.url, self.in_flight, proxy.clock()),
             ):
-                response = await proxy.upstream.send(decision.url, self.request)
+                response = await proxy.upstream.send(decision.url, self._outgoing(decision.url))
                 self.status = response.status
                 relay = Relay(
                     self.client,
@@ -272,6 +290,13 @@ class _ProxiedRequest:
             if response is not None:
                 response.close()
 
+    def _outgoing(self, url: str) -> UpstreamRequest:
+        """The request as this worker gets it: a response that it may store has an id that names it."""
+        if not self.client.route.stores:
+            return self.request
+        name = response_id(uuid.uuid4().hex, url)
+        return replace(self.request, body=with_request_id(self.request.body, name))
+
     def _failing(self, url: str, response: UpstreamResponse) -> FailureCause | None:
         """Why an answer should not reach the client while another worker may have a better one; None: it should."""
         proxy, status = self.proxy, response.status
@@ -281,7 +306,7 @@ class _ProxiedRequest:
             return FailureCause.BUSY
         if status >= 500 and status != 501:
             return FailureCause.STATUS_5XX
-        if status < 400 or status >= 500:
+        if status < 400 or status >= 500 or self.client.route.stored is not None:
             return None
         alike = [other for other, refused in self.doubted.items() if refused == status]
         for other in (*alike, url) if alike else ():
@@ -316,20 +341,40 @@ class _ProxiedRequest:
             await self.client.send({"type": "http.response.start", "status": self.status, "headers": headers})
             await self.client.send({"type": "http.response.body", "body": body})
             return
-        if self.failure is None:
-            message = "No worker is ready to serve this request. Try again later."
-        else:
-            message = f"No worker answered this request ({self.retries.sent} tried; the last: {self.failure.why})."
-        self.status = 503
-        await answer_error(
-            self.client.send,
-            ApiError(503, message),
-            [
-                (b"retry-after", b"%d" % max(1, ceil(self.retry_after))),
-                (b"x-request-id", self.client.request_id),
-                (b"x-kvcluster-attempts", b"%d" % self.retries.sent),
-            ],
+        error = self._no_worker()
+        self.status = error.status
+        headers = [
+            (b"x-request-id", self.client.request_id),
+            (b"x-kvcluster-attempts", b"%d" % self.retries.sent),
+        ]
+        if error.status == 503:
+            headers.append((b"retry-after", b"%d" % max(1, ceil(self.retry_after))))
+        await answer_error(self.client.send, error, headers)
+
+    def _no_worker(self) -> ApiError:
+        """The error that says why no worker answered."""
+        stored = self.client.route.stored
+        if stored is not None and self.holder_gone:
+            return response_not_found(stored)
+        if self.failure is not None:
+            return ApiError(
+                503, f"No worker answered this request ({self.retries.sent} tried; the last: {self.failure.why})."
+            )
+        if stored is not None:
+            message = f"The worker that stores response '{stored.name}' cannot answer now: {self.unready}."
+            return ApiError(503, f"{message} Try again later.")
+        return ApiError(503, "No worker is ready to serve this request. Try again later.")
+
+
+def response_not_found(stored: StoredResponse) -> ApiError:
+    """vLLM's error for a response that is not stored, and why that is so, as far as its id says."""
+    message = f"Response with id '{stored.name}' not found."
+    if stored.tag is not None:
+        message += (
+            " The worker that stored it has left, and its stored responses with it: send the whole conversation as"
+            " `input`, without `previous_response_id`."
         )
+    return ApiError(404, message, param="response_id", type="invalid_request_error")
 
 
 async def answer_error(send: Send, error: ApiError, headers: Headers) -> None:

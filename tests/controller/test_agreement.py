@@ -9,7 +9,7 @@ import pytest
 
 from controller.api.flags import RESERVED_FLAGS
 from controller.api.model import KVCluster, Strategy
-from controller.api.routing import Ejection, Limits, Liveness, Retries, Timeouts
+from controller.api.routing import Ejection, Limits, Liveness, Retries, Sessions, Timeouts
 from controller.local.desired_processes import Addresses, desired_processes
 from router.core.strategies import STRATEGIES
 from router.settings import Settings as RouterSettings
@@ -56,6 +56,7 @@ def test_a_router_takes_every_time_limit_of_the_spec(make_manifest):
         part: {info.alias or name: 1 if name in shares else 7 for name, info in model.model_fields.items()}
         for part, model in (
             *(("timeouts", Timeouts), ("retries", Retries), ("liveness", Liveness), ("ejection", Ejection)),
+            ("sessions", Sessions),
         )
     }
     plan = desired_processes(make_manifest(workers={"replicas": 2}, router=router), ADDRESSES)[-1]

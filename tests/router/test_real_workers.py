@@ -29,9 +29,9 @@ HOST = "127.66.0.1"
 class RealWorker:
     """`python -m worker.main` at an address of its own, whichever process is there now."""
 
-    def __init__(self, speed: float = 20.0) -> None:
+    def __init__(self, speed: float = 20.0, *flags: str) -> None:
         self.port = free_port(HOST)
-        self._speed = speed
+        self._flags = ("--speed", str(speed), *flags)
         self.process: Process | None = None
 
     @property
@@ -39,7 +39,7 @@ class RealWorker:
         return f"http://{HOST}:{self.port}"
 
     async def start(self) -> None:
-        flags = ("--host", HOST, "--port", str(self.port), "--speed", str(self._speed), "--log-level", "error")
+        flags = ("--host", HOST, "--port", str(self.port), "--log-level", "error", *self._flags)
         self.process = await asyncio.create_subprocess_exec(sys.executable, "-m", "worker.main", *flags)
 
     async def drain(self) -> None:

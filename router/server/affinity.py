@@ -1,0 +1,88 @@
+"""What ties a request to a worker besides its prompt: the session it belongs to, the stored response it is about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from router.core.decision import RouteRequest, StoredResponse
+from router.core.sessions import Session, session_of
+from router.core.stored_responses import stored_response
+from runtime.http.context import Headers
+
+RESPONSES = "/v1/responses"
+_SESSION_HEADERS = frozenset({b"x-session-id", b"x-dynamo-session-id"})
+"""vLLM 0.32 reads the first; the second is NVIDIA Dynamo's."""
+_HINTS = ("prompt_cache_key", "user")
+_EMPTY = re.compile(rb"\s*\}")
+_PREVIOUS = re.compile(rb'"previous_response_id"\s*:\s*("[^"\\]{1,256}")')
+
+
+def affine(route: RouteRequest, path: str, fields: Mapping[str, Any]) -> RouteRequest:
+    """The request with what its body says about sessions and stored responses."""
+    session = _session(fields, route.model)
+    stored = _previous(fields) if path == RESPONSES else None
+    stores = path == RESPONSES and "request_id" not in fields and fields.get("store") is not False
+    if session is None and stored is None and not stores:
+        return route
+    if stored is None:
+        return replace(route, session=session, stores=stores)
+    # Its prompt begins with turns that only the worker knows.
+    return replace(
+        route, keys=None, prompt_tokens=None, reported=None, unread=None, session=session, stored=stored, stores=stores
+    )
+
+
+def affine_ends(route: RouteRequest, path: str, ends: bytes) -> RouteRequest:
+    """The same for a body that is not parsed, by its first and last bytes."""
+    if path != RESPONSES:
+        return route
+    previous = _PREVIOUS.search(ends)
+    if previous is None:
+        return replace(route, stores=True)
+    return replace(route, stored=stored_response(previous[1][1:-1].decode("latin-1")), unread=None, stores=True)
+
+
+def with_session_header(route: RouteRequest, headers: Headers) -> RouteRequest:
+    """The request with the session that its headers state, if they state one: they are stronger than its body."""
+    for name, value in headers:
+        if name in _SESSION_HEADERS and value:
+            return replace(route, session=session_of("session", value.decode("latin-1"), route.model))
+    return route
+
+
+def named_response(path: str) -> StoredResponse | None:
+    """The response that a path below `RESPONSES` is about; None for other paths."""
+    if not path.startswith(RESPONSES + "/"):
+        return None
+    return stored_response(path[len(RESPONSES) + 1 :].partition("/")[0])
+
+
+def with_request_id(body: bytes, name: str) -> bytes:
+    """The body of `POST /v1/responses` with this id, as its first field: a client's own, which comes later, prevails.
+    A body that is no JSON object in UTF-8 stays as it is."""
+    opening = body.find(b"{")
+    if opening < 0 or body[:opening].strip() or body[opening + 1 : opening + 2] == b"\0":
+        return body
+    comma = b"" if _EMPTY.match(body, opening + 1) else b","
+    return b'%s{"request_id":"%s"%s%s' % (body[:opening], name.encode(), comma, body[opening + 1 :])
+
+
+def _session(fields: Mapping[str, Any], model: str | None) -> Session | None:
+    extra = fields.get("vllm_xargs")
+    for name in (fields.get("session_id"), extra.get("session_id") if isinstance(extra, Mapping) else None):
+        if isinstance(name, str) and name:
+            return session_of("session", name, model)
+    metadata = fields.get("metadata")
+    user = metadata.get("user_id") if isinstance(metadata, Mapping) else None
+    for kind, name in (*((hint, fields.get(hint)) for hint in _HINTS), ("user", user)):
+        if isinstance(name, str) and name:
+            return session_of(kind, name, model, hint=True)
+    return None
+
+
+def _previous(fields: Mapping[str, Any]) -> StoredResponse | None:
+    name = fields.get("previous_response_id")
+    return stored_response(name) if isinstance(name, str) else None
