@@ -149,16 +149,17 @@ class PrefixKeys:
                 checkpoint()
         self._computed = keys
 
-    def all(self, above: int = 0) -> list[BlockKey]:
-        """Keys of every full block deeper than `above`, first block first: O(length of the prompt beyond it)."""
+    def all(self, above: int = 0, stride: int = 1) -> list[BlockKey]:
+        """Keys of every `stride`-th full block deeper than `above` (a multiple of `stride`), first block first:
+        O(length of the prompt beyond it)."""
         if self._computed is not None:
-            return self._computed[above:]
+            return self._computed[above + stride - 1 :: stride]
         if above:
             self.key(above)
         state = self._states[above].copy()
-        size, packed = self._block_bytes, self._packed
+        size, packed = self._block_bytes * stride, self._packed
         keys = []
-        for end in range((above + 1) * size, self.depth * size + 1, size):
+        for end in range(above * self._block_bytes + size, self.depth * self._block_bytes + 1, size):
             state.update(packed[end - size : end])
             keys.append(state.copy().digest()[:KEY_BYTES])
         return keys

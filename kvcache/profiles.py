@@ -33,7 +33,8 @@ class ModelGeometry:
 class LatencyModel:
     """How long an engine step takes. Seconds.
 
-    A prefill costs `prefill_base + prefill_block x blocks computed`, or `prefill_cached` when every full block
+    A prefill costs `prefill_base + prefill_block x blocks computed` (blocks of `block_size` tokens, whatever the block
+    size of the cache), or `prefill_cached` when every full block
     of the prompt that may be reused is cached; a decode step costs `decode`, however many sequences share it
     (reading the weights dominates). A step that does both takes the longer of the two: the weights are read
     once for the prefill chunk and the decoding sequences ride along.
@@ -43,6 +44,8 @@ class LatencyModel:
     prefill_block: float
     prefill_cached: float
     decode: float
+    block_size: int = 16
+    """Tokens of the block that `prefill_block` is about."""
 
     def prefill(self, blocks: int) -> float:
         """Seconds of an unloaded prefill that computes `blocks` blocks; 0 means that all is cached."""
@@ -55,18 +58,21 @@ class LatencyModel:
             prefill_block=self.prefill_block / speed,
             prefill_cached=self.prefill_cached / speed,
             decode=self.decode / speed,
+            block_size=self.block_size,
         )
 
 
-def blocks_to_compute(prompt_tokens: int, cached_tokens: int, block_size: int) -> int:
+def blocks_to_compute(prompt_tokens: int, cached_tokens: int, block_size: int, unit: int = 0) -> int:
     """Blocks a prefill computes, partial last block included; 0 when all that may be cached is cached.
 
-    The last token of a prompt is always recomputed (vLLM rule 8), so "all is cached" means that the hit
-    covers every full block below the last token (and that there is a hit: a prompt of one block has none).
+    `block_size` is that of the cache; blocks of `unit` tokens are counted (0: those of the cache). The last token of a
+    prompt is always recomputed (vLLM rule 8), so "all is cached" means that the hit covers every full block below the
+    last token (and that there is a hit: a prompt of one block has none).
     """
     if cached_tokens and cached_tokens >= (prompt_tokens - 1) // block_size * block_size:
         return 0
-    return -(-prompt_tokens // block_size) - cached_tokens // block_size
+    unit = unit or block_size
+    return -(-prompt_tokens // unit) - cached_tokens // unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class Settings(ChatSettings):
 
     model: str | None = Field(None, min_length=1, description="served model; default: whatever the workers serve")
     tokenizer: str = Field("gpt2", description="'gpt2' (bundled), a folder with a tokenizer, or a Hugging Face id")
-    block_size: PositiveInt = Field(16, description="tokens of one KV-cache block; the workers' must be the same")
+    block_size: PositiveInt = Field(16, description="tokens of a block; those of the workers are multiples of it")
     profile: str = Field(DEFAULT_PROFILE, description=f"whose latencies to expect: {', '.join(sorted(PROFILES))}")
     speed: PositiveFloat = Field(1.0, description="how many times as fast as the profile's GPU the workers are")
 

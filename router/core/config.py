@@ -16,6 +16,7 @@ class FleetConfig:
     """Seconds and tokens throughout."""
 
     block_size: int
+    """Tokens of a block, in which depths are counted. Those of the workers may be multiples of it."""
     fingerprint: str
     """Of the router's tokenizer; the blocks of a worker with another one are not matched. Empty: it is not loaded
     (yet), and no worker's blocks are matched."""
@@ -59,8 +60,13 @@ class FleetConfig:
         """Why this worker's blocks cannot be matched here; None when they can."""
         if not self.fingerprint:
             return Mismatch(RejectReason.NO_TOKENIZER, "the router's tokenizer is not loaded: see /status for why")
+        if info.block_size % self.block_size or not info.block_size:
+            return Mismatch(
+                RejectReason.BLOCK_SIZE,
+                f"worker {info.worker_id!r} has block size {info.block_size}, which is no multiple of this router's "
+                f"{self.block_size}: start the router with a --block-size that divides it",
+            )
         checks = (
-            (RejectReason.BLOCK_SIZE, "block size", info.block_size, self.block_size, "start both with the same"),
             (RejectReason.KEY_SCHEME, "key scheme", info.key_scheme, self.key_scheme, "run the same release on both"),
             (
                 RejectReason.FINGERPRINT,

@@ -151,7 +151,9 @@ class Fleet:
     def _join(self, url: str) -> Worker:
         config = self.config
         work = Work(config, self._correction, self._decode_time)
-        worker = Worker(url, View(self._index, config.view_timeout), work, ReuseScore(config.reuse_half_life))
+        worker = Worker(
+            url, View(self._index, config.view_timeout, config.block_size), work, ReuseScore(config.reuse_half_life)
+        )
         self._workers[url] = worker
         return worker
 
@@ -290,7 +292,8 @@ class Fleet:
         best = max(depths.values(), default=0)
         charge = 0.0
         if best and request.keys is not None and not self._popularity.popular(request.keys.key(best)):
-            charge = self.config.recompute_charge * self.config.latency.prefill_block
+            latency = self.config.latency
+            charge = self.config.recompute_charge * latency.prefill_block * self.config.block_size / latency.block_size
         figures = tuple(
             worker.candidate(shape, depths.get(worker.view.slot, 0), best, charge, request.streaming, now)
             for worker in workers
@@ -326,7 +329,8 @@ class Fleet:
         depths: dict[int, int] = {}
         if view.usable(now):
             depths = self._index.depths(reported.keys, 1 << view.slot, reported.reusable_blocks)
-        return max(depths.get(view.slot, 0), reported.fresh_blocks)
+        stride = self._index.stride(view.slot)
+        return max(depths.get(view.slot, 0), reported.fresh_blocks // stride * stride)
 
     def dispatch(self, decision: Decision, request: RouteRequest, now: float) -> Ticket:
         """The request goes to the decision's worker now. The ticket must be released, however the request ends.
@@ -350,7 +354,7 @@ class Fleet:
             # Blocks that the worker states to hold stay, because the request uses them. Not assuming them saves hashing
             # all blocks of a long conversation at each turn.
             stated = self._index.stated_depth(keys, view.slot, matched)
-            assumption = self._index.assume(view.slot, keys.all(above=stated))
+            assumption = self._index.assume(view.slot, keys.all(stated, self._index.stride(view.slot)))
             certain = view.exact and stated == matched
         return Ticket(
             worker.work,

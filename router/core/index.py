@@ -96,10 +96,10 @@ class PrefixIndex:
 
     Slots are small integers that `open` hands out and that are used again after `drop`. Storing or removing a block is
     O(1); `clear`, `drop` and `replace` are O(blocks of that slot); `depths` is O(slots x log depth) lookups and
-    hashes only the depths it probes.
+    hashes only the depths it probes. Depths are in blocks of the router.
     """
 
-    __slots__ = ("_assumed", "_elsewhere", "_free", "_generations", "_stored")
+    __slots__ = ("_assumed", "_elsewhere", "_free", "_generations", "_slots_of", "_stored", "_strides")
 
     def __init__(self) -> None:
         self._stored = _Layer()
@@ -108,6 +108,10 @@ class PrefixIndex:
         self._assumed = _Layer()
         self._free: list[int] = []
         self._generations: list[int] = []
+        self._strides: list[int] = []
+        """How many of the router's blocks a block of each slot is long."""
+        self._slots_of: dict[int, int] = {}
+        """Stride -> bitmask of the slots that have it."""
 
     # --- slots ------------------------------------------------------------------------------------------
 
@@ -116,16 +120,32 @@ class PrefixIndex:
         if self._free:
             slot = min(self._free)
             self._free.remove(slot)
-            return slot
-        for layer in (self._stored, self._assumed, *self._elsewhere.values()):
-            layer.grow()
-        self._generations.append(0)
-        return len(self._generations) - 1
+        else:
+            slot = len(self._generations)
+            for layer in (self._stored, self._assumed, *self._elsewhere.values()):
+                layer.grow()
+            self._generations.append(0)
+            self._strides.append(1)
+        self.set_stride(slot, 1)
+        return slot
 
     def drop(self, slot: int) -> None:
         """Forget a worker that left; its slot is free for another one."""
         self.clear(slot)
         self._free.append(slot)
+
+    def set_stride(self, slot: int, stride: int) -> None:
+        """The worker's blocks are `stride` times as long as the router's: it has keys at the multiples of this depth.
+        Call it while the slot is empty; a slot is opened with 1."""
+        bit = 1 << slot
+        slots_of = {known: slots & ~bit for known, slots in self._slots_of.items() if slots & ~bit}
+        slots_of[stride] = slots_of.get(stride, 0) | bit
+        self._slots_of = slots_of
+        self._strides[slot] = stride
+
+    def stride(self, slot: int) -> int:
+        """How many of the router's blocks a block of this worker is long."""
+        return self._strides[slot]
 
     # --- what workers state -----------------------------------------------------------------------------
 
@@ -195,38 +215,44 @@ class PrefixIndex:
 
     def depths(self, keys: PrefixKeys, among: int, limit: int) -> dict[int, int]:
         """How many leading blocks of the prompt, up to `limit`, each slot of the bitmask `among` holds; slots that hold
-        none are left out.
+        none are left out. The depths of a slot are multiples of its stride."""
+        found: dict[int, int] = {}
+        for stride, slots in self._slots_of.items():
+            if slots & among and limit >= stride:
+                self._search(found, keys, slots & among, limit // stride, stride)
+        return found
+
+    def _search(self, found: dict[int, int], keys: PrefixKeys, among: int, limit: int, stride: int) -> None:
+        """Put the depths of the slots `among`, whose stride this is, into `found`. `limit` is in their own blocks.
 
         Caches are prefix-closed: a worker that holds depth d holds every depth below. So one search over depths serves
-        all workers and splits where they differ.
+        all workers of a stride and splits where they differ.
         """
         stored, assumed, key = self._stored.masks.get, self._assumed.masks.get, keys.key
-        found: dict[int, int] = {}
         below, at, alive = 0, 1, among
         split: list[tuple[int, int, int]] = []  # (depth they hold, depth they do not, slots)
         while alive and below < limit:
             at = min(at, limit)
-            probe = key(at)
+            probe = key(at * stride)
             have = (stored(probe, 0) | assumed(probe, 0)) & alive
             if alive != have:
                 split.append((below, at, alive & ~have))
             below, at, alive = at, at * 2, have
         if alive and below:
-            _settle(found, alive, below)
+            _settle(found, alive, below * stride)
         while split:
             low, high, slots = split.pop()
             if high - low == 1:
                 if low:
-                    _settle(found, slots, low)
+                    _settle(found, slots, low * stride)
                 continue
             middle = (low + high) // 2
-            probe = key(middle)
+            probe = key(middle * stride)
             have = (stored(probe, 0) | assumed(probe, 0)) & slots
             if slots != have:
                 split.append((low, middle, slots & ~have))
             if have:
                 split.append((middle, high, have))
-        return found
 
     def loads(self, keys: PrefixKeys, starts: Mapping[int, int], limit: int) -> Mapping[int, Mapping[Tier, int]]:
         """How many blocks of the prompt each slot can load from its slower tiers, by tier: the unbroken run that begins
@@ -237,14 +263,23 @@ class PrefixIndex:
         depth of a run is looked up; the number of lookups is the length of the longest run, whatever the number of
         slots, and 0 while there are no blocks in slower tiers. A block in two tiers counts for the faster one.
         """
+        found: dict[int, dict[Tier, int]] = {}
+        if any((layer := self._elsewhere.get((tier, 0))) is not None and layer.masks for tier in _SLOWER):
+            for stride, slots in self._slots_of.items():
+                of_stride = {slot: depth // stride for slot, depth in starts.items() if slots >> slot & 1}
+                if of_stride:
+                    self._search_loads(found, keys, of_stride, limit // stride, stride)
+        return found
+
+    def _search_loads(
+        self, found: dict[int, dict[Tier, int]], keys: PrefixKeys, starts: Mapping[int, int], limit: int, stride: int
+    ) -> None:
+        """Put what the slots of one stride can load into `found`. `starts` and `limit` are in their own blocks."""
         runs = [
-            _Runs(tier, layer.masks)
+            _Runs(tier, layer.masks, stride)
             for tier in _SLOWER
             if (layer := self._elsewhere.get((tier, 0))) is not None and layer.masks
         ]
-        found: dict[int, dict[Tier, int]] = {}
-        if not runs:
-            return found
         joining = sorted(((depth, slot) for slot, depth in starts.items() if depth < limit), reverse=True)
         alive, depth = 0, limit
         while joining or alive:
@@ -253,36 +288,36 @@ class PrefixIndex:
             while joining and joining[-1][0] == depth:
                 alive |= 1 << joining.pop()[1]
             depth += 1
-            held, key = 0, keys.key(depth)
+            held, key = 0, keys.key(depth * stride)
             for run in runs:
                 held |= run.at(depth, key, alive & ~held, found)
             alive = held if depth < limit else 0
         for run in runs:
             run.end(depth + 1, found)
-        return found
 
     def stated_depth(self, keys: PrefixKeys, slot: int, limit: int) -> int:
         """How many leading blocks of the prompt, up to `limit`, the worker itself states that it holds."""
-        counts = self._stored.counts[slot]
-        low, high = 0, limit + 1
-        probe = limit  # the usual answer is all of it
+        counts, stride = self._stored.counts[slot], self._strides[slot]
+        low, high = 0, limit // stride + 1
+        probe = high - 1  # the usual answer is all of it
         while high - low > 1:
-            if keys.key(probe) in counts:
+            if keys.key(probe * stride) in counts:
                 low = probe
             else:
                 high = probe
             probe = (low + high) // 2
-        return low
+        return low * stride
 
 
 class _Runs:
     """The runs that one tier contributes to a search for loads: which slots are in one, and where it began."""
 
-    __slots__ = ("_began", "_masks", "_now", "_tier")
+    __slots__ = ("_began", "_masks", "_now", "_stride", "_tier")
 
-    def __init__(self, tier: Tier, masks: dict[BlockKey, int]) -> None:
+    def __init__(self, tier: Tier, masks: dict[BlockKey, int], stride: int) -> None:
         self._tier = tier
         self._masks = masks
+        self._stride = stride
         self._now = 0
         self._began: dict[int, int] = {}
 
@@ -303,7 +338,7 @@ class _Runs:
     def _leave(self, slots: int, depth: int, found: dict[int, dict[Tier, int]]) -> None:
         for slot in bits(slots):
             run = found.setdefault(slot, {})
-            run[self._tier] = run.get(self._tier, 0) + depth - self._began[slot]
+            run[self._tier] = run.get(self._tier, 0) + (depth - self._began[slot]) * self._stride
 
 
 _SLOWER = (Tier.CPU, Tier.DISK)

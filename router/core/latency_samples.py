@@ -63,9 +63,8 @@ class Mark(NamedTuple):
 class LatencySamples:
     """Takes the samples of one worker and hands them to its correction. O(1) an answer; a few numbers of state."""
 
-    def __init__(self, latency: LatencyModel, block_size: int, correction: WorkerCorrection) -> None:
+    def __init__(self, latency: LatencyModel, correction: WorkerCorrection) -> None:
         self._latency = latency
-        self._block_size = block_size
         self._correction = correction
         self._seconds = 0.0
         self._count = 0
@@ -79,7 +78,7 @@ class LatencySamples:
     def reported(self, count: int, tokens: int) -> None:
         """The worker's own count of its prefills so far, and of the tokens computed in them; zeros: it does not say."""
         latency = self._latency
-        seconds = latency.prefill_base * count + latency.prefill_block * tokens / self._block_size
+        seconds = latency.prefill_base * count + latency.prefill_block * tokens / latency.block_size
         self._reported = Prefilled(count, seconds) if count else None
 
     def dispatched(self, seconds: float) -> None:
@@ -117,15 +116,18 @@ class LatencySamples:
             self._correction.observe(ended, self._ended_seconds, now)
             self.discard_prefills()
 
-    def answer_ended(self, sent: Mark, usage: Usage, predicted: float, now: float, *, certain: bool) -> None:
+    def answer_ended(
+        self, sent: Mark, usage: Usage, predicted: float, block_size: int, now: float, *, certain: bool
+    ) -> None:
         """An answer that did not stream has arrived, to a request sent at `sent`. Its time shows only the sum of
         prefill and decoding. If it does not state how much of its prompt was cached, its prefill is taken to be
-        `predicted`; `certain`: the prediction knew what was cached."""
+        `predicted`; `certain`: the prediction knew what was cached. `block_size`: tokens of a block of the worker."""
         if usage.completion is None:
             return
         own, trust = predicted, 1.0 if certain else GUESSED
         if usage.cached is not None:
-            own, trust = self._latency.prefill(blocks_to_compute(usage.prompt, usage.cached, self._block_size)), 1.0
+            computed = blocks_to_compute(usage.prompt, usage.cached, block_size, self._latency.block_size)
+            own, trust = self._latency.prefill(computed), 1.0
         self._observe(sent, sent.ahead + own, own, usage.completion - 1, now, trust)
 
     def stream_ended(self, first_token: Mark, usage: Usage, now: float) -> None:

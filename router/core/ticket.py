@@ -107,7 +107,9 @@ class Ticket:
         self._work.observe_length(usage)
         if self._first is None:
             self._work.observe_decode_time(now - self._mark.at - self._expected.queue - self._expected.prefill)
-            self._work.samples.answer_ended(self._mark, usage, self._expected.unloaded, now, certain=self._certain)
+            self._work.samples.answer_ended(
+                self._mark, usage, self._expected.unloaded, self._work.block_size, now, certain=self._certain
+            )
         else:
             self._work.samples.stream_ended(self._mark, usage, now)
 

@@ -66,10 +66,12 @@ class View:
     changes nothing, except that a batch of a later incarnation ends the copy at once.
     """
 
-    def __init__(self, index: PrefixIndex, timeout: float) -> None:
-        """`timeout`: seconds after which a copy that nothing has confirmed is no longer used."""
+    def __init__(self, index: PrefixIndex, timeout: float, block_size: int) -> None:
+        """`timeout`: seconds after which a copy that nothing has confirmed is no longer used; `block_size`: tokens of a
+        block of the router."""
         self._index = index
         self._timeout = timeout
+        self._block_size = block_size
         self.slot = index.open()
         self.state = ViewState.NONE
         self.info: WorkerInfo | None = None
@@ -122,8 +124,11 @@ class View:
         over until it is repeated."""
         if self.info is None:
             self._enter(ViewEvent.IDENTIFIED)
-        elif self.info.epoch != info.epoch:
+        elif (self.info.epoch, self.info.block_size) != (info.epoch, info.block_size):
             self._enter(ViewEvent.RESTARTED)
+        if self.info is None or self.info.block_size != info.block_size:
+            # A block size that is no multiple of the router's is refused (`FleetConfig.mismatch`).
+            self._index.set_stride(self.slot, max(1, info.block_size // self._block_size))
         self.info = info
         self.reconsider()
 

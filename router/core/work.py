@@ -61,7 +61,7 @@ class Expected(NamedTuple):
     longest: float
     """From now to the end of the longest answer that the request allows; infinite if it sets no limit."""
     blocks: int
-    """Blocks that the request takes in addition to those it reuses."""
+    """Blocks of the worker that the request takes in addition to those it reuses."""
 
 
 class DecodeTime:
@@ -98,8 +98,10 @@ class Work:
         self._config = config
         self._decode_time = decode_time
         self.correction = WorkerCorrection(correction, full_sample(config.latency))
-        self.samples = LatencySamples(config.latency, config.block_size, self.correction)
-        self.ledger = Ledger(config.latency.prefill(STEP_TOKENS // config.block_size))
+        self.samples = LatencySamples(config.latency, self.correction)
+        self.ledger = Ledger(config.latency.prefill(STEP_TOKENS // config.latency.block_size))
+        self.block_size = config.block_size
+        """Tokens of a block of the worker, in which its memory is counted; the router's until it says."""
         self.load: Load | None = None
         """The last report; None: there is none, or it is too old."""
         self.capacity = 0
@@ -127,7 +129,7 @@ class Work:
         self._foreign_seconds = 0.0
         if self._foreign_requests or self.ledger.has_non_streaming:
             latency = self._config.latency
-            blocks = load.prefill_tokens / self._config.block_size
+            blocks = load.prefill_tokens / latency.block_size
             seconds = latency.prefill_block * blocks + latency.prefill_base * load.waiting
             self._foreign_seconds = max(0.0, seconds * self.correction.prefill.factor(now) - pending)
         self._surplus_blocks = load.total_blocks - load.free_blocks - self.ledger.blocks
@@ -221,8 +223,8 @@ class Work:
         self.samples.take_prefills(now)
         prefill_factor, decode_factor = self.correction.prefill.factor(now), self.correction.decode.factor(now)
         queue = self.queue(now)
-        computed = blocks_to_compute(shape.prompt_tokens, matched * config.block_size, config.block_size)
-        unloaded = latency.prefill(computed)
+        size, cached = self.block_size, matched * config.block_size
+        unloaded = latency.prefill(blocks_to_compute(shape.prompt_tokens, cached, size, latency.block_size))
         prefill = unloaded * prefill_factor
         if self._decoding():  # a step that also decodes takes at least a decode step
             prefill = max(prefill, latency.decode * decode_factor)
@@ -230,7 +232,7 @@ class Work:
         if shape.output_tokens is not None:
             output = min(output, shape.output_tokens)
         decode = output * latency.decode * decode_factor
-        blocks = shape.prompt_blocks - matched + int(output) // config.block_size
+        blocks = -(-shape.prompt_tokens // size) - cached // size + int(output) // size
         memory = self._memory_wait(blocks) * decode_factor if self.capacity else 0.0
         longest = math.inf
         if shape.output_tokens is not None:

@@ -30,6 +30,9 @@ class WorkerStatus:
     blocks: int
     """Physical blocks in the copy."""
     capacity: int
+    """Usable blocks."""
+    block_size: int
+    """Tokens of one of its blocks; 0 until it says."""
     load: Load | None
     in_flight: int
     """Requests of this router."""
@@ -156,6 +159,7 @@ class Worker:
             self.reuse_score.clear()
             self._restarted()
         self.view.update(info)
+        self.work.block_size = info.block_size or self.work.block_size
         self.work.report(load, now)
 
     def close(self) -> None:
@@ -229,6 +233,7 @@ class Worker:
             view_age=now - view.confirmed_at if view.confirmed_at is not None else None,
             blocks=index.blocks(view.slot),
             capacity=work.capacity,
+            block_size=view.info.block_size if view.info is not None else 0,
             load=work.load,
             in_flight=work.ledger.in_flight,
             queue_seconds=work.queue(now),

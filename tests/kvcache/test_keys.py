@@ -56,6 +56,19 @@ def test_probing_in_any_order_gives_the_same_keys(
     assert keys.all() == wanted
     above = data.draw(st.integers(0, len(wanted)))
     assert keys.all(above) == wanted[above:]
+    stride = data.draw(st.integers(1, 5))
+    above -= above % stride
+    assert keys.all(above, stride) == wanted[above + stride - 1 :: stride]
+    keys.compute(lambda: None)
+    assert keys.all(above, stride) == wanted[above + stride - 1 :: stride]
+
+
+@given(token_ids, block_sizes, st.integers(1, 5), scopes)
+def test_longer_blocks_have_the_keys_of_the_shorter_ones_that_end_with_them(
+    tokens: list[int], block_size: int, stride: int, scope: CacheScope
+) -> None:
+    shorter = block_keys(tokens, block_size, scope)
+    assert block_keys(tokens, block_size * stride, scope) == shorter[stride - 1 :: stride]
 
 
 @given(token_ids, block_sizes, scopes)

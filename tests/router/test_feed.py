@@ -153,7 +153,7 @@ async def test_an_event_without_end_is_an_error_not_memory(start_router: StartRo
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        pytest.param({"block_size": 32}, "block_size", id="block size"),
+        pytest.param({"block_size": 24}, "block_size", id="block size"),
         pytest.param({"fingerprint": "0" * 32}, "fingerprint", id="fingerprint"),
     ],
 )

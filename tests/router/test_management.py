@@ -83,7 +83,7 @@ async def test_a_worker_registers_syncs_and_evicts_by_push(start_router: StartRo
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        pytest.param({"block_size": 32}, "block_size", id="block size"),
+        pytest.param({"block_size": 24}, "block_size", id="block size"),
         pytest.param({"fingerprint": "0" * 32}, "fingerprint", id="fingerprint"),
         pytest.param({"key_scheme": "md5"}, "key_scheme", id="key scheme"),
         pytest.param({"epoch": 4}, "stale_epoch", id="epoch"),

@@ -44,7 +44,9 @@ class Settings(ChatSettings):
     tokenizer: str = Field(
         "gpt2", description="the model's, as routers are told: 'gpt2' (bundled), a folder, or a Hugging Face id"
     )
-    block_size: PositiveInt | None = Field(None, description="tokens of one KV-cache block; default: the engine's")
+    block_size: PositiveInt | None = Field(
+        None, description="tokens of one KV-cache block, of an engine that does not say"
+    )
     blocks: PositiveInt | None = Field(None, description="usable KV-cache blocks; default: the engine's")
     poll_interval: PositiveFloat = Field(
         1.0, le=2.5, description="seconds between two polls of the engine's health and metrics"

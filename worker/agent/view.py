@@ -32,21 +32,20 @@ class Description:
 
     model: str
     block_size: int
-    stated_block_size: int
-    """The block size that routers are told: the engine's own. If the settings name another, routers refuse to match."""
     blocks: int
 
 
 def describe(scrape: Scrape, settings: Settings) -> Description:
-    """The description by the settings, and by the engine where the settings are silent. Raises `DescriptionError`."""
-    block_size = settings.block_size or scrape.block_size
+    """The description by the settings, and by the engine where the settings are silent; but an engine that states its
+    block size knows it best. Raises `DescriptionError`."""
+    block_size = scrape.block_size or settings.block_size
     blocks = settings.blocks or scrape.blocks
     if block_size is None or blocks is None:
         raise DescriptionError(
             "the engine's /metrics do not tell its cache's sizes (vllm:cache_config_info): set AGENT_BLOCK_SIZE and "
             "AGENT_BLOCKS"
         )
-    return Description(settings.model or scrape.model, block_size, scrape.block_size or block_size, blocks)
+    return Description(settings.model or scrape.model, block_size, blocks)
 
 
 class EngineView:
@@ -125,16 +124,9 @@ class EngineView:
         self.state.info = replace(
             self.state.info,
             model=description.model,
-            block_size=description.stated_block_size,
+            block_size=description.block_size,
             capacity=description.blocks,
         )
-        if description.block_size != description.stated_block_size:
-            logger.error(
-                "block_size_differs",
-                engine=description.stated_block_size,
-                wanted=description.block_size,
-                remedy=f"start vllm with --block-size {description.block_size}",
-            )
 
     def _new_follower(self, block_size: int) -> Follower:
         blocks = EngineBlocks(block_size, self._settings.group)

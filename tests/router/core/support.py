@@ -11,7 +11,7 @@ from router.core.fleet import Fleet, FleetConfig, Ticket
 BLOCK = 4
 """Tokens of a block: few, so that the prompts in tests are readable."""
 CAPACITY = 10_000
-LATENCY = LatencyModel(prefill_base=0.005, prefill_block=0.0025, prefill_cached=0.0005, decode=0.015)
+LATENCY = LatencyModel(prefill_base=0.005, prefill_block=0.0025, prefill_cached=0.0005, decode=0.015, block_size=BLOCK)
 
 
 def url_of(number: int) -> str:

@@ -134,7 +134,7 @@ def test_removals_of_unknown_blocks_are_counted(pulled: Fleet) -> None:
 
 
 MISMATCHES = {
-    RejectReason.BLOCK_SIZE: info(epoch=2, block_size=32),
+    RejectReason.BLOCK_SIZE: info(epoch=2, block_size=BLOCK + 2),
     RejectReason.FINGERPRINT: info(epoch=2, fingerprint="0" * 32),
     RejectReason.KEY_SCHEME: info(epoch=2, key_scheme="xxh3"),
     RejectReason.MODEL: info(epoch=2, model="another"),
@@ -381,7 +381,7 @@ def test_whatever_is_lost_or_repeated_the_index_ends_as_the_union_of_the_workers
             epochs[number] += 1
             seqs[number] = 0
             if change == "reconfigure":
-                sizes[number] = 2 * BLOCK if sizes[number] == BLOCK else BLOCK
+                sizes[number] = BLOCK + 2 if sizes[number] == BLOCK else BLOCK
         seqs[number] += bool(events)
         if fate != "lose":
             for _ in range(2 if fate == "twice" else 1):

@@ -47,16 +47,26 @@ class IndexMachine(RuleBasedStateMachine):
         self.stored: dict[int, Counter[BlockKey]] = {}
         self.slower: dict[tuple[int, Tier], Counter[BlockKey]] = {}
         self.assumed: dict[int, list[tuple[int, list[BlockKey]]]] = {}
+        self.strides: dict[int, int] = {}
         self.paths: set[Prompt] = set()
         self.number = 0
 
-    @rule(target=slots)
-    def open(self) -> int:
+    def keys(self, slot: int, path: Prompt) -> list[BlockKey]:
+        """Those of the prompt that an engine with the slot's block size has."""
+        stride = self.strides[slot]
+        return keys_of(prompt_of(path))[stride - 1 :: stride]
+
+    @rule(target=slots, stride=st.sampled_from([0, 0, 1, 2, 3]))
+    def open(self, stride: int) -> int:
+        """Stride 0: the worker never states a block size."""
         slot = self.index.open()
         assert slot not in self.stored, "a slot in use was handed out"
         assert slot <= len(self.stored), "masks stay as narrow as the fleet"
-        self.stored[slot], self.assumed[slot] = Counter(), []
+        self.stored[slot], self.assumed[slot], self.strides[slot] = Counter(), [], stride or 1
         self.slower.update(((slot, tier), Counter()) for tier in SLOWER)
+        if stride:
+            self.index.set_stride(slot, stride)
+        assert self.index.stride(slot) == self.strides[slot]
         return slot
 
     @rule(slot=consumes(slots))
@@ -68,7 +78,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(slot=slots, path=PATHS)
     def store(self, slot: int, path: Prompt) -> None:
-        keys = keys_of(prompt_of(path))
+        keys = self.keys(slot, path)
         self.paths.add(path)
         self.index.store(slot, keys)
         self.stored[slot].update(keys)
@@ -76,16 +86,12 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(slot=slots, data=st.data())
     def remove_deepest(self, slot: int, data: st.DataObject) -> None:
         held = self.stored[slot]
-        leaves = [
-            path[:depth]
-            for path in sorted(self.paths)
-            for depth in range(1, len(path) + 1)
-            if held[keys_of(prompt_of(path[:depth]))[-1]]
-            and not any(held[keys_of(prompt_of((*path[:depth], block)))[-1]] for block in range(3))
-        ]
+        runs = [[key for key in self.keys(slot, path) if held[key]] for path in sorted(self.paths)]
+        inner = {key for run in runs for key in run[:-1]}
+        leaves = [run[-1] for run in runs if run and run[-1] not in inner]
         if not leaves:
             return
-        key = keys_of(prompt_of(data.draw(st.sampled_from(leaves))))[-1]
+        key = data.draw(st.sampled_from(leaves))
         assert self.index.remove(slot, [key]) == 0
         self.stored[slot] = +(held - Counter([key]))
 
@@ -97,7 +103,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(slot=slots, tier=st.sampled_from(SLOWER), path=PATHS, first=st.integers(0, 8))
     def store_elsewhere(self, slot: int, tier: Tier, path: Prompt, first: int) -> None:
-        keys = keys_of(prompt_of(path))[first:]
+        keys = self.keys(slot, path)[first:]
         self.paths.add(path)
         self.index.store(slot, keys, tier)
         self.slower[slot, tier].update(keys)
@@ -111,9 +117,9 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(slot=slots, paths=st.lists(PATHS, max_size=4), slower=st.dictionaries(st.sampled_from(SLOWER), PATHS))
     def replace(self, slot: int, paths: list[Prompt], slower: dict[Tier, Prompt]) -> None:
-        keys = [key for path in paths for key in keys_of(prompt_of(path))]
+        keys = [key for path in paths for key in self.keys(slot, path)]
         self.paths.update(paths)
-        elsewhere = {tier: keys_of(prompt_of(path)) for tier, path in slower.items()}
+        elsewhere = {tier: self.keys(slot, path) for tier, path in slower.items()}
         self.index.replace(slot, keys, [HeldElsewhere(tier, 0, tuple(held)) for tier, held in elsewhere.items()])
         self.stored[slot] = Counter(keys)
         for tier in SLOWER:
@@ -121,7 +127,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(target=assumptions, slot=slots, path=PATHS)
     def assume(self, slot: int, path: Prompt) -> tuple[int, int, Assumption]:
-        keys = keys_of(prompt_of(path))
+        keys = self.keys(slot, path)
         self.paths.add(path)
         self.number += 1
         self.assumed[slot].append((self.number, keys))
@@ -135,10 +141,10 @@ class IndexMachine(RuleBasedStateMachine):
         if slot in self.assumed:
             self.assumed[slot] = [entry for entry in self.assumed[slot] if entry[0] != number]
 
-    @rule(target=slots, slot=consumes(slots))
-    def restart(self, slot: int) -> int:
+    @rule(target=slots, slot=consumes(slots), stride=st.sampled_from([0, 1, 2]))
+    def restart(self, slot: int, stride: int) -> int:
         self.drop(slot)
-        return self.open()
+        return self.open(stride)
 
     @rule(target=slots)
     def nothing(self) -> object:
@@ -158,35 +164,39 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(path=PATHS, among=st.integers(0, 2**6 - 1), limit=st.integers(0, 9))
     def depths_are_the_longest_contiguous_matches(self, path: Prompt, among: int, limit: int) -> None:
-        keys = keys_of(prompt_of(path))
-        limit = min(limit, len(keys))
+        limit = min(limit, len(path))
         expected = {}
         for slot, held in self.stored.items():
-            present = set(held) | {key for _, entry in self.assumed[slot] for key in entry}
-            depth = next((at for at, key in enumerate(keys[:limit]) if key not in present), limit)
+            present, stride = set(held) | {key for _, entry in self.assumed[slot] for key in entry}, self.strides[slot]
+            keys = self.keys(slot, path)[: limit // stride]
+            depth = next((at for at, key in enumerate(keys) if key not in present), len(keys))
             if among >> slot & 1 and depth:
-                expected[slot] = depth
+                expected[slot] = depth * stride
         assert self.index.depths(search(path), among, limit) == expected
 
     @rule(path=PATHS, starts=st.dictionaries(st.integers(0, 5), st.integers(0, 9)), limit=st.integers(0, 9))
     def loads_are_unbroken_runs_above_the_start(self, path: Prompt, starts: dict[int, int], limit: int) -> None:
-        keys = keys_of(prompt_of(path))
-        limit = min(limit, len(keys))
-        starts = {slot: depth for slot, depth in starts.items() if slot in self.stored}
+        limit = min(limit, len(path))
+        starts = {
+            slot: depth // self.strides[slot] * self.strides[slot]
+            for slot, depth in starts.items()
+            if slot in self.stored
+        }
         expected: dict[int, Counter[Tier]] = {}
         for slot, start in starts.items():
-            for key in keys[start:limit]:
+            stride = self.strides[slot]
+            for key in self.keys(slot, path)[start // stride : limit // stride]:
                 tier = next((tier for tier in SLOWER if self.slower[slot, tier][key]), None)
                 if tier is None:
                     break
-                expected.setdefault(slot, Counter())[tier] += 1
+                expected.setdefault(slot, Counter())[tier] += stride
         assert self.index.loads(search(path), starts, limit) == expected
 
     @rule(slot=slots, path=PATHS)
     def stated_depth_leaves_assumptions_out(self, slot: int, path: Prompt) -> None:
-        keys = keys_of(prompt_of(path))
+        keys = self.keys(slot, path)
         depth = next((at for at, key in enumerate(keys) if not self.stored[slot][key]), len(keys))
-        assert self.index.stated_depth(search(path), slot, len(keys)) == depth
+        assert self.index.stated_depth(search(path), slot, len(path)) == depth * self.strides[slot]
 
 
 IndexMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -254,14 +254,12 @@ async def test_an_absent_engine(beside: Start) -> None:
         assert await running.metric("following") == 0
 
 
-async def test_a_block_size_that_differs_is_stated_so_that_routers_refuse_it(beside: Start) -> None:
+async def test_the_block_size_is_the_engine_s_whatever_the_settings_say(beside: Start) -> None:
     async with FakeEngine() as engine, beside(engine, block_size=32) as running:
         await follows(running)
         await engine.publish(A)
-        await eventually(lambda: running.agent.view.follower.blocks.dropped.total() == 1)
-        assert await running.metric("dropped_blocks_total", reason="block_size") == 1
-        snapshot = await running.snapshot()
-        assert (snapshot.info.block_size, snapshot.blocks) == (16, ())
+        await sees(running, keys(1))
+        assert (await running.snapshot()).info.block_size == 16
 
 
 async def test_an_engine_that_returns_with_another_description(beside: Start) -> None:

@@ -53,7 +53,7 @@ class DropReason(StrEnum):
     MEDIUM = "medium"  # it lies elsewhere than on the GPU
     GROUP = "group"  # it belongs to another KV-cache group of a hybrid model
     KIND = "kind"  # its attention does not reuse whole prefixes
-    BLOCK_SIZE = "block_size"  # it holds another number of tokens than routers look for
+    BLOCK_SIZE = "block_size"  # it holds another number of tokens than the engine's metrics say
     ADAPTER = "adapter"  # its LoRA adapter is given by a number only
     EXTRA_KEYS = "extra_keys"  # an image or an embedding is part of its identity
     UNREADABLE = "unreadable"  # the event names no tokens, or not as many as its blocks hold

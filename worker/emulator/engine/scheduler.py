@@ -223,7 +223,7 @@ class Scheduler:
     def _compute_chunk(self, sequence: Sequence, count: int) -> float:
         """Prefill the next `count` tokens, whose full blocks can be hit at once (rule 6). Returns the seconds it
         takes."""
-        size = self._block_size
+        size, unit = self._block_size, self._latency.block_size
         begin = sequence.computed
         end = begin + count
         sequence.computed = end
@@ -231,7 +231,7 @@ class Scheduler:
             self._store(sequence, begin // size)
         if end == sequence.tokens:
             sequence.advance(SequenceEvent.PREFILLED)
-        seconds = sequence.admission_cost + sequence.block_cost * (-(-end // size) - -(-begin // size))
+        seconds = sequence.admission_cost + sequence.block_cost * (-(-end // unit) - -(-begin // unit))
         sequence.admission_cost = 0.0
         return seconds
 
