@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from runtime.http.server import AnswerAborted
+
 RESPONSES = "/v1/responses"
 
 
@@ -83,22 +85,59 @@ async def test_a_stored_response_is_found_and_continued(start) -> None:
 async def test_a_response_is_made_in_the_background_followed_and_cancelled(start) -> None:
     harness = start(enable_responses_store=True, mean_output_tokens=100_000)
     body = {"input": "hi", "max_output_tokens": 50, "background": True}
-    queued = (await harness.client.post(RESPONSES, body)).json()
-    assert (queued["status"], queued["output"]) == ("queued", [])
-    followed = await harness.client.get(f"{RESPONSES}/{queued['id']}?stream=true&starting_after=1")
-    told = events(followed)
+    streamed, reply = harness.client.begin("POST", RESPONSES, body | {"stream": True, "request_id": "resp_1"})
+    await asyncio.sleep(0.5)
+    assert reply.text.startswith("event: response.created")
+    looked_up = (await harness.client.get(f"{RESPONSES}/resp_1")).json()
+    assert (looked_up["status"], looked_up["output"]) == ("queued", [])
+    told = events(await harness.client.get(f"{RESPONSES}/resp_1?stream=true&starting_after=1"))
     assert told[0][0] == "response.output_item.added"
     assert told[-1][1]["response"]["status"] == "incomplete"
-    assert (await harness.client.get(f"{RESPONSES}/{queued['id']}")).json() == told[-1][1]["response"]
+    assert events(await streamed)[2:] == told
+    assert (await harness.client.get(f"{RESPONSES}/resp_1")).json() == told[-1][1]["response"]
 
     other = (await harness.client.post(RESPONSES, body | {"max_output_tokens": 500})).json()
+    assert (other["status"], other["output"]) == ("queued", [])
+    with pytest.raises(AnswerAborted):  # only the events of a stream are kept
+        await harness.client.get(f"{RESPONSES}/{other['id']}?stream=true")
     await asyncio.sleep(1)
     assert harness.worker.async_engine.active == 1
     cancelled = await harness.client.post(f"{RESPONSES}/{other['id']}/cancel", {})
-    assert cancelled.json()["status"] == "cancelled"
+    assert cancelled.json() == other | {"status": "cancelled"}
+    again = await harness.client.post(f"{RESPONSES}/{other['id']}/cancel", {})
+    assert again.json()["error"]["message"] == "Cannot cancel a synchronous response."
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert harness.worker.async_engine.active == 0
+
+
+@pytest.mark.looptime
+async def test_a_streamed_response_is_stored_once_it_is_complete(start) -> None:
+    client = start(enable_responses_store=True).client
+    body = {"input": "hi", "max_output_tokens": 20, "stream": True, "request_id": "resp_1", "ignore_eos": True}
+    streamed, _ = client.begin("POST", RESPONSES, body)
+    await asyncio.sleep(0.1)
+    assert (await client.get(f"{RESPONSES}/resp_1")).status == 404
+    final = events(await streamed)[-1][1]["response"]
+    assert (await client.get(f"{RESPONSES}/resp_1")).json() == final
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("starting_after=x", "{'type': 'int_parsing', 'loc': 'query.starting_after', 'msg': 'Input should be a valid "
+         "integer, unable to parse string as an integer', 'input': 'x'}"),
+        ("stream=maybe", "{'type': 'bool_parsing', 'loc': 'query.stream', 'msg': 'Input should be a valid boolean, "
+         "unable to interpret input', 'input': 'maybe'}"),
+    ],
+)  # fmt: skip
+async def test_the_query_of_a_look_up_is_checked(start, query: str, message: str) -> None:
+    client = start(speed=1000, enable_responses_store=True).client
+    made = (await client.post(RESPONSES, {"input": "hi", "max_output_tokens": 1})).json()
+    refused = await client.get(f"{RESPONSES}/{made['id']}?{query}")
+    param = f"query.{query.partition('=')[0]}"
+    wanted = {"message": f"1 validation error:\n  {message}", "type": "Bad Request", "param": param, "code": 400}
+    assert (refused.status, refused.json()["error"]) == (400, wanted)
 
 
 async def test_json_is_made_where_json_is_asked_for(start) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import parse_qs
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -56,13 +57,14 @@ def unsupported_media_type() -> ApiError:
     return ApiError(400, message, type="Bad Request")
 
 
-def validation_failed(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The error for a request that does not fit its model. `errors`: pydantic's, with `loc` from the body's root."""
-    shown = "".join(f"\n  {_detail(entry)}" for entry in errors[:_SHOWN])
+def validation_failed(errors: Sequence[Mapping[str, Any]], part: str = "body") -> ApiError:
+    """The error for a request that does not fit its model. `errors`: pydantic's, with `loc` from the root of that part
+    of the request."""
+    shown = "".join(f"\n  {_detail(entry, part)}" for entry in errors[:_SHOWN])
     plural = "" if len(errors) == 1 else "s"
     more = f"\n  ...and {len(errors) - _SHOWN} more errors" if len(errors) > _SHOWN else ""
     message = f"{len(errors)} validation error{plural}:{shown}{more}"
-    return ApiError(400, sanitized(message), param=_location(errors[0]["loc"]), type="Bad Request")
+    return ApiError(400, sanitized(message), param=_location(errors[0]["loc"], part), type="Bad Request")
 
 
 def sanitized(message: str) -> str:
@@ -80,15 +82,15 @@ _LEAKS = (
 )
 
 
-def _location(loc: Sequence[object]) -> str:
-    parts = ["body", *map(str, loc)]
-    return ".".join(part for part in parts if not (_BRACKETS.search(part) or part.lower() in _INTERNAL))
+def _location(loc: Sequence[object], part: str) -> str:
+    parts = [part, *map(str, loc)]
+    return ".".join(name for name in parts if not (_BRACKETS.search(name) or name.lower() in _INTERNAL))
 
 
-def _detail(entry: Mapping[str, Any]) -> str:
+def _detail(entry: Mapping[str, Any], part: str) -> str:
     detail = {
         "type": entry["type"],
-        "loc": _location(entry["loc"]),
+        "loc": _location(entry["loc"], part),
         "msg": entry["msg"],
         "input": _summary(entry["input"]),
     }
@@ -123,6 +125,15 @@ def parse_body(raw: bytes) -> Any:
     if value is None:
         raise validation_failed([{"type": "missing", "loc": (), "msg": "Field required", "input": None}])
     return value
+
+
+def validated_query(model: type[_Request], query: str) -> _Request:
+    """The parameters of a query string, of each the last. Raises `ApiError`."""
+    given = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise validation_failed(error.errors(include_url=False), "query") from None
 
 
 def validated(model: type[_Request] | TypeAdapter[_Request], value: Any) -> _Request:

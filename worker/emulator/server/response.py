@@ -79,6 +79,11 @@ class Response:
     def ended(self) -> bool:
         return self.status not in (ResponseStatus.QUEUED, ResponseStatus.IN_PROGRESS)
 
+    @property
+    def complete(self) -> bool:
+        """Whether it ended with `response.completed`."""
+        return self.status in (ResponseStatus.COMPLETED, ResponseStatus.INCOMPLETE)
+
     def advance(self, event: ResponseEvent) -> None:
         """The one place where the status changes. Raises `KeyError` for an event that the status does not allow."""
         self.status = RESPONSE_TRANSITIONS[self.status, event]
@@ -86,7 +91,7 @@ class Response:
     def object(self) -> dict[str, Any]:
         """The present response object."""
         request, sampling = self._request, self._sampling
-        done = self.status in (ResponseStatus.COMPLETED, ResponseStatus.INCOMPLETE)
+        done = self.complete
         raw = request.enable_response_messages and done and self._choice is not None
         return {
             "id": self.id,

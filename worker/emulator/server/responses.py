@@ -2,6 +2,11 @@
 
 As in vLLM, nothing is stored unless the server is told to (`--enable-responses-store`): then responses can be looked
 up, continued by `previous_response_id`, made in the background, and cancelled there.
+
+Compared with a running vLLM 0.32 (`VLLM_ENABLE_RESPONSES_API_STORE=1`): a response is found once it is complete, one in
+the background from its beginning, as "queued" until it ends. Only the events of a response that is made in the
+background and streamed are kept: to follow any other breaks the connection after the head. Who follows a response that
+is cancelled waits for ever.
 """
 
 from __future__ import annotations
@@ -11,11 +16,11 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kvcache.errors import ApiError
+from runtime.http.server import AnswerAborted
 from worker.asgi import HttpRequest
 from worker.emulator.async_engine import EngineDeadError
 from worker.emulator.protocol.responses import (
@@ -27,7 +32,7 @@ from worker.emulator.protocol.responses import (
     continues,
 )
 from worker.emulator.protocol.sampling import response_sampling
-from worker.emulator.protocol.validation import parse_request, sanitized
+from worker.emulator.protocol.validation import parse_request, sanitized, validated_query
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
 from worker.emulator.server.response import Response, ResponseEvent
 from worker.emulator.server.service import Service, json_body
@@ -47,8 +52,19 @@ _NO_STORE = (
 class _Stored:
     response: Response
     messages: list[Message]
+    object: dict[str, Any]
+    """What a look-up finds: the response as it was at its beginning or is at its end."""
+    followed: bool
+    """Its events can be followed."""
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class RetrieveQuery(BaseModel):
+    """The query of `GET /v1/responses/ID`."""
+
+    starting_after: int | None = None
+    stream: bool | None = False
 
 
 class Responses:
@@ -74,11 +90,8 @@ class Responses:
         messages = self._conversation(request)
         prompt = await _render(service, request, messages, len(raw))
         response = Response(service, request, prompt.tokens, prompt.sampling, int(time.time()))
-        stored = _Stored(response, messages)
-        if request.store and self._keeps:
-            self._stored[response.id] = stored
-            while len(self._stored) > MAX_STORED:
-                self._stored.popitem(last=False)
+        stored = _Stored(response, messages, response.object(), bool(request.background and request.stream))
+        keeps = bool(request.store and self._keeps)
         try:
             ResponsesResponse(background=request.background, truncation=request.truncation)  # type: ignore[arg-type]
         except ValidationError as error:
@@ -88,19 +101,23 @@ class Responses:
             await raw_request.close_stream()
             return
         if request.background:
+            if keeps:
+                self._keep(stored)
             await self._background(raw_request, service, request, prompt, stored)
             return
         await _answer(raw_request, service, request, prompt, response)
+        if keeps and response.ended:
+            stored.object = response.object()
+            self._keep(stored)
 
     async def retrieve(self, raw_request: HttpRequest, service: Service) -> None:
         """Answer with a stored response or, with `stream`, its events from `starting_after` on."""
         stored = self._find(raw_request.path.rsplit("/", 1)[-1])
-        query = {name: values[-1] for name, values in parse_qs(raw_request.query).items()}
-        if query.get("stream", "").lower() not in ("true", "1", "yes", "on"):
-            await raw_request.json(200, stored.response.object())
+        query = validated_query(RetrieveQuery, raw_request.query)
+        if not query.stream:
+            await raw_request.json(200, stored.object)
             return
-        after = query.get("starting_after", "")
-        await _replay(raw_request, stored, int(after) + 1 if after.isdigit() else 0)
+        await _replay(raw_request, stored, 0 if query.starting_after is None else query.starting_after + 1)
 
     async def cancel(self, raw_request: HttpRequest, service: Service) -> None:
         """Cancel a response that is made in the background."""
@@ -108,9 +125,15 @@ class Responses:
         if stored.response.ended:
             raise _invalid("Cannot cancel a synchronous response.", "response_id")
         stored.response.advance(ResponseEvent.CANCELLED)
+        stored.object["status"] = stored.response.status
         if stored.task is not None:
             stored.task.cancel()
-        await raw_request.json(200, stored.response.object())
+        await raw_request.json(200, stored.object)
+
+    def _keep(self, stored: _Stored) -> None:
+        self._stored[stored.response.id] = stored
+        while len(self._stored) > MAX_STORED:
+            self._stored.popitem(last=False)
 
     def _find(self, response_id: str) -> _Stored:
         stored = self._stored.get(response_id)
@@ -122,13 +145,12 @@ class Responses:
         if request.previous_response_id is None:
             return chat_messages(request.instructions, request.input)
         before = self._find(request.previous_response_id)
-        return chat_messages(request.instructions, request.input, before.messages, before.response.output)
+        return chat_messages(request.instructions, request.input, before.messages, before.object["output"])
 
     async def _background(
         self, raw_request: HttpRequest, service: Service, request: ResponsesRequest, prompt: Prompt, stored: _Stored
     ) -> None:
-        response = stored.response
-        queued = response.object()
+        queued = dict(stored.object)
         stored.task = asyncio.create_task(_generate(service, request, prompt, stored))
         if request.stream:
             await _replay(raw_request, stored, 0)
@@ -201,20 +223,24 @@ async def _generate(service: Service, request: ResponsesRequest, prompt: Prompt,
                     response.token(choice)
                 stored.changed.set()
             response.last(generation.choices)
+        stored.object = response.object()
     except (ApiError, EngineDeadError):
         response.advance(ResponseEvent.FAILED)
+        stored.object["status"] = response.status
     finally:
         stored.changed.set()
 
 
 async def _replay(raw_request: HttpRequest, stored: _Stored, begin: int) -> None:
-    """Stream the events of a response from number `begin` on, until it ends."""
+    """Stream the events of a response from number `begin` on, until it is complete."""
     await raw_request.open_stream()
+    if not stored.followed:
+        raise AnswerAborted("the events of this response are not kept")
     while True:
         stored.changed.clear()
         events = stored.response.events[begin:]
         begin += len(events)
-        if stored.response.ended:
+        if stored.response.complete:
             await raw_request.close_stream(b"".join(events))
             return
         await raw_request.write(b"".join(events))
