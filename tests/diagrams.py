@@ -36,6 +36,7 @@ from worker.agent.prompts import AGREEMENT_TRANSITIONS, Agreement, AgreementEven
 from worker.emulator.engine.sequence import SEQUENCE_TRANSITIONS, SequenceEvent, SequenceState
 from worker.emulator.server.response import RESPONSE_TRANSITIONS, ResponseEvent, ResponseStatus
 from worker.emulator.server.service import EMULATOR_TRANSITIONS, EmulatorEvent, EmulatorState
+from worker.lora.reconciler import ADAPTER_TRANSITIONS, AdapterEvent, AdapterState
 
 PAGE = Path(__file__).parents[1] / "docs" / "states.md"
 _BLOCK = re.compile(r"^<!-- states: (?P<name>.+?) -->\n(?:```mermaid\n.*?^```\n)?", re.MULTILINE | re.DOTALL)
@@ -171,6 +172,9 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine("agent prompts", Agreement, Agreement.LOADING, by_table(AGREEMENT_TRANSITIONS), events_of(AgreementEvent)),
     Machine("agent replay", ReplayState, ReplayState.IDLE, by_table(REPLAY_TRANSITIONS), events_of(ReplayEvent)),
+    Machine(
+        "wanted adapter", AdapterState, AdapterState.PENDING, by_table(ADAPTER_TRANSITIONS), events_of(AdapterEvent)
+    ),
     Machine("list of workers", ListState, ListState.CURRENT, by_table(LIST_TRANSITIONS), events_of(ListEvent)),
     Machine(
         "API server",

@@ -7,12 +7,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from kvcache.feed import Load, WorkerInfo
+from kvcache.feed import AdaptersChanged, Load, WorkerInfo
 from kvcache.keys import KEY_SCHEME
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from runtime.draining import Drain, DrainPolicy
@@ -23,6 +24,7 @@ from runtime.settings import SettingsError
 from runtime.sockets import inherited, listen
 from worker.addresses import advertised_url, default_worker_id
 from worker.asgi import Exposition, process_metrics
+from worker.emulator.adapters import Adapter, AdapterLoader, Adapters, load_modules
 from worker.emulator.async_engine import AsyncEngine
 from worker.emulator.engine.config import EngineConfig, EngineConfigError
 from worker.emulator.engine.engine import Engine
@@ -37,6 +39,7 @@ from worker.feed.endpoints import CacheState, FeedEndpoints
 from worker.feed.log import FeedLog
 from worker.feed.publisher import FeedPublisher
 from worker.kv_events import EndpointError, WireFormat
+from worker.lora.keeper import AdapterKeeper
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 
 logger = EventLogger("worker")
 
+ADAPTERS_INTERVAL = 1.0
+"""Seconds between two looks at the adapters' file."""
 SHUTDOWN_MARGIN = 2.0
 """Seconds for the answers that the end of the grace period cut short to reach their clients."""
 
@@ -66,7 +71,8 @@ class Worker:
         self.engine = Engine(engine_config(settings, tokenizer), gpu.latency.scaled(settings.speed))
         self.feed = FeedLog(self.epoch, self.engine.load())
         self.publisher = FeedPublisher(self.feed, clock)
-        self.kv_events = kv_events_publisher(settings)
+        self.adapters = Adapters(settings.served_models, settings.max_lora_rank if settings.enable_lora else None)
+        self.kv_events = kv_events_publisher(settings, self.adapters.known)
         metrics = EngineMetrics(max_model_len)
         self.async_engine = AsyncEngine(self.engine, clock=clock, publish=self._publish, observer=metrics, timer=timer)
         self.info = WorkerInfo(
@@ -78,7 +84,9 @@ class Worker:
             key_scheme=KEY_SCHEME,
             capacity=settings.usable_blocks,
             max_model_len=max_model_len,
+            names=settings.served_models[1:],
         )
+        self.keeper = AdapterKeeper(settings.adapters_file, AdapterLoader(self.adapters), self._adapters_changed, clock)
         self.service = Service(
             model=settings.served_model,
             root=gpu.model,
@@ -87,11 +95,13 @@ class Worker:
             generator=generator,
             engine=self.async_engine,
             metrics=metrics,
+            adapters=self.adapters,
             block_size=settings.block_size,
             max_model_len=max_model_len,
             prompt_tokens_details=settings.enable_prompt_tokens_details,
             request_id_headers=settings.enable_request_id_headers,
             dev_mode=settings.dev_mode,
+            runtime_lora=settings.allow_runtime_lora_updating,
             auto_tool_choice=settings.enable_auto_tool_choice,
             store_responses=settings.enable_responses_store,
             trust_request_chat_template=settings.trust_request_chat_template,
@@ -121,7 +131,24 @@ class Worker:
             )
         )
         sources = {} if self.kv_events is None else {"0": self.kv_events.config.model_dump()}
+        self.adapters.on_change = lambda: self.keeper.observe(self.adapters.paths())
+        load_modules(self.adapters, settings.lora_modules)
         self.app = App(self.service, self.endpoints, Exposition(registry), sources)
+
+    def _adapters_changed(self, names: tuple[str, ...], missing: Mapping[str, str]) -> None:
+        self.state.info = replace(self.state.info, adapters=names, missing_adapters=missing)
+        self.publisher.publish((AdaptersChanged(names, missing),), self.engine.load())
+
+    async def load_adapters(self) -> None:
+        """Load those of the adapters' file that are not loaded, and unload what it does not list."""
+        self.keeper.observe(self.adapters.paths())
+        await self.keeper.act()
+
+    async def keep_adapters(self) -> None:
+        """Do so again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(ADAPTERS_INTERVAL)
+            await self.load_adapters()
 
     async def drain(self, limit: float, cut_short: asyncio.Event) -> None:
         """Go on serving until requests stop coming, for `limit` seconds at most: this may be the last worker.
@@ -179,7 +206,7 @@ async def push(worker: Worker, settings: Settings, port: int) -> None:
             group.create_task(pusher.run(await stack.enter_async_context(posting_to(pusher.router_url))))
 
 
-def kv_events_publisher(settings: Settings) -> KVEventsPublisher | None:
+def kv_events_publisher(settings: Settings, adapters: Mapping[str, Adapter]) -> KVEventsPublisher | None:
     """The publisher of vLLM's KV events, if the settings ask for it. Raises `EndpointError`."""
     config = settings.published_kv_events
     if config is None:
@@ -188,7 +215,7 @@ def kv_events_publisher(settings: Settings) -> KVEventsPublisher | None:
     from worker.emulator.kv_events.publisher import KVEventsPublisher  # ZMQ: only where it is used
 
     seed = os.environ.get("PYTHONHASHSEED", DEFAULT_SEED)
-    events = VllmEvents(WireFormat(settings.kv_events_format), {}, seed=seed)
+    events = VllmEvents(WireFormat(settings.kv_events_format), adapters, seed=seed)
     return KVEventsPublisher(config, events, time.time)
 
 
@@ -203,6 +230,7 @@ def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:
         max_model_len=settings.model_len(),
         eos_token_id=tokenizer.eos_token_id,
         enable_prefix_caching=settings.enable_prefix_caching,
+        max_loras=settings.max_loras if settings.enable_lora else 0,
     )
 
 
@@ -213,11 +241,13 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
     worker = Worker(settings, tokenizer, generator, sock.getsockname()[1], timer=precise_timer())
     limits = HttpLimits(max_concurrent_requests=settings.max_concurrent_requests)
     server = HttpServer(worker.app, sock, limits, cancel_on_disconnect=True)
+    await worker.load_adapters()
     await server.start()
     freeze_startup_objects()
     _log_start(settings, worker, server.port)
     pushing = asyncio.create_task(push(worker, settings, server.port))
     pushing.add_done_callback(_report_crash)
+    keeping = asyncio.create_task(worker.keep_adapters()) if settings.adapters_file is not None else None
     try:
         await _first(stop, worker.async_engine.dead)
         failed = worker.async_engine.dead.is_set()
@@ -230,7 +260,9 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
         finished = await worker.finish_requests(0.0 if failed else settings.grace_period)
     finally:
         pushing.cancel()
-        await asyncio.gather(pushing, return_exceptions=True)
+        if keeping is not None:
+            keeping.cancel()
+        await asyncio.gather(*(task for task in (pushing, keeping) if task is not None), return_exceptions=True)
         worker.close()
         await server.stop(SHUTDOWN_MARGIN)
     logger.info(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -11,6 +13,7 @@ from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
 from runtime.settings import ChatSettings, SettingsError, split_list
 from worker.addresses import BaseUrl, base_url
 from worker.kv_events import KVEventsConfig
+from worker.lora.modules import RANKS, LoraModule, parse_module, repeat_flag, split_modules
 
 
 class Settings(ChatSettings):
@@ -71,6 +74,18 @@ class Settings(ChatSettings):
     kv_events_format: Literal["map", "array"] = Field(
         "map", description="how an event is written: 'map' (vLLM 0.24 and later) or 'array' (0.11 to 0.22)"
     )
+    enable_lora: bool = Field(False, description="take LoRA adapters (vLLM: the same flag)")
+    lora_modules: Annotated[tuple[LoraModule, ...], NoDecode] = Field(
+        (), description="adapters to load at start: name=path, or a JSON object; several follow one another"
+    )
+    max_loras: PositiveInt = Field(1, description="adapters whose sequences run at once (vLLM: the same flag)")
+    max_lora_rank: int = Field(16, description="largest rank of an adapter (vLLM: the same flag)")
+    allow_runtime_lora_updating: bool = Field(
+        False, description="serve /v1/load_lora_adapter and /v1/unload_lora_adapter (vLLM: VLLM_ALLOW_RUNTIME_...)"
+    )
+    adapters_file: Path | None = Field(
+        None, description="file with the adapters that should be loaded, read again when it changes"
+    )
 
     dev_mode: bool = Field(False, description="serve /reset_prefix_cache (vLLM: VLLM_SERVER_DEV_MODE)")
     enable_prompt_tokens_details: bool = Field(True, description="report cached tokens in usage")
@@ -87,6 +102,18 @@ class Settings(ChatSettings):
         30.0, ge=0, description="seconds that running requests may take to finish after SIGTERM"
     )
 
+    @field_validator("lora_modules", mode="before")
+    @classmethod
+    def _each_module(cls, value: Any) -> Any:
+        return [parse_module(each) for each in split_modules(value)] if isinstance(value, str) else value
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _known_rank(cls, value: int) -> int:
+        if value not in RANKS:
+            raise ValueError(f"vLLM takes one of {', '.join(map(str, RANKS))}")
+        return value
+
     @field_validator("router_url", "served_model_name", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -101,6 +128,10 @@ class Settings(ChatSettings):
     @classmethod
     def _known_profile(cls, value: str) -> str:
         return profile(value).name
+
+    @classmethod
+    def load(cls, argv: Sequence[str]) -> Self:
+        return super().load(repeat_flag(argv))
 
     @property
     def gpu(self) -> Profile:

@@ -75,8 +75,8 @@ def _event_fields(event: Event) -> dict[str, Any]:
             return {"type": "removed", "keys": keys, **_place(tier, group)}
         case Cleared():
             return {"type": "cleared"}
-        case AdaptersChanged(names):
-            return {"type": "adapters", "names": names}
+        case AdaptersChanged(names, missing):
+            return {"type": "adapters", "names": names, **({"missing": missing} if missing else {})}
 
 
 def _place(tier: Tier, group: int) -> dict[str, Any]:
@@ -168,6 +168,13 @@ def _names(message: dict[str, Any], name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
+def _texts(message: dict[str, Any], name: str) -> dict[str, str]:
+    values = _mapping(message.get(name), name)
+    if not all(type(key) is str and key and type(value) is str for key, value in values.items()):
+        raise FeedError(f"{name} must be an object whose values are strings")
+    return values
+
+
 def _whole_numbers(message: dict[str, Any], name: str) -> tuple[int, ...]:
     values = _sequence(message, name)
     if not all(type(value) is int and value >= 0 for value in values):
@@ -192,12 +199,14 @@ _READERS: dict[object, Callable[[dict[str, Any], str], Any]] = {
     "str": _string,
     "tuple[str, ...]": _names,
     "tuple[int, ...]": _whole_numbers,
+    "Mapping[str, str]": _texts,
     "Mapping[Tier, float]": _tier_seconds,
 }
 _LEFT_OUT: dict[str, Any] = {
     "engine": "",
     "names": (),
     "adapters": (),
+    "missing_adapters": {},
     "rank": 0,
     "ranks": 1,
     "windows": (),
@@ -245,7 +254,7 @@ def _event(value: Any) -> Event:
     if kind == "cleared":
         return Cleared()
     if kind == "adapters":
-        return AdaptersChanged(_names(message, "names"))
+        return AdaptersChanged(_names(message, "names"), _texts(message, "missing") if "missing" in message else {})
     raise FeedError(f"an event's type is stored, removed, cleared or adapters, not {_shown(kind)}")
 
 

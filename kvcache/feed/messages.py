@@ -79,6 +79,8 @@ class WorkerInfo:
     """Further names under which requests may ask for the model."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters that are loaded; `AdaptersChanged` changes them within an epoch."""
+    missing_adapters: Mapping[str, str] = field(default_factory=dict)
+    """Adapters that the worker was told to load and that are not loaded, each with the reason."""
     rank: int = 0
     """Data-parallel rank of the engine that this feed is about."""
     ranks: int = 1
@@ -117,9 +119,11 @@ class Cleared:
 
 @dataclass(frozen=True, slots=True)
 class AdaptersChanged:
-    """An adapter was loaded or unloaded: `names` are all that are loaded now."""
+    """An adapter was loaded or unloaded, or could not be: `names` are all that are loaded now, `missing` those that
+    should be and are not, each with the reason."""
 
     names: tuple[str, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 Event = Stored | Removed | Cleared | AdaptersChanged

@@ -201,8 +201,8 @@ class View:
                     self.unknown += self._index.remove(self.slot, keys, tier, group)
                 case Cleared():
                     self._index.clear(self.slot)
-                case AdaptersChanged(names) if self.info is not None:
-                    self.info = replace(self.info, adapters=names)
+                case AdaptersChanged(names, missing) if self.info is not None:
+                    self.info = replace(self.info, adapters=names, missing_adapters=missing)
 
     def _enter(self, event: ViewEvent) -> None:
         """Move to the state that follows, which is one without a copy."""

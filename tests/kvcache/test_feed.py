@@ -53,6 +53,7 @@ key = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES)
 keys = st.lists(key, max_size=5).map(tuple)
 load = st.builds(Load, count, count, count, count, count)
 words = st.lists(word, max_size=3).map(tuple)
+reasons = st.dictionaries(word, st.text(st.characters(exclude_categories=("C",)), max_size=20), max_size=2)
 tier = st.sampled_from(Tier)
 info = st.builds(
     WorkerInfo,
@@ -66,6 +67,7 @@ info = st.builds(
     engine=st.just("") | word,
     names=words,
     adapters=words,
+    missing_adapters=reasons,
     rank=st.integers(0, 3),
     ranks=st.integers(4, 8),
     windows=st.lists(count, max_size=2).map(tuple),
@@ -75,7 +77,7 @@ event = st.one_of(
     st.builds(Stored, st.none() | key, keys, tier, count),
     st.builds(Removed, keys, tier, count),
     st.just(Cleared()),
-    st.builds(AdaptersChanged, words),
+    st.builds(AdaptersChanged, words, reasons),
 )
 elsewhere = st.lists(st.builds(HeldElsewhere, tier, count, keys), max_size=2).map(tuple)
 batch = st.builds(Batch, count, count, st.lists(event, max_size=5).map(tuple), load)
@@ -203,6 +205,7 @@ def test_a_value_nested_without_end_is_refused(name: str, field: str) -> None:
         pytest.param("blocks", [["00" * 15, None]], "a block key is 16 bytes", id="a short key"),
         pytest.param("blocks", [["00" * 16]], "a block is a pair", id="a key without its parent"),
         pytest.param("blocks", [["zz" * 16, None]], "a block key is 16 bytes", id="no hexadecimal"),
+        pytest.param("missing_adapters", {"a": 1}, "an object whose values are strings", id="a reason that is no text"),
         pytest.param("adapters", ["a", ""], "adapters must be a list of strings", id="an adapter without a name"),
         pytest.param("windows", [128, -1], "windows must be a list of whole numbers", id="a negative window"),
         pytest.param("tier_seconds", {"cpu": -1}, "tier_seconds must hold seconds", id="negative seconds"),
@@ -224,7 +227,18 @@ def test_seconds_of_a_tier_of_a_later_release_are_left_out() -> None:
 
 def test_what_has_its_default_is_not_sent() -> None:
     sent = json.loads(EXAMPLES["snapshot"][0])
-    assert not {"engine", "names", "adapters", "rank", "ranks", "windows", "tier_seconds", "elsewhere"} & sent.keys()
+    left_out = {
+        "engine",
+        "names",
+        "adapters",
+        "missing_adapters",
+        "rank",
+        "ranks",
+        "windows",
+        "tier_seconds",
+        "elsewhere",
+    }
+    assert not left_out & sent.keys()
     assert json.loads(EXAMPLES["batch"][0])["events"][1] == {"type": "removed", "keys": ["00" * 16]}
 
 

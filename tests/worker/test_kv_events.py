@@ -20,14 +20,15 @@ from kvcache.feed import Tier
 from kvcache.keys import DEFAULT_SCOPE, CacheScope
 from tests.worker.agent.captures import SIZE, Captured, messages
 from worker.agent.core.events import BlockRemoved, BlockStored, decode
+from worker.emulator.adapters import Adapter
 from worker.emulator.engine.events import BlocksRemoved, BlocksStored, CacheCleared, CacheEvent
 from worker.emulator.engine.tokens import SequenceTokens
-from worker.emulator.kv_events.encoding import CacheGroup, LoadedAdapter, VllmEvents
+from worker.emulator.kv_events.encoding import CacheGroup, VllmEvents
 from worker.emulator.kv_events.publisher import END_SEQ, KVEventsPublisher
 from worker.kv_events import EndpointError, KVEventsConfig, WireFormat
 
 NOW = 1_795_405_268.5
-LORA = {"sql": LoadedAdapter(1, "/adapters/sql")}
+LORA = {"sql": Adapter(1, "sql", "/adapters/sql", "m")}
 
 
 def stored(
@@ -122,7 +123,7 @@ def test_an_event_says_what_the_engine_knows(wire_format: WireFormat) -> None:
 
 
 def test_hashes_depend_on_what_vllm_keeps_apart() -> None:
-    events = VllmEvents(WireFormat.MAP, LORA | {"chat": LoadedAdapter(2, "/adapters/chat")})
+    events = VllmEvents(WireFormat.MAP, LORA | {"chat": Adapter(2, "chat", "/adapters/chat", "m")})
     tokens = list(range(2 * SIZE))
     scopes = [CacheScope(), CacheScope("a"), CacheScope("b"), CacheScope("", "sql"), CacheScope("", "chat")]
     hashes = [tuple(one(events, stored(tokens, scope))["block_hashes"]) for scope in scopes]

@@ -193,7 +193,7 @@ class WorkerCollector(Collector):
             "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling capacity; "
             "'deferred' = deferred by transient constraints (LoRA budget, KV transfer, blocked status). Sum of all "
             "reasons equals vllm:num_requests_waiting.",
-            {"capacity": load.waiting, "deferred": 0},
+            {"capacity": load.waiting - self.engine.deferred, "deferred": self.engine.deferred},
             "reason",
         )
         yield self._gauge(
@@ -203,6 +203,16 @@ class WorkerCollector(Collector):
             {"awake": 1, "weights_offloaded": 0, "discard_all": 0},
             "sleep_state",
         )
+        if max_loras := self.engine.config.max_loras:
+            # vLLM names the adapters of every unfinished request under both labels, and keeps past combinations.
+            adapters = ",".join(self.engine.adapters())
+            info = GaugeMetricFamily(
+                "vllm:lora_requests_info",
+                "Running stats on lora requests.",
+                labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+            )
+            info.add_metric([str(max_loras), adapters, adapters], time.time())
+            yield info
         yield self._gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", {"": used})
 
     def _counters(self) -> Iterable[Metric]:

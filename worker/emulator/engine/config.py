@@ -25,6 +25,8 @@ class EngineConfig:
     """Tokens of one block."""
     eos_token_id: int | None = None
     enable_prefix_caching: bool = True
+    max_loras: int = 0
+    """LoRA adapters whose sequences may run at the same time; 0: any number."""
 
     def __post_init__(self) -> None:
         for name in ("blocks", "max_num_batched_tokens", "max_num_seqs", "block_size"):

@@ -116,6 +116,16 @@ class Engine:
             prefilled_tokens=self.stats.prompt_tokens - self.stats.cached_prompt_tokens,
         )
 
+    @property
+    def deferred(self) -> int:
+        """Waiting requests that were passed over because `max_loras` other adapters ran."""
+        return len(self._scheduler.deferred)
+
+    def adapters(self) -> list[str]:
+        """The adapters that unfinished requests use, in the order of their first request: O(requests)."""
+        scopes = (sequence.request.scope for sequence in self._sequences.values())
+        return list(dict.fromkeys(scope.adapter for scope in scopes if scope.adapter))
+
     def reset_prefix_cache(self) -> bool:
         """Drop every cached block. False, with nothing done, while a request holds blocks."""
         return self._cache.clear()

@@ -8,6 +8,7 @@ request is O(prompt), and it is repeated only when its outcome may have changed.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvcache.profiles import LatencyModel, blocks_to_compute
@@ -55,10 +56,13 @@ class Scheduler:
         self._stats = stats
         self._block_size = config.block_size
         self._caching = config.enable_prefix_caching
+        self._max_loras = config.max_loras
         self.running: list[Sequence] = []
         """In the order of their admission."""
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
         """By request id, in the order of admission."""
+        self.deferred: set[str] = set()
+        """Ids of waiting sequences that were passed over because `max_loras` other adapters ran."""
         self._failed_admission: _FailedAdmission | None = None
 
     def enqueue(self, sequence: Sequence) -> None:
@@ -67,6 +71,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Remove an aborted sequence, running or waiting, and release its blocks: O(running)."""
+        self.deferred.discard(sequence.request.request_id)
         if self.waiting.pop(sequence.request.request_id, None) is None:
             self.running.remove(sequence)
             self.free(sequence)
@@ -116,8 +121,10 @@ class Scheduler:
             if sequence.computed == sequence.tokens:
                 sampling.append(sequence)
             budget -= count or 1
+        adapters = _adapters(running) if self._max_loras else set()
         while self.waiting and not preempted and budget and len(running) < self._config.max_num_seqs:
-            admitted = self._admit(start)
+            head = self._head(adapters) if self._max_loras else next(iter(self.waiting.values()))
+            admitted = head and self._admit(head, start)
             if admitted is None:
                 break  # the head of the queue blocks the others
             count = min(admitted.tokens - admitted.computed, budget)
@@ -165,10 +172,22 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, start: float) -> Sequence | None:
-        """Admit the head of the waiting queue with the blocks of its cached prefix. None if there are too few free
-        blocks for all of its known tokens (rule 13)."""
-        sequence = next(iter(self.waiting.values()))
+    def _head(self, adapters: set[str]) -> Sequence | None:
+        """The first waiting sequence that may run beside these adapters, with its own added to them. Others are passed
+        over: they do not block the queue (vLLM: `max_loras`)."""
+        full = len(adapters) >= self._max_loras
+        for sequence in self.waiting.values():
+            adapter = sequence.request.scope.adapter
+            if not adapter or adapter in adapters or not full:
+                if adapter:
+                    adapters.add(adapter)
+                return sequence
+            self.deferred.add(sequence.request.request_id)
+        return None
+
+    def _admit(self, sequence: Sequence, start: float) -> Sequence | None:
+        """Admit a waiting sequence with the blocks of its cached prefix. None if there are too few free blocks for all
+        of its known tokens (rule 13)."""
         if not self._may_fit(sequence):
             return None
         size, cache = self._block_size, self._cache
@@ -179,6 +198,7 @@ class Scheduler:
             return None
         self._failed_admission = None
         del self.waiting[sequence.request.request_id]
+        self.deferred.discard(sequence.request.request_id)
         self.running.append(sequence)
         sequence.advance(SequenceEvent.ADMITTED)
         cache.acquire(hits)
@@ -244,3 +264,8 @@ class Scheduler:
         keys = content.keys(end)
         parent = keys[first - 1] if first else None
         self._cache.store(sequence.blocks[first:end], BlocksStored(tuple(keys[first:end]), parent, content, first))
+
+
+def _adapters(sequences: Iterable[Sequence]) -> set[str]:
+    """The adapters that these sequences use."""
+    return {adapter for sequence in sequences if (adapter := sequence.request.scope.adapter)}

@@ -19,20 +19,13 @@ import msgpack
 
 from kvcache.feed import Tier
 from kvcache.keys import BlockKey
+from worker.emulator.adapters import Adapter
 from worker.emulator.engine.events import BlocksRemoved, BlocksStored, CacheCleared, CacheEvent
 from worker.emulator.engine.tokens import SequenceTokens
 from worker.kv_events import WireFormat
 
 MEDIA = {Tier.GPU: "GPU", Tier.CPU: "CPU", Tier.DISK: "STORAGE"}
 """vLLM's names of the tiers (`vllm/distributed/kv_events.py`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedAdapter:
-    """What vLLM knows of a LoRA adapter."""
-
-    id: int
-    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +49,13 @@ class VllmEvents:
     """Translates the changes of one engine's cache, all of them and in order.
 
     A hash chains the hash before it, so the hashes of the blocks that the engine holds are kept: some 200 bytes each.
-    `adapters` are those that are loaded, by name; it may change.
+    `adapters` are those that were ever loaded, by name; it may change.
     """
 
     def __init__(
         self,
         wire_format: WireFormat,
-        adapters: Mapping[str, LoadedAdapter],
+        adapters: Mapping[str, Adapter],
         groups: Sequence[CacheGroup] = (CacheGroup(),),
         seed: str = DEFAULT_SEED,
     ) -> None:

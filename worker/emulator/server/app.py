@@ -60,6 +60,11 @@ class App:
         }
         for path in _SCALE_OUT:
             routes[path] = {"POST": management.scale_out_disabled}
+        if service.runtime_lora:
+            routes |= {
+                "/v1/load_lora_adapter": {"POST": management.load_lora_adapter},
+                "/v1/unload_lora_adapter": {"POST": management.unload_lora_adapter},
+            }
         if service.dev_mode:
             routes |= {
                 "/reset_prefix_cache": {"POST": management.reset_prefix_cache},

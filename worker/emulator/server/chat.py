@@ -15,7 +15,7 @@ from worker.emulator.protocol.sampling import sampling_of
 from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.generation import Choice, Generation, created_cache_tokens, totals, usage
 from worker.emulator.server.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
-from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
+from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation
 from worker.emulator.server.service import Service, json_body, request_id
 from worker.emulator.server.streaming import OpenAIChunks, generated, respond
 from worker.emulator.server.submission import Prompt, text_of
@@ -45,7 +45,7 @@ async def batch_chat_completions(raw_request: HttpRequest, service: Service) -> 
     prompts = [await render(service, request, len(raw)) for request in requests]
     answer_id = request_id(raw_request, "chatcmpl", batch.request_id)
     created = int(time.time())
-    scope = scope_of(batch.cache_salt)
+    scope = service.scope(batch.model, batch.cache_salt)
     async with generated(raw_request, service, prompts, scope, answer_id, streaming=False) as generation:
         if generation is None:
             return
@@ -103,6 +103,7 @@ class _Answer:
     ) -> None:
         self.service = service
         self.request = request
+        self.model = service.answered_as(request.model)
         self.sampling = prompt.sampling
         self.answer_id = answer_id
         self.created = created
@@ -158,7 +159,7 @@ class _Answer:
             "id": self.answer_id,
             "object": "chat.completion",
             "created": self.created,
-            "model": service.model,
+            "model": self.model,
             "choices": [self.choice(choice) for choice in choices],
             "service_tier": None,
             "system_fingerprint": service.fingerprint,
@@ -209,7 +210,7 @@ class _ChunkFormatter:
         self._service = service = answer.service
         self._request = request = answer.request
         self._shared = OpenAIChunks(
-            service, answer.answer_id, answer.created, b"chat.completion.chunk", request.stream_options
+            service, answer.model, answer.answer_id, answer.created, b"chat.completion.chunk", request.stream_options
         )
         self._plain = not (request.return_token_ids or self._shared.continuous_usage or request.logprobs)
         self._heads: dict[int, bytes] = {}

@@ -92,6 +92,7 @@ class _Answer:
     ) -> None:
         self.service = service
         self.request = request
+        self.model = service.answered_as(request.model)
         self.answer_id = answer_id
         self.created = created
         self._prompts = prompts
@@ -143,7 +144,7 @@ class _Answer:
             "id": self.answer_id,
             "object": "text_completion",
             "created": self.created,
-            "model": service.model,
+            "model": self.model,
             "choices": [self._choice(choice) for choice in choices],
             "service_tier": None,
             "system_fingerprint": service.fingerprint,
@@ -191,7 +192,7 @@ class _ChunkFormatter:
         self._service = service = answer.service
         self._request = request = answer.request
         self._shared = OpenAIChunks(
-            service, answer.answer_id, answer.created, b"text_completion", request.stream_options
+            service, answer.model, answer.answer_id, answer.created, b"text_completion", request.stream_options
         )
         self._plain = not (request.return_token_ids or self._shared.continuous_usage or request.logprobs is not None)
         self._heads: dict[int, bytes] = {}

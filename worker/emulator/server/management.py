@@ -14,6 +14,7 @@ from typing import Any
 from kvcache.errors import ApiError
 from runtime.draining import DRAINING_HEADER
 from worker.asgi import HttpRequest
+from worker.emulator.protocol.lora import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from worker.emulator.protocol.tokenize import (
     TOKENIZE_REQUEST,
     DetokenizeRequest,
@@ -59,20 +60,37 @@ async def models(raw_request: HttpRequest, service: Service) -> None:
         "group": None,
         "is_blocking": False,
     }
+    served: list[tuple[str, str, str | None, int | None]] = [
+        *((name, service.root, None, service.max_model_len) for name in service.names),
+        *((adapter.name, adapter.path, adapter.parent, None) for adapter in service.adapters),
+    ]
     listed = [
         {
             "id": name,
             "object": "model",
             "created": service.started,
             "owned_by": "vllm",
-            "root": service.root,
-            "parent": None,
-            "max_model_len": service.max_model_len,
+            "root": root,
+            "parent": parent,
+            "max_model_len": longest,
             "permission": [permission],
         }
-        for name in service.names
+        for name, root, parent, longest in served
     ]
     await raw_request.json(200, {"object": "list", "data": listed})
+
+
+async def load_lora_adapter(raw_request: HttpRequest, service: Service) -> None:
+    """Load an adapter. Raises `ApiError`."""
+    request = parse_request(LoadLoraAdapterRequest, await json_body(raw_request))
+    done = service.adapters.load(request.lora_name, request.lora_path, in_place=request.load_inplace)
+    await raw_request.reply(200, done.encode())
+
+
+async def unload_lora_adapter(raw_request: HttpRequest, service: Service) -> None:
+    """Unload an adapter. Raises `ApiError`."""
+    request = parse_request(UnloadLoraAdapterRequest, await json_body(raw_request))
+    await raw_request.reply(200, service.adapters.unload(request.lora_name).encode())
 
 
 async def tokenize(raw_request: HttpRequest, service: Service) -> None:

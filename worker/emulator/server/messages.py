@@ -15,7 +15,6 @@ from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.anthropic import as_chat
 from worker.emulator.server.chat import render
 from worker.emulator.server.generation import Choice, created_cache_tokens
-from worker.emulator.server.rendering import scope_of
 from worker.emulator.server.service import Service, json_body, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import text_of
@@ -59,12 +58,13 @@ async def _answer(raw_request: HttpRequest, service: Service, request: MessagesR
     chat = as_chat(request, _template(service))
     service.check_model(chat.model)
     prompt = await render(service, chat, size)
+    model = service.answered_as(chat.model)
     answer_id = request_id(raw_request, "chatcmpl", chat.request_id)
     async with generated(
         raw_request,
         service,
         [prompt],
-        scope_of(chat.cache_salt),
+        service.scope(chat.model, chat.cache_salt),
         answer_id,
         streaming=bool(chat.stream),
         failure=_failure,
@@ -72,7 +72,7 @@ async def _answer(raw_request: HttpRequest, service: Service, request: MessagesR
         if generation is None:
             return
         if chat.stream:
-            await stream(raw_request, generation, _Events(service, answer_id), done=b"", failure=_failure)
+            await stream(raw_request, generation, _Events(model, service, answer_id), done=b"", failure=_failure)
             return
         await generation.finished()
         choice = generation.choices[0]
@@ -82,7 +82,7 @@ async def _answer(raw_request: HttpRequest, service: Service, request: MessagesR
             "type": "message",
             "role": "assistant",
             "content": [{"type": "text", "text": text_of(service, prompt.sampling, choice)}],
-            "model": service.model,
+            "model": model,
             "stop_reason": reason,
             **({} if sequence is None else {"stop_sequence": sequence}),
             "usage": _usage(service, choice, len(choice.tokens)),
@@ -129,7 +129,8 @@ def _failure(error: ApiError) -> bytes:
 class _Events:
     """Writes the events of a stream. Its only content block is opened with the first text."""
 
-    def __init__(self, service: Service, answer_id: str) -> None:
+    def __init__(self, model: str, service: Service, answer_id: str) -> None:
+        self._model = model
         self._service = service
         self._answer_id = answer_id
         self._open = False
@@ -140,7 +141,7 @@ class _Events:
             "type": "message",
             "role": "assistant",
             "content": [],
-            "model": self._service.model,
+            "model": self._model,
             "stop_reason": None,
             "stop_sequence": None,
             "usage": {"input_tokens": choices[0].prompt_tokens, "output_tokens": 0},

@@ -12,6 +12,7 @@ from worker.asgi import HttpRequest
 from worker.emulator.protocol.anthropic import CountTokensRequest, MessagesRequest
 from worker.emulator.protocol.chat import BatchChatCompletionRequest, ChatCompletionRequest
 from worker.emulator.protocol.completion import CompletionRequest
+from worker.emulator.protocol.lora import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from worker.emulator.protocol.responses import ResponsesRequest
 from worker.emulator.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from worker.emulator.server.service import Service
@@ -25,6 +26,8 @@ _BODIES: Mapping[str, tuple[type[Any], ...]] = {
     "/v1/messages/count_tokens": (CountTokensRequest,),
     "/tokenize": (TokenizeCompletionRequest, TokenizeChatRequest),
     "/detokenize": (DetokenizeRequest,),
+    "/v1/load_lora_adapter": (LoadLoraAdapterRequest,),
+    "/v1/unload_lora_adapter": (UnloadLoraAdapterRequest,),
 }
 
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from kvcache.chat.request import ChatRequestError
 from kvcache.errors import ApiError, parameter_error
-from kvcache.keys import CacheScope
-from kvcache.prompts import PromptError, chat_request_prompt, request_scope
+from kvcache.prompts import PromptError, chat_request_prompt
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
 from worker.emulator.protocol.messages import check_parts
 from worker.emulator.protocol.validation import sanitized
@@ -198,11 +197,3 @@ def check_template(request: Any) -> None:
         arguments and arguments.get("chat_template") is not None
     ):
         raise ApiError(400, UNTRUSTED_TEMPLATE)
-
-
-def scope_of(salt: str | None) -> CacheScope:
-    """The cache scope for this salt: requests of different scopes share no blocks. Raises `ApiError`."""
-    try:
-        return request_scope({"cache_salt": salt})
-    except PromptError as error:
-        raise ApiError(400, str(error), param=error.param) from None

@@ -64,6 +64,7 @@ class Response:
         """The events of the stream so far, as they are sent."""
         self._service = service
         self._request = request
+        self._model = service.answered_as(request.model)
         self._sampling = sampling
         self._created = created
         self._prompt = prompt
@@ -99,7 +100,7 @@ class Response:
             "incomplete_details": {"reason": "max_output_tokens"} if self.status is ResponseStatus.INCOMPLETE else None,
             "instructions": request.instructions,
             "metadata": request.metadata,
-            "model": self._service.model,
+            "model": self._model,
             "object": "response",
             "output": self.output,
             "parallel_tool_calls": request.parallel_tool_calls is not False,

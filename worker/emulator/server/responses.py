@@ -33,7 +33,7 @@ from worker.emulator.protocol.responses import (
 )
 from worker.emulator.protocol.sampling import response_sampling
 from worker.emulator.protocol.validation import parse_request, sanitized, validated_query
-from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation, scope_of
+from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation
 from worker.emulator.server.response import Response, ResponseEvent
 from worker.emulator.server.service import Service, json_body
 from worker.emulator.server.streaming import generated, running, stream
@@ -194,7 +194,7 @@ async def _answer(
         raw_request,
         service,
         [prompt],
-        scope_of(request.cache_salt),
+        service.scope(request.model, request.cache_salt),
         response.id,
         streaming=bool(request.stream),
         failure=lambda error: opening,  # vLLM ends the stream there
@@ -217,7 +217,9 @@ async def _generate(service: Service, request: ResponsesRequest, prompt: Prompt,
         response.advance(ResponseEvent.STARTED)
         response.begin()
         stored.changed.set()
-        with running(service, [prompt], scope_of(request.cache_salt), response.id, streaming=True) as generation:
+        with running(
+            service, [prompt], service.scope(request.model, request.cache_salt), response.id, streaming=True
+        ) as generation:
             while updates := await generation.updates():
                 for choice in updates:
                     response.token(choice)

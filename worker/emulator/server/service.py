@@ -15,8 +15,11 @@ from enum import Enum, auto
 from typing import Protocol, TypeVar
 
 from kvcache.errors import ApiError, model_not_found
+from kvcache.keys import CacheScope
+from kvcache.prompts import PromptError, request_scope
 from kvcache.tokens.tokenizer import Tokenizer
 from worker.asgi import HttpRequest
+from worker.emulator.adapters import Adapters
 from worker.emulator.async_engine import AsyncEngine
 from worker.emulator.generators.base import Generator
 from worker.emulator.metrics import EngineMetrics
@@ -78,11 +81,14 @@ class Service:
     generator: Generator
     engine: AsyncEngine
     metrics: EngineMetrics
+    adapters: Adapters
     block_size: int
     max_model_len: int
     prompt_tokens_details: bool = True
     request_id_headers: bool = False
     dev_mode: bool = False
+    runtime_lora: bool = False
+    """Whether adapters may be loaded and unloaded by requests."""
     auto_tool_choice: bool = False
     """Whether requests with tools are accepted. The generator calls none of them."""
     trust_request_chat_template: bool = False
@@ -135,8 +141,21 @@ class Service:
 
     def check_model(self, asked: str | None) -> None:
         """Raises `ApiError` (404) for a model that is not served. A request without a model means this one."""
-        if asked and asked not in self.names:
+        if asked and asked not in self.names and asked not in self.adapters:
             raise model_not_found(asked, list(self.names))
+
+    def answered_as(self, asked: str | None) -> str:
+        """The model name in the answer to a request for `asked`: the adapter's, or the model's first."""
+        return asked if asked is not None and asked in self.adapters else self.model
+
+    def scope(self, asked: str | None, salt: str | None) -> CacheScope:
+        """The cache scope of a request for the model or adapter `asked`: requests of different scopes share no blocks.
+        Raises `ApiError`."""
+        adapter = asked if asked is not None and asked in self.adapters else ""
+        try:
+            return request_scope({"cache_salt": salt}, adapter)
+        except PromptError as error:
+            raise ApiError(400, str(error), param=error.param) from None
 
     async def offload(self, size: int, work: Callable[[], _Result]) -> _Result:
         """Run `work` here, or in a thread if it takes as long as tokenising a long text of `size` bytes. Raises what

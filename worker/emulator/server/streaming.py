@@ -16,7 +16,6 @@ from worker.emulator.protocol.base import StreamOptions
 from worker.emulator.protocol.chat import ChatCompletionRequest
 from worker.emulator.protocol.completion import CompletionRequest
 from worker.emulator.server.generation import Choice, Generation
-from worker.emulator.server.rendering import scope_of
 from worker.emulator.server.service import Service
 from worker.emulator.server.submission import Prompt, check, scored, start
 
@@ -41,13 +40,19 @@ class OpenAIChunks:
     """
 
     def __init__(
-        self, service: Service, answer_id: str, created: int, kind: bytes, options: StreamOptions | None
+        self,
+        service: Service,
+        model: str,
+        answer_id: str,
+        created: int,
+        kind: bytes,
+        options: StreamOptions | None,
     ) -> None:
         self.head = b'data: {"id":%s,"object":"%s","created":%d,"model":%s,"choices":[' % (
             orjson.dumps(answer_id),
             kind,
             created,
-            orjson.dumps(service.model),
+            orjson.dumps(model),
         )
         self.fingerprint = b',"system_fingerprint":' + orjson.dumps(service.fingerprint)
         self.usage = options is not None and bool(options.include_usage)
@@ -140,7 +145,7 @@ async def respond(
         raw_request,
         service,
         prompts,
-        scope_of(request.cache_salt),
+        service.scope(request.model, request.cache_salt),
         answer.answer_id,
         streaming=bool(request.stream),
         interval=request.stream_interval,
