@@ -31,6 +31,7 @@ from kvcache.feed.messages import (
     WorkerInfo,
 )
 from kvcache.keys import KEY_BYTES, BlockKey
+from kvcache.ranks import MAX_RANKS
 
 MSGPACK = "application/msgpack"
 JSON = "application/json"
@@ -231,6 +232,8 @@ def _load(message: dict[str, Any]) -> Load:
 
 def _info(message: dict[str, Any]) -> WorkerInfo:
     info = WorkerInfo(*_values(WorkerInfo, message))
+    if not 1 <= info.ranks <= MAX_RANKS:
+        raise FeedError(f"ranks must be from 1 to {MAX_RANKS}, not {info.ranks}")
     if info.rank >= info.ranks:
         raise FeedError(f"rank must be less than ranks ({info.ranks}), not {info.rank}")
     return info

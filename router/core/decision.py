@@ -108,6 +108,8 @@ class RouteRequest:
     """The earlier response that it is about: only the worker that stores it can answer."""
     stores: bool = False
     """The worker may store its response, whose id has to say where that is."""
+    rank: int | None = None
+    """Data-parallel rank that the client asks for; None: any."""
 
 
 class Candidate(NamedTuple):
@@ -154,6 +156,8 @@ class Decision:
     """In the order in which the workers joined, including the chosen one."""
     reported_blocks: int
     """Cached blocks that the answer is expected to report; for requests of one sequence that is `matched_blocks`."""
+    rank: int | None = None
+    """Data-parallel rank that the request has to name; None: the worker's process has one only."""
 
 
 KEPT = 20

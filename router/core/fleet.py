@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot, WorkerInfo
 from kvcache.keys import BlockKey
+from kvcache.ranks import rank_url
 from router.core.circuits import Circuits
 from router.core.config import FleetConfig
 from router.core.decision import Candidate, Decision, DecisionReason, NoWorkerReady, RouteRequest
@@ -23,7 +24,7 @@ from router.core.ownership import Owners
 from router.core.reuse import PrefixPopularity, ReuseScore
 from router.core.sessions import SessionTable
 from router.core.stored_responses import holders
-from router.core.strategies import Choice, Conditions, candidates, find_strategy, serving
+from router.core.strategies import Choice, Conditions, candidates, find_strategy, of_rank, serving
 from router.core.ticket import Assumptions, Ticket
 from router.core.view import View
 from router.core.work import DecodeTime, Work, shape_of
@@ -41,10 +42,10 @@ MAX_URL = 2048
 class Fleet:
     """Every worker of one model, as one router sees them.
 
-    A worker is addressed by its URL. Its state decides whether it is a candidate (`candidates`), whatever is known of
-    its cache. `choose` changes nothing except what time alone has made stale or certain, so a decision can be
-    explained without being carried out; `dispatch` carries it out. Both are O(workers + log depth), apart from hashing
-    the prompt. Not thread-safe.
+    A worker is addressed by its URL; the ranks of one process are workers at one address (`kvcache.ranks`). Its state
+    decides whether it is a candidate (`candidates`), whatever is known of its cache. `choose` changes nothing except
+    what time alone has made stale or certain, so a decision can be explained without being carried out; `dispatch`
+    carries it out. Both are O(workers + log depth), apart from hashing the prompt. Not thread-safe.
     """
 
     def __init__(self, config: FleetConfig) -> None:
@@ -157,6 +158,11 @@ class Fleet:
         self._workers[url] = worker
         return worker
 
+    def ranks(self, url: str) -> list[str]:
+        """URLs of the workers whose process is that of the worker at `url`, which is one of them if it is known."""
+        worker = self._workers.get(url)
+        return [other.url for other in self._workers.values() if worker is not None and other.address == worker.address]
+
     # --- outcomes of requests ----------------------------------------------------------------------------
 
     def answered(self, url: str, outcome: Outcome, now: float) -> Ejection | None:
@@ -219,12 +225,13 @@ class Fleet:
 
         Raises `FeedRejected` (`Mismatch`, `StaleEpoch`, `DuplicateWorker` or a malformed URL); then nothing changed.
         """
-        info, url = heartbeat.info, heartbeat.url.rstrip("/")
+        info, address = heartbeat.info, heartbeat.url.rstrip("/")
         refusal = self.config.mismatch(info)
         if refusal is not None and refusal.reason is not RejectReason.NO_TOKENIZER:
             raise refusal
-        if not url.startswith(("http://", "https://")) or len(url) > MAX_URL:
-            raise FeedRejected(RejectReason.MALFORMED, f"url must look like http://host:port, not {url!r:.200}")
+        if not address.startswith(("http://", "https://")) or "#" in address or len(address) > MAX_URL:
+            raise FeedRejected(RejectReason.MALFORMED, f"url must look like http://host:port, not {address!r:.200}")
+        url = rank_url(address, info.rank)
         owner = self._owners.get(info.worker_id)
         worker = self._workers.get(url)
         if owner is not None:
@@ -319,6 +326,7 @@ class Fleet:
             prefill_seconds=chosen.prefill_seconds,
             candidates=figures,
             reported_blocks=self._reported_blocks(request, chosen, now),
+            rank=self._find(chosen.url).named_rank,
         )
 
     def _reported_blocks(self, request: RouteRequest, chosen: Candidate, now: float) -> int:
@@ -381,7 +389,7 @@ class Fleet:
     def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> list[Worker]:
         if request.stored is not None:
             return holders(self._workers.values(), request.stored, exclude, self.config.retry_after)
-        workers = candidates(self._workers.values(), exclude)
+        workers = candidates(of_rank(self._workers.values(), request.rank), exclude)
         if not workers:
             known, ready = len(self._workers), len(candidates(self._workers.values()))
             raise NoWorkerReady(

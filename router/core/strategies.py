@@ -46,6 +46,14 @@ def candidates(workers: Iterable[Worker], exclude: Collection[str] = ()) -> list
     return []
 
 
+def of_rank(workers: Collection[Worker], rank: int | None) -> Collection[Worker]:
+    """Of these workers those with the data-parallel rank that a request asks for; all of them if it asks for none, or
+    if none has it: the worker that gets the request then refuses it in the engine's own words."""
+    if rank is None:
+        return workers
+    return [worker for worker in workers if worker.rank == rank] or workers
+
+
 def serving(workers: list[Worker], model: str | None) -> list[Worker]:
     """Of these candidates (at least one) those that serve the model.
 

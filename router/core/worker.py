@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvcache.feed import Load, WorkerInfo
+from kvcache.ranks import split_rank
 from router.core.decision import Candidate
 from router.core.errors import AgentListed
 from router.core.index import PrefixIndex
@@ -73,6 +74,10 @@ class Worker:
     view: View
     work: Work
     reuse_score: ReuseScore
+    address: str = field(init=False)
+    """Its process's URL: that of every rank of the process."""
+    rank: int = field(init=False)
+    """Its data-parallel rank."""
     bit: int = field(init=False)
     discovered: bool = field(default=False, init=False)
     """Discovery names it; otherwise it is known by its heartbeats."""
@@ -91,6 +96,7 @@ class Worker:
     """Number of the last dispatch to it."""
 
     def __post_init__(self) -> None:
+        self.address, self.rank = split_rank(self.url)
         self.bit = 1 << self.view.slot
         self.phase = self.state.phase
 
@@ -102,6 +108,12 @@ class Worker:
     def model(self) -> str:
         """Empty until the worker has said so."""
         return self.view.info.model if self.view.info is not None else ""
+
+    @property
+    def named_rank(self) -> int | None:
+        """The rank that requests have to name; None: the process has one only, as far as it has said."""
+        info = self.view.info
+        return self.rank if self.rank or (info is not None and info.ranks > 1) else None
 
     @property
     def reachable(self) -> bool:

@@ -67,7 +67,7 @@ class DataPlane:
             return await _not_found(send, path, judged)
         if path.endswith("/"):
             return await _redirect(send, _target(path.rstrip("/"), scope))
-        headers, request_id = to_worker(scope["headers"])
+        headers, request_id, rank = to_worker(scope["headers"])
         request = UpstreamRequest(
             method, _target(path, scope), headers, (await receive()).get("body", b""), repeatable(method, path)
         )
@@ -80,6 +80,8 @@ class DataPlane:
                 self.metrics.prompts_unread.labels(route.unread.value).inc()
         elif (stored := named_response(path)) is not None:
             route = replace(PROMPTLESS, stored=stored)
+        if rank is not None:
+            route = replace(route, rank=rank)
         return await self.proxy.forward(request, route, request_id, arrived, send)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
+from kvcache.ranks import RANK_HEADER, asked_rank
 from runtime.http.context import Headers
 
 _HOP_BY_HOP = frozenset(
@@ -24,6 +25,7 @@ _HOP_BY_HOP = frozenset(
 )
 _NOT_TO_WORKER = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"http2-settings"}
 """The request to the worker has a host, a length and an upgrade of its own."""
+_RANK = RANK_HEADER.encode()
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"date", b"server"}
 """The router's own server writes the last two."""
 
@@ -38,15 +40,22 @@ def _passed(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -
     return [header for header in passed if header[0] not in dropped]
 
 
-def to_worker(headers: Iterable[tuple[bytes, bytes]]) -> tuple[Headers, bytes]:
-    """The headers a worker gets, and the request's id: the client's `x-request-id`, or a new one."""
+def to_worker(headers: Iterable[tuple[bytes, bytes]]) -> tuple[Headers, bytes, int | None]:
+    """The headers a worker gets; the request's id: the client's `x-request-id`, or a new one; and the data-parallel
+    rank that the client asks for (None: none), whose header is not among those for the worker."""
     passed = _passed(headers, _NOT_TO_WORKER)
+    request_id, named = b"", None
     for name, value in passed:
-        if name == b"x-request-id" and value:
-            return passed, value
-    request_id = uuid.uuid4().hex.encode()
-    passed.append((b"x-request-id", request_id))
-    return passed, request_id
+        if name == b"x-request-id":
+            request_id = request_id or value
+        elif name == _RANK and named is None:
+            named = value
+    if not request_id:
+        request_id = uuid.uuid4().hex.encode()
+        passed.append((b"x-request-id", request_id))
+    if named is None:
+        return passed, request_id, None
+    return [header for header in passed if header[0] != _RANK], request_id, asked_rank(named.decode("latin-1"))
 
 
 def to_client(headers: Iterable[tuple[bytes, bytes]], request_id: bytes, added: Headers) -> Headers:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from enum import Enum, auto
 from typing import Annotated, Any
 
@@ -16,9 +16,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from kvcache.errors import error_body
 from kvcache.feed import JSON, MSGPACK, FeedError, decode_eviction, decode_heartbeat, decode_snapshot
+from kvcache.ranks import RANK_HEADER, asked_rank, split_rank
 from router.core.decision import NoWorkerReady, RecentDecisions
 from router.core.errors import FeedRejected, RejectReason
-from router.core.fleet import Fleet
+from router.core.fleet import Fleet, WorkerStatus
 from router.discovery.sources import DiscoveryStatus
 from router.metrics import Metrics, by_label, total
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
@@ -90,7 +91,7 @@ class Management:
         route("/metrics", self.scrape, methods=["GET"])
         route("/status", self.status, methods=["GET"])
         route("/workers", self.workers, methods=["GET"])
-        route("/workers/{worker_id}/blocks", self.blocks, methods=["GET"])
+        route("/workers/{worker_id:path}/blocks", self.blocks, methods=["GET"])
         route("/route/explain", self.explain, methods=["POST"])
         route("/internal/heartbeat", self.heartbeat, methods=["POST"])
         route("/internal/sync", self.sync, methods=["POST"])
@@ -160,14 +161,16 @@ class Management:
         now = self.clock()
         workers = self.fleet.workers(now)
         ready = [worker for worker in workers if worker.ready]
+        matching = [worker for worker in ready if worker.matching]
         page = {
             "strategy": self.fleet.config.strategy,
             "draining": self.state is not RouterState.SERVING,
             "workers": {
-                "known": len(workers),
-                "ready": len(ready),
-                "matching": sum(worker.matching for worker in ready),
+                "known": len({split_rank(worker.url)[0] for worker in workers}),
+                "ready": _whole(ready, workers),
+                "matching": _whole(matching, workers),
             },
+            "ranks": {"known": len(workers), "ready": len(ready), "matching": len(matching)},
             "view_age_seconds": max((worker.view_age for worker in ready if worker.view_age is not None), default=None),
             "prompt_tokens": int(total(self.metrics.reported_prompt)),
             "cached_tokens": int(total(self.metrics.actual_cached)),
@@ -217,6 +220,8 @@ class Management:
         if fields is None:
             return _error(400, "the body is an OpenAI completion or chat request: a JSON object", "BadRequestError")
         route = await self.prompts.read(CHAT if "messages" in fields else COMPLETIONS, body)
+        if (named := request.headers.get(RANK_HEADER)) is not None:
+            route = replace(route, rank=asked_rank(named))
         now = self.clock()
         try:
             decision = self.fleet.choose(route, now)
@@ -275,6 +280,12 @@ class Management:
         self.metrics.feed_refusals.labels(reason.value).inc()
         status = 404 if reason is RejectReason.UNKNOWN_WORKER else 409
         return _error(status, str(error), "FeedRejected", reason=reason.value)
+
+
+def _whole(chosen: Iterable[WorkerStatus], workers: Iterable[WorkerStatus]) -> int:
+    """How many processes there are of which every data-parallel rank is among those chosen."""
+    urls = {worker.url for worker in chosen}
+    return len({split_rank(url)[0] for url in urls} - {split_rank(w.url)[0] for w in workers if w.url not in urls})
 
 
 def _fields(body: bytes) -> dict[str, Any] | None:

@@ -49,6 +49,9 @@ _FAULTS = frozenset(
     }
 )
 """The failures that count against a worker. A full, leaving or absent worker is noticed by other means."""
+_OF_ONE_RANK = frozenset({FailureCause.STATUS_5XX, FailureCause.ERROR_EVENT, FailureCause.TIMEOUT})
+"""The failures that another data-parallel rank of the same process may not share: its engine failed. The others are the
+process's: it refuses connections, turns requests away, is silent, or rejects what it takes for a bad request."""
 
 
 @dataclass(slots=True)
@@ -87,6 +90,10 @@ class Proxy:
         kind = RequestKind(request.method, request.target.partition("?")[0], route.model)
         client = Client(route, request_id, arrived, send)
         return await _ProxiedRequest(self, request, client, InFlightRequest(task), retries, kind).run()
+
+    def sharing(self, url: str, cause: FailureCause) -> list[str]:
+        """The workers that a failure of the one at `url` is about: every rank of its process, or that one alone."""
+        return [url] if cause in _OF_ONE_RANK else self.fleet.ranks(url) or [url]
 
     def note(self, url: str, outcome: Outcome) -> None:
         """Tell the fleet how a worker dealt with a request, and log and count the ejection that may follow."""
@@ -214,7 +221,8 @@ class _ProxiedRequest:
             cause=failure.cause.value,
             why=failure.why,
         )
-        self.excluded.add(decision.url)
+        failed = proxy.sharing(decision.url, failure.cause)
+        self.excluded.update(failed)
         now = proxy.clock()
         self.deadline = now + proxy.policy.deadline
         told_to_wait = failure.answer is not None and bool(find(failure.answer[1], b"retry-after"))
@@ -224,7 +232,8 @@ class _ProxiedRequest:
         elif failure.cause is FailureCause.BUSY:
             proxy.on_busy(decision.url)
         elif failure.cause in _FAULTS:
-            proxy.note(decision.url, Outcome.BAD)
+            for url in failed:
+                proxy.note(url, Outcome.BAD)
 
     def _has_final_answer(self, now: float) -> bool:
         """Whether the client gets the last failure's answer now, since there is no other worker, instead of waiting.
@@ -257,8 +266,10 @@ class _ProxiedRequest:
         response: UpstreamResponse | None = None
         relay: Relay | None = None
         try:
+            route = self.client.route
+            self.request.rank = decision.rank if route.rank is None else route.rank
             with (
-                proxy.fleet.dispatching(decision, self.client.route, proxy.clock) as ticket,
+                proxy.fleet.dispatching(decision, route, proxy.clock) as ticket,
                 proxy.in_flight.at(decision.url, self.in_flight, proxy.clock()),
             ):
                 response = await proxy.upstream.send(decision.url, self._outgoing(decision.url))
@@ -278,7 +289,8 @@ class _ProxiedRequest:
                 failure = await relay.run(self._failing(decision.url, response))
         except UpstreamError as error:
             if relay is not None and self.in_flight.state is RequestState.RESPONDING:
-                proxy.note(decision.url, Outcome.BAD)
+                for url in proxy.sharing(decision.url, error.cause):
+                    proxy.note(url, Outcome.BAD)
                 await relay.cut(error)
                 return None
             return AttemptFailure(error.cause, str(error), error.progress)
@@ -302,7 +314,8 @@ class _ProxiedRequest:
         proxy, status = self.proxy, response.status
         if status in (429, 503):
             wait = retry_after(response.headers, datetime.now(UTC))
-            proxy.note_ejection(url, proxy.fleet.turned_away(url, wait, proxy.clock()))
+            for full in proxy.sharing(url, FailureCause.BUSY):
+                proxy.note_ejection(full, proxy.fleet.turned_away(full, wait, proxy.clock()))
             return FailureCause.BUSY
         if status >= 500 and status != 501:
             return FailureCause.STATUS_5XX

@@ -1,16 +1,17 @@
-"""Keeps the fleet in step with discovery: one feed subscriber and one health prober for each worker there is."""
+"""Keeps the fleet in step with discovery: a health prober for each process of workers, and a feed subscriber for each
+of its data-parallel ranks."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 
 import aiohttp
 
-from router.core.errors import UnknownWorker
+from kvcache.feed import WorkerInfo
+from kvcache.ranks import rank_url, split_rank
 from router.core.fleet import Fleet
 from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
@@ -25,27 +26,41 @@ from runtime.logs import EventLogger
 logger = EventLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """What the router runs for one worker: the only one of its process, or one data-parallel rank of several."""
+
+    url: str
+    subscriber: Subscriber
+    following: asyncio.Task[None]
+
+
 @dataclass(slots=True)
-class _WorkerTasks:
-    """What the router runs for one worker, and what it has learnt of the worker's readiness."""
+class _Process:
+    """One process of workers, at one address: what the router runs for it, and what it has learnt of its readiness."""
 
     discovered: DiscoveredWorker
-    subscriber: Subscriber
     prober: Prober
-    tasks: tuple[asyncio.Task[None], ...]
+    probing: asyncio.Task[None]
+    ranks: list[_Rank] = field(default_factory=list)
+    """In the order of their numbers; never empty."""
     reachable: bool = False
     health: Intake = Intake.OPEN
-    """What the worker's /health says about new requests."""
+    """What its /health says about new requests."""
 
     @property
     def intake(self) -> Intake:
-        """What the worker does with new requests: the more restrictive of what discovery and its /health say."""
+        """What it does with new requests: the more restrictive of what discovery and its /health say."""
         return max(self.discovered.intake, self.health)
 
 
 @dataclass(eq=False)
 class FleetSync:
-    """Follows a `Discovery`. Every change that may make a worker ready sets `changed`."""
+    """Follows a `Discovery`. Every change that may make a worker ready sets `changed`.
+
+    Discovery names processes. How many data-parallel ranks a process has is known from the feed of its first one; each
+    is a worker of its own. What is learnt of a process (that it is alive, drains or is gone) holds for all its ranks.
+    """
 
     fleet: Fleet
     in_flight: InFlight
@@ -57,7 +72,8 @@ class FleetSync:
     rng: random.Random
     changed: asyncio.Event
     feed_policy: FeedPolicy = field(default_factory=FeedPolicy)
-    _workers: dict[str, _WorkerTasks] = field(default_factory=dict, init=False)
+    _processes: dict[str, _Process] = field(default_factory=dict, init=False)
+    """By address."""
 
     async def follow(self, discovery: Discovery) -> None:
         """Apply every list of workers that discovery yields."""
@@ -69,25 +85,25 @@ class FleetSync:
 
         Another pod at the address of an earlier one is another worker: nothing known of the earlier one is kept.
         """
-        for url, worker in list(self._workers.items()):
-            now_discovered = discovered.get(url)
-            if now_discovered is None or not now_discovered.continues(worker.discovered):
-                self._remove(url)
-        for url, now_discovered in discovered.items():
-            known = self._workers.get(url)
-            worker = known or self._add(url, now_discovered)
-            before = worker.intake if known else Intake.OPEN
-            worker.discovered = now_discovered
-            self._note_intake(url, worker, before)
+        for address, process in list(self._processes.items()):
+            now_discovered = discovered.get(address)
+            if now_discovered is None or not now_discovered.continues(process.discovered):
+                self._remove(address)
+        for address, now_discovered in discovered.items():
+            known = self._processes.get(address)
+            process = known or self._add(address, now_discovered)
+            before = process.intake if known else Intake.OPEN
+            process.discovered = now_discovered
+            self._note_intake(address, process, before)
 
     def pod(self, url: str) -> str:
-        """Name of the pod at this URL; empty if it is not known."""
-        worker = self._workers.get(url)
-        return worker.discovered.pod if worker is not None else ""
+        """Name of the pod of the worker at this URL; empty if it is not known."""
+        process = self._processes.get(split_rank(url)[0])
+        return process.discovered.pod if process is not None else ""
 
     async def stop(self) -> None:
         """End every subscriber and prober."""
-        tasks = [task for worker in self._workers.values() for task in worker.tasks]
+        tasks = [task for process in self._processes.values() for task in _tasks(process)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -95,29 +111,48 @@ class FleetSync:
     # --- what other parts of the router report ---
 
     def unreachable(self, url: str, why: str) -> None:
-        """The worker's address refuses connections. It is not routed to until its feed or its /health answers again."""
-        worker = self._workers.get(url)
-        if worker is None or worker.reachable:
-            logger.warning("worker_unreachable", worker=url, why=why)
-        if worker is not None:
-            worker.reachable = False
-            worker.subscriber.forget_position()
-            worker.prober.request_probe()
-        with contextlib.suppress(UnknownWorker):  # it may have been removed while a request was on its way to it
-            self.fleet.mark_unreachable(url, why)
-        self.in_flight.abort_pending(url, FailureCause.BROKEN, why)
+        """The worker's address refuses connections. No rank there is routed to until a feed or its /health answers
+        again."""
+        address, _ = split_rank(url)
+        process = self._processes.get(address)
+        if process is None or process.reachable:
+            logger.warning("worker_unreachable", worker=address, why=why)
+        if process is not None:
+            process.reachable = False
+            process.prober.request_probe()
+            for rank in process.ranks:
+                rank.subscriber.forget_position()
+        for each in self.fleet.ranks(url):
+            self.fleet.mark_unreachable(each, why)
+            self.in_flight.abort_pending(each, FailureCause.BROKEN, why)
 
     def busy(self, url: str) -> None:
         """The worker turned a request away, or its feed ended: probe it, to learn whether it drains."""
-        worker = self._workers.get(url)
-        if worker is not None:
-            worker.prober.request_probe()
+        process = self._processes.get(split_rank(url)[0])
+        if process is not None:
+            process.prober.request_probe()
 
     # --- internals ---
 
-    def _add(self, url: str, discovered: DiscoveredWorker) -> _WorkerTasks:
-        logger.info("worker_added", worker=url, **_log_fields(discovered))
-        self.fleet.add(url, feed_proves_liveness=discovered.feed is None)
+    def _add(self, address: str, discovered: DiscoveredWorker) -> _Process:
+        logger.info("worker_added", worker=address, **_log_fields(discovered))
+        prober = Prober(
+            address,
+            self.session,
+            needed=lambda: self._needs_probe(address),
+            on_answer=lambda status, draining: self._probed(address, status, draining),
+            on_refused=lambda why: self.unreachable(address, why),
+        )
+        process = _Process(discovered, prober, asyncio.create_task(prober.run()))
+        self._processes[address] = process
+        self._add_rank(address, process)
+        return process
+
+    def _add_rank(self, address: str, process: _Process) -> str:
+        """The next rank of the process. Returns its URL."""
+        feed, first = process.discovered.feed, not process.ranks
+        url = rank_url(address, len(process.ranks))
+        self.fleet.add(url, feed_proves_liveness=feed is None)
         subscriber = Subscriber(
             url,
             self.fleet,
@@ -125,65 +160,83 @@ class FleetSync:
             self.metrics,
             clock=self.clock,
             rng=self.rng,
-            on_connected=lambda: self._feed_connected(url),
-            on_disconnected=lambda: self.busy(url),
-            on_refused=lambda why: self.unreachable(url, why),
-            feed=discovered.feed,
+            on_connected=lambda: self._feed_connected(address),
+            on_disconnected=lambda: self.busy(address),
+            on_refused=lambda why: self.unreachable(address, why),
+            on_described=(lambda info: self._described(address, info)) if first else lambda info: None,
+            feed=feed,
             policy=self.feed_policy,
         )
-        prober = Prober(
-            url,
-            self.session,
-            needed=lambda: self._needs_probe(url),
-            on_answer=lambda status, draining: self._probed(url, status, draining),
-            on_refused=lambda why: self.unreachable(url, why),
-        )
-        tasks = (asyncio.create_task(subscriber.run()), asyncio.create_task(prober.run()))
-        worker = self._workers[url] = _WorkerTasks(discovered, subscriber, prober, tasks)
-        return worker
+        process.ranks.append(_Rank(url, subscriber, asyncio.create_task(subscriber.run())))
+        return url
 
-    def _remove(self, url: str) -> None:
-        worker = self._workers.pop(url)
-        logger.info("worker_removed", worker=url, **_log_fields(worker.discovered))
-        for task in worker.tasks:
-            task.cancel()
-        self.fleet.remove(url)
-        self.in_flight.abort_pending(url, FailureCause.LEFT, "it was removed")
-        self.upstream.remove(url)
+    def _described(self, address: str, info: WorkerInfo) -> None:
+        """The first rank's feed says how many ranks there are."""
+        process = self._processes[address]
+        before = len(process.ranks)
+        while len(process.ranks) > info.ranks:
+            self._remove_rank(process.ranks.pop(), "it has fewer ranks now")
+        while len(process.ranks) < info.ranks:
+            url = self._add_rank(address, process)
+            self.fleet.set_intake(url, process.intake)
+            if process.reachable:
+                self.fleet.mark_alive(url, self.clock())
+        if len(process.ranks) != before:
+            logger.info("worker_ranks", worker=address, ranks=info.ranks)
+            self.changed.set()
 
-    def _needs_probe(self, url: str) -> bool:
-        worker = self._workers[url]
-        return not (worker.subscriber.proves_liveness and worker.reachable and worker.health is Intake.OPEN)
+    def _remove(self, address: str) -> None:
+        process = self._processes.pop(address)
+        logger.info("worker_removed", worker=address, **_log_fields(process.discovered))
+        process.probing.cancel()
+        for rank in process.ranks:
+            self._remove_rank(rank, "it was removed")
 
-    def _feed_connected(self, url: str) -> None:
-        self._reached(url)
-        worker = self._workers[url]
-        if worker.health is not Intake.OPEN:
-            worker.prober.probe_now()  # another process may listen there by now
+    def _remove_rank(self, rank: _Rank, why: str) -> None:
+        rank.following.cancel()
+        self.fleet.remove(rank.url)
+        self.in_flight.abort_pending(rank.url, FailureCause.LEFT, why)
+        self.upstream.remove(rank.url)
 
-    def _reached(self, url: str) -> None:
-        worker = self._workers[url]
-        if not worker.reachable:
-            logger.info("worker_reachable", worker=url)
-        worker.reachable = True
-        self.fleet.mark_alive(url, self.clock())
+    def _needs_probe(self, address: str) -> bool:
+        process = self._processes[address]
+        proven = all(rank.subscriber.proves_liveness for rank in process.ranks)
+        return not (proven and process.reachable and process.health is Intake.OPEN)
+
+    def _feed_connected(self, address: str) -> None:
+        self._reached(address)
+        process = self._processes[address]
+        if process.health is not Intake.OPEN:
+            process.prober.probe_now()  # another process may listen there by now
+
+    def _reached(self, address: str) -> None:
+        process = self._processes[address]
+        if not process.reachable:
+            logger.info("worker_reachable", worker=address)
+        process.reachable = True
+        self._mark_alive(process)
         self.changed.set()
 
-    def _probed(self, url: str, status: int, draining: bool) -> None:
-        worker = self._workers[url]
+    def _mark_alive(self, process: _Process) -> None:
+        for rank in process.ranks:
+            self.fleet.mark_alive(rank.url, self.clock())
+
+    def _probed(self, address: str, status: int, draining: bool) -> None:
+        process = self._processes[address]
         if status not in (200, 503):
             return
-        before = worker.intake
-        worker.health = Intake.CLOSED if status == 503 else Intake.DRAINING if draining else Intake.OPEN
-        self._note_intake(url, worker, before)
-        self._reached(url) if status == 200 else self.fleet.mark_alive(url, self.clock())
+        before = process.intake
+        process.health = Intake.CLOSED if status == 503 else Intake.DRAINING if draining else Intake.OPEN
+        self._note_intake(address, process, before)
+        self._reached(address) if status == 200 else self._mark_alive(process)
 
-    def _note_intake(self, url: str, worker: _WorkerTasks, before: Intake) -> None:
-        intake = worker.intake
+    def _note_intake(self, address: str, process: _Process, before: Intake) -> None:
+        intake = process.intake
         if intake is before:
             return
-        logger.info(_INTAKE_EVENTS[intake], worker=url)
-        self.fleet.set_intake(url, intake)
+        logger.info(_INTAKE_EVENTS[intake], worker=address)
+        for rank in process.ranks:
+            self.fleet.set_intake(rank.url, intake)
         if intake is not Intake.CLOSED:
             self.changed.set()
 
@@ -194,3 +247,7 @@ _INTAKE_EVENTS = {Intake.OPEN: "worker_serving", Intake.DRAINING: "worker_draini
 def _log_fields(discovered: DiscoveredWorker) -> dict[str, str]:
     """What is known of the worker besides its URL."""
     return {name: value for name, value in (("pod", discovered.pod), ("feed", discovered.feed)) if value}
+
+
+def _tasks(process: _Process) -> list[asyncio.Task[None]]:
+    return [process.probing, *(rank.following for rank in process.ranks)]

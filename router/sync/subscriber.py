@@ -12,7 +12,8 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import aiohttp
 
-from kvcache.feed import MSGPACK, FeedError, Snapshot, decode_batch, decode_snapshot, encode_position
+from kvcache.feed import MSGPACK, FeedError, Snapshot, WorkerInfo, decode_batch, decode_snapshot, encode_position
+from kvcache.ranks import split_rank
 from router.core.errors import AgentListed, DuplicateWorker, FeedGap, FeedRejected, Mismatch, RejectReason, StaleEpoch
 from router.core.fleet import Fleet
 from router.metrics import Metrics
@@ -51,10 +52,11 @@ class FeedPolicy:
 
 @dataclass(eq=False)
 class Subscriber:
-    """One worker's feed, applied to the fleet.
+    """One worker's feed, applied to the fleet. That of a data-parallel rank (`kvcache.ranks`) is one of its process's.
 
-    `on_connected` is called when the worker's own feed answers, `on_disconnected` when a connected stream ends, and
-    `on_refused(why)` when the worker's own feed refuses connections. A feed at another address than the worker's
+    `on_connected` is called when the worker's own feed answers, `on_disconnected` when a connected stream ends,
+    `on_refused(why)` when the worker's own feed refuses connections, and `on_described(info)` when a snapshot says what
+    the worker is, whether it is taken in or refused. A feed at another address than the worker's
     (`feed`: that of an agent beside the engine) says nothing about whether the engine is alive.
     """
 
@@ -68,8 +70,11 @@ class Subscriber:
     on_connected: Callable[[], None]
     on_refused: Callable[[str], None]
     on_disconnected: Callable[[], None] = lambda: None
+    on_described: Callable[[WorkerInfo], None] = lambda info: None
     feed: str | None = None
     policy: FeedPolicy = field(default_factory=FeedPolicy)
+    _address: str = field(init=False)
+    _query: str = field(init=False)
     _position: tuple[int, int] | None = field(default=None, init=False)
     """Epoch and sequence number of the last batch that was applied; None: a snapshot is needed."""
     _failures: int = field(default=0, init=False)
@@ -77,6 +82,11 @@ class Subscriber:
     _resumed_at: float = field(default=-math.inf, init=False)
     """When a gap was last followed by a snapshot without a pause."""
     _connected: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        address, rank = split_rank(self.url)
+        self._address = self.feed or address
+        self._query = f"?rank={rank}" if rank else ""
 
     @property
     def proves_liveness(self) -> bool:
@@ -188,6 +198,7 @@ class Subscriber:
             routine = error.reason is RejectReason.NO_TOKENIZER
             self._log("worker_unmatched", logging.INFO if routine else logging.ERROR, str(error))
             self.metrics.feed_refusals.labels(error.reason.value).inc()
+        self.on_described(snapshot.info)
         return snapshot.info.epoch, snapshot.seq
 
     async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:
@@ -204,7 +215,8 @@ class Subscriber:
     ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         policy = self.policy
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=policy.connect_timeout, sock_read=policy.idle_timeout)
-        return self.session.get((self.feed or self.url) + path, headers=headers, timeout=timeout, allow_redirects=False)
+        url = self._address + path + self._query
+        return self.session.get(url, headers=headers, timeout=timeout, allow_redirects=False)
 
     def _expect(self, response: aiohttp.ClientResponse, content_type: str) -> None:
         if response.status in (404, 405, 501):

@@ -55,6 +55,8 @@ class UpstreamRequest:
     body: bytes
     repeatable: bool = False
     """Sending the request twice has the same effect as sending it once (`server.paths`)."""
+    rank: int | None = None
+    """Data-parallel rank that the request names; None: none, because the worker's process has only one."""
 
     def drop_body(self) -> None:
         """Free the body of a request that will not be sent again: an answer may take minutes, a body megabytes."""
@@ -82,10 +84,13 @@ class Upstream(Protocol):
     """Sends requests to workers. `upstream.pool` implements it."""
 
     async def send(self, url: str, request: UpstreamRequest) -> UpstreamResponse:
-        """Send `request` to the worker at `url` and wait for the answer's headers. Raises `UpstreamError`."""
+        """Send `request` to the worker at `url` and wait for the answer's headers. Raises `UpstreamError`.
+
+        The ranks of one process (`kvcache.ranks`) share its address and so its connections.
+        """
 
     def remove(self, url: str) -> None:
-        """Close the idle connections to a worker that has been removed."""
+        """Close the idle connections to a worker that has been removed, unless another rank uses them too."""
 
     async def close(self) -> None:
         """Abort every connection."""

@@ -11,6 +11,7 @@ import asyncio
 import ssl
 from urllib.parse import urlsplit
 
+from kvcache.ranks import RANK_HEADER, split_rank
 from router.core.retries import Progress
 from router.upstream.connection import ConnectionState, WorkerConnection
 from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest
@@ -21,7 +22,8 @@ worker that closes later than this closes because of the request."""
 
 
 class _Origin:
-    """One worker's address and the connections to it. The idle connection that was used last is the last of `idle`."""
+    """An address of workers (the ranks of one process) and the connections to it. The idle connection that was used
+    last is the last of `idle`."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -77,7 +79,7 @@ class ConnectionPool:
         """
         origin = self._origins.get(url)
         if origin is None:
-            origin = self._origins[url] = _Origin(url)
+            origin = self._open_origin(url)
         connection = self._take_idle(origin)
         if connection is None:
             return await self._send_on(await self._connect(origin), origin, request)
@@ -95,19 +97,27 @@ class ConnectionPool:
             raise
 
     def remove(self, url: str) -> None:
-        """Close the idle connections to a worker that has been removed. Those in use are closed when they are free."""
+        """Close the idle connections to a worker that has been removed, unless another rank uses them too. Those in use
+        are closed when they are free."""
         origin = self._origins.pop(url, None)
-        if origin is not None:
+        if origin is not None and origin not in self._origins.values():
             origin.remove()
             self._removed = [old for old in (*self._removed, origin) if old.connections]
 
     async def close(self) -> None:
         """Abort every connection."""
-        origins = (*self._removed, *self._origins.values())
+        origins = {*self._removed, *self._origins.values()}
         connections = [connection for origin in origins for connection in origin.connections]
         for connection in connections:
             connection.abort()
         await asyncio.gather(*(connection.closed.wait() for connection in connections))
+
+    def _open_origin(self, url: str) -> _Origin:
+        """That of another rank at the same address, or a new one."""
+        address, _ = split_rank(url)
+        known = (origin for other, origin in self._origins.items() if split_rank(other)[0] == address)
+        origin = self._origins[url] = next(known, None) or _Origin(address)
+        return origin
 
     async def _send_on(
         self, connection: WorkerConnection, origin: _Origin, request: UpstreamRequest
@@ -165,6 +175,8 @@ def _was_stale(connection: WorkerConnection, request: UpstreamRequest, error: Up
 def _head(request: UpstreamRequest, host: bytes) -> bytes:
     lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (request.method.encode(), request.target.encode(), host)]
     lines += [b"%s: %s\r\n" % header for header in request.headers]
+    if request.rank is not None:
+        lines.append(b"%s: %d\r\n" % (RANK_HEADER.encode(), request.rank))
     if request.body or request.method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
         lines.append(b"content-length: %d\r\n" % len(request.body))
     lines.append(b"\r\n")

@@ -210,6 +210,8 @@ def test_a_value_nested_without_end_is_refused(name: str, field: str) -> None:
         pytest.param("windows", [128, -1], "windows must be a list of whole numbers", id="a negative window"),
         pytest.param("tier_seconds", {"cpu": -1}, "tier_seconds must hold seconds", id="negative seconds"),
         pytest.param("tier_seconds", [], "tier_seconds must be an object", id="tier_seconds: a list"),
+        pytest.param("ranks", 0, r"ranks must be from 1 to 1024, not 0", id="no rank"),
+        pytest.param("ranks", 10**9, r"ranks must be from 1 to 1024, not 1000000000", id="more ranks than there are"),
         pytest.param("rank", 1, r"rank must be less than ranks \(1\)", id="a rank beyond the last"),
         pytest.param("elsewhere", [{"tier": "moon", "keys": []}], "tier must be one of gpu, cpu, disk", id="a tier"),
     ],

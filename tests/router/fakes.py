@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -180,6 +180,10 @@ class FakeWorker:
     epoch: int = 1
     seq: int = 0
     blocks: list[tuple[BlockKey, BlockKey | None]] = field(default_factory=list)
+    ranks: int = 1
+    """Data-parallel ranks; the blocks are those of rank 0, whose feed alone can publish."""
+    rank_blocks: dict[int, list[tuple[BlockKey, BlockKey | None]]] = field(default_factory=dict)
+    """Those of the others."""
     serves_feed: bool = False
     received: list[Received] = field(default_factory=list)
     frozen: asyncio.Event = field(default_factory=asyncio.Event)
@@ -209,8 +213,12 @@ class FakeWorker:
             engine=self.engine,
         )
 
-    def snapshot(self) -> Snapshot:
-        return Snapshot(self.info, self.seq, Load(total_blocks=1000, free_blocks=1000), tuple(self.blocks))
+    def snapshot(self, rank: int = 0) -> Snapshot:
+        info = self.info
+        if self.ranks > 1:
+            info = replace(info, worker_id=f"{self.name}/{rank}", rank=rank, ranks=self.ranks)
+        blocks = self.rank_blocks.get(rank, []) if rank else self.blocks
+        return Snapshot(info, self.seq, Load(total_blocks=1000, free_blocks=1000), tuple(blocks))
 
     def serve_feed(self, fingerprint: str, name: str | None = None, engine: str = "") -> None:
         """Serve the cache feed from now on; with `engine`, as the agent of that engine."""
@@ -272,13 +280,14 @@ class FakeWorker:
             writer.close()
 
     async def _dispatch(self, connection: Connection, request: Received) -> None:
+        path, _, query = request.target.partition("?rank=")
         if request.target == "/health":
             extra = f"{DRAINING_HEADER}: 1\r\n" if self.draining else ""
             await connection.answer(self.health, b"", extra=extra)
-        elif request.target == "/cache/state" and self.serves_feed:
+        elif path == "/cache/state" and self.serves_feed:
             self.snapshots += 1
-            await connection.answer(200, encode_snapshot(self.snapshot(), MSGPACK), MSGPACK)
-        elif request.target == "/cache/events" and self.serves_feed:
+            await connection.answer(200, encode_snapshot(self.snapshot(int(query or 0)), MSGPACK), MSGPACK)
+        elif path == "/cache/events" and self.serves_feed:
             self.feed_positions.append(request.header("last-event-id"))
             await connection.begin_stream()
             self.feeds.append(connection)
