@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kvcache.chat import anthropic, responses
 from kvcache.chat.request import ChatRequestError
 from kvcache.keys import CacheScope
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
@@ -87,6 +88,22 @@ def chat_request_prompt(fields: Mapping[str, Any], tokenizer: Tokenizer, max_mod
         raise PromptError(str(error), param=error.param) from None
     except TokenizerError as error:
         raise PromptError(str(error), param="messages") from None
+
+
+def messages_chat_fields(fields: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The chat request that a body of Anthropic's Messages API stands for. Raises `PromptError`."""
+    try:
+        return anthropic.chat_fields(fields, tokenizer.chat)
+    except ChatRequestError as error:
+        raise PromptError(str(error), param=error.param) from None
+
+
+def responses_chat_fields(fields: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The chat request that a body of OpenAI's Responses API stands for. Raises `PromptError`."""
+    try:
+        return responses.chat_fields(fields)
+    except ChatRequestError as error:
+        raise PromptError(str(error), param=error.param) from None
 
 
 def chat_prompt(messages: object, tokenizer: Tokenizer, *, add_generation_prompt: bool = True) -> list[int]:

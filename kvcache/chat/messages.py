@@ -103,6 +103,8 @@ def _assistant(read: Message, message: Mapping[str, Any]) -> None:
 
 def _tool_call(call: object) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
+    if isinstance(call, dict) and isinstance(function, Mapping) and isinstance(function.get("arguments"), Mapping):
+        return call  # in its final form, as `kvcache.chat.responses` makes it
     if not (
         isinstance(call, Mapping)
         and isinstance(function, Mapping)
@@ -112,7 +114,7 @@ def _tool_call(call: object) -> dict[str, Any]:
         and isinstance(function.get("arguments"), str)
     ):
         raise MessageError('a tool call must look like {"id", "type": "function", "function": {"name", "arguments"}}')
-    arguments = {"arguments": _arguments(function["arguments"]), "name": function["name"]}
+    arguments = {"arguments": call_arguments(function["arguments"]), "name": function["name"]}
     return _ordered({"id": call["id"], "function": _ordered(arguments, function), "type": "function"}, call)
 
 
@@ -121,8 +123,8 @@ def _ordered(named: dict[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
     return named | {name: value for name, value in sent.items() if name not in named}
 
 
-def _arguments(text: str) -> dict[str, Any]:
-    """Templates take a tool call's arguments as an object; what is none is an empty one."""
+def call_arguments(text: str) -> dict[str, Any]:
+    """Templates take a tool call's arguments as an object; what is none is an empty one. Raises `MessageError`."""
     try:
         parsed = json.loads(text)
     except ValueError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from jinja2.defaults import DEFAULT_NAMESPACE
@@ -19,6 +20,8 @@ from kvcache.chat.messages import MessageError, conversation, kind, without_deve
 from kvcache.chat.template import ChatTemplate, ChatTemplateError
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_THINKING_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+"""The efforts of the Messages API."""
 
 _REQUEST_TEMPLATES = 8
 """Templates of requests' own that are kept compiled."""
@@ -46,6 +49,17 @@ class ChatRequestError(ValueError):
         super().__init__(message)
         self.param = param
         self.reason = reason or message
+
+
+def checked(fields: Mapping[str, Any], name: str, form: type, param: str = "messages") -> Any:
+    """A field that is absent, null (both: None) or of this type. Raises `ChatRequestError` for any other value."""
+    value = fields.get(name)
+    if value is not None and not isinstance(value, form):
+        raise ChatRequestError(f"{name} must be {_TYPES[form]}, not {kind(value)}", param)
+    return value
+
+
+_TYPES: Mapping[type, str] = {str: "a string", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +131,27 @@ class ChatRenderer:
         except ChatTemplateError as error:
             raise ChatRequestError(str(error), reason=error.reason) from None
 
+    @cached_property
+    def merges_system(self) -> bool:
+        """Whether vLLM merges the system messages of a Messages request into one (`_should_merge_inline_system`):
+        the template for requests with tools, or that for others, refuses a system message that is not the first."""
+        default = self._given or self._templates.get("default")
+        used = (default, self._given or self._templates.get("tool_use", default))
+        return any(template is None or not template.takes_later_system_messages() for template in used)
+
+    @cached_property
+    def disabled_thinking_effort(self) -> str:
+        """The effort that a Messages request asks for with `"thinking": {"type": "disabled"}`: "none", or "low" if the
+        template refuses "none" or renders it as another effort (`_probe_disabled_thinking_effort`)."""
+        without = self._greeting("none")
+        return "low" if without is None or without in map(self._greeting, _THINKING_EFFORTS) else "none"
+
+    def _greeting(self, effort: str) -> str | None:
+        try:
+            return self.render({"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": effort})
+        except ChatRequestError:
+            return None
+
     def _variables(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """What the template may use by name, `tools`, `documents` and `chat_template` included: the engine's settings,
         before them the request's."""
@@ -149,8 +184,8 @@ class ChatRenderer:
         excluded = self._options.exclude_tools_when_tool_choice_none and fields.get("tool_choice") == "none"
         if tools is None or excluded:
             return None
-        if not isinstance(tools, list) or not tools:
-            raise ChatRequestError("tools must be a list of at least one tool", "tools")
+        if not isinstance(tools, list):
+            raise ChatRequestError(f"tools must be a list, not {kind(tools)}", "tools")
         return [_tool(tool) for tool in tools]
 
     def _template(self, fields: Mapping[str, Any], variable: object, tools: object) -> ChatTemplate:

@@ -100,6 +100,17 @@ class ChatTemplate:
         self.knows_developer = '"developer"' in source or "'developer'" in source
         """Whether it has words for the developer's role."""
 
+    def takes_later_system_messages(self) -> bool:
+        """Whether it renders a conversation with a second system message, as vLLM asks when it starts
+        (`_detect_merge_inline_system`): without transformers' extensions, so a template that needs those does not."""
+        turns = [{"role": role, "content": "t"} for role in ("system", "user", "system", "user")]
+        plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension])
+        try:
+            plain.from_string(self.source).render(messages=turns, add_generation_prompt=False)
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return False
+        return True
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -36,7 +36,8 @@ class Tokenizer:
         self.byte_level = source.backend.byte_level
         """Each token stands for fixed bytes: see `kvcache.tokens.backend.Backend`."""
         self._backend: Backend = source.backend
-        self._chat = source.chat
+        self.chat = source.chat
+        """Renders chat requests by the chat template."""
         self.cache = EncodingCache(self._encode_plain, cache_bytes) if source.backend.affixes else None
         """None where cutting text might change a token."""
         self._limit: int | None = None
@@ -80,7 +81,7 @@ class Tokenizer:
     def render_chat(self, fields: Mapping[str, Any]) -> str:
         """Text of the prompt of a chat request's JSON body, by the chat template. Raises
         `kvcache.chat.request.ChatRequestError`."""
-        return self._chat.render(fields)
+        return self.chat.render(fields)
 
     def _encode_plain(self, text: str) -> list[int]:
         return self._backend.encode(text, False)

@@ -173,7 +173,9 @@ def _classify(event: bytes) -> EventKind:
         return error
     choices = fields.get("choices")
     if not isinstance(choices, list):
-        return EventKind.QUIET if fields.get("type") in _QUIET_TYPES else EventKind.CONTENT
+        if fields.get("type") in _QUIET_TYPES:
+            return EventKind.QUIET
+        return EventKind.ABORT if _is_aborted(fields) else EventKind.CONTENT
     kinds = {_classify_choice(choice) for choice in choices}
     for kind in (EventKind.CONTENT, EventKind.ABORT):
         if kind in kinds:
@@ -203,6 +205,22 @@ def _classify_choice(choice: Any) -> EventKind:
         return EventKind.ABORT
     # A completion's first event is its first token, even if that is no whole character yet; a chat's is the role.
     return EventKind.CONTENT if finish is not None or delta is None else EventKind.QUIET
+
+
+def _is_aborted(fields: Mapping[str, Any]) -> bool:
+    """Whether an answer of the Messages or Responses API, or the event that ends one, is that of a request which the
+    engine aborted: vLLM then gives no reason for the end of a message, or completes a response without a token."""
+    match fields:
+        case {"type": "message", **rest}:
+            return rest.get("stop_reason") is None
+        case {"type": "message_delta", "delta": {"stop_reason": None}}:
+            return True
+        case {"object": "response", "usage": {"output_tokens": 0}}:
+            return True
+        case {"type": "response.completed", "response": {"usage": {"output_tokens": 0}}}:
+            return True
+        case _:
+            return False
 
 
 def _delta_text(delta: Any) -> Any:
@@ -237,7 +255,7 @@ def read_answer(body: bytes) -> WholeAnswer:
         return WholeAnswer()
     choices = fields.get("choices")
     if not isinstance(choices, list):
-        return WholeAnswer(usage=read_usage(fields))
+        return WholeAnswer(_is_aborted(fields), read_usage(fields))
     aborted = any(isinstance(choice, dict) and choice.get("finish_reason") == "abort" for choice in choices)
     return WholeAnswer(aborted, read_usage(fields), len(choices))
 

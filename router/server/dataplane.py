@@ -12,11 +12,11 @@ from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError
 from router.metrics import Metrics
-from router.server.affinity import RESPONSES, named_response, with_session_header
+from router.server.affinity import named_response, with_session_header
 from router.server.cors import NO_CORS, Cors
-from router.server.headers import to_worker
+from router.server.headers import find, to_worker
 from router.server.paths import Access, access, repeatable
-from router.server.prompts import CHAT, COMPLETIONS, PROMPTLESS, PromptReader
+from router.server.prompts import INVOCATIONS, PROMPTED, PROMPTLESS, PromptReader, promptless
 from router.server.proxy import Proxy, answer_error, answer_json
 from router.upstream.interface import UpstreamRequest
 
@@ -24,14 +24,16 @@ _IN_PATH = "/!$&'()*+,;=:@"
 """The characters that a path may hold besides letters, digits and `-._~` (RFC 3986 3.3): others are percent-encoded."""
 _IN_QUERY = "".join(map(chr, range(0x21, 0x7F)))
 """The characters that a query may hold. It is passed on as it came, except for what no request line may hold."""
+_ADAPTER = b"x-amzn-sagemaker-adapter-identifier"
+"""Header of `INVOCATIONS` that names a LoRA adapter, under which the engine keeps the prompt's blocks."""
 CLIENT_LEFT = 499
 """Status (nginx's) under which the metrics count a request whose client left before it was answered."""
 
 
 @dataclass(slots=True)
 class DataPlane:
-    """Sends `POST /v1/completions` and `/v1/chat/completions` to where their prefix is cached, and requests for every
-    other path of an inference API, or of `allowed`, to the least loaded worker."""
+    """Sends requests with a prompt (`PROMPTED`) to where their prefix is cached, and requests for every other path of
+    an inference API, or of `allowed`, to the least loaded worker."""
 
     proxy: Proxy
     prompts: PromptReader
@@ -72,7 +74,7 @@ class DataPlane:
             method, _target(path, scope), headers, (await receive()).get("body", b""), repeatable(method, path)
         )
         route = PROMPTLESS
-        if method == "POST" and path in (COMPLETIONS, CHAT, RESPONSES):
+        if method == "POST" and path in PROMPTED and not (path == INVOCATIONS and find(scope["headers"], _ADAPTER)):
             route = with_session_header(await self.prompts.read(path, request.body), headers)
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.inc(route.prompt_tokens)
@@ -80,6 +82,8 @@ class DataPlane:
                 self.metrics.prompts_unread.labels(route.unread.value).inc()
         elif (stored := named_response(path)) is not None:
             route = replace(PROMPTLESS, stored=stored)
+        elif method == "POST":
+            route = promptless(request.body)
         if rank is not None:
             route = replace(route, rank=rank)
         return await self.proxy.forward(request, route, request_id, arrived, send)

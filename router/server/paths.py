@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from enum import Enum
 
-from router.server.prompts import CHAT, COMPLETIONS
+from router.server.prompts import PROMPTED
 
 RESOURCES = frozenset(
     {
@@ -22,16 +22,18 @@ The list names what is open and not what is closed: vLLM has management endpoint
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 """The methods that are idempotent by definition (RFC 9110 9.2.2), of those that workers know."""
 
-COMPUTED = frozenset(
+COMPUTED = PROMPTED | frozenset(
     {
-        COMPLETIONS, CHAT, "/v1/chat/completions/batch", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
-        "/v1/completions/render", "/v1/chat/completions/render", "/v1/responses/render", "/v1/messages/render",
-        "/v1/completions/derender", "/v1/chat/completions/derender", "/v1/embeddings", "/v1/rerank", "/v1/score",
-        "/v1/classify", "/v1/pooling", "/v1/moderations", "/v1/systemone", "/v1/audio/transcriptions",
-        "/v1/audio/translations", "/v1/audio/speech", "/v1/images/generations", "/tokenize", "/detokenize",
+        "/v1/chat/completions/batch", "/v1/messages/count_tokens", "/v1/completions/render",
+        "/v1/chat/completions/render", "/v1/responses/render", "/v1/messages/render", "/v1/completions/derender",
+        "/v1/chat/completions/derender", "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/classify", "/v1/pooling",
+        "/v1/moderations", "/v1/systemone", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/speech",
+        "/v1/images/generations", "/tokenize", "/detokenize", "/rerank", "/v2/rerank", "/score", "/pooling",
+        "/classify", "/v2/embed", "/generative_scoring", "/cohere/v2/chat", "/cohere/v2/chat/render",
     }
 )  # fmt: skip
-"""Paths at which POST computes an answer and changes nothing, so that it is idempotent in spite of its method."""
+"""Paths at which POST computes an answer and changes nothing, so that it is idempotent in spite of its method. Those
+that vLLM 0.32 serves outside of /v1/ are open to clients because they are here; its management endpoints are not."""
 
 
 class Access(Enum):

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from kvcache.keys import CacheScope, PrefixKeys, TokenIdError, pack_tokens
-from kvcache.prompts import PromptError, chat_request_prompt, completion_request_prompts, request_scope
+from kvcache.prompts import (
+    PromptError,
+    chat_request_prompt,
+    completion_request_prompts,
+    messages_chat_fields,
+    request_scope,
+    responses_chat_fields,
+)
 from kvcache.tokens.tokenizer import Tokenizer, TooManyTokensError
 from router.core.decision import ReportedSequence, RouteRequest, Unread
+from router.server import bodies
 from router.server.affinity import RESPONSES, affine, affine_ends
 from router.server.prompt_queue import READ_TIMEOUT, Checkpoint, PromptQueue
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
+MESSAGES = "/v1/messages"
+INVOCATIONS = "/invocations"
+"""SageMaker's path, for chat and completion requests alike."""
+
+PROMPTED = frozenset({COMPLETIONS, CHAT, MESSAGES, RESPONSES, INVOCATIONS})
+"""The paths whose requests have a prompt that fills the engine's cache, and that is read here."""
 
 PROMPTLESS = RouteRequest(keys=None, prompt_tokens=None, streaming=False, prompted=False)
 """A request without a prompt."""
+
+_TO_CHAT: Mapping[str, Callable[[Mapping[str, Any], Tokenizer], dict[str, Any]]] = {
+    MESSAGES: messages_chat_fields,
+    RESPONSES: responses_chat_fields,
+}
+"""Of the APIs whose requests vLLM turns into chat requests: how."""
+_OUTPUT_TOKENS: Mapping[str, tuple[str, ...]] = {MESSAGES: ("max_tokens",), RESPONSES: ("max_output_tokens",)}
 
 INLINE_TEXT = 16_384
 """A body with more bytes than this is tokenized in a thread: 8 ms at 2 MB/s would delay every other request."""
@@ -38,13 +55,10 @@ UNKNOWN_CONTEXT = 262_144
 OTHER_FIELDS = 65_536
 """Bytes that a body may hold besides its prompt: tools, schemas."""
 
-_MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
-_STREAM = re.compile(rb'"stream"\s*:\s*true\b')
-_ENDS = 65_536
-"""Bytes at the beginning and at the end of a body that `_scan_ends` looks at."""
-_HUGE = re.compile(rb"\d{19}")
 _EXACT = frozenset({"tools", "chat_template_kwargs"})
 """Fields whose numbers a chat template may write into the prompt, so that they must be read exactly."""
+_EXACT_BY_PATH: Mapping[str, frozenset[str]] = {MESSAGES: _EXACT | {"messages"}}
+"""A message of the Messages API holds the arguments of tool calls as objects, not as text."""
 
 
 class PromptReader:
@@ -71,12 +85,13 @@ class PromptReader:
         self._queue.close()
 
     async def read(self, path: str, body: bytes) -> RouteRequest:
-        """What the router knows about a request. If its prompt was not read, `keys` is None and `unread` says why."""
+        """What the router knows about a request for one of `PROMPTED`. If its prompt was not read, `keys` is None and
+        `unread` says why."""
         size, longest = len(body), self._longest()
         if size > (longest or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + OTHER_FIELDS:
-            return _scan_ends(path, body, Unread.TOO_LONG)
+            return _unparsed(path, body, Unread.TOO_LONG)
         if size <= INLINE_BODY:
-            fields = _parse(body)
+            fields = bodies.parse(body, _EXACT_BY_PATH.get(path, _EXACT))
             if fields is None:
                 return _no_request()
             if size <= INLINE_TEXT or _is_token_ids(fields.get("prompt")):
@@ -84,10 +99,10 @@ class PromptReader:
         try:
             return await self._queue.run(size, lambda checkpoint: self._read(path, body, longest, checkpoint))
         except TimeoutError:
-            return _scan_ends(path, body, Unread.BUSY)
+            return _unparsed(path, body, Unread.BUSY)
 
     def _read(self, path: str, body: bytes, longest: int | None, checkpoint: Checkpoint) -> RouteRequest:
-        fields = _parse(body)
+        fields = bodies.parse(body, _EXACT_BY_PATH.get(path, _EXACT))
         if fields is None:
             return _no_request()
         route = self._route(path, fields, longest, checkpoint)
@@ -98,20 +113,24 @@ class PromptReader:
     def _route(
         self, path: str, fields: Mapping[str, Any], longest: int | None, checkpoint: Checkpoint | None = None
     ) -> RouteRequest:
-        if path == RESPONSES and fields.get("previous_response_id") is not None:
-            return affine(_unread(Unread.UNREADABLE, fields), path, fields)
         return affine(self._read_prompt(path, fields, longest, checkpoint), path, fields)
 
     def _read_prompt(
         self, path: str, fields: Mapping[str, Any], longest: int | None, checkpoint: Checkpoint | None
     ) -> RouteRequest:
         if self.tokenizer is None:
-            return _unread(Unread.NO_TOKENIZER, fields)
-        # With `truncate_prompt_tokens` the prompt may be longer than a worker's context: the worker cuts it down.
-        limit = longest if fields.get("truncate_prompt_tokens") is None else None
-        tokenizer = self.tokenizer.bounded(limit, checkpoint or Checkpoint())
+            return _unread(Unread.NO_TOKENIZER, path, fields)
+        if path == INVOCATIONS:
+            path = _invoked(fields)
+            if path == INVOCATIONS:
+                return _unread(Unread.UNREADABLE, path, fields)
         streaming = fields.get("stream") is True
         try:
+            if (to_chat := _TO_CHAT.get(path)) is not None:
+                path, fields = CHAT, to_chat(fields, self.tokenizer)
+            # With `truncate_prompt_tokens` the prompt may be longer than a worker's context: the worker cuts it down.
+            limit = longest if fields.get("truncate_prompt_tokens") is None else None
+            tokenizer = self.tokenizer.bounded(limit, checkpoint or Checkpoint())
             if path == CHAT:
                 prompts = [chat_request_prompt(fields, tokenizer, longest)]
             else:
@@ -121,20 +140,38 @@ class PromptReader:
             keys = PrefixKeys(pack_tokens(prompts[0]), self._block_size, scope)
             reported = _reported_sequence(fields, prompts, keys, self._block_size, scope, streaming=streaming)
         except (PromptError, TokenIdError):
-            return _unread(Unread.UNREADABLE, fields)
+            return _unread(Unread.UNREADABLE, path, fields)
         except TooManyTokensError:
-            return _unread(Unread.TOO_LONG, fields)
+            return _unread(Unread.TOO_LONG, path, fields)
         if limit is not None and max(map(len, prompts)) > limit:
-            return _unread(Unread.TOO_LONG, fields)
+            return _unread(Unread.TOO_LONG, path, fields)
         uses_cache = not _bypasses_cache(fields, chat=path == CHAT)
         return RouteRequest(
             keys=keys if uses_cache else None,
             prompt_tokens=sum(len(prompt) for prompt in prompts),
             streaming=streaming,
-            model=_model(fields),
-            output_tokens=_output_tokens(fields),
+            model=bodies.model(fields),
+            output_tokens=_output_tokens(path, fields),
             reported=reported if uses_cache else None,
         )
+
+
+def promptless(body: bytes) -> RouteRequest:
+    """The route of a request without a prompt that is read here: only its model matters."""
+    name = bodies.model_of(body) if body else None
+    return PROMPTLESS if name is None else replace(PROMPTLESS, model=name)
+
+
+def _invoked(fields: Mapping[str, Any]) -> str:
+    """The API of a request for `INVOCATIONS`: vLLM takes it for a chat if it fits one, else for a completion. A body
+    that may be either is not read."""
+    match "messages" in fields, "prompt" in fields:
+        case True, False:
+            return CHAT
+        case False, True:
+            return COMPLETIONS
+        case _:
+            return INVOCATIONS
 
 
 def _reported_sequence(
@@ -183,60 +220,25 @@ def _no_request() -> RouteRequest:
     return replace(PROMPTLESS, unread=Unread.UNREADABLE)
 
 
-def _unread(why: Unread, fields: Mapping[str, Any]) -> RouteRequest:
+def _unread(why: Unread, path: str, fields: Mapping[str, Any]) -> RouteRequest:
     return RouteRequest(
         keys=None,
         prompt_tokens=None,
         streaming=fields.get("stream") is True,
-        model=_model(fields),
-        output_tokens=_output_tokens(fields),
+        model=bodies.model(fields),
+        output_tokens=_output_tokens(path, fields),
         unread=why,
     )
 
 
-def _scan_ends(path: str, body: bytes, why: Unread) -> RouteRequest:
-    """For a body that is not parsed: the model and whether it streams, if its first or last bytes show them."""
-    model, streaming = None, False
-    ends = (body[:_ENDS], body[-_ENDS:])
-    for part in ends:
-        if found := _MODEL.search(part):
-            model = _name(found[1])
-        streaming = streaming or _STREAM.search(part) is not None
-    route = RouteRequest(keys=None, prompt_tokens=None, streaming=streaming, model=model, unread=why)
-    return affine_ends(route, path, b"".join(ends))
+def _unparsed(path: str, body: bytes, why: Unread) -> RouteRequest:
+    name, streaming = bodies.scan(body)
+    route = RouteRequest(keys=None, prompt_tokens=None, streaming=streaming, model=name, unread=why)
+    return affine_ends(route, path, body[: bodies.SCANNED] + body[-bodies.SCANNED :])
 
 
-def _name(quoted: bytes) -> str | None:
-    try:
-        name = orjson.loads(quoted)
-    except orjson.JSONDecodeError:
-        return None
-    return name if isinstance(name, str) else None
-
-
-def _parse(body: bytes) -> dict[str, Any] | None:
-    try:
-        try:
-            fields = orjson.loads(body)
-            exact = isinstance(fields, dict) and bool(_EXACT & fields.keys()) and _HUGE.search(body) is not None
-        except orjson.JSONDecodeError:
-            exact = True
-        if exact:
-            # vLLM's server reads with this module, which does not round whole numbers of more than 64 bits, and accepts
-            # NaN, lone surrogates, a byte order mark, UTF-16 and UTF-32.
-            fields = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return fields if isinstance(fields, dict) else None
-
-
-def _model(fields: Mapping[str, Any]) -> str | None:
-    model = fields.get("model")
-    return model if isinstance(model, str) else None
-
-
-def _output_tokens(fields: Mapping[str, Any]) -> int | None:
-    for name in ("max_completion_tokens", "max_tokens"):
+def _output_tokens(path: str, fields: Mapping[str, Any]) -> int | None:
+    for name in _OUTPUT_TOKENS.get(path, ("max_completion_tokens", "max_tokens")):
         value = fields.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value

@@ -19,6 +19,7 @@ from kvcache.tokens.tokenizer import Tokenizer
 from router.discovery.discovered import DiscoveredWorker
 from runtime.http.server import HttpServer
 from runtime.sockets import listen
+from tests.real_vllm.agent_requests import AgentRequests
 from tests.real_vllm.conftest import Engine
 from tests.real_vllm.requests import Requests
 from tests.router.conftest import RunningRouter, StartRouter, until
@@ -70,14 +71,16 @@ async def up_to_date(router: RunningRouter, agent: Agent, url: str) -> None:
 
 
 def reported(content: bytes) -> int | None:
-    """`cached_tokens` of an answer, streamed or not."""
+    """The cached tokens that an answer states, streamed or not, of any API."""
     found = None
     for line in content.splitlines():
         data = line.removeprefix(b"data: ")
         if not data.startswith(b"{"):
             continue
-        details = ((orjson.loads(data).get("usage") or {}).get("prompt_tokens_details")) or {}
-        found = details.get("cached_tokens") if details else found
+        fields = orjson.loads(data)
+        usage = fields.get("usage") or (fields.get("response") or {}).get("usage") or {}
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+        found = details.get("cached_tokens", usage.get("cache_read_input_tokens", found))
     return found
 
 
@@ -123,7 +126,35 @@ class Mixed:
         return path, body
 
 
-@pytest.mark.parametrize("mix", ["plain", "mixed"])
+class Agents:
+    """Random requests of the Messages and Responses APIs, some of them again, some that go on where others ended."""
+
+    def __init__(self, seed: int, model: str) -> None:
+        self._rng = random.Random(seed)
+        self._made = AgentRequests(seed, model)
+        self._before: list[tuple[str, dict[str, Any]]] = []
+
+    def next(self) -> tuple[str, dict[str, Any]]:
+        rng = self._rng
+        if self._before and rng.random() < 0.6:
+            path, body = rng.choice(self._before[-12:])
+            body = dict(body)
+            name = "messages" if path == "/v1/messages" else "input"
+            if isinstance(body[name], list) and rng.random() < 0.5:
+                body[name] = [*body[name], {"role": "user", "content": f"and {rng.randrange(3)}?"}]
+        elif rng.random() < 0.5:
+            path, body = "/v1/messages", self._made.messages()
+        else:
+            path, body = "/v1/responses", self._made.responses()
+        self._before.append((path, dict(body)))
+        if rng.random() < 0.3:
+            body["stream"] = True
+        if rng.random() < 0.15:
+            body["cache_salt"] = rng.choice(["a", "b"])
+        return path, body
+
+
+@pytest.mark.parametrize("mix", ["plain", "mixed", "agents"])
 async def test_predicted_is_reported(
     engine: Engine,
     tokenizer: Tokenizer,
@@ -134,7 +165,7 @@ async def test_predicted_is_reported(
     mix: str,
 ) -> None:
     following, feed = agent
-    rng, mixed = random.Random(seed), Mixed(seed, engine.model)
+    rng, mixed = random.Random(seed), (Agents if mix == "agents" else Mixed)(seed, engine.model)
     counts, wrong = Counter[str](), []
     async with start_router(routing_strategy="cache_aware", view_timeout=600) as router:
         router.router.fleet_sync.apply({engine.url: DiscoveredWorker(feed=feed)})

@@ -11,10 +11,17 @@ from typing import Any
 import httpx
 import pytest
 
-from kvcache.prompts import PromptError, chat_request_prompt, completion_request_prompts
+from kvcache.prompts import (
+    PromptError,
+    chat_request_prompt,
+    completion_request_prompts,
+    messages_chat_fields,
+    responses_chat_fields,
+)
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
+from tests.real_vllm.agent_requests import AgentRequests
 from tests.real_vllm.conftest import Engine
-from tests.real_vllm.record import prompts
+from tests.real_vllm.record import prompts, rendered
 from tests.real_vllm.requests import Requests
 from worker.agent.engine import engine_client
 from worker.agent.prompts import AgreementEvent, Expected, compare
@@ -75,6 +82,36 @@ def test_tokenize_says_the_same(
         counts["equal" if answer.status_code == 200 else "refused by the engine"] += 1
     print(f"\n/tokenize, seed {seed + 1}: {dict(counts)}")  # noqa: T201
     assert counts["equal"] > number / 3
+
+
+@pytest.mark.parametrize("kind", ["messages", "responses"])
+def test_the_prompts_of_agents(
+    engine: Engine, client: httpx.Client, tokenizer: Tokenizer, seed: int, number: int, kind: str
+) -> None:
+    made, counts, wrong = AgentRequests(seed, engine.model), Counter[str](), []
+    chat_fields = messages_chat_fields if kind == "messages" else responses_chat_fields
+    for _ in range(number):
+        body = made.messages() if kind == "messages" else made.responses()
+        theirs = rendered(client, f"/v1/{kind}", body)
+        try:
+            ours = chat_request_prompt(chat_fields(body, tokenizer), tokenizer, engine.max_model_len)
+        except PromptError:
+            ours = None
+        if theirs is not None and body.get("thinking") == {"type": "disabled"}:
+            # The render endpoint takes its effort for "none", the API itself asks the chat template.
+            counted = client.post("/v1/messages/count_tokens", json=body).json()
+            theirs = ours if ours is not None and len(ours) == counted["input_tokens"] else theirs
+        outcome = (
+            "refused by the engine" if theirs is None
+            else "left to the engine" if ours is None
+            else "equal" if ours == theirs
+            else "different"
+        )  # fmt: skip
+        counts[outcome] += 1
+        if outcome in ("different", "left to the engine"):
+            wrong.append(body)
+    print(f"\n{kind}, seed {seed}: {dict(counts)}")  # noqa: T201
+    assert not wrong, wrong[:3]
 
 
 async def test_the_agents_comparison(engine: Engine, tokenizer: Tokenizer) -> None:

@@ -174,6 +174,7 @@ class FakeWorker:
     draining: bool = False
     """Its /health says that it leaves, though it still takes requests."""
     name: str = "fake"
+    model: str = "m"
     block_size: int = 16
     fingerprint: str = ""
     engine: str = ""
@@ -205,7 +206,7 @@ class FakeWorker:
         return WorkerInfo(
             worker_id=self.name,
             epoch=self.epoch,
-            model="m",
+            model=self.model,
             block_size=self.block_size,
             fingerprint=self.fingerprint,
             key_scheme=KEY_SCHEME,

@@ -28,6 +28,10 @@ def chat(delta: dict[str, object], finish: str | None = None) -> bytes:
     return b"data: " + orjson.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}) + b"\n\n"
 
 
+def event(**fields: Any) -> bytes:
+    return b"data: " + orjson.dumps(fields) + b"\n\n"
+
+
 @pytest.mark.parametrize(
     ("held", "state"),
     [
@@ -175,15 +179,54 @@ def test_events_of_other_apis(kind: str, state: StreamState) -> None:
     assert stream.state is state
 
 
+MESSAGE = {"type": "message", "content": [{"type": "text", "text": ""}], "usage": {"input_tokens": 9}}
+
+
+def ended(tokens: int) -> dict[str, Any]:
+    return {"object": "response", "status": "completed", "output": [], "usage": {"output_tokens": tokens}}
+
+
+@pytest.mark.parametrize(
+    ("last", "state"),
+    [
+        pytest.param({"type": "message_delta", "delta": {"stop_reason": None}}, StreamState.ABORTED, id="messages"),
+        pytest.param(
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, StreamState.ANSWERING, id="messages, empty"
+        ),
+        pytest.param({"type": "response.completed", "response": ended(0)}, StreamState.ABORTED, id="responses"),
+        pytest.param(
+            {"type": "response.completed", "response": ended(1)}, StreamState.ANSWERING, id="responses, ended"
+        ),
+    ],
+)
+def test_a_stream_of_another_api_that_is_aborted_before_its_first_token(
+    last: dict[str, Any], state: StreamState
+) -> None:
+    stream = AnswerStream()
+    stream.push(event(type="message_start") + event(**last))
+    assert stream.state is state
+
+
+@pytest.mark.parametrize(
+    ("body", "aborted"),
+    [
+        pytest.param(MESSAGE, True, id="message"),
+        pytest.param(MESSAGE | {"stop_reason": "end_turn"}, False, id="message, complete"),
+        pytest.param(ended(0), True, id="response"),
+        pytest.param(ended(1), False, id="response, complete"),
+        pytest.param(ended(0) | {"status": "queued", "usage": None}, False, id="response, in the background"),
+        pytest.param({"object": "list", "data": [], "usage": {"prompt_tokens": 2}}, False, id="embedding"),
+    ],
+)
+def test_a_whole_answer_of_another_api_that_is_aborted(body: dict[str, Any], aborted: bool) -> None:
+    assert read_answer(orjson.dumps(body)).aborted is aborted
+
+
 # --- usage ---
 
 
 CAPTURES = Path(__file__).parents[1] / "data/vllm"
 MISLEADING = 'the model said {"usage":{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":9}}} \n\ndata: x'
-
-
-def event(**fields: Any) -> bytes:
-    return b"data: " + orjson.dumps(fields) + b"\n\n"
 
 
 def details(cached: int | None) -> dict[str, Any]:
@@ -263,6 +306,14 @@ def test_a_messages_answer_of_a_running_vllm_tells_its_whole_prompt() -> None:
     answer = AnswerStream()
     answer.push(stream.read_bytes().partition(b"\r\n\r\n")[2])
     assert answer.usage == Usage(38, 2, 32)
+
+
+def test_the_usage_of_a_response_is_in_the_event_that_ends_its_stream() -> None:
+    usage = {"input_tokens": 60, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 48}}
+    stream = AnswerStream()
+    stream.push(event(type="response.created", response={"usage": None}) + event(type="response.output_text.delta"))
+    stream.push(event(type="response.completed", response={"usage": usage}))
+    assert stream.usage == Usage(60, 2, 48)
 
 
 USAGE = st.none() | st.fixed_dictionaries(

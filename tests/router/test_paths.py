@@ -56,15 +56,30 @@ async def test_management_verbs_are_refused(start_router: StartRouter, path: str
         assert workers[0].received == []
 
 
+async def test_inference_apis_outside_of_v1_are_open_and_management_beside_them_is_not(
+    start_router: StartRouter,
+) -> None:
+    computed = ["/rerank", "/v2/rerank", "/score", "/pooling", "/classify", "/v2/embed", "/invocations"]
+    closed = ["/sleep", "/pause", "/abort_requests", "/scale_elastic_ep", "/update_weights", "/inference/v1/generate",
+              "/v2", "/v2/", "/rerank/x", "/reset_prefix_cache"]  # fmt: skip
+    async with fake_workers(good) as workers, start_router(workers) as router:
+        for path in computed:
+            assert repeatable("POST", path)
+            assert (await router.client.post(path, json={"model": "m"})).status_code == 200
+        for path in closed:
+            assert (await router.client.post(path, json={"model": "m"})).status_code == 404
+        assert [received.target for received in workers[0].received] == computed
+
+
 async def test_what_is_allowed_by_name_is_passed_on_and_nothing_beside_it(start_router: StartRouter) -> None:
-    allowed = "/v1/load_lora_adapter,/rerank"
+    allowed = "/v1/load_lora_adapter,/tokenizer_info"
     async with fake_workers(good) as workers, start_router(workers, allowed_paths=allowed) as router:
-        for path in ("/v1/load_lora_adapter", "/rerank"):
+        for path in ("/v1/load_lora_adapter", "/tokenizer_info"):
             assert (await router.client.post(path)).status_code == 200
         refused = await router.client.post("/v1/unload_lora_adapter")
         assert refused.status_code == 404
         assert "--allowed-paths" in refused.json()["error"]["message"]
-        assert [received.target for received in workers[0].received] == ["/v1/load_lora_adapter", "/rerank"]
+        assert [received.target for received in workers[0].received] == ["/v1/load_lora_adapter", "/tokenizer_info"]
 
 
 @pytest.mark.parametrize("path", ["v1/x", "/v1/../x", "/v1/%2e", "/x/", "/"])

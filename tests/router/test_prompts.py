@@ -33,8 +33,11 @@ from router.server.prompts import (
     CHAT,
     COMPLETIONS,
     INLINE_TEXT,
+    INVOCATIONS,
     LONG_DEPTH,
+    MESSAGES,
     OTHER_FIELDS,
+    RESPONSES,
     PromptReader,
 )
 from router.settings import Settings
@@ -111,6 +114,58 @@ async def test_a_body_beyond_all_contexts_is_not_even_parsed(reading: Reading) -
     )
     route = await reading.reader.read(COMPLETIONS, body)
     assert (route.unread, route.model, route.streaming) == (Unread.TOO_LONG, "m\u00e9", True)
+
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "output"),
+    [
+        pytest.param(MESSAGES, {"messages": HI, "system": "be", "max_tokens": 7, "n": 3}, 7, id="messages"),
+        pytest.param(RESPONSES, {"input": "hi", "instructions": "be", "max_output_tokens": 7}, 7, id="responses"),
+        pytest.param(RESPONSES, {"input": HI, "instructions": "be", "max_tokens": 7}, None, id="responses, items"),
+        pytest.param(
+            INVOCATIONS, {"messages": [{"role": "system", "content": "be"}, *HI], "max_tokens": 7}, 7, id="invocations"
+        ),
+    ],
+)
+async def test_other_apis_are_read_as_the_chat_that_they_stand_for(
+    reading: Reading, path: str, body: dict[str, Any], output: int | None
+) -> None:
+    chat = {"messages": [{"role": "system", "content": "be"}, *HI], "model": "m", "cache_salt": "s"}
+    same = await reading.reader.read(CHAT, orjson.dumps(chat))
+    route = await reading.reader.read(path, orjson.dumps({**body, "model": "m", "cache_salt": "s", "stream": True}))
+    assert route.keys is not None
+    assert (route.prompt_tokens, route.keys.all()) == (same.prompt_tokens, same.keys.all())
+    assert (route.model, route.streaming, route.output_tokens, route.reported) == ("m", True, output, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        pytest.param(INVOCATIONS, {"messages": HI, "prompt": "x"}, id="a chat or a completion"),
+        pytest.param(INVOCATIONS, {"input": "x"}, id="an embedding"),
+        pytest.param(MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image", "source": {"data": ""}}]}]},
+                     id="an image"),
+        pytest.param(RESPONSES, {"input": [{"type": "item_reference", "id": "x"}]}, id="a reference"),
+    ],
+)  # fmt: skip
+async def test_a_prompt_that_is_the_engines_to_read_goes_by_load(
+    reading: Reading, path: str, body: dict[str, Any]
+) -> None:
+    route = await reading.reader.read(path, orjson.dumps({**body, "model": "m", "stream": True}))
+    assert (route.keys, route.unread, route.model, route.streaming) == (None, Unread.UNREADABLE, "m", True)
+
+
+async def test_the_arguments_of_a_tool_call_are_read_exactly(tokenizer: Tokenizer) -> None:
+    template = "{{ messages[0].tool_calls[0].function.arguments.n }}"
+    reader = PromptReader(load_tokenizer("gpt2", ChatOptions(chat_template=template)), 16)
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": {"n": 12345678901234567890123}}
+    body = json.dumps({"messages": [{"role": "assistant", "content": [call]}]}).encode()
+    route = await reader.read(MESSAGES, body)
+    reader.close()
+    assert route.prompt_tokens == len(tokenizer.encode("12345678901234567890123"))
 
 
 async def test_what_takes_too_long_goes_by_load(tokenizer: Tokenizer) -> None:

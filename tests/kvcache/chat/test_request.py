@@ -180,7 +180,6 @@ def test_a_developer_speaks_as_the_system_where_the_template_knows_none() -> Non
         pytest.param(
             {"messages": [{"role": "assistant", "content": "", "reasoning": 5}]}, "messages", id="reasoning: a number"
         ),
-        pytest.param({"tools": []}, "tools", id="tools: none"),
         pytest.param({"tools": [{"type": "function"}]}, "tools", id="a tool without a function"),
         pytest.param({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools", id="a custom tool"),
         pytest.param(

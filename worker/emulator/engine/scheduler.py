@@ -90,7 +90,7 @@ class Scheduler:
         budget = limit = self._config.max_num_batched_tokens
         sampling: list[Sequence] = []
         prefill_seconds = 0.0
-        decoding = context = 0
+        decoding = False
         preempted = False
         running, prefilling = self.running, _PREFILLING
         at = 0
@@ -113,12 +113,11 @@ class Scheduler:
             if prefills:
                 prefill_seconds += self._compute_chunk(sequence, count)
             else:
-                decoding += 1
+                decoding = True
                 if count:
                     sequence.computed += 1
                     if sequence.computed % self._block_size == 0:
                         self._store(sequence, sequence.computed // self._block_size - 1)
-                context += sequence.computed
             if sequence.computed == sequence.tokens:
                 sampling.append(sequence)
             budget -= count or 1
@@ -135,9 +134,7 @@ class Scheduler:
             if admitted.computed == admitted.tokens:
                 sampling.append(admitted)
             budget -= count
-        seconds = prefill_seconds
-        if decoding:
-            seconds = max(seconds, self._latency.decode_step(decoding, context))
+        seconds = max(prefill_seconds, self._latency.decode) if decoding else prefill_seconds
         return Step(start, start + seconds, sampling, limit - budget)
 
     def prefill_tokens(self) -> int:
