@@ -15,7 +15,7 @@ import hashlib
 import struct
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -138,8 +138,10 @@ class PrefixKeys:
         key = self._keys[depth] = state.copy().digest()[:KEY_BYTES]
         return key
 
-    def compute(self, checkpoint: Callable[[], None]) -> None:
+    def compute(self, checkpoint: Callable[[], None] = lambda: None) -> None:
         """Compute every key now, perhaps in another thread; `checkpoint` is called every 1,024 blocks and may raise."""
+        if self._computed is not None:
+            return
         keys: list[BlockKey] = []
         state, size, packed = self._states[0].copy(), self._block_bytes, self._packed
         for end in range(size, self.depth * size + 1, size):
@@ -152,17 +154,21 @@ class PrefixKeys:
     def all(self, above: int = 0, stride: int = 1) -> list[BlockKey]:
         """Keys of every `stride`-th full block deeper than `above` (a multiple of `stride`), first block first:
         O(length of the prompt beyond it)."""
+        return list(self.between(above, self.depth, stride))
+
+    def between(self, above: int, end: int, stride: int = 1) -> Iterator[BlockKey]:
+        """Keys of every `stride`-th block deeper than `above` (a multiple of `stride`) up to `end`, first block first,
+        each hashed when it is reached."""
         if self._computed is not None:
-            return self._computed[above + stride - 1 :: stride]
+            yield from self._computed[above + stride - 1 : end : stride]
+            return
         if above:
             self.key(above)
         state = self._states[above].copy()
         size, packed = self._block_bytes * stride, self._packed
-        keys = []
-        for end in range(above * self._block_bytes + size, self.depth * self._block_bytes + 1, size):
-            state.update(packed[end - size : end])
-            keys.append(state.copy().digest()[:KEY_BYTES])
-        return keys
+        for at in range(above * self._block_bytes + size, end * self._block_bytes + 1, size):
+            state.update(packed[at - size : at])
+            yield state.copy().digest()[:KEY_BYTES]
 
 
 def block_keys(tokens: Sequence[int], block_size: int, scope: CacheScope = DEFAULT_SCOPE) -> list[BlockKey]:

@@ -16,8 +16,11 @@ from kvcache.feed.codec import (
     encode_snapshot,
 )
 from kvcache.feed.messages import (
+    FULL_ATTENTION,
+    SLIDING_WINDOW,
     AdaptersChanged,
     Batch,
+    CacheGroup,
     Cleared,
     Event,
     Eviction,
@@ -32,10 +35,13 @@ from kvcache.feed.messages import (
 )
 
 __all__ = [
+    "FULL_ATTENTION",
     "JSON",
     "MSGPACK",
+    "SLIDING_WINDOW",
     "AdaptersChanged",
     "Batch",
+    "CacheGroup",
     "Cleared",
     "Event",
     "Eviction",

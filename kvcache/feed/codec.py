@@ -16,8 +16,10 @@ import msgpack
 import orjson
 
 from kvcache.feed.messages import (
+    SLIDING_WINDOW,
     AdaptersChanged,
     Batch,
+    CacheGroup,
     Cleared,
     Event,
     Eviction,
@@ -176,11 +178,22 @@ def _texts(message: dict[str, Any], name: str) -> dict[str, str]:
     return values
 
 
-def _whole_numbers(message: dict[str, Any], name: str) -> tuple[int, ...]:
-    values = _sequence(message, name)
-    if not all(type(value) is int and value >= 0 for value in values):
-        raise FeedError(f"{name} must be a list of whole numbers of 0 or more")
-    return tuple(values)
+def _groups(message: dict[str, Any], name: str) -> tuple[CacheGroup, ...]:
+    return tuple(_group(_mapping(value, f"an entry of {name}")) for value in _sequence(message, name))
+
+
+def _group(message: dict[str, Any]) -> CacheGroup:
+    group = CacheGroup(
+        _string(message, "attention"),
+        _integer(message, "block_size"),
+        _integer(message, "window") if "window" in message else 0,
+        _integer(message, "count") if "count" in message else 1,
+    )
+    if (group.attention == SLIDING_WINDOW) != (group.window > 0):
+        raise FeedError(
+            f"window must be more than 0 for a sliding window and 0 for other attention, not {group.window}"
+        )
+    return group
 
 
 def _tier_seconds(message: dict[str, Any], name: str) -> dict[Tier, float]:
@@ -199,7 +212,7 @@ _READERS: dict[object, Callable[[dict[str, Any], str], Any]] = {
     "int": _integer,
     "str": _string,
     "tuple[str, ...]": _names,
-    "tuple[int, ...]": _whole_numbers,
+    "tuple[CacheGroup, ...]": _groups,
     "Mapping[str, str]": _texts,
     "Mapping[Tier, float]": _tier_seconds,
 }
@@ -210,7 +223,7 @@ _LEFT_OUT: dict[str, Any] = {
     "missing_adapters": {},
     "rank": 0,
     "ranks": 1,
-    "windows": (),
+    "groups": (),
     "tier_seconds": {},
 }
 """Fields of `WorkerInfo` that are not sent while they have these values."""

@@ -12,7 +12,8 @@ One event is one *physical* block. An engine may hold two blocks of the same key
 can be stored k times and removed k times: consumers count.
 
 A block lies in a *tier* (the GPU's memory, or a slower one that the engine loads blocks back from) and belongs to a
-*group* of layers. Group 0 reuses whole prefixes; each further group has a sliding window (`WorkerInfo.windows`). One
+*group* of layers. Most models have one; a model whose layers attend in different ways has several
+(`WorkerInfo.groups`), and a prefix is reused as far as every group can serve it. One
 process may run several data-parallel *ranks*, each with a cache of its own: rank r has its own feed
 (`/cache/state?rank=r`, `/cache/events?rank=r`; without `rank` it is rank 0).
 
@@ -58,6 +59,28 @@ class Load:
     prefilled_tokens: int = 0
 
 
+FULL_ATTENTION = "full"
+"""The attention of a group whose layers look at everything before a token: it serves a prefix of which it holds every
+block."""
+SLIDING_WINDOW = "sliding"
+"""The attention of a group whose layers look at the last `CacheGroup.window` tokens: it serves a prefix of which it
+holds the blocks in the window before the next token."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """Layers whose blocks are stored, evicted and looked up together."""
+
+    attention: str
+    """`FULL_ATTENTION`, `SLIDING_WINDOW`, or the engine's name of another kind, which routers do not match."""
+    block_size: int
+    window: int = 0
+    """Tokens of a sliding window; 0 for any other attention."""
+    count: int = 1
+    """Groups of the engine that this one stands for, because a prefix needs the same blocks of all of them: a block is
+    held while each of them holds it."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """Who a worker is, and what must agree before a router may match prompts against its cache."""
@@ -85,8 +108,9 @@ class WorkerInfo:
     """Data-parallel rank of the engine that this feed is about."""
     ranks: int = 1
     """Ranks of the whole process."""
-    windows: tuple[int, ...] = ()
-    """Sliding windows of the groups 1, 2, ... in tokens; empty for a model whose layers all attend to everything."""
+    groups: tuple[CacheGroup, ...] = ()
+    """The groups of the cache, if it is not one of full attention with blocks of `block_size`. A prefix is reused in
+    multiples of `block_size`, which is then the least common multiple of the groups'."""
     tier_seconds: Mapping[Tier, float] = field(default_factory=dict)
     """Seconds that loading one block (`block_size` tokens) takes, by tier. Blocks of other tiers than these and the
     GPU's are not reused."""

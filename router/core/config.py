@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kvcache.feed import WorkerInfo
+from kvcache.feed import FULL_ATTENTION, SLIDING_WINDOW, WorkerInfo
 from kvcache.keys import KEY_SCHEME
 from kvcache.profiles import LatencyModel
 from router.core.errors import Mismatch, RejectReason
@@ -60,12 +60,20 @@ class FleetConfig:
         """Why this worker's blocks cannot be matched here; None when they can."""
         if not self.fingerprint:
             return Mismatch(RejectReason.NO_TOKENIZER, "the router's tokenizer is not loaded: see /status for why")
-        if info.block_size % self.block_size or not info.block_size:
-            return Mismatch(
-                RejectReason.BLOCK_SIZE,
-                f"worker {info.worker_id!r} has block size {info.block_size}, which is no multiple of this router's "
-                f"{self.block_size}: start the router with a --block-size that divides it",
-            )
+        for size in (info.block_size, *(group.block_size for group in info.groups)):
+            if size % self.block_size or not size:
+                return Mismatch(
+                    RejectReason.BLOCK_SIZE,
+                    f"worker {info.worker_id!r} has block size {size}, which is no multiple of this router's "
+                    f"{self.block_size}: start the router with a --block-size that divides it",
+                )
+        for group in info.groups:
+            if group.attention not in (FULL_ATTENTION, SLIDING_WINDOW):
+                return Mismatch(
+                    RejectReason.ATTENTION,
+                    f"worker {info.worker_id!r} has layers of attention {group.attention!r}: what they reuse of a "
+                    "prefix is not modelled, so it gets requests by load",
+                )
         checks = (
             (RejectReason.KEY_SCHEME, "key scheme", info.key_scheme, self.key_scheme, "run the same release on both"),
             (

@@ -9,7 +9,9 @@ class RejectReason(StrEnum):
     """Why a feed message was not applied, for metrics, logs and the body of the answer."""
 
     BLOCK_SIZE = "block_size"
-    """The worker's blocks have another size, so its keys name other prefixes."""
+    """The worker's blocks are no multiple of the router's, so its keys are not at the depths that are looked up."""
+    ATTENTION = "attention"
+    """Some of the model's layers attend in a way whose reuse of prefixes is not modelled."""
     FINGERPRINT = "fingerprint"
     """The worker's tokenizer differs: the same text gives other token ids, so no key would ever match."""
     NO_TOKENIZER = "no_tokenizer"

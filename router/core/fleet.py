@@ -362,7 +362,7 @@ class Fleet:
             # Blocks that the worker states to hold stay, because the request uses them. Not assuming them saves hashing
             # all blocks of a long conversation at each turn.
             stated = self._index.stated_depth(keys, view.slot, matched)
-            assumption = self._index.assume(view.slot, keys.all(stated, self._index.stride(view.slot)))
+            assumption = self._index.assume_prompt(view.slot, keys, stated)
             certain = view.exact and stated == matched
         return Ticket(
             worker.work,

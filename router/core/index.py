@@ -16,11 +16,14 @@ Rejected: a set of keys per slot instead of counts, because an engine can hold t
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from kvcache.feed import HeldElsewhere, Tier
 from kvcache.keys import BlockKey, PrefixKeys
+from router.core.windows import Group, longest_served
 
 
 class Assumption:
@@ -99,7 +102,17 @@ class PrefixIndex:
     hashes only the depths it probes. Depths are in blocks of the router.
     """
 
-    __slots__ = ("_assumed", "_elsewhere", "_free", "_generations", "_slots_of", "_stored", "_strides")
+    __slots__ = (
+        "_assumed",
+        "_elsewhere",
+        "_free",
+        "_generations",
+        "_grouped",
+        "_groups",
+        "_slots_of",
+        "_stored",
+        "_strides",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._stored = _Layer()
@@ -111,7 +124,10 @@ class PrefixIndex:
         self._strides: list[int] = []
         """How many of the router's blocks a block of each slot is long."""
         self._slots_of: dict[int, int] = {}
-        """Stride -> bitmask of the slots that have it."""
+        """Stride -> bitmask of the slots that have it, those with several groups aside."""
+        self._groups: dict[int, tuple[Group, ...]] = {}
+        """The groups of each slot that has not just one of full attention, and the bitmask of these slots."""
+        self._grouped = 0
 
     # --- slots ------------------------------------------------------------------------------------------
 
@@ -126,7 +142,7 @@ class PrefixIndex:
                 layer.grow()
             self._generations.append(0)
             self._strides.append(1)
-        self.set_stride(slot, 1)
+        self.set_shape(slot, 1)
         return slot
 
     def drop(self, slot: int) -> None:
@@ -134,17 +150,23 @@ class PrefixIndex:
         self.clear(slot)
         self._free.append(slot)
 
-    def set_stride(self, slot: int, stride: int) -> None:
+    def set_shape(self, slot: int, stride: int, groups: tuple[Group, ...] = ()) -> None:
         """The worker's blocks are `stride` times as long as the router's: it has keys at the multiples of this depth.
-        Call it while the slot is empty; a slot is opened with 1."""
+        `groups`: those of a cache that has not just one group of full attention; `stride` is a multiple of theirs.
+        Call it while the slot is empty; a slot is opened with stride 1."""
         bit = 1 << slot
-        slots_of = {known: slots & ~bit for known, slots in self._slots_of.items() if slots & ~bit}
-        slots_of[stride] = slots_of.get(stride, 0) | bit
-        self._slots_of = slots_of
+        self._slots_of = {known: slots & ~bit for known, slots in self._slots_of.items() if slots & ~bit}
+        self._groups.pop(slot, None)
+        self._grouped &= ~bit
         self._strides[slot] = stride
+        if groups:
+            self._groups[slot] = groups
+            self._grouped |= bit
+        else:
+            self._slots_of[stride] = self._slots_of.get(stride, 0) | bit
 
     def stride(self, slot: int) -> int:
-        """How many of the router's blocks a block of this worker is long."""
+        """How many of the router's blocks a block of this worker is long: its matches are multiples of it."""
         return self._strides[slot]
 
     # --- what workers state -----------------------------------------------------------------------------
@@ -196,6 +218,14 @@ class PrefixIndex:
 
     # --- what is assumed --------------------------------------------------------------------------------
 
+    def assume_prompt(self, slot: int, keys: PrefixKeys, above: int) -> Assumption:
+        """Count the blocks of a prompt that are deeper than `above` (a multiple of the stride) as present in every
+        group, until `withdraw`, or until the slot is cleared or dropped."""
+        stride = self._strides[slot]
+        if slot in self._groups:
+            stride = math.gcd(*(group.stride for group in self._groups[slot]))
+        return self.assume(slot, keys.all(above, stride))
+
     def assume(self, slot: int, keys: Sequence[BlockKey]) -> Assumption:
         """Count these blocks as present until `withdraw`, or until the slot is cleared or dropped."""
         self._assumed.add(slot, keys)
@@ -220,7 +250,22 @@ class PrefixIndex:
         for stride, slots in self._slots_of.items():
             if slots & among and limit >= stride:
                 self._search(found, keys, slots & among, limit // stride, stride)
+        if self._grouped & among:
+            for slot in bits(self._grouped & among):
+                depth = self._served(keys, slot, limit, assumed=self._assumed.counts[slot])
+                if depth:
+                    found[slot] = depth
         return found
+
+    def _served(self, keys: PrefixKeys, slot: int, limit: int, assumed: Container[BlockKey]) -> int:
+        """How many leading blocks a slot with several groups can serve, up to `limit`."""
+        groups = self._groups[slot]
+        counts = [self._layer(Tier.GPU, group).counts[slot] for group in range(len(groups))]
+        if assumed:
+            return longest_served(
+                keys, limit, self._strides[slot], groups, [partial(_in_either, held, assumed) for held in counts]
+            )
+        return longest_served(keys, limit, self._strides[slot], groups, [held.__contains__ for held in counts])
 
     def _search(self, found: dict[int, int], keys: PrefixKeys, among: int, limit: int, stride: int) -> None:
         """Put the depths of the slots `among`, whose stride this is, into `found`. `limit` is in their own blocks.
@@ -297,6 +342,8 @@ class PrefixIndex:
 
     def stated_depth(self, keys: PrefixKeys, slot: int, limit: int) -> int:
         """How many leading blocks of the prompt, up to `limit`, the worker itself states that it holds."""
+        if slot in self._groups:
+            return self._served(keys, slot, limit, assumed=())
         counts, stride = self._stored.counts[slot], self._strides[slot]
         low, high = 0, limit // stride + 1
         probe = high - 1  # the usual answer is all of it
@@ -343,6 +390,10 @@ class _Runs:
 
 _SLOWER = (Tier.CPU, Tier.DISK)
 """The tiers other than the GPU's, the faster first."""
+
+
+def _in_either(held: Container[BlockKey], assumed: Container[BlockKey], key: BlockKey) -> bool:
+    return key in held or key in assumed
 
 
 def _settle(found: dict[int, int], slots: int, depth: int) -> None:

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from kvcache.feed import AdaptersChanged, Batch, Cleared, Eviction, Removed, Snapshot, Stored, WorkerInfo
 from router.core.errors import FeedGap, FeedRejected, StaleEpoch
 from router.core.index import PrefixIndex
+from router.core.windows import Group, shapes
 
 
 class ViewState(Enum):
@@ -53,6 +54,10 @@ def transition(state: ViewState, event: ViewEvent) -> ViewState:
     """The state after `event`: the only way in which a `ViewState` changes. An event changes nothing in a state for
     which no transition is listed."""
     return _TRANSITIONS.get((state, event), state)
+
+
+def _shape(info: WorkerInfo) -> tuple[object, ...]:
+    return info.block_size, info.groups
 
 
 _REFUSED = ViewState.REFUSED  # each decision looks at it once per candidate
@@ -124,11 +129,10 @@ class View:
         over until it is repeated."""
         if self.info is None:
             self._enter(ViewEvent.IDENTIFIED)
-        elif (self.info.epoch, self.info.block_size) != (info.epoch, info.block_size):
+        elif self.info.epoch != info.epoch or _shape(self.info) != _shape(info):
             self._enter(ViewEvent.RESTARTED)
-        if self.info is None or self.info.block_size != info.block_size:
-            # A block size that is no multiple of the router's is refused (`FleetConfig.mismatch`).
-            self._index.set_stride(self.slot, max(1, info.block_size // self._block_size))
+        if self.info is None or _shape(self.info) != _shape(info):
+            self._index.set_shape(self.slot, *self._shape(info))
         self.info = info
         self.reconsider()
 
@@ -203,6 +207,14 @@ class View:
                     self._index.clear(self.slot)
                 case AdaptersChanged(names, missing) if self.info is not None:
                     self.info = replace(self.info, adapters=names, missing_adapters=missing)
+
+    def _shape(self, info: WorkerInfo) -> tuple[int, tuple[Group, ...]]:
+        """The worker's stride and groups, as the index needs them. Of a block size that is no multiple of the router's
+        it does not matter, because it is refused (`FleetConfig.mismatch`)."""
+        size = self._block_size
+        if any(group.block_size % size or not group.block_size for group in info.groups):
+            return 1, ()
+        return max(1, info.block_size // size), shapes(info.groups, size)
 
     def _enter(self, event: ViewEvent) -> None:
         """Move to the state that follows, which is one without a copy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from kvcache.feed import Load
+from kvcache.feed import CacheGroup, Load, WorkerInfo
 from kvcache.profiles import blocks_to_compute
 from router.core.config import FleetConfig
 from router.core.decision import RouteRequest
@@ -86,6 +86,16 @@ class DecodeTime:
         self.tokens += DECODE_TIME_WEIGHT * (tokens - self.tokens)
 
 
+def _blocks_of(group: CacheGroup, prompt_tokens: int, cached: int, output: int) -> int:
+    """Blocks that a request takes of one group, in addition to those it reuses. Those that leave a sliding window are
+    given back (vLLM's `SlidingWindowManager`), so they are no more than the window touches."""
+    size = group.block_size
+    blocks = -(-prompt_tokens // size) - cached // size + output // size
+    if group.window:
+        blocks = min(blocks, -(-(group.window - 1) // size) + 1)
+    return blocks * group.count
+
+
 class Work:
     """The ledger of this router's own requests, and what the worker's last report shows in addition to them.
 
@@ -102,6 +112,7 @@ class Work:
         self.ledger = Ledger(config.latency.prefill(STEP_TOKENS // config.latency.block_size))
         self.block_size = config.block_size
         """Tokens of a block of the worker, in which its memory is counted; the router's until it says."""
+        self._groups: tuple[CacheGroup, ...] = ()
         self.load: Load | None = None
         """The last report; None: there is none, or it is too old."""
         self.capacity = 0
@@ -117,6 +128,11 @@ class Work:
         self._assigned_at = 0.0
 
     # --- what is observed ----------------------------------------------------------------------------------
+
+    def set_shape(self, info: WorkerInfo) -> None:
+        """The worker says how its cache is divided."""
+        self.block_size = info.block_size or self._config.block_size
+        self._groups = info.groups
 
     def report(self, load: Load, now: float) -> None:
         """The worker reports its load."""
@@ -233,6 +249,8 @@ class Work:
             output = min(output, shape.output_tokens)
         decode = output * latency.decode * decode_factor
         blocks = -(-shape.prompt_tokens // size) - cached // size + int(output) // size
+        if self._groups:
+            blocks = sum(_blocks_of(group, shape.prompt_tokens, cached, int(output)) for group in self._groups)
         memory = self._memory_wait(blocks) * decode_factor if self.capacity else 0.0
         longest = math.inf
         if shape.output_tokens is not None:

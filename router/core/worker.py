@@ -171,7 +171,7 @@ class Worker:
             self.reuse_score.clear()
             self._restarted()
         self.view.update(info)
-        self.work.block_size = info.block_size or self.work.block_size
+        self.work.set_shape(info)
         self.work.report(load, now)
 
     def close(self) -> None:

@@ -18,10 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcache.feed import (
+    FULL_ATTENTION,
     JSON,
     MSGPACK,
+    SLIDING_WINDOW,
     AdaptersChanged,
     Batch,
+    CacheGroup,
     Cleared,
     Eviction,
     FeedError,
@@ -55,6 +58,9 @@ load = st.builds(Load, count, count, count, count, count)
 words = st.lists(word, max_size=3).map(tuple)
 reasons = st.dictionaries(word, st.text(st.characters(exclude_categories=("C",)), max_size=20), max_size=2)
 tier = st.sampled_from(Tier)
+group = st.builds(CacheGroup, st.sampled_from([FULL_ATTENTION, "mamba"]), count, count=count) | st.builds(
+    CacheGroup, st.just(SLIDING_WINDOW), count, st.integers(1, 4096), count
+)
 info = st.builds(
     WorkerInfo,
     word,
@@ -70,7 +76,7 @@ info = st.builds(
     missing_adapters=reasons,
     rank=st.integers(0, 3),
     ranks=st.integers(4, 8),
-    windows=st.lists(count, max_size=2).map(tuple),
+    groups=st.lists(group, max_size=2).map(tuple),
     tier_seconds=st.dictionaries(tier, st.floats(0, 10), max_size=2),
 )
 event = st.one_of(
@@ -207,7 +213,8 @@ def test_a_value_nested_without_end_is_refused(name: str, field: str) -> None:
         pytest.param("blocks", [["zz" * 16, None]], "a block key is 16 bytes", id="no hexadecimal"),
         pytest.param("missing_adapters", {"a": 1}, "an object whose values are strings", id="a reason that is no text"),
         pytest.param("adapters", ["a", ""], "adapters must be a list of strings", id="an adapter without a name"),
-        pytest.param("windows", [128, -1], "windows must be a list of whole numbers", id="a negative window"),
+        pytest.param("groups", [{"attention": "sliding", "block_size": 16}], "window must be", id="no window"),
+        pytest.param("groups", ["full"], "an entry of groups must be an object", id="a group's name only"),
         pytest.param("tier_seconds", {"cpu": -1}, "tier_seconds must hold seconds", id="negative seconds"),
         pytest.param("tier_seconds", [], "tier_seconds must be an object", id="tier_seconds: a list"),
         pytest.param("ranks", 0, r"ranks must be from 1 to 1024, not 0", id="no rank"),
@@ -236,7 +243,7 @@ def test_what_has_its_default_is_not_sent() -> None:
         "missing_adapters",
         "rank",
         "ranks",
-        "windows",
+        "groups",
         "tier_seconds",
         "elsewhere",
     }

@@ -65,7 +65,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.stored[slot], self.assumed[slot], self.strides[slot] = Counter(), [], stride or 1
         self.slower.update(((slot, tier), Counter()) for tier in SLOWER)
         if stride:
-            self.index.set_stride(slot, stride)
+            self.index.set_shape(slot, stride)
         assert self.index.stride(slot) == self.strides[slot]
         return slot
 
