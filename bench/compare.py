@@ -37,7 +37,10 @@ Launch = Callable[[str], AbstractAsyncContextManager[Target]]
 """Starts a cluster with this strategy and cold caches, ready to serve. Leaving the context stops the cluster."""
 
 
-SUMMARISED = ("requests", "errors", "hit_rate", "ttft_seconds", "latency_seconds", "computed_tokens", "prefill_skew")
+SUMMARISED = (
+    "requests", "errors", "hit_rate", "ttft_seconds", "latency_seconds", "tpot_seconds", "computed_tokens",
+    "prefill_skew", "running_skew",
+)  # fmt: skip
 """The fields of a result that the comparison keeps."""
 
 

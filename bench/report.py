@@ -20,6 +20,16 @@ def seconds(value: float | None) -> str:
     return f"{value * 1e3:.0f} ms" if value < 1 else f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
 
 
+def milliseconds(value: float | None) -> str:
+    """A time between two tokens."""
+    return "-" if value is None else f"{value * 1e3:.1f} ms"
+
+
+def ratio(value: float | None) -> str:
+    """Largest over mean, or a dash."""
+    return "-" if value is None else f"{value:.2f}"
+
+
 def percent(value: float | None) -> str:
     """A share, or a dash."""
     return "-" if value is None else f"{value:.1%}"
@@ -65,21 +75,24 @@ def why(results: Sequence[Result]) -> str:
 
 def comparison_table(results: Sequence[Result], ceiling: float | None = None) -> Table:
     """A row for each strategy, the winner in bold. `ceiling` is the hit rate of the pooled cache."""
-    figures = ("requests", "errors", "hit rate", "TTFT p50", "p95", "p99", "latency p50", "prefill", "max/mean")
+    figures = (
+        "requests", "errors", "hit rate", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "prefill",
+        "max/mean", "running",
+    )  # fmt: skip
     columns = (Column(heading, justify="right") for heading in figures)
     table = Table("strategy", *columns, title="Strategies, best TTFT p50 first", title_justify="left")
     best = winner(results)
     for r in sorted(results, key=_p50):
-        ttft, latency = r.ttft_seconds, r.latency_seconds
         table.add_row(
             r.strategy,
             f"{r.requests:,}",
             f"{r.errors:,}",
             percent(r.hit_rate),
-            *(seconds(value) for value in three(ttft)),
-            seconds(latency.p50 if latency else None),
+            *(seconds(value) for value in three(r.ttft_seconds)),
+            *(milliseconds(value) for value in three(r.tpot_seconds)[:2]),
             tokens(r.computed_tokens),
-            "-" if r.prefill_skew is None else f"{r.prefill_skew:.2f}",
+            ratio(r.prefill_skew),
+            ratio(r.running_skew),
             style="bold green" if r is best else "",
         )
     if ceiling is not None:
@@ -115,14 +128,16 @@ def print_result(console: Console, result: Result) -> None:
         ("  hit", result.hit.requests, result.hit.ttft_seconds),
         ("  miss", result.miss.requests, result.miss.ttft_seconds),
         ("latency", result.requests - result.errors, result.latency_seconds),
+        ("TPOT", result.requests - result.errors, result.tpot_seconds),
     )
     for name, count, summary in rows:
-        table.add_row(name, f"{count:,}", seconds(summary.avg if summary else None), *map(seconds, three(summary)))
+        shown = milliseconds if name == "TPOT" else seconds
+        table.add_row(name, f"{count:,}", shown(summary.avg if summary else None), *map(shown, three(summary)))
     console.print(table)
-    skew = "-" if result.prefill_skew is None else f"{result.prefill_skew:.2f}"
     console.print(
         f"hit rate {percent(result.hit_rate)}; {tokens(result.computed_tokens)} prompt tokens computed, "
-        f"max/mean of the {len(result.workers)} workers {skew}; {result.duration_seconds:.1f} emulated s"
+        f"max/mean of the {len(result.workers)} workers {ratio(result.prefill_skew)}, of the answers in progress "
+        f"{ratio(result.running_skew)}; {result.duration_seconds:.1f} emulated s"
     )
     if result.reasons:
         console.print(f"reasons: {_counts(result.reasons)}")

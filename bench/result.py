@@ -61,6 +61,13 @@ class Record:
         return None if self.finished is None else self.finished - self.sent
 
     @property
+    def tpot(self) -> float | None:
+        """Mean seconds between two tokens of the answer; None for fewer than two tokens."""
+        if self.first_token is None or self.finished is None or not self.output_tokens or self.output_tokens < 2:
+            return None
+        return (self.finished - self.first_token) / (self.output_tokens - 1)
+
+    @property
     def hit(self) -> bool | None:
         """Whether the cache held `HIT_SHARE` of the prompt; None: the server does not say."""
         if self.cached_tokens is None or not self.prompt_tokens:
@@ -123,6 +130,8 @@ class Result:
     """Cached prompt tokens, as the workers report them, over prompt tokens; None: they report none."""
     ttft_seconds: Summary | None
     latency_seconds: Summary | None
+    tpot_seconds: Summary | None
+    """Mean time between two tokens of each answer of two tokens or more."""
     hit: Split
     """Requests with at least `HIT_SHARE` of the prompt cached."""
     miss: Split
@@ -133,6 +142,8 @@ class Result:
     """Prompt tokens that all workers together had to compute, for the requests whose answers say what was cached."""
     prefill_skew: float | None
     """Largest over mean of the workers' uncached tokens; 1: the work is even."""
+    running_skew: float | None
+    """The most answers that one worker generates at a time over the mean of all workers, both averaged over time."""
     error_causes: Mapping[str, int]
     reasons: Mapping[str, int]
     duration_seconds: float
@@ -241,6 +252,28 @@ def _tallies(records: Sequence[Record], worker_ids: Sequence[str]) -> dict[str, 
     return dict(sorted(tallies.items()))
 
 
+def running_skew(records: Iterable[Record], worker_ids: Sequence[str]) -> float | None:
+    """The time integral of the largest number of answers that one worker generates over that of the mean of
+    `worker_ids` and of any other worker named in a record.
+
+    An answer is generated from its first token to its end. 1: at every moment each worker had equally many; as many as
+    there are workers: one had all. None: nothing was generated.
+    """
+    running = dict.fromkeys(worker_ids, 0)
+    changes: list[tuple[float, int, str]] = []
+    for r in records:
+        if r.first_token is not None and r.finished is not None:
+            running.setdefault(r.worker or "unnamed", 0)
+            changes += ((r.first_token, 1, r.worker or "unnamed"), (r.finished, -1, r.worker or "unnamed"))
+    largest = total = before = 0.0
+    for at, change, worker in sorted(changes):
+        largest += (at - before) * max(running.values())
+        total += (at - before) * sum(running.values())
+        running[worker] += change
+        before = at
+    return largest * len(running) / total if total else None
+
+
 def summarise(records: Sequence[Record], info: RunInfo) -> Result:
     """The result of a run. The figures are about the requests that were answered in full; the others are counted by
     cause."""
@@ -258,12 +291,14 @@ def summarise(records: Sequence[Record], info: RunInfo) -> Result:
         hit_rate=sum(r.cached_tokens or 0 for r in told) / prompt_tokens if prompt_tokens else None,
         ttft_seconds=overall.ttft_seconds,
         latency_seconds=overall.latency_seconds,
+        tpot_seconds=summary(r.tpot for r in answered if r.tpot is not None),
         hit=_split([r for r in told if r.hit]),
         miss=_split([r for r in told if not r.hit]),
         match_blocks=_histogram(answered, info.block_size),
         workers=workers,
         computed_tokens=sum(computed),
         prefill_skew=max(computed) * len(computed) / sum(computed) if sum(computed) else None,
+        running_skew=running_skew(answered, info.worker_ids),
         error_causes=dict(Counter(r.error for r in records if r.error is not None).most_common()),
         reasons=dict(Counter(r.reason for r in answered if r.reason).most_common()),
         duration_seconds=max((r.finished for r in records if r.finished is not None), default=0.0),

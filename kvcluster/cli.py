@@ -35,7 +35,10 @@ def _commands() -> None:
 
 Manifest = Annotated[str, typer.Argument(metavar="FILE", help="KVCluster manifest, YAML or JSON; - is standard input.")]
 Workload = Annotated[
-    str, typer.Option("--workload", "-w", metavar="NAME", help="Workload to send: rag, chat, uniform, hot or trace.")
+    str,
+    typer.Option(
+        "--workload", "-w", metavar="NAME", help="Workload to send: rag, chat, uniform, hot, answers or trace."
+    ),
 ]
 Trace = Annotated[
     Path | None,

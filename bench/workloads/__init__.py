@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from bench.workloads.base import CHAT, COMPLETIONS, TimedRequest, Workload, WorkloadError, WorkloadSpec
 from bench.workloads.conversation import conversation
 from bench.workloads.rag import rag
-from bench.workloads.synthetic import hot, uniform
+from bench.workloads.synthetic import answers, hot, uniform
 from bench.workloads.trace import trace
 
 WORKLOADS: Mapping[str, Callable[[WorkloadSpec], Workload]] = {
@@ -15,6 +15,7 @@ WORKLOADS: Mapping[str, Callable[[WorkloadSpec], Workload]] = {
     "chat": conversation,
     "uniform": uniform,
     "hot": hot,
+    "answers": answers,
     "trace": trace,
 }
 

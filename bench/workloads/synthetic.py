@@ -1,4 +1,4 @@
-"""`uniform` and `hot`: the two extremes. Prompts are token ids, so that lengths are exact with every tokenizer."""
+"""`uniform`, `hot` and `answers`: the extremes. Prompts are token ids: their lengths are exact with every tokenizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ MAX_TOKENS = 32
 UNIFORM_TOKENS = (256, 768)
 HOT_PREFIX_TOKENS = 1_024
 HOT_TAIL_TOKENS = (64, 192)
+ANSWERS_REQUESTS = 200
+ANSWERS_RATE = 2.5
+ANSWERS_TAIL_TOKENS = (16, 64)
+ANSWERS_MAX_TOKENS = (256, 768)
 
 
 def uniform(spec: WorkloadSpec) -> Workload:
@@ -48,3 +52,24 @@ def hot(spec: WorkloadSpec) -> Workload:
         "max_tokens": MAX_TOKENS,
     }
     return Workload("hot", spec.seed, count, config, requests)
+
+
+def answers(spec: WorkloadSpec) -> Workload:
+    """Short questions behind the prefix that every prompt shares, with long answers: the time is spent on decoding, and
+    an engine that decodes many at a time makes each of them slower."""
+    count, rate = spec.limit or ANSWERS_REQUESTS, spec.rate or ANSWERS_RATE
+
+    def requests() -> Iterator[TimedRequest]:
+        random = Random(f"answers {spec.seed}")
+        prefix = token_ids(f"answers {spec.seed} prefix", HOT_PREFIX_TOKENS)
+        for index, at in zip(range(count), poisson_arrivals(random, rate), strict=False):
+            tail = token_ids(f"answers {spec.seed} {index}", random.randint(*ANSWERS_TAIL_TOKENS))
+            yield completion(index, at, prefix + tail, random.randint(*ANSWERS_MAX_TOKENS))
+
+    config = {
+        "rate": rate,
+        "prefix_tokens": HOT_PREFIX_TOKENS,
+        "tail_tokens": list(ANSWERS_TAIL_TOKENS),
+        "max_tokens": list(ANSWERS_MAX_TOKENS),
+    }
+    return Workload("answers", spec.seed, count, config, requests)

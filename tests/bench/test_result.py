@@ -24,6 +24,7 @@ from bench.result import (
     block_range,
     quantile,
     read_records,
+    running_skew,
     summarise,
     summary,
     write_records,
@@ -89,11 +90,42 @@ def test_a_server_that_reports_no_cached_tokens_has_no_hit_rate() -> None:
     assert result.workers["unnamed"].requests == 1
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30), st.sampled_from("abc"), st.integers(1, 9)), max_size=12)
+)
+def test_tpot_and_running_answers_are_what_a_count_at_every_second_gives(
+    seen: list[tuple[int, int, str, int]],
+) -> None:
+    """Every time is a whole second, so what holds half-way between two seconds holds for the whole of it."""
+    records = [
+        Record(n, 0.0, 0.0, float(first), float(first + lasts), worker, output_tokens=tokens)
+        for n, (first, lasts, worker, tokens) in enumerate(seen)
+    ]
+    counts = [
+        [sum(first <= at < first + lasts for first, lasts, on, _ in seen if on == worker) for worker in "abc"]
+        for at in range(60)
+    ]
+    total = sum(map(sum, counts))
+    skew = sum(map(max, counts)) / (total / 3) if total else None
+    assert running_skew(records, "abc") == (pytest.approx(skew) if total else None)
+    assert summarise(records, RunInfo("", 0, {}, worker_ids="abc")).running_skew == running_skew(records, "abc")
+    tpots = sorted(lasts / (tokens - 1) for _, lasts, _, tokens in seen if tokens > 1)
+    figures = summarise(records, INFO).tpot_seconds
+    assert (figures is None) == (not tpots)
+    if figures is not None:
+        assert (figures.avg, figures.p50) == pytest.approx((sum(tpots) / len(tpots), quantile(tpots, 0.5)))
+
+
 def test_the_file_of_a_result_has_the_documented_fields() -> None:
     written = orjson.loads(orjson.dumps(summarise([record(0, cached=96)], INFO)))
-    names = "strategy requests errors hit_rate hit miss match_blocks config versions seed"
+    names = "strategy requests errors hit_rate hit miss match_blocks config versions seed running_skew"
     assert set(names.split()) <= set(written)
-    assert set(written["ttft_seconds"]) == set(written["latency_seconds"]) == {"avg", "p50", "p95", "p99"}
+    assert (
+        set(written["ttft_seconds"])
+        == set(written["latency_seconds"])
+        == set(written["tpot_seconds"])
+        == {"avg", "p50", "p95", "p99"}
+    )
     assert set(written["workers"]["a"]) == {"requests", "prompt_tokens", "uncached_tokens", "output_tokens"}
 
 

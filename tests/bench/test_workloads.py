@@ -128,7 +128,7 @@ def test_uniform_shares_nothing_and_hot_shares_its_prefix() -> None:
     [
         pytest.param(
             WorkloadSpec("rags"),
-            "unknown workload 'rags'; use one of: rag, chat, uniform, hot, trace",
+            "unknown workload 'rags'; use one of: rag, chat, uniform, hot, answers, trace",
             id="unknown name",
         ),
         pytest.param(WorkloadSpec("rag", limit=0), "limit must be 1 or more", id="no request"),
