@@ -34,18 +34,24 @@ class LatencyModel:
     """How long an engine step takes. Seconds.
 
     A prefill costs `prefill_base + prefill_block x blocks computed` (blocks of `block_size` tokens, whatever the block
-    size of the cache), or `prefill_cached` when every full block
-    of the prompt that may be reused is cached; a decode step costs `decode`, however many sequences share it
-    (reading the weights dominates). A step that does both takes the longer of the two: the weights are read
-    once for the prefill chunk and the decoding sequences ride along.
+    size of the cache), or `prefill_cached` when every full block of the prompt that may be reused is cached. A decode
+    step costs `decode`, which reads the weights once for all sequences, `decode_sequence` for each sequence, and
+    `decode_token` for each token of context of any of them, whose keys and values are read. A step that does both takes
+    the longer of the two: the weights are read once for the prefill chunk and the decoding sequences ride along.
     """
 
     prefill_base: float
     prefill_block: float
     prefill_cached: float
     decode: float
+    decode_sequence: float = 0.0
+    decode_token: float = 0.0
     block_size: int = 16
     """Tokens of the block that `prefill_block` is about."""
+
+    def decode_step(self, sequences: int, context: float) -> float:
+        """Seconds of a step that decodes `sequences` whose tokens so far, all together, are `context`."""
+        return self.decode + self.decode_sequence * sequences + self.decode_token * context
 
     def prefill(self, blocks: int) -> float:
         """Seconds of an unloaded prefill that computes `blocks` blocks; 0 means that all is cached."""
@@ -58,6 +64,8 @@ class LatencyModel:
             prefill_block=self.prefill_block / speed,
             prefill_cached=self.prefill_cached / speed,
             decode=self.decode / speed,
+            decode_sequence=self.decode_sequence / speed,
+            decode_token=self.decode_token / speed,
             block_size=self.block_size,
         )
 
@@ -111,7 +119,7 @@ _LLAMA_2_13B_A100 = Profile(
     gpu_memory=40 * GIB,
     weights=26 * GIB,
     overhead=round(2.7 * GIB),
-    latency=LatencyModel(5.0 * _MS, 2.5 * _MS, 0.5 * _MS, 15.0 * _MS),
+    latency=LatencyModel(5.0 * _MS, 2.5 * _MS, 0.5 * _MS, 15.0 * _MS, 0.156 * _MS, 0.62e-3 * _MS),
     max_model_len=4096,
     max_num_batched_tokens=2048,
     max_num_seqs=256,
@@ -124,7 +132,7 @@ _LLAMA_3_1_8B_H100 = Profile(
     gpu_memory=round(79.6 * 0.92 * GIB),
     weights=round(14.96 * GIB),
     overhead=round(3.0 * GIB),
-    latency=LatencyModel(4.0 * _MS, 0.58 * _MS, 0.5 * _MS, 6.85 * _MS),
+    latency=LatencyModel(4.0 * _MS, 0.58 * _MS, 0.5 * _MS, 6.85 * _MS, 0.036 * _MS, 0.056e-3 * _MS),
     max_model_len=131072,
     max_num_batched_tokens=8192,
     max_num_seqs=1024,
@@ -137,7 +145,7 @@ _LLAMA_3_1_8B_L4 = Profile(
     gpu_memory=round(22.5 * 0.92 * GIB),
     weights=round(14.96 * GIB),
     overhead=round(1.5 * GIB),
-    latency=LatencyModel(6.0 * _MS, 4.25 * _MS, 0.5 * _MS, 63.0 * _MS),
+    latency=LatencyModel(6.0 * _MS, 4.25 * _MS, 0.5 * _MS, 63.0 * _MS, 0.266 * _MS, 0.514e-3 * _MS),
     max_model_len=32768,
     max_num_batched_tokens=2048,
     max_num_seqs=256,

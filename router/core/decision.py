@@ -127,8 +127,11 @@ class Candidate(NamedTuple):
     """Time from the start to the first token."""
     decode_seconds: float
     """Time from the first token to the end."""
+    slowdown_seconds: float
+    """How much longer it and the requests on the worker decode because of one another, all together."""
     cost: float
-    """What strategy cache_aware compares: queue, prefill and the charge for computing blocks again, in seconds."""
+    """What strategy cache_aware compares: queue, prefill, slowdown and the charge for computing blocks again, in
+    seconds."""
     in_flight: int
     """Requests on the worker: those of this router, and those of others in the worker's last report."""
     assigned_seconds: float

@@ -298,9 +298,10 @@ class Fleet:
             depths = self._index.depths(request.keys, among, shape.reusable_blocks)
         best = max(depths.values(), default=0)
         charge = 0.0
-        if best and request.keys is not None and not self._popularity.popular(request.keys.key(best)):
-            latency = self.config.latency
-            charge = self.config.recompute_charge * latency.prefill_block * self.config.block_size / latency.block_size
+        if best and request.keys is not None:
+            latency, popular = self.config.latency, self._popularity.popular(request.keys.key(best))
+            charge = self.config.popular_charge if popular else self.config.recompute_charge
+            charge *= latency.prefill_block * self.config.block_size / latency.block_size
         figures = tuple(
             worker.candidate(shape, depths.get(worker.view.slot, 0), best, charge, request.streaming, now)
             for worker in workers

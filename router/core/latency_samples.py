@@ -43,6 +43,14 @@ class Prefilled(NamedTuple):
     seconds: float
 
 
+class Decoded(NamedTuple):
+    """Decoding on a worker so far: the time in which anything decoded, and the steps that the latency model fits into
+    it, given how many sequences decoded at each moment and how long their contexts were."""
+
+    seconds: float
+    steps: float
+
+
 class Mark(NamedTuple):
     """A moment on a worker: what it had been given to prefill by then, and what of it was still to be done."""
 
@@ -57,7 +65,9 @@ class Mark(NamedTuple):
     reported: Prefilled | None
     """By the worker, if it says."""
     step: float
-    """Seconds until the step in progress is over, on average."""
+    """Seconds of the decode step in progress; 0: nothing decodes."""
+    decoded: Decoded
+    """All decoding by then."""
 
 
 class LatencySamples:
@@ -86,10 +96,10 @@ class LatencySamples:
         self._seconds += seconds
         self._count += 1
 
-    def mark(self, now: float, ahead: float, *, alone: bool, decoding: bool) -> Mark:
-        """The state now. `ahead`: seconds of prefill that is not answered yet."""
-        step = self._latency.decode / 2 if decoding else 0.0
-        return Mark(now, self._seconds, self._count, ahead, alone, self._reported, step)
+    def mark(self, now: float, ahead: float, step: float, decoded: Decoded, *, alone: bool) -> Mark:
+        """The state now. `ahead`: seconds of prefill that is not answered yet; `step`: of the decode step in progress,
+        0 if nothing decodes."""
+        return Mark(now, self._seconds, self._count, ahead, alone, self._reported, step, decoded)
 
     def discard_prefills(self) -> None:
         """Forget the prefills that ended last: what was observed of them cannot be relied on."""
@@ -117,7 +127,15 @@ class LatencySamples:
             self.discard_prefills()
 
     def answer_ended(
-        self, sent: Mark, usage: Usage, predicted: float, block_size: int, now: float, *, certain: bool
+        self,
+        sent: Mark,
+        usage: Usage,
+        predicted: float,
+        block_size: int,
+        decoded: Decoded,
+        now: float,
+        *,
+        certain: bool,
     ) -> None:
         """An answer that did not stream has arrived, to a request sent at `sent`. Its time shows only the sum of
         prefill and decoding. If it does not state how much of its prompt was cached, its prefill is taken to be
@@ -128,14 +146,16 @@ class LatencySamples:
         if usage.cached is not None:
             computed = blocks_to_compute(usage.prompt, usage.cached, block_size, self._latency.block_size)
             own, trust = self._latency.prefill(computed), 1.0
-        self._observe(sent, sent.ahead + own, own, usage.completion - 1, now, trust)
+        self._observe(sent, sent.ahead + own, own, usage.completion - 1, decoded, now, trust)
 
-    def stream_ended(self, first_token: Mark, usage: Usage, now: float) -> None:
-        """A stream is over whose first token came at `first_token`."""
+    def stream_ended(self, first_token: Mark, usage: Usage, decoded: Decoded, now: float) -> None:
+        """A stream is over whose first token came at `first_token`. `decoded`: all decoding on the worker by now."""
         if usage.completion is not None:
-            self._observe(first_token, first_token.ahead, 0.0, usage.completion - 1, now, 1.0)
+            self._observe(first_token, first_token.ahead, 0.0, usage.completion - 1, decoded, now, 1.0)
 
-    def _observe(self, since: Mark, ahead: float, own: float, steps: int, now: float, trust: float) -> None:
+    def _observe(
+        self, since: Mark, ahead: float, own: float, steps: int, decoded: Decoded, now: float, trust: float
+    ) -> None:
         if steps < 0 or now <= since.at:
             return
         if since.alone:
@@ -153,8 +173,11 @@ class LatencySamples:
             return
         if count > steps:  # no more prefills than steps can have delayed the decoding
             count, others = steps, others * steps / count
-        span = Span(ahead + others, (steps - count) * self._latency.decode + since.step)
-        mine = self._correction.seconds(Span(own, (steps - count) * self._latency.decode))
+        fitted = decoded.steps - since.decoded.steps
+        step = (decoded.seconds - since.decoded.seconds) / fitted if fitted > 0.0 else self._latency.decode
+        decode = (steps - count) * step
+        span = Span(ahead + others, decode + since.step / 2)
+        mine = self._correction.seconds(Span(own, decode))
         total = self._correction.seconds(span)
         if total > 0.0:
             self._correction.observe(span, now - since.at, now, trust=trust * mine / total)

@@ -40,9 +40,9 @@ _FIRST_TOKEN, _RELEASED = EntryEvent.FIRST_TOKEN, EntryEvent.RELEASED
 class Entry:
     """One request on one worker. Only its ledger changes it."""
 
-    __slots__ = ("blocks", "due", "seconds", "state", "streaming")
+    __slots__ = ("blocks", "context", "due", "seconds", "state", "streaming")
 
-    def __init__(self, seconds: float, blocks: int, streaming: bool, due: float) -> None:
+    def __init__(self, seconds: float, blocks: int, streaming: bool, due: float, context: int) -> None:
         self.seconds = seconds
         """Predicted prefill."""
         self.blocks = blocks
@@ -50,6 +50,8 @@ class Entry:
         self.streaming = streaming
         self.due = due
         """When a request that does not stream counts as late."""
+        self.context = context
+        """Tokens whose keys and values each of its decode steps reads, on average."""
         self.state = PREFILLING
 
 
@@ -60,7 +62,10 @@ class Ledger:
     below zero.
     """
 
-    __slots__ = ("_exact", "_head_start", "_non_streaming", "_pending", "_seconds", "_step", "blocks", "in_flight")
+    __slots__ = (
+        "_exact", "_head_start", "_non_streaming", "_pending", "_seconds", "_step", "blocks", "context", "in_flight",
+        "reserved",
+    )  # fmt: skip
 
     def __init__(self, step: float = math.inf) -> None:
         """`step`: the longest time of one engine step; requests that share a step are answered at its end."""
@@ -73,6 +78,10 @@ class Ledger:
         """Whether the prefill of the first pending request is known to have begun at `_head_start`."""
         self.in_flight = 0
         self.blocks = 0
+        self.context = 0
+        """Tokens of context of the requests that decode."""
+        self.reserved = 0
+        """Tokens of context of all requests, those that will decode included."""
 
     @property
     def has_non_streaming(self) -> bool:
@@ -90,15 +99,17 @@ class Ledger:
         return bool(self._pending)
 
     @property
-    def decoding(self) -> bool:
-        """Whether a request is past its first token, as of the last `remaining`."""
-        return self.in_flight > len(self._pending)
+    def decoding(self) -> int:
+        """Requests that are past their first token, as of the last `remaining`."""
+        return self.in_flight - len(self._pending)
 
-    def open(self, seconds: float, blocks: int, streaming: bool, now: float, due: float = math.inf) -> Entry:
+    def open(
+        self, seconds: float, blocks: int, streaming: bool, now: float, due: float = math.inf, context: int = 0
+    ) -> Entry:
         """Add a request that is expected to prefill for `seconds` when its turn comes. One that does not stream, and so
         shows nothing before its end, is late if it is not over by `due`."""
         self.remaining(now)  # prefills that are over by now must not delay the start of this one
-        entry = Entry(seconds, blocks, streaming, due)
+        entry = Entry(seconds, blocks, streaming, due, context)
         if not streaming:
             self._non_streaming[entry] = None
         if not self._pending:
@@ -108,6 +119,7 @@ class Ledger:
         self._seconds += seconds
         self.in_flight += 1
         self.blocks += blocks
+        self.reserved += context
         return entry
 
     def first_token(self, entry: Entry, now: float) -> float | None:
@@ -128,12 +140,14 @@ class Ledger:
         self._non_streaming.pop(entry, None)
         self.in_flight -= 1
         self.blocks -= entry.blocks
+        self.reserved -= entry.context
         if entry.state is PREFILLING:
             head = next(iter(self._pending)) is entry
             self._end_prefill(entry, now if head else self._head_start, _RELEASED)
             self._exact = False
         else:
             entry.state = ENTRY_TRANSITIONS[entry.state, _RELEASED]
+            self.context -= entry.context
 
     def remaining(self, now: float) -> float:
         """Seconds of predicted prefill that a new request has to wait for.
@@ -160,6 +174,8 @@ class Ledger:
 
     def _end_prefill(self, entry: Entry, at: float, event: EntryEvent) -> None:
         entry.state = ENTRY_TRANSITIONS[entry.state, event]
+        if event is _FIRST_TOKEN:
+            self.context += entry.context
         del self._pending[entry]
         self._head_start = at
         # An empty queue is exactly 0, so rounding errors never accumulate.

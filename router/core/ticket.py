@@ -107,11 +107,12 @@ class Ticket:
         self._work.observe_length(usage)
         if self._first is None:
             self._work.observe_decode_time(now - self._mark.at - self._expected.queue - self._expected.prefill)
+            decoded = self._work.decoded(now)
             self._work.samples.answer_ended(
-                self._mark, usage, self._expected.unloaded, self._work.block_size, now, certain=self._certain
+                self._mark, usage, self._expected.unloaded, self._work.block_size, decoded, now, certain=self._certain
             )
         else:
-            self._work.samples.stream_ended(self._mark, usage, now)
+            self._work.samples.stream_ended(self._mark, usage, self._work.decoded(now), now)
 
     def release(self, now: float, reused: bool = True) -> None:
         """The request is over. `reused=False`: it never ran on the worker (it could not be sent, or failed before its

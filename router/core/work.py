@@ -10,7 +10,7 @@ from kvcache.profiles import blocks_to_compute
 from router.core.config import FleetConfig
 from router.core.decision import RouteRequest
 from router.core.latency_correction import FleetCorrection, Span, WorkerCorrection
-from router.core.latency_samples import LatencySamples, Mark, Usage, full_sample
+from router.core.latency_samples import Decoded, LatencySamples, Mark, Usage, full_sample
 from router.core.ledger import ENDED, Entry, Ledger
 
 STEP_TOKENS = 2048
@@ -58,10 +58,16 @@ class Expected(NamedTuple):
     """The prefill as the latency model predicts it, uncorrected and on an idle engine."""
     decode: float
     """From the first token to the end."""
+    alone: float
+    """The same if nothing else decoded there."""
     longest: float
     """From now to the end of the longest answer that the request allows; infinite if it sets no limit."""
     blocks: int
     """Blocks of the worker that the request takes in addition to those it reuses."""
+    context: int
+    """Tokens whose keys and values each of its decode steps reads, on average."""
+    slowdown: float
+    """Seconds by which this request and those on the worker lengthen one another's decoding."""
 
 
 class DecodeTime:
@@ -126,6 +132,8 @@ class Work:
         """Blocks in use beyond those of the ledger at the last report; negative when requests share blocks."""
         self._assigned = 0.0
         self._assigned_at = 0.0
+        self._decoded = Decoded(0.0, 0.0)
+        self._decoded_at = 0.0
 
     # --- what is observed ----------------------------------------------------------------------------------
 
@@ -136,6 +144,7 @@ class Work:
 
     def report(self, load: Load, now: float) -> None:
         """The worker reports its load."""
+        self._count_decoded(now)
         pending = self.ledger.remaining(now)
         self.load = load
         self.capacity = load.total_blocks
@@ -166,6 +175,7 @@ class Work:
 
     def open(self, expected: Expected, streaming: bool, now: float) -> Entry:
         """A request was dispatched to the worker."""
+        self._count_decoded(now)
         self._assigned = self.assigned(now) + expected.prefill
         self._assigned_at = now
         self.samples.dispatched(expected.unloaded)
@@ -175,6 +185,7 @@ class Work:
             streaming,
             now,
             now + LATE * expected.longest,
+            expected.context,
         )
         self._peak = max(self._peak, self.ledger.in_flight)
         return entry
@@ -191,25 +202,33 @@ class Work:
     def mark(self, now: float) -> Mark:
         """The present state, from which the time of an answer will be measured."""
         ahead = self.ledger.remaining(now) / self.correction.prefill.factor(now)
-        return self.samples.mark(now, ahead, alone=not self._foreign_requests, decoding=self.ledger.decoding)
+        step = self._step() if self.ledger.decoding else 0.0
+        return self.samples.mark(now, ahead, step, self.decoded(now), alone=not self._foreign_requests)
+
+    def decoded(self, now: float) -> Decoded:
+        """All decoding on the worker up to now."""
+        self._count_decoded(now)
+        return self._decoded
 
     def first_token(self, entry: Entry, expected: Expected, now: float, *, certain: bool) -> None:
         """The prefill of a request is over. `certain`: it was known how much of its prompt the worker had cached."""
+        self._count_decoded(now)
         began = self.ledger.first_token(entry, now)
         if began is None or not certain or self._foreign_requests:
             self.samples.discard_prefills()
             return
         self.ledger.remaining(now)
         work = Span(expected.unloaded, 0.0)
-        decode = self._config.latency.decode
-        if self.ledger.in_flight > 1 and expected.unloaded < decode:
-            work = Span(0.0, decode)
+        step = self._step()
+        if self.ledger.in_flight > 1 and expected.unloaded < step:
+            work = Span(0.0, step)
         self.samples.prefill_ended(work, now - began, now, more=self.ledger.waiting)
 
     def close(self, entry: Entry, first_token: float | None, now: float) -> None:
         """A request is over; `first_token` is when its first byte came, if any did. Idempotent."""
         if first_token is not None and entry.state is not ENDED:
             self._decode_time.observe(now - first_token)
+        self._count_decoded(now)
         self.ledger.close(entry, now)
 
     # --- what is expected ---------------------------------------------------------------------------
@@ -230,7 +249,7 @@ class Work:
         foreign = 0.0
         if self._foreign_seconds:
             foreign = max(0.0, self._foreign_seconds - (now - self._reported_at))
-        step = 0.5 * self._config.latency.decode * self.correction.decode.factor(now) if self._decoding() else 0.0
+        step = 0.5 * self._step() * self.correction.decode.factor(now) if self._decoding() else 0.0
         return own + foreign + step + self.ledger.late(now)
 
     def expect(self, shape: Shape, matched: int, now: float) -> Expected:
@@ -243,22 +262,50 @@ class Work:
         unloaded = latency.prefill(blocks_to_compute(shape.prompt_tokens, cached, size, latency.block_size))
         prefill = unloaded * prefill_factor
         if self._decoding():  # a step that also decodes takes at least a decode step
-            prefill = max(prefill, latency.decode * decode_factor)
+            prefill = max(prefill, self._step() * decode_factor)
         output = self._decode_time.tokens
         if shape.output_tokens is not None:
             output = min(output, shape.output_tokens)
-        decode = output * latency.decode * decode_factor
+        context = shape.prompt_tokens + int(output) // 2
+        step = self._step(1, context) * decode_factor
+        decode = output * step
         blocks = -(-shape.prompt_tokens // size) - cached // size + int(output) // size
         if self._groups:
             blocks = sum(_blocks_of(group, shape.prompt_tokens, cached, int(output)) for group in self._groups)
         memory = self._memory_wait(blocks) * decode_factor if self.capacity else 0.0
         longest = math.inf
         if shape.output_tokens is not None:
-            longest = queue + memory + prefill + shape.output_tokens * latency.decode * decode_factor
-        return Expected(queue + memory, memory, prefill, unloaded, decode, longest, blocks)
+            longest = queue + memory + prefill + shape.output_tokens * step
+        slowdown = 0.0
+        if others := self.in_flight():
+            # For as long as both decode, each step reads what either of them has and computes a token for each.
+            theirs = latency.decode_sequence * others + latency.decode_token * self._context(self.ledger.reserved)
+            mine = latency.decode_sequence + latency.decode_token * context
+            slowdown = min(output, self._decode_time.tokens) * (theirs + mine * others) * decode_factor
+        alone = output * latency.decode_step(1, context) * decode_factor
+        return Expected(queue + memory, memory, prefill, unloaded, decode, alone, longest, blocks, context, slowdown)
 
-    def _decoding(self) -> bool:
-        return self._foreign_requests > 0 or self.ledger.decoding
+    def _decoding(self) -> int:
+        """Requests that decode: own ones, and others' as of the last report."""
+        return self._foreign_requests + self.ledger.decoding
+
+    def _context(self, own: int) -> int:
+        """Tokens of context of requests that decode: `own` of this router's, and those of other routers, which are
+        taken to use what is in use besides the blocks of the ledger."""
+        return own + max(self._surplus_blocks, 0) * self.block_size if self._foreign_requests else own
+
+    def _step(self, more: int = 0, context: int = 0) -> float:
+        """Seconds of a decode step now, uncorrected; with `more` requests of so many tokens of context together."""
+        return self._config.latency.decode_step(self._decoding() + more, self._context(self.ledger.context) + context)
+
+    def _count_decoded(self, now: float) -> None:
+        """Count the decoding since the last call. Called before anything changes that a step depends on."""
+        elapsed = now - self._decoded_at
+        if elapsed > 0.0:
+            if self._decoding():
+                seconds, steps = self._decoded
+                self._decoded = Decoded(seconds + elapsed, steps + elapsed / self._step())
+            self._decoded_at = now
 
     def _memory_wait(self, needed: int) -> float:
         """Seconds until enough blocks are released: requests give theirs back evenly over the mean decode time."""

@@ -213,10 +213,10 @@ class Worker:
         candidates (`best` blocks) includes it.
         """
         expected, in_flight = self.work.expect(shape, matched, now), self.work.in_flight()
-        cost = expected.queue + expected.prefill + charge * (best - matched)
+        cost = expected.queue + expected.prefill + expected.slowdown + charge * (best - matched)
         if not streaming:
             # The client waits for the last token, and all requests that are being answered wait for the prefill.
-            cost += expected.decode + expected.prefill * in_flight
+            cost += expected.alone + expected.prefill * in_flight
         return Candidate(
             worker_id=self.worker_id,
             url=self.url,
@@ -225,6 +225,7 @@ class Worker:
             memory_seconds=expected.memory,
             prefill_seconds=expected.prefill,
             decode_seconds=expected.decode,
+            slowdown_seconds=expected.slowdown,
             cost=cost,
             in_flight=in_flight,
             assigned_seconds=self.work.assigned(now),

@@ -63,6 +63,8 @@ FIGURES: dict[str, Callable[[Profile], float]] = {
     "prefill per block, ms": lambda p: round(1e3 * p.latency.prefill_block, 6),
     "prefill, all cached, ms": lambda p: round(1e3 * p.latency.prefill_cached, 6),
     "decode step, ms": lambda p: round(1e3 * p.latency.decode, 6),
+    "and for each sequence, ms": lambda p: round(1e3 * p.latency.decode_sequence, 6),
+    "and for 1,000 tokens of context, ms": lambda p: round(1e6 * p.latency.decode_token, 6),
     "batched tokens a step": lambda p: p.max_num_batched_tokens,
     "sequences a step": lambda p: p.max_num_seqs,
 }
@@ -82,6 +84,10 @@ def test_derived_latencies_follow_from_the_roofline(column: str, name: str) -> N
     assert 2 * LLAMA_3_1_8B_PARAMETERS / bandwidth == pytest.approx(latency.decode, rel=0.01)
     assert given_figures["prefill per block, ms"] == pytest.approx(1e3 * latency.prefill_block)
     assert given_figures["decode step, ms"] == pytest.approx(1e3 * latency.decode)
+    assert given_figures["and for each sequence, ms"] == pytest.approx(1e3 * latency.decode_sequence)
+    assert latency.prefill_block / 16 == pytest.approx(latency.decode_sequence, rel=0.01)
+    assert given_figures["and for 1,000 tokens of context, ms"] == pytest.approx(1e6 * latency.decode_token)
+    assert 2 * 32 * 8 * 128 * 2 / bandwidth == pytest.approx(latency.decode_token, rel=0.01)
 
 
 def test_llama_2_13b_on_an_a100() -> None:
@@ -90,7 +96,15 @@ def test_llama_2_13b_on_an_a100() -> None:
     assert default.geometry.bytes_per_block(16) == 2 * 40 * 40 * 128 * 2 * 16 == 13_107_200
     assert (default.num_gpu_blocks(16), default.blocks(16)) == (925, 924)
     assert default.blocks(16) * 13_107_200 == 12_111_052_800
-    assert default.latency == LatencyModel(0.005, 0.0025, 0.0005, 0.015)
+    assert default.latency == LatencyModel(0.005, 0.0025, 0.0005, 0.015, 0.000156, 0.62e-6)
+    assert pytest.approx(0.62e-6, rel=0.01) == 13_107_200 / 16 / (0.85 * 1_555e9)
+    document = DOCUMENT.read_text(encoding="utf-8")
+    for sequences in (1, 16):
+        step = 15 + sequences * (2.5 / 16 + 500 * 819_200 / (0.85 * 1_555e6))  # ms
+        assert 1e3 * default.latency.decode_step(sequences, sequences * 500) == pytest.approx(step, rel=0.001)
+        assert f"every {1e3 * default.latency.decode_step(sequences, sequences * 500):.2f} ms" in document.replace(
+            "\n", " "
+        )
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -116,6 +130,7 @@ def test_prefill_time() -> None:
     assert latency.prefill(4) == pytest.approx(0.015)
     assert latency.scaled(10).prefill(4) == pytest.approx(0.0015)
     assert latency.scaled(10).prefill(0) == pytest.approx(0.00005)
+    assert latency.scaled(10).decode_step(4, 900) == pytest.approx(latency.decode_step(4, 900) / 10)
 
 
 @pytest.mark.parametrize(

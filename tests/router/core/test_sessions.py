@@ -87,6 +87,7 @@ def test_a_session_changes_no_decision_that_is_not_a_tie(
             memory_seconds=0.0,
             prefill_seconds=0.0,
             decode_seconds=0.0,
+            slowdown_seconds=0.0,
             turn=number,
             **worker,
         )

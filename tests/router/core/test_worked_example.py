@@ -58,7 +58,7 @@ def test_the_worked_example() -> None:
         assert f"| {one.worker_id} | {one.matched_blocks} | {row} |" in DOC
     assert (once.worker_id, once.reason, once.prompt_blocks) == ("w0", DecisionReason.PREFIX_MATCH, 101)
     assert (often.worker_id, often.reason) == ("w1", DecisionReason.LOAD_OVER_PREFIX)
-    assert often.predicted_ttft == pytest.approx(0.215)
+    assert often.predicted_ttft == pytest.approx(0.215, rel=0.001)
 
 
 @pytest.mark.parametrize("name", [*DecisionReason, *RejectReason, *(f"### {name}" for name in STRATEGIES)])

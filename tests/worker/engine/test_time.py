@@ -226,3 +226,24 @@ def test_rare_calls_change_nothing(arrivals: list, interval: float) -> None:
     assert often.blocks() == rarely.blocks()
     assert often.take_finished() == rarely.take_finished()
     assert often.stats == rarely.stats
+
+
+@settings(max_examples=30)
+@given(lengths=st.lists(st.tuples(st.integers(1, 60), st.integers(2, 12)), min_size=1, max_size=5))
+def test_a_decode_step_takes_what_its_sequences_and_their_contexts_add(lengths: list[tuple[int, int]]) -> None:
+    """The whole run against a sum over steps, each of which is worked out from the lengths alone."""
+    latency = LatencyModel(0.0, 0.0, 0.0, 1 / 8, decode_sequence=1 / 64, decode_token=1 / 1024)
+    engine = Engine(EngineConfig(blocks=64, max_num_batched_tokens=512, max_num_seqs=8, max_model_len=1024), latency)
+    for number, (prompt, output) in enumerate(lengths):
+        engine.submit(EngineRequest(str(number), [1000 * number + n for n in range(prompt)], output, Ready()), 0.0)
+    engine.advance(0.0)  # the prefills take no time, and give each its first token
+    last = {}
+    while (due := engine.next_event()) is not None:
+        for output in engine.advance(due):
+            last[output.request_id] = output.at
+    expected, at = {}, 0.0
+    for token in range(1, max(output for _, output in lengths)):
+        decoding = [(prompt, number) for number, (prompt, output) in enumerate(lengths) if output > token]
+        at += 1 / 8 + sum(1 / 64 + (prompt + token) / 1024 for prompt, _ in decoding)
+        expected |= {str(number): at for _, number in decoding}
+    assert last == expected

@@ -90,7 +90,7 @@ class Scheduler:
         budget = limit = self._config.max_num_batched_tokens
         sampling: list[Sequence] = []
         prefill_seconds = 0.0
-        decoding = False
+        decoding = context = 0
         preempted = False
         running, prefilling = self.running, _PREFILLING
         at = 0
@@ -113,11 +113,12 @@ class Scheduler:
             if prefills:
                 prefill_seconds += self._compute_chunk(sequence, count)
             else:
-                decoding = True
+                decoding += 1
                 if count:
                     sequence.computed += 1
                     if sequence.computed % self._block_size == 0:
                         self._store(sequence, sequence.computed // self._block_size - 1)
+                context += sequence.computed
             if sequence.computed == sequence.tokens:
                 sampling.append(sequence)
             budget -= count or 1
@@ -134,7 +135,9 @@ class Scheduler:
             if admitted.computed == admitted.tokens:
                 sampling.append(admitted)
             budget -= count
-        seconds = max(prefill_seconds, self._latency.decode) if decoding else prefill_seconds
+        seconds = prefill_seconds
+        if decoding:
+            seconds = max(seconds, self._latency.decode_step(decoding, context))
         return Step(start, start + seconds, sampling, limit - budget)
 
     def prefill_tokens(self) -> int:
