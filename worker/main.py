@@ -1,4 +1,4 @@
-"""`python -m worker.main`: one emulated engine behind vLLM's HTTP API."""
+"""`python -m worker.main`: an emulated engine, or several data-parallel ones, behind vLLM's HTTP API."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from kvcache.feed import AdaptersChanged, Load, WorkerInfo
+from kvcache.feed import WorkerInfo
 from kvcache.keys import KEY_SCHEME
+from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from runtime.draining import Drain, DrainPolicy
 from runtime.http.server import HttpLimits, HttpServer
@@ -25,19 +26,17 @@ from runtime.sockets import inherited, listen
 from worker.addresses import advertised_url, default_worker_id
 from worker.asgi import Exposition, process_metrics
 from worker.emulator.adapters import Adapter, AdapterLoader, Adapters, load_modules
-from worker.emulator.async_engine import AsyncEngine
+from worker.emulator.data_parallel import DataParallelEngines
 from worker.emulator.engine.config import EngineConfig, EngineConfigError
 from worker.emulator.engine.engine import Engine
-from worker.emulator.engine.events import CacheEvent, feed_events
 from worker.emulator.generators import GeneratorError, make_generator
 from worker.emulator.generators.base import Generator
-from worker.emulator.metrics import EngineMetrics, WorkerCollector, WorkerCounts, cache_config
+from worker.emulator.metrics import EngineCollector, WorkerCollector, WorkerCounts, cache_config
+from worker.emulator.rank import Rank
 from worker.emulator.server.app import App
 from worker.emulator.server.service import EmulatorEvent, EmulatorState, Service
 from worker.emulator.timer import LoopTimer, TimerFactory, precise_timer
-from worker.feed.endpoints import CacheState, FeedEndpoints
-from worker.feed.log import FeedLog
-from worker.feed.publisher import FeedPublisher
+from worker.feed.ranks import RankedFeed
 from worker.kv_events import EndpointError, WireFormat
 from worker.lora.keeper import AdapterKeeper
 from worker.settings import Settings
@@ -68,13 +67,8 @@ class Worker:
         gpu = settings.gpu
         self.epoch = time.time_ns() // 1000
         max_model_len = settings.model_len()
-        self.engine = Engine(engine_config(settings, tokenizer), gpu.latency.scaled(settings.speed))
-        self.feed = FeedLog(self.epoch, self.engine.load())
-        self.publisher = FeedPublisher(self.feed, clock)
+        config = engine_config(settings, tokenizer)
         self.adapters = Adapters(settings.served_models, settings.max_lora_rank if settings.enable_lora else None)
-        self.kv_events = kv_events_publisher(settings, self.adapters.known)
-        metrics = EngineMetrics(max_model_len)
-        self.async_engine = AsyncEngine(self.engine, clock=clock, publish=self._publish, observer=metrics, timer=timer)
         self.info = WorkerInfo(
             worker_id=settings.worker_id or default_worker_id(settings.host, port),
             epoch=self.epoch,
@@ -85,7 +79,19 @@ class Worker:
             capacity=settings.usable_blocks,
             max_model_len=max_model_len,
             names=settings.served_models[1:],
+            ranks=settings.data_parallel_size,
         )
+        self.ranks = [
+            Rank(
+                of_rank(self.info, number),
+                Engine(config, gpu.latency.scaled(settings.speed)),
+                kv_events_publisher(settings, self.adapters.known, number),
+                clock=clock,
+                timer=timer,
+            )
+            for number in range(settings.data_parallel_size)
+        ]
+        self.engines = DataParallelEngines(self.ranks)
         self.keeper = AdapterKeeper(settings.adapters_file, AdapterLoader(self.adapters), self._adapters_changed, clock)
         self.service = Service(
             model=settings.served_model,
@@ -93,8 +99,7 @@ class Worker:
             names=settings.served_models,
             tokenizer=tokenizer,
             generator=generator,
-            engine=self.async_engine,
-            metrics=metrics,
+            engines=self.engines,
             adapters=self.adapters,
             block_size=settings.block_size,
             max_model_len=max_model_len,
@@ -106,38 +111,43 @@ class Worker:
             store_responses=settings.enable_responses_store,
             trust_request_chat_template=settings.trust_request_chat_template,
         )
-        self.state = CacheState(self.info, self.async_engine, self.feed)
-        self.endpoints = FeedEndpoints(self.state, self.feed, self.publisher)
+        self.feed = RankedFeed([rank.endpoints for rank in self.ranks])
         self.push_failures: Callable[[], int] = lambda: 0
         registry = CollectorRegistry()
         process_metrics(registry)
+        caches = cache_config(
+            block_size=settings.block_size,
+            blocks=settings.usable_blocks,
+            max_model_len=max_model_len,
+            prefix_caching=settings.enable_prefix_caching,
+            block_bytes=gpu.geometry.bytes_per_block(settings.block_size),
+            ranks=settings.data_parallel_size,
+        )
         registry.register(
             WorkerCollector(
-                self.engine,
-                metrics,
-                self.feed,
+                [
+                    EngineCollector(rank.engine, rank.metrics, settings.served_model, caches, number)
+                    for number, rank in enumerate(self.ranks)
+                ],
+                [rank.feed for rank in self.ranks],
                 WorkerCounts(
                     push_failures=lambda: self.push_failures(),
                     draining=lambda: self.service.state is not EmulatorState.SERVING,
                 ),
-                settings.served_model,
-                cache_config(
-                    block_size=settings.block_size,
-                    blocks=settings.usable_blocks,
-                    max_model_len=max_model_len,
-                    prefix_caching=settings.enable_prefix_caching,
-                    block_bytes=gpu.geometry.bytes_per_block(settings.block_size),
-                ),
             )
         )
-        sources = {} if self.kv_events is None else {"0": self.kv_events.config.model_dump()}
+        sources = {
+            str(number): rank.kv_events.config.model_dump()
+            for number, rank in enumerate(self.ranks)
+            if rank.kv_events is not None
+        }
         self.adapters.on_change = lambda: self.keeper.observe(self.adapters.paths())
         load_modules(self.adapters, settings.lora_modules)
-        self.app = App(self.service, self.endpoints, Exposition(registry), sources)
+        self.app = App(self.service, self.feed, Exposition(registry), sources)
 
     def _adapters_changed(self, names: tuple[str, ...], missing: Mapping[str, str]) -> None:
-        self.state.info = replace(self.state.info, adapters=names, missing_adapters=missing)
-        self.publisher.publish((AdaptersChanged(names, missing),), self.engine.load())
+        for rank in self.ranks:
+            rank.adapters_changed(names, missing)
 
     async def load_adapters(self) -> None:
         """Load those of the adapters' file that are not loaded, and unload what it does not list."""
@@ -156,7 +166,7 @@ class Worker:
         The feed's streams end, so that routers ask /health and learn from it to prefer other workers.
         """
         self.service.advance(EmulatorEvent.DRAIN)
-        self.endpoints.drop()
+        self.feed.drop()
         drain = Drain(DrainPolicy(0.0, limit), time.monotonic, last_request=lambda: self.service.last_request)
         await drain.wait(cut_short)
 
@@ -167,26 +177,25 @@ class Worker:
         True if no request was aborted.
         """
         self.service.advance(EmulatorEvent.CLOSE)
-        self.endpoints.close()
+        self.feed.close()
         try:
             async with asyncio.timeout(grace):
                 await self.service.idle.wait()
         except TimeoutError:
-            self.async_engine.abort_all()
+            self.engines.abort_all()
             return False
         return True
 
-    def _publish(self, events: Sequence[CacheEvent], load: Load) -> None:
-        self.publisher.publish(feed_events(events), load)
-        if self.kv_events is not None:
-            self.kv_events.take(events, self.engine.completed)
+    async def died(self) -> None:
+        """Wait until an engine has failed. The requests of the others end with it, as the process does."""
+        await _first(*(rank.async_engine.dead for rank in self.ranks))
+        for rank in self.ranks:
+            rank.async_engine.die()
 
     def close(self) -> None:
         """Stop the timers and threads."""
-        self.async_engine.close()
-        self.publisher.close()
-        if self.kv_events is not None:
-            self.kv_events.close()
+        for rank in self.ranks:
+            rank.close()
         self.service.close()
 
 
@@ -197,8 +206,9 @@ async def push(worker: Worker, settings: Settings, port: int) -> None:
     from worker.feed.push import Pusher, posting_to  # aiohttp: half the start-up time of a worker
 
     pushers = [
-        Pusher(url, settings.advertise_url or advertised_url(settings.host, port, url), worker.state, worker.feed)
+        Pusher(url, settings.advertise_url or advertised_url(settings.host, port, url), rank.state, rank.feed)
         for url in settings.router_url
+        for rank in worker.ranks
     ]
     worker.push_failures = lambda: sum(pusher.failures for pusher in pushers)
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
@@ -206,8 +216,13 @@ async def push(worker: Worker, settings: Settings, port: int) -> None:
             group.create_task(pusher.run(await stack.enter_async_context(posting_to(pusher.router_url))))
 
 
-def kv_events_publisher(settings: Settings, adapters: Mapping[str, Adapter]) -> KVEventsPublisher | None:
-    """The publisher of vLLM's KV events, if the settings ask for it. Raises `EndpointError`."""
+def of_rank(info: WorkerInfo, rank: int) -> WorkerInfo:
+    """What the feed of one data-parallel rank states of a worker."""
+    return replace(info, worker_id=rank_id(info.worker_id, rank, info.ranks), rank=rank)
+
+
+def kv_events_publisher(settings: Settings, adapters: Mapping[str, Adapter], rank: int) -> KVEventsPublisher | None:
+    """The publisher of one rank's KV events in vLLM's form, if the settings ask for it. Raises `EndpointError`."""
     config = settings.published_kv_events
     if config is None:
         return None
@@ -216,7 +231,7 @@ def kv_events_publisher(settings: Settings, adapters: Mapping[str, Adapter]) -> 
 
     seed = os.environ.get("PYTHONHASHSEED", DEFAULT_SEED)
     events = VllmEvents(WireFormat(settings.kv_events_format), adapters, seed=seed)
-    return KVEventsPublisher(config, events, time.time)
+    return KVEventsPublisher(config, events, time.time, rank)
 
 
 def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:
@@ -249,13 +264,13 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
     pushing.add_done_callback(_report_crash)
     keeping = asyncio.create_task(worker.keep_adapters()) if settings.adapters_file is not None else None
     try:
-        await _first(stop, worker.async_engine.dead)
-        failed = worker.async_engine.dead.is_set()
+        await _first(stop, worker.died())
+        failed = worker.engines.dead
         pushing.cancel()  # first, so that routers stop choosing this worker
         if settings.drain_limit and not failed:
             stop.clear()  # a second signal ends the draining, a third the process
-            await _first(stop, worker.async_engine.dead, worker.drain(settings.drain_limit, stop))
-            failed = worker.async_engine.dead.is_set()
+            await _first(stop, worker.died(), worker.drain(settings.drain_limit, stop))
+            failed = worker.engines.dead
             stop.set()
         finished = await worker.finish_requests(0.0 if failed else settings.grace_period)
     finally:
@@ -290,7 +305,7 @@ def _report_crash(task: asyncio.Task[None]) -> None:
 
 
 def _log_start(settings: Settings, worker: Worker, port: int) -> None:
-    config = worker.engine.config
+    config = worker.ranks[0].engine.config
     if settings.max_model_len is None and config.max_model_len < settings.gpu.max_model_len:
         logger.warning(
             "max_model_len_lowered",
@@ -306,6 +321,7 @@ def _log_start(settings: Settings, worker: Worker, port: int) -> None:
         worker_id=worker.info.worker_id,
         model=worker.info.model,
         profile=settings.profile,
+        ranks=len(worker.ranks),
         blocks=config.blocks,
         block_size=config.block_size,
         max_model_len=config.max_model_len,

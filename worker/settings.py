@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
+from kvcache.ranks import MAX_RANKS
 from runtime.settings import ChatSettings, SettingsError, split_list
 from worker.addresses import BaseUrl, base_url
 from worker.kv_events import KVEventsConfig
@@ -50,6 +51,9 @@ class Settings(ChatSettings):
         None, description="tokens of one engine step; default: the profile's"
     )
     enable_prefix_caching: bool = Field(True, description="reuse the KV blocks of equal prefixes")
+    data_parallel_size: int = Field(
+        1, ge=1, le=MAX_RANKS, description="engines of this worker, each with a cache of its own (vLLM: the same flag)"
+    )
     speed: PositiveFloat = Field(1.0, description="how many times as fast as the profile's GPU")
 
     generator: str = Field(

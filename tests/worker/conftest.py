@@ -13,6 +13,7 @@ import pytest
 
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 from worker.emulator.generators import make_generator
+from worker.emulator.rank import Rank
 from worker.main import Worker
 from worker.settings import Settings
 
@@ -112,6 +113,11 @@ class Client:
 class Harness:
     worker: Worker
     client: Client
+
+    @property
+    def rank(self) -> Rank:
+        """The worker's engine; of several data-parallel ones the first."""
+        return self.worker.ranks[0]
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ async def test_the_feed_says_which_adapters_are_loaded(start) -> None:
     before = decode_snapshot((await harness.client.get("/cache/state")).body)
     assert before.info.adapters == ("sql",)
     seen: list[bytes] = []
-    harness.worker.feed.listen(lambda events: seen.extend(events))
+    harness.rank.feed.listen(lambda events: seen.extend(events))
     await harness.client.post("/v1/load_lora_adapter", {"lora_name": "law", "lora_path": "acme/law"})
     await harness.client.post("/v1/unload_lora_adapter", {"lora_name": "sql"})
     assert seen == [AdaptersChanged(("sql", "law")), AdaptersChanged(("law",))]

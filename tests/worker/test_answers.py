@@ -194,10 +194,10 @@ async def test_reset_prefix_cache_needs_dev_mode_and_an_idle_engine(start, captu
     harness = start(speed=1000, dev_mode=True)
     body = {"prompt": [5] * 40, "max_tokens": 1}
     await harness.client.post("/v1/completions", body)
-    assert harness.worker.engine.blocks() != []
+    assert harness.rank.engine.blocks() != []
     reply = await harness.client.post("/reset_prefix_cache", {})
     assert reply.body.decode() == capture("reset_prefix_cache").body.strip()
-    assert harness.worker.engine.blocks() == []
+    assert harness.rank.engine.blocks() == []
 
 
 @pytest.mark.looptime

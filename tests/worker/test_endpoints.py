@@ -24,7 +24,7 @@ async def test_a_request_is_aborted_by_the_id_of_its_answer(start) -> None:
     assert reply.json() == {"status": "aborted", "aborted": 1}
     first = await tasks[0]
     assert first.chunks[-1]["choices"][0]["finish_reason"] == "abort"
-    assert harness.worker.async_engine.active == 1
+    assert harness.rank.async_engine.active == 1
     assert (await harness.client.post("/abort_requests", {})).json() == {"status": "aborted", "aborted": 1}
     assert (await tasks[1]).chunks[-1]["choices"][0]["finish_reason"] == "abort"
     assert harness.worker.service.running == {}

@@ -32,7 +32,7 @@ async def test_an_error_is_vllms_to_the_byte(name, start, capture) -> None:
     assert (reply.status, reply.text) == (real.status, real.body.rstrip("\n"))
     own = [(name, value) for name, value in real.headers if name not in ("date", "server")]
     assert sorted(reply.headers) == sorted(own)
-    assert harness.worker.engine.load().free_blocks == 924
+    assert harness.rank.engine.load().free_blocks == 924
     assert harness.worker.service.in_progress == 0
 
 
@@ -114,7 +114,7 @@ async def test_bad_values_are_refused_with_an_error_object(path, body, start) ->
     assert list(error) == ["message", "type", "param", "code"]
     assert error["code"] == 400
     assert error["message"]
-    assert harness.worker.async_engine.active == 0
+    assert harness.rank.async_engine.active == 0
 
 
 @pytest.mark.parametrize(

@@ -101,14 +101,14 @@ async def test_a_response_is_made_in_the_background_followed_and_cancelled(start
     with pytest.raises(AnswerAborted):  # only the events of a stream are kept
         await harness.client.get(f"{RESPONSES}/{other['id']}?stream=true")
     await asyncio.sleep(1)
-    assert harness.worker.async_engine.active == 1
+    assert harness.rank.async_engine.active == 1
     cancelled = await harness.client.post(f"{RESPONSES}/{other['id']}/cancel", {})
     assert cancelled.json() == other | {"status": "cancelled"}
     again = await harness.client.post(f"{RESPONSES}/{other['id']}/cancel", {})
     assert again.json()["error"]["message"] == "Cannot cancel a synchronous response."
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert harness.worker.async_engine.active == 0
+    assert harness.rank.async_engine.active == 0
 
 
 @pytest.mark.looptime

@@ -25,7 +25,7 @@ def texts(reply: Any) -> list[str]:
 
 def released(harness: Any) -> bool:
     """No request is known, no block referenced."""
-    load = harness.worker.engine.load()
+    load = harness.rank.engine.load()
     busy = (load.running, load.waiting, load.prefill_tokens, load.total_blocks - load.free_blocks)
     return busy == (0, 0, 0, 0)
 
@@ -51,8 +51,8 @@ async def test_speed_divides_every_latency(start) -> None:
 async def test_an_idle_worker_sleeps(start) -> None:
     harness = start()
     await harness.client.post("/v1/completions", completion())
-    assert harness.worker.engine.next_event() is None
-    assert not harness.worker.async_engine.armed
+    assert harness.rank.engine.next_event() is None
+    assert not harness.rank.async_engine.armed
 
 
 async def test_a_stop_string_ends_the_answer_and_names_itself(start) -> None:
@@ -76,7 +76,7 @@ async def test_a_stop_string_releases_the_engine_at_once(start) -> None:
     first = texts(await harness.client.post("/v1/completions", completion()))[1].strip()
     await harness.client.post("/v1/completions", completion(max_tokens=1000, stop=first))
     assert released(harness)
-    assert harness.worker.engine.stats.finished["stop"] == 1
+    assert harness.rank.engine.stats.finished["stop"] == 1
 
 
 async def test_min_tokens_outlasts_a_stop_string_and_the_end_of_the_answer(start) -> None:
@@ -164,12 +164,12 @@ async def test_a_client_that_disconnects_releases_its_blocks_at_once(start, stre
     harness = start()
     task, _ = harness.client.begin("POST", "/v1/completions", completion(max_tokens=500, n=2, stream=stream))
     await asyncio.sleep(0.2)
-    assert harness.worker.engine.load().running == 2
+    assert harness.rank.engine.load().running == 2
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert released(harness)
     assert harness.worker.service.in_progress == 0
-    assert harness.worker.engine.stats.finished["abort"] == 2
+    assert harness.rank.engine.stats.finished["abort"] == 2
 
 
 async def test_a_client_that_disconnects_while_it_waits_is_removed_from_the_queue(start) -> None:
@@ -177,10 +177,10 @@ async def test_a_client_that_disconnects_while_it_waits_is_removed_from_the_queu
     first, _ = harness.client.begin("POST", "/v1/completions", completion(max_tokens=50))
     second, _ = harness.client.begin("POST", "/v1/completions", completion(prompt=[7] * 50))
     await asyncio.sleep(0.1)
-    assert harness.worker.engine.load().waiting == 1
+    assert harness.rank.engine.load().waiting == 1
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)
-    assert harness.worker.engine.load().waiting == 0
+    assert harness.rank.engine.load().waiting == 0
     await first
     assert released(harness)
 
@@ -225,14 +225,14 @@ async def test_a_dying_engine_ends_streams_with_vllms_error_event(start, capture
     def broken(now: float) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(harness.worker.engine, "advance", broken)
+    monkeypatch.setattr(harness.rank.engine, "advance", broken)
     await asyncio.gather(stream, plain)
     events = streamed.text.split("\n\n")
     error = capture("engine_death_nonstream")
     assert events[-3].startswith('data: {"error": {"message": "EngineCore encountered an issue.')
     assert events[-2:] == ["data: [DONE]", ""]
     assert (answered.status, answered.text) == (500, error.body.partition("curl")[0].strip())
-    assert harness.worker.async_engine.dead.is_set()
+    assert harness.rank.async_engine.dead.is_set()
     assert (await harness.client.get("/health")).status == 503
     assert (await harness.client.post("/v1/completions", {"prompt": "x"})).status == 500
 

@@ -146,7 +146,7 @@ class AsyncEngine:
             self._advance()
         except Exception:  # a bug in the engine: clients must not wait for ever
             logger.exception("engine_dead")
-            self._die()
+            self.die()
 
     def _advance(self) -> None:
         for output in self.engine.advance(self._clock()):
@@ -170,7 +170,8 @@ class AsyncEngine:
             del self._running[output.request_id]
         running.handler.on_output(output)
 
-    def _die(self) -> None:
+    def die(self) -> None:
+        """The engine, or another of the same process, has failed: tell every handler."""
         self.dead.set()
         running, self._running = self._running, {}
         for entry in running.values():

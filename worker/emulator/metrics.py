@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -157,17 +157,65 @@ class WorkerCounts:
 
 @dataclass(eq=False)
 class WorkerCollector(Collector):
-    """Makes metric families of the engine's state."""
+    """Makes metric families of the state of all data-parallel ranks. Those of vLLM have a sample for each rank, in the
+    order of `engines`; the worker's own are sums."""
+
+    engines: Sequence[EngineCollector]
+    feeds: Sequence[FeedLog]
+    counts: WorkerCounts
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for engine in self.engines:
+            for family in engine.collect():
+                whole = families.setdefault(family.name, family)
+                if whole is not family:
+                    # An equal sample is one that does not say which engine it is about.
+                    known = [(sample.name, sample.labels) for sample in whole.samples]
+                    whole.samples += [each for each in family.samples if (each.name, each.labels) not in known]
+        yield from families.values()
+        yield from self._own()
+
+    def _own(self) -> Iterable[Metric]:
+        """Metrics that vLLM does not have: see docs/worker.md."""
+        prefix = "kvcluster_worker_"
+        feeds, counts = self.feeds, self.counts
+        yield GaugeMetricFamily(
+            prefix + "feed_subscribers",
+            "Routers that read the cache feed now.",
+            float(sum(feed.subscribers for feed in feeds)),
+        )
+        yield CounterMetricFamily(
+            prefix + "feed_batches", "Batches of cache events published.", float(sum(feed.seq for feed in feeds))
+        )
+        yield CounterMetricFamily(
+            prefix + "feed_resets",
+            "Times a subscriber was told to take a new snapshot.",
+            float(sum(feed.resets for feed in feeds)),
+        )
+        yield CounterMetricFamily(
+            prefix + "push_failures", "Pushes to a router that failed.", float(counts.push_failures())
+        )
+        yield GaugeMetricFamily(
+            prefix + "draining", "1 while the worker finishes its last requests.", float(counts.draining())
+        )
+        busy = sum(each.engine.stats.busy_seconds for each in self.engines)
+        yield CounterMetricFamily(prefix + "busy_seconds", "Seconds of engine steps.", busy)
+
+
+@dataclass(eq=False)
+class EngineCollector:
+    """Makes metric families of one engine's state; `rank` is its label `engine`."""
 
     engine: Engine
     metrics: EngineMetrics
-    feed: FeedLog
-    counts: WorkerCounts
     model: str
     cache_config: Mapping[str, str]
+    rank: int = 0
     _created: float = field(default_factory=time.time, init=False)
 
     def collect(self) -> Iterable[Metric]:
+        """The families, each with the samples of this engine."""
         yield from self._gauges()
         yield from self._counters()
         steps = Histogram("vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.", STEP_TOKENS)
@@ -175,13 +223,12 @@ class WorkerCollector(Collector):
             steps.observe(tokens, times)
         for histogram in (*self.metrics.histograms(), steps):
             yield self._histogram(histogram)
-        labels = {**self.cache_config, "engine": "0"}
+        labels = {**self.cache_config, "engine": str(self.rank)}
         info = GaugeMetricFamily(
             "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", labels=list(labels)
         )
         info.add_metric(list(labels.values()), 1.0)
         yield info
-        yield from self._own()
 
     def _gauges(self) -> Iterable[Metric]:
         load = self.engine.load()
@@ -255,25 +302,6 @@ class WorkerCollector(Collector):
             "finished_reason",
         )
 
-    def _own(self) -> Iterable[Metric]:
-        """Metrics that vLLM does not have: see docs/worker.md."""
-        prefix = "kvcluster_worker_"
-        feed, counts = self.feed, self.counts
-        yield GaugeMetricFamily(
-            prefix + "feed_subscribers", "Routers that read the cache feed now.", float(feed.subscribers)
-        )
-        yield CounterMetricFamily(prefix + "feed_batches", "Batches of cache events published.", float(feed.seq))
-        yield CounterMetricFamily(
-            prefix + "feed_resets", "Times a subscriber was told to take a new snapshot.", float(feed.resets)
-        )
-        yield CounterMetricFamily(
-            prefix + "push_failures", "Pushes to a router that failed.", float(counts.push_failures())
-        )
-        yield GaugeMetricFamily(
-            prefix + "draining", "1 while the worker finishes its last requests.", float(counts.draining())
-        )
-        yield CounterMetricFamily(prefix + "busy_seconds", "Seconds of engine steps.", self.engine.stats.busy_seconds)
-
     def _gauge(self, name: str, text: str, values: Mapping[str, float], label: str = "") -> Metric:
         family = GaugeMetricFamily(f"vllm:{name}", text, labels=self._labels(label))
         for value, number in values.items():
@@ -288,20 +316,21 @@ class WorkerCollector(Collector):
 
     def _histogram(self, histogram: Histogram) -> Metric:
         family = HistogramMetricFamily(histogram.name, histogram.help, labels=["engine", "model_name"])
-        family.add_metric(["0", self.model], buckets=histogram.buckets(), sum_value=histogram.sum)
+        family.add_metric([str(self.rank), self.model], buckets=histogram.buckets(), sum_value=histogram.sum)
         return family
 
     def _labels(self, label: str) -> list[str]:
         return ["engine", "model_name", label] if label else ["engine", "model_name"]
 
     def _values(self, value: str) -> list[str]:
-        return ["0", self.model, value] if value else ["0", self.model]
+        return [str(self.rank), self.model, value] if value else [str(self.rank), self.model]
 
 
 def cache_config(
-    *, block_size: int, blocks: int, max_model_len: int, prefix_caching: bool, block_bytes: int
+    *, block_size: int, blocks: int, max_model_len: int, prefix_caching: bool, block_bytes: int, ranks: int = 1
 ) -> dict[str, str]:
-    """Labels of vllm:cache_config_info. `blocks`: usable blocks; vLLM also counts the null block."""
+    """Labels of vllm:cache_config_info, of each of `ranks` data-parallel ranks alike. `blocks`: usable blocks of one;
+    vLLM also counts the null block, and states the sum over the ranks as `num_gpu_blocks`."""
     physical = blocks + 1
     return {
         "_block_size_resolved": "True",
@@ -328,7 +357,7 @@ def cache_config(
         "mamba_page_size_padded": "None",
         "mamba_ssm_cache_dtype": "float32",
         "num_cpu_blocks": "None",
-        "num_gpu_blocks": str(physical),
+        "num_gpu_blocks": str(physical * ranks),
         "num_gpu_blocks_override": "None",
         "prefix_cache_retention_interval": "0",
         "prefix_caching_hash_algo": "sha256",

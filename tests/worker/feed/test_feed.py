@@ -127,7 +127,7 @@ async def test_the_state_describes_the_worker_and_its_cache(start, tokenizer) ->
     assert snapshot.info.epoch == harness.worker.epoch
     assert (snapshot.info.block_size, snapshot.info.capacity) == (16, 200)
     assert snapshot.info.fingerprint == tokenizer.fingerprint
-    assert snapshot.blocks == tuple(harness.worker.engine.blocks())
+    assert snapshot.blocks == tuple(harness.rank.engine.blocks())
     assert len(snapshot.blocks) == 3
     assert reply.header("content-type") == "application/json"
     packed = await harness.client.get("/cache/state", {"accept": MSGPACK})
@@ -150,7 +150,7 @@ async def test_an_unchanged_state_is_not_sent_again(start) -> None:
 @pytest.mark.looptime
 async def test_events_replayed_on_a_snapshot_give_the_engines_cache(start) -> None:
     harness = start(blocks=40, max_model_len=None)
-    client, engine = harness.client, harness.worker.engine
+    client, engine = harness.client, harness.rank.engine
     await client.post("/v1/completions", {"prompt": [1] * 200, "max_tokens": 20, "ignore_eos": True})
     snapshot = decode_snapshot((await client.get("/cache/state")).body)
     position = f"{snapshot.info.epoch}:{snapshot.seq}"
@@ -177,7 +177,7 @@ async def test_events_replayed_on_a_snapshot_give_the_engines_cache(start) -> No
     assert batch.load == engine.load()
     follower.cancel()
     await asyncio.gather(follower, return_exceptions=True)
-    assert harness.worker.feed.subscribers == 0
+    assert harness.rank.feed.subscribers == 0
 
 
 @pytest.mark.looptime
@@ -204,7 +204,7 @@ async def test_a_feed_without_changes_is_kept_alive_every_second(start) -> None:
     follower.cancel()
     await asyncio.gather(follower, return_exceptions=True)
     await asyncio.sleep(1.1)
-    assert not harness.worker.publisher.armed  # nobody subscribes
+    assert not harness.rank.publisher.armed  # nobody subscribes
 
 
 @pytest.mark.looptime
@@ -218,7 +218,7 @@ async def test_load_reports_come_at_most_every_twenty_milliseconds_and_end_with_
     loads = [(at, batch) for at, part in reply.writes for _, name, batch in messages(part) if name == "load"]
     for (earlier, _), (later, _) in pairwise(loads):
         assert later - earlier >= 0.0195
-    assert messages(reply.body)[-1][2].load == harness.worker.engine.load()
+    assert messages(reply.body)[-1][2].load == harness.rank.engine.load()
     follower.cancel()
     await asyncio.gather(follower, return_exceptions=True)
 
@@ -234,13 +234,13 @@ async def test_a_slow_subscriber_is_dropped_with_a_reset(start) -> None:
     many: list[Any] = [Stored(None, tuple(key(number) for number in range(3000)))]
     await asyncio.sleep(1.1)  # a sign of life is being written, and does not get through
     for _ in range(12):
-        harness.worker.feed.publish(many, Load())
+        harness.rank.feed.publish(many, Load())
     await asyncio.sleep(0.1)
     gate.set()
     await follower
     assert messages(reply.body)[-1][1] == "reset"
-    assert harness.worker.feed.subscribers == 0
-    assert harness.worker.feed.resets == 1
+    assert harness.rank.feed.subscribers == 0
+    assert harness.rank.feed.resets == 1
 
 
 @pytest.mark.looptime

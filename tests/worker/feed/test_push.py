@@ -61,7 +61,7 @@ class Router:
 async def pushing(start: Callable[..., Any]) -> AsyncIterator[tuple[Any, Router, Pusher]]:
     """A worker that pushes to a router. (No fixture: its setup would see another clock than the test.)"""
     harness, router = start(blocks=40, max_model_len=None, worker_id="w"), Router()
-    pusher = Pusher("http://router", "http://me:8100", harness.worker.state, harness.worker.feed)
+    pusher = Pusher("http://router", "http://me:8100", harness.rank.state, harness.rank.feed)
     task = asyncio.create_task(pusher.run(router))
     try:
         yield harness, router, pusher
@@ -79,7 +79,7 @@ async def test_a_heartbeat_every_second_and_a_sync_every_five(start) -> None:
         assert len(beats) >= 11
         assert [at - began for at in router.times("sync")] == pytest.approx([0, 5, 10], abs=0.05)
         beat = router.got[0][2]
-        assert beat == Heartbeat(harness.worker.info, "http://me:8100", 0, harness.worker.engine.load())
+        assert beat == Heartbeat(harness.worker.info, "http://me:8100", 0, harness.rank.engine.load())
 
 
 async def test_a_sync_holds_the_whole_cache(start) -> None:
@@ -87,8 +87,8 @@ async def test_a_sync_holds_the_whole_cache(start) -> None:
         await harness.client.post("/v1/completions", {"prompt": [5] * 100, "max_tokens": 1})
         await asyncio.sleep(6)
         snapshot = router.got[[name for _, name, _ in router.got].index("sync", 2)][2]
-        assert snapshot.blocks == tuple(harness.worker.engine.blocks())
-        assert snapshot.seq == harness.worker.feed.seq
+        assert snapshot.blocks == tuple(harness.rank.engine.blocks())
+        assert snapshot.seq == harness.rank.feed.seq
 
 
 async def test_a_router_that_asks_gets_the_state_at_once(start) -> None:
@@ -102,7 +102,7 @@ async def test_a_router_that_asks_gets_the_state_at_once(start) -> None:
 
 async def test_evictions_are_pushed_soon_and_in_batches(start) -> None:
     async with pushing(start) as (harness, router, _):
-        feed = harness.worker.feed
+        feed = harness.rank.feed
         for n in range(8):
             body = {"prompt": [n] * 300, "max_tokens": 10, "ignore_eos": True}
             await harness.client.post("/v1/completions", body)
@@ -132,12 +132,12 @@ async def test_attempts_to_reach_an_absent_router_back_off_and_are_logged_once(s
 
 
 async def test_an_answer_that_no_router_gives_counts_as_a_failure(start) -> None:
-    worker = start().worker
+    rank = start().rank
 
     async def website(path: str, body: bytes, media_type: str) -> bytes:
         return b"<html>"
 
-    pusher = Pusher("http://x", "http://me", worker.state, worker.feed)
+    pusher = Pusher("http://x", "http://me", rank.state, rank.feed)
     task = asyncio.create_task(pusher.run(website))
     await asyncio.sleep(0.1)
     assert (pusher.connected, pusher.failures) == (False, 1)

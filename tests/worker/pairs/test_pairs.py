@@ -45,4 +45,4 @@ async def test_an_answer_equals_vllms(name, start) -> None:
     real = Answer(answer["status"], answer["headers"], answer["body"])
     found = differences(request, real, ours)
     assert bool(found) == (name in DIFFERENT), "\n".join(found)
-    assert harness.worker.async_engine.active == 0
+    assert harness.rank.async_engine.active == 0

@@ -22,7 +22,7 @@ from worker.emulator.server.messages import count_tokens, messages
 from worker.emulator.server.openapi import Documentation
 from worker.emulator.server.responses import Responses
 from worker.emulator.server.service import VLLM_VERSION, EmulatorState, Service, json_body
-from worker.feed.endpoints import FeedEndpoints
+from worker.feed.ranks import RankedFeed
 
 Handler = Callable[[HttpRequest, Service], Awaitable[None]]
 Methods = Mapping[str, Handler]
@@ -32,7 +32,7 @@ class App:
     """One worker's HTTP API. Unknown paths get 404 and unknown methods 405, with FastAPI's messages, as in vLLM."""
 
     def __init__(
-        self, service: Service, feed: FeedEndpoints, exposition: Exposition, kv_event_sources: Mapping[str, Any]
+        self, service: Service, feed: RankedFeed, exposition: Exposition, kv_event_sources: Mapping[str, Any]
     ) -> None:
         self._service = service
         metrics = exposition.metrics

@@ -16,7 +16,7 @@ from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.generation import Choice, Generation, created_cache_tokens, totals, usage
 from worker.emulator.server.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation
-from worker.emulator.server.service import Service, json_body, request_id
+from worker.emulator.server.service import Service, json_body, named_rank, request_id
 from worker.emulator.server.streaming import OpenAIChunks, generated, respond
 from worker.emulator.server.submission import Prompt, text_of
 
@@ -46,7 +46,8 @@ async def batch_chat_completions(raw_request: HttpRequest, service: Service) -> 
     answer_id = request_id(raw_request, "chatcmpl", batch.request_id)
     created = int(time.time())
     scope = service.scope(batch.model, batch.cache_salt)
-    async with generated(raw_request, service, prompts, scope, answer_id, streaming=False) as generation:
+    rank = named_rank(raw_request)
+    async with generated(raw_request, service, prompts, scope, answer_id, streaming=False, rank=rank) as generation:
         if generation is None:
             return
         await generation.finished()

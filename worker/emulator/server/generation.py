@@ -63,7 +63,7 @@ class Choice:
     """One answer: an `OutputHandler` of the engine. `text` is None if the text is not needed before the end."""
 
     __slots__ = (
-        "_generation", "_new_text", "_new_tokens", "_request", "answer", "cached_tokens", "ended_by_token",
+        "_engine", "_generation", "_new_text", "_new_tokens", "_request", "answer", "cached_tokens", "ended_by_token",
         "finish_reason", "index", "stop_reason", "text", "tokens",
     )  # fmt: skip
 
@@ -74,8 +74,10 @@ class Choice:
         request: EngineRequest,
         answer: Answer,
         text: IncrementalDetokenizer | None,
+        engine: AsyncEngine,
     ) -> None:
         self._generation = generation
+        self._engine = engine
         self._request = request
         self.answer = answer
         self._new_text: list[str] = []
@@ -99,7 +101,7 @@ class Choice:
 
     def start(self) -> None:
         """Submit the request to the engine. Raises `EngineDeadError`."""
-        self._generation.engine.submit(self._request, self)
+        self._engine.submit(self._request, self)
 
     def on_output(self, output: Output) -> None:
         token, finished = output.token, output.finish_reason
@@ -116,7 +118,7 @@ class Choice:
             if self.text.stopped_by is not None:
                 self.stop_reason = self.text.stopped_by
                 if finished is None:
-                    self._generation.engine.abort(self._request.request_id, "stop")
+                    self._engine.abort(self._request.request_id, "stop")
                 self._finish("stop")
                 return
         if finished is not None:
@@ -147,7 +149,7 @@ class Choice:
     def release(self) -> None:
         """Abort the request if it runs: release the engine's blocks and the generator. Idempotent."""
         if self.finish_reason is None:
-            self._generation.engine.abort(self._request.request_id)
+            self._engine.abort(self._request.request_id)
             self.answer.close()
 
     def _finish(self, reason: str) -> None:
@@ -162,8 +164,7 @@ class Choice:
 class Generation:
     """All choices of one HTTP request. Leaving the context aborts those that still run."""
 
-    def __init__(self, engine: AsyncEngine, *, streaming: bool, interval: int = 1) -> None:
-        self.engine = engine
+    def __init__(self, *, streaming: bool, interval: int = 1) -> None:
         self.interval = interval
         """Tokens of a choice in one chunk. Its first and its last token are not delayed."""
         self.last: Choice | None = None
@@ -184,9 +185,11 @@ class Generation:
         for choice in self.choices:
             choice.release()
 
-    def add(self, request: EngineRequest, answer: Answer, text: IncrementalDetokenizer | None) -> None:
-        """Add a choice and start it. Raises `EngineDeadError`."""
-        choice = Choice(self, len(self.choices), request, answer, text)
+    def add(
+        self, request: EngineRequest, answer: Answer, text: IncrementalDetokenizer | None, engine: AsyncEngine
+    ) -> None:
+        """Add a choice and start it at this engine. Raises `EngineDeadError`."""
+        choice = Choice(self, len(self.choices), request, answer, text, engine)
         self.choices.append(choice)
         self._open += 1
         choice.start()

@@ -35,7 +35,7 @@ async def health(raw_request: HttpRequest, service: Service) -> None:
     A draining worker still answers 200, with a header that says that it drains: where there is no other endpoint, a
     terminating one gets requests as long as it is ready.
     """
-    ready = service.state is not EmulatorState.CLOSING and not service.engine.dead.is_set()
+    ready = service.state is not EmulatorState.CLOSING and not service.engines.dead
     draining = [(DRAINING_HEADER.encode(), b"1")] if service.state is EmulatorState.DRAINING else []
     await raw_request.reply(200 if ready else 503, b"", *draining)
 
@@ -128,7 +128,7 @@ async def detokenize(raw_request: HttpRequest, service: Service) -> None:
 
 async def reset_prefix_cache(raw_request: HttpRequest, service: Service) -> None:
     """Drop every cached block. Refused (`success` false) while a request runs."""
-    await raw_request.json(200, {"success": service.engine.reset_prefix_cache()})
+    await raw_request.json(200, {"success": service.engines.reset_prefix_cache()})
 
 
 _SCALE_OUT = "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."

@@ -15,7 +15,7 @@ from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.anthropic import as_chat
 from worker.emulator.server.chat import render
 from worker.emulator.server.generation import Choice, created_cache_tokens
-from worker.emulator.server.service import Service, json_body, request_id
+from worker.emulator.server.service import Service, json_body, named_rank, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import text_of
 
@@ -67,6 +67,7 @@ async def _answer(raw_request: HttpRequest, service: Service, request: MessagesR
         service.scope(chat.model, chat.cache_salt),
         answer_id,
         streaming=bool(chat.stream),
+        rank=named_rank(raw_request),
         failure=_failure,
     ) as generation:
         if generation is None:

@@ -213,7 +213,7 @@ async def _generate(service: Service, request: ResponsesRequest, prompt: Prompt,
     """Generate a response in the background, and wake up the streams that follow it."""
     response = stored.response
     try:
-        check(service, [prompt])
+        check(service, [prompt], rank=None)
         response.advance(ResponseEvent.STARTED)
         response.begin()
         stored.changed.set()

@@ -17,12 +17,12 @@ from typing import Protocol, TypeVar
 from kvcache.errors import ApiError, model_not_found
 from kvcache.keys import CacheScope
 from kvcache.prompts import PromptError, request_scope
+from kvcache.ranks import RANK_HEADER, asked_rank
 from kvcache.tokens.tokenizer import Tokenizer
 from worker.asgi import HttpRequest
 from worker.emulator.adapters import Adapters
-from worker.emulator.async_engine import AsyncEngine
+from worker.emulator.data_parallel import DataParallelEngines
 from worker.emulator.generators.base import Generator
-from worker.emulator.metrics import EngineMetrics
 from worker.emulator.protocol.base import random_id
 from worker.emulator.protocol.sampling import MAX_CHOICES
 from worker.emulator.protocol.validation import unsupported_media_type
@@ -32,6 +32,8 @@ VLLM_VERSION = "0.32.0"
 
 LONG_TEXT = 16 * 1024
 """Bytes from which a text is tokenised in a thread. For shorter ones the switch costs more than the work."""
+
+_RANK = RANK_HEADER.encode()
 
 _Result = TypeVar("_Result")
 
@@ -79,8 +81,7 @@ class Service:
     """All model names that requests may use, `model` first."""
     tokenizer: Tokenizer
     generator: Generator
-    engine: AsyncEngine
-    metrics: EngineMetrics
+    engines: DataParallelEngines
     adapters: Adapters
     block_size: int
     max_model_len: int
@@ -172,8 +173,8 @@ class Service:
     def abort(self, ids: Sequence[str] | None) -> int:
         """Abort the requests with these ids, or all if None. Returns the number of ids, as vLLM does."""
         if ids is None:
-            number = self.engine.active
-            self.engine.abort_all()
+            number = self.engines.active
+            self.engines.abort_all()
             return number
         for answer_id in ids:
             if (running := self.running.get(answer_id)) is not None:
@@ -190,6 +191,12 @@ async def json_body(raw_request: HttpRequest) -> bytes:
     if raw_request.header(b"content-type").lower().partition(";")[0] != "application/json":
         raise unsupported_media_type()
     return await raw_request.body()
+
+
+def named_rank(raw_request: HttpRequest) -> int | None:
+    """The data-parallel rank that a request asks for, None if it does not. vLLM reads it for chat, completion and
+    messages requests only."""
+    return asked_rank(raw_request.header(_RANK))
 
 
 def request_id(raw_request: HttpRequest, prefix: str, given: str | None) -> str:

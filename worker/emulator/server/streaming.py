@@ -16,7 +16,7 @@ from worker.emulator.protocol.base import StreamOptions
 from worker.emulator.protocol.chat import ChatCompletionRequest
 from worker.emulator.protocol.completion import CompletionRequest
 from worker.emulator.server.generation import Choice, Generation
-from worker.emulator.server.service import Service
+from worker.emulator.server.service import Service, named_rank
 from worker.emulator.server.submission import Prompt, check, scored, start
 
 
@@ -79,10 +79,11 @@ def running(
     *,
     streaming: bool,
     interval: int | None = None,
+    rank: int | None = None,
 ) -> Iterator[Generation]:
     """Runs the choices of a request until the context is left. Raises `EngineDeadError`."""
-    with Generation(service.engine, streaming=streaming, interval=interval or 1) as generation:
-        start(service, generation, prompts, scope, streaming=streaming)
+    with Generation(streaming=streaming, interval=interval or 1) as generation:
+        start(service, generation, prompts, scope, streaming=streaming, rank=rank)
         service.running[answer_id] = generation
         try:
             yield generation
@@ -101,6 +102,7 @@ async def generated(
     *,
     streaming: bool,
     interval: int | None = None,
+    rank: int | None = None,
     failure: Callable[[ApiError], bytes] = error_end,
 ) -> AsyncIterator[Generation | None]:
     """Runs the choices of a request that passes the engine's checks. None for a refused stream, which is answered here.
@@ -109,7 +111,7 @@ async def generated(
     therefore ends the stream, with what `failure` makes of the error. Raises `ApiError` for a request without a stream.
     """
     try:
-        check(service, prompts)
+        check(service, prompts, rank)
     except ApiError as error:
         if not streaming:
             raise
@@ -117,7 +119,7 @@ async def generated(
         await raw_request.close_stream(failure(error))
         yield None
         return
-    with running(service, prompts, scope, answer_id, streaming=streaming, interval=interval) as generation:
+    with running(service, prompts, scope, answer_id, streaming=streaming, interval=interval, rank=rank) as generation:
         yield generation
 
 
@@ -149,6 +151,7 @@ async def respond(
         answer.answer_id,
         streaming=bool(request.stream),
         interval=request.stream_interval,
+        rank=named_rank(raw_request),
     ) as generation:
         if generation is None:
             return

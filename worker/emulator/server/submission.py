@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvcache.keys import CacheScope
 from kvcache.tokens.tokenizer import IncrementalDecoder
+from worker.emulator.async_engine import AsyncEngine
 from worker.emulator.engine.request import EngineRequest
 from worker.emulator.generators.base import AnswerRequest
 from worker.emulator.generators.constrained import constrained_tokens
@@ -32,30 +33,47 @@ class Prompt:
     sampling: Sampling
 
 
-def check(service: Service, prompts: Sequence[Prompt]) -> None:
-    """The checks of vLLM's engine when a request is submitted. The head of a stream has been sent by then.
+def check(service: Service, prompts: Sequence[Prompt], rank: int | None) -> None:
+    """The checks of vLLM's engine when a request for a data-parallel rank (None: any) is submitted. The head of a
+    stream has been sent by then.
 
     Raises `ApiError`.
     """
     for prompt in prompts:
         prompt.sampling.check_model(service.tokenizer)
+        service.engines.check(rank)
         check_prompt(prompt.tokens, service.max_model_len, service.tokenizer)
         if not prompt.sampling.beam:
             prompt.sampling.check_prompt(len(prompt.tokens), service.tokenizer)
 
 
 def start(
-    service: Service, generation: Generation, prompts: Sequence[Prompt], scope: CacheScope, *, streaming: bool
+    service: Service,
+    generation: Generation,
+    prompts: Sequence[Prompt],
+    scope: CacheScope,
+    *,
+    streaming: bool,
+    rank: int | None,
 ) -> None:
-    """Start the choices of each prompt. Raises `EngineDeadError`."""
+    """Start the choices of each prompt at the data-parallel rank; without one, each at the rank with the least load.
+    Raises `EngineDeadError`."""
     for prompt in prompts:
-        service.metrics.prompt_accepted(prompt.sampling.n, prompt.sampling.max_tokens)
         for choice in range(prompt.sampling.n):
-            _start_choice(service, generation, prompt, choice, scope, streaming)
+            chosen = service.engines.choose(rank)
+            if not choice:
+                chosen.metrics.prompt_accepted(prompt.sampling.n, prompt.sampling.max_tokens)
+            _start_choice(service, generation, prompt, choice, scope, streaming, chosen.async_engine)
 
 
 def _start_choice(
-    service: Service, generation: Generation, prompt: Prompt, choice: int, scope: CacheScope, streaming: bool
+    service: Service,
+    generation: Generation,
+    prompt: Prompt,
+    choice: int,
+    scope: CacheScope,
+    streaming: bool,
+    engine: AsyncEngine,
 ) -> None:
     sampling, tokenizer = prompt.sampling, service.tokenizer
     favoured, banned = _biased(service, sampling)
@@ -95,6 +113,7 @@ def _start_choice(
         ),
         answer,
         text,
+        engine,
     )
 
 
