@@ -97,6 +97,8 @@ class Profile:
     overhead: int
     """Bytes of activations, CUDA graphs and context."""
     latency: LatencyModel
+    host_bandwidth: float
+    """Bytes a second at which blocks are copied from the host's memory to the GPU."""
     max_model_len: int
     max_num_batched_tokens: int
     max_num_seqs: int
@@ -109,8 +111,15 @@ class Profile:
         """Blocks that can hold a prompt: all but the null block (vLLM rule 5)."""
         return self.num_gpu_blocks(block_size) - 1
 
+    def load_seconds(self, block_size: int, bandwidth: float | None = None) -> float:
+        """Seconds that loading one block from the host's memory takes, at this bandwidth instead of the profile's."""
+        return self.geometry.bytes_per_block(block_size) / (bandwidth or self.host_bandwidth)
+
 
 _MS = 1e-3
+_PCIE_4 = 25.2e9
+_PCIE_5 = 50.4e9
+"""80 % of the bytes a second that 16 lanes of this generation carry in one direction."""
 
 _LLAMA_2_13B_A100 = Profile(
     name="llama-2-13b-a100-40gb",
@@ -120,6 +129,7 @@ _LLAMA_2_13B_A100 = Profile(
     weights=26 * GIB,
     overhead=round(2.7 * GIB),
     latency=LatencyModel(5.0 * _MS, 2.5 * _MS, 0.5 * _MS, 15.0 * _MS, 0.156 * _MS, 0.62e-3 * _MS),
+    host_bandwidth=_PCIE_4,
     max_model_len=4096,
     max_num_batched_tokens=2048,
     max_num_seqs=256,
@@ -133,6 +143,7 @@ _LLAMA_3_1_8B_H100 = Profile(
     weights=round(14.96 * GIB),
     overhead=round(3.0 * GIB),
     latency=LatencyModel(4.0 * _MS, 0.58 * _MS, 0.5 * _MS, 6.85 * _MS, 0.036 * _MS, 0.056e-3 * _MS),
+    host_bandwidth=_PCIE_5,
     max_model_len=131072,
     max_num_batched_tokens=8192,
     max_num_seqs=1024,
@@ -146,6 +157,7 @@ _LLAMA_3_1_8B_L4 = Profile(
     weights=round(14.96 * GIB),
     overhead=round(1.5 * GIB),
     latency=LatencyModel(6.0 * _MS, 4.25 * _MS, 0.5 * _MS, 63.0 * _MS, 0.266 * _MS, 0.514e-3 * _MS),
+    host_bandwidth=_PCIE_4,
     max_model_len=32768,
     max_num_batched_tokens=2048,
     max_num_seqs=256,

@@ -245,7 +245,7 @@ async def test_the_agents_metrics() -> None:
 
 
 async def test_the_workers_metrics() -> None:
-    families = list(text_string_to_metric_families(await ask_worker("/metrics")))
+    families = list(text_string_to_metric_families(await ask_worker("/metrics", cpu_blocks=1)))
     assert documented("kvcluster_worker_") == exported(families, "kvcluster_worker_")
     expected = documented("vllm:")
     found = exported(families, "vllm:")

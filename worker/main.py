@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from kvcache.feed import WorkerInfo
+from kvcache.feed import Tier, WorkerInfo
 from kvcache.keys import KEY_SCHEME
 from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
@@ -67,6 +67,7 @@ class Worker:
         gpu = settings.gpu
         self.epoch = time.time_ns() // 1000
         max_model_len = settings.model_len()
+        block_bytes = gpu.geometry.bytes_per_block(settings.block_size)
         config = engine_config(settings, tokenizer)
         self.adapters = Adapters(settings.served_models, settings.max_lora_rank if settings.enable_lora else None)
         self.info = WorkerInfo(
@@ -80,6 +81,7 @@ class Worker:
             max_model_len=max_model_len,
             names=settings.served_models[1:],
             ranks=settings.data_parallel_size,
+            tier_seconds={Tier.CPU: settings.cpu_block_seconds} if settings.cpu_blocks else {},
         )
         self.ranks = [
             Rank(
@@ -120,13 +122,14 @@ class Worker:
             blocks=settings.usable_blocks,
             max_model_len=max_model_len,
             prefix_caching=settings.enable_prefix_caching,
-            block_bytes=gpu.geometry.bytes_per_block(settings.block_size),
+            block_bytes=block_bytes,
+            cpu_blocks=settings.cpu_blocks,
             ranks=settings.data_parallel_size,
         )
         registry.register(
             WorkerCollector(
                 [
-                    EngineCollector(rank.engine, rank.metrics, settings.served_model, caches, number)
+                    EngineCollector(rank.engine, rank.metrics, settings.served_model, caches, block_bytes, number)
                     for number, rank in enumerate(self.ranks)
                 ],
                 [rank.feed for rank in self.ranks],
@@ -246,6 +249,8 @@ def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:
         eos_token_id=tokenizer.eos_token_id,
         enable_prefix_caching=settings.enable_prefix_caching,
         max_loras=settings.max_loras if settings.enable_lora else 0,
+        cpu_blocks=settings.cpu_blocks,
+        cpu_block_seconds=settings.cpu_block_seconds,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
@@ -49,6 +49,10 @@ class Settings(ChatSettings):
     max_num_seqs: PositiveInt | None = Field(None, description="sequences that run at once; default: the profile's")
     max_num_batched_tokens: PositiveInt | None = Field(
         None, description="tokens of one engine step; default: the profile's"
+    )
+    cpu_blocks: NonNegativeInt = Field(0, description="blocks that are kept in the host's memory beside the GPU's")
+    cpu_bandwidth: PositiveFloat | None = Field(
+        None, description="bytes a second at which blocks are loaded from the host; default: the profile's"
     )
     enable_prefix_caching: bool = Field(True, description="reuse the KV blocks of equal prefixes")
     data_parallel_size: int = Field(
@@ -163,6 +167,11 @@ class Settings(ChatSettings):
     def usable_blocks(self) -> int:
         """KV blocks without the null block (vLLM rule 5)."""
         return self.blocks or self.gpu.blocks(self.block_size)
+
+    @property
+    def cpu_block_seconds(self) -> float:
+        """Seconds that loading one block from the host takes."""
+        return self.gpu.load_seconds(self.block_size, self.cpu_bandwidth)
 
     def model_len(self) -> int:
         """Longest prompt plus answer, in tokens. Raises `SettingsError` if the cache cannot hold that many."""

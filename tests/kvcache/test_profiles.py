@@ -65,6 +65,8 @@ FIGURES: dict[str, Callable[[Profile], float]] = {
     "decode step, ms": lambda p: round(1e3 * p.latency.decode, 6),
     "and for each sequence, ms": lambda p: round(1e3 * p.latency.decode_sequence, 6),
     "and for 1,000 tokens of context, ms": lambda p: round(1e6 * p.latency.decode_token, 6),
+    "load from the host, GB/s": lambda p: p.host_bandwidth / 1e9,
+    "load of a block, ms": lambda p: round(1e3 * p.load_seconds(16), 4),
     "batched tokens a step": lambda p: p.max_num_batched_tokens,
     "sequences a step": lambda p: p.max_num_seqs,
 }
@@ -88,6 +90,13 @@ def test_derived_latencies_follow_from_the_roofline(column: str, name: str) -> N
     assert latency.prefill_block / 16 == pytest.approx(latency.decode_sequence, rel=0.01)
     assert given_figures["and for 1,000 tokens of context, ms"] == pytest.approx(1e6 * latency.decode_token)
     assert 2 * 32 * 8 * 128 * 2 / bandwidth == pytest.approx(latency.decode_token, rel=0.01)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_loads_from_the_host_are_as_fast_as_its_bus(name: str) -> None:
+    """PCIe carries 128 bits of data in 130 on each of 16 lanes, 16 (4.0) or 32 (5.0) of these bits a nanosecond."""
+    transfers = 32e9 if "h100" in name else 16e9
+    assert PROFILES[name].host_bandwidth == pytest.approx(0.8 * 16 * transfers * 128 / 130 / 8, rel=0.001)
 
 
 def test_llama_2_13b_on_an_a100() -> None:

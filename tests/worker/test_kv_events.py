@@ -17,7 +17,7 @@ import zmq
 import zmq.asyncio
 
 from kvcache.feed import Tier
-from kvcache.keys import DEFAULT_SCOPE, CacheScope
+from kvcache.keys import DEFAULT_SCOPE, CacheScope, block_keys
 from tests.worker.agent.captures import SIZE, Captured, messages
 from worker.agent.core.events import BlockRemoved, BlockStored, decode
 from worker.emulator.adapters import Adapter
@@ -110,16 +110,33 @@ def test_an_event_says_what_the_engine_knows(wire_format: WireFormat) -> None:
     groups = [CacheGroup(), CacheGroup("sliding_window", 128)]
     events = VllmEvents(wire_format, LORA, groups)
     scope = CacheScope("tenant", "sql")
-    change = stored(list(range(3 * SIZE)), scope, 0, Tier.CPU, group=1)
+    change = stored(list(range(3 * SIZE)), scope, 0, group=1)
     (read,) = decode(events.payload([change], NOW, 0))
     assert isinstance(read, BlockStored)
-    assert (read.tokens, read.block_size, read.medium) == (list(range(3 * SIZE)), SIZE, "CPU")
+    assert (read.tokens, read.block_size, read.medium) == (list(range(3 * SIZE)), SIZE, "GPU")
     assert (read.lora_id, read.lora_name) == (1, "sql")
     assert read.extra_keys == [["sql", "tenant"], ["sql"], ["sql"]]
     named = wire_format is WireFormat.MAP
     assert (read.group, read.kind) == ((1, "sliding_window") if named else (None, None))
-    removals = decode(events.payload([BlocksRemoved(change.keys, Tier.CPU, 1)], NOW, 0))
-    assert removals == [BlockRemoved((name,), "CPU", 1 if named else None) for name in read.block_hashes]
+    removals = decode(events.payload([BlocksRemoved(change.keys, group=1)], NOW, 0))
+    assert removals == [BlockRemoved((name,), "GPU", 1 if named else None) for name in read.block_hashes]
+
+
+def test_copies_are_reported_block_by_block_and_without_extra_keys() -> None:
+    events = VllmEvents(WireFormat.MAP, {})
+    scope = CacheScope("tenant")
+    (on_gpu,) = decode(events.payload([stored(list(range(2 * SIZE)), scope)], NOW, 0))
+    copies = decode(events.payload([stored(list(range(2 * SIZE)), scope, 0, Tier.CPU)], NOW, 0))
+    assert isinstance(on_gpu, BlockStored)
+    first, second = on_gpu.block_hashes
+    assert [(c.block_hashes, c.parent, c.medium, c.extra_keys) for c in copies if isinstance(c, BlockStored)] == [
+        ((first,), None, "CPU", []),
+        ((second,), first, "CPU", []),
+    ]
+    removals = decode(
+        events.payload([BlocksRemoved(tuple(block_keys(list(range(SIZE)), SIZE, scope)), Tier.CPU)], NOW, 0)
+    )
+    assert removals == [BlockRemoved((first,), "CPU", 0)]
 
 
 def test_hashes_depend_on_what_vllm_keeps_apart() -> None:

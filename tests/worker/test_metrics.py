@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvcache.profiles import profile
+
 REAL = (Path(__file__).parent.parent / "data" / "vllm" / "metrics.txt").read_text()
 
-# Parts of vLLM that are not emulated: multimodal inputs, offloaded caches, roofline estimates, admission limits.
+# Parts of vLLM that are not emulated: multimodal inputs, roofline estimates, admission limits.
 ABSENT = {
     "vllm:admission_rejections",
     "vllm:estimated_flops_per_gpu",
     "vllm:estimated_read_bytes_per_gpu",
     "vllm:estimated_write_bytes_per_gpu",
-    "vllm:external_prefix_cache_hits",
-    "vllm:external_prefix_cache_queries",
     "vllm:mm_cache_hits",
     "vllm:mm_cache_queries",
 }
@@ -90,14 +90,44 @@ async def test_the_figures_add_up(start) -> None:
     assert value(text, prefix + "generation_tokens_total") == 40
     assert value(text, prefix + "request_success_total", finished_reason="length") == 4
     assert value(text, prefix + "inter_token_latency_seconds_count") == 36
-    assert value(text, prefix + "inter_token_latency_seconds_sum") == pytest.approx(36 * 0.015)
+    # Both times, two sequences decode in step: a prompt of 100 tokens, and then the 9 tokens before the last.
+    latency = profile("llama-2-13b-a100-40gb").latency
+    seconds = 2 * 2 * sum(latency.decode_step(2, 2 * (100 + at)) for at in range(1, 10))
+    assert value(text, prefix + "inter_token_latency_seconds_sum") == pytest.approx(seconds)
     assert value(text, prefix + "time_to_first_token_seconds_count") == 4
     assert value(text, prefix + "request_params_n_sum") == 4
     assert value(text, prefix + "request_params_max_tokens_sum") == 20
-    assert value(text, prefix + "request_decode_time_seconds_sum") == pytest.approx(4 * 9 * 0.015)
+    assert value(text, prefix + "request_decode_time_seconds_sum") == pytest.approx(seconds)
     assert value(text, prefix + "iteration_tokens_total_sum") == 400 - hits + 36
     assert value(text, prefix + "kv_cache_usage_perc") == 0.0
     assert value(text, prefix + "cache_config_info", num_gpu_blocks="925", block_size="16") == 1.0
+
+
+@pytest.mark.looptime
+async def test_loads_from_the_cpu_are_counted_as_vllm_counts_them(start) -> None:
+    """Against the answers' own figures: one prompt, pushed out of the GPU by another, and asked for again."""
+    harness = start(blocks=20, max_model_len=320, cpu_blocks=40, cpu_bandwidth=13_107_200_000)
+
+    async def cached(prompt: list[int]) -> int:
+        reply = await harness.client.post("/v1/completions", {"prompt": prompt, "max_tokens": 1})
+        return reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert [await cached(prompt) for prompt in ([1] * 100, [2] * 319, [1] * 100)] == [0, 0, 96]
+    text = await scrape(harness)
+    assert value(text, "vllm:external_prefix_cache_queries_total") == 100 + 319 + 100
+    assert value(text, "vllm:external_prefix_cache_hits_total") == 96
+    assert value(text, "vllm:prefix_cache_hits_total") == 0
+    assert value(text, "vllm:prompt_tokens_by_source_total", source="external_kv_transfer") == 96
+    assert value(text, "vllm:prompt_tokens_by_source_total", source="local_cache_hit") == 0
+    assert value(text, "vllm:prompt_tokens_cached_by_source_total", source="host") == 96
+    assert value(text, "vllm:prompt_tokens_cached_total") == 96
+    assert value(text, "vllm:kv_offload_load_bytes_total") == 6 * 13_107_200
+    assert value(text, "vllm:kv_offload_load_time_total") == pytest.approx(6 * 0.001)
+    assert value(text, "vllm:kv_offload_store_bytes_total") == (6 + 19) * 13_107_200
+    assert value(text, "vllm:cache_config_info", kv_offloading_size=str(40 * 13_107_200 / 2**30)) == 1.0
+    state = (await harness.client.get("/cache/state")).json()
+    assert len(state["elsewhere"][0]["keys"]) == 25
+    assert state["tier_seconds"] == {"cpu": pytest.approx(0.001)}
 
 
 @pytest.mark.looptime

@@ -48,6 +48,12 @@ class Settings(ChatSettings):
         None, description="tokens of one KV-cache block, of an engine that does not say"
     )
     blocks: PositiveInt | None = Field(None, description="usable KV-cache blocks; default: the engine's")
+    cpu_bandwidth: PositiveFloat = Field(
+        20e9, description="bytes a second at which the engine loads blocks from the CPU, until that is measured"
+    )
+    disk_bandwidth: PositiveFloat = Field(
+        3e9, description="bytes a second at which the engine reads blocks from a disk"
+    )
     poll_interval: PositiveFloat = Field(
         1.0, le=2.5, description="seconds between two polls of the engine's health and metrics"
     )

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from kvcache.feed import Load, WorkerInfo
+from kvcache.feed import HeldElsewhere, Load, WorkerInfo
 from kvcache.keys import KEY_SCHEME, BlockKey
 from runtime.logs import EventLogger
 from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.follower import Follower, Reset
-from worker.agent.core.load import LoadEstimate, Scrape
+from worker.agent.core.load import LoadEstimate, Scrape, has_changed, tier_seconds
 from worker.agent.prompts import UNKNOWN_FINGERPRINT
 from worker.agent.settings import Settings
 from worker.feed.endpoints import CacheState
@@ -90,9 +90,17 @@ class EngineView:
         changed = description != self.description
         if changed:
             self._describe(description)
+        self._observe_tiers(scrape, description)
         self._load = self._estimate.load(scrape, description.blocks)
         self.publisher.publish((), self._load)
         return changed
+
+    def _observe_tiers(self, scrape: Scrape, description: Description) -> None:
+        settings = self._settings
+        seconds = tier_seconds(scrape, description.block_size, settings.cpu_bandwidth, settings.disk_bandwidth)
+        if has_changed(self.state.info.tier_seconds, seconds):
+            self.state.info = replace(self.state.info, tier_seconds=seconds)
+            self._begin_epoch(Reset.TIERS)
 
     def state_prompts(self, fingerprint: str, max_model_len: int) -> None:
         """Set the fingerprint that routers compare with their tokenizer's, and the longest context in tokens (0: not
@@ -118,6 +126,9 @@ class EngineView:
     def blocks(self) -> Iterable[tuple[BlockKey, BlockKey | None]]:
         return self.follower.blocks.blocks()
 
+    def elsewhere(self) -> Iterable[HeldElsewhere]:
+        return self.follower.blocks.elsewhere()
+
     def _describe(self, description: Description) -> None:
         self.description = description
         self.follower = self._new_follower(description.block_size)
@@ -138,7 +149,7 @@ class EngineView:
         self.feed.restart(epoch, self._load)
         self.state.info = replace(self.state.info, epoch=epoch)
         logger.log(
-            logging.INFO if why in (Reset.CONNECTED, Reset.PROMPTS) else logging.WARNING,
+            logging.INFO if why in (Reset.CONNECTED, Reset.PROMPTS, Reset.TIERS) else logging.WARNING,
             "epoch_began",
             epoch=epoch,
             why=why.value,

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from kvcache.feed import Load
+from kvcache.feed import HeldElsewhere, Load
 from kvcache.keys import BlockKey
 from runtime.logs import EventLogger
 from worker.emulator.engine.engine import Engine
@@ -126,6 +126,10 @@ class AsyncEngine:
     def blocks(self) -> list[tuple[BlockKey, BlockKey | None]]:
         """(key, parent key) of every cached block, parents first."""
         return self.engine.blocks()
+
+    def elsewhere(self) -> tuple[HeldElsewhere, ...]:
+        """The blocks outside the GPU."""
+        return self.engine.elsewhere()
 
     def flush(self) -> None:
         """Publish every change up to now, so that a snapshot taken next agrees with the feed's position."""

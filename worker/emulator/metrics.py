@@ -15,6 +15,7 @@ from itertools import accumulate
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kvcache.profiles import GIB
 from worker.emulator.engine.engine import Engine
 from worker.emulator.engine.request import FinishedRequest
 from worker.feed.log import FeedLog
@@ -211,6 +212,7 @@ class EngineCollector:
     metrics: EngineMetrics
     model: str
     cache_config: Mapping[str, str]
+    block_bytes: int
     rank: int = 0
     _created: float = field(default_factory=time.time, init=False)
 
@@ -282,7 +284,11 @@ class EngineCollector:
         yield self._counter(
             "prompt_tokens_by_source",
             "Number of prompt tokens by source.",
-            {"local_compute": stats.prompt_tokens - cached, "local_cache_hit": cached, "external_kv_transfer": 0},
+            {
+                "local_compute": stats.prompt_tokens - cached,
+                "local_cache_hit": cached - stats.loaded_prompt_tokens,
+                "external_kv_transfer": stats.loaded_prompt_tokens,
+            },
             "source",
         )
         yield self._counter("prompt_tokens_cached", "Number of cached prompt tokens (local + external).", {"": cached})
@@ -291,15 +297,55 @@ class EngineCollector:
             "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), host (offloaded to "
             "DRAM), disk, p2p (transferred from another vLLM instance) or external_unspecified. Counted at admission; "
             "sums to vllm:prefix_cache_hits + vllm:external_prefix_cache_hits.",
-            {"device": stats.prefix_cache_hits, "host": 0, "p2p": 0, "disk": 0, "external_unspecified": 0},
+            {
+                "device": stats.prefix_cache_hits,
+                "host": stats.external_cache_hits,
+                "p2p": 0,
+                "disk": 0,
+                "external_unspecified": 0,
+            },
             "source",
         )
+        yield from self._offloading()
         yield self._counter("generation_tokens", "Number of generation tokens processed.", {"": self.metrics.generated})
         yield self._counter(
             "request_success",
             "Count of successfully processed requests.",
             {reason: stats.finished[reason] for reason in FINISHED_REASONS},  # type: ignore[index]
             "finished_reason",
+        )
+
+    def _offloading(self) -> Iterable[Metric]:
+        """What vLLM counts of its KV connector. The external prefix cache is counted without one, too."""
+        stats, block_bytes = self.engine.stats, self.block_bytes
+        yield self._counter(
+            "external_prefix_cache_queries",
+            "External prefix cache queries from KV connector cross-instance cache sharing, in terms of number of "
+            "queried tokens.",
+            {"": stats.external_cache_queries},
+        )
+        yield self._counter(
+            "external_prefix_cache_hits",
+            "External prefix cache hits from KV connector cross-instance cache sharing, in terms of number of cached "
+            "tokens.",
+            {"": stats.external_cache_hits},
+        )
+        if not self.engine.config.cpu_blocks:
+            return
+        yield self._counter(
+            "kv_offload_load_bytes",
+            "Total bytes loaded from offload storage to GPU.",
+            {"": stats.loaded_blocks * block_bytes},
+        )
+        yield self._counter(
+            "kv_offload_load_time",
+            "Total load time from offload storage to GPU, in seconds.",
+            {"": stats.load_seconds},
+        )
+        yield self._counter(
+            "kv_offload_store_bytes",
+            "Total bytes stored from GPU to offload storage.",
+            {"": self.engine.offloaded_blocks * block_bytes},
         )
 
     def _gauge(self, name: str, text: str, values: Mapping[str, float], label: str = "") -> Metric:
@@ -327,7 +373,14 @@ class EngineCollector:
 
 
 def cache_config(
-    *, block_size: int, blocks: int, max_model_len: int, prefix_caching: bool, block_bytes: int, ranks: int = 1
+    *,
+    block_size: int,
+    blocks: int,
+    max_model_len: int,
+    prefix_caching: bool,
+    block_bytes: int,
+    cpu_blocks: int,
+    ranks: int = 1,
 ) -> dict[str, str]:
     """Labels of vllm:cache_config_info, of each of `ranks` data-parallel ranks alike. `blocks`: usable blocks of one;
     vLLM also counts the null block, and states the sum over the ranks as `num_gpu_blocks`."""
@@ -349,7 +402,7 @@ def cache_config(
         "kv_cache_memory_bytes": str(physical * block_bytes),
         "kv_cache_size_tokens": str(physical * block_size),
         "kv_offloading_backend": "native",
-        "kv_offloading_size": "None",
+        "kv_offloading_size": str(cpu_blocks * block_bytes / GIB) if cpu_blocks else "None",
         "kv_sharing_fast_prefill": "False",
         "mamba_block_size": "None",
         "mamba_cache_dtype": "auto",

@@ -11,6 +11,7 @@ from kvcache.feed import (
     JSON,
     MSGPACK,
     FeedError,
+    HeldElsewhere,
     Load,
     Snapshot,
     WorkerInfo,
@@ -38,7 +39,11 @@ class CacheSource(Protocol):
         """The engine's present load."""
 
     def blocks(self) -> Iterable[tuple[BlockKey, BlockKey | None]]:
-        """(key, parent key) of every cached block; a key appears once for each block that holds it."""
+        """(key, parent key) of every cached block of group 0 on the GPU; a key appears once for each block that holds
+        it."""
+
+    def elsewhere(self) -> Iterable[HeldElsewhere]:
+        """The blocks of the other tiers and groups."""
 
 
 class CacheState:
@@ -61,7 +66,8 @@ class CacheState:
     def snapshot(self) -> Snapshot:
         """The whole cache: O(blocks)."""
         self._source.flush()
-        return Snapshot(self.info, self._feed.seq, self._source.load(), tuple(self._source.blocks()))
+        source = self._source
+        return Snapshot(self.info, self._feed.seq, source.load(), tuple(source.blocks()), tuple(source.elsewhere()))
 
 
 class FeedEndpoints:

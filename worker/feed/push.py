@@ -2,6 +2,9 @@
 
 The worker sends a heartbeat every second, its whole cache every five seconds and whenever the router asks for it, and
 evictions in between. Each router has one task, which sends the messages in order.
+
+Only the blocks of group 0 on the GPU are pushed: a router would not learn in time what the other tiers and groups have
+lost.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import aiohttp
@@ -22,6 +26,7 @@ from kvcache.feed import (
     Eviction,
     Heartbeat,
     Removed,
+    Tier,
     encode_eviction,
     encode_heartbeat,
     encode_snapshot,
@@ -118,7 +123,7 @@ class Pusher:
 
     def _on_events(self, events: Sequence[Event]) -> None:
         for change in events:
-            if isinstance(change, Removed):
+            if isinstance(change, Removed) and change.tier is Tier.GPU and not change.group:
                 self._evicted.extend(change.keys)
         if len(self._evicted) > MAX_EVICTIONS:
             self._evicted.clear()
@@ -142,7 +147,8 @@ class Pusher:
         if now + CLOCK_RESOLUTION >= self._sync_due:
             self._sync_due = now + SYNC_INTERVAL
             self._evicted.clear()
-            await post("/internal/sync", encode_snapshot(self._state.snapshot(), MSGPACK), MSGPACK)
+            pushed = replace(self._state.snapshot(), elsewhere=())
+            await post("/internal/sync", encode_snapshot(pushed, MSGPACK), MSGPACK)
 
     async def _until_due(self) -> None:
         """Sleep until the next heartbeat or sync is due, or `EVICTION_INTERVAL` after an eviction."""

@@ -1,7 +1,7 @@
 """From vLLM's block hashes to our keys: the published blocks are those of a naive model of the cache, and never more.
 
 Not covered: order and loss of batches (`test_follower.py`); the memory and time of many blocks
-(`bench/micro/agent.py`).
+(`bench/micro/agent.py`); blocks outside the GPU (`test_tiers.py`).
 """
 
 from __future__ import annotations
@@ -137,7 +137,17 @@ def test_what_a_key_separates(fields: dict[str, Any], scope: CacheScope) -> None
     ("event", "reason", "published"),
     [
         pytest.param(stored([1], [5, 6], 99), "unknown_parent", 0, id="unknown parent"),
-        pytest.param(stored([1, 2], [5, 6, 7, 8], medium="CPU"), "medium", 0, id="CPU"),
+        pytest.param(stored([1], [5, 6], medium="TAPE"), "medium", 0, id="unknown medium"),
+        pytest.param(stored([1], [5, 6], medium="CPU"), "unidentified", 0, id="never on the GPU"),
+        pytest.param(stored([1, 2], [5, 6, 7, 8], medium="CPU"), "chunk", 0, id="a chunk of two blocks"),
+        pytest.param(stored([1], [5, 6], medium="CPU", locality="REMOTE"), "locality", 0, id="another host's CPU"),
+        pytest.param(stored([1], [5, 6], medium="STORAGE"), "locality", 0, id="a disk that may be anywhere"),
+        pytest.param(
+            {**stored([1], [5, 6], medium="CPU"), "token_ids": [], "block_size": 0},
+            "unreadable",
+            0,
+            id="not self-describing",
+        ),
         pytest.param(stored([1], [5, 6], group_idx=1), "group", 0, id="another group"),
         pytest.param(
             stored([1], [5, 6], group_idx=0, kv_cache_spec_kind="sliding_window"), "kind", 0, id="sliding window"

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from kvcache.feed import Load
+from kvcache.feed import Load, Tier
 from tests.worker.agent.captures import DATA
 from tests.worker.agent.engine import METRICS
-from worker.agent.core.load import LoadEstimate, MetricsError, Scrape, parse_scrape
+from worker.agent.core.load import LoadEstimate, MetricsError, Scrape, has_changed, parse_scrape, tier_seconds
 
 IDLE = Scrape("m", 1, 0, 0, 0.0, 16, 100, 0.0, 0.0)
 
@@ -21,6 +21,7 @@ def test_a_capture_of_vllm() -> None:
     assert parse_scrape((DATA / "metrics.txt").read_text()) == Scrape(
         model="tiny-llama", engines=1, running=0, waiting=0, usage=0.0, block_size=16, blocks=255, prompts=25,
         prompt_tokens=382, prefilled=25, prefilled_tokens=382,
+        block_bytes=4 * 2**20,
     )  # fmt: skip
 
 
@@ -133,3 +134,49 @@ def test_the_mean_prompt_is_that_of_recently_finished_requests() -> None:
     assert waiting(30, 15000) == 1000  # of 10
     assert waiting(30, 15000) == 500  # of all
     assert waiting(1, 7) == 7  # restarted
+
+
+# --- the time of loading a block --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "loaded", "seconds", "expected"),
+    [
+        pytest.param(2_000_000, 0, None, {}, id="no offloading"),
+        pytest.param(2_000_000, 0, 0.0, {Tier.CPU: 1e-4, Tier.DISK: 1.1e-3}, id="nothing loaded yet"),
+        pytest.param(2_000_000, 100, 0.3, {Tier.CPU: 1e-4, Tier.DISK: 1.1e-3}, id="too little to measure"),
+        pytest.param(2_000_000, 300, 0.6, {Tier.CPU: 2e-3, Tier.DISK: 3e-3}, id="measured"),
+        pytest.param(None, 0, 0.0, {}, id="size not known, nothing loaded"),
+        pytest.param(None, 10, 0.02, {Tier.CPU: 2e-3}, id="size not known, a little measured"),
+    ],
+)
+def test_the_time_of_a_load_is_assumed_until_it_is_measured(
+    size: int | None, loaded: int, seconds: float | None, expected: dict[Tier, float]
+) -> None:
+    scrape = replace(IDLE, block_bytes=size, loaded_tokens=16.0 * loaded, load_seconds=seconds)
+    assert tier_seconds(scrape, 16, cpu_bandwidth=20e9, disk_bandwidth=2e9) == pytest.approx(expected)
+
+
+def test_what_vllm_counts_of_its_loads_is_read() -> None:
+    text = METRICS % {"running": 0, "waiting": 0, "usage": 0.0, "block_size": 16, "blocks": 101}
+    assert parse_scrape(text).load_seconds is None
+    scrape = parse_scrape(
+        text
+        + 'vllm:kv_offload_load_time_total{engine="0",model_name="tiny"} 0.25\n'
+        + 'vllm:external_prefix_cache_hits_total{engine="0",model_name="tiny"} 4800.0\n'
+    )
+    assert (scrape.load_seconds, scrape.loaded_tokens) == (0.25, 4800.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        pytest.param({Tier.CPU: 1.0}, {Tier.CPU: 1.4}, False, id="a little slower"),
+        pytest.param({Tier.CPU: 1.0}, {Tier.CPU: 1.6}, True, id="slower"),
+        pytest.param({Tier.CPU: 1.0}, {Tier.CPU: 0.6}, True, id="faster"),
+        pytest.param({}, {Tier.CPU: 1.0}, True, id="a new tier"),
+        pytest.param({Tier.CPU: 1.0}, {}, True, id="no tier any more"),
+    ],
+)
+def test_small_changes_are_not_published(old: dict[Tier, float], new: dict[Tier, float], changed: bool) -> None:
+    assert has_changed(old, new) == changed

@@ -12,7 +12,7 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcache.feed import Cleared, Event, Removed, Stored
+from kvcache.feed import Cleared, Event, Removed, Stored, Tier
 from kvcache.profiles import LatencyModel
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.engine import Engine
@@ -64,17 +64,20 @@ plans = st.lists(
     max_size=14,
 )
 configs = st.builds(
-    lambda blocks, budget, seqs: EngineConfig(
+    lambda blocks, budget, seqs, cpu_blocks: EngineConfig(
         block_size=4,
         blocks=blocks,
         max_num_batched_tokens=max(budget, seqs),
         max_num_seqs=seqs,
         max_model_len=64,
         eos_token_id=2,
+        cpu_blocks=cpu_blocks,
+        cpu_block_seconds=1 / 64,
     ),
     st.integers(16, 40),
     st.sampled_from([4, 7, 16, 64, 200]),
     st.integers(1, 6),
+    st.sampled_from([0, 0, 3, 12, 40]),
 )
 
 
@@ -98,10 +101,17 @@ def play(config: EngineConfig, plans: list[Plan]) -> Run:
             actions.append((plan.at + plan.abort_after, number, request, False))
     actions.sort(key=lambda action: (action[0], action[1], not action[3]))
     replayed: Counter[bytes] = Counter()
+    on_cpu: Counter[bytes] = Counter()
 
     def check() -> None:
         for event in (events := feed_events(engine.take_events())):
             match event:
+                case Stored(_, keys, Tier.CPU):
+                    on_cpu.update(keys)
+                    assert max(on_cpu.values()) == 1
+                case Removed(keys, Tier.CPU):
+                    assert all(on_cpu[key] == 1 for key in keys)
+                    on_cpu.subtract(keys)
                 case Stored(parent, keys):
                     assert parent is None or replayed[parent] > 0  # prefix-closed at every moment
                     replayed.update(keys)
@@ -111,6 +121,8 @@ def play(config: EngineConfig, plans: list[Plan]) -> Run:
                 case Cleared():
                     replayed.clear()
         run.events += events
+        assert on_cpu.total() <= config.cpu_blocks
+        assert Counter(key for held in engine.elsewhere() for key in held.keys) == +on_cpu
         listed = engine.blocks()
         assert Counter(key for key, _ in listed) == +replayed
         seen = set()
@@ -169,10 +181,13 @@ def test_every_request_ends_and_nothing_is_left(config: EngineConfig, plans: lis
         else:
             assert plan.abort_after is not None
 
-    # First come, first served: requests are first scheduled in the order of their submission.
+    # First come, first served: requests are first scheduled in the order of their submission, unless some load blocks.
     scheduled = [records[name].times.scheduled for name in sorted(records)]
     started = [at for at in scheduled if at is not None]
-    assert started == sorted(started)
+    assert started == sorted(started) or stats.loaded_blocks
+    cached = sum(record.cached_tokens for record in run.finished)
+    assert stats.loaded_blocks * 4 <= stats.external_cache_hits + 4 * stats.loaded_blocks * stats.preemptions
+    assert stats.prefix_cache_hits + stats.external_cache_hits == cached
     assert all(later.at >= earlier.at for earlier, later in zip(run.outputs, run.outputs[1:], strict=False))
 
 

@@ -9,6 +9,8 @@ Invariant: the blocks held here are a subset of the engine's. They are all of th
 start or its last clear was applied and no block was dropped (`DropReason`). A lost event therefore costs a hit, and
 never claims a block that the engine does not hold, provided that a caller who may have lost a *removal* clears this
 first.
+
+The GPU's blocks are kept here, those of the slower tiers by `LowerTiers`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any
 
-from kvcache.feed import Cleared, Event, Removed, Stored
+from kvcache.feed import Cleared, Event, HeldElsewhere, Removed, Stored, Tier
 from kvcache.keys import (
     BYTES_PER_TOKEN,
     BlockKey,
@@ -38,8 +40,8 @@ from worker.agent.core.events import (
     UnknownEvent,
     Unreadable,
 )
+from worker.agent.core.tiers import Identity, LowerTiers, is_local, tier_of
 
-GPU = "GPU"
 FULL_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 """Kinds of attention whose blocks are reused as a prefix from the start of the prompt."""
 
@@ -50,13 +52,50 @@ class DropReason(StrEnum):
     """Why a block that the engine stored is not published."""
 
     UNKNOWN_PARENT = "unknown_parent"  # its prefix is not known: history was lost, or the parent was dropped
-    MEDIUM = "medium"  # it lies elsewhere than on the GPU
+    MEDIUM = "medium"  # it lies where this module does not know, or its event does not say what it holds
+    LOCALITY = "locality"  # it lies on a disk that is not known to be the engine's own
+    CHUNK = "chunk"  # the engine loads it only together with other blocks
+    UNIDENTIFIED = "unidentified"  # a slower tier holds it, and it was not seen on the GPU
     GROUP = "group"  # it belongs to another KV-cache group of a hybrid model
     KIND = "kind"  # its attention does not reuse whole prefixes
     BLOCK_SIZE = "block_size"  # it holds another number of tokens than the engine's metrics say
     ADAPTER = "adapter"  # its LoRA adapter is given by a number only
     EXTRA_KEYS = "extra_keys"  # an image or an embedding is part of its identity
     UNREADABLE = "unreadable"  # the event names no tokens, or not as many as its blocks hold
+
+
+class _Changes:
+    """Changes in order. Consecutive removals from one tier are one event, and so are the stores of consecutive blocks,
+    which vLLM reports one by one for the slower tiers."""
+
+    __slots__ = ("_keys", "_parent", "_stores", "_tier", "events")
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._tier = Tier.GPU
+        self._stores = False
+        self._parent: BlockKey | None = None
+        self._keys: list[BlockKey] = []
+
+    def removed(self, tier: Tier, keys: list[BlockKey]) -> None:
+        if not keys:
+            return
+        if self._keys and (self._stores or self._tier is not tier):
+            self.flush()
+        self._tier, self._stores = tier, False
+        self._keys += keys
+
+    def stored(self, tier: Tier, parent: BlockKey | None, key: BlockKey) -> None:
+        if not (self._keys and self._stores and self._tier is tier and self._keys[-1] == parent):
+            self.flush()
+            self._tier, self._stores, self._parent = tier, True, parent
+        self._keys.append(key)
+
+    def flush(self) -> None:
+        """Complete the event in progress."""
+        if self._keys:
+            keys, self._keys = tuple(self._keys), []
+            self.events.append(Stored(self._parent, keys, self._tier) if self._stores else Removed(keys, self._tier))
 
 
 class _UnkeyableError(Exception):
@@ -66,17 +105,21 @@ class _UnkeyableError(Exception):
 class EngineBlocks:
     """Blocks of `block_size` tokens in KV-cache group `group`. Not thread-safe."""
 
-    __slots__ = ("_blocks", "_duplicates", "_group", "block_size", "dropped", "events", "physical", "unknown_removals")
+    __slots__ = (
+        "_blocks", "_duplicates", "_group", "_tiers", "block_size", "dropped", "events", "physical", "unknown_removals",
+    )  # fmt: skip
 
     def __init__(self, block_size: int, group: int = 0) -> None:
         self.block_size = block_size
         self._group = group
         # Tuples of atomic values: the garbage collector stops visiting them.
-        self._blocks: dict[BlockHash, tuple[BlockKey, BlockKey | None, PrefixState]] = {}
+        self._blocks: dict[BlockHash, Identity] = {}
         self._duplicates: Counter[BlockHash] = Counter()
         """Physical blocks with the same hash beyond the first (vLLM rule 9)."""
+        self._tiers: LowerTiers | None = None
+        """None until the engine first stores a block in one of them."""
         self.physical = 0
-        """Physical blocks held; those with the same hash count each."""
+        """Physical blocks held on the GPU; those with the same hash count each."""
         self.events: Counter[str] = Counter()
         self.dropped: Counter[DropReason] = Counter()
         self.unknown_removals = 0
@@ -84,35 +127,43 @@ class EngineBlocks:
 
     def apply(self, events: Iterable[EngineEvent]) -> list[Event]:
         """Apply one batch. Returns its changes in order; consecutive removals are one event."""
-        changes: list[Event] = []
-        removed: list[BlockKey] = []
+        changes = _Changes()
         for event in events:
             if isinstance(event, BlockRemoved):
                 self.events["removed"] += 1
-                removed += self._remove(event)
-                continue
-            if removed:
-                changes.append(Removed(tuple(removed)))
-                removed = []
-            changes += self._other(event)
-        if removed:
-            changes.append(Removed(tuple(removed)))
-        return changes
+                self._remove(event, changes)
+            elif isinstance(event, BlockStored) and (tier := tier_of(event.medium)) is not Tier.GPU:
+                self.events["stored"] += 1
+                self._store_below(event, tier, changes)
+            else:
+                changes.flush()
+                changes.events += self._other(event)
+        changes.flush()
+        return changes.events
 
     def clear(self) -> None:
         """Drop every block."""
         self._blocks.clear()
         self._duplicates.clear()
+        self._tiers = None
         self.physical = 0
 
     def blocks(self) -> Iterator[tuple[BlockKey, BlockKey | None]]:
-        """(key, parent key) of every block held; a key appears once for each physical block.
+        """(key, parent key) of every block held on the GPU; a key appears once for each physical block.
 
         Parents come first if no event was lost. Otherwise a parent that was removed and stored again may come later.
         """
         for name, (key, parent, _) in self._blocks.items():
             for _ in range(1 + self._duplicates[name] if name in self._duplicates else 1):
                 yield key, parent
+
+    def elsewhere(self) -> Iterable[HeldElsewhere]:
+        """The blocks held in slower tiers."""
+        return () if self._tiers is None else self._tiers.blocks(self._group)
+
+    def held_below(self, tier: Tier) -> int:
+        """Blocks held in a slower tier; those with the same hash count each."""
+        return 0 if self._tiers is None else self._tiers.count(tier)
 
     def _other(self, event: EngineEvent) -> list[Event]:
         match event:
@@ -161,9 +212,30 @@ class EngineBlocks:
         self.physical += len(keys)
         return [Stored(parent, tuple(keys))] if keys else []
 
+    def _store_below(self, event: BlockStored, tier: Tier | None, changes: _Changes) -> None:
+        """Blocks were copied to a slower tier."""
+        if tier is None:
+            self.dropped[DropReason.MEDIUM] += len(event.block_hashes)
+            return
+        reason = DropReason.LOCALITY if not is_local(tier, event.locality) else self._refusal(event)
+        if reason is None and len(event.block_hashes) > 1:
+            reason = DropReason.CHUNK
+        if reason not in (None, DropReason.UNKNOWN_PARENT):
+            self.dropped[reason] += len(event.block_hashes)
+            return
+        if self._tiers is None:
+            self._tiers = LowerTiers()
+        for name in event.block_hashes:
+            identity = self._blocks.get(name) or self._tiers.find(name)
+            if identity is None:
+                self.dropped[DropReason.UNIDENTIFIED] += 1
+                continue
+            dropped = self._tiers.store(tier, name, identity)
+            changes.stored(tier, identity[1], identity[0])
+            if dropped is not None:
+                changes.removed(tier, [dropped])
+
     def _refusal(self, event: BlockStored) -> DropReason | None:
-        if (event.medium or GPU) != GPU:
-            return DropReason.MEDIUM
         if (event.group or 0) != self._group:
             return DropReason.GROUP
         if event.kind is not None and event.kind not in FULL_ATTENTION:
@@ -192,10 +264,18 @@ class EngineBlocks:
             raise _UnkeyableError
         return None, prefix_start(CacheScope(salt=extras[0] if extras else "", adapter=event.lora_name or ""))
 
-    def _remove(self, event: BlockRemoved) -> list[BlockKey]:
-        if (event.medium or GPU) != GPU or (event.group or 0) != self._group:
-            return []
-        keys = []
+    def _remove(self, event: BlockRemoved, changes: _Changes) -> None:
+        tier = tier_of(event.medium)
+        if tier is None or (event.group or 0) != self._group:
+            return
+        keys: list[BlockKey] = []
+        if tier is not Tier.GPU:
+            if self._tiers is not None and is_local(tier, event.locality):
+                below = [self._tiers.remove(tier, name) for name in event.block_hashes]
+                keys = [key for key in below if key is not None]
+                self.unknown_removals += len(below) - len(keys)
+            changes.removed(tier, keys)
+            return
         for name in event.block_hashes:
             if name in self._duplicates:
                 self._duplicates[name] -= 1
@@ -204,10 +284,12 @@ class EngineBlocks:
                 keys.append(self._blocks[name][0])
             elif (held := self._blocks.pop(name, None)) is not None:
                 keys.append(held[0])
+                if self._tiers is not None:
+                    self._tiers.evicted(name, held)
             else:
                 self.unknown_removals += 1
         self.physical -= len(keys)
-        return keys
+        changes.removed(tier, keys)
 
 
 def _extras(event: BlockStored, at: int) -> list[Any]:

@@ -47,6 +47,8 @@ class BlockStored:
     group: int | None
     kind: str | None
     """Of attention, as vLLM names it; None before about 0.24."""
+    locality: str | None = None
+    """LOCAL or REMOTE, as seen from the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class BlockRemoved:
     block_hashes: tuple[BlockHash, ...]
     medium: str | None
     group: int | None
+    locality: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,7 @@ def _stored(fields: Mapping[str, Any]) -> BlockStored | Unreadable:
         medium=_typed(fields, "medium", str),
         group=_typed(fields, "group_idx", int),
         kind=_typed(fields, "kv_cache_spec_kind", str),
+        locality=_typed(fields, "locality", str),
     )
 
 
@@ -144,7 +148,12 @@ def _removed(fields: Mapping[str, Any]) -> BlockRemoved:
     block_hashes = _block_hashes(fields)
     if block_hashes is None:
         raise EventError("a removal does not name its blocks")
-    return BlockRemoved(block_hashes, _typed(fields, "medium", str), _typed(fields, "group_idx", int))
+    return BlockRemoved(
+        block_hashes,
+        _typed(fields, "medium", str),
+        _typed(fields, "group_idx", int),
+        _typed(fields, "locality", str),
+    )
 
 
 def _block_hashes(fields: Mapping[str, Any]) -> tuple[BlockHash, ...] | None:

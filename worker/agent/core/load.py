@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from kvcache.feed import Load
+from kvcache.feed import Load, Tier
 
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
@@ -20,6 +20,8 @@ _COMPUTED = "vllm:request_prefill_kv_computed_tokens"
 _PROMPT = "vllm:request_prompt_tokens"
 _BY_SOURCE = "vllm:prompt_tokens_by_source_total"
 _FIRST_TOKENS = "vllm:time_to_first_token_seconds_count"
+_LOAD_SECONDS = "vllm:kv_offload_load_time_total"
+_LOADED = "vllm:external_prefix_cache_hits_total"
 _READ = (
     _RUNNING,
     _WAITING,
@@ -27,6 +29,8 @@ _READ = (
     _CONFIG,
     _BY_SOURCE,
     _FIRST_TOKENS,
+    _LOAD_SECONDS,
+    _LOADED,
     *(name + end for name in (_COMPUTED, _PROMPT) for end in ("_sum", "_count")),
 )
 """Begins of the lines that are parsed."""
@@ -57,6 +61,12 @@ class Scrape:
     """Requests that have had their first token."""
     prefilled_tokens: int = 0
     """Prompt tokens that were computed for these requests."""
+    block_bytes: int | None = None
+    """Bytes of one block."""
+    loaded_tokens: float = 0.0
+    """Prompt tokens whose blocks were loaded from slower tiers so far."""
+    load_seconds: float | None = None
+    """Seconds that these loads took; None: the engine has no slower tiers."""
 
 
 def parse_scrape(text: str) -> Scrape:
@@ -82,6 +92,9 @@ def parse_scrape(text: str) -> Scrape:
         prompt_tokens=_sum(samples[prompts + "_sum"]),
         prefilled=round(_sum(samples[_FIRST_TOKENS])),
         prefilled_tokens=round(_sum(prefilled)),
+        block_bytes=None if blocks is None else (_positive(config.get("kv_cache_memory_bytes")) or 0) // blocks or None,
+        loaded_tokens=_sum(samples[_LOADED]),
+        load_seconds=_sum(samples[_LOAD_SECONDS]) if samples[_LOAD_SECONDS] else None,
     )
 
 
@@ -109,6 +122,35 @@ def _sum(samples: Sequence[Sample]) -> float:
 
 def _positive(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() and int(text) else None
+
+
+MEASURED_BLOCKS = 256
+"""Blocks whose loads make a measurement; until then the bandwidth is assumed, if the size of a block is known."""
+CHANGED = 1.5
+"""A measurement that differs from the figure in use by more than this factor replaces it."""
+
+
+def tier_seconds(scrape: Scrape, block_size: int, cpu_bandwidth: float, disk_bandwidth: float) -> Mapping[Tier, float]:
+    """Seconds that loading one block from each slower tier takes; empty: the engine has none, or it cannot be known.
+    Bandwidths are in bytes a second, for as long as nothing is measured. What lies on a disk is loaded by way of the
+    CPU."""
+    if scrape.load_seconds is None:
+        return {}
+    loaded, size = scrape.loaded_tokens / block_size, scrape.block_bytes
+    if scrape.load_seconds > 0 and loaded >= (MEASURED_BLOCKS if size is not None else 1):
+        cpu = scrape.load_seconds / loaded
+    elif size is not None:
+        cpu = size / cpu_bandwidth
+    else:
+        return {}
+    return {Tier.CPU: cpu} if size is None else {Tier.CPU: cpu, Tier.DISK: cpu + size / disk_bandwidth}
+
+
+def has_changed(old: Mapping[Tier, float], new: Mapping[Tier, float]) -> bool:
+    """Whether routers should learn the new figures."""
+    if old.keys() != new.keys():
+        return True
+    return any(not old[tier] / CHANGED <= seconds <= old[tier] * CHANGED for tier, seconds in new.items())
 
 
 class LoadEstimate:

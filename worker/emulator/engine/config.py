@@ -27,11 +27,19 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     max_loras: int = 0
     """LoRA adapters whose sequences may run at the same time; 0: any number."""
+    cpu_blocks: int = 0
+    """Blocks that the CPU tier holds; 0: there is none."""
+    cpu_block_seconds: float = 0.0
+    """Seconds that loading one block from the CPU takes."""
 
     def __post_init__(self) -> None:
         for name in ("blocks", "max_num_batched_tokens", "max_num_seqs", "block_size"):
             if getattr(self, name) < 1:
                 raise EngineConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.cpu_blocks < 0 or self.cpu_block_seconds < 0:
+            raise EngineConfigError("cpu_blocks and cpu_block_seconds must not be negative")
+        if self.cpu_blocks and not self.enable_prefix_caching:
+            raise EngineConfigError("blocks on the CPU are found by their prefixes: cpu_blocks needs prefix caching")
         if self.max_model_len < 2:
             raise EngineConfigError(
                 f"max_model_len must be at least 2 (a prompt and an output), not {self.max_model_len}"

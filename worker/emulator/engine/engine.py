@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from kvcache.feed import Load
+from kvcache.feed import HeldElsewhere, Load, Tier
 from kvcache.keys import BlockKey
 from kvcache.profiles import LatencyModel
 from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.events import CacheEvent
+from worker.emulator.engine.offload import CpuTier
 from worker.emulator.engine.request import (
     EngineRequest,
     EngineStats,
@@ -40,11 +41,14 @@ class Engine:
         self.config = config
         self.stats = EngineStats()
         self._cache = BlockPool(config.blocks)
-        self._scheduler = Scheduler(config, latency, self._cache, self.stats)
+        self._tier = CpuTier(config.cpu_blocks, config.cpu_block_seconds) if config.cpu_blocks else None
+        self._scheduler = Scheduler(config, latency, self._cache, self.stats, self._tier)
         self._sequences: dict[str, Sequence] = {}
         self._step: Step | None = None
         self._ready_at = 0.0
         """When the next step may begin. Undefined while the engine is idle."""
+        self._stalled = False
+        """Whether every sequence waits for a load; `_ready_at` is the end of that load."""
         self._outputs: list[Output] = []
         self._finished: list[FinishedRequest] = []
 
@@ -53,7 +57,9 @@ class Engine:
         self._run(now, begin_at_now=False)
         self._check(request)
         sequence = Sequence(request, self.config.block_size, now)
-        if not self._sequences and self._step is None:
+        if self._stalled:
+            self._ready_at = now
+        elif not self._sequences and self._step is None:
             self._ready_at = max(self._ready_at, now)
         self._sequences[request.request_id] = sequence
         self._scheduler.enqueue(sequence)
@@ -80,11 +86,16 @@ class Engine:
         return outputs
 
     def next_event(self) -> float | None:
-        """When to call `advance` next: at the end of the step in progress. None while idle, which only `submit`
-        ends."""
+        """When to call `advance` next: at the end of the step in progress or, if every sequence waits for a load, of
+        that load. None while idle, which only `submit` ends."""
         if self._step is not None:
             return self._step.end
-        return self._ready_at if self._sequences else None
+        return self._ready_at if self._has_work else None
+
+    @property
+    def _has_work(self) -> bool:
+        """Whether there are requests, or loads of aborted ones."""
+        return bool(self._sequences) or (self._tier is not None and self._tier.next_arrival is not None)
 
     @property
     def completed(self) -> int:
@@ -92,8 +103,9 @@ class Engine:
         return self.stats.steps - (self._step is not None)
 
     def take_events(self) -> list[CacheEvent]:
-        """The changes of the cache since the last call, in order."""
-        return self._cache.take_events()
+        """The changes of the cache since the last call, in order; those of the CPU tier after those of the GPU."""
+        events = self._cache.take_events()
+        return events if self._tier is None else events + self._tier.take_events()
 
     def take_finished(self) -> list[FinishedRequest]:
         """Records of the requests that ended since the last call, in order."""
@@ -104,11 +116,22 @@ class Engine:
         """(key, parent key) of every cached block, parents first. A key that k blocks hold is listed k times."""
         return self._cache.blocks()
 
+    def elsewhere(self) -> tuple[HeldElsewhere, ...]:
+        """The blocks in the CPU tier."""
+        if self._tier is None or not self._tier.cached:
+            return ()
+        return (HeldElsewhere(Tier.CPU, 0, tuple(self._tier.cached)),)
+
+    @property
+    def offloaded_blocks(self) -> int:
+        """Blocks ever copied to the CPU tier."""
+        return self._tier.stored if self._tier is not None else 0
+
     def load(self) -> Load:
         """The present load. O(running + waiting)."""
         return Load(
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
+            waiting=len(self._scheduler.waiting) + len(self._scheduler.blocked),
             prefill_tokens=self._scheduler.prefill_tokens(),
             free_blocks=self._cache.free,
             total_blocks=self._cache.total,
@@ -127,8 +150,12 @@ class Engine:
         return list(dict.fromkeys(scope.adapter for scope in scopes if scope.adapter))
 
     def reset_prefix_cache(self) -> bool:
-        """Drop every cached block. False, with nothing done, while a request holds blocks."""
-        return self._cache.clear()
+        """Drop every cached block, of the CPU tier too. False, with nothing done, while a request holds blocks."""
+        if not self._cache.clear():
+            return False
+        if self._tier is not None:
+            self._tier.clear()
+        return True
 
     def _check(self, request: EngineRequest) -> None:
         if request.request_id in self._sequences:
@@ -151,9 +178,17 @@ class Engine:
                     return
                 self._complete(step)
             start = self._ready_at
-            if not self._sequences or start > now or (start == now and not begin_at_now):
+            if not self._has_work or start > now or (start == now and not begin_at_now):
                 return
             self._step = step = self._scheduler.schedule(start)
+            if step is None:
+                arrival = self._tier.next_arrival if self._tier is not None else None
+                self._stalled = arrival is not None
+                if arrival is None:
+                    return
+                self._ready_at = arrival
+                continue
+            self._stalled = False
             stats = self.stats
             stats.steps += 1
             stats.busy_seconds += step.end - start
@@ -163,6 +198,7 @@ class Engine:
         """End a step: sample one token for each sequence whose known tokens are all computed."""
         self._step = None
         self._ready_at = at = step.end
+        self._scheduler.step_ended()
         outputs = self._outputs
         before = len(outputs)
         max_model_len, eos, finished = self.config.max_model_len, self.config.eos_token_id, _FINISHED
@@ -181,6 +217,7 @@ class Engine:
                 self.stats.prefilled += 1
                 self.stats.prompt_tokens += sequence.prompt_tokens
                 self.stats.cached_prompt_tokens += sequence.cached_tokens
+                self.stats.loaded_prompt_tokens += sequence.loaded_tokens
             request = sequence.request
             reason: FinishReason | None = None
             if index + 1 >= request.min_tokens and (
@@ -200,6 +237,7 @@ class Engine:
 
     def _end(self, sequence: Sequence, reason: FinishReason, at: float) -> None:
         sequence.advance(SequenceEvent.FINISHED)
+        self._scheduler.sequence_ended(sequence)
         del self._sequences[sequence.request.request_id]
         self.stats.finished[reason] += 1
         self._finished.append(sequence.finish(reason, at))

@@ -132,13 +132,23 @@ class EngineStats:
     prefix_cache_queries: int = 0
     """Prompt tokens looked up in the cache, at the first admission."""
     prefix_cache_hits: int = 0
-    """Those of them that were found."""
+    """Those of them that were found on the GPU."""
+    external_cache_queries: int = 0
+    """Prompt tokens beyond the hits on the GPU that were looked up in the CPU tier."""
+    external_cache_hits: int = 0
+    """Those of them that were found there."""
+    loaded_blocks: int = 0
+    """Blocks that were loaded from the CPU."""
+    load_seconds: float = 0.0
+    """Seconds that these loads took, without waiting for one another."""
     prefilled: int = 0
     """Requests that have had their first token."""
     prompt_tokens: int = 0
     """Prompt tokens of these requests."""
     cached_prompt_tokens: int = 0
     """Those of them that came from the cache."""
+    loaded_prompt_tokens: int = 0
+    """Those of the cached ones that came from the CPU."""
     generation_tokens: int = 0
     preemptions: int = 0
     steps: int = 0

@@ -3,22 +3,31 @@
 Continuous batching with chunked prefill: running sequences come first, in the order of their admission, then waiting
 ones, first come first served. The cost is O(1) for each scheduled sequence and block. Only the lookup of a waiting
 request is O(prompt), and it is repeated only when its outcome may have changed.
+
+With a CPU tier (`offload.CpuTier`), a request whose prefix goes on there loads those blocks first, as vLLM does
+asynchronously: it holds the blocks for them, computes nothing and does not keep later requests from being admitted.
+When the load has ended, it goes before the requests that wait. A request that would load blocks that another one is
+loading waits for that load, and then hits them on the GPU.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
+from itertools import islice
 
 from kvcache.profiles import LatencyModel, blocks_to_compute
 from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.events import BlocksStored
+from worker.emulator.engine.offload import CpuTier
 from worker.emulator.engine.request import EngineStats
 from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceState
 
 _PREFILLING, _FINISHED = SequenceState.PREFILLING, SequenceState.FINISHED
+_LOADING, _LOADED = SequenceState.LOADING, SequenceState.LOADED
 """Read once: an attribute of an enum is slow enough to show in a step of one sequence (3 % each)."""
 
 
@@ -46,13 +55,31 @@ class _FailedAdmission:
     """`BlockPool.freed` at that time."""
 
 
+class _Admission(Enum):
+    """What an attempt to admit a waiting sequence led to."""
+
+    ADMITTED = auto()
+    NO_ROOM = auto()
+    """There are too few free blocks. Later sequences have to wait, too."""
+    BLOCKED = auto()
+    """It waits for a load, its own or that of another request. Later sequences may go first."""
+
+
 class Scheduler:
     """Holds the running and the waiting sequences of one engine."""
 
-    def __init__(self, config: EngineConfig, latency: LatencyModel, cache: BlockPool, stats: EngineStats) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        latency: LatencyModel,
+        cache: BlockPool,
+        stats: EngineStats,
+        tier: CpuTier | None = None,
+    ) -> None:
         self._config = config
         self._latency = latency
         self._cache = cache
+        self._tier = tier
         self._stats = stats
         self._block_size = config.block_size
         self._caching = config.enable_prefix_caching
@@ -63,6 +90,10 @@ class Scheduler:
         """By request id, in the order of admission."""
         self.deferred: set[str] = set()
         """Ids of waiting sequences that were passed over because `max_loras` other adapters ran."""
+        self.blocked: OrderedDict[str, Sequence] = OrderedDict()
+        """Those that wait for a load, or whose load has ended, by request id."""
+        self._offering: list[Sequence] = []
+        """Sequences whose prompts got blocks in the step in progress."""
         self._failed_admission: _FailedAdmission | None = None
 
     def enqueue(self, sequence: Sequence) -> None:
@@ -70,10 +101,15 @@ class Scheduler:
         self.waiting[sequence.request.request_id] = sequence
 
     def remove(self, sequence: Sequence) -> None:
-        """Remove an aborted sequence, running or waiting, and release its blocks: O(running)."""
-        self.deferred.discard(sequence.request.request_id)
-        if self.waiting.pop(sequence.request.request_id, None) is None:
+        """Remove an aborted sequence, running or waiting, and release its blocks: O(running). The blocks of a load are
+        released when it ends."""
+        request_id = sequence.request.request_id
+        self.deferred.discard(request_id)
+        if self.waiting.pop(request_id, None) is not None:
+            return
+        if self.blocked.pop(request_id, None) is None:
             self.running.remove(sequence)
+        if sequence.state is not _LOADING:
             self.free(sequence)
 
     def sweep(self) -> None:
@@ -85,8 +121,26 @@ class Scheduler:
         self._cache.release(sequence.blocks)
         sequence.blocks = []
 
-    def schedule(self, start: float) -> Step:
-        """The step that begins at `start`. At least one sequence must be running or waiting."""
+    def step_ended(self) -> None:
+        """The blocks that the step computed exist now, and are copied to the CPU tier."""
+        if self._tier is None or not self._offering:
+            return
+        for sequence in self._offering:
+            end = min(sequence.computed, sequence.prompt_tokens) // self._block_size
+            if end > sequence.offered and self._tier.offer(sequence.content, sequence.offered, end):
+                sequence.offered = end
+        self._offering = []
+
+    def sequence_ended(self, sequence: Sequence) -> None:
+        """The sequence has finished, or was aborted."""
+        if self._tier is not None:
+            keys = sequence.content.keys(sequence.offered)
+            self._tier.touch(keys[sequence.used_from : sequence.offered])
+
+    def schedule(self, start: float) -> Step | None:
+        """The step that begins at `start`. None: every sequence waits for a load."""
+        if self._tier is not None:
+            self._take_loads(self._tier, start)
         budget = limit = self._config.max_num_batched_tokens
         sampling: list[Sequence] = []
         prefill_seconds = 0.0
@@ -122,19 +176,24 @@ class Scheduler:
             if sequence.computed == sequence.tokens:
                 sampling.append(sequence)
             budget -= count or 1
-        adapters = _adapters(running) if self._max_loras else set()
-        while self.waiting and not preempted and budget and len(running) < self._config.max_num_seqs:
-            head = self._head(adapters) if self._max_loras else next(iter(self.waiting.values()))
-            admitted = head and self._admit(head, start)
-            if admitted is None:
+        candidates = self._candidates_with_adapters() if self._max_loras else self._candidates()
+        for sequence in () if preempted else candidates:
+            if not budget or len(running) >= self._config.max_num_seqs:
+                break
+            admission = self._admit(sequence, start)
+            if admission is _Admission.NO_ROOM:
                 break  # the head of the queue blocks the others
-            count = min(admitted.tokens - admitted.computed, budget)
-            needed = -(-(admitted.computed + count) // self._block_size) - len(admitted.blocks)
-            admitted.blocks += self._cache.allocate(needed)
-            prefill_seconds += self._compute_chunk(admitted, count)
-            if admitted.computed == admitted.tokens:
-                sampling.append(admitted)
+            if admission is _Admission.BLOCKED:
+                continue
+            count = min(sequence.tokens - sequence.computed, budget)
+            needed = -(-(sequence.computed + count) // self._block_size) - len(sequence.blocks)
+            sequence.blocks += self._cache.allocate(needed)
+            prefill_seconds += self._compute_chunk(sequence, count)
+            if sequence.computed == sequence.tokens:
+                sampling.append(sequence)
             budget -= count
+        if budget == limit and not running and not preempted:
+            return None
         seconds = prefill_seconds
         if decoding:
             seconds = max(seconds, self._latency.decode_step(decoding, context))
@@ -142,9 +201,10 @@ class Scheduler:
 
     def prefill_tokens(self) -> int:
         """Prompt tokens that remain to be computed: those of running sequences, and those that waiting sequences would
-        need if they were admitted now. O(running + waiting), plus O(1) for each block by which the hits of waiting
-        sequences have changed since the last call."""
+        need if they were admitted now without loading blocks. O(running + waiting), plus O(1) for each block by which
+        the hits of waiting sequences have changed since the last call."""
         tokens = sum(sequence.tokens - sequence.computed for sequence in self.running if sequence.state is _PREFILLING)
+        tokens += sum(sequence.tokens - sequence.computed for sequence in self.blocked.values())
         cached, size = self._cache.cached, self._block_size
         for sequence in self.waiting.values():
             if self._looks_up(sequence):
@@ -175,39 +235,63 @@ class Scheduler:
                 return False
         return True
 
-    def _head(self, adapters: set[str]) -> Sequence | None:
-        """The first waiting sequence that may run beside these adapters, with its own added to them. Others are passed
-        over: they do not block the queue (vLLM: `max_loras`)."""
-        full = len(adapters) >= self._max_loras
-        for sequence in self.waiting.values():
-            adapter = sequence.request.scope.adapter
-            if not adapter or adapter in adapters or not full:
-                if adapter:
-                    adapters.add(adapter)
-                return sequence
-            self.deferred.add(sequence.request.request_id)
-        return None
+    def _candidates(self) -> Iterator[Sequence]:
+        """The sequences that may be admitted, in turn. The caller admits or blocks each, or asks for no further one."""
+        for sequence in tuple(self.blocked.values()):
+            if sequence.state is not _LOADING:
+                yield sequence
+        while self.waiting:
+            yield next(iter(self.waiting.values()))
 
-    def _admit(self, sequence: Sequence, start: float) -> Sequence | None:
-        """Admit a waiting sequence with the blocks of its cached prefix. None if there are too few free blocks for all
-        of its known tokens (rule 13)."""
-        if not self._may_fit(sequence):
-            return None
+    def _candidates_with_adapters(self) -> Iterator[Sequence]:
+        """The same, but sequences whose adapter may not run beside the running ones are passed over: they do not block
+        the queue (vLLM: `max_loras`)."""
+        adapters: set[str] = set()
+        counted = -1
+        for sequence in (*self.blocked.values(), *self.waiting.values()):
+            if sequence.state is _LOADING:
+                continue
+            if counted != len(self.running):
+                adapters, counted = _adapters(self.running), len(self.running)
+            adapter = sequence.request.scope.adapter
+            if not adapter or adapter in adapters or len(adapters) < self._max_loras:
+                yield sequence
+            else:
+                self.deferred.add(sequence.request.request_id)
+
+    def _admit(self, sequence: Sequence, start: float) -> _Admission:
+        """Admit a sequence with the blocks of its cached prefix, unless there are too few free blocks for all of its
+        known tokens (rule 13), or begin to load blocks for it."""
         size, cache = self._block_size, self._cache
-        hits = cache.hits(sequence.content.each_key((sequence.tokens - 1) // size)) if self._looks_up(sequence) else []
-        missing = -(-sequence.tokens // size) - cache.in_use(hits) - cache.free
-        if missing > 0:
-            self._failed_admission = _FailedAdmission(sequence, len(hits), missing, cache.freed)
-            return None
-        self._failed_admission = None
-        del self.waiting[sequence.request.request_id]
-        self.deferred.discard(sequence.request.request_id)
+        if sequence.state is _LOADED:
+            if -(-sequence.tokens // size) - len(sequence.blocks) > cache.free:
+                return _Admission.NO_ROOM
+            del self.blocked[sequence.request.request_id]
+        else:
+            if not self._may_fit(sequence):
+                return _Admission.NO_ROOM
+            looks_up = self._looks_up(sequence)
+            hits = cache.hits(sequence.content.each_key((sequence.tokens - 1) // size)) if looks_up else []
+            if looks_up and self._tier is not None:
+                outcome = self._load(self._tier, sequence, hits, start)
+                if outcome is not None:
+                    return outcome
+            missing = -(-sequence.tokens // size) - cache.in_use(hits) - cache.free
+            if missing > 0:
+                self._failed_admission = _FailedAdmission(sequence, len(hits), missing, cache.freed)
+                return _Admission.NO_ROOM
+            self._failed_admission = None
+            if self.waiting.pop(sequence.request.request_id, None) is None:
+                del self.blocked[sequence.request.request_id]
+            self.deferred.discard(sequence.request.request_id)
+            cache.acquire(hits)
+            sequence.blocks = hits
+            sequence.computed = len(hits) * size
+            sequence.stored = 0
+            self._note_hits(sequence, len(hits), 0)
         self.running.append(sequence)
         sequence.advance(SequenceEvent.ADMITTED)
-        cache.acquire(hits)
-        sequence.blocks = hits
-        sequence.computed = cached = len(hits) * size
-        if blocks_to_compute(sequence.tokens, cached, size):
+        if blocks_to_compute(sequence.tokens, sequence.computed, size):
             sequence.admission_cost = self._latency.prefill_base
             sequence.block_cost = self._latency.prefill_block
         else:
@@ -215,11 +299,72 @@ class Scheduler:
             sequence.block_cost = 0.0
         if sequence.scheduled is None:
             sequence.scheduled = start
-            sequence.cached_tokens = cached
-            if self._looks_up(sequence):
-                self._stats.prefix_cache_queries += sequence.tokens
-                self._stats.prefix_cache_hits += cached
-        return sequence
+        return _Admission.ADMITTED
+
+    def _note_hits(self, sequence: Sequence, hits: int, loads: int) -> None:
+        """Count the blocks that a sequence finds on the GPU and in the CPU tier, at its first lookup that leads to
+        anything (rule 16)."""
+        if sequence.scheduled is not None:
+            return
+        size, stats = self._block_size, self._stats
+        sequence.cached_tokens = (hits + loads) * size
+        sequence.loaded_tokens = loads * size
+        if self._looks_up(sequence):
+            stats.prefix_cache_queries += sequence.tokens
+            stats.prefix_cache_hits += hits * size
+            if self._tier is not None:
+                stats.external_cache_queries += sequence.tokens - hits * size
+                stats.external_cache_hits += loads * size
+
+    def _load(self, tier: CpuTier, sequence: Sequence, hits: list[int], start: float) -> _Admission | None:
+        """Begin to load the blocks after `hits` that the tier holds. None: it holds none. A load may end with the last
+        token of the prompt, which is then computed again."""
+        size, cache, content = self._block_size, self._cache, sequence.content
+        first, end = len(hits), sequence.tokens // size
+        if first >= end or content.keys(first + 1)[first] not in tier.cached:
+            return None
+        keys = tier.hits(islice(content.each_key(end), first, None))
+        request_id = sequence.request.request_id
+        blocks = -(-sequence.tokens // size)
+        if tier.loading(keys):
+            self.blocked[request_id] = sequence
+            self.waiting.pop(request_id, None)
+            return _Admission.BLOCKED
+        if blocks - cache.in_use(hits) + self._reserved() > cache.free:
+            return _Admission.NO_ROOM
+        self.blocked[request_id] = sequence
+        self.waiting.pop(request_id, None)
+        cache.acquire(hits)
+        sequence.blocks = hits + cache.allocate(len(keys))
+        sequence.computed = len(sequence.blocks) * size
+        sequence.offered, sequence.used_from = max(sequence.offered, first + len(keys)), first
+        self._note_hits(sequence, first, len(keys))
+        sequence.advance(SequenceEvent.LOAD_BEGAN)
+        self._stats.load_seconds += tier.load(sequence, first, keys, start)
+        self._stats.loaded_blocks += len(keys)
+        return _Admission.BLOCKED
+
+    def _reserved(self) -> int:
+        """Blocks that sequences which load, or are not prefilled yet, still need. A load is not preempted, so it must
+        not take them."""
+        return sum(
+            -(-sequence.tokens // self._block_size) - len(sequence.blocks)
+            for sequence in (*self.blocked.values(), *self.running)
+            if sequence.state in (_LOADING, _LOADED, _PREFILLING)
+        )
+
+    def _take_loads(self, tier: CpuTier, now: float) -> None:
+        """Make the blocks whose loads have ended available for hits."""
+        for load in tier.arrived(now):
+            sequence = load.sequence
+            if sequence.state is _FINISHED:  # aborted
+                self.free(sequence)
+                continue
+            sequence.advance(SequenceEvent.LOAD_ENDED)
+            self._store(sequence, load.first)
+            sequence.stored = len(sequence.blocks)
+            if sequence.computed == sequence.tokens:
+                sequence.computed -= 1  # the last token is computed again
 
     def _looks_up(self, sequence: Sequence) -> bool:
         """Whether the sequence may use cached blocks."""
@@ -230,9 +375,10 @@ class Scheduler:
 
         Admission needs `blocks - hits in use <= free`. The difference shrinks only when blocks are freed or when the
         number of hits changes: a hit that comes into use leaves the free blocks. Hits change at the end of the prefix.
+        With a CPU tier, each step looks the sequence up again.
         """
         failed = self._failed_admission
-        if failed is None or failed.sequence is not sequence:
+        if failed is None or failed.sequence is not sequence or self._tier is not None:
             return True
         if self._cache.freed - failed.freed >= failed.missing:
             return True
@@ -250,8 +396,10 @@ class Scheduler:
         begin = sequence.computed
         end = begin + count
         sequence.computed = end
-        if end // size > begin // size:
-            self._store(sequence, begin // size)
+        if end // size > max(begin // size, sequence.stored):
+            self._store(sequence, max(begin // size, sequence.stored))
+        if self._tier is not None:
+            self._offering.append(sequence)
         if end == sequence.tokens:
             sequence.advance(SequenceEvent.PREFILLED)
         seconds = sequence.admission_cost + sequence.block_cost * (-(-end // unit) - -(-begin // unit))

@@ -15,6 +15,10 @@ class SequenceState(Enum):
 
     WAITING = auto()
     """In the queue: not admitted yet, or preempted. It holds no blocks."""
+    LOADING = auto()
+    """Blocks of its prompt are being loaded from the CPU (vLLM's WAITING_FOR_REMOTE_KVS). It holds blocks for them."""
+    LOADED = auto()
+    """The load has ended, and it waits to be admitted."""
     PREFILLING = auto()
     """Admitted; some of its known tokens have no KV yet."""
     DECODING = auto()
@@ -25,6 +29,8 @@ class SequenceState(Enum):
 class SequenceEvent(Enum):
     """What changes the state of a request."""
 
+    LOAD_BEGAN = auto()
+    LOAD_ENDED = auto()
     ADMITTED = auto()
     PREFILLED = auto()
     """The step has begun that computes the last of its known tokens."""
@@ -35,7 +41,12 @@ class SequenceEvent(Enum):
 
 SEQUENCE_TRANSITIONS: Mapping[tuple[SequenceState, SequenceEvent], SequenceState] = {
     (SequenceState.WAITING, SequenceEvent.ADMITTED): SequenceState.PREFILLING,
+    (SequenceState.WAITING, SequenceEvent.LOAD_BEGAN): SequenceState.LOADING,
     (SequenceState.WAITING, SequenceEvent.FINISHED): SequenceState.FINISHED,
+    (SequenceState.LOADING, SequenceEvent.LOAD_ENDED): SequenceState.LOADED,
+    (SequenceState.LOADING, SequenceEvent.FINISHED): SequenceState.FINISHED,
+    (SequenceState.LOADED, SequenceEvent.ADMITTED): SequenceState.PREFILLING,
+    (SequenceState.LOADED, SequenceEvent.FINISHED): SequenceState.FINISHED,
     (SequenceState.PREFILLING, SequenceEvent.PREFILLED): SequenceState.DECODING,
     (SequenceState.PREFILLING, SequenceEvent.PREEMPTED): SequenceState.WAITING,
     (SequenceState.PREFILLING, SequenceEvent.FINISHED): SequenceState.FINISHED,
@@ -52,8 +63,8 @@ class Sequence:
 
     __slots__ = (
         "_packed", "admission_cost", "arrival", "block_cost", "blocks", "cached_tokens", "computed", "content",
-        "first_token", "generated", "known_hits", "last_token", "preemptions", "prompt_tokens", "request", "scheduled",
-        "source", "state", "tokens",
+        "first_token", "generated", "known_hits", "last_token", "loaded_tokens", "offered", "preemptions",
+        "prompt_tokens", "request", "scheduled", "source", "state", "stored", "tokens", "used_from",
     )  # fmt: skip
 
     def __init__(self, request: EngineRequest, block_size: int, arrival: float) -> None:
@@ -75,6 +86,14 @@ class Sequence:
         self.block_cost = 0.0
         """Seconds for each block of the present prefill; 0 if the whole prompt is cached."""
         self.cached_tokens = 0
+        self.loaded_tokens = 0
+        """Those of the cached tokens that were loaded from the CPU."""
+        self.stored = 0
+        """Leading blocks that are on the GPU since a load ended, and are not stored there again."""
+        self.offered = 0
+        """Leading blocks that the CPU tier was offered, or has given."""
+        self.used_from = 0
+        """First of its blocks that it used in the CPU tier."""
         self.preemptions = 0
         self.scheduled: float | None = None
         self.first_token: float | None = None

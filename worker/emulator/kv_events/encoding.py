@@ -77,8 +77,10 @@ class VllmEvents:
 
     def _translated(self, event: CacheEvent) -> list[Any]:
         match event:
-            case BlocksStored():
+            case BlocksStored(tier=Tier.GPU):
                 return [self._stored(event)]
+            case BlocksStored():
+                return [self._copied(event, at) for at in range(len(event.keys))]
             case BlocksRemoved():
                 return self._removed(event)
             case CacheCleared():
@@ -111,6 +113,14 @@ class VllmEvents:
             if group.sliding_window is not None:
                 fields["kv_cache_spec_sliding_window"] = group.sliding_window
         return fields
+
+    def _copied(self, event: BlocksStored, at: int) -> dict[str, Any]:
+        """A block that was copied to a slower tier, as the offloading connector describes it: by itself, and without
+        the extra keys (`vllm/distributed/kv_transfer/kv_connector/v1/offloading/events.py`)."""
+        index = event.first + at
+        parent = event.sequence.keys(index)[index - 1] if index else None
+        one = BlocksStored((event.keys[at],), parent, event.sequence, index, event.tier, event.group)
+        return {**self._stored(one), "extra_keys": None}
 
     def _removed(self, event: BlocksRemoved) -> list[dict[str, Any]]:
         """One event a block, as vLLM's pool writes them."""

@@ -1,0 +1,133 @@
+"""Blocks outside the GPU: published where their keys are certain, counted per tier, and forgotten when in doubt.
+
+Not covered: what is dropped and why (`test_blocks.py`); how long a load takes (`test_load.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kvcache.feed import Cleared, Event, HeldElsewhere, Removed, Stored, Tier
+from kvcache.keys import BlockKey, CacheScope, block_keys
+from tests.worker.agent.engine import CLEARED, packed, removed, stored
+from worker.agent.core import tiers
+from worker.agent.core.blocks import EngineBlocks
+from worker.agent.core.events import decode
+
+SIZE = 2
+PATHS = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple)
+MEDIA = {"CPU": Tier.CPU, "CPU_PINNED": Tier.CPU, "cpu": Tier.CPU, "STORAGE": Tier.DISK, "FS": Tier.DISK}
+
+
+def apply(blocks: EngineBlocks, *events: dict[str, Any]) -> list[Event]:
+    return blocks.apply(decode(packed(*events)))
+
+
+def copy_of(name: int, tokens: list[int], medium: str = "CPU", **fields: Any) -> dict[str, Any]:
+    """As vLLM's offloading connector describes a block: without extra keys."""
+    return stored([name], tokens, None if len(tokens) == SIZE else 0, medium=medium, **fields)
+
+
+class TierMachine(RuleBasedStateMachine):
+    """The events of an engine that copies, removes and clears in any order, beside a count of each (tier, block)."""
+
+    @initialize()
+    def start(self) -> None:
+        self.blocks = EngineBlocks(SIZE)
+        self.engine: dict[Tier, Counter[BlockKey]] = {tier: Counter() for tier in Tier}
+        self.reader: dict[Tier, Counter[BlockKey]] = {tier: Counter() for tier in Tier}
+
+    def send(self, event: dict[str, Any]) -> None:
+        for change in apply(self.blocks, event):
+            match change:
+                case Stored(_, keys, tier):
+                    self.reader[tier].update(keys)
+                case Removed(keys, tier):
+                    self.reader[tier].subtract(keys)
+                    assert min(self.reader[tier].values()) >= 0
+                case Cleared():
+                    self.reader = {tier: Counter() for tier in Tier}
+
+    @rule(path=PATHS)
+    def compute(self, path: tuple[int, ...]) -> None:
+        tokens = [token for token in path for _ in range(SIZE)]
+        self.send(stored([hash(path[: at + 1]) for at in range(len(path))], tokens))
+        self.engine[Tier.GPU].update(block_keys(tokens, SIZE))
+
+    @rule(path=PATHS, medium=st.sampled_from(sorted(MEDIA)))
+    def copy(self, path: tuple[int, ...], medium: str) -> None:
+        key = block_keys([token for token in path for _ in range(SIZE)], SIZE)[-1]
+        known = any(held[key] for held in self.engine.values())
+        self.send(stored([hash(path)], [path[-1]] * SIZE, medium=medium, locality="LOCAL"))
+        if known:  # otherwise it may have been evicted lately
+            self.engine[MEDIA[medium]][key] += 1
+        else:
+            self.engine[MEDIA[medium]][key] = self.reader[MEDIA[medium]][key]
+
+    @rule(path=PATHS, medium=st.sampled_from(["GPU", *sorted(MEDIA)]))
+    def remove(self, path: tuple[int, ...], medium: str) -> None:
+        tier = MEDIA.get(medium, Tier.GPU)
+        key = block_keys([token for token in path for _ in range(SIZE)], SIZE)[-1]
+        self.send(removed(hash(path), medium=medium, locality="LOCAL"))
+        self.engine[tier] -= Counter([key])
+
+    @rule()
+    def clear(self) -> None:
+        self.send(CLEARED)
+        self.engine = {tier: Counter() for tier in Tier}
+
+    @invariant()
+    def what_was_published_is_what_is_listed_and_held(self) -> None:
+        listed = {held.tier: Counter(held.keys) for held in self.blocks.elsewhere()}
+        for tier in (Tier.CPU, Tier.DISK):
+            assert +self.reader[tier] == +self.engine[tier] == listed.get(tier, Counter())
+            assert self.blocks.held_below(tier) == self.engine[tier].total()
+        assert Counter(key for key, _ in self.blocks.blocks()) == +self.reader[Tier.GPU]
+
+
+TierMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestTiers = TierMachine.TestCase
+
+
+def test_a_copy_has_the_key_of_its_hash_whatever_its_event_leaves_out() -> None:
+    """vLLM's events of copies carry no salt: a key of their tokens alone would be that of everyone's prompt."""
+    blocks = EngineBlocks(SIZE)
+    apply(blocks, stored([1], [5, 6], extra_keys=[["tenant"]]))
+    (key,) = block_keys([5, 6], SIZE, CacheScope("tenant"))
+    assert apply(blocks, copy_of(1, [5, 6]), removed(1)) == [Stored(None, (key,), Tier.CPU), Removed((key,))]
+    assert list(blocks.elsewhere()) == [HeldElsewhere(Tier.CPU, 0, (key,))]
+
+
+def test_a_copy_that_is_reported_after_the_gpu_evicted_its_block_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "EVICTED_LATELY", 2)
+    blocks = EngineBlocks(SIZE)
+    apply(blocks, stored([1, 2, 3, 4], [1, 1, 2, 2, 3, 3, 4, 4]), copy_of(1, [1, 1]))
+    apply(blocks, removed(4, 3, 2))
+    keys = block_keys([1, 1, 2, 2, 3, 3, 4, 4], SIZE)
+    changes = apply(blocks, copy_of(2, [2, 2]), copy_of(3, [3, 3]), copy_of(4, [4, 4]))
+    assert changes == [Stored(keys[0], (keys[1], keys[2]), Tier.CPU)], "the one evicted first is forgotten"
+
+
+def test_copies_of_consecutive_blocks_are_one_event() -> None:
+    blocks = EngineBlocks(SIZE)
+    apply(blocks, stored([1, 2, 3], [1, 1, 2, 2, 3, 3]))
+    a, b, c = block_keys([1, 1, 2, 2, 3, 3], SIZE)
+    changes = apply(blocks, *(copy_of(name, [name, name]) for name in (1, 2, 3)), removed(2, 1, medium="CPU"))
+    assert changes == [Stored(None, (a, b, c), Tier.CPU), Removed((b, a), Tier.CPU)]
+
+
+def test_a_disk_keeps_the_blocks_stored_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM never says that a file is gone, so their number has to be bounded."""
+    monkeypatch.setattr(tiers, "DISK_BLOCKS", 2)
+    blocks = EngineBlocks(SIZE)
+    apply(blocks, stored([1, 2, 3], [1, 1, 2, 2, 3, 3]))
+    a, b, c = block_keys([1, 1, 2, 2, 3, 3], SIZE)
+    changes = apply(blocks, *(copy_of(name, [name, name], "FS", locality="LOCAL") for name in (1, 2, 3)))
+    assert changes == [Stored(None, (a, b, c), Tier.DISK), Removed((a,), Tier.DISK)]
+    assert list(blocks.elsewhere()) == [HeldElsewhere(Tier.DISK, 0, (b, c))]
