@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from kvcache.chat.request import ChatRequestError
-from kvcache.errors import ApiError, MessagesError
+from kvcache.errors import ApiError
 from worker.asgi import HttpRequest
 from worker.emulator.protocol.anthropic import CountTokensRequest, MessagesRequest
 from worker.emulator.protocol.validation import parse_request
@@ -18,6 +18,16 @@ from worker.emulator.server.generation import Choice, created_cache_tokens
 from worker.emulator.server.service import Service, json_body, named_rank, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import text_of
+
+
+class MessagesError(ApiError):
+    """An error in the format of Anthropic's API, which vLLM uses once it has validated the request."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.status, error.message, type=error.type)
+
+    def body(self) -> dict[str, Any]:
+        return {"type": "error", "error": {"type": self.type, "message": super().body()["error"]["message"]}}
 
 
 async def messages(raw_request: HttpRequest, service: Service) -> None:
