@@ -65,6 +65,9 @@ async def test_errors_before_and_after_reading_have_two_shapes(start) -> None:
     assert read.json()["error"]["type"] == "NotFoundError"
 
 
+REFERENCE = {"type": "tool_reference", "name": "f"}
+
+
 @pytest.mark.parametrize(
     ("system", "turns", "same"),
     [
@@ -83,6 +86,17 @@ async def test_errors_before_and_after_reading_have_two_shapes(start) -> None:
             [("user", [{"type": "tool_result", "tool_use_id": "1", "content": "ok"}, {"type": "text", "text": "b"}])],
             [("tool", "ok"), ("user", "b")],
             id="tool result",
+        ),
+        pytest.param(
+            None,
+            [
+                (
+                    "user",
+                    [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "tool_reference", "name": "f"}]}],
+                )
+            ],
+            [("tool", ""), ("tool", [{"type": "tool_reference", "name": "f"}])],
+            id="tool reference",
         ),
     ],
 )

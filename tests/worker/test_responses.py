@@ -10,8 +10,11 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runtime.http.server import AnswerAborted
+from worker.emulator.protocol.responses import is_plain
 
 RESPONSES = "/v1/responses"
 
@@ -152,15 +155,125 @@ async def test_json_is_made_where_json_is_asked_for(start) -> None:
     assert made["status"] == "completed"
 
 
-async def test_tool_calls_of_earlier_turns_become_one_turn(start) -> None:
-    client = start(speed=1000).client
-    items = [
-        {"role": "user", "content": "hi"},
-        {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
-        {"type": "function_call", "call_id": "2", "name": "f", "arguments": "{}"},
+CALL = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+USER = {"role": "user", "content": "hi"}
+SPACE = {"type": "namespace", "name": "n", "description": "d", "tools": [{"type": "function", "name": "f"}]}
+PLAIN = st.sampled_from(
+    [
+        USER,
+        USER | {"type": "message", "role": "assistant"},
+        {"role": "developer", "content": [{"type": "input_text", "text": "a"}]},
+        CALL,
         {"type": "function_call_output", "call_id": "1", "output": "ok"},
     ]
-    made = await client.post(RESPONSES, {"input": items, "max_output_tokens": 1})
-    assert made.status == 200
-    unknown = await client.post(RESPONSES, {"input": [{"type": "item_reference", "id": "x"}]})
-    assert unknown.json()["error"]["message"] == "Unsupported input item type: item_reference (parameter=input)"
+)
+FUNCTION = st.fixed_dictionaries(
+    {"type": st.just("function"), "name": st.text()},
+    optional={"description": st.text(), "parameters": st.just({"a": [1]}), "strict": st.booleans()},
+)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(PLAIN, max_size=4), st.lists(FUNCTION, max_size=3))
+def test_what_is_plain_needs_none_of_openais_types(items: list[Any], tools: list[Any]) -> None:
+    """Loading them takes 0.6 s."""
+    from worker.emulator.protocol.openai_types import TypedResponsesRequest
+
+    assert is_plain({"input": items, "tools": tools})
+    TypedResponsesRequest.model_validate({"input": items, "tools": tools})
+    assert not is_plain({"input": [*items, CALL | {"status": "x"}]})
+    assert not is_plain({"input": items, "tools": [*tools, {"type": "web_search"}]})
+
+
+@pytest.mark.parametrize(
+    ("body", "beginning", "errors"),
+    [
+        pytest.param(
+            {"input": [{"type": "x"}]},
+            "237 validation errors:\n  {'type': 'string_type', 'loc': 'body.input', 'msg': 'Input should be a valid "
+            "string', 'input': '<list of 1 items>'}\n  {'type': 'missing', 'loc': "
+            "'body.input.0.EasyInputMessageParam.content', 'msg': 'Field required', 'input': '<dict of 1 items>'}\n",
+            "  ...and 227 more errors",
+            id="an unknown item",
+        ),
+        pytest.param(
+            {"input": "a", "tools": [{"type": "function", "name": 5}]},
+            "26 validation errors:\n  {'type': 'string_type', 'loc': 'body.tools.0.FunctionTool.name', 'msg': 'Input "
+            "should be a valid string', 'input': '5'}\n",
+            "  ...and 16 more errors",
+            id="a tool's name",
+        ),
+        pytest.param(
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://h/i.png"}]}]},
+            "tiny-llama is not a multimodal model",
+            "",
+            id="an image",
+        ),
+        pytest.param(
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]},
+            "Unsupported chat content part type: 'input_file'.",
+            "(parameter=type, value=input_file)",
+            id="a file",
+        ),
+        pytest.param(
+            {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}]},
+            "Encrypted content is not supported. (parameter=input)",
+            "",
+            id="encrypted reasoning",
+        ),
+        pytest.param(
+            {"input": [{"type": "item_reference", "id": "x"}]},
+            "Unsupported input item type: item_reference (parameter=input)",
+            "",
+            id="a reference",
+        ),
+        pytest.param(
+            {"input": {}}, "Cannot apply chat template to an empty conversation.", "at least one message.", id="no item"
+        ),
+        pytest.param(
+            {
+                "input": "a",
+                "tool_choice": {"type": "function", "name": "f"},
+                "tools": [
+                    {
+                        "type": "namespace",
+                        "name": name,
+                        "description": "d",
+                        "tools": [{"type": "function", "name": "f"}],
+                    }
+                    for name in "ab"
+                ],
+            },
+            "Tool choice 'f' is ambiguous: it is defined in more than one namespace (a__f, b__f).",
+            "(parameter=tool_choice)",
+            id="an ambiguous tool",
+        ),
+    ],
+)
+async def test_malformed_items_and_tools_are_refused_in_vllms_words(start, body, beginning, errors) -> None:
+    refused = await start(speed=1000).client.post(RESPONSES, body)
+    message = refused.json()["error"]["message"]
+    assert (refused.status, message.startswith(beginning), message.endswith(errors)) == (400, True, True), message
+
+
+async def test_the_turns_and_tools_of_an_agent_become_one_prompt(start) -> None:
+    """As a chat has it: the calls of one turn are one message, and a namespace's tool has a longer name."""
+    client = start(speed=1000).client
+    tool = {"name": "f", "description": None, "parameters": {"type": "object"}}
+    items = [USER, CALL, CALL | {"call_id": "2"}, {"type": "function_call_output", "call_id": "1", "output": "ok"}]
+    space = {"type": "namespace", "name": "n", "description": "d", "tools": [{"type": "function", **tool}]}
+    made = await client.post(RESPONSES, {"input": items, "tools": [space], "max_output_tokens": 1})
+    calls = [{"id": name, "type": "function", "function": {"name": "f", "arguments": "{}"}} for name in "12"]
+    chat = {
+        "messages": [
+            USER,
+            {"role": "assistant", "tool_calls": calls},
+            {"role": "tool", "tool_call_id": "1", "content": "ok"},
+        ],
+        "tools": [{"type": "function", "function": tool | {"name": "n__f"}}],
+        "tool_choice": "none",
+        "max_tokens": 1,
+    }
+    same = await client.post("/v1/chat/completions", chat)
+    assert made.json()["usage"]["input_tokens"] == same.json()["usage"]["prompt_tokens"]
+    assert made.json()["tools"][0]["tools"][0]["name"] == "f"

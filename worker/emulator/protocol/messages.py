@@ -232,8 +232,9 @@ _MEDIA_PARTS = frozenset(
 )  # fmt: skip
 
 
-def check_parts(messages: Sequence[Any], model: str) -> None:
-    """Check the parts of each content, which OpenAI's types leave unread until the prompt is rendered.
+def check_parts(model: str, messages: Sequence[Any]) -> None:
+    """Check the parts of each content of a chat request for `model`, which OpenAI's types leave unread until the prompt
+    is rendered.
 
     Raises `ApiError`, with pydantic's message where vLLM passes it on.
     """
@@ -243,13 +244,34 @@ def check_parts(messages: Sequence[Any], model: str) -> None:
             read_tool_calls([message])
             if not isinstance(content, list | dict):
                 continue
-            adapter = _PARTS.get(message.get("role", ""))
+            adapter = None if _fits_custom(content) else _PARTS.get(message.get("role", ""))
             for _ in () if adapter is None else adapter.validate_python(content):
                 pass
         except ValidationError as error:
             raise ApiError(400, sanitized(str(error))) from None
-        for part in content:
-            _check_part(part, model)
+        check_form(model, content)
+
+
+def _fits_custom(content: list[Any] | dict[str, Any]) -> bool:
+    """Whether pydantic takes a message for vLLM's own type instead of OpenAI's: then its parts are valid already."""
+    parts = content if isinstance(content, list) else ()
+    return any(isinstance(part, dict) for part in parts) and all(map(_is_custom_part, parts))
+
+
+def _is_custom_part(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return isinstance(part, str)
+    field = _CUSTOM_FIELDS.get(form) if isinstance(form := part.get("type"), str) else None
+    return field is not None and isinstance(part.get(field), str)
+
+
+_CUSTOM_FIELDS = {"text": "text", "refusal": "refusal", "thinking": "thinking", "tool_reference": "name"}
+
+
+def check_form(model: str, content: Any) -> None:
+    """Check that the parts of a content are text. Raises `ApiError`."""
+    for part in content if isinstance(content, list | dict) else ():
+        _check_part(part, model)
 
 
 def _check_part(part: Any, model: str) -> None:

@@ -1,14 +1,12 @@
-"""The body of POST /v1/responses, with its fields in the order in which vLLM checks them, and its items as chat
-messages.
+"""The body of POST /v1/responses, with its fields in the order in which vLLM checks them.
 
-The shape of `input` items and `tools`, for which OpenAI has dozens of types, is checked only when they become messages.
-vLLM refuses a wrong item with a list of every type that it is not; here such items are accepted, or refused more
-briefly.
+For `input` items and `tools` OpenAI has dozens of types, which vLLM takes from OpenAI's client library, and so does
+`openai_types`. `kvcache.chat.responses` makes messages of the items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -22,7 +20,6 @@ from worker.emulator.protocol.base import (
     Seed,
     Stop,
     TopLogprobs,
-    UnionMember,
     check_cache_salt,
     random_id,
 )
@@ -62,11 +59,6 @@ class TextConfig(DeferredModel):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ToolChoiceFunction(UnionMember):
-    name: str
-    type: Literal["function", "custom"]
-
-
 class ResponsesRequest(DeferredModel):
     """Body of POST /v1/responses."""
 
@@ -84,7 +76,7 @@ class ResponsesRequest(DeferredModel):
         ]
         | None
     ) = None
-    input: str | list[dict[str, Any]]
+    input: str | list[Any]
     instructions: str | None = None
     max_output_tokens: int | None = None
     max_tool_calls: int | None = None
@@ -101,8 +93,8 @@ class ResponsesRequest(DeferredModel):
     stream: bool | None = False
     temperature: float | None = None
     text: TextConfig | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoiceFunction | dict[str, Any] = "auto"
-    tools: list[dict[str, Any]] = Field(default_factory=list)
+    tool_choice: Any = "auto"
+    tools: list[Any] = Field(default_factory=list)
     top_logprobs: TopLogprobs = 0
     top_p: float | None = None
     top_k: int | None = None
@@ -176,7 +168,6 @@ class ResponsesResponse(BaseModel):
 def _check_tools(data: dict[str, Any]) -> None:
     tools, choice = data.get("tools"), data.get("tool_choice", "auto")
     named = isinstance(choice, dict) and choice.get("type") in ("function", "custom")
-    missing = parameter_error("Tool choice 'function' not found in 'tools' parameter.", "tool_choice")
     for tool in tools if isinstance(tools, list) else ():
         form = tool.get("format") if isinstance(tool, dict) else None
         if isinstance(form, dict) and form.get("type") == "grammar" and tool.get("type") == "custom":
@@ -190,12 +181,46 @@ def _check_tools(data: dict[str, Any]) -> None:
         elif choice == "required":
             raise parameter_error("Tool choice 'required' must be specified with 'tools' parameter.", "tool_choice")
         elif named:
-            raise missing
-    elif named and choice.get("name") not in [tool.get("name") for tool in tools if isinstance(tool, dict)]:
-        raise missing
+            raise _unknown_tool()
+    elif named:
+        _resolve_choice(data, choice, tools)
 
 
-Message = dict[str, Any]
+def _unknown_tool() -> ApiError:
+    return parameter_error("Tool choice 'function' not found in 'tools' parameter.", "tool_choice")
+
+
+def _resolve_choice(data: dict[str, Any], choice: dict[str, Any], tools: Any) -> None:
+    """Name the chosen tool as the model knows it: one of a namespace is `NAMESPACE__NAME`."""
+    name = choice.get("name")
+    if not name:
+        raise _unknown_tool()
+    names: set[str] = set()
+    members: list[str] = []
+    for tool in tools:
+        fields = tool if isinstance(tool, dict) else {}
+        if fields.get("type") != "namespace":
+            names.add(str(fields.get("name")))
+            continue
+        space, inner = fields.get("name"), fields.get("tools")
+        if not isinstance(inner, list) or not isinstance(space, str):
+            return
+        for member in inner:
+            if isinstance(local := member.get("name") if isinstance(member, dict) else None, str):
+                names.add(f"{space}__{local}")
+                members += [f"{space}__{local}"] if local == name else []
+    if name in names:
+        return
+    if not members:
+        raise _unknown_tool()
+    if len(members) > 1:
+        raise parameter_error(
+            f"Tool choice '{name}' is ambiguous: it is defined in more than one namespace ({', '.join(members)}). "
+            "Select it by its full '<namespace>__<name>' name.",
+            "tool_choice",
+        )
+    data["tool_choice"] = {**choice, "name": members[0]}
+
 
 _FUNCTION = {
     "name": None,
@@ -211,102 +236,59 @@ _FUNCTION = {
 """A function tool with every field of OpenAI's types, in their order."""
 
 
-def chat_messages(
-    instructions: str | None,
-    given: str | Sequence[Mapping[str, Any]],
-    history: Sequence[Message] = (),
-    output: Sequence[Mapping[str, Any]] = (),
-) -> list[Message]:
-    """The conversation: `history` and `output` are a previous response's messages and items. Raises `ApiError`."""
-    messages: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
-    messages += [message for message in history if message.get("role") != "system"]
-    messages += [
-        {"role": "assistant", "content": part["text"]} for item in output for part in item.get("content") or ()
+def shown_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """The tools as a response repeats them."""
+    return [
+        {**_FUNCTION, **tool} if isinstance(tool, dict) else tool.model_dump(mode="json", by_alias=True)
+        for tool in tools
     ]
-    if isinstance(given, str):
-        return [*messages, {"role": "user", "content": given}]
-    new: list[Message] = []
-    for item in given:
-        _add(item, new)
-    return messages + new
 
 
-def _add(item: Mapping[str, Any], messages: list[Message]) -> None:
-    """Append an item: as a message, or to the assistant's last message."""
-    last = messages[-1] if messages and messages[-1].get("role") == "assistant" else None
-    kind, role = item.get("type"), item.get("role")
-    if kind in ("function_call", "custom_tool_call"):
-        call = {
-            "id": item.get("call_id"),
-            "function": {"name": item.get("name"), "arguments": item.get("arguments", "{}")},
-            "type": "function",
-        }
-        if last is not None:
-            last.setdefault("tool_calls", []).append(call)
-        else:
-            messages.append({"role": "assistant", "tool_calls": [call]})
-    elif kind == "reasoning":
-        _extend(messages, last, "reasoning", _reasoning(item))
-    elif kind in ("function_call_output", "custom_tool_call_output"):
-        messages.append({"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")})
-    elif role == "assistant" and (text := _first_text(item.get("content"))) is not None:
-        _extend(messages, last, "content", text)
-    elif role is not None:
-        messages.append(dict(item))
-    else:
-        raise parameter_error(f"Unsupported input item type: {kind}", "input")
+# --- bodies that need none of OpenAI's types ---
 
 
-def _extend(messages: list[Message], last: Message | None, name: str, text: str) -> None:
-    if last is not None and last.get(name) is None:
-        last[name] = text
-    else:
-        messages.append({"role": "assistant", name: text})
-
-
-def _reasoning(item: Mapping[str, Any]) -> str:
-    if item.get("encrypted_content"):
-        raise parameter_error("Encrypted content is not supported.", "input")
-    parts = item.get("content") or item.get("summary") or ()
-    return str(parts[0].get("text", "")) if parts else ""
-
-
-def _first_text(content: object) -> str | None:
-    if isinstance(content, str):
-        return content
-    first = content[0] if isinstance(content, list) and content else None
-    text = first.get("text") if isinstance(first, Mapping) else None
-    return text if isinstance(text, str) else None
-
-
-def continues(given: str | Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last item is a message of the assistant that the answer continues."""
-    if isinstance(given, str) or not given:
-        return False
-    last = given[-1]
-    return last.get("type", "message") in ("message", "reasoning") and last.get("status") in (
-        "in_progress",
-        "incomplete",
+def is_plain(body: Any) -> bool:
+    """Whether a body's items and tools are of the few plainest shapes, which OpenAI's types accept. Only other bodies
+    are validated by these types (`openai_types`), which take 0.6 s to load."""
+    if not isinstance(body, dict):
+        return True
+    given, tools = body.get("input"), body.get("tools")
+    items = given if isinstance(given, list) else ()
+    functions = tools if isinstance(tools, list) else ()
+    return (
+        not isinstance(given, dict)
+        and body.get("tool_choice", "auto") in ("none", "auto", "required")
+        and all(map(_is_plain_item, items))
+        and all(map(_is_plain_function, functions))
     )
 
 
-def chat_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The function tools, in the form of the chat API."""
-    fields = ("name", "description", "parameters", "strict", "defer_loading")
-    return [
-        {"type": "function", "function": {name: tool[name] for name in fields if tool.get(name) is not None}}
-        for tool in tools
-        if tool.get("type") == "function"
-    ]
+def _is_plain_item(item: Any) -> bool:
+    match item:
+        case {"type": "function_call", "call_id": str(), "name": str(), "arguments": str(), **rest}:
+            return not rest
+        case {"type": "function_call_output", "call_id": str(), "output": str(), **rest}:
+            return not rest
+        case {"role": "user" | "assistant" | "system" | "developer", "content": str(), **rest}:
+            return not rest or rest == {"type": "message"}
+        case {"role": "user" | "system" | "developer", "content": [*parts], **rest}:
+            return (not rest or rest == {"type": "message"}) and all(map(_is_plain_part, parts))
+        case _:
+            return False
 
 
-def shown_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The tools as a response repeats them. Raises `ApiError` for an invalid tool."""
-    for tool in tools:
-        if not isinstance(tool.get("type"), str) or (
-            tool["type"] == "function" and not isinstance(tool.get("name"), str)
-        ):
-            raise ApiError(
-                400, "A tool has a `type`, and a function has a `name`.", param="body.tools", type="Bad Request"
-            )
-    return [{**_FUNCTION, **tool} if tool["type"] == "function" else dict(tool) for tool in tools]
+def _is_plain_part(part: Any) -> bool:
+    match part:
+        case {"type": "input_text", "text": str(), **rest}:
+            return not rest
+        case _:
+            return False
+
+
+def _is_plain_function(tool: Any) -> bool:
+    match tool:
+        case {"type": "function", "name": str(), **rest}:
+            fields: dict[str, type | tuple[type, ...]] = {"description": str, "parameters": dict, "strict": bool}
+            return all(name in fields and isinstance(value, fields[name]) for name, value in rest.items())
+        case _:
+            return False

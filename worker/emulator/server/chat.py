@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -11,6 +12,7 @@ import orjson
 from kvcache.errors import ApiError
 from worker.asgi import HttpRequest
 from worker.emulator.protocol.chat import BatchChatCompletionRequest, ChatCompletionRequest, NamedToolChoice
+from worker.emulator.protocol.messages import check_parts
 from worker.emulator.protocol.sampling import sampling_of
 from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.generation import Choice, Generation, created_cache_tokens, totals, usage
@@ -76,7 +78,7 @@ async def render(service: Service, request: ChatCompletionRequest, size: int) ->
     )
     tokens = await service.offload(
         size,
-        lambda: conversation(request.prompt_fields(), bounds, service.tokenizer, service.model),
+        lambda: conversation(request.prompt_fields(), bounds, service.tokenizer, partial(check_parts, service.model)),
     )
     return Prompt(tokens, sampling_of(request, bounds.room(len(tokens))))
 

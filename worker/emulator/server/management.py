@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from kvcache.errors import ApiError
 from runtime.draining import DRAINING_HEADER
 from worker.asgi import HttpRequest
 from worker.emulator.protocol.lora import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
+from worker.emulator.protocol.messages import check_parts
 from worker.emulator.protocol.tokenize import (
     TOKENIZE_REQUEST,
     DetokenizeRequest,
@@ -113,7 +115,8 @@ async def tokenize(raw_request: HttpRequest, service: Service) -> None:
 def _tokens(request: TokenizeCompletionRequest | TokenizeChatRequest, service: Service) -> list[int]:
     tokenizer = service.tokenizer
     if isinstance(request, TokenizeChatRequest):
-        return conversation(request.prompt_fields(), Bounds(UNBOUNDED), tokenizer, service.model)
+        check = partial(check_parts, service.model)
+        return conversation(request.prompt_fields(), Bounds(UNBOUNDED), tokenizer, check)
     return encode(request.prompt, tokenizer, add_special_tokens=request.add_special_tokens)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
+from kvcache.chat.anthropic import chat_fields
 from kvcache.chat.request import ChatRequestError
 from kvcache.errors import ApiError
 from worker.asgi import HttpRequest
 from worker.emulator.protocol.anthropic import CountTokensRequest, MessagesRequest
-from worker.emulator.protocol.validation import parse_request
-from worker.emulator.server.anthropic import as_chat
+from worker.emulator.protocol.base import StreamOptions
+from worker.emulator.protocol.chat import ChatCompletionRequest, NamedToolChoice, ToolParam
+from worker.emulator.protocol.structured_outputs import ResponseFormat
+from worker.emulator.protocol.validation import parse_body, validated
 from worker.emulator.server.chat import render
 from worker.emulator.server.generation import Choice, created_cache_tokens
 from worker.emulator.server.service import Service, json_body, named_rank, request_id
@@ -33,9 +37,10 @@ class MessagesError(ApiError):
 async def messages(raw_request: HttpRequest, service: Service) -> None:
     """Answer one request. Raises `ApiError` as long as nothing has been sent."""
     raw = await json_body(raw_request)
-    request = parse_request(MessagesRequest, raw)
+    body = parse_body(raw)
+    request = validated(MessagesRequest, body)
     try:
-        await _answer(raw_request, service, request, len(raw))
+        await _answer(raw_request, service, _as_chat(request, body, service), len(raw))
     except ApiError as error:
         raise MessagesError(error) from None
 
@@ -43,9 +48,10 @@ async def messages(raw_request: HttpRequest, service: Service) -> None:
 async def count_tokens(raw_request: HttpRequest, service: Service) -> None:
     """Count the tokens of a prompt. Raises `ApiError`."""
     raw = await json_body(raw_request)
-    request = parse_request(CountTokensRequest, raw)
+    body = parse_body(raw)
+    request = validated(CountTokensRequest, body)
     try:
-        chat = as_chat(request, _template(service))
+        chat = _as_chat(request, body, service)
         service.check_model(chat.model)
         prompt = await render(service, chat, len(raw))
     except ApiError as error:
@@ -54,8 +60,36 @@ async def count_tokens(raw_request: HttpRequest, service: Service) -> None:
     await raw_request.json(200, {"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}})
 
 
-async def _answer(raw_request: HttpRequest, service: Service, request: MessagesRequest, size: int) -> None:
-    chat = as_chat(request, _template(service))
+def _as_chat(
+    request: MessagesRequest | CountTokensRequest, body: Mapping[str, Any], service: Service
+) -> ChatCompletionRequest:
+    """The chat request that a body stands for. Raises `ApiError`."""
+    known = {name: body[name] for name in type(request).model_fields if name in body}
+    try:
+        fields = chat_fields(known, service.tokenizer.chat, call_id=f"call_{int(time.time())}")
+    except ChatRequestError as error:
+        raise ApiError(400, str(error)) from None
+    later = {name: fields.pop(name, None) for name in _UNCHECKED}
+    chat = ChatCompletionRequest.model_validate(fields)
+    # vLLM sets these on the valid request: what it checks of their combinations in a chat request is not checked here.
+    chat.stream = isinstance(request, MessagesRequest) and request.stream
+    chat.stream_options = StreamOptions(include_usage=True, continuous_usage_stats=True) if chat.stream else None
+    chat.reasoning_effort = later["reasoning_effort"]
+    chat.thinking_token_budget = later["thinking_token_budget"]
+    if (form := later["response_format"]) is not None:
+        chat.response_format = ResponseFormat.model_validate(form)
+    choice, tools = later["tool_choice"], later["tools"]
+    chat.tool_choice = NamedToolChoice.model_validate(choice) if isinstance(choice, dict) else choice
+    if tools is not None:
+        chat.tools = [ToolParam.model_validate(tool) for tool in tools]
+    return chat
+
+
+_UNCHECKED = ("stream", "stream_options", "response_format", "reasoning_effort", "thinking_token_budget", "tool_choice",
+              "tools", "parallel_tool_calls")  # fmt: skip
+
+
+async def _answer(raw_request: HttpRequest, service: Service, chat: ChatCompletionRequest, size: int) -> None:
     service.check_model(chat.model)
     prompt = await render(service, chat, size)
     model = service.answered_as(chat.model)
@@ -89,16 +123,6 @@ async def _answer(raw_request: HttpRequest, service: Service, request: MessagesR
             "usage": _usage(service, choice, len(choice.tokens)),
         }
         await raw_request.json(200, answer)
-
-
-def _template(service: Service) -> Any:
-    def rendered(fields: Mapping[str, Any]) -> str | None:
-        try:
-            return service.tokenizer.render_chat(fields)
-        except ChatRequestError:
-            return None
-
-    return rendered
 
 
 def _stop(choice: Choice) -> tuple[str | None, str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,6 @@ from kvcache.chat.request import ChatRequestError
 from kvcache.errors import ApiError, parameter_error
 from kvcache.prompts import PromptError, chat_request_prompt
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
-from worker.emulator.protocol.messages import check_parts
 from worker.emulator.protocol.validation import sanitized
 
 UNTRUSTED_TEMPLATE = (
@@ -117,14 +116,16 @@ def completion_prompts(
     return found
 
 
-def conversation(fields: Mapping[str, Any], bounds: Bounds, tokenizer: Tokenizer, model: str) -> list[int]:
-    """Token ids of a chat request's fields, for the model of this name. Raises `ApiError`."""
+def conversation(
+    fields: Mapping[str, Any], bounds: Bounds, tokenizer: Tokenizer, check: Callable[[Sequence[Any]], None]
+) -> list[int]:
+    """Token ids of a chat request's fields, whose messages `check` checks first. Raises `ApiError`."""
     if (forwarded := _forwarded(fields, tokenizer)) is not None:
         return forwarded
     messages = fields.get("messages")
     if not messages:
         raise ApiError(400, "Cannot apply chat template to an empty conversation. Provide at least one message.")
-    check_parts(messages, model)
+    check(messages)
     try:
         text = bounds.text(tokenizer.render_chat(fields), tokenizer)
         special = fields.get("add_special_tokens", False)

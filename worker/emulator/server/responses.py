@@ -14,33 +14,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from kvcache.errors import ApiError
+from kvcache.chat.request import ChatRequestError
+from kvcache.chat.responses import input_messages, opening, options
+from kvcache.errors import ApiError, parameter_error
 from runtime.http.server import AnswerAborted
 from worker.asgi import HttpRequest
 from worker.emulator.async_engine import EngineDeadError
-from worker.emulator.protocol.responses import (
-    Message,
-    ResponsesRequest,
-    ResponsesResponse,
-    chat_messages,
-    chat_tools,
-    continues,
-)
+from worker.emulator.protocol.messages import check_form
+from worker.emulator.protocol.responses import ResponsesRequest, ResponsesResponse, is_plain
 from worker.emulator.protocol.sampling import response_sampling
-from worker.emulator.protocol.validation import parse_request, sanitized, validated_query
+from worker.emulator.protocol.validation import parse_body, sanitized, validated, validated_query
 from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation
 from worker.emulator.server.response import Response, ResponseEvent
-from worker.emulator.server.service import Service, json_body
+from worker.emulator.server.service import LONG_TEXT, Service, json_body
 from worker.emulator.server.streaming import generated, running, stream
 from worker.emulator.server.submission import Prompt, check, text_of
 
 MAX_STORED = 1000
 """Responses that are kept; the oldest is dropped first. (vLLM keeps all.)"""
+
+_WITH_PARTS = ("message", "function_call_output", "custom_tool_call_output")
+"""Types of items whose content may be something else than text."""
 
 _NO_STORE = (
     "This vLLM engine does not support `store=True` and therefore does not support the background mode. To enable "
@@ -51,7 +52,7 @@ _NO_STORE = (
 @dataclass(slots=True)
 class _Stored:
     response: Response
-    messages: list[Message]
+    messages: list[dict[str, Any]]
     object: dict[str, Any]
     """What a look-up finds: the response as it was at its beginning or is at its end."""
     followed: bool
@@ -77,7 +78,10 @@ class Responses:
     async def create(self, raw_request: HttpRequest, service: Service) -> None:
         """Answer one request. Raises `ApiError` as long as nothing has been sent."""
         raw = await json_body(raw_request)
-        request = parse_request(ResponsesRequest, raw)
+        body = parse_body(raw)
+        request = await _validated(service, body)
+        if isinstance(body["input"], dict):  # an empty one: vLLM reads its keys as the items
+            body["input"] = []
         service.check_model(request.model)
         if request.store and not self._keeps and request.background:
             raise _invalid(_NO_STORE, "background")
@@ -87,8 +91,8 @@ class Responses:
             )
         if not service.trust_request_chat_template:
             check_template(request)
-        messages = self._conversation(request)
-        prompt = await _render(service, request, messages, len(raw))
+        messages = self._conversation(service, request, body)
+        prompt = await _render(service, request, {"messages": messages, **_options(body)}, len(raw))
         response = Response(service, request, prompt.tokens, prompt.sampling, int(time.time()))
         stored = _Stored(response, messages, response.object(), bool(request.background and request.stream))
         keeps = bool(request.store and self._keeps)
@@ -141,11 +145,26 @@ class Responses:
             raise _invalid(f"Response with id '{response_id}' not found.", "response_id", status=404)
         return stored
 
-    def _conversation(self, request: ResponsesRequest) -> list[Message]:
-        if request.previous_response_id is None:
-            return chat_messages(request.instructions, request.input)
-        before = self._find(request.previous_response_id)
-        return chat_messages(request.instructions, request.input, before.messages, before.object["output"])
+    def _conversation(
+        self, service: Service, request: ResponsesRequest, body: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The messages of a request, after those of the response that it continues. Raises `ApiError`."""
+        messages = opening(request.instructions)
+        if request.previous_response_id is not None:
+            before = self._find(request.previous_response_id)
+            messages += [message for message in before.messages if message["role"] != "system"]
+            messages += [
+                {"role": "assistant", "content": part["text"]}
+                for item in before.object["output"]
+                for part in item.get("content") or ()
+            ]
+        try:
+            return messages + input_messages(body)
+        except ChatRequestError as error:
+            for item in body["input"]:  # vLLM refuses what is no text when it renders the messages
+                if item.get("type", "message") in _WITH_PARTS:
+                    check_form(service.model, item.get("output") or item.get("content"))
+            raise parameter_error(str(error), error.param or "input") from None
 
     async def _background(
         self, raw_request: HttpRequest, service: Service, request: ResponsesRequest, prompt: Prompt, stored: _Stored
@@ -158,25 +177,34 @@ class Responses:
             await raw_request.json(200, queued)
 
 
-async def _render(service: Service, request: ResponsesRequest, messages: list[Message], size: int) -> Prompt:
+async def _validated(service: Service, body: Any) -> ResponsesRequest:
+    """The request in a body. Raises `ApiError`."""
+    if is_plain(body):
+        return validated(ResponsesRequest, body)
+    return validated(await service.offload(LONG_TEXT, _typed_request), body)
+
+
+def _typed_request() -> type[ResponsesRequest]:
+    """The request with OpenAI's types, which are loaded for the first body that needs them."""
+    from worker.emulator.protocol.openai_types import TypedResponsesRequest
+
+    return TypedResponsesRequest
+
+
+def _options(body: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return options(body)
+    except ChatRequestError as error:
+        raise parameter_error(str(error), error.param or "input") from None
+
+
+async def _render(service: Service, request: ResponsesRequest, fields: Mapping[str, Any], size: int) -> Prompt:
     """The prompt with its sampling parameters. Raises `ApiError`."""
     check_multimodal(request)
     cut = None if request.truncation == "disabled" else -1
     bounds = Bounds(service.max_model_len, request.max_output_tokens, "max_output_tokens", cut)
-    continued = continues(request.input)
-    fields: dict[str, Any] = {
-        "messages": messages,
-        "add_generation_prompt": not continued,
-        "continue_final_message": continued,
-        "add_special_tokens": True,
-    }
-    if request.reasoning is not None and request.reasoning.effort is not None:
-        fields["reasoning_effort"] = request.reasoning.effort
-    if request.chat_template_kwargs is not None:
-        fields["chat_template_kwargs"] = request.chat_template_kwargs
-    if tools := chat_tools(request.tools):
-        fields["tools"] = tools
-    tokens = await service.offload(size, lambda: conversation(fields, bounds, service.tokenizer, service.model))
+    check = partial(_check_contents, service.model)
+    tokens = await service.offload(size, lambda: conversation(fields, bounds, service.tokenizer, check))
     if len(tokens) >= service.max_model_len:
         raise _invalid(
             f"The engine prompt length {len(tokens)} exceeds the max_model_len {service.max_model_len}. Please reduce "
@@ -184,6 +212,11 @@ async def _render(service: Service, request: ResponsesRequest, messages: list[Me
             "input",
         )
     return Prompt(tokens, response_sampling(request, bounds.room(len(tokens))))
+
+
+def _check_contents(model: str, messages: Sequence[Any]) -> None:
+    for message in messages:
+        check_form(model, message.get("content"))
 
 
 async def _answer(
