@@ -35,8 +35,9 @@ async def test_the_head_comes_at_once_and_tokens_at_the_times_of_the_latency_mod
     began = asyncio.get_running_loop().time()
     reply = await harness.client.post("/v1/completions", completion())
     times = [at - began for at, part in reply.writes]
-    # prefill 5 ms + 10 blocks of 2.5 ms, then 15 ms a token; a timer is at most 1 ms late
-    assert times == pytest.approx([0.030, 0.045, 0.060, 0.075, 0.090], abs=0.0015)
+    # prefill 5 ms + 10 blocks of 2.5 ms; then a step takes 15 ms, 0.156 ms a sequence and 0.62 us a token of context
+    step = 0.015 + 0.000156 + 161 * 0.62e-6
+    assert times == pytest.approx([0.030 + step * tokens for tokens in range(5)], abs=0.0015)  # a timer is 1 ms late
     again = asyncio.get_running_loop().time()
     reply = await harness.client.post("/v1/completions", completion(max_tokens=1))
     assert reply.writes[0][0] - again == pytest.approx(0.0005, abs=0.0015)  # all cached
