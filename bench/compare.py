@@ -180,6 +180,7 @@ def compare_simulated(
             "workload": workload.name,
             "model": shape.model,
             "workers": shape.workers,
+            **({"ranks": shape.ranks} if shape.ranks > 1 else {}),
             "blocks": shape.engine.blocks,
             "network_delay": options.delays.network,
             "feed_delay": options.delays.feed,

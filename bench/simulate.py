@@ -18,6 +18,7 @@ from bench.result import Record
 from kvcache.feed import Batch, Event, Load, Snapshot, WorkerInfo
 from kvcache.keys import KEY_SCHEME, PrefixKeys, pack_tokens
 from kvcache.profiles import LatencyModel
+from kvcache.ranks import rank_id, rank_url
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Fleet, FleetConfig, Ticket
 from router.core.latency_samples import Usage
@@ -39,6 +40,8 @@ class ClusterShape:
     speeds: tuple[float, ...] = ()
     """By which factor each worker is faster than `latency` says; workers beyond the end of the tuple are as fast as it
     says."""
+    ranks: int = 1
+    """Engines of each worker."""
 
     def latency_of(self, worker: int) -> LatencyModel:
         """The latency of the engine of worker `worker` (from 0). The router is told `latency` for all of them."""
@@ -46,8 +49,8 @@ class ClusterShape:
 
     @property
     def capacity(self) -> int:
-        """Blocks of all workers together."""
-        return self.workers * self.engine.blocks
+        """Blocks of all engines together."""
+        return self.workers * self.ranks * self.engine.blocks
 
 
 class SeededTokens:
@@ -95,15 +98,15 @@ class _InFlight:
 
 
 class _Worker:
-    """One engine and its end of the cache feed."""
+    """One engine (a worker, or a data-parallel rank of one) and its end of the cache feed."""
 
     __slots__ = ("engine", "info", "loaded", "loaded_at", "looked_at", "reporting", "seq", "url", "wakes")
 
-    def __init__(self, number: int, shape: ClusterShape) -> None:
-        self.url = f"http://worker-{number}"
+    def __init__(self, number: int, rank: int, shape: ClusterShape) -> None:
+        self.url = rank_url(f"http://worker-{number}", rank)
         self.engine = Engine(shape.engine, shape.latency_of(number))
         self.info = WorkerInfo(
-            worker_id=f"worker-{number}",
+            worker_id=rank_id(f"worker-{number}", rank, shape.ranks),
             epoch=EPOCH,
             model=shape.model,
             block_size=shape.engine.block_size,
@@ -111,6 +114,8 @@ class _Worker:
             key_scheme=KEY_SCHEME,
             capacity=shape.engine.blocks,
             max_model_len=shape.engine.max_model_len,
+            rank=rank,
+            ranks=shape.ranks,
         )
         self.seq = 0
         self.loaded: Load = self.engine.load()
@@ -139,7 +144,7 @@ class Simulation:
         """Sends the next request of a closed loop when one is answered; None: the loop is open."""
         self._heap: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = counter()
-        self.workers = [_Worker(number, shape) for number in range(shape.workers)]
+        self.workers = [_Worker(number, rank, shape) for number in range(shape.workers) for rank in range(shape.ranks)]
         self._by_url = {worker.url: worker for worker in self.workers}
         self._in_flight: dict[str, _InFlight] = {}
         self._to_come = True

@@ -23,12 +23,19 @@ def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
         "max-model-len": spec.max_model_len,
         "block-size": spec.cache.block_size,
         "blocks": spec.blocks,
+        "data-parallel-size": data_parallel_size(spec),
         "speed": spec.engine.speed,
         "generator": spec.engine.generator,
         "seed": spec.engine.seed,
         "mean-output-tokens": spec.engine.mean_output_tokens,
         "grace-period": spec.workers.drain_seconds,
     }
+
+
+def data_parallel_size(spec: KVClusterSpec) -> int | None:
+    """The number of a worker's engines; None where there is one, as for every process that is not told otherwise."""
+    size = spec.engine.data_parallel.size
+    return size if size > 1 else None
 
 
 def router_settings(spec: KVClusterSpec) -> dict[str, object]:

@@ -14,6 +14,8 @@ RESERVED_FLAGS: Mapping[str, str] = {
     "--block-size": "spec.cache.blockSize",
     "--blocks": "spec.cache.blocks",
     "--num-gpu-blocks-override": "spec.cache.blocks",
+    "--data-parallel-size": "spec.engine.dataParallel.size",
+    "-dp": "spec.engine.dataParallel.size",
     "--speed": "spec.engine.speed",
     "--generator": "spec.engine.generator",
     "--seed": "spec.engine.seed",
@@ -32,8 +34,8 @@ _NO_KEY = (
 )
 
 REFUSED_FLAGS: Mapping[tuple[str, ...], str] = {
-    ("--data-parallel-*", "-dp*", "--headless", "--nnodes"): "a worker is one engine in one pod with one cache: "
-    "raise spec.workers.replicas instead",
+    ("--data-parallel-*", "-dp*", "--headless", "--nnodes"): "all engines of a worker are in one pod, behind one "
+    "port: set spec.engine.dataParallel.size, or raise spec.workers.replicas instead",
     ("--no-enable-prefix-caching",): "requests are routed by what the engines' prefix caches hold: remove it",
     (
         "--ssl-*",

@@ -39,6 +39,8 @@ PATH_PATTERN = r"^/[^\s,%]*[^\s,%/]$"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 SCRATCH_VOLUME = "tmp"
 """Every pod has a volume of this name."""
+MAX_DATA_PARALLEL = 64
+"""Each engine has a port for its events in the pod."""
 MAX_NAME_LENGTH = 45
 """The longest object name is `<name>-router-management`, and a Service's name has at most 63 characters."""
 
@@ -109,6 +111,15 @@ class Model(SpecModel):
         return self
 
 
+class DataParallel(SpecModel):
+    """Engines of a worker that run side by side, each with a cache of its own (vLLM's data-parallel ranks)."""
+
+    size: Annotated[int, Field(ge=1, le=MAX_DATA_PARALLEL)] = 1
+    """Engines in each worker's pod, behind one port. Routers choose among the engines of all pods; `workers.replicas`,
+    autoscaling and the status count pods. vLLM takes this many GPUs times those of one engine: request all of them in
+    `workers.resources`."""
+
+
 class Engine(SpecModel):
     """What runs in each worker."""
 
@@ -130,6 +141,7 @@ class Engine(SpecModel):
     """Emulator: seed of the sampler; the same seed gives the same answers."""
     mean_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     """Emulator: mean length of the sampler's answers where a request does not bound it, tokens."""
+    data_parallel: DataParallel = DataParallel()
     args: list[Annotated[str, Field(min_length=1, max_length=1_024)]] = Field(default_factory=list, max_length=256)
     """Further flags of the engine, as its command line takes them."""
     env: list[EnvVar] = Field(default_factory=list, max_length=256)
@@ -154,7 +166,7 @@ class Cache(SpecModel):
     block_size: Annotated[int, Field(ge=1, le=1024)] = 16
     """Tokens of a block. Workers and routers must agree, so it is set once, here."""
     blocks: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
-    """Blocks a worker can hold. Default: what the profile's GPU leaves after weights and overhead."""
+    """Blocks an engine can hold. Default: what the profile's GPU leaves after weights and overhead."""
 
 
 class Workers(Placement):

@@ -7,7 +7,8 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from controller.api.model import KVCluster
 from controller.local.desired_processes import Addresses, DesiredProcess, check, desired_processes
 from controller.local.process import ManagedProcess, ProcessState, ProcessStatus
 from controller.objects.names import Component
+from kvcache.ranks import split_rank
 from runtime.sockets import listen, url_of
 
 LOOPBACK = "127.0.0.1"
@@ -197,19 +199,30 @@ class LocalCluster:
         while self._missing:
             with contextlib.suppress(httpx.HTTPError):
                 answer = await self._client.get(f"{self.management_url}/workers")
-                self._missing = _unmatched({row["url"]: row for row in answer.json()["workers"]}, self.workers)
+                ranks = self.manifest.spec.engine.data_parallel.size
+                self._missing = _unmatched(by_address(answer.json()["workers"]), self.workers, ranks)
             await asyncio.sleep(POLL_INTERVAL if self._missing else 0)
 
 
-def _unmatched(rows: Mapping[str, Mapping[str, Any]], workers: Iterable[ProcessStatus]) -> str:
-    """What keeps the router from matching prompts against the workers' caches; empty when it matches all."""
+def by_address(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """The rows of the router's `/workers`, by the address that the data-parallel ranks of a process share."""
+    grouped: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[split_rank(row["url"])[0]].append(row)
+    return grouped
+
+
+def _unmatched(rows: Mapping[str, Sequence[Mapping[str, Any]]], workers: Iterable[ProcessStatus], ranks: int) -> str:
+    """What keeps the router from matching prompts against the caches of the workers' data-parallel ranks; empty when it
+    matches all."""
     reasons = []
     for worker in workers:
-        row = rows.get(worker.url)
-        if row is None:
+        known = rows.get(worker.url, ())
+        if len(known) < ranks:
             reasons.append(f"{worker.name}: nothing")
-        elif not (row["ready"] and row["matching"]):
-            reasons.append(f"{worker.name}: {row['why_not_ready'] or row['why_not_matching']}")
+        for row in known:
+            if not (row["ready"] and row["matching"]):
+                reasons.append(f"{worker.name}: {row['why_not_ready'] or row['why_not_matching']}")
     return "; ".join(reasons)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from controller.local.cluster import LocalCluster
+from controller.local.cluster import LocalCluster, by_address
 from controller.local.process import ProcessState, ProcessStatus
 
 QUERIES, HITS = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
@@ -57,21 +57,28 @@ def hit_rate(metrics: str) -> float | None:
     return counts[HITS] / counts[QUERIES] if counts[QUERIES] else None
 
 
-def worker_view(process: ProcessStatus, row: Mapping[str, Any] | None, metrics: str | None) -> WorkerView:
-    """A worker from its process, its row in the router's `/workers`, and its metrics."""
-    if row is None:
+def worker_view(process: ProcessStatus, rows: Sequence[Mapping[str, Any]], metrics: str | None) -> WorkerView:
+    """A worker from its process, the rows of its data-parallel ranks in the router's `/workers`, and its metrics."""
+    if not rows:
         return WorkerView(process, note=process.detail, hit_rate=hit_rate(metrics or ""))
-    load = row.get("load") or {}
+    loads = [row.get("load") or {} for row in rows]
+    capacities = [row.get("capacity") or load.get("total_blocks") for row, load in zip(rows, loads, strict=True)]
     return WorkerView(
         process=process,
-        routable=bool(row["ready"]),
-        note=process.detail or str(row.get("why_not_ready") or ""),
-        blocks=row.get("blocks"),
-        capacity=row.get("capacity") or load.get("total_blocks"),
-        running=load.get("running"),
-        waiting=load.get("waiting"),
+        routable=all(row["ready"] for row in rows),
+        note=process.detail or next((why for row in rows if (why := str(row.get("why_not_ready") or ""))), ""),
+        blocks=_total(row.get("blocks") for row in rows),
+        capacity=_total(capacities),
+        running=_total(load.get("running") for load in loads),
+        waiting=_total(load.get("waiting") for load in loads),
         hit_rate=hit_rate(metrics or ""),
     )
+
+
+def _total(values: Iterable[int | None]) -> int | None:
+    """None if none is known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 async def observe(cluster: LocalCluster, client: httpx.AsyncClient) -> ClusterView:
@@ -81,13 +88,13 @@ async def observe(cluster: LocalCluster, client: httpx.AsyncClient) -> ClusterVi
         *(_get(client, f"{worker.url}/metrics", worker) for worker in cluster.workers),
     )
     rows: Sequence[Mapping[str, Any]] = [] if listing is None else listing.json()["workers"]
-    by_url = {row["url"]: row for row in rows}
+    known = by_address(rows)
     return ClusterView(
         name=cluster.manifest.name,
         strategy=cluster.manifest.spec.router.strategy.value,
         router=cluster.router,
         workers=tuple(
-            worker_view(worker, by_url.get(worker.url), None if answer is None else answer.text)
+            worker_view(worker, known.get(worker.url, ()), None if answer is None else answer.text)
             for worker, answer in zip(cluster.workers, metrics, strict=True)
         ),
     )

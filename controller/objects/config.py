@@ -6,12 +6,23 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from controller.api.model import EngineType
+from controller.api.model import EngineType, KVClusterSpec
 from controller.objects.names import FEED_PORT, WORKER_PORT, Cluster, Component, Object
-from controller.process_settings import chat_settings, environment, router_settings, worker_settings
+from controller.process_settings import (
+    chat_settings,
+    data_parallel_size,
+    environment,
+    router_settings,
+    worker_settings,
+)
 
-EVENTS_PORT, REPLAY_PORT = 5557, 5558
-"""Ports inside the pod where vLLM publishes its KV events, and where it replays events that were missed."""
+EVENTS_PORT = 5557
+"""Port inside the pod where the first of vLLM's engines publishes its KV events; those of the others follow it."""
+
+
+def replay_port(spec: KVClusterSpec) -> int:
+    """Port where the first engine replays events that were missed: behind all ports where events are published."""
+    return EVENTS_PORT + spec.engine.data_parallel.size
 
 
 def build_config_map(cluster: Cluster, component: Component) -> Object:
@@ -55,7 +66,8 @@ def _agent_settings(cluster: Cluster) -> dict[str, str]:
             "port": FEED_PORT,
             "engine-url": f"http://127.0.0.1:{WORKER_PORT}",
             "events-endpoint": f"tcp://127.0.0.1:{EVENTS_PORT}",
-            "replay-endpoint": f"tcp://127.0.0.1:{REPLAY_PORT}",
+            "replay-endpoint": f"tcp://127.0.0.1:{replay_port(spec)}",
+            "data-parallel-size": data_parallel_size(spec),
             "model": spec.model_name,
             "tokenizer": spec.tokenizer,
             "block-size": spec.cache.block_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from controller.api.model import EngineType
-from controller.objects.config import EVENTS_PORT, REPLAY_PORT
+from controller.objects.config import EVENTS_PORT, replay_port
 from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Component, Object
 from controller.objects.pods import (
     SCRATCH_MOUNT,
@@ -22,6 +22,7 @@ from controller.objects.pods import (
     ip_families,
     pod_field_variable,
 )
+from controller.process_settings import data_parallel_size
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.32.0"
 """The release whose behaviour was measured."""
@@ -171,7 +172,7 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         "publisher": "zmq",
         "endpoint": f"tcp://*:{EVENTS_PORT}",
         # vLLM always binds this one. It binds the other only with a `*`, though only the agent beside it connects.
-        "replay_endpoint": f"tcp://127.0.0.1:{REPLAY_PORT}",
+        "replay_endpoint": f"tcp://127.0.0.1:{replay_port(spec)}",
         "topic": "",
     }
     return [
@@ -182,6 +183,7 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         "--served-model-name",
         *spec.served_names,
         f"--block-size={spec.cache.block_size}",
+        *([] if (size := data_parallel_size(spec)) is None else [f"--data-parallel-size={size}"]),
         *([] if spec.model.max_model_len is None else [f"--max-model-len={spec.model.max_model_len}"]),
         *([] if spec.cache.blocks is None else [f"--num-gpu-blocks-override={spec.cache.blocks}"]),
         *([] if spec.model.tokenizer is None else [f"--tokenizer={spec.model.tokenizer}"]),

@@ -23,16 +23,19 @@ MARGIN = 1.25
 def deletion_costs(reports: Mapping[str, RouterReport], pods: Iterable[Raw]) -> dict[str, int]:
     """Cost by worker pod: 0 for those with a negligible score, the rest a multiple of 100 by rank of their score.
 
-    The score is summed over the routers. The order that the pods' annotations have stands as long as no pod's score is
-    clearly higher than the next one's, and costs that are in order already stay, so that little is patched. Empty when
-    no router could be asked.
+    The score is summed over the routers, and over the data-parallel ranks of a pod. The order that the pods'
+    annotations have stands as long as no pod's score is clearly higher than the next one's, and costs that are in order
+    already stay, so that little is patched. Empty when no router could be asked.
     """
     if not reports:
         return {}
     workers = active(pods, Component.WORKER)
-    scores = {
-        raw.name(pod): sum(report.reuse_score.get(raw.name(pod), 0.0) for report in reports.values()) for pod in workers
-    }
+    scores = {raw.name(pod): 0.0 for pod in workers}
+    for report in reports.values():
+        for worker_id, score in report.reuse_score.items():
+            pod, _, _ = worker_id.partition("/")  # `pod/1` is a data-parallel rank
+            if pod in scores:
+                scores[pod] += score
     had = {raw.name(pod): deletion_cost(pod) or 0 for pod in workers}
     reused = [name for name in scores if scores[name] >= NEGLIGIBLE]
     order = _ordered(sorted(reused, key=lambda name: (had[name], scores[name], name)), scores)

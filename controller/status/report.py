@@ -93,7 +93,7 @@ class RouterReport:
     discovery: DiscoveryReport = field(default_factory=DiscoveryReport)
     tokenizer: TokenizerReport = field(default_factory=TokenizerReport)
     reuse_score: Mapping[str, Quantity] = field(default_factory=dict)
-    """By worker id: blocks reused there, decayed."""
+    """By worker id, which for a data-parallel rank is `pod/rank`: blocks reused there, decayed."""
 
     @field_validator("cached_tokens")
     @classmethod

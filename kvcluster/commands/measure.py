@@ -22,6 +22,7 @@ from controller.api.load import load_manifest, override
 from controller.api.model import KVCluster, KVClusterSpec, Strategy
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.desired_processes import check
+from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.terminal import exits, output
 from worker.emulator.engine.config import EngineConfig
@@ -80,9 +81,12 @@ def launcher(manifest: KVCluster, log_dir: Path) -> Launch:
     async def launch(strategy: str) -> AsyncIterator[Target]:
         async with LocalCluster(with_strategy(manifest, strategy), Options(log_dir=log_dir / strategy)) as cluster:
             await cluster.wait_ready(READY_TIMEOUT)
+            ranks = manifest.spec.engine.data_parallel.size
             yield Target(
                 url=cluster.url,
-                worker_ids=tuple(worker.name for worker in cluster.workers),
+                worker_ids=tuple(
+                    rank_id(worker.name, rank, ranks) for worker in cluster.workers for rank in range(ranks)
+                ),
             )
 
     return launch
@@ -94,7 +98,8 @@ def pooled_ceiling(manifest: KVCluster) -> Callable[[Workload], float]:
     def ceiling(workload: Workload) -> float:
         spec = manifest.spec
         asked = prompts(workload, load_tokenizer(spec.tokenizer))
-        return pooled_hit_rate(asked, spec.workers.replicas * spec.blocks, spec.cache.block_size)
+        caches = spec.workers.replicas * spec.engine.data_parallel.size
+        return pooled_hit_rate(asked, caches * spec.blocks, spec.cache.block_size)
 
     return ceiling
 
@@ -133,6 +138,7 @@ def shape_of(spec: KVClusterSpec) -> ClusterShape:
     profile = spec.profile
     return ClusterShape(
         workers=spec.workers.replicas,
+        ranks=spec.engine.data_parallel.size,
         engine=EngineConfig(
             blocks=spec.blocks,
             max_num_batched_tokens=profile.max_num_batched_tokens,

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from urllib.parse import urlsplit
 
 from controller.objects.names import Component
@@ -198,8 +197,8 @@ def _figures(pod: raw.Raw, routers: Sequence[RouterAnswer]) -> WorkerFigures | N
     ages = [row["view_age"] for row in rows if isinstance(row.get("view_age"), int | float)]
     why = next((text for row in rows for text in _reasons(row) if text), "")
     return WorkerFigures(
-        blocks=_largest(row.get("blocks") for row in rows),
-        capacity=_largest(row.get("capacity") for row in rows),
+        blocks=_sum_of_ranks(rows, "blocks"),
+        capacity=_sum_of_ranks(rows, "capacity"),
         in_flight=sum(raw.number(row, "in_flight") for row in rows),
         reuse_score=sum(
             router.report.reuse_score.get(raw.text(row, "worker_id"), 0.0)
@@ -214,9 +213,10 @@ def _figures(pod: raw.Raw, routers: Sequence[RouterAnswer]) -> WorkerFigures | N
 
 
 def _is_about(row: raw.Raw, pod: raw.Raw) -> bool:
-    """A worker's id is the name of its pod. A worker that has not yet told its id is recognised by its address."""
+    """A worker's id is the name of its pod, for a data-parallel rank with `/` and its number. A worker that has not yet
+    told its id is recognised by its address."""
     address = raw.text(pod, "status", "podIP")
-    return raw.text(row, "worker_id") == raw.name(pod) or (
+    return raw.text(row, "worker_id").partition("/")[0] == raw.name(pod) or (
         bool(address) and urlsplit(raw.text(row, "url")).hostname == address.lower()
     )
 
@@ -225,8 +225,14 @@ def _reasons(row: raw.Raw) -> tuple[str, str]:
     return raw.text(row, "why_not_ready"), raw.text(row, "why_not_matching")
 
 
-def _largest(values: Iterable[Any]) -> int | None:
-    return max((value for value in values if type(value) is int), default=None)
+def _sum_of_ranks(rows: Iterable[raw.Raw], field: str) -> int | None:
+    """The sum over a pod's data-parallel ranks of the largest figure that a router has of each; None without any."""
+    largest: dict[str, int] = {}
+    for row in rows:
+        if type(value := row.get(field)) is int:
+            url = raw.text(row, "url")
+            largest[url] = max(largest.get(url, 0), value)
+    return sum(largest.values()) if largest else None
 
 
 # --- problems ---

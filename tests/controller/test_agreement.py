@@ -42,6 +42,11 @@ def test_a_worker_understands_its_command_line(manifest):
     assert (settings.mean_output_tokens, settings.grace_period, settings.dev_mode) == (9, 5.0, True)
 
 
+def test_a_worker_of_several_engines_is_told_their_number(make_manifest):
+    manifest = make_manifest(engine={"dataParallel": {"size": 3}}, workers={"replicas": 2})
+    assert WorkerSettings.load([*desired_processes(manifest, ADDRESSES)[0].args, "--fd=5"]).data_parallel_size == 3
+
+
 def test_a_router_understands_its_command_line(manifest):
     plan = desired_processes(manifest, ADDRESSES)[-1]
     settings = RouterSettings.load([*plan.args, "--fd=5", "--management-fd=6"])
@@ -96,5 +101,5 @@ def test_defaults_are_the_workers_own(make_manifest):
 
 def test_reserved_flags_exist():
     known = {f"--{name.replace('_', '-')}" for name in WorkerSettings.model_fields}
-    # vLLM's names for --blocks and --grace-period.
-    assert set(RESERVED_FLAGS) - known == {"--num-gpu-blocks-override", "--shutdown-timeout"}
+    # vLLM's names for --blocks, --grace-period and --data-parallel-size.
+    assert set(RESERVED_FLAGS) - known == {"--num-gpu-blocks-override", "--shutdown-timeout", "-dp"}

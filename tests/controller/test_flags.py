@@ -14,10 +14,12 @@ from controller.api.load import validate_manifest
 from controller.api.problems import ManifestError
 
 REFUSED = [
-    ("--data-parallel-size=2", "raise spec.workers.replicas"),
-    ("--data_parallel_size", "raise spec.workers.replicas"),
-    ("-dp=4", "raise spec.workers.replicas"),
-    ("-dpn", "raise spec.workers.replicas"),
+    ("--data-parallel-size=2", "set by spec.engine.dataParallel.size"),
+    ("--data_parallel_size", "set by spec.engine.dataParallel.size"),
+    ("-dp=4", "set by spec.engine.dataParallel.size"),
+    ("-dpn", "set spec.engine.dataParallel.size, or raise spec.workers.replicas"),
+    ("--data-parallel-size-local=1", "set spec.engine.dataParallel.size"),
+    ("--data-parallel-external-lb", "set spec.engine.dataParallel.size"),
     ("--no-enable-prefix-caching", "remove it"),
     ("--ssl-keyfile=/tls/key", "spec.router.ingress"),
     ("--ssl_certfile", "spec.router.ingress"),

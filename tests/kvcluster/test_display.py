@@ -108,5 +108,19 @@ def test_hit_rate_from_a_workers_metrics(metrics, expected):
     assert hit_rate(metrics) == expected
 
 
+def test_the_ranks_of_a_worker_are_added_up():
+    rows = [
+        {"ready": ready, "why_not_ready": why, "blocks": 5, "capacity": 9, "load": load}
+        for ready, why, load in (
+            (True, "", {"running": 2, "waiting": 1}),
+            (False, "it failed", {"running": 1, "waiting": 0}),
+            (True, "", None),
+        )
+    ]
+    assert worker_view(WORKER, rows, None) == WorkerView(
+        WORKER, routable=False, note="it failed", blocks=15, capacity=27, running=3, waiting=1
+    )
+
+
 def test_a_worker_the_router_does_not_list_is_shown_by_its_process():
-    assert worker_view(WORKER, None, None) == WorkerView(WORKER)
+    assert worker_view(WORKER, (), None) == WorkerView(WORKER)

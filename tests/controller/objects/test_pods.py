@@ -5,6 +5,7 @@ Not covered: that Kubernetes runs such pods (tests/kube/e2e).
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -143,6 +144,26 @@ def test_vllm_gets_an_agent_beside_it_and_a_feed_port():
     }
     assert made["ConfigMap/rag-worker"]["data"]["AGENT_TOKENIZER"] == "meta-llama/Llama-3.1-8B"
     assert made["ConfigMap/rag-router"]["data"]["ROUTER_TOKENIZER"] == "meta-llama/Llama-3.1-8B"
+
+
+def test_vllm_of_several_engines_publishes_the_events_of_each_on_a_port_of_its_own():
+    def ports(made: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+        argument = next(
+            each for each in containers(made["Deployment/rag-worker"])["worker"]["args"] if "events" in each
+        )
+        events = json.loads(argument.removeprefix("--kv-events-config="))
+        return events, made["ConfigMap/rag-worker"]["data"]
+
+    one, agent = ports(objects(**VLLM))
+    assert (one["endpoint"], one["replay_endpoint"]) == ("tcp://*:5557", "tcp://127.0.0.1:5558")
+    assert "AGENT_DATA_PARALLEL_SIZE" not in agent
+    made = objects(**{**VLLM, "engine": {**VLLM["engine"], "dataParallel": {"size": 4}}})
+    assert "--data-parallel-size=4" in containers(made["Deployment/rag-worker"])["worker"]["args"]
+    several, agent = ports(made)
+    assert (several["endpoint"], several["replay_endpoint"]) == ("tcp://*:5557", "tcp://127.0.0.1:5561")
+    assert agent["AGENT_DATA_PARALLEL_SIZE"] == "4"
+    assert agent["AGENT_REPLAY_ENDPOINT"] == several["replay_endpoint"]
+    assert agent["AGENT_EVENTS_ENDPOINT"] == "tcp://127.0.0.1:5557"
 
 
 def test_agents_and_routers_get_the_engines_chat_settings():

@@ -43,6 +43,12 @@ def test_the_routers_reuse_scores_are_added():
     assert costs(scores(40.0, 10.0, 0.0, 20.0) | scores(0.0, 100.0, 0.1, 0.0, router="b")) == [200, 300, 0, 100]
 
 
+def test_the_scores_of_a_pods_data_parallel_ranks_are_added():
+    ranked = {f"{name}/{rank}": 10.0 * rank * (at == 2) for at, name in enumerate(NAMES) for rank in range(3)}
+    ranked[f"{NAMES[0]}/1"] = 25.0
+    assert costs({"a": report(reuse_score=ranked)}) == [100, 0, 200, 0]
+
+
 def test_without_an_answer_nothing_is_said():
     assert deletion_costs({}, WORKERS) == {}
 

@@ -43,7 +43,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a flag that a field sets": ({"engine": {"args": ["--speed=2"]}}, "spec.engine.args[0]", "use spec.model"),
     "a flag of ours": ({"engine": {"args": ["--port", "80"]}}, "spec.engine.args[0]", "remove it"),
     "an engine of several engines": (
-        {"engine": {"args": ["--data_parallel_size=2"]}}, "spec.engine.args[0]", "raise spec.workers.replicas",
+        {"engine": {"args": ["--data_parallel_rank=2"]}}, "spec.engine.args[0]", "set spec.engine.dataParallel.size",
+    ),
+    "no engine in a worker": (
+        {"engine": {"dataParallel": {"size": 0}}}, "spec.engine.dataParallel.size", "greater than or equal to 1",
     ),
     "an engine without a prefix cache": (
         {"engine": {"args": ["--no-enable-prefix-caching"]}}, "spec.engine.args[0]", "remove it",

@@ -50,6 +50,20 @@ def test_a_healthy_cluster():
     assert found.wanted == {"worker": 4, "router": 2}
 
 
+def test_the_data_parallel_ranks_of_a_pod_are_added_up():
+    def ranks(worker: str) -> list[dict[str, Any]]:
+        return [
+            row(f"{worker}/{rank}", url=f"http://10.0.0.99:8100#rank={rank}", blocks=100 + rank) for rank in range(2)
+        ]
+
+    rows = tuple(each for worker in WORKERS for each in ranks(worker))
+    scores = {f"{WORKERS[0]}/{rank}": 10.0 for rank in range(2)}
+    answers = tuple(RouterAnswer(name, report(reuse_score=scores), rows) for name in ROUTERS)
+    worker = seen(routers=answers).pods[2].worker
+    assert worker is not None
+    assert (worker.blocks, worker.capacity, worker.in_flight, worker.reuse_score) == (201, 1848, 8, 40.0)
+
+
 def test_the_page_in_text():
     text = shown(seen())
     for words in (
