@@ -37,6 +37,16 @@ class ApiError(Exception):
         return error_body(self.message, self.type, self.param, self.status)
 
 
+class MessagesError(ApiError):
+    """An error in the format of Anthropic's API, which vLLM uses once it has validated the request."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.status, error.message, type=error.type)
+
+    def body(self) -> dict[str, Any]:
+        return {"type": "error", "error": {"type": self.type, "message": super().body()["error"]["message"]}}
+
+
 def error_body(message: str, type: str, param: str | None, code: int) -> dict[str, Any]:  # noqa: A002
     """`{"error": {message, type, param, code}}`; `code` repeats the HTTP status.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import random
 import socket
@@ -27,9 +28,9 @@ from router.metrics import DiscoveryCollector, FleetCollector, Metrics
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
 from router.server.management import Management, RouterEvent
+from router.server.models import Models
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy
-from router.server.resumption import Resumptions
 from router.server.tokenizer_loader import TokenizerLoader
 from router.settings import Settings
 from router.sync.fleet_sync import FleetSync
@@ -56,6 +57,7 @@ def fleet_config(settings: Settings) -> FleetConfig:
         fingerprint="",
         key_scheme=KEY_SCHEME,
         model=settings.model or "",
+        fingerprints=dict.fromkeys(dict(settings.model_tokenizers), ""),
         strategy=settings.strategy,
         latency=settings.gpu.latency.scaled(settings.speed),
         liveness_timeout=settings.liveness_timeout,
@@ -165,9 +167,13 @@ class Router:
             rng=random.Random(),
             changed=changed,
         )
-        self.prompts = PromptReader(None, settings.block_size, lambda: self.fleet.max_model_len)
+        self.prompts = PromptReader(None, settings.block_size, lambda: self.fleet.directory.catalogue)
         load = load or (lambda name: load_tokenizer(name, settings.chat_options()))
         self.tokenizer = TokenizerLoader(settings.tokenizer, load, self._adopt, clock)
+        self.tokenizers = {
+            model: TokenizerLoader(name, load, functools.partial(self._adopt_other, model), clock)
+            for model, name in settings.model_tokenizers
+        }
         self.proxy = Proxy(
             fleet=self.fleet,
             upstream=self.upstream,
@@ -181,14 +187,12 @@ class Router:
             refusals=Refusals(),
             on_refused=self.fleet_sync.unreachable,
             on_busy=self.fleet_sync.busy,
-            resumptions=Resumptions(lambda: self.prompts.tokenizer, lambda: self.fleet.max_model_len).of
-            if settings.resume_streams
-            else None,
         )
         self.cors = Cors(frozenset(settings.cors_origins))
         self.data_plane = DataPlane(
             self.proxy,
             self.prompts,
+            Models(self.fleet.directory),
             self.metrics,
             clock,
             settings.strategy,
@@ -205,6 +209,7 @@ class Router:
             recent=recent,
             discovery=source.status,
             tokenizer=self.tokenizer,
+            tokenizers=self.tokenizers,
             pod=self.fleet_sync.pod,
             request_wait=settings.retry_deadline,
         )
@@ -216,7 +221,7 @@ class Router:
         self._tasks = [
             asyncio.create_task(self.fleet_sync.follow(self._source)),
             asyncio.create_task(self._ticker.run()),
-            asyncio.create_task(self.tokenizer.run()),
+            *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
         ]
 
     async def drain(self, policy: DrainPolicy, cut_short: asyncio.Event) -> None:
@@ -252,6 +257,10 @@ class Router:
         self.prompts.tokenizer = tokenizer
         self.metrics.tokenizer_loaded.set(1)
         self.fleet.adopt_tokenizer(tokenizer.fingerprint)
+
+    def _adopt_other(self, model: str, tokenizer: Tokenizer) -> None:
+        self.prompts.tokenizers[model] = tokenizer
+        self.fleet.adopt_tokenizer(tokenizer.fingerprint, model)
 
     def _fell_silent(self, url: str, why: str) -> None:
         """The worker's requests stay with it for now: it may only be frozen for a moment (`UpstreamTimeouts.stall`)."""

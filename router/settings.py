@@ -61,6 +61,9 @@ class Settings(ChatSettings):
     )
 
     model: str | None = Field(None, min_length=1, description="served model; default: whatever the workers serve")
+    model_tokenizers: Annotated[tuple[tuple[str, str], ...], NoDecode] = Field(
+        (), description="tokenizers of further models that workers serve: MODEL=TOKENIZER; separate by commas"
+    )
     tokenizer: str = Field("gpt2", description="'gpt2' (bundled), a folder with a tokenizer, or a Hugging Face id")
     block_size: PositiveInt = Field(16, description="tokens of a block; those of the workers are multiples of it")
     profile: str = Field(DEFAULT_PROFILE, description=f"whose latencies to expect: {', '.join(sorted(PROFILES))}")
@@ -97,9 +100,6 @@ class Settings(ChatSettings):
     eject_share: float = Field(0.5, ge=0, le=1, description="largest share of the workers that is ejected at once")
     longest_pause: PositiveFloat = Field(
         30.0, description="seconds that a worker's Retry-After is honoured for at most"
-    )
-    resume_streams: bool = Field(
-        False, description="let a stream whose worker fails go on at another one (docs/router.md says which streams)"
     )
     session_ttl: float = Field(
         600.0,
@@ -145,6 +145,16 @@ class Settings(ChatSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_list(value)
+
+    @field_validator("model_tokenizers", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [entry.partition("=") for entry in split_list(value)]
+        if wrong := next(("".join(pair) for pair in pairs if not (pair[0] and pair[2])), None):
+            raise ValueError(f"{wrong!r} is no MODEL=TOKENIZER")
+        return [(name, tokenizer) for name, _, tokenizer in pairs]
 
     @field_validator("workers")
     @classmethod

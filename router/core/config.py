@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvcache.feed import FULL_ATTENTION, SLIDING_WINDOW, WorkerInfo
@@ -24,7 +25,9 @@ class FleetConfig:
     """That of the profile, at the speed at which the workers run."""
     key_scheme: str = KEY_SCHEME
     model: str = ""
-    """The model that the fleet serves; empty: any, and workers are filtered by the request's model."""
+    """The model that the router's own tokenizer reads; empty: every model that `fingerprints` does not name."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Of the router's tokenizers for other models, by model; empty: not loaded (yet)."""
     strategy: str = "cache_aware"
     liveness_timeout: float = 2.0
     """A worker that is silent for this long becomes unreachable. Call `Fleet.expire` at least twice as often."""
@@ -58,9 +61,26 @@ class FleetConfig:
     expected_output_tokens: int = 128
     """Assumed length of an answer until lengths have been observed."""
 
+    def tokenizer_of(self, info: WorkerInfo) -> str | None:
+        """Which tokenizer reads the prompts of a worker's model: a key of `fingerprints`, or empty for the router's
+        own; None: it has none for this model."""
+        names = (info.model, *info.names)
+        for name in names:
+            if name in self.fingerprints:
+                return name
+        return "" if self.model in ("", *names) else None
+
     def mismatch(self, info: WorkerInfo) -> Mismatch | None:
         """Why this worker's blocks cannot be matched here; None when they can."""
-        if not self.fingerprint:
+        tokenizer = self.tokenizer_of(info)
+        if tokenizer is None:
+            return Mismatch(
+                RejectReason.MODEL,
+                f"worker {info.worker_id!r} serves model {info.model!r}, and this router's tokenizer is that of "
+                f"{self.model!r}: give it the other one with --model-tokenizers {info.model}=TOKENIZER",
+            )
+        fingerprint = self.fingerprints[tokenizer] if tokenizer else self.fingerprint
+        if not fingerprint:
             return Mismatch(RejectReason.NO_TOKENIZER, "the router's tokenizer is not loaded: see /status for why")
         for size in (info.block_size, *(group.block_size for group in info.groups)):
             if size % self.block_size or not size:
@@ -82,15 +102,8 @@ class FleetConfig:
                 RejectReason.FINGERPRINT,
                 "tokenizer fingerprint",
                 info.fingerprint,
-                self.fingerprint,
+                fingerprint,
                 "give the router the worker's tokenizer and chat template; beside an agent, its log says what differs",
-            ),
-            (
-                RejectReason.MODEL,
-                "model",
-                info.model,
-                self.model or info.model,
-                "route another model by another router",
             ),
         )
         for reason, what, theirs, ours, remedy in checks:

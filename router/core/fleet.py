@@ -13,9 +13,10 @@ from dataclasses import replace
 from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot, WorkerInfo
 from kvcache.keys import BlockKey
 from kvcache.ranks import rank_url
+from router.core.catalogue import OWN_TOKENIZER, Directory
 from router.core.circuits import Circuits
 from router.core.config import FleetConfig
-from router.core.decision import Candidate, Decision, DecisionReason, NoWorkerReady, RouteRequest
+from router.core.decision import Candidate, Decision, DecisionReason, RouteRequest
 from router.core.errors import FeedRejected, RejectReason, UnknownWorker
 from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetCorrection
@@ -24,7 +25,7 @@ from router.core.ownership import Owners
 from router.core.reuse import PrefixPopularity, ReuseScore
 from router.core.sessions import SessionTable
 from router.core.stored_responses import holders
-from router.core.strategies import Choice, Conditions, candidates, find_strategy, of_rank, serving
+from router.core.strategies import Choice, Conditions, candidates, find_strategy
 from router.core.ticket import Assumptions, Ticket
 from router.core.view import View
 from router.core.work import DecodeTime, Work, shape_of
@@ -37,6 +38,9 @@ TIE_SECONDS = 1e-4
 """Costs that differ by this and half a decode step are equal: the end of that step is not known more precisely."""
 MAX_URL = 2048
 """Characters of a URL that a heartbeat may state."""
+
+_ROUTED_BY_LOAD = (RejectReason.NO_TOKENIZER, RejectReason.MODEL)
+"""Why a worker that pushes is not matched, and gets requests all the same."""
 
 
 class Fleet:
@@ -55,6 +59,7 @@ class Fleet:
         self._strategy = find_strategy(config.strategy)
         self._workers: dict[str, Worker] = {}
         self._owners = Owners(self._workers.values())
+        self.directory = Directory(self._workers, config.model, lambda info: self.config.tokenizer_of(info))
         self._index = PrefixIndex()
         self._correction = FleetCorrection()
         self._decode_time = DecodeTime(config.expected_output_tokens, config.latency.decode)
@@ -84,6 +89,7 @@ class Fleet:
         if worker is not None:
             self._owners.disown(worker)
             worker.close()
+            self.directory.changed()
             self._circuits.fleet_shrank()
 
     def set_intake(self, url: str, intake: Intake) -> None:
@@ -156,6 +162,7 @@ class Fleet:
             url, View(self._index, config.view_timeout, config.block_size), work, ReuseScore(config.reuse_half_life)
         )
         self._workers[url] = worker
+        self.directory.changed()
         return worker
 
     def ranks(self, url: str) -> list[str]:
@@ -198,6 +205,7 @@ class Fleet:
         else:
             self._owners.disown(worker)
         worker.update(info, snapshot.load, now)
+        self.directory.changed()
         refusal = conflict or self.config.mismatch(info)
         if refusal is not None:
             view.refuse(refusal)
@@ -214,7 +222,10 @@ class Fleet:
         worker = self._find(url)
         worker.view.check_epoch(batch.epoch)
         worker.feed_received(now)
+        before = worker.view.info
         worker.view.apply(batch, now)
+        if worker.view.info is not before:
+            self.directory.changed()
         worker.view.pulled_at = now
         worker.work.report(batch.load, now)
 
@@ -227,7 +238,7 @@ class Fleet:
         """
         info, address = heartbeat.info, heartbeat.url.rstrip("/")
         refusal = self.config.mismatch(info)
-        if refusal is not None and refusal.reason is not RejectReason.NO_TOKENIZER:
+        if refusal is not None and refusal.reason not in _ROUTED_BY_LOAD:
             raise refusal
         if not address.startswith(("http://", "https://")) or "#" in address or len(address) > MAX_URL:
             raise FeedRejected(RejectReason.MALFORMED, f"url must look like http://host:port, not {address!r:.200}")
@@ -245,6 +256,7 @@ class Fleet:
         self._own(worker, info)
         worker.mark_alive(now)
         worker.update(info, heartbeat.load, now)
+        self.directory.changed()
         view = worker.view
         if refusal is not None:
             view.refuse(refusal)
@@ -256,12 +268,13 @@ class Fleet:
         """The whole state of a worker that sent a heartbeat before. It is ignored if it is older than the view, or if
         the worker's own stream is live. Raises `Mismatch`, `UnknownWorker` or `StaleEpoch`; then nothing changed."""
         refusal = self.config.mismatch(snapshot.info)
-        if refusal is not None and refusal.reason is not RejectReason.NO_TOKENIZER:
+        if refusal is not None and refusal.reason not in _ROUTED_BY_LOAD:
             raise refusal
         worker = self._owners.find(snapshot.info.worker_id)
         worker.view.check_epoch(snapshot.info.epoch)
         worker.mark_alive(now)
         worker.update(snapshot.info, snapshot.load, now)
+        self.directory.changed()
         if refusal is not None:
             worker.view.refuse(refusal)
         elif not self._streams(worker, now):
@@ -390,14 +403,7 @@ class Fleet:
     def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> list[Worker]:
         if request.stored is not None:
             return holders(self._workers.values(), request.stored, exclude, self.config.retry_after)
-        workers = candidates(of_rank(self._workers.values(), request.rank), exclude)
-        if not workers:
-            known, ready = len(self._workers), len(candidates(self._workers.values()))
-            raise NoWorkerReady(
-                f"no worker is ready: {known} known, {ready} ready, {len(exclude)} excluded",
-                self.config.retry_after,
-            )
-        return serving(workers, request.model)
+        return self.directory.candidates(request, exclude, self.config.retry_after)
 
     # --- status ----------------------------------------------------------------------------------
 
@@ -411,15 +417,13 @@ class Fleet:
         """How many blocks of each key the worker holds, as far as its feed has said. Raises `UnknownWorker`."""
         return self._index.held(self._find(url).view.slot)
 
-    @property
-    def max_model_len(self) -> int | None:
-        """The most tokens that any worker takes in one request; None while one of them has not said."""
-        lengths = [worker.view.info.max_model_len if worker.view.info else 0 for worker in self._workers.values()]
-        return max(lengths) if lengths and all(lengths) else None
-
-    def adopt_tokenizer(self, fingerprint: str) -> None:
-        """The router's tokenizer is loaded: workers with the same one are matched from their next snapshot on."""
-        self.config = replace(self.config, fingerprint=fingerprint)
+    def adopt_tokenizer(self, fingerprint: str, model: str = OWN_TOKENIZER) -> None:
+        """The router's tokenizer for a model (its own, or one of `FleetConfig.fingerprints`) is loaded: workers with
+        the same one are matched from their next snapshot on."""
+        if model == OWN_TOKENIZER:
+            self.config = replace(self.config, fingerprint=fingerprint)
+        else:
+            self.config = replace(self.config, fingerprints={**self.config.fingerprints, model: fingerprint})
         for worker in self._workers.values():
             refusal = worker.view.refusal
             if refusal is not None and refusal.reason is not RejectReason.DUPLICATE_WORKER:

@@ -76,6 +76,14 @@ class _Layer:
         self.sizes[slot] -= len(keys) - missing
         return missing
 
+    def forget(self, slot: int, keys: Iterable[BlockKey]) -> None:
+        """Remove each key, whatever its count."""
+        counts = self.counts[slot]
+        for key in keys:
+            if count := counts.pop(key, 0):
+                self.sizes[slot] -= count
+                self._unmark(slot, key)
+
     def replace(self, slot: int, keys: Iterable[BlockKey]) -> None:
         old, new = self.counts[slot], dict(Counter(keys))
         self.counts[slot] = new
@@ -177,8 +185,17 @@ class PrefixIndex:
 
     def remove(self, slot: int, keys: Sequence[BlockKey], tier: Tier = Tier.GPU, group: int = 0) -> int:
         """The worker holds one physical block less of each key. Returns how many it did not hold: 0 while the feed is
-        in order."""
-        return self._layer(tier, group).discard(slot, keys)
+        in order.
+
+        A worker that has evicted the last block of a key has stored it since it was assumed, so that what it states is
+        the truth again.
+        """
+        layer = self._layer(tier, group)
+        missing = layer.discard(slot, keys)
+        if layer is self._stored and (assumed := self._assumed.counts[slot]):
+            held = layer.counts[slot]
+            self._assumed.forget(slot, [key for key in keys if key in assumed and key not in held])
+        return missing
 
     def clear(self, slot: int) -> None:
         """The worker's cache is empty, and assumptions about it are void."""
@@ -227,7 +244,8 @@ class PrefixIndex:
         return self.assume(slot, keys.all(above, stride))
 
     def assume(self, slot: int, keys: Sequence[BlockKey]) -> Assumption:
-        """Count these blocks as present until `withdraw`, or until the slot is cleared or dropped."""
+        """Count these blocks as present until `withdraw`, until the worker evicts them, or until the slot is cleared or
+        dropped. Of two requests that assume the same block, the end of the first after an eviction ends both."""
         self._assumed.add(slot, keys)
         return Assumption(slot, self._generations[slot], keys)
 

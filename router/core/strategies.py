@@ -54,17 +54,6 @@ def of_rank(workers: Collection[Worker], rank: int | None) -> Collection[Worker]
     return [worker for worker in workers if worker.rank == rank] or workers
 
 
-def serving(workers: list[Worker], model: str | None) -> list[Worker]:
-    """Of these candidates (at least one) those that serve the model.
-
-    A worker that has not said what it serves may serve anything. A model that no worker names (an adapter, or a
-    mistake) can be answered by any worker.
-    """
-    if model is None or all(worker.model == workers[0].model for worker in workers):
-        return workers
-    return [worker for worker in workers if worker.model in ("", model)] or workers
-
-
 class Conditions(NamedTuple):
     """What a strategy has to know besides the candidates."""
 

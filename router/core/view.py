@@ -168,6 +168,7 @@ class View:
     def apply(self, batch: Batch, now: float) -> None:
         """The next batch of the stream. A repeated one is ignored; raises `FeedGap` when one is missing."""
         if self.refusal is not None:
+            self._note_adapters(batch)
             return
         if self.info is None or not self.exact:
             raise FeedGap("no snapshot of this worker has been taken yet")
@@ -205,8 +206,14 @@ class View:
                     self.unknown += self._index.remove(self.slot, keys, tier, group)
                 case Cleared():
                     self._index.clear(self.slot)
-                case AdaptersChanged(names, missing) if self.info is not None:
-                    self.info = replace(self.info, adapters=names, missing_adapters=missing)
+                case AdaptersChanged():
+                    self._note_adapters(batch)
+
+    def _note_adapters(self, batch: Batch) -> None:
+        """Of a worker whose blocks are not matched, too, it matters what it serves."""
+        for event in batch.events:
+            if isinstance(event, AdaptersChanged) and self.info is not None:
+                self.info = replace(self.info, adapters=event.names, missing_adapters=event.missing)
 
     def _shape(self, info: WorkerInfo) -> tuple[int, tuple[Group, ...]]:
         """The worker's stride and groups, as the index needs them. Of a block size that is no multiple of the router's

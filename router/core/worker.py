@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvcache.feed import Load, WorkerInfo
@@ -24,6 +25,12 @@ class WorkerStatus:
     """The id that the worker states; its URL until then."""
     url: str
     model: str
+    names: tuple[str, ...]
+    """Further names of the model."""
+    adapters: tuple[str, ...]
+    """LoRA adapters that it has loaded."""
+    missing_adapters: Mapping[str, str]
+    """Adapters that it should have loaded, each with the reason why it is not."""
     epoch: int | None
     seq: int | None
     view_age: float | None
@@ -234,13 +241,16 @@ class Worker:
 
     def status(self, index: PrefixIndex, now: float, *, ready: bool) -> WorkerStatus:
         """As of `now`; `ready`: it is a candidate."""
-        view, work = self.view, self.work
+        view, work, info = self.view, self.work, self.view.info
         unmatched = view.why_unusable(now)
         until = self.state_ends_at()
         return WorkerStatus(
             worker_id=self.worker_id,
             url=self.url,
             model=self.model,
+            names=info.names if info is not None else (),
+            adapters=info.adapters if info is not None else (),
+            missing_adapters=info.missing_adapters if info is not None else {},
             epoch=view.epoch,
             seq=view.seq if view.exact else None,
             view_age=now - view.confirmed_at if view.confirmed_at is not None else None,

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
+import orjson
 from starlette.types import Receive, Scope, Send
 
-from kvcache.errors import ApiError
+from kvcache.errors import ApiError, MessagesError
 from router.metrics import Metrics
 from router.server.affinity import named_response, with_session_header
 from router.server.cors import NO_CORS, Cors
 from router.server.headers import find, to_worker
+from router.server.models import MODELS, Models
 from router.server.paths import Access, access, repeatable
-from router.server.prompts import INVOCATIONS, PROMPTED, PROMPTLESS, PromptReader, promptless
+from router.server.prompts import INVOCATIONS, MESSAGES, PROMPTED, PROMPTLESS, PromptReader, promptless
 from router.server.proxy import Proxy, answer_error, answer_json
 from router.upstream.interface import UpstreamRequest
 
@@ -33,10 +35,12 @@ CLIENT_LEFT = 499
 @dataclass(slots=True)
 class DataPlane:
     """Sends requests with a prompt (`PROMPTED`) to where their prefix is cached, and requests for every other path of
-    an inference API, or of `allowed`, to the least loaded worker."""
+    an inference API, or of `allowed`, to the least loaded worker that serves their model. What models there are it
+    answers itself."""
 
     proxy: Proxy
     prompts: PromptReader
+    models: Models
     metrics: Metrics
     clock: Callable[[], float]
     strategy: str
@@ -69,6 +73,8 @@ class DataPlane:
             return await _not_found(send, path, judged)
         if path.endswith("/"):
             return await _redirect(send, _target(path.rstrip("/"), scope))
+        if path.startswith(MODELS) and method in ("GET", "HEAD") and (code := await self._list(path, send)):
+            return code
         headers, request_id, rank = to_worker(scope["headers"])
         request = UpstreamRequest(
             method, _target(path, scope), headers, (await receive()).get("body", b""), repeatable(method, path)
@@ -86,7 +92,23 @@ class DataPlane:
             route = promptless(request.body)
         if rank is not None:
             route = replace(route, rank=rank)
+        if (refusal := self.models.refuse(route)) is not None:
+            refusal = MessagesError(refusal) if path.startswith(MESSAGES) else refusal
+            await answer_error(send, refusal, [(b"x-request-id", request_id)])
+            return refusal.status
         return await self.proxy.forward(request, route, request_id, arrived, send)
+
+    async def _list(self, path: str, send: Send) -> int:
+        """Answer a request about models. 0: a worker has to."""
+        try:
+            body = self.models.answer(path)
+        except ApiError as error:
+            await answer_error(send, error, [])
+            return error.status
+        if body is None:
+            return 0
+        await answer_json(send, 200, orjson.dumps(body), [])
+        return 200
 
 
 async def _not_found(send: Send, path: str, judged: Access) -> int:

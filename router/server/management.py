@@ -22,6 +22,7 @@ from router.core.errors import FeedRejected, RejectReason
 from router.core.fleet import Fleet, WorkerStatus
 from router.discovery.sources import DiscoveryStatus
 from router.metrics import Metrics, by_label, total
+from router.server.models import served_models
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
 from router.server.tokenizer_loader import TokenizerLoader
 
@@ -75,6 +76,8 @@ class Management:
     recent: RecentDecisions
     discovery: Callable[[], DiscoveryStatus]
     tokenizer: TokenizerLoader
+    tokenizers: Mapping[str, TokenizerLoader]
+    """Those of further models, by model."""
     pod: Callable[[str], str]
     request_wait: float = 0.0
     state: RouterState = RouterState.SERVING
@@ -188,6 +191,8 @@ class Management:
             ],
             "discovery": self.discovery().public(),
             "tokenizer": self.tokenizer.status.public(),
+            "tokenizers": {model: loader.status.public() for model, loader in self.tokenizers.items()},
+            "models": served_models(workers),
             "reuse_score": {worker.worker_id: worker.reuse_score for worker in workers},
         }
         return _json(page)

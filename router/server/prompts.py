@@ -16,6 +16,7 @@ from kvcache.prompts import (
     responses_chat_fields,
 )
 from kvcache.tokens.tokenizer import Tokenizer, TooManyTokensError
+from router.core.catalogue import OWN_TOKENIZER, Catalogue, Served
 from router.core.decision import ReportedSequence, RouteRequest, Unread
 from router.server import bodies
 from router.server.affinity import RESPONSES, affine, affine_ends
@@ -64,21 +65,23 @@ _EXACT_BY_PATH: Mapping[str, frozenset[str]] = {MESSAGES: _EXACT | {"messages"}}
 class PromptReader:
     """Reads prompts as the workers do. A body that cannot be read is left to the worker, whose error the client gets.
 
-    `longest()` gives the most tokens that any worker takes in one request, None while that is not known. Without a
-    `tokenizer` (it is being loaded, or cannot be loaded) no prompt is read. `timeout`: seconds that a request waits for
-    its prompt to be read in a thread.
+    `catalogue()` gives what is served now: the model of a request decides which tokenizer reads its prompt, how long it
+    may be, and whether it is an adapter's. `tokenizer` is that of the router's own model; `tokenizers` has those of
+    others, by model (`Served.tokenizer`). While a tokenizer is being loaded, or cannot be loaded, prompts of its model
+    are not read. `timeout`: seconds that a request waits for its prompt to be read in a thread.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer | None,
         block_size: int,
-        longest: Callable[[], int | None] = lambda: None,
+        catalogue: Callable[[], Catalogue] = Catalogue,
         timeout: float = READ_TIMEOUT,
     ) -> None:
         self.tokenizer = tokenizer
         self._block_size = block_size
-        self._longest = longest
+        self.tokenizers: dict[str, Tokenizer] = {}
+        self._catalogue = catalogue
         self._queue = PromptQueue(timeout)
 
     def close(self) -> None:
@@ -87,39 +90,49 @@ class PromptReader:
     async def read(self, path: str, body: bytes) -> RouteRequest:
         """What the router knows about a request for one of `PROMPTED`. If its prompt was not read, `keys` is None and
         `unread` says why."""
-        size, longest = len(body), self._longest()
-        if size > (longest or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + OTHER_FIELDS:
+        size, catalogue = len(body), self._catalogue()
+        if size > (catalogue.max_model_len or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + OTHER_FIELDS:
             return _unparsed(path, body, Unread.TOO_LONG)
         if size <= INLINE_BODY:
             fields = bodies.parse(body, _EXACT_BY_PATH.get(path, _EXACT))
             if fields is None:
                 return _no_request()
             if size <= INLINE_TEXT or _is_token_ids(fields.get("prompt")):
-                return self._route(path, fields, longest)
+                return self._route(path, fields, catalogue)
         try:
-            return await self._queue.run(size, lambda checkpoint: self._read(path, body, longest, checkpoint))
+            return await self._queue.run(size, lambda checkpoint: self._read(path, body, catalogue, checkpoint))
         except TimeoutError:
             return _unparsed(path, body, Unread.BUSY)
 
-    def _read(self, path: str, body: bytes, longest: int | None, checkpoint: Checkpoint) -> RouteRequest:
+    def _read(self, path: str, body: bytes, catalogue: Catalogue, checkpoint: Checkpoint) -> RouteRequest:
         fields = bodies.parse(body, _EXACT_BY_PATH.get(path, _EXACT))
         if fields is None:
             return _no_request()
-        route = self._route(path, fields, longest, checkpoint)
+        route = self._route(path, fields, catalogue, checkpoint)
         if route.keys is not None and route.keys.depth > LONG_DEPTH:
             route.keys.compute(checkpoint)
         return route
 
+    def _tokenizer(self, served: Served | None) -> Tokenizer | None:
+        """The tokenizer that reads a prompt for this model, if the router has it."""
+        if served is None or served.tokenizer == OWN_TOKENIZER:
+            return self.tokenizer
+        return None if served.tokenizer is None else self.tokenizers.get(served.tokenizer)
+
     def _route(
-        self, path: str, fields: Mapping[str, Any], longest: int | None, checkpoint: Checkpoint | None = None
+        self, path: str, fields: Mapping[str, Any], catalogue: Catalogue, checkpoint: Checkpoint | None = None
     ) -> RouteRequest:
-        return affine(self._read_prompt(path, fields, longest, checkpoint), path, fields)
+        return affine(self._read_prompt(path, fields, catalogue, checkpoint), path, fields)
 
     def _read_prompt(
-        self, path: str, fields: Mapping[str, Any], longest: int | None, checkpoint: Checkpoint | None
+        self, path: str, fields: Mapping[str, Any], catalogue: Catalogue, checkpoint: Checkpoint | None
     ) -> RouteRequest:
-        if self.tokenizer is None:
+        model = bodies.model(fields)
+        served = catalogue.find(model)
+        known = self._tokenizer(served)
+        if known is None:
             return _unread(Unread.NO_TOKENIZER, path, fields)
+        longest = catalogue.max_model_len if served is None else served.max_model_len
         if path == INVOCATIONS:
             path = _invoked(fields)
             if path == INVOCATIONS:
@@ -127,15 +140,15 @@ class PromptReader:
         streaming = fields.get("stream") is True
         try:
             if (to_chat := _TO_CHAT.get(path)) is not None:
-                path, fields = CHAT, to_chat(fields, self.tokenizer)
+                path, fields = CHAT, to_chat(fields, known)
             # With `truncate_prompt_tokens` the prompt may be longer than a worker's context: the worker cuts it down.
             limit = longest if fields.get("truncate_prompt_tokens") is None else None
-            tokenizer = self.tokenizer.bounded(limit, checkpoint or Checkpoint())
+            tokenizer = known.bounded(limit, checkpoint or Checkpoint())
             if path == CHAT:
                 prompts = [chat_request_prompt(fields, tokenizer, longest)]
             else:
                 prompts = completion_request_prompts(fields, tokenizer, longest)
-            scope = request_scope(fields)
+            scope = request_scope(fields, catalogue.adapter(model))
             # All prompts of a request go to one worker. The first one's keys decide which.
             keys = PrefixKeys(pack_tokens(prompts[0]), self._block_size, scope)
             reported = _reported_sequence(fields, prompts, keys, self._block_size, scope, streaming=streaming)
@@ -150,7 +163,7 @@ class PromptReader:
             keys=keys if uses_cache else None,
             prompt_tokens=sum(len(prompt) for prompt in prompts),
             streaming=streaming,
-            model=bodies.model(fields),
+            model=model,
             output_tokens=_output_tokens(path, fields),
             reported=reported if uses_cache else None,
         )

@@ -1,20 +1,73 @@
-"""The running vLLM, named by environment variables. Without them nothing in this folder is collected."""
+"""The engines of the suite. An emulated engine is always there; a running vLLM is named by environment variables."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
 
-from kvcache.chat.request import ChatOptions
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
+from tests.real_vllm.served import START, URL, Emulated, Running, Served, chat_options, emulated_tokenizer
+from tests.router.conftest import StartRouter, router_starter
 
-URL = "REAL_VLLM_URL"
+COMPARED_WITH_A_RUNNING_ONE = ["test_answers.py", "test_documents.py", "test_prompts.py"]
+"""These compare our code with a vLLM, so that there is nothing to compare without one."""
 
-collect_ignore_glob = [] if URL in os.environ else ["test_*.py"]
+collect_ignore = [] if URL in os.environ else COMPARED_WITH_A_RUNNING_ONE
+
+SETTINGS = {
+    "maps": lambda folder, tokenizer: Emulated(folder, tokenizer, "--kv-events-format", "map"),
+    "arrays": lambda folder, tokenizer: Emulated(folder, tokenizer, "--kv-events-format", "array"),
+}
+"""How the emulated engine writes its events."""
+
+
+@pytest.fixture(scope="session")
+def emulator_tokenizer() -> Tokenizer:
+    return emulated_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def start_router(emulator_tokenizer: Tokenizer) -> StartRouter:
+    return router_starter(emulator_tokenizer)
+
+
+VLLM = ["vllm"] if URL in os.environ else []
+RESTARTING_VLLM = VLLM if START in os.environ else []
+
+
+@contextlib.asynccontextmanager
+async def serving(kind: str, folder: Path, tokenizer: Tokenizer) -> AsyncIterator[Served]:
+    make = SETTINGS.get(kind)
+    one = Running() if make is None else make(folder, tokenizer)
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+@pytest.fixture(params=[*SETTINGS, *VLLM])
+async def served(
+    request: pytest.FixtureRequest, tmp_path: Path, emulator_tokenizer: Tokenizer
+) -> AsyncIterator[Served]:
+    """An engine, which is idle."""
+    async with serving(request.param, tmp_path, emulator_tokenizer) as one:
+        yield one
+
+
+@pytest.fixture(params=[*SETTINGS, *RESTARTING_VLLM])
+async def restarting(
+    request: pytest.FixtureRequest, tmp_path: Path, emulator_tokenizer: Tokenizer
+) -> AsyncIterator[Served]:
+    """An engine whose process may be ended and started again."""
+    async with serving(request.param, tmp_path, emulator_tokenizer) as one:
+        yield one
 
 
 @dataclass(frozen=True)
@@ -50,8 +103,8 @@ def client(engine: Engine) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(engine: Engine) -> Tokenizer:
-    return load_tokenizer(engine.tokenizer, ChatOptions(trust_request_chat_template=True))
+def engine_tokenizer(engine: Engine) -> Tokenizer:
+    return load_tokenizer(engine.tokenizer, chat_options())
 
 
 @pytest.fixture(scope="session")
@@ -62,4 +115,4 @@ def seed() -> int:
 @pytest.fixture(scope="session")
 def number() -> int:
     """How many random requests."""
-    return int(os.environ.get("REAL_VLLM_REQUESTS", "300"))
+    return int(os.environ.get("REAL_VLLM_REQUESTS", "300" if URL in os.environ else "120"))

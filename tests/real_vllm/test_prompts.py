@@ -46,13 +46,13 @@ def read(body: dict[str, Any], tokenizer: Tokenizer, max_model_len: int) -> list
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 def test_the_router_reads_what_the_engine_computes(
-    engine: Engine, client: httpx.Client, tokenizer: Tokenizer, seed: int, number: int, kind: str
+    engine: Engine, client: httpx.Client, engine_tokenizer: Tokenizer, seed: int, number: int, kind: str
 ) -> None:
     made, counts, wrong = Requests(seed, engine.model), Counter[str](), []
     for _ in range(number if kind == "chat" else number // 3):
         body = made.chat() if kind == "chat" else made.completion()
         path = "/v1/chat/completions" if kind == "chat" else "/v1/completions"
-        theirs, ours = prompts(client, path, body), read(body, tokenizer, engine.max_model_len)
+        theirs, ours = prompts(client, path, body), read(body, engine_tokenizer, engine.max_model_len)
         outcome = (
             "refused by the engine" if theirs is None
             else "left to the engine" if ours is None
@@ -68,7 +68,7 @@ def test_the_router_reads_what_the_engine_computes(
 
 
 def test_tokenize_says_the_same(
-    engine: Engine, client: httpx.Client, tokenizer: Tokenizer, seed: int, number: int
+    engine: Engine, client: httpx.Client, engine_tokenizer: Tokenizer, seed: int, number: int
 ) -> None:
     made, counts = Requests(seed + 1, engine.model), Counter[str]()
     for _ in range(number):
@@ -77,7 +77,7 @@ def test_tokenize_says_the_same(
             continue
         answer = client.post("/tokenize", json=body)
         if answer.status_code == 200:
-            ours = read(body, tokenizer, engine.max_model_len)
+            ours = read(body, engine_tokenizer, engine.max_model_len)
             assert ours == [answer.json()["tokens"]], body
         counts["equal" if answer.status_code == 200 else "refused by the engine"] += 1
     print(f"\n/tokenize, seed {seed + 1}: {dict(counts)}")  # noqa: T201
@@ -86,7 +86,7 @@ def test_tokenize_says_the_same(
 
 @pytest.mark.parametrize("kind", ["messages", "responses"])
 def test_the_prompts_of_agents(
-    engine: Engine, client: httpx.Client, tokenizer: Tokenizer, seed: int, number: int, kind: str
+    engine: Engine, client: httpx.Client, engine_tokenizer: Tokenizer, seed: int, number: int, kind: str
 ) -> None:
     made, counts, wrong = AgentRequests(seed, engine.model), Counter[str](), []
     chat_fields = messages_chat_fields if kind == "messages" else responses_chat_fields
@@ -94,7 +94,7 @@ def test_the_prompts_of_agents(
         body = made.messages() if kind == "messages" else made.responses()
         theirs = rendered(client, f"/v1/{kind}", body)
         try:
-            ours = chat_request_prompt(chat_fields(body, tokenizer), tokenizer, engine.max_model_len)
+            ours = chat_request_prompt(chat_fields(body, engine_tokenizer), engine_tokenizer, engine.max_model_len)
         except PromptError:
             ours = None
         if theirs is not None and body.get("thinking") == {"type": "disabled"}:
@@ -114,7 +114,7 @@ def test_the_prompts_of_agents(
     assert not wrong, wrong[:3]
 
 
-async def test_the_agents_comparison(engine: Engine, tokenizer: Tokenizer) -> None:
+async def test_the_agents_comparison(engine: Engine, engine_tokenizer: Tokenizer) -> None:
     async with engine_client(engine.url) as asked:
-        assert (await compare(asked, Expected.of(tokenizer))).outcome is AgreementEvent.EQUAL
+        assert (await compare(asked, Expected.of(engine_tokenizer))).outcome is AgreementEvent.EQUAL
         assert (await compare(asked, Expected.of(load_tokenizer("gpt2")))).outcome is AgreementEvent.DIFFERENT

@@ -86,6 +86,11 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def start_router(tokenizer: Tokenizer) -> StartRouter:
     """`async with start_router(workers, strategy="round_robin") as router`; it waits until the workers are ready."""
+    return router_starter(tokenizer)
+
+
+def router_starter(tokenizer: Tokenizer) -> StartRouter:
+    """Starts routers with this tokenizer."""
 
     @asynccontextmanager
     async def start(

@@ -307,6 +307,8 @@ async def test_a_router_that_has_done_nothing(start_router: StartRouter) -> None
                 "fingerprint": load_tokenizer("gpt2").fingerprint,
                 "error": "",
             },
+            "tokenizers": {},
+            "models": [],
             "reuse_score": {},
         }
 

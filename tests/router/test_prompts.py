@@ -23,6 +23,7 @@ from kvcache.feed import Load, Snapshot, WorkerInfo
 from kvcache.keys import KEY_SCHEME, block_keys
 from kvcache.profiles import LatencyModel
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from router.core.catalogue import OWN_TOKENIZER, Catalogue, Served
 from router.core.config import FleetConfig
 from router.core.decision import Unread
 from router.core.fleet import Fleet
@@ -48,12 +49,17 @@ from tests.router.fakes import fake_workers, good
 WORDS = "every good boy does fine and all cows eat grass "
 
 
+def serving(longest: int | None) -> Catalogue:
+    """What a worker that takes so many tokens makes of the catalogue."""
+    return Catalogue({"m": Served("m", "m", False, OWN_TOKENIZER, longest)}, complete=True)
+
+
 class Reading:
     """A reader whose workers take `longest` tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.longest: int | None = None
-        self.reader = PromptReader(tokenizer, 16, lambda: self.longest, timeout=20)
+        self.reader = PromptReader(tokenizer, 16, lambda: serving(self.longest), timeout=20)
 
     async def prompt(self, prompt: Any, **fields: Any) -> Any:
         return await self.reader.read(COMPLETIONS, orjson.dumps({"prompt": prompt, **fields}))

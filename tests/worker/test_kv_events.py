@@ -198,8 +198,8 @@ async def replayed(publisher: KVEventsPublisher, start: int) -> list[list[bytes]
 
 
 async def test_the_last_batches_are_replayed_from_a_number_on(publisher: KVEventsPublisher) -> None:
-    for step in range(6):
-        publisher.take([stored([step] * SIZE)], step)
+    for step in range(1, 6):
+        publisher.take([stored([step] * SIZE)], step, step)
     assert [frames[:3] for frames in await replayed(publisher, 0)] == [
         [b"", b"kv", seq.to_bytes(8, "big")] for seq in (2, 3, 4)
     ]
@@ -208,19 +208,23 @@ async def test_the_last_batches_are_replayed_from_a_number_on(publisher: KVEvent
 
 
 async def test_a_batch_leaves_when_its_step_has_ended(publisher: KVEventsPublisher) -> None:
-    """Step 1 runs from the first call to the third; the reset comes after it, while the engine is idle."""
-    publisher.take([stored([1] * SIZE)], 0)
-    publisher.take([], 0)
-    assert await replayed(publisher, 0) == []
-    publisher.take([], 1)
-    assert len(await replayed(publisher, 0)) == 1
-    publisher.take([CacheCleared()], 1)
-    publisher.take([], 1)
-    publisher.take([stored([2] * SIZE)], 1)
-    assert len(await replayed(publisher, 0)) == 1
-    publisher.take([], 2)
-    last = (await replayed(publisher, 1))[-1][-1]
-    assert [event["type"] for event in msgpack.unpackb(last)[1]] == ["AllBlocksCleared", "BlockStored"]
+    """A step that has ended already, one that is seen begin and end, and a reset while the engine is idle."""
+    publisher.take([stored([1] * SIZE)], 1, 1)
+    assert publisher.published == 1
+    publisher.take([stored([2] * SIZE)], 2, 1)
+    publisher.take([], 2, 1)
+    assert publisher.published == 1
+    publisher.take([stored([3] * SIZE)], 3, 2)
+    assert publisher.published == 2
+    publisher.take([], 3, 3)
+    assert publisher.published == 3
+    publisher.take([CacheCleared()], 3, 3)
+    publisher.take([], 3, 3)
+    publisher.take([stored([2] * SIZE)], 4, 3)
+    assert publisher.published == 3
+    publisher.take([], 4, 4)
+    (*_, payload) = (await replayed(publisher, 3))[0]
+    assert [event["type"] for event in msgpack.unpackb(payload)[1]] == ["AllBlocksCleared", "BlockStored"]
 
 
 async def test_a_request_that_is_none_is_not_answered(publisher: KVEventsPublisher) -> None:

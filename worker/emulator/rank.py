@@ -57,4 +57,4 @@ class Rank:
     def _publish(self, events: Sequence[CacheEvent], load: Load) -> None:
         self.publisher.publish(feed_events(events), load)
         if self.kv_events is not None:
-            self.kv_events.take(events, self.engine.completed)
+            self.kv_events.take(events, self.engine.stats.steps, self.engine.steps_ended)

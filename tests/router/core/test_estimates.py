@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from kvcache.feed import Batch, Load
+from kvcache.feed import Batch, Load, Removed, Stored
 from kvcache.profiles import PROFILES
 from router.core.decision import DecisionReason
 from router.core.fleet import Ticket
@@ -51,6 +51,18 @@ def test_what_the_feed_does_not_confirm_is_forgotten_after_the_grace(make_fleet:
     fleet.apply_snapshot(decision.url, snapshot(info(f"w{number}"), 1, keys_of(tokens(12))[:6]), 7.9)
     after = fleet.choose(ask(tokens(12)), 8.0)
     assert (after.matched_blocks, fleet.assumed_blocks) == (6, 0)
+
+
+def test_what_the_worker_has_evicted_is_not_assumed_any_more(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1, speculation_grace=1.0)
+    keys = keys_of(tokens(12))
+    decision, ticket = send(fleet, ask(tokens(12)), 0.0)
+    ticket.first_token(0.1)
+    fleet.apply_batch(decision.url, Batch(1, 1, (Stored(None, tuple(keys)),), idle()), 0.1)
+    fleet.apply_batch(decision.url, Batch(1, 2, (Removed(tuple(keys[8:])),), idle()), 0.2)
+    assert fleet.choose(ask(tokens(12)), 0.2).matched_blocks == 8
+    ticket.release(0.3)
+    assert fleet.choose(ask(tokens(12)), 9.0).matched_blocks == 8
 
 
 def test_a_request_without_a_first_byte_gets_the_grace_from_its_release(make_fleet: MakeFleet) -> None:

@@ -46,7 +46,8 @@ class IndexMachine(RuleBasedStateMachine):
         self.index = PrefixIndex()
         self.stored: dict[int, Counter[BlockKey]] = {}
         self.slower: dict[tuple[int, Tier], Counter[BlockKey]] = {}
-        self.assumed: dict[int, list[tuple[int, list[BlockKey]]]] = {}
+        self.assumed: dict[int, Counter[BlockKey]] = {}
+        self.pending: dict[int, dict[int, list[BlockKey]]] = {}
         self.strides: dict[int, int] = {}
         self.paths: set[Prompt] = set()
         self.number = 0
@@ -62,7 +63,8 @@ class IndexMachine(RuleBasedStateMachine):
         slot = self.index.open()
         assert slot not in self.stored, "a slot in use was handed out"
         assert slot <= len(self.stored), "masks stay as narrow as the fleet"
-        self.stored[slot], self.assumed[slot], self.strides[slot] = Counter(), [], stride or 1
+        self.stored[slot], self.strides[slot] = Counter(), stride or 1
+        self.assumed[slot], self.pending[slot] = Counter(), {}
         self.slower.update(((slot, tier), Counter()) for tier in SLOWER)
         if stride:
             self.index.set_shape(slot, stride)
@@ -94,11 +96,13 @@ class IndexMachine(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(leaves))
         assert self.index.remove(slot, [key]) == 0
         self.stored[slot] = +(held - Counter([key]))
+        if key not in self.stored[slot]:
+            del self.assumed[slot][key]
 
     @rule(slot=slots)
     def clear(self, slot: int) -> None:
         self.index.clear(slot)
-        self.stored[slot], self.assumed[slot] = Counter(), []
+        self.stored[slot], self.assumed[slot], self.pending[slot] = Counter(), Counter(), {}
         self.slower.update(((slot, tier), Counter()) for tier in SLOWER)
 
     @rule(slot=slots, tier=st.sampled_from(SLOWER), path=PATHS, first=st.integers(0, 8))
@@ -130,7 +134,8 @@ class IndexMachine(RuleBasedStateMachine):
         keys = self.keys(slot, path)
         self.paths.add(path)
         self.number += 1
-        self.assumed[slot].append((self.number, keys))
+        self.assumed[slot].update(keys)
+        self.pending[slot][self.number] = keys
         return slot, self.number, self.index.assume(slot, keys)
 
     @rule(assumption=assumptions)
@@ -139,7 +144,7 @@ class IndexMachine(RuleBasedStateMachine):
         slot, number, held = assumption
         self.index.withdraw(held)
         if slot in self.assumed:
-            self.assumed[slot] = [entry for entry in self.assumed[slot] if entry[0] != number]
+            self.assumed[slot] -= Counter(self.pending[slot].pop(number, []))
 
     @rule(target=slots, slot=consumes(slots), stride=st.sampled_from([0, 1, 2]))
     def restart(self, slot: int, stride: int) -> int:
@@ -159,7 +164,7 @@ class IndexMachine(RuleBasedStateMachine):
             assert self.index.held(slot, tier) == held
             assert self.index.blocks(slot, tier) == held.total()
         assert len(self.index) == len(set().union(*self.stored.values()))
-        assumed = {key for entries in self.assumed.values() for _, keys in entries for key in keys}
+        assumed = {key for keys in self.assumed.values() for key in keys}
         assert self.index.assumed_blocks() == len(assumed)
 
     @rule(path=PATHS, among=st.integers(0, 2**6 - 1), limit=st.integers(0, 9))
@@ -167,7 +172,7 @@ class IndexMachine(RuleBasedStateMachine):
         limit = min(limit, len(path))
         expected = {}
         for slot, held in self.stored.items():
-            present, stride = set(held) | {key for _, entry in self.assumed[slot] for key in entry}, self.strides[slot]
+            present, stride = set(held) | set(self.assumed[slot]), self.strides[slot]
             keys = self.keys(slot, path)[: limit // stride]
             depth = next((at for at, key in enumerate(keys) if key not in present), len(keys))
             if among >> slot & 1 and depth:

@@ -98,8 +98,8 @@ class Engine:
         return bool(self._sequences) or (self._tier is not None and self._tier.next_arrival is not None)
 
     @property
-    def completed(self) -> int:
-        """How many steps have ended."""
+    def steps_ended(self) -> int:
+        """How many steps have ended: all that have begun, but for the one in progress."""
         return self.stats.steps - (self._step is not None)
 
     def take_events(self) -> list[CacheEvent]:

@@ -41,8 +41,9 @@ class KVEventsPublisher:
         self._seq = 0
         self._buffer: deque[tuple[bytes, bytes]] = deque(maxlen=config.buffer_steps)
         self._held: list[CacheEvent] = []
-        self._held_at = 0
-        """Completed steps when the first of them was taken."""
+        self._due = 0
+        """The step at whose end they are published, counted from 1."""
+        self._begun = 0
         self._context = zmq.Context[zmq.Socket[bytes]](io_threads=1)
         self._publishing = self._context.socket(zmq.PUB)
         self._publishing.set_hwm(config.hwm)
@@ -61,14 +62,22 @@ class KVEventsPublisher:
             raise EndpointError(f"--kv-events-config: {config.endpoint}, {config.replay_endpoint}: {error}") from None
         self.config = config
 
-    def take(self, events: Sequence[CacheEvent], completed: int) -> None:
-        """Take the engine's latest changes. `completed`: the steps that it has completed."""
-        if self._held and completed > self._held_at:
+    @property
+    def published(self) -> int:
+        """How many batches were published: the number of the next one."""
+        return self._seq
+
+    def take(self, events: Sequence[CacheEvent], begun: int, ended: int) -> None:
+        """Take the engine's latest changes. `begun` and `ended`: how many steps have."""
+        if self._held and ended >= self._due:
             self._publish()
         if events:
-            if not self._held:
-                self._held_at = completed
+            between_steps = begun == ended == self._begun
+            self._due = begun + between_steps
             self._held += events
+            if ended >= self._due:
+                self._publish()
+        self._begun = begun
 
     def close(self) -> None:
         """Close the sockets. What is held is lost, as in vLLM."""

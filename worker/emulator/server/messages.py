@@ -10,7 +10,7 @@ import orjson
 
 from kvcache.chat.anthropic import chat_fields
 from kvcache.chat.request import ChatRequestError
-from kvcache.errors import ApiError
+from kvcache.errors import ApiError, MessagesError
 from worker.asgi import HttpRequest
 from worker.emulator.protocol.anthropic import CountTokensRequest, MessagesRequest
 from worker.emulator.protocol.base import StreamOptions
@@ -22,16 +22,6 @@ from worker.emulator.server.generation import Choice, created_cache_tokens
 from worker.emulator.server.service import Service, json_body, named_rank, request_id
 from worker.emulator.server.streaming import generated, stream
 from worker.emulator.server.submission import text_of
-
-
-class MessagesError(ApiError):
-    """An error in the format of Anthropic's API, which vLLM uses once it has validated the request."""
-
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.status, error.message, type=error.type)
-
-    def body(self) -> dict[str, Any]:
-        return {"type": "error", "error": {"type": self.type, "message": super().body()["error"]["message"]}}
 
 
 async def messages(raw_request: HttpRequest, service: Service) -> None:

@@ -1,0 +1,208 @@
+"""The engines that the suite is run against: an emulated one in the test's event loop, or a running vLLM.
+
+Both are reached in the same ways, by HTTP and by ZMQ. Tests that need the engine's process (to end it, to start it
+again) ask `restarts` whether there is one that they may end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import httpx
+
+from kvcache.chat.request import ChatOptions
+from kvcache.keys import BlockKey
+from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
+from runtime.http.server import HttpServer
+from runtime.sockets import listen
+from worker.emulator.generators import make_generator
+from worker.emulator.rank import Rank
+from worker.emulator.timer import precise_timer
+from worker.kv_events import KVEventsConfig
+from worker.main import Worker
+from worker.settings import Settings
+
+URL, EVENTS, REPLAY = "REAL_VLLM_URL", "REAL_VLLM_EVENTS", "REAL_VLLM_REPLAY"
+START = "REAL_VLLM_START"
+TEMPLATE = Path(__file__).parents[1] / "data" / "vllm" / "chat_template.jinja"
+
+EMULATED_BLOCKS = 160
+"""Few, so that blocks are evicted all the time."""
+
+
+class Served(ABC):
+    """An engine that serves requests and publishes its KV events."""
+
+    url: str
+    events: str
+    replay: str
+    tokenizer: Tokenizer
+    model: str
+    max_model_len: int
+    adapters: tuple[str, ...] = ()
+    quiet: float
+    """Seconds without an event after which the engine has published all that its last answers changed."""
+    restarts: bool
+    """Whether `kill`, `terminate` and `start` work."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start the engine, or find the running one."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """End the engine's process at once."""
+
+    @abstractmethod
+    async def terminate(self) -> None:
+        """Ask the engine's process to end, and return when it has ended."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Leave nothing of it behind."""
+
+    def published(self) -> int | None:
+        """How many batches were published; None if nobody can tell."""
+        return None
+
+    def blocks(self) -> list[BlockKey] | None:
+        """The keys of all cached blocks by the engine's own account; None if it keeps none."""
+        return None
+
+    def idle(self) -> bool:
+        """Whether the engine has nothing left to do, as far as it says."""
+        return True
+
+
+class Emulated(Served):
+    """An emulated engine that speaks vLLM's ZMQ, in this process."""
+
+    quiet = 0.0
+    restarts = True
+    model = "tiny-llama"
+    max_model_len = 2048
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, *flags: str) -> None:
+        self.tokenizer = tokenizer
+        self.events, self.replay = f"ipc://{folder}/events", f"ipc://{folder}/replay"
+        config = KVEventsConfig(enable_kv_cache_events=True, endpoint=self.events, replay_endpoint=self.replay)
+        self._settings = Settings.load(
+            [
+                *("--kv-events-config", config.model_dump_json(exclude_none=True), "--model", self.model),
+                *("--blocks", str(EMULATED_BLOCKS), "--max-model-len", str(self.max_model_len), "--max-num-seqs", "8"),
+                *("--speed", "1000", "--dev-mode", "--enable-auto-tool-choice", "--grace-period", "5"),
+                *flags,
+            ]
+        )
+        self._port = 0
+        self._worker: Worker | None = None
+        self._server: HttpServer | None = None
+
+    @property
+    def worker(self) -> Worker:
+        assert self._worker is not None
+        return self._worker
+
+    async def start(self) -> None:
+        sock = listen("127.0.0.1", self._port)
+        self._port = sock.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        generator = make_generator("sampler", self.tokenizer, seed=0, mean_tokens=64)
+        self._worker = Worker(self._settings, self.tokenizer, generator, self._port, timer=precise_timer())
+        self._server = HttpServer(self._worker.app, sock, cancel_on_disconnect=True)
+        await self._server.start()
+
+    async def kill(self) -> None:
+        if self._worker is not None and self._server is not None:
+            self._worker.close()
+            await self._server.stop(0)
+        self._worker = self._server = None
+
+    async def terminate(self) -> None:
+        await self.worker.finish_requests(self._settings.grace_period)
+        await self.kill()
+
+    async def close(self) -> None:
+        await self.kill()
+
+    @property
+    def rank(self) -> Rank:
+        (rank,) = self.worker.ranks
+        return rank
+
+    def published(self) -> int | None:
+        assert self.rank.kv_events is not None
+        return self.rank.kv_events.published
+
+    def blocks(self) -> list[BlockKey] | None:
+        return [key for key, _ in self.rank.engine.blocks()]
+
+    def idle(self) -> bool:
+        return self.rank.async_engine.active == 0 and self.rank.engine.next_event() is None
+
+
+class Running(Served):
+    """The vLLM that the environment names. `REAL_VLLM_START` is a command that runs it in the foreground."""
+
+    quiet = 0.1
+
+    def __init__(self) -> None:
+        self.url, self.events = os.environ[URL], os.environ[EVENTS]
+        self.replay = os.environ.get(REPLAY, "")
+        self.tokenizer = load_tokenizer(os.environ["REAL_VLLM_TOKENIZER"], chat_options())
+        self.restarts = START in os.environ
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        if self.restarts and self._process is None:
+            self._process = await asyncio.create_subprocess_shell(
+                os.environ[START],
+                start_new_session=True,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+        async with asyncio.timeout(900), httpx.AsyncClient(trust_env=False) as client:
+            while not await self._healthy(client):  # noqa: ASYNC110  # another process: nothing to wait on
+                await asyncio.sleep(0.5)
+            models = (await client.get(f"{self.url}/v1/models")).json()["data"]
+        self.model, self.max_model_len = models[0]["id"], models[0]["max_model_len"]
+        self.adapters = tuple(each["id"] for each in models if each["parent"] is not None)
+
+    async def kill(self) -> None:
+        await self._signal(signal.SIGKILL)
+
+    async def terminate(self) -> None:
+        await self._signal(signal.SIGTERM)
+
+    async def close(self) -> None:
+        if self._process is not None:
+            await self.kill()
+
+    async def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        if number is signal.SIGKILL:
+            os.killpg(self._process.pid, number)
+        else:
+            self._process.send_signal(number)
+        await self._process.wait()
+        self._process = None
+
+    async def _healthy(self, client: httpx.AsyncClient) -> bool:
+        try:
+            return (await client.get(f"{self.url}/health")).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+def chat_options() -> ChatOptions:
+    return ChatOptions(trust_request_chat_template=True)
+
+
+def emulated_tokenizer() -> Tokenizer:
+    """The bundled vocabulary with the recorded model's template."""
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return load_tokenizer("gpt2", ChatOptions(chat_template=template, trust_request_chat_template=True))
