@@ -15,7 +15,7 @@ from itertools import count as counter
 
 from bench.prompts import Prompt
 from bench.result import Record
-from kvcache.feed import Batch, Event, Load, Snapshot, WorkerInfo
+from kvcache.feed import Batch, Event, Load, Snapshot, Tier, WorkerInfo
 from kvcache.keys import KEY_SCHEME, PrefixKeys, pack_tokens
 from kvcache.profiles import LatencyModel
 from kvcache.ranks import rank_id, rank_url
@@ -116,6 +116,7 @@ class _Worker:
             max_model_len=shape.engine.max_model_len,
             rank=rank,
             ranks=shape.ranks,
+            tier_seconds={Tier.CPU: shape.engine.cpu_block_seconds} if shape.engine.cpu_blocks else {},
         )
         self.seq = 0
         self.loaded: Load = self.engine.load()

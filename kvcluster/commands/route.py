@@ -55,7 +55,10 @@ def candidates_table(explanation: Mapping[str, Any]) -> Table:
     """A row for each candidate, the cheapest first, with a mark on the chosen one."""
     decision = explanation["decision"]
     prompt_blocks = decision.get("prompt_blocks")
-    headings = ("matched blocks", "queue", "prefill", "cost", "in flight")
+    times = ["queue_seconds", "prefill_seconds", "cost"]
+    if any(row.get("load_seconds") for row in explanation["candidates"]):
+        times.insert(1, "load_seconds")
+    headings = ("matched blocks", *(name.removesuffix("_seconds") for name in times), "in flight")
     figures = (Column(heading, justify="right") for heading in headings)
     table = Table("worker", *figures, title=headline(decision), title_justify="left")
     for row in sorted(explanation["candidates"], key=lambda row: (row["cost"], row["worker"] != decision["worker_id"])):
@@ -63,7 +66,7 @@ def candidates_table(explanation: Mapping[str, Any]) -> Table:
         table.add_row(
             f"{'→' if chosen else ' '} {row['worker']}",
             _matched(row, prompt_blocks),
-            *(seconds(row[name]) for name in ("queue_seconds", "prefill_seconds", "cost")),
+            *(seconds(row.get(name)) for name in times),
             f"{row['in_flight']:,}",
             style="bold green" if chosen else "",
         )
@@ -73,7 +76,8 @@ def candidates_table(explanation: Mapping[str, Any]) -> Table:
 def _matched(row: Mapping[str, Any], prompt_blocks: int | None) -> str:
     if row.get("matching") is False:
         return "by load alone"
-    return f"{row['matched_blocks']:,}" + ("" if prompt_blocks is None else f" of {prompt_blocks:,}")
+    loaded = "".join(f", {blocks:,} from {tier}" for tier, blocks in row.get("loaded_blocks", {}).items())
+    return f"{row['matched_blocks']:,}" + ("" if prompt_blocks is None else f" of {prompt_blocks:,}") + loaded
 
 
 def headline(decision: Mapping[str, Any]) -> str:

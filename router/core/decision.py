@@ -6,11 +6,12 @@ Logs, metrics, response headers and the explain endpoint all read the one `Decis
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from kvcache.feed import Tier
 from kvcache.keys import PrefixKeys
 from router.core.sessions import Session
 
@@ -118,9 +119,14 @@ class Candidate(NamedTuple):
     worker_id: str
     url: str
     matched_blocks: int
-    """Leading blocks of the prompt that it holds (or soon will) and may reuse: never the block of the last token."""
+    """Leading blocks of the prompt that it holds (or soon will) and may reuse: never the block of the last token,
+    unless that is loaded from a slower tier."""
+    loaded_blocks: Mapping[Tier, int]
+    """Those of them that it would load from each slower tier."""
     queue_seconds: float
     """Time until it would start on this request, including `memory_seconds`."""
+    load_seconds: float
+    """Time from then until these blocks are loaded."""
     memory_seconds: float
     """The part of `queue_seconds` that waits for blocks to be released."""
     prefill_seconds: float
@@ -130,7 +136,7 @@ class Candidate(NamedTuple):
     slowdown_seconds: float
     """How much longer it and the requests on the worker decode because of one another, all together."""
     cost: float
-    """What strategy cache_aware compares: queue, prefill, slowdown and the charge for computing blocks again, in
+    """What strategy cache_aware compares: queue, load, prefill, slowdown and the charge for computing blocks again, in
     seconds."""
     in_flight: int
     """Requests on the worker: those of this router, and those of others in the worker's last report."""
@@ -152,7 +158,7 @@ class Decision:
     prompt_blocks: int
     """Blocks of the prompt, including a last partial one."""
     predicted_ttft: float
-    """queue_seconds + prefill_seconds of the chosen worker."""
+    """queue_seconds + load_seconds + prefill_seconds of the chosen worker."""
     queue_seconds: float
     prefill_seconds: float
     candidates: tuple[Candidate, ...]
@@ -161,6 +167,8 @@ class Decision:
     """Cached blocks that the answer is expected to report; for requests of one sequence that is `matched_blocks`."""
     rank: int | None = None
     """Data-parallel rank that the request has to name; None: the worker's process has one only."""
+    loaded_blocks: Mapping[Tier, int] = field(default_factory=dict)
+    """Those of `matched_blocks` that the worker loads from each slower tier."""
 
 
 KEPT = 20

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot, WorkerInfo
+from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot, Tier, WorkerInfo
 from kvcache.keys import BlockKey
 from kvcache.ranks import rank_url
 from router.core.catalogue import OWN_TOKENIZER, Directory
@@ -20,6 +20,7 @@ from router.core.decision import Candidate, Decision, DecisionReason, RouteReque
 from router.core.errors import FeedRejected, RejectReason, UnknownWorker
 from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetCorrection
+from router.core.matches import NO_MATCHES, find_matches
 from router.core.outliers import Ejection, Outcome
 from router.core.ownership import Owners
 from router.core.reuse import PrefixPopularity, ReuseScore
@@ -302,23 +303,20 @@ class Fleet:
         workers = self._candidates(request, exclude)
         shape = shape_of(request, self.config.block_size)
         among = 0
-        if shape.reusable_blocks:
+        if shape.reusable_blocks or (shape.loadable_blocks and self._index.has_slower_tiers):
             for worker in workers:
                 if worker.view.usable(now):
                     among |= worker.bit
-        depths: dict[int, int] = {}
+        matches = NO_MATCHES
         if among and request.keys is not None:
-            depths = self._index.depths(request.keys, among, shape.reusable_blocks)
-        best = max(depths.values(), default=0)
+            matches = find_matches(self._index, request.keys, among, shape.reusable_blocks, shape.loadable_blocks)
+        best = matches.best()
         charge = 0.0
         if best and request.keys is not None:
             latency, popular = self.config.latency, self._popularity.popular(request.keys.key(best))
             charge = self.config.popular_charge if popular else self.config.recompute_charge
             charge *= latency.prefill_block * self.config.block_size / latency.block_size
-        figures = tuple(
-            worker.candidate(shape, depths.get(worker.view.slot, 0), best, charge, request.streaming, now)
-            for worker in workers
-        )
+        figures = tuple(worker.candidate(shape, matches, best, charge, request.streaming, now) for worker in workers)
         if len(figures) == 1:
             chosen, reason = Choice(figures[0], DecisionReason.ONLY_CANDIDATE)
         else:
@@ -334,8 +332,9 @@ class Fleet:
             strategy=self.config.strategy,
             reason=reason,
             matched_blocks=chosen.matched_blocks,
+            loaded_blocks=chosen.loaded_blocks,
             prompt_blocks=shape.prompt_blocks,
-            predicted_ttft=chosen.queue_seconds + chosen.prefill_seconds,
+            predicted_ttft=chosen.queue_seconds + chosen.load_seconds + chosen.prefill_seconds,
             queue_seconds=chosen.queue_seconds,
             prefill_seconds=chosen.prefill_seconds,
             candidates=figures,
@@ -348,11 +347,13 @@ class Fleet:
         if reported is None:
             return chosen.matched_blocks
         view = self._find(chosen.url).view
-        depths: dict[int, int] = {}
-        if view.usable(now):
-            depths = self._index.depths(reported.keys, 1 << view.slot, reported.reusable_blocks)
         stride = self._index.stride(view.slot)
-        return max(depths.get(view.slot, 0), reported.fresh_blocks // stride * stride)
+        fresh = reported.fresh_blocks // stride * stride
+        if not view.usable(now):
+            return fresh
+        # What an earlier sequence of the request loads or computes, this one finds on the GPU.
+        found = find_matches(self._index, reported.keys, 1 << view.slot, reported.reusable_blocks, reported.keys.depth)
+        return max(found.blocks(view.slot), fresh)
 
     def dispatch(self, decision: Decision, request: RouteRequest, now: float) -> Ticket:
         """The request goes to the decision's worker now. The ticket must be released, however the request ends.
@@ -366,7 +367,11 @@ class Fleet:
             self.sessions.note(request.session, decision.url, now)
         shape = shape_of(request, self.config.block_size)
         matched, keys, view = decision.matched_blocks, request.keys, worker.view
-        expected = worker.work.expect(shape, matched, now)
+        loaded = decision.loaded_blocks
+        if loaded:
+            expected = worker.work.expect(shape, matched, now, sum(loaded.values()), view.load_seconds(loaded))
+        else:
+            expected = worker.work.expect(shape, matched, now)
         assumption, certain = None, False
         if keys is not None:
             best = max(candidate.matched_blocks for candidate in decision.candidates)
@@ -413,9 +418,10 @@ class Fleet:
         index = self._index
         return [worker.status(index, now, ready=worker.url in ready) for worker in self._workers.values()]
 
-    def held_blocks(self, url: str) -> dict[BlockKey, int]:
-        """How many blocks of each key the worker holds, as far as its feed has said. Raises `UnknownWorker`."""
-        return self._index.held(self._find(url).view.slot)
+    def held_blocks(self, url: str, tier: Tier = Tier.GPU) -> dict[BlockKey, int]:
+        """How many blocks of each key the worker holds in this tier, as far as its feed has said. Raises
+        `UnknownWorker`."""
+        return self._index.held(self._find(url).view.slot, tier)
 
     def adopt_tokenizer(self, fingerprint: str, model: str = OWN_TOKENIZER) -> None:
         """The router's tokenizer for a model (its own, or one of `FleetConfig.fingerprints`) is loaded: workers with

@@ -225,6 +225,11 @@ class PrefixIndex:
         """A copy of the multiset of keys that this slot holds."""
         return Counter(self._layer(tier, group).counts[slot])
 
+    @property
+    def has_slower_tiers(self) -> bool:
+        """Whether any worker holds a block in a slower tier."""
+        return any(layer.masks for (tier, _), layer in self._elsewhere.items() if tier is not Tier.GPU)
+
     def blocks(self, slot: int, tier: Tier = Tier.GPU) -> int:
         """Physical blocks of this slot in this tier (group 0)."""
         return self._layer(tier, 0).sizes[slot]

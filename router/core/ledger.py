@@ -63,14 +63,16 @@ class Ledger:
     """
 
     __slots__ = (
-        "_exact", "_head_start", "_non_streaming", "_pending", "_seconds", "_step", "blocks", "context", "in_flight",
-        "reserved",
+        "_exact", "_head_start", "_loading", "_non_streaming", "_pending", "_seconds", "_step", "blocks", "context",
+        "in_flight", "reserved",
     )  # fmt: skip
 
     def __init__(self, step: float = math.inf) -> None:
         """`step`: the longest time of one engine step; requests that share a step are answered at its end."""
         self._step = step
         self._pending: dict[Entry, None] = {}  # in order of dispatch
+        self._loading: dict[Entry, float] = {}
+        """Requests that wait for blocks from a slower tier, and until when: the engine computes others meanwhile."""
         self._non_streaming: dict[Entry, None] = {}  # in order of dispatch
         self._seconds = 0.0
         self._head_start = 0.0
@@ -96,27 +98,34 @@ class Ledger:
     @property
     def waiting(self) -> bool:
         """Whether the first token of a request has not come yet, as of the last `remaining`."""
-        return bool(self._pending)
+        return bool(self._pending or self._loading)
 
     @property
     def decoding(self) -> int:
         """Requests that are past their first token, as of the last `remaining`."""
-        return self.in_flight - len(self._pending)
+        return self.in_flight - len(self._pending) - len(self._loading)
 
     def open(
-        self, seconds: float, blocks: int, streaming: bool, now: float, due: float = math.inf, context: int = 0
+        self,
+        seconds: float,
+        blocks: int,
+        streaming: bool,
+        now: float,
+        due: float = math.inf,
+        context: int = 0,
+        load: float = 0.0,
     ) -> Entry:
-        """Add a request that is expected to prefill for `seconds` when its turn comes. One that does not stream, and so
-        shows nothing before its end, is late if it is not over by `due`."""
+        """Add a request that is expected to prefill for `seconds` when its turn comes, after a `load` that lets others
+        go before it. One that does not stream, and so shows nothing before its end, is late if it is not over by
+        `due`."""
         self.remaining(now)  # prefills that are over by now must not delay the start of this one
         entry = Entry(seconds, blocks, streaming, due, context)
         if not streaming:
             self._non_streaming[entry] = None
-        if not self._pending:
-            self._head_start = now
-            self._exact = True
-        self._pending[entry] = None
-        self._seconds += seconds
+        if load:
+            self._loading[entry] = now + self._seconds + load
+        else:
+            self._wait(entry, now)
         self.in_flight += 1
         self.blocks += blocks
         self.reserved += context
@@ -126,6 +135,9 @@ class Ledger:
         """The prefill of the request is over, so that of the next one has begun. Returns when its own began; None: not
         known."""
         if entry.state is not PREFILLING:
+            return None
+        if entry in self._loading:
+            self._end_load(entry, _FIRST_TOKEN)
             return None
         in_turn = next(iter(self._pending)) is entry
         began = self._head_start if in_turn and self._exact else None
@@ -141,7 +153,9 @@ class Ledger:
         self.in_flight -= 1
         self.blocks -= entry.blocks
         self.reserved -= entry.context
-        if entry.state is PREFILLING:
+        if entry in self._loading:
+            self._end_load(entry, _RELEASED)
+        elif entry.state is PREFILLING:
             head = next(iter(self._pending)) is entry
             self._end_prefill(entry, now if head else self._head_start, _RELEASED)
             self._exact = False
@@ -161,6 +175,8 @@ class Ledger:
         over.
         """
         pending = self._pending
+        if self._loading:
+            self._take_loaded(now)
         while pending:
             head = next(iter(pending))
             due = self._head_start + head.seconds
@@ -171,6 +187,29 @@ class Ledger:
             self._end_prefill(head, due, _FIRST_TOKEN)
             self._exact = False
         return 0.0
+
+    def _wait(self, entry: Entry, at: float) -> None:
+        """From `at` on the request waits for its prefill."""
+        if not self._pending:
+            self._head_start = at
+            self._exact = True
+        self._pending[entry] = None
+        self._seconds += entry.seconds
+
+    def _take_loaded(self, now: float) -> None:
+        """Requests whose loads have ended wait for their prefill from then on."""
+        for entry, ends in tuple(self._loading.items()):
+            if ends <= now:
+                del self._loading[entry]
+                self._wait(entry, ends)
+                self._exact = False
+
+    def _end_load(self, entry: Entry, event: EntryEvent) -> None:
+        """The request is answered, or over, before its load was expected to have ended."""
+        del self._loading[entry]
+        entry.state = ENTRY_TRANSITIONS[entry.state, event]
+        if event is _FIRST_TOKEN:
+            self.context += entry.context
 
     def _end_prefill(self, entry: Entry, at: float, event: EntryEvent) -> None:
         entry.state = ENTRY_TRANSITIONS[entry.state, event]

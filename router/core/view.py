@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum, auto
 
-from kvcache.feed import AdaptersChanged, Batch, Cleared, Eviction, Removed, Snapshot, Stored, WorkerInfo
+from kvcache.feed import AdaptersChanged, Batch, Cleared, Eviction, Removed, Snapshot, Stored, Tier, WorkerInfo
 from router.core.errors import FeedGap, FeedRejected, StaleEpoch
 from router.core.index import PrefixIndex
 from router.core.windows import Group, shapes
@@ -57,7 +57,7 @@ def transition(state: ViewState, event: ViewEvent) -> ViewState:
 
 
 def _shape(info: WorkerInfo) -> tuple[object, ...]:
-    return info.block_size, info.groups
+    return info.block_size, info.groups, frozenset(info.tier_seconds)
 
 
 _REFUSED = ViewState.REFUSED  # each decision looks at it once per candidate
@@ -160,7 +160,8 @@ class View:
         if self.exact and snapshot.seq < max(self.seq, self.evicted):
             return
         if not (self.exact and snapshot.seq == self.seq == max(self.seq, self.evicted)):
-            self._index.replace(self.slot, (key for key, _ in snapshot.blocks), snapshot.elsewhere)
+            elsewhere = [held for held in snapshot.elsewhere if self._reuses(held.tier)]
+            self._index.replace(self.slot, (key for key, _ in snapshot.blocks), elsewhere)
             self.seq = self.evicted = snapshot.seq
             self.state = transition(self.state, ViewEvent.SNAPSHOT_INSTALLED)
         self.confirmed_at = now
@@ -201,9 +202,11 @@ class View:
         for event in batch.events:
             match event:
                 case Stored(_, keys, tier, group):
-                    self._index.store(self.slot, keys, tier, group)
+                    if self._reuses(tier):
+                        self._index.store(self.slot, keys, tier, group)
                 case Removed(keys, tier, group):
-                    self.unknown += self._index.remove(self.slot, keys, tier, group)
+                    if self._reuses(tier):
+                        self.unknown += self._index.remove(self.slot, keys, tier, group)
                 case Cleared():
                     self._index.clear(self.slot)
                 case AdaptersChanged():
@@ -214,6 +217,18 @@ class View:
         for event in batch.events:
             if isinstance(event, AdaptersChanged) and self.info is not None:
                 self.info = replace(self.info, adapters=event.names, missing_adapters=event.missing)
+
+    def load_seconds(self, loaded: Mapping[Tier, int]) -> float:
+        """Seconds that loading these blocks (of the router) from the slower tiers takes."""
+        if self.info is None:
+            return 0.0
+        seconds = self.info.tier_seconds
+        total = sum(blocks * seconds.get(tier, 0.0) for tier, blocks in loaded.items())
+        return total / self._index.stride(self.slot)
+
+    def _reuses(self, tier: Tier) -> bool:
+        """Whether the worker reuses blocks of this tier. The copy leaves the others out."""
+        return tier is Tier.GPU or (self.info is not None and tier in self.info.tier_seconds)
 
     def _shape(self, info: WorkerInfo) -> tuple[int, tuple[Group, ...]]:
         """The worker's stride and groups, as the index needs them. Of a block size that is no multiple of the router's

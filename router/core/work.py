@@ -28,7 +28,9 @@ class Shape(NamedTuple):
     prompt_blocks: int
     """Including a last partial one."""
     reusable_blocks: int
-    """Full blocks that a worker may reuse: never the one of the last token (vLLM rule 8)."""
+    """Full blocks that a worker may reuse on its GPU: never the one of the last token (vLLM rule 8)."""
+    loadable_blocks: int
+    """Full blocks that it may load from a slower tier; that of the last token is then computed again in part."""
     output_tokens: int | None
 
 
@@ -36,13 +38,14 @@ def shape_of(request: RouteRequest, block_size: int) -> Shape:
     """What the cost of this request depends on."""
     tokens, depth = request.prompt_tokens, request.keys.depth if request.keys is not None else 0
     if not request.prompted:
-        return Shape(0, 0, 0, 0)
+        return Shape(0, 0, 0, 0, 0)
     if tokens is None:
         tokens = depth * block_size + 1
     return Shape(
         prompt_tokens=tokens,
         prompt_blocks=-(-tokens // block_size),
         reusable_blocks=min(depth, max(tokens - 1, 0) // block_size),
+        loadable_blocks=min(depth, tokens // block_size),
         output_tokens=request.output_tokens,
     )
 
@@ -53,6 +56,8 @@ class Expected(NamedTuple):
     queue: float
     memory: float
     """The part of `queue` that waits for blocks to be released."""
+    load: float
+    """Loading blocks from slower tiers, after the loads that other requests wait for."""
     prefill: float
     unloaded: float
     """The prefill as the latency model predicts it, uncorrected and on an idle engine."""
@@ -132,6 +137,8 @@ class Work:
         """Blocks in use beyond those of the ledger at the last report; negative when requests share blocks."""
         self._assigned = 0.0
         self._assigned_at = 0.0
+        self._loads_end = 0.0
+        """When the loads that this router's requests wait for are expected to have ended."""
         self._decoded = Decoded(0.0, 0.0)
         self._decoded_at = 0.0
 
@@ -179,6 +186,8 @@ class Work:
         self._assigned = self.assigned(now) + expected.prefill
         self._assigned_at = now
         self.samples.dispatched(expected.unloaded)
+        if expected.load:
+            self._loads_end = now + expected.queue + expected.load
         entry = self.ledger.open(
             expected.prefill,
             expected.blocks,
@@ -186,6 +195,7 @@ class Work:
             now,
             now + LATE * expected.longest,
             expected.context,
+            expected.load,
         )
         self._peak = max(self._peak, self.ledger.in_flight)
         return entry
@@ -252,8 +262,9 @@ class Work:
         step = 0.5 * self._step() * self.correction.decode.factor(now) if self._decoding() else 0.0
         return own + foreign + step + self.ledger.late(now)
 
-    def expect(self, shape: Shape, matched: int, now: float) -> Expected:
-        """What to expect of the request on this worker, with `matched` of its leading blocks cached."""
+    def expect(self, shape: Shape, matched: int, now: float, loaded: int = 0, load_seconds: float = 0.0) -> Expected:
+        """What to expect of the request on this worker, with `matched` of its leading blocks cached, the last `loaded`
+        of which it loads from slower tiers in `load_seconds`."""
         config, latency = self._config, self._config.latency
         self.samples.take_prefills(now)
         prefill_factor, decode_factor = self.correction.prefill.factor(now), self.correction.decode.factor(now)
@@ -269,13 +280,17 @@ class Work:
         context = shape.prompt_tokens + int(output) // 2
         step = self._step(1, context) * decode_factor
         decode = output * step
-        blocks = -(-shape.prompt_tokens // size) - cached // size + int(output) // size
+        # Loaded blocks take room on the GPU, too.
+        blocks = -(-shape.prompt_tokens // size) - (cached - loaded * config.block_size) // size + int(output) // size
         if self._groups:
             blocks = sum(_blocks_of(group, shape.prompt_tokens, cached, int(output)) for group in self._groups)
         memory = self._memory_wait(blocks) * decode_factor if self.capacity else 0.0
+        load = 0.0
+        if loaded:
+            load = max(self._loads_end - now - queue - memory, 0.0) + load_seconds
         longest = math.inf
         if shape.output_tokens is not None:
-            longest = queue + memory + prefill + shape.output_tokens * step
+            longest = queue + memory + load + prefill + shape.output_tokens * step
         slowdown = 0.0
         if others := self.in_flight():
             # For as long as both decode, each step reads what either of them has and computes a token for each.
@@ -283,7 +298,9 @@ class Work:
             mine = latency.decode_sequence + latency.decode_token * context
             slowdown = min(output, self._decode_time.tokens) * (theirs + mine * others) * decode_factor
         alone = output * latency.decode_step(1, context) * decode_factor
-        return Expected(queue + memory, memory, prefill, unloaded, decode, alone, longest, blocks, context, slowdown)
+        return Expected(
+            queue + memory, memory, load, prefill, unloaded, decode, alone, longest, blocks, context, slowdown
+        )
 
     def _decoding(self) -> int:
         """Requests that decode: own ones, and others' as of the last report."""

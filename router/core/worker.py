@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kvcache.feed import Load, WorkerInfo
+from kvcache.feed import Load, Tier, WorkerInfo
 from kvcache.ranks import split_rank
 from router.core.decision import Candidate
 from router.core.errors import AgentListed
 from router.core.index import PrefixIndex
+from router.core.matches import NO_LOAD, Matches
 from router.core.outliers import Record
 from router.core.reuse import ReuseScore
 from router.core.view import View
@@ -36,7 +37,9 @@ class WorkerStatus:
     view_age: float | None
     """Since the copy of its cache was last confirmed; None without a copy."""
     blocks: int
-    """Physical blocks in the copy."""
+    """Physical blocks in the copy, on the GPU."""
+    slower_blocks: Mapping[Tier, int]
+    """Those in each slower tier that the worker loads blocks from."""
     capacity: int
     """Usable blocks."""
     block_size: int
@@ -213,14 +216,22 @@ class Worker:
             return self.paused_until
         return self.record.ejection.until if self.phase is WorkerPhase.EJECTED and self.record.ejection else None
 
-    def candidate(self, shape: Shape, matched: int, best: int, charge: float, streaming: bool, now: float) -> Candidate:
-        """What the request would cost here, with `matched` of its leading blocks cached.
+    def candidate(
+        self, shape: Shape, matches: Matches, best: int, charge: float, streaming: bool, now: float
+    ) -> Candidate:
+        """What the request would cost here.
 
         `charge`: seconds that cost adds for each block that this worker would compute although the best match among the
         candidates (`best` blocks) includes it.
         """
-        expected, in_flight = self.work.expect(shape, matched, now), self.work.in_flight()
-        cost = expected.queue + expected.prefill + expected.slowdown + charge * (best - matched)
+        slot, loaded, seconds = self.view.slot, 0, 0.0
+        matched, loads = matches.held.get(slot, 0), NO_LOAD
+        if matches.loads and slot in matches.loads:
+            loads = matches.loads[slot]
+            loaded, seconds = sum(loads.values()), self.view.load_seconds(loads)
+            matched += loaded
+        expected, in_flight = self.work.expect(shape, matched, now, loaded, seconds), self.work.in_flight()
+        cost = expected.queue + expected.load + expected.prefill + expected.slowdown + charge * (best - matched)
         if not streaming:
             # The client waits for the last token, and all requests that are being answered wait for the prefill.
             cost += expected.alone + expected.prefill * in_flight
@@ -228,7 +239,9 @@ class Worker:
             worker_id=self.worker_id,
             url=self.url,
             matched_blocks=matched,
+            loaded_blocks=loads,
             queue_seconds=expected.queue,
+            load_seconds=expected.load,
             memory_seconds=expected.memory,
             prefill_seconds=expected.prefill,
             decode_seconds=expected.decode,
@@ -255,6 +268,7 @@ class Worker:
             seq=view.seq if view.exact else None,
             view_age=now - view.confirmed_at if view.confirmed_at is not None else None,
             blocks=index.blocks(view.slot),
+            slower_blocks={tier: index.blocks(view.slot, tier) for tier in view.info.tier_seconds} if view.info else {},
             capacity=work.capacity,
             block_size=view.info.block_size if view.info is not None else 0,
             load=work.load,

@@ -7,6 +7,7 @@ Not covered: engines of different speeds and several routers (test_uneven.py); a
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bench.prompts import Prompt, prompts
 from bench.result import Record, RunInfo, read_records, summarise
 from bench.simulate import ClusterShape, Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
+from kvcache.feed import Tier
 from kvcache.keys import DEFAULT_SCOPE, block_keys
 from kvcache.profiles import profile
 from kvcache.tokens.tokenizer import load_tokenizer
@@ -82,6 +84,20 @@ def test_the_router_sees_every_block_the_engines_hold() -> None:
             held[key] = held.get(key, 0) + 1
         assert simulation.fleets[0].held_blocks(worker.url) == held
         assert held
+
+
+def test_what_is_predicted_with_a_cpu_tier_is_what_engines_report() -> None:
+    """Under eviction from both tiers, with one request on its way at a time."""
+    tier = {"blocks": 260, "cpu_blocks": 1000, "cpu_block_seconds": 0.0005}
+    simulation = Simulation(replace(shape(1), engine=replace(shape().engine, **tier)), "cache_aware", Delays())
+    apart = (replace(p, request=replace(p.request, at=20.0 * at)) for at, p in enumerate(asked("chat", 150)))
+    records = simulation.run(apart, ignore)
+    assert [r.matched_blocks for r in records] == [(r.cached_tokens or 0) // 16 for r in records]
+    (worker,) = simulation.workers
+    assert worker.engine.stats.loaded_blocks > 200
+    assert worker.engine.offloaded_blocks > 1000, "the tier evicts, too"
+    (held,) = worker.engine.elsewhere()
+    assert simulation.fleets[0].held_blocks(worker.url, Tier.CPU) == dict.fromkeys(held.keys, 1)
 
 
 def test_cache_aware_beats_the_others_on_rag() -> None:

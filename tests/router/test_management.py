@@ -254,7 +254,15 @@ async def test_explain_decides_and_sends_nothing(start_router: StartRouter) -> N
         assert {candidate["worker"] for candidate in matched["candidates"]} == {worker.url for worker in workers}
         chosen = min(matched["candidates"], key=lambda candidate: candidate["cost"])
         assert chosen["worker"] == matched["decision"]["worker_id"]
-        expected = {"matched_blocks", "queue_seconds", "prefill_seconds", "cost", "in_flight"}
+        expected = {
+            "matched_blocks",
+            "loaded_blocks",
+            "load_seconds",
+            "queue_seconds",
+            "prefill_seconds",
+            "cost",
+            "in_flight",
+        }
         assert all(expected <= set(candidate) for candidate in matched["candidates"])
         assert chat["decision"]["prompt_tokens"] > 0
         assert [len(worker.received) for worker in workers] == received

@@ -83,7 +83,9 @@ def test_a_session_changes_no_decision_that_is_not_a_tie(
         Candidate(
             worker_id=str(number),
             url=str(number),
+            loaded_blocks={},
             queue_seconds=0.0,
+            load_seconds=0.0,
             memory_seconds=0.0,
             prefill_seconds=0.0,
             decode_seconds=0.0,
