@@ -22,8 +22,9 @@ from router.core.errors import FeedRejected, RejectReason
 from router.core.fleet import Fleet, WorkerStatus
 from router.discovery.sources import DiscoveryStatus
 from router.metrics import Metrics, by_label, total
+from router.server.affinity import RESPONSES
 from router.server.models import served_models
-from router.server.prompts import CHAT, COMPLETIONS, PromptReader
+from router.server.prompts import CHAT, COMPLETIONS, PROMPTED, PromptReader
 from router.server.tokenizer_loader import TokenizerLoader
 
 RECHECK_INTERVAL = 0.5
@@ -219,12 +220,16 @@ class Management:
         return _error(404, f"no worker is called {worker_id!r}; GET /workers lists them", "NotFoundError")
 
     async def explain(self, request: Request) -> Response:
-        """The decision that a completion or chat request would get now. Nothing is sent and nothing is counted."""
+        """The decision that a request with this body, for the path `?path=`, would get now. Nothing is sent and nothing
+        is counted."""
         body = await request.body()
         fields = _fields(body)
         if fields is None:
-            return _error(400, "the body is an OpenAI completion or chat request: a JSON object", "BadRequestError")
-        route = await self.prompts.read(CHAT if "messages" in fields else COMPLETIONS, body)
+            return _error(400, "the body is that of a request for a completion: a JSON object", "BadRequestError")
+        path = request.query_params.get("path") or _likely_path(fields)
+        if path not in PROMPTED:
+            return _error(400, f"path is one of {', '.join(sorted(PROMPTED))}", "BadRequestError")
+        route = await self.prompts.read(path, body)
         if (named := request.headers.get(RANK_HEADER)) is not None:
             route = replace(route, rank=asked_rank(named))
         now = self.clock()
@@ -310,3 +315,10 @@ def _error(status: int, message: str, kind: str, *, reason: str | None = None) -
     if reason is not None:
         body["error"]["reason"] = reason
     return _json(body, status)
+
+
+def _likely_path(fields: Mapping[str, Any]) -> str:
+    """Where a client would send this body. A body of the Messages API looks like a chat's."""
+    if "messages" in fields:
+        return CHAT
+    return RESPONSES if "input" in fields else COMPLETIONS

@@ -265,6 +265,10 @@ async def test_explain_decides_and_sends_nothing(start_router: StartRouter) -> N
         }
         assert all(expected <= set(candidate) for candidate in matched["candidates"])
         assert chat["decision"]["prompt_tokens"] > 0
+        for body, path in (({"messages": requests[1]["messages"]}, "/v1/messages"), ({"input": "hi"}, None)):
+            same = await router.management.post("/route/explain", json=body, params={"path": path} if path else {})
+            assert same.json()["decision"]["prompt_tokens"] == chat["decision"]["prompt_tokens"]
+        assert (await router.management.post("/route/explain?path=/v1/models", json=requests[0])).status_code == 400
         assert [len(worker.received) for worker in workers] == received
         assert router.metric("decisions_total", reason="prefix_match") == 0
 

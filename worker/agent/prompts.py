@@ -89,6 +89,36 @@ _CALL = {
     ],
 }
 _RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "12 °C"}
+_NESTED_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "plan",
+        "description": "",
+        "parameters": {
+            "type": "object",
+            "properties": {"legs": {"type": "array", "items": {"type": "object", "properties": {"to": {}}}}},
+            "additionalProperties": False,
+        },
+        "strict": True,
+    },
+}
+_THOUGHT = {
+    "role": "assistant",
+    "reasoning": "Two legs, then.",
+    "content": "One moment.",
+    "tool_calls": [
+        {
+            "id": "call_2",
+            "type": "function",
+            "function": {
+                "name": "plan",
+                "arguments": '{"legs": [{"to": "Zürich", "days": 2.0}, null], "exact": true, "note": "\\"<b>\\n"}',
+            },
+        },
+        {"id": "call_3", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}},
+    ],
+}
+_RESULTS = [{"role": "tool", "tool_call_id": name, "content": "[]"} for name in ("call_2", "call_3")]
 _ANSWER = {"role": "assistant", "content": "12 °C, it says."}
 
 PROBES: Sequence[dict[str, Any]] = (
@@ -104,6 +134,7 @@ PROBES: Sequence[dict[str, Any]] = (
     {"messages": [_USER], "chat_template_kwargs": {"enable_thinking": False}},
     {"messages": [_SYSTEM, _USER], "tools": [_TOOL]},
     {"messages": [_USER, _CALL, _RESULT], "tools": [_TOOL]},
+    {"messages": [_USER, _THOUGHT, *_RESULTS, _USER], "tools": [_TOOL, _NESTED_TOOL]},
 )
 """Bodies of `POST /tokenize`, one of each kind that chat templates treat differently."""
 
