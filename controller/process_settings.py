@@ -80,6 +80,7 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
         "longest-pause": ejection.pause_seconds,
         "session-ttl": spec.router.sessions.ttl_seconds,
         "session-limit": spec.router.sessions.limit,
+        "resume-streams": spec.router.resume_streams or None,
         "grace-period": spec.workers.drain_seconds,
         **chat_settings(spec),
     }

@@ -118,6 +118,12 @@ class PrefixKeys:
         self._computed: list[BlockKey] | None = None
         """Keys of all blocks, where `compute` was called."""
 
+    def of(self, packed: bytes) -> PrefixKeys:
+        """Keys of another prompt, with the same block size and scope."""
+        other = PrefixKeys(packed, self._block_bytes // BYTES_PER_TOKEN)
+        other._states = {0: self._states[0]}
+        return other
+
     def key(self, depth: int) -> BlockKey:
         """Key of the prefix of `depth` full blocks, 1 <= depth <= self.depth."""
         if self._computed is not None and 1 <= depth <= self.depth:

@@ -31,6 +31,7 @@ from router.server.management import Management, RouterEvent
 from router.server.models import Models
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy
+from router.server.resumption import Resumptions
 from router.server.tokenizer_loader import TokenizerLoader
 from router.settings import Settings
 from router.sync.fleet_sync import FleetSync
@@ -187,6 +188,11 @@ class Router:
             refusals=Refusals(),
             on_refused=self.fleet_sync.unreachable,
             on_busy=self.fleet_sync.busy,
+            resumptions=Resumptions(
+                lambda: self.prompts.tokenizer, lambda: self.fleet.directory.catalogue.max_model_len
+            ).of
+            if settings.resume_streams
+            else None,
         )
         self.cors = Cors(frozenset(settings.cors_origins))
         self.data_plane = DataPlane(

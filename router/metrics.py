@@ -49,6 +49,9 @@ class Metrics:
         self.broken_streams = counter(
             "broken_streams", "Answers that broke off or failed after their first byte, by what went wrong.", "cause"
         )
+        self.resumed_streams = counter(
+            "resumed_streams", "Streams that went on at another worker, by what went wrong at theirs.", "cause"
+        )
         self.ttft = histogram(
             "ttft_seconds", "From a request's arrival to the first event of its stream with content.", TTFT_BUCKETS
         )

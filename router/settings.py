@@ -101,6 +101,9 @@ class Settings(ChatSettings):
     longest_pause: PositiveFloat = Field(
         30.0, description="seconds that a worker's Retry-After is honoured for at most"
     )
+    resume_streams: bool = Field(
+        False, description="let a stream whose worker fails go on at another one (docs/router.md says which streams)"
+    )
     session_ttl: float = Field(
         600.0,
         ge=0,

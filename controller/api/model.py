@@ -202,6 +202,8 @@ class Router(Placement):
     liveness: Liveness = Liveness()
     ejection: Ejection = Ejection()
     sessions: Sessions = Sessions()
+    resume_streams: bool = False
+    """Whether a stream whose worker fails goes on at another one: see `docs/router.md`."""
     cors_origins: list[Annotated[str, Field(pattern=ORIGIN_PATTERN, max_length=256)]] = Field(
         default_factory=list, max_length=32
     )

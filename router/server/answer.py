@@ -104,9 +104,10 @@ class AnswerStream:
     held back before it.
     """
 
-    __slots__ = ("_rest", "state", "usage")
+    __slots__ = ("_max_held", "_rest", "state", "usage")
 
-    def __init__(self) -> None:
+    def __init__(self, max_held: int = MAX_HELD) -> None:
+        self._max_held = max_held
         self.state = StreamState.SILENT
         self.usage: Usage | None = None
         """What the last event that states a usage says."""
@@ -118,7 +119,7 @@ class AnswerStream:
         data = self._rest + piece if self._rest else piece
         passed = self._pass_silent(data) if self.state is StreamState.SILENT else None
         if passed is None:
-            passed = complete_events(data) or (len(data) if len(data) > MAX_HELD else 0)
+            passed = complete_events(data) or (len(data) if len(data) > self._max_held else 0)
             self._read(data[:passed])
         self._rest = data[passed:]
         return data[:passed]
@@ -143,7 +144,7 @@ class AnswerStream:
         # A comment ends with its line, even if no empty line follows.
         while data[looked : looked + 1] in (b":", b"\n", b"\r") and (line := data.find(b"\n", looked) + 1):
             looked = passed = line
-        if len(data) - passed > MAX_HELD:
+        if len(data) - passed > self._max_held:
             # So many bytes must be an answer, in a protocol that is not known here.
             self.state = transition(self.state, EventKind.CONTENT)
             return None
@@ -154,9 +155,9 @@ class AnswerStream:
         if _ERROR not in events and not states_usage(events):
             return
         for event in EMPTY_LINE.split(events):
-            if (_ERROR in event or states_usage(event)) and (fields := _object(event_data(event))) is not None:
+            if (_ERROR in event or states_usage(event)) and (fields := event_fields(event_data(event))) is not None:
                 self.usage = read_usage(fields) or self.usage
-                if _error_kind(fields) is EventKind.FAILURE:
+                if error_kind(fields) is EventKind.FAILURE:
                     self.state = transition(self.state, EventKind.FAILURE)
 
 
@@ -165,10 +166,10 @@ def _classify(event: bytes) -> EventKind:
     data = event_data(event).strip()
     if not data:
         return EventKind.QUIET
-    fields = _object(data)
+    fields = event_fields(data)
     if fields is None:  # the end, or a protocol that is not known here
         return EventKind.REFUSAL if data == b"[DONE]" else EventKind.CONTENT
-    error = _error_kind(fields)
+    error = error_kind(fields)
     if error is not None:
         return error
     choices = fields.get("choices")
@@ -183,7 +184,7 @@ def _classify(event: bytes) -> EventKind:
     return EventKind.QUIET
 
 
-def _error_kind(fields: dict[str, Any]) -> EventKind | None:
+def error_kind(fields: dict[str, Any]) -> EventKind | None:
     """`FAILURE` or `REFUSAL` for an error event; None for any other event."""
     error = fields.get("error")
     if not isinstance(error, dict):
@@ -229,7 +230,8 @@ def _delta_text(delta: Any) -> Any:
     return any(value for name, value in delta.items() if name != "role")
 
 
-def _object(data: bytes) -> dict[str, Any] | None:
+def event_fields(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in an event's data, or in an answer; None if it is none."""
     try:
         fields = orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -250,7 +252,7 @@ def read_answer(body: bytes) -> WholeAnswer:
     """What `body`, a complete answer that is not a stream, says. The default if it is no JSON object."""
     if b'"abort"' not in body and _USAGE not in body:
         return WholeAnswer()
-    fields = _object(body)
+    fields = event_fields(body)
     if fields is None:
         return WholeAnswer()
     choices = fields.get("choices")

@@ -18,12 +18,13 @@ from kvcache.errors import ApiError
 from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest, StoredResponse
 from router.core.fleet import Fleet
 from router.core.outliers import Ejection, Outcome
-from router.core.retries import Refusals, RequestKind, Retries, RetryBudget, RetryPolicy
+from router.core.retries import Progress, Refusals, RequestKind, Retries, RetryBudget, RetryPolicy
 from router.core.stored_responses import HolderGone, response_id
 from router.metrics import Metrics
 from router.server.affinity import with_request_id
 from router.server.headers import find, retry_after
-from router.server.relay import AttemptFailure, Client, Relay
+from router.server.relay import STREAM_BROKEN, AttemptFailure, Client, Relay
+from router.server.resumption import Resumption
 from router.upstream.in_flight import InFlight, InFlightRequest, RequestEvent, RequestState
 from router.upstream.interface import FailureCause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
 from runtime.http.context import Headers
@@ -72,6 +73,8 @@ class Proxy:
     refusals: Refusals
     on_refused: Callable[[str, str], None]
     on_busy: Callable[[str], None]
+    resumptions: Callable[[UpstreamRequest, RouteRequest], Resumption | None] | None = None
+    """How a stream goes on elsewhere if its worker fails; None: streams do not."""
     started: float = field(init=False)
     """When the router started."""
 
@@ -89,7 +92,8 @@ class Proxy:
         retries = Retries(self.policy, self.budget, repeatable=request.repeatable)
         kind = RequestKind(request.method, request.target.partition("?")[0], route.model)
         client = Client(route, request_id, arrived, send)
-        return await _ProxiedRequest(self, request, client, InFlightRequest(task), retries, kind).run()
+        resumption = self.resumptions(request, route) if self.resumptions is not None else None
+        return await _ProxiedRequest(self, request, client, InFlightRequest(task), retries, kind, resumption).run()
 
     def sharing(self, url: str, cause: FailureCause) -> list[str]:
         """The workers that a failure of the one at `url` is about: every rank of its process, or that one alone."""
@@ -123,6 +127,7 @@ class _ProxiedRequest:
     in_flight: InFlightRequest
     retries: Retries
     kind: RequestKind
+    resumption: Resumption | None
     excluded: set[str] = field(default_factory=set)
     """URLs of the workers that failed, which are not chosen again while there are others."""
     deadline: float | None = None
@@ -267,13 +272,16 @@ class _ProxiedRequest:
         relay: Relay | None = None
         try:
             route = self.client.route
+            if self.resumption is not None:
+                self.resumption.begin()
             self.request.rank = decision.rank if route.rank is None else route.rank
             with (
                 proxy.fleet.dispatching(decision, route, proxy.clock) as ticket,
                 proxy.in_flight.at(decision.url, self.in_flight, proxy.clock()),
             ):
                 response = await proxy.upstream.send(decision.url, self._outgoing(decision.url))
-                self.status = response.status
+                if self.in_flight.state is RequestState.PENDING:
+                    self.status = response.status
                 relay = Relay(
                     self.client,
                     self.request,
@@ -285,10 +293,14 @@ class _ProxiedRequest:
                     proxy.clock,
                     proxy.fleet.config.block_size,
                     self.retries.sent,
+                    self.resumption,
                 )
                 failure = await relay.run(self._failing(decision.url, response))
         except UpstreamError as error:
             if relay is not None and self.in_flight.state is RequestState.RESPONDING:
+                if self._goes_on(error.cause):
+                    progress = Progress.DECLINED if error.cause is FailureCause.ABORTED else Progress.ANSWERING
+                    return AttemptFailure(error.cause, str(error), progress)
                 for url in proxy.sharing(decision.url, error.cause):
                     proxy.note(url, Outcome.BAD)
                 await relay.cut(error)
@@ -301,6 +313,15 @@ class _ProxiedRequest:
         finally:
             if response is not None:
                 response.close()
+
+    def _goes_on(self, cause: FailureCause) -> bool:
+        """Whether the rest of the stream can come from another worker; then it is what is sent from now on."""
+        resumption = self.resumption
+        if resumption is None or not resumption.go_on(cause):
+            return False
+        self.request = resumption.request()
+        self.client = replace(self.client, route=resumption.route(self.client.route))
+        return True
 
     def _outgoing(self, url: str) -> UpstreamRequest:
         """The request as this worker gets it: a response that it may store has an id that names it."""
@@ -319,6 +340,10 @@ class _ProxiedRequest:
             return FailureCause.BUSY
         if status >= 500 and status != 501:
             return FailureCause.STATUS_5XX
+        if self.in_flight.state is RequestState.CONTINUING:
+            # Nothing but a stream can be joined with what the client has.
+            streams = find(response.headers, b"content-type").startswith(b"text/event-stream")
+            return None if status == 200 and streams else FailureCause.DOUBTED
         if status < 400 or status >= 500 or self.client.route.stored is not None:
             return None
         alike = [other for other, refused in self.doubted.items() if refused == status]
@@ -346,7 +371,13 @@ class _ProxiedRequest:
 
     async def _answer_without_worker(self) -> None:
         """Answer with the last failure's answer, if there is one, else with an error of the router's own."""
+        resuming = self.in_flight.state is RequestState.RESUMING
         self.in_flight.advance(RequestEvent.GIVEN_UP)
+        if resuming:
+            cause = self.failure.cause if self.failure is not None else FailureCause.BROKEN
+            self.proxy.metrics.broken_streams.labels(cause.value).inc()
+            await self.client.send({"type": "http.response.body", "body": STREAM_BROKEN})
+            return
         if self.failure is not None and self.failure.answer is not None:
             self.status, headers, body = self.failure.answer
             if self.status == 503 and not find(headers, b"retry-after"):

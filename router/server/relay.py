@@ -15,9 +15,10 @@ from router.core.fleet import Ticket
 from router.core.latency_samples import Usage
 from router.core.retries import Progress
 from router.metrics import Metrics
-from router.server.answer import AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
+from router.server.answer import MAX_HELD, AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
 from router.server.headers import find, to_client
-from router.upstream.in_flight import NOT_WAITING, InFlightRequest, RequestEvent, RequestState
+from router.server.resumption import Resumption
+from router.upstream.in_flight import AWAITING, NOT_WAITING, InFlightRequest, RequestEvent, RequestState
 from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest, UpstreamResponse
 from runtime.http.context import Headers
 from runtime.http.server import AnswerAborted
@@ -30,6 +31,9 @@ MAX_BUFFERED = 1 << 20
 this one dies before the answer is complete."""
 MAX_CLIENT_SHARE = 0.1
 """An answer shows how fast the engine is only if at most this share of its time was spent waiting for the client."""
+
+STREAM_BROKEN = sse_error(engine_dead().body()) + SSE_DONE
+"""The end of a stream whose worker has failed, as vLLM writes it."""
 
 _DECLINED = frozenset({FailureCause.BUSY, FailureCause.ABORTED, FailureCause.DOUBTED})
 """The worker itself says that it did not act on the request."""
@@ -70,6 +74,8 @@ class Relay:
     clock: Callable[[], float]
     block_size: int
     attempts: int
+    resumption: Resumption | None = None
+    """How the stream goes on elsewhere if the worker fails; None: it does not."""
     streaming: bool = False
     """The answer is a stream of server-sent events."""
     client_seconds: float = 0.0
@@ -108,14 +114,15 @@ class Relay:
         """
         response, in_flight, clock = self.response, self.in_flight, self.clock
         self.streaming = True
-        stream, now = AnswerStream(), clock()
+        resumption = self.resumption
+        stream, now = AnswerStream(MAX_HELD if resumption is None else resumption.MAX_HELD), clock()
         try:
             while piece := await response.read():
                 now = clock()
                 before = stream.state
                 passed = stream.push(piece)
                 if stream.state is not before:
-                    if stream.state.is_failure and in_flight.state is RequestState.PENDING:
+                    if stream.state.is_failure and in_flight.state in AWAITING:
                         cause = (
                             FailureCause.ABORTED if stream.state is StreamState.ABORTED else FailureCause.ERROR_EVENT
                         )
@@ -126,14 +133,20 @@ class Relay:
                 # Comments are no progress: a server writes them while its engine hangs.
                 if stream.state is not StreamState.SILENT:
                     in_flight.waiting_since = now
+                if passed and resumption is not None:
+                    passed = resumption.push(passed)
                 if passed:
                     await self._pass_on(passed)
+                if resumption is not None and resumption.failure is not None:
+                    raise UpstreamError(resumption.failure, "it says that it failed", Progress.ANSWERING)
             rest = stream.finish()
+            if resumption is not None and not resumption.ended:
+                raise UpstreamError(FailureCause.BROKEN, "the stream ended before its last event", Progress.ANSWERING)
             if stream.state is StreamState.SILENT and not rest:
                 raise UpstreamError(FailureCause.BROKEN, "the stream ended before its first event", Progress.ANSWERING)
             await self._pass_on(rest, last=True)
         finally:
-            if in_flight.state is not RequestState.PENDING:
+            if in_flight.state not in AWAITING:
                 self._count(stream.usage)
         if stream.state is StreamState.ANSWERING:
             self._learn(stream.usage, now)
@@ -147,6 +160,8 @@ class Relay:
         if self.response.status < 400:
             self.ticket.served = True
             self.ticket.first_token(now)
+        if self.in_flight.state is RequestState.CONTINUING:
+            return
         if self.response.status == 200:
             self.metrics.ttft.observe(now - self.client.arrived)
             self.metrics.predicted_ttft.observe(self.decision.predicted_ttft)
@@ -184,7 +199,7 @@ class Relay:
         in_flight, clock = self.in_flight, self.clock
         began, since = clock(), in_flight.waiting_since
         in_flight.waiting_since = NOT_WAITING
-        if in_flight.state is RequestState.PENDING:
+        if in_flight.state in AWAITING:
             await self._begin()
         await self.client.send({"type": "http.response.body", "body": data, "more_body": not last})
         took = clock() - began
@@ -192,8 +207,14 @@ class Relay:
         in_flight.waiting_since = NOT_WAITING if last else since + took
 
     async def _begin(self) -> None:
-        """Send status and headers to the client: from now on the request cannot go to another worker."""
+        """Send status and headers to the client, unless it has them from a worker that failed. From now on the whole
+        request cannot go to another worker."""
+        began = self.in_flight.state is RequestState.PENDING
         self.in_flight.advance(RequestEvent.ANSWER_BEGUN)
+        if not began:
+            if self.resumption is not None and self.resumption.cause is not None:
+                self.metrics.resumed_streams.labels(self.resumption.cause.value).inc()
+            return
         self.request.drop_body()
         status, headers = self.response.status, self._headers()
         await self.client.send({"type": "http.response.start", "status": status, "headers": headers})
@@ -227,11 +248,17 @@ class Relay:
             self.ticket.finished(now, usage)
 
     async def cut(self, error: UpstreamError) -> None:
-        """The worker failed after the first byte: report it in the stream as vLLM does, or break the answer off."""
+        """The worker failed after the first byte: report it in the stream as vLLM does, or break the answer off. Only
+        the end of a stream can be missing that has said all: then the stream is ended here."""
+        closing = self.resumption.closing() if self.resumption is not None else None
+        if closing is not None:
+            self.in_flight.advance(RequestEvent.ANSWER_COMPLETE)
+            await self.client.send({"type": "http.response.body", "body": closing})
+            return
         self._broken(error.cause, str(error))
         if not self.streaming:
             raise AnswerAborted(str(error))
-        await self.client.send({"type": "http.response.body", "body": sse_error(engine_dead().body()) + SSE_DONE})
+        await self.client.send({"type": "http.response.body", "body": STREAM_BROKEN})
 
     def _broken(self, cause: FailureCause, why: str) -> None:
         self.in_flight.advance(RequestEvent.ANSWER_BROKEN)

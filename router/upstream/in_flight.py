@@ -43,7 +43,11 @@ class RequestState(StrEnum):
     PENDING = "pending"
     """A worker has the request, and the client has received nothing: the request may still go to another worker."""
     RESPONDING = "responding"
-    """The client has received the head of the answer: the request can no longer go to another worker."""
+    """The client has received the head of the answer: the whole request can no longer go to another worker."""
+    RESUMING = "resuming"
+    """The worker failed in the middle of a stream: another is chosen or waited for that goes on with it."""
+    CONTINUING = "continuing"
+    """A worker has the rest of the request, and the client has received nothing of what it answers."""
     COMPLETE = "complete"
     """The client has received one worker's whole answer."""
     BROKEN = "broken"
@@ -75,12 +79,23 @@ REQUEST_TRANSITIONS: Mapping[RequestState, Mapping[RequestEvent, RequestState]] 
     RequestState.RESPONDING: {
         RequestEvent.ANSWER_COMPLETE: RequestState.COMPLETE,
         RequestEvent.ANSWER_BROKEN: RequestState.BROKEN,
+        RequestEvent.ATTEMPT_FAILED: RequestState.RESUMING,
+    },
+    RequestState.RESUMING: {
+        RequestEvent.SENT: RequestState.CONTINUING,
+        RequestEvent.GIVEN_UP: RequestState.BROKEN,
+    },
+    RequestState.CONTINUING: {
+        RequestEvent.ATTEMPT_FAILED: RequestState.RESUMING,
+        RequestEvent.ANSWER_BEGUN: RequestState.RESPONDING,
     },
     RequestState.COMPLETE: {},
     RequestState.BROKEN: {},
     RequestState.UNANSWERED: {},
 }
 """What is not listed cannot happen, and is an error."""
+AWAITING = frozenset({RequestState.PENDING, RequestState.CONTINUING})
+"""A worker has the request and has not begun to answer it: it may still go to another one."""
 
 
 class InFlightRequest:
@@ -149,7 +164,7 @@ class InFlight:
     def abort_pending(self, url: str, cause: FailureCause, why: str) -> None:
         """The worker will not answer: send the requests whose answer it has not begun to another worker."""
         for request in list(self._requests.get(url, ())):
-            if request.state is RequestState.PENDING:
+            if request.state in AWAITING:
                 request.abort(cause, why)
 
     def enforce_timeouts(self, now: float, silence: Callable[[str, float], float]) -> None:
@@ -161,7 +176,7 @@ class InFlight:
         for url, requests in self._requests.items():
             silent = silence(url, now)
             for request in list(requests):
-                responding = request.state is not RequestState.PENDING
+                responding = request.state not in AWAITING
                 stalled = timeouts.cut if responding else timeouts.stall
                 limit = timeouts.idle if responding else timeouts.answer
                 waited = now - request.waiting_since

@@ -25,7 +25,7 @@ def manifest(make_manifest) -> KVCluster:
         engine={"speed": 2.5, "seed": 7, "meanOutputTokens": 9, "args": ["--dev-mode"]},
         cache={"blockSize": 32, "blocks": 100},
         workers={"replicas": 2, "drainSeconds": 5},
-        router={"strategy": "least_loaded", "limits": {"maxConcurrentRequests": 77}},
+        router={"strategy": "least_loaded", "limits": {"maxConcurrentRequests": 77}, "resumeStreams": True},
     )
 
 
@@ -53,6 +53,7 @@ def test_a_router_understands_its_command_line(manifest):
     assert (settings.workers, settings.strategy) == (ADDRESSES.workers, "least_loaded")
     assert (settings.model, settings.block_size, settings.speed) == ("m", 32, 2.5)
     assert (settings.max_concurrent_requests, settings.fd, settings.management_fd) == (77, 5, 6)
+    assert settings.resume_streams
 
 
 def test_a_router_takes_every_time_limit_of_the_spec(make_manifest):

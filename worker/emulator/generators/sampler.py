@@ -1,7 +1,9 @@
 """A seeded replacement of a language model: English words, and answers whose lengths have a given mean.
 
 The same prompt gets the same answer on every worker with the same seed; only a request's `seed` and the index of the
-choice vary it. How a request is routed therefore affects when it is answered, but never the answer.
+choice vary it. How a request is routed therefore affects when it is answered, but never the answer. As in a language
+model, a token depends on the tokens before it and not on where the prompt ends: a prompt that ends with the first half
+of an answer is continued with the second half. Only the length of the answer is drawn anew.
 
 Each word is one token that starts with a space. An answer that returns in the next turn of a conversation is therefore
 tokenised to the same ids, and its cached blocks are found.
@@ -44,13 +46,13 @@ class Sampler:
         self._log_total = math.log(math.log(tokenizer.vocab_size) + _EULER)
 
     def answer(self, request: AnswerRequest) -> SampledAnswer:
-        digest = hashlib.blake2b(pack_tokens(request.prompt), digest_size=16)
-        digest.update(f"{self._seed}/{request.seed}/{request.choice}".encode())
-        key = digest.digest()
-        rng = random.Random(key)
+        context = hashlib.blake2b(f"{self._seed}/{request.seed}/{request.choice}/".encode(), digest_size=16)
+        context.update(pack_tokens(request.prompt))
+        key = context.digest()
         eos = None if request.ignore_eos else self._tokenizer.eos_token_id
-        ends_at = self._ends_at(request, rng) if request.forced_tokens is None else len(request.forced_tokens)
-        return SampledAnswer(self, request, key, rng, eos, ends_at)
+        forced = request.forced_tokens
+        ends_at = self._ends_at(request, random.Random(key)) if forced is None else len(forced)
+        return SampledAnswer(self, request, key, context, eos, ends_at)
 
     def close(self) -> None:
         self._is_word.clear()
@@ -64,26 +66,24 @@ class Sampler:
         length = round(rng.lognormvariate(math.log(self._mean_tokens) - sigma**2 / 2, sigma))
         return max(length - 1, request.min_tokens, 1)
 
-    def word(self, rng: random.Random) -> int:
+    def word(self, numbers: Iterator[int]) -> int:
         """A random token that is a word, or any ordinary token if the vocabulary has hardly any words."""
-        for _ in range(_TRIES):
-            token = rng.randrange(self._tokenizer.vocab_size)
-            if self._word(token):
-                return token
-        while self._string(token) is None:
-            token = rng.randrange(self._tokenizer.vocab_size)
-        return token
+        size = self._tokenizer.vocab_size
+        for number in itertools.islice(numbers, _TRIES):
+            if self._word(number % size):
+                return number % size
+        return next(number % size for number in numbers if self._string(number % size) is not None)
 
-    def permitted(self, rng: random.Random, request: AnswerRequest) -> int:
+    def permitted(self, numbers: Iterator[int], request: AnswerRequest) -> int:
         """A random word that the request allows and does not ban."""
         choices = [token for token in request.allowed if token not in request.banned] or request.allowed
         if choices:
-            return rng.choice(choices)
-        token = self.word(rng)
+            return choices[next(numbers) % len(choices)]
+        token = self.word(numbers)
         for _ in range(_TRIES):
             if token not in request.banned:
                 break
-            token = self.word(rng)
+            token = self.word(numbers)
         return token
 
     def logprobs(self, key: bytes, place: str, token: int, rank: int, top: int) -> list[TokenLogprob]:
@@ -149,20 +149,28 @@ def _numbers(key: bytes, place: str) -> Iterator[int]:
 
 
 _UNPACK = struct.Struct("<16I").unpack
+_PACK = struct.Struct("<I").pack
 
 
 class SampledAnswer:
     """One answer, whose tokens are always ready. `eos` None: it does not end by itself."""
 
-    __slots__ = ("_ends_at", "_eos", "_key", "_limited", "_prompt", "_request", "_rng", "_sampler", "_tokens")
+    __slots__ = ("_context", "_ends_at", "_eos", "_key", "_limited", "_prompt", "_request", "_sampler", "_tokens")
 
     def __init__(
-        self, sampler: Sampler, request: AnswerRequest, key: bytes, rng: random.Random, eos: int | None, ends_at: int
+        self,
+        sampler: Sampler,
+        request: AnswerRequest,
+        key: bytes,
+        context: hashlib.blake2b,
+        eos: int | None,
+        ends_at: int,
     ) -> None:
         self._sampler = sampler
         self._request = request
         self._key = key
-        self._rng = rng
+        self._context = context
+        """The hash of the tokens so far."""
         self._eos = eos
         self._ends_at = ends_at
         self._limited = bool(request.allowed or request.banned)
@@ -172,7 +180,9 @@ class SampledAnswer:
     def token(self, index: int) -> int:
         tokens = self._tokens
         while len(tokens) <= index:
-            tokens.append(self._next(len(tokens)))
+            token = self._next(len(tokens))
+            tokens.append(token)
+            self._context.update(_PACK(token))
         return tokens[index]
 
     def _next(self, index: int) -> int:
@@ -181,7 +191,8 @@ class SampledAnswer:
         text = self._request.forced_tokens
         if text is not None and index < len(text):
             return text[index]
-        return self._sampler.permitted(self._rng, self._request) if self._limited else self._sampler.word(self._rng)
+        numbers = _numbers(self._context.digest(), "token")
+        return self._sampler.permitted(numbers, self._request) if self._limited else self._sampler.word(numbers)
 
     def logprobs(self, index: int) -> list[TokenLogprob]:
         request, sampler, place = self._request, self._sampler, str(index)

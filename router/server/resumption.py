@@ -1,0 +1,297 @@
+"""A stream that goes on at another worker when its own fails. Sans-IO: events in, events out.
+
+The engine is asked for the ids of the tokens it generates (`return_token_ids`). When its stream breaks off, another
+engine gets the prompt's ids and those of the answer so far as the prompt of a completion, and what it generates is
+written into the client's stream. Compared with vLLM 0.32 at temperature 0: from every token on, the continuation has
+the ids and the text of the undisturbed answer, for completions and for chats alike.
+
+A prompt must not end within a character: vLLM's detokenizer would then repeat the whole prompt. So the tokens of an
+unfinished character, of which the client has seen nothing, are generated again.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import orjson
+
+from kvcache.errors import SSE_DONE
+from kvcache.keys import pack_tokens
+from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
+from router.core.decision import RouteRequest
+from router.server.answer import EventKind, error_kind, event_fields
+from router.server.prompts import CHAT, COMPLETIONS
+from router.server.resumable import StreamRequest, asking_for_ids, stream_request
+from router.upstream.interface import FailureCause, UpstreamRequest
+from runtime.http.context import Headers
+from runtime.sse import EMPTY_LINE, event_data
+
+_TAIL = 128
+"""Characters of the text so far that are kept, to find out which tokens they are the text of."""
+_WINDOW = 16
+"""Tokens before a boundary that are compared with the text."""
+_UNFINISHED = 8
+"""Tokens that an unfinished character, or several that follow one another, may have."""
+
+
+class Decode(Protocol):
+    """The text of token ids. Raises `TokenizerError`."""
+
+    def __call__(self, ids: Sequence[int], /, *, skip_special_tokens: bool) -> str: ...
+
+
+class Resumption:
+    """One stream with a single choice, over all of its attempts. Memory: 4 bytes for each token of prompt and answer.
+
+    `decode`: the tokenizer's. `longest`: the most tokens of prompt and answer, None if it is not known.
+    """
+
+    MAX_HELD = 8 << 20
+    """Bytes of one event: the first holds the ids of the whole prompt."""
+
+    def __init__(self, request: StreamRequest, headers: Headers, decode: Decode, longest: int | None) -> None:
+        self._request = request
+        self._headers = headers
+        self._decode = decode
+        self._longest = longest
+        self.cause: FailureCause | None = None
+        """Why the stream goes on elsewhere; None: it has not been resumed."""
+        self.failure: FailureCause | None = None
+        """What the last event says about the worker; None: it works."""
+        self._restart()
+
+    def begin(self) -> None:
+        """A worker gets the request, or the request for its rest."""
+        self.failure = None
+        if self.cause is None:
+            self._restart()
+
+    def _restart(self) -> None:
+        """The request is sent from its beginning: nothing has gone to the client."""
+        self.ended = False
+        """The stream's last event has passed."""
+        self._able = True
+        self._in_text = not self._request.chat
+        """The last content was text, not reasoning."""
+        self._prompt = array("I")
+        self._ids = array("I")
+        self._tail = ""
+        self._finished = self._counted = False
+        self._done_before = 0
+        """Tokens that earlier attempts have generated."""
+        self._names: dict[str, Any] = {}
+        """The fields that all events of the stream share."""
+
+    # --- events ---
+
+    def push(self, events: bytes) -> bytes:
+        """Whole events of a worker. Returns what the client gets for them; sets `failure` if one says that the worker
+        fails, and drops that and what follows."""
+        shown: list[bytes] = []
+        for event in EMPTY_LINE.split(events):
+            if event and (seen := self._event(event)):
+                shown += (seen, b"\n\n")
+            if self.failure is not None:
+                break
+        return b"".join(shown)
+
+    def _event(self, event: bytes) -> bytes:
+        data = event_data(event).strip()
+        if data == b"[DONE]":
+            self.ended = True
+        fields = event_fields(data) if data else None
+        if fields is None:
+            self._able = self._able and data in (b"", b"[DONE]")
+            return event
+        choices = fields.get("choices")
+        if error_kind(fields) is EventKind.FAILURE and self._able:
+            self.failure = FailureCause.ERROR_EVENT
+            return b""
+        if not isinstance(choices, list) or len(choices) > 1:
+            self._able = False
+            return event
+        if choices and self._able and choices[0].get("finish_reason") == "abort":
+            self.failure = FailureCause.ABORTED
+            return b""
+        shown = self._first(fields, choices) if self.cause is None else self._further(fields, choices)
+        return b"" if shown is None else b"data: " + orjson.dumps(shown)
+
+    def _first(self, fields: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """An event of the first attempt: it loses what the client has not asked for."""
+        if not self._names:
+            self._names = {name: fields[name] for name in ("id", "object", "created", "model") if name in fields}
+        self._counted = self._counted or not choices
+        asked = self._request.shows_ids
+        prompt = fields.get("prompt_token_ids")
+        if not asked and prompt is not None:
+            fields["prompt_token_ids"] = None
+        for choice in choices:
+            prompt = prompt or choice.get("prompt_token_ids")
+            delta = choice.get("delta")
+            text = choice.get("text") if delta is None else delta.get("content")
+            self._note(choice, text or "")
+            if delta is not None:
+                self._note_delta(delta)
+            if not asked:
+                for name in ("token_ids", "prompt_token_ids"):
+                    if name in choice:
+                        choice[name] = None
+                if delta is not None and choice.get("finish_reason") is None and not any(delta.values()):
+                    return None  # without token ids vLLM sends no event for a token that shows nothing
+        if prompt and not self._prompt:
+            self._prompt.extend(prompt)
+        return fields
+
+    def _note(self, choice: Mapping[str, Any], text: str) -> None:
+        ids = choice.get("token_ids") or ()
+        if text and not ids:
+            self._able = False
+        self._ids.extend(ids)
+        self._tail = (self._tail + text)[-_TAIL:]
+        self._finished = self._finished or choice.get("finish_reason") is not None
+
+    def _note_delta(self, delta: Mapping[str, Any]) -> None:
+        if delta.get("tool_calls") or delta.get("function_call"):
+            self._able = False
+        if delta.get("reasoning") or delta.get("reasoning_content"):
+            self._in_text = False
+            self._tail = ""
+        elif delta.get("content"):
+            self._in_text = True
+
+    def _further(self, fields: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """An event of a later attempt, a completion's, as one of the stream that the client has been reading."""
+        shown = {**self._names, "choices": [self._choice(choice) for choice in choices]}
+        self._counted = self._counted or not choices
+        usage = fields.get("usage")
+        if isinstance(usage, dict):
+            shown["usage"] = self._usage(usage.get("completion_tokens") or 0)
+        elif "usage" in fields:
+            shown["usage"] = None
+        if "system_fingerprint" in fields:
+            shown["system_fingerprint"] = fields["system_fingerprint"]
+        return shown
+
+    def _choice(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        text, finish = choice.get("text") or "", choice.get("finish_reason")
+        self._note(choice, text)
+        ids = choice.get("token_ids") if self._request.shows_ids else None
+        if not self._request.chat:
+            return {**choice, "prompt_token_ids": None, "token_ids": ids}
+        shown = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": finish}
+        if finish is not None:
+            shown["stop_reason"] = choice.get("stop_reason")
+        return {**shown, "token_ids": ids}
+
+    def _usage(self, completion: int) -> dict[str, Any]:
+        """The usage of the whole stream. How much of the prompt was cached only the first worker could have told."""
+        prompt, completion = len(self._prompt), self._done_before + completion
+        return {
+            "prompt_tokens": prompt,
+            "total_tokens": prompt + completion,
+            "completion_tokens": completion,
+            "prompt_tokens_details": None,
+        }
+
+    def closing(self) -> bytes | None:
+        """The events that are missing of a stream whose text is complete; None if its text is not."""
+        if self.ended:
+            return b""
+        if not self._finished:
+            return None
+        if self._counted or not self._request.counts:
+            return SSE_DONE
+        usage = {**self._names, "choices": [], "usage": self._usage(len(self._ids) - self._done_before)}
+        return b"data: " + orjson.dumps(usage) + b"\n\n" + SSE_DONE
+
+    # --- going on ---
+
+    def go_on(self, cause: FailureCause) -> bool:
+        """The worker failed in the middle of the stream. Returns whether it can go on at another one."""
+        self.failure = None
+        if not (self._able and self._in_text and self._prompt) or self._finished:
+            return False
+        kept = self._boundary()
+        if kept is None or (self._request.shows_ids and kept < len(self._ids)):
+            return False
+        del self._ids[kept:]
+        left = self._left()
+        if left is None or left < 1:
+            return False
+        self._done_before = kept
+        self.cause = cause
+        return True
+
+    def _boundary(self) -> int | None:
+        """How many of the generated tokens the text so far is the text of: all but those of an unfinished character.
+        None if their text is another one, because the engine changed it or has another tokenizer."""
+        ids, decode, request = self._ids, self._decode, self._request
+        if not self._tail:
+            return 0  # the client has seen no text
+        for kept in range(len(ids), max(len(ids) - _UNFINISHED, 0), -1):
+            try:
+                text = decode(ids[max(kept - _WINDOW, 0) : kept], skip_special_tokens=request.skips_special)
+            except TokenizerError:
+                return None
+            if text.endswith("\ufffd"):
+                continue
+            text = text.lstrip("\ufffd")  # the window may begin within a character
+            same = self._tail.endswith(text) or text.endswith(self._tail)
+            return kept if text and same else None
+        return None
+
+    def _left(self) -> int | None:
+        """How many tokens may still be generated; None: it is not known."""
+        done, longest = len(self._ids), self._longest
+        room = longest - len(self._prompt) - done if longest is not None else None
+        if self._request.max_tokens is None:
+            return room
+        left = self._request.max_tokens - done
+        return left if room is None else min(left, room)
+
+    def request(self) -> UpstreamRequest:
+        """The request for the rest of the stream."""
+        fields = {
+            **self._request.sampling,
+            "prompt": [*self._prompt, *self._ids],
+            "max_tokens": self._left(),
+            "min_tokens": max(self._request.min_tokens - len(self._ids), 0),
+            "stream": True,
+            "return_token_ids": True,
+        }
+        return UpstreamRequest("POST", COMPLETIONS, self._headers, orjson.dumps(fields), repeatable=True)
+
+    def route(self, route: RouteRequest) -> RouteRequest:
+        """What a decision about that request needs; `route` is that of the whole request."""
+        tokens = self._prompt + self._ids
+        keys = route.keys.of(pack_tokens(tokens)) if route.keys is not None else None
+        return replace(route, keys=keys, prompt_tokens=len(tokens), output_tokens=self._left(), reported=None)
+
+
+@dataclass(slots=True)
+class Resumptions:
+    """Makes the `Resumption` of each stream that may go on elsewhere.
+
+    `tokenizer()` and `longest()` are asked when a stream begins; see `Resumption` for what they give.
+    """
+
+    tokenizer: Callable[[], Tokenizer | None]
+    longest: Callable[[], int | None]
+
+    def of(self, request: UpstreamRequest, route: RouteRequest) -> Resumption | None:
+        """How the request's stream goes on if its worker fails. None if it cannot. The request is made to ask for what
+        that takes."""
+        if not route.streaming or request.method != "POST" or route.stored is not None:
+            return None
+        path = request.target.partition("?")[0]
+        tokenizer, longest = self.tokenizer(), self.longest()
+        if path not in (COMPLETIONS, CHAT) or tokenizer is None:
+            return None
+        stated = stream_request(path, request.body)
+        if stated is None or (stated.max_tokens is None and longest is None):
+            return None
+        request.body = asking_for_ids(request.body)
+        return Resumption(stated, request.headers, tokenizer.decode, longest)

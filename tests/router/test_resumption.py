@@ -1,0 +1,395 @@
+"""Streams that go on at another worker when theirs fails: one stream for the client, whatever happened behind it.
+
+Covered: what makes a stream go on, what the next worker is asked, what the client sees (ids, role, usage, the end),
+which streams end with an error as before, and a worker process that is killed. Not covered: failures before the first
+byte (test_retries.py), the states of a request (test_in_flight.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import pytest
+
+from kvcache.tokens.tokenizer import Tokenizer
+from router.server.resumable import asking_for_ids, stream_request
+from router.server.resumption import Resumption
+from router.upstream.interface import FailureCause
+from tests.router.conftest import RunningRouter, StartRouter
+from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, Script, answering, fake_workers
+from tests.router.test_real_workers import real_workers
+
+PROMPT = "One two three"
+ANSWER = " four five six seven eight nine ten eleven"
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+def sse(fields: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(fields) + b"\n\n"
+
+
+class Engine:
+    """A worker that answers as vLLM does, one token an event, and fails after `after` of them in the way of `fail`."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, answer: str = ANSWER, after: int = 1000, fail: Script | None = None, of: int = 1
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.tokens = tokenizer.encode(answer)
+        self.after = after
+        self.fail = fail
+        self.of = of
+        """Tokens of one event."""
+        self.reads = asyncio.Event()
+        """The client has read something, so that a failure comes in the middle of its stream."""
+
+    async def __call__(self, connection: Connection, request: Received) -> None:
+        body = orjson.loads(request.body)
+        chat = request.target == CHAT
+        prompt = self.tokenizer.encode(PROMPT)
+        asked = body.get("prompt")
+        prompt = asked if isinstance(asked, list) else prompt
+        done = len(prompt) - len(self.tokenizer.encode(PROMPT))
+        tokens = self.tokens[done : done + body.get("max_tokens", 16)]
+        with_ids = body.get("return_token_ids")
+        name = f"x-{id(self)}"
+        head = {"id": name, "object": "chat.completion.chunk" if chat else "text_completion", "created": id(self)}
+        await connection.begin_stream()
+        if chat:
+            role = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            await connection.chunk(sse({**head, "choices": [role], "prompt_token_ids": prompt if with_ids else None}))
+        shown = 0
+        for at in range(0, len(tokens), self.of):
+            if at >= self.after and self.fail is not None:
+                await self.reads.wait()
+                await self.fail(connection, request)
+                return
+            some = tokens[at : at + self.of]
+            text = ""
+            for end in range(at + 1, at + 1 + len(some)):
+                delta = self.tokenizer.decode(tokens[shown:end])
+                if not delta.endswith("\ufffd"):  # vLLM shows no token of an unfinished character
+                    text, shown = text + delta, end
+            last = at + self.of >= len(tokens)
+            choice: dict[str, Any] = {"index": 0, "delta": {"content": text}} if chat else {"index": 0, "text": text}
+            choice |= {"logprobs": None, "finish_reason": "length" if last else None}
+            if not chat:
+                choice["prompt_token_ids"] = prompt if with_ids and at == 0 else None
+            choice["token_ids"] = some if with_ids else None
+            await connection.chunk(sse({**head, "choices": [choice]}))
+        if (body.get("stream_options") or {}).get("include_usage"):
+            counts = {"prompt_tokens": len(prompt), "completion_tokens": len(tokens), "prompt_tokens_details": None}
+            await connection.chunk(sse({**head, "choices": [], "usage": counts}))
+        await connection.chunk(DONE)
+        await connection.end_stream()
+
+
+async def resets(connection: Connection, request: Received) -> None:
+    connection.reset()
+
+
+async def closes_early(connection: Connection, request: Received) -> None:
+    await connection.end_stream()
+
+
+async def says_error(connection: Connection, request: Received) -> None:
+    await connection.chunk(ERROR_EVENT + DONE)
+    await connection.end_stream()
+
+
+async def aborts(connection: Connection, request: Received) -> None:
+    if request.target == CHAT:
+        choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "abort", "token_ids": []}
+    else:
+        choice = {"index": 0, "text": "", "finish_reason": "abort", "token_ids": []}
+    await connection.chunk(sse({"id": "x", "choices": [choice]}) + DONE)
+    await connection.end_stream()
+
+
+FAILURES = {"broken": resets, "early end": closes_early, "error event": says_error, "abort": aborts}
+
+
+def body_of(path: str, **fields: Any) -> dict[str, Any]:
+    asked = {"prompt": PROMPT} if path == COMPLETIONS else {"messages": [{"role": "user", "content": PROMPT}]}
+    return {"max_tokens": 8, "stream": True, **asked, **fields}
+
+
+class Seen:
+    """What a client saw of a stream."""
+
+    def __init__(self, raw: bytes) -> None:
+        data = [event.removeprefix(b"data: ") for event in raw.split(b"\n\n") if event.startswith(b"data: ")]
+        self.done = data[-1] == b"[DONE]"
+        events = [orjson.loads(one) for one in data if one != b"[DONE]"]
+        self.errors = [event for event in events if "error" in event]
+        self.events = [event for event in events if "error" not in event]
+        choices = [choice for event in self.events for choice in event["choices"]]
+        self.text = "".join(c["text"] if "text" in c else c["delta"].get("content", "") for c in choices)
+        self.roles = sum("role" in choice.get("delta", {}) for choice in choices)
+        self.finished = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        self.names = {(event["id"], event["object"], event["created"]) for event in self.events}
+        self.usage = next((event["usage"] for event in self.events if event.get("usage")), None)
+        self.ids = [token for choice in choices for token in choice.get("token_ids") or ()]
+
+
+async def stream(router: RunningRouter, path: str, *engines: Engine, **fields: Any) -> Seen:
+    raw = b""
+    async with router.client.stream("POST", path, json=body_of(path, **fields)) as answer:
+        async for piece in answer.aiter_raw():
+            raw += piece
+            for engine in engines:
+                engine.reads.set()
+    return Seen(raw)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("fail", [pytest.param(fail, id=name) for name, fail in FAILURES.items()])
+async def test_a_stream_goes_on_at_another_worker(
+    start_router: StartRouter, tokenizer: Tokenizer, path: str, fail: Script
+) -> None:
+    scripts = (Engine(tokenizer, after=3, fail=fail), Engine(tokenizer))
+    async with fake_workers(*scripts) as workers, start_router(workers, resume_streams=True) as router:
+        seen = await stream(
+            router, path, *scripts, stream_options={"include_usage": True}, temperature=0.5, min_tokens=5
+        )
+        assert (seen.text, seen.finished, seen.done, seen.errors) == (ANSWER, ["length"], True, [])
+        assert (len(seen.names), seen.roles, seen.ids) == (1, path == CHAT, [])
+        prompt = len(tokenizer.encode(PROMPT))
+        assert seen.usage == {
+            "prompt_tokens": prompt, "total_tokens": prompt + 8, "completion_tokens": 8, "prompt_tokens_details": None,
+        }  # fmt: skip
+        first, rest = (worker.received[0] for worker in workers)
+        assert (first.target, rest.target) == (path, COMPLETIONS)
+        assert orjson.loads(rest.body) == {
+            "prompt": tokenizer.encode(PROMPT) + tokenizer.encode(ANSWER)[:3],
+            "max_tokens": 5, "min_tokens": 2, "stream": True, "return_token_ids": True,
+            "stream_options": {"include_usage": True}, "temperature": 0.5,
+        }  # fmt: skip
+        assert sum(router.metric("resumed_streams_total", cause=cause.value) for cause in FailureCause) == 1
+        assert sum(router.metric("broken_streams_total", cause=cause.value) for cause in FailureCause) == 0
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_a_stream_that_nothing_happens_to_is_the_engines(
+    start_router: StartRouter, tokenizer: Tokenizer, path: str
+) -> None:
+    async with fake_workers(Engine(tokenizer)) as workers:
+        async with start_router(workers) as router:
+            plain = (await router.client.post(path, json=body_of(path))).content
+            assert b"return_token_ids" not in workers[0].received[0].body
+        async with start_router(workers, resume_streams=True) as router:
+            assert (await router.client.post(path, json=body_of(path))).content == plain
+
+
+async def test_without_the_setting_the_stream_ends_with_an_error(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    scripts = (Engine(tokenizer, after=3, fail=resets), Engine(tokenizer))
+    async with fake_workers(*scripts) as workers, start_router(workers) as router:
+        seen = await stream(router, COMPLETIONS, *scripts)
+        assert (len(seen.errors), seen.done, workers[1].received) == (1, True, [])
+
+
+async def test_a_client_that_asked_for_token_ids_gets_them(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    scripts = (Engine(tokenizer, after=3, fail=resets), Engine(tokenizer))
+    async with fake_workers(*scripts) as workers, start_router(workers, resume_streams=True) as router:
+        seen = await stream(router, CHAT, *scripts, return_token_ids=True)
+        assert (seen.text, seen.ids) == (ANSWER, tokenizer.encode(ANSWER))
+
+
+async def test_a_stream_whose_text_is_complete_is_ended_here(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    class Cut(Engine):
+        async def __call__(self, connection: Connection, request: Received) -> None:
+            chunk = connection.chunk
+
+            async def until_finished(data: bytes) -> None:
+                if b'"usage"' in data:
+                    connection.reset()
+                    raise ConnectionError
+                await chunk(data)
+
+            connection.chunk = until_finished  # type: ignore[method-assign]
+            await super().__call__(connection, request)
+
+    async with fake_workers(Cut(tokenizer)) as workers, start_router(workers, resume_streams=True) as router:
+        seen = await stream(router, COMPLETIONS, stream_options={"include_usage": True})
+        assert (seen.text, seen.finished, seen.done, seen.errors) == (ANSWER, ["length"], True, [])
+        assert (seen.usage["completion_tokens"], len(workers[0].received)) == (8, 1)
+
+
+async def test_two_workers_that_leave_pass_a_stream_on_twice(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    scripts = (Engine(tokenizer, after=2, fail=aborts), Engine(tokenizer, after=2, fail=aborts), Engine(tokenizer))
+    async with fake_workers(*scripts) as workers, start_router(workers, resume_streams=True) as router:
+        seen = await stream(router, CHAT, *scripts, stream_options={"include_usage": True})
+        assert (seen.text, seen.usage["completion_tokens"], len(seen.names)) == (ANSWER, 8, 1)
+        assert orjson.loads(workers[2].received[0].body)["max_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param(answering(400), id="refuses"),
+        pytest.param(answering(500), id="fails"),
+        pytest.param(answering(200), id="answers with no stream"),
+        pytest.param(resets, id="breaks"),
+    ],
+)
+async def test_a_stream_that_nobody_continues_ends_with_the_engines_error(
+    start_router: StartRouter, tokenizer: Tokenizer, second: Script
+) -> None:
+    first = Engine(tokenizer, after=3, fail=resets)
+    scripts = (first, second)
+    async with fake_workers(*scripts) as workers, start_router(workers, resume_streams=True, eject_after=0) as router:
+        seen = await stream(router, COMPLETIONS, first)
+        assert (seen.text, seen.done) == (" four five six", True)
+        assert router.metric("requests_total", code="200", strategy="round_robin") == 1
+        assert seen.errors[0]["error"]["type"] == "InternalServerError"
+        assert workers[1].received
+        assert sum(router.metric("broken_streams_total", cause=cause.value) for cause in FailureCause) == 1
+
+
+async def test_tokens_of_an_unfinished_character_are_generated_again(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    """vLLM repeats the whole prompt after a prompt that ends within a character."""
+    answer = " a 😀 b 日本 c"
+    tokens = tokenizer.encode(answer)
+    for after in range(1, len(tokens)):
+        for of in (1, 2):
+            scripts = (Engine(tokenizer, answer, after, resets, of), Engine(tokenizer, answer))
+            async with fake_workers(*scripts) as workers, start_router(workers, resume_streams=True) as router:
+                seen = await stream(
+                    router, COMPLETIONS, *scripts, max_tokens=len(tokens), stream_options={"include_usage": True}
+                )
+                assert (seen.text, seen.errors) == (answer, []), after
+                assert seen.usage["completion_tokens"] == len(tokens)
+                if workers[1].received:
+                    asked = orjson.loads(workers[1].received[0].body)["prompt"]
+                    assert not tokenizer.decode(asked).endswith("\ufffd")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 2}, {"logprobs": 1}, {"logprobs": 0}, {"echo": True}, {"stop": "x"}, {"stop": ["x"]}, {"seed": 1},
+        {"presence_penalty": 0.5}, {"frequency_penalty": -1}, {"suffix": "x"}, {"best_of": 2}, {"use_beam_search": 1},
+        {"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a"}}, {"bad_words": ["x"]},
+        {"prompt_logprobs": 0}, {"kv_transfer_params": {"a": 1}}, {"vllm_xargs": {"a": 1}}, {"unheard_of": 1},
+        {"prompt": ["a", "b"]}, {"prompt": [[1], [2]]}, {"stream": False}, {"max_tokens": "8"}, {"logprobs": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_completions_do_not_go_on(fields: dict[str, Any]) -> None:
+    assert stream_request(COMPLETIONS, orjson.dumps(body_of(COMPLETIONS, **fields))) is None
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "auto"}, {"messages": [IMAGE]}, {"top_logprobs": 2},
+     {"logprobs": True}, {"functions": [{}]}, {"include_reasoning": False}, {"modalities": ["audio"]}],
+    ids=str,
+)  # fmt: skip
+def test_other_chats_do_not_go_on(fields: dict[str, Any]) -> None:
+    assert stream_request(CHAT, orjson.dumps(body_of(CHAT, **fields))) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"n": 1, "stop": [], "logprobs": False, "top_logprobs": 0, "presence_penalty": 0.0, "tools": []},
+     {"seed": 1, "temperature": 0},
+     {"tools": [TOOL], "tool_choice": "none"}, {"response_format": {"type": "text"}, "include_reasoning": True},
+     {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}],
+    ids=str,
+)  # fmt: skip
+def test_fields_that_say_nothing_stop_no_stream(fields: dict[str, Any]) -> None:
+    assert stream_request(CHAT, orjson.dumps(body_of(CHAT, **fields))) is not None
+
+
+def resumption(tokenizer: Tokenizer, longest: int | None = None, **fields: Any) -> Resumption:
+    request = stream_request(CHAT, orjson.dumps(body_of(CHAT, **fields)))
+    assert request is not None
+    return Resumption(request, [], tokenizer.decode, longest)
+
+
+def chunk(delta: dict[str, Any], ids: Sequence[int] = (), finish: str | None = None) -> bytes:
+    return sse({"id": "x", "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "token_ids": [*ids]}]})
+
+
+ROLE = sse({"id": "x", "choices": [{"index": 0, "delta": {"role": "assistant"}}], "prompt_token_ids": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("events", "goes_on"),
+    [
+        pytest.param([({"content": " four"}, " four")], True, id="text"),
+        pytest.param([({"reasoning": " four"}, " four")], False, id="while it reasons"),
+        pytest.param([({"reasoning": " one"}, " one"), ({"content": " four"}, " four")], True, id="after it reasoned"),
+        pytest.param(
+            [({"content": " a"}, " a"), ({"tool_calls": [{"index": 0}]}, " f")], False, id="within a tool call"
+        ),
+        pytest.param([({"content": " four"}, "")], False, id="no ids"),
+        pytest.param([({"content": " four"}, " five")], False, id="the ids are of another text"),
+        pytest.param([], False, id="nothing yet"),
+    ],
+)
+def test_what_has_come_decides_whether_a_stream_can_go_on(
+    tokenizer: Tokenizer, events: list[tuple[dict[str, Any], str]], goes_on: bool
+) -> None:
+    stream = resumption(tokenizer)
+    stream.begin()
+    stream.push(ROLE + b"".join(chunk(delta, tokenizer.encode(text)) for delta, text in events))
+    assert stream.go_on(FailureCause.BROKEN) is goes_on
+
+
+def test_a_chat_without_a_limit_may_use_what_is_left_of_the_context(tokenizer: Tokenizer) -> None:
+    stream = resumption(tokenizer, longest=100, max_tokens=None)
+    stream.begin()
+    stream.push(ROLE + chunk({"content": " four"}, tokenizer.encode(" four")))
+    assert stream.go_on(FailureCause.BROKEN)
+    assert orjson.loads(stream.request().body)["max_tokens"] == 97
+
+
+def test_garbage_passes_and_ends_the_hope_of_going_on(tokenizer: Tokenizer) -> None:
+    for garbage in (b"data: {\n\n", b"data: [1]\n\n", sse({"choices": 7}), sse({"choices": [{}, {}]})):
+        stream = resumption(tokenizer)
+        stream.begin()
+        assert stream.push(ROLE + garbage).endswith(garbage)
+        stream.push(chunk({"content": " four"}, tokenizer.encode(" four")))
+        assert not stream.go_on(FailureCause.BROKEN)
+
+
+def test_the_added_field_prevails(tokenizer: Tokenizer) -> None:
+    for body in (b'{"a":{"b":1}}', b'{"return_token_ids":false, "a":1 } \n'):
+        assert orjson.loads(asking_for_ids(body)) == {**orjson.loads(body), "return_token_ids": True}
+
+
+@pytest.mark.process
+async def test_every_stream_completes_when_a_worker_is_killed(start_router: StartRouter) -> None:
+    """Each text equals that of a run in which nothing happens."""
+    async with real_workers(2, 5.0) as workers, start_router(workers, resume_streams=True, retry_deadline=10) as router:
+        paths = [(COMPLETIONS, CHAT)[number % 2] for number in range(16)]
+        fields = {"max_tokens": 60, "ignore_eos": True, "temperature": 0}
+
+        async def ask(number: int) -> Seen:
+            said = f"Stream {number}"
+            asked = (
+                {"prompt": said} if paths[number] == COMPLETIONS else {"messages": [{"role": "user", "content": said}]}
+            )
+            return await stream(router, paths[number], **fields, **asked)
+
+        undisturbed = await asyncio.gather(*(ask(number) for number in range(16)))
+        running = [asyncio.create_task(ask(number)) for number in range(16)]
+        await asyncio.sleep(0.3)
+        await workers[0].kill()
+        disturbed = await asyncio.gather(*running)
+        assert [seen.text for seen in disturbed] == [seen.text for seen in undisturbed]
+        assert all(seen.done and not seen.errors and len(seen.names) == 1 for seen in disturbed)
+        assert router.metric("resumed_streams_total", cause="broken") > 0
