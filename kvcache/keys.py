@@ -118,6 +118,11 @@ class PrefixKeys:
         self._computed: list[BlockKey] | None = None
         """Keys of all blocks, where `compute` was called."""
 
+    @property
+    def packed(self) -> memoryview:
+        """The prompt, as `pack_tokens` packs it."""
+        return self._packed
+
     def of(self, packed: bytes) -> PrefixKeys:
         """Keys of another prompt, with the same block size and scope."""
         other = PrefixKeys(packed, self._block_bytes // BYTES_PER_TOKEN)

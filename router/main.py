@@ -189,7 +189,9 @@ class Router:
             on_refused=self.fleet_sync.unreachable,
             on_busy=self.fleet_sync.busy,
             resumptions=Resumptions(
-                lambda: self.prompts.tokenizer, lambda: self.fleet.directory.catalogue.max_model_len
+                lambda: self.prompts.tokenizer,
+                self.prompts.read,
+                lambda: self.fleet.directory.catalogue.max_model_len,
             ).of
             if settings.resume_streams
             else None,

@@ -298,7 +298,7 @@ class _ProxiedRequest:
                 failure = await relay.run(self._failing(decision.url, response))
         except UpstreamError as error:
             if relay is not None and self.in_flight.state is RequestState.RESPONDING:
-                if self._goes_on(error.cause):
+                if await self._goes_on(error.cause):
                     progress = Progress.DECLINED if error.cause is FailureCause.ABORTED else Progress.ANSWERING
                     return AttemptFailure(error.cause, str(error), progress)
                 for url in proxy.sharing(decision.url, error.cause):
@@ -314,10 +314,10 @@ class _ProxiedRequest:
             if response is not None:
                 response.close()
 
-    def _goes_on(self, cause: FailureCause) -> bool:
+    async def _goes_on(self, cause: FailureCause) -> bool:
         """Whether the rest of the stream can come from another worker; then it is what is sent from now on."""
         resumption = self.resumption
-        if resumption is None or not resumption.go_on(cause):
+        if resumption is None or not await resumption.go_on(cause):
             return False
         self.request = resumption.request()
         self.client = replace(self.client, route=resumption.route(self.client.route))

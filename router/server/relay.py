@@ -211,11 +211,11 @@ class Relay:
         request cannot go to another worker."""
         began = self.in_flight.state is RequestState.PENDING
         self.in_flight.advance(RequestEvent.ANSWER_BEGUN)
+        self.request.drop_body()
         if not began:
             if self.resumption is not None and self.resumption.cause is not None:
                 self.metrics.resumed_streams.labels(self.resumption.cause.value).inc()
             return
-        self.request.drop_body()
         status, headers = self.response.status, self._headers()
         await self.client.send({"type": "http.response.start", "status": status, "headers": headers})
 

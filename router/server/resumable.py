@@ -60,6 +60,8 @@ class StreamRequest:
     counts: bool
     """The client has asked for the usage."""
     skips_special: bool
+    offered_tools: Mapping[str, Any] | None
+    """The whole body of a chat that offers tools: the engine has to look for calls of them in the rest too."""
 
 
 def stream_request(path: str, body: bytes) -> StreamRequest | None:
@@ -76,7 +78,8 @@ def stream_request(path: str, body: bytes) -> StreamRequest | None:
     chat = path == CHAT
     if fields.get("seed") is not None and fields.get("temperature") != 0:
         return None
-    if fields.get("tools") and fields.get("tool_choice") != "none":
+    offered = chat and fields.get("tools") and fields.get("tool_choice") != "none"
+    if offered and not _is_plain_offer(fields):
         return None
     if not (_is_text(fields.get("messages")) if chat else _is_single(fields.get("prompt"))):
         return None
@@ -93,6 +96,7 @@ def stream_request(path: str, body: bytes) -> StreamRequest | None:
         shows_ids=fields.get("return_token_ids") is True,
         counts=isinstance(options, dict) and options.get("include_usage") is True,
         skips_special=fields.get("skip_special_tokens") is not False,
+        offered_tools=fields if offered else None,
     )
 
 
@@ -121,6 +125,15 @@ def _is_text(messages: object) -> bool:
         or (isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content))
         for content in contents
     )
+
+
+def _is_plain_offer(fields: Mapping[str, Any]) -> bool:
+    """Whether the model may call the tools but is not made to, by the choice or by a schema."""
+    strict = any(
+        isinstance(tool, dict) and isinstance(tool.get("function"), dict) and tool["function"].get("strict")
+        for tool in fields["tools"]
+    )
+    return fields.get("tool_choice") in (None, "auto") and not strict and not fields.get("continue_final_message")
 
 
 def _is_single(prompt: object) -> bool:

@@ -5,6 +5,9 @@ engine gets the prompt's ids and those of the answer so far as the prompt of a c
 written into the client's stream. Compared with vLLM 0.32 at temperature 0: from every token on, the continuation has
 the ids and the text of the undisturbed answer, for completions and for chats alike.
 
+A chat that offers tools goes on as a chat, in which the answer so far is the last message: only then does the engine
+find calls of tools in the rest. That is done only if it gives the same token ids.
+
 A prompt must not end within a character: vLLM's detokenizer would then repeat the whole prompt. So the tokens of an
 unfinished character, of which the client has seen nothing, are generated again.
 """
@@ -12,7 +15,7 @@ unfinished character, of which the client has seen nothing, are generated again.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -43,17 +46,25 @@ class Decode(Protocol):
     def __call__(self, ids: Sequence[int], /, *, skip_special_tokens: bool) -> str: ...
 
 
+Read = Callable[[str, bytes], Awaitable[RouteRequest]]
+"""What a decision needs of a request, by its path and body; without keys if its prompt cannot be read."""
+
+
 class Resumption:
     """One stream with a single choice, over all of its attempts. Memory: 4 bytes for each token of prompt and answer.
 
-    `decode`: the tokenizer's. `longest`: the most tokens of prompt and answer, None if it is not known.
+    `decode`: the tokenizer's. `read`: reads the prompt of a request. `longest`: the most tokens of prompt and answer,
+    None if it is not known.
     """
 
     MAX_HELD = 8 << 20
     """Bytes of one event: the first holds the ids of the whole prompt."""
 
-    def __init__(self, request: StreamRequest, headers: Headers, decode: Decode, longest: int | None) -> None:
+    def __init__(
+        self, request: StreamRequest, headers: Headers, decode: Decode, read: Read, longest: int | None
+    ) -> None:
         self._request = request
+        self._read = read
         self._headers = headers
         self._decode = decode
         self._longest = longest
@@ -79,6 +90,8 @@ class Resumption:
         self._prompt = array("I")
         self._ids = array("I")
         self._tail = ""
+        self._content: list[str] = []
+        """The text so far, where the rest is asked for as a chat."""
         self._finished = self._counted = False
         self._done_before = 0
         """Tokens that earlier attempts have generated."""
@@ -151,6 +164,8 @@ class Resumption:
             self._able = False
         self._ids.extend(ids)
         self._tail = (self._tail + text)[-_TAIL:]
+        if text and self._request.offered_tools is not None:
+            self._content.append(text)
         self._finished = self._finished or choice.get("finish_reason") is not None
 
     def _note_delta(self, delta: Mapping[str, Any]) -> None:
@@ -162,9 +177,13 @@ class Resumption:
         elif delta.get("content"):
             self._in_text = True
 
-    def _further(self, fields: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """An event of a later attempt, a completion's, as one of the stream that the client has been reading."""
-        shown = {**self._names, "choices": [self._choice(choice) for choice in choices]}
+    def _further(self, fields: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """An event of a later attempt as one of the stream that the client has been reading."""
+        of_chat = self._request.offered_tools is not None
+        parts = [self._part(choice) if of_chat else self._choice(choice) for choice in choices]
+        if None in parts:
+            return None
+        shown = {**self._names, "choices": parts}
         self._counted = self._counted or not choices
         usage = fields.get("usage")
         if isinstance(usage, dict):
@@ -175,7 +194,17 @@ class Resumption:
             shown["system_fingerprint"] = fields["system_fingerprint"]
         return shown
 
+    def _part(self, choice: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A choice of a chat's event; None for the one that states the role, which the client knows."""
+        delta = {name: value for name, value in choice["delta"].items() if name != "role"}
+        self._note(choice, delta.get("content") or "")
+        self._note_delta(delta)
+        if choice.get("finish_reason") is None and not any(delta.values()):
+            return None
+        return {**choice, "delta": delta, "token_ids": choice.get("token_ids") if self._request.shows_ids else None}
+
     def _choice(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        """A choice of a completion's event."""
         text, finish = choice.get("text") or "", choice.get("finish_reason")
         self._note(choice, text)
         ids = choice.get("token_ids") if self._request.shows_ids else None
@@ -209,7 +238,7 @@ class Resumption:
 
     # --- going on ---
 
-    def go_on(self, cause: FailureCause) -> bool:
+    async def go_on(self, cause: FailureCause) -> bool:
         """The worker failed in the middle of the stream. Returns whether it can go on at another one."""
         self.failure = None
         if not (self._able and self._in_text and self._prompt) or self._finished:
@@ -221,6 +250,10 @@ class Resumption:
         left = self._left()
         if left is None or left < 1:
             return False
+        if self._request.offered_tools is not None:
+            read = await self._read(CHAT, self.request().body)
+            if read.keys is None or read.keys.packed != pack_tokens(self._prompt + self._ids):
+                return False
         self._done_before = kept
         self.cause = cause
         return True
@@ -254,15 +287,20 @@ class Resumption:
 
     def request(self) -> UpstreamRequest:
         """The request for the rest of the stream."""
-        fields = {
-            **self._request.sampling,
-            "prompt": [*self._prompt, *self._ids],
+        path, fields = COMPLETIONS, {**self._request.sampling}
+        offered = self._request.offered_tools
+        if offered is None:
+            fields |= {"prompt": [*self._prompt, *self._ids], "stream": True}
+        else:
+            answer = {"role": "assistant", "content": "".join(self._content)}
+            going_on = {"add_generation_prompt": False, "continue_final_message": True, "max_completion_tokens": None}
+            path, fields = CHAT, {**offered, "messages": [*offered["messages"], answer], **going_on}
+        fields |= {
             "max_tokens": self._left(),
             "min_tokens": max(self._request.min_tokens - len(self._ids), 0),
-            "stream": True,
             "return_token_ids": True,
         }
-        return UpstreamRequest("POST", COMPLETIONS, self._headers, orjson.dumps(fields), repeatable=True)
+        return UpstreamRequest("POST", path, self._headers, orjson.dumps(fields), repeatable=True)
 
     def route(self, route: RouteRequest) -> RouteRequest:
         """What a decision about that request needs; `route` is that of the whole request."""
@@ -279,6 +317,7 @@ class Resumptions:
     """
 
     tokenizer: Callable[[], Tokenizer | None]
+    read: Read
     longest: Callable[[], int | None]
 
     def of(self, request: UpstreamRequest, route: RouteRequest) -> Resumption | None:
@@ -294,4 +333,4 @@ class Resumptions:
         if stated is None or (stated.max_tokens is None and longest is None):
             return None
         request.body = asking_for_ids(request.body)
-        return Resumption(stated, request.headers, tokenizer.decode, longest)
+        return Resumption(stated, request.headers, tokenizer.decode, self.read, longest)

@@ -14,7 +14,10 @@ from typing import Any
 import orjson
 import pytest
 
+from kvcache.keys import PrefixKeys, pack_tokens
+from kvcache.prompts import chat_request_prompt
 from kvcache.tokens.tokenizer import Tokenizer
+from router.core.decision import RouteRequest
 from router.server.resumable import asking_for_ids, stream_request
 from router.server.resumption import Resumption
 from router.upstream.interface import FailureCause
@@ -32,28 +35,47 @@ def sse(fields: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(fields) + b"\n\n"
 
 
-class Engine:
+def prompts(tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """The prompt of each API, in token ids."""
+    return {
+        COMPLETIONS: tokenizer.encode(PROMPT),
+        CHAT: chat_request_prompt({"messages": [{"role": "user", "content": PROMPT}]}, tokenizer),
+    }
+
+
+class Reader:
+    """Is told when the client has read something: what fails then fails in the middle of its stream."""
+
+    def __init__(self) -> None:
+        self.reads = asyncio.Event()
+
+
+class Engine(Reader):
     """A worker that answers as vLLM does, one token an event, and fails after `after` of them in the way of `fail`."""
 
     def __init__(
         self, tokenizer: Tokenizer, answer: str = ANSWER, after: int = 1000, fail: Script | None = None, of: int = 1
     ) -> None:
+        super().__init__()
         self.tokenizer = tokenizer
         self.tokens = tokenizer.encode(answer)
         self.after = after
         self.fail = fail
         self.of = of
         """Tokens of one event."""
-        self.reads = asyncio.Event()
-        """The client has read something, so that a failure comes in the middle of its stream."""
 
     async def __call__(self, connection: Connection, request: Received) -> None:
         body = orjson.loads(request.body)
         chat = request.target == CHAT
-        prompt = self.tokenizer.encode(PROMPT)
         asked = body.get("prompt")
-        prompt = asked if isinstance(asked, list) else prompt
-        done = len(prompt) - len(self.tokenizer.encode(PROMPT))
+        if chat:
+            prompt = chat_request_prompt(body, self.tokenizer)
+            begun = body["messages"][-1]["content"] if body.get("continue_final_message") else ""
+            done = len(self.tokenizer.encode(begun))
+        else:
+            prompt = asked if isinstance(asked, list) else self.tokenizer.encode(PROMPT)
+            known = prompts(self.tokenizer).values()
+            done = next(len(prompt) - len(one) for one in known if prompt[: len(one)] == one)
         tokens = self.tokens[done : done + body.get("max_tokens", 16)]
         with_ids = body.get("return_token_ids")
         name = f"x-{id(self)}"
@@ -110,6 +132,7 @@ async def aborts(connection: Connection, request: Received) -> None:
     await connection.end_stream()
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
 FAILURES = {"broken": resets, "early end": closes_early, "error event": says_error, "abort": aborts}
 
 
@@ -136,13 +159,13 @@ class Seen:
         self.ids = [token for choice in choices for token in choice.get("token_ids") or ()]
 
 
-async def stream(router: RunningRouter, path: str, *engines: Engine, **fields: Any) -> Seen:
+async def stream(router: RunningRouter, path: str, *told: Reader, **fields: Any) -> Seen:
     raw = b""
     async with router.client.stream("POST", path, json=body_of(path, **fields)) as answer:
         async for piece in answer.aiter_raw():
             raw += piece
-            for engine in engines:
-                engine.reads.set()
+            for one in told:
+                one.reads.set()
     return Seen(raw)
 
 
@@ -158,14 +181,14 @@ async def test_a_stream_goes_on_at_another_worker(
         )
         assert (seen.text, seen.finished, seen.done, seen.errors) == (ANSWER, ["length"], True, [])
         assert (len(seen.names), seen.roles, seen.ids) == (1, path == CHAT, [])
-        prompt = len(tokenizer.encode(PROMPT))
+        prompt = len(prompts(tokenizer)[path])
         assert seen.usage == {
             "prompt_tokens": prompt, "total_tokens": prompt + 8, "completion_tokens": 8, "prompt_tokens_details": None,
         }  # fmt: skip
         first, rest = (worker.received[0] for worker in workers)
         assert (first.target, rest.target) == (path, COMPLETIONS)
         assert orjson.loads(rest.body) == {
-            "prompt": tokenizer.encode(PROMPT) + tokenizer.encode(ANSWER)[:3],
+            "prompt": prompts(tokenizer)[path] + tokenizer.encode(ANSWER)[:3],
             "max_tokens": 5, "min_tokens": 2, "stream": True, "return_token_ids": True,
             "stream_options": {"include_usage": True}, "temperature": 0.5,
         }  # fmt: skip
@@ -229,6 +252,51 @@ async def test_two_workers_that_leave_pass_a_stream_on_twice(start_router: Start
         assert orjson.loads(workers[2].received[0].body)["max_tokens"] == 4
 
 
+async def test_a_chat_that_offers_tools_goes_on_as_a_chat(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    """The engine looks for calls of tools in the rest, too."""
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+    class Calls(Engine):
+        async def __call__(self, connection: Connection, request: Received) -> None:
+            await connection.begin_stream()
+            deltas = ({"role": "assistant", "content": ""}, {"content": " seven"}, {"tool_calls": [call]}, {})
+            for delta in deltas:
+                finish = None if delta else "tool_calls"
+                choice = {"index": 0, "delta": delta, "finish_reason": finish, "token_ids": [1]}
+                await connection.chunk(sse({"id": "y", "created": 1, "choices": [choice]}))
+            await connection.chunk(DONE)
+            await connection.end_stream()
+
+    scripts = (Engine(tokenizer, after=3, fail=resets), Calls(tokenizer))
+    async with fake_workers(*scripts) as workers, start_router(workers, resume_streams=True) as router:
+        seen = await stream(router, CHAT, *scripts, tools=[TOOL])
+        assert (seen.text, seen.finished, seen.roles, seen.done) == (" four five six seven", ["tool_calls"], 1, True)
+        assert len(seen.names) == 1
+        assert [choice["delta"]["tool_calls"] for event in seen.events for choice in event["choices"]
+                if "tool_calls" in choice["delta"]] == [[call]]  # fmt: skip
+        rest = workers[1].received[0]
+        assert rest.target == CHAT
+        asked = orjson.loads(rest.body)
+        assert asked["messages"][-1] == {"role": "assistant", "content": " four five six"}
+        assert (asked["tools"], asked["max_tokens"], asked["continue_final_message"]) == ([TOOL], 5, True)
+
+
+async def test_a_chat_that_offers_tools_goes_on_only_with_the_same_tokens(tokenizer: Tokenizer) -> None:
+    for prompt, same in ((prompts(tokenizer)[CHAT], True), ([1, 2], False)):
+        stream = resumption(tokenizer, tools=[TOOL])
+
+        async def read(path: str, body: bytes) -> RouteRequest:
+            tokens = chat_request_prompt(orjson.loads(body), tokenizer)
+            return RouteRequest(PrefixKeys(pack_tokens(tokens), 16), len(tokens), streaming=True)
+
+        stream._read = read
+        stream.begin()
+        role = {"index": 0, "delta": {"role": "assistant"}}
+        stream.push(sse({"id": "x", "choices": [role], "prompt_token_ids": prompt}))
+        stream.push(chunk({"content": " four"}, tokenizer.encode(" four")))
+        assert await stream.go_on(FailureCause.BROKEN) is same
+
+
 @pytest.mark.parametrize(
     "second",
     [
@@ -287,13 +355,13 @@ def test_other_completions_do_not_go_on(fields: dict[str, Any]) -> None:
     assert stream_request(COMPLETIONS, orjson.dumps(body_of(COMPLETIONS, **fields))) is None
 
 
-TOOL = {"type": "function", "function": {"name": "f"}}
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "auto"}, {"messages": [IMAGE]}, {"top_logprobs": 2},
+    [{"tools": [TOOL], "tool_choice": "required"}, {"tools": [TOOL | {"function": {"name": "f", "strict": True}}]},
+     {"tools": [TOOL], "tool_choice": TOOL}, {"messages": [IMAGE]}, {"top_logprobs": 2},
      {"logprobs": True}, {"functions": [{}]}, {"include_reasoning": False}, {"modalities": ["audio"]}],
     ids=str,
 )  # fmt: skip
@@ -313,10 +381,14 @@ def test_fields_that_say_nothing_stop_no_stream(fields: dict[str, Any]) -> None:
     assert stream_request(CHAT, orjson.dumps(body_of(CHAT, **fields))) is not None
 
 
+async def unread(path: str, body: bytes) -> RouteRequest:
+    return RouteRequest(None, None, streaming=True)
+
+
 def resumption(tokenizer: Tokenizer, longest: int | None = None, **fields: Any) -> Resumption:
     request = stream_request(CHAT, orjson.dumps(body_of(CHAT, **fields)))
     assert request is not None
-    return Resumption(request, [], tokenizer.decode, longest)
+    return Resumption(request, [], tokenizer.decode, unread, longest)
 
 
 def chunk(delta: dict[str, Any], ids: Sequence[int] = (), finish: str | None = None) -> bytes:
@@ -340,30 +412,30 @@ ROLE = sse({"id": "x", "choices": [{"index": 0, "delta": {"role": "assistant"}}]
         pytest.param([], False, id="nothing yet"),
     ],
 )
-def test_what_has_come_decides_whether_a_stream_can_go_on(
+async def test_what_has_come_decides_whether_a_stream_can_go_on(
     tokenizer: Tokenizer, events: list[tuple[dict[str, Any], str]], goes_on: bool
 ) -> None:
     stream = resumption(tokenizer)
     stream.begin()
     stream.push(ROLE + b"".join(chunk(delta, tokenizer.encode(text)) for delta, text in events))
-    assert stream.go_on(FailureCause.BROKEN) is goes_on
+    assert await stream.go_on(FailureCause.BROKEN) is goes_on
 
 
-def test_a_chat_without_a_limit_may_use_what_is_left_of_the_context(tokenizer: Tokenizer) -> None:
+async def test_a_chat_without_a_limit_may_use_what_is_left_of_the_context(tokenizer: Tokenizer) -> None:
     stream = resumption(tokenizer, longest=100, max_tokens=None)
     stream.begin()
     stream.push(ROLE + chunk({"content": " four"}, tokenizer.encode(" four")))
-    assert stream.go_on(FailureCause.BROKEN)
+    assert await stream.go_on(FailureCause.BROKEN)
     assert orjson.loads(stream.request().body)["max_tokens"] == 97
 
 
-def test_garbage_passes_and_ends_the_hope_of_going_on(tokenizer: Tokenizer) -> None:
+async def test_garbage_passes_and_ends_the_hope_of_going_on(tokenizer: Tokenizer) -> None:
     for garbage in (b"data: {\n\n", b"data: [1]\n\n", sse({"choices": 7}), sse({"choices": [{}, {}]})):
         stream = resumption(tokenizer)
         stream.begin()
         assert stream.push(ROLE + garbage).endswith(garbage)
         stream.push(chunk({"content": " four"}, tokenizer.encode(" four")))
-        assert not stream.go_on(FailureCause.BROKEN)
+        assert not await stream.go_on(FailureCause.BROKEN)
 
 
 def test_the_added_field_prevails(tokenizer: Tokenizer) -> None:
@@ -374,20 +446,22 @@ def test_the_added_field_prevails(tokenizer: Tokenizer) -> None:
 @pytest.mark.process
 async def test_every_stream_completes_when_a_worker_is_killed(start_router: StartRouter) -> None:
     """Each text equals that of a run in which nothing happens."""
-    async with real_workers(2, 5.0) as workers, start_router(workers, resume_streams=True, retry_deadline=10) as router:
+    async with real_workers(2, 2.0) as workers, start_router(workers, resume_streams=True, retry_deadline=10) as router:
         paths = [(COMPLETIONS, CHAT)[number % 2] for number in range(16)]
-        fields = {"max_tokens": 60, "ignore_eos": True, "temperature": 0}
+        fields = {"max_tokens": 80, "ignore_eos": True, "temperature": 0}
 
-        async def ask(number: int) -> Seen:
+        async def ask(number: int, *begun: Reader) -> Seen:
             said = f"Stream {number}"
             asked = (
                 {"prompt": said} if paths[number] == COMPLETIONS else {"messages": [{"role": "user", "content": said}]}
             )
-            return await stream(router, paths[number], **fields, **asked)
+            return await stream(router, paths[number], *begun, **fields, **asked)
 
         undisturbed = await asyncio.gather(*(ask(number) for number in range(16)))
-        running = [asyncio.create_task(ask(number)) for number in range(16)]
-        await asyncio.sleep(0.3)
+        readers = [Reader() for _ in range(16)]
+        running = [asyncio.create_task(ask(number, reader)) for number, reader in enumerate(readers)]
+        for reader in readers:
+            await reader.reads.wait()
         await workers[0].kill()
         disturbed = await asyncio.gather(*running)
         assert [seen.text for seen in disturbed] == [seen.text for seen in undisturbed]
