@@ -61,6 +61,12 @@ def sse_error(body: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
+def messages_error(message: str) -> bytes:
+    """The same inside a stream of Anthropic's Messages API: one event, and the end."""
+    body = {"type": "error", "error": {"type": "internal_error", "message": message}}
+    return b"event: error\ndata: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+
+
 def parameter_error(message: str, parameter: str, value: object = None) -> ApiError:
     """A parameter out of range, as vLLM says it: the message, then the parameter and (unless None) its value."""
     detail = f"parameter={parameter}" if value is None else f"parameter={parameter}, value={value}"

@@ -99,13 +99,13 @@ def _add(item: Mapping[str, Any], messages: list[Message]) -> None:
     elif name == "reasoning":
         _extend(messages, last, "reasoning", _reasoning(item))
     elif name in _ANSWERS:
-        messages.append({"role": "tool", "content": _output(item), "tool_call_id": item.get("call_id")})
+        messages.append({"role": "tool", "content": _content(item, "output"), "tool_call_id": item.get("call_id")})
     elif name != "message":
         raise ChatRequestError(f"Unsupported input item type: {name}", "input")
     elif item.get("role") == "assistant":
         _extend(messages, last, "content", _assistant_text(item))
     elif item.get("role") in _AUTHORS:
-        messages.append({**item, "content": _content(item)})
+        messages.append({**item, "content": _content(item, "content")})
     else:
         raise ChatRequestError("a message's role is user, assistant, system or developer", "input")
 
@@ -149,20 +149,23 @@ def _reasoning(item: Mapping[str, Any]) -> str:
         raise ChatRequestError("Encrypted content is not supported.", "input")
     if not isinstance(item.get("summary"), list):
         raise ChatRequestError("an item of type reasoning needs a summary, a list", "input")
-    for name, form in (("content", "reasoning_text"), ("summary", "summary_text")):
-        if parts := _parts(item, name, (form,)):
-            return str(parts[0]["text"])
+    for name in ("content", "summary"):
+        for part in item.get(name) or ():
+            text = part.get("text") if isinstance(part, Mapping) else None
+            if not isinstance(text, str):
+                raise ChatRequestError(f"a part of {name} needs a text", "input")
+            return text
     return ""
 
 
-def _output(item: Mapping[str, Any]) -> Any:
-    output = item.get("output")
-    return output if isinstance(output, str) else _parts(item, "output", ("input_text",))
-
-
-def _content(item: Mapping[str, Any]) -> Any:
-    content = item.get("content")
-    return content if isinstance(content, str) else _parts(item, "content", ("input_text",))
+def _content(item: Mapping[str, Any], name: str) -> Any:
+    """Text, or the parts as they are: what is no text is refused, or read, with the messages."""
+    content = item.get(name)
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        raise ChatRequestError(f"{name} must be text or a list of parts, not {kind(content)}", "input")
+    return content
 
 
 def _assistant_text(item: Mapping[str, Any]) -> str:
@@ -175,19 +178,6 @@ def _assistant_text(item: Mapping[str, Any]) -> str:
     if not isinstance(first, Mapping) or first.get("type") not in forms or not isinstance(first.get("text"), str):
         raise ChatRequestError("a message of the assistant begins with a text", "input")
     return str(first["text"])
-
-
-def _parts(item: Mapping[str, Any], name: str, forms: Sequence[str]) -> list[dict[str, Any]]:
-    """A list of texts of these types. Raises `ChatRequestError` for anything else, such as images and files."""
-    parts = item.get(name)
-    if parts is None and name in ("content", "summary"):
-        parts = []
-    if not isinstance(parts, list):
-        raise ChatRequestError(f"{name} must be text or a list of parts, not {kind(parts)}", "input")
-    for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") not in forms or not isinstance(part.get("text"), str):
-            raise ChatRequestError(f"a part of {name} is not read here", "input")
-    return parts
 
 
 def _continues(given: object) -> bool:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from starlette.types import Send
 
-from kvcache.errors import SSE_DONE, engine_dead, sse_error
+from kvcache.errors import SSE_DONE, engine_dead, messages_error, sse_error
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Ticket
 from router.core.latency_samples import Usage
@@ -17,6 +17,7 @@ from router.core.retries import Progress
 from router.metrics import Metrics
 from router.server.answer import MAX_HELD, AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
 from router.server.headers import find, to_client
+from router.server.prompts import MESSAGES
 from router.server.resumption import Resumption
 from router.upstream.in_flight import AWAITING, NOT_WAITING, InFlightRequest, RequestEvent, RequestState
 from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest, UpstreamResponse
@@ -34,6 +35,8 @@ MAX_CLIENT_SHARE = 0.1
 
 STREAM_BROKEN = sse_error(engine_dead().body()) + SSE_DONE
 """The end of a stream whose worker has failed, as vLLM writes it."""
+MESSAGES_BROKEN = messages_error(engine_dead().message)
+"""The same for the Messages API, whose clients pass events without a name over."""
 
 _DECLINED = frozenset({FailureCause.BUSY, FailureCause.ABORTED, FailureCause.DOUBTED})
 """The worker itself says that it did not act on the request."""
@@ -258,7 +261,8 @@ class Relay:
         self._broken(error.cause, str(error))
         if not self.streaming:
             raise AnswerAborted(str(error))
-        await self.client.send({"type": "http.response.body", "body": STREAM_BROKEN})
+        messages = self.request.target.partition("?")[0] == MESSAGES
+        await self.client.send({"type": "http.response.body", "body": MESSAGES_BROKEN if messages else STREAM_BROKEN})
 
     def _broken(self, cause: FailureCause, why: str) -> None:
         self.in_flight.advance(RequestEvent.ANSWER_BROKEN)

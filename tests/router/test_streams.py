@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+import anthropic
 import pytest
 
 from tests.router.conftest import StartRouter, until
@@ -58,6 +59,21 @@ async def test_a_worker_that_only_comments_is_given_up(start_router: StartRouter
         assert answer.endswith(ERROR_EVENT + DONE)
         assert router.metric("broken_streams_total", cause="timeout") == 1
         assert router.metric("ttft_seconds_count") == 0
+
+
+async def test_a_messages_stream_that_breaks_off_ends_with_an_error_that_its_clients_see(
+    start_router: StartRouter,
+) -> None:
+    delta = b'event: content_block_delta\ndata: {"type":"content_block_delta"}\n\n'
+    async with fake_workers(streaming(delta, end=False)) as workers, start_router(workers) as router:
+        url = f"http://127.0.0.1:{router.data.port}"
+        client = anthropic.AsyncAnthropic(base_url=url, api_key="x", max_retries=0)
+        stream = await client.messages.create(
+            model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}], stream=True
+        )
+        with pytest.raises(anthropic.APIStatusError, match="internal_error"):
+            assert [event.type async for event in stream] == []
+        await client.close()
 
 
 @pytest.mark.parametrize("ending", ["reset", "error", "end"])

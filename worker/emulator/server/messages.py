@@ -10,7 +10,7 @@ import orjson
 
 from kvcache.chat.anthropic import chat_fields
 from kvcache.chat.request import ChatRequestError
-from kvcache.errors import ApiError, MessagesError
+from kvcache.errors import ApiError, MessagesError, messages_error
 from worker.asgi import HttpRequest
 from worker.emulator.protocol.anthropic import CountTokensRequest, MessagesRequest
 from worker.emulator.protocol.base import StreamOptions
@@ -138,7 +138,7 @@ def _usage(service: Service, choice: Choice, output: int) -> dict[str, int]:
 
 
 def _failure(error: ApiError) -> bytes:
-    return _event("error", error={"type": "internal_error", "message": error.message})
+    return messages_error(error.message)
 
 
 class _Events:

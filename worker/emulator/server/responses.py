@@ -40,9 +40,6 @@ from worker.emulator.server.submission import Prompt, check, text_of
 MAX_STORED = 1000
 """Responses that are kept; the oldest is dropped first. (vLLM keeps all.)"""
 
-_WITH_PARTS = ("message", "function_call_output", "custom_tool_call_output")
-"""Types of items whose content may be something else than text."""
-
 _NO_STORE = (
     "This vLLM engine does not support `store=True` and therefore does not support the background mode. To enable "
     "these features, set the environment variable `VLLM_ENABLE_RESPONSES_API_STORE=1` when launching the vLLM server."
@@ -91,7 +88,7 @@ class Responses:
             )
         if not service.trust_request_chat_template:
             check_template(request)
-        messages = self._conversation(service, request, body)
+        messages = self._conversation(request, body)
         prompt = await _render(service, request, {"messages": messages, **_options(body)}, len(raw))
         response = Response(service, request, prompt.tokens, prompt.sampling, int(time.time()))
         stored = _Stored(response, messages, response.object(), bool(request.background and request.stream))
@@ -145,9 +142,7 @@ class Responses:
             raise _invalid(f"Response with id '{response_id}' not found.", "response_id", status=404)
         return stored
 
-    def _conversation(
-        self, service: Service, request: ResponsesRequest, body: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
+    def _conversation(self, request: ResponsesRequest, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The messages of a request, after those of the response that it continues. Raises `ApiError`."""
         messages = opening(request.instructions)
         if request.previous_response_id is not None:
@@ -161,9 +156,6 @@ class Responses:
         try:
             return messages + input_messages(body)
         except ChatRequestError as error:
-            for item in body["input"]:  # vLLM refuses what is no text when it renders the messages
-                if item.get("type", "message") in _WITH_PARTS:
-                    check_form(service.model, item.get("output") or item.get("content"))
             raise parameter_error(str(error), error.param or "input") from None
 
     async def _background(
