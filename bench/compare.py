@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,18 +160,31 @@ class SimulateOptions:
     """Where the records go: one file for each strategy, one line for each request."""
 
 
+WITHOUT_TIER = "_no_cpu"
+"""Ending of a strategy's name in results without the CPU cache that the workers have in the others."""
+
+
+def _plays(shape: ClusterShape, strategies: Sequence[str]) -> list[tuple[str, ClusterShape]]:
+    """What to play: each strategy by name, with the workers it is played with."""
+    if not shape.engine.cpu_blocks:
+        return [(strategy, shape) for strategy in strategies]
+    without = replace(shape, engine=replace(shape.engine, cpu_blocks=0))
+    return [play for strategy in strategies for play in ((strategy, shape), (strategy + WITHOUT_TIER, without))]
+
+
 def compare_simulated(
     shape: ClusterShape, strategies: Sequence[str], options: SimulateOptions, out: Path, console: Console
 ) -> Comparison:
-    """Play the workload under each strategy on a cold cluster in virtual time, and report.
+    """Play the workload under each strategy on a cold cluster in virtual time, and report. If the workers have a CPU
+    cache, each is played without it, too.
 
     Raises `WorkloadError`, `PromptError`, and what the engine says of a request that it cannot run.
     """
     workload = build_workload(options.workload)
     tokenizer = load_tokenizer(shape.tokenizer)
     results = []
-    for strategy in strategies:
-        simulation = Simulation(shape, strategy, options.delays)
+    for strategy, played in _plays(shape, strategies):
+        simulation = Simulation(played, strategy.removesuffix(WITHOUT_TIER), options.delays)
         with progress_bar(console, strategy, workload.count) as progress:
             records = simulation.run(prompts(workload, tokenizer), progress)
         keep_raw(options.raw, strategy, records)
@@ -181,7 +194,8 @@ def compare_simulated(
             "model": shape.model,
             "workers": shape.workers,
             **({"ranks": shape.ranks} if shape.ranks > 1 else {}),
-            "blocks": shape.engine.blocks,
+            "blocks": played.engine.blocks,
+            **({"cpu_blocks": played.engine.cpu_blocks} if played.engine.cpu_blocks else {}),
             "network_delay": options.delays.network,
             "feed_delay": options.delays.feed,
             "seconds": "virtual",

@@ -49,8 +49,8 @@ class ClusterShape:
 
     @property
     def capacity(self) -> int:
-        """Blocks of all engines together."""
-        return self.workers * self.ranks * self.engine.blocks
+        """Blocks of all engines together, their copies on the CPU included."""
+        return self.workers * self.ranks * (self.engine.blocks + self.engine.cpu_blocks)
 
 
 class SeededTokens:

@@ -24,6 +24,8 @@ def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
         "block-size": spec.cache.block_size,
         "blocks": spec.blocks,
         "data-parallel-size": data_parallel_size(spec),
+        "cpu-blocks": spec.cpu_blocks or None,
+        "cpu-bandwidth": f"{spec.cpu_bandwidth:g}" if spec.cpu_blocks else None,
         "speed": spec.engine.speed,
         "generator": spec.engine.generator,
         "seed": spec.engine.seed,

@@ -197,6 +197,15 @@ def simulate(
     feed_delay: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="From a change of a cache to the router's view of it.")
     ] = 0.001,
+    cpu_blocks: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="BLOCKS",
+            help="Blocks of each worker's CPU cache. Default: what spec.engine.cpuCache holds. With a CPU cache, each "
+            "strategy is played a second time without it.",
+        ),
+    ] = None,
     out: Out = Path("results"),
     raw: Raw = None,
 ) -> None:
@@ -206,7 +215,7 @@ def simulate(
 
     load = Load(workload, trace, limit, rate, seed)
     delays = Delays(network_delay, feed_delay)
-    raise typer.Exit(simulate(manifest, strategies.split(","), load, delays, out=out, raw=raw))
+    raise typer.Exit(simulate(manifest, strategies.split(","), load, delays, cpu_blocks=cpu_blocks, out=out, raw=raw))
 
 
 @app.command()

@@ -170,8 +170,8 @@ class Settings(ChatSettings):
 
     @property
     def cpu_block_seconds(self) -> float:
-        """Seconds that loading one block from the host takes."""
-        return self.gpu.load_seconds(self.block_size, self.cpu_bandwidth)
+        """Seconds that loading one block from the host takes, at the speed asked for."""
+        return self.gpu.load_seconds(self.block_size, self.cpu_bandwidth) / self.speed
 
     def model_len(self) -> int:
         """Longest prompt plus answer, in tokens. Raises `SettingsError` if the cache cannot hold that many."""

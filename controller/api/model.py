@@ -8,6 +8,7 @@ names it and ignores it.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
@@ -27,6 +28,7 @@ from controller.api.common import (
     first_repeated,
     rule_broken,
 )
+from controller.api.cpu_cache import CpuCache
 from controller.api.exposure import HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
 from controller.api.routing import Ejection, Limits, Liveness, Retries, Sessions, Timeouts
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
@@ -39,6 +41,8 @@ PATH_PATTERN = r"^/[^\s,%]*[^\s,%/]$"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 SCRATCH_VOLUME = "tmp"
 """Every pod has a volume of this name."""
+CPU_CACHE_VOLUME = "cpu-cache"
+"""The pods of vLLM with `engine.cpuCache` have one of this name."""
 MAX_DATA_PARALLEL = 64
 """Each engine has a port for its events in the pod."""
 MAX_NAME_LENGTH = 45
@@ -142,6 +146,7 @@ class Engine(SpecModel):
     mean_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     """Emulator: mean length of the sampler's answers where a request does not bound it, tokens."""
     data_parallel: DataParallel = DataParallel()
+    cpu_cache: CpuCache | None = None
     args: list[Annotated[str, Field(min_length=1, max_length=1_024)]] = Field(default_factory=list, max_length=256)
     """Further flags of the engine, as its command line takes them."""
     env: list[EnvVar] = Field(default_factory=list, max_length=256)
@@ -152,6 +157,8 @@ class Engine(SpecModel):
         for index, argument in enumerate(self.args):
             if (wrong := flags.flag_problem(argument)) is not None:
                 raise rule_broken(f"args[{index}]", wrong)
+            if self.cpu_cache is not None and re.match(flags.pattern("--kv-transfer-config"), argument):
+                raise rule_broken(f"args[{index}]", "spec.engine.cpuCache sets this flag: remove one of the two")
         return self
 
     @model_validator(mode="after")
@@ -310,6 +317,18 @@ class KVClusterSpec(SpecModel):
         return min(self.profile.max_model_len, self.blocks * self.cache.block_size)
 
     @property
+    def cpu_blocks(self) -> int:
+        """Blocks that fit into the CPU cache of each engine."""
+        cache = self.engine.cpu_cache
+        return cache.size_bytes // self.profile.geometry.bytes_per_block(self.cache.block_size) if cache else 0
+
+    @property
+    def cpu_bandwidth(self) -> float:
+        """Bytes a second at which blocks are loaded from the host: as given, else the profile's."""
+        cache = self.engine.cpu_cache
+        return (cache.bandwidth_bytes if cache else None) or self.profile.host_bandwidth
+
+    @property
     def blocks(self) -> int:
         """Usable blocks of each worker: as given, else the profile's at this block size."""
         return self.cache.blocks if self.cache.blocks is not None else self.profile.blocks(self.cache.block_size)
@@ -338,8 +357,16 @@ class KVClusterSpec(SpecModel):
         return self
 
     @model_validator(mode="after")
+    def _cpu_cache_holds_a_block(self) -> KVClusterSpec:
+        if self.engine.cpu_cache is not None and not self.cpu_blocks:
+            size = self.profile.geometry.bytes_per_block(self.cache.block_size)
+            raise rule_broken("engine.cpuCache.size", f"a block takes {size:,} bytes: give it more, such as 32Gi")
+        return self
+
+    @model_validator(mode="after")
     def _volumes_have_names_of_their_own(self) -> KVClusterSpec:
-        seen = {SCRATCH_VOLUME: "the pods' own: call yours otherwise"}
+        own = "the pods' own: call yours otherwise"
+        seen = {SCRATCH_VOLUME: own} | ({CPU_CACHE_VOLUME: own} if self.engine.cpu_cache else {})
         for part, volumes in (("model", self.model.volumes), ("workers", self.workers.volumes)):
             for index, volume in enumerate(volumes):
                 name, where = volume.get("name"), f"{part}.volumes[{index}].name"

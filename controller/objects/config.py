@@ -72,6 +72,7 @@ def _agent_settings(cluster: Cluster) -> dict[str, str]:
             "tokenizer": spec.tokenizer,
             "block-size": spec.cache.block_size,
             "blocks": spec.cache.blocks,
+            "cpu-bandwidth": f"{spec.cpu_bandwidth:g}" if spec.engine.cpu_cache is not None else None,
             **chat_settings(spec),
         },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from controller.api.model import EngineType
+from controller.api.model import CPU_CACHE_VOLUME, EngineType, KVClusterSpec
 from controller.objects.config import EVENTS_PORT, replay_port
 from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Component, Object
 from controller.objects.pods import (
@@ -30,6 +30,9 @@ PRE_STOP_SECONDS = 5
 """Seconds between a vLLM pod's removal from the EndpointSlice and its SIGTERM, after which vLLM answers nothing."""
 MODEL_LOAD_SECONDS = 3600
 """How long vLLM may take to load its model."""
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  a volume of the pod's own
+OTHER_SHARED_MEMORY = 2**30
+"""Bytes of shared memory for what vLLM's processes tell one another, beside its copies of blocks."""
 VLLM_START_SECONDS = 30
 """What vLLM takes at least until it listens. An earlier probe would only record a failure."""
 
@@ -87,7 +90,7 @@ def _build_worker_template(
         workers,
         containers=[container],
         init_containers=sidecars,
-        volumes=workers.volumes,
+        volumes=[*_shared_memory(cluster.spec), *workers.volumes],
         scrape_port=WORKER_PORT,
         grace_seconds=drain_seconds + SHUTDOWN_MARGIN,
         automount_token=False,
@@ -143,7 +146,8 @@ def _build_vllm_template(cluster: Cluster) -> Object:
             **_container_security(cluster),
         },
     }
-    if mounts := [*scratch, *spec.model.volume_mounts, *spec.workers.volume_mounts]:
+    shared = [{"name": volume["name"], "mountPath": SHARED_MEMORY} for volume in _shared_memory(spec)]
+    if mounts := [*scratch, *shared, *spec.model.volume_mounts, *spec.workers.volume_mounts]:
         engine["volumeMounts"] = mounts
     if resources := container_resources(spec.workers):
         engine["resources"] = resources
@@ -191,8 +195,34 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         "--enable-prompt-tokens-details",
         f"--shutdown-timeout={spec.workers.drain_seconds}",
         f"--kv-events-config={json.dumps(events)}",
+        *_offloading_arguments(spec),
         *spec.engine.args,
     ]
+
+
+def _offloading_arguments(spec: KVClusterSpec) -> list[str]:
+    """The offloading connector, with events that say which blocks it holds. vLLM's shorter --kv-offloading-size leaves
+    these out."""
+    if spec.engine.cpu_cache is None:
+        return []
+    extra = {"cpu_bytes_to_use": spec.engine.cpu_cache.size_bytes, "self_describing_kv_events": True}
+    connector = {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": extra,
+    }
+    return [f"--kv-transfer-config={json.dumps(connector)}"]
+
+
+def _shared_memory(spec: KVClusterSpec) -> list[Object]:
+    """A volume for vLLM's copies of blocks, which it keeps in /dev/shm: by default that has 64 MiB. None where the user
+    mounts one."""
+    cache = spec.engine.cpu_cache
+    mounted = any(mount.get("mountPath") == SHARED_MEMORY for mount in spec.workers.volume_mounts)
+    if cache is None or mounted or spec.engine.type is not EngineType.VLLM:
+        return []
+    size = cache.size_bytes * spec.engine.data_parallel.size + OTHER_SHARED_MEMORY
+    return [{"name": CPU_CACHE_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": f"{-(-size // 2**20)}Mi"}}]
 
 
 def _is_ipv6(cluster: Cluster) -> bool:

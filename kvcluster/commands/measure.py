@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvloop
@@ -99,7 +99,7 @@ def pooled_ceiling(manifest: KVCluster) -> Callable[[Workload], float]:
         spec = manifest.spec
         asked = prompts(workload, load_tokenizer(spec.tokenizer))
         caches = spec.workers.replicas * spec.engine.data_parallel.size
-        return pooled_hit_rate(asked, caches * spec.blocks, spec.cache.block_size)
+        return pooled_hit_rate(asked, caches * (spec.blocks + spec.cpu_blocks), spec.cache.block_size)
 
     return ceiling
 
@@ -145,6 +145,8 @@ def shape_of(spec: KVClusterSpec) -> ClusterShape:
             max_num_seqs=profile.max_num_seqs,
             max_model_len=spec.max_model_len,
             block_size=spec.cache.block_size,
+            cpu_blocks=spec.cpu_blocks,
+            cpu_block_seconds=profile.load_seconds(spec.cache.block_size, spec.cpu_bandwidth),
         ),
         latency=profile.latency,
         model=spec.model_name,
@@ -157,11 +159,23 @@ class NothingToSimulateError(ValueError):
 
 
 @exits(OSError)
-def simulate(file: str, strategies: Sequence[str], load: Load, delays: Delays, *, out: Path, raw: Path | None) -> None:
-    """Compares strategies in virtual time."""
+def simulate(
+    file: str,
+    strategies: Sequence[str],
+    load: Load,
+    delays: Delays,
+    *,
+    cpu_blocks: int | None,
+    out: Path,
+    raw: Path | None,
+) -> None:
+    """Compares strategies in virtual time; with `cpu_blocks`, each with a CPU cache of that size in every worker, and
+    without one."""
     manifest = load_manifest(file)
     names = checked_strategies(manifest, strategies)
     shape = shape_of(manifest.spec)
+    if cpu_blocks is not None:
+        shape = replace(shape, engine=replace(shape.engine, cpu_blocks=cpu_blocks))
     if not shape.workers:
         raise NothingToSimulateError("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
     compare_simulated(shape, names, SimulateOptions(load.spec(), delays, raw), out, output())

@@ -145,6 +145,23 @@ def test_simulate_writes_what_compare_writes_and_the_ceiling(tmp_path: Path) -> 
     assert "pooled ceiling" in console.export_text()
 
 
+def test_a_cpu_tier_is_compared_with_none(tmp_path: Path) -> None:
+    engine = replace(shape().engine, blocks=260, cpu_blocks=2000, cpu_block_seconds=0.0005)
+    played = compare_simulated(
+        replace(shape(2), engine=engine),
+        ["cache_aware"],
+        SimulateOptions(WorkloadSpec("rag", limit=100)),
+        tmp_path,
+        Console(record=True),
+    )
+    assert list(played.strategies) == ["cache_aware", "cache_aware_no_cpu"]
+    with_tier, without = (played.strategies[name] for name in played.strategies)
+    assert with_tier["hit_rate"] > without["hit_rate"] + 0.05
+    assert with_tier["ttft_seconds"].p50 < without["ttft_seconds"].p50
+    written = [orjson.loads((tmp_path / f"results_{name}.json").read_bytes())["config"] for name in played.strategies]
+    assert [config.get("cpu_blocks") for config in written] == [2000, None]
+
+
 def test_the_keys_of_a_simulation_are_those_of_live_processes() -> None:
     (prompt,) = asked("rag", 1)
     assert prompt.scope == DEFAULT_SCOPE

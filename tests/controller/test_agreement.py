@@ -47,6 +47,20 @@ def test_a_worker_of_several_engines_is_told_their_number(make_manifest):
     assert WorkerSettings.load([*desired_processes(manifest, ADDRESSES)[0].args, "--fd=5"]).data_parallel_size == 3
 
 
+@pytest.mark.parametrize(
+    ("cache", "blocks", "seconds"),
+    [
+        pytest.param({"size": "12Gi"}, 983, 13_107_200 / 25.2e9, id="the profile's bandwidth"),
+        pytest.param({"size": "13108M", "bandwidth": "10G"}, 1000, 13_107_200 / 10e9, id="a given bandwidth"),
+    ],
+)
+def test_a_worker_is_told_its_cpu_cache_in_blocks(make_manifest, cache, blocks, seconds):
+    manifest = make_manifest(engine={"cpuCache": cache}, workers={"replicas": 2})
+    settings = WorkerSettings.load([*desired_processes(manifest, ADDRESSES)[0].args, "--fd=5"])
+    assert settings.cpu_blocks == blocks
+    assert settings.cpu_block_seconds == pytest.approx(seconds)
+
+
 def test_a_router_understands_its_command_line(manifest):
     plan = desired_processes(manifest, ADDRESSES)[-1]
     settings = RouterSettings.load([*plan.args, "--fd=5", "--management-fd=6"])
@@ -101,5 +115,6 @@ def test_defaults_are_the_workers_own(make_manifest):
 
 def test_reserved_flags_exist():
     known = {f"--{name.replace('_', '-')}" for name in WorkerSettings.model_fields}
-    # vLLM's names for --blocks, --grace-period and --data-parallel-size.
-    assert set(RESERVED_FLAGS) - known == {"--num-gpu-blocks-override", "--shutdown-timeout", "-dp"}
+    # vLLM's names for --blocks, --grace-period, --data-parallel-size and --cpu-blocks.
+    offloading = {"--kv-offloading-size", "--kv-offloading-backend"}
+    assert set(RESERVED_FLAGS) - known == {"--num-gpu-blocks-override", "--shutdown-timeout", "-dp", *offloading}

@@ -20,6 +20,7 @@ REFUSED = [
     ("-dpn", "set spec.engine.dataParallel.size, or raise spec.workers.replicas"),
     ("--data-parallel-size-local=1", "set spec.engine.dataParallel.size"),
     ("--data-parallel-external-lb", "set spec.engine.dataParallel.size"),
+    ("--kv-offloading-size=4", "spec.engine.cpuCache.size"),
     ("--no-enable-prefix-caching", "remove it"),
     ("--ssl-keyfile=/tls/key", "spec.router.ingress"),
     ("--ssl_certfile", "spec.router.ingress"),

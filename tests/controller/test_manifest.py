@@ -134,6 +134,11 @@ def test_anchors_and_merges_work():
          "line 4: spec.model.name: engine type vllm needs a Hugging Face id or a path to load"),
         ("  model: {name: facebook/opt-125m}\n  engine: {type: vllm, speed: 2}",
          "line 6: spec.engine.speed: 2: means something to the emulator alone: remove it for engine type vllm"),
+        ("  engine: {cpuCache: {size: 12Mi}}",
+         'line 5: spec.engine.cpuCache.size: "12Mi": a block takes 13,107,200 bytes: give it more, such as 32Gi'),
+        ("  engine: {cpuCache: {size: 1Gi}, args: [--kv_transfer_config=x]}",
+         'line 5: spec.engine.args[0]: "--kv_transfer_config=x": spec.engine.cpuCache sets this flag: remove one of '
+         "the two"),
         ("  workers: {volumes: [{name: tmp, emptyDir: {}}]}",
          'line 5: spec.workers.volumes[0].name: "tmp": is the name of another volume, the pods\' own: call yours '
          "otherwise"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from controller.objects.names import Release
+from controller.objects.workers import SHARED_MEMORY
 from router.settings import Settings as RouterSettings
 from tests.controller.objects.support import SPECS, VLLM, containers, objects
 from worker.agent.settings import Settings as AgentSettings
@@ -164,6 +165,26 @@ def test_vllm_of_several_engines_publishes_the_events_of_each_on_a_port_of_its_o
     assert agent["AGENT_DATA_PARALLEL_SIZE"] == "4"
     assert agent["AGENT_REPLAY_ENDPOINT"] == several["replay_endpoint"]
     assert agent["AGENT_EVENTS_ENDPOINT"] == "tcp://127.0.0.1:5557"
+
+
+def test_vllm_offloads_into_shared_memory_and_says_what_it_holds():
+    engine = {**VLLM["engine"], "cpuCache": {"size": "32Gi", "bandwidth": "40G"}, "dataParallel": {"size": 2}}
+    made = objects(**{**VLLM, "engine": engine})
+    worker = containers(made["Deployment/rag-worker"])["worker"]
+    (argument,) = (a for a in worker["args"] if a.startswith("--kv-transfer-config="))
+    connector = json.loads(argument.removeprefix("--kv-transfer-config="))
+    assert connector["kv_connector"] == "OffloadingConnector"
+    assert connector["kv_connector_extra_config"] == {
+        "cpu_bytes_to_use": 32 * 2**30,
+        "self_describing_kv_events": True,
+    }
+    volumes = made["Deployment/rag-worker"]["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "cpu-cache", "emptyDir": {"medium": "Memory", "sizeLimit": f"{65 * 1024}Mi"}} in volumes
+    assert {"name": "cpu-cache", "mountPath": SHARED_MEMORY} in worker["volumeMounts"]
+    assert made["ConfigMap/rag-worker"]["data"]["AGENT_CPU_BANDWIDTH"] == "4e+10"
+    own = [{"name": "shm", "mountPath": SHARED_MEMORY}]
+    given = objects(**{**VLLM, "engine": engine, "workers": {**VLLM.get("workers", {}), "volumeMounts": own}})
+    assert containers(given["Deployment/rag-worker"])["worker"]["volumeMounts"] == own
 
 
 def test_agents_and_routers_get_the_engines_chat_settings():
