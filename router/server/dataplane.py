@@ -17,7 +17,7 @@ from router.server.affinity import named_response, with_session_header
 from router.server.cors import NO_CORS, Cors
 from router.server.headers import find, to_worker
 from router.server.models import MODELS, Models
-from router.server.paths import Access, access, repeatable
+from router.server.paths import COMPUTED, Access, access, repeatable
 from router.server.prompts import INVOCATIONS, MESSAGES, PROMPTED, PROMPTLESS, PromptReader, promptless
 from router.server.proxy import Proxy, answer_error, answer_json
 from router.upstream.interface import UpstreamRequest
@@ -86,7 +86,7 @@ class DataPlane:
                 self.metrics.prompt_tokens.inc(route.prompt_tokens)
             elif route.unread is not None:
                 self.metrics.prompts_unread.labels(route.unread.value).inc()
-        elif (stored := named_response(path)) is not None:
+        elif path not in COMPUTED and (stored := named_response(path)) is not None:
             route = replace(PROMPTLESS, stored=stored)
         elif method == "POST":
             route = promptless(request.body)

@@ -276,3 +276,19 @@ async def test_answers_are_json_where_the_router_answers_itself(start_router: St
         response = await router.complete()
         assert response.headers["content-type"] == "application/json"
         assert json.loads(response.content)["error"]["code"] == 503
+
+
+async def test_a_session_stays_at_its_worker_and_is_explained_there(start_router: StartRouter) -> None:
+    body = {"prompt": "hi", "max_tokens": 1}
+    session = {"x-session-id": "s"}
+    async with (
+        fake_workers(good, good, good) as workers,
+        start_router(workers, routing_strategy="cache_aware") as router,
+    ):
+        asked = [await router.client.post("/v1/completions", json=body, headers=session) for _ in range(6)]
+        (worker,) = {answer.headers["x-kvcluster-worker"] for answer in asked}
+        others = [await router.client.post("/v1/completions", json=body) for _ in range(2)]
+        assert worker not in {answer.headers["x-kvcluster-worker"] for answer in others}  # it has worked most
+        explained = await router.management.post("/route/explain", json=body, headers=session)
+        assert explained.json()["decision"]["worker_id"] == worker
+        assert router.metric("sessions") == 1

@@ -122,6 +122,12 @@ async def test_an_id_that_names_no_worker_gets_the_engines_404(start_router: Sta
         assert not any(worker.received for worker in workers)
 
 
+async def test_an_endpoint_below_the_responses_is_no_response(start_router: StartRouter) -> None:
+    async with fake_workers(respond, respond) as workers, start_router(workers) as router:
+        answer = await router.client.post(f"{RESPONSES}/render", json={"input": "hi"})
+        assert answer.json() == {"asked": f"{RESPONSES}/render"}
+
+
 async def test_the_only_worker_is_asked_for_any_id(start_router: StartRouter) -> None:
     async with fake_workers(respond) as workers, start_router(workers) as router:
         answer = await router.client.get(f"{RESPONSES}/resp_mine")
