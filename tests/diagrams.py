@@ -30,9 +30,9 @@ from router.upstream.in_flight import REQUEST_TRANSITIONS, RequestEvent, Request
 from runtime.http.connection import READ_TRANSITIONS, ReadEvent, ReadState
 from runtime.http.context import SERVER_TRANSITIONS, ServerEvent, ServerState
 from runtime.http.request import ANSWER_TRANSITIONS, AnswerEvent, AnswerState
-from worker.agent.agent import FOLLOW_TRANSITIONS, FollowEvent, FollowState
 from worker.agent.core.follower import REPLAY_TRANSITIONS, ReplayEvent, ReplayState
 from worker.agent.prompts import AGREEMENT_TRANSITIONS, Agreement, AgreementEvent
+from worker.agent.rank import FOLLOW_TRANSITIONS, FollowEvent, FollowState
 from worker.emulator.engine.sequence import SEQUENCE_TRANSITIONS, SequenceEvent, SequenceState
 from worker.emulator.server.response import RESPONSE_TRANSITIONS, ResponseEvent, ResponseStatus
 from worker.emulator.server.service import EMULATOR_TRANSITIONS, EmulatorEvent, EmulatorState

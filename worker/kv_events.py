@@ -43,15 +43,17 @@ class KVEventsConfig(BaseModel):
 
     def of_rank(self, rank: int) -> KVEventsConfig:
         """The configuration of one data-parallel rank, whose ports follow those of rank 0."""
-        replay = self.replay_endpoint and _offset(self.replay_endpoint, rank)
-        return self.model_copy(update={"endpoint": _offset(self.endpoint, rank), "replay_endpoint": replay})
+        replay = self.replay_endpoint and rank_endpoint(self.replay_endpoint, rank)
+        return self.model_copy(update={"endpoint": rank_endpoint(self.endpoint, rank), "replay_endpoint": replay})
 
 
-def _offset(endpoint: str, rank: int) -> str:
-    """As `ZmqEventPublisher.offset_endpoint_port` of `vllm/distributed/kv_events.py`; a port of 0 stays 0."""
+def rank_endpoint(endpoint: str, rank: int) -> str:
+    """The endpoint of a data-parallel rank, whose port follows that of rank 0: as
+    `ZmqEventPublisher.offset_endpoint_port` of `vllm/distributed/kv_events.py`. A port of 0 stays 0, and a path stays
+    as it is (vLLM has no ranks there)."""
     if not rank:
         return endpoint
     if "inproc" in endpoint:
         return f"{endpoint}_dp{rank}"
     address, colon, port = endpoint.rpartition(":")
-    return f"{address}{colon}{int(port) + rank}" if int(port) else endpoint
+    return f"{address}{colon}{int(port) + rank}" if port.isdecimal() and int(port) else endpoint

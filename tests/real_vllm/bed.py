@@ -95,13 +95,17 @@ class Bed:
         if not served.idle() or agent.problem:
             return False
         published = served.published()
-        seen = agent.view.feed.position, agent.last_event_at
+        seen = agent.ranks[0].view.feed.position, agent.ranks[0].last_event_at
         await asyncio.sleep(served.quiet)
-        if published is not None and (agent.view.follower.next or 0) != published:
+        if published is not None and (agent.ranks[0].view.follower.next or 0) != published:
             return False
         (status,) = (one for one in self.router.router.fleet.workers(time.monotonic()) if one.url == served.url)
-        known = Counter(key for key, _ in agent.view.follower.blocks.blocks())
-        return status.matching and self.held() == known and seen == (agent.view.feed.position, agent.last_event_at)
+        known = Counter(key for key, _ in agent.ranks[0].view.follower.blocks.blocks())
+        return (
+            status.matching
+            and self.held() == known
+            and seen == (agent.ranks[0].view.feed.position, agent.ranks[0].last_event_at)
+        )
 
     async def ask(self, path: str, body: dict[str, Any]) -> Outcome:
         """Send one request when the router knows everything. A prediction holds for such a request."""

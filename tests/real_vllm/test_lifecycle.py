@@ -163,7 +163,7 @@ async def test_a_gap_is_filled(served: Served, start_router: StartRouter, tmp_pa
             await one.ask_at_once("/v1/completions", {"prompt": tokens, "max_tokens": 1})
         assert await exact(one, prompts) == [192] * 4
         assert wire.asked
-        assert one.agent.view.follower.complete
+        assert one.agent.ranks[0].view.follower.complete
 
 
 @pytest.mark.parametrize("fault", [twice, with_unknown_events])
@@ -175,7 +175,7 @@ async def test_what_changes_nothing_is_ignored(
         wire.fault = fault
         await exact(one, prompts)
         assert await exact(one, prompts) == [192] * 3
-        assert one.agent.view.follower.complete
+        assert one.agent.ranks[0].view.follower.complete
 
 
 async def test_lost_history_costs_hits_and_no_wrong_match(
@@ -192,7 +192,7 @@ async def test_lost_history_costs_hits_and_no_wrong_match(
         for tokens in [*old, *new, *old, *new]:
             outcome = await one.complete(tokens)
             assert outcome.predicted <= (outcome.cached or 0)
-        assert not one.agent.view.follower.complete
+        assert not one.agent.ranks[0].view.follower.complete
 
 
 async def test_garbage_costs_hits_and_no_wrong_match(served: Served, start_router: StartRouter, tmp_path: Path) -> None:

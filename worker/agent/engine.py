@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import aiohttp
 
-from worker.agent.core.load import MetricsError, Scrape, parse_scrape
+from worker.agent.core.load import MetricsError, Scrape, parse_scrapes
 from worker.agent.prompts import Tokenized
 
 TIMEOUT = 3.0
@@ -28,12 +28,12 @@ class EngineClient:
         self._url = url
         self._session = session
 
-    async def scrape(self) -> Scrape:
-        """Check the health, and read the metrics. Raises `EngineError`."""
+    async def scrape(self) -> Sequence[Scrape]:
+        """Check the health, and read the metrics of each data-parallel rank. Raises `EngineError`."""
         try:
             async with asyncio.timeout(TIMEOUT):
                 await self._get("/health")
-                return parse_scrape(await self._get("/metrics"))
+                return parse_scrapes(await self._get("/metrics"))
         except TimeoutError:
             raise EngineError(f"{self._url} does not answer within {TIMEOUT:g} s") from None
         except MetricsError as error:

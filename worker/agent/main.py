@@ -41,8 +41,8 @@ class App:
         self._routes: Mapping[str, Handler] = {
             "/health": health,
             "/metrics": Exposition(registry).metrics,
-            "/cache/state": agent.endpoints.state,
-            "/cache/events": agent.endpoints.events,
+            "/cache/state": agent.feed.state,
+            "/cache/events": agent.feed.events,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,7 +63,7 @@ async def health(request: HttpRequest, agent: Agent) -> None:
     """200 while the engine answers, its events are followed and its prompts are known; else 503 with the reason."""
     if agent.problem:
         raise ApiError(503, agent.problem)
-    await request.json(200, {"complete": agent.view.follower.complete})
+    await request.json(200, {"complete": agent.complete})
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
@@ -80,7 +80,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         host=settings.host,
         port=server.port,
         pid=os.getpid(),
-        worker_id=agent.view.state.info.worker_id,
+        worker_id=agent.worker_id,
         engine=settings.engine_url,
         events=settings.events_endpoint,
         replay=settings.replay_endpoint or "none",

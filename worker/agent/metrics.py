@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from worker.agent.agent import REPLAY_OUTCOMES, Agent
+from worker.agent.agent import Agent
 from worker.agent.core.blocks import EVENT_TYPES, DropReason
 from worker.agent.core.follower import Reset
 from worker.agent.prompts import Agreement
+from worker.agent.rank import REPLAY_OUTCOMES
 
 PREFIX = "kvcluster_agent_"
 
+_Name = TypeVar("_Name", bound=str)
+
 
 class AgentCollector(Collector):
-    """Reads the agent's state at each scrape."""
+    """Reads the agent's state at each scrape. What is about engines is added up over all data-parallel ranks, and a
+    state is that of all."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
 
     def collect(self) -> Iterable[Metric]:
-        agent, view, follower = self._agent, self._agent.view, self._agent.view.follower
-        blocks, feed = follower.blocks, view.feed
+        agent, ranks = self._agent, self._agent.ranks
+        followers = [rank.view.follower for rank in ranks]
+        blocks, feeds = [follower.blocks for follower in followers], [rank.view.feed for rank in ranks]
         yield _gauge("engine_up", "1 while the engine answers.", not agent.engine_problem)
+        yield _gauge("ranks", "Data-parallel ranks of the engine.", len(ranks))
         yield _gauge("following", "1 while the engine's events are followed.", not agent.events_problem)
-        yield _gauge("complete", "1 when every block of the engine was seen being stored.", follower.complete)
+        yield _gauge("complete", "1 when every block of the engine was seen being stored.", agent.complete)
         prompts = GaugeMetricFamily(
             PREFIX + "prompts",
             "1 for what is known of the engine's prompts: equal to the routers' or not.",
@@ -35,29 +42,40 @@ class AgentCollector(Collector):
         for state in Agreement:
             prompts.add_metric([state.value], float(state is agent.agreement))
         yield prompts
-        yield _gauge("blocks", "Blocks published, each physical one counted.", blocks.physical)
+        yield _gauge("blocks", "Blocks published, each physical one counted.", sum(each.physical for each in blocks))
         age = GaugeMetricFamily(PREFIX + "last_event_age_seconds", "Since the last batch of events.")
-        if agent.last_event_at is not None:
-            age.add_metric([], agent.clock() - agent.last_event_at)
+        if times := [rank.last_event_at for rank in ranks if rank.last_event_at is not None]:
+            age.add_metric([], agent.clock() - max(times))
         yield age
-        yield _counters("events", "Events of the engine.", "type", {name: blocks.events[name] for name in EVENT_TYPES})
+        events = _totals(EVENT_TYPES, (each.events for each in blocks))
+        yield _counters("events", "Events of the engine.", "type", events)
         yield _counters(
             "dropped_blocks",
             "Blocks that the engine stored and that are not published.",
             "reason",
-            {reason.value: blocks.dropped[reason] for reason in DropReason},
+            _totals(DropReason, (each.dropped for each in blocks)),
         )
-        yield _counter("unknown_removals", "Removals of blocks that were not published.", blocks.unknown_removals)
-        yield _counter("gaps", "Times batches of the engine were missed.", follower.gaps)
+        unknown = sum(each.unknown_removals for each in blocks)
+        yield _counter("unknown_removals", "Removals of blocks that were not published.", unknown)
+        gaps = sum(follower.gaps for follower in followers)
+        yield _counter("gaps", "Times batches of the engine were missed.", gaps)
         yield _counters(
             "replays",
             "Requests for missed batches.",
             "outcome",
-            {name: agent.replays[name] for name in REPLAY_OUTCOMES},
+            _totals(REPLAY_OUTCOMES, (rank.replays for rank in ranks)),
         )
-        yield _counters("epochs", "Epochs begun.", "reason", {reason.value: view.resets[reason] for reason in Reset})
-        yield _gauge("feed_subscribers", "Routers that read the cache feed now.", feed.subscribers)
-        yield _counter("feed_resets", "Times a subscriber was told to take a new snapshot.", feed.resets)
+        yield _counters("epochs", "Epochs begun.", "reason", _totals(Reset, (rank.view.resets for rank in ranks)))
+        subscribers = sum(feed.subscribers for feed in feeds)
+        yield _gauge("feed_subscribers", "Routers that read the cache feed now.", subscribers)
+        resets = sum(feed.resets for feed in feeds)
+        yield _counter("feed_resets", "Times a subscriber was told to take a new snapshot.", resets)
+
+
+def _totals(names: Iterable[_Name], counts: Iterable[Mapping[_Name, int]]) -> Mapping[str, int]:
+    """By name (those of an enum by its values), the sum of what the mappings hold."""
+    several = tuple(counts)
+    return {str(name): sum(each[name] for each in several) for name in names}
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -7,6 +7,7 @@ import re
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from kvcache.ranks import MAX_RANKS
 from runtime.settings import ChatSettings
 from worker.addresses import BaseUrl
 
@@ -35,6 +36,12 @@ class Settings(ChatSettings):
     )
     group: int = Field(0, ge=0, description="KV-cache group to follow, of an engine that has several")
 
+    data_parallel_size: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_RANKS,
+        description="data-parallel ranks of the engine (vLLM: the same flag); default: as many as its metrics name",
+    )
     worker_id: str | None = Field(
         None, min_length=1, description="name of this worker in the router; default: this machine's name and the port"
     )

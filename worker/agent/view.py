@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from kvcache.feed import HeldElsewhere, Load, WorkerInfo
 from kvcache.keys import KEY_SCHEME, BlockKey
+from kvcache.ranks import rank_id
 from runtime.logs import EventLogger
 from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.follower import Follower, Reset
@@ -33,9 +34,13 @@ class Description:
     model: str
     block_size: int
     blocks: int
+    engine: int
+    """Its number among all engines of the deployment, which its ports follow."""
+    ranks: int
+    """Data-parallel ranks of its server."""
 
 
-def describe(scrape: Scrape, settings: Settings) -> Description:
+def describe(scrape: Scrape, settings: Settings, ranks: int) -> Description:
     """The description by the settings, and by the engine where the settings are silent; but an engine that states its
     block size knows it best. Raises `DescriptionError`."""
     block_size = scrape.block_size or settings.block_size
@@ -45,12 +50,13 @@ def describe(scrape: Scrape, settings: Settings) -> Description:
             "the engine's /metrics do not tell its cache's sizes (vllm:cache_config_info): set AGENT_BLOCK_SIZE and "
             "AGENT_BLOCKS"
         )
-    return Description(settings.model or scrape.model, block_size, blocks)
+    return Description(settings.model or scrape.model, block_size, blocks, scrape.engine, ranks)
 
 
 class EngineView:
     """A `CacheSource`: the blocks of a real engine, and the feed that publishes them.
 
+    `worker_id` is the server's, of which the engine is the data-parallel rank `rank`.
     `now` gives microseconds since 1970 (epochs are such numbers), `clock` seconds of the event loop's clock.
     """
 
@@ -58,11 +64,13 @@ class EngineView:
         self,
         settings: Settings,
         worker_id: str,
+        rank: int = 0,
         *,
         now: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
+        self._worker_id = worker_id
         self._now = now
         self._load = Load()
         self._estimate = LoadEstimate()
@@ -80,13 +88,20 @@ class EngineView:
             key_scheme=KEY_SCHEME,
             capacity=0,
             engine=settings.engine_url,
+            rank=rank,
+            ranks=rank + 1,  # at least; the next scrape tells
         )
         self.state = CacheState(info, self, self.feed)
 
-    def observe(self, scrape: Scrape) -> bool:
-        """Take in a scrape of `/metrics`. True if the engine's description has changed: then its events have to be
-        followed anew. Raises `DescriptionError`."""
-        description = describe(scrape, self._settings)
+    @property
+    def engine(self) -> int:
+        """Number of the engine, which its ports follow; that of the rank until the engine has been described."""
+        return self.state.info.rank if self.description is None else self.description.engine
+
+    def observe(self, scrape: Scrape, ranks: int = 1) -> bool:
+        """Take in a scrape of the `/metrics` of a server with so many ranks. True if the engine's description has
+        changed: then its events have to be followed anew. Raises `DescriptionError`."""
+        description = describe(scrape, self._settings, ranks)
         changed = description != self.description
         if changed:
             self._describe(description)
@@ -134,6 +149,8 @@ class EngineView:
         self.follower = self._new_follower(description.block_size)
         self.state.info = replace(
             self.state.info,
+            worker_id=rank_id(self._worker_id, self.state.info.rank, description.ranks),
+            ranks=description.ranks,
             model=description.model,
             block_size=description.block_size,
             capacity=description.blocks,

@@ -30,6 +30,11 @@ class RankedFeed:
         for feed in self._feeds:
             feed.close(why)
 
+    def open(self) -> None:
+        """See `FeedEndpoints.open`."""
+        for feed in self._feeds:
+            feed.open()
+
     def drop(self) -> None:
         """See `FeedEndpoints.drop`."""
         for feed in self._feeds:

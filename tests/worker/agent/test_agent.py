@@ -33,7 +33,7 @@ async def follows(running: Running) -> None:
 
 async def sees(running: Running, expected: Counter[BlockKey]) -> None:
     def same() -> bool:
-        blocks = running.agent.view.follower.blocks
+        blocks = running.agent.ranks[0].view.follower.blocks
         return not running.agent.problem and Counter(key for key, _ in blocks.blocks()) == expected
 
     await eventually(same)
@@ -141,9 +141,9 @@ async def test_a_gap_of_which_the_history_is_lost_begins_an_epoch(beside: Start)
 async def subscribed(running: Running) -> tuple[asyncio.Task[Reply], Reply]:
     """A router that reads the feed."""
     seen = (await running.snapshot()).seq
-    position = f"{running.agent.view.feed.epoch}:{seen}"
+    position = f"{running.agent.ranks[0].view.feed.epoch}:{seen}"
     task, reply = running.client.begin("GET", "/cache/events", headers={"last-event-id": position})
-    await eventually(lambda: running.agent.view.feed.subscribers == 1)
+    await eventually(lambda: running.agent.ranks[0].view.feed.subscribers == 1)
     return task, reply
 
 
@@ -186,7 +186,7 @@ async def test_joining_after_the_history_was_lost(beside: Start) -> None:
             await sees(running, keys(2))
             assert await running.metric("complete") == 0
             await engine.publish(packed(removed(1), stored([4], [4] * 16, 1)))
-            await eventually(lambda: running.agent.view.follower.blocks.unknown_removals == 1)
+            await eventually(lambda: running.agent.ranks[0].view.follower.blocks.unknown_removals == 1)
             assert await running.metric("dropped_blocks_total", reason="unknown_parent") == 1
             assert await running.keys() == keys(2)
 
@@ -210,7 +210,7 @@ async def test_an_engine_without_replay(beside: Start, monkeypatch: pytest.Monke
 async def test_a_lost_last_batch_is_asked_for_after_a_time_without_events(
     beside: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.agent.agent.EVENT_TIMEOUT", 0.05)
+    monkeypatch.setattr("worker.agent.rank.EVENT_TIMEOUT", 0.05)
     async with FakeEngine() as engine, beside(engine) as running:
         await follows(running)
         engine.lose(A)
@@ -268,7 +268,7 @@ async def test_an_engine_that_returns_with_another_description(beside: Start) ->
         await engine.publish(A)
         await sees(running, keys(1))
         engine.values |= {"block_size": 8, "blocks": 51}
-        await eventually(lambda: running.agent.view.state.info.capacity == 50)
+        await eventually(lambda: running.agent.ranks[0].view.state.info.capacity == 50)
         await follows(running)
         snapshot = await running.snapshot()
         assert (snapshot.info.block_size, snapshot.blocks) == (8, ())

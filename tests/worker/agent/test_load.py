@@ -12,14 +12,20 @@ import pytest
 from kvcache.feed import Load, Tier
 from tests.worker.agent.captures import DATA
 from tests.worker.agent.engine import METRICS
-from worker.agent.core.load import LoadEstimate, MetricsError, Scrape, has_changed, parse_scrape, tier_seconds
+from worker.agent.core.load import LoadEstimate, MetricsError, Scrape, has_changed, parse_scrapes, tier_seconds
 
-IDLE = Scrape("m", 1, 0, 0, 0.0, 16, 100, 0.0, 0.0)
+IDLE = Scrape("m", 0, 0, 0, 0.0, 16, 100, 0.0, 0.0)
+
+
+def parse_scrape(text: str) -> Scrape:
+    """What is said of the only engine."""
+    (scrape,) = parse_scrapes(text)
+    return scrape
 
 
 def test_a_capture_of_vllm() -> None:
     assert parse_scrape((DATA / "metrics.txt").read_text()) == Scrape(
-        model="tiny-llama", engines=1, running=0, waiting=0, usage=0.0, block_size=16, blocks=255, prompts=25,
+        model="tiny-llama", engine=0, running=0, waiting=0, usage=0.0, block_size=16, blocks=255, prompts=25,
         prompt_tokens=382, prefilled=25, prefilled_tokens=382,
         block_bytes=4 * 2**20,
     )  # fmt: skip
@@ -34,10 +40,25 @@ def test_what_is_computed_is_preferred_to_what_was_asked() -> None:
     assert (scrape.prompts, scrape.prompt_tokens) == (3, 90)
 
 
-def test_several_engines_are_added_up() -> None:
-    text = METRICS % {"running": 3, "waiting": 2, "usage": 0.5, "block_size": 16, "blocks": 101}
-    scrape = parse_scrape(text + text.replace('engine="0"', 'engine="1"'))
-    assert (scrape.engines, scrape.running, scrape.waiting, scrape.usage, scrape.blocks) == (2, 6, 4, 0.5, 200)
+def test_each_of_several_engines() -> None:
+    """As of vLLM 0.32 with --data-parallel-size: `num_gpu_blocks` is the sum, the memory that of one engine."""
+    text = METRICS % {"running": 3, "waiting": 2, "usage": 0.5, "block_size": 16, "blocks": 202}
+    text = text.replace("num_gpu_blocks", 'kv_cache_memory_bytes="1010",num_gpu_blocks')
+    other = text.replace('engine="0"', 'engine="10"').replace("} 3", "} 5").replace("} 400.0", "} 900.0")
+    first, second = parse_scrapes(other + text)
+    assert (first.engine, first.running, first.waiting, first.usage, first.blocks) == (0, 3, 2, 0.5, 100)
+    assert (second.engine, second.running, second.waiting, second.usage, second.blocks) == (10, 5, 2, 0.5, 100)
+    assert (first.prompt_tokens, second.prompt_tokens, second.block_bytes) == (400, 900, 10)
+
+
+def test_an_engine_that_says_less_than_another() -> None:
+    text = METRICS % {"running": 3, "waiting": 2, "usage": 0.5, "block_size": 16, "blocks": 202}
+    running = 'vllm:num_requests_running{engine="1"} 1\n'
+    waiting = 'vllm:num_requests_waiting{engine="1"} 0\n'
+    _, second = parse_scrapes(text + running + waiting)
+    assert (second.running, second.block_size, second.blocks, second.prompts) == (1, 16, 100, 0)
+    with pytest.raises(MetricsError, match="num_requests_waiting"):
+        parse_scrapes(text + running)
 
 
 @pytest.mark.parametrize(

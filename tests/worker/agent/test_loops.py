@@ -16,7 +16,8 @@ import zmq.asyncio
 from runtime.sockets import listen
 from tests.virtual import CountingLoop, run
 from worker.agent import agent as module
-from worker.agent.agent import Agent, FollowState
+from worker.agent import rank
+from worker.agent.agent import Agent
 from worker.agent.core.load import Scrape
 from worker.agent.prompts import Expected
 from worker.agent.settings import Settings
@@ -39,8 +40,8 @@ async def for_a_minute(loop: CountingLoop, port: int = 1) -> None:
 class Well:
     """An engine that answers."""
 
-    async def scrape(self) -> Scrape:
-        return Scrape("m", 1, 0, 0, 0.0, 16, 100, 0.0, 0.0)
+    async def scrape(self) -> tuple[Scrape, ...]:
+        return (Scrape("m", 0, 0, 0, 0.0, 16, 100, 0.0, 0.0),)
 
 
 class Dropped:
@@ -82,7 +83,7 @@ async def client_of_one_that_answers(url: str) -> AsyncIterator[Well]:
 @pytest.mark.parametrize("turns", range(4))
 def test_an_agent_that_is_stopped_while_a_connection_ends_stops(monkeypatch: pytest.MonkeyPatch, turns: int) -> None:
     monkeypatch.setattr(module, "engine_client", client_of_one_that_answers)
-    monkeypatch.setattr(module, "Subscription", Held)
+    monkeypatch.setattr(rank, "Subscription", Held)
 
     async def main(loop: CountingLoop) -> None:
         Held.drop = loop.create_future()
@@ -133,19 +134,19 @@ def test_an_engine_that_becomes_another_one_while_the_agent_connects_is_followed
         class Changing:
             scrapes = 0
 
-            async def scrape(self) -> Scrape:
+            async def scrape(self) -> tuple[Scrape, ...]:
                 self.scrapes += 1
                 if self.scrapes > 1:
                     await changed.wait()
-                return Scrape("m", 1, 0, 0, 0.0, 16, 100 + changed.is_set(), 0.0, 0.0)
+                return (Scrape("m", 0, 0, 0, 0.0, 16, 100 + changed.is_set(), 0.0, 0.0),)
 
         @asynccontextmanager
         async def client(url: str) -> AsyncIterator[Changing]:
             yield Changing()
 
         monkeypatch.setattr(module, "engine_client", client)
-        monkeypatch.setattr(module, "Subscription", Opening)
-        monkeypatch.setattr(module, "replay", empty_replay)
+        monkeypatch.setattr(rank, "Subscription", Opening)
+        monkeypatch.setattr(rank, "replay", empty_replay)
         settings = Settings(host="127.0.0.1", model="m", block_size=16)
         agent = Agent(settings, lambda: Expected("-", ()), 1, clock=loop.time)
         task = asyncio.create_task(agent.run())
@@ -156,8 +157,8 @@ def test_an_engine_that_becomes_another_one_while_the_agent_connects_is_followed
         changed.set()
         await asyncio.sleep(1)
         assert not task.done()
-        assert agent.follow_state is FollowState.FOLLOWING
-        assert agent.view.state.info.capacity == 101
+        assert agent.ranks[0].follow_state is rank.FollowState.FOLLOWING
+        assert agent.ranks[0].view.state.info.capacity == 101
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         agent.close()
@@ -167,7 +168,7 @@ def test_an_engine_that_becomes_another_one_while_the_agent_connects_is_followed
 
 def test_a_publisher_that_drops_connections_is_asked_twice_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "engine_client", client_of_one_that_answers)
-    monkeypatch.setattr(module, "Subscription", Dropped)
+    monkeypatch.setattr(rank, "Subscription", Dropped)
 
     async def main(loop: CountingLoop) -> None:
         await for_a_minute(loop)

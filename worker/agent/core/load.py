@@ -42,10 +42,11 @@ class MetricsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """One scrape of `/metrics`. With data parallelism, sums over all engines of the server."""
+    """What one scrape of `/metrics` says of one engine."""
 
     model: str
-    engines: int
+    engine: int
+    """Its label `engine`: the data-parallel rank, counted over all servers of the deployment."""
     running: int
     waiting: int
     usage: float
@@ -69,30 +70,55 @@ class Scrape:
     """Seconds that these loads took; None: the engine has no slower tiers."""
 
 
-def parse_scrape(text: str) -> Scrape:
-    """What one answer of `/metrics` (Prometheus' text format) says. A sample whose value is no finite number counts as
-    missing. Raises `MetricsError`."""
+def parse_scrapes(text: str) -> tuple[Scrape, ...]:
+    """What one answer of `/metrics` (Prometheus' text format) says of each engine, at least one, in the order of their
+    labels. A sample whose value is no finite number counts as missing. Raises `MetricsError`."""
     samples = _samples(text)
+    engines = sorted({_engine(sample) for sample in samples[_RUNNING]})
+    scrapes = []
+    for engine in engines:
+        of_engine: defaultdict[str, Sequence[Sample]] = defaultdict(list)
+        of_engine |= {name: _of(engine, found) for name, found in samples.items()}
+        if not of_engine[_CONFIG] and samples[_CONFIG]:
+            of_engine[_CONFIG] = samples[_CONFIG][-1:]
+        scrapes.append(_scrape(engine, len(engines), of_engine))
+    if not scrapes:
+        raise MetricsError(f"{_RUNNING} is missing or not a number: is this vLLM?")
+    return tuple(scrapes)
+
+
+def _engine(sample: Sample) -> int:
+    label = sample.labels.get("engine", "")
+    return int(label[:9]) if label.isascii() and label.isdecimal() else 0
+
+
+def _of(engine: int, samples: Sequence[Sample]) -> list[Sample]:
+    return [sample for sample in samples if _engine(sample) == engine]
+
+
+def _scrape(engine: int, engines: int, samples: Mapping[str, Sequence[Sample]]) -> Scrape:
     running, waiting = samples[_RUNNING], samples[_WAITING]
-    if not running or not waiting:
-        raise MetricsError(f"{_RUNNING} or {_WAITING} is missing or not a number: is this vLLM?")
+    if not waiting:
+        raise MetricsError(f"{_WAITING} is missing or not a number: is this vLLM?")
     prefilled = [sample for sample in samples[_BY_SOURCE] if sample.labels.get("source") == "local_compute"]
     config = samples[_CONFIG][-1].labels if samples[_CONFIG] else {}
+    # vLLM states the sum over its engines (`_apply_ready_response` of v1/engine/core_client.py).
     blocks = _positive(config.get("num_gpu_blocks"))
+    blocks = None if blocks is None else blocks // engines
     prompts = _COMPUTED if samples[_COMPUTED + "_count"] else _PROMPT
     return Scrape(
         model=running[0].labels.get("model_name", ""),
-        engines=len(running),
+        engine=engine,
         running=round(_sum(running)),
         waiting=round(_sum(waiting)),
-        usage=_sum(samples[_USAGE]) / len(running),
+        usage=_sum(samples[_USAGE]),
         block_size=_positive(config.get("block_size")),
-        blocks=None if blocks is None else (blocks - 1) * len(running),
+        blocks=None if blocks is None else blocks - 1,
         prompts=_sum(samples[prompts + "_count"]),
         prompt_tokens=_sum(samples[prompts + "_sum"]),
         prefilled=round(_sum(samples[_FIRST_TOKENS])),
         prefilled_tokens=round(_sum(prefilled)),
-        block_bytes=None if blocks is None else (_positive(config.get("kv_cache_memory_bytes")) or 0) // blocks or None,
+        block_bytes=(_positive(config.get("kv_cache_memory_bytes")) or 0) // blocks or None if blocks else None,
         loaded_tokens=_sum(samples[_LOADED]),
         load_seconds=_sum(samples[_LOAD_SECONDS]) if samples[_LOAD_SECONDS] else None,
     )
