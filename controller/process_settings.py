@@ -88,7 +88,12 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
     }
 
 
-CHAT_FLAGS = ("chat-template", "chat-template-content-format", "default-chat-template-kwargs")
+CHAT_FLAGS = (
+    "chat-template",
+    "chat-template-content-format",
+    "default-chat-template-kwargs",
+    "anthropic-disabled-thinking-effort",
+)
 CHAT_SWITCHES = ("exclude-tools-when-tool-choice-none", "trust-request-chat-template")
 """Flags in `engine.args` that change how the engine renders chats. Whatever reads its requests has to know them too."""
 

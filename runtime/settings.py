@@ -61,6 +61,9 @@ class ChatSettings(ProcessSettings):
     exclude_tools_when_tool_choice_none: bool = Field(
         False, description="the engine leaves tools out when tool_choice is none (vLLM: the same flag)"
     )
+    anthropic_disabled_thinking_effort: Literal["auto", "none", "low", "medium", "high", "xhigh", "max"] = Field(
+        "auto", description="what disabled thinking is rendered as in /v1/messages (vLLM: the same flag)"
+    )
     trust_request_chat_template: bool = Field(
         False, description="render templates that requests bring along, as the engine does (vLLM: the same flag)"
     )
@@ -93,6 +96,7 @@ class ChatSettings(ProcessSettings):
             chat_template_content_format=self.chat_template_content_format,
             default_chat_template_kwargs=json.loads(self.default_chat_template_kwargs),
             exclude_tools_when_tool_choice_none=self.exclude_tools_when_tool_choice_none,
+            anthropic_disabled_thinking_effort=self.anthropic_disabled_thinking_effort,
             trust_request_chat_template=self.trust_request_chat_template,
         )
 

@@ -71,6 +71,7 @@ class ChatOptions:
     chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
     default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     exclude_tools_when_tool_choice_none: bool = False
+    anthropic_disabled_thinking_effort: Literal["auto", "none", "low", "medium", "high", "xhigh", "max"] = "auto"
     trust_request_chat_template: bool = False
     """Render templates that requests bring along: they are programs, and their authors strangers."""
 
@@ -83,6 +84,8 @@ class ChatOptions:
             parts.append(json.dumps(self.default_chat_template_kwargs, sort_keys=True).encode())
         if self.exclude_tools_when_tool_choice_none:
             parts.append(b"exclude tools")
+        if self.anthropic_disabled_thinking_effort != "auto":
+            parts.append(f"disabled thinking {self.anthropic_disabled_thinking_effort}".encode())
         return parts
 
 
@@ -141,8 +144,10 @@ class ChatRenderer:
 
     @cached_property
     def disabled_thinking_effort(self) -> str:
-        """The effort that a Messages request asks for with `"thinking": {"type": "disabled"}`: "none", or "low" if the
-        template refuses "none" or renders it as another effort (`_probe_disabled_thinking_effort`)."""
+        """The effort that a Messages request asks for with `"thinking": {"type": "disabled"}`: the one that is set, or
+        "none", or "low" if the template refuses "none" or renders it as another (`_probe_disabled_thinking_effort`)."""
+        if self._options.anthropic_disabled_thinking_effort != "auto":
+            return self._options.anthropic_disabled_thinking_effort
         without = self._greeting("none")
         return "low" if without is None or without in map(self._greeting, _THINKING_EFFORTS) else "none"
 

@@ -88,6 +88,11 @@ def test_disabled_thinking_is_an_effort_that_the_template_heeds(template: str, e
     assert fields["reasoning_effort"] == effort
 
 
+def test_the_effort_of_disabled_thinking_may_be_set() -> None:
+    chat = ChatRenderer({"default": EVERYTHING}, {}, ChatOptions(anthropic_disabled_thinking_effort="high"))
+    assert chat.disabled_thinking_effort == "high"
+
+
 def test_a_call_without_an_id_is_read_only_with_one_of_the_engines() -> None:
     body = {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": {}}]}]}
     with pytest.raises(ChatRequestError, match="clock"):

@@ -142,6 +142,7 @@ def test_the_fingerprint_follows_the_engines_options(folder: Path) -> None:
         ChatOptions(chat_template_content_format="openai"),
         ChatOptions(default_chat_template_kwargs={"enable_thinking": False}),
         ChatOptions(exclude_tools_when_tool_choice_none=True),
+        ChatOptions(anthropic_disabled_thinking_effort="low"),
     ]
     assert len({load_tokenizer(str(folder), option).fingerprint for option in options}) == len(options)
     trusting = load_tokenizer(str(folder), ChatOptions(trust_request_chat_template=True))
