@@ -8,8 +8,9 @@ the router learns of every block exactly when a live feed with the same delay wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count as counter
 
@@ -134,10 +135,18 @@ class Simulation:
     """A run of one strategy over one workload. Not reusable: each run takes a new one."""
 
     def __init__(
-        self, shape: ClusterShape, strategy: str, delays: Delays, *, streamed: float = 1.0, routers: int = 1
+        self,
+        shape: ClusterShape,
+        strategy: str,
+        delays: Delays,
+        *,
+        streamed: float = 1.0,
+        routers: int = 1,
+        joining: Sequence[float] = (),
     ) -> None:
         """`streamed`: share of the requests that ask for a stream; the other answers arrive at their end as a whole.
-        `routers`: how many there are; they get the requests in turn and know of one another only by the feeds."""
+        `routers`: how many there are; they get the requests in turn and know of one another only by the feeds.
+        `joining`: times at which further workers, with empty caches, join those of the shape."""
         self._shape = shape
         self._delays = delays
         self._streamed = streamed
@@ -145,8 +154,8 @@ class Simulation:
         """Sends the next request of a closed loop when one is answered; None: the loop is open."""
         self._heap: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = counter()
-        self.workers = [_Worker(number, rank, shape) for number in range(shape.workers) for rank in range(shape.ranks)]
-        self._by_url = {worker.url: worker for worker in self.workers}
+        self.workers: list[_Worker] = []
+        self._by_url: dict[str, _Worker] = {}
         self._in_flight: dict[str, _InFlight] = {}
         self._to_come = True
         self.records: list[Record] = []
@@ -160,10 +169,20 @@ class Simulation:
         )
         self.fleets = [Fleet(config) for _ in range(routers)]
         """One for each router."""
-        for fleet in self.fleets:
-            for worker in self.workers:
+        for number in range(shape.workers):
+            self._join(number, 0.0)
+        for number, when in enumerate(joining, start=shape.workers):
+            self._at(when, partial(self._join, number))
+
+    def _join(self, number: int, now: float) -> None:
+        """Worker `number` joins, with all its ranks."""
+        for rank in range(self._shape.ranks):
+            worker = _Worker(number, rank, self._shape)
+            self.workers.append(worker)
+            self._by_url[worker.url] = worker
+            for fleet in self.fleets:
                 fleet.add(worker.url)
-                fleet.apply_snapshot(worker.url, Snapshot(worker.info, 0, worker.loaded, ()), 0.0)
+                fleet.apply_snapshot(worker.url, Snapshot(worker.info, 0, worker.loaded, ()), now)
 
     @property
     def worker_ids(self) -> list[str]:

@@ -56,6 +56,8 @@ class Strategy(StrEnum):
     LONGEST_PREFIX = "longest_prefix"
     ROUND_ROBIN = "round_robin"
     LEAST_LOADED = "least_loaded"
+    LMETRIC = "lmetric"
+    LINEAR = "linear"
 
 
 class EngineType(StrEnum):

@@ -37,11 +37,11 @@ class FleetConfig:
     speculation_grace: float = 1.0
     """For how long after the first byte of a request its blocks are assumed to be on its worker; by then the feed has
     confirmed them."""
-    recompute_charge: float = 3.0
+    recompute_charge: float = 4.0
     """Seconds added to the cost for each second of computing blocks that another worker holds. Later requests have to
     wait for this computation."""
-    popular_charge: float = 0.0
-    """The same where the prefix is popular, so that a copy of it will be used too."""
+    popular_charge: float = 1.0
+    """The same where the prefix is popular: a copy of it will be used, but displaces other blocks."""
     retry_after: float = 1.0
     """The Retry-After that a client is told when no worker is ready."""
     outliers: OutlierPolicy = field(default_factory=OutlierPolicy)

@@ -41,6 +41,10 @@ class DecisionReason(StrEnum):
     """The worker that has waited longest for its turn (strategy round_robin)."""
     LEAST_LOADED = "least_loaded"
     """The worker with the fewest requests in flight (strategy least_loaded)."""
+    LMETRIC = "lmetric"
+    """The smallest product of prefill to come and requests (strategy lmetric)."""
+    LINEAR = "linear"
+    """The smallest sum of blocks to compute and blocks in use (strategy linear)."""
     ONLY_CANDIDATE = "only_candidate"
     """No other worker can take the request."""
     STORED_RESPONSE = "stored_response"
@@ -111,6 +115,8 @@ class RouteRequest:
     """The worker may store its response, whose id has to say where that is."""
     rank: int | None = None
     """Data-parallel rank that the client asks for; None: any."""
+    output_hint: int | None = None
+    """Tokens that the client expects of the answer, if it says so."""
 
 
 class Candidate(NamedTuple):
@@ -138,6 +144,8 @@ class Candidate(NamedTuple):
     cost: float
     """What strategy cache_aware compares: queue, load, prefill, slowdown and the charge for computing blocks again, in
     seconds."""
+    active_blocks: int
+    """Blocks in use there once the request runs: its own and those of the requests in flight."""
     in_flight: int
     """Requests on the worker: those of this router, and those of others in the worker's last report."""
     assigned_seconds: float

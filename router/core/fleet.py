@@ -20,6 +20,7 @@ from router.core.decision import Candidate, Decision, DecisionReason, RouteReque
 from router.core.errors import FeedRejected, RejectReason, UnknownWorker
 from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetCorrection
+from router.core.lengths import AnswerLengths
 from router.core.matches import NO_MATCHES, find_matches
 from router.core.outliers import Ejection, Outcome
 from router.core.ownership import Owners
@@ -63,13 +64,16 @@ class Fleet:
         self.directory = Directory(self._workers, config.model, lambda info: self.config.tokenizer_of(info))
         self._index = PrefixIndex()
         self._correction = FleetCorrection()
-        self._decode_time = DecodeTime(config.expected_output_tokens, config.latency.decode)
+        self._lengths = AnswerLengths(config.expected_output_tokens)
+        self._decode_time = DecodeTime(config.expected_output_tokens * config.latency.decode)
         self._circuits = Circuits(config, self._workers.values())
         self._assumptions = Assumptions(self._index, config.speculation_grace)
         self._popularity = PrefixPopularity()
         self.sessions = SessionTable(config.session_ttl, config.session_limit)
         self._expired_at: float | None = None
         self._turn = 0
+        self._block_seconds = config.latency.prefill_block * config.block_size / config.latency.block_size
+        """Seconds of computing one block."""
         self._tie = TIE_SECONDS + config.latency.decode / 2
 
     # --- the workers ------------------------------------------------------------------------------------
@@ -158,7 +162,7 @@ class Fleet:
 
     def _join(self, url: str) -> Worker:
         config = self.config
-        work = Work(config, self._correction, self._decode_time)
+        work = Work(config, self._correction, self._decode_time, self._lengths)
         worker = Worker(
             url, View(self._index, config.view_timeout, config.block_size), work, ReuseScore(config.reuse_half_life)
         )
@@ -301,7 +305,7 @@ class Fleet:
         a stored response that no known worker has."""
         self._assumptions.expire(now)
         workers = self._candidates(request, exclude)
-        shape = shape_of(request, self.config.block_size)
+        shape = shape_of(request, self.config.block_size, self._lengths)
         among = 0
         if shape.reusable_blocks or (shape.loadable_blocks and self._index.has_slower_tiers):
             for worker in workers:
@@ -313,9 +317,7 @@ class Fleet:
         best = matches.best()
         charge = 0.0
         if best and request.keys is not None:
-            latency, popular = self.config.latency, self._popularity.popular(request.keys.key(best))
-            charge = self.config.popular_charge if popular else self.config.recompute_charge
-            charge *= latency.prefill_block * self.config.block_size / latency.block_size
+            charge = self._charge(request.keys.key(best), matches.holders(best), len(workers))
         figures = tuple(worker.candidate(shape, matches, best, charge, request.streaming, now) for worker in workers)
         if len(figures) == 1:
             chosen, reason = Choice(figures[0], DecisionReason.ONLY_CANDIDATE)
@@ -323,7 +325,9 @@ class Fleet:
             session = request.session
             last = self.sessions.find(session, now) if session is not None else None
             hint = session is not None and session.hint
-            chosen, reason = self._strategy(figures, Conditions(among != 0, self._tie, last, hint))
+            chosen, reason = self._strategy(
+                figures, Conditions(among != 0, self._tie, last, hint, self._block_seconds, charge < 0.0)
+            )
         if request.stored is not None:
             reason = DecisionReason.STORED_RESPONSE
         return Decision(
@@ -341,6 +345,17 @@ class Fleet:
             reported_blocks=self._reported_blocks(request, chosen, now),
             rank=self._find(chosen.url).named_rank,
         )
+
+    def _charge(self, best: BlockKey, holders: int, workers: int) -> float:
+        """Seconds that cost adds for each second of computing what `holders` of the `workers` have: the prefix up to
+        the key `best`."""
+        popularity = self._popularity.find(best)
+        if popularity is None:
+            return self.config.recompute_charge
+        if popularity.share * workers > holders:
+            # Those that have it get more requests than their share, and a further copy will be used by as many.
+            return 1.0 / max(popularity.matches / workers, 1.0) - 1.0
+        return self.config.popular_charge
 
     def _reported_blocks(self, request: RouteRequest, chosen: Candidate, now: float) -> int:
         reported = request.reported
@@ -365,7 +380,7 @@ class Fleet:
         worker.turn = self._turn
         if request.session is not None:
             self.sessions.note(request.session, decision.url, now)
-        shape = shape_of(request, self.config.block_size)
+        shape = shape_of(request, self.config.block_size, self._lengths)
         matched, keys, view = decision.matched_blocks, request.keys, worker.view
         loaded = decision.loaded_blocks
         if loaded:

@@ -40,9 +40,9 @@ _FIRST_TOKEN, _RELEASED = EntryEvent.FIRST_TOKEN, EntryEvent.RELEASED
 class Entry:
     """One request on one worker. Only its ledger changes it."""
 
-    __slots__ = ("blocks", "context", "due", "seconds", "state", "streaming")
+    __slots__ = ("blocks", "context", "due", "output", "seconds", "state", "streaming")
 
-    def __init__(self, seconds: float, blocks: int, streaming: bool, due: float, context: int) -> None:
+    def __init__(self, seconds: float, blocks: int, streaming: bool, due: float, context: int, output: float) -> None:
         self.seconds = seconds
         """Predicted prefill."""
         self.blocks = blocks
@@ -52,6 +52,8 @@ class Entry:
         """When a request that does not stream counts as late."""
         self.context = context
         """Tokens whose keys and values each of its decode steps reads, on average."""
+        self.output = output
+        """Expected tokens of its answer."""
         self.state = PREFILLING
 
 
@@ -64,7 +66,7 @@ class Ledger:
 
     __slots__ = (
         "_exact", "_head_start", "_loading", "_non_streaming", "_pending", "_seconds", "_step", "blocks", "context",
-        "in_flight", "reserved",
+        "in_flight", "output", "reserved",
     )  # fmt: skip
 
     def __init__(self, step: float = math.inf) -> None:
@@ -84,6 +86,8 @@ class Ledger:
         """Tokens of context of the requests that decode."""
         self.reserved = 0
         """Tokens of context of all requests, those that will decode included."""
+        self.output = 0.0
+        """Expected tokens of all their answers."""
 
     @property
     def has_non_streaming(self) -> bool:
@@ -114,12 +118,13 @@ class Ledger:
         due: float = math.inf,
         context: int = 0,
         load: float = 0.0,
+        output: float = 0.0,
     ) -> Entry:
         """Add a request that is expected to prefill for `seconds` when its turn comes, after a `load` that lets others
         go before it. One that does not stream, and so shows nothing before its end, is late if it is not over by
         `due`."""
         self.remaining(now)  # prefills that are over by now must not delay the start of this one
-        entry = Entry(seconds, blocks, streaming, due, context)
+        entry = Entry(seconds, blocks, streaming, due, context, output)
         if not streaming:
             self._non_streaming[entry] = None
         if load:
@@ -129,6 +134,7 @@ class Ledger:
         self.in_flight += 1
         self.blocks += blocks
         self.reserved += context
+        self.output += output
         return entry
 
     def first_token(self, entry: Entry, now: float) -> float | None:
@@ -153,6 +159,7 @@ class Ledger:
         self.in_flight -= 1
         self.blocks -= entry.blocks
         self.reserved -= entry.context
+        self.output = self.output - entry.output if self.in_flight else 0.0  # rounding errors never accumulate
         if entry in self._loading:
             self._end_load(entry, _RELEASED)
         elif entry.state is PREFILLING:

@@ -35,6 +35,10 @@ class Matches(NamedTuple):
         best = max(self.held.values(), default=0)
         return max(best, *map(self.blocks, self.loads)) if self.loads else best
 
+    def holders(self, blocks: int) -> int:
+        """Slots that have at least so many, 1 or more."""
+        return sum(self.blocks(slot) >= blocks for slot in self.held.keys() | self.loads.keys())
+
 
 def find_matches(index: PrefixIndex, keys: PrefixKeys, among: int, reusable: int, loadable: int) -> Matches:
     """Search the slots of the bitmask `among`. `reusable`, `loadable`: the most leading blocks that may be reused on

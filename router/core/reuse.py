@@ -8,6 +8,7 @@ the router remembers what recent requests matched.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from kvcache.keys import BlockKey
 
@@ -15,25 +16,66 @@ REMEMBERED = 4096
 """Longest matches that are remembered, the most recent ones: the state is bounded."""
 POPULAR = 2
 """A prefix is popular once this many earlier requests had their longest match end there."""
+HALF_LIFE = 256
+"""A match counts half after so many later matches of popular prefixes."""
+
+
+class _Matches:
+    """Of one key: how many there were, and their weight when the count of all popular ones was `at`."""
+
+    __slots__ = ("at", "count", "weight")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.weight = 0.0
+        self.at = 0
+
+
+class Popularity(NamedTuple):
+    """How much a prefix is asked for, apart from the conversations that have gone on beyond it."""
+
+    share: float
+    """Of the latest matches of popular prefixes, those that ended here: 0..1."""
+    matches: float
+    """How many these are."""
 
 
 class PrefixPopularity:
     """How many requests had their longest match end at each of the latest such blocks. O(1) an operation."""
 
-    __slots__ = ("_matches",)
+    __slots__ = ("_matches", "_noted", "_total")
 
     def __init__(self) -> None:
-        self._matches: dict[BlockKey, int] = {}  # in the order of the last match
+        self._matches: dict[BlockKey, _Matches] = {}  # in the order of the last match
+        self._noted = 0
+        """Matches of popular prefixes so far."""
+        self._total = 0.0
+        """Their weight."""
 
-    def popular(self, key: BlockKey) -> bool:
-        """Whether requests other than those of one conversation end their match at this key."""
-        return self._matches.get(key, 0) >= POPULAR
+    def find(self, key: BlockKey) -> Popularity | None:
+        """How popular the prefix up to this key is; None: no requests other than those of one conversation end their
+        match there."""
+        found = self._matches.get(key)
+        if found is None or found.count < POPULAR:
+            return None
+        matches = found.weight * math.exp2((found.at - self._noted) / HALF_LIFE)
+        return Popularity(matches / self._total if self._total else 0.0, matches)
 
     def note(self, key: BlockKey) -> None:
         """Count one more request whose longest match on any worker ends at this key."""
-        self._matches[key] = self._matches.pop(key, 0) + 1
+        found = self._matches.pop(key, None) or _Matches()
+        self._matches[key] = found
+        found.count += 1
+        if found.count > POPULAR:
+            self._noted += 1
+            self._total = self._total * _FADE + 1.0
+            found.weight = found.weight * math.exp2((found.at - self._noted) / HALF_LIFE) + 1.0
+            found.at = self._noted
         if len(self._matches) > REMEMBERED:
             del self._matches[next(iter(self._matches))]
+
+
+_FADE = 2 ** (-1 / HALF_LIFE)
 
 
 class ReuseScore:

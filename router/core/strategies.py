@@ -65,6 +65,10 @@ class Conditions(NamedTuple):
     """The worker that got the last request of the same session; None if there is none, or it does not matter."""
     session_hint: bool = False
     """The session is only hinted at."""
+    block_seconds: float = 1.0
+    """Seconds of computing one block of a prompt."""
+    spreading: bool = False
+    """Whether the longest match is one that further workers should have too."""
 
 
 class Choice(NamedTuple):
@@ -80,8 +84,8 @@ class UnknownStrategyError(ValueError):
 
 
 def cache_aware(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
-    """The smallest cost. Ties: the longest match, then the worker of the session, then the least work assigned lately,
-    then the fewest requests in flight, then the longest unused."""
+    """The smallest cost. Ties: the longest match (unless it is to be spread), then the worker of the session, then the
+    least work assigned lately, then the fewest requests in flight, then the longest unused."""
     bound = min(candidate.cost for candidate in candidates) + conditions.tie_seconds
     tied = [candidate for candidate in candidates if candidate.cost <= bound]
     url = conditions.session_url
@@ -89,7 +93,8 @@ def cache_aware(candidates: Sequence[Candidate], conditions: Conditions) -> Choi
         # What shares a hint may be a whole application's traffic: it stays together only while nobody waits for it.
         fewest = min(candidate.in_flight for candidate in tied)
         url = url if any(c.url == url and c.in_flight == fewest for c in tied) else None
-    chosen = min(tied, key=lambda c: (-c.matched_blocks, c.url != url, c.assigned_seconds, c.in_flight, c.turn))
+    match = 0 if conditions.spreading else -1
+    chosen = min(tied, key=lambda c: (match * c.matched_blocks, c.url != url, c.assigned_seconds, c.in_flight, c.turn))
     if not conditions.matchable:
         return Choice(chosen, DecisionReason.NO_PREFIX)
     longest = max(candidate.matched_blocks for candidate in candidates)
@@ -119,11 +124,34 @@ def least_loaded(candidates: Sequence[Candidate], conditions: Conditions) -> Cho
     return Choice(min(candidates, key=lambda c: (c.in_flight, c.turn)), DecisionReason.LEAST_LOADED)
 
 
+def lmetric(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+    """The smallest product of the prefill to come (queued and the request's own) and the requests then on the worker
+    (Zhang et al., "LMetric", arXiv 2603.15202). Workers with equal products take turns."""
+
+    def score(c: Candidate) -> float:
+        return (c.queue_seconds - c.memory_seconds + c.prefill_seconds) * (c.in_flight + 1)
+
+    return Choice(min(candidates, key=lambda c: (score(c), c.turn)), DecisionReason.LMETRIC)
+
+
+def linear(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+    """The smallest sum of blocks to prefill (queued and the request's own) and blocks in use once the request runs:
+    NVIDIA Dynamo's rule with its default weight of 1 and no randomness. Workers with equal sums take turns."""
+
+    def score(c: Candidate) -> float:
+        prefill = c.queue_seconds - c.memory_seconds + c.prefill_seconds
+        return prefill / conditions.block_seconds + c.active_blocks
+
+    return Choice(min(candidates, key=lambda c: (score(c), c.turn)), DecisionReason.LINEAR)
+
+
 STRATEGIES: Mapping[str, Strategy] = {
     "cache_aware": cache_aware,
     "longest_prefix": longest_prefix,
     "round_robin": round_robin,
     "least_loaded": least_loaded,
+    "lmetric": lmetric,
+    "linear": linear,
 }
 
 

@@ -104,7 +104,7 @@ class Ticket:
         """The answer, of one sequence, is complete and states what it took. Call it before `release`."""
         if self._entry.state is ENDED:
             return
-        self._work.observe_length(usage)
+        self._work.observe_length(self._expected.kind, usage)
         if self._first is None:
             self._work.observe_decode_time(now - self._mark.at - self._expected.queue - self._expected.prefill)
             decoded = self._work.decoded(now)

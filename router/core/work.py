@@ -12,13 +12,18 @@ from router.core.decision import RouteRequest
 from router.core.latency_correction import FleetCorrection, Span, WorkerCorrection
 from router.core.latency_samples import Decoded, LatencySamples, Mark, Usage, full_sample
 from router.core.ledger import ENDED, Entry, Ledger
+from router.core.lengths import AnswerKind, AnswerLengths, kind_of
 
 STEP_TOKENS = 2048
 """Most prompt tokens that an engine computes in one step (vLLM's default below 70 GiB)."""
 LATE = 2.0
 """A request is late when it takes this many times as long as expected."""
 DECODE_TIME_WEIGHT = 0.05
-"""Weight of one finished request in the means of `DecodeTime`."""
+"""Weight of one finished request in the mean of `DecodeTime`."""
+
+LEFT = 0.75
+"""Share of its length that an answer in progress has left, on average: a half if all answers are equally long, all of
+it if their lengths are distributed exponentially."""
 
 
 class Shape(NamedTuple):
@@ -31,14 +36,19 @@ class Shape(NamedTuple):
     """Full blocks that a worker may reuse on its GPU: never the one of the last token (vLLM rule 8)."""
     loadable_blocks: int
     """Full blocks that it may load from a slower tier; that of the last token is then computed again in part."""
-    output_tokens: int | None
+    max_tokens: int | None
+    """The most tokens that it allows its answer; None: no limit."""
+    kind: AnswerKind
+    output: float
+    """Expected tokens of its answer."""
 
 
-def shape_of(request: RouteRequest, block_size: int) -> Shape:
+def shape_of(request: RouteRequest, block_size: int, lengths: AnswerLengths) -> Shape:
     """What the cost of this request depends on."""
     tokens, depth = request.prompt_tokens, request.keys.depth if request.keys is not None else 0
+    kind = kind_of(request.model, request.output_tokens)
     if not request.prompted:
-        return Shape(0, 0, 0, 0, 0)
+        return Shape(0, 0, 0, 0, 0, kind, 0.0)
     if tokens is None:
         tokens = depth * block_size + 1
     return Shape(
@@ -46,7 +56,9 @@ def shape_of(request: RouteRequest, block_size: int) -> Shape:
         prompt_blocks=-(-tokens // block_size),
         reusable_blocks=min(depth, max(tokens - 1, 0) // block_size),
         loadable_blocks=min(depth, tokens // block_size),
-        output_tokens=request.output_tokens,
+        max_tokens=request.output_tokens,
+        kind=kind,
+        output=lengths.expect(kind, request.output_tokens, request.output_hint),
     )
 
 
@@ -61,6 +73,8 @@ class Expected(NamedTuple):
     prefill: float
     unloaded: float
     """The prefill as the latency model predicts it, uncorrected and on an idle engine."""
+    repeated: float
+    """The part of `prefill` that computes what another worker has cached."""
     decode: float
     """From the first token to the end."""
     alone: float
@@ -73,28 +87,24 @@ class Expected(NamedTuple):
     """Tokens whose keys and values each of its decode steps reads, on average."""
     slowdown: float
     """Seconds by which this request and those on the worker lengthen one another's decoding."""
+    kind: AnswerKind
+    output: float
+    """Tokens of its answer."""
 
 
 class DecodeTime:
-    """Means over all workers of how long requests decode, which is how long they keep their blocks, and of how long
-    answers are."""
+    """Mean over all workers of how long requests decode, which is how long they keep their blocks."""
 
-    __slots__ = ("seconds", "tokens")
+    __slots__ = ("seconds",)
 
-    def __init__(self, tokens: float, decode: float) -> None:
-        """What is assumed until answers are observed: `tokens` of an answer, and seconds of a `decode` step."""
-        self.tokens = tokens
-        """Mean length of an answer."""
-        self.seconds = tokens * decode
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: assumed until answers are observed."""
+        self.seconds = seconds
         """Mean time from first token to release."""
 
     def observe(self, seconds: float) -> None:
         """A request was released `seconds` after its first token."""
         self.seconds += DECODE_TIME_WEIGHT * (seconds - self.seconds)
-
-    def observe_length(self, tokens: int) -> None:
-        """An answer has this many tokens."""
-        self.tokens += DECODE_TIME_WEIGHT * (tokens - self.tokens)
 
 
 def _blocks_of(group: CacheGroup, prompt_tokens: int, cached: int, output: int) -> int:
@@ -115,9 +125,12 @@ class Work:
     the last report.
     """
 
-    def __init__(self, config: FleetConfig, correction: FleetCorrection, decode_time: DecodeTime) -> None:
+    def __init__(
+        self, config: FleetConfig, correction: FleetCorrection, decode_time: DecodeTime, lengths: AnswerLengths
+    ) -> None:
         self._config = config
         self._decode_time = decode_time
+        self._lengths = lengths
         self.correction = WorkerCorrection(correction, full_sample(config.latency))
         self.samples = LatencySamples(config.latency, self.correction)
         self.ledger = Ledger(config.latency.prefill(STEP_TOKENS // config.latency.block_size))
@@ -196,6 +209,7 @@ class Work:
             now + LATE * expected.longest,
             expected.context,
             expected.load,
+            expected.output,
         )
         self._peak = max(self._peak, self.ledger.in_flight)
         return entry
@@ -204,10 +218,10 @@ class Work:
         """A request that does not stream is estimated to have decoded for this long."""
         self._decode_time.observe(max(0.0, seconds))
 
-    def observe_length(self, usage: Usage) -> None:
-        """An answer states its length, or not."""
+    def observe_length(self, kind: AnswerKind, usage: Usage) -> None:
+        """An answer to a request of this kind states its length, or not."""
         if usage.completion is not None:
-            self._decode_time.observe_length(usage.completion)
+            self._lengths.observe(kind, usage.completion)
 
     def mark(self, now: float) -> Mark:
         """The present state, from which the time of an answer will be measured."""
@@ -262,9 +276,11 @@ class Work:
         step = 0.5 * self._step() * self.correction.decode.factor(now) if self._decoding() else 0.0
         return own + foreign + step + self.ledger.late(now)
 
-    def expect(self, shape: Shape, matched: int, now: float, loaded: int = 0, load_seconds: float = 0.0) -> Expected:
+    def expect(
+        self, shape: Shape, matched: int, now: float, loaded: int = 0, load_seconds: float = 0.0, best: int = 0
+    ) -> Expected:
         """What to expect of the request on this worker, with `matched` of its leading blocks cached, the last `loaded`
-        of which it loads from slower tiers in `load_seconds`."""
+        of which it loads from slower tiers in `load_seconds`. `best`: what another worker has cached."""
         config, latency = self._config, self._config.latency
         self.samples.take_prefills(now)
         prefill_factor, decode_factor = self.correction.prefill.factor(now), self.correction.decode.factor(now)
@@ -272,11 +288,15 @@ class Work:
         size, cached = self.block_size, matched * config.block_size
         unloaded = latency.prefill(blocks_to_compute(shape.prompt_tokens, cached, size, latency.block_size))
         prefill = unloaded * prefill_factor
+        shortest = 0.0
         if self._decoding():  # a step that also decodes takes at least a decode step
-            prefill = max(prefill, self._step() * decode_factor)
-        output = self._decode_time.tokens
-        if shape.output_tokens is not None:
-            output = min(output, shape.output_tokens)
+            shortest = self._step() * decode_factor
+            prefill = max(prefill, shortest)
+        repeated = 0.0
+        if best > matched:
+            rest = blocks_to_compute(shape.prompt_tokens, best * config.block_size, size, latency.block_size)
+            repeated = prefill - max(latency.prefill(rest) * prefill_factor, shortest)
+        output = shape.output
         context = shape.prompt_tokens + int(output) // 2
         step = self._step(1, context) * decode_factor
         decode = output * step
@@ -289,18 +309,37 @@ class Work:
         if loaded:
             load = max(self._loads_end - now - queue - memory, 0.0) + load_seconds
         longest = math.inf
-        if shape.output_tokens is not None:
-            longest = queue + memory + load + prefill + shape.output_tokens * step
+        if shape.max_tokens is not None:
+            longest = queue + memory + load + prefill + shape.max_tokens * step
         slowdown = 0.0
-        if others := self.in_flight():
+        if output and (others := self.in_flight()):
             # For as long as both decode, each step reads what either of them has and computes a token for each.
             theirs = latency.decode_sequence * others + latency.decode_token * self._context(self.ledger.reserved)
             mine = latency.decode_sequence + latency.decode_token * context
-            slowdown = min(output, self._decode_time.tokens) * (theirs + mine * others) * decode_factor
+            own = self.ledger.in_flight
+            left = LEFT * (self.ledger.output / own if own else self._lengths.mean)
+            slowdown = min(output, left) * (theirs + mine * others) * decode_factor
         alone = output * latency.decode_step(1, context) * decode_factor
         return Expected(
-            queue + memory, memory, load, prefill, unloaded, decode, alone, longest, blocks, context, slowdown
+            queue + memory,
+            memory,
+            load,
+            prefill,
+            unloaded,
+            repeated,
+            decode,
+            alone,
+            longest,
+            blocks,
+            context,
+            slowdown,
+            shape.kind,
+            output,
         )
+
+    def used_blocks(self) -> int:
+        """Blocks in use by the requests on the worker."""
+        return max(0, self.ledger.blocks + self._surplus_blocks)
 
     def _decoding(self) -> int:
         """Requests that decode: own ones, and others' as of the last report."""
@@ -326,7 +365,7 @@ class Work:
 
     def _memory_wait(self, needed: int) -> float:
         """Seconds until enough blocks are released: requests give theirs back evenly over the mean decode time."""
-        used = max(0, self.ledger.blocks + self._surplus_blocks)
+        used = self.used_blocks()
         short = used + needed - self.capacity
         if short <= 0 or not used:
             return 0.0

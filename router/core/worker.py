@@ -221,8 +221,8 @@ class Worker:
     ) -> Candidate:
         """What the request would cost here.
 
-        `charge`: seconds that cost adds for each block that this worker would compute although the best match among the
-        candidates (`best` blocks) includes it.
+        `charge`: seconds that cost adds for each second of computing blocks that the best match among the candidates
+        (`best` blocks) includes.
         """
         slot, loaded, seconds = self.view.slot, 0, 0.0
         matched, loads = matches.held.get(slot, 0), NO_LOAD
@@ -230,8 +230,8 @@ class Worker:
             loads = matches.loads[slot]
             loaded, seconds = sum(loads.values()), self.view.load_seconds(loads)
             matched += loaded
-        expected, in_flight = self.work.expect(shape, matched, now, loaded, seconds), self.work.in_flight()
-        cost = expected.queue + expected.load + expected.prefill + expected.slowdown + charge * (best - matched)
+        expected, in_flight = self.work.expect(shape, matched, now, loaded, seconds, best), self.work.in_flight()
+        cost = expected.queue + expected.load + expected.prefill + expected.slowdown + charge * expected.repeated
         if not streaming:
             # The client waits for the last token, and all requests that are being answered wait for the prefill.
             cost += expected.alone + expected.prefill * in_flight
@@ -247,6 +247,7 @@ class Worker:
             decode_seconds=expected.decode,
             slowdown_seconds=expected.slowdown,
             cost=cost,
+            active_blocks=self.work.used_blocks() + expected.blocks,
             in_flight=in_flight,
             assigned_seconds=self.work.assigned(now),
             turn=self.turn,

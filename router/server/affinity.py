@@ -1,4 +1,5 @@
-"""What ties a request to a worker besides its prompt: the session it belongs to, the stored response it is about."""
+"""What a request states besides its prompt about where it should go: the session it belongs to, the stored response it
+is about, how long its answer will be."""
 
 from __future__ import annotations
 
@@ -15,13 +16,16 @@ from runtime.http.context import Headers
 RESPONSES = "/v1/responses"
 _SESSION_HEADERS = frozenset({b"x-session-id", b"x-dynamo-session-id"})
 """vLLM 0.32 reads the first; the second is NVIDIA Dynamo's."""
+_OUTPUT_TOKENS = b"x-kvcluster-output-tokens"
 _HINTS = ("prompt_cache_key", "user")
 _EMPTY = re.compile(rb"\s*\}")
 _PREVIOUS = re.compile(rb'"previous_response_id"\s*:\s*("[^"\\]{1,256}")')
 
 
 def affine(route: RouteRequest, path: str, fields: Mapping[str, Any]) -> RouteRequest:
-    """The request with what its body says about sessions and stored responses."""
+    """The request with what its body says about sessions, stored responses and the length of its answer."""
+    if "nvext" in fields and (hint := _output_hint(fields)) is not None:
+        route = replace(route, output_hint=hint)
     session = _session(fields, route.model)
     stored = _previous(fields) if path == RESPONSES else None
     stores = path == RESPONSES and "request_id" not in fields and fields.get("store") is not False
@@ -45,12 +49,25 @@ def affine_ends(route: RouteRequest, path: str, ends: bytes) -> RouteRequest:
     return replace(route, stored=stored_response(previous[1][1:-1].decode("latin-1")), unread=None, stores=True)
 
 
-def with_session_header(route: RouteRequest, headers: Headers) -> RouteRequest:
-    """The request with the session that its headers state, if they state one: they are stronger than its body."""
+def with_headers(route: RouteRequest, headers: Headers) -> RouteRequest:
+    """The request with the session and the length of its answer that its headers state, if they do: they are stronger
+    than its body."""
+    stated = False
     for name, value in headers:
-        if name in _SESSION_HEADERS and value:
-            return replace(route, session=session_of("session", value.decode("latin-1"), route.model))
+        if name in _SESSION_HEADERS and value and not stated:
+            stated = True
+            route = replace(route, session=session_of("session", value.decode("latin-1"), route.model))
+        elif name == _OUTPUT_TOKENS and value.isdigit() and (tokens := int(value[:9])):
+            route = replace(route, output_hint=tokens)
     return route
+
+
+def _output_hint(fields: Mapping[str, Any]) -> int | None:
+    """Where NVIDIA Dynamo reads the tokens that the client expects of the answer."""
+    match fields["nvext"]:
+        case {"agent_hints": {"osl": int(tokens)}} if tokens > 0 and tokens is not True:
+            return tokens
+    return None
 
 
 def named_response(path: str) -> StoredResponse | None:

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError, MessagesError
 from router.metrics import Metrics
-from router.server.affinity import named_response, with_session_header
+from router.server.affinity import named_response, with_headers
 from router.server.cors import NO_CORS, Cors
 from router.server.headers import find, to_worker
 from router.server.models import MODELS, Models
@@ -81,7 +81,7 @@ class DataPlane:
         )
         route = PROMPTLESS
         if method == "POST" and path in PROMPTED and not (path == INVOCATIONS and find(scope["headers"], _ADAPTER)):
-            route = with_session_header(await self.prompts.read(path, request.body), headers)
+            route = with_headers(await self.prompts.read(path, request.body), headers)
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.inc(route.prompt_tokens)
             elif route.unread is not None:

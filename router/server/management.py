@@ -22,7 +22,7 @@ from router.core.errors import FeedRejected, RejectReason
 from router.core.fleet import Fleet, WorkerStatus
 from router.discovery.sources import DiscoveryStatus
 from router.metrics import Metrics, by_label, total
-from router.server.affinity import RESPONSES, with_session_header
+from router.server.affinity import RESPONSES, with_headers
 from router.server.models import served_models
 from router.server.prompts import CHAT, COMPLETIONS, PROMPTED, PromptReader
 from router.server.tokenizer_loader import TokenizerLoader
@@ -229,7 +229,7 @@ class Management:
         path = request.query_params.get("path") or _likely_path(fields)
         if path not in PROMPTED:
             return _error(400, f"path is one of {', '.join(sorted(PROMPTED))}", "BadRequestError")
-        route = with_session_header(await self.prompts.read(path, body), request.headers.raw)
+        route = with_headers(await self.prompts.read(path, body), request.headers.raw)
         if (named := request.headers.get(RANK_HEADER)) is not None:
             route = replace(route, rank=asked_rank(named))
         now = self.clock()

@@ -150,13 +150,77 @@ def test_a_popular_prefix_is_copied_as_soon_as_that_is_sooner(make_fleet: MakeFl
     fleet = make_fleet(2)
     shared = tokens(60)
     hold(fleet, 0, shared, 60)
-    for turn in range(2):
+    for turn in range(4):
         send(fleet, ask(shared), 0.1 * turn)[1].release(0.1 * turn)
     fleet.set_intake(url_of(1), Intake.CLOSED)
     send(fleet, ask(tokens(78, start=10_000)), 1.0)
     fleet.set_intake(url_of(1), Intake.OPEN)
     decision = fleet.choose(ask(shared), 1.0)
     assert (decision.worker_id, decision.reason) == ("w1", DecisionReason.LOAD_OVER_PREFIX)
+
+
+def test_a_prefix_that_many_ask_for_is_copied_to_a_worker_that_is_idle(make_fleet: MakeFleet) -> None:
+    """Nobody waits at its holders, but one of three workers would get nothing."""
+    fleet = make_fleet(3)
+    shared = tokens(60)
+    for number in range(2):
+        hold(fleet, number, shared, 60)
+    served = Counter[str]()
+    for turn in range(120):
+        now = 0.05 * turn
+        for number in range(3):
+            fleet.mark_alive(url_of(number), now)
+        decision, ticket = send(fleet, ask([*shared, turn]), now)
+        ticket.first_token(now)
+        ticket.release(now + 0.01)
+        served[decision.worker_id] += 1
+    assert served.keys() == {"w0", "w1", "w2"}
+
+
+def test_prefixes_that_are_popular_beside_others_are_not_copied_everywhere(make_fleet: MakeFleet) -> None:
+    """Eight documents, four workers: each is asked for often, but no more often than one worker can answer."""
+    fleet = make_fleet(4)
+    for turn in range(320):
+        now = 0.02 * turn
+        for number in range(4):
+            fleet.mark_alive(url_of(number), now)
+        _, ticket = send(fleet, ask([*tokens(60, start=1000 * (turn % 8)), turn]), now)
+        ticket.first_token(now)
+        ticket.release(now + 0.01)
+    copies = fleet.choose(ask(tokens(60)), 6.4).candidates
+    assert sum(candidate.matched_blocks > 0 for candidate in copies) == 1
+
+
+# --- lmetric and linear ------------------------------------------------------------------------------------------
+
+
+def busy_and_idle(make_fleet: MakeFleet, strategy: str, held: int, answers: int) -> str:
+    """Worker 0 holds `held` of the prompt's 40 blocks and decodes `answers` requests of 20 blocks."""
+    fleet = make_fleet(2, strategy=strategy)
+    hold(fleet, 0, tokens(40), held)
+    for number in range(answers):
+        request = ask(tokens(20, start=5000 * (number + 1)))
+        fleet.dispatch(fleet.choose(request, 0.0, [url_of(1)]), request, 0.0).first_token(0.0)
+    decision = fleet.choose(ask(tokens(40)), 0.0)
+    assert decision.reason == strategy
+    return decision.worker_id
+
+
+@pytest.mark.parametrize(
+    ("strategy", "held", "answers", "worker"),
+    [
+        ("lmetric", 40, 3, "w0"),  # (7.5 + 15 ms) x 4 against 107.5 ms x 1
+        ("lmetric", 40, 4, "w1"),  # (7.5 + 15 ms) x 5
+        ("lmetric", 20, 0, "w0"),  # 57.5 ms against 107.5 ms
+        ("linear", 40, 2, "w0"),  # 9 + 2 x 21 + 1 blocks against 43 + 41
+        ("linear", 40, 4, "w1"),  # 9 + 4 x 21 + 1
+        ("linear", 20, 0, "w0"),  # 23 + 21 against 43 + 41
+    ],
+)
+def test_the_baselines_weigh_prefill_and_load_by_their_own_rules(
+    make_fleet: MakeFleet, strategy: str, held: int, answers: int, worker: str
+) -> None:
+    assert busy_and_idle(make_fleet, strategy, held, answers) == worker
 
 
 # --- reasons --------------------------------------------------------------------------------------------------

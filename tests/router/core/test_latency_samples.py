@@ -145,7 +145,7 @@ def test_a_whole_answer_goes_where_it_is_over_soonest(make_fleet: MakeFleet, clo
     for candidate in whole.candidates:
         assert candidate.cost == pytest.approx(
             candidate.queue_seconds + candidate.prefill_seconds + candidate.decode_seconds
-            + 3 * LATENCY.prefill_block * (whole.candidates[0].matched_blocks - candidate.matched_blocks)
+            + 4 * (candidate.prefill_seconds - whole.candidates[0].prefill_seconds)
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.fleet import Fleet
-from router.core.reuse import REMEMBERED, PrefixPopularity, ReuseScore
+from router.core.reuse import HALF_LIFE, REMEMBERED, PrefixPopularity, ReuseScore
 from tests.router.core.support import MakeFleet, ask, hold, info, send, snapshot, tokens, url_of
 
 
@@ -84,9 +84,25 @@ def test_only_the_latest_longest_matches_are_remembered() -> None:
     popularity = PrefixPopularity()
     first, *others = (number.to_bytes(16, "big") for number in range(REMEMBERED + 1))
     popularity.note(first)
-    assert not popularity.popular(first)
+    assert popularity.find(first) is None
     popularity.note(first)
-    assert popularity.popular(first)
+    assert popularity.find(first) is not None
     for key in others:
         popularity.note(key)
-    assert not popularity.popular(first)
+    assert popularity.find(first) is None
+
+
+def test_the_shares_of_popular_prefixes_are_those_of_their_latest_matches() -> None:
+    """Histories of conversations, each matched once, take no part; what nobody asks for any more fades."""
+    popularity = PrefixPopularity()
+    often, seldom = b"often", b"seldom"
+    for turn in range(400):
+        popularity.note(seldom if turn % 4 == 0 else often)
+        popularity.note(turn.to_bytes(16, "big"))
+    shares = [found.share for key in (often, seldom) if (found := popularity.find(key)) is not None]
+    assert shares == pytest.approx([0.75, 0.25], abs=0.02)
+    for _ in range(2 * HALF_LIFE):
+        popularity.note(seldom)
+    found = popularity.find(often)
+    assert found is not None
+    assert found.share < 0.25

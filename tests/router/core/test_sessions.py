@@ -18,7 +18,7 @@ from router.core.decision import Candidate, RouteRequest
 from router.core.fleet import Fleet
 from router.core.sessions import Session, SessionTable, session_of
 from router.core.strategies import Conditions, cache_aware
-from router.server.affinity import affine, with_session_header
+from router.server.affinity import affine, with_headers
 from tests.router.core.support import MakeFleet, ask, hold, send, tokens, url_of
 
 SESSION = session_of("session", "s", "m")
@@ -90,6 +90,7 @@ def test_a_session_changes_no_decision_that_is_not_a_tie(
             prefill_seconds=0.0,
             decode_seconds=0.0,
             slowdown_seconds=0.0,
+            active_blocks=0,
             turn=number,
             **worker,
         )
@@ -163,8 +164,8 @@ def test_what_a_body_states(body: dict[str, Any], session: Session | None) -> No
 def test_a_header_is_stronger_than_the_body() -> None:
     route = affine(PLAIN, "/v1/completions", {"session_id": "other"})
     for name in (b"x-session-id", b"x-dynamo-session-id"):
-        assert with_session_header(route, [(b"a", b"b"), (name, b"s")]).session == SESSION
-    assert with_session_header(route, [(b"x-session-id", b"")]).session == route.session
+        assert with_headers(route, [(b"a", b"b"), (name, b"s")]).session == SESSION
+    assert with_headers(route, [(b"x-session-id", b"")]).session == route.session
 
 
 def test_sessions_of_two_models_are_two() -> None:

@@ -22,19 +22,19 @@ PROMPT = list(range(1608))
 
 
 def ask(tokens: list[int]) -> RouteRequest:
-    return RouteRequest(PrefixKeys(pack_tokens(tokens), 16), len(tokens), streaming=True, output_tokens=0)
+    return RouteRequest(PrefixKeys(pack_tokens(tokens), 16), len(tokens), streaming=True, output_hint=200)
 
 
-def decide(*, popular: bool) -> Decision:
+def decide(*, matches: int) -> Decision:
+    """Where the request of the example goes if `matches` requests before it asked for the same 80 blocks."""
     fleet = Fleet(config(block_size=16, latency=profile(DEFAULT_PROFILE).latency))
     keys = block_keys(PROMPT, 16)
     for number, held in enumerate((80, 20, 0)):
         fleet.add(url_of(number))
         who = info(f"w{number}", block_size=16)
         fleet.apply_snapshot(url_of(number), snapshot(who, keys=keys[:held]), 0.0)
-    if popular:
-        for _ in range(2):
-            fleet.dispatch(fleet.choose(ask(PROMPT), 0.0), ask(PROMPT), 0.0).release(0.0, reused=False)
+    for _ in range(matches):
+        fleet.dispatch(fleet.choose(ask(PROMPT), 0.0), ask(PROMPT), 0.0).release(0.0, reused=False)
 
     def send(number: int, blocks: int, now: float) -> None:
         request = ask([50_000 + blocks] * (16 * blocks))
@@ -50,15 +50,18 @@ def decide(*, popular: bool) -> Decision:
 
 
 def test_the_worked_example() -> None:
-    once, often = decide(popular=False), decide(popular=True)
-    for one, many in zip(once.candidates, often.candidates, strict=True):
-        charge = one.cost - one.queue_seconds - one.prefill_seconds
-        figures = (one.queue_seconds, one.prefill_seconds, charge, one.cost, many.cost)
-        row = " | ".join(f"{abs(1e3 * seconds):.1f}" for seconds in figures)
+    once, often, most = decide(matches=0), decide(matches=2), decide(matches=41)
+    for one, popular, spread in zip(once.candidates, often.candidates, most.candidates, strict=True):
+        charge = one.cost - one.queue_seconds - one.prefill_seconds - one.slowdown_seconds
+        figures = (one.queue_seconds, one.prefill_seconds, one.slowdown_seconds, charge)
+        costs = (one.cost, popular.cost, spread.cost)
+        row = " | ".join(f"{abs(1e3 * seconds):.1f}" for seconds in figures + costs)
         assert f"| {one.worker_id} | {one.matched_blocks} | {row} |" in DOC
     assert (once.worker_id, once.reason, once.prompt_blocks) == ("w0", DecisionReason.PREFIX_MATCH, 101)
-    assert (often.worker_id, often.reason) == ("w1", DecisionReason.LOAD_OVER_PREFIX)
-    assert often.predicted_ttft == pytest.approx(0.215, rel=0.001)
+    assert (often.worker_id, often.reason) == ("w2", DecisionReason.LOAD_OVER_PREFIX)
+    assert (most.worker_id, most.reason) == ("w2", DecisionReason.LOAD_OVER_PREFIX)
+    for decision in (once, often, most):
+        assert f"predicted {1e3 * decision.predicted_ttft:.1f} ms" in DOC
 
 
 @pytest.mark.parametrize("name", [*DecisionReason, *RejectReason, *(f"### {name}" for name in STRATEGIES)])
