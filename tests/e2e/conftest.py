@@ -21,7 +21,7 @@ def start_cluster() -> StartCluster:
 
     @asynccontextmanager
     async def start(
-        *, workers: int = 2, speed: float = 20.0, blocks: int = 924, strategy: str = "cache_aware"
+        *, workers: int = 2, ranks: int = 1, speed: float = 20.0, blocks: int = 924, strategy: str = "cache_aware"
     ) -> AsyncIterator[ClusterUnderTest]:
         manifest = validate_manifest(
             {
@@ -30,7 +30,7 @@ def start_cluster() -> StartCluster:
                 "metadata": {"name": "e2e"},
                 "spec": {
                     "model": {"profile": "llama-2-13b-a100-40gb"},
-                    "engine": {"type": "emulator", "speed": speed},
+                    "engine": {"type": "emulator", "speed": speed, "dataParallel": {"size": ranks}},
                     "cache": {"blocks": blocks},
                     "workers": {"replicas": workers, "drainSeconds": 10},
                     "router": {"strategy": strategy},

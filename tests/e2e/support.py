@@ -11,6 +11,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from controller.local.cluster import LocalCluster
+from kvcache.ranks import rank_id
 
 StartCluster = Callable[..., AbstractAsyncContextManager["ClusterUnderTest"]]
 """The fixture `start_cluster`."""
@@ -39,19 +40,22 @@ class ClusterUnderTest:
         view = answer.json()
         return view["epoch"], Counter(view["keys"])
 
-    async def worker_state(self, url: str) -> tuple[int, Counter[str]]:
-        """Epoch and multiset of block keys, as the worker states them."""
-        state = (await self.client.get(f"{url}/cache/state")).json()
+    async def worker_state(self, url: str, rank: int = 0) -> tuple[int, Counter[str]]:
+        """Epoch and multiset of block keys, as the data-parallel rank of the worker states them."""
+        state = (await self.client.get(f"{url}/cache/state", params={"rank": rank})).json()
         return state["epoch"], Counter(key for key, _ in state["blocks"])
 
     async def views_agree(self) -> bool:
-        """Whether the router's view of every worker equals the worker's own state."""
+        """Whether the router's view of every rank of every worker equals the rank's own state."""
+        ranks = self.local.manifest.spec.engine.data_parallel.size
         for worker in self.local.workers:
-            try:
-                if await self.router_view(worker.name) != await self.worker_state(worker.url):
+            for rank in range(ranks):
+                try:
+                    view = await self.router_view(rank_id(worker.name, rank, ranks))
+                    if view != await self.worker_state(worker.url, rank):
+                        return False
+                except (httpx.HTTPError, KeyError):
                     return False
-            except (httpx.HTTPError, KeyError):
-                return False
         return True
 
     async def metric(self, url: str, name: str, **labels: str) -> float:
