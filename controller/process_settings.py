@@ -6,6 +6,7 @@ Their names are those of the processes' settings, in kebab case. Local mode pass
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from controller.api.model import KVClusterSpec
@@ -27,6 +28,11 @@ def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
         "cpu-blocks": spec.cpu_blocks or None,
         "cpu-bandwidth": f"{spec.cpu_bandwidth:g}" if spec.cpu_blocks else None,
         "speed": spec.engine.speed,
+        **(
+            {"enable-lora": True, "max-loras": spec.max_loras, "max-lora-rank": spec.max_lora_rank}
+            if spec.model.adapters
+            else {}
+        ),
         "generator": spec.engine.generator,
         "seed": spec.engine.seed,
         "mean-output-tokens": spec.engine.mean_output_tokens,
@@ -38,6 +44,12 @@ def data_parallel_size(spec: KVClusterSpec) -> int | None:
     """The number of a worker's engines; None where there is one, as for every process that is not told otherwise."""
     size = spec.engine.data_parallel.size
     return size if size > 1 else None
+
+
+def adapters_file(spec: KVClusterSpec) -> str:
+    """The list of adapters as workers and agents read it (`worker.lora.wanted`)."""
+    listed = [{"name": adapter.name, "source": adapter.source} for adapter in spec.model.adapters]
+    return json.dumps(listed, indent=1, ensure_ascii=False)
 
 
 def router_settings(spec: KVClusterSpec) -> dict[str, object]:

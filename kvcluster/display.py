@@ -127,7 +127,8 @@ def _state(status: ProcessStatus, view: WorkerView | None) -> Text:
     # Text, not markup: the words of a process may contain brackets.
     if status.state is ProcessState.READY and view is not None and view.routable is False:
         return Text.assemble(("not routable", "bold red"), f" {view.note}".rstrip())
-    return Text.assemble((status.state.value, _STYLES[status.state]), f" {status.detail}".rstrip())
+    detail = status.detail or (view.note if view is not None else "")
+    return Text.assemble((status.state.value, _STYLES[status.state]), f" {detail}".rstrip())
 
 
 def _number(value: int | None) -> str:

@@ -24,12 +24,25 @@ RESERVED_FLAGS: Mapping[str, str] = {
     "--generator": "spec.engine.generator",
     "--seed": "spec.engine.seed",
     "--mean-output-tokens": "spec.engine.meanOutputTokens",
+    "--enable-lora": "spec.model.adapters",
+    "--lora-modules": "spec.model.adapters",
+    "--max-lora-rank": "spec.model.adapters[].rank",
+    "--max-loras": "spec.engine.maxLoras",
     "--grace-period": "spec.workers.drainSeconds",
     "--shutdown-timeout": "spec.workers.drainSeconds",
 }
 """Flags that a field of the manifest sets; `engine.args` may not set them a second time."""
 
-OWNED_FLAGS = ("--host", "--port", "--fd", "--uds", "--worker-id", "--advertise-url", "--kv-events-config")
+OWNED_FLAGS = (
+    "--host",
+    "--port",
+    "--fd",
+    "--uds",
+    "--worker-id",
+    "--advertise-url",
+    "--kv-events-config",
+    "--adapters-file",
+)
 """Flags that belong to KVCluster itself."""
 
 _NO_KEY = (

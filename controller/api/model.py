@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from controller.api import flags
+from controller.api.adapters import Adapter
 from controller.api.common import (
     CLUSTER_ONLY,
     EnvVar,
@@ -43,6 +44,8 @@ SCRATCH_VOLUME = "tmp"
 """Every pod has a volume of this name."""
 CPU_CACHE_VOLUME = "cpu-cache"
 """The pods of vLLM with `engine.cpuCache` have one of this name."""
+ADAPTERS_VOLUME = "kvcluster-adapters"
+"""Worker pods have a volume of this name where the spec lists adapters."""
 MAX_DATA_PARALLEL = 64
 """Each engine has a port for its events in the pod."""
 MAX_NAME_LENGTH = 45
@@ -90,6 +93,8 @@ class Model(SpecModel):
     tokenizer: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """`gpt2` (bundled, works offline), a folder with a tokenizer.json, or a Hugging Face id. Default: `gpt2` for the
     emulator, the model's own for `vllm`."""
+    adapters: list[Adapter] = Field(default_factory=list, max_length=64)
+    """LoRA adapters that every worker loads at its start, and when this list changes: see `docs/operator.md`."""
     profile: Annotated[
         str, AfterValidator(_known_profile), Field(json_schema_extra={"enum": list(PROFILES), "type": "string"})
     ] = DEFAULT_PROFILE
@@ -149,6 +154,9 @@ class Engine(SpecModel):
     """Emulator: mean length of the sampler's answers where a request does not bound it, tokens."""
     data_parallel: DataParallel = DataParallel()
     cpu_cache: CpuCache | None = None
+    max_loras: Annotated[int, Field(ge=1, le=1_024)] | None = None
+    """Adapters whose requests run in one batch (`--max-loras`); each takes memory. Default: the number of adapters,
+    rounded up to a power of two. Workers are restarted when it changes."""
     args: list[Annotated[str, Field(min_length=1, max_length=1_024)]] = Field(default_factory=list, max_length=256)
     """Further flags of the engine, as its command line takes them."""
     env: list[EnvVar] = Field(default_factory=list, max_length=256)
@@ -368,13 +376,35 @@ class KVClusterSpec(SpecModel):
     @model_validator(mode="after")
     def _volumes_have_names_of_their_own(self) -> KVClusterSpec:
         own = "the pods' own: call yours otherwise"
-        seen = {SCRATCH_VOLUME: own} | ({CPU_CACHE_VOLUME: own} if self.engine.cpu_cache else {})
+        seen = {SCRATCH_VOLUME: own, ADAPTERS_VOLUME: own} | ({CPU_CACHE_VOLUME: own} if self.engine.cpu_cache else {})
         for part, volumes in (("model", self.model.volumes), ("workers", self.workers.volumes)):
             for index, volume in enumerate(volumes):
                 name, where = volume.get("name"), f"{part}.volumes[{index}].name"
                 if isinstance(name, str) and name in seen:
                     raise rule_broken(where, f"is the name of another volume, {seen[name]}")
                 seen[str(name)] = f"spec.{where}: rename one of the two"
+        return self
+
+    @property
+    def max_loras(self) -> int:
+        """Adapters whose requests run in one batch: as given, else as many as there are, up to a power of two."""
+        return self.engine.max_loras or 1 << (len(self.model.adapters) - 1).bit_length()
+
+    @property
+    def max_lora_rank(self) -> int:
+        """The largest rank of an adapter."""
+        return max((adapter.rank for adapter in self.model.adapters), default=16)
+
+    @model_validator(mode="after")
+    def _adapters_have_names_of_their_own(self) -> KVClusterSpec:
+        names = [adapter.name for adapter in self.model.adapters]
+        if (index := first_repeated(names)) is not None:
+            raise rule_broken(f"model.adapters[{index}].name", "is given twice: remove one of the two")
+        for index, name in enumerate(names):
+            if name in self.served_names:
+                raise rule_broken(
+                    f"model.adapters[{index}].name", "is a name of the model itself: call the adapter otherwise"
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
 """Rules across fields as the API server checks them: CEL expressions in the CRD, with the words of the model.
 
 Every rule here is also one of the model's validators, which local mode and the controller check; a test holds the two
-together. A rule that CEL cannot express within its cost limits, such as the limits of a profile, is in the model only.
-A manifest that breaks such a rule gets the condition Degraded with reason InvalidSpec.
+together. A rule that CEL cannot express, or not within its cost limits, such as the limits of a profile, is in the
+model only. A manifest that breaks such a rule gets the condition Degraded with reason InvalidSpec.
 """
 
 from __future__ import annotations
@@ -112,14 +112,14 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
         ),
     ),
     ("spec", "engine", "args", "[]"): (
-        # In two: an API server counts an expression's length times the text's.
+        # In three: an API server counts an expression's length times the text's.
         *(
             Rule(
                 f"!self.matches('{pattern(*flags)}')",
                 "a field of the spec sets this flag: use spec.model, spec.cache, spec.engine or "
                 "spec.workers.drainSeconds",
             )
-            for flags in (list(RESERVED_FLAGS)[::2], list(RESERVED_FLAGS)[1::2])
+            for flags in (list(RESERVED_FLAGS)[begin::3] for begin in range(3))
         ),
         Rule(f"!self.matches('{pattern(*OWNED_FLAGS)}')", "this flag belongs to KVCluster: remove it"),
         *(

@@ -9,7 +9,7 @@ import socket
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ from controller.api.model import KVCluster
 from controller.local.desired_processes import Addresses, DesiredProcess, check, desired_processes
 from controller.local.process import ManagedProcess, ProcessState, ProcessStatus
 from controller.objects.names import Component
+from controller.process_settings import adapters_file
 from kvcache.ranks import split_rank
 from runtime.sockets import listen, url_of
 
@@ -80,10 +81,11 @@ class LocalCluster:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as cleanup:
             self._client = await cleanup.enter_async_context(httpx.AsyncClient(trust_env=False))
-            self.addresses = self._listen(cleanup)
+            addresses = self._listen(cleanup)
             self.log_dir = self._options.log_dir or Path(
                 cleanup.enter_context(tempfile.TemporaryDirectory(prefix=f"kvcluster-{self.manifest.name}-"))
             )
+            self.addresses = replace(addresses, adapters_file=self._write_adapters())
             read_end, write_end = os.pipe()
             cleanup.callback(os.close, write_end)
             cleanup.callback(os.close, read_end)
@@ -109,6 +111,15 @@ class LocalCluster:
             for worker in self._workers:
                 worker.stop()
             await asyncio.gather(*(worker.ended() for worker in self._workers))
+
+    def _write_adapters(self) -> str | None:
+        """The file with the manifest's LoRA adapters, beside the logs; None where it lists none."""
+        if not self.manifest.spec.model.adapters:
+            return None
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        file = self.log_dir / f"{self.manifest.name}-adapters.json"
+        file.write_text(adapters_file(self.manifest.spec), encoding="utf-8")
+        return str(file)
 
     def _listen(self, cleanup: contextlib.AsyncExitStack) -> Addresses:
         """Binds the sockets that the processes inherit. A process that is restarted keeps its address, and connections

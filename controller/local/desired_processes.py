@@ -17,11 +17,13 @@ class LocalModeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Base URLs whose ports are already bound, `workers` in the order of their indices."""
+    """Base URLs whose ports are already bound, `workers` in the order of their indices, and a file."""
 
     workers: tuple[str, ...]
     router: str
     management: str
+    adapters_file: str | None = None
+    """File with the list of LoRA adapters, where the manifest has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,14 @@ def desired_processes(manifest: KVCluster, addresses: Addresses) -> tuple[Desire
     check(manifest)
     if len(addresses.workers) != manifest.spec.workers.replicas:
         raise ValueError(f"{len(addresses.workers)} addresses for {manifest.spec.workers.replicas} workers")
-    workers = tuple(_worker(manifest, index, url) for index, url in enumerate(addresses.workers))
+    file = addresses.adapters_file
+    workers = tuple(_worker(manifest, index, url, file) for index, url in enumerate(addresses.workers))
     return (*workers, _router(manifest, addresses))
 
 
-def _worker(manifest: KVCluster, index: int, url: str) -> DesiredProcess:
+def _worker(manifest: KVCluster, index: int, url: str, adapters_file: str | None) -> DesiredProcess:
     spec = manifest.spec
-    own = {"worker-id": worker_name(manifest, index), "advertise-url": url}
+    own = {"worker-id": worker_name(manifest, index), "advertise-url": url, "adapters-file": adapters_file}
     return DesiredProcess(
         name=worker_name(manifest, index),
         role=Component.WORKER,

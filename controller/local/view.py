@@ -26,7 +26,7 @@ class WorkerView:
     routable: bool | None = None
     """Whether the router may choose it."""
     note: str = ""
-    """Why not, or why the process is not ready."""
+    """Why not, why the process is not ready, or which adapter is not loaded."""
     blocks: int | None = None
     """Cached blocks, as the router sees them."""
     capacity: int | None = None
@@ -66,12 +66,20 @@ def worker_view(process: ProcessStatus, rows: Sequence[Mapping[str, Any]], metri
     return WorkerView(
         process=process,
         routable=all(row["ready"] for row in rows),
-        note=process.detail or next((why for row in rows if (why := str(row.get("why_not_ready") or ""))), ""),
+        note=process.detail or next((why for row in rows if (why := _note(row))), ""),
         blocks=_total(row.get("blocks") for row in rows),
         capacity=_total(capacities),
         running=_total(load.get("running") for load in loads),
         waiting=_total(load.get("waiting") for load in loads),
         hit_rate=hit_rate(metrics or ""),
+    )
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    """Why the worker gets no requests, or which adapter it has not loaded."""
+    missing = row.get("missing_adapters") or {}
+    return str(row.get("why_not_ready") or "") or next(
+        (f"adapter {name} is not loaded: {why or 'it is being loaded'}" for name, why in missing.items()), ""
     )
 
 

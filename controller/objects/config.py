@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from controller.api.model import EngineType, KVClusterSpec
 from controller.objects.names import FEED_PORT, WORKER_PORT, Cluster, Component, Object
 from controller.process_settings import (
+    adapters_file,
     chat_settings,
     data_parallel_size,
     environment,
@@ -37,6 +38,23 @@ def settings(cluster: Cluster, component: Component) -> dict[str, str]:
     return _agent_settings(cluster) if cluster.spec.engine.type is EngineType.VLLM else _emulator_settings(cluster)
 
 
+ADAPTERS_FOLDER, ADAPTERS_FILE = "/etc/kvcluster", "adapters.json"
+"""Where worker pods find the list of adapters. It is no part of their settings: a change rolls nothing."""
+
+
+def build_adapters_config_map(cluster: Cluster) -> tuple[Object, ...]:
+    """The ConfigMap with the list of LoRA adapters, where the spec has any."""
+    if not cluster.spec.model.adapters:
+        return ()
+    manifest = cluster.new_object("v1", "ConfigMap", Component.WORKER, "-adapters")
+    return ({**manifest, "data": {ADAPTERS_FILE: adapters_file(cluster.spec)}},)
+
+
+def _adapters_settings(cluster: Cluster) -> dict[str, object]:
+    """The setting of the process that keeps the adapters loaded."""
+    return {"adapters-file": f"{ADAPTERS_FOLDER}/{ADAPTERS_FILE}"} if cluster.spec.model.adapters else {}
+
+
 def digest(content: Mapping[str, object]) -> str:
     """A digest of the content, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -55,7 +73,7 @@ def _router_settings(cluster: Cluster) -> dict[str, str]:
 
 def _emulator_settings(cluster: Cluster) -> dict[str, str]:
     own = {"port": WORKER_PORT, "drain-limit": f"{cluster.release.drain_limit:g}"}
-    return environment("WORKER", worker_settings(cluster.spec) | own)
+    return environment("WORKER", worker_settings(cluster.spec) | own | _adapters_settings(cluster))
 
 
 def _agent_settings(cluster: Cluster) -> dict[str, str]:
@@ -74,5 +92,6 @@ def _agent_settings(cluster: Cluster) -> dict[str, str]:
             "blocks": spec.cache.blocks,
             "cpu-bandwidth": f"{spec.cpu_bandwidth:g}" if spec.engine.cpu_cache is not None else None,
             **chat_settings(spec),
+            **_adapters_settings(cluster),
         },
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from controller.objects.access import build_network_policies, build_router_rbac
-from controller.objects.config import build_config_map, digest
+from controller.objects.config import build_adapters_config_map, build_config_map, digest
 from controller.objects.monitoring import build_pod_monitors
 from controller.objects.names import APPLIED_HASH, Cluster, Component, Object
 from controller.objects.routers import (
@@ -21,6 +21,7 @@ def desired_objects(cluster: Cluster) -> tuple[Object, ...]:
     objects = (
         *build_router_rbac(cluster),
         *(build_config_map(cluster, component) for component in Component),
+        *build_adapters_config_map(cluster),
         *build_network_policies(cluster),
         build_worker_service(cluster),
         build_router_service(cluster),

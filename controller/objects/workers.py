@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from controller.api.model import CPU_CACHE_VOLUME, EngineType, KVClusterSpec
-from controller.objects.config import EVENTS_PORT, replay_port
+from controller.api.model import ADAPTERS_VOLUME, CPU_CACHE_VOLUME, EngineType, KVClusterSpec
+from controller.objects.config import ADAPTERS_FOLDER, EVENTS_PORT, replay_port
 from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Component, Object
 from controller.objects.pods import (
     SCRATCH_MOUNT,
@@ -35,6 +35,9 @@ OTHER_SHARED_MEMORY = 2**30
 """Bytes of shared memory for what vLLM's processes tell one another, beside its copies of blocks."""
 VLLM_START_SECONDS = 30
 """What vLLM takes at least until it listens. An earlier probe would only record a failure."""
+
+RUNTIME_LORA = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+"""Without this variable vLLM loads adapters only at its start."""
 
 _POD_SECURITY_FIELDS = ("fsGroup", "fsGroupChangePolicy", "supplementalGroups", "supplementalGroupsPolicy")
 """Fields of `workers.securityContext` that Kubernetes has in the pod's security context only."""
@@ -90,7 +93,7 @@ def _build_worker_template(
         workers,
         containers=[container],
         init_containers=sidecars,
-        volumes=[*_shared_memory(cluster.spec), *workers.volumes],
+        volumes=[*_shared_memory(cluster.spec), *_adapters_volumes(cluster), *workers.volumes],
         scrape_port=WORKER_PORT,
         grace_seconds=drain_seconds + SHUTDOWN_MARGIN,
         automount_token=False,
@@ -117,7 +120,7 @@ def _build_emulator_template(cluster: Cluster) -> Object:
             HTTP, readiness="/health", liveness="/health", startup=build_startup_probe("/health", HTTP)
         ),
         resources=container_resources(spec.workers),
-        volume_mounts=spec.workers.volume_mounts,
+        volume_mounts=[*_adapters_mounts(cluster), *spec.workers.volume_mounts],
         security_context=_container_security(cluster),
     )
     drain = cluster.release.drain_limit + spec.workers.drain_seconds
@@ -134,7 +137,12 @@ def _build_vllm_template(cluster: Cluster) -> Object:
         **image_fields(cluster, spec.engine.image or VLLM_IMAGE, spec.engine.image_pull_policy),
         "command": ["vllm", "serve"],
         "args": vllm_arguments(cluster),
-        "env": [pod_field_variable("VLLM_HOST_IP", "status.podIP"), *_user_env(cluster), *_engine_env(cluster)],
+        "env": [
+            pod_field_variable("VLLM_HOST_IP", "status.podIP"),
+            *_lora_env(cluster),
+            *_user_env(cluster),
+            *_engine_env(cluster),
+        ],
         "ports": container_ports({HTTP: WORKER_PORT}),
         **build_probes(HTTP, readiness="/health", liveness="/health", startup=startup),
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(PRE_STOP_SECONDS)]}}},
@@ -162,10 +170,24 @@ def _build_vllm_template(cluster: Cluster) -> Object:
         env=[pod_field_variable("AGENT_WORKER_ID", "metadata.name"), *container_env(spec.model.env)],
         # No probes: a pod whose view is lost goes on serving by load, and the router reports it (CacheViewFresh).
         # A native sidecar (KEP-753) outlives the engine: routers want to know the load of an engine that drains.
+        volume_mounts=_adapters_mounts(cluster),
         restart_policy="Always",
     )
     drain = PRE_STOP_SECONDS + spec.workers.drain_seconds
     return _build_worker_template(cluster, engine, (agent,), drain_seconds=drain)
+
+
+def _adapters_volumes(cluster: Cluster) -> list[Object]:
+    if not cluster.spec.model.adapters:
+        return []
+    return [{"name": ADAPTERS_VOLUME, "configMap": {"name": cluster.object_name(Component.WORKER, "-adapters")}}]
+
+
+def _adapters_mounts(cluster: Cluster) -> list[Object]:
+    """A whole folder: a single file (`subPath`) would not follow the ConfigMap."""
+    if not cluster.spec.model.adapters:
+        return []
+    return [{"name": ADAPTERS_VOLUME, "mountPath": ADAPTERS_FOLDER, "readOnly": True}]
 
 
 def vllm_arguments(cluster: Cluster) -> list[str]:
@@ -196,6 +218,11 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         f"--shutdown-timeout={spec.workers.drain_seconds}",
         f"--kv-events-config={json.dumps(events)}",
         *_offloading_arguments(spec),
+        *(
+            ["--enable-lora", f"--max-loras={spec.max_loras}", f"--max-lora-rank={spec.max_lora_rank}"]
+            if spec.model.adapters
+            else []
+        ),
         *spec.engine.args,
     ]
 
@@ -247,6 +274,14 @@ def _is_unprivileged(cluster: Cluster) -> bool:
     """Whether vLLM, whose image runs as root, runs as another user here or with a read-only root."""
     given = cluster.spec.workers.security_context
     return bool(given.get("runAsNonRoot") or given.get("runAsUser") or given.get("readOnlyRootFilesystem"))
+
+
+def _lora_env(cluster: Cluster) -> list[Object]:
+    """What lets the agent load adapters. Clients cannot: routers do not pass on the paths."""
+    given = {variable.name for variable in (*cluster.spec.engine.env, *cluster.spec.model.env)}
+    if not cluster.spec.model.adapters or RUNTIME_LORA in given:
+        return []
+    return [{"name": RUNTIME_LORA, "value": "True"}]
 
 
 def _user_env(cluster: Cluster) -> list[Object]:

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from controller.objects.names import APP, COMPONENT_LABEL, HTTP, INSTANCE_LABEL, NAME_LABEL, ROUTER_PORT, Component
-from controller.status import raw
+from controller.status import adapters, raw
 from controller.status.conditions import conditions
-from controller.status.observed import Observed
+from controller.status.observed import Observed, ready_reports
 from controller.status.pods import active, is_ready
 from controller.status.raw import Raw
 from controller.status.report import RouterReport
@@ -31,7 +31,7 @@ def compute(observed: Observed, previous: Mapping[str, Any] | None, now: datetim
     `previous` is the last status, None before the first. `now` is an aware datetime, or RFC 3339.
     """
     before = previous if previous is not None else {}
-    cache = cache_status(_reports(observed), raw.mapping(before, "cache"))
+    cache = cache_status(ready_reports(observed), raw.mapping(before, "cache"))
     permille = cache.get("hitRatePermille")
     status = {
         "observedGeneration": observed.generation,
@@ -42,6 +42,7 @@ def compute(observed: Observed, previous: Mapping[str, Any] | None, now: datetim
         "endpoint": endpoint(observed, raw.text(before, "endpoint")),
         "hitRate": None if permille is None else percent(permille),
         "cache": cache,
+        "adapters": _adapters(observed, before),
         "selector": selector(observed.name),
     }
     # An API server drops nulls, and a status with them would never equal the one that is stored.
@@ -60,11 +61,13 @@ def _strategy(observed: Observed, before: Mapping[str, Any]) -> str | None:
     return raw.text(before, "strategy") or None
 
 
-def _reports(observed: Observed) -> list[RouterReport]:
-    """The reports of the routers that are ready."""
-    ready = [raw.name(pod) for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
-    reports = observed.routers.reports
-    return [reports[name] for name in ready if name in reports]
+def _adapters(observed: Observed, before: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """`adapters` of the status; the last one while no router tells anything, or the spec is invalid."""
+    if observed.spec is not None and not observed.spec.model.adapters:
+        return None
+    reports = ready_reports(observed)
+    found = adapters.status(adapters.figures(observed.spec, reports)) if observed.spec is not None else None
+    return found if found is not None else raw.mapping(before, "adapters") or None
 
 
 def hit_rate_permille(reports: Iterable[RouterReport], previous: int | None) -> int | None:

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controller.objects.names import Component
-from controller.status import raw
-from controller.status.observed import Observed
+from controller.status import adapters, raw
+from controller.status.observed import Observed, ready_reports
 from controller.status.pod_problems import PodProblem, as_sentence, pod_problems
 from controller.status.pods import active, is_ready, is_running, ready_for, state_of
 from controller.status.raw import Raw
@@ -78,11 +78,13 @@ def evaluate(observed: Observed, earlier: Sequence[str], now: datetime) -> list[
     evidence = _Evidence(observed, worker, router, problems, found)
     workers = Condition(ConditionType.WORKERS_AVAILABLE, *_availability(evidence, worker))
     routers = Condition(ConditionType.ROUTER_AVAILABLE, *_availability(evidence, router))
+    fresh = Condition(ConditionType.CACHE_VIEW_FRESH, *_freshness(observed, now))
     return [
         Condition(ConditionType.READY, *_ready(evidence, workers, routers)),
         workers,
         routers,
-        Condition(ConditionType.CACHE_VIEW_FRESH, *_freshness(observed, now)),
+        fresh,
+        *_adapters_ready(observed, fresh),
         Condition(ConditionType.PROGRESSING, *_progressing(evidence)),
         Condition(ConditionType.DEGRADED, *_degraded(evidence.findings)),
     ]
@@ -194,6 +196,19 @@ def _freshness(observed: Observed, now: datetime) -> Finding:
     return Finding(ConditionReason.FRESH, message)
 
 
+def _adapters_ready(observed: Observed, fresh: Condition) -> list[Condition]:
+    """AdaptersReady, where the spec lists adapters. The routers tell of these too, so it is unknown when they tell
+    nothing of the views."""
+    if observed.spec is None or not observed.spec.model.adapters:
+        return []
+    listed = adapters.figures(observed.spec, ready_reports(observed))
+    known = fresh.status != "Unknown" and listed and listed[0].ready
+    finding = adapters.readiness(listed) if known else Finding(fresh.reason, fresh.message)
+    if not known and fresh.status != "Unknown":
+        finding = Finding(ConditionReason.NO_WORKERS, "No router reports a ready worker.")
+    return [Condition(ConditionType.ADAPTERS_READY, *finding)]
+
+
 def _all_workers(workers: int) -> str:
     return "the only worker" if workers == 1 else f"all {count(workers, 'worker')}"
 
@@ -262,6 +277,8 @@ def _findings(
     for load in workloads:
         if load.stalled:
             yield Finding(ConditionReason.STALLED, f"Deployment {load.name}: {as_sentence(load.stalled)}")
+    if observed.spec is not None:
+        yield from adapters.refusals(adapters.figures(observed.spec, ready_reports(observed)))
     if observed.autoscaler is not None and (message := _autoscaler_failure(observed.autoscaler, now)):
         yield Finding(ConditionReason.AUTOSCALER_FAILING, message)
 

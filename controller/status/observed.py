@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from controller.api.model import KVClusterSpec
+from controller.objects.names import Component
+from controller.status import raw
+from controller.status.pods import active, is_ready
 from controller.status.raw import Raw
 from controller.status.reasons import ConditionReason
 from controller.status.report import RouterReport
@@ -61,3 +64,10 @@ class Observed:
     """The Ingress in front of that Service."""
     workers_wanted: int | None = None
     """How many workers the spec asks for; None while an autoscaler owns the number."""
+
+
+def ready_reports(observed: Observed) -> list[RouterReport]:
+    """The reports of the routers that are ready."""
+    ready = [raw.name(pod) for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
+    reports = observed.routers.reports
+    return [reports[name] for name in ready if name in reports]

@@ -10,7 +10,8 @@ from typing import NamedTuple, Self
 
 
 class ConditionType(StrEnum):
-    """What a condition is about. Every KVCluster that the controller has seen has all six."""
+    """What a condition is about. Every KVCluster that the controller has seen has all of them,
+    AdaptersReady only if it lists adapters."""
 
     when: str
     """What True means."""
@@ -42,6 +43,11 @@ class ConditionType(StrEnum):
         "CacheViewFresh",
         "Every ready router matches prompts against the caches of all ready workers, as they were in the last 5 s.",
         "False: requests are answered, but some are routed by load alone or a stale view. Unknown: no router can tell.",
+    )
+    ADAPTERS_READY = (
+        "AdaptersReady",
+        "Every ready worker has every adapter of spec.model.adapters loaded. Absent where that lists none.",
+        "False: a request for one may wait, or fail. Unknown: no router can tell.",
     )
     PROGRESSING = (
         "Progressing",
@@ -121,6 +127,27 @@ class ConditionReason(StrEnum):
         "Routers run, and are not ready because no worker is.",
         "Deployment status, router pods",
         "A router or a worker is ready.",
+    )
+
+    # --- LoRA adapters ---
+    ADAPTERS_LOADED = (
+        "AdaptersLoaded",
+        "Every ready worker has every listed adapter loaded.",
+        "routers' /status, from the workers' feeds",
+        "A worker is new or has restarted, or the list has changed.",
+    )
+    ADAPTERS_LOADING = (
+        "AdaptersLoading",
+        "A ready worker has not loaded a listed adapter yet. The list reaches running workers within about a minute.",
+        "routers' /status, from the workers' feeds",
+        "All are loaded, or an engine refuses one.",
+    )
+    ADAPTER_REFUSED = (
+        "AdapterRefused",
+        "An engine does not load a listed adapter; the message has its words. It is tried again at least each minute.",
+        "routers' /status, from the workers' feeds",
+        "It is loaded, or is no longer listed.",
+        True,
     )
 
     # --- why a pod does not run ---
@@ -370,6 +397,11 @@ GIVEN_BY: dict[ConditionType, dict[str, tuple[ConditionReason, ...]]] = {
         ),
         "Unknown": (ConditionReason.NO_WORKERS, ConditionReason.NO_ROUTER, ConditionReason.ROUTER_UNREACHABLE),
     },
+    ConditionType.ADAPTERS_READY: {
+        "True": (ConditionReason.ADAPTERS_LOADED,),
+        "False": (ConditionReason.ADAPTER_REFUSED, ConditionReason.ADAPTERS_LOADING),
+        "Unknown": (ConditionReason.NO_WORKERS, ConditionReason.NO_ROUTER, ConditionReason.ROUTER_UNREACHABLE),
+    },
     ConditionType.PROGRESSING: {
         "True": (
             ConditionReason.CREATING,
@@ -385,6 +417,7 @@ GIVEN_BY: dict[ConditionType, dict[str, tuple[ConditionReason, ...]]] = {
             *_POD_PROBLEMS,
             ConditionReason.STALLED,
             ConditionReason.AUTOSCALER_FAILING,
+            ConditionReason.ADAPTER_REFUSED,
         ),
         "False": (ConditionReason.AS_EXPECTED,),
     },

@@ -69,6 +69,19 @@ class TokenizerReport:
 
 
 @dataclass(frozen=True, slots=True, config=_CONFIG)
+class ModelReport:
+    """One model that the router's workers serve."""
+
+    name: str
+    ready: Count = 0
+    """Workers of it that may get requests."""
+    adapters: Mapping[str, Count] = field(default_factory=dict)
+    """By LoRA adapter: those of them that have it loaded."""
+    missing: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By adapter and worker id: why it is not loaded there although it should be; empty: it is about to be."""
+
+
+@dataclass(frozen=True, slots=True, config=_CONFIG)
 class RouterReport:
     """A router's report at the moment when it was asked. Counts are since its start.
 
@@ -92,6 +105,8 @@ class RouterReport:
     """The latest decisions, newest first."""
     discovery: DiscoveryReport = field(default_factory=DiscoveryReport)
     tokenizer: TokenizerReport = field(default_factory=TokenizerReport)
+    models: Annotated[tuple[ModelReport, ...], Field(strict=False)] = ()
+    """The models that its workers serve."""
     reuse_score: Mapping[str, Quantity] = field(default_factory=dict)
     """By worker id, which for a data-parallel rank is `pod/rank`: blocks reused there, decayed."""
 

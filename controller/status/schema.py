@@ -57,6 +57,28 @@ def status_schema() -> dict[str, Any]:
                     ),
                 },
             ),
+            "adapters": _object(
+                "The LoRA adapters of spec.model.adapters. Absent without any.",
+                {
+                    "summary": _string("loaded/listed, for a column of kubectl get.", maxLength=32),
+                    "loaded": _count("Adapters that every ready worker has loaded."),
+                    "wanted": _count("Adapters that are listed."),
+                    "each": {
+                        "type": "array",
+                        "description": "The adapters, in their order in the spec.",
+                        "items": _object(
+                            "One adapter.",
+                            {
+                                "name": _string("Name under which requests ask for it.", maxLength=253),
+                                "workers": _count("Ready workers that have it loaded."),
+                            },
+                            ["name", "workers"],
+                        ),
+                        "x-kubernetes-list-type": "map",
+                        "x-kubernetes-list-map-keys": ["name"],
+                    },
+                },
+            ),
             "selector": _string("Label selector of the worker pods, for the scale subresource.", maxLength=512),
         },
     )

@@ -103,7 +103,8 @@ class WorkerInfo:
     adapters: tuple[str, ...] = ()
     """LoRA adapters that are loaded; `AdaptersChanged` changes them within an epoch."""
     missing_adapters: Mapping[str, str] = field(default_factory=dict)
-    """Adapters that the worker was told to load and that are not loaded, each with the reason."""
+    """Adapters that the worker was told to load and that are not loaded, each with the reason; empty: it is about to
+    load it."""
     rank: int = 0
     """Data-parallel rank of the engine that this feed is about."""
     ranks: int = 1

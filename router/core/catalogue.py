@@ -106,7 +106,7 @@ def catalogue(stated: Iterable[tuple[WorkerInfo | None, str | None]], own: str) 
             _add(bases, Served(name, info.model, False, tokenizer, info.max_model_len or None))
         for name in info.adapters:
             _add(adapters, Served(name, info.model, True, tokenizer, info.max_model_len or None))
-        missing |= {name: why for name, why in info.missing_adapters.items() if name not in missing}
+        missing |= {name: why for name, why in info.missing_adapters.items() if not missing.get(name)}
     found = adapters | bases  # a name that one worker gives to its model and another to an adapter is the model's
     ordered = {name: found[name] for name in ([own] if own in bases else []) + [*bases, *adapters]}
     models = {each.model for each in bases.values()}
@@ -181,7 +181,7 @@ class Directory:
         """Why no worker can take a request for this name, in words."""
         known = self.catalogue
         if name and name not in known.served and (why := known.missing.get(name)) is not None:
-            return f"no worker has loaded the adapter {name!r:.200} yet ({why})"
+            return f"no worker has loaded the adapter {name!r:.200} yet" + (f" ({why})" if why else "")
         return (
             "no worker is ready" if not name or not known.several else f"no worker that serves {name!r:.200} is ready"
         )

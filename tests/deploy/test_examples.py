@@ -21,7 +21,7 @@ from tests.kube.backends import Backend
 from tests.kube.kubectl import MISSING, kubectl_binaries
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-NAMES = {"minimal", "rag", "autoscaled", "multi-namespace", "vllm"}
+NAMES = {"minimal", "rag", "autoscaled", "multi-namespace", "vllm", "adapters"}
 
 
 def documents(file: Path) -> list[dict[str, Any]]:

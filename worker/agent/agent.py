@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import zmq.asyncio
 
@@ -13,7 +13,7 @@ from runtime.backoff import Backoff
 from runtime.logs import EventLogger
 from worker.addresses import default_worker_id
 from worker.agent.core.load import Scrape
-from worker.agent.engine import EngineClient, EngineError, engine_client
+from worker.agent.engine import AdapterLoader, EngineClient, EngineError, Models, engine_client
 from worker.agent.prompts import (
     AGREEMENT_TRANSITIONS,
     UNKNOWN_FINGERPRINT,
@@ -28,6 +28,7 @@ from worker.agent.settings import Settings
 from worker.agent.view import DescriptionError, EngineView
 from worker.feed.endpoints import FeedEndpoints
 from worker.feed.ranks import RankedFeed
+from worker.lora.keeper import AdapterKeeper
 
 logger = EventLogger(__name__)
 
@@ -69,6 +70,9 @@ class Agent:
         """The engine's data-parallel ranks, at least one."""
         self._feeds: list[FeedEndpoints] = []
         self.feed = RankedFeed(self._feeds)
+        self.keeper = AdapterKeeper(
+            settings.adapters_file, AdapterLoader(settings.engine_url), self._adapters_changed, clock
+        )
         self.engine_problem = f"{settings.engine_url} has not answered yet"
         """Why the engine cannot be used; "" when it can."""
         self._stopped = False
@@ -97,6 +101,7 @@ class Agent:
         """Poll the engine and follow its events until cancelled."""
         async with engine_client(self.settings.engine_url) as client, asyncio.TaskGroup() as group:
             group.create_task(self._load_prompts())
+            group.create_task(self.keeper.run())
             await self._poll(client, group)
 
     def stop_serving(self) -> None:
@@ -116,15 +121,17 @@ class Agent:
         while True:
             started = self.clock()
             try:
-                self._scraped(await client.scrape(), group)
+                scrapes, models = await client.scrape(), await client.models()
+                self._scraped(scrapes, models.names, group)
+                self._listed(models)
                 if self.agreement is Agreement.PENDING and self._expected is not None:
                     self._compared(await compare(client, self._expected))
             except (EngineError, DescriptionError) as error:
                 self._set_engine_problem(str(error))
             await asyncio.sleep(max(started + self.settings.poll_interval - self.clock(), 0.0))
 
-    def _scraped(self, scrapes: Sequence[Scrape], group: asyncio.TaskGroup) -> None:
-        """Take in a scrape of each rank. Raises `DescriptionError`."""
+    def _scraped(self, scrapes: Sequence[Scrape], names: Sequence[str], group: asyncio.TaskGroup) -> None:
+        """Take in a scrape of each rank, and the names of the model. Raises `DescriptionError`."""
         wanted = self.settings.data_parallel_size
         if wanted is not None and len(scrapes) != wanted:
             named = ", ".join(str(scrape.engine) for scrape in scrapes)
@@ -138,8 +145,20 @@ class Agent:
             self._feeds.pop().close()
             self.ranks.pop().close()
         for rank, scrape in zip(self.ranks, scrapes, strict=True):
+            rank.view.state_names(names)
             rank.observe(scrape, len(scrapes), group)
         self._set_engine_problem("")
+
+    def _listed(self, models: Models) -> None:
+        """Take in which adapters the engine has. All ranks have the same."""
+        for rank in self.ranks:
+            rank.view.state_sources(models.adapters)
+        self.keeper.observe(models.adapters)
+        self._adapters_changed(*self.keeper.state)  # of which a rank that is new has not been told
+
+    def _adapters_changed(self, names: tuple[str, ...], missing: Mapping[str, str]) -> None:
+        for rank in self.ranks:
+            rank.view.state_adapters(names, missing)
 
     def _add_rank(self) -> None:
         view = EngineView(

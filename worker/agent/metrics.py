@@ -42,6 +42,14 @@ class AgentCollector(Collector):
         for state in Agreement:
             prompts.add_metric([state.value], float(state is agent.agreement))
         yield prompts
+        adapters = GaugeMetricFamily(
+            PREFIX + "adapters", "LoRA adapters that the engine has, and wanted ones that it has not.", labels=["state"]
+        )
+        loaded, missing = agent.keeper.state
+        adapters.add_metric(["loaded"], float(len(loaded)))
+        adapters.add_metric(["missing"], float(len(missing)))
+        yield adapters
+        yield _counter("adapter_failures", "Adapters that the engine did not load or unload.", agent.keeper.failures)
         yield _gauge("blocks", "Blocks published, each physical one counted.", sum(each.physical for each in blocks))
         age = GaugeMetricFamily(PREFIX + "last_event_age_seconds", "Since the last batch of events.")
         if times := [rank.last_event_at for rank in ranks if rank.last_event_at is not None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -60,6 +61,9 @@ class Settings(ChatSettings):
     )
     disk_bandwidth: PositiveFloat = Field(
         3e9, description="bytes a second at which the engine reads blocks from a disk"
+    )
+    adapters_file: Path | None = Field(
+        None, description="file with the LoRA adapters that the engine should have loaded, read again when it changes"
     )
     poll_interval: PositiveFloat = Field(
         1.0, le=2.5, description="seconds between two polls of the engine's health and metrics"

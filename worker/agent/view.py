@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvcache.feed import HeldElsewhere, Load, WorkerInfo
+from kvcache.feed import AdaptersChanged, HeldElsewhere, Load, Removed, WorkerInfo
 from kvcache.keys import KEY_SCHEME, BlockKey
 from kvcache.ranks import rank_id
 from runtime.logs import EventLogger
@@ -74,6 +74,8 @@ class EngineView:
         self._now = now
         self._load = Load()
         self._estimate = LoadEstimate()
+        self._sources: dict[str, str] = {}
+        """From where each adapter was last loaded."""
         self.description: Description | None = None
         self.follower = self._new_follower(settings.block_size or 1)
         self.resets: Counter[Reset] = Counter()
@@ -126,6 +128,31 @@ class EngineView:
             if self.description is not None:
                 self._begin_epoch(Reset.PROMPTS)
 
+    def state_names(self, names: Sequence[str]) -> None:
+        """Set the names under which requests may ask for the engine's model. A change begins an epoch."""
+        further = tuple(name for name in names if name != self.state.info.model)
+        if further != self.state.info.names:
+            self.state.info = replace(self.state.info, names=further)
+            if self.description is not None:
+                self._begin_epoch(Reset.NAMES)
+
+    def state_sources(self, sources: Mapping[str, str]) -> None:
+        """From where each loaded adapter comes. vLLM hashes that into the blocks, and its events do not say it: the
+        blocks of an adapter that now comes from elsewhere are not reused, and are published as removed."""
+        for name, source in sources.items():
+            if self._sources.setdefault(name, source) != source:
+                self._sources[name] = source
+                self.flush()
+                if removed := self.follower.blocks.forget(name):
+                    self.publisher.publish((Removed(tuple(removed)),), self._load)
+
+    def state_adapters(self, names: tuple[str, ...], missing: Mapping[str, str]) -> None:
+        """Publish which adapters are loaded, and why others are not, if that is new."""
+        if (self.state.info.adapters, self.state.info.missing_adapters) == (names, missing):
+            return
+        self.state.info = replace(self.state.info, adapters=names, missing_adapters=missing)
+        self.publisher.publish((AdaptersChanged(names, missing),), self._load)
+
     def flush(self) -> None:
         """Publish what the follower has learned since the last call."""
         update = self.follower.take()
@@ -166,7 +193,7 @@ class EngineView:
         self.feed.restart(epoch, self._load)
         self.state.info = replace(self.state.info, epoch=epoch)
         logger.log(
-            logging.INFO if why in (Reset.CONNECTED, Reset.PROMPTS, Reset.TIERS) else logging.WARNING,
+            logging.INFO if why in (Reset.CONNECTED, Reset.PROMPTS, Reset.TIERS, Reset.NAMES) else logging.WARNING,
             "epoch_began",
             epoch=epoch,
             why=why.value,

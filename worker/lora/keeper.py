@@ -45,7 +45,8 @@ class AdapterKeeper:
         self._on_change = on_change
         self._clock = clock
         self._reconciler = AdapterReconciler()
-        self._told: tuple[tuple[str, ...], Mapping[str, str]] = ((), {})
+        self.state: tuple[tuple[str, ...], Mapping[str, str]] = ((), {})
+        """What `on_change` was told last: the loaded adapters, and the missing ones with the reason of each."""
         self._names: tuple[str, ...] = ()
         self._problem = ""
         self._observed = asyncio.Event()
@@ -101,6 +102,6 @@ class AdapterKeeper:
 
     def _tell(self) -> None:
         state = self._names, self._reconciler.missing()
-        if state != self._told:
-            self._told = state
+        if state != self.state:
+            self.state = state
             self._on_change(*state)

@@ -66,7 +66,8 @@ Action = Load | Unload
 class _Wanted:
     source: str
     state: AdapterState = AdapterState.PENDING
-    why: str = "it has not been loaded yet"
+    why: str = ""
+    """The engine's words, while FAILED."""
     failures: int = 0
     due: float = 0.0
     """When to try again, while FAILED."""
@@ -108,7 +109,7 @@ class AdapterReconciler:
                 wanted.failures = 0
                 continue
             if wanted.state is AdapterState.LOADED:
-                wanted.why = "the engine has lost it"
+                wanted.why = ""
             wanted.advance(AdapterEvent.UNSEEN)
             if now >= wanted.due:
                 wanted.advance(AdapterEvent.DUE)
@@ -134,5 +135,5 @@ class AdapterReconciler:
         wanted.advance(AdapterEvent.REFUSED)
 
     def missing(self) -> dict[str, str]:
-        """The wanted adapters that are not loaded, each with the reason."""
+        """The wanted adapters that are not loaded, each with the reason; empty: it is about to be loaded."""
         return {name: wanted.why for name, wanted in self._wanted.items() if wanted.state is not AdapterState.LOADED}

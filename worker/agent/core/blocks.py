@@ -106,7 +106,8 @@ class EngineBlocks:
     """Blocks of `block_size` tokens in KV-cache group `group`. Not thread-safe."""
 
     __slots__ = (
-        "_blocks", "_duplicates", "_group", "_tiers", "block_size", "dropped", "events", "physical", "unknown_removals",
+        "_adapters", "_blocks", "_duplicates", "_group", "_tiers", "block_size", "dropped", "events", "physical",
+        "unknown_removals",
     )  # fmt: skip
 
     def __init__(self, block_size: int, group: int = 0) -> None:
@@ -116,6 +117,8 @@ class EngineBlocks:
         self._blocks: dict[BlockHash, Identity] = {}
         self._duplicates: Counter[BlockHash] = Counter()
         """Physical blocks with the same hash beyond the first (vLLM rule 9)."""
+        self._adapters: dict[str, set[BlockHash]] = {}
+        """The blocks of each LoRA adapter that has any."""
         self._tiers: LowerTiers | None = None
         """None until the engine first stores a block in one of them."""
         self.physical = 0
@@ -145,8 +148,17 @@ class EngineBlocks:
         """Drop every block."""
         self._blocks.clear()
         self._duplicates.clear()
+        self._adapters.clear()
         self._tiers = None
         self.physical = 0
+
+    def forget(self, adapter: str) -> list[BlockKey]:
+        """Drop the blocks of this adapter on the GPU. Returns their keys, one for each physical block."""
+        keys: list[BlockKey] = []
+        for name in self._adapters.pop(adapter, ()):
+            keys += [self._blocks.pop(name)[0]] * (1 + self._duplicates.pop(name, 0))
+        self.physical -= len(keys)
+        return keys
 
     def blocks(self) -> Iterator[tuple[BlockKey, BlockKey | None]]:
         """(key, parent key) of every block held on the GPU; a key appears once for each physical block.
@@ -207,6 +219,8 @@ class EngineBlocks:
             else:
                 state, key = prefix_extended(state, packed[at * size : (at + 1) * size])
                 self._blocks[name] = (key, above, state)
+                if event.lora_name:
+                    self._adapters.setdefault(event.lora_name, set()).add(name)
                 above = key
             keys.append(above)
         self.physical += len(keys)
@@ -284,6 +298,8 @@ class EngineBlocks:
                 keys.append(self._blocks[name][0])
             elif (held := self._blocks.pop(name, None)) is not None:
                 keys.append(held[0])
+                for named in self._adapters.values():
+                    named.discard(name)
                 if self._tiers is not None:
                     self._tiers.evicted(name, held)
             else:

@@ -63,13 +63,14 @@ REPLAY_TRANSITIONS: Mapping[tuple[ReplayState, ReplayEvent], ReplayState] = {
 
 
 class Reset(StrEnum):
-    """Why an epoch began. Each but PROMPTS and TIERS begins without blocks."""
+    """Why an epoch began. Each but PROMPTS, TIERS and NAMES begins without blocks."""
 
     CONNECTED = "connected"  # the engine was found, or found again
     RESTARTED = "restarted"  # its sequence went backwards
     HISTORY_LOST = "history_lost"  # the engine no longer has batches that were missed
     UNREADABLE = "unreadable"  # a batch could not be read
     PROMPTS = "prompts"  # the agreement on the engine's prompts changed; the blocks stay
+    NAMES = "names"  # requests may ask for the engine's model by other names than before; the blocks stay
     TIERS = "tiers"  # the time that loading a block from a slower tier takes has changed; the blocks stay
 
 
