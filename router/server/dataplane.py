@@ -18,7 +18,7 @@ from router.server.cors import NO_CORS, Cors
 from router.server.headers import find, to_worker
 from router.server.models import MODELS, Models
 from router.server.paths import COMPUTED, Access, access, repeatable
-from router.server.prompts import INVOCATIONS, MESSAGES, PROMPTED, PROMPTLESS, PromptReader, promptless
+from router.server.prompts import INVOCATIONS, MESSAGES, PROMPTED, PROMPTLESS, PromptReader, of_adapter, promptless
 from router.server.proxy import Proxy, answer_error, answer_json
 from router.upstream.interface import UpstreamRequest
 
@@ -27,7 +27,7 @@ _IN_PATH = "/!$&'()*+,;=:@"
 _IN_QUERY = "".join(map(chr, range(0x21, 0x7F)))
 """The characters that a query may hold. It is passed on as it came, except for what no request line may hold."""
 _ADAPTER = b"x-amzn-sagemaker-adapter-identifier"
-"""Header of `INVOCATIONS` that names a LoRA adapter, under which the engine keeps the prompt's blocks."""
+"""Header of `INVOCATIONS` that names a LoRA adapter."""
 CLIENT_LEFT = 499
 """Status (nginx's) under which the metrics count a request whose client left before it was answered."""
 
@@ -80,8 +80,10 @@ class DataPlane:
             method, _target(path, scope), headers, (await receive()).get("body", b""), repeatable(method, path)
         )
         route = PROMPTLESS
-        if method == "POST" and path in PROMPTED and not (path == INVOCATIONS and find(scope["headers"], _ADAPTER)):
+        if method == "POST" and path in PROMPTED:
             route = with_headers(await self.prompts.read(path, request.body), headers)
+            if path == INVOCATIONS and (adapter := find(scope["headers"], _ADAPTER)):
+                route = of_adapter(route, adapter)
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.inc(route.prompt_tokens)
             elif route.unread is not None:

@@ -122,6 +122,8 @@ class PromptReader:
     def _route(
         self, path: str, fields: Mapping[str, Any], catalogue: Catalogue, checkpoint: Checkpoint | None = None
     ) -> RouteRequest:
+        if path == INVOCATIONS:
+            path, fields = _invoked(fields, catalogue)
         return affine(self._read_prompt(path, fields, catalogue, checkpoint), path, fields)
 
     def _read_prompt(
@@ -134,9 +136,7 @@ class PromptReader:
             return _unread(Unread.NO_TOKENIZER, path, fields)
         longest = catalogue.max_model_len if served is None else served.max_model_len
         if path == INVOCATIONS:
-            path = _invoked(fields)
-            if path == INVOCATIONS:
-                return _unread(Unread.UNREADABLE, path, fields)
+            return _unread(Unread.UNREADABLE, path, fields)
         streaming = fields.get("stream") is True
         try:
             if (to_chat := _TO_CHAT.get(path)) is not None:
@@ -175,16 +175,28 @@ def promptless(body: bytes) -> RouteRequest:
     return PROMPTLESS if name is None else replace(PROMPTLESS, model=name)
 
 
-def _invoked(fields: Mapping[str, Any]) -> str:
-    """The API of a request for `INVOCATIONS`: vLLM takes it for a chat if it fits one, else for a completion. A body
-    that may be either is not read."""
+def _invoked(fields: Mapping[str, Any], catalogue: Catalogue) -> tuple[str, Mapping[str, Any]]:
+    """The path and the fields that a request for `INVOCATIONS` stands for. vLLM takes it for a chat if it fits one,
+    else for a completion; a body that may be either is not read, and stays where it is.
+
+    vLLM ignores the `model`, for a header names the adapter. Here it chooses among the models that are served.
+    """
+    served = catalogue.find(bodies.model(fields))
+    fields = {**fields, "model": None if served is None else served.model}
     match "messages" in fields, "prompt" in fields:
         case True, False:
-            return CHAT
+            return CHAT, fields
         case False, True:
-            return COMPLETIONS
+            return COMPLETIONS, fields
         case _:
-            return INVOCATIONS
+            return INVOCATIONS, fields
+
+
+def of_adapter(route: RouteRequest, adapter: bytes) -> RouteRequest:
+    """A request for `INVOCATIONS` whose header names an adapter, under which the engine keeps its blocks."""
+    return replace(
+        route, keys=None, prompt_tokens=None, reported=None, unread=Unread.UNREADABLE, model=adapter.decode("latin-1")
+    )
 
 
 def _reported_sequence(

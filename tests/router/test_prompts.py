@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kvcache.profiles import LatencyModel
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from router.core.catalogue import OWN_TOKENIZER, Catalogue, Served
 from router.core.config import FleetConfig
-from router.core.decision import Unread
+from router.core.decision import RouteRequest, Unread
 from router.core.fleet import Fleet
 from router.discovery.sources import StaticDiscovery
 from router.main import Router
@@ -40,6 +41,7 @@ from router.server.prompts import (
     OTHER_FIELDS,
     RESPONSES,
     PromptReader,
+    of_adapter,
 )
 from router.settings import Settings
 from runtime.backoff import Backoff
@@ -131,9 +133,6 @@ HI = [{"role": "user", "content": "hi"}]
         pytest.param(MESSAGES, {"messages": HI, "system": "be", "max_tokens": 7, "n": 3}, 7, id="messages"),
         pytest.param(RESPONSES, {"input": "hi", "instructions": "be", "max_output_tokens": 7}, 7, id="responses"),
         pytest.param(RESPONSES, {"input": HI, "instructions": "be", "max_tokens": 7}, None, id="responses, items"),
-        pytest.param(
-            INVOCATIONS, {"messages": [{"role": "system", "content": "be"}, *HI], "max_tokens": 7}, 7, id="invocations"
-        ),
     ],
 )
 async def test_other_apis_are_read_as_the_chat_that_they_stand_for(
@@ -150,8 +149,6 @@ async def test_other_apis_are_read_as_the_chat_that_they_stand_for(
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        pytest.param(INVOCATIONS, {"messages": HI, "prompt": "x"}, id="a chat or a completion"),
-        pytest.param(INVOCATIONS, {"input": "x"}, id="an embedding"),
         pytest.param(MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image", "source": {"data": ""}}]}]},
                      id="an image"),
         pytest.param(RESPONSES, {"input": [{"type": "item_reference", "id": "x"}]}, id="a reference"),
@@ -162,6 +159,27 @@ async def test_a_prompt_that_is_the_engines_to_read_goes_by_load(
 ) -> None:
     route = await reading.reader.read(path, orjson.dumps({**body, "model": "m", "stream": True}))
     assert (route.keys, route.unread, route.model, route.streaming) == (None, Unread.UNREADABLE, "m", True)
+
+
+async def test_an_invocation_is_read_as_what_it_is_whatever_model_it_names(tokenizer: Tokenizer) -> None:
+    """vLLM takes the adapter from a header, and ignores the model of the body."""
+    model = Served("m", "m", adapter=False, tokenizer=OWN_TOKENIZER, max_model_len=None)
+    catalogue = Catalogue({"m": model, "lora": replace(model, name="lora", adapter=True)})
+    reader = PromptReader(tokenizer, 16, lambda: catalogue)
+
+    async def read(path: str, **fields: Any) -> RouteRequest:
+        return await reader.read(path, orjson.dumps(fields))
+
+    for path, prompt in ((CHAT, {"messages": HI * 9}), (COMPLETIONS, {"prompt": WORDS})):
+        same = await read(path, model="m", **prompt)
+        for named, model_name in (("m", "m"), ("lora", "m"), ("nope", None)):
+            route = await read(INVOCATIONS, model=named, **prompt)
+            assert (route.model, route.keys.all()) == (model_name, same.keys.all())
+        assert of_adapter(route, b"lora").model == "lora"
+        assert of_adapter(route, b"lora").keys is None
+    for unclear in ({"messages": HI, "prompt": "x"}, {"input": "x"}):
+        assert (await read(INVOCATIONS, **unclear)).unread is Unread.UNREADABLE
+    reader.close()
 
 
 async def test_the_arguments_of_a_tool_call_are_read_exactly(tokenizer: Tokenizer) -> None:
