@@ -67,6 +67,10 @@ def worker_url(text: str) -> str:
         raise WorkerUrlError(f"{text!r:.200} is not a URL: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
         raise WorkerUrlError(f"{text!r:.200} is not a worker's URL: it looks like http://host:port, without a path")
+    if parts.fragment:
+        raise WorkerUrlError(
+            f"{text!r:.200}: the data-parallel ranks of a worker are found by its feed: name its URL once"
+        )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvcache.profiles import profile
 
-REAL = (Path(__file__).parent.parent / "data" / "vllm" / "metrics.txt").read_text()
+DATA = Path(__file__).parent.parent / "data" / "vllm"
+REAL = (DATA / "metrics.txt").read_text()
+TWO_RANKS = (DATA / "metrics_dp2.txt").read_text()
 
 # Parts of vLLM that are not emulated: multimodal inputs, roofline estimates, admission limits.
 ABSENT = {
@@ -65,6 +68,26 @@ async def test_every_family_has_vllms_type_labels_and_buckets(start) -> None:
         assert ours[name].type == family.type, name
         assert ours[name].documentation == family.documentation, name
         assert labels(ours[name]) == labels(family), name
+
+
+async def test_of_two_ranks_every_family_has_vllms_samples(start) -> None:
+    """The same number of samples with the same names of labels, for the same ranks."""
+
+    def shape(family: Any) -> Counter[tuple[str, str, tuple[str, ...]]]:
+        return Counter(
+            (sample.name, sample.labels.get("engine", ""), tuple(sorted(sample.labels))) for sample in family.samples
+        )
+
+    text = await scrape(start(data_parallel_size=2, max_model_len=2048, blocks=255))
+    real, ours = families(TWO_RANKS), families(text)
+    for name in real.keys() - ABSENT:
+        assert shape(ours[name]) == shape(real[name]), name
+    sizes = "num_gpu_blocks", "kv_cache_size_tokens", "kv_cache_max_concurrency"
+    stated = [
+        {tuple(sample.labels[size] for size in sizes) for sample in each["vllm:cache_config_info"].samples}
+        for each in (real, ours)
+    ]
+    assert stated[0] == stated[1]
 
 
 async def test_buckets_of_token_counts_grow_with_the_context(start) -> None:

@@ -35,7 +35,8 @@ def test_urls_have_one_form(text: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "host:8100", "ftp://h:1", "http://h:1/v1", "http://", "http://h:x", "http://h?q=1"]
+    "text",
+    ["", "host:8100", "ftp://h:1", "http://h:1/v1", "http://", "http://h:x", "http://h?q=1", "http://h:1#rank=1"],
 )
 def test_what_is_no_workers_url(text: str) -> None:
     with pytest.raises(WorkerUrlError, match="URL"):

@@ -31,6 +31,13 @@ def test_a_capture_of_vllm() -> None:
     )  # fmt: skip
 
 
+def test_a_capture_of_two_data_parallel_ranks() -> None:
+    first, second = parse_scrapes((DATA / "metrics_dp2.txt").read_text())
+    assert (first.engine, first.prompts, first.prefilled_tokens) == (0, 30, 1772)
+    assert (second.engine, second.prompts, second.prefilled_tokens) == (1, 32, 1706)
+    assert {(each.blocks, each.block_size, each.block_bytes) for each in (first, second)} == {(255, 16, 4 * 2**20)}
+
+
 def test_what_is_computed_is_preferred_to_what_was_asked() -> None:
     text = METRICS % {"running": 3.0, "waiting": 2, "usage": 0.25, "block_size": 32, "blocks": 101}
     scrape = parse_scrape(text)
