@@ -39,6 +39,9 @@ VLLM_START_SECONDS = 30
 RUNTIME_LORA = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 """Without this variable vLLM loads adapters only at its start."""
 
+STORED_RESPONSES = "VLLM_ENABLE_RESPONSES_API_STORE"
+"""With this variable vLLM stores responses of the Responses API."""
+
 _POD_SECURITY_FIELDS = ("fsGroup", "fsGroupChangePolicy", "supplementalGroups", "supplementalGroupsPolicy")
 """Fields of `workers.securityContext` that Kubernetes has in the pod's security context only."""
 
@@ -209,7 +212,7 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         "--served-model-name",
         *spec.served_names,
         f"--block-size={spec.cache.block_size}",
-        *([] if (size := data_parallel_size(spec)) is None else [f"--data-parallel-size={size}"]),
+        *_data_parallel_arguments(spec),
         *([] if spec.model.max_model_len is None else [f"--max-model-len={spec.model.max_model_len}"]),
         *([] if spec.cache.blocks is None else [f"--num-gpu-blocks-override={spec.cache.blocks}"]),
         *([] if spec.model.tokenizer is None else [f"--tokenizer={spec.model.tokenizer}"]),
@@ -225,6 +228,17 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         ),
         *spec.engine.args,
     ]
+
+
+def _data_parallel_arguments(spec: KVClusterSpec) -> list[str]:
+    """Several engines, and a single API server where it keeps something that every request has to find: by default vLLM
+    starts as many servers as engines, and each has adapters and stored responses of its own."""
+    size = data_parallel_size(spec)
+    if size is None:
+        return []
+    given = {variable.name for variable in (*spec.engine.env, *spec.model.env)}
+    alone = bool(spec.model.adapters) or not given.isdisjoint((RUNTIME_LORA, STORED_RESPONSES))
+    return [f"--data-parallel-size={size}", *(["--api-server-count=1"] if alone else [])]
 
 
 def _offloading_arguments(spec: KVClusterSpec) -> list[str]:

@@ -187,6 +187,36 @@ def test_vllm_offloads_into_shared_memory_and_says_what_it_holds():
     assert containers(given["Deployment/rag-worker"])["worker"]["volumeMounts"] == own
 
 
+@pytest.mark.parametrize(
+    ("model", "engine", "expected"),
+    [
+        pytest.param({}, {}, [], id="nothing that a server keeps"),
+        pytest.param(
+            {"adapters": [{"name": "sql", "source": "acme/sql"}]}, {}, ["--api-server-count=1"], id="adapters"
+        ),
+        pytest.param(
+            {},
+            {"env": [{"name": "VLLM_ENABLE_RESPONSES_API_STORE", "value": "1"}]},
+            ["--api-server-count=1"],
+            id="stored responses",
+        ),
+        pytest.param(
+            {"adapters": [{"name": "sql", "source": "acme/sql"}]}, {"dataParallel": {"size": 1}}, [], id="one"
+        ),
+    ],
+)
+def test_several_engines_have_one_api_server_where_it_keeps_something(
+    model: dict[str, Any], engine: dict[str, Any], expected: list[str]
+):
+    spec = {
+        **VLLM,
+        "model": {**VLLM["model"], **model},
+        "engine": {**VLLM["engine"], "dataParallel": {"size": 2}, **engine},
+    }
+    arguments = containers(objects(**spec)["Deployment/rag-worker"])["worker"]["args"]
+    assert [each for each in arguments if "api-server" in each] == expected
+
+
 def test_agents_and_routers_get_the_engines_chat_settings():
     args = ["--chat_template", "/models/chat.jinja", "--trust-request-chat-template"]
     engine = {**VLLM["engine"], "args": args}
