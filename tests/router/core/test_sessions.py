@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcache.keys import PrefixKeys
+from kvcache.ranks import rank_url
 from router.core.decision import Candidate, RouteRequest
 from router.core.fleet import Fleet
 from router.core.sessions import Session, SessionTable, session_of
 from router.core.strategies import Conditions, cache_aware
 from router.server.affinity import affine, with_headers
-from tests.router.core.support import MakeFleet, ask, hold, send, tokens, url_of
+from tests.router.core.support import MakeFleet, ask, hold, info, send, snapshot, tokens, url_of
 
 SESSION = session_of("session", "s", "m")
 HINT = session_of("user", "s", "m", hint=True)
@@ -44,6 +45,16 @@ def test_a_session_stays_where_workers_cost_the_same(make_fleet: MakeFleet, sess
     unread = dataclasses.replace(told(session), keys=None)
     assert len(set(turns(make_fleet(4), unread, 8))) == 1
     assert len(set(turns(make_fleet(4), dataclasses.replace(unread, session=None), 8))) == 4
+
+
+def test_a_session_stays_at_a_rank(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(0)
+    for rank in range(4):
+        url = rank_url("http://w:8000", rank)
+        fleet.add(url)
+        fleet.apply_snapshot(url, snapshot(info(f"w-{rank}", rank=rank, ranks=4)), 0.0)
+    assert len(set(turns(fleet, dataclasses.replace(told(None), keys=None), 8))) == 4
+    assert len(set(turns(fleet, dataclasses.replace(told(), keys=None), 8))) == 1
 
 
 def test_a_longer_match_and_a_smaller_cost_come_first(make_fleet: MakeFleet) -> None:

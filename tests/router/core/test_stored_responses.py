@@ -10,11 +10,12 @@ import dataclasses
 
 import pytest
 
+from kvcache.ranks import rank_url
 from router.core.decision import DecisionReason, NoWorkerReady
 from router.core.fleet import Fleet
 from router.core.stored_responses import HolderGone, holder_tag, response_id, stored_response
 from router.core.worker_state import Intake
-from tests.router.core.support import MakeFleet, ask, tokens, url_of
+from tests.router.core.support import MakeFleet, ask, info, snapshot, tokens, url_of
 
 UNIQUE = "0123456789abcdef" * 2
 
@@ -34,6 +35,17 @@ def test_an_id_says_who_stores_the_response(make_fleet: MakeFleet) -> None:
 
 def test_the_ranks_of_a_process_store_in_one_place() -> None:
     assert holder_tag("http://a:8000#rank=1") == holder_tag("http://a:8000") != holder_tag("http://a:8001")
+
+
+def test_any_rank_of_the_process_is_asked(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+    for rank in range(2):
+        url = rank_url("http://w:8000", rank)
+        fleet.add(url)
+        fleet.apply_snapshot(url, snapshot(info(f"w-{rank}", rank=rank, ranks=2)), 0.0)
+    name = response_id(UNIQUE, rank_url("http://w:8000", 1))
+    assert choose(fleet, name) == rank_url("http://w:8000", 0)
+    assert choose(fleet, name, frozenset({rank_url("http://w:8000", 0)})) == rank_url("http://w:8000", 1)
 
 
 def test_a_tag_is_the_same_in_every_router_of_every_release() -> None:
