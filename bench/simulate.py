@@ -118,6 +118,7 @@ class _Worker:
             rank=rank,
             ranks=shape.ranks,
             tier_seconds={Tier.CPU: shape.engine.cpu_block_seconds} if shape.engine.cpu_blocks else {},
+            groups=shape.engine.groups,
         )
         self.seq = 0
         self.loaded: Load = self.engine.load()

@@ -20,12 +20,23 @@ class ModelGeometry:
     """The figures of a transformer that decide how many bytes one token's keys and values take."""
 
     layers: int
+    """Those of full attention."""
     kv_heads: int
     head_size: int
     dtype_bytes: int = 2
+    sliding_layers: int = 0
+    """Further layers, which look back `sliding_window` tokens; no fewer than `layers`, if there are any."""
+    sliding_window: int = 0
+
+    @property
+    def sliding_groups(self) -> int:
+        """KV-cache groups of the sliding layers: as many layers in each as there are of full attention (vLLM:
+        `_get_kv_cache_groups_uniform_page_size`)."""
+        return -(-self.sliding_layers // self.layers)
 
     def bytes_per_block(self, block_size: int) -> int:
-        """Bytes of one block of `block_size` tokens: 2 (K, V) x layers x heads x head size x dtype x tokens."""
+        """Bytes of one block of `block_size` tokens, in any group: 2 (K, V) x layers of a group x heads x head size x
+        dtype x tokens."""
         return 2 * self.layers * self.kv_heads * self.head_size * self.dtype_bytes * block_size
 
 
@@ -83,6 +94,15 @@ def blocks_to_compute(prompt_tokens: int, cached_tokens: int, block_size: int, u
     return -(-prompt_tokens // unit) - cached_tokens // unit
 
 
+def longest_request(blocks: int, block_size: int, window: int, sliding_groups: int, step_tokens: int) -> int:
+    """Tokens of the longest request that a cache of so many blocks can run: it takes blocks for all of them in one
+    group and, in each sliding group, for its window and the tokens of one step."""
+    if sliding_groups:
+        sliding = -(-(window - 1 + step_tokens) // block_size) + 1
+        blocks = max(blocks // (1 + sliding_groups), blocks - sliding_groups * sliding)
+    return blocks * block_size
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """One model on one GPU: what fits, how fast it runs and how it is scheduled."""
@@ -110,6 +130,19 @@ class Profile:
     def blocks(self, block_size: int) -> int:
         """Blocks that can hold a prompt: all but the null block (vLLM rule 5)."""
         return self.num_gpu_blocks(block_size) - 1
+
+    def longest_request(self, blocks: int, block_size: int) -> int:
+        """Tokens of the longest request that a cache of so many blocks can run."""
+        geometry = self.geometry
+        return longest_request(
+            blocks, block_size, geometry.sliding_window, geometry.sliding_groups, self.max_num_batched_tokens
+        )
+
+    def blocks_of(self, tokens: int, block_size: int) -> int:
+        """Blocks that a request of so many tokens takes at most, in all groups."""
+        blocks, geometry = -(-tokens // block_size), self.geometry
+        sliding = -(-(geometry.sliding_window - 1 + self.max_num_batched_tokens) // block_size) + 1
+        return blocks + geometry.sliding_groups * min(blocks, sliding)
 
     def load_seconds(self, block_size: int, bandwidth: float | None = None) -> float:
         """Seconds that loading one block from the host's memory takes, at this bandwidth instead of the profile's."""
@@ -163,7 +196,23 @@ _LLAMA_3_1_8B_L4 = Profile(
     max_num_seqs=256,
 )
 
-PROFILES: Mapping[str, Profile] = {p.name: p for p in (_LLAMA_2_13B_A100, _LLAMA_3_1_8B_H100, _LLAMA_3_1_8B_L4)}
+_GPT_OSS_20B_H100 = Profile(
+    name="gpt-oss-20b-h100-80gb",
+    model="openai/gpt-oss-20b",
+    geometry=ModelGeometry(layers=12, kv_heads=8, head_size=64, sliding_layers=12, sliding_window=128),
+    gpu_memory=round(79.6 * 0.92 * GIB),
+    weights=round(12.82 * GIB),
+    overhead=round(3.0 * GIB),
+    latency=LatencyModel(4.0 * _MS, 0.26 * _MS, 0.5 * _MS, 5.87 * _MS, 0.016 * _MS, 0.0105e-3 * _MS),
+    host_bandwidth=_PCIE_5,
+    max_model_len=131072,
+    max_num_batched_tokens=8192,
+    max_num_seqs=1024,
+)
+
+PROFILES: Mapping[str, Profile] = {
+    p.name: p for p in (_LLAMA_2_13B_A100, _LLAMA_3_1_8B_H100, _LLAMA_3_1_8B_L4, _GPT_OSS_20B_H100)
+}
 DEFAULT_PROFILE = _LLAMA_2_13B_A100.name
 
 

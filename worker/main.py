@@ -82,6 +82,7 @@ class Worker:
             names=settings.served_models[1:],
             ranks=settings.data_parallel_size,
             tier_seconds={Tier.CPU: settings.cpu_block_seconds} if settings.cpu_blocks else {},
+            groups=config.groups,
         )
         self.ranks = [
             Rank(
@@ -229,17 +230,20 @@ def kv_events_publisher(settings: Settings, adapters: Mapping[str, Adapter], ran
     config = settings.published_kv_events
     if config is None:
         return None
-    from worker.emulator.kv_events.encoding import DEFAULT_SEED, VllmEvents
+    from worker.emulator.kv_events.encoding import DEFAULT_SEED, CacheGroup, VllmEvents
     from worker.emulator.kv_events.publisher import KVEventsPublisher  # ZMQ: only where it is used
 
     seed = os.environ.get("PYTHONHASHSEED", DEFAULT_SEED)
-    events = VllmEvents(WireFormat(settings.kv_events_format), adapters, seed=seed)
+    window, sliding = settings.window_and_groups
+    groups = [CacheGroup(), *[CacheGroup("sliding_window", window)] * sliding]
+    events = VllmEvents(WireFormat(settings.kv_events_format), adapters, groups, seed)
     return KVEventsPublisher(config, events, time.time, rank)
 
 
 def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:
     """The engine's configuration. Raises `SettingsError` and `EngineConfigError`."""
     gpu = settings.gpu
+    window, groups = settings.window_and_groups
     return EngineConfig(
         block_size=settings.block_size,
         blocks=settings.usable_blocks,
@@ -251,6 +255,8 @@ def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:
         max_loras=settings.max_loras if settings.enable_lora else 0,
         cpu_blocks=settings.cpu_blocks,
         cpu_block_seconds=settings.cpu_block_seconds,
+        sliding_window=window,
+        sliding_groups=groups,
     )
 
 

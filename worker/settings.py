@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
+from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, longest_request, profile
 from kvcache.ranks import MAX_RANKS
 from runtime.settings import ChatSettings, SettingsError, split_list
 from worker.addresses import BaseUrl, base_url
@@ -50,6 +50,10 @@ class Settings(ChatSettings):
     max_num_batched_tokens: PositiveInt | None = Field(
         None, description="tokens of one engine step; default: the profile's"
     )
+    sliding_window: NonNegativeInt | None = Field(
+        None, description="tokens that the sliding layers look back, 0 for a model without; default: the profile's"
+    )
+    sliding_groups: PositiveInt = Field(1, description="KV-cache groups of sliding layers, with --sliding-window")
     cpu_blocks: NonNegativeInt = Field(0, description="blocks that are kept in the host's memory beside the GPU's")
     cpu_bandwidth: PositiveFloat | None = Field(
         None, description="bytes a second at which blocks are loaded from the host; default: the profile's"
@@ -173,9 +177,23 @@ class Settings(ChatSettings):
         """Seconds that loading one block from the host takes, at the speed asked for."""
         return self.gpu.load_seconds(self.block_size, self.cpu_bandwidth) / self.speed
 
+    @property
+    def window_and_groups(self) -> tuple[int, int]:
+        """The sliding window in tokens, and the number of KV-cache groups that have it; zeros: there are none."""
+        geometry = self.gpu.geometry
+        if self.sliding_window is None:
+            return geometry.sliding_window, geometry.sliding_groups
+        return (self.sliding_window, self.sliding_groups) if self.sliding_window else (0, 0)
+
+    @property
+    def _longest_held(self) -> int:
+        """Tokens of the longest request whose blocks fit into the cache."""
+        step = self.max_num_batched_tokens or self.gpu.max_num_batched_tokens
+        return longest_request(self.usable_blocks, self.block_size, *self.window_and_groups, step)
+
     def model_len(self) -> int:
         """Longest prompt plus answer, in tokens. Raises `SettingsError` if the cache cannot hold that many."""
-        held = self.usable_blocks * self.block_size
+        held = self._longest_held
         if self.max_model_len is None:
             return min(self.gpu.max_model_len, held)
         if self.max_model_len > held:

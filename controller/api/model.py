@@ -324,7 +324,7 @@ class KVClusterSpec(SpecModel):
         """Tokens of the longest request: as given, else the profile's or what the cache holds, if that is less."""
         if self.model.max_model_len is not None:
             return self.model.max_model_len
-        return min(self.profile.max_model_len, self.blocks * self.cache.block_size)
+        return min(self.profile.max_model_len, self.profile.longest_request(self.blocks, self.cache.block_size))
 
     @property
     def cpu_blocks(self) -> int:
@@ -356,13 +356,13 @@ class KVClusterSpec(SpecModel):
     @model_validator(mode="after")
     def _longest_request_fits_cache(self) -> KVClusterSpec:
         # An engine refuses to start in this state: the request could be admitted but never run to its end.
-        size, needed = self.cache.block_size, -(-self.max_model_len // self.cache.block_size)
+        size, needed = self.cache.block_size, self.profile.blocks_of(self.max_model_len, self.cache.block_size)
         if self.blocks < needed:
+            held = self.profile.longest_request(self.blocks, size)
             raise rule_broken(
                 "model.maxModelLen",
-                f"needs {needed} blocks of {size} tokens, but the cache has {self.blocks} ({self.blocks * size} "
-                f"tokens): set spec.cache.blocks to {needed} or more, or spec.model.maxModelLen to "
-                f"{self.blocks * size} or less",
+                f"needs {needed} blocks of {size} tokens, but the cache has {self.blocks} ({held} "
+                f"tokens): set spec.cache.blocks to {needed} or more, or spec.model.maxModelLen to {held} or less",
             )
         return self
 

@@ -218,8 +218,9 @@ class ConditionReason(StrEnum):
     )
     MISMATCH = (
         "Mismatch",
-        "A router does not match prompts against a worker that has been ready for 5 s: it has another model, tokenizer "
-        "or key scheme, a block size that is no multiple of the router's, or no cache feed at all.",
+        "A router does not match prompts against a worker that has been ready for 5 s: it has another model, "
+        "tokenizer or key scheme, a block size that is no multiple of the router's, layers whose reuse of prefixes is "
+        "not modelled, or no cache feed at all.",
         "routers' /status",
         "All are matched.",
         True,

@@ -147,6 +147,8 @@ def shape_of(spec: KVClusterSpec) -> ClusterShape:
             block_size=spec.cache.block_size,
             cpu_blocks=spec.cpu_blocks,
             cpu_block_seconds=profile.load_seconds(spec.cache.block_size, spec.cpu_bandwidth),
+            sliding_window=profile.geometry.sliding_window,
+            sliding_groups=profile.geometry.sliding_groups,
         ),
         latency=profile.latency,
         model=spec.model_name,

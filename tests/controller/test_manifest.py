@@ -97,7 +97,7 @@ def test_anchors_and_merges_work():
         ("  engine: {type: sglang}", 'line 5: spec.engine.type: must be one of emulator, vllm, not "sglang"'),
         ("  model: {profile: llama-3.1-8b-h100}",
          "line 5: spec.model.profile: must be one of llama-2-13b-a100-40gb, llama-3.1-8b-h100-80gb, "
-         'llama-3.1-8b-l4-24gb, not "llama-3.1-8b-h100"; did you mean llama-3.1-8b-h100-80gb?'),
+         'llama-3.1-8b-l4-24gb, gpt-oss-20b-h100-80gb, not "llama-3.1-8b-h100"; did you mean llama-3.1-8b-h100-80gb?'),
         ("  cache: {blocks: 0}", "line 5: spec.cache.blocks: must be 1 or more, not 0"),
         ("  cache: {blockSize: 2000}", "line 5: spec.cache.blockSize: must be 1,024 or less, not 2000"),
         ("  cache: {blocks: true}", "line 5: spec.cache.blocks: must be a whole number, not true"),

@@ -47,8 +47,8 @@ class Cluster:
         self.seq = dict.fromkeys(self.engines, 0)
         self.requests = 0
         for url, engine in self.engines.items():
-            size, blocks = engine.config.block_size, engine.config.blocks
-            info = WorkerInfo(url, 1, "m", size, "-", KEY_SCHEME, blocks)
+            config = engine.config
+            info = WorkerInfo(url, 1, "m", config.block_size, "-", KEY_SCHEME, config.blocks, groups=config.groups)
             self.fleet.add(url)
             self.fleet.apply_snapshot(url, Snapshot(info, 0, engine.load(), ()), 0.0)
 
@@ -109,6 +109,22 @@ def test_block_sizes_that_are_multiples_of_the_router_s(
             for k in multiples
         )
     )
+    for number, (path, rest, output) in enumerate(prompts):
+        predicted, reported = cluster.send(prompt(path, rest, number), output)
+        assert predicted == reported
+
+
+@given(PROMPTS, st.integers(2, 40), st.integers(1, 3), st.sampled_from([1, 2]), st.sampled_from([16, 64, 512]))
+@settings(max_examples=25, deadline=None)
+def test_sliding_windows(
+    prompts: list[tuple[list[int], int, int]], window: int, groups: int, multiple: int, budget: int
+) -> None:
+    """The groups share a cache in which few windows outlast the next requests."""
+    size = BLOCK * multiple
+    hybrid = EngineConfig(
+        TOKENS // size * 2, budget, 8, TOKENS // 2, block_size=size, sliding_window=window, sliding_groups=groups
+    )
+    cluster = Cluster(hybrid, EngineConfig(TOKENS // BLOCK, 512, 8, TOKENS // BLOCK * BLOCK, block_size=BLOCK))
     for number, (path, rest, output) in enumerate(prompts):
         predicted, reported = cluster.send(prompt(path, rest, number), output)
         assert predicted == reported

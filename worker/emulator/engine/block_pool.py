@@ -10,6 +10,9 @@ there the queue holds blocks without a key, and then cached ones in the order of
 block comes first. A sequence that hits a block takes all its ancestors out of the queue and returns them after it, so a
 cached block always has a cached parent: the cache is prefix-closed.
 
+The blocks of several KV-cache groups may share the pool (`sliding`); their keys name the group, as vLLM's do
+(`group_key`). Only group 0 is prefix-closed then.
+
 Rejected: an OrderedDict as the free queue. It is as fast for one block. But the common operations work on runs of
 hundreds of blocks, for which the lists touch each link once and hash nothing, and a dictionary of 50,000 entries stops
 for a rehash now and then. Also rejected: an object for each block, as in vLLM. The garbage collector would visit the
@@ -20,9 +23,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, KeysView, Sequence
+from itertools import groupby
 
-from kvcache.keys import BlockKey
+from kvcache.keys import KEY_BYTES, BlockKey
 from worker.emulator.engine.events import BlocksRemoved, BlocksStored, CacheCleared, CacheEvent
+
+
+def group_key(key: BlockKey, group: int) -> BlockKey:
+    """The key of a block in a KV-cache group: in group 0 the key itself, in others it is longer by the group's
+    number."""
+    return key + group.to_bytes(1) if group else key
 
 
 class OutOfBlocksError(RuntimeError):
@@ -111,9 +121,10 @@ class BlockPool:
     def store(self, blocks: Sequence[int], stored: BlocksStored) -> None:
         """Make `blocks`, which the caller uses and which are full, available for hits under the keys of `stored`, which
         becomes an event."""
-        first = self._first
-        above = stored.parent
-        for block, key in zip(blocks, stored.keys, strict=True):
+        first, keys, above = self._first, stored.keys, stored.parent
+        if stored.group:
+            keys = tuple(group_key(key, stored.group) for key in keys)
+        for block, key in zip(blocks, keys, strict=True):
             self._key[block] = key
             self._parent[block] = above
             if first.setdefault(key, block) != block:
@@ -165,16 +176,27 @@ class BlockPool:
         return True
 
     def blocks(self) -> list[tuple[BlockKey, BlockKey | None]]:
-        """(key, parent key) of every cached block, parents first. A key appears once for each block that holds it."""
+        """(key, parent key) of every cached block of group 0, parents first. A key appears once for each block that
+        holds it."""
         # A key enters `_first` before its children and stays there as long as they do (the cache is prefix-closed),
         # so parents come first in that dictionary.
         pairs = []
         for key, block in self._first.items():
+            if _group(key):
+                continue
             pair = (key, self._parent[block])
             pairs.append(pair)
             if key in self._duplicates:
                 pairs.extend([pair] * len(self._duplicates[key]))
         return pairs
+
+    def keys_of_group(self, group: int) -> list[BlockKey]:
+        """The cached keys of another group than 0, each once for each block that holds it."""
+        found: list[BlockKey] = []
+        for key in self._first:
+            if _group(key) == group:
+                found.extend([key[:-1]] * (1 + len(self._duplicates.get(key, ()))))
+        return found
 
     def take_events(self) -> list[CacheEvent]:
         """The changes since the last call, in order. Consecutive evictions are one event."""
@@ -198,5 +220,11 @@ class BlockPool:
 
     def _flush_removed(self) -> None:
         if self._removed:
-            self._events.append(BlocksRemoved(tuple(self._removed)))
+            for group, keys in groupby(self._removed, _group):
+                self._events.append(BlocksRemoved(tuple(key[:KEY_BYTES] for key in keys), group=group))
             self._removed = []
+
+
+def _group(key: BlockKey) -> int:
+    """Inverse of `group_key`, as far as the group goes."""
+    return key[-1] if len(key) > KEY_BYTES else 0

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvcache.feed import FULL_ATTENTION, SLIDING_WINDOW, CacheGroup
+
+MAX_GROUPS = 255
+"""Sliding groups: the number of one is a byte of its keys."""
+
 
 class EngineConfigError(ValueError):
     """The configuration contradicts itself; the message says what to change."""
@@ -31,6 +36,25 @@ class EngineConfig:
     """Blocks that the CPU tier holds; 0: there is none."""
     cpu_block_seconds: float = 0.0
     """Seconds that loading one block from the CPU takes."""
+    sliding_window: int = 0
+    """Tokens that the layers of the sliding groups look back, the token itself included; 0: there are none."""
+    sliding_groups: int = 0
+    """KV-cache groups with a sliding window, beside the one of full attention."""
+
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        """The cache's groups, as its feed states them: none if there is just one of full attention."""
+        if not self.sliding_groups:
+            return ()
+        sliding = CacheGroup(SLIDING_WINDOW, self.block_size, self.sliding_window)
+        return (CacheGroup(FULL_ATTENTION, self.block_size), *[sliding] * self.sliding_groups)
+
+    @property
+    def sliding_blocks_per_request(self) -> int:
+        """Most blocks of a sliding group that one request takes: those of the window and of one step's tokens, and one
+        more because a window need not begin with a block (vLLM: `SlidingWindowSpec`)."""
+        tokens = min(self.sliding_window - 1 + self.max_num_batched_tokens, self.max_model_len)
+        return -(-tokens // self.block_size) + 1
 
     def __post_init__(self) -> None:
         for name in ("blocks", "max_num_batched_tokens", "max_num_seqs", "block_size"):
@@ -48,6 +72,19 @@ class EngineConfig:
             raise EngineConfigError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
                 f"({self.max_num_seqs}): each running sequence needs one token a step"
+            )
+        if (self.sliding_window < 1) != (self.sliding_groups < 1):
+            raise EngineConfigError("sliding_window and sliding_groups are set both or neither")
+        if self.sliding_groups > MAX_GROUPS:
+            raise EngineConfigError(f"at most {MAX_GROUPS} sliding_groups, not {self.sliding_groups}")
+        if self.sliding_groups and self.cpu_blocks:
+            raise EngineConfigError("a CPU tier beside sliding windows is not emulated: leave out one of them")
+        longest = -(-self.max_model_len // self.block_size)
+        needed = longest + self.sliding_groups * min(longest, self.sliding_blocks_per_request)
+        if self.sliding_groups and needed > self.blocks:
+            raise EngineConfigError(
+                f"a request of max_model_len ({self.max_model_len}) tokens takes {needed} blocks of {self.block_size} "
+                f"tokens in {1 + self.sliding_groups} groups, but the cache has {self.blocks}; lower max_model_len"
             )
         if self.max_model_len > self.blocks * self.block_size:
             raise EngineConfigError(

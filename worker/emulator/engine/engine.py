@@ -19,6 +19,7 @@ from worker.emulator.engine.request import (
 )
 from worker.emulator.engine.scheduler import Scheduler, Step
 from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceState
+from worker.emulator.engine.sliding import SlidingGroups
 
 _FINISHED = SequenceState.FINISHED
 """Read once: an attribute of an enum is slow enough to show in a step of one sequence (3 % each)."""
@@ -42,7 +43,8 @@ class Engine:
         self.stats = EngineStats()
         self._cache = BlockPool(config.blocks)
         self._tier = CpuTier(config.cpu_blocks, config.cpu_block_seconds) if config.cpu_blocks else None
-        self._scheduler = Scheduler(config, latency, self._cache, self.stats, self._tier)
+        self._sliding = SlidingGroups(config, self._cache) if config.sliding_groups else None
+        self._scheduler = Scheduler(config, latency, self._cache, self.stats, self._tier, self._sliding)
         self._sequences: dict[str, Sequence] = {}
         self._step: Step | None = None
         self._ready_at = 0.0
@@ -117,7 +119,10 @@ class Engine:
         return self._cache.blocks()
 
     def elsewhere(self) -> tuple[HeldElsewhere, ...]:
-        """The blocks in the CPU tier."""
+        """The blocks in the CPU tier, and those of the sliding groups."""
+        if self._sliding is not None:
+            held = self._sliding.held()
+            return tuple(HeldElsewhere(Tier.GPU, group, tuple(keys)) for group, keys in held.items() if keys)
         if self._tier is None or not self._tier.cached:
             return ()
         return (HeldElsewhere(Tier.CPU, 0, tuple(self._tier.cached)),)

@@ -25,6 +25,7 @@ from worker.emulator.engine.events import BlocksStored
 from worker.emulator.engine.offload import CpuTier
 from worker.emulator.engine.request import EngineStats
 from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceState
+from worker.emulator.engine.sliding import SlidingGroups
 
 _PREFILLING, _FINISHED = SequenceState.PREFILLING, SequenceState.FINISHED
 _LOADING, _LOADED = SequenceState.LOADING, SequenceState.LOADED
@@ -75,11 +76,15 @@ class Scheduler:
         cache: BlockPool,
         stats: EngineStats,
         tier: CpuTier | None = None,
+        sliding: SlidingGroups | None = None,
     ) -> None:
         self._config = config
         self._latency = latency
         self._cache = cache
         self._tier = tier
+        self._sliding = sliding
+        self._groups = 1 + config.sliding_groups
+        """KV-cache groups: each has blocks for the same tokens."""
         self._stats = stats
         self._block_size = config.block_size
         self._caching = config.enable_prefix_caching
@@ -120,6 +125,8 @@ class Scheduler:
         """Release the sequence's blocks."""
         self._cache.release(sequence.blocks)
         sequence.blocks = []
+        if self._sliding is not None:
+            self._sliding.release(sequence)
 
     def step_ended(self) -> None:
         """The blocks that the step computed exist now, and are copied to the CPU tier."""
@@ -151,6 +158,8 @@ class Scheduler:
         while at < len(running) and budget:
             sequence = running[at]
             at += 1
+            if self._sliding is not None:
+                self._sliding.slide(sequence)
             prefills = sequence.state is prefilling
             if prefills:
                 count = min(sequence.tokens - sequence.computed, budget)
@@ -159,11 +168,11 @@ class Scheduler:
                 count = sequence.tokens - sequence.computed  # 1, or 0 if its source was not ready
                 needed = 1 if count and sequence.computed % self._block_size == 0 else 0
             if needed:
-                if needed > self._cache.free:
+                if needed * self._groups > self._cache.free:
                     preempted = True
-                    if not self._make_room(sequence, needed):
+                    if not self._make_room(sequence, needed * self._groups):
                         break
-                sequence.blocks += self._cache.allocate(needed)
+                self._extend(sequence, needed)
             if prefills:
                 prefill_seconds += self._compute_chunk(sequence, count)
             else:
@@ -187,7 +196,7 @@ class Scheduler:
                 continue
             count = min(sequence.tokens - sequence.computed, budget)
             needed = -(-(sequence.computed + count) // self._block_size) - len(sequence.blocks)
-            sequence.blocks += self._cache.allocate(needed)
+            self._extend(sequence, needed)
             prefill_seconds += self._compute_chunk(sequence, count)
             if sequence.computed == sequence.tokens:
                 sampling.append(sequence)
@@ -198,6 +207,12 @@ class Scheduler:
         if decoding:
             seconds = max(seconds, self._latency.decode_step(decoding, context))
         return Step(start, start + seconds, sampling, limit - budget)
+
+    def _extend(self, sequence: Sequence, count: int) -> None:
+        """Take `count` blocks of each group for the sequence."""
+        sequence.blocks += self._cache.allocate(count)
+        if self._sliding is not None:
+            self._sliding.extend(sequence, count)
 
     def prefill_tokens(self) -> int:
         """Prompt tokens that remain to be computed: those of running sequences, and those that waiting sequences would
@@ -216,7 +231,10 @@ class Scheduler:
                 while hits < end and sequence.content.keys(hits + 1)[hits] in cached:
                     hits += 1
                 sequence.known_hits = hits
-            tokens += sequence.tokens - sequence.known_hits * size
+            hits = sequence.known_hits
+            if hits and self._sliding is not None:
+                hits = self._sliding.hits(sequence, hits)
+            tokens += sequence.tokens - hits * size
         return tokens
 
     def _make_room(self, sequence: Sequence, needed: int) -> bool:
@@ -272,11 +290,15 @@ class Scheduler:
                 return _Admission.NO_ROOM
             looks_up = self._looks_up(sequence)
             hits = cache.hits(sequence.content.each_key((sequence.tokens - 1) // size)) if looks_up else []
+            if hits and self._sliding is not None:
+                del hits[self._sliding.hits(sequence, len(hits)) :]
             if looks_up and self._tier is not None:
                 outcome = self._load(self._tier, sequence, hits, start)
                 if outcome is not None:
                     return outcome
             missing = -(-sequence.tokens // size) - cache.in_use(hits) - cache.free
+            if self._sliding is not None:
+                missing += self._sliding.missing(sequence, len(hits))
             if missing > 0:
                 self._failed_admission = _FailedAdmission(sequence, len(hits), missing, cache.freed)
                 return _Admission.NO_ROOM
@@ -285,6 +307,8 @@ class Scheduler:
                 del self.blocked[sequence.request.request_id]
             self.deferred.discard(sequence.request.request_id)
             cache.acquire(hits)
+            if self._sliding is not None:
+                self._sliding.admit(sequence, len(hits))
             sequence.blocks = hits
             sequence.computed = len(hits) * size
             sequence.stored = 0
@@ -375,10 +399,10 @@ class Scheduler:
 
         Admission needs `blocks - hits in use <= free`. The difference shrinks only when blocks are freed or when the
         number of hits changes: a hit that comes into use leaves the free blocks. Hits change at the end of the prefix.
-        With a CPU tier, each step looks the sequence up again.
+        With a CPU tier or sliding windows, each step looks the sequence up again.
         """
         failed = self._failed_admission
-        if failed is None or failed.sequence is not sequence or self._tier is not None:
+        if failed is None or failed.sequence is not sequence or self._tier is not None or self._sliding is not None:
             return True
         if self._cache.freed - failed.freed >= failed.missing:
             return True
@@ -415,6 +439,8 @@ class Scheduler:
         keys = content.keys(end)
         parent = keys[first - 1] if first else None
         self._cache.store(sequence.blocks[first:end], BlocksStored(tuple(keys[first:end]), parent, content, first))
+        if self._sliding is not None:
+            self._sliding.store(sequence, first, end)
 
 
 def _adapters(sequences: Iterable[Sequence]) -> set[str]:
