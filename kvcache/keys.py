@@ -5,6 +5,10 @@ little-endian uint32 from the start of the prompt to the END of that block. A ke
 prefix: "who has this prefix" is one dictionary lookup, and the key at any depth can be computed without
 computing those of the blocks in between (`PrefixKeys.key`). Only full blocks have keys.
 
+The tokens that stand for an image are the same for all images of a size, so its identifier goes in where it begins
+(`_with_image`): a key names the images of its prefix too. vLLM mixes it into each block that the image touches
+(`_gen_mm_extra_hash_keys` in `v1/core/kv_cache_utils.py`), which separates the same prompts.
+
 The chained hash that vLLM uses (vLLM rule 1) was rejected: it costs one digest a block even when a search
 needs a handful of depths, and its seed differs between engines (rule 2).
 """
@@ -65,6 +69,30 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
     return packed.tobytes()
 
 
+Image = tuple[int, str]
+"""Where an image begins (the index of the first token that stands for it), and what identifies it."""
+
+_IMAGE_MARK = 2**32 - 1
+
+
+def _with_image(state: hashlib._Hash, identifier: str) -> hashlib._Hash:
+    """The hash of a prefix after which an image begins: that of a mark, the prefix so far, and the image's identifier.
+    The mark stands where a header has the length of its salt, which is never so large, so no prefix without the
+    image has the same hash."""
+    name = identifier.encode(errors="surrogatepass")
+    return hashlib.sha256(struct.pack("<II", _IMAGE_MARK, len(name)) + state.digest() + name)
+
+
+def _absorb(state: hashlib._Hash, packed_block: bytes | memoryview, images: Sequence[Image]) -> hashlib._Hash:
+    """The hash after one more block, in which these images begin; `state` itself may change."""
+    begin = 0
+    for offset, identifier in images:
+        state.update(packed_block[begin : offset * BYTES_PER_TOKEN])
+        state, begin = _with_image(state, identifier), offset * BYTES_PER_TOKEN
+    state.update(packed_block[begin:])
+    return state
+
+
 class PrefixHasher:
     """Keys of consecutive blocks of a sequence that grows: call `extend` with each full block in order.
 
@@ -76,9 +104,10 @@ class PrefixHasher:
     def __init__(self, scope: CacheScope = DEFAULT_SCOPE) -> None:
         self._digest = hashlib.sha256(scope.header())
 
-    def extend(self, packed_block: bytes | memoryview) -> BlockKey:
-        """Key of the block that ends with `packed_block` (the packed ids of exactly one block)."""
-        self._digest.update(packed_block)
+    def extend(self, packed_block: bytes | memoryview, images: Sequence[Image] = ()) -> BlockKey:
+        """Key of the block that ends with `packed_block` (the packed ids of exactly one block). `images` begin in it,
+        in order."""
+        self._digest = _absorb(self._digest, packed_block, images)
         return self._digest.copy().digest()[:KEY_BYTES]
 
 
@@ -91,10 +120,12 @@ def prefix_start(scope: CacheScope = DEFAULT_SCOPE) -> PrefixState:
     return hashlib.sha256(scope.header())
 
 
-def prefix_extended(state: PrefixState, packed_block: bytes | memoryview) -> tuple[PrefixState, BlockKey]:
-    """The state after one more block, and that block's key. `state` stays as it is: other blocks may follow it too."""
-    longer = state.copy()
-    longer.update(packed_block)
+def prefix_extended(
+    state: PrefixState, packed_block: bytes | memoryview, images: Sequence[Image] = ()
+) -> tuple[PrefixState, BlockKey]:
+    """The state after one more block, in which `images` begin, and that block's key. `state` stays as it is: other
+    blocks may follow it too."""
+    longer = _absorb(state.copy(), packed_block, images)
     return longer, longer.digest()[:KEY_BYTES]
 
 
@@ -107,7 +138,10 @@ class PrefixKeys:
 
     __slots__ = ("_block_bytes", "_computed", "_depths", "_keys", "_packed", "_states", "depth")
 
-    def __init__(self, packed: bytes, block_size: int, scope: CacheScope = DEFAULT_SCOPE) -> None:
+    def __init__(
+        self, packed: bytes, block_size: int, scope: CacheScope = DEFAULT_SCOPE, images: Sequence[Image] = ()
+    ) -> None:
+        """`images`: in the order of the prompt. The keys of a prompt with images are computed at once."""
         self._packed = memoryview(packed)
         self._block_bytes = block_size * BYTES_PER_TOKEN
         self.depth = len(packed) // self._block_bytes
@@ -117,6 +151,8 @@ class PrefixKeys:
         self._keys: dict[int, BlockKey] = {}
         self._computed: list[BlockKey] | None = None
         """Keys of all blocks, where `compute` was called."""
+        if images:
+            self._computed = list(_keys_with_images(self._packed, block_size, scope, images))
 
     @property
     def packed(self) -> memoryview:
@@ -182,6 +218,20 @@ class PrefixKeys:
             yield state.copy().digest()[:KEY_BYTES]
 
 
-def block_keys(tokens: Sequence[int], block_size: int, scope: CacheScope = DEFAULT_SCOPE) -> list[BlockKey]:
+def _keys_with_images(
+    packed: memoryview, block_size: int, scope: CacheScope, images: Sequence[Image]
+) -> Iterator[BlockKey]:
+    hasher, size, coming = PrefixHasher(scope), block_size * BYTES_PER_TOKEN, list(reversed(images))
+    for block in range(len(packed) // size):
+        begin, within = block * block_size, []
+        while coming and coming[-1][0] < begin + block_size:
+            position, identifier = coming.pop()
+            within.append((position - begin, identifier))
+        yield hasher.extend(packed[block * size : (block + 1) * size], within)
+
+
+def block_keys(
+    tokens: Sequence[int], block_size: int, scope: CacheScope = DEFAULT_SCOPE, images: Sequence[Image] = ()
+) -> list[BlockKey]:
     """Keys of the full blocks of `tokens`, first block first; a last partial block has none."""
-    return PrefixKeys(pack_tokens(tokens), block_size, scope).all()
+    return PrefixKeys(pack_tokens(tokens), block_size, scope, images).all()

@@ -22,8 +22,8 @@ import msgpack
 import orjson
 
 from kvcache.keys import pack_tokens
-from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.events import decode
+from worker.agent.core.groups import EngineBlocks
 
 PROMPT, RUN, DECODED = 256, 64, 16
 

@@ -187,7 +187,6 @@ def _group(message: dict[str, Any]) -> CacheGroup:
         _string(message, "attention"),
         _integer(message, "block_size"),
         _integer(message, "window") if "window" in message else 0,
-        _integer(message, "count") if "count" in message else 1,
     )
     if (group.attention == SLIDING_WINDOW) != (group.window > 0):
         raise FeedError(

@@ -76,9 +76,6 @@ class CacheGroup:
     block_size: int
     window: int = 0
     """Tokens of a sliding window; 0 for any other attention."""
-    count: int = 1
-    """Groups of the engine that this one stands for, because a prefix needs the same blocks of all of them: a block is
-    held while each of them holds it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,8 +231,8 @@ class PrefixIndex:
         return any(layer.masks for (tier, _), layer in self._elsewhere.items() if tier is not Tier.GPU)
 
     def blocks(self, slot: int, tier: Tier = Tier.GPU) -> int:
-        """Physical blocks of this slot in this tier (group 0)."""
-        return self._layer(tier, 0).sizes[slot]
+        """Physical blocks of this slot in this tier, of all groups."""
+        return sum(self._layer(tier, group).sizes[slot] for group in range(max(1, len(self._groups.get(slot, ())))))
 
     def __len__(self) -> int:
         """Distinct keys that any worker states that it holds on its GPU (group 0)."""

@@ -114,7 +114,7 @@ def _blocks_of(group: CacheGroup, prompt_tokens: int, cached: int, output: int) 
     blocks = -(-prompt_tokens // size) - cached // size + output // size
     if group.window:
         blocks = min(blocks, -(-(group.window - 1) // size) + 1)
-    return blocks * group.count
+    return blocks
 
 
 class Work:

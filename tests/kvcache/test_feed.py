@@ -58,8 +58,8 @@ load = st.builds(Load, count, count, count, count, count)
 words = st.lists(word, max_size=3).map(tuple)
 reasons = st.dictionaries(word, st.text(st.characters(exclude_categories=("C",)), max_size=20), max_size=2)
 tier = st.sampled_from(Tier)
-group = st.builds(CacheGroup, st.sampled_from([FULL_ATTENTION, "mamba"]), count, count=count) | st.builds(
-    CacheGroup, st.just(SLIDING_WINDOW), count, st.integers(1, 4096), count
+group = st.builds(CacheGroup, st.sampled_from([FULL_ATTENTION, "mamba"]), count) | st.builds(
+    CacheGroup, st.just(SLIDING_WINDOW), count, st.integers(1, 4096)
 )
 info = st.builds(
     WorkerInfo,

@@ -23,6 +23,8 @@ from kvcache.keys import (
     TokenIdError,
     block_keys,
     pack_tokens,
+    prefix_extended,
+    prefix_start,
 )
 
 token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=120)
@@ -124,3 +126,43 @@ def test_a_depth_outside_the_prompt_is_refused(depth: int) -> None:
 def test_what_is_no_token_id_is_refused(tokens: list[int]) -> None:
     with pytest.raises(TokenIdError, match="between 0 and 4294967295"):
         pack_tokens(tokens)
+
+
+IMAGES = st.lists(st.tuples(st.integers(0, 60), st.text(max_size=3)), max_size=3, unique_by=lambda image: image[0]).map(
+    sorted
+)
+
+
+@given(token_ids, token_ids, IMAGES, IMAGES, block_sizes, scopes)
+def test_prompts_share_keys_exactly_as_deep_as_they_share_tokens_and_images(
+    tokens: list[int],
+    others: list[int],
+    images: list[tuple[int, str]],
+    other_images: list[tuple[int, str]],
+    block_size: int,
+    scope: CacheScope,
+) -> None:
+    """Also where one prompt goes on from a prefix of the other."""
+    others = tokens[: len(others)] + others
+    one = block_keys(tokens, block_size, scope, [image for image in images if image[0] < len(tokens)])
+    other = block_keys(others, block_size, scope, [image for image in other_images if image[0] < len(others)])
+    for depth, (a, b) in enumerate(zip(one, other, strict=False), 1):
+        end = depth * block_size
+        within = [image for image in images if image[0] < end] == [image for image in other_images if image[0] < end]
+        assert (a == b) == (tokens[:end] == others[:end] and within)
+
+
+@given(token_ids, IMAGES, block_sizes, st.integers(1, 3), scopes)
+def test_every_way_to_keys_with_images_gives_the_same(
+    tokens: list[int], images: list[tuple[int, str]], block_size: int, stride: int, scope: CacheScope
+) -> None:
+    images = [image for image in images if image[0] < len(tokens)]
+    keys = block_keys(tokens, block_size, scope, images)
+    assert block_keys(tokens, block_size * stride, scope, images) == keys[stride - 1 :: stride]
+    packed, state, size = pack_tokens(tokens), prefix_start(scope), block_size * BYTES_PER_TOKEN
+    search = PrefixKeys(packed, block_size, scope, images)
+    for block, key in enumerate(keys):
+        begin = block * block_size
+        here = [(at - begin, name) for at, name in images if begin <= at < begin + block_size]
+        state, extended = prefix_extended(state, packed[block * size : (block + 1) * size], here)
+        assert extended == key == search.key(block + 1)

@@ -9,8 +9,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from worker.agent.agent import Agent
-from worker.agent.core.blocks import EVENT_TYPES, DropReason
+from worker.agent.core.blocks import DropReason
 from worker.agent.core.follower import Reset
+from worker.agent.core.groups import EVENT_TYPES
 from worker.agent.prompts import Agreement
 from worker.agent.rank import REPLAY_OUTCOMES
 

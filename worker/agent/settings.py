@@ -35,7 +35,6 @@ class Settings(ChatSettings):
     topic: str = Field(
         "", description="beginning of the topic under which the engine publishes; empty takes every topic"
     )
-    group: int = Field(0, ge=0, description="KV-cache group to follow, of an engine that has several")
 
     data_parallel_size: int | None = Field(
         None,

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvcache.feed import AdaptersChanged, HeldElsewhere, Load, Removed, WorkerInfo
+from kvcache.feed import AdaptersChanged, HeldElsewhere, Load, WorkerInfo
 from kvcache.keys import KEY_SCHEME, BlockKey
 from kvcache.ranks import rank_id
 from runtime.logs import EventLogger
-from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.follower import Follower, Reset
+from worker.agent.core.groups import EngineBlocks
 from worker.agent.core.load import LoadEstimate, Scrape, has_changed, tier_seconds
 from worker.agent.prompts import UNKNOWN_FINGERPRINT
 from worker.agent.settings import Settings
@@ -21,6 +21,9 @@ from worker.feed.log import FeedLog
 from worker.feed.publisher import FeedPublisher
 
 logger = EventLogger(__name__)
+
+HARMLESS = frozenset({Reset.CONNECTED, Reset.PROMPTS, Reset.TIERS, Reset.NAMES, Reset.GROUPS})
+"""Reasons of an epoch that are no loss."""
 
 
 class DescriptionError(ValueError):
@@ -144,7 +147,7 @@ class EngineView:
                 self._sources[name] = source
                 self.flush()
                 if removed := self.follower.blocks.forget(name):
-                    self.publisher.publish((Removed(tuple(removed)),), self._load)
+                    self.publisher.publish(removed, self._load)
 
     def state_adapters(self, names: tuple[str, ...], missing: Mapping[str, str]) -> None:
         """Publish which adapters are loaded, and why others are not, if that is new."""
@@ -156,10 +159,19 @@ class EngineView:
     def flush(self) -> None:
         """Publish what the follower has learned since the last call."""
         update = self.follower.take()
-        if update.reset is not None:
-            self._begin_epoch(update.reset)
+        regrouped = self._regroup()
+        if update.reset is not None or regrouped:
+            self._begin_epoch(update.reset or Reset.GROUPS)
         elif update.events:
             self.publisher.publish(update.events, self._load)
+
+    def _regroup(self) -> bool:
+        """State the groups that the engine's events show. Whether they are others than stated so far."""
+        blocks, info = self.follower.blocks, self.state.info
+        if self.description is None or (info.block_size, info.groups) == (blocks.block_size, blocks.groups):
+            return False
+        self.state.info = replace(info, block_size=blocks.block_size, groups=blocks.groups)
+        return True
 
     def load(self) -> Load:
         """The load as of the last scrape."""
@@ -184,8 +196,7 @@ class EngineView:
         )
 
     def _new_follower(self, block_size: int) -> Follower:
-        blocks = EngineBlocks(block_size, self._settings.group)
-        return Follower(blocks, can_replay=bool(self._settings.replay_endpoint))
+        return Follower(EngineBlocks(block_size), can_replay=bool(self._settings.replay_endpoint))
 
     def _begin_epoch(self, why: Reset) -> None:
         self.resets[why] += 1
@@ -193,7 +204,7 @@ class EngineView:
         self.feed.restart(epoch, self._load)
         self.state.info = replace(self.state.info, epoch=epoch)
         logger.log(
-            logging.INFO if why in (Reset.CONNECTED, Reset.PROMPTS, Reset.TIERS, Reset.NAMES) else logging.WARNING,
+            logging.INFO if why in HARMLESS else logging.WARNING,
             "epoch_began",
             epoch=epoch,
             why=why.value,

@@ -267,11 +267,11 @@ async def test_an_engine_that_returns_with_another_description(beside: Start) ->
         await follows(running)
         await engine.publish(A)
         await sees(running, keys(1))
-        engine.values |= {"block_size": 8, "blocks": 51}
+        engine.values |= {"block_size": 24, "blocks": 51}
         await eventually(lambda: running.agent.ranks[0].view.state.info.capacity == 50)
         await follows(running)
         snapshot = await running.snapshot()
-        assert (snapshot.info.block_size, snapshot.blocks) == (8, ())
+        assert (snapshot.info.block_size, snapshot.blocks) == (24, ())
 
 
 async def test_an_engine_that_does_not_state_its_sizes(beside: Start) -> None:

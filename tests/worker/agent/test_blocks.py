@@ -19,8 +19,9 @@ from kvcache.feed import Cleared, Event, Removed, Stored
 from kvcache.keys import BlockKey, CacheScope, block_keys
 from tests.worker.agent.captures import NAMES, cached, messages
 from tests.worker.agent.engine import CLEARED, packed, removed, stored
-from worker.agent.core.blocks import DropReason, EngineBlocks
+from worker.agent.core.blocks import DropReason
 from worker.agent.core.events import decode
+from worker.agent.core.groups import EngineBlocks
 
 SIZE = 2
 
@@ -148,20 +149,22 @@ def test_what_a_key_separates(fields: dict[str, Any], scope: CacheScope) -> None
             0,
             id="not self-describing",
         ),
-        pytest.param(stored([1], [5, 6], group_idx=1), "group", 0, id="another group"),
-        pytest.param(
-            stored([1], [5, 6], group_idx=0, kv_cache_spec_kind="sliding_window"), "kind", 0, id="sliding window"
-        ),
+        pytest.param(stored([1], [5, 6], group_idx=64), "kind", 0, id="a group beyond all"),
+        pytest.param(stored([1], [5, 6], kv_cache_spec_kind="mamba"), "kind", 0, id="Mamba"),
+        pytest.param(stored([1], [5, 6], kv_cache_spec_kind="sliding_window"), "kind", 0, id="a window of no size"),
         pytest.param(stored([1], [5, 6, 7]), "block_size", 0, id="other block size"),
         pytest.param(stored([1], [5, 6], lora_id=3), "adapter", 0, id="adapter by number alone"),
-        pytest.param(stored([1], [5, 6], extra_keys=[[["image", 0]]]), "extra_keys", 0, id="image"),
-        pytest.param(stored([1], [5, 6], extra_keys=[["image", "tenant"]]), "extra_keys", 0, id="image and salt"),
+        pytest.param(stored([1], [5, 6], extra_keys=[["image", "tenant"]]), "extra_keys", 0, id="two names"),
+        pytest.param(stored([1], [5, 6], extra_keys=[[["image", 2]]]), "extra_keys", 0, id="an image beyond the block"),
+        pytest.param(stored([1], [5, 6], extra_keys=[[["image", -1]]]), "extra_keys", 0, id="an image before all"),
+        pytest.param(stored([1], [5, 6], extra_keys=[[["b", 1], ["a", 0]]]), "extra_keys", 0, id="images in disorder"),
+        pytest.param(stored([1], [5, 6], extra_keys=[[["image", "0"]]]), "extra_keys", 0, id="an image nowhere"),
         pytest.param(stored([1], [5, 6], extra_keys=[[b"embedding"]]), "extra_keys", 0, id="embedding"),
         pytest.param(
-            stored([1, 2, 3], [5, 6, 7, 8, 9, 9], extra_keys=[None, [["image", 0]], None]),
+            stored([1, 2, 3], [5, 6, 7, 8, 9, 9], extra_keys=[None, [b"embedding"], None]),
             "extra_keys",
             1,
-            id="image in the second block",
+            id="embedding in the second block",
         ),
         pytest.param(
             stored([1, 2], [5, 6, 7, 8], extra_keys=[None, "odd"]), "extra_keys", 1, id="salt in the second block"
@@ -181,6 +184,17 @@ def test_what_has_no_key_is_counted_and_kept_out(event: dict[str, Any], reason: 
     gone = {name: event[name] for name in ("medium", "group_idx") if name in event}
     applied(*(removed(name, **gone) for name in event["block_hashes"]), blocks=blocks)
     assert blocks.physical == 0
+
+
+def test_images_are_part_of_the_key_from_where_they_begin() -> None:
+    extra = [["tenant"], [["cat", 1]], [["cat", -1], ["dog", 1]], [["dog", -1]], None]
+    blocks = applied(stored([1, 2, 3, 4, 5], [5, 6, 7, 9, 9, 9, 9, 8, 8, 8], extra_keys=extra))
+    images = [(3, "cat"), (5, "dog")]
+    assert held(blocks) == Counter(block_keys([5, 6, 7, 9, 9, 9, 9, 8, 8, 8], SIZE, CacheScope("tenant"), images))
+    other = applied(stored([6], [9, 9], 2, extra_keys=[[["cat", -1], ["cow", 1]]]), blocks=blocks)
+    keys = block_keys([5, 6, 7, 9, 9, 9], SIZE, CacheScope("tenant"), [(3, "cat"), (5, "cow")])
+    assert keys[-1] in held(other)
+    assert not blocks.dropped
 
 
 def test_a_copy_on_the_cpu_does_not_count() -> None:
@@ -256,8 +270,8 @@ def draw_event(data: st.DataObject, engine: Engine) -> dict[str, Any]:
 NOISE = [
     stored([1, 2], [0, 0, 1, 1], medium="CPU"),
     removed(name_of((SCOPES[0], (0, 0))), medium="CPU"),
-    stored([name_of((SCOPES[0], (0, 0)))], [0, 0], group_idx=1),
-    removed(name_of((SCOPES[0], (0, 0))), group_idx=1),
+    stored([name_of((SCOPES[0], (0, 0)))], [0, 0], group_idx=64),
+    removed(name_of((SCOPES[0], (0, 0))), group_idx=64),
     stored([3], [1, 1, 1], None),
     stored([4], [1, 1], 77),
     removed(78),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from kvcache.keys import BlockKey, block_keys
 from tests.worker.agent.engine import CLEARED, packed, removed, stored
 from tests.worker.agent.test_blocks import SIZE, Engine, Reader, draw_event, held
-from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.follower import Follower, Reset, Update
+from worker.agent.core.groups import EngineBlocks
 
 A, B, C = (packed(stored([name], [name, name])) for name in (1, 2, 3))
 

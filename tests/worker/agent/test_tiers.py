@@ -17,8 +17,8 @@ from kvcache.feed import Cleared, Event, HeldElsewhere, Removed, Stored, Tier
 from kvcache.keys import BlockKey, CacheScope, block_keys
 from tests.worker.agent.engine import CLEARED, packed, removed, stored
 from worker.agent.core import tiers
-from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.events import decode
+from worker.agent.core.groups import EngineBlocks
 
 SIZE = 2
 PATHS = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple)

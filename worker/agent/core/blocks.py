@@ -1,4 +1,4 @@
-"""The blocks of a real engine by vLLM's block hash, with our key of each.
+"""The blocks of one KV-cache group of a real engine by vLLM's block hash, with our key of each.
 
 vLLM's hashes cannot be chained from what its events carry. A key is therefore computed from the block's tokens on top
 of the hash state of its parent, which is kept for every block, so that a block costs one digest at any depth.
@@ -10,42 +10,32 @@ start or its last clear was applied and no block was dropped (`DropReason`). A l
 never claims a block that the engine does not hold, provided that a caller who may have lost a *removal* clears this
 first.
 
-The GPU's blocks are kept here, those of the slower tiers by `LowerTiers`.
+The GPU's blocks are kept here, those of the slower tiers by `LowerTiers`. Several groups (`groups`) hold blocks of the
+same hashes, which are of the same content; what one of them knows of a block serves the others.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
-from kvcache.feed import Cleared, Event, HeldElsewhere, Removed, Stored, Tier
+from kvcache.feed import HeldElsewhere, Tier
 from kvcache.keys import (
     BYTES_PER_TOKEN,
     BlockKey,
     CacheScope,
+    Image,
     PrefixState,
     TokenIdError,
     pack_tokens,
     prefix_extended,
     prefix_start,
 )
-from worker.agent.core.events import (
-    AllBlocksCleared,
-    BlockHash,
-    BlockRemoved,
-    BlockStored,
-    EngineEvent,
-    UnknownEvent,
-    Unreadable,
-)
+from worker.agent.core.changes import Changes
+from worker.agent.core.events import BlockHash, BlockRemoved, BlockStored
 from worker.agent.core.tiers import Identity, LowerTiers, is_local, tier_of
-
-FULL_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
-"""Kinds of attention whose blocks are reused as a prefix from the start of the prompt."""
-
-EVENT_TYPES = ("stored", "removed", "cleared", "unknown", "unreadable")
 
 
 class DropReason(StrEnum):
@@ -56,63 +46,35 @@ class DropReason(StrEnum):
     LOCALITY = "locality"  # it lies on a disk that is not known to be the engine's own
     CHUNK = "chunk"  # the engine loads it only together with other blocks
     UNIDENTIFIED = "unidentified"  # a slower tier holds it, and it was not seen on the GPU
-    GROUP = "group"  # it belongs to another KV-cache group of a hybrid model
-    KIND = "kind"  # its attention does not reuse whole prefixes
-    BLOCK_SIZE = "block_size"  # it holds another number of tokens than the engine's metrics say
+    KIND = "kind"  # it is not modelled what its attention reuses of a prefix
+    BLOCK_SIZE = "block_size"  # it does not hold as many tokens as the engine says or as the others of its group
     ADAPTER = "adapter"  # its LoRA adapter is given by a number only
-    EXTRA_KEYS = "extra_keys"  # an image or an embedding is part of its identity
+    EXTRA_KEYS = "extra_keys"  # an embedding is part of its identity, or something unknown
     UNREADABLE = "unreadable"  # the event names no tokens, or not as many as its blocks hold
-
-
-class _Changes:
-    """Changes in order. Consecutive removals from one tier are one event, and so are the stores of consecutive blocks,
-    which vLLM reports one by one for the slower tiers."""
-
-    __slots__ = ("_keys", "_parent", "_stores", "_tier", "events")
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self._tier = Tier.GPU
-        self._stores = False
-        self._parent: BlockKey | None = None
-        self._keys: list[BlockKey] = []
-
-    def removed(self, tier: Tier, keys: list[BlockKey]) -> None:
-        if not keys:
-            return
-        if self._keys and (self._stores or self._tier is not tier):
-            self.flush()
-        self._tier, self._stores = tier, False
-        self._keys += keys
-
-    def stored(self, tier: Tier, parent: BlockKey | None, key: BlockKey) -> None:
-        if not (self._keys and self._stores and self._tier is tier and self._keys[-1] == parent):
-            self.flush()
-            self._tier, self._stores, self._parent = tier, True, parent
-        self._keys.append(key)
-
-    def flush(self) -> None:
-        """Complete the event in progress."""
-        if self._keys:
-            keys, self._keys = tuple(self._keys), []
-            self.events.append(Stored(self._parent, keys, self._tier) if self._stores else Removed(keys, self._tier))
 
 
 class _UnkeyableError(Exception):
     """vLLM hashed something beside the tokens that has no counterpart in a key."""
 
 
-class EngineBlocks:
-    """Blocks of `block_size` tokens in KV-cache group `group`. Not thread-safe."""
+class GroupBlocks:
+    """Blocks of `block_size` tokens in one KV-cache group. Not thread-safe.
+
+    `siblings` are the groups of the engine, this one included; `dropped` counts what is not published.
+    """
 
     __slots__ = (
-        "_adapters", "_blocks", "_duplicates", "_group", "_tiers", "block_size", "dropped", "events", "physical",
+        "_adapters", "_blocks", "_dropped", "_duplicates", "_group", "_siblings", "_tiers", "block_size", "physical",
         "unknown_removals",
     )  # fmt: skip
 
-    def __init__(self, block_size: int, group: int = 0) -> None:
+    def __init__(
+        self, block_size: int, group: int, siblings: Mapping[int, GroupBlocks], dropped: Counter[DropReason]
+    ) -> None:
         self.block_size = block_size
         self._group = group
+        self._siblings = siblings
+        self._dropped = dropped
         # Tuples of atomic values: the garbage collector stops visiting them.
         self._blocks: dict[BlockHash, Identity] = {}
         self._duplicates: Counter[BlockHash] = Counter()
@@ -123,26 +85,8 @@ class EngineBlocks:
         """None until the engine first stores a block in one of them."""
         self.physical = 0
         """Physical blocks held on the GPU; those with the same hash count each."""
-        self.events: Counter[str] = Counter()
-        self.dropped: Counter[DropReason] = Counter()
         self.unknown_removals = 0
         """Removals of blocks that are not held: they were dropped, or stored before the first event applied."""
-
-    def apply(self, events: Iterable[EngineEvent]) -> list[Event]:
-        """Apply one batch. Returns its changes in order; consecutive removals are one event."""
-        changes = _Changes()
-        for event in events:
-            if isinstance(event, BlockRemoved):
-                self.events["removed"] += 1
-                self._remove(event, changes)
-            elif isinstance(event, BlockStored) and (tier := tier_of(event.medium)) is not Tier.GPU:
-                self.events["stored"] += 1
-                self._store_below(event, tier, changes)
-            else:
-                changes.flush()
-                changes.events += self._other(event)
-        changes.flush()
-        return changes.events
 
     def clear(self) -> None:
         """Drop every block."""
@@ -177,110 +121,98 @@ class EngineBlocks:
         """Blocks held in a slower tier; those with the same hash count each."""
         return 0 if self._tiers is None else self._tiers.count(tier)
 
-    def _other(self, event: EngineEvent) -> list[Event]:
-        match event:
-            case BlockStored():
-                self.events["stored"] += 1
-                return self._store(event)
-            case AllBlocksCleared():
-                self.events["cleared"] += 1
-                self.clear()
-                return [Cleared()]
-            case Unreadable(blocks):
-                self.events["unreadable"] += 1
-                self.dropped[DropReason.UNREADABLE] += blocks
-            case UnknownEvent():
-                self.events["unknown"] += 1
-        return []
+    def find(self, name: BlockHash) -> Identity | None:
+        """What the block of this hash is, if it is held on the GPU."""
+        return self._blocks.get(name)
 
-    def _store(self, event: BlockStored) -> list[Event]:
+    def store(self, event: BlockStored, changes: Changes) -> None:
+        """Blocks were stored on the GPU."""
         count = len(event.block_hashes)
         if (reason := self._refusal(event)) is not None:
-            self.dropped[reason] += count
-            return []
+            self._dropped[reason] += count
+            return
         try:
             packed = memoryview(pack_tokens(event.tokens))
             parent, state = self._start(event)
         except TokenIdError:
-            self.dropped[DropReason.UNREADABLE] += count
-            return []
+            self._dropped[DropReason.UNREADABLE] += count
+            return
         except _UnkeyableError:
-            self.dropped[DropReason.EXTRA_KEYS] += count
-            return []
+            self._dropped[DropReason.EXTRA_KEYS] += count
+            return
         above, keys, size = parent, [], self.block_size * BYTES_PER_TOKEN
+        lonely = len(self._siblings) == 1
         for at, name in enumerate(event.block_hashes):
-            if at and _extras(event, at):
-                self.dropped[DropReason.EXTRA_KEYS] += count - at
-                break
+            images: tuple[Image, ...] = ()
+            if event.extra_keys and (extras := _extras(event, at)):
+                found = _images(extras, self.block_size, salted=at == 0 and event.parent is None)
+                if found is None:
+                    self._dropped[DropReason.EXTRA_KEYS] += count - at
+                    break
+                images = found
             held = self._blocks.get(name)
             if held is not None:
                 self._duplicates[name] += 1
                 above, _, state = held
             else:
-                state, key = prefix_extended(state, packed[at * size : (at + 1) * size])
-                self._blocks[name] = (key, above, state)
+                known = None if lonely else self._known(name)
+                if known is None:
+                    state, key = prefix_extended(state, packed[at * size : (at + 1) * size], images)
+                    known = (key, above, state)
+                self._blocks[name] = known
                 if event.lora_name:
                     self._adapters.setdefault(event.lora_name, set()).add(name)
-                above = key
+                above, _, state = known
             keys.append(above)
         self.physical += len(keys)
-        return [Stored(parent, tuple(keys))] if keys else []
+        changes.stored((Tier.GPU, self._group), parent, keys)
 
-    def _store_below(self, event: BlockStored, tier: Tier | None, changes: _Changes) -> None:
+    def store_some(self, event: BlockStored, changes: Changes) -> None:
+        """Some blocks of a run were stored on the GPU; the event has the tokens of all, and does not say which were.
+        Those are kept that another group holds."""
+        if event.block_size != self.block_size:
+            self._dropped[DropReason.BLOCK_SIZE] += len(event.block_hashes)
+            return
+        for name in event.block_hashes:
+            known = self._known(name)
+            if known is None:
+                self._dropped[DropReason.UNREADABLE] += 1
+                continue
+            if name in self._blocks:
+                self._duplicates[name] += 1
+            self._blocks[name] = known
+            if event.lora_name:
+                self._adapters.setdefault(event.lora_name, set()).add(name)
+            self.physical += 1
+            changes.stored((Tier.GPU, self._group), known[1], [known[0]])
+
+    def store_below(self, event: BlockStored, tier: Tier | None, changes: Changes) -> None:
         """Blocks were copied to a slower tier."""
         if tier is None:
-            self.dropped[DropReason.MEDIUM] += len(event.block_hashes)
+            self._dropped[DropReason.MEDIUM] += len(event.block_hashes)
             return
         reason = DropReason.LOCALITY if not is_local(tier, event.locality) else self._refusal(event)
         if reason is None and len(event.block_hashes) > 1:
             reason = DropReason.CHUNK
         if reason not in (None, DropReason.UNKNOWN_PARENT):
-            self.dropped[reason] += len(event.block_hashes)
+            self._dropped[reason] += len(event.block_hashes)
             return
         if self._tiers is None:
             self._tiers = LowerTiers()
         for name in event.block_hashes:
             identity = self._blocks.get(name) or self._tiers.find(name)
             if identity is None:
-                self.dropped[DropReason.UNIDENTIFIED] += 1
+                self._dropped[DropReason.UNIDENTIFIED] += 1
                 continue
             dropped = self._tiers.store(tier, name, identity)
-            changes.stored(tier, identity[1], identity[0])
+            changes.stored((tier, self._group), identity[1], [identity[0]])
             if dropped is not None:
-                changes.removed(tier, [dropped])
+                changes.removed((tier, self._group), [dropped])
 
-    def _refusal(self, event: BlockStored) -> DropReason | None:
-        if (event.group or 0) != self._group:
-            return DropReason.GROUP
-        if event.kind is not None and event.kind not in FULL_ATTENTION:
-            return DropReason.KIND
-        if event.block_size != self.block_size:
-            return DropReason.BLOCK_SIZE
-        if event.lora_id is not None and event.lora_name is None:
-            return DropReason.ADAPTER
-        if len(event.tokens) != len(event.block_hashes) * self.block_size:
-            return DropReason.UNREADABLE
-        if event.parent is not None and event.parent not in self._blocks:
-            return DropReason.UNKNOWN_PARENT
-        return None
-
-    def _start(self, event: BlockStored) -> tuple[BlockKey | None, PrefixState]:
-        """The key and hash state of the prefix before the first block. Raises `_UnkeyableError`."""
-        extras = _extras(event, 0)
-        if event.parent is not None:
-            if extras:
-                raise _UnkeyableError
-            key, _, state = self._blocks[event.parent]
-            return key, state
-        # Only the first block of a prompt has a salt, which is one string. (Older versions represent an image as one
-        # string, too; its blocks then get keys that no request asks for.)
-        if len(extras) > 1 or any(type(extra) is not str for extra in extras):
-            raise _UnkeyableError
-        return None, prefix_start(CacheScope(salt=extras[0] if extras else "", adapter=event.lora_name or ""))
-
-    def _remove(self, event: BlockRemoved, changes: _Changes) -> None:
+    def remove(self, event: BlockRemoved, changes: Changes) -> None:
+        """Blocks were evicted from a tier."""
         tier = tier_of(event.medium)
-        if tier is None or (event.group or 0) != self._group:
+        if tier is None:
             return
         keys: list[BlockKey] = []
         if tier is not Tier.GPU:
@@ -288,7 +220,7 @@ class EngineBlocks:
                 below = [self._tiers.remove(tier, name) for name in event.block_hashes]
                 keys = [key for key in below if key is not None]
                 self.unknown_removals += len(below) - len(keys)
-            changes.removed(tier, keys)
+            changes.removed((tier, self._group), keys)
             return
         for name in event.block_hashes:
             if name in self._duplicates:
@@ -305,7 +237,36 @@ class EngineBlocks:
             else:
                 self.unknown_removals += 1
         self.physical -= len(keys)
-        changes.removed(tier, keys)
+        changes.removed((tier, self._group), keys)
+
+    def _known(self, name: BlockHash) -> Identity | None:
+        for sibling in self._siblings.values():
+            if (known := sibling.find(name)) is not None:
+                return known
+        return None
+
+    def _refusal(self, event: BlockStored) -> DropReason | None:
+        if event.block_size != self.block_size:
+            return DropReason.BLOCK_SIZE
+        if event.lora_id is not None and event.lora_name is None:
+            return DropReason.ADAPTER
+        if len(event.tokens) != len(event.block_hashes) * self.block_size:
+            return DropReason.UNREADABLE
+        if event.parent is not None and self._known(event.parent) is None:
+            return DropReason.UNKNOWN_PARENT
+        return None
+
+    def _start(self, event: BlockStored) -> tuple[BlockKey | None, PrefixState]:
+        """The key and hash state of the prefix before the first block. Raises `_UnkeyableError`."""
+        if event.parent is not None and (known := self._known(event.parent)) is not None:
+            key, _, state = known
+            return key, state
+        # Only the first block of a prompt has a salt. (Older versions represent an image as one string, too; its blocks
+        # then get keys that no request asks for.)
+        salts = [extra for extra in _extras(event, 0) if type(extra) is str]
+        if len(salts) > 1:
+            raise _UnkeyableError
+        return None, prefix_start(CacheScope(salt=salts[0] if salts else "", adapter=event.lora_name or ""))
 
 
 def _extras(event: BlockStored, at: int) -> list[Any]:
@@ -317,3 +278,21 @@ def _extras(event: BlockStored, at: int) -> list[Any]:
         return [extras]
     named = event.lora_name is not None and bool(extras) and extras[0] in (event.lora_name, event.lora_id)
     return extras[1:] if named else extras
+
+
+def _images(extras: list[Any], block_size: int, *, salted: bool) -> tuple[Image, ...] | None:
+    """The images that begin in a block, by what vLLM hashed into it: pairs of an image's identifier and where it
+    begins, relative to the block. One that began before has a negative position, and is in the key of the block where
+    it began. None: something else was hashed, too. `salted`: the block may have a salt."""
+    images: list[Image] = []
+    for extra in extras:
+        if salted and type(extra) is str:
+            continue
+        if not (type(extra) is list and len(extra) == 2 and type(extra[0]) is str and type(extra[1]) is int):
+            return None
+        identifier, position = extra
+        if position >= block_size or (images and position <= images[-1][0]) or (salted and position < 0):
+            return None
+        if position >= 0:
+            images.append((position, identifier))
+    return tuple(images)

@@ -49,6 +49,8 @@ class BlockStored:
     """Of attention, as vLLM names it; None before about 0.24."""
     locality: str | None = None
     """LOCAL or REMOTE, as seen from the engine."""
+    window: int | None = None
+    """Tokens of a sliding window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ def _stored(fields: Mapping[str, Any]) -> BlockStored | Unreadable:
         group=_typed(fields, "group_idx", int),
         kind=_typed(fields, "kv_cache_spec_kind", str),
         locality=_typed(fields, "locality", str),
+        window=_typed(fields, "kv_cache_spec_sliding_window", int),
     )
 
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
 from kvcache.feed import Cleared, Event
-from worker.agent.core.blocks import EngineBlocks
 from worker.agent.core.events import EventError, decode
+from worker.agent.core.groups import EngineBlocks
 
 
 class ReplayState(Enum):
@@ -63,7 +63,7 @@ REPLAY_TRANSITIONS: Mapping[tuple[ReplayState, ReplayEvent], ReplayState] = {
 
 
 class Reset(StrEnum):
-    """Why an epoch began. Each but PROMPTS, TIERS and NAMES begins without blocks."""
+    """Why an epoch began. Each but PROMPTS, TIERS, NAMES and GROUPS begins without blocks."""
 
     CONNECTED = "connected"  # the engine was found, or found again
     RESTARTED = "restarted"  # its sequence went backwards
@@ -72,6 +72,7 @@ class Reset(StrEnum):
     PROMPTS = "prompts"  # the agreement on the engine's prompts changed; the blocks stay
     NAMES = "names"  # requests may ask for the engine's model by other names than before; the blocks stay
     TIERS = "tiers"  # the time that loading a block from a slower tier takes has changed; the blocks stay
+    GROUPS = "groups"  # the engine's events show groups or a block size that were not known; the blocks stay
 
 
 @dataclass(frozen=True, slots=True)
