@@ -307,7 +307,8 @@ def _fields(body: bytes) -> dict[str, Any] | None:
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type=JSON)
+    # The names of tiers are strings of a class of their own.
+    return Response(orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS), status, media_type=JSON)
 
 
 def _error(status: int, message: str, kind: str, *, reason: str | None = None) -> Response:

@@ -17,8 +17,10 @@ from kvcache.feed import (
     MSGPACK,
     Eviction,
     Heartbeat,
+    HeldElsewhere,
     Load,
     Snapshot,
+    Tier,
     WorkerInfo,
     encode_eviction,
     encode_heartbeat,
@@ -271,6 +273,22 @@ async def test_explain_decides_and_sends_nothing(start_router: StartRouter) -> N
         assert (await router.management.post("/route/explain?path=/v1/models", json=requests[0])).status_code == 400
         assert [len(worker.received) for worker in workers] == received
         assert router.metric("decisions_total", reason="prefix_match") == 0
+
+
+async def test_the_pages_name_the_tiers_of_blocks(start_router: StartRouter) -> None:
+    async with fake_workers(good) as workers, start_router() as router:
+        pusher = Pusher(router, workers[0].url, router.router.fleet.config.fingerprint)
+        tiers = {"tier_seconds": {Tier.CPU: 0.001, Tier.DISK: 0.01}}
+        await pusher.heartbeat(**tiers)
+        copies = (HeldElsewhere(Tier.CPU, 0, tuple(KEYS[5:8])),)
+        snapshot = Snapshot(replace(pusher.info, **tiers), 3, LOAD, BLOCKS, copies)
+        assert (await pusher.post("/internal/sync", encode_snapshot(snapshot))).status_code == 200
+        (worker,) = (await router.management.get("/workers")).json()["workers"]
+        assert (worker["blocks"], worker["slower_blocks"]) == (5, {"cpu": 3, "disk": 0})
+        page = (await router.management.post("/route/explain", json={"prompt": list(range(320))})).json()
+        assert page["decision"]["matched_blocks"] == 8
+        assert page["decision"]["loaded_blocks"] == page["candidates"][0]["loaded_blocks"] == {"cpu": 3}
+        assert page["candidates"][0]["load_seconds"] == pytest.approx(0.003)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from kvcache.feed import Cleared, Event, HeldElsewhere, Removed, Stored, Tier
 from kvcache.keys import BlockKey, CacheScope, block_keys
+from tests.worker.agent.captures import DATA
 from tests.worker.agent.engine import CLEARED, packed, removed, stored
 from worker.agent.core import tiers
+from worker.agent.core.blocks import DropReason
 from worker.agent.core.events import decode
 from worker.agent.core.groups import EngineBlocks
 
 SIZE = 2
+PROMPTS = ((0, 10, CacheScope()), (100, 14, CacheScope("tenant")), (200, 6, CacheScope()))
+"""First token, length and scope of each prompt in the file of vLLM's events."""
 PATHS = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple)
 MEDIA = {"CPU": Tier.CPU, "CPU_PINNED": Tier.CPU, "cpu": Tier.CPU, "STORAGE": Tier.DISK, "FS": Tier.DISK}
 
@@ -131,3 +135,20 @@ def test_a_disk_keeps_the_blocks_stored_last(monkeypatch: pytest.MonkeyPatch) ->
     changes = apply(blocks, *(copy_of(name, [name, name], "FS", locality="LOCAL") for name in (1, 2, 3)))
     assert changes == [Stored(None, (a, b, c), Tier.DISK), Removed((a,), Tier.DISK)]
     assert list(blocks.elsewhere()) == [HeldElsewhere(Tier.DISK, 0, (b, c))]
+
+
+def test_the_events_of_vllms_own_classes() -> None:
+    """Made by vLLM 0.32's offloading manager and event tracker: copies of a salted prompt say nothing of the salt."""
+    _, *lines = (DATA / "kv_events_offloading.txt").read_text().splitlines()
+    plain, salted, third = (block_keys(list(range(at, at + length)), 4, scope) for at, length, scope in PROMPTS)
+    blocks = EngineBlocks(4)
+    first, second, last = (blocks.apply(decode(bytes.fromhex(line))) for line in lines)
+    assert first == [Stored(None, tuple(plain)), Stored(None, tuple(plain), Tier.CPU)]
+    assert second == [
+        Stored(None, tuple(salted)),
+        Removed((plain[1],), Tier.CPU),
+        Stored(None, tuple(salted), Tier.CPU),
+    ]
+    assert last == [Removed(tuple(plain)), Removed((plain[0],), Tier.CPU)]
+    assert blocks.dropped == {DropReason.UNIDENTIFIED: len(third)}, "the last prompt was never on the GPU"
+    assert blocks.unknown_removals == 0

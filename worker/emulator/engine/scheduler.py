@@ -134,15 +134,17 @@ class Scheduler:
             return
         for sequence in self._offering:
             end = min(sequence.computed, sequence.prompt_tokens) // self._block_size
-            if end > sequence.offered and self._tier.offer(sequence.content, sequence.offered, end):
-                sequence.offered = end
+            if end > sequence.offered:
+                sequence.used_to = max(sequence.used_to, end)
+                if self._tier.offer(sequence.content, sequence.offered, end):
+                    sequence.offered = end
         self._offering = []
 
     def sequence_ended(self, sequence: Sequence) -> None:
         """The sequence has finished, or was aborted."""
         if self._tier is not None:
-            keys = sequence.content.keys(sequence.offered)
-            self._tier.touch(keys[sequence.used_from : sequence.offered])
+            keys = sequence.content.keys(sequence.used_to)
+            self._tier.touch(keys[sequence.used_from : sequence.used_to])
 
     def schedule(self, start: float) -> Step | None:
         """The step that begins at `start`. None: every sequence waits for a load."""
@@ -361,7 +363,9 @@ class Scheduler:
         cache.acquire(hits)
         sequence.blocks = hits + cache.allocate(len(keys))
         sequence.computed = len(sequence.blocks) * size
-        sequence.offered, sequence.used_from = max(sequence.offered, first + len(keys)), first
+        end = first + len(keys)
+        sequence.offered, sequence.used_from = max(sequence.offered, end), first
+        sequence.used_to = max(sequence.used_to, end)
         self._note_hits(sequence, first, len(keys))
         sequence.advance(SequenceEvent.LOAD_BEGAN)
         self._stats.load_seconds += tier.load(sequence, first, keys, start)

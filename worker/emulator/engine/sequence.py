@@ -64,7 +64,7 @@ class Sequence:
     __slots__ = (
         "_packed", "admission_cost", "arrival", "block_cost", "blocks", "cached_tokens", "computed", "content",
         "first_token", "generated", "known_hits", "last_token", "loaded_tokens", "offered", "preemptions",
-        "prompt_tokens", "request", "scheduled", "source", "state", "stored", "tokens", "used_from",
+        "prompt_tokens", "request", "scheduled", "source", "state", "stored", "tokens", "used_from", "used_to",
     )  # fmt: skip
 
     def __init__(self, request: EngineRequest, block_size: int, arrival: float) -> None:
@@ -92,8 +92,9 @@ class Sequence:
         """Leading blocks that are on the GPU since a load ended, and are not stored there again."""
         self.offered = 0
         """Leading blocks that the CPU tier was offered, or has given."""
-        self.used_from = 0
-        """First of its blocks that it used in the CPU tier."""
+        self.used_from = self.used_to = 0
+        """The range of its blocks that it used in the CPU tier: those that it loaded, and those that it offered,
+        whether or not there was room for them."""
         self.preemptions = 0
         self.scheduled: float | None = None
         self.first_token: float | None = None
