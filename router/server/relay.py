@@ -142,6 +142,8 @@ class Relay:
                     await self._pass_on(passed)
                 if resumption is not None and resumption.failure is not None:
                     raise UpstreamError(resumption.failure, "it says that it failed", Progress.ANSWERING)
+                if resumption is not None and resumption.stopped:
+                    break
             rest = stream.finish()
             if resumption is not None and not resumption.ended:
                 raise UpstreamError(FailureCause.BROKEN, "the stream ended before its last event", Progress.ANSWERING)

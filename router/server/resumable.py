@@ -17,7 +17,7 @@ _REPEATED = frozenset(
     {
         "model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias", "allowed_token_ids",
         "stop_token_ids", "ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "stream_options",
-        "priority", "cache_salt", "session_id", "user", "stream_interval",
+        "priority", "cache_salt", "session_id", "user", "stream_interval", "stop",
     }
 )  # fmt: skip
 """What the request for the rest has to say again. The distribution of a token depends on these and on the tokens before
@@ -28,11 +28,10 @@ _OVER = frozenset(
         "chat_template", "chat_template_kwargs", "documents", "add_generation_prompt", "continue_final_message",
         "add_special_tokens", "truncate_prompt_tokens", "truncation_side", "reasoning_effort", "parallel_tool_calls",
         "request_id", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier", "length_penalty",
-        "include_stop_str_in_output", "tool_choice", "tools",
+        "tool_choice", "tools",
     }
 )  # fmt: skip
-"""What has had its effect when the first token comes, or has none on the tokens of a single choice without a stop
-string."""
+"""What has had its effect when the first token comes, or has none on the tokens of a single choice."""
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -60,6 +59,8 @@ class StreamRequest:
     counts: bool
     """The client has asked for the usage."""
     skips_special: bool
+    stops: tuple[str, ...]
+    """Stop strings."""
     offered_tools: Mapping[str, Any] | None
     """The whole body of a chat that offers tools: the engine has to look for calls of them in the rest too."""
 
@@ -87,6 +88,10 @@ def stream_request(path: str, body: bytes) -> StreamRequest | None:
     numbers = (limit, fields.get("min_tokens"))
     if any(number is not None and type(number) is not int for number in numbers):
         return None
+    stop = fields.get("stop") or ()
+    stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list | tuple) else (None,)
+    if not all(isinstance(one, str) and one for one in stops) or (stops and (offered or fields.get("min_tokens"))):
+        return None
     options = fields.get("stream_options")
     return StreamRequest(
         chat=chat,
@@ -96,6 +101,7 @@ def stream_request(path: str, body: bytes) -> StreamRequest | None:
         shows_ids=fields.get("return_token_ids") is True,
         counts=isinstance(options, dict) and options.get("include_usage") is True,
         skips_special=fields.get("skip_special_tokens") is not False,
+        stops=stops,
         offered_tools=fields if offered else None,
     )
 

@@ -28,6 +28,7 @@ from router.core.decision import RouteRequest
 from router.server.answer import EventKind, error_kind, event_fields
 from router.server.prompts import CHAT, COMPLETIONS
 from router.server.resumable import StreamRequest, asking_for_ids, stream_request
+from router.server.stops import SeamStops
 from router.upstream.interface import FailureCause, UpstreamRequest
 from runtime.http.context import Headers
 from runtime.sse import EMPTY_LINE, event_data
@@ -35,7 +36,7 @@ from runtime.sse import EMPTY_LINE, event_data
 _TAIL = 128
 """Characters of the text so far that are kept, to find out which tokens they are the text of."""
 _WINDOW = 16
-"""Tokens before a boundary that are compared with the text."""
+"""Tokens before a boundary that are compared with the text, besides those of text that the engine held back."""
 _UNFINISHED = 8
 """Tokens that an unfinished character, or several that follow one another, may have."""
 
@@ -83,7 +84,7 @@ class Resumption:
     def _restart(self) -> None:
         """The request is sent from its beginning: nothing has gone to the client."""
         self.ended = False
-        """The stream's last event has passed."""
+        """The stream's last event has passed, whatever else the worker sends."""
         self._able = True
         self._in_text = not self._request.chat
         """The last content was text, not reasoning."""
@@ -93,8 +94,12 @@ class Resumption:
         self._content: list[str] = []
         """The text so far, where the rest is asked for as a chat."""
         self._finished = self._counted = False
+        self._stops: SeamStops | None = None
+        """What watches the seam of the last two attempts for stop strings."""
         self._done_before = 0
         """Tokens that earlier attempts have generated."""
+        self._held = ""
+        """The text of the last tokens that the engine has not shown: a stop string may begin in it."""
         self._names: dict[str, Any] = {}
         """The fields that all events of the stream share."""
 
@@ -109,7 +114,16 @@ class Resumption:
                 shown += (seen, b"\n\n")
             if self.failure is not None:
                 break
+            if self.stopped:
+                shown.append(self.closing() or b"")
+                self.ended = True
+                break
         return b"".join(shown)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the text ends at a stop string across a seam, so that the worker's further events do not matter."""
+        return self._stops is not None and self._stops.stopped_by is not None
 
     def _event(self, event: bytes) -> bytes:
         data = event_data(event).strip()
@@ -205,14 +219,19 @@ class Resumption:
 
     def _choice(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         """A choice of a completion's event."""
-        text, finish = choice.get("text") or "", choice.get("finish_reason")
-        self._note(choice, text)
+        text, finish, stop = choice.get("text") or "", choice.get("finish_reason"), choice.get("stop_reason")
+        if self._stops is not None:
+            text = self._stops.push(text, last=finish is not None)
+            if self.stopped:
+                choice = {**choice, "text": text, "finish_reason": "stop", "stop_reason": self._stops.stopped_by}
+                finish, stop = "stop", self._stops.stopped_by
+        self._note({**choice, "finish_reason": finish}, text)
         ids = choice.get("token_ids") if self._request.shows_ids else None
         if not self._request.chat:
-            return {**choice, "prompt_token_ids": None, "token_ids": ids}
+            return {**choice, "text": text, "prompt_token_ids": None, "token_ids": ids}
         shown = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": finish}
         if finish is not None:
-            shown["stop_reason"] = choice.get("stop_reason")
+            shown["stop_reason"] = stop
         return {**shown, "token_ids": ids}
 
     def _usage(self, completion: int) -> dict[str, Any]:
@@ -243,6 +262,8 @@ class Resumption:
         self.failure = None
         if not (self._able and self._in_text and self._prompt) or self._finished:
             return False
+        if self._stops is not None and self._stops.watching:
+            return False  # two engines hold text back
         kept = self._boundary()
         if kept is None or (self._request.shows_ids and kept < len(self._ids)):
             return False
@@ -254,6 +275,7 @@ class Resumption:
             read = await self._read(CHAT, self.request().body)
             if read.keys is None or read.keys.packed != pack_tokens(self._prompt + self._ids):
                 return False
+        self._stops = SeamStops(self._held, self._request.stops) if self._held else None
         self._done_before = kept
         self.cause = cause
         return True
@@ -262,16 +284,19 @@ class Resumption:
         """How many of the generated tokens the text so far is the text of: all but those of an unfinished character.
         None if their text is another one, because the engine changed it or has another tokenizer."""
         ids, decode, request = self._ids, self._decode, self._request
+        self._held = ""
         if not self._tail:
             return 0  # the client has seen no text
+        back = max(map(len, request.stops), default=1) - 1
         for kept in range(len(ids), max(len(ids) - _UNFINISHED, 0), -1):
             try:
-                text = decode(ids[max(kept - _WINDOW, 0) : kept], skip_special_tokens=request.skips_special)
+                text = decode(ids[max(kept - _WINDOW - back, 0) : kept], skip_special_tokens=request.skips_special)
             except TokenizerError:
                 return None
             if text.endswith("\ufffd"):
                 continue
             text = text.lstrip("\ufffd")  # the window may begin within a character
+            text, self._held = text[: len(text) - back], text[len(text) - back :]
             same = self._tail.endswith(text) or text.endswith(self._tail)
             return kept if text and same else None
         return None

@@ -23,12 +23,13 @@ from router.upstream.interface import FailureCause
 from tests.real_vllm.conftest import VLLM
 from tests.real_vllm.served import Emulated, Running, Served
 
-TOKENS = 40
+TOKENS = 16
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "completion": (COMPLETIONS, {"prompt": "The quick brown fox jumps over"}),
     "token ids": (COMPLETIONS, {"prompt": [464, 2068, 7586, 21831]}),
     "chat": (CHAT, {"messages": [{"role": "user", "content": "Tell me a story."}]}),
+    "stop strings": (CHAT, {"messages": [{"role": "user", "content": "Stop."}], "stop": ["qqqqqqqq", "zzzz"]}),
     "chat that offers tools": (CHAT, {"messages": [{"role": "user", "content": "Look it up."}], "tools": [TOOL]}),
 }
 
@@ -39,7 +40,7 @@ async def served(
 ) -> AsyncIterator[Served]:
     """An engine that takes its time, so that not all tokens share an event."""
     emulated = request.param == "emulated"
-    one = Emulated(tmp_path, emulator_tokenizer, "--speed", "50") if emulated else Running()
+    one = Emulated(tmp_path, emulator_tokenizer, "--speed", "4") if emulated else Running()
     await one.start()
     yield one
     await one.close()

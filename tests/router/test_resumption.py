@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvcache.keys import PrefixKeys, pack_tokens
 from kvcache.prompts import chat_request_prompt
@@ -20,6 +22,7 @@ from kvcache.tokens.tokenizer import Tokenizer
 from router.core.decision import RouteRequest
 from router.server.resumable import asking_for_ids, stream_request
 from router.server.resumption import Resumption
+from router.server.stops import SeamStops
 from router.upstream.interface import FailureCause
 from tests.router.conftest import RunningRouter, StartRouter
 from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, Script, answering, fake_workers
@@ -85,6 +88,9 @@ class Engine(Reader):
             role = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
             await connection.chunk(sse({**head, "choices": [role], "prompt_token_ids": prompt if with_ids else None}))
         shown = 0
+        stops = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop") or []
+        window = max(map(len, stops), default=1) - 1
+        whole, sent = "", 0
         for at in range(0, len(tokens), self.of):
             if at >= self.after and self.fail is not None:
                 await self.reads.wait()
@@ -96,13 +102,19 @@ class Engine(Reader):
                 delta = self.tokenizer.decode(tokens[shown:end])
                 if not delta.endswith("\ufffd"):  # vLLM shows no token of an unfinished character
                     text, shown = text + delta, end
-            last = at + self.of >= len(tokens)
+            whole += text
+            at_stop = min((at for at in map(whole.find, stops) if at >= 0), default=None)
+            upto = max(len(whole) - window, sent) if at_stop is None and at + self.of < len(tokens) else at_stop
+            text, sent = whole[sent:upto], max(sent, len(whole) if upto is None else upto)
+            last = at + self.of >= len(tokens) or at_stop is not None
             choice: dict[str, Any] = {"index": 0, "delta": {"content": text}} if chat else {"index": 0, "text": text}
-            choice |= {"logprobs": None, "finish_reason": "length" if last else None}
+            choice |= {"logprobs": None, "finish_reason": ("length" if at_stop is None else "stop") if last else None}
             if not chat:
                 choice["prompt_token_ids"] = prompt if with_ids and at == 0 else None
             choice["token_ids"] = some if with_ids else None
             await connection.chunk(sse({**head, "choices": [choice]}))
+            if last:
+                break
         if (body.get("stream_options") or {}).get("include_usage"):
             counts = {"prompt_tokens": len(prompt), "completion_tokens": len(tokens), "prompt_tokens_details": None}
             await connection.chunk(sse({**head, "choices": [], "usage": counts}))
@@ -340,10 +352,70 @@ async def test_tokens_of_an_unfinished_character_are_generated_again(
                     assert not tokenizer.decode(asked).endswith("\ufffd")
 
 
+def texts(stops: Sequence[str], text: str, pieces: Sequence[int]) -> list[str]:
+    """The pieces in which an engine shows a text of these lengths, until a stop string; the last piece is the rest."""
+    window, shown, done, found = max(map(len, stops)) - 1, 0, 0, []
+    for size in pieces:
+        done = min(done + size, len(text))
+        for stop in stops:
+            at = text[:done].find(stop)
+            if at >= 0:
+                return [*found, text[shown:at]]
+        found.append(text[shown : max(done - window, shown)])
+        shown = max(done - window, shown)
+    return [*found, text[shown:done]]
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=2),
+    st.text("abc", min_size=2, max_size=30),
+    st.integers(1, 29),
+    st.lists(st.integers(1, 3), min_size=30, max_size=30),
+)
+def test_a_stop_string_is_found_across_the_seam(stops: list[str], text: str, seam: int, pieces: list[int]) -> None:
+    """The joined text is that of one engine, wherever the seam is."""
+    undisturbed = "".join(texts(stops, text, pieces))
+    seam = min(seam, len(text))
+    window = max(map(len, stops)) - 1
+    if any(stop in text[:seam] for stop in stops) or seam <= window:
+        return
+    before = text[: seam - window]
+    watch = SeamStops(text[seam - window : seam], stops)
+    after = ""
+    parts = texts(stops, text[seam:], pieces)
+    for number, part in enumerate(parts):
+        after += watch.push(part, last=number == len(parts) - 1)
+        if watch.stopped_by is not None:
+            break
+    assert before + after == undisturbed
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        pytest.param("even ei", " four five six s", id="across the seam"),
+        pytest.param(["ine", "zz"], " four five six seven eight n", id="after the seam"),
+        pytest.param("nothing", ANSWER, id="nowhere"),
+    ],
+)
+async def test_a_stream_with_stop_strings_goes_on(
+    start_router: StartRouter, tokenizer: Tokenizer, path: str, stop: Any, text: str
+) -> None:
+    scripts = (Engine(tokenizer, after=4, fail=resets), Engine(tokenizer))
+    async with fake_workers(*scripts) as workers, start_router(workers, resume_streams=True) as router:
+        seen = await stream(router, path, *scripts, stop=stop, stream_options={"include_usage": True})
+        assert (seen.text, seen.done, seen.errors, len(seen.names)) == (text, True, [], 1)
+        assert seen.finished == ["length" if text == ANSWER else "stop"]
+        assert seen.usage is not None
+        assert orjson.loads(workers[1].received[0].body)["stop"] == stop
+
+
 @pytest.mark.parametrize(
     "fields",
     [
-        {"n": 2}, {"logprobs": 1}, {"logprobs": 0}, {"echo": True}, {"stop": "x"}, {"stop": ["x"]}, {"seed": 1},
+        {"n": 2}, {"logprobs": 1}, {"logprobs": 0}, {"echo": True}, {"stop": [1]}, {"stop": [""]}, {"seed": 1},
         {"presence_penalty": 0.5}, {"frequency_penalty": -1}, {"suffix": "x"}, {"best_of": 2}, {"use_beam_search": 1},
         {"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a"}}, {"bad_words": ["x"]},
         {"prompt_logprobs": 0}, {"kv_transfer_params": {"a": 1}}, {"vllm_xargs": {"a": 1}}, {"unheard_of": 1},
@@ -361,7 +433,8 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
 @pytest.mark.parametrize(
     "fields",
     [{"tools": [TOOL], "tool_choice": "required"}, {"tools": [TOOL | {"function": {"name": "f", "strict": True}}]},
-     {"tools": [TOOL], "tool_choice": TOOL}, {"messages": [IMAGE]}, {"top_logprobs": 2},
+     {"tools": [TOOL], "tool_choice": TOOL}, {"tools": [TOOL], "stop": "x"},
+     {"stop": "x", "min_tokens": 2}, {"messages": [IMAGE]}, {"top_logprobs": 2},
      {"logprobs": True}, {"functions": [{}]}, {"include_reasoning": False}, {"modalities": ["audio"]}],
     ids=str,
 )  # fmt: skip
