@@ -64,6 +64,16 @@ def test_a_simulation_repeats_exactly() -> None:
     assert play("cache_aware", "chat", 80)[1] == play("cache_aware", "chat", 80)[1]
 
 
+def test_four_ranks_of_two_workers_do_what_four_workers_do() -> None:
+    """The same choices, times and hits, under other names."""
+    apart = play("cache_aware", "rag", 120)[1]
+    simulation = Simulation(replace(shape(2), ranks=2), "cache_aware", Delays())
+    together = simulation.run(asked("rag", 120), ignore)
+    assert simulation.worker_ids == ["worker-0/0", "worker-0/1", "worker-1/0", "worker-1/1"]
+    numbers = {f"worker-{number}": worker_id for number, worker_id in enumerate(simulation.worker_ids)}
+    assert [replace(record, worker=numbers[record.worker]) for record in apart] == together
+
+
 def test_a_lone_request_takes_its_prefill_and_two_hops() -> None:
     _, (record,) = play("cache_aware", "uniform", 1, delays=Delays(network=0.25, feed=0.001))
     assert record.prompt_tokens is not None
