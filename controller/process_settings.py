@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 
 from controller.api.model import KVClusterSpec
+from kvcache.profiles import format_latency
 
 Settings = Mapping[str, object]
 
@@ -21,6 +22,7 @@ def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
         "served-model-name": ",".join(spec.model.served_names) or None,
         "tokenizer": spec.tokenizer,
         "profile": spec.model.profile,
+        "latency": format_latency(spec.model.latency.times()) or None,
         "max-model-len": spec.max_model_len,
         "block-size": spec.cache.block_size,
         "blocks": spec.blocks,
@@ -62,6 +64,7 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
         "model": spec.model_name,
         "tokenizer": spec.tokenizer,
         "profile": spec.model.profile,
+        "latency": format_latency(spec.model.latency.times()) or None,
         "block-size": spec.cache.block_size,
         "speed": spec.engine.speed,
         "max-body-bytes": limits.max_body_bytes,

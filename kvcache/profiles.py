@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 GIB = 2**30
 
 
 class UnknownProfileError(ValueError):
     """No profile has this name; the message lists those that exist."""
+
+
+class LatencyError(ValueError):
+    """A latency model is not written as `parse_latency` reads it; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,10 @@ class LatencyModel:
         """Seconds of an unloaded prefill that computes `blocks` blocks; 0 means that all is cached."""
         return self.prefill_base + self.prefill_block * blocks if blocks else self.prefill_cached
 
+    def with_times(self, times: Mapping[str, float]) -> LatencyModel:
+        """The same with these of `LATENCY_TIMES` instead."""
+        return replace(self, **times)  # type: ignore[arg-type]
+
     def scaled(self, speed: float) -> LatencyModel:
         """The same engine `speed` times as fast."""
         return LatencyModel(
@@ -79,6 +88,33 @@ class LatencyModel:
             decode_token=self.decode_token / speed,
             block_size=self.block_size,
         )
+
+
+LATENCY_TIMES = tuple(each.name for each in fields(LatencyModel) if each.name != "block_size")
+"""The times of a latency model."""
+
+
+def parse_latency(text: str, start: LatencyModel) -> LatencyModel:
+    """`start` with the times that `text` gives: `prefill-block=0.0006,decode=0.007`, seconds, in any order. Raises
+    `LatencyError`."""
+    times: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        name = name.strip().replace("-", "_")
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if name not in LATENCY_TIMES or not 0.0 <= seconds < math.inf:
+            known = ", ".join(LATENCY_TIMES).replace("_", "-")
+            raise LatencyError(f"{part!r:.80} is no time of a latency model: write NAME=SECONDS, with one of {known}")
+        times[name] = seconds
+    return start.with_times(times)
+
+
+def format_latency(times: Mapping[str, float]) -> str:
+    """Inverse of `parse_latency` for these times."""
+    return ",".join(f"{name.replace('_', '-')}={seconds!r}" for name, seconds in times.items())
 
 
 def blocks_to_compute(prompt_tokens: int, cached_tokens: int, block_size: int, unit: int = 0) -> int:

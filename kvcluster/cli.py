@@ -23,6 +23,8 @@ def _app(name: str, text: str) -> typer.Typer:
 
 
 app = _app("kvcluster", "KV-cache-aware routing for LLM engines.")
+profiles = _app("profile", "How fast an engine is.")
+app.add_typer(profiles)
 plugin = _app("kubectl kvcluster", "What kubectl cannot show about a KVCluster.")
 """`kubectl-kvcluster`: kubectl runs a command of that name for `kubectl kvcluster`."""
 
@@ -232,6 +234,22 @@ def predict(
     from kvcluster.commands.measure import Load, predict
 
     raise typer.Exit(predict(manifest, records, Load(workload, trace, limit, rate, seed)))
+
+
+@profiles.command()
+def fit(
+    raw: Annotated[list[Path], typer.Argument(metavar="RAW...", help="What `bench --raw` wrote: idle and busy runs.")],
+    profile: Annotated[
+        str, typer.Option(metavar="NAME", help="Profile with the memory of model and GPU.")
+    ] = "llama-2-13b-a100-40gb",
+    check: Annotated[
+        Path | None, typer.Option(metavar="RAW", help="Also say how well the result describes this other run.")
+    ] = None,
+) -> None:
+    """Fit the times of a profile to recorded runs of a real engine, and print them as part of a manifest."""
+    from kvcluster.commands.profile import fit
+
+    raise typer.Exit(fit(raw, profile, check))
 
 
 @app.command()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile
+from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, parse_latency, profile
 from router.core.strategies import STRATEGIES, find_strategy
 from router.discovery.sources import entries, listed_workers
 from router.server.cors import ANY
@@ -67,6 +68,9 @@ class Settings(ChatSettings):
     tokenizer: str = Field("gpt2", description="'gpt2' (bundled), a folder with a tokenizer, or a Hugging Face id")
     block_size: PositiveInt = Field(16, description="tokens of a block; those of the workers are multiples of it")
     profile: str = Field(DEFAULT_PROFILE, description=f"whose latencies to expect: {', '.join(sorted(PROFILES))}")
+    latency: str = Field(
+        "", description="times that differ from the profile's: NAME=SECONDS, separated by commas (docs/profiles.md)"
+    )
     speed: PositiveFloat = Field(1.0, description="how many times as fast as the profile's GPU the workers are")
 
     liveness_timeout: PositiveFloat = Field(2.0, description="seconds of silence after which a worker is left out")
@@ -187,6 +191,12 @@ class Settings(ChatSettings):
     def _known_profile(cls, value: str) -> str:
         return profile(value).name
 
+    @field_validator("latency")
+    @classmethod
+    def _latency_times(cls, value: str) -> str:
+        parse_latency(value, profile(DEFAULT_PROFILE).latency)
+        return value
+
     @field_validator("strategy")
     @classmethod
     def _known_strategy(cls, value: str) -> str:
@@ -220,4 +230,5 @@ class Settings(ChatSettings):
     @property
     def gpu(self) -> Profile:
         """The profile whose latencies the routing decisions start from."""
-        return profile(self.profile)
+        named = profile(self.profile)
+        return replace(named, latency=parse_latency(self.latency, named.latency))

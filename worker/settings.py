@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, longest_request, profile
+from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, longest_request, parse_latency, profile
 from kvcache.ranks import MAX_RANKS
 from runtime.settings import ChatSettings, SettingsError, split_list
 from worker.addresses import BaseUrl, base_url
@@ -39,6 +40,9 @@ class Settings(ChatSettings):
     )
     tokenizer: str = Field("gpt2", description="'gpt2' (bundled), a folder with a tokenizer, or a Hugging Face id")
     profile: str = Field(DEFAULT_PROFILE, description=f"model on a GPU: {', '.join(sorted(PROFILES))}")
+    latency: str = Field(
+        "", description="times that differ from the profile's: NAME=SECONDS, separated by commas (docs/profiles.md)"
+    )
     block_size: PositiveInt = Field(16, description="tokens of one KV-cache block")
     blocks: PositiveInt | None = Field(
         None, description="usable KV-cache blocks; default: what the profile's GPU holds"
@@ -141,6 +145,12 @@ class Settings(ChatSettings):
     def _known_profile(cls, value: str) -> str:
         return profile(value).name
 
+    @field_validator("latency")
+    @classmethod
+    def _latency_times(cls, value: str) -> str:
+        parse_latency(value, profile(DEFAULT_PROFILE).latency)
+        return value
+
     @classmethod
     def load(cls, argv: Sequence[str]) -> Self:
         return super().load(repeat_flag(argv))
@@ -148,7 +158,8 @@ class Settings(ChatSettings):
     @property
     def gpu(self) -> Profile:
         """The profile that the settings name."""
-        return profile(self.profile)
+        named = profile(self.profile)
+        return replace(named, latency=parse_latency(self.latency, named.latency))
 
     @property
     def published_kv_events(self) -> KVEventsConfig | None:

@@ -10,6 +10,7 @@ RESERVED_FLAGS: Mapping[str, str] = {
     "--served-model-name": "spec.model.servedNames",
     "--tokenizer": "spec.model.tokenizer",
     "--profile": "spec.model.profile",
+    "--latency": "spec.model.latency",
     "--max-model-len": "spec.model.maxModelLen",
     "--block-size": "spec.cache.blockSize",
     "--blocks": "spec.cache.blocks",

@@ -31,7 +31,8 @@ from controller.api.common import (
 )
 from controller.api.cpu_cache import CpuCache
 from controller.api.exposure import HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
-from controller.api.routing import Ejection, Limits, Liveness, Retries, Sessions, Timeouts
+from controller.api.latency import Latency
+from controller.api.routing import Ejection, Limits, Liveness, Retries, Sessions, Strategy, Timeouts
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
 
 API_VERSION: Final = "kvcluster.dev/v1alpha1"
@@ -50,17 +51,6 @@ MAX_DATA_PARALLEL = 64
 """Each engine has a port for its events in the pod."""
 MAX_NAME_LENGTH = 45
 """The longest object name is `<name>-router-management`, and a Service's name has at most 63 characters."""
-
-
-class Strategy(StrEnum):
-    """How a router chooses a worker; `docs/routing.md` has the formula of each."""
-
-    CACHE_AWARE = "cache_aware"
-    LONGEST_PREFIX = "longest_prefix"
-    ROUND_ROBIN = "round_robin"
-    LEAST_LOADED = "least_loaded"
-    LMETRIC = "lmetric"
-    LINEAR = "linear"
 
 
 class EngineType(StrEnum):
@@ -99,6 +89,7 @@ class Model(SpecModel):
         str, AfterValidator(_known_profile), Field(json_schema_extra={"enum": list(PROFILES), "type": "string"})
     ] = DEFAULT_PROFILE
     """Model and GPU whose memory and speed the latency estimates (and the emulator) take: see `docs/profiles.md`."""
+    latency: Latency = Latency()
     max_model_len: Annotated[int, Field(ge=2, le=10_000_000)] | None = None
     """Tokens of the longest request, prompt and answer together. Default: the profile's, or what the cache holds."""
     env: list[EnvVar] = Field(default_factory=list, max_length=64)
@@ -294,8 +285,8 @@ class KVClusterSpec(SpecModel):
 
     @property
     def profile(self) -> Profile:
-        """The named profile of model and GPU."""
-        return profile(self.model.profile)
+        """The named profile of model and GPU, with the times that are given beside it."""
+        return self.model.latency.applied(profile(self.model.profile))
 
     @property
     def model_name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -9,6 +10,17 @@ from pydantic import Field
 from controller.api.common import SpecModel
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class Strategy(StrEnum):
+    """How a router chooses a worker; `docs/routing.md` has the formula of each."""
+
+    CACHE_AWARE = "cache_aware"
+    LONGEST_PREFIX = "longest_prefix"
+    ROUND_ROBIN = "round_robin"
+    LEAST_LOADED = "least_loaded"
+    LMETRIC = "lmetric"
+    LINEAR = "linear"
 
 
 class Limits(SpecModel):

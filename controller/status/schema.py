@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controller.api.model import Strategy
+from controller.api.routing import Strategy
 from controller.status.compute import AGES
 from controller.status.conditions import MESSAGE_LENGTH
 from controller.status.reasons import ConditionType

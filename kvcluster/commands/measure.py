@@ -19,7 +19,8 @@ from bench.run import run as run_bench
 from bench.simulate import ClusterShape, Delays
 from bench.workloads import Workload, WorkloadSpec, build_workload
 from controller.api.load import load_manifest, override
-from controller.api.model import KVCluster, KVClusterSpec, Strategy
+from controller.api.model import KVCluster, KVClusterSpec
+from controller.api.routing import Strategy
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.desired_processes import check
 from kvcache.ranks import rank_id

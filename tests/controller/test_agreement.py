@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from controller.api.flags import RESERVED_FLAGS
-from controller.api.model import KVCluster, Strategy
-from controller.api.routing import Ejection, Limits, Liveness, Retries, Sessions, Timeouts
+from controller.api.model import KVCluster
+from controller.api.routing import Ejection, Limits, Liveness, Retries, Sessions, Strategy, Timeouts
 from controller.local.desired_processes import Addresses, desired_processes
 from router.core.strategies import STRATEGIES
 from router.settings import Settings as RouterSettings

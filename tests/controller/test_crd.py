@@ -15,7 +15,8 @@ import kubernetes_validate
 
 from controller.api.crd import CHART_FILE, crd, crd_yaml
 from controller.api.fields import FIELDS
-from controller.api.model import KVClusterSpec, Strategy
+from controller.api.model import KVClusterSpec
+from controller.api.routing import Strategy
 from controller.api.rules import RULES
 from tests.kube.apiserver import cel
 from tests.kube.apiserver.customresources import faults

@@ -13,8 +13,9 @@ import pytest
 
 from controller.api.fields import cluster_only_in
 from controller.api.load import MAX_BYTES, load_manifest, override, parse_manifest
-from controller.api.model import EngineType, KVCluster, Strategy
+from controller.api.model import EngineType, KVCluster
 from controller.api.problems import ManifestError
+from controller.api.routing import Strategy
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HEAD = "apiVersion: kvcluster.dev/v1alpha1\nkind: KVCluster\nmetadata: {name: demo}\n"
