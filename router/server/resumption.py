@@ -133,11 +133,11 @@ class Resumption:
         if fields is None:
             self._able = self._able and data in (b"", b"[DONE]")
             return event
-        choices = fields.get("choices")
+        choices = fields.get("choices") or []
         if error_kind(fields) is EventKind.FAILURE and self._able:
             self.failure = FailureCause.ERROR_EVENT
             return b""
-        if not isinstance(choices, list) or len(choices) > 1:
+        if not _is_chunk(fields):
             self._able = False
             return event
         if choices and self._able and choices[0].get("finish_reason") == "abort":
@@ -201,7 +201,8 @@ class Resumption:
         self._counted = self._counted or not choices
         usage = fields.get("usage")
         if isinstance(usage, dict):
-            shown["usage"] = self._usage(usage.get("completion_tokens") or 0)
+            count = usage.get("completion_tokens")
+            shown["usage"] = self._usage(count if type(count) is int else 0)
         elif "usage" in fields:
             shown["usage"] = None
         if "system_fingerprint" in fields:
@@ -210,7 +211,7 @@ class Resumption:
 
     def _part(self, choice: Mapping[str, Any]) -> dict[str, Any] | None:
         """A choice of a chat's event; None for the one that states the role, which the client knows."""
-        delta = {name: value for name, value in choice["delta"].items() if name != "role"}
+        delta = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
         self._note(choice, delta.get("content") or "")
         self._note_delta(delta)
         if choice.get("finish_reason") is None and not any(delta.values()):
@@ -332,6 +333,35 @@ class Resumption:
         tokens = self._prompt + self._ids
         keys = route.keys.of(pack_tokens(tokens)) if route.keys is not None else None
         return replace(route, keys=keys, prompt_tokens=len(tokens), output_tokens=self._left(), reported=None)
+
+
+def _is_chunk(fields: Mapping[str, Any]) -> bool:
+    """Whether an event is one of vLLM's: at most one choice, whose fields have the types that are read here."""
+    choices = fields.get("choices")
+    if not isinstance(choices, list) or len(choices) > 1 or not _is_ids(fields.get("prompt_token_ids")):
+        return False
+    for choice in choices:
+        if not isinstance(choice, dict):
+            return False
+        delta = choice.get("delta")
+        if not isinstance(delta, dict | None):
+            return False
+        texts = (choice.get("text"), delta.get("content") if delta is not None else None)
+        if not all(isinstance(text, str | None) for text in texts):
+            return False
+        if not (_is_ids(choice.get("token_ids")) and _is_ids(choice.get("prompt_token_ids"))):
+            return False
+    return True
+
+
+def _is_ids(ids: object) -> bool:
+    if ids is None:
+        return True
+    try:
+        array("I", ids if isinstance(ids, list) else (None,))
+    except (TypeError, OverflowError):
+        return False
+    return True
 
 
 @dataclass(slots=True)

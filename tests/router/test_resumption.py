@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvcache.keys import PrefixKeys, pack_tokens
@@ -509,6 +509,38 @@ async def test_garbage_passes_and_ends_the_hope_of_going_on(tokenizer: Tokenizer
         assert stream.push(ROLE + garbage).endswith(garbage)
         stream.push(chunk({"content": " four"}, tokenizer.encode(" four")))
         assert not await stream.go_on(FailureCause.BROKEN)
+
+
+ODD = st.sampled_from(
+    [None, True, False, 0, 1, -1, 2**40, "a", "", " four", [], [1], ["a"], [None], {}, {"content": "x"}, {"content": 7},
+     {"role": "a"}, {"tool_calls": [1]}, {"reasoning": "x"}, {"completion_tokens": "x"}, {"code": 500}]
+)  # fmt: skip
+CHOICES = st.lists(
+    st.dictionaries(st.sampled_from(["delta", "text", "token_ids", "prompt_token_ids", "finish_reason"]), ODD) | ODD,
+    max_size=2,
+)
+EVENTS = st.lists(
+    st.fixed_dictionaries(
+        {"choices": CHOICES}, optional=dict.fromkeys(("id", "usage", "error", "prompt_token_ids"), ODD)
+    )
+    | ODD,
+    max_size=3,
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(EVENTS, EVENTS, st.booleans())
+async def test_no_event_of_a_worker_is_an_error_here(
+    tokenizer: Tokenizer, first: list[Any], rest: list[Any], stops: bool
+) -> None:
+    stream = resumption(tokenizer, stop=["bc"] if stops else [])
+    stream.begin()
+    stream.push(ROLE + chunk({"content": " fou" if stops else " four"}, tokenizer.encode(" four")))
+    stream.push(b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in first))
+    if await stream.go_on(FailureCause.BROKEN):
+        stream.begin()
+        stream.push(b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in rest))
+        await stream.go_on(FailureCause.BROKEN)
 
 
 def test_the_added_field_prevails(tokenizer: Tokenizer) -> None:
