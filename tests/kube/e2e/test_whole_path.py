@@ -11,7 +11,7 @@ import pytest
 
 from controller.status.compute import HELD_PERMILLE
 from tests.kube.backends import used
-from tests.kube.e2e.support import World, failures
+from tests.kube.e2e.support import SPEED, World, failures
 from tests.kube.operator.support import OBJECTS
 from tests.processes import eventually
 
@@ -47,8 +47,12 @@ async def test_requests_flow_while_everything_changes(world: World):
     await eventually(gone, "everything is gone", 60)
 
 
+RANKED = {"speed": SPEED, "dataParallel": {"size": 2}}
+
+
 async def test_the_status_tells_what_goes_on(world: World):
-    await world.serve(workers=2)
+    """Of workers with two ranks each, which it counts as pods."""
+    await world.serve(workers=2, engine=RANKED)
     records = await world.under_load()
     assert failures(records) == []
     told = [record for record in records if record.cached_tokens is not None]
@@ -63,6 +67,8 @@ async def test_the_status_tells_what_goes_on(world: World):
             and await world.api.condition("rag", "CacheViewFresh", "Fresh")
         )
 
+    names = {pod["metadata"]["name"] for pod in await world.pods("worker")}
+    assert {record.worker for record in told} == {f"{name}/{rank}" for name in names for rank in range(2)}
     await eventually(shown, "the answers' hit rate and numbers are in the status", 30)
     events = [
         (event["reason"], event["message"])
@@ -101,12 +107,12 @@ async def test_a_router_sends_requests_where_their_prefix_is(world: World):
 
 
 async def test_the_coldest_worker_leaves_first(world: World):
-    await world.serve(workers=3)
+    await world.serve(workers=3, engine=RANKED)
     body = {"prompt": "What everybody asks about. " * 60, "max_tokens": 2}
     async with httpx.AsyncClient(base_url=world.url(), timeout=30, trust_env=False) as client:
         for _ in range(6):
             answer = await client.post("/v1/completions", json=body)
-    warm = answer.headers["x-kvcluster-worker"]
+    warm, _, _ = answer.headers["x-kvcluster-worker"].partition("/")
 
     async def priced() -> bool:
         costs = {
