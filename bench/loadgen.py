@@ -111,7 +111,7 @@ class _Run:
         self.start = 0.0
 
     def encode(self, request: TimedRequest) -> tuple[TimedRequest, bytes]:
-        return request, orjson.dumps({**request.body, **self.extra})
+        return request, orjson.dumps({**self.extra, **request.body})
 
     def emulated(self, at: float) -> float:
         return (at - self.start) * self.options.speed

@@ -32,7 +32,7 @@ def prompts(workload: Workload, tokenizer: Tokenizer) -> Iterator[Prompt]:
             tokens = chat_prompt(request.body["messages"], tokenizer)
         else:
             (tokens,) = completion_prompts(request.body["prompt"], tokenizer)
-        yield Prompt(request, tokens, request_scope(request.body))
+        yield Prompt(request, tokens, request_scope(request.body, request.body.get("model", "")))
 
 
 class PooledCache:

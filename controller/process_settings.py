@@ -30,11 +30,7 @@ def worker_settings(spec: KVClusterSpec) -> dict[str, object]:
         "cpu-blocks": spec.cpu_blocks or None,
         "cpu-bandwidth": f"{spec.cpu_bandwidth:g}" if spec.cpu_blocks else None,
         "speed": spec.engine.speed,
-        **(
-            {"enable-lora": True, "max-loras": spec.max_loras, "max-lora-rank": spec.max_lora_rank}
-            if spec.model.adapters
-            else {}
-        ),
+        **lora_settings(spec),
         "generator": spec.engine.generator,
         "seed": spec.engine.seed,
         "mean-output-tokens": spec.engine.mean_output_tokens,
@@ -46,6 +42,19 @@ def data_parallel_size(spec: KVClusterSpec) -> int | None:
     """The number of a worker's engines; None where there is one, as for every process that is not told otherwise."""
     size = spec.engine.data_parallel.size
     return size if size > 1 else None
+
+
+def lora_settings(spec: KVClusterSpec) -> dict[str, object]:
+    """Settings of an engine, by vLLM's names, that follow from the listed LoRA adapters."""
+    listed = spec.model.adapters
+    if not listed:
+        return {}
+    return {
+        "enable-lora": True,
+        # Up to a power of two, so that not every change of the list restarts the workers.
+        "max-loras": spec.engine.max_loras or 1 << (len(listed) - 1).bit_length(),
+        "max-lora-rank": max(adapter.rank for adapter in listed),
+    }
 
 
 def adapters_file(spec: KVClusterSpec) -> str:

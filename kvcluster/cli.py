@@ -39,7 +39,10 @@ Manifest = Annotated[str, typer.Argument(metavar="FILE", help="KVCluster manifes
 Workload = Annotated[
     str,
     typer.Option(
-        "--workload", "-w", metavar="NAME", help="Workload to send: rag, chat, uniform, hot, answers or trace."
+        "--workload",
+        "-w",
+        metavar="NAME",
+        help="Workload to send: rag, chat, uniform, hot, answers, adapters or trace.",
     ),
 ]
 Trace = Annotated[

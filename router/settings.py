@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, StringConstraints, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, parse_latency, profile
@@ -22,6 +22,9 @@ ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#\s,]+"
 """The form of the header `Origin` that a browser sends."""
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 """The form of the names of Services and namespaces."""
+
+
+DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL)]
 
 
 class Settings(ChatSettings):
@@ -51,8 +54,8 @@ class Settings(ChatSettings):
     workers_file: Path | None = Field(
         None, description="file with one worker a line (URL or URL,feed=URL), read again when it changes"
     )
-    kubernetes_service: str | None = Field(
-        None, pattern=DNS_LABEL, description="Service whose EndpointSlices name the workers; they are watched"
+    kubernetes_service: Annotated[tuple[DnsLabel, ...], NoDecode] = Field(
+        (), description="Services whose EndpointSlices name the workers, separated by commas; they are watched"
     )
     kubernetes_namespace: str | None = Field(
         None, pattern=DNS_LABEL, description="its namespace; default: the pod's own, else the kubeconfig context's"
@@ -148,7 +151,7 @@ class Settings(ChatSettings):
     )
     grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after that")
 
-    @field_validator("workers", "allowed_paths", "cors_origins", mode="before")
+    @field_validator("workers", "allowed_paths", "cors_origins", "kubernetes_service", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_list(value)
@@ -209,7 +212,7 @@ class Settings(ChatSettings):
         lists = {
             "--workers": bool(settings.workers),
             "--workers-file": settings.workers_file is not None,
-            "--kubernetes-service": settings.kubernetes_service is not None,
+            "--kubernetes-service": bool(settings.kubernetes_service),
         }
         if settings.total_body_bytes < settings.max_body_bytes:
             raise SettingsError("--max-total-body-bytes must have room for one body of --max-body-bytes")
@@ -217,7 +220,7 @@ class Settings(ChatSettings):
         if len(given) > 1:
             raise SettingsError(f"{' and '.join(given)} name {len(given)} lists of workers: use one of them")
         for name in ("kubernetes_namespace", "kubernetes_kubeconfig", "kubernetes_own_service"):
-            if getattr(settings, name) is not None and settings.kubernetes_service is None:
+            if getattr(settings, name) is not None and not settings.kubernetes_service:
                 flag = "--" + name.replace("_", "-")
                 raise SettingsError(f"{flag} goes with --kubernetes-service, which names the workers: give both")
         return settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from bench.workloads.adapters import adapters
 from bench.workloads.base import CHAT, COMPLETIONS, TimedRequest, Workload, WorkloadError, WorkloadSpec
 from bench.workloads.conversation import conversation
 from bench.workloads.rag import rag
@@ -16,6 +17,7 @@ WORKLOADS: Mapping[str, Callable[[WorkloadSpec], Workload]] = {
     "uniform": uniform,
     "hot": hot,
     "answers": answers,
+    "adapters": adapters,
     "trace": trace,
 }
 

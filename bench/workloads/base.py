@@ -39,7 +39,8 @@ class TimedRequest:
     path: str
     """`COMPLETIONS` or `CHAT`."""
     body: Mapping[str, Any]
-    """OpenAI body without `model` and the streaming fields, which the sender adds."""
+    """OpenAI body without the streaming fields, which the sender adds, and without `model` unless it asks for an
+    adapter."""
     max_tokens: int
     """Tokens that are generated: every body sets `ignore_eos`, so that all runs generate the same number."""
     prompt_tokens: int | None = None

@@ -16,6 +16,7 @@ import pkgutil
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import cleandoc
 from itertools import accumulate
 from pathlib import Path
@@ -63,7 +64,8 @@ def _entries(body: list[ast.stmt], owner: str) -> Iterator[tuple[str, str]]:
             yield name, f"def {name}({ast.unparse(node.args)})\n{cleandoc(text)}\n"
 
 
-def excerpts(module: str, source: str, length: int) -> list[Document]:
+@lru_cache(maxsize=256)
+def excerpts(module: str, source: str, length: int) -> tuple[Document, ...]:
     """The documentation of a module in excerpts of at most `length` characters, each cut at the end of a line.
 
     Excerpts that name fewer than `MIN_NAMES` functions and classes, or are shorter than two thirds of `length`, are
@@ -87,7 +89,7 @@ def excerpts(module: str, source: str, length: int) -> list[Document]:
             close()
             text, names = f"# Module {module}, continued\n", []
     close()
-    return made
+    return tuple(made)
 
 
 def documents(random: Random, count: int, length: int, per_module: int = 2) -> list[Document]:

@@ -26,6 +26,7 @@ CHART_FILE = Path("deploy/helm/kvcluster/files/crd.yaml")
 _MAP_LISTS: Mapping[tuple[str, ...], list[str]] = {
     **{("spec", part, "env"): ["name"] for part in ("engine", "model")},
     ("spec", "model", "adapters"): ["name"],
+    ("spec", "router", "serves"): ["cluster"],
 }
 """Lists whose items have a key: two managers can own different items, and a key cannot be given twice."""
 _SET_LISTS = frozenset({("spec", "engine", "imagePullSecrets"), ("spec", "model", "servedNames")})
@@ -34,6 +35,7 @@ COLUMNS = (
     ("Strategy", "string", ".spec.router.strategy", "How a worker is chosen", 0),
     ("Workers", "string", ".status.workers.summary", "Workers ready of those wanted", 0),
     ("Routers", "string", ".status.routers.summary", "Routers ready of those wanted", 0),
+    ("Models", "string", ".status.models", "Models that the routers serve", 1),
     ("Adapters", "string", ".status.adapters.summary", "LoRA adapters loaded of those listed", 1),
     ("Hit rate", "string", ".status.hitRate", "Prompt tokens that came from a cache", 0),
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', "Whether requests are answered", 0),

@@ -32,7 +32,7 @@ from controller.api.common import (
 from controller.api.cpu_cache import CpuCache
 from controller.api.exposure import HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
 from controller.api.latency import Latency
-from controller.api.routing import Ejection, Limits, Liveness, Retries, Sessions, Strategy, Timeouts
+from controller.api.routing import Ejection, Limits, Liveness, Retries, ServedCluster, Sessions, Strategy, Timeouts
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
 
 API_VERSION: Final = "kvcluster.dev/v1alpha1"
@@ -220,6 +220,8 @@ class Router(Placement):
         default_factory=list, max_length=32
     )
     """Paths that routers forward in addition to inference APIs, such as /v1/load_lora_adapter: see `docs/router.md`."""
+    serves: Annotated[list[ServedCluster], CLUSTER_ONLY] = Field(default_factory=list, max_length=32)
+    """Other KVClusters behind the same endpoint: the `model` of a request decides. See `docs/operator.md`."""
     service: Annotated[Service, CLUSTER_ONLY] = Service()
     """The Service in front of the routers."""
     ingress: Annotated[Ingress | None, CLUSTER_ONLY] = None
@@ -375,16 +377,6 @@ class KVClusterSpec(SpecModel):
                     raise rule_broken(where, f"is the name of another volume, {seen[name]}")
                 seen[str(name)] = f"spec.{where}: rename one of the two"
         return self
-
-    @property
-    def max_loras(self) -> int:
-        """Adapters whose requests run in one batch: as given, else as many as there are, up to a power of two."""
-        return self.engine.max_loras or 1 << (len(self.model.adapters) - 1).bit_length()
-
-    @property
-    def max_lora_rank(self) -> int:
-        """The largest rank of an adapter."""
-        return max((adapter.rank for adapter in self.model.adapters), default=16)
 
     @model_validator(mode="after")
     def _adapters_have_names_of_their_own(self) -> KVClusterSpec:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from controller.api.common import SpecModel
+from controller.api.common import SpecModel, rule_broken
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
@@ -21,6 +22,27 @@ class Strategy(StrEnum):
     LEAST_LOADED = "least_loaded"
     LMETRIC = "lmetric"
     LINEAR = "linear"
+
+
+class ServedCluster(SpecModel):
+    """Another KVCluster whose workers the routers serve, too."""
+
+    cluster: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=45)]
+    """Name of a KVCluster in the same namespace. It need not exist yet."""
+    model: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """A name under which its workers serve their model; goes with `tokenizer`."""
+    tokenizer: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """What turns that model's prompts into token ids, as `spec.model.tokenizer`. Default: none, and its requests are
+    routed by load."""
+
+    @model_validator(mode="after")
+    def _model_and_tokenizer(self) -> ServedCluster:
+        if (self.model is None) != (self.tokenizer is None):
+            missing = "model" if self.model is None else "tokenizer"
+            raise rule_broken(missing, "model and tokenizer go together: give both, or none")
+        if (self.model is not None and re.search("[,=]", self.model)) or re.search(",", self.tokenizer or ""):
+            raise rule_broken("model", "a name with a comma or an equals sign cannot be given to a router")
+        return self
 
 
 class Limits(SpecModel):

@@ -38,7 +38,7 @@ def settings(cluster: Cluster, component: Component) -> dict[str, str]:
     return _agent_settings(cluster) if cluster.spec.engine.type is EngineType.VLLM else _emulator_settings(cluster)
 
 
-ADAPTERS_FOLDER, ADAPTERS_FILE = "/etc/kvcluster", "adapters.json"
+ADAPTERS_FOLDER, ADAPTERS_FILE = "/run/kvcluster", "adapters.json"
 """Where worker pods find the list of adapters. It is no part of their settings: a change rolls nothing."""
 
 
@@ -61,8 +61,13 @@ def digest(content: Mapping[str, object]) -> str:
 
 
 def _router_settings(cluster: Cluster) -> dict[str, str]:
+    others = cluster.spec.router.serves
+    tokenizers = [f"{other.model}={other.tokenizer}" for other in others if other.model is not None]
     own = {
-        "kubernetes-service": cluster.object_name(Component.WORKER),
+        "kubernetes-service": ",".join(
+            [cluster.object_name(Component.WORKER), *(f"{other.cluster}-{Component.WORKER}" for other in others)]
+        ),
+        "model-tokenizers": ",".join(tokenizers) or None,
         "kubernetes-namespace": cluster.namespace,
         "kubernetes-own-service": cluster.object_name(Component.ROUTER),
         "drain-delay": f"{cluster.release.drain_delay:g}",

@@ -22,7 +22,7 @@ from controller.objects.pods import (
     ip_families,
     pod_field_variable,
 )
-from controller.process_settings import data_parallel_size
+from controller.process_settings import data_parallel_size, flags, lora_settings
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.32.0"
 """The release whose behaviour was measured."""
@@ -221,11 +221,7 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
         f"--shutdown-timeout={spec.workers.drain_seconds}",
         f"--kv-events-config={json.dumps(events)}",
         *_offloading_arguments(spec),
-        *(
-            ["--enable-lora", f"--max-loras={spec.max_loras}", f"--max-lora-rank={spec.max_lora_rank}"]
-            if spec.model.adapters
-            else []
-        ),
+        *flags(lora_settings(spec)),
         *spec.engine.args,
     ]
 

@@ -42,6 +42,7 @@ def compute(observed: Observed, previous: Mapping[str, Any] | None, now: datetim
         "endpoint": endpoint(observed, raw.text(before, "endpoint")),
         "hitRate": None if permille is None else percent(permille),
         "cache": cache,
+        "models": _models(observed) or raw.text(before, "models") or None,
         "adapters": _adapters(observed, before),
         "selector": selector(observed.name),
     }
@@ -59,6 +60,11 @@ def _strategy(observed: Observed, before: Mapping[str, Any]) -> str | None:
     if observed.spec is not None:
         return observed.spec.router.strategy.value
     return raw.text(before, "strategy") or None
+
+
+def _models(observed: Observed) -> str:
+    """The models that the routers report, in their order; empty while none does."""
+    return ", ".join(dict.fromkeys(model.name for report in ready_reports(observed) for model in report.models))
 
 
 def _adapters(observed: Observed, before: Mapping[str, Any]) -> Mapping[str, Any] | None:

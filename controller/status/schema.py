@@ -57,6 +57,7 @@ def status_schema() -> dict[str, Any]:
                     ),
                 },
             ),
+            "models": _string("The models that the routers' workers serve, by their first names.", maxLength=4096),
             "adapters": _object(
                 "The LoRA adapters of spec.model.adapters. Absent without any.",
                 {

@@ -23,6 +23,7 @@ from controller.api.model import KVCluster, KVClusterSpec
 from controller.api.routing import Strategy
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.desired_processes import check
+from controller.process_settings import lora_settings
 from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.terminal import exits, output
@@ -146,6 +147,7 @@ def shape_of(spec: KVClusterSpec) -> ClusterShape:
             max_num_seqs=profile.max_num_seqs,
             max_model_len=spec.max_model_len,
             block_size=spec.cache.block_size,
+            max_loras=int(str(lora_settings(spec).get("max-loras", 0))),
             cpu_blocks=spec.cpu_blocks,
             cpu_block_seconds=profile.load_seconds(spec.cache.block_size, spec.cpu_bandwidth),
             sliding_window=profile.geometry.sliding_window,

@@ -13,6 +13,7 @@ import pytest
 from controller.api.load import ManifestError, validate_manifest
 from controller.local.desired_processes import Addresses, desired_processes
 from controller.objects.config import ADAPTERS_FOLDER
+from controller.process_settings import lora_settings
 from tests.controller.objects.support import containers, objects
 
 SQL, LAW = {"name": "sql", "source": "acme/sql"}, {"name": "law", "source": "/models/law", "rank": 64}
@@ -49,8 +50,8 @@ def test_a_name_that_is_loaded_but_not_served_is_free() -> None:
 @pytest.mark.parametrize(("adapters", "slots"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8)])
 def test_places_in_a_batch_grow_in_steps(adapters: int, slots: int) -> None:
     listed = [{"name": f"a{index}", "source": "x"} for index in range(adapters)]
-    assert validate_manifest(manifest(listed)).spec.max_loras == slots
-    assert validate_manifest(manifest(listed, engine={"maxLoras": 3})).spec.max_loras == 3
+    assert lora_settings(validate_manifest(manifest(listed)).spec)["max-loras"] == slots
+    assert lora_settings(validate_manifest(manifest(listed, engine={"maxLoras": 3})).spec)["max-loras"] == 3
 
 
 @pytest.mark.parametrize("engine", ["emulator", "vllm"])

@@ -78,8 +78,9 @@ def test_the_router_that_sees_an_adapter_on_the_fewest_workers_counts() -> None:
     assert [each["workers"] for each in status["adapters"]["each"]] == [4, 3]
 
 
-def test_other_models_of_the_router_do_not_count() -> None:
+def test_other_models_of_the_router_are_listed_and_do_not_count() -> None:
     other = ModelReport("other", 9, {"sql": 9})
+    assert compute(seen(model(4, 4), other), None, NOW)["models"] == "m, other"
     assert reasons(seen(other, model(4, 4)))["AdaptersReady"] == "True/AdaptersLoaded"
 
 

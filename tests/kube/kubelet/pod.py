@@ -8,11 +8,13 @@ crashes, and the test with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 from tests.kube.kubelet.api import PODS, Key, Object, WorkQueue, key_of, now
 from tests.kube.kubelet.container import LEAST_GRACE, Container
+from tests.kube.kubelet.environment import ConfigError
 from tests.kube.kubelet.machine import Machine
 from tests.kube.kubelet.podstatus import Place, Waiting, pod_status
 from tests.kube.kubelet.rollout import is_active
@@ -53,6 +55,10 @@ BELOW = {
     **{f"{kind}Probe": PROBE for kind in ("readiness", "liveness", "startup")},
     **{f"{kind}Probe.httpGet": {"path", "port", "scheme"} for kind in ("readiness", "liveness", "startup")},
 }
+
+
+VOLUMES_INTERVAL = 1.0
+"""Seconds between two looks at the ConfigMaps of a pod's volumes."""
 
 
 class Pod:
@@ -113,6 +119,7 @@ class Pod:
         async with asyncio.TaskGroup() as group:
             reporting = group.create_task(self._report())
             starting = group.create_task(self._start(group))
+            refreshing = group.create_task(self._refresh_volumes())
             self._dirty.set()
             await self._ending.wait()
             starting.cancel()
@@ -125,10 +132,18 @@ class Pod:
                 await asyncio.wait(self._running)
             self._over = True
             reporting.cancel()
+            refreshing.cancel()
         self._volumes.remove()
         if not self._gone:
             self._write()
             self._machine.api.delete(PODS, self.document, grace=0)
+
+    async def _refresh_volumes(self) -> None:
+        """Files follow their ConfigMaps, also under a running container."""
+        while any(volume.get("configMap") for volume in self.document["spec"].get("volumes") or ()):
+            await asyncio.sleep(VOLUMES_INTERVAL)
+            with contextlib.suppress(ConfigError):  # a deleted ConfigMap leaves its files behind
+                self._volumes.refresh(self.document)
 
     async def _start(self, group: asyncio.TaskGroup) -> None:
         """Sidecars one after the other, then all others at once."""
@@ -221,7 +236,10 @@ def _unplayed(spec: Spec) -> Iterator[str]:
             if kind == "initContainers" and each.get("restartPolicy") != "Always":
                 yield f"spec.{kind}[{each['name']}], which is no sidecar"
     for volume in spec.get("volumes") or ():
-        yield from _beyond(f"spec.volumes[{volume['name']}]", volume, {"name", "emptyDir"})
+        yield from _beyond(f"spec.volumes[{volume['name']}]", volume, {"name", "emptyDir", "configMap"})
+        yield from _beyond(
+            f"spec.volumes[{volume['name']}].configMap", volume.get("configMap"), {"name", "defaultMode"}
+        )
 
 
 def _unplayed_container(path: str, container: Spec) -> Iterator[str]:

@@ -1,9 +1,10 @@
 """A pod's volumes as folders of this machine, and the token that its service account gets.
 
-Played: emptyDir, and the files of the ServiceAccount admission (token, namespace, CA certificate), which are written
-when a container starts. Checked by `test_pod_surroundings.py`, and against what the same pods find under Kubernetes
-1.36 and containerd 1.6. Not played, and refused (`pod.py`): volumes of ConfigMaps and Secrets and all others. Tokens
-do not expire.
+Played: emptyDir, ConfigMaps (whole, each key a file; a changed one is written again within a second, where a kubelet
+takes up to a minute or two), and the files of the ServiceAccount admission (token, namespace, CA certificate), which
+are written when a container starts. Checked by `test_pod_surroundings.py`, and against what the same pods find under
+Kubernetes 1.36 and containerd 1.6. Not played, and refused (`pod.py`): Secrets and all others, and `items` and
+`optional` of ConfigMaps. Tokens do not expire.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from tests.kube.kubelet.api import SERVICE_ACCOUNTS, Api, Object
+from tests.kube.kubelet.api import CONFIG_MAPS, SERVICE_ACCOUNTS, Api, Object
 from tests.kube.kubelet.environment import ConfigError
 from tests.kube.kubelet.process import TOKEN_MOUNT, Isolation, Mount, token_is_mounted
 
@@ -54,13 +55,30 @@ class PodVolumes:
         self._credentials = credentials
 
     def prepare(self, pod: Object) -> dict[str, Path]:
-        """Folders by the name of the volume, each of which is an emptyDir: what it holds stays."""
+        """Folders by the name of the volume. What an emptyDir holds stays. Raises `ConfigError` for a missing
+        ConfigMap."""
         found = {}
         for volume in pod["spec"].get("volumes") or ():
             folder = found[volume["name"]] = self._folder / volume["name"]
             folder.mkdir(parents=True, exist_ok=True)
             self._open(folder, (pod["spec"].get("securityContext") or {}).get("fsGroup"))
+        self.refresh(pod)
         return found
+
+    def refresh(self, pod: Object) -> None:
+        """Write the files of ConfigMaps that have changed. Raises `ConfigError` for one that does not exist."""
+        for volume in pod["spec"].get("volumes") or ():
+            if (reference := volume.get("configMap")) is None:
+                continue
+            found = self._api.get(CONFIG_MAPS, (pod["metadata"]["namespace"], reference["name"]))
+            if found is None:
+                raise ConfigError(f'configmap "{reference["name"]}" not found')
+            for name, content in (found.get("data") or {}).items():
+                file = self._folder / volume["name"] / name
+                if not file.exists() or file.read_text(encoding="utf-8") != content:
+                    written = file.with_name(f"..{name}")
+                    written.write_text(content, encoding="utf-8")
+                    written.replace(file)
 
     def token(self, pod: Object, isolation: Isolation) -> Path | None:
         """What is mounted at `TOKEN_MOUNT` (or a kubeconfig, where nothing can be mounted); None: no token."""
