@@ -64,7 +64,5 @@ class DataParallelEngines:
     def _score(self, number: int) -> float:
         engine = self._ranks[number].async_engine
         load = engine.load()
-        used = 1.0 - load.free_blocks / load.total_blocks
-        return max(engine.active, load.waiting + load.running) + load.waiting * QUEUE_WEIGHT * max(
-            0.0, used - USAGE_THRESHOLD
-        )
+        pressure = max(0.0, 1.0 - load.free_blocks / load.total_blocks - USAGE_THRESHOLD)
+        return max(engine.active, load.waiting + load.running) + load.waiting * QUEUE_WEIGHT * pressure

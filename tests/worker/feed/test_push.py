@@ -24,8 +24,11 @@ from kvcache.feed import (
 )
 from runtime.http.server import HttpServer
 from runtime.sockets import listen
+from tests.processes import eventually
 from worker.addresses import advertised_url
 from worker.feed.push import Pusher, PushError, posting_to
+from worker.main import push
+from worker.settings import Settings
 
 pytestmark = pytest.mark.looptime
 
@@ -168,6 +171,32 @@ async def test_messages_go_over_http() -> None:
     async with posting_to(url) as post:
         with pytest.raises(PushError):
             await post("/internal/heartbeat", b"", JSON)
+
+
+@pytest.mark.looptime(False)
+async def test_every_data_parallel_rank_is_pushed_under_one_url(start) -> None:
+    beats: list[Heartbeat] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = (await receive())["body"]
+        if scope["path"] == "/internal/heartbeat":
+            beats.append(decode_heartbeat(body))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    server = HttpServer(app, listen("127.0.0.1", 0))
+    await server.start()
+    url = f"http://127.0.0.1:{server.port}"
+    settings = Settings(model="m", data_parallel_size=3, router_url=(url,), worker_id="w")
+    task = asyncio.create_task(push(start(data_parallel_size=3, worker_id="w").worker, settings, 8100))
+    await eventually(lambda: len(beats) == 3, "each has sent a heartbeat")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await server.stop(0.0)
+    assert {(beat.info.worker_id, beat.info.rank, beat.info.ranks) for beat in beats} == {
+        (f"w/{rank}", rank, 3) for rank in range(3)
+    }
+    assert {beat.url for beat in beats} == {"http://127.0.0.1:8100"}
 
 
 @pytest.mark.looptime(False)
