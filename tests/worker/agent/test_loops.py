@@ -19,6 +19,7 @@ from worker.agent import agent as module
 from worker.agent import rank
 from worker.agent.agent import Agent
 from worker.agent.core.load import Scrape
+from worker.agent.engine import Models
 from worker.agent.prompts import Expected
 from worker.agent.settings import Settings
 from worker.agent.subscription import Message
@@ -139,6 +140,9 @@ def test_an_engine_that_becomes_another_one_while_the_agent_connects_is_followed
                 if self.scrapes > 1:
                     await changed.wait()
                 return (Scrape("m", 0, 0, 0, 0.0, 16, 100 + changed.is_set(), 0.0, 0.0),)
+
+            async def models(self) -> Models:
+                return Models((), {})
 
         @asynccontextmanager
         async def client(url: str) -> AsyncIterator[Changing]:
