@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -44,8 +45,11 @@ class Outcome:
 
 
 @contextlib.asynccontextmanager
-async def following(served: Served, wire: Wire | None = None) -> AsyncIterator[tuple[Agent, str]]:
-    """An agent that follows the engine, through `wire` if there is one, and its URL."""
+async def following(
+    served: Served, wire: Wire | None = None, adapters_file: Path | None = None
+) -> AsyncIterator[tuple[Agent, str]]:
+    """An agent that follows the engine, through `wire` if there is one, and its URL. It keeps the adapters of the file
+    loaded."""
     through = wire or served
     settings = Settings(
         engine_url=served.url,
@@ -53,6 +57,7 @@ async def following(served: Served, wire: Wire | None = None) -> AsyncIterator[t
         replay_endpoint=through.replay,
         worker_id="vllm-0",
         poll_interval=0.05,
+        adapters_file=adapters_file,
     )
     sock = listen("127.0.0.1", 0)
     agent = Agent(settings, lambda: Expected.of(served.tokenizer), sock.getsockname()[1])
@@ -128,12 +133,14 @@ class Bed:
 
 
 @contextlib.asynccontextmanager
-async def bed(served: Served, start_router: StartRouter, wire: Wire | None = None) -> AsyncIterator[Bed]:
+async def bed(
+    served: Served, start_router: StartRouter, wire: Wire | None = None, adapters_file: Path | None = None
+) -> AsyncIterator[Bed]:
     """A bed beside the engine, at rest."""
     # A stopped engine is part of some tests; its view is to be lost by what the agent says, not by time.
     settings = {"routing_strategy": "cache_aware", "view_timeout": 600.0}
     async with (
-        following(served, wire) as (agent, feed),
+        following(served, wire, adapters_file) as (agent, feed),
         start_router(load=lambda name: served.tokenizer, **settings) as router,
     ):
         router.router.fleet_sync.apply({served.url: DiscoveredWorker(feed=feed)})
