@@ -44,6 +44,9 @@ class Well:
     async def scrape(self) -> tuple[Scrape, ...]:
         return (Scrape("m", 0, 0, 0, 0.0, 16, 100, 0.0, 0.0),)
 
+    async def models(self) -> Models:
+        return Models((), {})
+
 
 class Dropped:
     """Connections to a publisher that drops each at once."""
