@@ -21,7 +21,11 @@ import orjson
 
 from bench.result import LoadgenHealth, Record, summary
 from bench.stream import FirstToken, ending, status_error
-from bench.workloads import TimedRequest, Workload
+from bench.workloads import MESSAGES, TimedRequest, Workload
+
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+_STREAMED_MESSAGE = {"stream": True}
+"""The Messages API states its usage unasked."""
 
 WORKER_HEADER = "x-kvcluster-worker"
 REASON_HEADER = "x-kvcluster-reason"
@@ -100,9 +104,7 @@ class _Run:
         self.session = session
         self.url = url
         self.options = options
-        self.extra: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
-        if model is not None:
-            self.extra["model"] = model
+        self.model = {} if model is None else {"model": model}
         self.records: list[Record] = []
         self.lateness: list[float] = []
         self.lags: list[float] = []
@@ -111,7 +113,8 @@ class _Run:
         self.start = 0.0
 
     def encode(self, request: TimedRequest) -> tuple[TimedRequest, bytes]:
-        return request, orjson.dumps({**self.extra, **request.body})
+        streamed = _STREAMED_MESSAGE if request.path == MESSAGES else _STREAMED
+        return request, orjson.dumps({**streamed, **self.model, **request.body})
 
     def emulated(self, at: float) -> float:
         return (at - self.start) * self.options.speed

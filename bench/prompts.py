@@ -10,9 +10,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.workloads import CHAT, TimedRequest, Workload
+from bench.workloads import CHAT, MESSAGES, TimedRequest, Workload
 from kvcache.keys import BlockKey, CacheScope, PrefixKeys, pack_tokens
-from kvcache.prompts import chat_prompt, completion_prompts, request_scope
+from kvcache.prompts import chat_request_prompt, completion_prompts, messages_chat_fields, request_scope
 from kvcache.tokens.tokenizer import Tokenizer
 
 
@@ -29,7 +29,9 @@ def prompts(workload: Workload, tokenizer: Tokenizer) -> Iterator[Prompt]:
     """Every request of the workload with its tokens. Raises `PromptError` for a prompt that a worker would refuse."""
     for request in workload.requests():
         if request.path == CHAT:
-            tokens = chat_prompt(request.body["messages"], tokenizer)
+            tokens = chat_request_prompt(request.body, tokenizer)
+        elif request.path == MESSAGES:
+            tokens = chat_request_prompt(messages_chat_fields(request.body, tokenizer), tokenizer)
         else:
             (tokens,) = completion_prompts(request.body["prompt"], tokenizer)
         yield Prompt(request, tokens, request_scope(request.body, request.body.get("model", "")))

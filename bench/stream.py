@@ -1,4 +1,5 @@
-"""Reading an OpenAI answer that comes as server-sent events, with as little work as a measurement allows.
+"""Reading an answer that comes as server-sent events, with as little work as a measurement allows: of OpenAI's
+completion and chat APIs, or of Anthropic's Messages API.
 
 Only the events up to the first token and the last few are decoded: they say when the answer began, how long it is, how
 much of the prompt was cached and whether it ended well.
@@ -15,8 +16,9 @@ from runtime.sse import EMPTY_LINE, complete_events, event_data
 
 _SEPARATOR = b"\n\n"
 _DONE = b"[DONE]"
+_MESSAGE_STOP = "message_stop"
 LAST_EVENTS = 5
-"""Events at the end that are decoded: finish reason, usage, error and [DONE] are among them."""
+"""Events at the end that are decoded: finish reason, usage, error and [DONE] (or `message_stop`) are among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,10 @@ def _decoded(data: bytes) -> dict[str, Any]:
 
 def has_content(data: bytes) -> bool:
     """Whether this data holds a generated token; the chunk that only names the role and one without choices do not."""
-    for choice in _decoded(data).get("choices") or ():
+    fields = _decoded(data)
+    if fields.get("type") == "content_block_delta":
+        return True
+    for choice in fields.get("choices") or ():
         delta = choice.get("delta")
         if delta is None:
             return "text" in choice
@@ -68,12 +73,14 @@ class FirstToken:
 def ending(body: bytes) -> Ending:
     """What the last events of a whole stream say.
 
-    An answer that stops before `[DONE]`, that holds an error event (HTTP 200 was already sent when an engine died) or
-    that the engine aborted is an error.
+    An answer that stops before `[DONE]` (`message_stop` in the Messages API), that holds an error event (HTTP 200 was
+    already sent when an engine died) or that the engine aborted is an error.
     """
     events = _last_events(body.replace(b"\r\n", b"\n"))
     usage: dict[str, Any] = {}
-    error = None if events[-1].strip() == _DONE else "the stream ended before [DONE]"
+    last = events[-1].strip()
+    whole = last == _DONE or _decoded(last).get("type") == _MESSAGE_STOP
+    error = None if whole else "the stream ended before [DONE]"
     for data in events:
         fields = _decoded(data)
         usage = fields.get("usage") or usage
@@ -82,6 +89,10 @@ def ending(body: bytes) -> Ending:
         for choice in fields.get("choices") or ():
             if choice.get("finish_reason") == "abort":
                 error = "finish_reason abort"
+    if "input_tokens" in usage:
+        cached = usage.get("cache_read_input_tokens")
+        prompt = usage["input_tokens"] + (cached or 0) + (usage.get("cache_creation_input_tokens") or 0)
+        return Ending(prompt, cached, usage.get("output_tokens"), error)
     details = usage.get("prompt_tokens_details") or {}
     return Ending(usage.get("prompt_tokens"), details.get("cached_tokens"), usage.get("completion_tokens"), error)
 

@@ -42,7 +42,7 @@ Workload = Annotated[
         "--workload",
         "-w",
         metavar="NAME",
-        help="Workload to send: rag, chat, uniform, hot, answers, adapters or trace.",
+        help="Workload to send: rag, chat, uniform, hot, answers, adapters, agents or trace.",
     ),
 ]
 Trace = Annotated[
@@ -54,6 +54,11 @@ Rate = Annotated[
     float | None, typer.Option(metavar="R", help="Mean arrivals per emulated second; default: the workload's own rate.")
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="K", help="Seed of the workload.")]
+ContextTokens = Annotated[
+    int | None,
+    typer.Option("--context", min=1, metavar="TOKENS", help="Longest request, for agents; default: the manifest's."),
+]
+Api = Annotated[str, typer.Option(metavar="NAME", help="How agents is sent: chat or messages.")]
 Raw = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write one line of JSON per request here.")]
 Strategies = Annotated[str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for results, summary and picture.")]
@@ -148,6 +153,8 @@ def bench(
     limit: Limit = None,
     rate: Rate = None,
     seed: Seed = 0,
+    context: ContextTokens = None,
+    api: Api = "chat",
     speed: Annotated[
         float, typer.Option(metavar="S", help="Divide arrival times by S, the speed at which the engines run.")
     ] = 1.0,
@@ -159,7 +166,7 @@ def bench(
     """Send a workload to a running OpenAI endpoint, and measure."""
     from kvcluster.commands.measure import Load, bench
 
-    load = Load(workload, trace, limit, rate, seed)
+    load = Load(workload, trace, limit, rate, seed, context, api)
     raise typer.Exit(bench(url, load, speed=speed, model=model, timeout=timeout, json=json, raw=raw))
 
 
@@ -172,6 +179,8 @@ def compare(
     limit: Limit = None,
     rate: Rate = None,
     seed: Seed = 0,
+    context: ContextTokens = None,
+    api: Api = "chat",
     speed: Annotated[
         float | None,
         typer.Option(metavar="S", help="Run engines and arrivals S times as fast; default: the manifest's speed."),
@@ -183,7 +192,7 @@ def compare(
     """Run a manifest once per strategy, cold, under the same workload, and compare."""
     from kvcluster.commands.measure import Load, compare
 
-    load = Load(workload, trace, limit, rate, seed)
+    load = Load(workload, trace, limit, rate, seed, context, api)
     raise typer.Exit(compare(manifest, strategies.split(","), load, speed=speed, timeout=timeout, out=out, raw=raw))
 
 
@@ -196,6 +205,8 @@ def simulate(
     limit: Limit = None,
     rate: Rate = None,
     seed: Seed = 0,
+    context: ContextTokens = None,
+    api: Api = "chat",
     network_delay: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="From router to worker, one way.")
     ] = 0.001,
@@ -218,7 +229,7 @@ def simulate(
     from bench.simulate import Delays
     from kvcluster.commands.measure import Load, simulate
 
-    load = Load(workload, trace, limit, rate, seed)
+    load = Load(workload, trace, limit, rate, seed, context, api)
     delays = Delays(network_delay, feed_delay)
     raise typer.Exit(simulate(manifest, strategies.split(","), load, delays, cpu_blocks=cpu_blocks, out=out, raw=raw))
 
@@ -232,11 +243,13 @@ def predict(
     limit: Limit = None,
     rate: Rate = None,
     seed: Seed = 0,
+    context: ContextTokens = None,
+    api: Api = "chat",
 ) -> None:
     """Compare the time to first token of a finished run with what the latency model predicts for it."""
     from kvcluster.commands.measure import Load, predict
 
-    raise typer.Exit(predict(manifest, records, Load(workload, trace, limit, rate, seed)))
+    raise typer.Exit(predict(manifest, records, Load(workload, trace, limit, rate, seed, context, api)))
 
 
 @profiles.command()

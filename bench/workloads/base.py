@@ -17,6 +17,7 @@ from typing import Any
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
+MESSAGES = "/v1/messages"
 
 FIRST_TOKEN_ID = 512
 TOKEN_IDS = 1 << 14
@@ -37,12 +38,13 @@ class TimedRequest:
     at: float
     """Arrival, emulated seconds after the start."""
     path: str
-    """`COMPLETIONS` or `CHAT`."""
+    """`COMPLETIONS`, `CHAT` or `MESSAGES`."""
     body: Mapping[str, Any]
-    """OpenAI body without the streaming fields, which the sender adds, and without `model` unless it asks for an
+    """The body without the streaming fields, which the sender adds, and without `model` unless it asks for an
     adapter."""
     max_tokens: int
-    """Tokens that are generated: every body sets `ignore_eos`, so that all runs generate the same number."""
+    """Tokens that are generated: every body sets `ignore_eos`, so that all runs generate the same number. The Messages
+    API has no such field: there an engine may generate fewer."""
     prompt_tokens: int | None = None
     """Length of the prompt, if it is known without a tokenizer."""
 
@@ -59,6 +61,10 @@ class WorkloadSpec:
     """Mean arrivals an emulated second."""
     trace: Path | None = None
     """The file that `trace` replays."""
+    context: int | None = None
+    """Tokens of the longest request that the model takes; `agents` fills it."""
+    api: str = "chat"
+    """How `agents` is sent: `chat` or `messages`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from kvcache.chat.content_format import content_format
 
 DEFAULT_TEMPLATE = (
+    "{% if tools %}{{ '<|tools|>\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{% endif %}"
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '\\n' }}"
+    "{% for call in message['tool_calls'] %}{{ call['function'] | tojson + '\\n' }}{% endfor %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 """For a vocabulary that was never trained for chat, such as GPT-2's: `<|role|>`, a line break, the content, a line
-break. A conversation that grows keeps the text of its earlier turns, so the KV cache of those turns is reused."""
+break. Tools come first, one a line, and the calls of a message after its content. A conversation that grows keeps the
+text of its earlier turns, so the KV cache of those turns is reused."""
 
 
 _NO_VARIABLES: Mapping[str, Any] = {}

@@ -46,10 +46,13 @@ class Load:
     limit: int | None
     rate: float | None
     seed: int
+    context: int | None = None
+    api: str = "chat"
 
-    def spec(self) -> WorkloadSpec:
-        """The workload asked for."""
-        return WorkloadSpec(self.workload, self.seed, self.limit, self.rate, self.trace)
+    def spec(self, context: int | None = None) -> WorkloadSpec:
+        """The workload asked for; `context` tokens is the longest request that the workers take, if that is known."""
+        longest = self.context or context
+        return WorkloadSpec(self.workload, self.seed, self.limit, self.rate, self.trace, longest, self.api)
 
 
 def with_strategy(manifest: KVCluster, strategy: str) -> KVCluster:
@@ -124,7 +127,7 @@ def compare(
     check(manifest)
     names = checked_strategies(manifest, strategies)
     options = BenchOptions(
-        workload=load.spec(),
+        workload=load.spec(manifest.spec.max_model_len),
         speed=manifest.spec.engine.speed,
         model=manifest.spec.model_name,
         timeout=timeout,
@@ -183,12 +186,12 @@ def simulate(
         shape = replace(shape, engine=replace(shape.engine, cpu_blocks=cpu_blocks))
     if not shape.workers:
         raise NothingToSimulateError("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
-    compare_simulated(shape, names, SimulateOptions(load.spec(), delays, raw), out, output())
+    compare_simulated(shape, names, SimulateOptions(load.spec(shape.engine.max_model_len), delays, raw), out, output())
 
 
 @exits(OSError)
 def predict(file: str, raw: Path, load: Load) -> None:
     """Compares the times to first token in the records `raw` with those that the latency model predicts."""
     shape = shape_of(load_manifest(file).spec)
-    asked = prompts(build_workload(load.spec()), load_tokenizer(shape.tokenizer))
+    asked = prompts(build_workload(load.spec(shape.engine.max_model_len)), load_tokenizer(shape.tokenizer))
     print_agreement(output(), agreement(replay(read_records(raw), asked, shape)))

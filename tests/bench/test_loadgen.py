@@ -56,7 +56,8 @@ async def endpoint(handler: Handler) -> AsyncIterator[str]:
         return web.json_response({"data": [{"id": "served"}]})
 
     app = web.Application()
-    app.router.add_post("/v1/completions", handler)
+    for path in ("/v1/completions", "/v1/messages"):
+        app.router.add_post(path, handler)
     app.router.add_get("/v1/models", models)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
@@ -130,6 +131,40 @@ async def test_the_body_names_the_served_model_and_asks_for_usage() -> None:
     assert body["stream"] is True
     assert body["stream_options"] == {"include_usage": True}
     assert body["ignore_eos"] is True
+
+
+MESSAGE = [
+    event(type="message_start", message={"usage": {"input_tokens": 40, "output_tokens": 0}}),
+    event(type="content_block_start", content_block={"type": "text", "text": ""}, index=0),
+    event(type="content_block_delta", delta={"type": "text_delta", "text": "a"}, index=0),
+    event(type="content_block_stop", index=0),
+    event(
+        type="message_delta",
+        delta={"stop_reason": "max_tokens"},
+        usage={"input_tokens": 8, "output_tokens": 2, "cache_read_input_tokens": 32, "cache_creation_input_tokens": 0},
+    ),
+    event(type="message_stop"),
+]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "error"),
+    [
+        pytest.param(MESSAGE, None, id="whole"),
+        pytest.param(MESSAGE[:5], "the stream ended before [DONE]", id="cut off"),
+        pytest.param(
+            [*MESSAGE[:3], event(type="error", error={"type": "api_error"})], "error event: api_error", id="error"
+        ),
+    ],
+)
+async def test_a_stream_of_the_messages_api_is_read(pieces: list[bytes], error: str | None) -> None:
+    workload = build_workload(WorkloadSpec("agents", limit=1, api="messages", context=4096))
+    async with endpoint(streaming(pieces)) as url:
+        (record,) = (await drive(url, workload, LoadOptions(speed=500), silent)).records
+    assert record.error == error
+    assert record.first_token is not None
+    if error is None:
+        assert (record.prompt_tokens, record.cached_tokens, record.output_tokens) == (40, 32, 2)
 
 
 async def test_times_are_emulated_seconds() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bench.prompts import pooled_hit_rate, prompts
-from bench.workloads import CHAT, WORKLOADS, Workload, WorkloadError, WorkloadSpec, build_workload
+from bench.prompts import Prompt, pooled_hit_rate, prompts
+from bench.workloads import CHAT, MESSAGES, WORKLOADS, Workload, WorkloadError, WorkloadSpec, build_workload
 from bench.workloads.base import FIRST_TOKEN_ID, TOKEN_IDS, token_ids
 from bench.workloads.rag import excerpts, standard_library
 from kvcache.profiles import profile
@@ -44,8 +44,43 @@ def test_requests_are_numbered_and_ordered_by_arrival(name: str) -> None:
 
 @pytest.mark.parametrize("name", SEEDED)
 def test_the_rate_is_the_mean_of_arrivals(name: str) -> None:
-    last = list(build(name, limit=1500, rate=50.0).requests())[-1]
-    assert 1500 / last.at == pytest.approx(50, rel=0.25)
+    rate = 5.0 if name == "agents" else 50.0  # agents make short pauses first, and take some turns to be steady
+    last = list(build(name, limit=1500, rate=rate).requests())[-1]
+    assert 1500 / last.at == pytest.approx(rate, rel=0.25)
+
+
+@cache
+def agent_prompts(context: int, api: str = "chat") -> list[Prompt]:
+    spec = WorkloadSpec("agents", limit=260, rate=0.8, context=context, api=api)
+    return list(prompts(build_workload(spec), load_tokenizer("gpt2")))
+
+
+@pytest.mark.parametrize("context", [4_096, 8_192])
+def test_agents_fill_the_context_and_no_more(context: int) -> None:
+    longest = max(len(prompt.tokens) + prompt.request.max_tokens for prompt in agent_prompts(context))
+    assert 0.6 * context < longest <= context
+
+
+def test_agents_repeat_their_history_and_share_their_tools() -> None:
+    """One agent's prompts grow by one call and its result; a session of coding has 40 turns."""
+    sessions: dict[str, list[dict]] = {}
+    spec = WorkloadSpec("agents", limit=400, rate=0.8, context=32_768)
+    for body in (dict(request.body) for request in build_workload(spec).requests()):
+        sessions.setdefault(body["messages"][1]["content"], []).append(body)
+    for bodies in sessions.values():
+        for before, after in pairwise(bodies):
+            assert after["tools"] == before["tools"]
+            assert after["messages"][:-2] == before["messages"]
+            call, result = after["messages"][-2:]
+            assert call["tool_calls"][0]["id"] == result["tool_call_id"]
+    assert max(map(len, sessions.values())) == 40
+    assert len({orjson.dumps(bodies[0]["tools"]) for bodies in sessions.values()}) == 5
+
+
+def test_agents_say_the_same_in_both_apis() -> None:
+    chat, messages = agent_prompts(8_192), agent_prompts(8_192, "messages")
+    assert {prompt.request.path for prompt in messages} == {MESSAGES}
+    assert [prompt.tokens for prompt in messages] == [prompt.tokens for prompt in chat]
 
 
 def test_token_ids_are_a_pure_function_of_their_name() -> None:
@@ -128,13 +163,16 @@ def test_uniform_shares_nothing_and_hot_shares_its_prefix() -> None:
     [
         pytest.param(
             WorkloadSpec("rags"),
-            "unknown workload 'rags'; use one of: rag, chat, uniform, hot, answers, trace",
+            "unknown workload 'rags'; use one of: rag, chat, uniform, hot, answers, adapters, agents, trace",
             id="unknown name",
         ),
         pytest.param(WorkloadSpec("rag", limit=0), "limit must be 1 or more", id="no request"),
         pytest.param(WorkloadSpec("rag", rate=0.0), "rate must be above 0", id="no rate"),
         pytest.param(WorkloadSpec("rag", trace=Path("t.jsonl")), "replays no file", id="trace of another workload"),
         pytest.param(WorkloadSpec("trace"), "--trace FILE", id="trace without a file"),
+        pytest.param(WorkloadSpec("agents", context=1000), "4096 tokens or more", id="short context"),
+        pytest.param(WorkloadSpec("agents", api="soap"), "unknown api 'soap'", id="unknown api"),
+        pytest.param(WorkloadSpec("rag", api="messages"), "one way only", id="api of another workload"),
     ],
 )
 def test_a_wrong_parameter_is_refused(spec: WorkloadSpec, message: str) -> None:

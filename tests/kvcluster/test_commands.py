@@ -96,7 +96,10 @@ def test_refusals(args, code, message, tmp_path, monkeypatch):
 )
 def test_unknown_workloads_are_refused_before_anything_starts(args):
     code, said = run_process(*args, "--workload", "none")
-    assert (code, said) == (2, "error: unknown workload 'none'; use one of: rag, chat, uniform, hot, answers, trace\n")
+    assert (code, said) == (
+        2,
+        "error: unknown workload 'none'; use one of: rag, chat, uniform, hot, answers, adapters, agents, trace\n",
+    )
 
 
 def test_vllm_engines_need_a_cluster(tmp_path):
