@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from kvcache.chat import anthropic, responses
+from kvcache.chat.messages import BY_TEMPLATE
 from kvcache.chat.request import ChatRequestError
-from kvcache.keys import CacheScope
+from kvcache.images import ImageError, ImageRule, expanded, identifier, image_parts
+from kvcache.keys import CacheScope, Image
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
 
 
@@ -88,6 +91,74 @@ def chat_request_prompt(fields: Mapping[str, Any], tokenizer: Tokenizer, max_mod
         raise PromptError(str(error), param=error.param) from None
     except TokenizerError as error:
         raise PromptError(str(error), param="messages") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePrompt:
+    """A prompt with images, or its beginning."""
+
+    tokens: list[int]
+    images: list[Image]
+    length: int
+    """Tokens of the whole prompt; where these are only the tokens before the first image, at least so many."""
+
+
+MARK = "\ue000"
+"""Stands for an image where its placeholder is not known. A character for private use, which text seldom has."""
+
+
+def image_request_prompt(fields: Mapping[str, Any], tokenizer: Tokenizer, rule: ImageRule | None) -> ImagePrompt:
+    """What is known of the prompt of a chat request with images: all of it if the engine's rule is known and its images
+    can be identified here, else what comes before the first image. Raises `PromptError`."""
+    for name in ("truncate_prompt_tokens", "add_special_tokens"):
+        if fields.get(name):
+            raise PromptError(f"{name} is not read for a prompt with images", param=name)
+    try:
+        if rule is not None:
+            names = [identifier(part, rule) for part in image_parts(fields.get("messages"))]
+            known = [name for name in names if name is not None]
+            if len(known) == len(names):
+                text = tokenizer.chat.render(fields, _placeholder(fields, tokenizer, rule))
+                with suppress(ImageError):  # the text may have a placeholder of its own
+                    tokens, images = expanded(tokenizer.encode(text, add_special_tokens=False), known, rule)
+                    return ImagePrompt(tokens, images, len(tokens))
+        return _before_images(fields, tokenizer)
+    except ChatRequestError as error:
+        raise PromptError(str(error), param=error.param) from None
+    except TokenizerError as error:
+        raise PromptError(str(error), param="messages") from None
+
+
+def _placeholder(fields: Mapping[str, Any], tokenizer: Tokenizer, rule: ImageRule) -> str:
+    """The template's own placeholder if it writes one, else the text of the rule's token."""
+    try:
+        tokenizer.chat.render(fields, BY_TEMPLATE)
+    except ChatRequestError:
+        return tokenizer.token_str(rule.token)
+    return BY_TEMPLATE
+
+
+def _before_images(fields: Mapping[str, Any], tokenizer: Tokenizer) -> ImagePrompt:
+    """The tokens before the first image. The text around a mark in its place shows how far they go; where the template
+    writes the placeholder itself, it may begin earlier."""
+    marked = tokenizer.chat.render(fields, MARK)
+    if marked.count(MARK) != sum(1 for _ in image_parts(fields.get("messages"))):
+        raise PromptError("the place of the images is not known", param="messages")
+    before = marked[: marked.index(MARK)]
+    tokens = tokenizer.encode(before, add_special_tokens=False) if before else []
+    whole = tokenizer.encode(marked, add_special_tokens=False)
+    with suppress(ChatRequestError):
+        written = tokenizer.chat.render(fields, BY_TEMPLATE)
+        before = before[: _common_length(before, written)]
+        tokens = tokenizer.encode(before, add_special_tokens=False) if before else []
+        whole = tokenizer.encode(written, add_special_tokens=False)
+        tokens = tokens[: _common_length(tokens, whole)]  # the last token may reach into what follows
+    return ImagePrompt(tokens, [], max(len(whole), len(tokens) + 1))
+
+
+def _common_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """Length of the longest prefix that two texts or prompts have in common."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def messages_chat_fields(fields: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:

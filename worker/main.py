@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from kvcache.feed import Tier, WorkerInfo
+from kvcache.images import ImageRule
 from kvcache.keys import KEY_SCHEME
 from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
@@ -69,6 +70,7 @@ class Worker:
         max_model_len = settings.model_len()
         block_bytes = gpu.geometry.bytes_per_block(settings.block_size)
         config = engine_config(settings, tokenizer)
+        images = image_rule(settings, tokenizer)
         self.adapters = Adapters(settings.served_models, settings.max_lora_rank if settings.enable_lora else None)
         self.info = WorkerInfo(
             worker_id=settings.worker_id or default_worker_id(settings.host, port),
@@ -83,6 +85,7 @@ class Worker:
             ranks=settings.data_parallel_size,
             tier_seconds={Tier.CPU: settings.cpu_block_seconds} if settings.cpu_blocks else {},
             groups=config.groups,
+            images=images,
         )
         self.ranks = [
             Rank(
@@ -106,6 +109,7 @@ class Worker:
             adapters=self.adapters,
             block_size=settings.block_size,
             max_model_len=max_model_len,
+            images=images,
             prompt_tokens_details=settings.enable_prompt_tokens_details,
             request_id_headers=settings.enable_request_id_headers,
             dev_mode=settings.dev_mode,
@@ -238,6 +242,16 @@ def kv_events_publisher(settings: Settings, adapters: Mapping[str, Adapter], ran
     groups = [CacheGroup(), *[CacheGroup("sliding_window", window)] * sliding]
     events = VllmEvents(WireFormat(settings.kv_events_format), adapters, groups, seed)
     return KVEventsPublisher(config, events, time.time, rank)
+
+
+def image_rule(settings: Settings, tokenizer: Tokenizer) -> ImageRule | None:
+    """How images are read, if they are. Raises `SettingsError`."""
+    if not settings.image_tokens:
+        return None
+    ids = tokenizer.encode(settings.image_token, add_special_tokens=False)
+    if len(ids) != 1:
+        raise SettingsError(f"--image-token {settings.image_token!r} is {len(ids)} tokens of this tokenizer, not one")
+    return ImageRule(ids[0], settings.image_tokens, hashes_bytes=True)
 
 
 def engine_config(settings: Settings, tokenizer: Tokenizer) -> EngineConfig:

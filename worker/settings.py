@@ -54,6 +54,10 @@ class Settings(ChatSettings):
     max_num_batched_tokens: PositiveInt | None = Field(
         None, description="tokens of one engine step; default: the profile's"
     )
+    image_tokens: NonNegativeInt = Field(0, description="take images, each as so many tokens of the prompt; 0: do not")
+    image_token: str = Field(
+        "<|endoftext|>", description="text of the token that stands for an image in a chat, with --image-tokens"
+    )
     sliding_window: NonNegativeInt | None = Field(
         None, description="tokens that the sliding layers look back, 0 for a model without; default: the profile's"
     )

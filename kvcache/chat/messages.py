@@ -2,8 +2,8 @@
 
 What vLLM's types name comes first in each object, in their order, and whatever else was sent follows: a template that
 writes a whole message or tool call out (`tojson`) shows that order. Checked against vLLM 0.32, whose answers to several
-hundred requests are in `tests/data/vllm/chat_prompts.json`. Images, audio and prompt embeddings are refused: what they
-become is decided by the model's own processor.
+hundred requests are in `tests/data/vllm/chat_prompts.json`. Audio and prompt embeddings are refused, and so are images
+unless it is said what stands for them: what they become is decided by the model's own processor.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kvcache.chat.content_format import ContentFormat
+from kvcache.images import is_image
 
 Message = dict[str, Any]
 
@@ -38,13 +39,20 @@ _BILLING = "x-anthropic-billing-header"
 """vLLM drops this line of a client's system prompt: its value changes with every request."""
 
 
+BY_TEMPLATE = ""
+"""Stands for the placeholder that a template itself writes for an image, if it takes contents as lists of parts."""
+
+
 class MessageError(ValueError):
     """The messages are none that vLLM would render, or cannot be read here; the message says why."""
 
 
-def conversation(messages: Sequence[object], form: ContentFormat) -> list[Message]:
-    """The messages a template is rendered with. Raises `MessageError`."""
-    return [_message(message, form) for message in messages]
+def conversation(messages: Sequence[object], form: ContentFormat, placeholder: str | None = None) -> list[Message]:
+    """The messages a template is rendered with. `placeholder` is the text that stands for each image of a user's
+    message, `BY_TEMPLATE` where the template writes it; None: images are refused. Raises `MessageError`."""
+    if placeholder == BY_TEMPLATE and form is ContentFormat.STRING:
+        raise MessageError("this template takes contents as text, in which it writes no placeholders")
+    return [_message(message, form, placeholder) for message in messages]
 
 
 def without_developer(messages: Iterable[Message]) -> list[Message]:
@@ -65,13 +73,13 @@ def _text_of(content: str | list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content if "text" in part)
 
 
-def _message(message: object, form: ContentFormat) -> Message:
+def _message(message: object, form: ContentFormat, placeholder: str | None) -> Message:
     if not isinstance(message, Mapping):
         raise MessageError(f"a message must be an object, not {kind(message)}")
     role = message.get("role")
     if not isinstance(role, str):
         raise MessageError("a message needs a role, a string")
-    read: Message = {"role": role, "content": _content(role, message.get("content"), form)}
+    read: Message = {"role": role, "content": _content(role, message.get("content"), form, placeholder)}
     if role == "assistant":
         _assistant(read, message)
     elif role == "tool":
@@ -134,7 +142,7 @@ def call_arguments(text: str) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _content(role: str, content: object, form: ContentFormat) -> str | list[dict[str, Any]]:
+def _content(role: str, content: object, form: ContentFormat, placeholder: str | None) -> str | list[dict[str, Any]]:
     if content is None:
         parts: list[object] = []
     elif isinstance(content, str):
@@ -145,9 +153,22 @@ def _content(role: str, content: object, form: ContentFormat) -> str | list[dict
         raise MessageError(f"a message's content must be a string or a list of parts, not {kind(content)}")
     if role == "system":
         parts = list(_without_billing(parts))
+    if placeholder is not None and role == "user" and any(map(is_image, parts)):
+        return _with_images(parts, form, placeholder)
     if form is ContentFormat.STRING:
         return "\n".join(text for part in parts if (text := _part_text(part)))  # vLLM passes empty parts over
     return [_part(part) for part in parts]
+
+
+def _with_images(parts: list[object], form: ContentFormat, placeholder: str) -> str | list[dict[str, Any]]:
+    """As text, the placeholders that the text does not have already come first, a line each (vLLM:
+    `_get_full_multimodal_text_prompt`)."""
+    if form is not ContentFormat.STRING:
+        image = {"type": "text", "text": placeholder} if placeholder else {"type": "image"}
+        return [dict(image) if is_image(part) else _part(part) for part in parts]
+    text = "\n".join(text for part in parts if not is_image(part) and (text := _part_text(part)))
+    missing = sum(map(is_image, parts)) - text.count(placeholder)
+    return "\n".join([*[placeholder] * missing, *([text] if text else [])])
 
 
 def _without_billing(parts: Iterable[object]) -> Iterable[object]:

@@ -105,8 +105,9 @@ class ChatRenderer:
         self._given = None if options.chat_template is None else self._named(options.chat_template)
         self._requested: dict[str, ChatTemplate] = {}
 
-    def render(self, fields: Mapping[str, Any]) -> str:
-        """Text of the prompt of a chat request's JSON body. Raises `ChatRequestError`."""
+    def render(self, fields: Mapping[str, Any], placeholder: str | None = None) -> str:
+        """Text of the prompt of a chat request's JSON body. `placeholder` stands for each image
+        (`kvcache.chat.messages.conversation`); None: images are refused. Raises `ChatRequestError`."""
         messages = fields.get("messages")
         if not isinstance(messages, list) or not messages:
             raise ChatRequestError("messages must be a list of at least one message")
@@ -118,7 +119,8 @@ class ChatRenderer:
         template = self._template(fields, variables.pop("chat_template", None), tools)
         form = self._options.chat_template_content_format
         try:
-            read = conversation(messages, template.content_format if form == "auto" else ContentFormat(form))
+            contents = template.content_format if form == "auto" else ContentFormat(form)
+            read = conversation(messages, contents, placeholder)
             if not template.knows_developer and any(message["role"] == "developer" for message in read):
                 read = without_developer(read)
             return template.render(

@@ -32,6 +32,7 @@ from kvcache.feed.messages import (
     Tier,
     WorkerInfo,
 )
+from kvcache.images import ImageRule
 from kvcache.keys import KEY_BYTES, BlockKey
 from kvcache.ranks import MAX_RANKS
 
@@ -206,6 +207,16 @@ def _tier_seconds(message: dict[str, Any], name: str) -> dict[Tier, float]:
     return seconds
 
 
+def _image_rule(message: dict[str, Any], name: str) -> ImageRule | None:
+    if message.get(name) is None:
+        return None
+    rule = _mapping(message[name], name)
+    hashes = rule.get("hashes_bytes", False)
+    if type(hashes) is not bool:
+        raise FeedError(f"hashes_bytes must be true or false, not {_shown(hashes)}")
+    return ImageRule(_integer(rule, "token"), _integer(rule, "tokens"), hashes)
+
+
 _TIERS = {tier.value: tier for tier in Tier}
 _READERS: dict[object, Callable[[dict[str, Any], str], Any]] = {
     "int": _integer,
@@ -213,6 +224,7 @@ _READERS: dict[object, Callable[[dict[str, Any], str], Any]] = {
     "tuple[str, ...]": _names,
     "tuple[CacheGroup, ...]": _groups,
     "Mapping[str, str]": _texts,
+    "ImageRule | None": _image_rule,
     "Mapping[Tier, float]": _tier_seconds,
 }
 _LEFT_OUT: dict[str, Any] = {
@@ -223,6 +235,7 @@ _LEFT_OUT: dict[str, Any] = {
     "rank": 0,
     "ranks": 1,
     "groups": (),
+    "images": None,
     "tier_seconds": {},
 }
 """Fields of `WorkerInfo` that are not sent while they have these values."""

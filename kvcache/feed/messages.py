@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kvcache.images import ImageRule
 from kvcache.keys import BlockKey
 
 
@@ -109,6 +110,8 @@ class WorkerInfo:
     groups: tuple[CacheGroup, ...] = ()
     """The groups of the cache, if it is not one of full attention with blocks of `block_size`. A prefix is reused in
     multiples of `block_size`, which is then the least common multiple of the groups'."""
+    images: ImageRule | None = None
+    """How the engine reads images; None: it takes none, or it is not known."""
     tier_seconds: Mapping[Tier, float] = field(default_factory=dict)
     """Seconds that loading one block (`block_size` tokens) takes, by tier. Blocks of other tiers than these and the
     GPU's are not reused."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from kvcache.feed import WorkerInfo
+from kvcache.images import ImageRule
 from router.core.decision import NoWorkerReady, RouteRequest
 from router.core.strategies import candidates, of_rank
 from router.core.worker import Worker
@@ -31,6 +32,8 @@ class Served:
     has none for it."""
     max_model_len: int | None
     """Most tokens of one request, by the worker that takes most; None while one of the workers has not said."""
+    images: ImageRule | None = None
+    """How its workers read images; None: not all of them say the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +106,9 @@ def catalogue(stated: Iterable[tuple[WorkerInfo | None, str | None]], own: str) 
             complete = False
             continue
         for name in names_of(info):
-            _add(bases, Served(name, info.model, False, tokenizer, info.max_model_len or None))
+            _add(bases, Served(name, info.model, False, tokenizer, info.max_model_len or None, info.images))
         for name in info.adapters:
-            _add(adapters, Served(name, info.model, True, tokenizer, info.max_model_len or None))
+            _add(adapters, Served(name, info.model, True, tokenizer, info.max_model_len or None, info.images))
         missing |= {name: why for name, why in info.missing_adapters.items() if not missing.get(name)}
     found = adapters | bases  # a name that one worker gives to its model and another to an adapter is the model's
     ordered = {name: found[name] for name in ([own] if own in bases else []) + [*bases, *adapters]}
@@ -124,8 +127,9 @@ def _add(found: dict[str, Served], stated: Served) -> None:
         longest = None
     else:
         longest = max(known.max_model_len, stated.max_model_len)
-    if longest != known.max_model_len:
-        found[stated.name] = replace(known, max_model_len=longest)
+    images = known.images if known.images == stated.images else None
+    if longest != known.max_model_len or images != known.images:
+        found[stated.name] = replace(known, max_model_len=longest, images=images)
 
 
 class Directory:

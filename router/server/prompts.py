@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kvcache.keys import CacheScope, PrefixKeys, TokenIdError, pack_tokens
+from kvcache.images import image_parts
+from kvcache.keys import CacheScope, Image, PrefixKeys, TokenIdError, pack_tokens
 from kvcache.prompts import (
     PromptError,
     chat_request_prompt,
     completion_request_prompts,
+    image_request_prompt,
     messages_chat_fields,
     request_scope,
     responses_chat_fields,
@@ -144,13 +146,18 @@ class PromptReader:
             # With `truncate_prompt_tokens` the prompt may be longer than a worker's context: the worker cuts it down.
             limit = longest if fields.get("truncate_prompt_tokens") is None else None
             tokenizer = known.bounded(limit, checkpoint or Checkpoint())
-            if path == CHAT:
+            images: list[Image] = []
+            length = 0
+            if path == CHAT and any(image_parts(fields.get("messages"))):
+                read = image_request_prompt(fields, tokenizer, None if served is None else served.images)
+                prompts, images, length = [read.tokens], read.images, read.length
+            elif path == CHAT:
                 prompts = [chat_request_prompt(fields, tokenizer, longest)]
             else:
                 prompts = completion_request_prompts(fields, tokenizer, longest)
             scope = request_scope(fields, catalogue.adapter(model))
             # All prompts of a request go to one worker. The first one's keys decide which.
-            keys = PrefixKeys(pack_tokens(prompts[0]), self._block_size, scope)
+            keys = PrefixKeys(pack_tokens(prompts[0]), self._block_size, scope, images)
             reported = _reported_sequence(fields, prompts, keys, self._block_size, scope, streaming=streaming)
         except (PromptError, TokenIdError):
             return _unread(Unread.UNREADABLE, path, fields)
@@ -161,7 +168,7 @@ class PromptReader:
         uses_cache = not _bypasses_cache(fields, chat=path == CHAT)
         return RouteRequest(
             keys=keys if uses_cache else None,
-            prompt_tokens=sum(len(prompt) for prompt in prompts),
+            prompt_tokens=length or sum(len(prompt) for prompt in prompts),
             streaming=streaming,
             model=model,
             output_tokens=_output_tokens(path, fields),

@@ -47,6 +47,7 @@ from kvcache.feed import (
     encode_position,
     encode_snapshot,
 )
+from kvcache.images import ImageRule
 from kvcache.keys import KEY_BYTES
 
 count = st.integers(0, 2**53)
@@ -77,6 +78,7 @@ info = st.builds(
     rank=st.integers(0, 3),
     ranks=st.integers(4, 8),
     groups=st.lists(group, max_size=2).map(tuple),
+    images=st.none() | st.builds(ImageRule, count, count, st.booleans()),
     tier_seconds=st.dictionaries(tier, st.floats(0, 10), max_size=2),
 )
 event = st.one_of(
@@ -214,6 +216,8 @@ def test_a_value_nested_without_end_is_refused(name: str, field: str) -> None:
         pytest.param("missing_adapters", {"a": 1}, "an object whose values are strings", id="a reason that is no text"),
         pytest.param("adapters", ["a", ""], "adapters must be a list of strings", id="an adapter without a name"),
         pytest.param("groups", [{"attention": "sliding", "block_size": 16}], "window must be", id="no window"),
+        pytest.param("images", {"token": 5, "tokens": "9"}, "tokens must be a whole number", id="no number of tokens"),
+        pytest.param("images", {"token": 5, "tokens": 9, "hashes_bytes": 1}, "hashes_bytes", id="no boolean"),
         pytest.param("groups", ["full"], "an entry of groups must be an object", id="a group's name only"),
         pytest.param("tier_seconds", {"cpu": -1}, "tier_seconds must hold seconds", id="negative seconds"),
         pytest.param("tier_seconds", [], "tier_seconds must be an object", id="tier_seconds: a list"),
@@ -244,6 +248,7 @@ def test_what_has_its_default_is_not_sent() -> None:
         "rank",
         "ranks",
         "groups",
+        "images",
         "tier_seconds",
         "elsewhere",
     }

@@ -149,8 +149,8 @@ async def test_other_apis_are_read_as_the_chat_that_they_stand_for(
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        pytest.param(MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image", "source": {"data": ""}}]}]},
-                     id="an image"),
+        pytest.param(MESSAGES, {"messages": [{"role": "user", "content": [{"type": "document", "source": {"data": ""}}]}]},
+                     id="a document"),
         pytest.param(RESPONSES, {"input": [{"type": "item_reference", "id": "x"}]}, id="a reference"),
     ],
 )  # fmt: skip
@@ -207,7 +207,7 @@ async def test_what_takes_too_long_goes_by_load(tokenizer: Tokenizer) -> None:
         pytest.param(COMPLETIONS, b"[]", id="list"),
         pytest.param(COMPLETIONS, b"{" * INLINE_TEXT * 9, id="deep"),
         pytest.param(COMPLETIONS, b'{"prompt": {}}', id="prompt of a wrong type"),
-        pytest.param(CHAT, b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', id="image"),
+        pytest.param(CHAT, b'{"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}', id="audio"),
         pytest.param(COMPLETIONS, b'{"prompt": "\\ud800", "model": "\\udfff"}', id="half surrogate pairs"),
         pytest.param(
             COMPLETIONS, b'{"prompt": "a", "cache_salt": "\\udfff"}', id="cache salt with half a surrogate pair"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from kvcache.ranks import MAX_RANKS
@@ -64,6 +64,10 @@ class Settings(ChatSettings):
     adapters_file: Path | None = Field(
         None, description="file with the LoRA adapters that the engine should have loaded, read again when it changes"
     )
+    image_token: NonNegativeInt | None = Field(
+        None, description="id of the token that stands for an image, of a model in which each takes --image-tokens"
+    )
+    image_tokens: PositiveInt = Field(1, description="tokens of an image, with --image-token")
     poll_interval: PositiveFloat = Field(
         1.0, le=2.5, description="seconds between two polls of the engine's health and metrics"
     )

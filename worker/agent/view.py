@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kvcache.feed import AdaptersChanged, HeldElsewhere, Load, WorkerInfo
+from kvcache.images import ImageRule
 from kvcache.keys import KEY_SCHEME, BlockKey
 from kvcache.ranks import rank_id
 from runtime.logs import EventLogger
@@ -56,6 +57,11 @@ def describe(scrape: Scrape, settings: Settings, ranks: int) -> Description:
     return Description(settings.model or scrape.model, block_size, blocks, scrape.engine, ranks)
 
 
+def image_rule(settings: Settings) -> ImageRule | None:
+    """How the engine reads images, if the settings say it."""
+    return None if settings.image_token is None else ImageRule(settings.image_token, settings.image_tokens)
+
+
 class EngineView:
     """A `CacheSource`: the blocks of a real engine, and the feed that publishes them.
 
@@ -92,6 +98,7 @@ class EngineView:
             fingerprint=UNKNOWN_FINGERPRINT,
             key_scheme=KEY_SCHEME,
             capacity=0,
+            images=image_rule(settings),
             engine=settings.engine_url,
             rank=rank,
             ranks=rank + 1,  # at least; the next scrape tells

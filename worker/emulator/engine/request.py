@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from kvcache.keys import DEFAULT_SCOPE, CacheScope
+from kvcache.keys import DEFAULT_SCOPE, CacheScope, Image
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -42,6 +42,10 @@ class EngineRequest:
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: frozenset[int] = frozenset()
+    images: Sequence[Image] = ()
+    """Where the images of the prompt begin, in order, and what identifies them."""
+    image_tokens: int = 0
+    """Tokens of the prompt that stand for one image."""
     read_cache: bool = True
     """If false, the whole prompt is computed even if blocks are cached. Its own blocks are cached as usual."""
 

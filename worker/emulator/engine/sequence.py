@@ -99,7 +99,7 @@ class Sequence:
         self.scheduled: float | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
-        self.content = SequenceTokens(request.prompt, block_size, request.scope)
+        self.content = SequenceTokens(request.prompt, block_size, request.scope, request.images, request.image_tokens)
         self._packed = self.content.packed
 
     def advance(self, event: SequenceEvent) -> None:

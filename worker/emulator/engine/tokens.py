@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 
-from kvcache.keys import BYTES_PER_TOKEN, BlockKey, CacheScope, PrefixHasher, pack_tokens
+from kvcache.keys import BYTES_PER_TOKEN, BlockKey, CacheScope, Image, PrefixHasher, pack_tokens
 
 
 class SequenceTokens:
@@ -15,9 +15,21 @@ class SequenceTokens:
     never changed, so what is read of a full block stays true.
     """
 
-    __slots__ = ("_block_bytes", "_hasher", "_keys", "block_size", "packed", "scope")
+    __slots__ = (
+        "_block_bytes", "_hasher", "_keys", "block_size", "image_tokens", "images", "packed", "scope",
+    )  # fmt: skip
 
-    def __init__(self, tokens: Sequence[int], block_size: int, scope: CacheScope) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        block_size: int,
+        scope: CacheScope,
+        images: Sequence[Image] = (),
+        image_tokens: int = 0,
+    ) -> None:
+        """`images` begin at these tokens, in order, and have `image_tokens` each."""
+        self.images = images
+        self.image_tokens = image_tokens
         self.block_size = block_size
         self.scope = scope
         self.packed = bytearray(pack_tokens(tokens))
@@ -44,10 +56,16 @@ class SequenceTokens:
         tokens = array("I", bytes(self.packed[first * size : end * size]))
         return tokens.tolist()
 
+    def images_in(self, block: int) -> list[Image]:
+        """The images of which a part is in this block, each with where it begins, relative to the block."""
+        begin, end = block * self.block_size, (block + 1) * self.block_size
+        return [(at - begin, name) for at, name in self.images if at < end and at + self.image_tokens > begin]
+
     def _hash(self, end: int) -> Iterator[BlockKey]:
         """Extend the known keys to `end` blocks, one for each iteration."""
         size, packed, known, extend = self._block_bytes, self.packed, self._keys, self._hasher.extend
         for start in range(len(known) * size, end * size, size):
-            key = extend(bytes(packed[start : start + size]))
+            images = self.images_in(len(known)) if self.images else ()
+            key = extend(bytes(packed[start : start + size]), [image for image in images if image[0] >= 0])
             known.append(key)
             yield key

@@ -153,6 +153,8 @@ class VllmEvents:
         scope = sequence.scope
         if scope.adapter:
             extra.append(("lora", scope.adapter, self._adapters[scope.adapter].path))
+        if sequence.images:
+            extra += [("mm", name, offset) for offset, name in sequence.images_in(index)]
         if scope.salt and not index:
             extra.append(("cache_salt", scope.salt))
         return tuple(extra) or None

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from kvcache.errors import ApiError
+from kvcache.images import image_parts
 from worker.asgi import HttpRequest
 from worker.emulator.protocol.chat import BatchChatCompletionRequest, ChatCompletionRequest, NamedToolChoice
 from worker.emulator.protocol.messages import check_parts
@@ -17,7 +18,13 @@ from worker.emulator.protocol.sampling import sampling_of
 from worker.emulator.protocol.validation import parse_request
 from worker.emulator.server.generation import Choice, Generation, created_cache_tokens, totals, usage
 from worker.emulator.server.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
-from worker.emulator.server.rendering import Bounds, check_multimodal, check_template, conversation
+from worker.emulator.server.rendering import (
+    Bounds,
+    check_multimodal,
+    check_template,
+    conversation,
+    image_conversation,
+)
 from worker.emulator.server.service import Service, json_body, named_rank, request_id
 from worker.emulator.server.streaming import OpenAIChunks, generated, respond
 from worker.emulator.server.submission import Prompt, text_of
@@ -76,9 +83,14 @@ async def render(service: Service, request: ChatCompletionRequest, size: int) ->
         request.truncate_prompt_tokens,
         request.truncation_side,
     )
+    check = partial(check_parts, service.model)
+    rule = service.images
+    if rule is not None and any(image_parts(request.messages)):
+        fields = request.prompt_fields()
+        read = await service.offload(size, lambda: image_conversation(fields, bounds, service.tokenizer, check, rule))
+        return Prompt(read.tokens, sampling_of(request, bounds.room(read.length)), read.images)
     tokens = await service.offload(
-        size,
-        lambda: conversation(request.prompt_fields(), bounds, service.tokenizer, partial(check_parts, service.model)),
+        size, lambda: conversation(request.prompt_fields(), bounds, service.tokenizer, check)
     )
     return Prompt(tokens, sampling_of(request, bounds.room(len(tokens))))
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from kvcache.chat.request import ChatRequestError
 from kvcache.errors import ApiError, parameter_error
-from kvcache.prompts import PromptError, chat_request_prompt
+from kvcache.images import ImageRule, identifier, image_parts, is_image
+from kvcache.prompts import ImagePrompt, PromptError, chat_request_prompt, image_request_prompt
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
 from worker.emulator.protocol.validation import sanitized
 
@@ -136,6 +137,38 @@ def conversation(
         raise ApiError(400, sanitized(error.reason)) from None
     except PromptError as error:
         raise ApiError(400, sanitized(str(error))) from None
+
+
+def image_conversation(
+    fields: Mapping[str, Any],
+    bounds: Bounds,
+    tokenizer: Tokenizer,
+    check: Callable[[Sequence[Any]], None],
+    rule: ImageRule,
+) -> ImagePrompt:
+    """The prompt of a chat request with images. `check` checks what else its messages hold. Raises `ApiError`."""
+    messages = fields["messages"]
+    check([_without_images(message) for message in messages])
+    for part in image_parts(messages):
+        if identifier(part, rule) is None:
+            raise ApiError(
+                400, "An image is a data URL in base64, or has a uuid: the emulated worker fetches no others."
+            )
+    try:
+        read = image_request_prompt(fields, tokenizer, rule)
+    except PromptError as error:
+        raise ApiError(400, sanitized(str(error))) from None
+    if len(read.images) != sum(1 for _ in image_parts(messages)):
+        raise ApiError(400, "The prompt has placeholders of images that it does not have.")
+    bounds.tokens(read.tokens, from_text=True)
+    return read
+
+
+def _without_images(message: Any) -> Any:
+    content = message.get("content") if isinstance(message, dict) else None
+    if message.get("role") != "user" or not isinstance(content, list):
+        return message
+    return {**message, "content": [part for part in content if not is_image(part)]}
 
 
 def _forwarded(fields: Mapping[str, Any], tokenizer: Tokenizer) -> list[int] | None:

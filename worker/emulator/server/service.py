@@ -15,6 +15,7 @@ from enum import Enum, auto
 from typing import Protocol, TypeVar
 
 from kvcache.errors import ApiError, model_not_found
+from kvcache.images import ImageRule
 from kvcache.keys import CacheScope
 from kvcache.prompts import PromptError, request_scope
 from kvcache.ranks import RANK_HEADER, asked_rank
@@ -85,6 +86,8 @@ class Service:
     adapters: Adapters
     block_size: int
     max_model_len: int
+    images: ImageRule | None
+    """How images are read; None: they are refused, as by a vLLM that serves a text model."""
     prompt_tokens_details: bool = True
     request_id_headers: bool = False
     dev_mode: bool = False

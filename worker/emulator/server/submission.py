@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvcache.keys import CacheScope
+from kvcache.keys import CacheScope, Image
 from kvcache.tokens.tokenizer import IncrementalDecoder
 from worker.emulator.async_engine import AsyncEngine
 from worker.emulator.engine.request import EngineRequest
@@ -31,6 +31,8 @@ class Prompt:
 
     tokens: Sequence[int]
     sampling: Sampling
+    images: Sequence[Image] = ()
+    """Where its images begin, and what identifies them."""
 
 
 def check(service: Service, prompts: Sequence[Prompt], rank: int | None) -> None:
@@ -109,6 +111,8 @@ def _start_choice(
             min_tokens=sampling.min_tokens,
             ignore_eos=sampling.ignore_eos,
             stop_token_ids=frozenset(sampling.stop_token_ids),
+            images=prompt.images,
+            image_tokens=service.images.tokens if service.images is not None else 0,
             read_cache=sampling.prompt_logprobs is None,
         ),
         answer,
