@@ -73,7 +73,7 @@ class DataPlane:
             return await _not_found(send, path, judged)
         if path.endswith("/"):
             return await _redirect(send, _target(path.rstrip("/"), scope))
-        if path.startswith(MODELS) and method in ("GET", "HEAD") and (code := await self._list(path, send)):
+        if path.startswith(MODELS) and method == "GET" and (code := await self._list(path, send)):
             return code
         headers, request_id, rank = to_worker(scope["headers"])
         request = UpstreamRequest(
