@@ -265,8 +265,8 @@ class _ProxiedRequest:
     # --- one attempt ---
 
     async def _attempt(self, decision: Decision) -> AttemptFailure | None:
-        """Send to the chosen worker and pass its answer on. After an `AttemptFailure` nothing has been sent to the
-        client."""
+        """Send to the chosen worker and pass its answer on. After an `AttemptFailure` the client has received nothing,
+        or the beginning of a stream that can go on elsewhere."""
         proxy = self.proxy
         response: UpstreamResponse | None = None
         relay: Relay | None = None

@@ -44,7 +44,8 @@ _DECLINED = frozenset({FailureCause.BUSY, FailureCause.ABORTED, FailureCause.DOU
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailure:
-    """An attempt that may be repeated at another worker. `answer` is what the client gets if no other worker can."""
+    """An attempt that may be repeated at another worker, or continued there. `answer` is what the client gets if no
+    other worker can, and if it has received nothing yet."""
 
     cause: FailureCause
     why: str
@@ -86,7 +87,7 @@ class Relay:
 
     async def run(self, failing: FailureCause | None) -> AttemptFailure | None:
         """Pass the answer on, unless its status says that it should not be (`failing`). After an `AttemptFailure`
-        nothing has been sent to the client.
+        nothing of this answer has been sent to the client.
 
         Raises `UpstreamError` when the worker fails. If the request is `RESPONDING` by then, the caller calls `cut`.
         """
