@@ -210,11 +210,14 @@ def _classify_choice(choice: Any) -> EventKind:
 
 def _is_aborted(fields: Mapping[str, Any]) -> bool:
     """Whether an answer of the Messages or Responses API, or the event that ends one, is that of a request which the
-    engine aborted: vLLM then gives no reason for the end of a message, or completes a response without a token."""
+    engine aborted: vLLM then gives no reason for the end, or ends it without a token."""
     match fields:
         case {"type": "message", **rest}:
             return rest.get("stop_reason") is None
-        case {"type": "message_delta", "delta": {"stop_reason": None}}:
+        case {"type": "message_delta", "delta": {"stop_reason": None}} | {
+            "type": "message_delta",
+            "usage": {"output_tokens": 0},
+        }:
             return True
         case {"object": "response", "usage": {"output_tokens": 0}}:
             return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Request = dict[str, Any]
@@ -337,6 +337,16 @@ TYPES = (
     "application/json;", "application/problem+json", "multipart/form-data",
     " application/json", "application/json ;a=b",
 )  # fmt: skip
+
+
+def agents_requests() -> Iterator[Request]:
+    """One request for each value of the fields that hold an agent's turns and tools."""
+    for path, base, fields, _ in BASES:
+        names = {"/v1/responses": ("input", "tools"), "/v1/messages": ("messages", "system")}.get(path, ())
+        for name in names:
+            unused = {"tool_choice": "none"} if name == "tools" else {}  # or a parser would be needed
+            for value in fields[name]:
+                yield {"method": "POST", "path": path, "headers": {}, "body": {**base, name: value, **unused}}
 
 
 class AnyRequests:

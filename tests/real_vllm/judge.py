@@ -1,4 +1,5 @@
-"""`python -m tests.real_vllm.judge REAL OURS [--seed N] [--count N] [--show]`: how often two engines answer alike.
+"""`python -m tests.real_vllm.judge REAL OURS [--seed N] [--count N] [--agents] [--show]`: how often two engines answer
+alike.
 
 Both get the same random requests (`tests.real_vllm.fields`). `tests.worker.pairs.comparison` decides what is alike.
 The vLLM must serve the model of docs/real-vllm.md, the emulator the same tokenizer, at speed 1:
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.real_vllm.fields import AnyRequests
+from tests.real_vllm.fields import AnyRequests, agents_requests
 from tests.worker.pairs.comparison import HEADERS, Answer, differences
 
 LONGEST = 8_000
@@ -61,15 +62,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("ours")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=400)
+    parser.add_argument(
+        "--agents", action="store_true", help="each kind of an agent's turns, instead of random requests"
+    )
     parser.add_argument("--record", type=Path, help="write the requests with the real engine's answers to this file")
     parser.add_argument("--show", action="store_true", help="each request that was answered otherwise")
     chosen = parser.parse_args(arguments)
-    requests = AnyRequests(chosen.seed)
+    made = AnyRequests(chosen.seed)
+    requests = list(agents_requests()) if chosen.agents else [made.next() for _ in range(chosen.count)]
+    name = "agent" if chosen.agents else f"random_{chosen.seed}"
     equal, paths, lines = 0, Counter[str](), []
-    for number in range(chosen.count):
-        request = requests.next()
+    for number, request in enumerate(requests):
         real = ask(chosen.real, request)
-        lines.append(record(f"random_{chosen.seed}_{number}", request, real))
+        if not chosen.agents or real.status != 200:  # the length of a prompt depends on the chat template
+            lines.append(record(f"{name}_{number}", request, real))
         found = differences(request, real, ask(chosen.ours, request))
         if found and "event-stream" in real.headers.get("content-type", ""):  # somebody may have been late
             found = differences(request, ask(chosen.real, request), ask(chosen.ours, request))
@@ -80,8 +86,8 @@ def main(arguments: list[str]) -> int:
                 print(json.dumps(request)[:700], *(f"  {line}" for line in found), sep="\n", flush=True)  # noqa: T201
     if chosen.record is not None:
         chosen.record.write_text("\n".join(line for line in lines if len(line) < LONGEST) + "\n")
-    print(f"{equal} of {chosen.count} equal ({100 * equal / chosen.count:.1f} %); others: {dict(paths)}")  # noqa: T201
-    return 0 if equal >= 0.95 * chosen.count else 1
+    print(f"{equal} of {len(requests)} equal ({100 * equal / len(requests):.1f} %); others: {dict(paths)}")  # noqa: T201
+    return 0 if equal >= 0.95 * len(requests) else 1
 
 
 if __name__ == "__main__":

@@ -191,6 +191,11 @@ def ended(tokens: int) -> dict[str, Any]:
     [
         pytest.param({"type": "message_delta", "delta": {"stop_reason": None}}, StreamState.ABORTED, id="messages"),
         pytest.param(
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 0}},
+            StreamState.ABORTED,
+            id="messages, no token",
+        ),
+        pytest.param(
             {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, StreamState.ANSWERING, id="messages, empty"
         ),
         pytest.param({"type": "response.completed", "response": ended(0)}, StreamState.ABORTED, id="responses"),

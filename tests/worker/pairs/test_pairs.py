@@ -14,8 +14,9 @@ import pytest
 from tests.worker.pairs.comparison import Answer, differences
 
 FOLDER = Path(__file__).parents[2] / "data" / "vllm"
-FILES = ("pairs.jsonl", "pairs_random.jsonl")
-"""Chosen field by field; and random ones, as `tests.real_vllm.judge --record` writes them."""
+FILES = ("pairs.jsonl", "pairs_random.jsonl", "pairs_agents.jsonl")
+"""Chosen field by field; random ones; and agents' turns and tools that are refused. `tests.real_vllm.judge --record`
+writes the last two."""
 
 RECORDED: dict[str, dict[str, Any]] = {
     pair["name"]: pair for file in FILES for pair in map(json.loads, (FOLDER / file).read_text().splitlines())

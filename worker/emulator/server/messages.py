@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
+from pydantic import BaseModel, ValidationError
 
 from kvcache.chat.anthropic import chat_fields
 from kvcache.chat.request import ChatRequestError
@@ -16,7 +17,7 @@ from worker.emulator.protocol.anthropic import CountTokensRequest, MessagesReque
 from worker.emulator.protocol.base import StreamOptions
 from worker.emulator.protocol.chat import ChatCompletionRequest, NamedToolChoice, ToolParam
 from worker.emulator.protocol.structured_outputs import ResponseFormat
-from worker.emulator.protocol.validation import parse_body, validated
+from worker.emulator.protocol.validation import parse_body, sanitized, validated
 from worker.emulator.server.chat import render
 from worker.emulator.server.generation import Choice, created_cache_tokens
 from worker.emulator.server.service import Service, json_body, named_rank, request_id
@@ -137,8 +138,20 @@ def _usage(service: Service, choice: Choice, output: int) -> dict[str, int]:
     }
 
 
+class ChatCompletionStreamResponse(BaseModel):
+    """An event of a chat's stream, which vLLM makes an event of this API. (The name appears in error messages.)"""
+
+    model: str
+    choices: list[Any]
+
+
 def _failure(error: ApiError) -> bytes:
-    return messages_error(error.message)
+    """A failure within a stream. vLLM reads the chat's error event as an answer, and reports that it is none."""
+    try:
+        ChatCompletionStreamResponse.model_validate(error.body())
+    except ValidationError as unread:
+        return messages_error(sanitized(str(unread)))
+    raise AssertionError("an error is no answer")
 
 
 class _Events:
@@ -175,7 +188,8 @@ class _Events:
 
     def last(self, choices: Sequence[Choice]) -> bytes:
         choice = choices[0]
-        reason, sequence = _stop(choice)
+        # A request that is aborted before its first token ends no other way.
+        reason, sequence = _stop(choice) if choice.tokens else ("end_turn", None)
         return b"".join(
             (
                 _event("content_block_stop", index=0) if self._open else b"",

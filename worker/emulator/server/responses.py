@@ -98,9 +98,8 @@ class Responses:
         except ValidationError as error:
             if not request.stream:
                 raise ApiError(400, sanitized(str(error))) from None
-            await raw_request.open_stream()  # vLLM fails after it has sent the head
-            await raw_request.close_stream()
-            return
+            await raw_request.open_stream()
+            raise AnswerAborted("vLLM fails after it has sent the head") from None
         if request.background:
             if keeps:
                 self._keep(stored)
