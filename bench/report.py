@@ -76,7 +76,7 @@ def why(results: Sequence[Result]) -> str:
 def comparison_table(results: Sequence[Result], ceiling: float | None = None) -> Table:
     """A row for each strategy, the winner in bold. `ceiling` is the hit rate of the pooled cache."""
     figures = (
-        "requests", "errors", "hit rate", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "prefill",
+        "hit rate", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "prefill",
         "max/mean", "running",
     )  # fmt: skip
     columns = (Column(heading, justify="right") for heading in figures)
@@ -85,8 +85,6 @@ def comparison_table(results: Sequence[Result], ceiling: float | None = None) ->
     for r in sorted(results, key=_p50):
         table.add_row(
             r.strategy,
-            f"{r.requests:,}",
-            f"{r.errors:,}",
             percent(r.hit_rate),
             *(seconds(value) for value in three(r.ttft_seconds)),
             *(milliseconds(value) for value in three(r.tpot_seconds)[:2]),
@@ -96,7 +94,7 @@ def comparison_table(results: Sequence[Result], ceiling: float | None = None) ->
             style="bold green" if r is best else "",
         )
     if ceiling is not None:
-        table.add_row("pooled ceiling", "", "", percent(ceiling), style="dim")
+        table.add_row("pooled ceiling", percent(ceiling), style="dim")
     return table
 
 
