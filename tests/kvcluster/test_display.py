@@ -124,3 +124,22 @@ def test_the_ranks_of_a_worker_are_added_up():
 
 def test_a_worker_the_router_does_not_list_is_shown_by_its_process():
     assert worker_view(WORKER, (), None) == WorkerView(WORKER)
+
+
+@pytest.mark.parametrize(
+    ("why", "note"),
+    [
+        pytest.param("No adapter found for x", "adapter sql is not loaded: No adapter found for x", id="refused"),
+        pytest.param("", "adapter sql is not loaded: it is being loaded", id="being loaded"),
+    ],
+)
+def test_a_worker_without_one_of_its_adapters_is_ready_and_says_so(why: str, note: str):
+    row = {"ready": True, "why_not_ready": "", "missing_adapters": {"sql": why}}
+    view = worker_view(WORKER, [row], None)
+    assert (view.routable, view.note) == (True, note)
+
+    def use(display):
+        display.change(WORKER)
+        display.view(ClusterView("demo", "cache_aware", ROUTER, (view,)))
+
+    assert f"ready {note}" in shown(use)
