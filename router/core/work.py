@@ -269,12 +269,19 @@ class Work:
 
     def queue(self, now: float) -> float:
         """Seconds until the worker could start on a new request, not counting the wait for memory."""
+        waiting = self._waiting(now)
+        return waiting + 0.5 * self._step_in_progress(self.correction.decode.factor(now))
+
+    def _waiting(self, now: float) -> float:
+        """Seconds of prefills that come first."""
         own = self.ledger.remaining(now)
-        foreign = 0.0
         if self._foreign_seconds:
-            foreign = max(0.0, self._foreign_seconds - (now - self._reported_at))
-        step = 0.5 * self._step() * self.correction.decode.factor(now) if self._decoding() else 0.0
-        return own + foreign + step + self.ledger.late(now)
+            own += max(0.0, self._foreign_seconds - (now - self._reported_at))
+        return own + self.ledger.late(now)
+
+    def _step_in_progress(self, decode_factor: float) -> float:
+        """Seconds of a decode step as of the last `_waiting`; 0: nothing decodes."""
+        return self._step() * decode_factor if self._decoding() else 0.0
 
     def expect(
         self, shape: Shape, matched: int, now: float, loaded: int = 0, load_seconds: float = 0.0, best: int = 0
@@ -284,22 +291,23 @@ class Work:
         config, latency = self._config, self._config.latency
         self.samples.take_prefills(now)
         prefill_factor, decode_factor = self.correction.prefill.factor(now), self.correction.decode.factor(now)
-        queue = self.queue(now)
+        waiting = self._waiting(now)
+        shortest = self._step_in_progress(decode_factor)
+        queue = waiting + 0.5 * shortest
         size, cached = self.block_size, matched * config.block_size
         unloaded = latency.prefill(blocks_to_compute(shape.prompt_tokens, cached, size, latency.block_size))
         prefill = unloaded * prefill_factor
-        shortest = 0.0
-        if self._decoding():  # a step that also decodes takes at least a decode step
-            shortest = self._step() * decode_factor
-            prefill = max(prefill, shortest)
+        if prefill < shortest:  # a step that also decodes takes at least a decode step
+            prefill = shortest
         repeated = 0.0
         if best > matched:
             rest = blocks_to_compute(shape.prompt_tokens, best * config.block_size, size, latency.block_size)
             repeated = prefill - max(latency.prefill(rest) * prefill_factor, shortest)
         output = shape.output
         context = shape.prompt_tokens + int(output) // 2
-        step = self._step(1, context) * decode_factor
-        decode = output * step
+        alone = step = latency.decode_step(1, context) * decode_factor
+        if shortest:
+            step += shortest - latency.decode * decode_factor
         # Loaded blocks take room on the GPU, too.
         blocks = -(-shape.prompt_tokens // size) - (cached - loaded * config.block_size) // size + int(output) // size
         if self._groups:
@@ -319,7 +327,6 @@ class Work:
             own = self.ledger.in_flight
             left = LEFT * (self.ledger.output / own if own else self._lengths.mean)
             slowdown = min(output, left) * (theirs + mine * others) * decode_factor
-        alone = output * latency.decode_step(1, context) * decode_factor
         return Expected(
             queue + memory,
             memory,
@@ -327,8 +334,8 @@ class Work:
             prefill,
             unloaded,
             repeated,
-            decode,
-            alone,
+            output * step,
+            output * alone,
             longest,
             blocks,
             context,
@@ -350,9 +357,9 @@ class Work:
         taken to use what is in use besides the blocks of the ledger."""
         return own + max(self._surplus_blocks, 0) * self.block_size if self._foreign_requests else own
 
-    def _step(self, more: int = 0, context: int = 0) -> float:
-        """Seconds of a decode step now, uncorrected; with `more` requests of so many tokens of context together."""
-        return self._config.latency.decode_step(self._decoding() + more, self._context(self.ledger.context) + context)
+    def _step(self) -> float:
+        """Seconds of a decode step now, uncorrected."""
+        return self._config.latency.decode_step(self._decoding(), self._context(self.ledger.context))
 
     def _count_decoded(self, now: float) -> None:
         """Count the decoding since the last call. Called before anything changes that a step depends on."""
