@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,33 +41,52 @@ VLLM = ["vllm"] if URL in os.environ else []
 RESTARTING_VLLM = VLLM if START in os.environ else []
 
 
+@pytest.fixture(scope="session")
+def vllm() -> Iterator[Running | None]:
+    """The running vLLM, if there is one."""
+    one = Running() if VLLM else None
+    yield one
+    if one is not None:
+        one.end()
+
+
+ServedOf = Callable[[str], Served]
+
+
+@pytest.fixture
+def served_of(vllm: Running | None, tmp_path: Path, emulator_tokenizer: Tokenizer) -> ServedOf:
+    """The engine of a setting, not started yet."""
+
+    def of(setting: str) -> Served:
+        if setting in SETTINGS:
+            return SETTINGS[setting](tmp_path, emulator_tokenizer)
+        assert vllm is not None
+        return vllm
+
+    return of
+
+
+@pytest.fixture(params=[*SETTINGS, *VLLM])
+async def served(request: pytest.FixtureRequest, served_of: ServedOf) -> AsyncIterator[Served]:
+    """An engine, which is idle."""
+    async with started(served_of(request.param)) as one:
+        yield one
+
+
+@pytest.fixture(params=[*SETTINGS, *RESTARTING_VLLM])
+async def restarting(request: pytest.FixtureRequest, served_of: ServedOf) -> AsyncIterator[Served]:
+    """An engine whose process may be ended and started again."""
+    async with started(served_of(request.param)) as one:
+        yield one
+
+
 @contextlib.asynccontextmanager
-async def serving(kind: str, folder: Path, tokenizer: Tokenizer) -> AsyncIterator[Served]:
-    make = SETTINGS.get(kind)
-    one = Running() if make is None else make(folder, tokenizer)
+async def started(one: Served) -> AsyncIterator[Served]:
     await one.start()
     try:
         yield one
     finally:
         await one.close()
-
-
-@pytest.fixture(params=[*SETTINGS, *VLLM])
-async def served(
-    request: pytest.FixtureRequest, tmp_path: Path, emulator_tokenizer: Tokenizer
-) -> AsyncIterator[Served]:
-    """An engine, which is idle."""
-    async with serving(request.param, tmp_path, emulator_tokenizer) as one:
-        yield one
-
-
-@pytest.fixture(params=[*SETTINGS, *RESTARTING_VLLM])
-async def restarting(
-    request: pytest.FixtureRequest, tmp_path: Path, emulator_tokenizer: Tokenizer
-) -> AsyncIterator[Served]:
-    """An engine whose process may be ended and started again."""
-    async with serving(request.param, tmp_path, emulator_tokenizer) as one:
-        yield one
 
 
 @dataclass(frozen=True)
@@ -115,4 +134,4 @@ def seed() -> int:
 @pytest.fixture(scope="session")
 def number() -> int:
     """How many random requests."""
-    return int(os.environ.get("REAL_VLLM_REQUESTS", "300" if URL in os.environ else "120"))
+    return int(os.environ.get("REAL_VLLM_REQUESTS", "300" if URL in os.environ else "60"))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
+import subprocess
 from abc import ABC, abstractmethod
 from pathlib import Path
+from subprocess import DEVNULL
 
 import httpx
 
@@ -155,16 +158,11 @@ class Running(Served):
         self.replay = os.environ.get(REPLAY, "")
         self.tokenizer = load_tokenizer(os.environ["REAL_VLLM_TOKENIZER"], chat_options())
         self.restarts = START in os.environ
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
-        if self.restarts and self._process is None:
-            self._process = await asyncio.create_subprocess_shell(
-                os.environ[START],
-                start_new_session=True,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
+        if self.restarts and (self._process is None or self._process.poll() is not None):
+            self._process = self._launched()
         async with asyncio.timeout(900), httpx.AsyncClient(trust_env=False) as client:
             while not await self._healthy(client):  # noqa: ASYNC110  # another process: nothing to wait on
                 await asyncio.sleep(0.5)
@@ -173,22 +171,27 @@ class Running(Served):
         self.adapters = tuple(each["id"] for each in models if each["parent"] is not None)
 
     async def kill(self) -> None:
-        await self._signal(signal.SIGKILL)
+        self.end(signal.SIGKILL)
 
     async def terminate(self) -> None:
-        await self._signal(signal.SIGTERM)
+        await asyncio.to_thread(self.end, signal.SIGTERM)
 
     async def close(self) -> None:
-        if self._process is not None:
-            await self.kill()
+        """The next test finds it running."""
 
-    async def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
+    def _launched(self) -> subprocess.Popen[bytes]:
+        command = shlex.split(os.environ[START])
+        return subprocess.Popen(command, start_new_session=True, stdout=DEVNULL, stderr=DEVNULL)
+
+    def end(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send the signal, and wait for the end of the process. Does nothing if the suite has not started it."""
+        if self._process is None:
+            return
         if number is signal.SIGKILL:
             os.killpg(self._process.pid, number)
         else:
             self._process.send_signal(number)
-        await self._process.wait()
+        self._process.wait()
         self._process = None
 
     async def _healthy(self, client: httpx.AsyncClient) -> bool:
