@@ -21,8 +21,10 @@ COMPARED_WITH_A_RUNNING_ONE = ["test_answers.py", "test_documents.py", "test_pro
 collect_ignore = [] if URL in os.environ else COMPARED_WITH_A_RUNNING_ONE
 
 SETTINGS = {
-    "maps": lambda folder, tokenizer: Emulated(folder, tokenizer, "--kv-events-format", "map"),
-    "arrays": lambda folder, tokenizer: Emulated(folder, tokenizer, "--kv-events-format", "array"),
+    "maps": lambda folder, tokenizer: Emulated(folder, tokenizer, "--kv-events-format", "map", adapters=("sql", "law")),
+    "arrays": lambda folder, tokenizer: Emulated(
+        folder, tokenizer, "--kv-events-format", "array", adapters=("sql", "law")
+    ),
 }
 """How the emulated engine writes its events."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.real_vllm.agent_requests import AgentRequests
 from tests.real_vllm.requests import Requests
+from tests.real_vllm.served import Served
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
@@ -37,11 +38,12 @@ class Request:
 class EveryKind:
     """Requests for the models and adapters of one engine, reproducible by `seed` and the answers' texts."""
 
-    def __init__(self, seed: int, model: str, adapters: tuple[str, ...] = ()) -> None:
+    def __init__(self, seed: int, model: str, adapters: tuple[str, ...], *, prompt_logprobs: bool) -> None:
         self._rng = random.Random(seed)
         self._made = Requests(seed, model, templates=False)
         self._agents = AgentRequests(seed, model)
         self._adapters = adapters
+        self._prompt_logprobs = prompt_logprobs
         self._before: list[Request] = []
         self._kinds: dict[str, Callable[[], Request]] = {
             "plain": self._plain,
@@ -50,6 +52,10 @@ class EveryKind:
             "messages": lambda: Request("messages", MESSAGES, self._agents.messages()),
             "responses": lambda: Request("responses", RESPONSES, self._agents.responses()),
         }
+
+    @classmethod
+    def of(cls, served: Served, seed: int) -> EveryKind:
+        return cls(seed, served.model, served.adapters, prompt_logprobs=served.prompt_logprobs)
 
     def next(self) -> Request:
         """The next request."""
@@ -93,7 +99,7 @@ class EveryKind:
             body |= {"n": rng.randint(2, 3), "temperature": 1, "ignore_eos": True}
         if rng.random() < 0.3 and not _several_prompts(body):
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        elif rng.random() < 0.08 and not self._adapters:  # with adapters it ends vLLM 0.32's CPU engine
+        elif rng.random() < 0.08 and self._prompt_logprobs:
             body["prompt_logprobs"] = 0
 
     def _plain(self) -> Request:

@@ -47,6 +47,9 @@ class Served(ABC):
     model: str
     max_model_len: int
     adapters: tuple[str, ...] = ()
+    """LoRA adapters that are loaded."""
+    prompt_logprobs: bool = True
+    """Whether requests may ask for them."""
     quiet: float
     """Seconds without an event after which the engine has published all that its last answers changed."""
     restarts: bool
@@ -89,8 +92,10 @@ class Emulated(Served):
     model = "tiny-llama"
     max_model_len = 2048
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, *flags: str) -> None:
+    def __init__(self, folder: Path, tokenizer: Tokenizer, *flags: str, adapters: tuple[str, ...] = ()) -> None:
         self.tokenizer = tokenizer
+        self.adapters = adapters
+        lora = ("--enable-lora", "--max-loras", "2", "--lora-modules", *(f"{name}=acme/{name}" for name in adapters))
         self.events, self.replay = f"ipc://{folder}/events", f"ipc://{folder}/replay"
         config = KVEventsConfig(enable_kv_cache_events=True, endpoint=self.events, replay_endpoint=self.replay)
         self._settings = Settings.load(
@@ -98,6 +103,7 @@ class Emulated(Served):
                 *("--kv-events-config", config.model_dump_json(exclude_none=True), "--model", self.model),
                 *("--blocks", str(EMULATED_BLOCKS), "--max-model-len", str(self.max_model_len), "--max-num-seqs", "8"),
                 *("--speed", "1000", "--dev-mode", "--enable-auto-tool-choice", "--grace-period", "5"),
+                *(lora if adapters else ()),
                 *flags,
             ]
         )
@@ -169,6 +175,7 @@ class Running(Served):
             models = (await client.get(f"{self.url}/v1/models")).json()["data"]
         self.model, self.max_model_len = models[0]["id"], models[0]["max_model_len"]
         self.adapters = tuple(each["id"] for each in models if each["parent"] is not None)
+        self.prompt_logprobs = not self.adapters  # the two together end vLLM 0.32's CPU engine
 
     async def kill(self) -> None:
         self.end(signal.SIGKILL)

@@ -40,8 +40,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def engine_with_lora(kind: str, tmp_path: Path, emulator_tokenizer: Tokenizer) -> AsyncIterator[Served]:
-    one: Served = Running() if kind == "vllm" else Emulated(tmp_path, emulator_tokenizer, *FLAGS)
+async def engine_with_lora(
+    kind: str, vllm: Running | None, tmp_path: Path, emulator_tokenizer: Tokenizer
+) -> AsyncIterator[Served]:
+    one: Served = vllm if vllm is not None and kind == "vllm" else Emulated(tmp_path, emulator_tokenizer, *FLAGS)
     await one.start()
     try:
         yield one

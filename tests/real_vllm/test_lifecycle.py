@@ -91,7 +91,7 @@ async def test_a_request_that_is_given_up_leaves_a_true_view(beside: Bed) -> Non
 
 async def test_many_at_once_leave_a_true_view(beside: Bed, seed: int) -> None:
     """Predictions of requests that overlap may be wrong. The view is not, once they have ended."""
-    made = EveryKind(seed, beside.served.model, beside.served.adapters)
+    made = EveryKind.of(beside.served, seed)
     requests = [made.next() for _ in range(40)]
     await asyncio.gather(*(beside.ask_at_once(request.path, request.body) for request in requests))
     await beside.settled()

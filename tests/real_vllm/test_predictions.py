@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.process, pytest.mark.real_vllm, pytest.mark.timeout(18
 
 
 async def predictions(one: Bed, seed: int, number: int) -> None:
-    made = EveryKind(seed, one.served.model, one.served.adapters)
+    made = EveryKind.of(one.served, seed)
     counts, wrong, cached = Counter[tuple[str, str]](), [], 0
     for _ in range(number):
         request = made.next()
