@@ -350,13 +350,15 @@ class PrefixIndex:
         ]
         joining = sorted(((depth, slot) for slot, depth in starts.items() if depth < limit), reverse=True)
         alive, depth = 0, limit
+        following: Iterator[BlockKey] = iter(())
         while joining or alive:
             if not alive:
                 depth = joining[-1][0]
+                following = keys.between(depth * stride, limit * stride, stride)
             while joining and joining[-1][0] == depth:
                 alive |= 1 << joining.pop()[1]
             depth += 1
-            held, key = 0, keys.key(depth * stride)
+            held, key = 0, next(following)
             for run in runs:
                 held |= run.at(depth, key, alive & ~held, found)
             alive = held if depth < limit else 0

@@ -264,3 +264,26 @@ def test_a_search_probes_about_twice_the_logarithm_of_the_depth(matched: int, mo
     assert index.depths(PrefixKeys(pack_tokens(prompt), BLOCK), 1, 8192) == ({0: matched} if matched else {})
     assert len(probed) <= 2 * max(1, matched).bit_length() + 1
     assert max(probed) <= max(1, 2 * matched), "nothing is hashed far beyond the match"
+
+
+def test_a_run_of_loads_hashes_each_block_once() -> None:
+    """Two workers hold different starts of a prompt on their GPUs and the rest elsewhere."""
+    prompt = list(range(4000 * BLOCK))
+    keys = keys_of(prompt)
+    index = PrefixIndex()
+    for held in (10, 2000):
+        slot = index.open()
+        index.store(slot, keys[:held])
+        index.store(slot, keys[held:], Tier.CPU)
+    probed: list[int] = []
+
+    class Counting(PrefixKeys):
+        def key(self, depth: int) -> BlockKey:
+            probed.append(depth)
+            return super().key(depth)
+
+    counting = Counting(pack_tokens(prompt), BLOCK)
+    starts = index.depths(counting, 0b11, 4000)
+    before = len(probed)
+    assert index.loads(counting, starts, 4000) == {0: {Tier.CPU: 3990}, 1: {Tier.CPU: 2000}}
+    assert len(probed) - before <= 1, "the keys of a run follow from one another"
