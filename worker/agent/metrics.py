@@ -8,6 +8,7 @@ from typing import TypeVar
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kvcache.feed import Tier
 from worker.agent.agent import Agent
 from worker.agent.core.blocks import DropReason
 from worker.agent.core.follower import Reset
@@ -52,6 +53,10 @@ class AgentCollector(Collector):
         yield adapters
         yield _counter("adapter_failures", "Adapters that the engine did not load or unload.", agent.keeper.failures)
         yield _gauge("blocks", "Blocks published, each physical one counted.", sum(each.physical for each in blocks))
+        tiers = GaugeMetricFamily(PREFIX + "tier_blocks", "Copies of blocks published, by tier.", labels=["tier"])
+        for tier in (Tier.CPU, Tier.DISK):
+            tiers.add_metric([tier.value], float(sum(each.held_below(tier) for each in blocks)))
+        yield tiers
         age = GaugeMetricFamily(PREFIX + "last_event_age_seconds", "Since the last batch of events.")
         if times := [rank.last_event_at for rank in ranks if rank.last_event_at is not None]:
             age.add_metric([], agent.clock() - max(times))
