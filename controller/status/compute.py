@@ -63,8 +63,11 @@ def _strategy(observed: Observed, before: Mapping[str, Any]) -> str | None:
 
 
 def _models(observed: Observed) -> str:
-    """The models that the routers report, in their order; empty while none does."""
-    return ", ".join(dict.fromkeys(model.name for report in ready_reports(observed) for model in report.models))
+    """The models that the routers report, the cluster's own first; empty while none does. Routers meet workers in any
+    order, so the others are sorted."""
+    own = observed.spec.served_names if observed.spec is not None else []
+    names = {model.name for report in ready_reports(observed) for model in report.models}
+    return ", ".join(sorted(names, key=lambda name: (name not in own, name)))
 
 
 def _adapters(observed: Observed, before: Mapping[str, Any]) -> Mapping[str, Any] | None:
