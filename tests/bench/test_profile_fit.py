@@ -1,6 +1,6 @@
 """Fitting a latency model to recorded runs: engines whose times are known, and records that tell too little.
 
-Not covered: real engines (docs/profiles.md has the figures of one).
+Not covered: real engines.
 """
 
 from __future__ import annotations
