@@ -25,12 +25,19 @@ from tests.real_vllm.served import Emulated, Running, Served
 
 TOKENS = 16
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+WORDS = [1440, 1936, 2237, 3598]
+"""The words four, five, six and seven, each with a space, in GPT-2's vocabulary. What a model of random weights writes
+freely is text for which a tokenizer gives other tokens, so that a chat with it is another one, and does not go on."""
+
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "completion": (COMPLETIONS, {"prompt": "The quick brown fox jumps over"}),
     "token ids": (COMPLETIONS, {"prompt": [464, 2068, 7586, 21831]}),
     "chat": (CHAT, {"messages": [{"role": "user", "content": "Tell me a story."}]}),
     "stop strings": (CHAT, {"messages": [{"role": "user", "content": "Stop."}], "stop": ["qqqqqqqq", "zzzz"]}),
-    "chat that offers tools": (CHAT, {"messages": [{"role": "user", "content": "Look it up."}], "tools": [TOOL]}),
+    "chat that offers tools": (
+        CHAT,
+        {"messages": [{"role": "user", "content": "Look it up."}], "tools": [TOOL], "allowed_token_ids": WORDS},
+    ),
 }
 
 
