@@ -15,6 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from kvcache.feed import Cleared, Event, HeldElsewhere, Removed, Stored, Tier
 from kvcache.keys import BlockKey, CacheScope, block_keys
+from kvcache.tokens.tokenizer import Tokenizer
+from tests.processes import eventually
+from tests.worker.agent.beside import beside
 from tests.worker.agent.captures import DATA
 from tests.worker.agent.engine import CLEARED, packed, removed, stored
 from worker.agent.core import tiers
@@ -152,3 +155,20 @@ def test_the_events_of_vllms_own_classes() -> None:
     assert last == [Removed(tuple(plain)), Removed((plain[0],), Tier.CPU)]
     assert blocks.dropped == {DropReason.UNIDENTIFIED: len(third)}, "the last prompt was never on the GPU"
     assert blocks.unknown_removals == 0
+
+
+@pytest.mark.looptime(False)
+async def test_the_view_beside_an_engine_has_what_its_tiers_hold(tokenizer: Tokenizer) -> None:
+    """An emulated one over ZMQ, whose GPU evicts, which loads blocks back, and whose tier evicts, too."""
+    sizes = {"blocks": 20, "max_model_len": 320, "cpu_blocks": 30}
+    async with beside(tokenizer, 1, sizes) as run:
+        await eventually(lambda: not run.agent.problem, "the agent follows")
+        for at in (0, 1000, 2000, 0, 3000, 1000):
+            await run.ask(0, range(at + 1, at + 201))
+        await run.agrees(0)
+        engine = run.worker.ranks[0].engine
+        assert engine.stats.loaded_blocks > 0
+        snapshot = await run.snapshot(0)
+        assert [(copies.tier, len(copies.keys)) for copies in snapshot.elsewhere] == [(Tier.CPU, 30)]
+        assert snapshot.info.tier_seconds.keys() == {Tier.CPU, Tier.DISK}
+        assert 'kvcluster_agent_tier_blocks{tier="cpu"} 30.0' in (await run.client.get("/metrics")).text
