@@ -13,7 +13,7 @@ import zmq
 import zmq.asyncio
 
 from runtime.logs import EventLogger
-from worker.emulator.engine.events import CacheEvent
+from worker.emulator.engine.events import CacheCleared, CacheEvent
 from worker.emulator.kv_events.encoding import VllmEvents
 from worker.kv_events import EndpointError, KVEventsConfig
 
@@ -26,8 +26,9 @@ END_SEQ = (-1).to_bytes(8, "big", signed=True)
 class KVEventsPublisher:
     """Publishes the batches of one engine, one for each step that changed its cache.
 
-    vLLM publishes what a step changed when the step ends. What changes between two steps (a reset of the cache)
-    therefore waits for the end of the next one, however late that is. `now` gives seconds since 1970.
+    vLLM publishes what a step changed when the step ends. A reset of the cache between two steps therefore waits for
+    the end of the next one, however late that is. Copies to the CPU do not: an engine that has nothing else to do goes
+    on stepping until they are made. `now` gives seconds since 1970.
 
     Must be made inside the event loop. Raises `EndpointError`.
     """
@@ -72,8 +73,8 @@ class KVEventsPublisher:
         if self._held and ended >= self._due:
             self._publish()
         if events:
-            between_steps = begun == ended == self._begun
-            self._due = begun + between_steps
+            idle = begun == ended == self._begun
+            self._due = begun + (idle and CacheCleared() in events)
             self._held += events
             if ended >= self._due:
                 self._publish()
