@@ -108,6 +108,7 @@ class Bed:
         known = Counter(key for key, _ in agent.ranks[0].view.follower.blocks.blocks())
         return (
             status.matching
+            and status.ready
             and self.held() == known
             and seen == (agent.ranks[0].view.feed.position, agent.ranks[0].last_event_at)
         )
@@ -122,8 +123,8 @@ class Bed:
         before = self.router.metric("predicted_cached_tokens_total")
         answer = await self.router.client.post(path, json=body)
         predicted = int(self.router.metric("predicted_cached_tokens_total") - before)
-        if answer.status_code != 200:
-            return Outcome(answer.status_code, predicted, None, answer.text)
+        if answer.status_code != 200 or _fails(answer.content):
+            return Outcome(max(answer.status_code, 400), predicted, None, answer.text)
         return Outcome(200, predicted, reported(answer.content), _text(answer))
 
     async def complete(self, prompt: Any, **fields: Any) -> Outcome:
@@ -163,6 +164,12 @@ def reported(content: bytes) -> int | None:
             cached = _cached((part or {}).get("usage")) if isinstance(part, dict) or part is None else None
             found = found if cached is None else cached
     return found
+
+
+def _fails(content: bytes) -> bool:
+    """Whether a stream, whose status was sent before, ends with an error."""
+    events = (line.removeprefix(b"data: ") for line in content.splitlines() if line.startswith(b"data: {"))
+    return any("error" in event or event.get("type") == "error" for event in map(orjson.loads, events))
 
 
 def _cached(usage: Any) -> int | None:
