@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -104,16 +105,16 @@ class Engine:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Engine:
-    url = os.environ[URL]
-    (model, *_) = httpx.get(f"{url}/v1/models", trust_env=False).json()["data"]
+def engine(vllm: Running | None) -> Engine:
+    assert vllm is not None
+    asyncio.run(vllm.start())
     return Engine(
-        url=url,
-        events=os.environ["REAL_VLLM_EVENTS"],
-        replay=os.environ.get("REAL_VLLM_REPLAY", ""),
+        url=vllm.url,
+        events=vllm.events,
+        replay=vllm.replay,
         tokenizer=os.environ["REAL_VLLM_TOKENIZER"],
-        model=model["id"],
-        max_model_len=model["max_model_len"],
+        model=vllm.model,
+        max_model_len=vllm.max_model_len,
     )
 
 
