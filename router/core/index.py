@@ -187,12 +187,12 @@ class PrefixIndex:
         """The worker holds one physical block less of each key. Returns how many it did not hold: 0 while the feed is
         in order.
 
-        A worker that has evicted the last block of a key has stored it since it was assumed, so that what it states is
-        the truth again.
+        A worker that has evicted a group's last block of a key has stored it in every group since it was assumed, so
+        that what it states is the truth again.
         """
         layer = self._layer(tier, group)
         missing = layer.discard(slot, keys)
-        if layer is self._stored and (assumed := self._assumed.counts[slot]):
+        if tier is Tier.GPU and (assumed := self._assumed.counts[slot]):
             held = layer.counts[slot]
             self._assumed.forget(slot, [key for key in keys if key in assumed and key not in held])
         return missing

@@ -109,3 +109,20 @@ def test_a_search_in_vain_looks_at_one_block_for_each_window(
     monkeypatch.setattr(PrefixKeys, "between", between)
     assert index.depths(PrefixKeys(pack_tokens(prompt), BLOCK), 1 << slot, 8191) == {}
     assert counted <= lookups
+
+
+def test_an_assumption_ends_when_the_sliding_group_evicts_the_block() -> None:
+    index = PrefixIndex()
+    slot = index.open()
+    index.set_shape(
+        slot, 1, shapes([CacheGroup(FULL_ATTENTION, BLOCK), CacheGroup(SLIDING_WINDOW, BLOCK, BLOCK)], BLOCK)
+    )
+    keys = PrefixKeys(pack_tokens(PROMPT), BLOCK)
+    assumption = index.assume_prompt(slot, keys, 0)
+    for group in (0, 1):
+        index.store(slot, KEYS, Tier.GPU, group)
+    index.remove(slot, KEYS[5:], Tier.GPU, group=1)
+    assert index.depths(keys, 1 << slot, LENGTH) == {slot: 5}
+    index.withdraw(assumption)
+    assert index.depths(keys, 1 << slot, LENGTH) == {slot: 5}
+    assert not index.assumed_blocks()
