@@ -16,6 +16,7 @@ import msgpack
 import orjson
 
 from kvcache.feed.messages import (
+    MAX_GROUPS,
     SLIDING_WINDOW,
     AdaptersChanged,
     Batch,
@@ -180,7 +181,10 @@ def _texts(message: dict[str, Any], name: str) -> dict[str, str]:
 
 
 def _groups(message: dict[str, Any], name: str) -> tuple[CacheGroup, ...]:
-    return tuple(_group(_mapping(value, f"an entry of {name}")) for value in _sequence(message, name))
+    groups = _sequence(message, name)
+    if len(groups) > MAX_GROUPS:
+        raise FeedError(f"{name} must hold at most {MAX_GROUPS} groups, not {len(groups)}")
+    return tuple(_group(_mapping(value, f"an entry of {name}")) for value in groups)
 
 
 def _group(message: dict[str, Any]) -> CacheGroup:
@@ -268,7 +272,10 @@ def _tier_and_group(message: dict[str, Any]) -> tuple[Tier, int]:
     tier = message.get("tier", Tier.GPU.value)
     if type(tier) is not str or tier not in _TIERS:
         raise FeedError(f"tier must be one of {', '.join(_TIERS)}, not {_shown(tier)}")
-    return _TIERS[tier], _integer(message, "group") if "group" in message else 0
+    group = _integer(message, "group") if "group" in message else 0
+    if group >= MAX_GROUPS:
+        raise FeedError(f"group must be less than {MAX_GROUPS}, not {group}")
+    return _TIERS[tier], group
 
 
 def _event(value: Any) -> Event:

@@ -68,6 +68,10 @@ SLIDING_WINDOW = "sliding"
 holds the blocks in the window before the next token."""
 
 
+MAX_GROUPS = 256
+"""Most groups of a cache. Engines have a few; a reader keeps something for each that is named."""
+
+
 @dataclass(frozen=True, slots=True)
 class CacheGroup:
     """Layers whose blocks are stored, evicted and looked up together."""

@@ -59,6 +59,7 @@ load = st.builds(Load, count, count, count, count, count)
 words = st.lists(word, max_size=3).map(tuple)
 reasons = st.dictionaries(word, st.text(st.characters(exclude_categories=("C",)), max_size=20), max_size=2)
 tier = st.sampled_from(Tier)
+group_number = st.integers(0, 255)
 group = st.builds(CacheGroup, st.sampled_from([FULL_ATTENTION, "mamba"]), count) | st.builds(
     CacheGroup, st.just(SLIDING_WINDOW), count, st.integers(1, 4096)
 )
@@ -82,12 +83,12 @@ info = st.builds(
     tier_seconds=st.dictionaries(tier, st.floats(0, 10), max_size=2),
 )
 event = st.one_of(
-    st.builds(Stored, st.none() | key, keys, tier, count),
-    st.builds(Removed, keys, tier, count),
+    st.builds(Stored, st.none() | key, keys, tier, group_number),
+    st.builds(Removed, keys, tier, group_number),
     st.just(Cleared()),
     st.builds(AdaptersChanged, words, reasons),
 )
-elsewhere = st.lists(st.builds(HeldElsewhere, tier, count, keys), max_size=2).map(tuple)
+elsewhere = st.lists(st.builds(HeldElsewhere, tier, group_number, keys), max_size=2).map(tuple)
 batch = st.builds(Batch, count, count, st.lists(event, max_size=5).map(tuple), load)
 block = st.tuples(key, st.none() | key)
 snapshot = st.builds(Snapshot, info, count, load, st.lists(block, max_size=5).map(tuple), elsewhere)
@@ -216,6 +217,9 @@ def test_a_value_nested_without_end_is_refused(name: str, field: str) -> None:
         pytest.param("missing_adapters", {"a": 1}, "an object whose values are strings", id="a reason that is no text"),
         pytest.param("adapters", ["a", ""], "adapters must be a list of strings", id="an adapter without a name"),
         pytest.param("groups", [{"attention": "sliding", "block_size": 16}], "window must be", id="no window"),
+        pytest.param(
+            "groups", [{"attention": "full", "block_size": 16}] * 257, "at most 256 groups, not 257", id="many groups"
+        ),
         pytest.param("images", {"token": 5, "tokens": "9"}, "tokens must be a whole number", id="no number of tokens"),
         pytest.param("images", {"token": 5, "tokens": 9, "hashes_bytes": 1}, "hashes_bytes", id="no boolean"),
         pytest.param("groups", ["full"], "an entry of groups must be an object", id="a group's name only"),
@@ -225,6 +229,7 @@ def test_a_value_nested_without_end_is_refused(name: str, field: str) -> None:
         pytest.param("ranks", 10**9, r"ranks must be from 1 to 1024, not 1000000000", id="more ranks than there are"),
         pytest.param("rank", 1, r"rank must be less than ranks \(1\)", id="a rank beyond the last"),
         pytest.param("elsewhere", [{"tier": "moon", "keys": []}], "tier must be one of gpu, cpu, disk", id="a tier"),
+        pytest.param("elsewhere", [{"group": 256, "keys": []}], "group must be less than 256", id="a group beyond all"),
     ],
 )
 def test_the_error_names_the_field(field: str, value: object, says: str) -> None:
