@@ -142,6 +142,7 @@ def test_what_a_key_separates(fields: dict[str, Any], scope: CacheScope) -> None
         pytest.param(stored([1], [5, 6], medium="CPU"), "unidentified", 0, id="never on the GPU"),
         pytest.param(stored([1, 2], [5, 6, 7, 8], medium="CPU"), "chunk", 0, id="a chunk of two blocks"),
         pytest.param(stored([1], [5, 6], medium="CPU", locality="REMOTE"), "locality", 0, id="another host's CPU"),
+        pytest.param(stored([1], [5, 6], locality="REMOTE"), "locality", 0, id="another host's GPU"),
         pytest.param(stored([1], [5, 6], medium="STORAGE"), "locality", 0, id="a disk that may be anywhere"),
         pytest.param(
             {**stored([1], [5, 6], medium="CPU"), "token_ids": [], "block_size": 0},
@@ -154,6 +155,7 @@ def test_what_a_key_separates(fields: dict[str, Any], scope: CacheScope) -> None
         pytest.param(stored([1], [5, 6], kv_cache_spec_kind="sliding_window"), "kind", 0, id="a window of no size"),
         pytest.param(stored([1], [5, 6, 7]), "block_size", 0, id="other block size"),
         pytest.param(stored([1], [5, 6], lora_id=3), "adapter", 0, id="adapter by number alone"),
+        pytest.param(stored([1], [5, 6], lora_id=3, lora_name=""), "adapter", 0, id="adapter without a name"),
         pytest.param(stored([1], [5, 6], extra_keys=[["image", "tenant"]]), "extra_keys", 0, id="two names"),
         pytest.param(stored([1], [5, 6], extra_keys=[[["image", 2]]]), "extra_keys", 0, id="an image beyond the block"),
         pytest.param(stored([1], [5, 6], extra_keys=[[["image", -1]]]), "extra_keys", 0, id="an image before all"),

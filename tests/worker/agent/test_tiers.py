@@ -129,6 +129,21 @@ def test_copies_of_consecutive_blocks_are_one_event() -> None:
     assert changes == [Stored(None, (a, b, c), Tier.CPU), Removed((b, a), Tier.CPU)]
 
 
+def test_blocks_of_an_adapter_are_forgotten_in_every_tier() -> None:
+    """Those that the GPU evicted lately, too: no later copy of them may come back under the adapter's name."""
+    blocks, adapter = EngineBlocks(SIZE), {"lora_id": 1, "lora_name": "sql"}
+    apply(blocks, stored([1, 2], [1, 1, 2, 2], **adapter), stored([2], [2, 2], 1, **adapter), stored([3], [1, 1]))
+    apply(blocks, *(copy_of(1, [1, 1], "CPU", **adapter) for _ in range(2)), copy_of(3, [1, 1]), removed(1))
+    a, b = block_keys([1, 1, 2, 2], SIZE, CacheScope(adapter="sql"))
+    assert blocks.forget("sql") == [Removed((b, b)), Removed((a, a), Tier.CPU)]
+    (kept,) = block_keys([1, 1], SIZE)
+    assert (list(blocks.blocks()), list(blocks.elsewhere())) == (
+        [(kept, None)],
+        [HeldElsewhere(Tier.CPU, 0, (kept,))],
+    )
+    assert blocks.forget("sql") == apply(blocks, copy_of(1, [1, 1], "CPU", **adapter)) == []
+
+
 def test_a_disk_keeps_the_blocks_stored_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM never says that a file is gone, so their number has to be bounded."""
     monkeypatch.setattr(tiers, "DISK_BLOCKS", 2)

@@ -43,7 +43,7 @@ class DropReason(StrEnum):
 
     UNKNOWN_PARENT = "unknown_parent"  # its prefix is not known: history was lost, or the parent was dropped
     MEDIUM = "medium"  # it lies where this module does not know, or its event does not say what it holds
-    LOCALITY = "locality"  # it lies on a disk that is not known to be the engine's own
+    LOCALITY = "locality"  # it is not the engine's own, or lies on a disk that is not known to be
     CHUNK = "chunk"  # the engine loads it only together with other blocks
     UNIDENTIFIED = "unidentified"  # a slower tier holds it, and it was not seen on the GPU
     KIND = "kind"  # it is not modelled what its attention reuses of a prefix
@@ -64,7 +64,7 @@ class GroupBlocks:
     """
 
     __slots__ = (
-        "_adapters", "_blocks", "_dropped", "_duplicates", "_group", "_siblings", "_tiers", "block_size", "physical",
+        "_blocks", "_dropped", "_duplicates", "_group", "_siblings", "_tiers", "block_size", "physical",
         "unknown_removals",
     )  # fmt: skip
 
@@ -79,8 +79,6 @@ class GroupBlocks:
         self._blocks: dict[BlockHash, Identity] = {}
         self._duplicates: Counter[BlockHash] = Counter()
         """Physical blocks with the same hash beyond the first (vLLM rule 9)."""
-        self._adapters: dict[str, set[BlockHash]] = {}
-        """The blocks of each LoRA adapter that has any."""
         self._tiers: LowerTiers | None = None
         """None until the engine first stores a block in one of them."""
         self.physical = 0
@@ -92,24 +90,27 @@ class GroupBlocks:
         """Drop every block."""
         self._blocks.clear()
         self._duplicates.clear()
-        self._adapters.clear()
         self._tiers = None
         self.physical = 0
 
-    def forget(self, adapter: str) -> list[BlockKey]:
-        """Drop the blocks of this adapter on the GPU. Returns their keys, one for each physical block."""
+    def forget(self, adapter: str, changes: Changes) -> None:
+        """Drop the blocks of this LoRA adapter in every tier. O(blocks)."""
+        names = [name for name, (*_, of) in self._blocks.items() if of == adapter]
         keys: list[BlockKey] = []
-        for name in self._adapters.pop(adapter, ()):
+        for name in names:
             keys += [self._blocks.pop(name)[0]] * (1 + self._duplicates.pop(name, 0))
         self.physical -= len(keys)
-        return keys
+        changes.removed((Tier.GPU, self._group), keys)
+        if self._tiers is not None:
+            for tier, dropped in self._tiers.forget(adapter):
+                changes.removed((tier, self._group), dropped)
 
     def blocks(self) -> Iterator[tuple[BlockKey, BlockKey | None]]:
         """(key, parent key) of every block held on the GPU; a key appears once for each physical block.
 
         Parents come first if no event was lost. Otherwise a parent that was removed and stored again may come later.
         """
-        for name, (key, parent, _) in self._blocks.items():
+        for name, (key, parent, *_) in self._blocks.items():
             for _ in range(1 + self._duplicates[name] if name in self._duplicates else 1):
                 yield key, parent
 
@@ -153,16 +154,14 @@ class GroupBlocks:
             held = self._blocks.get(name)
             if held is not None:
                 self._duplicates[name] += 1
-                above, _, state = held
+                above, _, state, _ = held
             else:
                 known = None if lonely else self._known(name)
                 if known is None:
                     state, key = prefix_extended(state, packed[at * size : (at + 1) * size], images)
-                    known = (key, above, state)
+                    known = (key, above, state, event.lora_name or "")
                 self._blocks[name] = known
-                if event.lora_name:
-                    self._adapters.setdefault(event.lora_name, set()).add(name)
-                above, _, state = known
+                above, _, state, _ = known
             keys.append(above)
         self.physical += len(keys)
         changes.stored((Tier.GPU, self._group), parent, keys)
@@ -181,8 +180,6 @@ class GroupBlocks:
             if name in self._blocks:
                 self._duplicates[name] += 1
             self._blocks[name] = known
-            if event.lora_name:
-                self._adapters.setdefault(event.lora_name, set()).add(name)
             self.physical += 1
             changes.stored((Tier.GPU, self._group), known[1], [known[0]])
 
@@ -212,11 +209,11 @@ class GroupBlocks:
     def remove(self, event: BlockRemoved, changes: Changes) -> None:
         """Blocks were evicted from a tier."""
         tier = tier_of(event.medium)
-        if tier is None:
+        if tier is None or not is_local(tier, event.locality):
             return
         keys: list[BlockKey] = []
         if tier is not Tier.GPU:
-            if self._tiers is not None and is_local(tier, event.locality):
+            if self._tiers is not None:
                 below = [self._tiers.remove(tier, name) for name in event.block_hashes]
                 keys = [key for key in below if key is not None]
                 self.unknown_removals += len(below) - len(keys)
@@ -230,8 +227,6 @@ class GroupBlocks:
                 keys.append(self._blocks[name][0])
             elif (held := self._blocks.pop(name, None)) is not None:
                 keys.append(held[0])
-                for named in self._adapters.values():
-                    named.discard(name)
                 if self._tiers is not None:
                     self._tiers.evicted(name, held)
             else:
@@ -248,7 +243,7 @@ class GroupBlocks:
     def _refusal(self, event: BlockStored) -> DropReason | None:
         if event.block_size != self.block_size:
             return DropReason.BLOCK_SIZE
-        if event.lora_id is not None and event.lora_name is None:
+        if event.lora_id is not None and not event.lora_name:
             return DropReason.ADAPTER
         if len(event.tokens) != len(event.block_hashes) * self.block_size:
             return DropReason.UNREADABLE
@@ -259,7 +254,7 @@ class GroupBlocks:
     def _start(self, event: BlockStored) -> tuple[BlockKey | None, PrefixState]:
         """The key and hash state of the prefix before the first block. Raises `_UnkeyableError`."""
         if event.parent is not None and (known := self._known(event.parent)) is not None:
-            key, _, state = known
+            key, _, state, _ = known
             return key, state
         # Only the first block of a prompt has a salt. (Older versions represent an image as one string, too; its blocks
         # then get keys that no request asks for.)

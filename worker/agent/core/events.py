@@ -87,7 +87,7 @@ def decode(payload: bytes) -> list[EngineEvent]:
     """The events of one batch. Raises `EventError`."""
     try:
         batch = msgpack.unpackb(payload, strict_map_key=False)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:  # TypeError: a list as a map's key
         raise EventError(f"the batch is not msgpack: {error}") from None
     if type(batch) is dict:  # as newer sources than the captured 0.32 declare it
         events = batch.get("events")
@@ -120,31 +120,29 @@ def _event(value: Any) -> EngineEvent:
 
 
 def _stored(fields: Mapping[str, Any]) -> BlockStored | Unreadable:
-    block_hashes, tokens = _block_hashes(fields), fields.get("token_ids")
-    parent, size = fields.get("parent_block_hash"), fields.get("block_size")
-    if (
-        block_hashes is None
-        or type(tokens) is not list
-        or type(size) is not int
-        or size < 1
-        or not (parent is None or _is_block_hash(parent))
-    ):
-        return Unreadable(1 if block_hashes is None else len(block_hashes))
-    extra = fields.get("extra_keys")
-    return BlockStored(
-        block_hashes=block_hashes,
-        parent=parent,
-        tokens=tokens,
-        block_size=size,
-        lora_id=_typed(fields, "lora_id", int),
-        lora_name=_typed(fields, "lora_name", str),
-        extra_keys=extra if type(extra) is list else [],
-        medium=_typed(fields, "medium", str),
-        group=_typed(fields, "group_idx", int),
-        kind=_typed(fields, "kv_cache_spec_kind", str),
-        locality=_typed(fields, "locality", str),
-        window=_typed(fields, "kv_cache_spec_sliding_window", int),
-    )
+    block_hashes = _block_hashes(fields)
+    if block_hashes is None:
+        return Unreadable(1)
+    tokens, parent, size = fields.get("token_ids"), fields.get("parent_block_hash"), fields.get("block_size")
+    if type(tokens) is not list or type(size) is not int or size < 1 or not (parent is None or _is_block_hash(parent)):
+        return Unreadable(len(block_hashes))
+    try:
+        return BlockStored(
+            block_hashes=block_hashes,
+            parent=parent,
+            tokens=tokens,
+            block_size=size,
+            lora_id=_optional(fields, "lora_id", int),
+            lora_name=_optional(fields, "lora_name", str),
+            extra_keys=_optional(fields, "extra_keys", list) or [],
+            medium=_optional(fields, "medium", str),
+            group=_optional(fields, "group_idx", int),
+            kind=_optional(fields, "kv_cache_spec_kind", str),
+            locality=_optional(fields, "locality", str),
+            window=_optional(fields, "kv_cache_spec_sliding_window", int),
+        )
+    except EventError:
+        return Unreadable(len(block_hashes))
 
 
 def _removed(fields: Mapping[str, Any]) -> BlockRemoved:
@@ -153,9 +151,9 @@ def _removed(fields: Mapping[str, Any]) -> BlockRemoved:
         raise EventError("a removal does not name its blocks")
     return BlockRemoved(
         block_hashes,
-        _typed(fields, "medium", str),
-        _typed(fields, "group_idx", int),
-        _typed(fields, "locality", str),
+        _optional(fields, "medium", str),
+        _optional(fields, "group_idx", int),
+        _optional(fields, "locality", str),
     )
 
 
@@ -168,6 +166,10 @@ def _is_block_hash(value: Any) -> bool:
     return type(value) is int or type(value) is bytes
 
 
-def _typed(fields: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+def _optional(fields: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    """None: the event does not say. Raises `EventError` for another type, which may mean anything: to take it for
+    silence would make blocks of an adapter, a salt or a slower tier look like everybody's on the GPU."""
     value = fields.get(name)
-    return value if type(value) is kind else None
+    if value is not None and type(value) is not kind:
+        raise EventError(f"{name} of an event is {type(value).__name__}, not {kind.__name__}")
+    return value

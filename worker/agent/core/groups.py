@@ -23,7 +23,7 @@ from worker.agent.core.events import (
     UnknownEvent,
     Unreadable,
 )
-from worker.agent.core.tiers import tier_of
+from worker.agent.core.tiers import is_local, tier_of
 
 FULL_KINDS = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 """Kinds of attention whose blocks are reused as a prefix from the start of the prompt."""
@@ -104,10 +104,10 @@ class EngineBlocks:
             group.clear()
 
     def forget(self, adapter: str) -> list[Event]:
-        """Drop the blocks of this adapter on the GPU. Returns the changes."""
+        """Drop the blocks of this adapter. Returns the changes."""
         changes = Changes()
-        for number, group in self._groups.items():
-            changes.removed((Tier.GPU, number), group.forget(adapter))
+        for group in self._groups.values():
+            group.forget(adapter, changes)
         return changes.take()
 
     def blocks(self) -> Iterator[tuple[BlockKey, BlockKey | None]]:
@@ -142,7 +142,9 @@ class EngineBlocks:
             self.dropped[DropReason.KIND] += len(event.block_hashes)
             return
         group = self._groups[number]
-        if tier is not Tier.GPU:
+        if tier is Tier.GPU and not is_local(tier, event.locality):
+            self.dropped[DropReason.LOCALITY] += len(event.block_hashes)
+        elif tier is not Tier.GPU:
             group.store_below(event, tier, changes)
         elif self._shapes[number].window and len(event.tokens) > len(event.block_hashes) * event.block_size:
             # Of a sliding window, vLLM may leave out blocks that no hit can need. The event has the tokens of all.

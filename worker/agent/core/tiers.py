@@ -16,8 +16,8 @@ from kvcache.feed import HeldElsewhere, Tier
 from kvcache.keys import BlockKey, PrefixState
 from worker.agent.core.events import BlockHash
 
-Identity = tuple[BlockKey, BlockKey | None, PrefixState]
-"""Key, parent's key and hash state of a block."""
+Identity = tuple[BlockKey, BlockKey | None, PrefixState, str]
+"""Key, parent's key, hash state and LoRA adapter (empty: none) of a block."""
 
 MEDIA: Mapping[str, Tier] = {
     "": Tier.GPU,
@@ -98,6 +98,16 @@ class LowerTiers:
             if not any(name in others for others in self._held.values()):
                 del self._identities[name]
         return key
+
+    def forget(self, adapter: str) -> Iterator[tuple[Tier, list[BlockKey]]]:
+        """Forget the blocks of this adapter. Yields their keys in each tier, one for each copy. O(blocks)."""
+        for name in [name for name, (*_, of) in self._evicted.items() if of == adapter]:
+            del self._evicted[name]
+        names = {name: key for name, (key, _, _, of) in self._identities.items() if of == adapter}
+        for tier, held in self._held.items():
+            yield tier, [key for name, key in names.items() for _ in range(held.pop(name, 0))]
+        for name in names:
+            del self._identities[name]
 
     def clear(self) -> None:
         """Forget every block."""
