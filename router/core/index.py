@@ -228,6 +228,8 @@ class PrefixIndex:
     @property
     def has_slower_tiers(self) -> bool:
         """Whether any worker holds a block in a slower tier."""
+        if not self._elsewhere:
+            return False
         return any(layer.masks for (tier, _), layer in self._elsewhere.items() if tier is not Tier.GPU)
 
     def blocks(self, slot: int, tier: Tier = Tier.GPU) -> int:

@@ -18,6 +18,7 @@ OUTLIER = 2.0
 request proves nothing."""
 SEPARATE = 1.25
 """A worker that differs from the fleet by less than this factor is taken to be as fast as the fleet."""
+_CLEAR = math.log(SEPARATE)
 EVIDENCE = 4.0
 """Full samples that it takes to tell a worker that differs by `SEPARATE` from the fleet; for larger differences fewer
 are enough."""
@@ -76,11 +77,14 @@ class WorkerFactor:
 
     def factor(self, now: float) -> float:
         """Expected over predicted seconds, between `FASTEST` and `SLOWEST`."""
-        difference, clear = self._own.log - self._fleet.log, math.log(SEPARATE)
-        if self._own.mass < 1.0 or self._own.mass * abs(difference) < EVIDENCE * clear:
+        own = self._own
+        if own.mass < 1.0:
+            return self._fleet.factor
+        difference = own.log - self._fleet.log
+        if own.mass * abs(difference) < EVIDENCE * _CLEAR:
             return self._fleet.factor
         difference *= math.exp2((self._sampled_at - now) / HALF_LIFE)
-        if abs(difference) < clear:
+        if abs(difference) < _CLEAR:
             return self._fleet.factor
         return _bounded(self._fleet.factor * math.exp(difference))
 

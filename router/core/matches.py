@@ -37,6 +37,8 @@ class Matches(NamedTuple):
 
     def holders(self, blocks: int) -> int:
         """Slots that have at least so many, 1 or more."""
+        if not self.loads:
+            return sum(held >= blocks for held in self.held.values())
         return sum(self.blocks(slot) >= blocks for slot in self.held.keys() | self.loads.keys())
 
 

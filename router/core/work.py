@@ -21,6 +21,8 @@ LATE = 2.0
 DECODE_TIME_WEIGHT = 0.05
 """Weight of one finished request in the mean of `DecodeTime`."""
 
+MOST_TOKENS = 2**40
+"""What a request says of its answer's length counts up to here: clients may write a number of any length."""
 LEFT = 0.75
 """Share of its length that an answer in progress has left, on average: a half if all answers are equally long, all of
 it if their lengths are distributed exponentially."""
@@ -46,7 +48,12 @@ class Shape(NamedTuple):
 def shape_of(request: RouteRequest, block_size: int, lengths: AnswerLengths) -> Shape:
     """What the cost of this request depends on."""
     tokens, depth = request.prompt_tokens, request.keys.depth if request.keys is not None else 0
-    kind = kind_of(request.model, request.output_tokens)
+    most, hint = request.output_tokens, request.output_hint
+    if most is not None and most > MOST_TOKENS:
+        most = MOST_TOKENS
+    if hint is not None and hint > MOST_TOKENS:
+        hint = MOST_TOKENS
+    kind = kind_of(request.model, most)
     if not request.prompted:
         return Shape(0, 0, 0, 0, 0, kind, 0.0)
     if tokens is None:
@@ -56,9 +63,9 @@ def shape_of(request: RouteRequest, block_size: int, lengths: AnswerLengths) -> 
         prompt_blocks=-(-tokens // block_size),
         reusable_blocks=min(depth, max(tokens - 1, 0) // block_size),
         loadable_blocks=min(depth, tokens // block_size),
-        max_tokens=request.output_tokens,
+        max_tokens=most,
         kind=kind,
-        output=lengths.expect(kind, request.output_tokens, request.output_hint),
+        output=lengths.expect(kind, most, hint),
     )
 
 
@@ -83,6 +90,8 @@ class Expected(NamedTuple):
     """From now to the end of the longest answer that the request allows; infinite if it sets no limit."""
     blocks: int
     """Blocks of the worker that the request takes in addition to those it reuses."""
+    active: int
+    """Blocks in use there once it runs."""
     context: int
     """Tokens whose keys and values each of its decode steps reads, on average."""
     slowdown: float
@@ -312,7 +321,8 @@ class Work:
         blocks = -(-shape.prompt_tokens // size) - (cached - loaded * config.block_size) // size + int(output) // size
         if self._groups:
             blocks = sum(_blocks_of(group, shape.prompt_tokens, cached, int(output)) for group in self._groups)
-        memory = self._memory_wait(blocks) * decode_factor if self.capacity else 0.0
+        active = self.used_blocks() + blocks
+        memory = self._memory_wait(active, blocks) * decode_factor if active > self.capacity > 0 else 0.0
         load = 0.0
         if loaded:
             load = max(self._loads_end - now - queue - memory, 0.0) + load_seconds
@@ -338,6 +348,7 @@ class Work:
             output * alone,
             longest,
             blocks,
+            active,
             context,
             slowdown,
             shape.kind,
@@ -370,10 +381,8 @@ class Work:
                 self._decoded = Decoded(seconds + elapsed, steps + elapsed / self._step())
             self._decoded_at = now
 
-    def _memory_wait(self, needed: int) -> float:
-        """Seconds until enough blocks are released: requests give theirs back evenly over the mean decode time."""
-        used = self.used_blocks()
-        short = used + needed - self.capacity
-        if short <= 0 or not used:
-            return 0.0
-        return self._decode_time.seconds * short / used
+    def _memory_wait(self, active: int, needed: int) -> float:
+        """Seconds until enough blocks are released, where `active` in use with the `needed` ones are too many: requests
+        give theirs back evenly over the mean decode time."""
+        used = active - needed
+        return self._decode_time.seconds * (active - self.capacity) / used if used else 0.0

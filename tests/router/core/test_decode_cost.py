@@ -5,19 +5,35 @@ Not covered: whether whole workloads profit (tests/bench/test_decoding.py).
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
-from kvcache.feed import Load
+from kvcache.feed import HeldElsewhere, Load, Tier
 from kvcache.profiles import LatencyModel
 from router.core.decision import DecisionReason, RouteRequest
 from router.core.fleet import Fleet
 from router.core.latency_samples import Usage
 from router.core.lengths import REMEMBERED, AnswerLengths, kind_of
+from router.core.strategies import STRATEGIES
 from router.core.work import LEFT
 from router.server.affinity import affine, with_headers
-from tests.router.core.support import BLOCK, MakeFleet, ask, hold, info, send, snapshot, tokens, url_of
+from tests.router.core.support import (
+    BLOCK,
+    MakeFleet,
+    ask,
+    config,
+    hold,
+    info,
+    keys_of,
+    send,
+    snapshot,
+    tokens,
+    url_of,
+)
 
 LATENCY = LatencyModel(0.005, 0.0025, 0.0005, 0.015, decode_sequence=0.0002, decode_token=1e-6)
 
@@ -152,3 +168,46 @@ def test_a_client_states_the_length_that_it_expects(
 ) -> None:
     route = with_headers(affine(ask(tokens(2)), "/v1/chat/completions", fields), headers)
     assert route.output_hint == hint
+
+
+length = st.none() | st.sampled_from([1, 300, 2**53, 10**400])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(sorted(STRATEGIES)),
+    st.lists(st.tuples(st.integers(1, 400), length, length, st.booleans(), st.booleans()), min_size=1, max_size=6),
+    st.sampled_from([0, 1, 50, 10**9]),
+    st.sampled_from([0.0, 1e-5, 5.0]),
+    st.integers(0, 40),
+)
+def test_no_request_makes_a_cost_negative_or_undefined(
+    strategy: str,
+    requests: list[tuple[int, int | None, int | None, bool, bool]],
+    capacity: int,
+    tier_seconds: float,
+    foreign: int,
+) -> None:
+    fleet = Fleet(config(strategy=strategy, latency=LATENCY))
+    for number in range(2):
+        fleet.add(url_of(number))
+        state = snapshot(
+            info(f"w{number}", tier_seconds={Tier.CPU: tier_seconds}), load=Load(foreign, 3, 9, 0, capacity)
+        )
+        below = HeldElsewhere(Tier.CPU, 0, tuple(keys_of(tokens(300))[number:]))
+        fleet.apply_snapshot(url_of(number), replace(state, elsewhere=(below,)), 0.0)
+    now = 0.0
+    for blocks, most, hint, streaming, answered in requests:
+        request = replace(ask(tokens(blocks), streaming=streaming), output_tokens=most, output_hint=hint)
+        decision = fleet.choose(request, now)
+        for each in decision.candidates:
+            seconds = (each.queue_seconds, each.load_seconds, each.memory_seconds, each.prefill_seconds)
+            seconds += (each.decode_seconds, each.slowdown_seconds, each.cost)
+            assert all(0.0 <= value < math.inf for value in seconds)
+            assert each.memory_seconds <= each.queue_seconds
+            assert each.active_blocks >= 0
+        ticket = fleet.dispatch(decision, request, now)
+        now += 0.01
+        if answered:
+            ticket.first_token(now)
+            ticket.release(now)
