@@ -191,13 +191,7 @@ class Router:
             refusals=Refusals(),
             on_refused=self.fleet_sync.unreachable,
             on_busy=self.fleet_sync.busy,
-            resumptions=Resumptions(
-                lambda: self.prompts.tokenizer,
-                self.prompts.read,
-                lambda: self.fleet.directory.catalogue.max_model_len,
-            ).of
-            if settings.resume_streams
-            else None,
+            resumptions=Resumptions(self.prompts.known, self.prompts.read).of if settings.resume_streams else None,
         )
         self.cors = Cors(frozenset(settings.cors_origins))
         self.data_plane = DataPlane(

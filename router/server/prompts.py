@@ -115,6 +115,13 @@ class PromptReader:
             route.keys.compute(checkpoint)
         return route
 
+    def known(self, model: str | None) -> tuple[Tokenizer | None, int | None]:
+        """The tokenizer that reads prompts for this model, and the most tokens of one request. None where that is not
+        known."""
+        catalogue = self._catalogue()
+        served = catalogue.find(model)
+        return self._tokenizer(served), catalogue.max_model_len if served is None else served.max_model_len
+
     def _tokenizer(self, served: Served | None) -> Tokenizer | None:
         """The tokenizer that reads a prompt for this model, if the router has it."""
         if served is None or served.tokenizer == OWN_TOKENIZER:

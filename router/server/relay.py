@@ -150,7 +150,8 @@ class Relay:
                 raise UpstreamError(FailureCause.BROKEN, "the stream ended before its last event", Progress.ANSWERING)
             if stream.state is StreamState.SILENT and not rest:
                 raise UpstreamError(FailureCause.BROKEN, "the stream ended before its first event", Progress.ANSWERING)
-            await self._pass_on(rest, last=True)
+            # After the end of a stream that may go on, the worker's events are no part of what the client reads.
+            await self._pass_on(rest if resumption is None else b"", last=True)
         finally:
             if in_flight.state not in AWAITING:
                 self._count(stream.usage)

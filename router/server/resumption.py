@@ -368,12 +368,12 @@ def _is_ids(ids: object) -> bool:
 class Resumptions:
     """Makes the `Resumption` of each stream that may go on elsewhere.
 
-    `tokenizer()` and `longest()` are asked when a stream begins; see `Resumption` for what they give.
+    `known(model)` is asked when a stream begins: for the model's tokenizer, and for the most tokens of prompt and
+    answer. `read`: see `Resumption`.
     """
 
-    tokenizer: Callable[[], Tokenizer | None]
+    known: Callable[[str | None], tuple[Tokenizer | None, int | None]]
     read: Read
-    longest: Callable[[], int | None]
 
     def of(self, request: UpstreamRequest, route: RouteRequest) -> Resumption | None:
         """How the request's stream goes on if its worker fails. None if it cannot. The request is made to ask for what
@@ -381,8 +381,10 @@ class Resumptions:
         if not route.streaming or request.method != "POST" or route.stored is not None:
             return None
         path = request.target.partition("?")[0]
-        tokenizer, longest = self.tokenizer(), self.longest()
-        if path not in (COMPLETIONS, CHAT) or tokenizer is None:
+        if path not in (COMPLETIONS, CHAT):
+            return None
+        tokenizer, longest = self.known(route.model)
+        if tokenizer is None:
             return None
         stated = stream_request(path, request.body)
         if stated is None or (stated.max_tokens is None and longest is None):

@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from kvcache.keys import PrefixKeys, pack_tokens
 from kvcache.prompts import chat_request_prompt
 from kvcache.tokens.tokenizer import Tokenizer
+from router.core.catalogue import OWN_TOKENIZER, Catalogue, Served
 from router.core.decision import RouteRequest
+from router.server.prompts import PromptReader
 from router.server.resumable import asking_for_ids, stream_request
-from router.server.resumption import Resumption
+from router.server.resumption import Resumption, Resumptions
 from router.server.stops import SeamStops
-from router.upstream.interface import FailureCause
+from router.upstream.interface import FailureCause, UpstreamRequest
 from tests.router.conftest import RunningRouter, StartRouter
 from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, Script, answering, fake_workers
 from tests.router.test_real_workers import real_workers
@@ -413,6 +415,29 @@ async def test_a_stream_with_stop_strings_goes_on(
         assert orjson.loads(workers[1].received[0].body)["stop"] == stop
 
 
+async def test_nothing_follows_the_end_at_a_stop_string_across_the_seam(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    class Overlapping(Engine):
+        """Sends each event together with the first bytes of the next."""
+
+        async def __call__(self, connection: Connection, request: Received) -> None:
+            chunk, held = connection.chunk, b""
+
+            async def with_next(data: bytes) -> None:
+                nonlocal held
+                piece, held = held + data[:9], data[9:]
+                await chunk(piece)
+
+            connection.chunk = with_next  # type: ignore[method-assign]
+            await super().__call__(connection, request)
+
+    scripts = (Engine(tokenizer, after=4, fail=resets), Overlapping(tokenizer))
+    async with fake_workers(*scripts) as workers, start_router(workers, resume_streams=True) as router:
+        seen = await stream(router, COMPLETIONS, *scripts, stop="even ei")
+        assert (seen.text, seen.finished, seen.done) == (" four five six s", ["stop"], True)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -501,6 +526,27 @@ async def test_a_chat_without_a_limit_may_use_what_is_left_of_the_context(tokeni
     stream.push(ROLE + chunk({"content": " four"}, tokenizer.encode(" four")))
     assert await stream.go_on(FailureCause.BROKEN)
     assert orjson.loads(stream.request().body)["max_tokens"] == 97
+
+
+async def test_a_stream_goes_on_by_what_is_known_of_its_own_model(tokenizer: Tokenizer) -> None:
+    served = [Served("a", "a", False, OWN_TOKENIZER, 4096), Served("b", "b", False, "b", 64)]
+    reader = PromptReader(None, 16, lambda: Catalogue({each.name: each for each in served}, complete=True))
+    reader.tokenizers["b"] = tokenizer
+
+    def begun(model: str) -> Resumption | None:
+        body = orjson.dumps(body_of(CHAT, model=model, max_tokens=None))
+        request = UpstreamRequest("POST", CHAT, [], body, repeatable=True)
+        route = RouteRequest(None, None, streaming=True, model=model)
+        return Resumptions(reader.known, unread).of(request, route)
+
+    assert begun("a") is None  # its tokenizer is not loaded
+    stream = begun("b")
+    assert stream is not None
+    stream.begin()
+    stream.push(ROLE + chunk({"content": " four"}, tokenizer.encode(" four")))
+    assert await stream.go_on(FailureCause.BROKEN)
+    assert orjson.loads(stream.request().body)["max_tokens"] == 64 - 3
+    reader.close()
 
 
 async def test_garbage_passes_and_ends_the_hope_of_going_on(tokenizer: Tokenizer) -> None:
