@@ -18,7 +18,7 @@ from router.server.cors import NO_CORS, Cors
 from router.server.headers import find, to_worker
 from router.server.models import MODELS, Models
 from router.server.paths import COMPUTED, Access, access, repeatable
-from router.server.prompts import INVOCATIONS, MESSAGES, PROMPTED, PROMPTLESS, PromptReader, of_adapter, promptless
+from router.server.prompts import INVOCATIONS, MESSAGES, PROMPTED, PROMPTLESS, PromptReader, promptless
 from router.server.proxy import Proxy, answer_error, answer_json
 from router.upstream.interface import UpstreamRequest
 
@@ -81,9 +81,8 @@ class DataPlane:
         )
         route = PROMPTLESS
         if method == "POST" and path in PROMPTED:
-            route = with_headers(await self.prompts.read(path, request.body), headers)
-            if path == INVOCATIONS and (adapter := find(scope["headers"], _ADAPTER)):
-                route = of_adapter(route, adapter)
+            adapter = find(headers, _ADAPTER).decode("latin-1") if path == INVOCATIONS else ""
+            route = with_headers(await self.prompts.read(path, request.body, adapter or None), headers)
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.inc(route.prompt_tokens)
             elif route.unread is not None:

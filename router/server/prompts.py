@@ -89,28 +89,32 @@ class PromptReader:
     def close(self) -> None:
         self._queue.close()
 
-    async def read(self, path: str, body: bytes) -> RouteRequest:
+    async def read(self, path: str, body: bytes, adapter: str | None = None) -> RouteRequest:
         """What the router knows about a request for one of `PROMPTED`. If its prompt was not read, `keys` is None and
-        `unread` says why."""
+        `unread` says why. `adapter`: what a header of a request for `INVOCATIONS` names as its model."""
         size, catalogue = len(body), self._catalogue()
         if size > (catalogue.max_model_len or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + OTHER_FIELDS:
-            return _unparsed(path, body, Unread.TOO_LONG)
+            return _unparsed(path, body, Unread.TOO_LONG, adapter)
         if size <= INLINE_BODY:
             fields = bodies.parse(body, _EXACT_BY_PATH.get(path, _EXACT))
             if fields is None:
                 return _no_request()
             if size <= INLINE_TEXT or _is_token_ids(fields.get("prompt")):
-                return self._route(path, fields, catalogue)
+                return self._route(path, fields, catalogue, adapter)
         try:
-            return await self._queue.run(size, lambda checkpoint: self._read(path, body, catalogue, checkpoint))
+            return await self._queue.run(
+                size, lambda checkpoint: self._read(path, body, catalogue, adapter, checkpoint)
+            )
         except TimeoutError:
-            return _unparsed(path, body, Unread.BUSY)
+            return _unparsed(path, body, Unread.BUSY, adapter)
 
-    def _read(self, path: str, body: bytes, catalogue: Catalogue, checkpoint: Checkpoint) -> RouteRequest:
+    def _read(
+        self, path: str, body: bytes, catalogue: Catalogue, adapter: str | None, checkpoint: Checkpoint
+    ) -> RouteRequest:
         fields = bodies.parse(body, _EXACT_BY_PATH.get(path, _EXACT))
         if fields is None:
             return _no_request()
-        route = self._route(path, fields, catalogue, checkpoint)
+        route = self._route(path, fields, catalogue, adapter, checkpoint)
         if route.keys is not None and route.keys.depth > LONG_DEPTH:
             route.keys.compute(checkpoint)
         return route
@@ -129,10 +133,15 @@ class PromptReader:
         return None if served.tokenizer is None else self.tokenizers.get(served.tokenizer)
 
     def _route(
-        self, path: str, fields: Mapping[str, Any], catalogue: Catalogue, checkpoint: Checkpoint | None = None
+        self,
+        path: str,
+        fields: Mapping[str, Any],
+        catalogue: Catalogue,
+        adapter: str | None,
+        checkpoint: Checkpoint | None = None,
     ) -> RouteRequest:
         if path == INVOCATIONS:
-            path, fields = _invoked(fields, catalogue)
+            path, fields = _invoked(fields, catalogue, adapter)
         return affine(self._read_prompt(path, fields, catalogue, checkpoint), path, fields)
 
     def _read_prompt(
@@ -189,14 +198,17 @@ def promptless(body: bytes) -> RouteRequest:
     return PROMPTLESS if name is None else replace(PROMPTLESS, model=name)
 
 
-def _invoked(fields: Mapping[str, Any], catalogue: Catalogue) -> tuple[str, Mapping[str, Any]]:
+def _invoked(fields: Mapping[str, Any], catalogue: Catalogue, adapter: str | None) -> tuple[str, Mapping[str, Any]]:
     """The path and the fields that a request for `INVOCATIONS` stands for. vLLM takes it for a chat if it fits one,
     else for a completion; a body that may be either is not read, and stays where it is.
 
-    vLLM ignores the `model`, for a header names the adapter. Here it chooses among the models that are served.
+    vLLM ignores the `model`: a header names the adapter. Without that header it chooses among the models here.
     """
-    served = catalogue.find(bodies.model(fields))
-    fields = {**fields, "model": None if served is None else served.model}
+    if adapter is None:
+        served = catalogue.find(bodies.model(fields))
+        fields = {**fields, "model": None if served is None else served.model}
+    else:
+        fields = {**fields, "model": adapter}
     match "messages" in fields, "prompt" in fields:
         case True, False:
             return CHAT, fields
@@ -204,13 +216,6 @@ def _invoked(fields: Mapping[str, Any], catalogue: Catalogue) -> tuple[str, Mapp
             return COMPLETIONS, fields
         case _:
             return INVOCATIONS, fields
-
-
-def of_adapter(route: RouteRequest, adapter: bytes) -> RouteRequest:
-    """A request for `INVOCATIONS` whose header names an adapter, under which the engine keeps its blocks."""
-    return replace(
-        route, keys=None, prompt_tokens=None, reported=None, unread=Unread.UNREADABLE, model=adapter.decode("latin-1")
-    )
 
 
 def _reported_sequence(
@@ -270,9 +275,9 @@ def _unread(why: Unread, path: str, fields: Mapping[str, Any]) -> RouteRequest:
     )
 
 
-def _unparsed(path: str, body: bytes, why: Unread) -> RouteRequest:
+def _unparsed(path: str, body: bytes, why: Unread, adapter: str | None) -> RouteRequest:
     name, streaming = bodies.scan(body)
-    route = RouteRequest(keys=None, prompt_tokens=None, streaming=streaming, model=name, unread=why)
+    route = RouteRequest(keys=None, prompt_tokens=None, streaming=streaming, model=adapter or name, unread=why)
     return affine_ends(route, path, body[: bodies.SCANNED] + body[-bodies.SCANNED :])
 
 

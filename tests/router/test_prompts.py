@@ -41,7 +41,6 @@ from router.server.prompts import (
     OTHER_FIELDS,
     RESPONSES,
     PromptReader,
-    of_adapter,
 )
 from router.settings import Settings
 from runtime.backoff import Backoff
@@ -167,16 +166,20 @@ async def test_an_invocation_is_read_as_what_it_is_whatever_model_it_names(token
     catalogue = Catalogue({"m": model, "lora": replace(model, name="lora", adapter=True)})
     reader = PromptReader(tokenizer, 16, lambda: catalogue)
 
-    async def read(path: str, **fields: Any) -> RouteRequest:
-        return await reader.read(path, orjson.dumps(fields))
+    async def read(path: str, adapter: str | None = None, **fields: Any) -> RouteRequest:
+        return await reader.read(path, orjson.dumps(fields), adapter)
 
-    for path, prompt in ((CHAT, {"messages": HI * 9}), (COMPLETIONS, {"prompt": WORDS})):
+    long = [{"role": "user", "content": WORDS * 9}]
+    for path, prompt in ((CHAT, {"messages": long}), (COMPLETIONS, {"prompt": WORDS * 9})):
         same = await read(path, model="m", **prompt)
+        assert same.keys.all()
         for named, model_name in (("m", "m"), ("lora", "m"), ("nope", None)):
             route = await read(INVOCATIONS, model=named, **prompt)
             assert (route.model, route.keys.all()) == (model_name, same.keys.all())
-        assert of_adapter(route, b"lora").model == "lora"
-        assert of_adapter(route, b"lora").keys is None
+        of_adapter = await read(path, model="lora", **prompt)
+        assert of_adapter.keys.all() != same.keys.all()
+        route = await read(INVOCATIONS, "lora", model="m", **prompt)
+        assert (route.model, route.keys.all()) == ("lora", of_adapter.keys.all())
     for unclear in ({"messages": HI, "prompt": "x"}, {"input": "x"}):
         assert (await read(INVOCATIONS, **unclear)).unread is Unread.UNREADABLE
     reader.close()
