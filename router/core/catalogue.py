@@ -169,6 +169,11 @@ class Directory:
             raise NoWorkerReady(f"{why}: {known} known, {ready} ready, {len(exclude)} excluded", retry_after)
         return found
 
+    def ranks(self, url: str) -> list[str]:
+        """URLs of the workers whose process is that of the worker at `url`, which is one of them if it is known."""
+        worker = self._workers.get(url)
+        return [other.url for other in self._workers.values() if worker is not None and other.address == worker.address]
+
     @property
     def stated(self) -> bool:
         """Whether every worker that takes requests has said what it serves; False while there is none."""

@@ -68,7 +68,7 @@ class Fleet:
         self._decode_time = DecodeTime(config.expected_output_tokens * config.latency.decode)
         self._circuits = Circuits(config, self._workers.values())
         self._assumptions = Assumptions(self._index, config.speculation_grace)
-        self._popularity = PrefixPopularity()
+        self._popularity = PrefixPopularity(config.recompute_charge, config.popular_charge)
         self.sessions = SessionTable(config.session_ttl, config.session_limit)
         self._expired_at: float | None = None
         self._turn = 0
@@ -169,11 +169,6 @@ class Fleet:
         self._workers[url] = worker
         self.directory.changed()
         return worker
-
-    def ranks(self, url: str) -> list[str]:
-        """URLs of the workers whose process is that of the worker at `url`, which is one of them if it is known."""
-        worker = self._workers.get(url)
-        return [other.url for other in self._workers.values() if worker is not None and other.address == worker.address]
 
     # --- outcomes of requests ----------------------------------------------------------------------------
 
@@ -317,7 +312,7 @@ class Fleet:
         best = matches.best()
         charge = 0.0
         if best and request.keys is not None:
-            charge = self._charge(request.keys.key(best), matches.holders(best), len(workers))
+            charge = self._popularity.charge(request.keys.key(best), matches.holders(best), len(workers))
         figures = tuple(worker.candidate(shape, matches, best, charge, request.streaming, now) for worker in workers)
         if len(figures) == 1:
             chosen, reason = Choice(figures[0], DecisionReason.ONLY_CANDIDATE)
@@ -345,17 +340,6 @@ class Fleet:
             reported_blocks=self._reported_blocks(request, chosen, now),
             rank=self._find(chosen.url).named_rank,
         )
-
-    def _charge(self, best: BlockKey, holders: int, workers: int) -> float:
-        """Seconds that cost adds for each second of computing what `holders` of the `workers` have: the prefix up to
-        the key `best`."""
-        popularity = self._popularity.find(best)
-        if popularity is None:
-            return self.config.recompute_charge
-        if popularity.share * workers > holders:
-            # Those that have it get more requests than their share, and a further copy will be used by as many.
-            return 1.0 / max(popularity.matches / workers, 1.0) - 1.0
-        return self.config.popular_charge
 
     def _reported_blocks(self, request: RouteRequest, chosen: Candidate, now: float) -> int:
         reported = request.reported

@@ -43,9 +43,12 @@ class Popularity(NamedTuple):
 class PrefixPopularity:
     """How many requests had their longest match end at each of the latest such blocks. O(1) an operation."""
 
-    __slots__ = ("_matches", "_noted", "_total")
+    __slots__ = ("_matches", "_noted", "_popular_charge", "_recompute_charge", "_total")
 
-    def __init__(self) -> None:
+    def __init__(self, recompute_charge: float, popular_charge: float) -> None:
+        """The charges: see `FleetConfig`."""
+        self._recompute_charge = recompute_charge
+        self._popular_charge = popular_charge
         self._matches: dict[BlockKey, _Matches] = {}  # in the order of the last match
         self._noted = 0
         """Matches of popular prefixes so far."""
@@ -60,6 +63,17 @@ class PrefixPopularity:
             return None
         matches = found.weight * math.exp2((found.at - self._noted) / HALF_LIFE)
         return Popularity(matches / self._total if self._total else 0.0, matches)
+
+    def charge(self, best: BlockKey, holders: int, workers: int) -> float:
+        """Seconds that cost adds for each second of computing what `holders` of the `workers` have: the prefix up to
+        the key `best`. docs/routing.md, "Cost", has the rules as a table."""
+        popularity = self.find(best)
+        if popularity is None:
+            return self._recompute_charge
+        if popularity.share * workers > holders:
+            # Those that have it get more requests than their share, and a further copy will be used by as many.
+            return 1.0 / max(popularity.matches / workers, 1.0) - 1.0
+        return self._popular_charge
 
     def note(self, key: BlockKey) -> None:
         """Count one more request whose longest match on any worker ends at this key."""

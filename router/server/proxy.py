@@ -97,7 +97,7 @@ class Proxy:
 
     def sharing(self, url: str, cause: FailureCause) -> list[str]:
         """The workers that a failure of the one at `url` is about: every rank of its process, or that one alone."""
-        return [url] if cause in _OF_ONE_RANK else self.fleet.ranks(url) or [url]
+        return [url] if cause in _OF_ONE_RANK else self.fleet.directory.ranks(url) or [url]
 
     def note(self, url: str, outcome: Outcome) -> None:
         """Tell the fleet how a worker dealt with a request, and log and count the ejection that may follow."""

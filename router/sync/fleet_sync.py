@@ -122,7 +122,7 @@ class FleetSync:
             process.prober.request_probe()
             for rank in process.ranks:
                 rank.subscriber.forget_position()
-        for each in self.fleet.ranks(url):
+        for each in self.fleet.directory.ranks(url):
             self.fleet.mark_unreachable(each, why)
             self.in_flight.abort_pending(each, FailureCause.BROKEN, why)
 

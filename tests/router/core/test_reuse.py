@@ -81,7 +81,7 @@ def test_a_new_snapshot_of_the_same_incarnation_changes_nothing(make_fleet: Make
 
 
 def test_only_the_latest_longest_matches_are_remembered() -> None:
-    popularity = PrefixPopularity()
+    popularity = PrefixPopularity(4.0, 1.0)
     first, *others = (number.to_bytes(16, "big") for number in range(REMEMBERED + 1))
     popularity.note(first)
     assert popularity.find(first) is None
@@ -94,7 +94,7 @@ def test_only_the_latest_longest_matches_are_remembered() -> None:
 
 def test_the_shares_of_popular_prefixes_are_those_of_their_latest_matches() -> None:
     """Histories of conversations, each matched once, take no part; what nobody asks for any more fades."""
-    popularity = PrefixPopularity()
+    popularity = PrefixPopularity(4.0, 1.0)
     often, seldom = b"often", b"seldom"
     for turn in range(400):
         popularity.note(seldom if turn % 4 == 0 else often)

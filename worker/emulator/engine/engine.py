@@ -64,7 +64,7 @@ class Engine:
         elif not self._sequences and self._step is None:
             self._ready_at = max(self._ready_at, now)
         self._sequences[request.request_id] = sequence
-        self._scheduler.enqueue(sequence)
+        self._scheduler.waiting.enqueue(sequence)
 
     def abort(self, request_id: str, now: float, reason: FinishReason = "abort") -> bool:
         """End a request at once and release its blocks. False if the engine has no such request (any more).
@@ -136,7 +136,7 @@ class Engine:
         """The present load. O(running + waiting)."""
         return Load(
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting) + len(self._scheduler.blocked),
+            waiting=len(self._scheduler.waiting),
             prefill_tokens=self._scheduler.prefill_tokens(),
             free_blocks=self._cache.free,
             total_blocks=self._cache.total,
@@ -147,7 +147,7 @@ class Engine:
     @property
     def deferred(self) -> int:
         """Waiting requests that were passed over because `max_loras` other adapters ran."""
-        return len(self._scheduler.deferred)
+        return self._scheduler.waiting.deferred
 
     def adapters(self) -> list[str]:
         """The adapters that unfinished requests use, in the order of their first request: O(requests)."""

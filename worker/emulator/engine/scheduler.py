@@ -12,8 +12,6 @@ loading waits for that load, and then hits them on the GPU.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
@@ -26,6 +24,7 @@ from worker.emulator.engine.offload import CpuTier
 from worker.emulator.engine.request import EngineStats
 from worker.emulator.engine.sequence import Sequence, SequenceEvent, SequenceState
 from worker.emulator.engine.sliding import SlidingGroups
+from worker.emulator.engine.waiting import WaitingSequences
 
 _PREFILLING, _FINISHED = SequenceState.PREFILLING, SequenceState.FINISHED
 _LOADING, _LOADED = SequenceState.LOADING, SequenceState.LOADED
@@ -88,31 +87,17 @@ class Scheduler:
         self._stats = stats
         self._block_size = config.block_size
         self._caching = config.enable_prefix_caching
-        self._max_loras = config.max_loras
         self.running: list[Sequence] = []
         """In the order of their admission."""
-        self.waiting: OrderedDict[str, Sequence] = OrderedDict()
-        """By request id, in the order of admission."""
-        self.deferred: set[str] = set()
-        """Ids of waiting sequences that were passed over because `max_loras` other adapters ran."""
-        self.blocked: OrderedDict[str, Sequence] = OrderedDict()
-        """Those that wait for a load, or whose load has ended, by request id."""
+        self.waiting = WaitingSequences(config.max_loras)
         self._offering: list[Sequence] = []
         """Sequences whose prompts got blocks in the step in progress."""
         self._failed_admission: _FailedAdmission | None = None
 
-    def enqueue(self, sequence: Sequence) -> None:
-        """Append to the waiting queue."""
-        self.waiting[sequence.request.request_id] = sequence
-
     def remove(self, sequence: Sequence) -> None:
         """Remove an aborted sequence, running or waiting, and release its blocks: O(running). The blocks of a load are
         released when it ends."""
-        request_id = sequence.request.request_id
-        self.deferred.discard(request_id)
-        if self.waiting.pop(request_id, None) is not None:
-            return
-        if self.blocked.pop(request_id, None) is None:
+        if not self.waiting.remove(sequence):
             self.running.remove(sequence)
         if sequence.state is not _LOADING:
             self.free(sequence)
@@ -187,8 +172,7 @@ class Scheduler:
             if sequence.computed == sequence.tokens:
                 sampling.append(sequence)
             budget -= count or 1
-        candidates = self._candidates_with_adapters() if self._max_loras else self._candidates()
-        for sequence in () if preempted else candidates:
+        for sequence in () if preempted else self.waiting.candidates(running):
             if not budget or len(running) >= self._config.max_num_seqs:
                 break
             admission = self._admit(sequence, start)
@@ -221,9 +205,9 @@ class Scheduler:
         need if they were admitted now without loading blocks. O(running + waiting), plus O(1) for each block by which
         the hits of waiting sequences have changed since the last call."""
         tokens = sum(sequence.tokens - sequence.computed for sequence in self.running if sequence.state is _PREFILLING)
-        tokens += sum(sequence.tokens - sequence.computed for sequence in self.blocked.values())
+        tokens += sum(sequence.tokens - sequence.computed for sequence in self.waiting.blocked)
         cached, size = self._cache.cached, self._block_size
-        for sequence in self.waiting.values():
+        for sequence in self.waiting.queued:
             if self._looks_up(sequence):
                 end = (sequence.tokens - 1) // size
                 hits = sequence.known_hits
@@ -249,35 +233,10 @@ class Scheduler:
             victim.advance(SequenceEvent.PREEMPTED)
             victim.preemptions += 1
             self._stats.preemptions += 1
-            self.enqueue(victim)
-            self.waiting.move_to_end(victim.request.request_id, last=False)
+            self.waiting.enqueue_first(victim)
             if victim is sequence:
                 return False
         return True
-
-    def _candidates(self) -> Iterator[Sequence]:
-        """The sequences that may be admitted, in turn. The caller admits or blocks each, or asks for no further one."""
-        for sequence in tuple(self.blocked.values()):
-            if sequence.state is not _LOADING:
-                yield sequence
-        while self.waiting:
-            yield next(iter(self.waiting.values()))
-
-    def _candidates_with_adapters(self) -> Iterator[Sequence]:
-        """The same, but sequences whose adapter may not run beside the running ones are passed over: they do not block
-        the queue (vLLM: `max_loras`)."""
-        adapters: set[str] = set()
-        counted = -1
-        for sequence in (*self.blocked.values(), *self.waiting.values()):
-            if sequence.state is _LOADING:
-                continue
-            if counted != len(self.running):
-                adapters, counted = _adapters(self.running), len(self.running)
-            adapter = sequence.request.scope.adapter
-            if not adapter or adapter in adapters or len(adapters) < self._max_loras:
-                yield sequence
-            else:
-                self.deferred.add(sequence.request.request_id)
 
     def _admit(self, sequence: Sequence, start: float) -> _Admission:
         """Admit a sequence with the blocks of its cached prefix, unless there are too few free blocks for all of its
@@ -286,7 +245,6 @@ class Scheduler:
         if sequence.state is _LOADED:
             if -(-sequence.tokens // size) - len(sequence.blocks) > cache.free:
                 return _Admission.NO_ROOM
-            del self.blocked[sequence.request.request_id]
         else:
             if not self._may_fit(sequence):
                 return _Admission.NO_ROOM
@@ -305,9 +263,6 @@ class Scheduler:
                 self._failed_admission = _FailedAdmission(sequence, len(hits), missing, cache.freed)
                 return _Admission.NO_ROOM
             self._failed_admission = None
-            if self.waiting.pop(sequence.request.request_id, None) is None:
-                del self.blocked[sequence.request.request_id]
-            self.deferred.discard(sequence.request.request_id)
             cache.acquire(hits)
             if self._sliding is not None:
                 self._sliding.admit(sequence, len(hits))
@@ -315,6 +270,7 @@ class Scheduler:
             sequence.computed = len(hits) * size
             sequence.stored = 0
             self._note_hits(sequence, len(hits), 0)
+        self.waiting.remove(sequence)
         self.running.append(sequence)
         sequence.advance(SequenceEvent.ADMITTED)
         if blocks_to_compute(sequence.tokens, sequence.computed, size):
@@ -350,16 +306,13 @@ class Scheduler:
         if first >= end or content.keys(first + 1)[first] not in tier.cached:
             return None
         keys = tier.hits(islice(content.each_key(end), first, None))
-        request_id = sequence.request.request_id
         blocks = -(-sequence.tokens // size)
         if tier.loading(keys):
-            self.blocked[request_id] = sequence
-            self.waiting.pop(request_id, None)
+            self.waiting.block(sequence)
             return _Admission.BLOCKED
         if blocks - cache.in_use(hits) + self._reserved() > cache.free:
             return _Admission.NO_ROOM
-        self.blocked[request_id] = sequence
-        self.waiting.pop(request_id, None)
+        self.waiting.block(sequence)
         cache.acquire(hits)
         sequence.blocks = hits + cache.allocate(len(keys))
         sequence.computed = len(sequence.blocks) * size
@@ -377,7 +330,7 @@ class Scheduler:
         not take them."""
         return sum(
             -(-sequence.tokens // self._block_size) - len(sequence.blocks)
-            for sequence in (*self.blocked.values(), *self.running)
+            for sequence in (*self.waiting.blocked, *self.running)
             if sequence.state in (_LOADING, _LOADED, _PREFILLING)
         )
 
@@ -445,8 +398,3 @@ class Scheduler:
         self._cache.store(sequence.blocks[first:end], BlocksStored(tuple(keys[first:end]), parent, content, first))
         if self._sliding is not None:
             self._sliding.store(sequence, first, end)
-
-
-def _adapters(sequences: Iterable[Sequence]) -> set[str]:
-    """The adapters that these sequences use."""
-    return {adapter for sequence in sequences if (adapter := sequence.request.scope.adapter)}
