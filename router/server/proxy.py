@@ -14,7 +14,7 @@ from math import ceil
 import orjson
 from starlette.types import Send
 
-from kvcache.errors import ApiError
+from kvcache.errors import ApiError, MessagesError
 from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest, StoredResponse
 from router.core.fleet import Fleet
 from router.core.outliers import Ejection, Outcome
@@ -23,6 +23,7 @@ from router.core.stored_responses import HolderGone, response_id
 from router.metrics import Metrics
 from router.server.affinity import with_request_id
 from router.server.headers import find, retry_after
+from router.server.prompts import MESSAGES
 from router.server.relay import STREAM_BROKEN, AttemptFailure, Client, Relay
 from router.server.resumption import Resumption
 from router.upstream.in_flight import InFlight, InFlightRequest, RequestEvent, RequestState
@@ -386,6 +387,8 @@ class _ProxiedRequest:
             await self.client.send({"type": "http.response.body", "body": body})
             return
         error = self._no_worker()
+        if self.request.target.startswith(MESSAGES):
+            error = MessagesError(error)
         self.status = error.status
         headers = [
             (b"x-request-id", self.client.request_id),
@@ -407,6 +410,9 @@ class _ProxiedRequest:
         if stored is not None:
             message = f"The worker that stores response '{stored.name}' cannot answer now: {self.unready}."
             return ApiError(503, f"{message} Try again later.")
+        model = self.client.route.model
+        if model in self.proxy.fleet.directory.catalogue.missing:
+            return ApiError(503, f"No worker has loaded the adapter '{model}' yet. Try again later.")
         return ApiError(503, "No worker is ready to serve this request. Try again later.")
 
 

@@ -187,6 +187,10 @@ async def test_an_adapter_that_is_listed_and_not_loaded_is_waited_for(
         async with start_router([one]) as router:
             answer = await router.complete(model="sql")
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["error"]["message"] == "No worker has loaded the adapter 'sql' yet. Try again later."
+            message = {"model": "sql", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
+            answer = await router.client.post("/v1/messages", json=message)
+            assert (answer.status_code, answer.json()["type"]) == (503, "error")
             (page,) = (await router.management.get("/status")).json()["models"]
             (why,) = page["missing"]["sql"].values()
             assert why == "Loading lora sql failed: No adapter found for /nowhere/sql"
