@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import orjson
 
+from kvcache.ranks import RANK_HEADER, rank_url
 from router.discovery.discovered import DiscoveredWorker
 from runtime.http.server import HttpServer
 from runtime.sockets import listen
@@ -75,16 +76,27 @@ async def following(
 
 
 class Bed:
-    """Requests go through `router`, one at a time unless a test says otherwise."""
+    """Requests go through `router`, one at a time unless a test says otherwise, and to any rank unless one is
+    `pinned`."""
 
     def __init__(self, served: Served, agent: Agent, router: RunningRouter) -> None:
         self.served = served
         self.agent = agent
         self.router = router
+        self.pinned: int | None = None
 
     def held(self) -> Counter[bytes]:
-        """The engine's blocks as the router sees them."""
-        return Counter(self.router.router.fleet.held_blocks(self.served.url))
+        """The blocks of all ranks as the router sees them."""
+        return sum(self._held_by_rank(), Counter[bytes]())
+
+    def _held_by_rank(self) -> list[Counter[bytes]]:
+        fleet = self.router.router.fleet
+        return [Counter(fleet.held_blocks(url)) for url in self._urls]
+
+    @property
+    def _urls(self) -> list[str]:
+        """The ranks as the router names them."""
+        return [rank_url(self.served.url, rank) for rank in range(self.served.ranks)]
 
     async def settled(self) -> None:
         """Wait until the router knows all that the engine has done.
@@ -99,19 +111,23 @@ class Bed:
         served, agent = self.served, self.agent
         if not served.idle() or agent.problem:
             return False
-        published = served.published()
-        seen = agent.ranks[0].view.feed.position, agent.ranks[0].last_event_at
+        published, seen = served.published(), self._seen()
         await asyncio.sleep(served.quiet)
-        if published is not None and (agent.ranks[0].view.follower.next or 0) != published:
+        if published is not None and published != [rank.view.follower.next or 0 for rank in agent.ranks]:
             return False
-        (status,) = (one for one in self.router.router.fleet.workers(time.monotonic()) if one.url == served.url)
-        known = Counter(key for key, _ in agent.ranks[0].view.follower.blocks.blocks())
-        return (
-            status.matching
-            and status.ready
-            and self.held() == known
-            and seen == (agent.ranks[0].view.feed.position, agent.ranks[0].last_event_at)
-        )
+        statuses = {one.url: one.matching and one.ready for one in self.router.router.fleet.workers(time.monotonic())}
+        if not all(statuses.get(url) for url in self._urls):
+            return False
+        known = [Counter(key for key, _ in rank.view.follower.blocks.blocks()) for rank in agent.ranks]
+        return self._held_by_rank() == known and seen == self._seen()
+
+    def _seen(self) -> list[tuple[str, float | None]]:
+        """How far the agent has followed each rank."""
+        return [(rank.view.feed.position, rank.last_event_at) for rank in self.agent.ranks]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.pinned is None else {RANK_HEADER: str(self.pinned)}
 
     async def ask(self, path: str, body: dict[str, Any]) -> Outcome:
         """Send one request when the router knows everything. A prediction holds for such a request."""
@@ -121,7 +137,7 @@ class Bed:
     async def ask_at_once(self, path: str, body: dict[str, Any]) -> Outcome:
         """Send one request now."""
         before = self.router.metric("predicted_cached_tokens_total")
-        answer = await self.router.client.post(path, json=body)
+        answer = await self.router.client.post(path, json=body, headers=self.headers)
         predicted = int(self.router.metric("predicted_cached_tokens_total") - before)
         if answer.status_code != 200 or _fails(answer.content):
             return Outcome(max(answer.status_code, 400), predicted, None, answer.text)
@@ -145,7 +161,7 @@ async def bed(
         start_router(load=lambda name: served.tokenizer, **settings) as router,
     ):
         router.router.fleet_sync.apply({served.url: DiscoveredWorker(feed=feed)})
-        await router.ready(1)
+        await router.ready(served.ranks)
         await until(lambda: agent.problem == "")
         one = Bed(served, agent, router)
         await one.settled()

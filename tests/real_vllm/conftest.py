@@ -26,8 +26,9 @@ SETTINGS = {
     "arrays": lambda folder, tokenizer: Emulated(
         folder, tokenizer, "--kv-events-format", "array", adapters=("sql", "law")
     ),
+    "ranks": lambda folder, tokenizer: Emulated(folder, tokenizer, adapters=("sql", "law"), ranks=2),
 }
-"""How the emulated engine writes its events."""
+"""The emulated engines: how one writes its events, and one of two ranks."""
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,9 @@ class Request:
 class EveryKind:
     """Requests for the models and adapters of one engine, reproducible by `seed` and the answers' texts."""
 
-    def __init__(self, seed: int, model: str, adapters: tuple[str, ...], *, prompt_logprobs: bool) -> None:
+    def __init__(
+        self, seed: int, model: str, adapters: tuple[str, ...], *, prompt_logprobs: bool, responses: bool = True
+    ) -> None:
         self._rng = random.Random(seed)
         self._made = Requests(seed, model, templates=False)
         self._agents = AgentRequests(seed, model)
@@ -50,12 +52,20 @@ class EveryKind:
             "chat": lambda: Request("chat", CHAT, self._made.chat()),
             "completion": lambda: Request("completion", COMPLETIONS, self._made.completion()),
             "messages": lambda: Request("messages", MESSAGES, self._agents.messages()),
-            "responses": lambda: Request("responses", RESPONSES, self._agents.responses()),
         }
+        if responses:
+            self._kinds["responses"] = lambda: Request("responses", RESPONSES, self._agents.responses())
 
     @classmethod
     def of(cls, served: Served, seed: int) -> EveryKind:
-        return cls(seed, served.model, served.adapters, prompt_logprobs=served.prompt_logprobs)
+        """Without those of the Responses API if there are several ranks: vLLM chooses the rank of these itself."""
+        return cls(
+            seed,
+            served.model,
+            served.adapters,
+            prompt_logprobs=served.prompt_logprobs,
+            responses=served.ranks == 1,
+        )
 
     def next(self) -> Request:
         """The next request."""

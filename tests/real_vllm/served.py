@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -23,7 +24,6 @@ from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 from runtime.http.server import HttpServer
 from runtime.sockets import listen
 from worker.emulator.generators import make_generator
-from worker.emulator.rank import Rank
 from worker.emulator.timer import precise_timer
 from worker.kv_events import KVEventsConfig
 from worker.main import Worker
@@ -34,7 +34,10 @@ START = "REAL_VLLM_START"
 TEMPLATE = Path(__file__).parents[1] / "data" / "vllm" / "chat_template.jinja"
 
 EMULATED_BLOCKS = 160
-"""Few, so that blocks are evicted all the time."""
+"""Of each rank. Few, so that blocks are evicted all the time."""
+
+RUNNING_REQUESTS = re.compile(r"^vllm:num_requests_running\{", re.MULTILINE)
+"""A metric of which each rank has one."""
 
 
 class Served(ABC):
@@ -48,6 +51,8 @@ class Served(ABC):
     max_model_len: int
     adapters: tuple[str, ...] = ()
     """LoRA adapters that are loaded."""
+    ranks: int = 1
+    """Data-parallel ranks. The ports of rank r follow those of `events` and `replay`."""
     prompt_logprobs: bool = True
     """Whether requests may ask for them."""
     quiet: float
@@ -71,12 +76,12 @@ class Served(ABC):
     async def close(self) -> None:
         """Leave nothing of it behind."""
 
-    def published(self) -> int | None:
-        """How many batches were published; None if nobody can tell."""
+    def published(self) -> list[int] | None:
+        """How many batches each rank has published; None if nobody can tell."""
         return None
 
     def blocks(self) -> list[BlockKey] | None:
-        """The keys of all cached blocks by the engine's own account; None if it keeps none."""
+        """The keys of all cached blocks of all ranks by the engine's own account; None if it keeps none."""
         return None
 
     def idle(self) -> bool:
@@ -92,17 +97,21 @@ class Emulated(Served):
     model = "tiny-llama"
     max_model_len = 2048
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, *flags: str, adapters: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, *flags: str, adapters: tuple[str, ...] = (), ranks: int = 1
+    ) -> None:
         self.tokenizer = tokenizer
         self.adapters = adapters
+        self.ranks = ranks
         lora = ("--enable-lora", "--max-loras", "2", "--lora-modules", *(f"{name}=acme/{name}" for name in adapters))
-        self.events, self.replay = f"ipc://{folder}/events", f"ipc://{folder}/replay"
+        self.events, self.replay = f"ipc://{folder}/events:1", f"ipc://{folder}/replay:1"
         config = KVEventsConfig(enable_kv_cache_events=True, endpoint=self.events, replay_endpoint=self.replay)
         self._settings = Settings.load(
             [
                 *("--kv-events-config", config.model_dump_json(exclude_none=True), "--model", self.model),
                 *("--blocks", str(EMULATED_BLOCKS), "--max-model-len", str(self.max_model_len), "--max-num-seqs", "8"),
                 *("--speed", "1000", "--dev-mode", "--enable-auto-tool-choice", "--grace-period", "5"),
+                *("--data-parallel-size", str(ranks)),
                 *(lora if adapters else ()),
                 *flags,
             ]
@@ -138,20 +147,14 @@ class Emulated(Served):
     async def close(self) -> None:
         await self.kill()
 
-    @property
-    def rank(self) -> Rank:
-        (rank,) = self.worker.ranks
-        return rank
-
-    def published(self) -> int | None:
-        assert self.rank.kv_events is not None
-        return self.rank.kv_events.published
+    def published(self) -> list[int] | None:
+        return [rank.kv_events.published for rank in self.worker.ranks if rank.kv_events is not None]
 
     def blocks(self) -> list[BlockKey] | None:
-        return [key for key, _ in self.rank.engine.blocks()]
+        return [key for rank in self.worker.ranks for key, _ in rank.engine.blocks()]
 
     def idle(self) -> bool:
-        return self.rank.async_engine.active == 0 and self.rank.engine.next_event() is None
+        return all(rank.async_engine.active == 0 and rank.engine.next_event() is None for rank in self.worker.ranks)
 
 
 class Running(Served):
@@ -173,6 +176,7 @@ class Running(Served):
             while not await self._healthy(client):  # noqa: ASYNC110  # another process: nothing to wait on
                 await asyncio.sleep(0.5)
             models = (await client.get(f"{self.url}/v1/models")).json()["data"]
+            self.ranks = len(RUNNING_REQUESTS.findall((await client.get(f"{self.url}/metrics")).text))
         self.model, self.max_model_len = models[0]["id"], models[0]["max_model_len"]
         self.adapters = tuple(each["id"] for each in models if each["parent"] is not None)
         self.prompt_logprobs = not self.adapters  # the two together end vLLM 0.32's CPU engine

@@ -64,7 +64,8 @@ async def test_evicted_blocks_are_not_predicted(beside: Bed) -> None:
 
 
 async def test_a_reset_is_known_after_the_next_step(beside: Bed) -> None:
-    """The engine says that its cache is empty with the first step that it makes afterwards."""
+    """A rank says that its cache is empty with the first step that it makes afterwards."""
+    beside.pinned = 0
     tokens = prompt(301)
     await exact(beside, [tokens, tokens])
     async with httpx.AsyncClient(trust_env=False) as client:
@@ -147,9 +148,10 @@ def with_unknown_events(message: Message) -> Iterable[Message]:
 @contextlib.asynccontextmanager
 async def wired(served: Served, start_router: StartRouter, folder: Path) -> AsyncIterator[tuple[Bed, Wire]]:
     async with (
-        Wire(folder, served.events, served.replay).connected() as wire,
+        Wire(folder, served.events, served.replay, served.ranks).connected() as wire,
         bed(served, start_router, wire) as one,
     ):
+        one.pinned = 0  # the rank with the faults
         yield one, wire
 
 
@@ -163,7 +165,7 @@ async def test_a_gap_is_filled(served: Served, start_router: StartRouter, tmp_pa
             await one.ask_at_once("/v1/completions", {"prompt": tokens, "max_tokens": 1})
         assert await exact(one, prompts) == [192] * 4
         assert wire.asked
-        assert one.agent.ranks[0].view.follower.complete
+        assert one.agent.complete
 
 
 @pytest.mark.parametrize("fault", [twice, with_unknown_events])
@@ -175,7 +177,7 @@ async def test_what_changes_nothing_is_ignored(
         wire.fault = fault
         await exact(one, prompts)
         assert await exact(one, prompts) == [192] * 3
-        assert one.agent.ranks[0].view.follower.complete
+        assert one.agent.complete
 
 
 async def test_lost_history_costs_hits_and_no_wrong_match(
@@ -192,7 +194,7 @@ async def test_lost_history_costs_hits_and_no_wrong_match(
         for tokens in [*old, *new, *old, *new]:
             outcome = await one.complete(tokens)
             assert outcome.predicted <= (outcome.cached or 0)
-        assert not one.agent.ranks[0].view.follower.complete
+        assert not one.agent.complete
 
 
 async def test_garbage_costs_hits_and_no_wrong_match(served: Served, start_router: StartRouter, tmp_path: Path) -> None:
