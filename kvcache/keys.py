@@ -107,7 +107,10 @@ class PrefixHasher:
     def extend(self, packed_block: bytes | memoryview, images: Sequence[Image] = ()) -> BlockKey:
         """Key of the block that ends with `packed_block` (the packed ids of exactly one block). `images` begin in it,
         in order."""
-        self._digest = _absorb(self._digest, packed_block, images)
+        if images:
+            self._digest = _absorb(self._digest, packed_block, images)
+        else:
+            self._digest.update(packed_block)
         return self._digest.copy().digest()[:KEY_BYTES]
 
 
@@ -125,7 +128,11 @@ def prefix_extended(
 ) -> tuple[PrefixState, BlockKey]:
     """The state after one more block, in which `images` begin, and that block's key. `state` stays as it is: other
     blocks may follow it too."""
-    longer = _absorb(state.copy(), packed_block, images)
+    longer = state.copy()
+    if images:
+        longer = _absorb(longer, packed_block, images)
+    else:
+        longer.update(packed_block)
     return longer, longer.digest()[:KEY_BYTES]
 
 

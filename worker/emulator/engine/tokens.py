@@ -65,7 +65,7 @@ class SequenceTokens:
         """Extend the known keys to `end` blocks, one for each iteration."""
         size, packed, known, extend = self._block_bytes, self.packed, self._keys, self._hasher.extend
         for start in range(len(known) * size, end * size, size):
-            images = self.images_in(len(known)) if self.images else ()
-            key = extend(bytes(packed[start : start + size]), [image for image in images if image[0] >= 0])
+            images = [image for image in self.images_in(len(known)) if image[0] >= 0] if self.images else ()
+            key = extend(bytes(packed[start : start + size]), images)
             known.append(key)
             yield key
