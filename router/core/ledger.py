@@ -40,7 +40,7 @@ _FIRST_TOKEN, _RELEASED = EntryEvent.FIRST_TOKEN, EntryEvent.RELEASED
 class Entry:
     """One request on one worker. Only its ledger changes it."""
 
-    __slots__ = ("blocks", "context", "due", "output", "seconds", "state", "streaming")
+    __slots__ = ("blocks", "context", "due", "output", "seconds", "state", "streaming", "token_share")
 
     def __init__(self, seconds: float, blocks: int, streaming: bool, due: float, context: int, output: float) -> None:
         self.seconds = seconds
@@ -54,6 +54,8 @@ class Entry:
         """Tokens whose keys and values each of its decode steps reads, on average."""
         self.output = output
         """Expected tokens of its answer."""
+        self.token_share = 1.0 / output if output > 1.0 else 0.0
+        """What one of them is of the whole; 0 if no token comes after the first."""
         self.state = PREFILLING
 
 
@@ -66,7 +68,7 @@ class Ledger:
 
     __slots__ = (
         "_exact", "_head_start", "_loading", "_non_streaming", "_pending", "_seconds", "_step", "blocks", "context",
-        "in_flight", "output", "reserved",
+        "in_flight", "output", "reserved", "token_share",
     )  # fmt: skip
 
     def __init__(self, step: float = math.inf) -> None:
@@ -88,6 +90,8 @@ class Ledger:
         """Tokens of context of all requests, those that will decode included."""
         self.output = 0.0
         """Expected tokens of all their answers."""
+        self.token_share = 0.0
+        """Sum of what one token is of each of them."""
 
     @property
     def has_non_streaming(self) -> bool:
@@ -135,6 +139,7 @@ class Ledger:
         self.blocks += blocks
         self.reserved += context
         self.output += output
+        self.token_share += entry.token_share
         return entry
 
     def first_token(self, entry: Entry, now: float) -> float | None:
@@ -160,6 +165,7 @@ class Ledger:
         self.blocks -= entry.blocks
         self.reserved -= entry.context
         self.output = self.output - entry.output if self.in_flight else 0.0  # rounding errors never accumulate
+        self.token_share = self.token_share - entry.token_share if self.in_flight else 0.0
         if entry in self._loading:
             self._end_load(entry, _RELEASED)
         elif entry.state is PREFILLING:

@@ -26,6 +26,9 @@ MOST_TOKENS = 2**40
 LEFT = 0.75
 """Share of its length that an answer in progress has left, on average: a half if all answers are equally long, all of
 it if their lengths are distributed exponentially."""
+STALL_TOKENS = 24.0
+"""A pause between tokens counts in full in an answer of so many tokens, half in one of twice as many: its share of the
+time between two tokens (TPOT), which is a mean over the whole answer."""
 
 
 class Shape(NamedTuple):
@@ -95,7 +98,8 @@ class Expected(NamedTuple):
     context: int
     """Tokens whose keys and values each of its decode steps reads, on average."""
     slowdown: float
-    """Seconds by which this request and those on the worker lengthen one another's decoding."""
+    """Seconds by which this request and those on the worker lengthen one another's decoding; pauses for its prefill as
+    `STALL_TOKENS` weighs them."""
     kind: AnswerKind
     output: float
     """Tokens of its answer."""
@@ -337,6 +341,9 @@ class Work:
             own = self.ledger.in_flight
             left = LEFT * (self.ledger.output / own if own else self._lengths.mean)
             slowdown = min(output, left) * (theirs + mine * others) * decode_factor
+            # None of them gets a token while a part of this prompt is computed that takes longer than a decode step.
+            share = self.ledger.token_share + self._foreign_requests / max(self._lengths.mean, 1.0)
+            slowdown += max(prefill - max(shortest, alone), 0.0) * STALL_TOKENS * share
         return Expected(
             queue + memory,
             memory,

@@ -19,7 +19,7 @@ from router.core.fleet import Fleet
 from router.core.latency_samples import Usage
 from router.core.lengths import REMEMBERED, AnswerLengths, kind_of
 from router.core.strategies import STRATEGIES
-from router.core.work import LEFT
+from router.core.work import LEFT, STALL_TOKENS
 from router.server.affinity import affine, with_headers
 from tests.router.core.support import (
     BLOCK,
@@ -61,7 +61,10 @@ def test_the_slowdown_is_what_each_pair_that_decodes_together_costs_each_other(m
     for blocks, expected in there:
         lost += steps * (0.0002 + 1e-6 * (blocks * BLOCK + 1 + expected // 2))  # what it costs the request
         lost += steps * (0.0002 + 1e-6 * own)  # what the request costs it
-    assert busy.slowdown_seconds == pytest.approx(lost * fleet.workers(2.0)[0].decode_factor)
+    factor = fleet.workers(2.0)[0].decode_factor
+    step = (0.015 + 3 * 0.0002 + 1e-6 * sum(blocks * BLOCK + 1 + expected // 2 for blocks, expected in there)) * factor
+    stalls = sum((busy.prefill_seconds - step) * STALL_TOKENS / expected for _, expected in there)
+    assert busy.slowdown_seconds == pytest.approx(lost * factor + stalls)
     assert idle.slowdown_seconds == 0.0
     assert idle.decode_seconds == pytest.approx(
         300 * (0.015 + 0.0002 + 1e-6 * own) * fleet.workers(2.0)[1].decode_factor
@@ -80,13 +83,39 @@ def test_long_answers_behind_one_prompt_spread_and_short_ones_stay(make_fleet: M
         assert fleet.choose(long_answer(shared, expected), 1.0).reason is reason
 
 
+def test_a_long_prompt_goes_where_it_stops_the_longer_answer(make_fleet: MakeFleet) -> None:
+    """All is equal but the lengths of the answers in progress, and decoding together costs nothing."""
+    fleet = make_fleet(2, latency=replace(LATENCY, decode_sequence=0.0, decode_token=0.0))
+    for number, expected in enumerate((8, 800)):
+        request = long_answer(tokens(9, start=7000 * (number + 1)), expected)
+        decision = fleet.choose(request, 0.0, exclude=[url_of(1 - number)])
+        fleet.dispatch(decision, request, 0.0).first_token(decision.predicted_ttft)
+    decision = fleet.choose(long_answer(tokens(400), 100), 0.1)
+    short, long = decision.candidates
+    assert decision.url == url_of(1)
+    assert short.slowdown_seconds == pytest.approx(100 * long.slowdown_seconds)
+
+
+@pytest.mark.parametrize(
+    ("there", "blocks"),
+    [pytest.param(1, 30, id="an answer of one token"), pytest.param(40, 1, id="a prefill within a decode step")],
+)
+def test_what_makes_nobody_wait_is_no_stall(make_fleet: MakeFleet, there: int, blocks: int) -> None:
+    fleet = make_fleet(2, latency=replace(LATENCY, decode_sequence=0.0, decode_token=0.0))
+    decoding(fleet, (5, there))
+    assert fleet.choose(long_answer(tokens(blocks), 100), 0.1).candidates[0].slowdown_seconds == 0.0
+
+
 def test_requests_of_other_routers_slow_down_too(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, latency=LATENCY)
     load = Load(running=8, free_blocks=1000 - 8 * 50, total_blocks=1000)
     fleet.apply_snapshot(url_of(0), snapshot(info("w0"), 1, load=load), 0.0)
     busy, idle = fleet.choose(long_answer(tokens(25), 50), 0.0).candidates
     own = 25 * BLOCK + 1 + 25
-    assert busy.slowdown_seconds == pytest.approx(50 * (8 * 0.0002 + 1e-6 * 8 * 50 * BLOCK + 8 * (0.0002 + 1e-6 * own)))
+    lost = 50 * (8 * 0.0002 + 1e-6 * 8 * 50 * BLOCK + 8 * (0.0002 + 1e-6 * own))
+    step = 0.015 + 8 * 0.0002 + 1e-6 * 8 * 50 * BLOCK
+    stalls = 8 * (busy.prefill_seconds - step) * STALL_TOKENS / 128
+    assert busy.slowdown_seconds == pytest.approx(lost + stalls)
     assert idle.slowdown_seconds == 0.0
 
 
