@@ -1,7 +1,8 @@
 """What the router reads out of requests, and which prompts it leaves unread.
 
-Not covered: what an answer to a request of several sequences reports (test_reported_sequences.py); that its tokens are the engine's, which is tested with the emulated engine (tests/e2e) and with recorded
-answers of a real one (tests/kvcache); the order in which prompts are read (test_prompt_queue.py).
+Not covered: what an answer to a request of several sequences reports (test_reported_sequences.py); that its tokens are
+the engine's, which is tested with the emulated engine (tests/e2e) and with recorded answers of a real one
+(tests/kvcache); the order in which prompts are read (test_prompt_queue.py).
 """
 
 from __future__ import annotations
