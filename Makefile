@@ -48,7 +48,7 @@ test: check $(VENV)/.release ## formatting, lint, types, import contract, and ev
 	$(PYTEST)
 
 unit: $(VENV)/.dev ## the tests that start no processes (seconds)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses $(JOBS) --dist worksteal -m 'not process'
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m 'not process'
 
 check: $(VENV)/.dev ## ruff, mypy --strict and the import contract
 	$(BIN)/ruff format --check .

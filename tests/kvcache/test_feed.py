@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcache.feed import (
@@ -116,6 +116,7 @@ json_leaf = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.fl
 json_value, msgpack_value = nested(json_leaf), nested(json_leaf | st.binary(max_size=8))
 
 
+@settings(max_examples=50)
 @given(batch)
 def test_a_batch_comes_back(message: Batch) -> None:
     data = encode_batch(message)
@@ -123,6 +124,7 @@ def test_a_batch_comes_back(message: Batch) -> None:
     assert decode_batch(data) == message
 
 
+@settings(max_examples=50)
 @given(snapshot, st.sampled_from([JSON, MSGPACK]))
 def test_a_snapshot_comes_back(message: Snapshot, media_type: str) -> None:
     assert decode_snapshot(encode_snapshot(message, media_type), media_type) == message
@@ -165,6 +167,7 @@ def test_noise_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
+@settings(max_examples=50)
 @given(st.data())
 def test_one_wrong_part_spoils_the_message(name: str, data: st.DataObject) -> None:
     """Put any value in the place of any other: nothing but a `FeedError` may come of it."""
@@ -177,6 +180,7 @@ def test_one_wrong_part_spoils_the_message(name: str, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_half_a_message_is_refused(name: str, data: st.DataObject) -> None:
     encoded, decode = EXAMPLES[name]

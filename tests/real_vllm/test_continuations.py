@@ -70,6 +70,7 @@ def shown(raw: bytes) -> tuple[str, list[str], Any]:
     return text, [choice["finish_reason"] for choice in choices if choice["finish_reason"]], usage
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", list(REQUESTS))
 async def test_a_stream_that_is_cut_anywhere_goes_on_as_if_nothing_had_happened(served: Served, kind: str) -> None:
     path, asked = REQUESTS[kind]

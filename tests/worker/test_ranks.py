@@ -141,11 +141,11 @@ async def test_without_a_header_sequences_go_where_the_fewest_are(start) -> None
 async def test_a_queue_counts_more_the_fuller_the_cache(start) -> None:
     """Four sequences that run are less load than one that runs and one that waits for blocks."""
     harness = start(data_parallel_size=2, blocks=130, max_num_seqs=8)
-    long = [{"prompt": [token] * 1900, "max_tokens": 100, "ignore_eos": True} for token in (1, 2)]
+    long = [{"prompt": [token] * 1900, "max_tokens": 60, "ignore_eos": True} for token in (1, 2)]
     tasks = [harness.client.begin("POST", "/v1/completions", body, headers={HEADER: "0"}) for body in long]
     tasks += [
         harness.client.begin(
-            "POST", "/v1/completions", BODY | {"max_tokens": 100, "ignore_eos": True}, headers={HEADER: "1"}
+            "POST", "/v1/completions", BODY | {"max_tokens": 60, "ignore_eos": True}, headers={HEADER: "1"}
         )
         for _ in range(4)
     ]
