@@ -47,8 +47,8 @@ demo: $(VENV)/.runtime ## serve a KVCluster on this machine under three strategi
 test: check $(VENV)/.release ## formatting, lint, types, import contract, and every test
 	$(PYTEST)
 
-unit: $(VENV)/.dev ## the tests that start no processes (seconds)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m 'not process'
+unit: $(VENV)/.dev ## the tests that start no processes and play no workloads (a minute)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m 'not process and not simulation'
 
 check: $(VENV)/.dev ## ruff, mypy --strict and the import contract
 	$(BIN)/ruff format --check .

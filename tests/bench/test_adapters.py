@@ -16,6 +16,8 @@ from bench.workloads import WorkloadSpec, build_workload
 from bench.workloads.adapters import ADAPTERS, adapters, of_adapter
 from kvcache.tokens.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.simulation
+
 
 def test_the_requests_of_the_adapters_are_mixed_and_each_in_order() -> None:
     spec = WorkloadSpec("adapters", limit=100, rate=12.0)

@@ -19,6 +19,8 @@ from kvcache.profiles import profile
 from kvcache.tokens.tokenizer import load_tokenizer
 from worker.emulator.engine.config import EngineConfig
 
+pytestmark = pytest.mark.simulation
+
 LLAMA = profile("llama-2-13b-a100-40gb")
 JOINS = 20.0
 

@@ -27,6 +27,8 @@ from kvcache.profiles import profile
 from kvcache.tokens.tokenizer import load_tokenizer
 from worker.emulator.engine.config import EngineConfig
 
+pytestmark = pytest.mark.simulation
+
 LLAMA = profile("llama-2-13b-a100-40gb")
 TOKENIZER = load_tokenizer("gpt2")
 

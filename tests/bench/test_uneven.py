@@ -23,6 +23,8 @@ from kvcache.profiles import profile
 from kvcache.tokens.tokenizer import load_tokenizer
 from worker.emulator.engine.config import EngineConfig
 
+pytestmark = pytest.mark.simulation
+
 LLAMA = profile("llama-2-13b-a100-40gb")
 SECONDS = 30.0
 CLIENTS = 8
