@@ -52,6 +52,7 @@ async def following(
     """An agent that follows the engine, through `wire` if there is one, and its URL. It keeps the adapters of the file
     loaded."""
     through = wire or served
+    token, tokens = served.images or (None, 1)
     settings = Settings(
         engine_url=served.url,
         events_endpoint=through.events,
@@ -59,6 +60,8 @@ async def following(
         worker_id="vllm-0",
         poll_interval=0.05,
         adapters_file=adapters_file,
+        image_token=token,
+        image_tokens=tokens,
     )
     sock = listen("127.0.0.1", 0)
     agent = Agent(settings, lambda: Expected.of(served.tokenizer), sock.getsockname()[1])

@@ -1,6 +1,8 @@
 """Random requests of every kind that a router reads, drawn so that many of them find something in the cache.
 
-Not covered: images, prompts given as embeddings, and what nobody can predict: an engine that computes several sequences
+Images all have a `uuid`: what identifies one without is the engine's alone.
+
+Not covered: prompts given as embeddings, and what nobody can predict: an engine that computes several sequences
 for one request states the cached tokens of one of them. In a stream of several prompts it is the one that was answered
 first, and in a whole answer the one that ended last: here all end alike.
 """
@@ -16,6 +18,7 @@ from typing import Any
 from tests.real_vllm.agent_requests import AgentRequests
 from tests.real_vllm.requests import Requests
 from tests.real_vllm.served import Served
+from tests.worker.images import image_request
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
@@ -39,7 +42,14 @@ class EveryKind:
     """Requests for the models and adapters of one engine, reproducible by `seed` and the answers' texts."""
 
     def __init__(
-        self, seed: int, model: str, adapters: tuple[str, ...], *, prompt_logprobs: bool, responses: bool = True
+        self,
+        seed: int,
+        model: str,
+        adapters: tuple[str, ...],
+        *,
+        prompt_logprobs: bool,
+        responses: bool = True,
+        images: bool = False,
     ) -> None:
         self._rng = random.Random(seed)
         self._made = Requests(seed, model, templates=False)
@@ -53,6 +63,8 @@ class EveryKind:
             "completion": lambda: Request("completion", COMPLETIONS, self._made.completion()),
             "messages": lambda: Request("messages", MESSAGES, self._agents.messages()),
         }
+        if images:
+            self._kinds["images"] = lambda: Request("images", CHAT, image_request(self._rng, model, named=True))
         if responses:
             self._kinds["responses"] = lambda: Request("responses", RESPONSES, self._agents.responses())
 
@@ -65,6 +77,7 @@ class EveryKind:
             served.adapters,
             prompt_logprobs=served.prompt_logprobs,
             responses=served.ranks == 1,
+            images=served.images is not None,
         )
 
     def next(self) -> Request:

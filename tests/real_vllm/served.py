@@ -30,9 +30,11 @@ from worker.main import Worker
 from worker.settings import Settings
 
 URL, EVENTS, REPLAY = "REAL_VLLM_URL", "REAL_VLLM_EVENTS", "REAL_VLLM_REPLAY"
-START = "REAL_VLLM_START"
+START, IMAGES = "REAL_VLLM_START", "REAL_VLLM_IMAGES"
 TEMPLATE = Path(__file__).parents[1] / "data" / "vllm" / "chat_template.jinja"
 
+EMULATED_IMAGES = (50256, 40)
+"""GPT-2's `<|endoftext|>` stands for an image, and this often."""
 EMULATED_BLOCKS = 160
 """Of each rank. Few, so that blocks are evicted all the time."""
 
@@ -53,6 +55,8 @@ class Served(ABC):
     """LoRA adapters that are loaded."""
     ranks: int = 1
     """Data-parallel ranks. The ports of rank r follow those of `events` and `replay`."""
+    images: tuple[int, int] | None = None
+    """The id of the token that stands for an image, and how many of it do; None: the engine takes no images."""
     prompt_logprobs: bool = True
     """Whether requests may ask for them."""
     quiet: float
@@ -103,6 +107,7 @@ class Emulated(Served):
         self.tokenizer = tokenizer
         self.adapters = adapters
         self.ranks = ranks
+        self.images = EMULATED_IMAGES
         lora = ("--enable-lora", "--max-loras", "2", "--lora-modules", *(f"{name}=acme/{name}" for name in adapters))
         self.events, self.replay = f"ipc://{folder}/events:1", f"ipc://{folder}/replay:1"
         config = KVEventsConfig(enable_kv_cache_events=True, endpoint=self.events, replay_endpoint=self.replay)
@@ -111,7 +116,7 @@ class Emulated(Served):
                 *("--kv-events-config", config.model_dump_json(exclude_none=True), "--model", self.model),
                 *("--blocks", str(EMULATED_BLOCKS), "--max-model-len", str(self.max_model_len), "--max-num-seqs", "8"),
                 *("--speed", "1000", "--dev-mode", "--enable-auto-tool-choice", "--grace-period", "5"),
-                *("--data-parallel-size", str(ranks)),
+                *("--data-parallel-size", str(ranks), "--image-tokens", str(self.images[1])),
                 *(lora if adapters else ()),
                 *flags,
             ]
@@ -167,6 +172,9 @@ class Running(Served):
         self.replay = os.environ.get(REPLAY, "")
         self.tokenizer = load_tokenizer(os.environ["REAL_VLLM_TOKENIZER"], chat_options())
         self.restarts = START in os.environ
+        if IMAGES in os.environ:
+            token, _, tokens = os.environ[IMAGES].partition(":")
+            self.images = (int(token), int(tokens))
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:

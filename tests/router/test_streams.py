@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 
-import anthropic
 import pytest
 
 from tests.router.conftest import StartRouter, until
@@ -64,6 +63,8 @@ async def test_a_worker_that_only_comments_is_given_up(start_router: StartRouter
 async def test_a_messages_stream_that_breaks_off_ends_with_an_error_that_its_clients_see(
     start_router: StartRouter,
 ) -> None:
+    import anthropic  # takes 2 s, which every process that collects this module would pay
+
     delta = b'event: content_block_delta\ndata: {"type":"content_block_delta"}\n\n'
     async with fake_workers(streaming(delta, end=False)) as workers, start_router(workers) as router:
         url = f"http://127.0.0.1:{router.data.port}"

@@ -18,8 +18,8 @@ def image(picture: int, uuid: str | None = None) -> dict[str, Any]:
     return part if uuid is None else {**part, "uuid": uuid}
 
 
-def image_request(rng: random.Random, model: str = "tiny-llama") -> dict[str, Any]:
-    """The body of a chat request: one to three user messages, most of them with images."""
+def image_request(rng: random.Random, model: str = "tiny-llama", *, named: bool = False) -> dict[str, Any]:
+    """The body of a chat request: one to three user messages, most of them with images. `named`: all have a uuid."""
     messages: list[dict[str, Any]] = []
     if rng.random() < 0.5:
         messages.append({"role": "system", "content": "You describe pictures for people who cannot see them. " * 4})
@@ -27,7 +27,8 @@ def image_request(rng: random.Random, model: str = "tiny-llama") -> dict[str, An
         parts: list[dict[str, Any]] = []
         for _ in range(rng.choice([0, 1, 1, 2])):
             picture = rng.randrange(2 if turn == 0 else len(PICTURES))
-            parts.append(image(picture, rng.choice([None, None, f"cat-{picture}"])))
+            name = f"cat-{picture}"
+            parts.append(image(picture, name if named else rng.choice([None, None, name])))
         text = {"type": "text", "text": f"What is the colour of thing {rng.randrange(2)}? " * rng.choice([1, 8])}
         parts.insert(rng.randint(0, len(parts)), text)
         messages.append({"role": "user", "content": parts if len(parts) > 1 else text["text"]})
