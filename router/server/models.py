@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvcache.errors import ApiError, model_not_found, parameter_error
+from kvcache.model_card import model_card
 from kvcache.ranks import split_rank
 from router.core.catalogue import Directory, Served
 from router.core.decision import RouteRequest
@@ -53,30 +53,13 @@ class Models:
 
     def _card(self, served: Served) -> dict[str, Any]:
         """A model as vLLM lists it. The router does not know from where it was loaded: `root` is its name."""
-        permission = {
-            "id": f"modelperm-{secrets.token_hex(8)}",
-            "object": "model_permission",
-            "created": self.started,
-            "allow_create_engine": False,
-            "allow_sampling": True,
-            "allow_logprobs": True,
-            "allow_search_indices": False,
-            "allow_view": True,
-            "allow_fine_tuning": False,
-            "organization": "*",
-            "group": None,
-            "is_blocking": False,
-        }
-        return {
-            "id": served.name,
-            "object": "model",
-            "created": self.started,
-            "owned_by": "vllm",
-            "root": served.name if served.adapter else served.model,
-            "parent": served.model if served.adapter else None,
-            "max_model_len": None if served.adapter else served.max_model_len,
-            "permission": [permission],
-        }
+        return model_card(
+            served.name,
+            created=self.started,
+            root=served.name if served.adapter else served.model,
+            parent=served.model if served.adapter else None,
+            max_model_len=None if served.adapter else served.max_model_len,
+        )
 
 
 def served_models(workers: Sequence[WorkerStatus]) -> list[dict[str, Any]]:

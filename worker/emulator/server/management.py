@@ -7,12 +7,12 @@ that is possible, and are not served otherwise.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
 from kvcache.errors import ApiError
+from kvcache.model_card import model_card
 from runtime.draining import DRAINING_HEADER
 from worker.asgi import HttpRequest
 from worker.emulator.protocol.lora import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
@@ -48,35 +48,12 @@ async def load(raw_request: HttpRequest, service: Service) -> None:
 
 
 async def models(raw_request: HttpRequest, service: Service) -> None:
-    permission = {
-        "id": f"modelperm-{secrets.token_hex(8)}",
-        "object": "model_permission",
-        "created": service.started,
-        "allow_create_engine": False,
-        "allow_sampling": True,
-        "allow_logprobs": True,
-        "allow_search_indices": False,
-        "allow_view": True,
-        "allow_fine_tuning": False,
-        "organization": "*",
-        "group": None,
-        "is_blocking": False,
-    }
     served: list[tuple[str, str, str | None, int | None]] = [
         *((name, service.root, None, service.max_model_len) for name in service.names),
         *((adapter.name, adapter.path, adapter.parent, None) for adapter in service.adapters),
     ]
     listed = [
-        {
-            "id": name,
-            "object": "model",
-            "created": service.started,
-            "owned_by": "vllm",
-            "root": root,
-            "parent": parent,
-            "max_model_len": longest,
-            "permission": [permission],
-        }
+        model_card(name, created=service.started, root=root, parent=parent, max_model_len=longest)
         for name, root, parent, longest in served
     ]
     await raw_request.json(200, {"object": "list", "data": listed})
