@@ -40,6 +40,8 @@ LATENCY = LatencyModel(1e-3, 1e-3, 5e-4, 2e-3)
 SCOPES = [CacheScope(), CacheScope("salt"), CacheScope(adapter="sql"), CacheScope("salt", "sql")]
 ADAPTERS = {"sql": Adapter(1, "sql", "acme/sql", "m")}
 
+pytestmark = pytest.mark.simulation
+
 
 class Tokens:
     def token(self, index: int) -> int:
