@@ -1,0 +1,97 @@
+"""Commands about one KVCluster, on this machine or in Kubernetes: their arguments and options, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvcluster.cli.apps import Manifest, app, plugin
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the KVCluster.")]
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", "-n", metavar="NS", help="Its namespace; default: the context's.")
+]
+Context = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Context of the kubeconfig; default: its current one.")
+]
+Kubeconfig = Annotated[Path | None, typer.Option(metavar="FILE", help="Default: $KUBECONFIG, else ~/.kube/config.")]
+
+
+@app.command()
+def up(
+    file: Manifest,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the OpenAI API; 0 takes a free one.")] = 8000,
+    management_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of health, metrics and explanations; 0 takes a free one.")
+    ] = 9000,
+    strategy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Use this strategy instead of the manifest's.")
+    ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Run the engines N times as fast as real ones."),
+    ] = None,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the processes' logs; default: a new temporary one."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the processes' logs, on stderr.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Report one JSON object per line.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up when not ready by then.")] = 120,
+) -> None:
+    """Run a KVCluster on this machine, until Ctrl-C."""
+    from kvcluster.commands.up import UpOptions, up
+
+    options = UpOptions(
+        port=port,
+        management_port=management_port,
+        strategy=strategy,
+        speed=speed,
+        log_dir=log_dir,
+        verbose=verbose,
+        json=json,
+        timeout=timeout,
+    )
+    raise typer.Exit(up(file, options))
+
+
+@app.command()
+def route(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt, or - for standard input.")],
+    router: Annotated[str, typer.Option(metavar="URL", help="Management URL of the router.")] = "http://127.0.0.1:9000",
+    chat: Annotated[bool, typer.Option("--chat", help="As a user's chat message.")] = False,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the router's model.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the router's answer unchanged.")] = False,
+) -> None:
+    """Explain where a prompt would be sent, and why, without sending it."""
+    from kvcluster.commands.route import route
+
+    raise typer.Exit(route(prompt, router=router, chat=chat, model=model, as_json=json))
+
+
+@app.command()
+@plugin.command()
+def explain(
+    name: Name,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the page as JSON.")] = False,
+) -> None:
+    """Show one page about a KVCluster in a Kubernetes cluster: what is wrong, pod by pod, and what to do.
+
+    Exit code 0: shown; 1: it could not be read; 2: it does not exist, or there is no cluster to ask.
+    """
+    from kvcluster.commands.explain import explain
+
+    raise typer.Exit(explain(name, namespace=namespace, context=context, kubeconfig=kubeconfig, as_json=json))
+
+
+@app.command()
+def crd() -> None:
+    """Print the CustomResourceDefinition of KVCluster, for `kubectl apply --server-side -f -`."""
+    from controller.api.crd import crd_yaml
+
+    typer.echo(crd_yaml(), nl=False)
