@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 
 from kvcache.feed import AdaptersChanged, Batch, Cleared, Eviction, Removed, Snapshot, Stored, Tier, WorkerInfo
 from router.core.errors import FeedGap, FeedRejected, StaleEpoch
@@ -56,6 +56,18 @@ def transition(state: ViewState, event: ViewEvent) -> ViewState:
     return _TRANSITIONS.get((state, event), state)
 
 
+class Trust(StrEnum):
+    """How far a view of a worker's cache can be relied on."""
+
+    EXACT = "exact"
+    """It is the worker's cache, up to the last message of its feed."""
+    PARTIAL = "partial"
+    """The worker has not stated what it holds, so that prompts are matched only against what this router sent there; or
+    its feed removed blocks that the view did not have, so that others may be missing, too."""
+    NONE = "none"
+    """Prompts are not matched against the worker's cache: it gets requests by load."""
+
+
 def _shape(info: WorkerInfo) -> tuple[object, ...]:
     return info.block_size, info.groups, frozenset(info.tier_seconds)
 
@@ -105,6 +117,12 @@ class View:
         if self.state is _REFUSED:
             return False
         return self.confirmed_at is None or now - self.confirmed_at <= self._timeout
+
+    def trust(self, now: float) -> Trust:
+        """How far the copy can be relied on now."""
+        if not self.usable(now):
+            return Trust.NONE
+        return Trust.EXACT if self.exact and not self.unknown else Trust.PARTIAL
 
     def why_unusable(self, now: float) -> str:
         """Why prompts are not matched against the worker's cache; empty when they are."""
