@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.prompts import prompts
-from bench.result import Record, read_records
+from bench.record import Record, read_records
 from bench.simulate import ClusterShape, Delays, Simulation
 from bench.workloads import Workload, WorkloadSpec
 from bench.workloads.adapters import ADAPTERS, adapters, of_adapter

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from bench.plot import plot_comparison
 from bench.prompts import pooled_hit_rate, prompts
+from bench.record import Record, write_records
 from bench.report import percent, print_comparison, seconds, why, winner
-from bench.result import Record, Result, RunInfo, summarise, write_json, write_records
+from bench.result import Result, RunInfo, summarise, write_json
 from bench.run import BenchOptions, measure, progress_bar
 from bench.simulate import ClusterShape, Delays, Simulation
 from bench.workloads import Workload, WorkloadSpec, build_workload

@@ -19,7 +19,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from bench.result import LoadgenHealth, Record, summary
+from bench.record import ErrorCause, Record, cause_of_status
+from bench.result import LoadgenHealth, summary
 from bench.stream import FirstToken, ending, status_error
 from bench.workloads import MESSAGES, TimedRequest, Workload
 
@@ -97,6 +98,10 @@ async def served_model(session: aiohttp.ClientSession, url: str) -> str | None:
     return str(models[0]["id"]) if models else None
 
 
+def _fail(seen: dict[str, Any], cause: ErrorCause, words: str) -> None:
+    seen["error"], seen["detail"] = cause, words
+
+
 class _Run:
     """The state of one run. Times are those of `time.perf_counter` until they go into a record."""
 
@@ -129,9 +134,9 @@ class _Run:
             async with asyncio.timeout(self.options.timeout):
                 await self._exchange(request, body, seen)
         except TimeoutError:
-            seen["error"] = f"no complete answer within {self.options.timeout:g} s"
+            _fail(seen, ErrorCause.TIMEOUT, f"no complete answer within {self.options.timeout:g} s")
         except (aiohttp.ClientError, OSError) as error:
-            seen["error"] = type(error).__name__
+            _fail(seen, ErrorCause.CONNECTION, type(error).__name__)
         self.failed += seen.get("error") is not None
         self.records.append(Record(request.index, **seen))
 
@@ -144,7 +149,8 @@ class _Run:
             matched = headers.get(MATCHED_HEADER, "")
             seen["matched_blocks"] = int(matched) if matched.isdigit() else None
             if answer.status != 200:
-                seen["error"] = status_error(answer.status, await content.read())
+                words, message = status_error(answer.status, await content.read())
+                _fail(seen, cause_of_status(answer.status, message), words)
                 return
             head, first = b"", FirstToken()
             while piece := await content.readany():
@@ -157,7 +163,10 @@ class _Run:
             end = ending(head + await content.read())
         seen["prompt_tokens"] = request.prompt_tokens if end.prompt_tokens is None else end.prompt_tokens
         seen["cached_tokens"], seen["output_tokens"] = end.cached_tokens, end.output_tokens
-        seen["error"] = end.error or (None if "first_token" in seen else "an answer without content")
+        if end.error is not None:
+            _fail(seen, ErrorCause.BROKEN_STREAM, end.error)
+        elif "first_token" not in seen:
+            _fail(seen, ErrorCause.EMPTY, "an answer without content")
 
     async def watch(self, progress: Progress) -> None:
         """Measure how long the event loop keeps a timer waiting, and report progress."""

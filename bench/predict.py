@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from bench.prompts import Prompt
+from bench.record import Record
 from bench.report import percent, seconds
-from bench.result import Record, Summary, quantile, summary
+from bench.result import Summary, quantile, summary
 from bench.simulate import ClusterShape, SeededTokens
 from worker.emulator.engine.engine import Engine
 from worker.emulator.engine.request import EngineRequest

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
-from bench.result import Record
+from bench.record import Record
 from kvcache.profiles import LatencyModel, blocks_to_compute
 
 FEWEST = 8

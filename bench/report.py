@@ -140,7 +140,7 @@ def print_result(console: Console, result: Result) -> None:
     if result.reasons:
         console.print(f"reasons: {_counts(result.reasons)}")
     if result.error_causes:
-        console.print(f"[bold red]{result.errors:,} errors[/]: {_counts(result.error_causes)}")
+        console.print(f"[bold red]{result.errors:,} errors[/]: {_counts(result.error_details)}")
     print_bottleneck(console, result)
 
 
@@ -150,5 +150,5 @@ def print_comparison(console: Console, results: Sequence[Result], ceiling: float
     console.print(why(results))
     for result in results:
         if result.error_causes:
-            console.print(f"[bold red]{result.strategy}: {result.errors:,} errors[/]: {_counts(result.error_causes)}")
+            console.print(f"[bold red]{result.strategy}: {result.errors:,} errors[/]: {_counts(result.error_details)}")
         print_bottleneck(console, result)

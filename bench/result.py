@@ -1,4 +1,4 @@
-"""What a run measured: one record for each request, and the result, which is written as JSON.
+"""The result of a run: the figures that its records give. It is written as JSON.
 
 All times are emulated seconds, which are wall seconds times `--speed`, so that results at different speeds can be
 compared.
@@ -10,69 +10,14 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-HIT_SHARE = 0.5
-"""A request counts as a hit if at least this share of its prompt was cached. One cached token is not enough: with a
-system prompt that all requests share, every request would be a hit."""
-
-
-class ResultError(ValueError):
-    """A results file cannot be read; the message names the file and what is wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One request, as its sender observed it. Times are emulated seconds since the start of the run."""
-
-    index: int
-    """Position in the workload."""
-    scheduled: float
-    sent: float
-    first_token: float | None = None
-    """When the first data event with content arrived."""
-    finished: float | None = None
-    """When the stream ended."""
-    worker: str = ""
-    """Empty: the answer names none."""
-    reason: str = ""
-    """Why the router chose that worker."""
-    matched_blocks: int | None = None
-    """Blocks of the prompt that the router expected in that worker's cache."""
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    output_tokens: int | None = None
-    error: str | None = None
-    """What went wrong, in a few words that can be counted; None: the request was answered in full."""
-
-    @property
-    def ttft(self) -> float | None:
-        """Seconds from sending to the first token."""
-        return None if self.first_token is None else self.first_token - self.sent
-
-    @property
-    def latency(self) -> float | None:
-        """Seconds from sending to the end of the answer."""
-        return None if self.finished is None else self.finished - self.sent
-
-    @property
-    def tpot(self) -> float | None:
-        """Mean seconds between two tokens of the answer; None for fewer than two tokens."""
-        if self.first_token is None or self.finished is None or not self.output_tokens or self.output_tokens < 2:
-            return None
-        return (self.finished - self.first_token) / (self.output_tokens - 1)
-
-    @property
-    def hit(self) -> bool | None:
-        """Whether the cache held `HIT_SHARE` of the prompt; None: the server does not say."""
-        if self.cached_tokens is None or not self.prompt_tokens:
-            return None
-        return self.cached_tokens >= HIT_SHARE * self.prompt_tokens
+from bench.record import HIT_SHARE, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +90,9 @@ class Result:
     running_skew: float | None
     """The most answers that one worker generates at a time over the mean of all workers, both averaged over time."""
     error_causes: Mapping[str, int]
+    """Requests without a complete answer, by `ErrorCause`."""
+    error_details: Mapping[str, int]
+    """The same in words."""
     reasons: Mapping[str, int]
     duration_seconds: float
     """From the start to the last answer."""
@@ -299,7 +247,8 @@ def summarise(records: Sequence[Record], info: RunInfo) -> Result:
         computed_tokens=sum(computed),
         prefill_skew=max(computed) * len(computed) / sum(computed) if sum(computed) else None,
         running_skew=running_skew(answered, info.worker_ids),
-        error_causes=dict(Counter(r.error for r in records if r.error is not None).most_common()),
+        error_causes=dict(Counter(r.error.value for r in records if r.error is not None).most_common()),
+        error_details=dict(Counter(r.detail for r in records if r.detail).most_common()),
         reasons=dict(Counter(r.reason for r in answered if r.reason).most_common()),
         duration_seconds=max((r.finished for r in records if r.finished is not None), default=0.0),
         ttft_percentiles=[quantile(ttfts, percent / 100) for percent in range(101)] if ttfts else [],
@@ -314,26 +263,3 @@ def write_json(file: Path, value: object) -> None:
     """Write dataclasses, mappings and lists as indented JSON."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-def write_records(file: Path, records: Iterable[Record]) -> None:
-    """Write one line of JSON for each request."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as lines:
-        for record in records:
-            lines.write(orjson.dumps(asdict(record), option=orjson.OPT_APPEND_NEWLINE))
-
-
-def read_records(file: Path) -> list[Record]:
-    """Inverse of `write_records`. Raises `ResultError`."""
-    records = []
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    records.append(Record(**orjson.loads(line)))
-                except (orjson.JSONDecodeError, TypeError) as error:
-                    raise ResultError(f"{file}, line {number}: not a record of a request: {error}") from None
-    except OSError as error:
-        raise ResultError(f"cannot read {file}: {error.strerror}") from error
-    return records

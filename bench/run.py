@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.loadgen import Driven, LoadOptions, drive
+from bench.record import write_records
 from bench.report import print_result
-from bench.result import Result, RunInfo, summarise, write_json, write_records
+from bench.result import Result, RunInfo, summarise, write_json
 from bench.workloads import Workload, WorkloadSpec, build_workload
 
 

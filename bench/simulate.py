@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from itertools import count as counter
 
 from bench.prompts import Prompt
-from bench.result import Record
+from bench.record import Record
 from kvcache.feed import Batch, Event, Load, Snapshot, Tier, WorkerInfo
 from kvcache.keys import KEY_SCHEME, PrefixKeys, pack_tokens
 from kvcache.profiles import LatencyModel

@@ -117,7 +117,11 @@ def error_name(fields: dict[str, Any]) -> str:
     return str(error.get("type") or error.get("message") or "unnamed")[:80]
 
 
-def status_error(status: int, body: bytes) -> str:
-    """The error of an answer that is not a stream."""
+def status_error(status: int, body: bytes) -> tuple[str, str]:
+    """What an answer with another status than 200 says: (a few words that can be counted, the error's own message)."""
     fields = _decoded(body)
-    return f"HTTP {status} {error_name(fields)}" if fields.get("error") else f"HTTP {status}"
+    error = fields.get("error")
+    if not error:
+        return f"HTTP {status}", ""
+    message = error.get("message") if type(error) is dict else error
+    return f"HTTP {status} {error_name(fields)}", str(message or "")

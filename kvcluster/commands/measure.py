@@ -13,7 +13,7 @@ from bench.compare import Launch, SimulateOptions, Target, compare_simulated
 from bench.compare import compare as run_comparison
 from bench.predict import agreement, print_agreement, replay
 from bench.prompts import pooled_hit_rate, prompts
-from bench.result import read_records
+from bench.record import read_records
 from bench.run import BenchOptions
 from bench.run import run as run_bench
 from bench.simulate import ClusterShape, Delays

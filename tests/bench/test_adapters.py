@@ -11,7 +11,7 @@ import pytest
 
 from bench.adapters import by_adapter, hit_rate, rows
 from bench.prompts import prompts
-from bench.result import Record
+from bench.record import Record
 from bench.workloads import WorkloadSpec, build_workload
 from bench.workloads.adapters import ADAPTERS, adapters, of_adapter
 from kvcache.tokens.tokenizer import load_tokenizer

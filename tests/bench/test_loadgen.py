@@ -18,6 +18,7 @@ from aiohttp import web
 from rich.console import Console
 
 from bench.loadgen import EndpointError, LoadOptions, drive
+from bench.record import ErrorCause
 from bench.report import print_comparison, print_result
 from bench.result import RunInfo, summarise
 from bench.workloads import Workload, WorkloadSpec, build_workload
@@ -161,7 +162,7 @@ async def test_a_stream_of_the_messages_api_is_read(pieces: list[bytes], error: 
     workload = build_workload(WorkloadSpec("agents", limit=1, api="messages", context=4096))
     async with endpoint(streaming(pieces)) as url:
         (record,) = (await drive(url, workload, LoadOptions(speed=500), silent)).records
-    assert record.error == error
+    assert (record.error, record.detail) == ((ErrorCause.BROKEN_STREAM, error) if error else (None, ""))
     assert record.first_token is not None
     if error is None:
         assert (record.prompt_tokens, record.cached_tokens, record.output_tokens) == (40, 32, 2)
@@ -177,28 +178,50 @@ async def test_times_are_emulated_seconds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "cause"),
+    ("pieces", "cause", "words"),
     [
-        (WHOLE[:3], "the stream ended before [DONE]"),
-        ([WHOLE[0], event(error={"type": "InternalServerError"}), WHOLE[3]], "error event: InternalServerError"),
-        ([WHOLE[0], event(choices=[{"text": "", "finish_reason": "abort"}]), WHOLE[3]], "finish_reason abort"),
-        (WHOLE[2:], "an answer without content"),
+        (WHOLE[:3], "broken_stream", "the stream ended before [DONE]"),
+        (
+            [WHOLE[0], event(error={"type": "InternalServerError"}), WHOLE[3]],
+            "broken_stream",
+            "error event: InternalServerError",
+        ),
+        (
+            [WHOLE[0], event(choices=[{"text": "", "finish_reason": "abort"}]), WHOLE[3]],
+            "broken_stream",
+            "finish_reason abort",
+        ),
+        (WHOLE[2:], "empty", "an answer without content"),
     ],
     ids=["cut off", "error event", "aborted", "without content"],
 )
-async def test_a_stream_that_ends_badly_is_an_error(pieces: list[bytes], cause: str) -> None:
+async def test_a_stream_that_ends_badly_is_an_error(pieces: list[bytes], cause: str, words: str) -> None:
     async with endpoint(streaming(pieces)) as url:
         driven = await drive(url, small(1), LoadOptions(), silent)
-    assert [r.error for r in driven.records] == [cause]
+    assert [(r.error, r.detail) for r in driven.records] == [(cause, words)]
 
 
-async def test_a_refusal_is_counted_by_status_and_type() -> None:
+CONTEXT = "This model's maximum context length is 4096 tokens. However, your prompt contains 5000 input tokens."
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "cause", "words"),
+    [
+        (404, {"type": "NotFoundError"}, "invalid", "HTTP 404 NotFoundError"),
+        (400, {"type": "BadRequestError", "message": CONTEXT}, "prompt_too_long", "HTTP 400 BadRequestError"),
+        (429, None, "overloaded", "HTTP 429"),
+        (503, "no worker", "unavailable", "HTTP 503 no worker"),
+        (500, {"message": "boom"}, "server_error", "HTTP 500 boom"),
+    ],
+    ids=["not found", "prompt too long", "too many", "no worker", "failed"],
+)
+async def test_a_refusal_has_its_cause(status: int, error: object, cause: str, words: str) -> None:
     async def handler(request: web.Request) -> web.Response:
-        return web.json_response({"error": {"type": "NotFoundError"}}, status=404)
+        return web.json_response({"error": error}, status=status)
 
     async with endpoint(handler) as url:
         driven = await drive(url, small(1), LoadOptions(), silent)
-    assert [r.error for r in driven.records] == ["HTTP 404 NotFoundError"]
+    assert [(r.error, r.detail) for r in driven.records] == [(cause, words)]
 
 
 async def test_a_connection_that_breaks_mid_stream_is_an_error() -> None:
@@ -213,7 +236,8 @@ async def test_a_connection_that_breaks_mid_stream_is_an_error() -> None:
     async with endpoint(handler) as url:
         driven = await drive(url, small(1), LoadOptions(), silent)
     (record,) = driven.records
-    assert record.error in ("ClientPayloadError", "ClientOSError", "ServerDisconnectedError", "ConnectionResetError")
+    assert record.error is ErrorCause.CONNECTION
+    assert record.detail in ("ClientPayloadError", "ClientOSError", "ServerDisconnectedError", "ConnectionResetError")
 
 
 async def test_an_answer_that_never_ends_is_given_up() -> None:
@@ -226,7 +250,7 @@ async def test_an_answer_that_never_ends_is_given_up() -> None:
 
     async with endpoint(handler) as url:
         driven = await drive(url, small(1), LoadOptions(timeout=0.2), silent)
-    assert [r.error for r in driven.records] == ["no complete answer within 0.2 s"]
+    assert [(r.error, r.detail) for r in driven.records] == [("timeout", "no complete answer within 0.2 s")]
 
 
 async def test_nobody_listening_is_said_before_the_run() -> None:

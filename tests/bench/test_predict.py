@@ -11,7 +11,7 @@ import pytest
 
 from bench.predict import Modelled, agreement, replay
 from bench.prompts import Prompt, prompts
-from bench.result import Record
+from bench.record import ErrorCause, Record
 from bench.simulate import ClusterShape
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.profiles import LatencyModel
@@ -71,7 +71,7 @@ def test_a_request_waits_for_the_one_before_it() -> None:
 
 def test_requests_without_an_answer_are_left_out() -> None:
     first, second = asked(2)
-    failed = replace(answered(second, 1, 0.2, "a"), error="HTTP 503")
+    failed = replace(answered(second, 1, 0.2, "a"), error=ErrorCause.UNAVAILABLE)
     assert [m.index for m in replay([answered(first, 0, 0.2, "a"), failed], [first, second], SHAPE)] == [0]
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from bench.profile_fit import FitError, agreement, fit_latency
 from bench.prompts import prompts
-from bench.result import Record, write_records
+from bench.record import ErrorCause, Record, write_records
 from bench.simulate import ClusterShape, Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
 from controller.api.load import validate_manifest
@@ -79,7 +79,9 @@ def test_outliers_change_little() -> None:
     ("records", "message"),
     [
         pytest.param([], "0 requests had the engine to themselves", id="nothing"),
-        pytest.param([Record(0, 0.0, 0.0, error="HTTP 503")] * 20, "0 requests had the engine", id="errors"),
+        pytest.param(
+            [Record(0, 0.0, 0.0, error=ErrorCause.UNAVAILABLE)] * 20, "0 requests had the engine", id="errors"
+        ),
         pytest.param(
             [Record(n, n, n, n + 0.1, n + 0.2, prompt_tokens=64, output_tokens=2) for n in range(20)],
             "computed prompts of 1 lengths",

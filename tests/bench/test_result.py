@@ -15,25 +15,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bench.compare import keep, report, title_of
+from bench.record import ErrorCause, Record, RecordError, read_records, write_records
 from bench.report import why, winner
-from bench.result import (
-    Record,
-    Result,
-    ResultError,
-    RunInfo,
-    block_range,
-    quantile,
-    read_records,
-    running_skew,
-    summarise,
-    summary,
-    write_records,
-)
+from bench.result import Result, RunInfo, block_range, quantile, running_skew, summarise, summary
 
 INFO = RunInfo("cache_aware", 3, {"workload": "rag", "mode": "live"}, worker_ids=("a", "b"))
 
+DOWN = ErrorCause.UNAVAILABLE
 
-def record(index: int, *, cached: int = 0, ttft: float = 0.1, worker: str = "a", error: str | None = None) -> Record:
+
+def record(
+    index: int, *, cached: int = 0, ttft: float = 0.1, worker: str = "a", error: ErrorCause | None = None
+) -> Record:
     return Record(
         index=index,
         scheduled=index,
@@ -69,14 +62,17 @@ def test_a_worker_without_requests_counts_for_the_mean() -> None:
 
 
 def test_errors_are_counted_by_cause_and_kept_out_of_the_figures() -> None:
-    result = summarise([record(0, ttft=0.1), record(1, ttft=9, error="HTTP 503"), record(2, error="HTTP 503")], INFO)
-    assert (result.requests, result.errors, result.error_causes) == (3, 2, {"HTTP 503": 2})
+    result = summarise(
+        [record(0, ttft=0.1), record(1, ttft=9, error=DOWN), record(2, error=DOWN)],
+        INFO,
+    )
+    assert (result.requests, result.errors, result.error_causes) == (3, 2, {"unavailable": 2})
     assert result.ttft_seconds is not None
     assert result.ttft_seconds.p99 == pytest.approx(0.1)
 
 
 def test_a_run_without_any_answer_has_a_result() -> None:
-    result = summarise([Record(0, 0.0, 0.0, error="ClientOSError")], INFO)
+    result = summarise([Record(0, 0.0, 0.0, error=ErrorCause.CONNECTION, detail="ClientOSError")], INFO)
     assert result.ttft_seconds is None
     assert result.hit_rate is None
     assert result.prefill_skew is None
@@ -132,7 +128,7 @@ def test_the_file_of_a_result_has_the_documented_fields() -> None:
 @given(st.lists(st.tuples(st.integers(0, 100), st.sampled_from("abc"), st.booleans()), max_size=30))
 def test_the_figures_of_a_run_are_the_sums_over_its_answered_requests(seen: list[tuple[int, str, bool]]) -> None:
     records = [
-        record(index, cached=cached, worker=worker, error=None if answered else "HTTP 503")
+        record(index, cached=cached, worker=worker, error=None if answered else DOWN)
         for index, (cached, worker, answered) in enumerate(seen)
     ]
     result = summarise(records, INFO)
@@ -173,17 +169,17 @@ def test_block_ranges(blocks: int, name: str) -> None:
 
 
 def test_records_survive_their_file(tmp_path: Path) -> None:
-    records = [record(0, cached=32), Record(1, 1.0, 1.5, error="ClientOSError")]
+    records = [record(0, cached=32), Record(1, 1.0, 1.5, error=ErrorCause.CONNECTION, detail="ClientOSError")]
     write_records(tmp_path / "raw.jsonl", records)
     assert read_records(tmp_path / "raw.jsonl") == records
     (tmp_path / "bad.jsonl").write_text('{"index": 0}\n')
-    with pytest.raises(ResultError, match="line 1"):
+    with pytest.raises(RecordError, match="line 1"):
         read_records(tmp_path / "bad.jsonl")
 
 
 def of(strategy: str, ttft: float, cached: int, errors: int = 0) -> Result:
     records = [record(i, cached=cached, ttft=ttft * (1 + i / 50), worker="ab"[i % 2]) for i in range(50)]
-    records += [record(50 + i, error="HTTP 503") for i in range(errors)]
+    records += [record(50 + i, error=DOWN) for i in range(errors)]
     return summarise(records, RunInfo(strategy, 0, {"workload": "rag", "mode": "live"}))
 
 

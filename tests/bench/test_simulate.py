@@ -18,7 +18,8 @@ from rich.console import Console
 from bench.compare import SimulateOptions, compare_simulated
 from bench.predict import agreement, replay
 from bench.prompts import Prompt, prompts
-from bench.result import Record, RunInfo, read_records, summarise
+from bench.record import Record, read_records
+from bench.result import RunInfo, summarise
 from bench.simulate import ClusterShape, Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.feed import Tier

@@ -16,7 +16,8 @@ from functools import cache
 import pytest
 
 from bench.prompts import Prompt, prompts
-from bench.result import Record, Summary, summary
+from bench.record import Record
+from bench.result import Summary, summary
 from bench.simulate import ClusterShape, Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.profiles import profile

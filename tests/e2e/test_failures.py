@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from bench.loadgen import LoadOptions, drive
-from bench.result import Record
+from bench.record import Record
 from bench.workloads import WorkloadSpec, build_workload
 from tests.e2e.support import ClusterUnderTest
 from tests.processes import eventually

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from bench.loadgen import LoadOptions, drive
-from bench.result import Record
+from bench.record import Record
 from bench.workloads import WorkloadSpec, build_workload
 from tests.kube.kubelet import FakeNode
 from tests.kube.operator.support import NAMESPACE, Cluster, Controller, Object
