@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from router.core.decision import CacheUse
 from router.core.fleet import Fleet
 from router.core.worker_state import WorkerPhase
 from router.discovery.sources import DiscoveryStatus
@@ -34,8 +35,8 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(PREFIX + name, text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
-            return Histogram(PREFIX + name, text, buckets=tuple(buckets), registry=registry)
+        def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+            return Histogram(PREFIX + name, text, labels, buckets=tuple(buckets), registry=registry)
 
         self.requests = counter(
             "requests", "Requests answered, by status (499: the client left first) and strategy.", "code", "strategy"
@@ -53,8 +54,13 @@ class Metrics:
             "resumed_streams", "Streams that went on at another worker, by what went wrong at theirs.", "cause"
         )
         self.ttft = histogram(
-            "ttft_seconds", "From a request's arrival to the first event of its stream with content.", TTFT_BUCKETS
+            "ttft_seconds",
+            "From a request's arrival to the first event of its stream with content, by how much was cached.",
+            TTFT_BUCKETS,
+            "cache",
         )
+        self.ttft_by = {use: self.ttft.labels(use.value) for use in CacheUse}
+        """The series of `ttft`, which a request finds faster here."""
         self.predicted_ttft = histogram(
             "predicted_ttft_seconds", "What the decision predicted for the same requests.", TTFT_BUCKETS
         )
@@ -93,7 +99,10 @@ class FleetCollector(Collector):
     def describe(self) -> Iterable[Metric]:
         return self._families()
 
-    def _families(self) -> tuple[GaugeMetricFamily, ...]:
+    def _families(self) -> tuple[GaugeMetricFamily | CounterMetricFamily, ...]:
+        def counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+            return CounterMetricFamily(PREFIX + name, text, labels=labels)
+
         def gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
             return GaugeMetricFamily(PREFIX + name, text, labels=labels)
 
@@ -103,12 +112,16 @@ class FleetCollector(Collector):
             gauge("view_age_seconds", "Time since a worker last confirmed what it holds.", "worker"),
             gauge("in_flight", "Requests of this router that are with a worker.", "worker"),
             gauge("worker_blocks", "Blocks a worker holds, as the router sees it.", "worker"),
+            counter("worker_requests", "Requests sent to a worker.", "worker"),
+            counter("worker_prompt_tokens", "Prompt tokens of its answers that report cached tokens.", "worker"),
+            counter("worker_cached_tokens", "Cached tokens as its answers report them.", "worker"),
             gauge("index_blocks", "Different blocks in the index."),
             gauge("sessions", "Sessions that are remembered."),
         )
 
     def collect(self) -> Iterable[Metric]:
-        routed, states, age, in_flight, blocks, index, sessions = families = self._families()
+        families = self._families()
+        routed, states, age, in_flight, blocks, requests, prompt, cached, index, sessions = families
         counts = dict.fromkeys(("ready", "unmatched", "not_ready"), 0)
         by_state = dict.fromkeys(WorkerPhase, 0)
         del by_state[WorkerPhase.GONE]  # the fleet does not list such a worker
@@ -119,6 +132,9 @@ class FleetCollector(Collector):
                 age.add_metric([worker.worker_id], worker.view_age)
             in_flight.add_metric([worker.worker_id], worker.in_flight)
             blocks.add_metric([worker.worker_id], worker.blocks)
+            requests.add_metric([worker.worker_id], worker.requests)
+            prompt.add_metric([worker.worker_id], worker.prompt_tokens)
+            cached.add_metric([worker.worker_id], worker.cached_tokens)
         for family, numbers in ((routed, counts), (states, by_state)):
             for state, count in numbers.items():
                 family.add_metric([str(state)], count)

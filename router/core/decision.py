@@ -154,6 +154,17 @@ class Candidate(NamedTuple):
     """Number of the last dispatch to it; the smallest number has waited longest."""
 
 
+class CacheUse(StrEnum):
+    """How much of a prompt the chosen worker held, as the router saw it: what times are compared by."""
+
+    HIT = "hit"
+    """At least half of its blocks."""
+    PARTIAL = "partial"
+    """Some, but less than half: a system prompt, say."""
+    MISS = "miss"
+    """None."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Where a request goes and why, with the cost on every candidate."""
@@ -177,6 +188,13 @@ class Decision:
     """Data-parallel rank that the request has to name; None: the worker's process has one only."""
     loaded_blocks: Mapping[Tier, int] = field(default_factory=dict)
     """Those of `matched_blocks` that the worker loads from each slower tier."""
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """The class of this request. A prompt that was not read is a miss: nothing of it was looked for."""
+        if not self.matched_blocks:
+            return CacheUse.MISS
+        return CacheUse.HIT if 2 * self.matched_blocks >= self.prompt_blocks else CacheUse.PARTIAL
 
 
 KEPT = 20

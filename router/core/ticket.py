@@ -100,6 +100,11 @@ class Ticket:
         self._mark = self._work.mark(now)
         self._confirm(now)
 
+    def reported(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """The answer states how much of the prompt was cached. Call it once."""
+        self._work.prompt_tokens += prompt_tokens
+        self._work.cached_tokens += cached_tokens
+
     def finished(self, now: float, usage: Usage) -> None:
         """The answer, of one sequence, is complete and states what it took. Call it before `release`."""
         if self._entry.state is ENDED:

@@ -167,6 +167,12 @@ class Work:
         """When the loads that this router's requests wait for are expected to have ended."""
         self._decoded = Decoded(0.0, 0.0)
         self._decoded_at = 0.0
+        self.sent = 0
+        """Requests sent to the worker since it joined."""
+        self.prompt_tokens = 0
+        """Tokens of their prompts, as far as their answers report cached tokens."""
+        self.cached_tokens = 0
+        """Those cached tokens."""
 
     # --- what is observed ----------------------------------------------------------------------------------
 
@@ -208,6 +214,7 @@ class Work:
 
     def open(self, expected: Expected, streaming: bool, now: float) -> Entry:
         """A request was dispatched to the worker."""
+        self.sent += 1
         self._count_decoded(now)
         self._assigned = self.assigned(now) + expected.prefill
         self._assigned_at = now

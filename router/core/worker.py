@@ -67,6 +67,12 @@ class WorkerStatus:
     """Removals of blocks that the copy did not hold; 0 while the feed is in order."""
     reuse_score: float
     """Blocks that requests reused on this incarnation of the worker, those of 10 minutes ago counted half."""
+    requests: int
+    """Requests that this router has sent to it since it joined, further attempts included."""
+    prompt_tokens: int
+    """Tokens of their prompts, as the answers that report cached tokens state them."""
+    cached_tokens: int
+    """Cached tokens as those answers report them: divided by `prompt_tokens`, the hit rate."""
 
 
 _BY_INTAKE = {
@@ -286,4 +292,7 @@ class Worker:
             discovered=self.discovered,
             unknown_removals=view.unknown,
             reuse_score=self.reuse_score.value(now),
+            requests=work.sent,
+            prompt_tokens=work.prompt_tokens,
+            cached_tokens=work.cached_tokens,
         )

@@ -170,7 +170,7 @@ class Relay:
         if self.in_flight.state is RequestState.CONTINUING:
             return
         if self.response.status == 200:
-            self.metrics.ttft.observe(now - self.client.arrived)
+            self.metrics.ttft_by[self.decision.cache_use].observe(now - self.client.arrived)
             self.metrics.predicted_ttft.observe(self.decision.predicted_ttft)
 
     async def _whole(self) -> AttemptFailure | None:
@@ -246,6 +246,7 @@ class Relay:
         metrics.predicted_cached.inc(self.decision.reported_blocks * self.block_size)
         metrics.reported_prompt.inc(usage.prompt)
         metrics.actual_cached.inc(usage.cached)
+        self.ticket.reported(usage.prompt, usage.cached)
 
     def _learn(self, usage: Usage | None, now: float) -> None:
         """Report the time of a complete answer of one sequence, which shows how fast the engine is; not if much of

@@ -37,8 +37,13 @@ class RunningRouter:
         return (await self.complete(prompt, stream=True, **fields)).content
 
     def metric(self, name: str, **labels: str) -> float:
-        value = self.router.registry.get_sample_value(f"kvcluster_router_{name}", labels)
-        return value or 0.0
+        """Sum of the samples of a metric that carry these labels."""
+        return sum(
+            sample.value
+            for family in self.router.registry.collect()
+            for sample in family.samples
+            if sample.name == f"kvcluster_router_{name}" and labels.items() <= sample.labels.items()
+        )
 
     def nothing_held(self) -> bool:
         """No request is with a worker, as far as any count in the router says."""

@@ -1,7 +1,8 @@
 """The router's figures, in its metrics and in GET /status, equal sums that the test makes of what it sent and received.
 
-Covered: cached tokens and prompt tokens as answers report them, decisions, times (on a clock that the test moves),
-retries, denials, ejections, broken streams, requests in flight, blocks, and what a failing engine does to estimates.
+Covered: cached tokens and prompt tokens as answers report them (of each worker, too), decisions, times (on a clock that
+the test moves), retries, denials, ejections, broken streams, requests in flight, blocks, and what a failing engine does
+to estimates.
 
 Not covered: figures of a whole cluster with real engines, of the dashboard and the command (tests/e2e/test_figures.py),
 of feeds (test_feed.py) and of discovery (tests/router/discovery); that docs/metrics.md lists every metric
@@ -289,6 +290,49 @@ async def test_requests_in_flight_are_those_that_workers_have_and_have_not_answe
         go_on.set()
         await asyncio.gather(*asked)
         await until(lambda: all(router.metric("in_flight", worker=worker.url) == 0 for worker in workers))
+
+
+async def test_what_a_worker_was_sent_and_what_its_answers_report_is_counted_for_each(
+    start_router: StartRouter,
+) -> None:
+    async with fake_workers(scripted, scripted, scripted) as workers, start_router(workers) as router:
+        answers = [await router.complete("x", stated=usage) for usage in USAGES if usage]
+        for worker in workers:
+            own = [answer.content for answer in answers if answer.headers["x-kvcluster-worker"] == worker.url]
+            figures = ("requests", "prompt_tokens", "cached_tokens")
+            told = tuple(router.metric(f"worker_{name}_total", worker=worker.url) for name in figures)
+            assert told == (len(worker.received), *sums(own))
+        (row,) = [
+            row for row in (await router.management.get("/workers")).json()["workers"] if row["url"] == worker.url
+        ]
+        assert tuple(row[name] for name in figures) == told
+
+
+async def test_times_to_first_token_are_told_apart_by_what_was_cached(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    prompt = list(range(16 * 20))
+    keys = block_keys(prompt, 16)
+    chain = [(key, keys[at - 1] if at else None) for at, key in enumerate(keys)]
+    async with fake_workers(good) as (worker,):
+        worker.blocks = chain[:8]
+        worker.serve_feed(tokenizer.fingerprint)
+        async with start_router([worker]) as router:
+            await until(lambda: len(worker.feeds) == 1)
+            # 8 blocks of 9, and of 16; 8 of 17; none of 4.
+            half = [prompt[:130], [*prompt[:128], *[1] * 128]]
+            asked = [
+                *half,
+                *([*prompt[:128], *[2 + turn] * 129] for turn in range(3)),
+                *([9 + t] * 64 for t in range(4)),
+            ]
+            matched = [
+                int((await router.complete(each, stream=True)).headers["x-kvcluster-matched-blocks"]) for each in asked
+            ]
+            assert matched == [8] * 5 + [0] * 4
+            for use, count in (("hit", 2), ("partial", 3), ("miss", 4)):
+                assert router.metric("ttft_seconds_count", cache=use) == count
+            assert router.metric("ttft_seconds_count") == len(asked)
 
 
 # --- requests and failures ---

@@ -55,6 +55,10 @@ class NotedTicket:
     served: bool = False
     first: list[float] = field(default_factory=list)
     costs: list[tuple[float, Any]] = field(default_factory=list)
+    usages: list[tuple[int, int]] = field(default_factory=list)
+
+    def reported(self, prompt_tokens: int, cached_tokens: int) -> None:
+        self.usages.append((prompt_tokens, cached_tokens))
 
     def first_token(self, now: float) -> None:
         self.first.append(now)
