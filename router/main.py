@@ -178,6 +178,8 @@ class Router:
             model: TokenizerLoader(name, load, functools.partial(self._adopt_other, model), clock)
             for model, name in settings.model_tokenizers
         }
+        budget = RetryBudget(share=settings.retry_share, floor=settings.retry_floor)
+        self.metrics.retry_budget.set_function(lambda: budget.left(clock()))
         self.proxy = Proxy(
             fleet=self.fleet,
             upstream=self.upstream,
@@ -187,7 +189,7 @@ class Router:
             clock=clock,
             changed=changed,
             policy=RetryPolicy(settings.retry_attempts, settings.retry_deadline),
-            budget=RetryBudget(share=settings.retry_share, floor=settings.retry_floor),
+            budget=budget,
             refusals=Refusals(),
             on_refused=self.fleet_sync.unreachable,
             on_busy=self.fleet_sync.busy,
@@ -256,7 +258,7 @@ class Router:
 
     def refused(self, status: int) -> None:
         """Count a request that broke a limit of the data port, which answered it with `status`."""
-        self.metrics.requests.labels(str(status), self._settings.strategy).inc()
+        self.metrics.requests.counts[str(status), self._settings.strategy] += 1
 
     def _adopt(self, tokenizer: Tokenizer) -> None:
         self.prompts.tokenizer = tokenizer

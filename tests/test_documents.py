@@ -22,7 +22,6 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from controller.metrics import ClusterCollector
@@ -225,14 +224,14 @@ async def test_the_routers_metrics() -> None:
     router = Router(RouterSettings(), source)
     # A family with labels has no sample before the first event, so its labels are read off its declaration.
     found = exported(router.registry.collect(), "kvcluster_router_")
-    metrics = [metric for metric in vars(router.metrics).values() if isinstance(metric, MetricWrapperBase)]
-    declared = [(family, metric) for metric in metrics for family in metric.describe()]
+    declared = [(family, metric) for metric in vars(router.metrics).values() for family in metric.describe()]
     declared += [(family, family) for family in FleetCollector(router.fleet, router.clock).describe()]
     declared += [(family, family) for family in DiscoveryCollector(source.status).describe()]
     for family, labelled in declared:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert name in found, f"{name} is not registered"
-        found[name] = (family.type, frozenset(labelled._labelnames))
+        labels = labelled.label_names if hasattr(labelled, "label_names") else labelled._labelnames
+        found[name] = (family.type, frozenset(labels))
     await router.close()
     assert documented("kvcluster_router_") == found
 

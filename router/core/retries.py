@@ -128,6 +128,11 @@ class RetryBudget:
         self._retries += 1
         return True
 
+    def left(self, now: float) -> float:
+        """How many more requests may be sent again now."""
+        self._slot(now)
+        return max(self._share * self._requests + self._floor * WINDOW - self._retries, 0.0)
+
     def _slot(self, now: float) -> _Slot:
         second = int(now)
         while self._slots and self._slots[0].second <= second - WINDOW:

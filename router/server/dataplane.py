@@ -62,7 +62,7 @@ class DataPlane:
             code = 500
             raise
         finally:
-            self.metrics.requests.labels(str(code), self.strategy).inc()
+            self.metrics.requests.counts[str(code), self.strategy] += 1
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         arrived = self.last_request = self.clock()
@@ -84,7 +84,7 @@ class DataPlane:
             adapter = find(headers, _ADAPTER).decode("latin-1") if path == INVOCATIONS else ""
             route = with_headers(await self.prompts.read(path, request.body, adapter or None), headers)
             if route.prompt_tokens is not None:
-                self.metrics.prompt_tokens.inc(route.prompt_tokens)
+                self.metrics.prompt_tokens.value += route.prompt_tokens
             elif route.unread is not None:
                 self.metrics.prompts_unread.labels(route.unread.value).inc()
         elif path not in COMPUTED and (stored := named_response(path)) is not None:

@@ -172,7 +172,7 @@ class _ProxiedRequest:
     def _count(self, decision: Decision) -> None:
         proxy = self.proxy
         proxy.recent.note(decision, proxy.clock())
-        proxy.metrics.decisions.labels(decision.reason.value).inc()
+        proxy.metrics.decisions.counts[(decision.reason.value,)] += 1
         proxy.metrics.matched_blocks.observe(decision.matched_blocks)
 
     def _log_answer(self, decision: Decision) -> None:
@@ -363,6 +363,8 @@ class _ProxiedRequest:
         if self.in_flight.state is not RequestState.COMPLETE:
             proxy.note(url, Outcome.BAD)
             return
+        if self.client.route.prompted:
+            proxy.metrics.request_seconds.observe(proxy.clock() - self.client.arrived)
         proxy.refusals.answered(url, self.kind)
         proxy.note(url, Outcome.GOOD)
         for other in self.doubted:

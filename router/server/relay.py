@@ -38,6 +38,9 @@ STREAM_BROKEN = sse_error(engine_dead().body()) + SSE_DONE
 MESSAGES_BROKEN = messages_error(engine_dead().message)
 """The same for the Messages API, whose clients pass events without a name over."""
 
+EVENT_END = b"\n\n"
+"""The end of an event as every engine known here writes it."""
+
 _DECLINED = frozenset({FailureCause.BUSY, FailureCause.ABORTED, FailureCause.DOUBTED})
 """The worker itself says that it did not act on the request."""
 
@@ -84,6 +87,8 @@ class Relay:
     """The answer is a stream of server-sent events."""
     client_seconds: float = 0.0
     """Time spent waiting for the client to read."""
+    first_at: float = 0.0
+    """When this worker's first token came, if it did."""
 
     async def run(self, failing: FailureCause | None) -> AttemptFailure | None:
         """Pass the answer on, unless its status says that it should not be (`failing`). After an `AttemptFailure`
@@ -119,7 +124,7 @@ class Relay:
         response, in_flight, clock = self.response, self.in_flight, self.clock
         self.streaming = True
         resumption = self.resumption
-        stream, now = AnswerStream(MAX_HELD if resumption is None else resumption.MAX_HELD), clock()
+        stream, now, events = AnswerStream(MAX_HELD if resumption is None else resumption.MAX_HELD), clock(), 0
         try:
             while piece := await response.read():
                 now = clock()
@@ -134,6 +139,8 @@ class Relay:
                         return await self._failed_answer(cause, "its stream began with a failure", held)
                     if stream.state is StreamState.ANSWERING:
                         self._first_token(now)
+                        events = -passed.count(EVENT_END)
+                events += passed.count(EVENT_END)
                 # Comments are no progress: a server writes them while its engine hangs.
                 if stream.state is not StreamState.SILENT:
                     in_flight.waiting_since = now
@@ -157,6 +164,7 @@ class Relay:
                 self._count(stream.usage)
         if stream.state is StreamState.ANSWERING:
             self._learn(stream.usage, now)
+            self._count_tokens(stream.usage, events, now)
         if stream.state.is_failure:
             self._broken(FailureCause.ERROR_EVENT, "its stream holds an error")
         else:
@@ -167,11 +175,15 @@ class Relay:
         if self.response.status < 400:
             self.ticket.served = True
             self.ticket.first_token(now)
+        self.first_at = now
         if self.in_flight.state is RequestState.CONTINUING:
             return
         if self.response.status == 200:
-            self.metrics.ttft_by[self.decision.cache_use].observe(now - self.client.arrived)
-            self.metrics.predicted_ttft.observe(self.decision.predicted_ttft)
+            ttft, predicted = now - self.client.arrived, self.decision.predicted_ttft
+            self.metrics.ttft[self.decision.cache_use].observe(ttft)
+            self.metrics.predicted_ttft.observe(predicted)
+            if predicted > 0.0:
+                self.metrics.ttft_ratio.observe(ttft / predicted)
 
     async def _whole(self) -> AttemptFailure | None:
         """Pass on an answer that is not a stream: once it is complete, unless it is larger than `MAX_BUFFERED`."""
@@ -243,10 +255,22 @@ class Relay:
         if usage is None or usage.cached is None:
             return
         metrics = self.metrics
-        metrics.predicted_cached.inc(self.decision.reported_blocks * self.block_size)
-        metrics.reported_prompt.inc(usage.prompt)
-        metrics.actual_cached.inc(usage.cached)
+        predicted = self.decision.reported_blocks * self.block_size
+        metrics.predicted_cached.value += predicted
+        metrics.reported_prompt.value += usage.prompt
+        metrics.actual_cached.value += usage.cached
+        if predicted != usage.cached:
+            direction = "over" if predicted > usage.cached else "under"
+            metrics.mispredicted_cached.counts[(direction,)] += abs(predicted - usage.cached)
         self.ticket.reported(usage.prompt, usage.cached)
+
+    def _count_tokens(self, usage: Usage | None, events: int, now: float) -> None:
+        """Count the time between the tokens of a complete stream. One that does not state how many it has is taken to
+        have one in each of its `events` since the first with content, the last of which is the end."""
+        stated = usage.completion if usage is not None else None
+        following = stated - 1 if stated is not None else events - 1
+        if following > 0:
+            self.metrics.tpot.observe((now - self.first_at) / following)
 
     def _learn(self, usage: Usage | None, now: float) -> None:
         """Report the time of a complete answer of one sequence, which shows how fast the engine is; not if much of

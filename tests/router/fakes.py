@@ -84,9 +84,13 @@ def token(text: str, finish: str | None = None) -> bytes:
     return b"data: " + orjson.dumps({"id": "cmpl-1", "object": "text_completion", "choices": [choice]}) + b"\n\n"
 
 
-def usage(cached: int) -> bytes:
+def usage(cached: int, completion: int = 2) -> bytes:
     """The last event of a stream that reports its usage."""
-    details = {"prompt_tokens": 100, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": cached}}
+    details = {
+        "prompt_tokens": 100,
+        "completion_tokens": completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
     return b"data: " + orjson.dumps({"id": "cmpl-1", "choices": [], "usage": details}) + b"\n\n"
 
 

@@ -260,6 +260,65 @@ async def test_a_view_is_as_old_as_the_last_word_of_its_feed(start_router: Start
             await until(lambda: router.metric("view_age_seconds", worker="w0") == 0.0)
 
 
+async def test_the_times_of_whole_answers_add_up(start_router: StartRouter) -> None:
+    clock = MovedClock()
+    times = [0.5, 3.0, 40.0]
+
+    async def script(connection: Connection, request: Received) -> None:
+        if b"fails" in request.body:
+            await connection.answer(400, b"{}")
+            return
+        clock.now += times[len(worker.received) - 1]
+        await good(connection, request)
+
+    async with fake_workers(script) as (worker,), start_router([worker], clock=clock, liveness_timeout=1e6) as router:
+        for at in range(len(times)):
+            await router.complete("x", stream=at == 1)
+        await router.complete("fails")
+        await router.client.post("/v1/embeddings", content=b'"fails"')
+        assert router.metric("request_seconds_count") == len(times)
+        assert router.metric("request_seconds_sum") == pytest.approx(sum(times))
+        below = [router.metric("request_seconds_bucket", le=bound) for bound in ("0.5", "2.5", "5.0", "+Inf")]
+        assert below == [1, 1, 2, 3]
+
+
+# --- each worker ---
+
+
+async def test_a_worker_that_states_anothers_id_has_series_of_its_own(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    async with fake_workers(good, good) as workers:
+        for worker in workers:
+            worker.serve_feed(tokenizer.fingerprint, name="same")
+        async with start_router(workers) as router:
+            await until(lambda: router.metric("feed_refusals_total", reason="duplicate_worker") >= 1)
+            for _ in range(4):
+                await router.complete()
+            names = ["same", next(w.url for w in workers if router.metric("worker_requests_total", worker=w.url))]
+            assert [router.metric("worker_requests_total", worker=name) for name in names] == [2, 2]
+
+
+async def test_the_retry_budget_is_spent_by_retries(start_router: StartRouter) -> None:
+    async def broken(connection: Connection, request: Received) -> None:
+        connection.reset()
+
+    clock = MovedClock()
+    async with (
+        fake_workers(broken, good) as workers,
+        start_router(
+            workers, clock=clock, liveness_timeout=1e6, retry_share=0.5, retry_floor=2, eject_after=0
+        ) as router,
+    ):
+        assert router.metric("retry_budget") == 20
+        for _ in range(4):
+            await router.complete()
+        retries = sum(router.metric("retries_total", cause=cause) for cause in FailureCause)
+        assert router.metric("retry_budget") == 20 + 0.5 * 4 - retries < 22
+        clock.now += 11
+        assert router.metric("retry_budget") == 20
+
+
 # --- what workers hold ---
 
 

@@ -1,8 +1,8 @@
-"""What an answer that is passed on teaches the router: how fast its engine is, and which tokens count.
+"""What an answer that is passed on teaches the router: how fast its engine is, and which figures count.
 
-Covered: the conditions under which an answer's time and its usage are used. Not covered: what the ticket and the
-latency correction make of them (tests/router/core), sums over many answers (test_figures.py), what is passed on
-(test_streams.py, test_dataplane.py).
+Covered: the conditions under which an answer's time and its usage are used, and what is counted of them. Not covered:
+what the ticket and the latency correction make of them (tests/router/core), sums over many answers (test_figures.py),
+what is passed on (test_streams.py, test_dataplane.py).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Message
 
 from kvcache.keys import PrefixKeys
-from router.core.decision import Decision, DecisionReason, ReportedSequence, RouteRequest
-from router.metrics import Metrics
+from router.core.decision import CacheUse, Decision, DecisionReason, ReportedSequence, RouteRequest
+from router.metrics import Metrics, by_label
 from router.server.relay import MAX_CLIENT_SHARE, Client, Relay
 from router.upstream.in_flight import NOT_WAITING, InFlight, InFlightRequest, RequestState, UpstreamTimeouts
 from router.upstream.interface import UpstreamRequest
@@ -40,6 +40,7 @@ DECISION = Decision(
     candidates=(),
     reported_blocks=2,
 )
+ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
 STREAM = token("a") + token("b", "stop") + usage(32) + DONE
 
 
@@ -57,11 +58,11 @@ class NotedTicket:
     costs: list[tuple[float, Any]] = field(default_factory=list)
     usages: list[tuple[int, int]] = field(default_factory=list)
 
-    def reported(self, prompt_tokens: int, cached_tokens: int) -> None:
-        self.usages.append((prompt_tokens, cached_tokens))
-
     def first_token(self, now: float) -> None:
         self.first.append(now)
+
+    def reported(self, prompt_tokens: int, cached_tokens: int) -> None:
+        self.usages.append((prompt_tokens, cached_tokens))
 
     def finished(self, now: float, cost: Any) -> None:
         self.costs.append((now, cost))
@@ -160,6 +161,42 @@ async def test_the_time_of_several_sequences_is_not_that_of_one() -> None:
     assert counted(metrics) == (32, 100, 32)
     ticket, _ = await relayed([whole(choices=2)], stream=False)
     assert ticket.costs == []
+
+
+@pytest.mark.parametrize(
+    ("end", "tokens"),
+    [
+        pytest.param(usage(32, completion=9) + DONE, 9, id="by the usage"),
+        pytest.param(DONE, 4, id="by the events"),
+    ],
+)
+async def test_the_time_of_a_token_is_that_after_the_first(end: bytes, tokens: int) -> None:
+    _, metrics = await relayed([ROLE + token("a"), token("b"), token("c") + token("d", "stop"), end])
+    # A piece a second: the first token comes with the first piece, the end with the fourth.
+    assert (metrics.tpot.count, metrics.tpot.sum) == (1, pytest.approx(3.0 / (tokens - 1)))
+
+
+async def test_one_token_has_no_time_between_tokens() -> None:
+    _, metrics = await relayed([token("a", "stop"), usage(32, completion=1) + DONE])
+    assert (metrics.tpot.count, metrics.ttft[CacheUse.PARTIAL].count) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("cached", "off"),
+    [
+        pytest.param(32, {}, id="as predicted"),
+        pytest.param(80, {"under": 48}, id="more"),
+        pytest.param(0, {"over": 32}, id="nothing"),
+        pytest.param(None, {}, id="not said"),
+    ],
+)
+async def test_predictions_are_compared_with_what_the_answer_reports(cached: int | None, off: dict[str, int]) -> None:
+    end = DONE if cached is None else usage(cached) + DONE
+    ticket, metrics = await relayed([token("a") + token("b", "stop"), end])
+    assert metrics.ttft[CacheUse.PARTIAL].sum == 1.0
+    assert metrics.ttft_ratio.sum == pytest.approx(1.0 / DECISION.predicted_ttft)
+    assert by_label(metrics.mispredicted_cached) == off
+    assert ticket.usages == ([] if cached is None else [(100, cached)])
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
