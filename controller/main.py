@@ -45,14 +45,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     metrics_registry = CollectorRegistry()
     ProcessCollector(registry=metrics_registry)
     metrics = Metrics(metrics_registry)
-    inventory, connections = Inventory(), ApiServerConnections(time.monotonic)
+    inventory, connections = Inventory(), ApiServerConnections(time.monotonic, metrics.request_failed)
     async with (
         ApiServer(
             credentials, "kvcluster-controller", sockets=connections.socket, middlewares=(connections.observe,)
         ) as api_server,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
     ):
-        client = KubeClient(api_server, lambda verb, kind: metrics.writes.labels(verb, kind).inc())
+        client = KubeClient(api_server, metrics.wrote)
         reconciler = Reconciler(
             client,
             inventory,
@@ -61,6 +61,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             clock=time.monotonic,
             now=lambda: datetime.now(UTC),
             instance=socket.gethostname(),
+            repaired=metrics.repaired,
         )
         operator = Operator(
             client,
@@ -72,7 +73,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             workers=settings.workers,
             rng=random.Random(),
         )
-        metrics_registry.register(ClusterCollector(inventory, lambda: len(operator.queue)))
+        metrics_registry.register(ClusterCollector(inventory, lambda: len(operator.queue), connections.watches.ages))
         server = HttpServer(make_asgi_app(metrics_registry), listen(settings.host, settings.metrics_port))
         await server.start()
         health = HttpServer(health_app(operator.check), listen(settings.host, settings.health_port))

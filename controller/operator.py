@@ -18,10 +18,10 @@ from typing import Any
 import kopf
 
 from controller.kube.client import KubeClient
-from controller.kube.connections import ApiServerConnections
+from controller.kube.connections import ApiServerConnections, Operation
 from controller.kube.kinds import KVCLUSTER, OWNED, POD, Kind
 from controller.kube.liveness import WatchLiveness
-from controller.metrics import Metrics, ReconcileResult
+from controller.metrics import Metrics, ReconcileOutcome
 from controller.objects.names import APP, MANAGED_BY, MANAGED_BY_LABEL, NAME_LABEL, Object
 from controller.reconcile.inventory import Inventory, Key, owner_of
 from controller.reconcile.queue import RetryLater, WorkQueue
@@ -79,6 +79,7 @@ class Operator:
             functools.partial(self.on_event, KVCLUSTER),
             namespace=next(iter(namespaces), None),
             rng=rng,
+            failed=functools.partial(metrics.request_failed, Operation.WATCH),
         )
         self.queue = WorkQueue(self._reconcile, workers=workers, rng=rng)
         self._tasks: list[asyncio.Task[None]] = []
@@ -123,13 +124,17 @@ class Operator:
             self.queue.add(key, DEBOUNCE)
 
     async def _reconcile(self, key: Key) -> float | None:
-        with self._metrics.seconds.time():
-            try:
-                again = await self._reconciler.reconcile(key)
-            except RetryLater:
-                self._metrics.reconciles.labels(ReconcileResult.RETRY).inc()
-                raise
-        self._metrics.reconciles.labels(ReconcileResult.DONE).inc()
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        try:
+            again = await self._reconciler.reconcile(key)
+        except RetryLater:
+            self._metrics.reconciled(ReconcileOutcome.RETRY, clock() - begun)
+            raise
+        except Exception:
+            self._metrics.reconciled(ReconcileOutcome.ERROR, clock() - begun)
+            raise
+        self._metrics.reconciled(ReconcileOutcome.DONE, clock() - begun)
         # Spread, so that clusters that were created together are not polled together for ever.
         return None if again is None else again * self._rng.uniform(0.9, 1.1)
 

@@ -259,7 +259,7 @@ async def test_the_workers_metrics() -> None:
 
 def test_the_controllers_metrics() -> None:
     registry = CollectorRegistry()
-    metrics, clusters = ControllerMetrics(registry), ClusterCollector(Inventory(), lambda: 0)
+    metrics, clusters = ControllerMetrics(registry), ClusterCollector(Inventory(), lambda: 0, dict)
     found: Described = {}
     for declared in (*vars(metrics).values(), clusters):
         for family in declared.describe():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from controller.kube.kinds import Kind, kind_of
@@ -19,14 +20,22 @@ RETRY = Backoff(0.2, 0.4)
 LONGEST_WAIT = 2.0
 """Seconds. A server that asks for more (Retry-After) is left alone, and the caller told."""
 PAGE = 500
+WRITTEN = "done"
+"""Outcome of a write that the API server took."""
 
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 
 
 class KubeClient:
-    """Requests to one API server. `wrote` is called with (verb, kind) for each request that writes."""
+    """Requests to one API server.
 
-    def __init__(self, server: ApiServer, wrote: Callable[[str, str], None] = lambda verb, kind: None) -> None:
+    `wrote` is called with (verb, kind, outcome) for each write, after the last attempt at it. Verbs are `apply`,
+    `patch`, `create` and `delete`; the outcome is `WRITTEN` or the cause of the failure.
+    """
+
+    def __init__(
+        self, server: ApiServer, wrote: Callable[[str, str, str], None] = lambda verb, kind, outcome: None
+    ) -> None:
         self._server = server
         self._wrote = wrote
 
@@ -71,20 +80,19 @@ class KubeClient:
         """Server-side apply (KEP-555): we decide the fields we state, whoever set them last. Raises `KubeApiError`."""
         kind, metadata = kind_of(manifest), manifest["metadata"]
         path = kind.path(metadata["namespace"], metadata["name"], subresource)
-        self._wrote("apply", kind.name)
-        return await self._request("PATCH", path, {"fieldManager": manager, "force": "true"}, manifest, APPLY)
+        with self._write("apply", kind.name):
+            return await self._request("PATCH", path, {"fieldManager": manager, "force": "true"}, manifest, APPLY)
 
     async def merge(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Object:
         """JSON merge patch. Raises `KubeApiError`."""
-        self._wrote("patch", kind.name)
-        return await self._request(
-            "PATCH", kind.path(namespace, name), {"fieldManager": FIELD_MANAGER}, dict(patch), MERGE
-        )
+        path = kind.path(namespace, name)
+        with self._write("patch", kind.name):
+            return await self._request("PATCH", path, {"fieldManager": FIELD_MANAGER}, dict(patch), MERGE)
 
     async def create(self, path: str, manifest: Object) -> Object:
         """POST of a new object. Raises `KubeApiError`."""
-        self._wrote("create", manifest["kind"])
-        return await self._request("POST", path, {"fieldManager": FIELD_MANAGER}, manifest, JSON)
+        with self._write("create", manifest["kind"]):
+            return await self._request("POST", path, {"fieldManager": FIELD_MANAGER}, manifest, JSON)
 
     async def delete(self, manifest: Object) -> None:
         """Deletes exactly this object, not a later one of the same name; none is left to delete: fine."""
@@ -95,12 +103,22 @@ class KubeClient:
             "preconditions": {"uid": metadata["uid"]},
             "propagationPolicy": "Background",
         }
-        self._wrote("delete", kind.name)
+        with self._write("delete", kind.name):
+            try:
+                await self._request("DELETE", kind.path(metadata["namespace"], metadata["name"]), {}, body, JSON)
+            except KubeApiError as error:
+                if error.status not in (404, 409):
+                    raise
+
+    @contextlib.contextmanager
+    def _write(self, verb: str, kind: str) -> Iterator[None]:
+        """Reports how the write within ends. Raises what it raises."""
         try:
-            await self._request("DELETE", kind.path(metadata["namespace"], metadata["name"]), {}, body, JSON)
+            yield
         except KubeApiError as error:
-            if error.status not in (404, 409):
-                raise
+            self._wrote(verb, kind, error.cause)
+            raise
+        self._wrote(verb, kind, WRITTEN)
 
     async def _request(
         self,

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
+from typing import cast
 from weakref import WeakSet
 
 import aiohttp
 import kopf
 
+from controller.kube.watches import WatchAges, WatchedContent
 from runtime.kube.client import Address
+from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.logs import EventLogger
 from runtime.sockets import kept_alive
 
@@ -54,11 +58,33 @@ API_SERVER_TRANSITIONS: Mapping[tuple[ApiServerState, ApiServerEvent], ApiServer
 """What is not listed changes nothing."""
 
 
-class ApiServerConnections:
-    """What all connections to one API server have in common. `clock` in seconds."""
+class Operation(StrEnum):
+    """What a request was for."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    READ = "read"
+    WRITE = "write"
+    WATCH = "watch"
+
+
+_NO_FAILURE = (404, 410)
+"""There is none, or no longer: an answer like any other."""
+
+
+class ApiServerConnections:
+    """What all connections to one API server have in common. `clock` in seconds.
+
+    `failed` is called for each request, kopf's or ours, that went without an answer of success.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        failed: Callable[[Operation, ApiFailureCause], None] = lambda operation, cause: None,
+    ) -> None:
         self._clock = clock
+        self._failed = failed
+        self.watches = WatchAges(clock)
+        """kopf's watches."""
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._since = 0.0
         self.state = ApiServerState.ANSWERING
@@ -84,12 +110,16 @@ class ApiServerConnections:
 
     async def observe(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         """A client middleware of aiohttp. Raises what the request raises."""
+        operation = _operation(request)
         try:
             async with asyncio.timeout(HEADERS_TIMEOUT):
                 response = await send(request)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._failed(operation, ApiFailureCause.CONNECT)
             self.advance(ApiServerEvent.FAILED, repr(error))
             raise
+        if response.status >= 400 and response.status not in _NO_FAILURE:
+            self._failed(operation, KubeApiError(response.status, "", "").cause)
         if response.status == 500:
             return response  # what it asks in its turn failed, such as a webhook: of itself that says nothing
         if response.status > 500:
@@ -98,6 +128,20 @@ class ApiServerConnections:
             self.advance(ApiServerEvent.REFUSED)
         else:
             self.advance(ApiServerEvent.ANSWERED)
+        return response
+
+    async def observe_watches(
+        self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """The same for a session whose watches are to have an age."""
+        response = await self.observe(request, send)
+        path = request.url.path
+        if response.status == 404:
+            self.watches.gone(path)
+        elif response.status == 200 and _operation(request) is Operation.WATCH:
+            self.watches.alive(path)
+            alive = functools.partial(self.watches.alive, path)
+            response.content = cast(aiohttp.StreamReader, WatchedContent(response.content, alive))
         return response
 
     # --- its connections --------------------------------------------------------------------------------
@@ -124,7 +168,7 @@ class ApiServerConnections:
             headers=login.as_http_headers(),
             proxy=login.proxy_url,
             trust_env=login.trust_env,
-            middlewares=(self.observe,),
+            middlewares=(self.observe_watches,),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return kopf.AiohttpSession(
@@ -133,6 +177,12 @@ class ApiServerConnections:
             expiration=login.expiration,
             aiohttp_session=session,
         )
+
+
+def _operation(request: aiohttp.ClientRequest) -> Operation:
+    if request.method != "GET":
+        return Operation.WRITE
+    return Operation.WATCH if request.url.query.get("watch") == "true" else Operation.READ
 
 
 @contextlib.contextmanager

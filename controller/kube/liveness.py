@@ -33,11 +33,18 @@ SHORTEST = 2.0
 EVERYTHING = "0"
 """The resource version before all others: what there is comes first, from the API server's memory."""
 RETRY = Backoff(2.0, 2.0)
+BROKEN = frozenset(
+    {ApiFailureCause.CUT, ApiFailureCause.SILENT, ApiFailureCause.ERROR_EVENT, ApiFailureCause.MALFORMED}
+)
+"""How a watch that had begun can fail. What keeps one from beginning is seen where all requests are."""
 
 
 @dataclass(eq=False)
 class WatchLiveness:
-    """Watches KVClusters in `namespace` (None: in all), and tells `seen` of what comes: (type of event, object)."""
+    """Watches KVClusters in `namespace` (None: in all), and tells `seen` of what comes: (type of event, object).
+
+    `failed` is called for a watch that began and then broke off or fell silent.
+    """
 
     client: KubeClient
     connections: ApiServerConnections
@@ -45,6 +52,7 @@ class WatchLiveness:
     _: KW_ONLY
     namespace: str | None
     rng: random.Random
+    failed: Callable[[ApiFailureCause], None] = lambda cause: None
     _version: str = field(default=EVERYTHING, init=False)
 
     async def run(self) -> None:
@@ -56,6 +64,8 @@ class WatchLiveness:
                 await self._watch_once()
                 await asyncio.sleep(max(0.0, begun + SHORTEST - clock()))
             except KubeApiError as error:
+                if error.cause in BROKEN:
+                    self.failed(error.cause)
                 if error.cause is ApiFailureCause.SILENT:
                     why = f"nothing within {PERIOD + SLACK:g} s: connecting anew"
                     logger.warning("watch_silent", why=why)

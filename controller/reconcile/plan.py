@@ -127,6 +127,21 @@ def in_sync(manifest: Object, current: Object, written: tuple[str, str] | None) 
     return written == (stamp, fingerprint(current, manifest))
 
 
+def has_drifted(manifest: Object, before: Object | None, after: Object, written: tuple[str, str] | None) -> bool:
+    """Whether applying `manifest` undid what someone else had done: it had been applied before, and the object was gone
+    (`before` is None), or says something else at the places that the manifest states than it did.
+
+    Without `written`, as after a start, an object that the server stores in another form than ours is applied once
+    more; that changes nothing, and is no drift.
+    """
+    stamp = manifest["metadata"]["annotations"][APPLIED_HASH]
+    known = written is not None and written[0] == stamp
+    if before is None:
+        return known
+    known = known or (before["metadata"].get("annotations") or {}).get(APPLIED_HASH) == stamp
+    return known and fingerprint(before, manifest) != fingerprint(after, manifest)
+
+
 def covers(live: Any, wanted: Any) -> bool:
     """Whether `live` has everything that `wanted` states.
 

@@ -49,7 +49,11 @@ class _InSync:
 
 @dataclass(eq=False)
 class Reconciler:
-    """Brings KVClusters and their statuses up to date. `now` gives aware times; `instance` names this process."""
+    """Brings KVClusters and their statuses up to date.
+
+    `now` gives aware times; `instance` names this process; `repaired` is called with the kind of each object that was
+    brought back to what had been applied before.
+    """
 
     client: KubeClient
     inventory: Inventory
@@ -59,6 +63,7 @@ class Reconciler:
     clock: Callable[[], float]
     now: Callable[[], datetime]
     instance: str
+    repaired: Callable[[str], None] = lambda kind: None
     _in_sync: dict[Key, _InSync] = field(default_factory=dict, init=False)
     _events: EventRecorder = field(init=False)
     _apis: OptionalApis = field(init=False)
@@ -68,7 +73,7 @@ class Reconciler:
     def __post_init__(self) -> None:
         self._events = EventRecorder(self.client, self.now, self.instance)
         self._apis = OptionalApis(self.client, self.clock)
-        self._writer = Writer(self.client, self.inventory)
+        self._writer = Writer(self.client, self.inventory, self.repaired)
         self._costs = DeletionCosts(self.client, self.clock)
 
     async def reconcile(self, key: Key) -> float | None:

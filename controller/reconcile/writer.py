@@ -10,7 +10,14 @@ from controller.kube.client import KubeClient
 from controller.kube.kinds import DEPLOYMENT, POD
 from controller.objects.names import APPLIED_HASH, FIELD_MANAGER, Cluster, Object
 from controller.reconcile.inventory import Inventory, Key, Ref, owner_of
-from controller.reconcile.plan import Plan, fingerprint, foreign_owner, ref_of, replicas_to_hand_over
+from controller.reconcile.plan import (
+    Plan,
+    fingerprint,
+    foreign_owner,
+    has_drifted,
+    ref_of,
+    replicas_to_hand_over,
+)
 from controller.status.deletion_cost import ANNOTATION, deletion_costs
 from controller.status.observed import ReconcileProblem
 from controller.status.reasons import ConditionReason
@@ -67,11 +74,17 @@ def name_conflict(ref: Ref, owner: str) -> ReconcileProblem:
 
 
 class Writer:
-    """Carries out plans. `written` remembers what was applied last, for the next plan to compare with."""
+    """Carries out plans. `written` remembers what was applied last, for the next plan to compare with.
 
-    def __init__(self, client: KubeClient, inventory: Inventory) -> None:
+    `repaired` is called with the kind of each object that someone else had changed or deleted, and that is back.
+    """
+
+    def __init__(
+        self, client: KubeClient, inventory: Inventory, repaired: Callable[[str], None] = lambda kind: None
+    ) -> None:
         self._client = client
         self._inventory = inventory
+        self._repaired = repaired
         self.written: dict[Ref, tuple[str, str]] = {}
 
     async def carry_out(self, plan: Plan, cluster: Cluster) -> ApplyResult:
@@ -119,6 +132,8 @@ class Writer:
             answer = await self._client.apply(_replicas(manifest, replicas), HANDOVER_MANAGER)
         logger.info("applied", object=str(ref), namespace=ref.namespace, new=current is None)
         self._inventory.put(ref.kind, answer)
+        if has_drifted(manifest, current, answer, self.written.get(ref)):
+            self._repaired(ref.kind.name)
         stamp = manifest["metadata"]["annotations"][APPLIED_HASH]
         self.written[ref] = (stamp, fingerprint(answer, manifest))
 

@@ -16,6 +16,7 @@ from controller.kube.kinds import DEPLOYMENT, KVCLUSTER, Kind
 from controller.metrics import Metrics
 from controller.operator import WATCHED, Operator
 from controller.reconcile.inventory import Inventory, Key
+from controller.reconcile.queue import RetryLater
 from runtime.kube.errors import KubeApiError
 from runtime.kube.listwatch import Watch
 
@@ -69,8 +70,8 @@ class Reconciler:
         return self._pause
 
 
-def operator(lists: Lists, reconciler: Reconciler) -> Operator:
-    metrics = Metrics(CollectorRegistry())
+def operator(lists: Lists, reconciler: Reconciler, registry: CollectorRegistry | None = None) -> Operator:
+    metrics = Metrics(registry or CollectorRegistry())
     return Operator(
         lists,  # type: ignore[arg-type]
         ApiServerConnections(lambda: 0.0),
@@ -109,6 +110,30 @@ async def test_its_health_check_fails_once_a_task_has_ended():
     await running.stop()
     with pytest.raises(RuntimeError, match="queue has ended"):
         running.check()
+
+
+class Failing(Reconciler):
+    """It takes 3 s, and ends in each way in turn."""
+
+    async def reconcile(self, key: Key) -> float | None:
+        await asyncio.sleep(3)
+        failures = [RetryLater("the server says no"), ZeroDivisionError("a defect")]
+        self.keys.append(key)
+        if len(self.keys) <= len(failures):
+            raise failures[len(self.keys) - 1]
+        return None
+
+
+async def test_reconciles_are_counted_and_timed_by_their_outcome():
+    registry = CollectorRegistry()
+    running = operator(Lists(), Failing(), registry)
+    await running.start()
+    await asyncio.sleep(60)
+    await running.stop()
+    for outcome in ("done", "retry", "error"):
+        labels = {"outcome": outcome}
+        assert registry.get_sample_value("kvcluster_controller_reconciles_total", labels) == 1
+        assert registry.get_sample_value("kvcluster_controller_reconcile_seconds_sum", labels) == pytest.approx(3)
 
 
 async def test_a_cluster_is_reconciled_when_an_object_loses_its_label():

@@ -80,12 +80,18 @@ class World:
 
     def __init__(self, **spec: Any) -> None:
         self.now = 0.0
+        self.repaired: list[str] = []
+        """Kinds of the objects that were brought back to what had been applied."""
         self.server, self.inventory, self.routers = Server(), Inventory(), Routers()
         metadata = {"name": "rag", "namespace": "ns", "uid": "u", "generation": 1, "resourceVersion": "1"}
         self.server.body = {
             "apiVersion": "kvcluster.dev/v1alpha1", "kind": "KVCluster", "metadata": metadata, "spec": spec
         }  # fmt: skip
         self.inventory.put(KVCLUSTER, self.server.body)
+        self.restart()
+
+    def restart(self) -> None:
+        """A reconciler that knows nothing but the inventory."""
         self.reconciler = Reconciler(
             self.server,  # type: ignore[arg-type]
             self.inventory,
@@ -94,6 +100,7 @@ class World:
             clock=lambda: self.now,
             now=lambda: START + timedelta(seconds=self.now),
             instance="me",
+            repaired=self.repaired.append,
         )
 
     async def reconcile(self) -> float | None:
@@ -178,14 +185,41 @@ async def test_a_change_by_hand_is_undone_at_the_next_reconciliation():
     world = World()
     await world.at_rest()
     world.change("ConfigMap/rag-worker", data={})
+    assert world.repaired == [], "what is new has not drifted"
     await world.reconcile()
     assert "ConfigMap/rag-worker" in world.server.applied
+    assert world.repaired == ["ConfigMap"]
     await world.at_rest()
     gone = world.inventory.get(kind_of({"apiVersion": "v1", "kind": "ConfigMap"}), ("ns", "rag-router"))
     assert gone is not None
     world.inventory.drop(kind_of(gone), gone)
     await world.reconcile()
     assert "ConfigMap/rag-router" in world.server.applied
+    await world.at_rest()
+    assert world.repaired == ["ConfigMap"] * 2
+
+
+async def test_what_is_applied_once_more_after_a_start_has_not_drifted(monkeypatch: pytest.MonkeyPatch):
+    """The server stores values in a form of its own, and a controller that has just started does not know that."""
+    world = World()
+    apply = world.server.apply
+
+    async def normalise(manifest: Object, manager: str = "", subresource: str = "") -> Object:
+        answer = await apply(manifest, manager, subresource)
+        if manifest["kind"] != "ConfigMap":
+            return answer
+        return {**answer, "data": {name: f"{value} " for name, value in manifest["data"].items()}}
+
+    monkeypatch.setattr(world.server, "apply", normalise)
+    await world.at_rest()
+    world.restart()
+    await world.reconcile()
+    assert "ConfigMap/rag-worker" in world.server.applied
+    assert world.repaired == []
+    world.restart()
+    world.change("ConfigMap/rag-worker", data={})
+    await world.reconcile()
+    assert world.repaired == ["ConfigMap"], "the object itself says what had been applied to it"
 
 
 async def test_a_changed_spec_is_followed():
@@ -196,6 +230,7 @@ async def test_a_changed_spec_is_followed():
     world.inventory.put(KVCLUSTER, world.server.body)
     await world.reconcile()
     assert "Deployment/rag-worker" in world.server.applied
+    assert world.repaired == []
 
 
 async def test_an_api_that_is_installed_later_is_noticed():

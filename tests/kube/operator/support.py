@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from controller.api.crd import crd
 from tests.kube.apiserver import FakeApiServer
@@ -258,6 +260,22 @@ class Controller:
     def log(self) -> list[str]:
         """The lines it has written."""
         return self._log.read_text().splitlines()
+
+    async def metric(self, name: str) -> dict[tuple[str, ...], float]:
+        """Values of a metric by those of its labels, which are in the order of their names; without samples that are 0.
+        Empty while it starts."""
+        port = re.search(r"metrics_port=(\d+)", self._log.read_text())
+        if port is None:
+            return {}
+        async with httpx.AsyncClient(trust_env=False) as client:
+            text = (await client.get(f"http://127.0.0.1:{port[1]}/metrics")).text
+        full = f"kvcluster_controller_{name}"
+        [family] = [each for each in text_string_to_metric_families(text) if each.name == full]
+        return {
+            tuple(value for _, value in sorted(sample.labels.items())): sample.value
+            for sample in family.samples
+            if sample.value and not sample.name.endswith("_created")
+        }
 
     def cpu_seconds(self) -> float:
         """CPU it has used so far."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.kube.operator.support import OBJECTS, SPECS, Cluster, converged, prepared
+from tests.kube.operator.support import OBJECTS, SPECS, Cluster, Controller, converged, prepared
 from tests.processes import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
@@ -95,3 +95,21 @@ async def test_what_the_server_refuses_for_good_is_said_and_the_rest_is_made(clu
     await eventually(lambda: cluster.has(OBJECTS - budgets), "the rest is made")
     cluster.server.faults.remove(refusal)
     await converged(cluster, "rag")
+
+
+async def test_failures_are_counted_by_cause(bare: Cluster, controller: Controller):
+    bare.server.faults.fail(user=bare.operator, verb="patch", resource="configmaps", status=422)
+    await bare.create("rag")
+
+    async def seen() -> bool:
+        return ("ConfigMap", "status", "apply") in await controller.metric("writes")
+
+    await eventually(seen, "a write has failed", 30)
+    bare.server.faults.clear()
+    await eventually(lambda: bare.has(OBJECTS), "all objects are there", 60)
+    await bare.settled("rag")
+    refused = sum(each.user == bare.operator and each.status == 422 for each in bare.backend.requests)
+    assert refused >= 1
+    assert (await controller.metric("writes"))["ConfigMap", "status", "apply"] == refused
+    assert (await controller.metric("api_failures"))["status", "write"] == refused
+    assert (await controller.metric("reconciles"))["retry",] >= 1
