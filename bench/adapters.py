@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.prompts import prompts
 from bench.record import Record, read_records
-from bench.simulate import ClusterShape, Delays, Simulation
+from bench.simulation import ClusterShape, Delays, Simulation
 from bench.workloads import Workload, WorkloadSpec
 from bench.workloads.adapters import ADAPTERS, adapters, of_adapter
 from kvcache.profiles import DEFAULT_PROFILE, profile

@@ -16,7 +16,7 @@ from bench.record import Record, write_records
 from bench.report import percent, print_comparison, seconds, why, winner
 from bench.result import Result, RunInfo, summarise, write_json
 from bench.run import BenchOptions, measure, progress_bar
-from bench.simulate import ClusterShape, Delays, Simulation
+from bench.simulation import ClusterShape, Delays, Simulation
 from bench.workloads import Workload, WorkloadSpec, build_workload
 from kvcache.tokens.tokenizer import load_tokenizer
 

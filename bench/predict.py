@@ -16,7 +16,7 @@ from bench.prompts import Prompt
 from bench.record import Record
 from bench.report import percent, seconds
 from bench.result import Summary, quantile, summary
-from bench.simulate import ClusterShape, SeededTokens
+from bench.simulation import ClusterShape, SeededTokens
 from worker.emulator.engine.engine import Engine
 from worker.emulator.engine.request import EngineRequest
 

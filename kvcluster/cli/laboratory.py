@@ -121,7 +121,7 @@ def simulate(
     raw: Raw = None,
 ) -> None:
     """Compare strategies in virtual time: the same engine and router code, no processes, no waiting."""
-    from bench.simulate import Delays
+    from bench.simulation import Delays
     from kvcluster.commands.measure import Load, simulate
 
     load = Load(workload, trace, limit, rate, seed, context, api)

@@ -16,7 +16,7 @@ from bench.prompts import pooled_hit_rate, prompts
 from bench.record import read_records
 from bench.run import BenchOptions
 from bench.run import run as run_bench
-from bench.simulate import ClusterShape, Delays
+from bench.simulation import ClusterShape, Delays
 from bench.workloads import Workload, WorkloadSpec, build_workload
 from controller.api.load import load_manifest, override
 from controller.api.model import KVCluster, KVClusterSpec

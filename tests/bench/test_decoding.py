@@ -14,7 +14,8 @@ import pytest
 from bench.prompts import Prompt, prompts
 from bench.record import Record
 from bench.result import Result, RunInfo, summarise
-from bench.simulate import ClusterShape, Delays, Simulation
+from bench.simulation import ClusterShape, Delays, Scenario, Simulation
+from bench.simulation.scenario import Join
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.profiles import profile
 from kvcache.tokens.tokenizer import load_tokenizer
@@ -36,7 +37,8 @@ def play(
 ) -> tuple[list[Record], Result]:
     engine = EngineConfig(blocks=LLAMA.blocks(16), max_num_batched_tokens=2048, max_num_seqs=256, max_model_len=4096)
     shape = ClusterShape(workers, engine, LLAMA.latency, LLAMA.model)
-    simulation = Simulation(shape, strategy, Delays(), joining=joining)
+    events = tuple(Join(type="join", at=at) for at in joining)
+    simulation = Simulation(shape, strategy, Delays(), scenario=Scenario(events=events))
     records = simulation.run(workload, lambda sent, answered, failed: None)
     return records, summarise(records, RunInfo(strategy, 0, {}, worker_ids=simulation.worker_ids))
 

@@ -12,7 +12,7 @@ import pytest
 from bench.predict import Modelled, agreement, replay
 from bench.prompts import Prompt, prompts
 from bench.record import ErrorCause, Record
-from bench.simulate import ClusterShape
+from bench.simulation import ClusterShape
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.profiles import LatencyModel
 from kvcache.tokens.tokenizer import load_tokenizer

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from bench.profile_fit import FitError, agreement, fit_latency
 from bench.prompts import prompts
 from bench.record import ErrorCause, Record, write_records
-from bench.simulate import ClusterShape, Delays, Simulation
+from bench.simulation import ClusterShape, Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
 from controller.api.load import validate_manifest
 from controller.process_settings import flags, router_settings, worker_settings

@@ -20,7 +20,7 @@ from bench.predict import agreement, replay
 from bench.prompts import Prompt, prompts
 from bench.record import Record, read_records
 from bench.result import RunInfo, summarise
-from bench.simulate import ClusterShape, Delays, Simulation
+from bench.simulation import ClusterShape, Delays, Simulation
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.feed import Tier
 from kvcache.keys import DEFAULT_SCOPE, block_keys

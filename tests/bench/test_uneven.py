@@ -18,7 +18,8 @@ import pytest
 from bench.prompts import Prompt, prompts
 from bench.record import Record
 from bench.result import Summary, summary
-from bench.simulate import ClusterShape, Delays, Simulation
+from bench.simulation import ClusterShape, Delays, Scenario, Simulation
+from bench.simulation.scenario import Routers
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.profiles import profile
 from kvcache.tokens.tokenizer import load_tokenizer
@@ -43,7 +44,8 @@ def play(
 ) -> tuple[Simulation, list[Record]]:
     engine = EngineConfig(blocks=LLAMA.blocks(16), max_num_batched_tokens=2048, max_num_seqs=256, max_model_len=4096)
     shape = ClusterShape(len(speeds), engine, LLAMA.latency, LLAMA.model, speeds=speeds)
-    simulation = Simulation(shape, strategy, Delays(), streamed=streamed, routers=routers)
+    scenario = Scenario(routers=Routers(count=routers))
+    simulation = Simulation(shape, strategy, Delays(), streamed=streamed, scenario=scenario)
     return simulation, simulation.run_closed(asked(), CLIENTS * len(speeds), SECONDS)
 
 

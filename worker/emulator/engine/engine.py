@@ -54,6 +54,10 @@ class Engine:
         self._outputs: list[Output] = []
         self._finished: list[FinishedRequest] = []
 
+    def change_latency(self, latency: LatencyModel) -> None:
+        """From the next step on, steps take as long as `latency` says."""
+        self._scheduler.change_latency(latency)
+
     def submit(self, request: EngineRequest, now: float) -> None:
         """Queue a request. Raises `RequestRefusedError`, and `kvcache.keys.TokenIdError` for an invalid token id."""
         self._run(now, begin_at_now=False)

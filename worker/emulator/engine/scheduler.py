@@ -94,6 +94,10 @@ class Scheduler:
         """Sequences whose prompts got blocks in the step in progress."""
         self._failed_admission: _FailedAdmission | None = None
 
+    def change_latency(self, latency: LatencyModel) -> None:
+        """See `Engine.change_latency`."""
+        self._latency = latency
+
     def remove(self, sequence: Sequence) -> None:
         """Remove an aborted sequence, running or waiting, and release its blocks: O(running). The blocks of a load are
         released when it ends."""
