@@ -90,6 +90,32 @@ def explain(
 
 
 @app.command()
+def metrics(
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[URL]...", help="Management URLs of routers; default: http://127.0.0.1:9000."),
+    ] = None,
+    workers: Annotated[
+        bool, typer.Option("--workers", help="Also read the workers' own metrics, at the URLs that the routers know.")
+    ] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", help="Also the figures of the next SECONDS alone."),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="How they are printed: table, json or csv.")
+    ] = "table",
+) -> None:
+    """Print the figures that routers have collected: hit rate, latencies, hits against misses, workers, match lengths.
+
+    Figures of several routers are added up.
+    """
+    from kvcluster.commands.metrics import metrics
+
+    raise typer.Exit(metrics(urls or [], workers=workers, interval=interval, form=form))
+
+
+@app.command()
 def crd() -> None:
     """Print the CustomResourceDefinition of KVCluster, for `kubectl apply --server-side -f -`."""
     from controller.api.crd import crd_yaml

@@ -24,6 +24,13 @@ def output() -> Console:
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
 
 
+def plain(text: str) -> str:
+    """Text of others as one line that a terminal only shows: what is no printable character is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def complain(error: object) -> None:
     """Prints `error: ...` on standard error."""
     Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)

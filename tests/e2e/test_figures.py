@@ -1,7 +1,7 @@
 """Figures that people are shown of a cluster equal sums over what its clients were answered, and over the workers'
 caches.
 
-Covered: hit rates (`/status`, kubectl's column, the dashboard, `kvcluster up`, `kvcluster bench`), decisions,
+Covered: hit rates (`/status`, kubectl's column, the dashboard, `kvcluster up`, `metrics`, `bench`), decisions,
 requests, tokens, blocks and requests in flight, in the metrics, in `/status` and in `kvcluster up`.
 
 Not covered: times (their histograms are only counted here; tests/router/test_figures.py has them on a virtual clock),
@@ -25,6 +25,7 @@ from controller.local.view import observe
 from controller.status.compute import hit_rate_permille
 from controller.status.report import parse_report
 from deploy.helm.dashboards import FLEET, load, queries
+from kvcluster.commands.metrics import collect
 from kvcluster.display import status_table
 from tests.e2e.support import ClusterUnderTest, StartCluster
 from tests.processes import eventually
@@ -117,6 +118,14 @@ async def test_all_hit_rates_are_those_of_the_answers(start_cluster: StartCluste
         drawn = re.search(r"([\d.]+)%", "\n".join(str(cell) for column in table.columns for cell in column.cells))
         assert drawn is not None
         assert drawn[1] == f"{100 * cached / prompt:.1f}"
+        # `kvcluster metrics` reads routers and engines.
+        (period,) = (await collect([management], workers=True, interval=None)).periods
+        (engine,) = period.figures.engines
+        assert (engine.worker, engine.url) == (cluster.local.workers[0].name, cluster.local.workers[0].url)
+        for figures in (period.figures, period.figures.workers[0], engine):
+            assert (figures.prompt_tokens, figures.cached_tokens, figures.hit_rate) == (prompt, cached, cached / prompt)
+        first_tokens = next(each for each in engine.latencies if each.name == "time_to_first_token")
+        assert first_tokens.count == engine.requests == period.figures.workers[0].requests
         # What `kvcluster bench` says is what the router counted meanwhile.
         workload = build_workload(WorkloadSpec("rag", limit=40, rate=100))
         result, driven = await measure(
