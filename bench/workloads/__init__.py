@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from bench.workloads.adapters import adapters
 from bench.workloads.agents import agents
-from bench.workloads.base import CHAT, COMPLETIONS, MESSAGES, TimedRequest, Workload, WorkloadError, WorkloadSpec
+from bench.workloads.arrivals import Arrivals, Process
+from bench.workloads.base import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    Sharing,
+    TimedRequest,
+    Workload,
+    WorkloadError,
+    WorkloadSpec,
+)
 from bench.workloads.conversation import conversation
+from bench.workloads.file import SUFFIXES
+from bench.workloads.mixed import from_file
 from bench.workloads.rag import rag
 from bench.workloads.synthetic import answers, hot, uniform
 from bench.workloads.trace import trace
@@ -30,6 +43,9 @@ __all__ = [
     "COMPLETIONS",
     "MESSAGES",
     "WORKLOADS",
+    "Arrivals",
+    "Process",
+    "Sharing",
     "TimedRequest",
     "Workload",
     "WorkloadError",
@@ -38,20 +54,40 @@ __all__ = [
 ]
 
 
-def build_workload(spec: WorkloadSpec) -> Workload:
-    """The workload of this name and these parameters. Raises `WorkloadError`."""
-    try:
-        build = WORKLOADS[spec.name]
-    except KeyError:
-        raise WorkloadError(f"unknown workload {spec.name!r}; use one of: {', '.join(WORKLOADS)}") from None
+def _checked(spec: WorkloadSpec) -> None:
+    """Raises `WorkloadError` for parameters that are wrong, or that this workload does not have."""
     if spec.limit is not None and spec.limit < 1:
         raise WorkloadError(f"limit must be 1 or more, not {spec.limit}")
-    if spec.rate is not None and not spec.rate > 0:
+    if spec.rate is not None and not 0 < spec.rate < float("inf"):
         raise WorkloadError(f"rate must be above 0 requests a second, not {spec.rate}")
     if spec.trace is not None and spec.name != "trace":
         raise WorkloadError(f"the workload {spec.name} replays no file; leave --trace out, or use --workload trace")
+    if spec.name != "trace" and (spec.time_scale is not None or spec.format is not None or spec.sharing):
+        raise WorkloadError(f"the workload {spec.name} replays no file; options about traces need --workload trace")
+    if spec.time_scale is not None and not 0 < spec.time_scale < float("inf"):
+        raise WorkloadError(f"the time scale must be above 0, not {spec.time_scale}")
+    if spec.time_scale is not None and spec.rate is not None:
+        raise WorkloadError("--rate and --time-scale both say how fast the trace is replayed; use one")
+    if spec.sharing.prefix_tokens < 0 or spec.sharing.prefixes < 1:
+        raise WorkloadError("a shared prefix has 0 tokens or more, and there is 1 or more of them")
+    if spec.arrivals is not None and spec.name == "agents":
+        raise WorkloadError("in agents a call comes when the one before is over; leave --arrivals out")
     if spec.api not in APIS:
         raise WorkloadError(f"unknown api {spec.api!r}; use one of: {', '.join(APIS)}")
     if spec.api != "chat" and spec.name != "agents":
         raise WorkloadError(f"the workload {spec.name} is sent in one way only; leave --api out, or use agents")
-    return build(spec)
+
+
+def build_workload(spec: WorkloadSpec) -> Workload:
+    """The workload of this name, or in this file, and these parameters. Raises `WorkloadError`."""
+    in_file = spec.name.endswith(SUFFIXES)
+    if not in_file and spec.name not in WORKLOADS:
+        raise WorkloadError(
+            f"unknown workload {spec.name!r}; use one of: {', '.join(WORKLOADS)}, or the path of a YAML file"
+        )
+    _checked(spec)
+    if in_file:
+        return from_file(spec, build_workload)
+    built = WORKLOADS[spec.name](spec)
+    generated = {} if spec.name in ("agents", "trace") else {"arrivals": str(spec.process)}
+    return replace(built, config={**built.config, **generated})

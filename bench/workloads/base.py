@@ -12,8 +12,9 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
+
+from bench.workloads.arrivals import POISSON, Arrivals
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -50,10 +51,26 @@ class TimedRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Sharing:
+    """What the prompts of a trace share that records only lengths. By default they share nothing."""
+
+    prefix_tokens: int = 0
+    """Every prompt begins with so many tokens, or all of its own, of a prefix that others have, too."""
+    prefixes: int = 1
+    """How many different ones there are; each request has one of them, all with the same probability."""
+    sessions: bool = False
+    """The prompts of one session begin alike, each as far as it is long; only for traces that name sessions."""
+
+    def __bool__(self) -> bool:
+        return bool(self.prefix_tokens) or self.sessions
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadSpec:
     """Which workload, and its parameters; None: the default of the workload."""
 
     name: str
+    """Of a built-in workload, or the path of a YAML file."""
     seed: int = 0
     limit: int | None = None
     """How many requests."""
@@ -65,6 +82,18 @@ class WorkloadSpec:
     """Tokens of the longest request that the model takes; `agents` fills it."""
     api: str = "chat"
     """How `agents` is sent: `chat` or `messages`."""
+    arrivals: Arrivals | None = None
+    """The process of the arrivals; `trace` otherwise has those that were recorded."""
+    time_scale: float | None = None
+    """How many times as fast `trace` replays what was recorded."""
+    format: str | None = None
+    """The format of the trace; None: that which its content shows."""
+    sharing: Sharing = Sharing()
+
+    @property
+    def process(self) -> Arrivals:
+        """The arrival process of a workload that generates its requests."""
+        return self.arrivals or POISSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +106,6 @@ class Workload:
     config: Mapping[str, Any]
     """The effective parameters, for the result file."""
     requests: Callable[[], Iterator[TimedRequest]]
-
-
-def poisson_arrivals(random: Random, rate: float) -> Iterator[float]:
-    """Arrival times, in seconds, of an endless stream of `rate` requests a second."""
-    at = 0.0
-    while True:
-        at += random.expovariate(rate)
-        yield at
 
 
 def token_ids(name: str, count: int) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heappop, heappush
+from itertools import chain
 from itertools import count as counter
 from random import Random
 
@@ -68,7 +69,8 @@ def conversation(spec: WorkloadSpec) -> Workload:
     def requests() -> Iterator[TimedRequest]:
         random = Random(f"chat {spec.seed}")
         sessions = counter()
-        next_start = -WARM_UP
+        starts = chain([-WARM_UP], spec.process.times(random, rate / MEAN_TURNS, -WARM_UP))
+        next_start = next(starts)
         # (arrival, session number, messages, max_tokens, turns to come): session numbers break ties
         due: list[tuple[float, int, list[dict[str, str]], int, Iterator[tuple[float, list[dict[str, str]], int]]]] = []
         index = 0
@@ -78,7 +80,7 @@ def conversation(spec: WorkloadSpec) -> Workload:
                 turns = _session(number, spec.seed, next_start)
                 at, messages, max_tokens = next(turns)
                 heappush(due, (at, number, messages, max_tokens, turns))
-                next_start += random.expovariate(rate / MEAN_TURNS)
+                next_start = next(starts)
             at, number, messages, max_tokens, turns = heappop(due)
             if at >= 0:
                 yield chat(index, at, messages, max_tokens)

@@ -22,7 +22,7 @@ from itertools import accumulate
 from pathlib import Path
 from random import Random
 
-from bench.workloads.base import TimedRequest, Workload, WorkloadError, WorkloadSpec, chat, poisson_arrivals
+from bench.workloads.base import TimedRequest, Workload, WorkloadError, WorkloadSpec, chat
 
 MIN_NAMES = 3
 """A document has to define a few names that questions can be about."""
@@ -140,7 +140,7 @@ def rag(spec: WorkloadSpec) -> Workload:
 
     def requests() -> Iterator[TimedRequest]:
         random = Random(f"rag {spec.seed}")
-        for index, at in zip(range(count), poisson_arrivals(random, rate), strict=False):
+        for index, at in zip(range(count), spec.process.times(random, rate), strict=False):
             (which,) = random.choices(range(DOCUMENTS), cum_weights=weights)
             name, other = random.sample(shelf[which].names, 2)
             question = random.choice(QUESTIONS).format(name=name, other=other)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from bench.workloads.base import TimedRequest, Workload, WorkloadSpec, completion, poisson_arrivals, token_ids
+from bench.workloads.base import TimedRequest, Workload, WorkloadSpec, completion, token_ids
 
 REQUESTS = 400
 RATE = 12.0
@@ -25,7 +25,7 @@ def uniform(spec: WorkloadSpec) -> Workload:
 
     def requests() -> Iterator[TimedRequest]:
         random = Random(f"uniform {spec.seed}")
-        for index, at in zip(range(count), poisson_arrivals(random, rate), strict=False):
+        for index, at in zip(range(count), spec.process.times(random, rate), strict=False):
             prompt = token_ids(f"uniform {spec.seed} {index}", random.randint(*UNIFORM_TOKENS))
             yield completion(index, at, prompt, MAX_TOKENS)
 
@@ -41,7 +41,7 @@ def hot(spec: WorkloadSpec) -> Workload:
     def requests() -> Iterator[TimedRequest]:
         random = Random(f"hot {spec.seed}")
         prefix = token_ids(f"hot {spec.seed} prefix", HOT_PREFIX_TOKENS)
-        for index, at in zip(range(count), poisson_arrivals(random, rate), strict=False):
+        for index, at in zip(range(count), spec.process.times(random, rate), strict=False):
             tail = token_ids(f"hot {spec.seed} {index}", random.randint(*HOT_TAIL_TOKENS))
             yield completion(index, at, prefix + tail, MAX_TOKENS)
 
@@ -62,7 +62,7 @@ def answers(spec: WorkloadSpec) -> Workload:
     def requests() -> Iterator[TimedRequest]:
         random = Random(f"answers {spec.seed}")
         prefix = token_ids(f"answers {spec.seed} prefix", HOT_PREFIX_TOKENS)
-        for index, at in zip(range(count), poisson_arrivals(random, rate), strict=False):
+        for index, at in zip(range(count), spec.process.times(random, rate), strict=False):
             tail = token_ids(f"answers {spec.seed} {index}", random.randint(*ANSWERS_TAIL_TOKENS))
             yield completion(index, at, prefix + tail, random.randint(*ANSWERS_MAX_TOKENS))
 

@@ -1,110 +1,149 @@
-"""`trace`: replay of a recorded trace in Mooncake's JSONL form (Qin et al., FAST '25).
+"""`trace`: replay of a recorded trace, in any of the formats of `bench/workloads/trace_formats.py`.
 
-Each line is a request: `{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [...]}`. Each
-hash id stands for 512 tokens, the last one of a request for the rest; equal ids at equal depth mean equal text. The
-tokens of a hash id are a pure function of the id, so the requests of a replay share exactly what the recorded ones
-shared, whatever the seed. Prompts are sent as token ids.
+Where the trace has hash ids, the tokens of each are a pure function of the id, so the requests of a replay share
+exactly what the recorded ones shared, whatever the seed. Where it records only lengths, prompts are made of these
+lengths, which share what `Sharing` says, by default nothing. They are sent as token ids; text is sent as the message of
+a user.
+
+The file is read twice, once to check and count its rows and once for each replay, and never held in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from random import Random
 
-import orjson
-
-from bench.workloads.base import TimedRequest, Workload, WorkloadError, WorkloadSpec, completion, token_ids
-
-TOKENS_PER_HASH = 512
-
-
-class TraceError(WorkloadError):
-    """A line of a trace is malformed. The message names the file, the line and what is wrong."""
+from bench.workloads.base import (
+    Sharing,
+    TimedRequest,
+    Workload,
+    WorkloadError,
+    WorkloadSpec,
+    chat,
+    completion,
+    token_ids,
+)
+from bench.workloads.trace_formats import TraceError, TraceFormat, TraceRow, read_rows, recognised
 
 
 @dataclass(frozen=True, slots=True)
-class TraceRow:
-    """One recorded request."""
+class _Survey:
+    """What the first reading of a trace found."""
 
-    at: float
-    """Seconds."""
-    input_length: int
-    output_length: int
-    hash_ids: tuple[int, ...]
-
-
-def _whole(fields: dict[str, Any], name: str, least: int) -> int:
-    value = fields.get(name)
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} must be a whole number of {least} or more, not {value!r:.60}")
-    return value
+    count: int
+    skipped: int
+    start: float | None
+    """Time of the first row, in seconds; None: the trace has no times."""
+    lasts: float
+    """Seconds from the first row to the last."""
+    hashed: bool
+    tokens_per_hash: int
+    sessions: bool
 
 
-def parse_row(line: bytes) -> TraceRow:
-    """One line of a trace. Raises `ValueError`, which says what is wrong with it."""
+def answered_rows(file: Path, form: TraceFormat, limit: int | None) -> Iterator[TraceRow]:
+    """The first `limit` rows of requests that had not failed. Raises `TraceError` as `read_rows` does."""
+    return islice((row for row in read_rows(file, form) if row is not None), limit)
+
+
+def _survey(file: Path, form: TraceFormat, limit: int | None) -> _Survey:
+    count = skipped = 0
+    first: TraceRow | None = None
+    before = 0.0
+    for place, row in enumerate(read_rows(file, form), start=1):
+        if row is None:
+            skipped += 1
+            continue
+        if first is None:
+            first = row
+        elif row.at is not None and row.at < before:
+            line = place + (form in (TraceFormat.BURSTGPT, TraceFormat.AZURE))
+            raise TraceError(
+                f"{file}, line {line}: its timestamp lies before that of the line above; sort the trace by time"
+            )
+        before = row.at or 0.0
+        count += 1
+        if count == limit:
+            break
+    if first is None:
+        raise TraceError(f"{file} holds no requests" + (f" that were answered, of {skipped}" if skipped else ""))
+    return _Survey(
+        count=count,
+        skipped=skipped,
+        start=first.at,
+        lasts=before - (first.at or 0.0),
+        hashed=first.hash_ids is not None,
+        tokens_per_hash=first.tokens_per_hash,
+        sessions=bool(first.session),
+    )
+
+
+def _format(spec: WorkloadSpec, file: Path) -> TraceFormat:
+    if spec.format is None:
+        return recognised(file)
     try:
-        fields = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON: {error}") from None
-    if type(fields) is not dict:
-        raise ValueError(f"a row is an object, not {type(fields).__name__}")
-    timestamp = _whole(fields, "timestamp", 0)
-    input_length = _whole(fields, "input_length", 1)
-    output_length = _whole(fields, "output_length", 1)
-    hash_ids = fields.get("hash_ids")
-    if type(hash_ids) is not list or not all(type(each) is int and each >= 0 for each in hash_ids):
-        raise ValueError(f"hash_ids must be a list of whole numbers of 0 or more, not {hash_ids!r:.60}")
-    needed = -(-input_length // TOKENS_PER_HASH)
-    if len(hash_ids) != needed:
-        raise ValueError(
-            f"{input_length} input tokens take {needed} hash_ids of {TOKENS_PER_HASH} tokens, not {len(hash_ids)}"
-        )
-    return TraceRow(timestamp / 1000, input_length, output_length, tuple(hash_ids))
+        return TraceFormat(spec.format)
+    except ValueError:
+        raise WorkloadError(f"unknown trace format {spec.format!r}; use one of: {', '.join(TraceFormat)}") from None
 
 
-def read_trace(file: Path, limit: int | None = None) -> list[TraceRow]:
-    """The first `limit` rows. Raises `TraceError` at the first bad one, and for a file that cannot be read."""
-    rows: list[TraceRow] = []
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if len(rows) == limit:
-                    break
-                try:
-                    row = parse_row(line)
-                    if rows and row.at < rows[-1].at:
-                        raise ValueError("its timestamp lies before that of the line above; sort the trace by time")
-                except ValueError as error:
-                    raise TraceError(f"{file}, line {number}: {error}") from None
-                rows.append(row)
-    except OSError as error:
-        raise TraceError(f"cannot read the trace {file}: {error.strerror}") from error
-    if not rows:
-        raise TraceError(f"{file} holds no requests")
-    return rows
-
-
-def prompt(row: TraceRow) -> list[int]:
-    """The token ids of a recorded prompt."""
+def hashed_prompt(row: TraceRow, hash_ids: Sequence[int], index: int) -> list[int]:
+    """The token ids of a prompt with hash ids; those behind the last id, if there are any, belong to this request."""
     ids: list[int] = []
-    for hash_id in row.hash_ids:
-        ids += token_ids(f"hash {hash_id}", min(TOKENS_PER_HASH, row.input_length - len(ids)))
-    return ids
+    for hash_id in hash_ids:
+        ids += token_ids(f"hash {hash_id}", min(row.tokens_per_hash, row.input_length - len(ids)))
+    return ids + token_ids(f"trace tail {index}", row.input_length - len(ids)) if len(ids) < row.input_length else ids
+
+
+def sized_prompt(row: TraceRow, index: int, seed: int, sharing: Sharing) -> list[int]:
+    """The token ids of a prompt of which only the length is known."""
+    name = f"trace {seed} session {row.session}" if sharing.sessions and row.session else f"trace {seed} {index}"
+    shared = min(sharing.prefix_tokens, row.input_length)
+    which = Random(name).randrange(sharing.prefixes) if shared else 0
+    return token_ids(f"trace {seed} prefix {which}", shared) + token_ids(name, row.input_length - shared)
 
 
 def trace(spec: WorkloadSpec) -> Workload:
-    """The replay of `spec.trace`; `spec.rate` stretches its arrivals to that mean. Raises `WorkloadError`."""
+    """The replay of `spec.trace`. Raises `WorkloadError`."""
     if spec.trace is None:
-        raise WorkloadError("the workload trace replays a file: name it with --trace FILE (Mooncake's JSONL form)")
-    rows = read_trace(spec.trace, spec.limit)
-    start, lasts = rows[0].at, rows[-1].at - rows[0].at
-    stretch = len(rows) / spec.rate / lasts if spec.rate and lasts else 1.0
+        raise WorkloadError("the workload trace replays a file: name it with --trace FILE")
+    file, form = spec.trace, _format(spec, spec.trace)
+    found = _survey(file, form, spec.limit)
+    if found.hashed and spec.sharing:
+        raise WorkloadError(f"{file} records what its prompts share; leave the options about sharing out")
+    if spec.sharing.sessions and not found.sessions:
+        raise WorkloadError(f"{file} names no sessions; leave --share-sessions out")
+    if found.start is None and spec.rate is None:
+        raise WorkloadError(f"{file} records no times; give a --rate")
+    if found.start is None and spec.time_scale is not None:
+        raise WorkloadError(f"{file} records no times that --time-scale could scale; use --rate")
+    generated = spec.arrivals is not None or found.start is None
+    rate = spec.rate or (found.count / found.lasts * (spec.time_scale or 1.0) if found.lasts else 1.0)
+    stretch = found.count / spec.rate / found.lasts if spec.rate and found.lasts else 1 / (spec.time_scale or 1.0)
 
     def requests() -> Iterator[TimedRequest]:
-        for index, row in enumerate(rows):
-            yield completion(index, (row.at - start) * stretch, prompt(row), row.output_length)
+        times = spec.process.times(Random(f"trace {spec.seed}"), rate)
+        for index, row in enumerate(answered_rows(file, form, spec.limit)):
+            at = next(times) if generated else ((row.at or 0.0) - (found.start or 0.0)) * stretch
+            if row.text is not None:
+                yield chat(index, at, [{"role": "user", "content": row.text}], row.output_length)
+            elif row.hash_ids is not None:
+                yield completion(index, at, hashed_prompt(row, row.hash_ids, index), row.output_length)
+            else:
+                prompt = sized_prompt(row, index, spec.seed, spec.sharing)
+                yield completion(index, at, prompt, row.output_length)
 
-    config = {"trace": spec.trace.name, "rate": spec.rate, "tokens_per_hash": TOKENS_PER_HASH}
-    return Workload("trace", spec.seed, len(rows), config, requests)
+    config = {
+        "trace": file.name,
+        "format": form.value,
+        "rate": spec.rate,
+        "time_scale": spec.time_scale,
+        "arrivals": str(spec.process) if generated else "recorded",
+        "skipped": found.skipped,
+        **({"tokens_per_hash": found.tokens_per_hash} if found.hashed else {}),
+        **({"sharing": spec.sharing} if spec.sharing else {}),
+    }
+    return Workload("trace", spec.seed, found.count, config, requests)

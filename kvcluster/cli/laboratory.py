@@ -8,30 +8,8 @@ from typing import Annotated
 import typer
 
 from kvcluster.cli.apps import Manifest, app, profiles
+from kvcluster.options import LoadOptions, takes
 
-Workload = Annotated[
-    str,
-    typer.Option(
-        "--workload",
-        "-w",
-        metavar="NAME",
-        help="Workload to send: rag, chat, uniform, hot, answers, adapters, agents or trace.",
-    ),
-]
-Trace = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="For --workload trace: JSON lines in Mooncake's format."),
-]
-Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Send this many requests only.")]
-Rate = Annotated[
-    float | None, typer.Option(metavar="R", help="Mean arrivals per emulated second; default: the workload's own rate.")
-]
-Seed = Annotated[int, typer.Option(min=0, metavar="K", help="Seed of the workload.")]
-ContextTokens = Annotated[
-    int | None,
-    typer.Option("--context", min=1, metavar="TOKENS", help="Longest request, for agents; default: the manifest's."),
-]
-Api = Annotated[str, typer.Option(metavar="NAME", help="How agents is sent: chat or messages.")]
 Raw = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write one line of JSON per request here.")]
 Strategies = Annotated[str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for results, summary and picture.")]
@@ -39,17 +17,12 @@ Timeout = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give a r
 
 
 @app.command()
+@takes("load", LoadOptions)
 def bench(
     url: Annotated[
         str, typer.Argument(metavar="URL", help="Base URL of any OpenAI endpoint, say http://127.0.0.1:8000.")
     ],
-    workload: Workload = "rag",
-    trace: Trace = None,
-    limit: Limit = None,
-    rate: Rate = None,
-    seed: Seed = 0,
-    context: ContextTokens = None,
-    api: Api = "chat",
+    load: LoadOptions,
     speed: Annotated[
         float, typer.Option(metavar="S", help="Divide arrival times by S, the speed at which the engines run.")
     ] = 1.0,
@@ -59,23 +32,17 @@ def bench(
     raw: Raw = None,
 ) -> None:
     """Send a workload to a running OpenAI endpoint, and measure."""
-    from kvcluster.commands.measure import Load, bench
+    from kvcluster.commands.measure import bench
 
-    load = Load(workload, trace, limit, rate, seed, context, api)
     raise typer.Exit(bench(url, load, speed=speed, model=model, timeout=timeout, json=json, raw=raw))
 
 
 @app.command()
+@takes("load", LoadOptions)
 def compare(
     manifest: Manifest,
+    load: LoadOptions,
     strategies: Strategies = "cache_aware,round_robin,least_loaded",
-    workload: Workload = "rag",
-    trace: Trace = None,
-    limit: Limit = None,
-    rate: Rate = None,
-    seed: Seed = 0,
-    context: ContextTokens = None,
-    api: Api = "chat",
     speed: Annotated[
         float | None,
         typer.Option(metavar="S", help="Run engines and arrivals S times as fast; default: the manifest's speed."),
@@ -85,23 +52,17 @@ def compare(
     raw: Raw = None,
 ) -> None:
     """Run a manifest once per strategy, cold, under the same workload, and compare."""
-    from kvcluster.commands.measure import Load, compare
+    from kvcluster.commands.measure import compare
 
-    load = Load(workload, trace, limit, rate, seed, context, api)
     raise typer.Exit(compare(manifest, strategies.split(","), load, speed=speed, timeout=timeout, out=out, raw=raw))
 
 
 @app.command()
+@takes("load", LoadOptions)
 def simulate(
     manifest: Manifest,
+    load: LoadOptions,
     strategies: Strategies = "cache_aware,round_robin,least_loaded,longest_prefix",
-    workload: Workload = "rag",
-    trace: Trace = None,
-    limit: Limit = None,
-    rate: Rate = None,
-    seed: Seed = 0,
-    context: ContextTokens = None,
-    api: Api = "chat",
     network_delay: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="From router to worker, one way.")
     ] = 0.001,
@@ -122,29 +83,23 @@ def simulate(
 ) -> None:
     """Compare strategies in virtual time: the same engine and router code, no processes, no waiting."""
     from bench.simulation import Delays
-    from kvcluster.commands.measure import Load, simulate
+    from kvcluster.commands.measure import simulate
 
-    load = Load(workload, trace, limit, rate, seed, context, api)
     delays = Delays(network_delay, feed_delay)
     raise typer.Exit(simulate(manifest, strategies.split(","), load, delays, cpu_blocks=cpu_blocks, out=out, raw=raw))
 
 
 @app.command()
+@takes("load", LoadOptions)
 def predict(
     manifest: Manifest,
     records: Annotated[Path, typer.Argument(metavar="RAW", help="What `bench --raw` or `compare --raw` wrote.")],
-    workload: Workload = "rag",
-    trace: Trace = None,
-    limit: Limit = None,
-    rate: Rate = None,
-    seed: Seed = 0,
-    context: ContextTokens = None,
-    api: Api = "chat",
+    load: LoadOptions,
 ) -> None:
     """Compare the time to first token of a finished run with what the latency model predicts for it."""
-    from kvcluster.commands.measure import Load, predict
+    from kvcluster.commands.measure import predict
 
-    raise typer.Exit(predict(manifest, records, Load(workload, trace, limit, rate, seed, context, api)))
+    raise typer.Exit(predict(manifest, records, load))
 
 
 @profiles.command()

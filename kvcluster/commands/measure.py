@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -17,7 +17,7 @@ from bench.record import read_records
 from bench.run import BenchOptions
 from bench.run import run as run_bench
 from bench.simulation import ClusterShape, Delays
-from bench.workloads import Workload, WorkloadSpec, build_workload
+from bench.workloads import Arrivals, Process, Sharing, Workload, WorkloadSpec, build_workload
 from controller.api.load import load_manifest, override
 from controller.api.model import KVCluster, KVClusterSpec
 from controller.api.routing import Strategy
@@ -27,6 +27,7 @@ from controller.process_settings import lora_settings
 from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.terminal import exits, output
+from kvcluster.options import LoadOptions
 from worker.emulator.engine.config import EngineConfig
 
 READY_TIMEOUT = 120.0
@@ -37,22 +38,28 @@ class NoStrategyError(ValueError):
     """`--strategies` is empty."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """The options of the workload. None stands for the workload's own default."""
+def workload_spec(load: LoadOptions, context: int | None = None) -> WorkloadSpec:
+    """The workload asked for; `context` tokens is the longest request that the workers take, if that is known.
 
-    workload: str
-    trace: Path | None
-    limit: int | None
-    rate: float | None
-    seed: int
-    context: int | None = None
-    api: str = "chat"
-
-    def spec(self, context: int | None = None) -> WorkloadSpec:
-        """The workload asked for; `context` tokens is the longest request that the workers take, if that is known."""
-        longest = self.context or context
-        return WorkloadSpec(self.workload, self.seed, self.limit, self.rate, self.trace, longest, self.api)
+    Raises `ValueError` for an arrival process that there is not.
+    """
+    if load.arrivals is not None and load.arrivals not in set(Process):
+        raise ValueError(f"--arrivals must be one of {', '.join(Process)}, not {load.arrivals!r}")
+    if load.cv is not None and load.arrivals is None:
+        raise ValueError("--cv is that of gamma arrivals: add --arrivals gamma")
+    return WorkloadSpec(
+        name=load.workload or ("rag" if load.trace is None else "trace"),
+        seed=load.seed,
+        limit=load.limit,
+        rate=load.rate,
+        trace=load.trace,
+        context=load.context or context,
+        api=load.api,
+        arrivals=None if load.arrivals is None else Arrivals(Process(load.arrivals), load.cv),
+        time_scale=load.time_scale,
+        format=load.format,
+        sharing=Sharing(load.shared_prefix, load.prefixes, load.share_sessions),
+    )
 
 
 def with_strategy(manifest: KVCluster, strategy: str) -> KVCluster:
@@ -72,10 +79,10 @@ def checked_strategies(manifest: KVCluster, given: Sequence[str]) -> list[str]:
 
 @exits(OSError)
 def bench(
-    url: str, load: Load, *, speed: float, model: str | None, timeout: float, json: Path | None, raw: Path | None
+    url: str, load: LoadOptions, *, speed: float, model: str | None, timeout: float, json: Path | None, raw: Path | None
 ) -> None:
     """Sends a workload to an endpoint, and measures."""
-    options = BenchOptions(workload=load.spec(), speed=speed, model=model, timeout=timeout, json=json, raw=raw)
+    options = BenchOptions(workload=workload_spec(load), speed=speed, model=model, timeout=timeout, json=json, raw=raw)
     uvloop.run(run_bench(url, options, output()))
 
 
@@ -113,7 +120,7 @@ def pooled_ceiling(manifest: KVCluster) -> Callable[[Workload], float]:
 def compare(
     file: str,
     strategies: Sequence[str],
-    load: Load,
+    load: LoadOptions,
     *,
     speed: float | None,
     timeout: float,
@@ -127,7 +134,7 @@ def compare(
     check(manifest)
     names = checked_strategies(manifest, strategies)
     options = BenchOptions(
-        workload=load.spec(manifest.spec.max_model_len),
+        workload=workload_spec(load, manifest.spec.max_model_len),
         speed=manifest.spec.engine.speed,
         model=manifest.spec.model_name,
         timeout=timeout,
@@ -170,7 +177,7 @@ class NothingToSimulateError(ValueError):
 def simulate(
     file: str,
     strategies: Sequence[str],
-    load: Load,
+    load: LoadOptions,
     delays: Delays,
     *,
     cpu_blocks: int | None,
@@ -186,12 +193,14 @@ def simulate(
         shape = replace(shape, engine=replace(shape.engine, cpu_blocks=cpu_blocks))
     if not shape.workers:
         raise NothingToSimulateError("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
-    compare_simulated(shape, names, SimulateOptions(load.spec(shape.engine.max_model_len), delays, raw), out, output())
+    compare_simulated(
+        shape, names, SimulateOptions(workload_spec(load, shape.engine.max_model_len), delays, raw), out, output()
+    )
 
 
 @exits(OSError)
-def predict(file: str, raw: Path, load: Load) -> None:
+def predict(file: str, raw: Path, load: LoadOptions) -> None:
     """Compares the times to first token in the records `raw` with those that the latency model predicts."""
     shape = shape_of(load_manifest(file).spec)
-    asked = prompts(build_workload(load.spec(shape.engine.max_model_len)), load_tokenizer(shape.tokenizer))
+    asked = prompts(build_workload(workload_spec(load, shape.engine.max_model_len)), load_tokenizer(shape.tokenizer))
     print_agreement(output(), agreement(replay(read_records(raw), asked, shape)))

@@ -98,7 +98,8 @@ def test_unknown_workloads_are_refused_before_anything_starts(args):
     code, said = run_process(*args, "--workload", "none")
     assert (code, said) == (
         2,
-        "error: unknown workload 'none'; use one of: rag, chat, uniform, hot, answers, adapters, agents, trace\n",
+        "error: unknown workload 'none'; use one of: rag, chat, uniform, hot, answers, adapters, agents, trace, or the "
+        "path of a YAML file\n",
     )
 
 

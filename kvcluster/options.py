@@ -1,0 +1,115 @@
+"""Options that several commands of the laboratory share. Each group is a dataclass, and a command that `takes` it gets
+its options and an instance of it in their place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+_LOAD = "Workload"
+
+
+def takes(name: str, group: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replaces the parameter `name` of a command by the options that the dataclass `group` declares."""
+    hints = get_type_hints(group, include_extras=True)
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+    names = [option.name for option in options]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            made = group(**{each: given.pop(each) for each in names})
+            command(**given, **{name: made})
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            kept = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            parameters += options if parameter.name == name else [kept]
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _option(help_text: str, *names: str, panel: str = _LOAD, **more: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Which requests come, and when. None stands for the workload's own default."""
+
+    workload: Annotated[
+        str | None,
+        _option(
+            "rag, chat, uniform, hot, answers, adapters, agents or trace, or a YAML file. Default: rag, or trace with "
+            "--trace.",
+            "--workload",
+            "-w",
+            metavar="NAME|FILE",
+        ),
+    ] = None
+    trace: Annotated[
+        Path | None,
+        _option(
+            "Recorded requests: of Mooncake, BurstGPT, Azure, vLLM or `kvcluster record`; also as .gz.", metavar="FILE"
+        ),
+    ] = None
+    format: Annotated[
+        str | None,
+        _option(
+            "Of the trace: mooncake, burstgpt, azure, vllm-dataset or vllm-result. Default: what its content shows.",
+            metavar="NAME",
+        ),
+    ] = None
+    limit: Annotated[int | None, _option("Send this many requests only.", min=1, metavar="N")] = None
+    rate: Annotated[
+        float | None,
+        _option("Mean arrivals per emulated second; default: the workload's own rate.", metavar="R"),
+    ] = None
+    time_scale: Annotated[
+        float | None, _option("Replay the trace this many times as fast.", "--time-scale", metavar="X")
+    ] = None
+    arrivals: Annotated[
+        str | None,
+        _option("constant, poisson or gamma. Default: poisson; for a trace, its recorded arrivals.", metavar="PROCESS"),
+    ] = None
+    cv: Annotated[
+        float | None,
+        _option(
+            "Coefficient of variation of gamma's gaps; above 1, requests come in bursts. Default: 2.", metavar="CV"
+        ),
+    ] = None
+    shared_prefix: Annotated[
+        int,
+        _option("Tokens that prompts of a trace share, where it records only lengths.", min=0, metavar="TOKENS"),
+    ] = 0
+    prefixes: Annotated[
+        int, _option("How many different shared prefixes there are; each request has one.", min=1, metavar="N")
+    ] = 1
+    share_sessions: Annotated[
+        bool,
+        _option("Prompts of one session of the trace begin alike, where it names sessions.", "--share-sessions"),
+    ] = False
+    seed: Annotated[int, _option("Seed of the workload.", min=0, metavar="K")] = 0
+    context: Annotated[
+        int | None,
+        _option(
+            "Longest request, for agents and the sessions of a file; default: the manifest's.", min=1, metavar="TOKENS"
+        ),
+    ] = None
+    api: Annotated[str, _option("How agents is sent: chat or messages.", metavar="NAME")] = "chat"
