@@ -10,11 +10,13 @@ import random
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import aiohttp
 from prometheus_client import CollectorRegistry, ProcessCollector
+from starlette.types import ASGIApp
 
 from kvcache.keys import KEY_SCHEME
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -25,6 +27,9 @@ from router.core.outliers import OutlierPolicy
 from router.core.retries import Refusals, RetryBudget, RetryPolicy
 from router.discovery.merged import MergedDiscovery
 from router.discovery.sources import Discovery, FileDiscovery, StaticDiscovery, listed_workers
+from router.live.endpoints import LiveEndpoints
+from router.live.gather import BOUNDS, Gatherer
+from router.live.peers import PeerReports, RouterList, StaticRouters
 from router.metrics import DiscoveryCollector, FleetCollector, Metrics
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
@@ -97,6 +102,21 @@ async def discovery(settings: Settings) -> Discovery:
     return StaticDiscovery(settings.workers)
 
 
+def pod_name() -> str:
+    """Name of this process's pod, which is its host's name in a cluster."""
+    return os.environ.get("HOSTNAME") or socket.gethostname()
+
+
+def other_routers(settings: Settings) -> RouterList:
+    """How to learn which other routers there are."""
+    if settings.kubernetes_management_service is None:
+        return StaticRouters(settings.peers)
+    from router.live.kubernetes import ServiceRouters, find_service
+
+    place = settings.kubernetes_management_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig
+    return ServiceRouters(functools.partial(find_service, *place), pod_name())
+
+
 async def replacement_of(settings: Settings) -> Replacement | None:
     """How to learn whether another router serves; None: there is no way."""
     if settings.kubernetes_own_service is None:
@@ -106,7 +126,7 @@ async def replacement_of(settings: Settings) -> Replacement | None:
     slices = await find_service(
         settings.kubernetes_own_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig
     )
-    return Replacement(slices, os.environ.get("HOSTNAME") or socket.gethostname())
+    return Replacement(slices, pod_name())
 
 
 def http_limits(settings: Settings) -> HttpLimits:
@@ -220,14 +240,36 @@ class Router:
             pod=self.fleet_sync.pod,
             request_wait=settings.retry_deadline,
         )
+        self._peers = other_routers(settings)
+        gatherer = Gatherer(
+            self.fleet,
+            self.metrics,
+            recent,
+            clock=clock,
+            wall=time.time,
+            pod=self.fleet_sync.pod,
+            instance=uuid.uuid4().hex,
+        )
+        self.live = LiveEndpoints(
+            gatherer,
+            functools.partial(self.management.described, settings.router_name(pod_name()), gatherer.started),
+            PeerReports(self._peers, self._control, instance=gatherer.instance, bounds=BOUNDS, clock=clock),
+        )
         self._ticker = Ticker(self.fleet, self.in_flight, self.metrics, clock, self._fell_silent)
         self._tasks: list[asyncio.Task[None]] = []
+
+    def management_app(self) -> ASGIApp:
+        """What the management port serves."""
+        app = self.management.app()
+        self.live.add_to(app)
+        return app
 
     def start(self) -> None:
         """Start to follow the workers and to load the tokenizer."""
         self._tasks = [
             asyncio.create_task(self.fleet_sync.follow(self._source)),
             asyncio.create_task(self._ticker.run()),
+            asyncio.create_task(self.live.gatherer.record()),
             *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
         ]
 
@@ -252,6 +294,7 @@ class Router:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.fleet_sync.stop()
+        await self._peers.close()
         await self.upstream.close()
         await self._control.close()
         self.prompts.close()
@@ -296,7 +339,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         on_refusal=router.refused,
         refusal_headers=router.cors.headers,
     )
-    management = HttpServer(router.management.app(), management_socket, MANAGEMENT_LIMITS)
+    management = HttpServer(router.management_app(), management_socket, MANAGEMENT_LIMITS)
     router.start()
     await management.start()
     await data.start()
@@ -333,6 +376,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             logger.info("router_closing", in_flight=data.in_flight)
         router.management.advance(RouterEvent.DRAINED)
         await data.stop(settings.grace_period)
+        router.live.broadcast.close()
     finally:
         await management.stop(1.0)
         await router.close()

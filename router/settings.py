@@ -13,7 +13,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, parse_latency, profile
 from router.core.strategies import STRATEGIES, find_strategy
-from router.discovery.sources import entries, listed_workers
+from router.discovery.sources import entries, listed_workers, worker_url
 from router.server.cors import ANY
 from router.server.paths import is_plain
 from runtime.settings import ChatSettings, SettingsError, split_list
@@ -149,9 +149,17 @@ class Settings(ChatSettings):
     kubernetes_own_service: str | None = Field(
         None, pattern=DNS_LABEL, description="Service in front of the routers: says whether another one serves"
     )
+    peers: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="base URLs of the management ports of other routers, which the live page shows too; separate by "
+        "commas",
+    )
+    kubernetes_management_service: str | None = Field(
+        None, pattern=DNS_LABEL, description="headless Service of the routers' management ports: finds these routers"
+    )
     grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after that")
 
-    @field_validator("workers", "allowed_paths", "cors_origins", "kubernetes_service", mode="before")
+    @field_validator("workers", "allowed_paths", "cors_origins", "kubernetes_service", "peers", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_list(value)
@@ -170,6 +178,11 @@ class Settings(ChatSettings):
     @classmethod
     def _worker_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(entries(listed_workers(value)))
+
+    @field_validator("peers")
+    @classmethod
+    def _peer_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(worker_url, value))
 
     @field_validator("cors_origins")
     @classmethod
@@ -219,11 +232,17 @@ class Settings(ChatSettings):
         given = [flag for flag, used in lists.items() if used]
         if len(given) > 1:
             raise SettingsError(f"{' and '.join(given)} name {len(given)} lists of workers: use one of them")
-        for name in ("kubernetes_namespace", "kubernetes_kubeconfig", "kubernetes_own_service"):
+        for name in (
+            "kubernetes_namespace", "kubernetes_kubeconfig", "kubernetes_own_service", "kubernetes_management_service",
+        ):  # fmt: skip
             if getattr(settings, name) is not None and not settings.kubernetes_service:
                 flag = "--" + name.replace("_", "-")
                 raise SettingsError(f"{flag} goes with --kubernetes-service, which names the workers: give both")
         return settings
+
+    def router_name(self, host: str) -> str:
+        """How the live page names this router: by its pod in a cluster, else by host and management port."""
+        return host if self.kubernetes_service else f"{host}:{self.management_port}"
 
     @property
     def total_body_bytes(self) -> int:

@@ -174,6 +174,11 @@ class Directory:
         worker = self._workers.get(url)
         return [other.url for other in self._workers.values() if worker is not None and other.address == worker.address]
 
+    def load_spread(self) -> tuple[int, float]:
+        """Requests, of all routers, on the ready worker that has most, and their mean over the ready workers."""
+        requests = [worker.work.in_flight() for worker in candidates(self._workers.values())]
+        return (max(requests), sum(requests) / len(requests)) if requests else (0, 0.0)
+
     @property
     def stated(self) -> bool:
         """Whether every worker that takes requests has said what it serves; False while there is none."""

@@ -143,7 +143,10 @@ class Candidate(NamedTuple):
     """How much longer it and the requests on the worker decode because of one another, all together."""
     cost: float
     """What strategy cache_aware compares: queue, load, prefill, slowdown and the charge for computing blocks again, in
-    seconds."""
+    seconds; of a request that does not stream also its decoding and the wait of those beside it for its prefill."""
+    charge_seconds: float
+    """The part of `cost` that is charged for computing what another candidate has cached; negative where a further copy
+    pays off."""
     active_blocks: int
     """Blocks in use there once the request runs: its own and those of the requests in flight."""
     in_flight: int
@@ -152,6 +155,12 @@ class Candidate(NamedTuple):
     """Prefill that this router gave it lately, decayed (`FleetConfig.assigned_half_life`)."""
     turn: int
     """Number of the last dispatch to it; the smallest number has waited longest."""
+
+    @property
+    def decode_cost(self) -> float:
+        """The part of `cost` that is neither queue, load, prefill nor charge: what decoding together takes longer, and,
+        if the request does not stream, its own decoding and what its prefill makes others wait."""
+        return self.cost - self.queue_seconds - self.load_seconds - self.prefill_seconds - self.charge_seconds
 
 
 class CacheUse(StrEnum):
@@ -203,14 +212,17 @@ KEPT = 20
 class RecentDecisions:
     """A ring of the latest decisions that were carried out."""
 
-    __slots__ = ("_ring",)
+    __slots__ = ("_ring", "noted")
 
     def __init__(self, kept: int = KEPT) -> None:
         self._ring: deque[tuple[float, Decision]] = deque(maxlen=kept)
+        self.noted = 0
+        """How many there have been, which is the number of the newest."""
 
     def note(self, decision: Decision, now: float) -> None:
         """A decision was carried out."""
         self._ring.append((now, decision))
+        self.noted += 1
 
     def newest_first(self, now: float) -> Iterator[tuple[float, Decision]]:
         """The decisions, each with its age in seconds."""

@@ -100,10 +100,12 @@ class Ticket:
         self._mark = self._work.mark(now)
         self._confirm(now)
 
-    def reported(self, prompt_tokens: int, cached_tokens: int) -> None:
-        """The answer states how much of the prompt was cached. Call it once."""
+    def reported(self, prompt_tokens: int, cached_tokens: int, now: float) -> float:
+        """The answer states how much of the prompt was cached. Call it once. Returns the seconds of prefill that this
+        saved."""
         self._work.prompt_tokens += prompt_tokens
         self._work.cached_tokens += cached_tokens
+        return self._work.saved(prompt_tokens, cached_tokens, now)
 
     def finished(self, now: float, usage: Usage) -> None:
         """The answer, of one sequence, is complete and states what it took. Call it before `release`."""

@@ -199,6 +199,10 @@ class Work:
         self._surplus_blocks = load.total_blocks - load.free_blocks - self.ledger.blocks
         self._peak = self.ledger.in_flight
 
+    def report_age(self, now: float) -> float | None:
+        """Seconds since the last report; None: there is none, or it is too old."""
+        return now - self._reported_at if self.load is not None else None
+
     def expire_report(self, now: float) -> None:
         """Forget a report that is older than `view_timeout`."""
         if self.load is not None and now - self._reported_at > self._config.view_timeout:
@@ -368,6 +372,14 @@ class Work:
             shape.kind,
             output,
         )
+
+    def saved(self, prompt: int, cached: int, now: float) -> float:
+        """Seconds by which the prefill of `prompt` tokens was shorter because `cached` of them were there, as the
+        corrected latency model has it."""
+        latency, size = self._config.latency, self.block_size
+        whole = latency.prefill(blocks_to_compute(prompt, 0, size, latency.block_size))
+        rest = latency.prefill(blocks_to_compute(prompt, cached, size, latency.block_size))
+        return (whole - rest) * self.correction.prefill.factor(now)
 
     def used_blocks(self) -> int:
         """Blocks in use by the requests on the worker."""

@@ -13,7 +13,7 @@ from router.core.index import PrefixIndex
 from router.core.matches import NO_LOAD, Matches
 from router.core.outliers import Record
 from router.core.reuse import ReuseScore
-from router.core.view import View
+from router.core.view import Trust, View
 from router.core.work import Shape, Work
 from router.core.worker_state import Circuit, Intake, Liveness, WorkerEvent, WorkerPhase, WorkerState, transition
 
@@ -45,6 +45,8 @@ class WorkerStatus:
     block_size: int
     """Tokens of one of its blocks; 0 until it says."""
     load: Load | None
+    load_age: float | None
+    """Since the worker reported its load; None without a report."""
     in_flight: int
     """Requests of this router."""
     queue_seconds: float
@@ -63,6 +65,8 @@ class WorkerStatus:
     why_not_matching: str
     discovered: bool
     """Named by discovery; otherwise known by its heartbeats."""
+    trust: Trust
+    """How far the copy of its cache can be relied on."""
     unknown_removals: int
     """Removals of blocks that the copy did not hold; 0 while the feed is in order."""
     reuse_score: float
@@ -237,7 +241,8 @@ class Worker:
             loaded, seconds = sum(loads.values()), self.view.load_seconds(loads)
             matched += loaded
         expected, in_flight = self.work.expect(shape, matched, now, loaded, seconds, best), self.work.in_flight()
-        cost = expected.queue + expected.load + expected.prefill + expected.slowdown + charge * expected.repeated
+        charged = charge * expected.repeated
+        cost = expected.queue + expected.load + expected.prefill + expected.slowdown + charged
         if not streaming:
             # The client waits for the last token, and all requests that are being answered wait for the prefill.
             cost += expected.alone + expected.prefill * in_flight
@@ -253,6 +258,7 @@ class Worker:
             expected.decode,
             expected.slowdown,
             cost,
+            charged,
             expected.active,
             in_flight,
             self.work.assigned(now),
@@ -279,6 +285,7 @@ class Worker:
             capacity=work.capacity,
             block_size=view.info.block_size if view.info is not None else 0,
             load=work.load,
+            load_age=work.report_age(now),
             in_flight=work.ledger.in_flight,
             queue_seconds=work.queue(now),
             latency_factor=work.correction.prefill.factor(now),
@@ -290,6 +297,7 @@ class Worker:
             matching=not unmatched,
             why_not_matching=unmatched,
             discovered=self.discovered,
+            trust=view.trust(now),
             unknown_removals=view.unknown,
             reuse_score=self.reuse_score.value(now),
             requests=work.sent,

@@ -35,9 +35,9 @@ class Endpoint(NamedTuple):
 Slice = tuple[Endpoint, ...]
 
 
-def read_slice(found: Mapping[str, Any]) -> Slice:
-    """The endpoints of an EndpointSlice object; empty if it has no port for requests or no address."""
-    port, feed_port = _ports(found.get("ports") or ())
+def read_slice(found: Mapping[str, Any], port_name: str = HTTP_PORT) -> Slice:
+    """The endpoints of an EndpointSlice object; empty if it has no port of this name or no address."""
+    port, feed_port = _ports(found.get("ports") or (), port_name)
     family = found.get("addressType")
     if port is None or family not in FAMILIES:
         return ()
@@ -66,14 +66,14 @@ def read_slice(found: Mapping[str, Any]) -> Slice:
     return tuple(endpoints)
 
 
-def _ports(ports: Iterable[Mapping[str, Any]]) -> tuple[int | None, int | None]:
-    """The port numbers for requests and for the feed."""
+def _ports(ports: Iterable[Mapping[str, Any]], name: str) -> tuple[int | None, int | None]:
+    """The numbers of the port of this name and of that for the feed."""
     named = {
         port.get("name") or "": port["port"]
         for port in ports
         if port.get("port") and (port.get("protocol") or "TCP") == "TCP"
     }
-    request = named.get(HTTP_PORT, named.get("") if len(named) == 1 else None)
+    request = named.get(name, named.get("") if len(named) == 1 else None)
     return request, named.get(FEED_PORT)
 
 

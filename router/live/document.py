@@ -91,13 +91,13 @@ class WorkerLive:
     capacity: int
     """Usable blocks; 0: not known."""
     view_age_seconds: float | None
-    """Since the view was last confirmed, at the router where that is longest ago."""
+    """Whole seconds since the view was last confirmed, at the router where that is longest ago."""
     trust: Trust
     """The least of any router."""
     hit_rate: float | None
     """Cached tokens over prompt tokens, of the answers that report both, since the routers started."""
     reuse_score: float
-    """Blocks that requests reused there lately."""
+    """Blocks that requests reused there lately, to two digits."""
     in_flight: int
     """Requests of these routers that are with it."""
     requests: int
@@ -201,6 +201,11 @@ def decode(body: bytes) -> Live:
     try:
         return _DOCUMENT.validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DocumentError(f"this is no live document: {where}: {first['msg']}" if where else first["msg"]) from None
+        raise reported_error(error, "live document") from None
+
+
+def reported_error(error: ValidationError, what: str) -> DocumentError:
+    """The first thing that is wrong with what should be a `what`."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return DocumentError(f"this is no {what}: {where + ': ' if where else ''}{first['msg']}")

@@ -103,6 +103,9 @@ class Metrics:
             "reported_prompt_tokens", "Tokens of the prompts whose answers report cached tokens."
         )
         self.actual_cached = counter("actual_cached_tokens", "Cached tokens as the workers' answers report them.")
+        self.prefill_saved = counter(
+            "prefill_seconds_saved", "Seconds that it would have taken to compute the cached tokens of these prompts."
+        )
         self.mispredicted_cached = counters(
             "mispredicted_cached_tokens",
             "Cached tokens that were predicted and not found, or found and not predicted.",

@@ -21,6 +21,7 @@ from router.core.decision import NoWorkerReady, RecentDecisions
 from router.core.errors import FeedRejected, RejectReason
 from router.core.fleet import Fleet, WorkerStatus
 from router.discovery.sources import DiscoveryStatus
+from router.live.document import DiscoveryLive, RouterLive, RouterPhase
 from router.metrics import Metrics, by_label, total
 from router.server.affinity import RESPONSES, with_headers
 from router.server.models import served_models
@@ -156,6 +157,25 @@ class Management:
         else:
             why = None
         return {"ready": why is None, "workers_ready": ready, "reason": why, "discovery": discovery.public()}
+
+    def described(self, name: str, started: float) -> RouterLive:
+        """This router, as the live document shows it."""
+        readiness, discovery = self._readiness(), self.discovery()
+        return RouterLive(
+            name,
+            url="",
+            state=RouterPhase(self.state.name.lower()),
+            ready=readiness["ready"],
+            reason=readiness["reason"],
+            strategy=self.fleet.config.strategy,
+            uptime_seconds=float(int(self.clock() - started)),
+            tokenizer=self.tokenizer.status.state.value,
+            discovery=DiscoveryLive(
+                discovery.source,
+                float(int(discovery.age)) if discovery.age is not None else None,
+                discovery.error or None,
+            ),
+        )
 
     async def status(self) -> Response:
         """How this router is doing, for the controller and for people. docs/router.md names the fields.

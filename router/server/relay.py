@@ -262,7 +262,7 @@ class Relay:
         if predicted != usage.cached:
             direction = "over" if predicted > usage.cached else "under"
             metrics.mispredicted_cached.counts[(direction,)] += abs(predicted - usage.cached)
-        self.ticket.reported(usage.prompt, usage.cached)
+        metrics.prefill_saved.value += self.ticket.reported(usage.prompt, usage.cached, self.clock())
 
     def _count_tokens(self, usage: Usage | None, events: int, now: float) -> None:
         """Count the time between the tokens of a complete stream. One that does not state how many it has is taken to

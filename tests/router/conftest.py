@@ -122,7 +122,7 @@ def router_starter(tokenizer: Tokenizer) -> StartRouter:
             on_refusal=router.refused,
             refusal_headers=router.cors.headers,
         )
-        management = HttpServer(router.management.app(), listen("127.0.0.1", 0), MANAGEMENT_LIMITS)
+        management = HttpServer(router.management_app(), listen("127.0.0.1", 0), MANAGEMENT_LIMITS)
         router.start()
         await data.start()
         await management.start()

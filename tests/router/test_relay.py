@@ -61,8 +61,9 @@ class NotedTicket:
     def first_token(self, now: float) -> None:
         self.first.append(now)
 
-    def reported(self, prompt_tokens: int, cached_tokens: int) -> None:
+    def reported(self, prompt_tokens: int, cached_tokens: int, now: float) -> float:
         self.usages.append((prompt_tokens, cached_tokens))
+        return cached_tokens / 1000
 
     def finished(self, now: float, cost: Any) -> None:
         self.costs.append((now, cost))

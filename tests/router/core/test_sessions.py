@@ -101,6 +101,7 @@ def test_a_session_changes_no_decision_that_is_not_a_tie(
             prefill_seconds=0.0,
             decode_seconds=0.0,
             slowdown_seconds=0.0,
+            charge_seconds=0.0,
             active_blocks=0,
             turn=number,
             **worker,

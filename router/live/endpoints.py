@@ -1,0 +1,127 @@
+"""The endpoints of the management port that show the live document: the page, the document, its events, and the report
+that other routers ask for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Protocol
+
+import orjson
+from fastapi import FastAPI, Query, Request, Response
+from starlette.types import Receive, Scope, Send
+
+from kvcache.errors import error_body
+from kvcache.feed import JSON
+from router.live.broadcast import VIEWERS, Broadcast
+from router.live.document import DecisionLive, Live, RouterLive, encode
+from router.live.gather import Gatherer
+from router.live.report import Report, encode_report, latest, live, merged
+from router.live.static import INDEX, PageFile, answer, load_page
+
+_NO_STORE = {"cache-control": "no-store"}
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+"""The last one lets nginx pass events on as they come."""
+
+
+class Peers(Protocol):
+    """The other routers of the same KVCluster."""
+
+    async def reports(self) -> Sequence[Report | RouterLive]:
+        """What each of them knows; of one that does not say, why not. Takes seconds at most."""
+
+
+@dataclass(slots=True)
+class LiveEndpoints:
+    """`router()` describes this router's own state."""
+
+    gatherer: Gatherer
+    router: Callable[[], RouterLive]
+    peers: Peers
+    broadcast: Broadcast = field(init=False)
+    _page: dict[str, PageFile] | None = field(default=None, init=False)
+    """Read when somebody first asks for it."""
+    _decisions: tuple[DecisionLive, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        self.broadcast = Broadcast(self._next)
+
+    def add_to(self, app: FastAPI) -> None:
+        """Register the endpoints."""
+        app.add_api_route("/", self.index, methods=["GET"], include_in_schema=False)
+        app.add_api_route("/page/{name}", self.file, methods=["GET"], include_in_schema=False)
+        app.add_api_route("/live", self.document, methods=["GET"])
+        app.add_api_route("/live/events", self.events, methods=["GET"])
+        app.add_api_route("/live/report", self.report, methods=["GET"])
+
+    async def index(self, request: Request) -> Response:
+        """The page."""
+        return await self.file(INDEX, request)
+
+    async def file(self, name: str, request: Request) -> Response:
+        """A file of the page."""
+        if self._page is None:
+            self._page = load_page()
+        found = self._page.get(name)
+        if found is None:
+            return _error(404, f"the page has no file {name!r:.200}", "NotFoundError")
+        return answer(found, request)
+
+    async def document(self, peers: Annotated[bool, Query()] = True) -> Response:
+        """The live document (`router.live.document`) of all routers; `?peers=0`: of this router alone."""
+        report = await self._all() if peers else self._own()
+        return Response(encode(live(report, self.gatherer.wall())), headers=_NO_STORE, media_type=JSON)
+
+    async def report(self, after: Annotated[int, Query(ge=0)] = 0) -> Response:
+        """This router's own report (`router.live.report`), for other routers; of its history, steps `after` that."""
+        report = self.gatherer.report(self.router(), after)
+        return Response(encode_report(report), headers=_NO_STORE, media_type=JSON)
+
+    async def events(self) -> Response:
+        """Server-sent events (`router.live.updates`): the live document of all routers, then what changes in it."""
+        return _EventStream(self.broadcast)
+
+    def _own(self) -> Report:
+        return self.gatherer.report(self.router())
+
+    async def _all(self) -> Report:
+        answers = await self.peers.reports()
+        report = merged(self._own(), *(answer for answer in answers if isinstance(answer, Report)))
+        silent = (answer for answer in answers if isinstance(answer, RouterLive))
+        return replace(report, routers=(*report.routers, *silent))
+
+    async def _next(self) -> Live:
+        """The next document of the stream. It remembers the decisions of those before, which are more than a router
+        keeps while nobody looks."""
+        report = await self._all()
+        self._decisions = latest((*report.decisions, *self._decisions))
+        return live(replace(report, decisions=self._decisions), self.gatherer.wall())
+
+
+class _EventStream(Response):
+    """An answer that lasts as long as its client reads."""
+
+    def __init__(self, broadcast: Broadcast) -> None:
+        super().__init__()
+        self._broadcast = broadcast
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._broadcast.full:
+            busy = f"{VIEWERS} pages are open at this router: close one, or ask GET /live now and then"
+            await _error(503, busy, "ServiceUnavailableError")(scope, receive, send)
+            return
+        async with contextlib.aclosing(self._broadcast.events()) as events:
+            with contextlib.suppress(OSError):  # the client left
+                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+                async for event in events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+
+
+def _error(status: int, message: str, kind: str) -> Response:
+    return Response(orjson.dumps(error_body(message, kind, None, status)), status, media_type=JSON)

@@ -1,0 +1,157 @@
+"""Asks the other routers of the same KVCluster for their reports, while somebody looks at the live document."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Protocol
+
+import aiohttp
+
+from router.live.document import DocumentError, RouterLive, RouterPhase
+from router.live.history import STEPS, Step
+from router.live.report import Report, decode_report
+
+MOST = 64
+"""Routers that are asked at most."""
+FRESH = 0.9
+"""Seconds for which answers are used again: however many look, each router is asked about once a second."""
+ADDRESSES_FRESH = 10.0
+"""Seconds for which the list of routers is used again."""
+TIMEOUT = 1.0
+"""Seconds for a router to answer."""
+MAX_BYTES = 16 * 2**20
+"""Of a report: some ten thousand workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where another router can be asked."""
+
+    url: str
+    """Base URL of its management port."""
+    name: str = ""
+    """Its pod's name, if it is known."""
+    leaving: bool = False
+    """It terminates: that it does not answer is no news."""
+
+
+class AddressesUnknown(RuntimeError):
+    """The list of routers cannot be read. The message says why."""
+
+
+class RouterList(Protocol):
+    """Knows which routers there are."""
+
+    async def addresses(self) -> Sequence[PeerAddress]:
+        """The routers, this one possibly among them. Raises `AddressesUnknown`."""
+
+    async def close(self) -> None:
+        """Release what it holds."""
+
+
+class StaticRouters:
+    """The routers whose management ports have these base URLs."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._addresses = [PeerAddress(url) for url in urls]
+
+    async def addresses(self) -> Sequence[PeerAddress]:
+        return self._addresses
+
+    async def close(self) -> None:
+        """There is nothing to release."""
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What is kept of a router between two answers: its history comes in pieces."""
+
+    instance: str = ""
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(slots=True)
+class PeerReports:
+    """`instance` and `bounds` are those of this router's own reports, `clock` is any that never goes back."""
+
+    routers: RouterList
+    session: aiohttp.ClientSession
+    _: KW_ONLY
+    instance: str
+    bounds: tuple[tuple[float, ...], tuple[float, ...]]
+    clock: Callable[[], float]
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _known: list[PeerAddress] = field(default_factory=list, init=False)
+    _known_at: float | None = field(default=None, init=False)
+    _answers: list[Report | RouterLive] = field(default_factory=list, init=False)
+    _answered_at: float | None = field(default=None, init=False)
+    _peers: dict[str, _Peer] = field(default_factory=dict, init=False)
+
+    async def reports(self) -> list[Report | RouterLive]:
+        """What each of the other routers knows; of one that does not say, why not, in words. Never raises."""
+        async with self._lock:
+            if self._answered_at is None or self.clock() - self._answered_at > FRESH:
+                self._answers = await self._ask_all()
+                self._answered_at = self.clock()
+            return self._answers
+
+    async def _ask_all(self) -> list[Report | RouterLive]:
+        problems: list[Report | RouterLive] = []
+        if self._known_at is None or self.clock() - self._known_at > ADDRESSES_FRESH:
+            try:
+                self._known = sorted(await self.routers.addresses(), key=lambda peer: (peer.name, peer.url))
+                self._known_at = self.clock()
+            except AddressesUnknown as error:
+                problems.append(_unreachable(PeerAddress("", "other routers"), str(error)))
+        asked = self._known[:MOST]
+        if left := len(self._known) - len(asked):
+            problems.append(_unreachable(PeerAddress("", f"{left} more routers"), f"no more than {MOST} are asked"))
+        self._peers = {peer.url: self._peers.get(peer.url) or _Peer() for peer in asked}
+        answers = await asyncio.gather(*map(self._ask, asked))
+        return [answer for answer in answers if answer is not None] + problems
+
+    async def _ask(self, peer: PeerAddress) -> Report | RouterLive | None:
+        """None: it is this router itself, or one that leaves and has nothing to say any more."""
+        known = self._peers[peer.url]
+        try:
+            report = decode_report(await self._get(peer.url, known))
+            if report.bounds != self.bounds:
+                raise DocumentError("it measures times in other buckets than this router: is it of another version?")
+        except TimeoutError:
+            why = f"it did not answer within {TIMEOUT:g} s"
+        except (aiohttp.ClientError, OSError) as error:
+            why = f"it cannot be reached: {error}"
+        except DocumentError as error:
+            why = str(error)
+        else:
+            if report.instance == self.instance:
+                return None
+            before = known.steps if known.instance == report.instance else ()
+            known.instance, known.steps = report.instance, (*before, *report.steps)[-STEPS:]
+            routers = tuple(replace(router, url=peer.url) for router in report.routers)
+            return replace(report, routers=routers, steps=known.steps)
+        known.instance, known.steps = "", ()
+        return None if peer.leaving else _unreachable(peer, why)
+
+    async def _get(self, url: str, known: _Peer) -> bytes:
+        last = known.steps[-1].number if known.steps else 0
+        async with (
+            asyncio.timeout(TIMEOUT),
+            self.session.get(f"{url}/live/report", params={"after": str(last)}, allow_redirects=False) as answer,
+        ):
+            if answer.status == 404:
+                raise DocumentError("it has no live report: is it of another version?")
+            if answer.status != 200:
+                raise DocumentError(f"it answers {answer.status}")
+            body = bytearray()
+            async for piece in answer.content.iter_any():
+                body += piece
+                if len(body) > MAX_BYTES:
+                    raise DocumentError(f"its report takes more than {MAX_BYTES} bytes")
+            return bytes(body)
+
+
+def _unreachable(peer: PeerAddress, why: str) -> RouterLive:
+    return RouterLive(peer.name or peer.url, peer.url, RouterPhase.UNREACHABLE, reason=why)
