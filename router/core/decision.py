@@ -160,7 +160,8 @@ class Candidate(NamedTuple):
     def decode_cost(self) -> float:
         """The part of `cost` that is neither queue, load, prefill nor charge: what decoding together takes longer, and,
         if the request does not stream, its own decoding and what its prefill makes others wait."""
-        return self.cost - self.queue_seconds - self.load_seconds - self.prefill_seconds - self.charge_seconds
+        rest = self.cost - self.queue_seconds - self.load_seconds - self.prefill_seconds - self.charge_seconds
+        return rest if rest > 1e-9 else 0.0  # below that it is what rounding left of a sum
 
 
 class CacheUse(StrEnum):

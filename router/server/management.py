@@ -24,6 +24,7 @@ from router.discovery.sources import DiscoveryStatus
 from router.live.document import DiscoveryLive, RouterLive, RouterPhase
 from router.metrics import Metrics, by_label, total
 from router.server.affinity import RESPONSES, with_headers
+from router.server.explanation import block_texts, explanation
 from router.server.models import served_models
 from router.server.prompts import CHAT, COMPLETIONS, PROMPTED, PromptReader
 from router.server.tokenizer_loader import TokenizerLoader
@@ -257,26 +258,11 @@ class Management:
             decision = self.fleet.choose(route, now)
         except NoWorkerReady as error:
             return _error(503, str(error), "ServiceUnavailableError")
-        chosen = asdict(decision)
-        why_not = {worker.url: worker.why_not_matching for worker in self.fleet.workers(now)}
-        candidates = [
-            {
-                "worker": candidate.worker_id,
-                **candidate._asdict(),
-                "matching": not why_not[candidate.url],
-                "why_not_matching": why_not[candidate.url],
-            }
-            for candidate in decision.candidates
-        ]
-        del chosen["candidates"]
-        chosen["prompt_tokens"] = route.prompt_tokens
-        chosen["unread"] = route.unread
-        left_out = [
-            {"worker": worker.worker_id, "state": worker.state, "why": worker.why_not_ready,
-             "seconds_left": worker.state_until}
-            for worker in self.fleet.workers(self.clock()) if not worker.ready
-        ]  # fmt: skip
-        return _json({"decision": chosen, "candidates": candidates, "left_out": left_out})
+        size, texts = self.fleet.config.block_size, None
+        tokenizer, _ = self.prompts.known(route.model)
+        if route.keys is not None and tokenizer is not None:
+            texts = await asyncio.to_thread(block_texts, route.keys, tokenizer, size)
+        return _json(explanation(decision, route, self.fleet.workers(now), size, texts))
 
     # --- push ---
 

@@ -275,6 +275,46 @@ async def test_explain_decides_and_sends_nothing(start_router: StartRouter) -> N
         assert router.metric("decisions_total", reason="prefix_match") == 0
 
 
+@pytest.mark.parametrize("streaming", [True, False], ids=["stream", "whole"])
+async def test_explain_splits_each_cost_and_says_who_holds_which_blocks(
+    start_router: StartRouter,
+    pusher,
+    tokenizer: Tokenizer,
+    streaming: bool,  # type: ignore[no-untyped-def]
+) -> None:
+    text = "".join(f" word{number}" for number in range(60))
+    tokens = tokenizer.encode(text)
+    keys = block_keys(tokens, 16)
+    async with (
+        fake_workers(good, good, good) as workers,
+        start_router(routing_strategy="cache_aware", ready=0) as router,
+    ):
+        for number, (worker, held) in enumerate(zip(workers, (3, 0, 5), strict=True)):
+            push = pusher(router, worker)
+            push.info = replace(push.info, worker_id=f"w{number}")
+            await push.heartbeat(seq=3)
+            blocks = tuple((key, keys[at - 1] if at else None) for at, key in enumerate(keys[:held]))
+            assert (await push.sync(blocks=blocks)).status_code == 200
+        body = {"prompt": text, "stream": streaming, "max_tokens": 8}
+        page = (await router.management.post("/route/explain", json=body)).json()
+        for candidate in page["candidates"]:
+            parts = candidate["cost_parts"]
+            assert sum(parts.values()) == pytest.approx(candidate["cost"])
+            assert parts["prefill"] == candidate["prefill_seconds"]
+            assert (parts["decode"] > 0) is not streaming
+        charged = {candidate["worker"]: candidate["cost_parts"]["charge"] for candidate in page["candidates"]}
+        assert charged["w2"] == 0 < charged["w0"] < charged["w1"]
+        blocks = page["blocks"]
+        last = -(-len(tokens) // 16)
+        assert blocks["runs"] == [
+            {"from": 0, "to": 3, "workers": ["w0", "w2"], "holders": 2},
+            {"from": 3, "to": 5, "workers": ["w2"], "holders": 1},
+            {"from": 5, "to": last, "workers": [], "holders": 0},
+        ]
+        assert len(blocks["texts"]) == last
+        assert "".join(blocks["texts"]) == text
+
+
 async def test_the_pages_name_the_tiers_of_blocks(start_router: StartRouter) -> None:
     async with fake_workers(good) as workers, start_router() as router:
         pusher = Pusher(router, workers[0].url, router.router.fleet.config.fingerprint)
