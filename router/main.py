@@ -37,6 +37,7 @@ from router.server.management import Management, RouterEvent
 from router.server.models import Models
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy
+from router.server.recorder import Recorder
 from router.server.resumption import Resumptions
 from router.server.tokenizer_loader import TokenizerLoader
 from router.settings import Settings
@@ -215,12 +216,14 @@ class Router:
             on_busy=self.fleet_sync.busy,
             resumptions=Resumptions(self.prompts.known, self.prompts.read).of if settings.resume_streams else None,
         )
+        self.recorder = Recorder(self.metrics, clock)
         self.cors = Cors(frozenset(settings.cors_origins))
         self.data_plane = DataPlane(
             self.proxy,
             self.prompts,
             Models(self.fleet.directory),
             self.metrics,
+            self.recorder,
             clock,
             settings.strategy,
             frozenset(settings.allowed_paths),

@@ -207,6 +207,21 @@ class Decision:
         return CacheUse.HIT if 2 * self.matched_blocks >= self.prompt_blocks else CacheUse.PARTIAL
 
 
+class DecisionPhase(StrEnum):
+    """A part of the time from a request's arrival to its dispatch. The phases of a request add up to that time."""
+
+    READ = "read"
+    """The body is parsed, and waits for its turn if it is long."""
+    TOKENIZE = "tokenize"
+    """The chat template and the tokenizer run."""
+    HASH = "hash"
+    """Block keys are computed, whenever they are needed."""
+    LOOKUP = "lookup"
+    """The index is searched for them."""
+    CHOOSE = "choose"
+    """The cost on each candidate is computed, one is chosen, and the request is accounted to it."""
+
+
 KEPT = 20
 
 

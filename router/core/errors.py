@@ -34,6 +34,20 @@ class RejectReason(StrEnum):
     """The message decodes but makes no sense."""
 
 
+class Resync(StrEnum):
+    """Why a view could not be continued, so that a new snapshot was taken. Label `reason` of
+    `kvcluster_router_feed_gaps_total`."""
+
+    MISSING = "missing"
+    """Batches are missing between the view and the next one."""
+    RESTARTED = "restarted"
+    """The worker, or its agent, began a new epoch."""
+    STALE_EPOCH = "stale_epoch"
+    """A message came from an earlier incarnation of the worker."""
+    RESET = "reset"
+    """The worker asked for it: it no longer has the batches that follow the view."""
+
+
 class FeedRejected(ValueError):
     """A feed message was not applied. The view of the worker is unchanged, unless a subclass says otherwise."""
 
@@ -71,6 +85,8 @@ class UnknownWorker(FeedRejected):
 class StaleEpoch(FeedRejected):
     """The message comes from an earlier incarnation of the worker than the view."""
 
+    resync = Resync.STALE_EPOCH
+
     def __init__(self, epoch: int, current: int) -> None:
         super().__init__(
             RejectReason.STALE_EPOCH,
@@ -91,5 +107,6 @@ class DuplicateWorker(FeedRejected):
 class FeedGap(FeedRejected):
     """The view cannot be updated by this message: the caller takes a new snapshot."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, resync: Resync = Resync.MISSING) -> None:
         super().__init__(RejectReason.GAP, message)
+        self.resync = resync

@@ -21,7 +21,7 @@ from router.core.errors import FeedRejected, RejectReason, UnknownWorker
 from router.core.index import PrefixIndex
 from router.core.latency_correction import FleetCorrection
 from router.core.lengths import AnswerLengths
-from router.core.matches import NO_MATCHES, find_matches
+from router.core.matches import NO_MATCHES, find_matches, reported_blocks
 from router.core.outliers import Ejection, Outcome
 from router.core.ownership import Owners
 from router.core.reuse import PrefixPopularity, ReuseScore
@@ -295,9 +295,11 @@ class Fleet:
 
     # --- decisions --------------------------------------------------------------------------------------
 
-    def choose(self, request: RouteRequest, now: float, exclude: Collection[str] = ()) -> Decision:
-        """Where this request should go; not to `exclude` (URLs). Raises `NoWorkerReady`, or `HolderGone` if it is about
-        a stored response that no known worker has."""
+    def choose(
+        self, request: RouteRequest, now: float, exclude: Collection[str] = (), lap: Callable[[], None] | None = None
+    ) -> Decision:
+        """Where this request should go; not to `exclude` (URLs). `lap` is called between the search of the index
+        and the choice. Raises `NoWorkerReady`, or `HolderGone` if no known worker has the stored response."""
         self._assumptions.expire(now)
         workers = self._candidates(request, exclude)
         shape = shape_of(request, self.config.block_size, self._lengths)
@@ -313,6 +315,8 @@ class Fleet:
         charge = 0.0
         if best and request.keys is not None:
             charge = self._popularity.charge(request.keys.key(best), matches.holders(best), len(workers))
+        if lap is not None:
+            lap()
         figures = tuple(worker.candidate(shape, matches, best, charge, request.streaming, now) for worker in workers)
         if len(figures) == 1:
             chosen, reason = Choice(figures[0], DecisionReason.ONLY_CANDIDATE)
@@ -342,17 +346,10 @@ class Fleet:
         )
 
     def _reported_blocks(self, request: RouteRequest, chosen: Candidate, now: float) -> int:
-        reported = request.reported
-        if reported is None:
+        if request.reported is None:
             return chosen.matched_blocks
         view = self._find(chosen.url).view
-        stride = self._index.stride(view.slot)
-        fresh = reported.fresh_blocks // stride * stride
-        if not view.usable(now):
-            return fresh
-        # What an earlier sequence of the request loads or computes, this one finds on the GPU.
-        found = find_matches(self._index, reported.keys, 1 << view.slot, reported.reusable_blocks, reported.keys.depth)
-        return max(found.blocks(view.slot), fresh)
+        return reported_blocks(self._index, request.reported, view.slot, usable=view.usable(now))
 
     def dispatch(self, decision: Decision, request: RouteRequest, now: float) -> Ticket:
         """The request goes to the decision's worker now. The ticket must be released, however the request ends.
@@ -433,6 +430,11 @@ class Fleet:
             refusal = worker.view.refusal
             if refusal is not None and refusal.reason is not RejectReason.DUPLICATE_WORKER:
                 worker.view.reconsider()
+
+    @property
+    def index_bytes(self) -> int:
+        """Memory that the index takes, estimated."""
+        return self._index.memory()
 
     @property
     def index_blocks(self) -> int:

@@ -7,11 +7,7 @@ children, and the depth of a match is found by probing depths, not by walking.
 There is one such layer for each tier and group of blocks (`kvcache.feed.Tier`), and one for blocks that are assumed.
 Layers other than that of group 0 on the GPU exist from the first block on that a worker holds there.
 
-Invariants of each layer (`_Layer`): bit s of `masks[k]` is set exactly when `counts[s][k] >= 1`; no mask is 0 and no
-count is 0.
-
-Rejected: a set of keys per slot instead of counts, because an engine can hold the same key in several physical blocks
-(vLLM rule 9) and remove them one by one; and a tree of nodes, because every lookup would visit every depth.
+Rejected: a tree of nodes, because every lookup would visit every depth.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ from functools import partial
 
 from kvcache.feed import HeldElsewhere, Tier
 from kvcache.keys import BlockKey, PrefixKeys
+from router.core.layer import Layer
 from router.core.windows import Group, longest_served
 
 
@@ -35,71 +32,6 @@ class Assumption:
         self._slot = slot
         self._generation = generation
         self._keys = keys
-
-
-class _Layer:
-    """The keys of every slot with their counts, and `sizes`, the sum of each slot's counts."""
-
-    __slots__ = ("counts", "masks", "sizes")
-
-    def __init__(self, slots: int = 0) -> None:
-        self.masks: dict[BlockKey, int] = {}
-        self.counts: list[dict[BlockKey, int]] = [{} for _ in range(slots)]
-        self.sizes: list[int] = [0] * slots
-
-    def grow(self) -> None:
-        """Add a slot."""
-        self.counts.append({})
-        self.sizes.append(0)
-
-    def add(self, slot: int, keys: Sequence[BlockKey]) -> None:
-        counts, masks, bit = self.counts[slot], self.masks, 1 << slot
-        self.sizes[slot] += len(keys)
-        for key in keys:
-            count = counts.get(key, 0)
-            counts[key] = count + 1
-            if not count:
-                masks[key] = masks.get(key, 0) | bit
-
-    def discard(self, slot: int, keys: Sequence[BlockKey]) -> int:
-        """Remove one of each key. Returns how many of them were not there."""
-        counts, missing = self.counts[slot], 0
-        for key in keys:
-            count = counts.get(key, 0)
-            if count > 1:
-                counts[key] = count - 1
-            elif count:
-                del counts[key]
-                self._unmark(slot, key)
-            else:
-                missing += 1
-        self.sizes[slot] -= len(keys) - missing
-        return missing
-
-    def forget(self, slot: int, keys: Iterable[BlockKey]) -> None:
-        """Remove each key, whatever its count."""
-        counts = self.counts[slot]
-        for key in keys:
-            if count := counts.pop(key, 0):
-                self.sizes[slot] -= count
-                self._unmark(slot, key)
-
-    def replace(self, slot: int, keys: Iterable[BlockKey]) -> None:
-        old, new = self.counts[slot], dict(Counter(keys))
-        self.counts[slot] = new
-        self.sizes[slot] = sum(new.values())
-        masks, bit = self.masks, 1 << slot
-        for key in old.keys() - new.keys():
-            self._unmark(slot, key)
-        for key in new.keys() - old.keys():
-            masks[key] = masks.get(key, 0) | bit
-
-    def _unmark(self, slot: int, key: BlockKey) -> None:
-        rest = self.masks[key] & ~(1 << slot)
-        if rest:
-            self.masks[key] = rest
-        else:
-            del self.masks[key]
 
 
 class PrefixIndex:
@@ -123,10 +55,10 @@ class PrefixIndex:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._stored = _Layer()
-        self._elsewhere: dict[tuple[Tier, int], _Layer] = {}
+        self._stored = Layer()
+        self._elsewhere: dict[tuple[Tier, int], Layer] = {}
         """The layers of the other tiers and groups than the GPU's group 0."""
-        self._assumed = _Layer()
+        self._assumed = Layer()
         self._free: list[int] = []
         self._generations: list[int] = []
         self._strides: list[int] = []
@@ -213,12 +145,12 @@ class PrefixIndex:
         for place, layer in self._elsewhere.items():
             layer.replace(slot, others.get(place, ()))
 
-    def _layer(self, tier: Tier, group: int) -> _Layer:
+    def _layer(self, tier: Tier, group: int) -> Layer:
         if tier is Tier.GPU and not group:
             return self._stored
         layer = self._elsewhere.get((tier, group))
         if layer is None:
-            layer = self._elsewhere[tier, group] = _Layer(len(self._generations))
+            layer = self._elsewhere[tier, group] = Layer(len(self._generations))
         return layer
 
     def held(self, slot: int, tier: Tier = Tier.GPU, group: int = 0) -> Counter[BlockKey]:
@@ -235,6 +167,11 @@ class PrefixIndex:
     def blocks(self, slot: int, tier: Tier = Tier.GPU) -> int:
         """Physical blocks of this slot in this tier, of all groups."""
         return sum(self._layer(tier, group).sizes[slot] for group in range(max(1, len(self._groups.get(slot, ())))))
+
+    def memory(self) -> int:
+        """Bytes that the layers take, keys included, as near as can be told without looking at each key: see
+        `Layer.memory`. O(slots)."""
+        return sum(layer.memory() for layer in (self._stored, self._assumed, *self._elsewhere.values()))
 
     def __len__(self) -> int:
         """Distinct keys that any worker states that it holds on its GPU (group 0)."""

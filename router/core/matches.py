@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from kvcache.feed import Tier
 from kvcache.keys import PrefixKeys
+from router.core.decision import ReportedSequence
 from router.core.index import PrefixIndex, bits
 
 NO_LOAD: Mapping[Tier, int] = {}
@@ -50,6 +51,18 @@ def find_matches(index: PrefixIndex, keys: PrefixKeys, among: int, reusable: int
     if index.has_slower_tiers:
         loads = index.loads(keys, {slot: held.get(slot, 0) for slot in bits(among)}, loadable)
     return Matches(held, loads)
+
+
+def reported_blocks(index: PrefixIndex, reported: ReportedSequence, slot: int, *, usable: bool) -> int:
+    """Cached blocks that the answer of this slot's worker is expected to report of a sequence. `usable`: what the index
+    knows of the worker may be relied on."""
+    stride = index.stride(slot)
+    fresh = reported.fresh_blocks // stride * stride
+    if not usable:
+        return fresh
+    # What an earlier sequence of the request loads or computes, this one finds on the GPU.
+    found = find_matches(index, reported.keys, 1 << slot, reported.reusable_blocks, reported.keys.depth)
+    return max(found.blocks(slot), fresh)
 
 
 NO_MATCHES = Matches({}, {})

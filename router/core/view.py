@@ -7,7 +7,7 @@ from dataclasses import replace
 from enum import Enum, StrEnum, auto
 
 from kvcache.feed import AdaptersChanged, Batch, Cleared, Eviction, Removed, Snapshot, Stored, Tier, WorkerInfo
-from router.core.errors import FeedGap, FeedRejected, StaleEpoch
+from router.core.errors import FeedGap, FeedRejected, Resync, StaleEpoch
 from router.core.index import PrefixIndex
 from router.core.windows import Group, shapes
 
@@ -193,7 +193,8 @@ class View:
             raise FeedGap("no snapshot of this worker has been taken yet")
         if batch.epoch > self.info.epoch:
             self._enter(ViewEvent.RESTARTED)
-            raise FeedGap(f"the worker restarted: epoch {batch.epoch} follows {self.info.epoch}")
+            restarted = f"the worker restarted: epoch {batch.epoch} follows {self.info.epoch}"
+            raise FeedGap(restarted, Resync.RESTARTED)
         if batch.seq > self.seq + bool(batch.events):
             raise FeedGap(f"batch {batch.seq} follows batch {self.seq}")
         if batch.seq < self.seq:

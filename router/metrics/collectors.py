@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from router.core.fleet import Fleet
+from router.core.view import Trust
 from router.core.worker_state import WorkerPhase
 from router.discovery.sources import DiscoveryStatus
 from router.metrics.declared import PREFIX
@@ -37,6 +38,9 @@ class FleetCollector(Collector):
             gauge("workers", "Workers, by how they are routed to.", "state"),
             gauge("worker_states", "Workers, by what they are good for.", "state"),
             gauge("view_age_seconds", "Time since a worker last confirmed what it holds.", "worker"),
+            gauge(
+                "view_trust", "1 for how far the view of a worker's cache can be relied on, else 0.", "worker", "trust"
+            ),
             gauge("in_flight", "Requests of this router that are with a worker.", "worker"),
             gauge("worker_blocks", "Blocks a worker holds, as the router sees it.", "worker"),
             gauge("worker_running", "Requests that a worker's engine runs, as it last reported.", "worker"),
@@ -45,12 +49,13 @@ class FleetCollector(Collector):
             counter("worker_prompt_tokens", "Tokens of a worker's prompts, of answers that report cached tokens."),
             counter("worker_cached_tokens", "Cached tokens as a worker's answers report them."),
             gauge("index_blocks", "Different blocks in the index."),
+            gauge("index_bytes", "Memory that the index takes, estimated."),
             gauge("sessions", "Sessions that are remembered."),
         )
 
     def collect(self) -> Iterable[Metric]:
         families = self._families()
-        routed, states, age, in_flight, blocks, running, waiting, requests, prompt, cached, index, sessions = families
+        routed, states, age, trust, in_flight, blocks, running, waiting, requests, prompt, cached, *sizes = families
         counts = dict.fromkeys(("ready", "unmatched", "not_ready"), 0)
         by_state = dict.fromkeys(WorkerPhase, 0)
         del by_state[WorkerPhase.GONE]  # the fleet does not list such a worker
@@ -62,6 +67,8 @@ class FleetCollector(Collector):
             by_state[worker.state] += 1
             if worker.view_age is not None:
                 age.add_metric(label, worker.view_age)
+            for each in Trust:
+                trust.add_metric([*label, each.value], each is worker.trust)
             in_flight.add_metric(label, worker.in_flight)
             blocks.add_metric(label, worker.blocks)
             if worker.load is not None:
@@ -73,8 +80,9 @@ class FleetCollector(Collector):
         for family, numbers in ((routed, counts), (states, by_state)):
             for state, count in numbers.items():
                 family.add_metric([str(state)], count)
-        index.add_metric([], self._fleet.index_blocks)
-        sessions.add_metric([], len(self._fleet.sessions))
+        figures = (self._fleet.index_blocks, self._fleet.index_bytes, len(self._fleet.sessions))
+        for family, figure in zip(sizes, figures, strict=True):
+            family.add_metric([], figure)
         return families
 
 

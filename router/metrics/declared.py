@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client import Counter as LibraryCounter
 
-from router.core.decision import CacheUse
+from router.core.decision import CacheUse, DecisionPhase
 from router.metrics.instruments import Counter, Histogram, LabelledCounter, LabelledHistogram
 
 PREFIX = "kvcluster_router_"
@@ -27,6 +27,10 @@ REQUEST_BUCKETS = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0),
 )
 """vLLM's, made finer below 0.3 s."""
+DECISION_BUCKETS = (
+    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5),
+)
 RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 BLOCK_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -65,6 +69,17 @@ class Metrics:
         )
         self.resumed_streams = rare(
             "resumed_streams", "Streams that went on at another worker, by what went wrong at theirs.", "cause"
+        )
+        self.decision_seconds = histogram(
+            "decision_seconds", "From the arrival of a request with a prompt to its dispatch.", DECISION_BUCKETS
+        )
+        self.decision_phases = LabelledHistogram(
+            PREFIX + "decision_phase_seconds",
+            "The parts of that time, of some of the requests whose prompt was read.",
+            DECISION_BUCKETS,
+            "phase",
+            DecisionPhase,
+            registry,
         )
         self.request_seconds = histogram(
             "request_seconds", "From a request's arrival to the end of its whole answer.", REQUEST_BUCKETS
@@ -112,6 +127,6 @@ class Metrics:
             "direction",
         )
         self.feed_connects = rare("feed_connects", "Connections made to workers' cache feeds, by outcome.", "outcome")
-        self.feed_gaps = rare("feed_gaps", "Times a view was lost and a new snapshot was taken.")
+        self.feed_gaps = rare("feed_gaps", "Times a view was lost and a new snapshot was taken, by why.", "reason")
         self.feed_refusals = rare("feed_refusals", "Feed messages that were not applied, by reason.", "reason")
         self.loop_lag = histogram("loop_lag_seconds", "How late the event loop runs a timer.", LAG_BUCKETS)

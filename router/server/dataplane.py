@@ -17,9 +17,12 @@ from router.server.affinity import named_response, with_headers
 from router.server.cors import NO_CORS, Cors
 from router.server.headers import find, to_worker
 from router.server.models import MODELS, Models
+from router.server.own_answers import answer_error, answer_json
 from router.server.paths import COMPUTED, Access, access, repeatable
 from router.server.prompts import INVOCATIONS, MESSAGES, PROMPTED, PROMPTLESS, PromptReader, promptless
-from router.server.proxy import Proxy, answer_error, answer_json
+from router.server.proxy import Proxy
+from router.server.record import RequestRecord
+from router.server.recorder import Recorder
 from router.upstream.interface import UpstreamRequest
 
 _IN_PATH = "/!$&'()*+,;=:@"
@@ -42,6 +45,7 @@ class DataPlane:
     prompts: PromptReader
     models: Models
     metrics: Metrics
+    recorder: Recorder
     clock: Callable[[], float]
     strategy: str
     allowed: frozenset[str] = frozenset()
@@ -51,11 +55,14 @@ class DataPlane:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         code = CLIENT_LEFT
+        record = self.recorder.begin(scope)
+        if record is not None and record.whole:
+            send = record.sender(send)
         try:
             if self.cors.is_preflight(scope["method"], scope["headers"]):
                 code = await self.cors.answer_preflight(scope["headers"], send)
             else:
-                code = await self._answer(scope, receive, self.cors.sender(scope["headers"], send))
+                code = await self._answer(scope, receive, self.cors.sender(scope["headers"], send), record)
         except (OSError, asyncio.CancelledError):
             raise
         except BaseException:
@@ -63,9 +70,11 @@ class DataPlane:
             raise
         finally:
             self.metrics.requests.counts[str(code), self.strategy] += 1
+            if record is not None:
+                self.recorder.end(record, code)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
-        arrived = self.last_request = self.clock()
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord | None) -> int:
+        arrived = self.last_request = self.clock() if record is None else record.arrived
         path: str = scope["path"]
         method: str = scope["method"]
         judged = access(path, self.allowed)
@@ -82,7 +91,8 @@ class DataPlane:
         route = PROMPTLESS
         if method == "POST" and path in PROMPTED:
             adapter = find(headers, _ADAPTER).decode("latin-1") if path == INVOCATIONS else ""
-            route = with_headers(await self.prompts.read(path, request.body, adapter or None), headers)
+            clock = self.clock if record is not None else None
+            route = with_headers(await self.prompts.read(path, request.body, adapter or None, clock), headers)
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.value += route.prompt_tokens
             elif route.unread is not None:
@@ -93,11 +103,13 @@ class DataPlane:
             route = promptless(request.body)
         if rank is not None:
             route = replace(route, rank=rank)
+        if record is not None:
+            record.read(route, request_id)
         if (refusal := self.models.refuse(route)) is not None:
             refusal = MessagesError(refusal) if path.startswith(MESSAGES) else refusal
             await answer_error(send, refusal, [(b"x-request-id", request_id)])
             return refusal.status
-        return await self.proxy.forward(request, route, request_id, arrived, send)
+        return await self.proxy.forward(request, route, request_id, arrived, send, record)
 
     async def _list(self, path: str, send: Send) -> int:
         """Answer a request about models. 0: a worker has to."""

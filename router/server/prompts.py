@@ -22,6 +22,7 @@ from router.core.catalogue import OWN_TOKENIZER, Catalogue, Served
 from router.core.decision import ReportedSequence, RouteRequest, Unread
 from router.server import bodies
 from router.server.affinity import RESPONSES, affine, affine_ends
+from router.server.measured import MeasuredKeys
 from router.server.prompt_queue import READ_TIMEOUT, Checkpoint, PromptQueue
 
 COMPLETIONS = "/v1/completions"
@@ -89,9 +90,12 @@ class PromptReader:
     def close(self) -> None:
         self._queue.close()
 
-    async def read(self, path: str, body: bytes, adapter: str | None = None) -> RouteRequest:
+    async def read(
+        self, path: str, body: bytes, adapter: str | None = None, clock: Callable[[], float] | None = None
+    ) -> RouteRequest:
         """What the router knows about a request for one of `PROMPTED`. If its prompt was not read, `keys` is None and
-        `unread` says why. `adapter`: what a header of a request for `INVOCATIONS` names as its model."""
+        `unread` says why. `adapter`: what a header of a request for `INVOCATIONS` names as its model. With a `clock`,
+        the keys are `MeasuredKeys`."""
         size, catalogue = len(body), self._catalogue()
         if size > (catalogue.max_model_len or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + OTHER_FIELDS:
             return _unparsed(path, body, Unread.TOO_LONG, adapter)
@@ -100,21 +104,27 @@ class PromptReader:
             if fields is None:
                 return _no_request()
             if size <= INLINE_TEXT or _is_token_ids(fields.get("prompt")):
-                return self._route(path, fields, catalogue, adapter)
+                return self._route(path, fields, catalogue, adapter, clock)
         try:
             return await self._queue.run(
-                size, lambda checkpoint: self._read(path, body, catalogue, adapter, checkpoint)
+                size, lambda checkpoint: self._read(path, body, catalogue, adapter, clock, checkpoint)
             )
         except TimeoutError:
             return _unparsed(path, body, Unread.BUSY, adapter)
 
     def _read(
-        self, path: str, body: bytes, catalogue: Catalogue, adapter: str | None, checkpoint: Checkpoint
+        self,
+        path: str,
+        body: bytes,
+        catalogue: Catalogue,
+        adapter: str | None,
+        clock: Callable[[], float] | None,
+        checkpoint: Checkpoint,
     ) -> RouteRequest:
         fields = bodies.parse(body, _EXACT_BY_PATH.get(path, _EXACT))
         if fields is None:
             return _no_request()
-        route = self._route(path, fields, catalogue, adapter, checkpoint)
+        route = self._route(path, fields, catalogue, adapter, clock, checkpoint)
         if route.keys is not None and route.keys.depth > LONG_DEPTH:
             route.keys.compute(checkpoint)
         return route
@@ -138,14 +148,20 @@ class PromptReader:
         fields: Mapping[str, Any],
         catalogue: Catalogue,
         adapter: str | None,
+        clock: Callable[[], float] | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> RouteRequest:
         if path == INVOCATIONS:
             path, fields = _invoked(fields, catalogue, adapter)
-        return affine(self._read_prompt(path, fields, catalogue, checkpoint), path, fields)
+        return affine(self._read_prompt(path, fields, catalogue, clock, checkpoint), path, fields)
 
     def _read_prompt(
-        self, path: str, fields: Mapping[str, Any], catalogue: Catalogue, checkpoint: Checkpoint | None
+        self,
+        path: str,
+        fields: Mapping[str, Any],
+        catalogue: Catalogue,
+        clock: Callable[[], float] | None,
+        checkpoint: Checkpoint | None,
     ) -> RouteRequest:
         model = bodies.model(fields)
         served = catalogue.find(model)
@@ -156,6 +172,7 @@ class PromptReader:
         if path == INVOCATIONS:
             return _unread(Unread.UNREADABLE, path, fields)
         streaming = fields.get("stream") is True
+        began = clock() if clock is not None else 0.0
         try:
             if (to_chat := _TO_CHAT.get(path)) is not None:
                 path, fields = CHAT, to_chat(fields, known)
@@ -173,7 +190,12 @@ class PromptReader:
                 prompts = completion_request_prompts(fields, tokenizer, longest)
             scope = request_scope(fields, catalogue.adapter(model))
             # All prompts of a request go to one worker. The first one's keys decide which.
-            keys = PrefixKeys(pack_tokens(prompts[0]), self._block_size, scope, images)
+            packed, size = pack_tokens(prompts[0]), self._block_size
+            keys = (
+                PrefixKeys(packed, size, scope, images)
+                if clock is None
+                else MeasuredKeys(packed, size, scope, images, clock, clock() - began)
+            )
             reported = _reported_sequence(fields, prompts, keys, self._block_size, scope, streaming=streaming)
         except (PromptError, TokenIdError):
             return _unread(Unread.UNREADABLE, path, fields)

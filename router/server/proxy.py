@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import ceil
 
-import orjson
 from starlette.types import Send
 
 from kvcache.errors import ApiError, MessagesError
-from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest, StoredResponse
+from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest
 from router.core.fleet import Fleet
 from router.core.outliers import Ejection, Outcome
 from router.core.retries import Progress, Refusals, RequestKind, Retries, RetryBudget, RetryPolicy
@@ -23,12 +22,13 @@ from router.core.stored_responses import HolderGone, response_id
 from router.metrics import Metrics
 from router.server.affinity import with_request_id
 from router.server.headers import find, retry_after
+from router.server.own_answers import answer_error, response_not_found
 from router.server.prompts import MESSAGES
+from router.server.record import RequestRecord
 from router.server.relay import STREAM_BROKEN, AttemptFailure, Client, Relay
 from router.server.resumption import Resumption
 from router.upstream.in_flight import InFlight, InFlightRequest, RequestEvent, RequestState
 from router.upstream.interface import FailureCause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
-from runtime.http.context import Headers
 from runtime.logs import EventLogger
 
 logger = EventLogger(__name__)
@@ -83,16 +83,23 @@ class Proxy:
         self.started = self.clock()
 
     async def forward(
-        self, request: UpstreamRequest, route: RouteRequest, request_id: bytes, arrived: float, send: Send
+        self,
+        request: UpstreamRequest,
+        route: RouteRequest,
+        request_id: bytes,
+        arrived: float,
+        send: Send,
+        record: RequestRecord | None = None,
     ) -> int:
-        """Answer one request. Returns the status. Raises `OSError` when the client left."""
+        """Answer one request, and write what happens into `record`. Returns the status. Raises `OSError` when the
+        client left."""
         self.budget.request(arrived)
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("requests are handled in tasks")
         retries = Retries(self.policy, self.budget, repeatable=request.repeatable)
         kind = RequestKind(request.method, request.target.partition("?")[0], route.model)
-        client = Client(route, request_id, arrived, send)
+        client = Client(route, request_id, arrived, send, record)
         resumption = self.resumptions(request, route) if self.resumptions is not None else None
         return await _ProxiedRequest(self, request, client, InFlightRequest(task), retries, kind, resumption).run()
 
@@ -147,7 +154,7 @@ class _ProxiedRequest:
     status: int = 0
 
     async def run(self) -> int:
-        proxy, retries = self.proxy, self.retries
+        proxy, retries, record = self.proxy, self.retries, self.client.record
         while (decision := await self._choose()) is not None:
             if self.failure is not None:
                 proxy.metrics.retries.labels(self.failure.cause.value).inc()
@@ -155,6 +162,8 @@ class _ProxiedRequest:
             if self.client.route.prompted:
                 self._count(decision)
             self.failure = await self._attempt(decision)
+            if record is not None:
+                record.attempt_ended(self.failure.cause if self.failure is not None else record.cause)
             if self.failure is None:
                 if logger.is_enabled_for(logging.DEBUG):
                     self._log_answer(decision)
@@ -194,11 +203,14 @@ class _ProxiedRequest:
 
     async def _choose(self) -> Decision | None:
         """The next worker; None if none became ready in time."""
-        proxy = self.proxy
+        proxy, record = self.proxy, self.client.record
         while True:
             now = proxy.clock()
             try:
-                return proxy.fleet.choose(self.client.route, now, self.excluded)
+                if record is None:
+                    return proxy.fleet.choose(self.client.route, now, self.excluded)
+                record.choosing(now)
+                return proxy.fleet.choose(self.client.route, now, self.excluded, record.looked_up)
             except HolderGone:
                 self.holder_gone = True
                 if now - proxy.started >= SETTLED_AFTER:
@@ -278,8 +290,12 @@ class _ProxiedRequest:
             self.request.rank = decision.rank if route.rank is None else route.rank
             with (
                 proxy.fleet.dispatching(decision, route, proxy.clock) as ticket,
-                proxy.in_flight.at(decision.url, self.in_flight, proxy.clock()),
+                proxy.in_flight.at(decision.url, self.in_flight, sent := proxy.clock()),
             ):
+                if route.prompted and self.deadline is None:
+                    proxy.metrics.decision_seconds.observe(sent - self.client.arrived)
+                if self.client.record is not None:
+                    self.client.record.sent(decision, sent)
                 response = await proxy.upstream.send(decision.url, self._outgoing(decision.url))
                 if self.in_flight.state is RequestState.PENDING:
                     self.status = response.status
@@ -379,6 +395,8 @@ class _ProxiedRequest:
         if resuming:
             cause = self.failure.cause if self.failure is not None else FailureCause.BROKEN
             self.proxy.metrics.broken_streams.labels(cause.value).inc()
+            if self.client.record is not None:
+                self.client.record.cause = cause
             await self.client.send({"type": "http.response.body", "body": STREAM_BROKEN})
             return
         if self.failure is not None and self.failure.answer is not None:
@@ -416,26 +434,3 @@ class _ProxiedRequest:
         if model in self.proxy.fleet.directory.catalogue.missing:
             return ApiError(503, f"No worker has loaded the adapter '{model}' yet. Try again later.")
         return ApiError(503, "No worker is ready to serve this request. Try again later.")
-
-
-def response_not_found(stored: StoredResponse) -> ApiError:
-    """vLLM's error for a response that is not stored, and why that is so, as far as its id says."""
-    message = f"Response with id '{stored.name}' not found."
-    if stored.tag is not None:
-        message += (
-            " The worker that stored it has left, and its stored responses with it: send the whole conversation as"
-            " `input`, without `previous_response_id`."
-        )
-    return ApiError(404, message, param="response_id", type="invalid_request_error")
-
-
-async def answer_error(send: Send, error: ApiError, headers: Headers) -> None:
-    """An error of the router's own, in the shape of vLLM and OpenAI."""
-    await answer_json(send, error.status, orjson.dumps(error.body()), headers)
-
-
-async def answer_json(send: Send, status: int, body: bytes, headers: Headers) -> None:
-    length = (b"content-length", b"%d" % len(body))
-    fields = [(b"content-type", b"application/json"), length, *headers]
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body})

@@ -18,6 +18,7 @@ from router.metrics import Metrics
 from router.server.answer import MAX_HELD, AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
 from router.server.headers import find, to_client
 from router.server.prompts import MESSAGES
+from router.server.record import RequestRecord
 from router.server.resumption import Resumption
 from router.upstream.in_flight import AWAITING, NOT_WAITING, InFlightRequest, RequestEvent, RequestState
 from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest, UpstreamResponse
@@ -65,6 +66,8 @@ class Client:
     request_id: bytes
     arrived: float
     send: Send
+    record: RequestRecord | None = None
+    """Where to write what happens, if anything reads it."""
 
 
 @dataclass(slots=True)
@@ -179,6 +182,8 @@ class Relay:
         if self.in_flight.state is RequestState.CONTINUING:
             return
         if self.response.status == 200:
+            if self.client.record is not None:
+                self.client.record.first_token_at = now
             ttft, predicted = now - self.client.arrived, self.decision.predicted_ttft
             self.metrics.ttft[self.decision.cache_use].observe(ttft)
             self.metrics.predicted_ttft.observe(predicted)
@@ -252,6 +257,8 @@ class Relay:
 
     def _count(self, usage: Usage | None) -> None:
         """Count predicted and reported cached tokens of an answer that reports them; of others neither is counted."""
+        if self.client.record is not None:
+            self.client.record.usage = usage
         if usage is None or usage.cached is None:
             return
         metrics = self.metrics
@@ -296,6 +303,8 @@ class Relay:
     def _broken(self, cause: FailureCause, why: str) -> None:
         self.in_flight.advance(RequestEvent.ANSWER_BROKEN)
         self.metrics.broken_streams.labels(cause.value).inc()
+        if self.client.record is not None:
+            self.client.record.cause = cause
         logger.warning(
             "answer_broken",
             request_id=self.client.request_id.decode("latin-1"),

@@ -14,7 +14,16 @@ import aiohttp
 
 from kvcache.feed import MSGPACK, FeedError, Snapshot, WorkerInfo, decode_batch, decode_snapshot, encode_position
 from kvcache.ranks import split_rank
-from router.core.errors import AgentListed, DuplicateWorker, FeedGap, FeedRejected, Mismatch, RejectReason, StaleEpoch
+from router.core.errors import (
+    AgentListed,
+    DuplicateWorker,
+    FeedGap,
+    FeedRejected,
+    Mismatch,
+    RejectReason,
+    Resync,
+    StaleEpoch,
+)
 from router.core.fleet import Fleet
 from router.metrics import Metrics
 from runtime.backoff import Backoff
@@ -30,6 +39,8 @@ class NoFeedError(Exception):
 
 class ResyncError(Exception):
     """The stream cannot be continued from the position that was reached: a new snapshot is needed."""
+
+    resync = Resync.RESET
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +123,7 @@ class Subscriber:
                 continue
             except (ResyncError, FeedGap, StaleEpoch) as error:
                 self._log("feed_gap", logging.INFO, str(error))
-                self.metrics.feed_gaps.inc()
+                self.metrics.feed_gaps.labels(error.resync.value).inc()
                 self._position = None
                 now = self.clock()
                 if self._failures == 0 and now - self._resumed_at > self.policy.reconnect.longest:

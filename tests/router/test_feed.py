@@ -24,11 +24,12 @@ from kvcache.tokens.tokenizer import Tokenizer
 from router.core.fleet import Fleet
 from router.metrics import Metrics, by_label
 from router.sync.subscriber import FeedPolicy, Subscriber
-from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.conftest import MovedClock, RunningRouter, StartRouter, until
 from tests.router.core.support import config
 from tests.router.fakes import FakeWorker, fake_workers, good
 
 KEYS = block_keys(range(320), 16)
+TRUST = ("exact", "partial", "none")
 CHAIN = [(key, KEYS[at - 1] if at else None) for at, key in enumerate(KEYS)]
 
 
@@ -97,7 +98,7 @@ async def test_a_gap_takes_a_new_snapshot(start_router: StartRouter, tokenizer: 
         await holds(router, worker, *KEYS[:9])
         assert worker.snapshots == 2
         await until(lambda: worker.feed_positions[-1] == "1:7")
-        assert router.metric("feed_gaps_total") == 1
+        assert router.metric("feed_gaps_total", reason="missing") == router.metric("feed_gaps_total") == 1
 
 
 async def test_a_reset_takes_a_new_snapshot(start_router: StartRouter, tokenizer: Tokenizer) -> None:
@@ -106,6 +107,41 @@ async def test_a_reset_takes_a_new_snapshot(start_router: StartRouter, tokenizer
         await worker.send_event("reset", b"{}")
         await holds(router, worker, *KEYS[:2])
         assert worker.snapshots == 2
+        assert router.metric("feed_gaps_total", reason="reset") == router.metric("feed_gaps_total") == 1
+
+
+async def test_a_new_epoch_within_a_stream_takes_a_new_snapshot(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    async with followed(start_router, tokenizer) as (worker, router):
+        worker.epoch, worker.blocks = 2, CHAIN[:3]
+        await worker.publish(seq=0)
+        await holds(router, worker, *KEYS[:3])
+        assert worker.snapshots == 2
+        assert router.metric("feed_gaps_total", reason="restarted") == router.metric("feed_gaps_total") == 1
+
+
+async def test_the_trust_in_a_view_says_what_it_rests_on(start_router: StartRouter, tokenizer: Tokenizer) -> None:
+    clock = MovedClock()
+    async with fake_workers(good) as (worker,):
+        worker.blocks = CHAIN[:5]
+        async with start_router([worker], clock=clock, liveness_timeout=1e6, view_timeout=10) as router:
+
+            def trust(name: str) -> dict[str, float]:
+                return {each: router.metric("view_trust", worker=name, trust=each) for each in TRUST}
+
+            assert trust(worker.url) == {"exact": 0, "partial": 1, "none": 0}, "only what this router sent is known"
+        worker.serve_feed(tokenizer.fingerprint)
+        async with start_router([worker], clock=clock, liveness_timeout=1e6, view_timeout=10) as router:
+            await holds(router, worker, *KEYS[:5])
+            assert trust(worker.name) == {"exact": 1, "partial": 0, "none": 0}
+            clock.now += 11  # nothing confirms it
+            assert trust(worker.name) == {"exact": 0, "partial": 0, "none": 1}
+            await worker.publish(Removed((KEYS[9],)))  # which the view did not hold
+            await until(lambda: trust(worker.name) == {"exact": 0, "partial": 1, "none": 0})
+        worker.fingerprint = "another"
+        async with start_router([worker], clock=clock, liveness_timeout=1e6) as router:
+            await until(lambda: trust(worker.name) == {"exact": 0, "partial": 0, "none": 1})
 
 
 async def test_a_restarted_worker_starts_with_what_it_holds_now(

@@ -6,6 +6,7 @@ looks up.
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 
 import hypothesis.strategies as st
@@ -32,6 +33,27 @@ def search(path: Prompt) -> PrefixKeys:
 
 SLOWER = (Tier.CPU, Tier.DISK)
 PATHS = st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 40])
+def test_its_memory_is_estimated_within_10_percent(slots: int) -> None:
+    """Of caches that overlap by a half, as feeds bring them: each key an object of its own."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        index = PrefixIndex()
+        for number in range(slots):
+            slot = index.open()
+            first = 40_000 // slots * number // 2
+            keys = [key.to_bytes(16, "big") for key in range(first, first + 40_000 // slots)]
+            index.store(slot, keys)
+            if number % 4 == 3:
+                index.remove(slot, keys[: len(keys) // 2])
+            del keys
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert index.memory() == pytest.approx(taken, rel=0.1)
 
 
 class IndexMachine(RuleBasedStateMachine):

@@ -1,0 +1,34 @@
+"""Answers of the router's own, in the shape of vLLM and OpenAI."""
+
+from __future__ import annotations
+
+import orjson
+from starlette.types import Send
+
+from kvcache.errors import ApiError
+from router.core.decision import StoredResponse
+from runtime.http.context import Headers
+
+
+def response_not_found(stored: StoredResponse) -> ApiError:
+    """vLLM's error for a response that is not stored, and why that is so, as far as its id says."""
+    message = f"Response with id '{stored.name}' not found."
+    if stored.tag is not None:
+        message += (
+            " The worker that stored it has left, and its stored responses with it: send the whole conversation as"
+            " `input`, without `previous_response_id`."
+        )
+    return ApiError(404, message, param="response_id", type="invalid_request_error")
+
+
+async def answer_error(send: Send, error: ApiError, headers: Headers) -> None:
+    """An error."""
+    await answer_json(send, error.status, orjson.dumps(error.body()), headers)
+
+
+async def answer_json(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    """A whole answer in JSON; `headers` come after its type and its length."""
+    length = (b"content-length", b"%d" % len(body))
+    fields = [(b"content-type", b"application/json"), length, *headers]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
