@@ -1,24 +1,24 @@
-"""The same workload under one strategy after another, each on a cold cluster, which is live or simulated."""
+"""The same workload under one strategy after another, each on a cold cluster.
+
+`bench.simulation.comparison` does that in virtual time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from bench.plot import plot_comparison
-from bench.prompts import pooled_hit_rate, prompts
 from bench.record import Record, write_records
 from bench.report import percent, print_comparison, seconds, why, winner
-from bench.result import Result, RunInfo, summarise, write_json
-from bench.run import BenchOptions, measure, progress_bar
-from bench.simulation import ClusterShape, Delays, Simulation
-from bench.workloads import Workload, WorkloadSpec, build_workload
-from kvcache.tokens.tokenizer import load_tokenizer
+from bench.result import Result, write_json
+from bench.run import BenchOptions, measure
+from bench.workloads import Workload, build_workload
 
 SUMMARY_FILE = "strategy_comparison_summary.json"
 PLOT_FILE = "strategy_comparison.png"
@@ -149,61 +149,3 @@ async def compare(
         keep(result, out, console)
         results.append(result)
     return report(results, out, console, title_of(results), ceiling(workload) if ceiling is not None else None)
-
-
-@dataclass(frozen=True, slots=True)
-class SimulateOptions:
-    """What `kvcluster simulate` takes."""
-
-    workload: WorkloadSpec
-    delays: Delays = field(default_factory=Delays)
-    raw: Path | None = None
-    """Where the records go: one file for each strategy, one line for each request."""
-
-
-WITHOUT_TIER = "_no_cpu"
-"""Ending of a strategy's name in results without the CPU cache that the workers have in the others."""
-
-
-def _plays(shape: ClusterShape, strategies: Sequence[str]) -> list[tuple[str, ClusterShape]]:
-    """What to play: each strategy by name, with the workers it is played with."""
-    if not shape.engine.cpu_blocks:
-        return [(strategy, shape) for strategy in strategies]
-    without = replace(shape, engine=replace(shape.engine, cpu_blocks=0))
-    return [play for strategy in strategies for play in ((strategy, shape), (strategy + WITHOUT_TIER, without))]
-
-
-def compare_simulated(
-    shape: ClusterShape, strategies: Sequence[str], options: SimulateOptions, out: Path, console: Console
-) -> Comparison:
-    """Play the workload under each strategy on a cold cluster in virtual time, and report. If the workers have a CPU
-    cache, each is played without it, too.
-
-    Raises `WorkloadError`, `PromptError`, and what the engine says of a request that it cannot run.
-    """
-    workload = build_workload(options.workload)
-    tokenizer = load_tokenizer(shape.tokenizer)
-    results = []
-    for strategy, played in _plays(shape, strategies):
-        simulation = Simulation(played, strategy.removesuffix(WITHOUT_TIER), options.delays)
-        with progress_bar(console, strategy, workload.count) as progress:
-            records = simulation.run(prompts(workload, tokenizer), progress)
-        keep_raw(options.raw, strategy, records)
-        config = {
-            "mode": "simulated",
-            "workload": workload.name,
-            "model": shape.model,
-            "workers": shape.workers,
-            **({"ranks": shape.ranks} if shape.ranks > 1 else {}),
-            "blocks": played.engine.blocks,
-            **({"cpu_blocks": played.engine.cpu_blocks} if played.engine.cpu_blocks else {}),
-            "network_delay": options.delays.network,
-            "feed_delay": options.delays.feed,
-            "seconds": "virtual",
-            **workload.config,
-        }
-        info = RunInfo(strategy, workload.seed, config, shape.engine.block_size, simulation.worker_ids)
-        results.append(summarise(records, info))
-        keep(results[-1], out, console)
-    ceiling = pooled_hit_rate(prompts(workload, tokenizer), shape.capacity, shape.engine.block_size)
-    return report(results, out, console, title_of(results), ceiling)

@@ -14,6 +14,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from bench.simulation.request import SIMULATED_REQUEST_TRANSITIONS
+from bench.simulation.request import RequestEvent as SimulatedRequestEvent
+from bench.simulation.request import RequestState as SimulatedRequestState
+from bench.simulation.router import LinkEvent, LinkState, link_transition
+from bench.simulation.worker import ProcessEvent as SimulatedProcessEvent
+from bench.simulation.worker import ProcessState as SimulatedProcessState
+from bench.simulation.worker import transition as simulated_transition
 from controller.kube.connections import API_SERVER_TRANSITIONS, ApiServerEvent, ApiServerState
 from controller.local.process import PROCESS_TRANSITIONS, ProcessEvent, ProcessState
 from controller.reconcile.queue import KEY_TRANSITIONS, KeyEvent, KeyState
@@ -186,6 +193,21 @@ MACHINES: tuple[Machine, ...] = (
     Machine("queue entry", KeyState, KeyState.IDLE, by_table(KEY_TRANSITIONS), events_of(KeyEvent)),
     Machine(
         "local process", ProcessState, ProcessState.STARTING, by_table(PROCESS_TRANSITIONS), events_of(ProcessEvent)
+    ),
+    Machine(
+        "simulated process",
+        SimulatedProcessState,
+        SimulatedProcessState.RUNNING,
+        simulated_transition,
+        events_of(SimulatedProcessEvent),
+    ),
+    Machine("simulated feed", LinkState, LinkState.SYNCING, link_transition, events_of(LinkEvent)),
+    Machine(
+        "simulated request",
+        SimulatedRequestState,
+        SimulatedRequestState.CHOOSING,
+        by_table(SIMULATED_REQUEST_TRANSITIONS),
+        events_of(SimulatedRequestEvent),
     ),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kvcache.profiles import LatencyModel
+from kvcache.profiles import LatencyModel, profile
 from worker.emulator.engine.config import EngineConfig
 
 
@@ -15,6 +15,24 @@ class WorkerKind:
 
     engine: EngineConfig
     latency: LatencyModel
+
+
+def kind_of_profile(name: str, engine: EngineConfig) -> WorkerKind:
+    """Workers of this profile whose engines are otherwise configured as `engine`. Raises `UnknownProfileError` and
+    `EngineConfigError`."""
+    gpu = profile(name)
+    blocks = gpu.blocks(engine.block_size)
+    config = EngineConfig(
+        blocks=blocks,
+        max_num_batched_tokens=gpu.max_num_batched_tokens,
+        max_num_seqs=gpu.max_num_seqs,
+        max_model_len=min(gpu.max_model_len, gpu.longest_request(blocks, engine.block_size)),
+        block_size=engine.block_size,
+        max_loras=engine.max_loras,
+        sliding_window=gpu.geometry.sliding_window,
+        sliding_groups=gpu.geometry.sliding_groups,
+    )
+    return WorkerKind(config, gpu.latency)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from bench.simulation.cluster import ClusterShape, Delays, WorkerGroup, WorkerKind
-from kvcache.profiles import UnknownProfileError, profile
-from worker.emulator.engine.config import EngineConfig, EngineConfigError
+from bench.simulation.cluster import ClusterShape, Delays, WorkerGroup, WorkerKind, kind_of_profile
+from kvcache.profiles import UnknownProfileError
+from worker.emulator.engine.config import EngineConfigError
 
 WorkerName = Annotated[str, Field(pattern=r"^worker-\d{1,6}$")]
 """`worker-0` is the first of the manifest's; those of groups follow, then those that join, in the order of time."""
@@ -86,28 +86,15 @@ class Group(_Part):
 
     def kind(self, shape: ClusterShape) -> WorkerKind:
         """The workers of the group in this cluster. Raises `ScenarioError`."""
-        engine, latency = shape.engine, shape.latency
         try:
-            if self.profile is not None:
-                gpu = profile(self.profile)
-                blocks = gpu.blocks(engine.block_size)
-                engine = EngineConfig(
-                    blocks=blocks,
-                    max_num_batched_tokens=gpu.max_num_batched_tokens,
-                    max_num_seqs=gpu.max_num_seqs,
-                    max_model_len=min(gpu.max_model_len, gpu.longest_request(blocks, engine.block_size)),
-                    block_size=engine.block_size,
-                    max_loras=engine.max_loras,
-                    sliding_window=gpu.geometry.sliding_window,
-                    sliding_groups=gpu.geometry.sliding_groups,
-                )
-                latency = gpu.latency
+            kind = shape.kind if self.profile is None else kind_of_profile(self.profile, shape.engine)
+            engine = kind.engine
             if self.blocks is not None:
                 longest = min(engine.max_model_len, self.blocks * engine.block_size)
                 engine = replace(engine, blocks=self.blocks, max_model_len=longest)
         except (UnknownProfileError, EngineConfigError) as error:
             raise ScenarioError(f"workers: group {self.name}: {error}") from None
-        return WorkerKind(engine, latency.scaled(self.speed) if self.speed != 1.0 else latency)
+        return WorkerKind(engine, kind.latency.scaled(self.speed) if self.speed != 1.0 else kind.latency)
 
 
 class _Event(_Part):

@@ -1,4 +1,4 @@
-"""Commands that measure, compare and predict: their arguments and options, and nothing else."""
+"""Commands that measure and compare: their arguments and options, and nothing else."""
 
 from __future__ import annotations
 
@@ -55,51 +55,6 @@ def compare(
     from kvcluster.commands.measure import compare
 
     raise typer.Exit(compare(manifest, strategies.split(","), load, speed=speed, timeout=timeout, out=out, raw=raw))
-
-
-@app.command()
-@takes("load", LoadOptions)
-def simulate(
-    manifest: Manifest,
-    load: LoadOptions,
-    strategies: Strategies = "cache_aware,round_robin,least_loaded,longest_prefix",
-    network_delay: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="From router to worker, one way.")
-    ] = 0.001,
-    feed_delay: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="From a change of a cache to the router's view of it.")
-    ] = 0.001,
-    cpu_blocks: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="BLOCKS",
-            help="Blocks of each worker's CPU cache. Default: what spec.engine.cpuCache holds. With a CPU cache, each "
-            "strategy is played a second time without it.",
-        ),
-    ] = None,
-    out: Out = Path("results"),
-    raw: Raw = None,
-) -> None:
-    """Compare strategies in virtual time: the same engine and router code, no processes, no waiting."""
-    from bench.simulation import Delays
-    from kvcluster.commands.measure import simulate
-
-    delays = Delays(network_delay, feed_delay)
-    raise typer.Exit(simulate(manifest, strategies.split(","), load, delays, cpu_blocks=cpu_blocks, out=out, raw=raw))
-
-
-@app.command()
-@takes("load", LoadOptions)
-def predict(
-    manifest: Manifest,
-    records: Annotated[Path, typer.Argument(metavar="RAW", help="What `bench --raw` or `compare --raw` wrote.")],
-    load: LoadOptions,
-) -> None:
-    """Compare the time to first token of a finished run with what the latency model predicts for it."""
-    from kvcluster.commands.measure import predict
-
-    raise typer.Exit(predict(manifest, records, load))
 
 
 @profiles.command()

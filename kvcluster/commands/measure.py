@@ -1,34 +1,29 @@
-"""`kvcluster bench`, `compare`, `simulate` and `predict`: measurements of running endpoints and in virtual time."""
+"""`kvcluster bench` and `compare`: measurements of running endpoints."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 
-from bench.compare import Launch, SimulateOptions, Target, compare_simulated
+from bench.compare import Launch, Target
 from bench.compare import compare as run_comparison
-from bench.predict import agreement, print_agreement, replay
 from bench.prompts import pooled_hit_rate, prompts
-from bench.record import read_records
 from bench.run import BenchOptions
 from bench.run import run as run_bench
-from bench.simulation import ClusterShape, Delays
-from bench.workloads import Arrivals, Process, Sharing, Workload, WorkloadSpec, build_workload
+from bench.simulation.errors import refusal
+from bench.workloads import Arrivals, Process, Sharing, Workload, WorkloadSpec
 from controller.api.load import load_manifest, override
-from controller.api.model import KVCluster, KVClusterSpec
+from controller.api.model import KVCluster
 from controller.api.routing import Strategy
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.desired_processes import check
-from controller.process_settings import lora_settings
 from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.terminal import exits, output
 from kvcluster.options import LoadOptions
-from worker.emulator.engine.config import EngineConfig
 
 READY_TIMEOUT = 120.0
 """Most seconds that a cluster may take to become ready."""
@@ -109,7 +104,12 @@ def pooled_ceiling(manifest: KVCluster) -> Callable[[Workload], float]:
 
     def ceiling(workload: Workload) -> float:
         spec = manifest.spec
-        asked = prompts(workload, load_tokenizer(spec.tokenizer))
+        longest = spec.max_model_len
+        asked = (
+            prompt
+            for prompt in prompts(workload, load_tokenizer(spec.tokenizer))
+            if refusal(len(prompt.tokens), prompt.request.max_tokens, longest, streaming=True) is None
+        )
         caches = spec.workers.replicas * spec.engine.data_parallel.size
         return pooled_hit_rate(asked, caches * (spec.blocks + spec.cpu_blocks), spec.cache.block_size)
 
@@ -143,64 +143,3 @@ def compare(
     )
     launch, ceiling = launcher(manifest, out / "logs"), pooled_ceiling(manifest)
     uvloop.run(run_comparison(launch, names, options, out, output(), ceiling))
-
-
-def shape_of(spec: KVClusterSpec) -> ClusterShape:
-    """The workers of a manifest as the emulator runs them. Its speed does not matter in virtual time."""
-    profile = spec.profile
-    return ClusterShape(
-        workers=spec.workers.replicas,
-        ranks=spec.engine.data_parallel.size,
-        engine=EngineConfig(
-            blocks=spec.blocks,
-            max_num_batched_tokens=profile.max_num_batched_tokens,
-            max_num_seqs=profile.max_num_seqs,
-            max_model_len=spec.max_model_len,
-            block_size=spec.cache.block_size,
-            max_loras=int(str(lora_settings(spec).get("max-loras", 0))),
-            cpu_blocks=spec.cpu_blocks,
-            cpu_block_seconds=profile.load_seconds(spec.cache.block_size, spec.cpu_bandwidth),
-            sliding_window=profile.geometry.sliding_window,
-            sliding_groups=profile.geometry.sliding_groups,
-        ),
-        latency=profile.latency,
-        model=spec.model_name,
-        tokenizer=spec.tokenizer,
-    )
-
-
-class NothingToSimulateError(ValueError):
-    """The manifest asks for no workers."""
-
-
-@exits(OSError)
-def simulate(
-    file: str,
-    strategies: Sequence[str],
-    load: LoadOptions,
-    delays: Delays,
-    *,
-    cpu_blocks: int | None,
-    out: Path,
-    raw: Path | None,
-) -> None:
-    """Compares strategies in virtual time; with `cpu_blocks`, each with a CPU cache of that size in every worker, and
-    without one."""
-    manifest = load_manifest(file)
-    names = checked_strategies(manifest, strategies)
-    shape = shape_of(manifest.spec)
-    if cpu_blocks is not None:
-        shape = replace(shape, engine=replace(shape.engine, cpu_blocks=cpu_blocks))
-    if not shape.workers:
-        raise NothingToSimulateError("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
-    compare_simulated(
-        shape, names, SimulateOptions(workload_spec(load, shape.engine.max_model_len), delays, raw), out, output()
-    )
-
-
-@exits(OSError)
-def predict(file: str, raw: Path, load: LoadOptions) -> None:
-    """Compares the times to first token in the records `raw` with those that the latency model predicts."""
-    shape = shape_of(load_manifest(file).spec)
-    asked = prompts(build_workload(workload_spec(load, shape.engine.max_model_len)), load_tokenizer(shape.tokenizer))
-    print_agreement(output(), agreement(replay(read_records(raw), asked, shape)))

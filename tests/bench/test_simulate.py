@@ -15,12 +15,12 @@ import orjson
 import pytest
 from rich.console import Console
 
-from bench.compare import SimulateOptions, compare_simulated
 from bench.predict import agreement, replay
 from bench.prompts import Prompt, prompts
 from bench.record import Record, read_records
 from bench.result import RunInfo, summarise
 from bench.simulation import ClusterShape, Delays, Simulation
+from bench.simulation.comparison import SimulateOptions, compare_simulated
 from bench.workloads import WorkloadSpec, build_workload
 from kvcache.feed import Tier
 from kvcache.keys import DEFAULT_SCOPE, block_keys

@@ -1,0 +1,131 @@
+"""`kvcluster simulate` and `predict`: a manifest's cluster in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.predict import agreement, print_agreement, replay
+from bench.record import read_records
+from bench.simulation import ClusterShape, Delays, Scenario, read_scenario
+from bench.simulation.comparison import SimulateOptions, compare_simulated
+from bench.simulation.play import Play, asked
+from bench.simulation.sweep import grid, parse_axes, plot_sweep, print_sweep, run_sweep, write_sweep
+from bench.workloads import build_workload
+from controller.api.load import load_manifest
+from controller.api.model import KVClusterSpec
+from controller.process_settings import lora_settings
+from kvcluster.commands.measure import checked_strategies, workload_spec
+from kvcluster.commands.terminal import exits, output
+from kvcluster.options import LoadOptions
+from worker.emulator.engine.config import EngineConfig
+
+
+class NothingToSimulateError(ValueError):
+    """The manifest asks for no workers."""
+
+
+def shape_of(spec: KVClusterSpec) -> ClusterShape:
+    """The workers of a manifest as the emulator runs them. Its speed does not matter in virtual time."""
+    profile = spec.profile
+    return ClusterShape(
+        workers=spec.workers.replicas,
+        ranks=spec.engine.data_parallel.size,
+        engine=EngineConfig(
+            blocks=spec.blocks,
+            max_num_batched_tokens=profile.max_num_batched_tokens,
+            max_num_seqs=profile.max_num_seqs,
+            max_model_len=spec.max_model_len,
+            block_size=spec.cache.block_size,
+            max_loras=int(str(lora_settings(spec).get("max-loras", 0))),
+            cpu_blocks=spec.cpu_blocks,
+            cpu_block_seconds=profile.load_seconds(spec.cache.block_size, spec.cpu_bandwidth),
+            sliding_window=profile.geometry.sliding_window,
+            sliding_groups=profile.geometry.sliding_groups,
+        ),
+        latency=profile.latency,
+        model=spec.model_name,
+        tokenizer=spec.tokenizer,
+    )
+
+
+@contextmanager
+def bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar of simulations; yields a function that takes how many have been played."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+@exits(OSError)
+def simulate(
+    file: str,
+    strategies: Sequence[str],
+    load: LoadOptions,
+    delays: Delays,
+    *,
+    cpu_blocks: int | None,
+    scenario: Path | None,
+    sweep: Sequence[str],
+    jobs: int | None,
+    out: Path,
+    raw: Path | None,
+) -> None:
+    """Compares strategies in virtual time; with `cpu_blocks`, each with a CPU cache of that size in every worker, and
+    without one. With `sweep`, one simulation for each combination of its values."""
+    manifest = load_manifest(file)
+    names = checked_strategies(manifest, strategies)
+    shape = shape_of(manifest.spec)
+    if cpu_blocks is not None:
+        shape = replace(shape, engine=replace(shape.engine, cpu_blocks=cpu_blocks))
+    played = Scenario() if scenario is None else read_scenario(scenario)
+    if not shape.workers:
+        raise NothingToSimulateError("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
+    workload = workload_spec(load, shape.engine.max_model_len)
+    if not sweep:
+        compare_simulated(shape, names, SimulateOptions(workload, delays, played, raw), out, output())
+        return
+    axes = parse_axes(sweep)
+    if "strategy" not in axes and len(names) > 1:
+        axes = {"strategy": list(names), **axes}
+    play = Play(shape, names[0], workload, delays, played)
+    console = output()
+    with bar(console, "simulations", len(grid(axes))) as done:
+        points = run_sweep(play, axes, jobs, done)
+    write_sweep(points, out)
+    print_sweep(console, points)
+    title = f"{workload.name}: {points[0].result.requests:,} requests (simulated)"
+    picture = drawn(lambda: plot_sweep(out / "sweep.png", points, title), console)
+    console.print(f"written to {out}: sweep.json, sweep.csv{', sweep.png' if picture else ''}")
+
+
+def drawn(draw: Callable[[], None], console: Console) -> bool:
+    """Draw a picture, if the extra `plot` is installed. Returns whether it is."""
+    try:
+        draw()
+    except ModuleNotFoundError as missing:
+        if missing.name != "matplotlib":
+            raise
+        console.print("no picture: matplotlib is not installed (pip install 'kvcluster[plot]')", markup=False)
+        return False
+    return True
+
+
+@exits(OSError)
+def predict(file: str, raw: Path, load: LoadOptions) -> None:
+    """Compares the times to first token in the records `raw` with those that the latency model predicts."""
+    shape = shape_of(load_manifest(file).spec)
+    prompts = asked(build_workload(workload_spec(load, shape.engine.max_model_len)), shape)
+    print_agreement(output(), agreement(replay(read_records(raw), prompts, shape)))
