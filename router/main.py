@@ -31,6 +31,7 @@ from router.live.endpoints import LiveEndpoints
 from router.live.gather import BOUNDS, Gatherer
 from router.live.peers import PeerReports, RouterList, StaticRouters
 from router.metrics import DiscoveryCollector, FleetCollector, Metrics
+from router.server.access_log import AccessLog, Digests
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
 from router.server.management import Management, RouterEvent
@@ -38,6 +39,7 @@ from router.server.models import Models
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy
 from router.server.recorder import Recorder
+from router.server.request_events import RequestEvents
 from router.server.resumption import Resumptions
 from router.server.tokenizer_loader import TokenizerLoader
 from router.settings import Settings
@@ -47,7 +49,7 @@ from router.upstream.in_flight import InFlight, UpstreamTimeouts
 from router.upstream.pool import ConnectionPool
 from runtime.draining import Drain, DrainPolicy
 from runtime.http.server import HttpLimits, HttpServer
-from runtime.logs import EventLogger, configure
+from runtime.logs import EventLogger, LogFormat, configure
 from runtime.process import exit_code, freeze_startup_objects, run
 from runtime.settings import SettingsError
 from runtime.sockets import inherited, listen
@@ -145,6 +147,15 @@ def http_limits(settings: Settings) -> HttpLimits:
     )
 
 
+def access_log(settings: Settings, digests: Digests, metrics: Metrics) -> AccessLog | None:
+    """The access log that the settings ask for, on standard output; None: none."""
+    if settings.access_log == "off":
+        return None
+    form: LogFormat = "json" if settings.access_log == "json" else "kv"
+    blocks, size = settings.access_log_blocks, settings.block_size
+    return AccessLog(sys.stdout, form, digests, metrics, blocks=blocks, block_size=size)
+
+
 MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=128 * 2**20, max_concurrent_requests=1024)
 """The limits of the management port. Workers push their full cache state there, which is far larger than a prompt."""
 
@@ -217,6 +228,12 @@ class Router:
             resumptions=Resumptions(self.prompts.known, self.prompts.read).of if settings.resume_streams else None,
         )
         self.recorder = Recorder(self.metrics, clock)
+        salt = settings.access_log_salt
+        digests = Digests(salt.get_secret_value().encode() if salt is not None else os.urandom(32))
+        self.request_events = RequestEvents(self.recorder, digests, settings.block_size)
+        self.access_log = access_log(settings, digests, self.metrics)
+        if self.access_log is not None:
+            self.recorder.readers.append(self.access_log.read)
         self.cors = Cors(frozenset(settings.cors_origins))
         self.data_plane = DataPlane(
             self.proxy,
@@ -265,6 +282,7 @@ class Router:
         """What the management port serves."""
         app = self.management.app()
         self.live.add_to(app)
+        self.request_events.add_to(app)
         return app
 
     def start(self) -> None:
@@ -301,6 +319,8 @@ class Router:
         await self.upstream.close()
         await self._control.close()
         self.prompts.close()
+        if self.access_log is not None:
+            await asyncio.to_thread(self.access_log.close)
 
     def refused(self, status: int) -> None:
         """Count a request that broke a limit of the data port, which answered it with `status`."""
@@ -380,6 +400,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         router.management.advance(RouterEvent.DRAINED)
         await data.stop(settings.grace_period)
         router.live.broadcast.close()
+        router.request_events.close()
     finally:
         await management.stop(1.0)
         await router.close()

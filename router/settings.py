@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, StringConstraints, field_validator
+from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr, StringConstraints, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, parse_latency, profile
@@ -117,6 +117,16 @@ class Settings(ChatSettings):
         description="seconds after its last request in which a session breaks ties; 0: none does",
     )
     session_limit: int = Field(65_536, ge=0, description="most sessions that are remembered")
+
+    access_log: Literal["off", "text", "json"] = Field(
+        "off", description="write a line for each request to standard output: key=value (text) or JSON"
+    )
+    access_log_blocks: bool = Field(
+        False, description="each line names the blocks of the prompt by salted digests, for kvcluster record"
+    )
+    access_log_salt: SecretStr | None = Field(
+        None, description="salt of these digests, the same for routers whose lines belong together; default: random"
+    )
 
     allowed_paths: Annotated[tuple[str, ...], NoDecode] = Field(
         (),

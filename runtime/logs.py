@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partialmethod
 from typing import Any, Literal, TextIO
@@ -64,8 +65,21 @@ def configure(level: str = "info", fmt: LogFormat = "kv", stream: TextIO | None 
     if level not in LEVELS:
         raise LogLevelError(f"unknown log level {level!r}; use one of: {', '.join(LEVELS)}")
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if fmt == "json" else KeyValueFormatter())
+    handler.setFormatter(formatter(fmt))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def formatter(fmt: LogFormat) -> logging.Formatter:
+    """What writes records in this format."""
+    return JsonFormatter() if fmt == "json" else KeyValueFormatter()
+
+
+def event_record(logger: str, name: str, fields: Mapping[str, Any], at: float) -> logging.LogRecord:
+    """The record of an event that happened at `at` (Unix seconds), for a handler of the caller's own."""
+    record = logging.LogRecord(logger, logging.INFO, "", 0, name, None, None)
+    record.created = at
+    setattr(record, _FIELDS, fields)
+    return record
 
 
 def _timestamp(record: logging.LogRecord) -> str:
@@ -84,6 +98,8 @@ def _escaped(value: Any) -> str:
     """A value as one word, quoted where it holds anything but plain characters."""
     if isinstance(value, float):
         value = f"{value:.6g}"
+    elif isinstance(value, list):
+        value = ",".join(map(str, value))
     text = str(value)
     return text if _BARE.fullmatch(text) else json.dumps(text)
 
