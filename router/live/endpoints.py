@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import error_body
 from kvcache.feed import JSON
-from router.live.broadcast import VIEWERS, Broadcast
+from router.live.broadcast import INTERVAL, VIEWERS, Broadcast
 from router.live.document import DecisionLive, Live, RouterLive, encode
 from router.live.gather import Gatherer
 from router.live.report import Report, encode_report, latest, live, merged
@@ -49,7 +49,7 @@ class LiveEndpoints:
     _decisions: tuple[DecisionLive, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        self.broadcast = Broadcast(self._next)
+        self.broadcast = Broadcast(self._next, INTERVAL)
 
     def add_to(self, app: FastAPI) -> None:
         """Register the endpoints."""

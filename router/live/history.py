@@ -86,17 +86,13 @@ class Recorder:
         """The counters at Unix time `at`. Readings belong shortly after the end of each step; one that comes while its
         step is already there (the clock was set back) is ignored, unless the clock was set back by more than a step:
         then what was recorded is dropped."""
-        last, number = self._last, int(at // STEP_SECONDS)
-        if last is None:
+        number, last = int(at // STEP_SECONDS), self._last
+        if last is None or number < int(last[0] // STEP_SECONDS) - 1:
+            self._steps.clear()
             self._last = at, reading
             return
-        if self._steps and number <= self._steps[-1].number:
-            if number < self._steps[-1].number:
-                self._steps.clear()
-                self._last = at, reading
-            return
         since, before = last
-        if at <= since:
+        if number <= int(since // STEP_SECONDS):
             return
         self._last = at, reading
         self._steps.append(

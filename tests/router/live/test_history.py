@@ -68,6 +68,8 @@ def test_a_clock_that_is_set_back_starts_the_history_anew() -> None:
     recorder = recorded([(100.02, reading(1)), (105.02, reading(2)), (110.02, reading(3))])
     recorder.take(reading(4), 110.03)
     assert [step.number for step in recorder.steps()] == [21, 22]
+    recorder.take(reading(4), 107.0)
+    assert [step.number for step in recorder.steps()] == [21, 22]
     recorder.take(reading(5), 50.02)
     recorder.take(reading(7), 55.02)
     assert [(step.number, step.requests) for step in recorder.steps()] == [(11, 2)]
