@@ -82,7 +82,7 @@ class NetworkPolicy(SpecModel):
     """Who may open connections to the pods."""
 
     enabled: bool = False
-    """Let only routers and scrapers reach the workers, and only the controller and scrapers the management port."""
+    """Let only routers and scrapers reach the workers, and only they and the controller the management port."""
     scrapers: list[RawObject] = Field(default_factory=list, max_length=64)
     """Peers that may scrape metrics, as a NetworkPolicy writes them (namespaceSelector, podSelector, ipBlock)."""
     clients: list[RawObject] = Field(default_factory=list, max_length=64)

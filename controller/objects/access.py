@@ -39,19 +39,17 @@ def build_router_rbac(cluster: Cluster) -> tuple[Object, ...]:
 
 def build_network_policies(cluster: Cluster) -> tuple[Object, ...]:
     """NetworkPolicies, where the spec asks for them. Workers accept connections from routers and scrapers only, the
-    routers' management port from the controller and scrapers only."""
+    routers' management port from the controller, scrapers and the other routers, whose live page shows all routers."""
     if not cluster.spec.network_policy.enabled:
         return ()
     policy = cluster.spec.network_policy
     worker_ports = [WORKER_PORT, *([FEED_PORT] if cluster.spec.engine.type is EngineType.VLLM else [])]
     routers = {"podSelector": {"matchLabels": cluster.selector(Component.ROUTER)}}
-    managers = [*_controller_peers(cluster), *policy.scrapers]
-    # An empty `from` admits everyone. To admit nobody, the rule itself has to be left out.
-    management = [_ingress(managers, MANAGEMENT_PORT)] if managers else []
+    management = _ingress([*_controller_peers(cluster), routers, *policy.scrapers], MANAGEMENT_PORT)
     data = _ingress(policy.clients, ROUTER_PORT) if policy.clients else {"ports": _ports(ROUTER_PORT)}
     return (
         _build_policy(cluster, Component.WORKER, [_ingress([routers, *policy.scrapers], *worker_ports)]),
-        _build_policy(cluster, Component.ROUTER, [data, *management]),
+        _build_policy(cluster, Component.ROUTER, [data, management]),
     )
 
 

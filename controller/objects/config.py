@@ -70,6 +70,7 @@ def _router_settings(cluster: Cluster) -> dict[str, str]:
         "model-tokenizers": ",".join(tokenizers) or None,
         "kubernetes-namespace": cluster.namespace,
         "kubernetes-own-service": cluster.object_name(Component.ROUTER),
+        "kubernetes-management-service": cluster.object_name(Component.ROUTER, "-management"),
         "drain-delay": f"{cluster.release.drain_delay:g}",
         "drain-limit": f"{cluster.release.drain_limit:g}",
     }

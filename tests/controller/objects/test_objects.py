@@ -103,8 +103,10 @@ def test_network_policies_admit_the_peers_they_name_only():
     assert [port["port"] for port in (*data["ports"], *management["ports"])] == [8000, 9000]
     assert management["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "system"}
     alone = objects(release=Release("kvcluster:1.2.3"), networkPolicy={"enabled": True})
-    (only,) = alone["NetworkPolicy/rag-router"]["spec"]["ingress"]
-    assert [port["port"] for port in only["ports"]] == [8000], "an empty list of peers would mean everyone"
+    _, management = alone["NetworkPolicy/rag-router"]["spec"]["ingress"]
+    assert management["from"] == [
+        {"podSelector": {"matchLabels": made["Deployment/rag-router"]["spec"]["selector"]["matchLabels"]}}
+    ]
 
 
 def test_routers_may_read_what_they_watch_and_nothing_else():

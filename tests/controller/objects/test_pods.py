@@ -131,6 +131,7 @@ def test_pods_have_time_to_drain():
     assert (worker["WORKER_GRACE_PERIOD"], router["ROUTER_GRACE_PERIOD"]) == ("120", "120")
     assert (worker["WORKER_DRAIN_LIMIT"], router["ROUTER_DRAIN_LIMIT"]) == ("30", "30")
     assert router["ROUTER_KUBERNETES_OWN_SERVICE"] == "rag-router", "where a router sees whether another one serves"
+    assert router["ROUTER_KUBERNETES_MANAGEMENT_SERVICE"] == "rag-router-management", "where its live page finds others"
 
 
 def test_vllm_gets_an_agent_beside_it_and_a_feed_port():
