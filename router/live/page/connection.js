@@ -1,0 +1,162 @@
+// The page's connection to its router: server-sent events, reconnected by itself after a restart of the router.
+
+/** States of the connection. `transition` is the only way from one to another. */
+export const Connection = Object.freeze({
+  CONNECTING: "connecting", // the first attempt
+  LIVE: "live", // events arrive
+  SILENT: "silent", // it is open, but nothing has come for too long
+  WAITING: "waiting", // it broke or could not be made: the next attempt is due
+  RETRYING: "retrying", // an attempt after a failed one
+  REFUSED: "refused", // what answers is no router with a live document; attempts go on
+  ASLEEP: "asleep", // nobody has looked at the page for a while: it is closed, and costs the router nothing
+});
+
+const { CONNECTING, LIVE, SILENT, WAITING, RETRYING, REFUSED, ASLEEP } = Connection;
+const OPENED = { event: LIVE, failed: WAITING, refused: REFUSED, hidden: ASLEEP };
+const CLOSED = { attempt: RETRYING, refused: REFUSED, hidden: ASLEEP };
+const TRANSITIONS = {
+  [CONNECTING]: OPENED,
+  [RETRYING]: OPENED,
+  [LIVE]: { event: LIVE, silence: SILENT, failed: WAITING, refused: REFUSED, hidden: ASLEEP },
+  [SILENT]: { event: LIVE, silence: WAITING, failed: WAITING, refused: REFUSED, hidden: ASLEEP },
+  [WAITING]: CLOSED,
+  [REFUSED]: CLOSED,
+  [ASLEEP]: { attempt: RETRYING },
+};
+
+/** The state after an event; one that means nothing in a state changes nothing. */
+export const transition = (state, event) => TRANSITIONS[state][event] ?? state;
+
+const SILENCE = 7_000; // ms without an event until the data counts as stale, and again until the connection counts as lost
+const FIRST_RETRY = 500;
+const LONGEST_RETRY = 10_000;
+const HIDDEN = 60_000; // ms after which a page that nobody sees disconnects
+
+/**
+ * Follows `url` from `start` on. `onMessage(type, data)` gets every event; it may throw, and then what answers is no
+ * live document. `onState(state, {retryAt, why})` gets every change of state; `retryAt` is a `performance.now()`.
+ */
+export class Feed {
+  #url;
+  #types;
+  #onMessage;
+  #onState;
+  #source = null;
+  #state = CONNECTING;
+  #failures = 0;
+  #timers = {};
+
+  constructor(url, types, onMessage, onState) {
+    this.#url = url;
+    this.#types = types;
+    this.#onMessage = onMessage;
+    this.#onState = onState;
+  }
+
+  start() {
+    document.addEventListener("visibilitychange", () => this.#seen());
+    window.addEventListener("online", () => this.retry());
+    this.#open();
+    this.#onState(this.#state, {});
+  }
+
+  /** Tries at once instead of when it is due. */
+  retry() {
+    if ([WAITING, REFUSED, ASLEEP].includes(this.#state)) this.#attempt();
+  }
+
+  #seen() {
+    this.#timer("hidden", document.hidden ? HIDDEN : null, () => {
+      this.#close();
+      this.#advance("hidden");
+    });
+    if (!document.hidden) this.retry();
+  }
+
+  #attempt() {
+    this.#timer("retry", null);
+    this.#advance("attempt");
+    this.#open();
+  }
+
+  #open() {
+    const source = (this.#source = new EventSource(this.#url));
+    for (const type of this.#types) source.addEventListener(type, (event) => this.#received(type, event.data));
+    source.onerror = () => this.#failed(source);
+    this.#listen();
+  }
+
+  #close() {
+    this.#source?.close();
+    this.#source = null;
+    this.#timer("silence", null);
+    this.#timer("retry", null);
+  }
+
+  #received(type, data) {
+    try {
+      this.#onMessage(type, data);
+    } catch (error) {
+      this.#retryLater("refused", error instanceof Error ? error.message : String(error));
+      return;
+    }
+    this.#failures = 0;
+    this.#listen();
+    this.#advance("event");
+  }
+
+  #listen() {
+    this.#timer("silence", SILENCE, () => {
+      if (this.#state === LIVE) {
+        this.#advance("silence");
+        this.#listen();
+      } else this.#retryLater("failed", "the router does not answer");
+    });
+  }
+
+  async #failed(source) {
+    if (source !== this.#source) return;
+    // EventSource does not say why. A plain request does, and tells a router that is gone from one that refuses.
+    const refused = source.readyState === EventSource.CLOSED;
+    this.#retryLater("failed", "the connection broke");
+    if (refused) {
+      const why = await answer(this.#url);
+      if (why !== null && this.#state === WAITING) this.#advance("refused", { retryAt: this.#timers.retryAt, why });
+    }
+  }
+
+  #retryLater(event, why) {
+    this.#close();
+    const wait = Math.min(LONGEST_RETRY, FIRST_RETRY * 2 ** this.#failures) * (0.75 + Math.random() / 2);
+    this.#failures += 1;
+    this.#timers.retryAt = performance.now() + wait;
+    this.#timer("retry", wait, () => this.#attempt());
+    this.#advance(event, { retryAt: this.#timers.retryAt, why });
+  }
+
+  #advance(event, details = {}) {
+    const before = this.#state;
+    this.#state = transition(before, event);
+    if (this.#state !== before || details.retryAt !== undefined) this.#onState(this.#state, details);
+  }
+
+  #timer(name, delay, then) {
+    clearTimeout(this.#timers[name]);
+    if (delay !== null) this.#timers[name] = setTimeout(then, delay);
+  }
+}
+
+/** Why this URL gives no events, in the words of whoever answers; null: nobody does, or it gives them now. */
+async function answer(url) {
+  const abort = new AbortController();
+  try {
+    const response = await fetch(url, { cache: "no-store", signal: abort.signal });
+    if (response.ok) return null;
+    const body = await response.json().catch(() => null);
+    return body?.error?.message ?? `it answers ${response.status} ${response.statusText}`.trim();
+  } catch {
+    return null;
+  } finally {
+    abort.abort();
+  }
+}

@@ -1,0 +1,74 @@
+"""A management port that serves the page with documents and answers that a test has made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+
+from router.live.broadcast import Broadcast
+from router.live.document import Live
+from router.live.static import answer, load_page
+from runtime.http.server import HttpLimits, HttpServer
+from runtime.sockets import listen
+from tests.processes import free_port
+
+
+class MadeRouter:
+    """What a router with a given live document answers. `live` may be replaced at any time."""
+
+    def __init__(self, interval: float = 0.05) -> None:
+        self.live: Live | None = None
+        """None: it has no live document, like a router of an earlier version."""
+        self.explanation: dict[str, Any] = {}
+        self.explain_status = 200
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        """Questions to `POST /route/explain`: path and body."""
+        self.port = free_port()
+        self._interval = interval
+        self._page = load_page()
+        self._server: HttpServer | None = None
+        self._broadcast: Broadcast | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    async def start(self) -> None:
+        """Serve, on the same port as before."""
+        self._broadcast = Broadcast(self._document, self._interval)
+        app = FastAPI()
+        app.add_api_route("/", self._index, methods=["GET"])
+        app.add_api_route("/page/{name}", self._file, methods=["GET"])
+        app.add_api_route("/live/events", self._events, methods=["GET"])
+        app.add_api_route("/route/explain", self._explain, methods=["POST"])
+        self._server = HttpServer(app, listen("127.0.0.1", self.port), HttpLimits())
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Be gone."""
+        if self._server is not None and self._broadcast is not None:
+            self._broadcast.close()
+            await self._server.stop(0)
+        self._server = None
+
+    async def _document(self) -> Live:
+        assert self.live is not None
+        return self.live
+
+    async def _index(self, request: Request) -> Response:
+        return answer(self._page["index.html"], request)
+
+    async def _file(self, name: str, request: Request) -> Response:
+        return answer(self._page[name], request)
+
+    async def _events(self) -> Response:
+        if self.live is None or self._broadcast is None:
+            return Response(orjson.dumps({"error": {"message": "there is no such endpoint"}}), 404)
+        return StreamingResponse(self._broadcast.events(), media_type="text/event-stream")
+
+    async def _explain(self, request: Request, path: str) -> Response:
+        self.asked.append((path, orjson.loads(await request.body())))
+        return Response(orjson.dumps(self.explanation), self.explain_status, media_type="application/json")

@@ -1,0 +1,136 @@
+"""Each state of the page says what is the matter and what to do, in light and dark, on a desktop and a phone, without a
+violation that axe finds; and a text that others wrote is never markup.
+
+Not covered: figures of a real router (test_real_router), and what pixels look like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.async_api import Error
+
+from router.live.document import Live
+from tests.router.page import documents
+from tests.router.page.browser import binary
+from tests.router.page.conftest import Open
+from tests.router.page.explanations import explanation
+from tests.router.page.server import MadeRouter
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(binary() is None, reason="Chromium is not installed (Debian: apt-get install chromium)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "title", "advice"),
+    [
+        pytest.param(documents.empty, "No workers yet", "kvcluster up examples/rag.yaml", id="empty"),
+        pytest.param(
+            lambda: documents.empty("kubernetes", "the API server does not answer"),
+            "No workers yet",
+            "Discovery says: the API server does not answer",
+            id="discovery failed",
+        ),
+        pytest.param(documents.starting, "4 workers starting", "kubectl kvcluster explain NAME", id="starting"),
+        pytest.param(documents.unused, "4 workers ready for the first request", "curl http", id="no request yet"),
+        pytest.param(
+            lambda: documents.fleet(11, len(documents.TROUBLES)),
+            "4 of 11 workers ready",
+            "1 unreachable, 1 ejected, 1 agent, 1 on trial, 1 paused, 1 not matched",
+            id="degraded",
+        ),
+        pytest.param(documents.down, "No worker takes requests", "Clients get 503 until one is back", id="down"),
+        pytest.param(
+            documents.several_routers,
+            "Serving, with problems",
+            "router cannot be reached: rag-router-7c9f-zz11p",
+            id="several routers",
+        ),
+    ],
+)
+async def test_a_state_says_what_to_do(open_page: Open, make: Callable[[], Live], title: str, advice: str) -> None:
+    opened = await open_page(make())
+    assert await opened.text("#health-title") == title
+    assert advice in await opened.text("#health")
+    assert await opened.violations() == []
+    await opened.page.emulate_media(color_scheme="dark")
+    assert await opened.violations() == []
+    assert opened.errors == []
+
+
+@pytest.mark.parametrize(("workers", "density"), [(4, "full"), (60, "compact"), (500, "dense")])
+async def test_a_fleet_of_any_size_is_readable(open_page: Open, workers: int, density: str) -> None:
+    opened = await open_page(documents.fleet(workers, 2), width=390, dark=True)
+    assert await opened.page.locator(f"[data-group=serving] .tiles.{density} > .tile").count() == workers - 2
+    assert await opened.page.locator("[data-group=attention] .tiles.full > .tile").count() == 2
+    assert await opened.text("[data-group=attention] .tile:first-child .tile-problem") == "it refuses connections"
+    wide = await opened.page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 390, "the page scrolls sideways on a phone"
+    assert opened.errors == []
+
+
+async def test_every_density_is_accessible(open_page: Open) -> None:
+    opened = await open_page(documents.fleet(10, 9), width=390, dark=True)
+    for density in ("compact", "dense"):
+        await opened.page.get_by_label("Tiles").select_option(density)
+        assert await opened.page.locator(f".tiles.{density} > .tile").count() == 10
+        assert await opened.violations() == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_every_view_is_accessible(open_page: Open, made: MadeRouter, dark: bool) -> None:
+    made.explanation = explanation()
+    opened = await open_page(documents.fleet(4, 1), dark=dark)
+    await opened.page.get_by_role("button", name="rag-worker-1", exact=True).click()
+    assert await opened.violations() == []
+    await opened.page.keyboard.press("Escape")
+    await opened.page.get_by_role("link", name="Decisions").click()
+    assert await opened.violations() == []
+    await opened.page.get_by_role("link", name="Explain").click()
+    await opened.page.get_by_label("Prompt", exact=True).fill("Hello")
+    await opened.page.keyboard.press("Control+Enter")
+    await opened.page.wait_for_selector(".verdict")
+    assert await opened.violations() == []
+    assert opened.errors == []
+
+
+async def test_a_text_of_others_is_never_markup(open_page: Open, made: MadeRouter) -> None:
+    opened = await open_page(documents.hostile())
+    assert (await opened.texts(".tile-name"))[0].startswith(documents.SCRIPT)
+    assert documents.SCRIPT in (await opened.texts(".decision"))[0]
+    assert documents.SCRIPT in (await opened.texts(".router"))[0]
+    await opened.page.locator(".tile-name button").first.click()
+    assert documents.SCRIPT in await opened.text("#worker")
+    await opened.page.keyboard.press("Escape")
+
+    made.explanation = explanation(worker_id=documents.SCRIPT, reason=documents.SCRIPT, unread=documents.SCRIPT)
+    made.explanation["candidates"][0] |= {"worker_id": documents.SCRIPT, "why_not_matching": documents.SCRIPT}
+    made.explanation["left_out"][0] |= {"worker": documents.SCRIPT, "why": documents.SCRIPT, "state": documents.SCRIPT}
+    await opened.page.get_by_role("link", name="Explain").click()
+    await opened.page.get_by_label("Prompt", exact=True).fill(documents.SCRIPT)
+    await opened.page.get_by_role("button", name="Explain").click()
+    await opened.page.wait_for_selector(".verdict")
+    assert documents.SCRIPT in await opened.text(".verdict")
+    assert made.asked[0][1]["prompt"] == documents.SCRIPT
+
+    assert await opened.page.locator("main script, main img, dialog script, dialog img").count() == 0
+    assert "owned" not in await opened.page.title()
+    assert opened.errors == []
+
+
+async def test_the_policy_of_the_page_forbids_markup_and_scripts(open_page: Open) -> None:
+    opened = await open_page(documents.fleet(1))
+    for attack in (
+        "document.body.insertAdjacentHTML('beforeend', '<b>markup</b>')",
+        "setTimeout('document.title = \"owned\"')",
+    ):
+        with pytest.raises(Error, match=r"requires 'Trusted(HTML|Script)' assignment"):
+            await opened.page.evaluate(f"() => {{ {attack} }}")
+    await opened.page.evaluate(
+        "() => { const s = document.createElement('style'); s.append('body { color: red }'); document.body.append(s) }"
+    )
+    assert any("style-src" in error for error in opened.errors)
