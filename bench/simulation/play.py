@@ -1,13 +1,9 @@
-"""One simulated run from its description to its result, in this process or in several at once."""
+"""One simulated run, from its description to its result."""
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing import active_children, get_context
 from typing import Any
 
 from bench.prompts import Prompt, prompts
@@ -95,43 +91,6 @@ def play_out(play: Play, progress: Progress = ignore_progress) -> tuple[Result, 
     return summarise(records, info), records
 
 
-def _result(play: Play) -> Result:
+def result_of(play: Play) -> Result:
+    """The result of `play_out`."""
     return play_out(play)[0]
-
-
-def play_all(
-    plays: Sequence[Play], jobs: int | None = None, done: Callable[[int], None] = lambda played: None
-) -> list[Result]:
-    """The results of all, in their order, whatever the number of processes. `jobs`: how many processes, None: one for
-    each core. `done(n)` is called when n have been played.
-
-    Raises what `play_out` raises. An interrupt ends the processes at once.
-    """
-    jobs = min(jobs or os.cpu_count() or 1, len(plays))
-    results: dict[int, Result] = {}
-    if jobs <= 1:
-        for number, play in enumerate(plays):
-            results[number] = _result(play)
-            done(len(results))
-        return [results[number] for number in range(len(plays))]
-    # Forked processes would inherit the threads' locks of a progress bar.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _die_at_once) as pool:
-        futures: dict[Future[Result], int] = {pool.submit(_result, play): n for n, play in enumerate(plays)}
-        try:
-            waiting = set(futures)
-            while waiting:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    results[futures[future]] = future.result()
-                done(len(results))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():
-                process.terminate()
-            raise
-    return [results[number] for number in range(len(plays))]
-
-
-def _die_at_once() -> None:
-    """Ctrl-C reaches every process of the terminal: those that simulate end without a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

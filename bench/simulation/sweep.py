@@ -16,7 +16,8 @@ from bench.curves import Curve, Panel, plot_curves
 from bench.report import milliseconds, percent, ratio, seconds
 from bench.result import Result, write_json
 from bench.simulation.cluster import ClusterShape, kind_of_profile
-from bench.simulation.play import Play, play_all
+from bench.simulation.play import Play, result_of
+from bench.simulation.processes import Processes
 from router.core.strategies import find_strategy
 
 MOST_POINTS = 10_000
@@ -172,7 +173,7 @@ def run_sweep(
     jobs: int | None = None,
     done: Callable[[int], None] = lambda played: None,
 ) -> list[Point]:
-    """Every combination, in the order of `grid`. Raises `SweepError`, and what `play_all` raises."""
+    """Every combination, in the order of `grid`. Raises `SweepError`, and what `play_out` raises."""
     points = grid(axes)
     plays = []
     for point in points:
@@ -182,7 +183,9 @@ def run_sweep(
         except ValueError as error:
             at = ", ".join(f"{name}={value}" for name, value in point.items())
             raise SweepError(f"--sweep {at}: {error}") from None
-    return [Point(point, result) for point, result in zip(points, play_all(plays, jobs, done), strict=True)]
+    with Processes(jobs) as processes:
+        results = processes.map(result_of, plays, done)
+    return [Point(point, result) for point, result in zip(points, results, strict=True)]
 
 
 def write_sweep(points: Sequence[Point], out: Path) -> None:

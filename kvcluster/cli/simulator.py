@@ -90,3 +90,52 @@ def predict(
     from kvcluster.commands.simulate import predict
 
     raise typer.Exit(predict(manifest, records, load))
+
+
+@app.command()
+@takes("load", LoadOptions)
+def plan(
+    manifest: Manifest,
+    load: LoadOptions,
+    ttft_p95: Annotated[
+        str | None, typer.Option("--ttft-p95", metavar="TIME", help="Bound of the time to first token, say 500ms.")
+    ] = None,
+    tpot_p95: Annotated[
+        str | None, typer.Option("--tpot-p95", metavar="TIME", help="Bound of the time per output token, say 50ms.")
+    ] = None,
+    profiles: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Profiles to plan for; default: the manifest's.")
+    ] = "",
+    price: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROFILE=USD", help="Price of an hour of one worker; repeat, or give one number for all."),
+    ] = None,
+    max_workers: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Largest cluster to consider.")] = 64,
+    network_delay: NetworkDelay = 0.001,
+    feed_delay: FeedDelay = 0.001,
+    jobs: Jobs = None,
+    out: Out = Path("results"),
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Find out how many workers a workload needs, of which profile, and at what cost, by simulation.
+
+    Exit code 0: there is a plan; 1: the bounds cannot be met, and it says why; 2: the input is wrong.
+    """
+    from bench.simulation import Delays
+    from kvcluster.commands.plan import plan
+
+    raise typer.Exit(
+        plan(
+            manifest,
+            load,
+            Delays(network_delay, feed_delay),
+            ttft_p95=ttft_p95,
+            tpot_p95=tpot_p95,
+            profiles=[name.strip() for name in profiles.split(",") if name.strip()],
+            prices=price or (),
+            most=max_workers,
+            jobs=jobs,
+            out=out,
+            as_json_only=json,
+        )
+    )

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from bench.record import Record
 from bench.result import Result
 from bench.simulation import ClusterShape, Scenario
-from bench.simulation.play import Play, play_all, play_out
+from bench.simulation.play import Play, play_out, result_of
+from bench.simulation.processes import Processes
 from bench.simulation.sweep import (
     PARAMETERS,
     SweepError,
@@ -189,8 +190,8 @@ def failing() -> Play:
 
 
 def test_a_failure_in_another_process_is_raised_here() -> None:
-    with pytest.raises(ValueError, match="cannot read"):
-        play_all([failing(), failing()], jobs=2)
+    with pytest.raises(ValueError, match="cannot read"), Processes(2) as processes:
+        processes.map(result_of, [failing(), failing()])
 
 
 @pytest.mark.process
