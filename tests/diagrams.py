@@ -24,6 +24,7 @@ from bench.simulation.worker import transition as simulated_transition
 from controller.kube.connections import API_SERVER_TRANSITIONS, ApiServerEvent, ApiServerState
 from controller.local.process import PROCESS_TRANSITIONS, ProcessEvent, ProcessState
 from controller.reconcile.queue import KEY_TRANSITIONS, KeyEvent, KeyState
+from kvcluster.top.following import READER_TRANSITIONS, ReaderEvent, ReaderState
 from router.core import ledger, worker_state
 from router.core.view import ViewEvent, ViewState
 from router.core.view import transition as view_transition
@@ -191,6 +192,7 @@ MACHINES: tuple[Machine, ...] = (
         events_of(ApiServerEvent),
     ),
     Machine("queue entry", KeyState, KeyState.IDLE, by_table(KEY_TRANSITIONS), events_of(KeyEvent)),
+    Machine("live document", ReaderState, ReaderState.CONNECTING, by_table(READER_TRANSITIONS), events_of(ReaderEvent)),
     Machine(
         "local process", ProcessState, ProcessState.STARTING, by_table(PROCESS_TRANSITIONS), events_of(ProcessEvent)
     ),

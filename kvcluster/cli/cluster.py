@@ -89,6 +89,57 @@ def explain(
     raise typer.Exit(explain(name, namespace=namespace, context=context, kubeconfig=kubeconfig, as_json=json))
 
 
+Sort = Annotated[
+    str,
+    typer.Option(metavar="COLUMN", help="Sort the workers by this column; -COLUMN: the other way round."),
+]
+Once = Annotated[bool, typer.Option("--once", help="Print what there is now, and end.")]
+Lines = Annotated[bool, typer.Option("--json", help="Print each document as a line of JSON.")]
+
+
+@app.command()
+def top(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[URL|NAME]",
+            help="Management URL of a router, or the name of a KVCluster in Kubernetes; default: http://127.0.0.1:9000.",
+        ),
+    ] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    sort: Sort = "worker",
+    once: Once = False,
+    json: Lines = False,
+) -> None:
+    """Show routers, workers, history and decisions live in the terminal. The key ? lists the keys.
+
+    Exit code 0: ended; 1: it cannot be read; 2: it does not exist, or there is no cluster to ask.
+    """
+    from kvcluster.commands.top import target as meant
+    from kvcluster.commands.top import top
+
+    of = meant(target, namespace, context, kubeconfig)
+    raise typer.Exit(top(of, sort=sort, once=once, as_json=json))
+
+
+@plugin.command("top")
+def plugin_top(
+    name: Name,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    sort: Sort = "worker",
+    once: Once = False,
+    json: Lines = False,
+) -> None:
+    """Show routers, workers, history and decisions live in the terminal. The key ? lists the keys."""
+    from kvcluster.commands.top import Target, top
+
+    raise typer.Exit(top(Target(None, name, namespace, context, kubeconfig), sort=sort, once=once, as_json=json))
+
+
 @app.command()
 def metrics(
     urls: Annotated[

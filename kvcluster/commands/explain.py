@@ -48,13 +48,18 @@ def explain(name: str, *, namespace: str | None, context: str | None, kubeconfig
     return 0
 
 
+def check_names(name: str, namespace: str | None) -> None:
+    """Raises `BadNameError` if no KVCluster, or no namespace, can be called that."""
+    for what, text in (("name", name), ("namespace", namespace)):
+        if text is not None and not _NAME.fullmatch(text):
+            raise BadNameError(f"{text!r} is no {what}: use lower-case letters, digits and hyphens")
+
+
 async def read_page(
     name: str, namespace: str | None = None, context: str | None = None, kubeconfig: Path | None = None
 ) -> Page:
     """The page as of now. Raises `BadNameError`, `NoClusterError`, `NotFoundError` or `KubeApiError`."""
-    for what, text in (("name", name), ("namespace", namespace)):
-        if text is not None and not _NAME.fullmatch(text):
-            raise BadNameError(f"{text!r} is no {what}: use lower-case letters, digits and hyphens")
+    check_names(name, namespace)
     credentials = await find_credentials(kubeconfig, context=context, pod=False)
     async with ApiServer(credentials, "kvcluster-explain") as api:
         gathered = await gather(api, name, namespace or credentials.namespace)

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from controller.api.model import API_VERSION
 from controller.objects.names import MANAGEMENT_PORT, Component
 from controller.status import raw
-from controller.status.pods import active, is_running
+from controller.status.pods import active, is_ready, is_running
 from controller.status.report import ReportError, RouterReport, parse_report
 from runtime.kube.client import ApiServer
 from runtime.kube.errors import KubeApiError
@@ -56,12 +56,12 @@ class Gathered:
 
 async def gather(api: ApiServer, name: str, namespace: str) -> Gathered:
     """Reads a KVCluster and what belongs to it. Raises `NotFoundError`, or `KubeApiError` for the KVCluster itself."""
-    cluster = await _cluster(api, name, namespace)
+    cluster = await find_cluster(api, name, namespace)
     unread: list[str] = []
     core = f"/api/v1/namespaces/{_segment(namespace)}"
     # The controller of a Helm release with the KVCluster's name has the same labels name and instance.
     components = f"app.kubernetes.io/component in ({','.join(Component)})"
-    labels = f"app.kubernetes.io/name=kvcluster,app.kubernetes.io/instance={name},{components}"
+    labels = f"{_labels(name)},{components}"
     of_cluster = f"involvedObject.kind=KVCluster,involvedObject.name={name}"
     pods, own, warnings = await asyncio.gather(
         _items(api, "pods", f"{core}/pods", {"labelSelector": labels}, unread),
@@ -83,7 +83,23 @@ async def gather(api: ApiServer, name: str, namespace: str) -> Gathered:
     )
 
 
-async def _cluster(api: ApiServer, name: str, namespace: str) -> Raw:
+async def router_pods(api: ApiServer, name: str, namespace: str) -> list[str]:
+    """Names of the router pods of a KVCluster that run, those that are ready first. Raises `KubeApiError`."""
+    selector = f"{_labels(name)},app.kubernetes.io/component={Component.ROUTER}"
+    answer = await api.request_object(
+        "GET", f"/api/v1/namespaces/{_segment(namespace)}/pods", {"labelSelector": selector}
+    )
+    pods = [dict(item) for item in raw.objects(answer, "items")]
+    running = [pod for pod in active(pods, Component.ROUTER) if is_running(pod)]
+    return [raw.name(pod) for pod in sorted(running, key=lambda pod: not is_ready(pod))]
+
+
+def _labels(name: str) -> str:
+    return f"app.kubernetes.io/name=kvcluster,app.kubernetes.io/instance={name}"
+
+
+async def find_cluster(api: ApiServer, name: str, namespace: str) -> Raw:
+    """The KVCluster. Raises `NotFoundError` or `KubeApiError`."""
     collection = f"/apis/{API_VERSION}/namespaces/{_segment(namespace)}/{PLURAL}"
     try:
         return await api.request_object("GET", f"{collection}/{_segment(name)}")

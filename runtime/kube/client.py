@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Self
 
 import aiohttp
@@ -49,6 +49,33 @@ class WatchStream:
         except ValueError as error:
             raise KubeApiError.of(ApiFailureCause.MALFORMED, f"an event is too long: {error!r:.200}") from None
         return parse_json(line) if line else None
+
+    def close(self) -> None:
+        """Cut the connection."""
+        self._answer.close()
+
+
+class ByteStream:
+    """The body of an answer that lasts, in pieces."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, silence: float) -> None:
+        self._answer = answer
+        self._silence = silence
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """What comes, as it comes. Raises `KubeApiError`, also after `silence` seconds without a byte."""
+        try:
+            while True:
+                async with asyncio.timeout(self._silence):
+                    piece = await self._answer.content.readany()
+                if not piece:
+                    return
+                yield piece
+        except TimeoutError:
+            message = f"nothing came for {self._silence:g} s"
+            raise KubeApiError.of(ApiFailureCause.SILENT, message) from None
+        except _BROKEN as error:
+            raise KubeApiError.of(ApiFailureCause.CUT, f"the answer broke off: {error!r:.200}") from None
 
     def close(self) -> None:
         """Cut the connection."""
@@ -143,6 +170,18 @@ class ApiServer:
                 answer = await self._send("GET", path, asked, None, JSON)
                 if answer.status == 200:
                     return WatchStream(answer, watch.seconds + slack)
+                data = await answer.read()
+        except _BROKEN as error:
+            raise self._unreachable(error) from None
+        raise _refusal(answer, data)
+
+    async def stream(self, path: str, silence: float) -> ByteStream:
+        """The answer to a GET, open; it fails after `silence` seconds without a byte. Raises `KubeApiError`."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await self._send("GET", path, None, None, JSON)
+                if answer.status == 200:
+                    return ByteStream(answer, silence)
                 data = await answer.read()
         except _BROKEN as error:
             raise self._unreachable(error) from None

@@ -1,7 +1,7 @@
 """Figures that people are shown of a cluster equal sums over what its clients were answered, and over the workers'
 caches.
 
-Covered: hit rates (`/status`, kubectl's column, the dashboard, `kvcluster up`, `metrics`, `bench`), decisions,
+Covered: hit rates (`/status`, kubectl's column, the dashboard, `kvcluster up`, `top`, `metrics`, `bench`), decisions,
 requests, tokens, blocks and requests in flight, in the metrics, in `/status` and in `kvcluster up`.
 
 Not covered: times (their histograms are only counted here; tests/router/test_figures.py has them on a virtual clock),
@@ -10,7 +10,9 @@ figures of failures (tests/router/test_figures.py), and what `kvcluster explain`
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +128,12 @@ async def test_all_hit_rates_are_those_of_the_answers(start_cluster: StartCluste
             assert (figures.prompt_tokens, figures.cached_tokens, figures.hit_rate) == (prompt, cached, cached / prompt)
         first_tokens = next(each for each in engine.latencies if each.name == "time_to_first_token")
         assert first_tokens.count == engine.requests == period.figures.workers[0].requests
+        # `kvcluster top` shows the router's live document.
+        command = (sys.executable, "-m", "kvcluster", "top", management, "--once", "--json")
+        ended = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        totals = orjson.loads((await ended.communicate())[0])["totals"]
+        assert (totals["prompt_tokens"], totals["cached_tokens"]) == (prompt, cached)
+        assert totals["hit_rate"] == pytest.approx(cached / prompt, abs=0.001)
         # What `kvcluster bench` says is what the router counted meanwhile.
         workload = build_workload(WorkloadSpec("rag", limit=40, rate=100))
         result, driven = await measure(

@@ -85,8 +85,8 @@ class App:
             return
         if call.subresource == "proxy":
             assert self.client is not None
-            status, body, kind = await subresources.proxy(self.cluster, resource, call, self.client)
-            await self._send(call, send, status, body, kind)
+            async with subresources.proxied(self.cluster, resource, call, self.client) as answer:
+                await self._pass_on(answer, call, receive, send)
             return
         handle = subresources.scale if call.subresource == "scale" else handlers.handle
         status, body = handle(self.cluster, resource, call)
@@ -114,6 +114,24 @@ class App:
             shown.append((b"warning", f'299 - "{quoted}"'.encode()))
         await send({"type": "http.response.start", "status": status, "headers": shown})
         await send({"type": "http.response.body", "body": body})
+
+    async def _pass_on(self, answer: httpx.Response, call: Call, receive: Receive, send: Send) -> None:
+        """A pod's answer, as it comes, until it ends, breaks off, or the client leaves."""
+        self.requests.append(call.logged(answer.status_code))
+        kind = answer.headers.get("content-type", "application/octet-stream")
+        headers = [(b"content-type", kind.encode())]
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+
+        async def pieces() -> None:
+            with contextlib.suppress(httpx.HTTPError):
+                async for piece in answer.aiter_bytes():
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+
+        ends = [asyncio.ensure_future(pieces()), asyncio.ensure_future(_left(receive))]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for each in ends:
+            each.cancel()
 
     async def _plain(self, call: Call, send: Send) -> None:
         """Paths that name no resource."""
@@ -172,9 +190,13 @@ class App:
             await send({"type": "http.response.body", "body": b""})
 
 
-async def _disconnected(receive: Receive, watch: Watch) -> None:
+async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _disconnected(receive: Receive, watch: Watch) -> None:
+    await _left(receive)
     watch.cut()
 
 

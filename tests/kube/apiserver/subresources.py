@@ -1,12 +1,14 @@
 """Subresources of a kind of their own: scale, and the proxy of pods.
 
 Modelled: scales of custom resources and (without their selectors) of Deployments; GET through a pod's proxy by port
-number, as `kubectl kvcluster explain` asks. Checked against the real server by `test_conformance.py` (scale). Not
-modelled, and refused with 501: evictions, logs, tokens, attaching and forwarding of ports.
+number, as `kubectl kvcluster` asks, streams included. Checked against the real server by `test_conformance.py` (scale).
+Not modelled, and refused with 501: evictions, logs, tokens, attaching and forwarding of ports.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -74,8 +76,11 @@ def _rescale(cluster: Cluster, resource: Resource, stored: Stored, wanted: Any, 
     return writes.update(cluster, resource, stored, obj, call.ask(), patch=True)
 
 
-async def proxy(cluster: Cluster, resource: Resource, call: Call, client: httpx.AsyncClient) -> tuple[int, bytes, str]:
-    """Pass a request on to a pod: `pods/<name>:<port>/proxy/<path>`. Returns status, body and content type."""
+@contextlib.asynccontextmanager
+async def proxied(
+    cluster: Cluster, resource: Resource, call: Call, client: httpx.AsyncClient
+) -> AsyncIterator[httpx.Response]:
+    """A pod's answer to `pods/<name>:<port>/proxy/<path>`, whose body is read as it comes."""
     full = call.name
     call.name, _, port = full.partition(":")
     if not port.isdigit() or call.method != "GET":
@@ -87,8 +92,12 @@ async def proxy(cluster: Cluster, resource: Resource, call: Call, client: httpx.
     address = (stored.obj.get("status") or {}).get("podIP")
     if not address:
         raise bad_request(f"address not allowed: pod {full} has no IP")
+    request = client.build_request("GET", f"http://{address}:{port}/{call.tail}", params=call.query)
     try:
-        answer = await client.get(f"http://{address}:{port}/{call.tail}", params=call.query)
+        answer = await client.send(request, stream=True)
     except httpx.HTTPError as error:
         raise ApiError(503, f"error trying to reach service: {error}", "ServiceUnavailable") from None
-    return answer.status_code, answer.content, answer.headers.get("content-type", "application/octet-stream")
+    try:
+        yield answer
+    finally:
+        await answer.aclose()

@@ -1,0 +1,1 @@
+"""`kvcluster top`: the live document in a terminal."""
