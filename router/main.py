@@ -42,6 +42,7 @@ from router.server.recorder import Recorder
 from router.server.request_events import RequestEvents
 from router.server.resumption import Resumptions
 from router.server.tokenizer_loader import TokenizerLoader
+from router.server.tracing_setup import make_tracing
 from router.settings import Settings
 from router.sync.fleet_sync import FleetSync
 from router.sync.liveness import Ticker
@@ -56,6 +57,7 @@ from runtime.sockets import inherited, listen
 
 if TYPE_CHECKING:
     from router.discovery.kubernetes import Replacement
+    from router.server.tracing import Tracing
 
 logger = EventLogger("router")
 
@@ -156,6 +158,8 @@ def access_log(settings: Settings, digests: Digests, metrics: Metrics) -> Access
     return AccessLog(sys.stdout, form, digests, metrics, blocks=blocks, block_size=size)
 
 
+TRACING_CLOSE = 3.0
+"""Seconds that the export of the last spans may take."""
 MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=128 * 2**20, max_concurrent_requests=1024)
 """The limits of the management port. Workers push their full cache state there, which is far larger than a prompt."""
 
@@ -169,6 +173,7 @@ class Router:
         source: Discovery,
         load: Callable[[str], Tokenizer] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
     ) -> None:
         self.clock = clock
         self._settings = settings
@@ -227,7 +232,7 @@ class Router:
             on_busy=self.fleet_sync.busy,
             resumptions=Resumptions(self.prompts.known, self.prompts.read).of if settings.resume_streams else None,
         )
-        self.recorder = Recorder(self.metrics, clock)
+        self.recorder = Recorder(self.metrics, clock, tracing)
         salt = settings.access_log_salt
         digests = Digests(salt.get_secret_value().encode() if salt is not None else os.urandom(32))
         self.request_events = RequestEvents(self.recorder, digests, settings.block_size)
@@ -321,6 +326,8 @@ class Router:
         self.prompts.close()
         if self.access_log is not None:
             await asyncio.to_thread(self.access_log.close)
+        if self.recorder.tracing is not None:
+            await self.recorder.tracing.close(TRACING_CLOSE)
 
     def refused(self, status: int) -> None:
         """Count a request that broke a limit of the data port, which answered it with `status`."""
@@ -353,7 +360,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     policy = DrainPolicy(settings.drain_delay, settings.drain_limit)
     data_socket = _socket(settings.fd, settings.host, settings.port)
     management_socket = _socket(settings.management_fd, settings.management_host, settings.management_port)
-    router = Router(settings, source)
+    router = Router(settings, source, tracing=make_tracing())
     data = HttpServer(
         router.data_plane,
         data_socket,

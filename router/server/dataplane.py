@@ -71,7 +71,7 @@ class DataPlane:
         finally:
             self.metrics.requests.counts[str(code), self.strategy] += 1
             if record is not None:
-                self.recorder.end(record, code)
+                self.recorder.end(record, code, left=code == CLIENT_LEFT)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord | None) -> int:
         arrived = self.last_request = self.clock() if record is None else record.arrived

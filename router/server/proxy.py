@@ -342,10 +342,12 @@ class _ProxiedRequest:
 
     def _outgoing(self, url: str) -> UpstreamRequest:
         """The request as this worker gets it: a response that it may store has an id that names it."""
+        request, record = self.request, self.client.record
+        if record is not None and record.trace is not None:
+            request = replace(request, headers=record.trace.outgoing(request.headers))
         if not self.client.route.stores:
-            return self.request
-        name = response_id(uuid.uuid4().hex, url)
-        return replace(self.request, body=with_request_id(self.request.body, name))
+            return request
+        return replace(request, body=with_request_id(request.body, response_id(uuid.uuid4().hex, url)))
 
     def _failing(self, url: str, response: UpstreamResponse) -> FailureCause | None:
         """Why an answer should not reach the client while another worker may have a better one; None: it should."""

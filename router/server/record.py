@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.types import Message, Send
 
@@ -11,6 +12,9 @@ from router.core.decision import Decision, RouteRequest
 from router.core.latency_samples import Usage
 from router.server.measured import MeasuredKeys
 from router.upstream.interface import FailureCause
+
+if TYPE_CHECKING:
+    from router.server.tracing import RequestTrace
 
 
 @dataclass(slots=True)
@@ -51,12 +55,15 @@ class RequestRecord:
     cause: FailureCause | None = None
     """Why the answer broke off."""
     status: int = 0
-    """499: the client left before it was answered."""
+    """As the metrics count it."""
+    left: bool = False
+    """The client left before it had its whole answer."""
+    answer_status: int = 0
+    """As it was sent to the client."""
     sent_bytes: int = 0
     """Of the answer's body."""
-    head_at: float | None = None
-    """When status and headers were sent to the client."""
     ended: float = 0.0
+    trace: RequestTrace | None = None
     _keys: MeasuredKeys | None = None
     _searches: int = 0
     _looked_up_at: float = 0.0
@@ -68,7 +75,7 @@ class RequestRecord:
 
         def noting(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                self.head_at = self.clock()
+                self.answer_status = message["status"]
             else:
                 self.sent_bytes += len(message.get("body", b""))
             return send(message)
@@ -97,6 +104,8 @@ class RequestRecord:
         """The request goes to a worker."""
         if self._searches == 1 and self._keys is not None:
             self.phases = self._measured(self._keys, now)
+        if self.trace is not None:
+            self.trace.attempt(decision, len(self.attempts), now)
         self.attempts.append(Attempt(decision, self.choosing_at, now))
 
     def _measured(self, keys: MeasuredKeys, now: float) -> tuple[float, ...]:
@@ -112,11 +121,13 @@ class RequestRecord:
     def attempt_ended(self, cause: FailureCause | None) -> None:
         """The attempt under way failed, or answered the client (None). Idempotent."""
         if self.attempts and self.attempts[-1].ended_at is None:
-            self.attempts[-1].ended_at = self.clock()
+            self.attempts[-1].ended_at = now = self.clock()
             self.attempts[-1].cause = cause
+            if self.trace is not None:
+                self.trace.attempt_ended(cause, now)
 
-    def finish(self, status: int) -> None:
+    def finish(self, status: int, *, left: bool = False) -> None:
         """The request is over."""
-        self.status = status
+        self.status, self.left = status, left
         self.attempt_ended(self.cause)
         self.ended = self.clock()

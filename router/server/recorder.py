@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
 from router.core.decision import DecisionPhase
 from router.metrics import Metrics
 from router.server.record import RequestRecord
+
+if TYPE_CHECKING:
+    from router.server.tracing import Tracing
 
 MEASURED = 8
 """One in so many requests has its phases measured while nothing reads all records: measuring costs 10 µs."""
@@ -19,28 +23,35 @@ Reader = Callable[[RequestRecord], None]
 
 @dataclass(slots=True)
 class Recorder:
-    """`readers` get every request's record when it is over; they may come and go."""
+    """`readers` get every request's record when it is over; they may come and go. `tracing` traces every request that
+    its sampler wants."""
 
     metrics: Metrics
     clock: Callable[[], float]
+    tracing: Tracing | None = None
     readers: list[Reader] = field(default_factory=list)
     _turn: int = 1
 
     def begin(self, scope: Scope) -> RequestRecord | None:
         """The record of a request that has arrived; None if nothing would read it."""
-        whole = bool(self.readers)
+        whole = self.tracing is not None or bool(self.readers)
         if not whole:
             self._turn -= 1
             if self._turn:
                 return None
             self._turn = MEASURED
-        return RequestRecord(scope["method"], scope["path"], self.clock, self.clock(), whole)
+        record = RequestRecord(scope["method"], scope["path"], self.clock, self.clock(), whole)
+        if self.tracing is not None:
+            record.trace = self.tracing.begin(record, scope)
+        return record
 
-    def end(self, record: RequestRecord, status: int) -> None:
-        """The request is over."""
-        record.finish(status)
+    def end(self, record: RequestRecord, status: int, *, left: bool) -> None:
+        """The request is over. `left`: its client left before it had the whole answer."""
+        record.finish(status, left=left)
         if record.phases is not None:
             for phase, seconds in zip(DecisionPhase, record.phases, strict=True):
                 self.metrics.decision_phases[phase].observe(seconds)
         for reader in self.readers:
             reader(record)
+        if record.trace is not None:
+            record.trace.end(record)

@@ -16,6 +16,7 @@ import pytest
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
 from router.discovery.sources import Discovery, StaticDiscovery
 from router.main import MANAGEMENT_LIMITS, Router, http_limits
+from router.server.tracing import Tracing
 from router.settings import Settings
 from runtime.http.server import HttpServer
 from runtime.sockets import listen
@@ -105,12 +106,17 @@ def router_starter(tokenizer: Tokenizer) -> StartRouter:
         source: Discovery | None = None,
         load: Callable[[str], Tokenizer] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
         **settings: Any,
     ) -> AsyncIterator[RunningRouter]:
         # In turn, unless a test is about the choice itself: the first request goes to the first worker.
         chosen = Settings(**{"routing_strategy": "round_robin", "retry_deadline": 0.3, **settings})
         router = Router(
-            chosen, source or StaticDiscovery([worker.url for worker in workers]), load or load_tokenizer, clock
+            chosen,
+            source or StaticDiscovery([worker.url for worker in workers]),
+            load or load_tokenizer,
+            clock,
+            tracing,
         )
         if load is None:
             router.tokenizer.loaded(tokenizer)
