@@ -139,3 +139,29 @@ def plan(
             as_json_only=json,
         )
     )
+
+
+@app.command()
+def record(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The trace, JSON lines.")],
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[URL]...", help="Management URLs of the routers, say http://127.0.0.1:9000."),
+    ] = None,
+    access_log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Read this access log instead (of a router with --access-log json --access-log-blocks); - is standard "
+            "input, .gz is unpacked; repeat for several routers that share a salt.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, metavar="S", help="End after this time; default: at Ctrl-C.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="End after so many requests.")] = None,
+) -> None:
+    """Record a trace of a cluster's requests, with blocks as numbers and no text, for --trace of other commands."""
+    from kvcluster.commands.record import record
+
+    raise typer.Exit(record(urls or (), access_log or (), out, seconds=seconds, limit=limit))
