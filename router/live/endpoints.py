@@ -4,7 +4,7 @@ that other routers ask for."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Protocol
 
@@ -16,7 +16,7 @@ from kvcache.errors import error_body
 from kvcache.feed import JSON
 from router.live.broadcast import INTERVAL, VIEWERS, Broadcast
 from router.live.document import DecisionLive, Live, RouterLive, encode
-from router.live.gather import Gatherer
+from router.live.gather import Describe, Gatherer
 from router.live.report import Report, encode_report, latest, live, merged
 from router.live.static import INDEX, PageFile, answer, load_page
 
@@ -38,10 +38,10 @@ class Peers(Protocol):
 
 @dataclass(slots=True)
 class LiveEndpoints:
-    """`router()` describes this router's own state."""
+    """`router` describes this router's own state, given its workers."""
 
     gatherer: Gatherer
-    router: Callable[[], RouterLive]
+    router: Describe
     peers: Peers
     broadcast: Broadcast = field(init=False)
     _page: dict[str, PageFile] | None = field(default=None, init=False)
@@ -79,7 +79,7 @@ class LiveEndpoints:
 
     async def report(self, after: Annotated[int, Query(ge=0)] = 0) -> Response:
         """This router's own report (`router.live.report`), for other routers; of its history, steps `after` that."""
-        report = self.gatherer.report(self.router(), after)
+        report = self.gatherer.report(self.router, after)
         return Response(encode_report(report), headers=_NO_STORE, media_type=JSON)
 
     async def events(self) -> Response:
@@ -87,7 +87,7 @@ class LiveEndpoints:
         return _EventStream(self.broadcast)
 
     def _own(self) -> Report:
-        return self.gatherer.report(self.router())
+        return self.gatherer.report(self.router)
 
     async def _all(self) -> Report:
         answers = await self.peers.reports()

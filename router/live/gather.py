@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from typing import TypeAlias
 
 from router.core.decision import Decision, RecentDecisions
 from router.core.fleet import Fleet, WorkerStatus
@@ -19,6 +20,10 @@ BOUNDS = (TTFT_BUCKETS, TPOT_BUCKETS)
 """Upper bounds of the histograms in a report."""
 LATE = 0.02
 """Seconds after the end of a step at which its reading is taken: a timer may run a little early."""
+
+
+Describe: TypeAlias = Callable[[Sequence[WorkerStatus]], RouterLive]
+"""Describes a router, given its workers."""
 
 
 @dataclass(slots=True)
@@ -63,10 +68,12 @@ class Gatherer:
         )
         self._recorder.take(reading, self.wall())
 
-    def report(self, router: RouterLive, after: int = 0) -> Report:
-        """What this router, described by `router`, knows now. Of its history, the steps with numbers above `after`.
-        O(workers)."""
-        now, name = self.clock(), router.name
+    def report(self, describe: Describe, after: int = 0) -> Report:
+        """What this router knows now. Of its history, the steps with numbers above `after`. O(workers)."""
+        now = self.clock()
+        workers = self.fleet.workers(now)
+        router = describe(workers)
+        name = router.name
         return Report(
             bounds=BOUNDS,
             instance=self.instance,
@@ -74,7 +81,7 @@ class Gatherer:
             uptime_seconds=now - self.started,
             workers=tuple(
                 sorted(
-                    (_worker(each, self.pod(each.url), name) for each in self.fleet.workers(now)),
+                    (_worker(each, self.pod(each.url), name) for each in workers),
                     key=lambda worker: worker.url,
                 )
             ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum, auto
 from typing import Annotated, Any
@@ -142,9 +142,10 @@ class Management:
                     await self.changed.wait()
         return _json(page)
 
-    def _readiness(self) -> dict[str, Any]:
-        discovery, now = self.discovery(), self.clock()
-        workers, ready_at = self.fleet.workers(now), self.fleet.ready_at
+    def _readiness(self, workers: Sequence[WorkerStatus] | None = None) -> dict[str, Any]:
+        discovery, now, ready_at = self.discovery(), self.clock(), self.fleet.ready_at
+        if workers is None:
+            workers = self.fleet.workers(now)
         ready = sum(worker.ready for worker in workers)
         waits = ready_at is not None and now - ready_at <= self.request_wait
         if self.state is RouterState.CLOSING:
@@ -159,9 +160,9 @@ class Management:
             why = None
         return {"ready": why is None, "workers_ready": ready, "reason": why, "discovery": discovery.public()}
 
-    def described(self, name: str, started: float) -> RouterLive:
+    def described(self, name: str, started: float, workers: Sequence[WorkerStatus]) -> RouterLive:
         """This router, as the live document shows it."""
-        readiness, discovery = self._readiness(), self.discovery()
+        readiness, discovery = self._readiness(workers), self.discovery()
         return RouterLive(
             name,
             url="",
