@@ -82,7 +82,8 @@ class LineDisplay(Display):
         self.say(change_line(status))
 
     def ready(self, endpoints: Endpoints) -> None:
-        self.say(f"ready: OpenAI API at {endpoints.url}/v1, management at {endpoints.management_url}")
+        page = f"{endpoints.management_url}/"
+        self.say(f"ready: OpenAI API at {endpoints.url}/v1, live page at {page}, management at the same port")
 
     def view(self, view: ClusterView) -> None:
         return None
@@ -182,6 +183,7 @@ class TableDisplay(Display):
 
     def ready(self, endpoints: Endpoints) -> None:
         self.say(f"OpenAI API   {endpoints.url}/v1")
+        self.say(f"Live page    {endpoints.management_url}/")
         self.say(f"Management   {endpoints.management_url}")
         self.say(f"Logs         {endpoints.log_dir}")
         self.say("Ctrl-C stops")

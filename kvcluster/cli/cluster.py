@@ -141,6 +141,30 @@ def plugin_top(
 
 
 @app.command()
+@plugin.command()
+def dashboard(
+    name: Name,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Local port of the page; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Open the live page of a KVCluster in a Kubernetes cluster, until Ctrl-C.
+
+    The page is forwarded from a router pod through the API server, as kubectl port-forward does; when that pod is
+    replaced, from another one.
+
+    Exit code 0: ended; 1: it cannot be reached; 2: it does not exist, or there is no cluster to ask.
+    """
+    from kvcluster.commands.dashboard import dashboard
+
+    raise typer.Exit(
+        dashboard(name, namespace=namespace, context=context, kubeconfig=kubeconfig, port=port, browser=browser)
+    )
+
+
+@app.command()
 def metrics(
     urls: Annotated[
         list[str] | None,

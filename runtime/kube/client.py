@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Self
 
 import aiohttp
@@ -109,6 +110,8 @@ class ApiServer:
             ssl=self._client.rest_client.ssl_context,
             socket_factory=sockets,
         )
+        self._proxy = configuration.proxy
+        self._websockets: aiohttp.ClientSession | None = None
         configuration.client_session_kwargs = {"connector": self._connector, "middlewares": tuple(middlewares)}
 
     async def __aenter__(self) -> Self:
@@ -119,6 +122,8 @@ class ApiServer:
 
     async def close(self) -> None:
         """Cut every connection."""
+        if self._websockets is not None:
+            await self._websockets.close()
         await self._client.close()  # type: ignore[no-untyped-call]
         await self._connector.close()
 
@@ -187,12 +192,37 @@ class ApiServer:
             raise self._unreachable(error) from None
         raise _refusal(answer, data)
 
+    async def websocket(self, path: str, query: Mapping[str, str], protocol: str) -> aiohttp.ClientWebSocketResponse:
+        """A WebSocket of this subprotocol. Raises `KubeApiError`."""
+        url, headers, _ = await self._request("GET", path, query, None, JSON)
+        if self._websockets is None:
+            self._websockets = aiohttp.ClientSession(connector=self._connector, connector_owner=False)
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._websockets.ws_connect(
+                    url, headers=headers, protocols=(protocol,), max_msg_size=0, proxy=self._proxy
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            raise status_error(error.status, "", {"message": HTTPStatus(error.status).phrase}) from None
+        except _BROKEN as error:
+            raise self._unreachable(error) from None
+
     async def _send(
         self, method: str, path: str, query: Mapping[str, str] | None, body: Mapping[str, Any] | None, content_type: str
     ) -> aiohttp.ClientResponse:
+        url, headers, sent = await self._request(method, path, query, body, content_type)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
+        answer = await self._client.call_api(method, url, headers, sent, _request_timeout=timeout)
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+    async def _request(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Mapping[str, Any] | None, content_type: str
+    ) -> tuple[str, dict[str, str], Any]:
+        """URL, headers and body of a request."""
         try:
             # Anew each time: a service account's token is replaced every hour.
-            method, url, headers, sent, _ = await self._client.param_serialize(
+            _, url, headers, sent, _ = await self._client.param_serialize(
                 method,
                 path,
                 query_params=list((query or {}).items()),
@@ -203,10 +233,7 @@ class ApiServer:
         except (ConfigException, OSError) as error:
             message = f"the service account's token cannot be read: {error}"
             raise KubeApiError.of(ApiFailureCause.UNAUTHORIZED, message) from None
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
-        answer = await self._client.call_api(method, url, headers, sent, _request_timeout=timeout)
-        response: aiohttp.ClientResponse = answer.response
-        return response
+        return url, headers, sent
 
     def _unreachable(self, error: Exception) -> KubeApiError:
         if isinstance(error, TimeoutError):

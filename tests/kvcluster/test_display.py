@@ -70,7 +70,8 @@ def test_lines():
     assert lines == [
         "12:00:00 demo-worker-0 ready (pid 11)\n",
         "12:00:00 demo-worker-0 backoff: exited with code 3\n",
-        "12:00:00 ready: OpenAI API at http://127.0.0.1:8000/v1, management at http://127.0.0.1:9000\n",
+        "12:00:00 ready: OpenAI API at http://127.0.0.1:8000/v1, live page at http://127.0.0.1:9000/, "
+        "management at the same port\n",
     ]
 
 

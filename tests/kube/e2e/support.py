@@ -13,6 +13,7 @@ import httpx
 from bench.loadgen import LoadOptions, drive
 from bench.record import Record
 from bench.workloads import WorkloadSpec, build_workload
+from router.live.document import Live, decode
 from tests.kube.kubelet import FakeNode
 from tests.kube.operator.support import NAMESPACE, Cluster, Controller, Object
 from tests.processes import eventually
@@ -93,6 +94,12 @@ class World:
     def url(self, name: str = "rag") -> str:
         """What a client in the cluster would ask."""
         return f"http://{self.node.cluster_ip(NAMESPACE, f'{name}-router')}:8000"
+
+    async def live(self, pod: str) -> Live:
+        """The live document that the page of this router pod shows."""
+        (found,) = [each for each in await self.pods("router") if each["metadata"]["name"] == pod]
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return decode((await client.get(f"http://{found['status']['podIP']}:9000/live")).content)
 
     async def restart(self, component: str, name: str = "rag") -> None:
         """`kubectl rollout restart`."""

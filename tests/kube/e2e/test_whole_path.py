@@ -6,10 +6,14 @@ controllers do not run here.
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
 from controller.status.compute import HELD_PERMILLE
+from router.core.worker_state import WorkerPhase
+from router.live.document import RouterPhase
 from tests.kube.backends import used
 from tests.kube.e2e.support import SPEED, World, failures
 from tests.kube.operator.support import OBJECTS
@@ -39,6 +43,13 @@ async def test_requests_flow_while_everything_changes(world: World):
     )
     assert failures(records) == []
     assert len(records) > 100
+    pods = {pod["metadata"]["name"] for pod in await world.pods("router")}
+    shown = await asyncio.gather(*(world.live(pod) for pod in pods))
+    for document in shown:
+        assert {router.name for router in document.routers} == pods, "each router's page shows all of them"
+        assert {router.state for router in document.routers} == {RouterPhase.SERVING}
+        assert {worker.state for worker in document.workers} == {WorkerPhase.SERVING}
+    assert len({document.totals.requests for document in shown}) == 1, "and counts the requests of all"
     await world.api.delete("kvclusters", "rag")
 
     async def gone() -> bool:

@@ -175,6 +175,23 @@ async def test_streams_end_when_the_router_closes(start_router: StartRouter) -> 
         assert b"retry: 2000" in await answer.aread()
 
 
+async def test_the_page_and_its_files_may_run_nothing_else(start_router: StartRouter) -> None:
+    async with start_router() as router:
+        page = await router.management.get("/")
+        assert page.status_code == 200
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'self';" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert page.headers["x-content-type-options"] == "nosniff"
+        again = await router.management.get("/", headers={"if-none-match": f'"other", W/{page.headers["etag"]}'})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == page.headers["etag"]
+        for name in ("nothing.js", "..%2Fendpoints.py", "inter.LICENSE"):
+            assert (await router.management.get(f"/page/{name}")).status_code == 404
+
+
 # --- several routers ---
 
 
