@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 
 from controller.api.model import KVClusterSpec
+from controller.api.routing import LogForm
 from kvcache.profiles import format_latency
 
 Settings = Mapping[str, object]
@@ -67,7 +68,7 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
     """Settings of a router, except for its addresses and its source of workers."""
     limits, timeouts = spec.router.limits, spec.router.timeouts
     retries, liveness, ejection = spec.router.retries, spec.router.liveness, spec.router.ejection
-    total = limits.max_total_body_bytes
+    total, log = limits.max_total_body_bytes, spec.router.access_log
     return {
         "strategy": spec.router.strategy.value,
         "model": spec.model_name,
@@ -106,6 +107,8 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
         "longest-pause": ejection.pause_seconds,
         "session-ttl": spec.router.sessions.ttl_seconds,
         "session-limit": spec.router.sessions.limit,
+        "access-log": log.format.value if log.format is not LogForm.OFF else None,
+        "access-log-blocks": log.blocks or None,
         "resume-streams": spec.router.resume_streams or None,
         "grace-period": spec.workers.drain_seconds,
         **chat_settings(spec),

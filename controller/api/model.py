@@ -32,7 +32,17 @@ from controller.api.common import (
 from controller.api.cpu_cache import CpuCache
 from controller.api.exposure import HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
 from controller.api.latency import Latency
-from controller.api.routing import Ejection, Limits, Liveness, Retries, ServedCluster, Sessions, Strategy, Timeouts
+from controller.api.routing import (
+    AccessLog,
+    Ejection,
+    Limits,
+    Liveness,
+    Retries,
+    ServedCluster,
+    Sessions,
+    Strategy,
+    Timeouts,
+)
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, UnknownProfileError, profile
 
 API_VERSION: Final = "kvcluster.dev/v1alpha1"
@@ -210,6 +220,10 @@ class Router(Placement):
     liveness: Liveness = Liveness()
     ejection: Ejection = Ejection()
     sessions: Sessions = Sessions()
+    access_log: AccessLog = AccessLog()
+    env: list[EnvVar] = Field(default_factory=list, max_length=64)
+    """Environment variables of the routers: `OTEL_*` for traces (see `docs/tracing.md`), a proxy, a salt from a Secret.
+    They overrule those of `spec.model.env` with the same name."""
     resume_streams: bool = False
     """Whether a stream whose worker fails goes on at another one: see `docs/router.md`."""
     cors_origins: list[Annotated[str, Field(pattern=ORIGIN_PATTERN, max_length=256)]] = Field(
@@ -232,6 +246,11 @@ class Router(Placement):
     """Container image of the routers. Default: the release's own."""
     image_pull_policy: Annotated[PullPolicy | None, CLUSTER_ONLY] = None
     """When the image is pulled. Default: the controller's setting for its own image, else Kubernetes' default."""
+
+    @model_validator(mode="after")
+    def _env_names_are_unique(self) -> Router:
+        check_unique_names(self.env)
+        return self
 
 
 class Scaler(StrEnum):

@@ -107,6 +107,24 @@ class Liveness(SpecModel):
     """Seconds after which a view of a cache that nothing confirms is no longer used (`--view-timeout`)."""
 
 
+class LogForm(StrEnum):
+    """How lines of the access log are written."""
+
+    OFF = "off"
+    TEXT = "text"
+    JSON = "json"
+
+
+class AccessLog(SpecModel):
+    """A line for each request on the router's standard output: see `docs/router.md`."""
+
+    format: Annotated[LogForm, Field(strict=False)] = LogForm.OFF
+    """`json`, `text` (key=value), or `off`."""
+    blocks: bool = False
+    """Whether a line names the blocks of its prompt by salted digests, for `kvcluster record`. So that the lines of
+    several routers can be joined, give all of them one salt: `ROUTER_ACCESS_LOG_SALT` in `spec.router.env`."""
+
+
 class Sessions(SpecModel):
     """Which sessions a router remembers, so that a session's requests stay together where workers cost the same."""
 

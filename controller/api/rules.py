@@ -129,5 +129,6 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
     ),
     ("spec", "engine", "env", "[]"): _VARIABLE,
     ("spec", "model", "env", "[]"): _VARIABLE,
+    ("spec", "router", "env", "[]"): _VARIABLE,
 }
 """Where a rule stands in a manifest -> the rules that stand there."""

@@ -99,7 +99,7 @@ def _router(manifest: KVCluster, addresses: Addresses) -> DesiredProcess:
         listeners=(("--fd", addresses.router), ("--management-fd", addresses.management)),
         probe=f"{addresses.management}/ready",
         grace=spec.workers.drain_seconds,
-        env=_environment(spec.model.env),
+        env=_environment([*spec.model.env, *spec.router.env]),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from controller.api.common import EnvVar, Placement
 from controller.api.model import SCRATCH_VOLUME
@@ -169,8 +169,10 @@ def container_resources(placement: Placement) -> Object:
     return {kind: amounts for kind, amounts in wanted.items() if amounts}
 
 
-def container_env(variables: Iterable[EnvVar]) -> list[Object]:
-    """`env` of a container."""
+def container_env(shared: Sequence[EnvVar], own: Sequence[EnvVar] = ()) -> list[Object]:
+    """`env` of a container: variables that it shares with others, and its own, which win."""
+    names = {variable.name for variable in own}
+    variables = [*(variable for variable in shared if variable.name not in names), *own]
     return [
         {"name": variable.name, "value": variable.value}
         if variable.value_from is None

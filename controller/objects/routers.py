@@ -40,7 +40,7 @@ def build_router_deployment(cluster: Cluster) -> Object:
         image=router.image,
         pull_policy=router.image_pull_policy,
         ports={HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT},
-        env=container_env(cluster.spec.model.env),
+        env=container_env(cluster.spec.model.env, router.env),
         probes=build_probes(MANAGEMENT, readiness="/ready", liveness="/health", startup=startup),
         resources=container_resources(router),
     )

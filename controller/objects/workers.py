@@ -270,9 +270,7 @@ def _is_ipv6(cluster: Cluster) -> bool:
 
 def _engine_env(cluster: Cluster) -> list[Object]:
     """The variables of model and engine. The engine's own win."""
-    own = {variable.name for variable in cluster.spec.engine.env}
-    shared = [variable for variable in cluster.spec.model.env if variable.name not in own]
-    return container_env([*shared, *cluster.spec.engine.env])
+    return container_env(cluster.spec.model.env, cluster.spec.engine.env)
 
 
 def _container_security(cluster: Cluster) -> Object:

@@ -25,7 +25,12 @@ def manifest(make_manifest) -> KVCluster:
         engine={"speed": 2.5, "seed": 7, "meanOutputTokens": 9, "args": ["--dev-mode"]},
         cache={"blockSize": 32, "blocks": 100},
         workers={"replicas": 2, "drainSeconds": 5},
-        router={"strategy": "least_loaded", "limits": {"maxConcurrentRequests": 77}, "resumeStreams": True},
+        router={
+            "strategy": "least_loaded",
+            "limits": {"maxConcurrentRequests": 77},
+            "resumeStreams": True,
+            "accessLog": {"format": "json", "blocks": True},
+        },
     )
 
 
@@ -68,6 +73,7 @@ def test_a_router_understands_its_command_line(manifest):
     assert (settings.model, settings.block_size, settings.speed) == ("m", 32, 2.5)
     assert (settings.max_concurrent_requests, settings.fd, settings.management_fd) == (77, 5, 6)
     assert settings.resume_streams
+    assert (settings.access_log, settings.access_log_blocks) == ("json", True)
 
 
 def test_a_router_takes_every_time_limit_of_the_spec(make_manifest):

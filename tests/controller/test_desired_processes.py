@@ -89,6 +89,19 @@ def test_the_router_gets_origins_and_paths_of_the_spec(make_manifest):
     assert (given["allowed-paths"], given["max-total-body-bytes"]) == ("/v1/load_lora_adapter", "4096")
 
 
+def test_the_router_gets_its_variables_and_its_access_log(make_manifest):
+    secret = {"secretKeyRef": {"name": "s", "key": "k"}}
+    env = [{"name": "OTEL_SDK_DISABLED", "value": "true"}, {"name": "IN_A_CLUSTER", "valueFrom": secret}]
+    given = {"env": env, "accessLog": {"format": "json", "blocks": True}}
+    manifest = make_manifest(workers={"replicas": 2}, model={"env": [{"name": "HF_TOKEN", "value": "t"}]}, router=given)
+    worker, _, router = desired_processes(manifest, ADDRESSES)
+    assert router.env == {"HF_TOKEN": "t", "OTEL_SDK_DISABLED": "true"}
+    assert worker.env == {"HF_TOKEN": "t"}
+    assert {"--access-log=json", "--access-log-blocks"} <= set(router.args)
+    plain = desired_processes(make_manifest(workers={"replicas": 2}), ADDRESSES)[-1]
+    assert not [arg for arg in plain.args if arg.startswith("--access-log")]
+
+
 def test_engine_args_come_last(make_manifest):
     manifest = make_manifest(workers={"replicas": 2}, engine={"args": ["--dev-mode", "--max-num-seqs=8"]})
     assert desired_processes(manifest, ADDRESSES)[0].args[-2:] == ("--dev-mode", "--max-num-seqs=8")

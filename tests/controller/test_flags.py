@@ -63,7 +63,7 @@ def test_every_flag_of_the_tables_is_refused():
         assert re.match(pattern(flag), f"{plain}=1")
 
 
-@pytest.mark.parametrize("part", ["engine", "model"])
+@pytest.mark.parametrize("part", ["engine", "model", "router"])
 @pytest.mark.parametrize(
     ("variable", "remedy"),
     [("VLLM_API_KEY", "in front of the routers"), ("VLLM_HOST_IP", "remove it"), ("WORKER_WORKER_ID", "remove it")],

@@ -264,6 +264,18 @@ def test_all_that_load_the_model_or_its_tokenizer_get_its_variables():
             assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"]["key"] == expected, "the engine's own wins"
 
 
+def test_the_routers_variables_are_theirs_alone_and_win_over_those_of_the_model():
+    endpoint = {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"}
+    salt = {"name": "ROUTER_ACCESS_LOG_SALT", "valueFrom": {"secretKeyRef": {"name": "s", "key": "salt"}}}
+    shared = [{"name": "HF_TOKEN", "value": "t"}, {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://other"}]
+    made = objects(model={"env": shared}, router={"env": [endpoint, salt], "accessLog": {"format": "text"}})
+    router = containers(made["Deployment/rag-router"])["router"]["env"]
+    assert router == [shared[0], endpoint, salt]
+    assert salt not in containers(made["Deployment/rag-worker"])["worker"]["env"]
+    assert made["ConfigMap/rag-router"]["data"]["ROUTER_ACCESS_LOG"] == "text"
+    assert "ROUTER_ACCESS_LOG_BLOCKS" not in made["ConfigMap/rag-router"]["data"]
+
+
 @pytest.mark.parametrize(
     ("network", "ipv6", "expected"),
     [
