@@ -17,9 +17,7 @@ import json
 import multiprocessing
 import os
 import random
-import shlex
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +29,8 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 from rich.table import Table
+
+from bench.foreign import RouterCommand, free_port
 
 ENGINES = 8
 CONNECTIONS = 32
@@ -127,13 +127,6 @@ def prompts(count: int, seed: int = 0) -> list[bytes]:
     return requests
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def _serve_engines(ports: Sequence[int]) -> None:
     async def serve() -> None:
         servers = [await asyncio.start_server(_engine, "127.0.0.1", port) for port in ports]
@@ -187,12 +180,12 @@ def measure(
     requests: Sequence[bytes],
     ready_seconds: float = READY_SECONDS,
 ) -> Row:
-    """Start one router by `command` ({port}, {workers} and {commas} filled in), drive it and stop it.
+    """Start one router by `command` (as in `RouterCommand`), drive it and stop it.
 
-    Raises `TimeoutError` when it does not answer.
+    Raises `RouterCommandError`, and `TimeoutError` when it does not answer.
     """
-    port = _free_port()
-    argv = shlex.split(command.format(port=port, workers=" ".join(workers), commas=",".join(workers)))
+    port = free_port()
+    argv = RouterCommand(name, command).words(port, workers, "m")
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603 - the user's command
     try:
         uvloop.run(_ready(port, requests[0], ready_seconds))
@@ -226,7 +219,7 @@ def main() -> None:
         "kvcluster round_robin": own + " --strategy round_robin",
         **dict(router.split("=", 1) for router in options.router),
     }
-    ports = [_free_port() for _ in range(ENGINES)]
+    ports = [free_port() for _ in range(ENGINES)]
     engines = multiprocessing.get_context("spawn").Process(target=_serve_engines, args=(ports,), daemon=True)
     engines.start()
     workers = [f"http://127.0.0.1:{port}" for port in ports]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from bench.figures import percent, seconds
 from bench.prompts import Prompt
 from bench.record import Record
-from bench.report import percent, seconds
 from bench.result import Summary, quantile, summary
 from bench.simulation import ClusterShape, SeededTokens
 from worker.emulator.engine.engine import Engine

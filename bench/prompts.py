@@ -7,7 +7,7 @@ much: it is what the prompts share, limited only by the memory that there is.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.workloads import CHAT, MESSAGES, TimedRequest, Workload
@@ -70,12 +70,20 @@ class PooledCache:
         return frozenset(self._blocks)
 
 
-def pooled_hit_rate(prompts: Iterable[Prompt], capacity: int, block_size: int) -> float:
-    """Cached over all prompt tokens, if the prompts come one after the other; `capacity` in blocks."""
+def pooled_hit_rate(
+    prompts: Iterable[Prompt],
+    capacity: int,
+    block_size: int,
+    counts: Callable[[TimedRequest], bool] = lambda request: True,
+) -> float:
+    """Cached over all prompt tokens, if the prompts come one after the other; `capacity` in blocks. Requests that do
+    not count (those of a warm-up) fill the cache and are left out of the rate."""
     cache = PooledCache(capacity)
     hits = total = 0
     for prompt in prompts:
         keys = PrefixKeys(pack_tokens(prompt.tokens), block_size, prompt.scope).all()
-        hits += cache.admit(keys, (len(prompt.tokens) - 1) // block_size) * block_size
-        total += len(prompt.tokens)
+        found = cache.admit(keys, (len(prompt.tokens) - 1) // block_size) * block_size
+        if counts(prompt.request):
+            hits += found
+            total += len(prompt.tokens)
     return hits / total if total else 0.0

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from bench.record import HIT_SHARE, Record
+from bench.slo import Goodput, Slo
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,43 @@ class LoadgenHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmUp:
+    """The requests at the beginning that are sent but not measured: caches fill and queues build up meanwhile."""
+
+    requests: int = 0
+    seconds: float = 0.0
+    """By the time at which a request was due."""
+
+    def __bool__(self) -> bool:
+        return bool(self.requests or self.seconds)
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g} s" if self.seconds else f"{self.requests:,} requests"
+
+    def over(self, index: int, at: float) -> bool:
+        """Whether request number `index`, due at `at` seconds, is measured."""
+        return index >= self.requests and at >= self.seconds
+
+    def measured(self, records: Sequence[Record]) -> list[Record]:
+        """The records that count."""
+        return [r for r in records if self.over(r.index, r.scheduled)]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What of a run is measured."""
+
+    warm_up: WarmUp = WarmUp()
+    slo: Slo = field(default_factory=Slo)
+
+
+ALL = Measurement()
+"""Every request, without an SLO."""
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """One run of one strategy."""
+    """One run of one strategy. Where it had a warm-up, nothing here is about its requests."""
 
     strategy: str
     requests: int
@@ -95,7 +131,14 @@ class Result:
     """The same in words."""
     reasons: Mapping[str, int]
     duration_seconds: float
-    """From the start to the last answer."""
+    """From the start, or the end of the warm-up, to the last answer."""
+    requests_per_second: float
+    """Answered requests over `duration_seconds`."""
+    output_tokens_per_second: float
+    goodput: Goodput | None
+    """None: no SLO was given."""
+    warm_up_requests: int
+    """Sent before, and not measured."""
     ttft_percentiles: Sequence[float]
     """TTFT at 0 %, 1 %, ... 100 %; empty without answers."""
     config: Mapping[str, Any]
@@ -117,6 +160,8 @@ class RunInfo:
     """All workers, so that one without requests counts for the mean."""
     loadgen: LoadgenHealth | None = None
     extra_versions: Mapping[str, str] = field(default_factory=dict)
+    tallies: Mapping[str, WorkerTally] | None = None
+    """What the workers counted themselves over the whole run, for a router whose answers do not name the worker."""
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:
@@ -222,20 +267,25 @@ def running_skew(records: Iterable[Record], worker_ids: Sequence[str]) -> float 
     return largest * len(running) / total if total else None
 
 
-def summarise(records: Sequence[Record], info: RunInfo) -> Result:
+def summarise(records: Sequence[Record], info: RunInfo, measurement: Measurement = ALL) -> Result:
     """The result of a run. The figures are about the requests that were answered in full; the others are counted by
     cause."""
-    answered = [r for r in records if r.error is None]
+    measured = measurement.warm_up.measured(records) if measurement.warm_up else records
+    answered = [r for r in measured if r.error is None]
     told = [r for r in answered if r.hit is not None]
     prompt_tokens = sum(r.prompt_tokens or 0 for r in told)
     ttfts = sorted(r.ttft for r in answered if r.ttft is not None)
-    workers = _tallies(answered, info.worker_ids)
+    named = info.tallies is None
+    workers = _tallies(answered, info.worker_ids) if info.tallies is None else dict(info.tallies)
     computed = [tally.uncached_tokens for tally in workers.values()]
     overall = _split(answered)
+    begins = min((r.scheduled for r in measured), default=0.0) if measurement.warm_up else 0.0
+    lasts = max((r.finished for r in measured if r.finished is not None), default=begins) - begins
+    output_tokens = sum(r.output_tokens or 0 for r in answered)
     return Result(
         strategy=info.strategy,
-        requests=len(records),
-        errors=len(records) - len(answered),
+        requests=len(measured),
+        errors=len(measured) - len(answered),
         hit_rate=sum(r.cached_tokens or 0 for r in told) / prompt_tokens if prompt_tokens else None,
         ttft_seconds=overall.ttft_seconds,
         latency_seconds=overall.latency_seconds,
@@ -244,15 +294,23 @@ def summarise(records: Sequence[Record], info: RunInfo) -> Result:
         miss=_split([r for r in told if not r.hit]),
         match_blocks=_histogram(answered, info.block_size),
         workers=workers,
-        computed_tokens=sum(computed),
+        computed_tokens=sum((r.prompt_tokens or 0) - (r.cached_tokens or 0) for r in told),
         prefill_skew=max(computed) * len(computed) / sum(computed) if sum(computed) else None,
-        running_skew=running_skew(answered, info.worker_ids),
-        error_causes=dict(Counter(r.error.value for r in records if r.error is not None).most_common()),
-        error_details=dict(Counter(r.detail for r in records if r.detail).most_common()),
+        running_skew=running_skew(answered, info.worker_ids) if named else None,
+        error_causes=dict(Counter(r.error.value for r in measured if r.error is not None).most_common()),
+        error_details=dict(Counter(r.detail for r in measured if r.detail).most_common()),
         reasons=dict(Counter(r.reason for r in answered if r.reason).most_common()),
-        duration_seconds=max((r.finished for r in records if r.finished is not None), default=0.0),
+        duration_seconds=lasts,
+        requests_per_second=len(answered) / lasts if lasts > 0 else 0.0,
+        output_tokens_per_second=output_tokens / lasts if lasts > 0 else 0.0,
+        goodput=measurement.slo.goodput(measured) if measurement.slo else None,
+        warm_up_requests=len(records) - len(measured),
         ttft_percentiles=[quantile(ttfts, percent / 100) for percent in range(101)] if ttfts else [],
-        config={**info.config, "hit_share": HIT_SHARE},
+        config={
+            **info.config,
+            "hit_share": HIT_SHARE,
+            **({"warm_up": str(measurement.warm_up)} if measurement.warm_up else {}),
+        },
         versions=versions(info.extra_versions),
         seed=info.seed,
         loadgen=info.loadgen,

@@ -1,4 +1,4 @@
-"""One run against a live endpoint: build the workload, send it, print and write the result."""
+"""One run against a live endpoint, with a progress bar."""
 
 from __future__ import annotations
 
@@ -6,29 +6,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.loadgen import Driven, LoadOptions, drive
-from bench.record import write_records
-from bench.report import print_result
-from bench.result import Result, RunInfo, summarise, write_json
+from bench.experiment import Play, Played
+from bench.loadgen import LoadOptions, drive
+from bench.result import RunInfo
 from bench.workloads import Workload, WorkloadSpec, build_workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchOptions(LoadOptions):
-    """What `kvcluster bench` takes."""
+class LiveOptions(LoadOptions):
+    """How to send workloads to an endpoint."""
 
-    workload: WorkloadSpec
     block_size: int = 16
     """Tokens of a block, to count matched blocks if the router's header does not state them."""
-    json: Path | None = None
-    """Where the result goes."""
-    raw: Path | None = None
-    """Where the records go, one line for each request."""
 
     def __post_init__(self) -> None:
         if not self.speed > 0:
@@ -39,7 +32,7 @@ class BenchOptions(LoadOptions):
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int, int, int], None]]:
     """A bar that shows the answered requests. It yields a function that takes (sent, answered, failed)."""
     columns = (
-        TextColumn("{task.description:<16}"),
+        TextColumn("{task.description:<16}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
@@ -62,19 +55,25 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[
         yield update
 
 
+def run_title(contender: str, spec: WorkloadSpec) -> str:
+    """What a progress bar calls a run."""
+    return f"{contender}, seed {spec.seed}" + (f", {spec.rate:.3g}/s" if spec.rate is not None else "")
+
+
 async def measure(
     url: str,
     workload: Workload,
-    options: BenchOptions,
+    options: LiveOptions,
     console: Console,
     strategy: str = "",
     worker_ids: Sequence[str] = (),
-) -> tuple[Result, Driven]:
-    """Send the workload to `url` and return the result; only a progress bar is printed. Raises `EndpointError`."""
-    with progress_bar(console, strategy or workload.name, workload.count) as progress:
+    title: str = "",
+) -> Played:
+    """Send the workload to `url`; only a progress bar is printed. Raises `EndpointError`."""
+    with progress_bar(console, title or strategy or workload.name, workload.count) as progress:
         driven = await drive(url.rstrip("/"), workload, options, progress)
     info = RunInfo(
-        strategy=strategy or driven.strategy or "unknown",
+        strategy=strategy or driven.strategy or "endpoint",
         seed=workload.seed,
         config={
             "mode": "live",
@@ -89,19 +88,13 @@ async def measure(
         loadgen=driven.health,
         extra_versions={"aiohttp": version("aiohttp")},
     )
-    return summarise(driven.records, info), driven
+    return Played(driven.records, info)
 
 
-async def run(url: str, options: BenchOptions, console: Console) -> Result:
-    """Send a workload to any OpenAI endpoint, print the result and write the files that the options name.
+def endpoint_play(url: str, options: LiveOptions, console: Console) -> Play:
+    """Runs at an endpoint that is there already: its caches are cold at the first run only."""
 
-    Raises `WorkloadError` and `EndpointError`.
-    """
-    workload = build_workload(options.workload)
-    result, driven = await measure(url, workload, options, console)
-    if options.json is not None:
-        write_json(options.json, result)
-    if options.raw is not None:
-        write_records(options.raw, driven.records)
-    print_result(console, result)
-    return result
+    async def play(contender: str, spec: WorkloadSpec) -> Played:
+        return await measure(url, build_workload(spec), options, console, title=run_title(contender, spec))
+
+    return play

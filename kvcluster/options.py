@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 _LOAD = "Workload"
+_MEASURE = "Measurement"
 
 
 def takes(name: str, group: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -113,3 +114,59 @@ class LoadOptions:
         ),
     ] = None
     api: Annotated[str, _option("How agents is sent: chat or messages.", metavar="NAME")] = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureOptions:
+    """What is measured, and how often."""
+
+    warm_up: Annotated[
+        str,
+        _option(
+            "Leave the first requests out of the figures: a number of them, or a time such as 30s.",
+            panel=_MEASURE,
+            metavar="N|TIME",
+        ),
+    ] = "0"
+    repeats: Annotated[
+        int,
+        _option(
+            "Run as often, with the seeds K, K+1, ..., for confidence intervals.", min=1, panel=_MEASURE, metavar="N"
+        ),
+    ] = 1
+    slo_ttft: Annotated[
+        str | None,
+        _option("Most time to first token of a request, for example 500ms.", panel=_MEASURE, metavar="TIME"),
+    ] = None
+    slo_tpot: Annotated[
+        str | None,
+        _option("Most time per output token of a request, for example 50ms.", panel=_MEASURE, metavar="TIME"),
+    ] = None
+    find_rate: Annotated[
+        bool,
+        _option(
+            "Search for the highest rate that meets the SLO, from --rate or the workload's own on.",
+            "--find-rate",
+            panel=_MEASURE,
+        ),
+    ] = False
+    attainment: Annotated[
+        float,
+        _option("Share of the requests that must meet the SLO, for --find-rate.", panel=_MEASURE, metavar="SHARE"),
+    ] = 0.9
+    tolerance: Annotated[
+        float,
+        _option(
+            "--find-rate ends when a rate that fails is above one that passes by at most this share.",
+            panel=_MEASURE,
+            metavar="SHARE",
+        ),
+    ] = 0.05
+    raw: Annotated[
+        Path | None,
+        _option(
+            "Also write one line of JSON per request: FILE with the contender's name before its ending.",
+            panel=_MEASURE,
+            metavar="FILE",
+        ),
+    ] = None

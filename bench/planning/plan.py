@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bench.figures import milliseconds, percent, seconds
 from bench.planning.limits import Floor, Limit, floor_of
 from bench.planning.search import smallest
 from bench.planning.trial import Target, Trial, trial_of
-from bench.report import TOLERATED_ERRORS, milliseconds, percent, seconds
+from bench.report import TOLERATED_ERRORS
 from bench.simulation.play import Play, asked, play_out
 from bench.simulation.processes import Processes
 from bench.simulation.sweep import with_profile

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from bench.curves import Curve, Panel, plot_curves
+from bench.figures import milliseconds, percent, seconds
 from bench.planning.plan import Plan, ProfilePlan
 from bench.planning.trial import Trial
-from bench.report import milliseconds, percent, seconds
 
 
 def dollars(value: float | None) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.figures import milliseconds, seconds
 from bench.record import ErrorCause, Record
-from bench.report import TOLERATED_ERRORS, milliseconds, seconds
+from bench.report import TOLERATED_ERRORS
 from bench.result import summary
 from bench.simulation.errors import NO_ROOM
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.experiment import Played
 from bench.prompts import Prompt, prompts
 from bench.record import Record
 from bench.result import Result, RunInfo, summarise
@@ -75,7 +76,7 @@ def servable(asked: Iterator[Prompt], shape: ClusterShape) -> Iterator[Prompt]:
             yield prompt
 
 
-def play_out(play: Play, progress: Progress = ignore_progress) -> tuple[Result, list[Record]]:
+def play_records(play: Play, progress: Progress = ignore_progress) -> Played:
     """Run it. Raises `WorkloadError`, `PromptError` and `ScenarioError`."""
     workload = build_workload(play.workload)
     shape = play.cluster
@@ -88,7 +89,13 @@ def play_out(play: Play, progress: Progress = ignore_progress) -> tuple[Result, 
         shape.engine.block_size,
         simulation.worker_ids,
     )
-    return summarise(records, info), records
+    return Played(records, info)
+
+
+def play_out(play: Play, progress: Progress = ignore_progress) -> tuple[Result, list[Record]]:
+    """The same, with its result."""
+    played = play_records(play, progress)
+    return summarise(played.records, played.info), list(played.records)
 
 
 def result_of(play: Play) -> Result:

@@ -180,7 +180,8 @@ class LocalCluster:
         try:
             async with asyncio.timeout(timeout):
                 await self._processes_ready()
-                await self._workers_known()
+                if self._routers:
+                    await self._workers_known()
         except TimeoutError:
             waiting = [process for process in self._all() if process.status.state is not ProcessState.READY]
             raise StartError(

@@ -64,12 +64,16 @@ def worker_name(manifest: KVCluster, index: int) -> str:
 
 def desired_processes(manifest: KVCluster, addresses: Addresses) -> tuple[DesiredProcess, ...]:
     """The workers in the order of their indices, then the router. Raises `LocalModeError`."""
+    return (*desired_workers(manifest, addresses), _router(manifest, addresses))
+
+
+def desired_workers(manifest: KVCluster, addresses: Addresses) -> tuple[DesiredProcess, ...]:
+    """The workers alone, for a router that is not ours. Raises `LocalModeError`."""
     check(manifest)
     if len(addresses.workers) != manifest.spec.workers.replicas:
         raise ValueError(f"{len(addresses.workers)} addresses for {manifest.spec.workers.replicas} workers")
     file = addresses.adapters_file
-    workers = tuple(_worker(manifest, index, url, file) for index, url in enumerate(addresses.workers))
-    return (*workers, _router(manifest, addresses))
+    return tuple(_worker(manifest, index, url, file) for index, url in enumerate(addresses.workers))
 
 
 def _worker(manifest: KVCluster, index: int, url: str, adapters_file: str | None) -> DesiredProcess:

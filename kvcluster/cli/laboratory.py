@@ -8,53 +8,66 @@ from typing import Annotated
 import typer
 
 from kvcluster.cli.apps import Manifest, app, profiles
-from kvcluster.options import LoadOptions, takes
+from kvcluster.options import LoadOptions, MeasureOptions, takes
 
-Raw = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write one line of JSON per request here.")]
 Strategies = Annotated[str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for results, summary and picture.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for results, tables, pictures and report.html.")]
 Timeout = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give a request up after this many seconds.")]
 
 
 @app.command()
 @takes("load", LoadOptions)
+@takes("measured", MeasureOptions)
 def bench(
     url: Annotated[
         str, typer.Argument(metavar="URL", help="Base URL of any OpenAI endpoint, say http://127.0.0.1:8000.")
     ],
     load: LoadOptions,
+    measured: MeasureOptions,
     speed: Annotated[
         float, typer.Option(metavar="S", help="Divide arrival times by S, the speed at which the engines run.")
     ] = 1.0,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the endpoint's first model.")] = None,
     timeout: Timeout = 600,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result here.")] = None,
-    raw: Raw = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result of the first run here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for results, tables, pictures and report.html.")
+    ] = None,
 ) -> None:
     """Send a workload to a running OpenAI endpoint, and measure."""
     from kvcluster.commands.measure import bench
 
-    raise typer.Exit(bench(url, load, speed=speed, model=model, timeout=timeout, json=json, raw=raw))
+    raise typer.Exit(bench(url, load, measured, speed=speed, model=model, timeout=timeout, json=json, out=out))
 
 
 @app.command()
 @takes("load", LoadOptions)
+@takes("measured", MeasureOptions)
 def compare(
     manifest: Manifest,
     load: LoadOptions,
+    measured: MeasureOptions,
     strategies: Strategies = "cache_aware,round_robin,least_loaded",
+    router: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=COMMAND",
+            help="Another router in front of the same workers; repeat for several. {port}, {workers} (or {commas}: "
+            "separated by commas) and {model} are filled in.",
+        ),
+    ] = None,
     speed: Annotated[
         float | None,
         typer.Option(metavar="S", help="Run engines and arrivals S times as fast; default: the manifest's speed."),
     ] = None,
     timeout: Timeout = 600,
     out: Out = Path("results"),
-    raw: Raw = None,
 ) -> None:
-    """Run a manifest once per strategy, cold, under the same workload, and compare."""
+    """Run a manifest once per strategy and other router, cold, under the same workload, and compare."""
     from kvcluster.commands.measure import compare
 
-    raise typer.Exit(compare(manifest, strategies.split(","), load, speed=speed, timeout=timeout, out=out, raw=raw))
+    names = strategies.split(",")
+    raise typer.Exit(compare(manifest, names, router or (), load, measured, speed=speed, timeout=timeout, out=out))
 
 
 @profiles.command()

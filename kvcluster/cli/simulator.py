@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from kvcluster.cli.apps import Manifest, app
-from kvcluster.cli.laboratory import Out, Raw, Strategies
-from kvcluster.options import LoadOptions, takes
+from kvcluster.cli.laboratory import Out, Strategies
+from kvcluster.options import LoadOptions, MeasureOptions, takes
 
 NetworkDelay = Annotated[
     float,
@@ -31,9 +31,11 @@ Jobs = Annotated[
 
 @app.command()
 @takes("load", LoadOptions)
+@takes("measured", MeasureOptions)
 def simulate(
     manifest: Manifest,
     load: LoadOptions,
+    measured: MeasureOptions,
     strategies: Strategies = "cache_aware,round_robin,least_loaded,longest_prefix",
     network_delay: NetworkDelay = 0.001,
     feed_delay: FeedDelay = 0.001,
@@ -57,7 +59,6 @@ def simulate(
     ] = None,
     jobs: Jobs = None,
     out: Out = Path("results"),
-    raw: Raw = None,
 ) -> None:
     """Compare strategies in virtual time: the same engine and router code, no processes, no waiting."""
     from bench.simulation import Delays
@@ -68,13 +69,13 @@ def simulate(
             manifest,
             strategies.split(","),
             load,
+            measured,
             Delays(network_delay, feed_delay),
             cpu_blocks=cpu_blocks,
             scenario=scenario,
             sweep=sweep or (),
             jobs=jobs,
             out=out,
-            raw=raw,
         )
     )
 

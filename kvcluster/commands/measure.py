@@ -3,58 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 
-from bench.compare import Launch, Target
-from bench.compare import compare as run_comparison
+from bench.compare import Launch, Target, cluster_play
+from bench.comparison import Folder, file_name
+from bench.experiment import ExperimentOptions, conduct
+from bench.foreign import RouterCommand, RouterStartError, running, since, worker_tallies
 from bench.prompts import pooled_hit_rate, prompts
-from bench.run import BenchOptions
-from bench.run import run as run_bench
+from bench.result import WorkerTally, write_json
+from bench.run import LiveOptions, endpoint_play
 from bench.simulation.errors import refusal
-from bench.workloads import Arrivals, Process, Sharing, Workload, WorkloadSpec
+from bench.workloads import Workload
 from controller.api.load import load_manifest, override
 from controller.api.model import KVCluster
 from controller.api.routing import Strategy
 from controller.local.cluster import LocalCluster, Options, StartError
-from controller.local.desired_processes import check
+from controller.local.desired_processes import check, desired_workers
 from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import load_tokenizer
+from kvcluster.commands.experiment import experiment_options, origin, workload_spec
 from kvcluster.commands.terminal import exits, output
-from kvcluster.options import LoadOptions
+from kvcluster.options import LoadOptions, MeasureOptions
 
 READY_TIMEOUT = 120.0
 """Most seconds that a cluster may take to become ready."""
 
 
 class NoStrategyError(ValueError):
-    """`--strategies` is empty."""
-
-
-def workload_spec(load: LoadOptions, context: int | None = None) -> WorkloadSpec:
-    """The workload asked for; `context` tokens is the longest request that the workers take, if that is known.
-
-    Raises `ValueError` for an arrival process that there is not.
-    """
-    if load.arrivals is not None and load.arrivals not in set(Process):
-        raise ValueError(f"--arrivals must be one of {', '.join(Process)}, not {load.arrivals!r}")
-    if load.cv is not None and load.arrivals is None:
-        raise ValueError("--cv is that of gamma arrivals: add --arrivals gamma")
-    return WorkloadSpec(
-        name=load.workload or ("rag" if load.trace is None else "trace"),
-        seed=load.seed,
-        limit=load.limit,
-        rate=load.rate,
-        trace=load.trace,
-        context=load.context or context,
-        api=load.api,
-        arrivals=None if load.arrivals is None else Arrivals(Process(load.arrivals), load.cv),
-        time_scale=load.time_scale,
-        format=load.format,
-        sharing=Sharing(load.shared_prefix, load.prefixes, load.share_sessions),
-    )
+    """`--strategies` is empty, and there is no other router."""
 
 
 def with_strategy(manifest: KVCluster, strategy: str) -> KVCluster:
@@ -72,34 +52,85 @@ def checked_strategies(manifest: KVCluster, given: Sequence[str]) -> list[str]:
     return names
 
 
+def checked_routers(given: Sequence[str]) -> dict[str, RouterCommand]:
+    """The other routers by name. Raises `RouterCommandError`, and `ValueError` for a name that is taken."""
+    routers: dict[str, RouterCommand] = {}
+    for text in given:
+        router = RouterCommand.parse(text)
+        taken = {file_name(name) for name in (*routers, *Strategy)}
+        if file_name(router.name) in taken:
+            raise ValueError(f"--router {router.name}: a strategy or another router has this name, or one like it")
+        routers[router.name] = router
+    return routers
+
+
 @exits(OSError)
 def bench(
-    url: str, load: LoadOptions, *, speed: float, model: str | None, timeout: float, json: Path | None, raw: Path | None
+    url: str,
+    load: LoadOptions,
+    measured: MeasureOptions,
+    *,
+    speed: float,
+    model: str | None,
+    timeout: float,
+    json: Path | None,
+    out: Path | None,
 ) -> None:
     """Sends a workload to an endpoint, and measures."""
-    options = BenchOptions(workload=workload_spec(load), speed=speed, model=model, timeout=timeout, json=json, raw=raw)
-    uvloop.run(run_bench(url, options, output()))
+    experiment = experiment_options(workload_spec(load), measured)
+    experiment.check()  # what is wrong with it is said before anything is sent
+    console = output()
+    play = endpoint_play(url, LiveOptions(speed=speed, model=model, timeout=timeout), console)
+    repeated = experiment.repeats > 1
+    folder = Folder(console, out, measured.raw, repeated=repeated, several=False)
+    outcomes = uvloop.run(conduct(play, ["endpoint"], experiment, folder.keep))
+    # The strategy is known from the headers of the answers.
+    named = [replace(outcome, contender=outcome.results[0].strategy) for outcome in outcomes]
+    if json is not None:
+        write_json(json, named[0].results[0])
+    folder.publish(named, origin(load))
 
 
-def launcher(manifest: KVCluster, log_dir: Path) -> Launch:
-    """A function that starts the manifest anew for a strategy, which logs to a folder of its own."""
+def launcher(manifest: KVCluster, routers: dict[str, RouterCommand], log_dir: Path) -> Launch:
+    """A function that starts the manifest anew for a contender, which logs to a folder of its own: with a strategy, or
+    its workers alone behind another router."""
 
     @asynccontextmanager
-    async def launch(strategy: str) -> AsyncIterator[Target]:
-        async with LocalCluster(with_strategy(manifest, strategy), Options(log_dir=log_dir / strategy)) as cluster:
-            await cluster.wait_ready(READY_TIMEOUT)
-            ranks = manifest.spec.engine.data_parallel.size
-            yield Target(
-                url=cluster.url,
-                worker_ids=tuple(
-                    rank_id(worker.name, rank, ranks) for worker in cluster.workers for rank in range(ranks)
-                ),
-            )
+    async def launch(contender: str) -> AsyncIterator[Target]:
+        logs = log_dir / file_name(contender)
+        router = routers.get(contender)
+        async with AsyncExitStack() as stack:
+            if router is None:
+                yield await _own(stack, with_strategy(manifest, contender), logs)
+            else:
+                yield await _foreign(stack, manifest, router, logs)
 
     return launch
 
 
-def pooled_ceiling(manifest: KVCluster) -> Callable[[Workload], float]:
+async def _own(stack: AsyncExitStack, manifest: KVCluster, logs: Path) -> Target:
+    cluster = await stack.enter_async_context(LocalCluster(manifest, Options(log_dir=logs)))
+    await cluster.wait_ready(READY_TIMEOUT)
+    ranks = manifest.spec.engine.data_parallel.size
+    ids = (rank_id(worker.name, rank, ranks) for worker in cluster.workers for rank in range(ranks))
+    return Target(url=cluster.url, worker_ids=tuple(ids))
+
+
+async def _foreign(stack: AsyncExitStack, manifest: KVCluster, router: RouterCommand, logs: Path) -> Target:
+    cluster = await stack.enter_async_context(LocalCluster(manifest, Options(log_dir=logs), desired=desired_workers))
+    await cluster.wait_ready(READY_TIMEOUT)
+    workers = {worker.name: worker.url for worker in cluster.workers}
+    log = logs / f"{file_name(router.name)}.log"
+    url = await stack.enter_async_context(running(router, list(workers.values()), manifest.spec.model_name, log))
+    before = await worker_tallies(workers)
+
+    async def tallies() -> dict[str, WorkerTally]:
+        return since(await worker_tallies(workers), before)
+
+    return Target(url=url, tallies=tallies, config={"router": router.template})
+
+
+def pooled_ceiling(manifest: KVCluster, experiment: ExperimentOptions) -> Callable[[Workload], float]:
     """A function that gives the hit rate of a single cache as large as those of all the manifest's workers together."""
 
     def ceiling(workload: Workload) -> float:
@@ -111,35 +142,44 @@ def pooled_ceiling(manifest: KVCluster) -> Callable[[Workload], float]:
             if refusal(len(prompt.tokens), prompt.request.max_tokens, longest, streaming=True) is None
         )
         caches = spec.workers.replicas * spec.engine.data_parallel.size
-        return pooled_hit_rate(asked, caches * (spec.blocks + spec.cpu_blocks), spec.cache.block_size)
+        return pooled_hit_rate(
+            asked, caches * (spec.blocks + spec.cpu_blocks), spec.cache.block_size, experiment.counts
+        )
 
     return ceiling
 
 
-@exits(StartError, OSError)
+@exits(StartError, RouterStartError, OSError)
 def compare(
     file: str,
     strategies: Sequence[str],
+    router: Sequence[str],
     load: LoadOptions,
+    measured: MeasureOptions,
     *,
     speed: float | None,
     timeout: float,
     out: Path,
-    raw: Path | None,
 ) -> None:
-    """Runs a manifest once per strategy, and compares."""
+    """Runs a manifest once per strategy and other router, and compares."""
     manifest = load_manifest(file)
     if speed is not None:
         manifest = override(manifest, {("spec", "engine", "speed"): speed}, f"{file} with --speed")
     check(manifest)
-    names = checked_strategies(manifest, strategies)
-    options = BenchOptions(
-        workload=workload_spec(load, manifest.spec.max_model_len),
+    routers = checked_routers(router)
+    named = any(name.strip() for name in strategies)
+    names = checked_strategies(manifest, strategies) if named or not routers else []
+    experiment = experiment_options(workload_spec(load, manifest.spec.max_model_len), measured)
+    options = LiveOptions(
         speed=manifest.spec.engine.speed,
         model=manifest.spec.model_name,
         timeout=timeout,
         block_size=manifest.spec.cache.block_size,
-        raw=raw,
     )
-    launch, ceiling = launcher(manifest, out / "logs"), pooled_ceiling(manifest)
-    uvloop.run(run_comparison(launch, names, options, out, output(), ceiling))
+    experiment.check()  # what is wrong with it is said before anything starts
+    console = output()
+    play = cluster_play(launcher(manifest, routers, out / "logs"), options, console)
+    folder = Folder(console, out, measured.raw, repeated=experiment.repeats > 1)
+    outcomes = uvloop.run(conduct(play, [*names, *routers], experiment, folder.keep))
+    commands = {name: command.template for name, command in routers.items()}
+    folder.publish(outcomes, origin(load, manifest, commands), experiment.ceiling(pooled_ceiling(manifest, experiment)))

@@ -20,7 +20,7 @@ from bench.simulation.scenario import Routers
 from bench.slo import parse_duration
 from bench.workloads import build_workload
 from controller.api.load import load_manifest
-from kvcluster.commands.measure import workload_spec
+from kvcluster.commands.experiment import workload_spec
 from kvcluster.commands.simulate import drawn, shape_of
 from kvcluster.commands.terminal import exits, output
 from kvcluster.options import LoadOptions

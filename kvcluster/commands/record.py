@@ -17,8 +17,8 @@ import uvloop
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from bench.figures import percent, tokens
 from bench.recording import RecordingError, TraceRecorder, access_log_lines
-from bench.report import percent, tokens
 from kvcluster.commands.terminal import exits, output
 from runtime.backoff import Backoff
 from runtime.sse import SseReader

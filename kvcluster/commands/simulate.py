@@ -20,9 +20,10 @@ from bench.workloads import build_workload
 from controller.api.load import load_manifest
 from controller.api.model import KVClusterSpec
 from controller.process_settings import lora_settings
-from kvcluster.commands.measure import checked_strategies, workload_spec
+from kvcluster.commands.experiment import experiment_options, origin, workload_spec
+from kvcluster.commands.measure import checked_strategies
 from kvcluster.commands.terminal import exits, output
-from kvcluster.options import LoadOptions
+from kvcluster.options import LoadOptions, MeasureOptions
 from worker.emulator.engine.config import EngineConfig
 
 
@@ -74,6 +75,7 @@ def simulate(
     file: str,
     strategies: Sequence[str],
     load: LoadOptions,
+    measured: MeasureOptions,
     delays: Delays,
     *,
     cpu_blocks: int | None,
@@ -81,7 +83,6 @@ def simulate(
     sweep: Sequence[str],
     jobs: int | None,
     out: Path,
-    raw: Path | None,
 ) -> None:
     """Compares strategies in virtual time; with `cpu_blocks`, each with a CPU cache of that size in every worker, and
     without one. With `sweep`, one simulation for each combination of its values."""
@@ -94,14 +95,16 @@ def simulate(
     if not shape.workers:
         raise NothingToSimulateError("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
     workload = workload_spec(load, shape.engine.max_model_len)
+    console = output()
     if not sweep:
-        compare_simulated(shape, names, SimulateOptions(workload, delays, played, raw), out, output())
+        experiment = experiment_options(workload, measured)
+        options = SimulateOptions(experiment, delays, played, measured.raw)
+        compare_simulated(shape, names, options, out, console, origin(load, manifest))
         return
     axes = parse_axes(sweep)
     if "strategy" not in axes and len(names) > 1:
         axes = {"strategy": list(names), **axes}
     play = Play(shape, names[0], workload, delays, played)
-    console = output()
     with bar(console, "simulations", len(grid(axes))) as done:
         points = run_sweep(play, axes, jobs, done)
     write_sweep(points, out)

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
+from bench.experiment import Outcome, Run
 from bench.loadgen import EndpointError, LoadOptions, drive
 from bench.record import ErrorCause
 from bench.report import print_comparison, print_result
@@ -296,5 +297,5 @@ async def test_a_result_sums_what_the_answers_report_zeros_and_absent_fields_too
     assert (result.hit.requests, result.miss.requests) == (1, 9)
     console = Console(file=StringIO(), width=200)
     print_result(console, result)
-    print_comparison(console, [result])
+    print_comparison(console, [Outcome("any", [Run("any", 0, None, result)])])
     assert console.file.getvalue().count("9.5%") == 2  # type: ignore[attr-defined]

@@ -31,4 +31,4 @@ def test_prompts_share_their_first_half_in_groups() -> None:
 
 def test_a_router_that_never_answers_is_an_error() -> None:
     with pytest.raises(TimeoutError, match="answered no request"):
-        measure("deaf", f"{sys.executable} -c pass", [], prompts(1), ready_seconds=0.5)
+        measure("deaf", f"{sys.executable} -c pass {{port}} {{commas}}", [], prompts(1), ready_seconds=0.5)

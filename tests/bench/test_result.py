@@ -1,23 +1,31 @@
-"""What is computed from a run's records, and the files and sentences that come of it.
+"""What is computed from a run's records, and the files that both go to.
 
-Not covered: the look of the picture and of the tables.
+Not covered: comparisons of several runs (test_experiment.py) and what is written of them (test_comparison.py).
 """
 
 from __future__ import annotations
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
-from bench.compare import keep, report, title_of
 from bench.record import ErrorCause, Record, RecordError, read_records, write_records
-from bench.report import why, winner
-from bench.result import Result, RunInfo, block_range, quantile, running_skew, summarise, summary
+from bench.result import (
+    Measurement,
+    RunInfo,
+    WarmUp,
+    WorkerTally,
+    block_range,
+    quantile,
+    running_skew,
+    summarise,
+    summary,
+)
+from bench.slo import Slo
 
 INFO = RunInfo("cache_aware", 3, {"workload": "rag", "mode": "live"}, worker_ids=("a", "b"))
 
@@ -177,47 +185,36 @@ def test_records_survive_their_file(tmp_path: Path) -> None:
         read_records(tmp_path / "bad.jsonl")
 
 
-def of(strategy: str, ttft: float, cached: int, errors: int = 0) -> Result:
-    records = [record(i, cached=cached, ttft=ttft * (1 + i / 50), worker="ab"[i % 2]) for i in range(50)]
-    records += [record(50 + i, error=DOWN) for i in range(errors)]
-    return summarise(records, RunInfo(strategy, 0, {"workload": "rag", "mode": "live"}))
+def test_a_warm_up_is_left_out_of_every_figure() -> None:
+    records = [record(index, cached=96 if index < 4 else 0, ttft=9 if index < 4 else 0.2) for index in range(10)]
+    by_number, by_time = (
+        summarise(records, INFO, Measurement(warm_up)) for warm_up in (WarmUp(requests=4), WarmUp(seconds=4.0))
+    )
+    for result in (by_number, by_time):
+        assert (result.requests, result.warm_up_requests, result.hit_rate) == (6, 4, 0.0)
+        assert result.ttft_seconds is not None
+        assert result.ttft_seconds.p99 == pytest.approx(0.2)
+        assert result.computed_tokens == 600
+        # From the arrival of the first that counts, at 4 s, to the end of the last, at 10.2 s.
+        assert result.duration_seconds == pytest.approx(6.2)
+        assert result.requests_per_second == pytest.approx(6 / 6.2)
+        assert result.output_tokens_per_second == pytest.approx(24 / 6.2)
+    assert by_number.config["warm_up"] == "4 requests"
+    assert by_time.config["warm_up"] == "4 s"
 
 
-def test_the_winner_starts_answering_soonest_and_does_answer() -> None:
-    results = [of("round_robin", 0.4, 0), of("cache_aware", 0.1, 64), of("broken", 0.01, 64, errors=5)]
-    assert winner(results).strategy == "cache_aware"
-    sentence = why(results[:2])
-    assert sentence.startswith("cache_aware starts answering soonest")
-    assert "64.0% of the prompt tokens were cached" in sentence
-    assert "1,800 prompt tokens instead of 5,000" in sentence
+def test_a_result_has_the_goodput_of_its_slo() -> None:
+    records = [record(0, ttft=0.1), record(1, ttft=0.3), record(2, error=DOWN)]
+    assert summarise(records, INFO).goodput is None
+    goodput = summarise(records, INFO, Measurement(slo=Slo(ttft=0.2))).goodput
+    assert goodput is not None
+    assert (goodput.met, goodput.late, goodput.failed) == (1, 1, 1)
 
 
-def test_a_comparison_writes_its_files_and_names_the_winner(tmp_path: Path) -> None:
-    results = [of("round_robin", 4.0, 0), of("cache_aware", 0.1, 64), of("custom", 0.2, 32)]
-    console = Console(record=True, width=140)
-    for result in results:
-        keep(result, tmp_path, console)
-    comparison = report(results, tmp_path, console, title_of(results), ceiling=0.7)
-    assert comparison.winner == "cache_aware"
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "results_cache_aware.json",
-        "results_custom.json",
-        "results_round_robin.json",
-        "strategy_comparison.png",
-        "strategy_comparison_summary.json",
-    ]
-    assert (tmp_path / "strategy_comparison.png").read_bytes().startswith(b"\x89PNG")
-    summed = orjson.loads((tmp_path / "strategy_comparison_summary.json").read_bytes())
-    assert list(summed["strategies"]) == ["round_robin", "cache_aware", "custom"]
-    assert summed["ceiling_hit_rate"] == 0.7
-    assert comparison.why in " ".join(console.export_text().split())
-
-
-def test_without_matplotlib_a_comparison_lacks_its_picture_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    results, console = [of("round_robin", 4.0, 0), of("cache_aware", 0.1, 64)], Console(record=True, width=140)
-    report(results, tmp_path, console, title_of(results))
-    assert [file.name for file in tmp_path.iterdir()] == ["strategy_comparison_summary.json"]
-    assert "no picture: matplotlib is not installed (pip install 'kvcluster[plot]')" in console.export_text()
+def test_what_workers_counted_takes_the_place_of_names_in_answers() -> None:
+    tallies = {"a": WorkerTally(3, 300, 200, 12), "b": WorkerTally(1, 100, 100, 4)}
+    told = replace(INFO, worker_ids=(), tallies=tallies)
+    result = summarise([record(n, worker="") for n in range(4)], told)
+    assert result.workers == tallies
+    assert result.prefill_skew == pytest.approx(200 / 150)
+    assert result.running_skew is None

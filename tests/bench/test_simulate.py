@@ -15,6 +15,7 @@ import orjson
 import pytest
 from rich.console import Console
 
+from bench.experiment import ExperimentOptions
 from bench.predict import agreement, replay
 from bench.prompts import Prompt, prompts
 from bench.record import Record, read_records
@@ -145,7 +146,7 @@ def test_a_replay_of_a_simulated_run_models_it_exactly() -> None:
 
 
 def test_simulate_writes_what_compare_writes_and_the_ceiling(tmp_path: Path) -> None:
-    options = SimulateOptions(WorkloadSpec("rag", limit=60), raw=tmp_path / "raw" / "run.jsonl")
+    options = SimulateOptions(ExperimentOptions(WorkloadSpec("rag", limit=60)), raw=tmp_path / "raw" / "run.jsonl")
     console = Console(record=True, width=140)
     comparison = compare_simulated(shape(), ["cache_aware", "round_robin"], options, tmp_path, console)
     assert comparison.winner == "cache_aware"
@@ -163,14 +164,14 @@ def test_a_cpu_tier_is_compared_with_none(tmp_path: Path) -> None:
     played = compare_simulated(
         replace(shape(2), engine=engine),
         ["cache_aware"],
-        SimulateOptions(WorkloadSpec("rag", limit=100)),
+        SimulateOptions(ExperimentOptions(WorkloadSpec("rag", limit=100))),
         tmp_path,
         Console(record=True),
     )
     assert list(played.strategies) == ["cache_aware", "cache_aware_no_cpu"]
-    with_tier, without = (played.strategies[name] for name in played.strategies)
+    with_tier, without = (played.strategies[name].runs[0] for name in played.strategies)
     assert with_tier["hit_rate"] > without["hit_rate"] + 0.05
-    assert with_tier["ttft_seconds"].p50 < without["ttft_seconds"].p50
+    assert with_tier["ttft_p50_seconds"] < without["ttft_p50_seconds"]
     written = [orjson.loads((tmp_path / f"results_{name}.json").read_bytes())["config"] for name in played.strategies]
     assert [config.get("cpu_blocks") for config in written] == [2000, None]
 

@@ -21,7 +21,8 @@ import orjson
 import pytest
 from rich.console import Console
 
-from bench.run import BenchOptions, measure
+from bench.result import summarise
+from bench.run import LiveOptions, measure
 from bench.workloads import WorkloadSpec, build_workload
 from controller.local.view import observe
 from controller.status.compute import hit_rate_permille
@@ -136,15 +137,14 @@ async def test_all_hit_rates_are_those_of_the_answers(start_cluster: StartCluste
         assert totals["hit_rate"] == pytest.approx(cached / prompt, abs=0.001)
         # What `kvcluster bench` says is what the router counted meanwhile.
         workload = build_workload(WorkloadSpec("rag", limit=40, rate=100))
-        result, driven = await measure(
-            cluster.url, workload, BenchOptions(workload=WorkloadSpec("rag")), Console(quiet=True)
-        )
+        played = await measure(cluster.url, workload, LiveOptions(), Console(quiet=True))
+        result = summarise(played.records, played.info)
         assert result.errors == 0
         after = parse_report((await cluster.client.get(f"{management}/status")).content)
         new_prompt, new_cached = after.prompt_tokens - prompt, after.cached_tokens - cached
         assert result.hit_rate == new_cached / new_prompt
         assert result.computed_tokens == new_prompt - new_cached
-        assert sum(record.prompt_tokens or 0 for record in driven.records) == new_prompt
+        assert sum(record.prompt_tokens or 0 for record in played.records) == new_prompt
 
 
 async def test_counts_and_blocks_are_those_of_the_answers_and_the_caches(start_cluster: StartCluster) -> None:
