@@ -17,11 +17,12 @@ import yaml
 
 from controller.settings import Settings
 from deploy.helm.docs import CHART, DOCUMENT, ROOT, SCHEMA, VALUES, defaults, schema, values, values_yaml, with_table
+from deploy.monitoring.alerts import ALERTS, rule_groups
 from tests.deploy.conftest import NAMESPACE, RELEASE, Helm, find_helm
 
 helm_runs = pytest.mark.process
 
-WITHOUT_SCHEMA = {"PodMonitor", "ServiceMonitor"}
+WITHOUT_SCHEMA = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
 """Kinds of the Prometheus operator, of which kubernetes-validate knows nothing."""
 VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
 CLUSTER_SCOPED = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
@@ -111,7 +112,7 @@ def test_every_object_carries_the_labels(helm_4: Helm, ci_values: Path) -> None:
         assert labels["app.kubernetes.io/name"] == "kvcluster", item["kind"]
         assert labels["app.kubernetes.io/instance"] == RELEASE
         assert labels["app.kubernetes.io/managed-by"] == "Helm"
-        if item["kind"] not in CLUSTER_SCOPED | {"Role", "RoleBinding", "ConfigMap"}:
+        if item["kind"] not in CLUSTER_SCOPED | {"Role", "RoleBinding", "ConfigMap", "PrometheusRule"}:
             assert item["metadata"]["namespace"] == NAMESPACE
 
 
@@ -260,18 +261,75 @@ def test_monitors(helm_4: Helm) -> None:
 @helm_runs
 def test_dashboards(helm_4: Helm) -> None:
     assert not named(helm_4.template(), "ConfigMap")
-    found = only(
+    found = named(
         helm_4.template(
             "--set=dashboards.enabled=true,dashboards.label=boards,dashboards.labelValue=yes,dashboards.namespace=grafana",
             "--set=dashboards.annotations.grafana_folder=KV",
         ),
         "ConfigMap",
     )
-    assert found["metadata"]["namespace"] == "grafana"
-    assert found["metadata"]["labels"]["boards"] == "yes"
-    assert found["metadata"]["annotations"] == {"grafana_folder": "KV"}
-    file = CHART / "dashboards" / "fleet.json"
-    assert json.loads(found["data"]["kvcluster-fleet.json"]) == json.loads(file.read_text(encoding="utf-8"))
+    written = {}
+    for item in found:
+        assert item["metadata"]["namespace"] == "grafana"
+        assert item["metadata"]["labels"]["boards"] == "yes"
+        assert item["metadata"]["annotations"] == {"grafana_folder": "KV"}
+        written |= {name: json.loads(text) for name, text in item["data"].items()}
+    assert written == {
+        f"kvcluster-{file.name}": json.loads(file.read_text(encoding="utf-8"))
+        for file in (CHART / "dashboards").glob("*.json")
+    }
+
+
+RULE_FIELDS = {
+    "alert": {"alert", "expr", "for", "labels", "annotations", "keep_firing_for"},
+    "record": {"record", "expr", "labels"},
+}
+"""What the CRD monitoring.coreos.com/v1 PrometheusRule allows in a rule; `expr` and one of the names are required."""
+
+
+@helm_runs
+def test_alerts_are_the_file_as_a_prometheus_rule(helm_4: Helm) -> None:
+    switches = "metrics.scrapeAnnotations=true,alerts.enabled=true"
+    found = only(helm_4.template(f"--set={switches},alerts.labels.release=prometheus"), "PrometheusRule")
+    assert (found["apiVersion"], found["metadata"]["namespace"]) == ("monitoring.coreos.com/v1", NAMESPACE)
+    assert found["metadata"]["labels"]["release"] == "prometheus"
+    assert found["spec"] == {"groups": rule_groups()}
+    for group in found["spec"]["groups"]:
+        assert group.keys() == {"name", "rules"}
+        for rule in group["rules"]:
+            assert rule.keys() <= RULE_FIELDS["alert" if "alert" in rule else "record"]
+            texts = [rule["expr"], *rule.get("labels", {}).values(), *rule.get("annotations", {}).values()]
+            assert all(isinstance(text, str) and text for text in texts)
+            assert re.fullmatch(r"(\d+m)?", rule.get("for", ""))
+    assert not named(helm_4.template("--set=metrics.scrapeAnnotations=true"), "PrometheusRule"), "behind a switch"
+
+
+@helm_runs
+def test_alerts_can_be_left_out_labelled_and_led_to_the_runbooks(helm_4: Helm) -> None:
+    found = only(helm_4.template("--values", CHART / "ci" / "everything-values.yaml"), "PrometheusRule")
+    assert found["metadata"]["namespace"] == "monitoring"
+    rules = {rule["alert"]: rule for group in found["spec"]["groups"] for rule in group["rules"] if "alert" in rule}
+    assert rules.keys() == set(ALERTS) - {"KVClusterLoadSkewed"}
+    for name, rule in rules.items():
+        assert rule["labels"]["team"] == "serving"
+        assert rule["annotations"]["runbook_url"] == f"https://docs.example.com/runbooks/{name}/"
+    boards = named(helm_4.template("--values", CHART / "ci" / "everything-values.yaml"), "ConfigMap")
+    text = "".join(text for item in boards for text in item["data"].values())
+    assert "runbooks.example.com" not in text
+    assert set(re.findall(r"https://docs\.example\.com/runbooks/(\w+)/", text)) == {*ALERTS, "README"}
+    assert "https://docs.example.com/runbooks/${__value.text}/" in text
+
+
+@helm_runs
+def test_alerts_need_a_controller_that_is_scraped(helm_4: Helm) -> None:
+    refused = helm_4.run("template", "x", CHART, "--set=alerts.enabled=true")
+    assert refused.returncode != 0
+    assert "Set metrics.monitor.kind or metrics.scrapeAnnotations" in refused.stderr
+    helm_4.ok("template", "x", CHART, "--set=alerts.enabled=true", "--set=alerts.disabled={KVClusterControllerDown}")
+
+
+def test_every_alert_can_be_left_out() -> None:
+    assert set(schema()["properties"]["alerts"]["properties"]["disabled"]["items"]["enum"]) == set(ALERTS)
 
 
 @helm_runs

@@ -27,7 +27,7 @@ from controller.api.model import KVCluster
 from controller.local.cluster import LocalCluster
 from controller.local.desired_processes import Addresses, DesiredProcess, desired_processes
 from controller.objects.names import Component
-from deploy.helm.dashboards import DOCUMENT, FLEET, load, queries
+from deploy.monitoring.dashboards import DASHBOARDS, DOCUMENT
 from tests.deploy import prometheus
 from tests.deploy.controller import running_controller
 from tests.deploy.test_dashboards import metric_names
@@ -42,7 +42,7 @@ pytestmark = [
     ),
 ]
 
-NAMESPACE, NAME = "shop", "rag"
+NAMESPACE, NAME = "serving", "rag"
 WINDOW = 30.0
 """Seconds over which a panel must show something."""
 DOCUMENTS = [" ".join(f"fact{document}x{word}" for word in range(150)) for document in range(6)]
@@ -112,21 +112,23 @@ async def controller(folder: Path) -> AsyncIterator[str]:
                 changing.cancel()
 
 
+PORTS = {"router": "management", "worker": "http", "controller": "metrics"}
+"""Names of the ports with metrics."""
+
+
 def target(address: str, pod: str, component: str, instance: str, namespace: str) -> dict[str, Any]:
     """A target as Kubernetes' service discovery finds a pod of ours."""
     label = "__meta_kubernetes_pod_label_app_kubernetes_io_"
-    annotation = "__meta_kubernetes_pod_annotation_prometheus_io_"
-    host, _, port = address.rpartition(":")
     return {
-        "targets": [f"{host}:1"],
+        "targets": [address],
         "labels": {
             "__meta_kubernetes_namespace": namespace,
             "__meta_kubernetes_pod_name": pod,
             f"{label}name": "kvcluster",
             f"{label}component": component,
             f"{label}instance": instance,
-            f"{annotation}scrape": "true",
-            f"{annotation}port": port,
+            "__meta_kubernetes_pod_annotation_prometheus_io_scrape": "true",
+            "__meta_kubernetes_pod_container_port_name": PORTS[component],
         },
     }
 
@@ -150,14 +152,15 @@ def scrape_config(cluster: LocalCluster, controller: str) -> dict[str, Any]:
 
 def substituted(expression: str) -> str:
     """A query as Grafana sends it, for one namespace and one KVCluster."""
-    for variable, value in (("$__rate_interval", "5s"), ("$namespace", NAMESPACE), ("$kvcluster", NAME)):
-        expression = expression.replace(variable, value)
+    values = {"__rate_interval": "5s", "namespace": NAMESPACE, "kvcluster": NAME, "worker": ".*", "model": ".*"}
+    for variable, value in values.items():
+        expression = expression.replace(f"${variable}", value)
     assert "$" not in expression, expression
     return expression
 
 
 async def test_every_panel_shows_data(tmp_path: Path) -> None:
-    dashboard = load(FLEET)
+    queries = [found for board in DASHBOARDS.values() for found in board.expressions]
     manifest = validate_manifest(
         {
             "apiVersion": "kvcluster.dev/v1alpha1",
@@ -172,7 +175,7 @@ async def test_every_panel_shows_data(tmp_path: Path) -> None:
         config = scrape_config(cluster, await stack.enter_async_context(controller(tmp_path)))
         server = await stack.enter_async_context(prometheus.running(config, tmp_path))
         await stack.enter_async_context(traffic(cluster.url))
-        empty = {(query.panel, substituted(query.expression)) for query in queries(dashboard)}
+        empty = {(panel.title, substituted(query.expression)) for panel, query in queries if not panel.quiet}
 
         async def all_show_data() -> bool:
             for panel, expression in sorted(empty):
@@ -185,17 +188,18 @@ async def test_every_panel_shows_data(tmp_path: Path) -> None:
         assert not empty, "\n".join(f"{panel}: {expression}" for panel, expression in sorted(empty))
 
         # A query that ends in `or vector(0)` always returns something: what it asks for must exist as well.
-        asked = set().union(*(metric_names(query.expression) for query in queries(dashboard)))
+        asked = set().union(*(metric_names(query.expression) for panel, query in queries if not panel.quiet))
         described = await server.families()
         # OpenMetrics describes a counter without its suffix.
+        asked = {name for name in asked if not name.startswith("kvcluster_agent_")}
         assert not {name for name in asked if not {name, name.removesuffix("_total")} & described}
 
-        for variable in dashboard["templating"]["list"]:
-            if variable["type"] == "query":
-                found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
-                assert found is not None
-                values = await server.label_values(substituted(found[1]), found[2])
-                assert values == {NAMESPACE if variable["name"] == "namespace" else NAME}
+        for variable in (variable for board in DASHBOARDS.values() for variable in board.variables):
+            found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable.query)
+            assert found is not None
+            values = await server.label_values(substituted(found[1]), found[2])
+            expected = {"namespace": {NAMESPACE}, "kvcluster": {NAME}, "model": {"meta-llama/Llama-2-13b-hf"}}
+            assert values == expected.get(variable.name, {worker.name for worker in cluster.workers})
         memory = "process_resident_memory_bytes"
         assert await server.label_values(memory, "component") == {"controller", "router", "worker"}
         assert await server.label_values("kvcluster_router_workers", "pod") == {f"{NAME}-router-0"}

@@ -27,7 +27,7 @@ from bench.workloads import WorkloadSpec, build_workload
 from controller.local.view import observe
 from controller.status.compute import hit_rate_permille
 from controller.status.report import parse_report
-from deploy.helm.dashboards import FLEET, load, queries
+from deploy.monitoring.fleet import DASHBOARD as FLEET
 from kvcluster.commands.metrics import collect
 from kvcluster.display import status_table
 from tests.e2e.support import ClusterUnderTest, StartCluster
@@ -39,8 +39,8 @@ DOCUMENTS = [f"Document {number}. " + f"Fact {number} of it, and what follows fr
 
 
 RATE = re.compile(
-    r"sum\(rate\((?P<part>\w+)\{[^}]*\}\[\$__rate_interval\]\)\) / "
-    r"sum\(rate\((?P<whole>\w+)\{[^}]*\}\[\$__rate_interval\]\)\)"
+    r"sum \(rate\((?P<part>\w+)\{[^}]*\}\[\$__rate_interval\]\)\) / "
+    r"sum \(rate\((?P<whole>\w+)\{[^}]*\}\[\$__rate_interval\]\)\)"
 )
 
 
@@ -108,7 +108,8 @@ async def test_all_hit_rates_are_those_of_the_answers(start_cluster: StartCluste
         assert (report.prompt_tokens, report.cached_tokens) == (prompt, cached)
         assert hit_rate_permille([report], None) == round(1000 * cached / prompt), "kubectl's column and explain's"
         # Dashboards: over a window that holds all requests a rate is the counter over its length, which cancels out.
-        rates = [RATE.fullmatch(query.expression) for query in queries(load(FLEET)) if is_hit_rate(query.expression)]
+        expressions = [query.expression for _, query in FLEET.expressions]
+        rates = [RATE.fullmatch(expression) for expression in expressions if is_hit_rate(expression)]
         assert rates
         for rate in rates:
             assert rate is not None

@@ -121,3 +121,9 @@ capabilities:
   resources: [events]
   verbs: [create]
 {{- end }}
+
+{{- /* A text (the second of the list) whose links to runbooks lead to where they are published. */}}
+{{- define "kvcluster.withRunbooks" -}}
+{{- $url := (index . 0).Values.runbookUrl | replace "{alert}" "${1}" }}
+{{- regexReplaceAll "https://runbooks\\.example\\.com/([A-Za-z]+|\\$\\{__value\\.text\\})" (index . 1) $url }}
+{{- end }}
