@@ -5,13 +5,18 @@ A `Catalogue` is a value: reading it is safe in any thread, and a change makes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
 
 from kvcache.feed import WorkerInfo
 from kvcache.images import ImageRule
 from router.core.decision import NoWorkerReady, RouteRequest
+from router.core.standing import Changes
 from router.core.strategies import candidates, of_rank
+from router.core.table import Rows
 from router.core.worker import Worker
 from router.core.worker_state import WorkerPhase
 
@@ -132,11 +137,45 @@ def _add(found: dict[str, Served], stated: Served) -> None:
         found[stated.name] = replace(known, max_model_len=longest, images=images)
 
 
+class Candidates:
+    """The workers that a request may go to, in the order in which they joined."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.workers = workers
+
+    @cached_property
+    def slots(self) -> int:
+        """The bitmask of their slots."""
+        slots = 0
+        for worker in self.workers:
+            slots |= worker.bit
+        return slots
+
+    @cached_property
+    def members(self) -> frozenset[Worker]:
+        return frozenset(self.workers)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Where `Table` has them. It is that of the moment when it is first asked for."""
+        return np.array([worker.work.row for worker in self.workers], np.intp)
+
+
 class Directory:
     """Which of a fleet's workers serve which name. Derived from what they state, and anew after `changed`."""
 
-    def __init__(self, workers: Mapping[str, Worker], own: str, tokenizer: Callable[[WorkerInfo], str | None]) -> None:
+    def __init__(
+        self,
+        workers: Mapping[str, Worker],
+        own: str,
+        tokenizer: Callable[[WorkerInfo], str | None],
+        changes: Changes,
+    ) -> None:
         self._workers = workers
+        self._changes = changes
+        self._noted = (-1, -1)
+        self._candidates: dict[str | None, Candidates] = {}
+        """By the name that is asked for, as long as nothing changes."""
         self._own = own
         self._tokenizer = tokenizer
         self._catalogue: Catalogue | None = None
@@ -146,6 +185,7 @@ class Directory:
         """A worker joined, left, or states something else than before."""
         self._catalogue = None
         self._serving.clear()
+        self._candidates.clear()
 
     @property
     def catalogue(self) -> Catalogue:
@@ -157,9 +197,21 @@ class Directory:
             )
         return self._catalogue
 
-    def candidates(self, request: RouteRequest, exclude: Collection[str], retry_after: float) -> list[Worker]:
+    def candidates(self, request: RouteRequest, exclude: Collection[str], retry_after: float) -> Candidates:
         """The workers that the request may go to (`router.core.strategies.candidates`). A name that no worker states
-        can be asked of any: it says itself that it does not serve it. Raises `NoWorkerReady`."""
+        can be asked of any: it says itself that it does not serve it. Raises `NoWorkerReady`.
+
+        O(1) for a name that is served, as long as no worker's state changes and none is probed after an ejection.
+        """
+        noted = self._changes.members, self._changes.phases
+        if self._noted != noted:
+            self._noted = noted
+            self._candidates.clear()
+        if exclude or request.rank is not None or (name := request.model) not in self._candidates:
+            return self._find_candidates(request, exclude, retry_after)
+        return self._candidates[name]
+
+    def _find_candidates(self, request: RouteRequest, exclude: Collection[str], retry_after: float) -> Candidates:
         found = candidates(of_rank(self.serving(request.model), request.rank), exclude)
         if not found and self.unknown(request.model):
             found = candidates(of_rank(self._workers.values(), request.rank), exclude)
@@ -167,7 +219,11 @@ class Directory:
             known, ready = len(self._workers), len(candidates(self._workers.values()))
             why = self.why_none(request.model)
             raise NoWorkerReady(f"{why}: {known} known, {ready} ready, {len(exclude)} excluded", retry_after)
-        return found
+        chosen, name = Candidates(found), request.model
+        lasting = not exclude and request.rank is None and (not name or name in self.catalogue.served)
+        if lasting and not any(worker.phase is WorkerPhase.HALF_OPEN for worker in self.serving(name)):
+            self._candidates[name] = chosen
+        return chosen
 
     def ranks(self, url: str) -> list[str]:
         """URLs of the workers whose process is that of the worker at `url`, which is one of them if it is known."""

@@ -191,7 +191,10 @@ class Decision:
     queue_seconds: float
     prefill_seconds: float
     candidates: tuple[Candidate, ...]
-    """In the order in which the workers joined, including the chosen one."""
+    """In the order in which the workers joined, including the chosen one. In a large fleet only the chosen one, unless
+    all of them were asked for."""
+    best_blocks: int
+    """The most blocks of the prompt that any candidate holds."""
     reported_blocks: int
     """Cached blocks that the answer is expected to report; for requests of one sequence that is `matched_blocks`."""
     rank: int | None = None

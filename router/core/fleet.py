@@ -13,31 +13,29 @@ from dataclasses import replace
 from kvcache.feed import Batch, Eviction, Heartbeat, Snapshot, Tier, WorkerInfo
 from kvcache.keys import BlockKey
 from kvcache.ranks import rank_url
-from router.core.catalogue import OWN_TOKENIZER, Directory
+from router.core.catalogue import OWN_TOKENIZER, Candidates, Directory
+from router.core.chooser import MANY, Chooser
 from router.core.circuits import Circuits
 from router.core.config import FleetConfig
-from router.core.decision import Candidate, Decision, DecisionReason, RouteRequest
+from router.core.decision import Decision, RouteRequest
 from router.core.errors import FeedRejected, RejectReason, UnknownWorker
 from router.core.index import PrefixIndex
-from router.core.latency_correction import FleetCorrection
-from router.core.lengths import AnswerLengths
-from router.core.matches import NO_MATCHES, find_matches, reported_blocks
 from router.core.outliers import Ejection, Outcome
 from router.core.ownership import Owners
 from router.core.reuse import PrefixPopularity, ReuseScore
 from router.core.sessions import SessionTable
+from router.core.shape import shape_of
+from router.core.standing import Changes
 from router.core.stored_responses import holders
-from router.core.strategies import Choice, Conditions, candidates, find_strategy
+from router.core.strategies import candidates
 from router.core.ticket import Assumptions, Ticket
 from router.core.view import View
-from router.core.work import DecodeTime, Work, shape_of
+from router.core.work import Learnt, Work
 from router.core.worker import Worker, WorkerStatus
 from router.core.worker_state import Intake, Liveness, WorkerPhase
 
 __all__ = ["Fleet", "FleetConfig", "Ticket", "WorkerStatus"]
 
-TIE_SECONDS = 1e-4
-"""Costs that differ by this and half a decode step are equal: the end of that step is not known more precisely."""
 MAX_URL = 2048
 """Characters of a URL that a heartbeat may state."""
 
@@ -54,27 +52,28 @@ class Fleet:
     carries it out. Both are O(workers + log depth), apart from hashing the prompt. Not thread-safe.
     """
 
-    def __init__(self, config: FleetConfig) -> None:
+    def __init__(self, config: FleetConfig, many: int = MANY) -> None:
+        """`many`: from so many candidates on, a decision computes with all of them at once."""
         self.config = config
         self.ready_at: float | None = None
         """When a request would last have found a worker, to the precision of `expire`; None: never yet."""
-        self._strategy = find_strategy(config.strategy)
         self._workers: dict[str, Worker] = {}
         self._owners = Owners(self._workers.values())
-        self.directory = Directory(self._workers, config.model, lambda info: self.config.tokenizer_of(info))
+        self._changes = Changes()
+        self.directory = Directory(
+            self._workers, config.model, lambda info: self.config.tokenizer_of(info), self._changes
+        )
         self._index = PrefixIndex()
-        self._correction = FleetCorrection()
-        self._lengths = AnswerLengths(config.expected_output_tokens)
-        self._decode_time = DecodeTime(config.expected_output_tokens * config.latency.decode)
+        self._learnt = Learnt(config)
         self._circuits = Circuits(config, self._workers.values())
         self._assumptions = Assumptions(self._index, config.speculation_grace)
         self._popularity = PrefixPopularity(config.recompute_charge, config.popular_charge)
         self.sessions = SessionTable(config.session_ttl, config.session_limit)
         self._expired_at: float | None = None
         self._turn = 0
-        self._block_seconds = config.latency.prefill_block * config.block_size / config.latency.block_size
-        """Seconds of computing one block."""
-        self._tie = TIE_SECONDS + config.latency.decode / 2
+        self._chooser = Chooser(
+            config, self._workers, self._index, self._popularity, self.sessions, self._learnt, self._changes, many
+        )
 
     # --- the workers ------------------------------------------------------------------------------------
 
@@ -94,6 +93,7 @@ class Fleet:
         if worker is not None:
             self._owners.disown(worker)
             worker.close()
+            self._changes.members += 1
             self.directory.changed()
             self._circuits.fleet_shrank()
 
@@ -162,11 +162,15 @@ class Fleet:
 
     def _join(self, url: str) -> Worker:
         config = self.config
-        work = Work(config, self._correction, self._decode_time, self._lengths)
         worker = Worker(
-            url, View(self._index, config.view_timeout, config.block_size), work, ReuseScore(config.reuse_half_life)
+            url,
+            View(self._index, config.view_timeout, config.block_size, self._changes),
+            Work(config, self._learnt, self._changes),
+            ReuseScore(config.reuse_half_life),
+            self._changes,
         )
         self._workers[url] = worker
+        self._changes.members += 1
         self.directory.changed()
         return worker
 
@@ -255,8 +259,8 @@ class Fleet:
             worker.view.check_epoch(info.epoch)
         self._own(worker, info)
         worker.mark_alive(now)
-        worker.update(info, heartbeat.load, now)
-        self.directory.changed()
+        if worker.update(info, heartbeat.load, now):
+            self.directory.changed()
         view = worker.view
         if refusal is not None:
             view.refuse(refusal)
@@ -273,8 +277,8 @@ class Fleet:
         worker = self._owners.find(snapshot.info.worker_id)
         worker.view.check_epoch(snapshot.info.epoch)
         worker.mark_alive(now)
-        worker.update(snapshot.info, snapshot.load, now)
-        self.directory.changed()
+        if worker.update(snapshot.info, snapshot.load, now):
+            self.directory.changed()
         if refusal is not None:
             worker.view.refuse(refusal)
         elif not self._streams(worker, now):
@@ -296,60 +300,19 @@ class Fleet:
     # --- decisions --------------------------------------------------------------------------------------
 
     def choose(
-        self, request: RouteRequest, now: float, exclude: Collection[str] = (), lap: Callable[[], None] | None = None
+        self,
+        request: RouteRequest,
+        now: float,
+        exclude: Collection[str] = (),
+        lap: Callable[[], None] | None = None,
+        *,
+        explain: bool = False,
     ) -> Decision:
         """Where this request should go; not to `exclude` (URLs). `lap` is called between the search of the index
-        and the choice. Raises `NoWorkerReady`, or `HolderGone` if no known worker has the stored response."""
+        and the choice. `explain`: with the figures of every candidate, also in a large fleet. Raises `NoWorkerReady`,
+        or `HolderGone` if no known worker has the stored response."""
         self._assumptions.expire(now)
-        workers = self._candidates(request, exclude)
-        shape = shape_of(request, self.config.block_size, self._lengths)
-        among = 0
-        if shape.reusable_blocks or (shape.loadable_blocks and self._index.has_slower_tiers):
-            for worker in workers:
-                if worker.view.usable(now):
-                    among |= worker.bit
-        matches = NO_MATCHES
-        if among and request.keys is not None:
-            matches = find_matches(self._index, request.keys, among, shape.reusable_blocks, shape.loadable_blocks)
-        best = matches.best()
-        charge = 0.0
-        if best and request.keys is not None:
-            charge = self._popularity.charge(request.keys.key(best), matches.holders(best), len(workers))
-        if lap is not None:
-            lap()
-        figures = tuple(worker.candidate(shape, matches, best, charge, request.streaming, now) for worker in workers)
-        if len(figures) == 1:
-            chosen, reason = Choice(figures[0], DecisionReason.ONLY_CANDIDATE)
-        else:
-            session = request.session
-            last = self.sessions.find(session, now) if session is not None else None
-            hint = session is not None and session.hint
-            chosen, reason = self._strategy(
-                figures, Conditions(among != 0, self._tie, last, hint, self._block_seconds, charge < 0.0)
-            )
-        if request.stored is not None:
-            reason = DecisionReason.STORED_RESPONSE
-        return Decision(
-            worker_id=chosen.worker_id,
-            url=chosen.url,
-            strategy=self.config.strategy,
-            reason=reason,
-            matched_blocks=chosen.matched_blocks,
-            loaded_blocks=chosen.loaded_blocks,
-            prompt_blocks=shape.prompt_blocks,
-            predicted_ttft=chosen.queue_seconds + chosen.load_seconds + chosen.prefill_seconds,
-            queue_seconds=chosen.queue_seconds,
-            prefill_seconds=chosen.prefill_seconds,
-            candidates=figures,
-            reported_blocks=self._reported_blocks(request, chosen, now),
-            rank=self._find(chosen.url).named_rank,
-        )
-
-    def _reported_blocks(self, request: RouteRequest, chosen: Candidate, now: float) -> int:
-        if request.reported is None:
-            return chosen.matched_blocks
-        view = self._find(chosen.url).view
-        return reported_blocks(self._index, request.reported, view.slot, usable=view.usable(now))
+        return self._chooser.choose(request, self._candidates(request, exclude), now, lap, explain=explain)
 
     def dispatch(self, decision: Decision, request: RouteRequest, now: float) -> Ticket:
         """The request goes to the decision's worker now. The ticket must be released, however the request ends.
@@ -361,7 +324,8 @@ class Fleet:
         worker.turn = self._turn
         if request.session is not None:
             self.sessions.note(request.session, decision.url, now)
-        shape = shape_of(request, self.config.block_size, self._lengths)
+        worker.work.take_sample(now)
+        shape = shape_of(request, self.config.block_size, self._learnt.lengths)
         matched, keys, view = decision.matched_blocks, request.keys, worker.view
         loaded = decision.loaded_blocks
         if loaded:
@@ -369,10 +333,8 @@ class Fleet:
         else:
             expected = worker.work.expect(shape, matched, now)
         assumption, certain = None, False
-        if keys is not None:
-            best = max(candidate.matched_blocks for candidate in decision.candidates)
-            if best:
-                self._popularity.note(keys.key(best))
+        if keys is not None and decision.best_blocks:
+            self._popularity.note(keys.key(decision.best_blocks))
         if keys is not None and view.usable(now):
             # Blocks that the worker states to hold stay, because the request uses them. Not assuming them saves hashing
             # all blocks of a long conversation at each turn.
@@ -401,9 +363,9 @@ class Fleet:
         finally:
             ticket.release(clock(), reused=ticket.served or ticket.answered)
 
-    def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> list[Worker]:
+    def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> Candidates:
         if request.stored is not None:
-            return holders(self._workers.values(), request.stored, exclude, self.config.retry_after)
+            return Candidates(holders(self._workers.values(), request.stored, exclude, self.config.retry_after))
         return self.directory.candidates(request, exclude, self.config.retry_after)
 
     # --- status ----------------------------------------------------------------------------------

@@ -16,11 +16,21 @@ import math
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from kvcache.feed import HeldElsewhere, Tier
 from kvcache.keys import BlockKey, PrefixKeys
 from router.core.layer import Layer
 from router.core.windows import Group, longest_served
+
+
+class Run(NamedTuple):
+    """Slots that hold equally many leading blocks of a prompt."""
+
+    slots: int
+    """A bitmask."""
+    depth: int
+    """In blocks of the router, 1 or more."""
 
 
 class Assumption:
@@ -205,10 +215,10 @@ class PrefixIndex:
 
     # --- search -----------------------------------------------------------------------------------------
 
-    def depths(self, keys: PrefixKeys, among: int, limit: int) -> dict[int, int]:
-        """How many leading blocks of the prompt, up to `limit`, each slot of the bitmask `among` holds; slots that hold
-        none are left out. The depths of a slot are multiples of its stride."""
-        found: dict[int, int] = {}
+    def runs(self, keys: PrefixKeys, among: int, limit: int) -> list[Run]:
+        """How many leading blocks of the prompt, up to `limit`, each slot of the bitmask `among` holds. Each slot is in
+        one run, or in none if it holds no block. The depths of a slot are multiples of its stride."""
+        found: list[Run] = []
         for stride, slots in self._slots_of.items():
             if slots & among and limit >= stride:
                 self._search(found, keys, slots & among, limit // stride, stride)
@@ -216,8 +226,12 @@ class PrefixIndex:
             for slot in bits(self._grouped & among):
                 depth = self._served(keys, slot, limit, assumed=self._assumed.counts[slot])
                 if depth:
-                    found[slot] = depth
+                    found.append(Run(1 << slot, depth))
         return found
+
+    def depths(self, keys: PrefixKeys, among: int, limit: int) -> dict[int, int]:
+        """The depth of each slot that is in one of the `runs`."""
+        return depths_of(self.runs(keys, among, limit))
 
     def _served(self, keys: PrefixKeys, slot: int, limit: int, assumed: Container[BlockKey]) -> int:
         """How many leading blocks a slot with several groups can serve, up to `limit`."""
@@ -229,8 +243,8 @@ class PrefixIndex:
             )
         return longest_served(keys, limit, self._strides[slot], groups, [held.__contains__ for held in counts])
 
-    def _search(self, found: dict[int, int], keys: PrefixKeys, among: int, limit: int, stride: int) -> None:
-        """Put the depths of the slots `among`, whose stride this is, into `found`. `limit` is in their own blocks.
+    def _search(self, found: list[Run], keys: PrefixKeys, among: int, limit: int, stride: int) -> None:
+        """Append the runs of the slots `among`, whose stride this is, to `found`. `limit` is in their own blocks.
 
         Caches are prefix-closed: a worker that holds depth d holds every depth below. So one search over depths serves
         all workers of a stride and splits where they differ.
@@ -246,12 +260,12 @@ class PrefixIndex:
                 split.append((below, at, alive & ~have))
             below, at, alive = at, at * 2, have
         if alive and below:
-            _settle(found, alive, below * stride)
+            found.append(Run(alive, below * stride))
         while split:
             low, high, slots = split.pop()
             if high - low == 1:
                 if low:
-                    _settle(found, slots, low * stride)
+                    found.append(Run(slots, low * stride))
                 continue
             middle = (low + high) // 2
             probe = key(middle * stride)
@@ -360,9 +374,9 @@ def _in_either(held: Container[BlockKey], assumed: Container[BlockKey], key: Blo
     return key in held or key in assumed
 
 
-def _settle(found: dict[int, int], slots: int, depth: int) -> None:
-    for slot in bits(slots):
-        found[slot] = depth
+def depths_of(runs: Iterable[Run]) -> dict[int, int]:
+    """The depth of each slot."""
+    return {slot: depth for slots, depth in runs for slot in bits(slots)}
 
 
 def bits(mask: int) -> Iterator[int]:

@@ -18,7 +18,7 @@ OUTLIER = 2.0
 request proves nothing."""
 SEPARATE = 1.25
 """A worker that differs from the fleet by less than this factor is taken to be as fast as the fleet."""
-_CLEAR = math.log(SEPARATE)
+CLEAR = math.log(SEPARATE)
 EVIDENCE = 4.0
 """Full samples that it takes to tell a worker that differs by `SEPARATE` from the fleet; for larger differences fewer
 are enough."""
@@ -81,12 +81,17 @@ class WorkerFactor:
         if own.mass < 1.0:
             return self._fleet.factor
         difference = own.log - self._fleet.log
-        if own.mass * abs(difference) < EVIDENCE * _CLEAR:
+        if own.mass * abs(difference) < EVIDENCE * CLEAR:
             return self._fleet.factor
         difference *= math.exp2((self._sampled_at - now) / HALF_LIFE)
-        if abs(difference) < _CLEAR:
+        if abs(difference) < CLEAR:
             return self._fleet.factor
         return _bounded(self._fleet.factor * math.exp(difference))
+
+    @property
+    def own(self) -> tuple[float, float]:
+        """Logarithm and mass of the worker's own mean."""
+        return self._own.log, self._own.mass
 
     @property
     def estimate(self) -> float:

@@ -117,10 +117,15 @@ class LatencySamples:
             self._correction.observe(self._ended, self._ended_seconds, now)
             self.discard_prefills()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the prefills that ended last are a full sample, which `take_prefills` will take."""
+        return self._ended.prefill >= self._latency.prefill(FULL_BLOCKS)
+
     def take_prefills(self, now: float) -> None:
         """Take a sample of the prefills that ended last, once it is clear that no more of them end with that step."""
         ended = self._ended
-        if ended.prefill < self._latency.prefill(FULL_BLOCKS):
+        if not self.waiting:
             return
         if now - self._ended_at > APART * self._correction.seconds(ended):
             self._correction.observe(ended, self._ended_seconds, now)

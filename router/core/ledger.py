@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from enum import StrEnum, auto
 
+from router.core.standing import NEVER, Waiting
+
 
 class EntryState(StrEnum):
     """How far a request is, as far as can be known. (A `StrEnum`, because its members hash in C.)"""
@@ -200,6 +202,22 @@ class Ledger:
             self._end_prefill(head, due, _FIRST_TOKEN)
             self._exact = False
         return 0.0
+
+    def waiting_at(self, now: float) -> Waiting:
+        """What `remaining` says from now on, as long as no request is opened, answered or closed."""
+        self.remaining(now)
+        until = min(self._loading.values(), default=NEVER) if self._loading else NEVER
+        if not self._pending:
+            return Waiting(0.0, 0.0, 0.0, 0.0, until)
+        head = next(iter(self._pending))
+        if not head.streaming:
+            until = min(until, self._head_start + head.seconds)
+        return Waiting(1.0, self._seconds, self._head_start, min(self._seconds, head.seconds + self._step), until)
+
+    @property
+    def late_from(self) -> float:
+        """When the oldest request that does not stream is late."""
+        return next(iter(self._non_streaming)).due if self._non_streaming else NEVER
 
     def _wait(self, entry: Entry, at: float) -> None:
         """From `at` on the request waits for its prefill."""

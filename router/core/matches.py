@@ -7,25 +7,39 @@ take less time, and this run may include the block of the last token, which is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from kvcache.feed import Tier
 from kvcache.keys import PrefixKeys
 from router.core.decision import ReportedSequence
-from router.core.index import PrefixIndex, bits
+from router.core.index import PrefixIndex, Run, bits, depths_of
 
 NO_LOAD: Mapping[Tier, int] = {}
 _NO_LOADS: Mapping[int, Mapping[Tier, int]] = {}
 
 
-class Matches(NamedTuple):
-    """By slot; slots that hold nothing are left out. Blocks of the router."""
+class Matches:
+    """What each slot holds of a prompt; slots that hold nothing are left out. Blocks of the router."""
 
-    held: Mapping[int, int]
-    """Leading blocks on the GPU, or soon there."""
-    loads: Mapping[int, Mapping[Tier, int]]
-    """Blocks after these, by the tier that they are loaded from."""
+    def __init__(self, runs: Sequence[Run], loads: Mapping[int, Mapping[Tier, int]] = _NO_LOADS) -> None:
+        self.runs = runs
+        """Leading blocks on the GPU, or soon there."""
+        self.loads = loads
+        """By slot: blocks after these, by the tier that they are loaded from."""
+
+    @cached_property
+    def held(self) -> Mapping[int, int]:
+        """Leading blocks on the GPU by slot: O(slots), once."""
+        return depths_of(self.runs)
+
+    def held_by(self, slot: int) -> int:
+        """Leading blocks on the GPU of one slot: O(runs), for who asks for a few slots of many."""
+        bit = 1 << slot
+        for slots, depth in self.runs:
+            if slots & bit:
+                return depth
+        return 0
 
     def blocks(self, slot: int) -> int:
         """Leading blocks that are not computed."""
@@ -33,24 +47,24 @@ class Matches(NamedTuple):
 
     def best(self) -> int:
         """The most blocks that any slot has."""
-        best = max(self.held.values(), default=0)
+        best = max((depth for _, depth in self.runs), default=0)
         return max(best, *map(self.blocks, self.loads)) if self.loads else best
 
     def holders(self, blocks: int) -> int:
         """Slots that have at least so many, 1 or more."""
         if not self.loads:
-            return sum(held >= blocks for held in self.held.values())
+            return sum(slots.bit_count() for slots, depth in self.runs if depth >= blocks)
         return sum(self.blocks(slot) >= blocks for slot in self.held.keys() | self.loads.keys())
 
 
 def find_matches(index: PrefixIndex, keys: PrefixKeys, among: int, reusable: int, loadable: int) -> Matches:
     """Search the slots of the bitmask `among`. `reusable`, `loadable`: the most leading blocks that may be reused on
     the GPU, and with those that are loaded."""
-    held = index.depths(keys, among, reusable)
-    loads = _NO_LOADS
-    if index.has_slower_tiers:
-        loads = index.loads(keys, {slot: held.get(slot, 0) for slot in bits(among)}, loadable)
-    return Matches(held, loads)
+    runs = index.runs(keys, among, reusable)
+    if not index.has_slower_tiers:
+        return Matches(runs)
+    held = depths_of(runs)
+    return Matches(runs, index.loads(keys, {slot: held.get(slot, 0) for slot in bits(among)}, loadable))
 
 
 def reported_blocks(index: PrefixIndex, reported: ReportedSequence, slot: int, *, usable: bool) -> int:
@@ -65,4 +79,4 @@ def reported_blocks(index: PrefixIndex, reported: ReportedSequence, slot: int, *
     return max(found.blocks(slot), fresh)
 
 
-NO_MATCHES = Matches({}, {})
+NO_MATCHES = Matches(())

@@ -1,6 +1,6 @@
 """Which workers a request may go to, and the rules that pick one of them: one function each, named in `STRATEGIES`.
 
-A strategy is pure: it sees the candidates' figures (at least two of them) and returns one of them with the reason.
+A strategy is pure: it sees the candidates' figures (at least two of them) and returns one of them; `REASONS` says why.
 `docs/routing.md` states each with its formula and limits. To add one, write the function and name it in `STRATEGIES`.
 """
 
@@ -71,19 +71,14 @@ class Conditions(NamedTuple):
     """Whether the longest match is one that further workers should have too."""
 
 
-class Choice(NamedTuple):
-    candidate: Candidate
-    reason: DecisionReason
-
-
-Strategy = Callable[[Sequence[Candidate], Conditions], Choice]
+Strategy = Callable[[Sequence[Candidate], Conditions], Candidate]
 
 
 class UnknownStrategyError(ValueError):
     """No strategy has this name. The message lists those that exist."""
 
 
-def cache_aware(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+def cache_aware(candidates: Sequence[Candidate], conditions: Conditions) -> Candidate:
     """The smallest cost. Ties: the longest match (unless it is to be spread), then the worker of the session, then the
     least work assigned lately, then the fewest requests in flight, then the longest unused."""
     bound = min(candidate.cost for candidate in candidates) + conditions.tie_seconds
@@ -94,47 +89,36 @@ def cache_aware(candidates: Sequence[Candidate], conditions: Conditions) -> Choi
         fewest = min(candidate.in_flight for candidate in tied)
         url = url if any(c.url == url and c.in_flight == fewest for c in tied) else None
     match = 0 if conditions.spreading else -1
-    chosen = min(tied, key=lambda c: (match * c.matched_blocks, c.url != url, c.assigned_seconds, c.in_flight, c.turn))
-    if not conditions.matchable:
-        return Choice(chosen, DecisionReason.NO_PREFIX)
-    longest = max(candidate.matched_blocks for candidate in candidates)
-    if not longest:
-        return Choice(chosen, DecisionReason.NO_MATCH)
-    if chosen.matched_blocks == longest:
-        return Choice(chosen, DecisionReason.PREFIX_MATCH)
-    return Choice(chosen, DecisionReason.LOAD_OVER_PREFIX)
+    return min(tied, key=lambda c: (match * c.matched_blocks, c.url != url, c.assigned_seconds, c.in_flight, c.turn))
 
 
-def longest_prefix(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+def longest_prefix(candidates: Sequence[Candidate], conditions: Conditions) -> Candidate:
     """The textbook rule: the longest match, whatever the load. Workers with equal matches, or none, take turns."""
     longest = max(candidate.matched_blocks for candidate in candidates)
-    chosen = min((c for c in candidates if c.matched_blocks == longest), key=lambda c: c.turn)
-    if longest:
-        return Choice(chosen, DecisionReason.LONGEST_PREFIX)
-    return Choice(chosen, DecisionReason.NO_MATCH if conditions.matchable else DecisionReason.NO_PREFIX)
+    return min((c for c in candidates if c.matched_blocks == longest), key=lambda c: c.turn)
 
 
-def round_robin(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+def round_robin(candidates: Sequence[Candidate], conditions: Conditions) -> Candidate:
     """In turn: the worker whose last request was the longest ago."""
-    return Choice(min(candidates, key=lambda c: c.turn), DecisionReason.ROUND_ROBIN)
+    return min(candidates, key=lambda c: c.turn)
 
 
-def least_loaded(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+def least_loaded(candidates: Sequence[Candidate], conditions: Conditions) -> Candidate:
     """The fewest requests in flight. Workers with equal numbers take turns."""
-    return Choice(min(candidates, key=lambda c: (c.in_flight, c.turn)), DecisionReason.LEAST_LOADED)
+    return min(candidates, key=lambda c: (c.in_flight, c.turn))
 
 
-def lmetric(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+def lmetric(candidates: Sequence[Candidate], conditions: Conditions) -> Candidate:
     """The smallest product of the prefill to come (queued and the request's own) and the requests then on the worker
     (Zhang et al., "LMetric", arXiv 2603.15202). Workers with equal products take turns."""
 
     def score(c: Candidate) -> float:
         return (c.queue_seconds - c.memory_seconds + c.prefill_seconds) * (c.in_flight + 1)
 
-    return Choice(min(candidates, key=lambda c: (score(c), c.turn)), DecisionReason.LMETRIC)
+    return min(candidates, key=lambda c: (score(c), c.turn))
 
 
-def linear(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
+def linear(candidates: Sequence[Candidate], conditions: Conditions) -> Candidate:
     """The smallest sum of blocks to prefill (queued and the request's own) and blocks in use once the request runs:
     NVIDIA Dynamo's rule with its default weight of 1 and no randomness. Workers with equal sums take turns."""
 
@@ -142,7 +126,18 @@ def linear(candidates: Sequence[Candidate], conditions: Conditions) -> Choice:
         prefill = c.queue_seconds - c.memory_seconds + c.prefill_seconds
         return prefill / conditions.block_seconds + c.active_blocks
 
-    return Choice(min(candidates, key=lambda c: (score(c), c.turn)), DecisionReason.LINEAR)
+    return min(candidates, key=lambda c: (score(c), c.turn))
+
+
+def reason(strategy: Strategy, matched: int, longest: int, *, matchable: bool) -> DecisionReason:
+    """Why this strategy chose a candidate that holds `matched` blocks of the prompt, of which any holds `longest` at
+    most. `matchable`: whether there was a prefix to match."""
+    given = REASONS[strategy]
+    if given is not DecisionReason.PREFIX_MATCH and given is not DecisionReason.LONGEST_PREFIX:
+        return given
+    if not longest:
+        return DecisionReason.NO_MATCH if matchable else DecisionReason.NO_PREFIX
+    return given if matched == longest else DecisionReason.LOAD_OVER_PREFIX
 
 
 STRATEGIES: Mapping[str, Strategy] = {
@@ -153,6 +148,16 @@ STRATEGIES: Mapping[str, Strategy] = {
     "lmetric": lmetric,
     "linear": linear,
 }
+
+REASONS: Mapping[Strategy, DecisionReason] = {
+    cache_aware: DecisionReason.PREFIX_MATCH,
+    longest_prefix: DecisionReason.LONGEST_PREFIX,
+    round_robin: DecisionReason.ROUND_ROBIN,
+    least_loaded: DecisionReason.LEAST_LOADED,
+    lmetric: DecisionReason.LMETRIC,
+    linear: DecisionReason.LINEAR,
+}
+"""The reason that each strategy gives; those that look for a match give it where they found the longest one."""
 
 
 def find_strategy(name: str) -> Strategy:

@@ -120,6 +120,7 @@ class Ticket:
             )
         else:
             self._work.samples.stream_ended(self._mark, usage, self._work.decoded(now), now)
+        self._work.observed()
 
     def release(self, now: float, reused: bool = True) -> None:
         """The request is over. `reused=False`: it never ran on the worker (it could not be sent, or failed before its

@@ -9,6 +9,7 @@ from enum import Enum, StrEnum, auto
 from kvcache.feed import AdaptersChanged, Batch, Cleared, Eviction, Removed, Snapshot, Stored, Tier, WorkerInfo
 from router.core.errors import FeedGap, FeedRejected, Resync, StaleEpoch
 from router.core.index import PrefixIndex
+from router.core.standing import Changes
 from router.core.windows import Group, shapes
 
 
@@ -83,10 +84,11 @@ class View:
     changes nothing, except that a batch of a later incarnation ends the copy at once.
     """
 
-    def __init__(self, index: PrefixIndex, timeout: float, block_size: int) -> None:
+    def __init__(self, index: PrefixIndex, timeout: float, block_size: int, changes: Changes) -> None:
         """`timeout`: seconds after which a copy that nothing has confirmed is no longer used; `block_size`: tokens of a
         block of the router."""
         self._index = index
+        self._changes = changes
         self._timeout = timeout
         self._block_size = block_size
         self.slot = index.open()
@@ -167,7 +169,7 @@ class View:
     def confirm(self, seq: int, now: float) -> None:
         """A heartbeat: the worker's cache is at batch `seq`."""
         if self.exact and self.seq == seq:
-            self.confirmed_at = now
+            self._confirm(now)
 
     def close(self) -> None:
         """The worker left the fleet."""
@@ -182,7 +184,7 @@ class View:
             self._index.replace(self.slot, (key for key, _ in snapshot.blocks), elsewhere)
             self.seq = self.evicted = snapshot.seq
             self.state = transition(self.state, ViewEvent.SNAPSHOT_INSTALLED)
-        self.confirmed_at = now
+        self._confirm(now)
 
     def apply(self, batch: Batch, now: float) -> None:
         """The next batch of the stream. A repeated one is ignored; raises `FeedGap` when one is missing."""
@@ -204,7 +206,7 @@ class View:
                 raise FeedGap(f"evictions up to {self.evicted} were pushed ahead of batch {batch.seq}")
             self._apply_events(batch)
             self.seq = self.evicted = batch.seq
-        self.confirmed_at = now
+        self._confirm(now)
 
     def evict(self, eviction: Eviction) -> None:
         """Pushed removals between two syncs. Blocks stored since the last sync are not in the copy, so the removal of
@@ -257,8 +259,15 @@ class View:
             return 1, ()
         return max(1, info.block_size // size), shapes(info.groups, size)
 
+    def _confirm(self, now: float) -> None:
+        """The copy equals the worker's cache."""
+        if not self.usable(now):
+            self._changes.views += 1
+        self.confirmed_at = now
+
     def _enter(self, event: ViewEvent) -> None:
         """Move to the state that follows, which is one without a copy."""
+        self._changes.views += 1
         self.state = transition(self.state, event)
         self.refusal = None
         self._index.clear(self.slot)

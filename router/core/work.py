@@ -8,11 +8,12 @@ from typing import NamedTuple
 from kvcache.feed import CacheGroup, Load, WorkerInfo
 from kvcache.profiles import blocks_to_compute
 from router.core.config import FleetConfig
-from router.core.decision import RouteRequest
 from router.core.latency_correction import FleetCorrection, Span, WorkerCorrection
 from router.core.latency_samples import Decoded, LatencySamples, Mark, Usage, full_sample
 from router.core.ledger import ENDED, Entry, Ledger
-from router.core.lengths import AnswerKind, AnswerLengths, kind_of
+from router.core.lengths import AnswerKind, AnswerLengths
+from router.core.shape import Shape
+from router.core.standing import Changes, Standing
 
 STEP_TOKENS = 2048
 """Most prompt tokens that an engine computes in one step (vLLM's default below 70 GiB)."""
@@ -21,55 +22,12 @@ LATE = 2.0
 DECODE_TIME_WEIGHT = 0.05
 """Weight of one finished request in the mean of `DecodeTime`."""
 
-MOST_TOKENS = 2**40
-"""What a request says of its answer's length counts up to here: clients may write a number of any length."""
 LEFT = 0.75
 """Share of its length that an answer in progress has left, on average: a half if all answers are equally long, all of
 it if their lengths are distributed exponentially."""
 STALL_TOKENS = 24.0
 """A pause between tokens counts in full in an answer of so many tokens, half in one of twice as many: its share of the
 time between two tokens (TPOT), which is a mean over the whole answer."""
-
-
-class Shape(NamedTuple):
-    """What the cost of a request depends on, apart from the worker."""
-
-    prompt_tokens: int
-    prompt_blocks: int
-    """Including a last partial one."""
-    reusable_blocks: int
-    """Full blocks that a worker may reuse on its GPU: never the one of the last token (vLLM rule 8)."""
-    loadable_blocks: int
-    """Full blocks that it may load from a slower tier; that of the last token is then computed again in part."""
-    max_tokens: int | None
-    """The most tokens that it allows its answer; None: no limit."""
-    kind: AnswerKind
-    output: float
-    """Expected tokens of its answer."""
-
-
-def shape_of(request: RouteRequest, block_size: int, lengths: AnswerLengths) -> Shape:
-    """What the cost of this request depends on."""
-    tokens, depth = request.prompt_tokens, request.keys.depth if request.keys is not None else 0
-    most, hint = request.output_tokens, request.output_hint
-    if most is not None and most > MOST_TOKENS:
-        most = MOST_TOKENS
-    if hint is not None and hint > MOST_TOKENS:
-        hint = MOST_TOKENS
-    kind = kind_of(request.model, most)
-    if not request.prompted:
-        return Shape(0, 0, 0, 0, 0, kind, 0.0)
-    if tokens is None:
-        tokens = depth * block_size + 1
-    return Shape(
-        prompt_tokens=tokens,
-        prompt_blocks=-(-tokens // block_size),
-        reusable_blocks=min(depth, max(tokens - 1, 0) // block_size),
-        loadable_blocks=min(depth, tokens // block_size),
-        max_tokens=most,
-        kind=kind,
-        output=lengths.expect(kind, most, hint),
-    )
 
 
 class Expected(NamedTuple):
@@ -120,6 +78,23 @@ class DecodeTime:
         self.seconds += DECODE_TIME_WEIGHT * (seconds - self.seconds)
 
 
+class Learnt:
+    """What a fleet has learnt from the answers of all its workers."""
+
+    def __init__(self, config: FleetConfig) -> None:
+        self.correction = FleetCorrection()
+        self.lengths = AnswerLengths(config.expected_output_tokens)
+        self.decode_time = DecodeTime(config.expected_output_tokens * config.latency.decode)
+
+
+def blocks_taken(shape: Shape, cached: int, loaded: int, size: int, groups: tuple[CacheGroup, ...]) -> int:
+    """Blocks of `size` tokens that a request takes in addition to those it reuses, with `cached` of its tokens cached,
+    the last `loaded` of which it loads: loaded blocks take room on the GPU, too."""
+    if groups:
+        return sum(_blocks_of(group, shape.prompt_tokens, cached, int(shape.output)) for group in groups)
+    return -(-shape.prompt_tokens // size) - (cached - loaded) // size + int(shape.output) // size
+
+
 def _blocks_of(group: CacheGroup, prompt_tokens: int, cached: int, output: int) -> int:
     """Blocks that a request takes of one group, in addition to those it reuses. Those that leave a sliding window are
     given back (vLLM's `SlidingWindowManager`), so they are no more than the window touches."""
@@ -138,18 +113,20 @@ class Work:
     the last report.
     """
 
-    def __init__(
-        self, config: FleetConfig, correction: FleetCorrection, decode_time: DecodeTime, lengths: AnswerLengths
-    ) -> None:
+    def __init__(self, config: FleetConfig, learnt: Learnt, changes: Changes) -> None:
         self._config = config
-        self._decode_time = decode_time
-        self._lengths = lengths
-        self.correction = WorkerCorrection(correction, full_sample(config.latency))
+        self._changes = changes
+        self.row = -1
+        """Where `router.core.table` has its standing."""
+        self._decode_time = learnt.decode_time
+        self._lengths = learnt.lengths
+        self.correction = WorkerCorrection(learnt.correction, full_sample(config.latency))
         self.samples = LatencySamples(config.latency, self.correction)
         self.ledger = Ledger(config.latency.prefill(STEP_TOKENS // config.latency.block_size))
         self.block_size = config.block_size
         """Tokens of a block of the worker, in which its memory is counted; the router's until it says."""
-        self._groups: tuple[CacheGroup, ...] = ()
+        self.groups: tuple[CacheGroup, ...] = ()
+        """Those of its cache, if it is not one of full attention."""
         self.load: Load | None = None
         """The last report; None: there is none, or it is too old."""
         self.capacity = 0
@@ -179,10 +156,11 @@ class Work:
     def set_shape(self, info: WorkerInfo) -> None:
         """The worker says how its cache is divided."""
         self.block_size = info.block_size or self._config.block_size
-        self._groups = info.groups
+        self.groups = info.groups
 
     def report(self, load: Load, now: float) -> None:
         """The worker reports its load."""
+        self._changes.works.add(self)
         self._count_decoded(now)
         pending = self.ledger.remaining(now)
         self.load = load
@@ -210,6 +188,7 @@ class Work:
 
     def forget_report(self) -> None:
         """The process that reported is gone or silent: only the ledger counts."""
+        self._changes.works.add(self)
         self.load = None
         self.samples.reported(0, 0)
         self._foreign_requests = 0
@@ -218,6 +197,7 @@ class Work:
 
     def open(self, expected: Expected, streaming: bool, now: float) -> Entry:
         """A request was dispatched to the worker."""
+        self._changes.works.add(self)
         self.sent += 1
         self._count_decoded(now)
         self._assigned = self.assigned(now) + expected.prefill
@@ -260,6 +240,7 @@ class Work:
 
     def first_token(self, entry: Entry, expected: Expected, now: float, *, certain: bool) -> None:
         """The prefill of a request is over. `certain`: it was known how much of its prompt the worker had cached."""
+        self._changes.works.add(self)
         self._count_decoded(now)
         began = self.ledger.first_token(entry, now)
         if began is None or not certain or self._foreign_requests:
@@ -271,15 +252,33 @@ class Work:
         if self.ledger.in_flight > 1 and expected.unloaded < step:
             work = Span(0.0, step)
         self.samples.prefill_ended(work, now - began, now, more=self.ledger.waiting)
+        if self.samples.waiting:
+            self._changes.sampling[self] = None
+
+    def take_sample(self, now: float) -> bool:
+        """Take the sample of the prefills that ended last if it is complete by now. Returns whether there still is one
+        to be taken."""
+        self.samples.take_prefills(now)
+        self._changes.works.add(self)
+        return self.samples.waiting
+
+    def observed(self) -> None:
+        """An answer was compared with what was expected of it (`samples`)."""
+        self._changes.works.add(self)
 
     def close(self, entry: Entry, first_token: float | None, now: float) -> None:
         """A request is over; `first_token` is when its first byte came, if any did. Idempotent."""
+        self._changes.works.add(self)
         if first_token is not None and entry.state is not ENDED:
             self._decode_time.observe(now - first_token)
         self._count_decoded(now)
         self.ledger.close(entry, now)
 
     # --- what is expected ---------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """The worker has left the fleet: what its last requests change matters to no decision."""
+        self._changes = Changes()
 
     def in_flight(self) -> int:
         """Requests on the worker: those of this router and, as of the last report, of others."""
@@ -313,7 +312,6 @@ class Work:
         """What to expect of the request on this worker, with `matched` of its leading blocks cached, the last `loaded`
         of which it loads from slower tiers in `load_seconds`. `best`: what another worker has cached."""
         config, latency = self._config, self._config.latency
-        self.samples.take_prefills(now)
         prefill_factor, decode_factor = self.correction.prefill.factor(now), self.correction.decode.factor(now)
         waiting = self._waiting(now)
         shortest = self._step_in_progress(decode_factor)
@@ -332,10 +330,7 @@ class Work:
         alone = step = latency.decode_step(1, context) * decode_factor
         if shortest:
             step += shortest - latency.decode * decode_factor
-        # Loaded blocks take room on the GPU, too.
-        blocks = -(-shape.prompt_tokens // size) - (cached - loaded * config.block_size) // size + int(output) // size
-        if self._groups:
-            blocks = sum(_blocks_of(group, shape.prompt_tokens, cached, int(output)) for group in self._groups)
+        blocks = blocks_taken(shape, cached, loaded * config.block_size, size, self.groups)
         active = self.used_blocks() + blocks
         memory = self._memory_wait(active, blocks) * decode_factor if active > self.capacity > 0 else 0.0
         load = 0.0
@@ -380,6 +375,41 @@ class Work:
         whole = latency.prefill(blocks_to_compute(prompt, 0, size, latency.block_size))
         rest = latency.prefill(blocks_to_compute(prompt, cached, size, latency.block_size))
         return (whole - rest) * self.correction.prefill.factor(now)
+
+    def standing(self, turn: int, now: float) -> Standing:
+        """What `expect` computes with, apart from the request, the time and the fleet. `turn`: that of the worker."""
+        ledger, latency = self.ledger, self._config.latency
+        pending, seconds, began, at_once, until = ledger.waiting_at(now)
+        own, foreign = ledger.in_flight, self._foreign_requests
+        others = own + foreign
+        left = 0.0
+        if others:
+            left = LEFT * (ledger.output / own) if own else math.nan
+        assigned = -math.inf
+        if self._assigned:
+            assigned = math.log2(self._assigned) + self._assigned_at / self._config.assigned_half_life
+        return Standing(
+            until,
+            pending,
+            seconds,
+            began,
+            at_once,
+            ledger.late_from,
+            self._foreign_seconds,
+            self._reported_at,
+            self._step() if self._decoding() else 0.0,
+            others,
+            foreign,
+            latency.decode_sequence * others + latency.decode_token * self._context(ledger.reserved),
+            left,
+            ledger.token_share,
+            self.used_blocks(),
+            self.capacity or math.inf,
+            assigned,
+            turn,
+            *self.correction.prefill.own,
+            *self.correction.decode.own,
+        )
 
     def used_blocks(self) -> int:
         """Blocks in use by the requests on the worker."""

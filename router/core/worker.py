@@ -13,8 +13,10 @@ from router.core.index import PrefixIndex
 from router.core.matches import NO_LOAD, Matches
 from router.core.outliers import Record
 from router.core.reuse import ReuseScore
+from router.core.shape import Shape
+from router.core.standing import Changes
 from router.core.view import Trust, View
-from router.core.work import Shape, Work
+from router.core.work import Work
 from router.core.worker_state import Circuit, Intake, Liveness, WorkerEvent, WorkerPhase, WorkerState, transition
 
 
@@ -94,6 +96,7 @@ class Worker:
     view: View
     work: Work
     reuse_score: ReuseScore
+    changes: Changes
     address: str = field(init=False)
     """Its process's URL: that of every rank of the process."""
     rank: int = field(init=False)
@@ -145,8 +148,11 @@ class Worker:
 
     def advance(self, event: WorkerEvent) -> None:
         """Move to the state that follows."""
+        before = self.phase
         self.state = transition(self.state, event)
         self.phase = self.state.phase
+        if self.phase is not before:
+            self.changes.phases += 1
 
     def mark_alive(self, now: float) -> None:
         """The worker gave a sign of life. If it was unreachable before, it may be another process now."""
@@ -184,8 +190,10 @@ class Worker:
         self.why = str(listed := AgentListed(self.url, info.engine))
         return listed
 
-    def update(self, info: WorkerInfo, load: Load, now: float) -> None:
-        """The worker states what it is and what load it has, in a snapshot or a heartbeat."""
+    def update(self, info: WorkerInfo, load: Load, now: float) -> bool:
+        """The worker states what it is and what load it has, in a snapshot or a heartbeat. Returns whether it is
+        something else than before."""
+        before = self.view.info
         if self.view.epoch != info.epoch:
             self.work.forget_report()
             self.reuse_score.clear()
@@ -193,11 +201,13 @@ class Worker:
         self.view.update(info)
         self.work.set_shape(info)
         self.work.report(load, now)
+        return info != before
 
     def close(self) -> None:
         """The worker left the fleet. Its open tickets stay releasable."""
         self.advance(WorkerEvent.REMOVED)
         self.view.close()
+        self.work.leave()
 
     def _restarted(self) -> None:
         """It may be a new process, to which pauses and failures of the earlier incarnation do not apply."""
@@ -235,7 +245,7 @@ class Worker:
         (`best` blocks) includes.
         """
         slot, loaded, seconds = self.view.slot, 0, 0.0
-        matched, loads = matches.held.get(slot, 0), NO_LOAD
+        matched, loads = matches.held_by(slot), NO_LOAD
         if matches.loads and slot in matches.loads:
             loads = matches.loads[slot]
             loaded, seconds = sum(loads.values()), self.view.load_seconds(loads)

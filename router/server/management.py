@@ -256,7 +256,7 @@ class Management:
             route = replace(route, rank=asked_rank(named))
         now = self.clock()
         try:
-            decision = self.fleet.choose(route, now)
+            decision = self.fleet.choose(route, now, explain=True)
         except NoWorkerReady as error:
             return _error(503, str(error), "ServiceUnavailableError")
         size, texts = self.fleet.config.block_size, None

@@ -113,11 +113,11 @@ def test_a_session_changes_no_decision_that_is_not_a_tie(
         candidates, Conditions(matchable=True, tie_seconds=tie, session_url=str(last), session_hint=hint)
     )
     smallest = min(candidate.cost for candidate in candidates)
-    assert chosen.candidate.cost <= smallest + tie
+    assert chosen.cost <= smallest + tie
     if chosen != without:
-        assert chosen.candidate.url == str(last)
-        assert abs(chosen.candidate.cost - without.candidate.cost) <= tie
-        assert chosen.candidate.matched_blocks == without.candidate.matched_blocks
+        assert chosen.url == str(last)
+        assert abs(chosen.cost - without.cost) <= tie
+        assert chosen.matched_blocks == without.matched_blocks
 
 
 @settings(max_examples=60)

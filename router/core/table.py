@@ -1,0 +1,90 @@
+"""The standings of all workers in columns, so that a decision computes with all of them at once.
+
+Each worker has a row, in the order in which the workers joined. Rows are written anew only for workers that have
+changed (`Changes`), or whose standing ends by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvcache.feed import CacheGroup
+from router.core.index import bits
+from router.core.standing import Changes, Standing
+from router.core.worker import Worker
+
+Floats: TypeAlias = NDArray[np.float64]
+Rows: TypeAlias = NDArray[np.intp]
+
+FEW = 8
+"""The rows of so many slots or fewer are looked up one by one."""
+_UNTIL = Standing._fields.index("until")
+
+
+class Table:
+    """`columns[i]` has field i of `Standing` for each row. `refresh` is O(changed workers) and a few vector operations;
+    O(workers) after one has joined or left."""
+
+    def __init__(self, workers: Mapping[str, Worker], changes: Changes) -> None:
+        self._fleet = workers
+        self._changes = changes
+        self._members = -1
+        self.workers: list[Worker] = []
+        self.columns: Floats = np.empty((len(Standing._fields), 0))
+        self.kinds: list[tuple[int, tuple[CacheGroup, ...]]] = []
+        """The different shapes of caches: tokens of a block, and groups."""
+        self.kind: Rows = np.empty(0, np.intp)
+        """Which of them each row has."""
+        self._row_of: Rows = np.empty(0, np.intp)
+        """By slot."""
+
+    def refresh(self, now: float, among: Container[Worker]) -> None:
+        """Bring the rows of the workers `among` up to date."""
+        if self._members != self._changes.members:
+            self._rebuild()
+        changed, workers = self._changes.works, self.workers
+        rows = [work.row for work in changed]
+        rows += np.flatnonzero(self.columns[_UNTIL] <= now).tolist()
+        if not rows:
+            return
+        rows = [row for row in set(rows) if workers[row] in among]
+        self.columns[:, rows] = np.array([workers[row].work.standing(workers[row].turn, now) for row in rows]).T
+        for row in rows:
+            work = workers[row].work
+            self.kind[row] = self._kind_of(work.block_size, work.groups)
+            changed.discard(work)
+
+    def rows_of(self, slots: int) -> Rows | list[int]:
+        """The rows of the slots of a bitmask, in no order."""
+        if slots.bit_count() <= FEW:
+            return [int(self._row_of[slot]) for slot in bits(slots)]
+        packed = np.frombuffer(slots.to_bytes(-(-slots.bit_length() // 8), "little"), np.uint8)
+        return self._row_of[np.flatnonzero(np.unpackbits(packed, bitorder="little"))]
+
+    def row_of(self, url: str) -> int:
+        """The row of the worker at this URL; -1 if there is none."""
+        worker = self._fleet.get(url)
+        return worker.work.row if worker is not None else -1
+
+    def _rebuild(self) -> None:
+        self._members = self._changes.members
+        self.workers = list(self._fleet.values())
+        self.columns = np.zeros((len(Standing._fields), len(self.workers)))
+        self.kinds = []
+        self.kind = np.zeros(len(self.workers), np.intp)
+        self._row_of = np.zeros(1 + max((worker.view.slot for worker in self.workers), default=0), np.intp)
+        self._changes.works.clear()
+        for row, worker in enumerate(self.workers):
+            worker.work.row = row
+            self._row_of[worker.view.slot] = row
+            self._changes.works.add(worker.work)
+
+    def _kind_of(self, block_size: int, groups: tuple[CacheGroup, ...]) -> int:
+        kind = block_size, groups
+        if kind not in self.kinds:
+            self.kinds.append(kind)
+        return self.kinds.index(kind)
