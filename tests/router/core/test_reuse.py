@@ -1,4 +1,4 @@
-"""Reuse scores and popular prefixes, with time passed in.
+"""Reuse scores, popular prefixes and the prefill that was saved, with time passed in.
 
 Not covered: what the scores are used for (tests/controller/status/test_deletion_cost.py), and how popularity changes a
 decision (test_decisions.py).
@@ -7,12 +7,13 @@ decision (test_decisions.py).
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.core.fleet import Fleet
+from router.core.latency_samples import Usage
 from router.core.reuse import HALF_LIFE, REMEMBERED, PrefixPopularity, ReuseScore
-from tests.router.core.support import MakeFleet, ask, hold, info, send, snapshot, tokens, url_of
+from tests.router.core.support import BLOCK, MakeFleet, ask, config, hold, info, send, snapshot, tokens, url_of
 
 
 def test_it_halves_with_every_half_life() -> None:
@@ -106,3 +107,31 @@ def test_the_shares_of_popular_prefixes_are_those_of_their_latest_matches() -> N
     found = popularity.find(often)
     assert found is not None
     assert found.share < 0.25
+
+
+# --- the prefill that was saved ---
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30), st.sampled_from([0.5, 1.0, 3.0])), max_size=12))
+@settings(max_examples=40)
+def test_the_seconds_saved_are_those_of_the_blocks_that_were_cached(answers: list[tuple[int, int, float]]) -> None:
+    """By the arithmetic of docs/profiles.md, times the factor that the router shows for the worker."""
+    fleet = Fleet(config())
+    fleet.add(url_of(0))
+    fleet.mark_alive(url_of(0), 0.0)
+    hold(fleet, 0, tokens(1), 0)
+    now = 1.0
+    for blocks, held, slower in answers:
+        prompt = tokens(blocks)
+        cached = min(held, blocks)
+        _, ticket = send(fleet, ask(prompt), now)
+        (status,) = fleet.workers(now)
+        whole = 0.005 + 0.0025 * (blocks + 1)
+        rest = 0.0005 if cached == blocks else 0.005 + 0.0025 * (blocks + 1 - cached)
+        saved = ticket.reported(len(prompt), cached * BLOCK, now)
+        assert saved == pytest.approx((whole - rest) * status.latency_factor)
+        now += slower * rest  # what the answer's time teaches changes the factor of the next one
+        ticket.first_token(now)
+        ticket.finished(now, Usage(len(prompt), 1, cached * BLOCK))
+        ticket.release(now)
+        now += 1.0
