@@ -201,8 +201,8 @@ def decode_report(body: bytes) -> Report:
 def live(report: Report, at: float) -> Live:
     """The document that shows this at Unix time `at`."""
     history = series(report.steps, *report.bounds)
-    shown = report.steps[-len(history.at) :]
-    seconds = history.step_seconds * len(history.at)
+    shown = [step for step in report.steps if step.number * history.step_seconds >= history.at[0]] if history.at else []
+    seconds = (shown[-1].number - shown[0].number) * history.step_seconds + shown[0].seconds if shown else 0.0
     counts = report.counts
     return Live(
         at=round(at, 3),

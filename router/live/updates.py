@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -49,6 +50,7 @@ class Update:
 
 _SERIES = tuple(each.name for each in fields(History) if each.name != "step_seconds")
 _WORKER = tuple(each.name for each in fields(WorkerLive))
+_values = attrgetter(*_WORKER)
 _UPDATE, _WORKER_LIVE = TypeAdapter(Update), TypeAdapter(WorkerLive)
 
 
@@ -59,9 +61,7 @@ def difference(old: Live, new: Live) -> Update:
     return Update(
         at=new.at,
         routers=new.routers if new.routers != old.routers else None,
-        workers=tuple(
-            _changed(known.get(worker.url), worker) for worker in new.workers if worker != known.get(worker.url)
-        ),
+        workers=tuple(filter(None, (_changed(known.get(worker.url), worker) for worker in new.workers))),
         gone=tuple(url for url in known if url not in now),
         totals=new.totals if new.totals != old.totals else None,
         history=_new_steps(old.history, new.history),
@@ -70,10 +70,14 @@ def difference(old: Live, new: Live) -> Update:
     )
 
 
-def _changed(old: WorkerLive | None, new: WorkerLive) -> Mapping[str, Any]:
+def _changed(old: WorkerLive | None, new: WorkerLive) -> Mapping[str, Any] | None:
+    """The worker's URL and what changed; None: nothing did."""
     if old is None:
         return asdict(new)
-    changed = {name: value for name in _WORKER if (value := getattr(new, name)) != getattr(old, name)}
+    before, now = _values(old), _values(new)
+    if before == now:
+        return None
+    changed = {name: value for name, value, was in zip(_WORKER, now, before, strict=True) if value != was}
     return {"url": new.url, **changed}
 
 
