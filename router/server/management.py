@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Annotated, Any
 
 import orjson
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from kvcache.errors import error_body
@@ -34,6 +34,20 @@ RECHECK_INTERVAL = 0.5
 router's own state."""
 THREAD_BYTES = 256 * 1024
 """A pushed cache state of more bytes than this is decoded in a thread."""
+
+
+class PushedByBrowserError(Exception):
+    """What only workers may push came from a browser."""
+
+
+def refuse_browsers(request: Request) -> None:
+    """Raises `PushedByBrowserError` for a request that a browser sends.
+
+    People open this port's page in their browser, where any other page could send requests here too, say the heartbeat
+    of a worker of its own. Workers send neither header.
+    """
+    if "origin" in request.headers or "sec-fetch-site" in request.headers:
+        raise PushedByBrowserError("what workers push is not taken from a browser")
 
 
 class RouterState(Enum):
@@ -99,9 +113,11 @@ class Management:
         route("/workers", self.workers, methods=["GET"])
         route("/workers/{worker_id:path}/blocks", self.blocks, methods=["GET"])
         route("/route/explain", self.explain, methods=["POST"])
-        route("/internal/heartbeat", self.heartbeat, methods=["POST"])
-        route("/internal/sync", self.sync, methods=["POST"])
-        route("/internal/eviction", self.eviction, methods=["POST"])
+        app.add_exception_handler(PushedByBrowserError, self._browser)
+        workers_only = [Depends(refuse_browsers)]
+        route("/internal/heartbeat", self.heartbeat, methods=["POST"], dependencies=workers_only)
+        route("/internal/sync", self.sync, methods=["POST"], dependencies=workers_only)
+        route("/internal/eviction", self.eviction, methods=["POST"], dependencies=workers_only)
         return app
 
     def advance(self, event: RouterEvent) -> None:
@@ -287,6 +303,9 @@ class Management:
         """Blocks the worker evicted since its last sync."""
         self.fleet.apply_eviction(decode_eviction(await request.body()), self.clock())
         return _json({})
+
+    async def _browser(self, request: Request, error: Exception) -> Response:
+        return _error(403, str(error), "PermissionDeniedError")
 
     async def _malformed(self, request: Request, error: Exception) -> Response:
         self.metrics.feed_refusals.labels(RejectReason.MALFORMED.value).inc()

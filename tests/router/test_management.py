@@ -111,6 +111,16 @@ async def test_pushes_that_do_not_fit_are_refused_by_name(
         assert (await router.complete()).status_code == 200
 
 
+@pytest.mark.parametrize("header", ["origin", "sec-fetch-site"])
+async def test_a_web_page_cannot_register_a_worker(start_router: StartRouter, pusher, header: str) -> None:  # type: ignore[no-untyped-def]
+    async with fake_workers(good) as (worker,), start_router() as router:
+        beat = encode_heartbeat(Heartbeat(pusher(router, worker).info, worker.url, 0, LOAD))
+        for path in ("heartbeat", "sync", "eviction"):
+            answer = await router.management.post(f"/internal/{path}", content=beat, headers={header: "null"})
+            assert (answer.status_code, answer.json()["error"]["type"]) == (403, "PermissionDeniedError")
+        assert router.router.fleet.workers(0.0) == []
+
+
 async def test_unknown_workers_may_not_sync_or_evict(start_router: StartRouter, pusher) -> None:  # type: ignore[no-untyped-def]
     async with fake_workers(good) as (worker,), start_router() as router:
         push = pusher(router, worker)
