@@ -124,6 +124,48 @@ def agreement(modelled: Sequence[Modelled]) -> Agreement:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What live processes add to the modelled time to first token: `fixed + token * prompt tokens`, in emulated
+    seconds."""
+
+    fixed: float
+    token: float
+
+    @property
+    def network(self) -> float:
+        """The fixed part one way, as `bench.simulation.Delays` has it."""
+        return self.fixed / 2
+
+
+def overhead(modelled: Sequence[Modelled], records: Iterable[Record]) -> Overhead:
+    """The overhead of a run under little load, by the medians of Theil and Sen, which a few outliers do not move: under
+    load, requests that come a little later miss the start of a step, and what is measured is no longer the overhead.
+
+    O(n^2). Raises `ValueError` if no request was answered.
+    """
+    lengths = {record.index: record.prompt_tokens or 0 for record in records}
+    points = [(lengths[each.index], each.measured - each.modelled) for each in modelled]
+    if not points:
+        raise ValueError("no request of this run was answered, so there is nothing to measure")
+    slopes = sorted(
+        (second - first) / (more - less)
+        for at, (less, first) in enumerate(points)
+        for more, second in points[at + 1 :]
+        if more != less
+    )
+    token = max(quantile(slopes, 0.5), 0.0) if slopes else 0.0
+    return Overhead(max(quantile(sorted(extra - token * length for length, extra in points), 0.5), 0.0), token)
+
+
+def print_overhead(console: Console, found: Overhead) -> None:
+    """Print it, and how a simulation counts it in."""
+    console.print(
+        f"beside the model: {found.fixed * 1e3:.2f} ms and {found.token * 1e6:.3f} us a prompt token; under little "
+        f"load that is what processes add: simulate --network-delay {found.network:.6f} --token-delay {found.token:.9f}"
+    )
+
+
 def print_agreement(console: Console, figures: Agreement) -> None:
     """Print the figures as sentences."""
     for name in ("p50", "p95", "p99"):

@@ -85,7 +85,7 @@ def floor_of(prompts: Iterable[Prompt], shape: ClusterShape, delays: Delays, wor
     for prompt in prompts:
         requests += 1
         length, output = len(prompt.tokens), prompt.request.max_tokens
-        if refusal(length, output, shape.engine.max_model_len, streaming=True) is not None:
+        if refusal(length, output, shape.engine.max_model_len) is not None:
             refused += 1
             continue
         longest = max(longest, length)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.figures import milliseconds, seconds
-from bench.record import ErrorCause, Record
+from bench.record import Record
 from bench.report import TOLERATED_ERRORS
 from bench.result import summary
-from bench.simulation.errors import NO_ROOM
+from bench.simulation.errors import NO_ROOM, PROMPT_TOO_LONG
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,4 +106,4 @@ def trial_of(records: Sequence[Record], workers: int) -> Trial:
 
 def _refused(record: Record) -> bool:
     """Whether no worker takes the request: it is too long."""
-    return record.error is ErrorCause.PROMPT_TOO_LONG or record.detail == NO_ROOM.detail
+    return record.error in (PROMPT_TOO_LONG.cause, NO_ROOM.cause)

@@ -98,11 +98,15 @@ class ClusterShape:
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """Delays between a router and its workers, one way, in seconds. What the processes themselves add (parsing,
-    tokenising, Python) can be counted in: docs/simulator.md says how it is measured."""
+    """Delays between a router and its workers, one way, in seconds. What the processes themselves add (sockets,
+    parsing, tokenising, Python) can be counted in: `bench.predict.overhead` measures it."""
 
     network: float = 0.001
+    """Of a request, and of an answer."""
     feed: float = 0.001
+    """From a change of a cache to the router's view of it."""
+    token: float = 0.0
+    """Of a request, for each token of its prompt: reading and tokenising, in the router and in the worker."""
 
 
 class SeededTokens:

@@ -53,6 +53,7 @@ class Play:
             **({"cpu_blocks": shape.engine.cpu_blocks} if shape.engine.cpu_blocks else {}),
             "network_delay": delays.network,
             "feed_delay": delays.feed,
+            **({"token_delay": delays.token} if delays.token else {}),
             **({"scenario": scenario} if scenario else {}),
             "seconds": "virtual",
             **workload.config,
@@ -72,7 +73,7 @@ def servable(asked: Iterator[Prompt], shape: ClusterShape) -> Iterator[Prompt]:
     """Those that a worker of the cluster takes."""
     longest = shape.max_model_len
     for prompt in asked:
-        if refusal(len(prompt.tokens), prompt.request.max_tokens, longest, streaming=True) is None:
+        if refusal(len(prompt.tokens), prompt.request.max_tokens, longest) is None:
             yield prompt
 
 

@@ -101,9 +101,7 @@ class Attempt:
         if worker.state is ProcessState.STOPPED:
             self._later(now, partial(self._failed, Cause.REFUSED, Progress.UNSENT, None))
             return
-        error = refusal(
-            len(request.prompt), request.max_tokens, worker.kind.engine.max_model_len, streaming=played.streaming
-        )
+        error = refusal(len(request.prompt), request.max_tokens, worker.kind.engine.max_model_len)
         if error is None:
             worker.submit(now, request, self)
         else:
@@ -244,7 +242,8 @@ class PlayedRequest:
             ),
             now,
         )
-        router.clock.at(now + router.delays.network, attempt.reach)
+        delays = router.delays
+        router.clock.at(now + delays.network + delays.token * len(self._prompt.tokens), attempt.reach)
 
     def _look_again(self, look: int, now: float) -> None:
         if look == self._look:
@@ -264,11 +263,6 @@ class PlayedRequest:
     def refused(self, error: Failure, now: float) -> None:
         """The worker refuses the request (`_ProxiedRequest._failing`)."""
         refusals, url, status = self.router.refusals, self.url, 400
-        if error.in_stream:
-            # The head was there, so the status was 200: the client gets what follows.
-            self._release(now)
-            self._end(now, error)
-            return
         alike = tuple(self._doubted)
         for other in (*alike, url) if alike else ():
             refusals.agreed(other, self._kind, status, now)

@@ -68,6 +68,7 @@ class Routers(_Part):
             Delays(
                 default.network if one.network is None else one.network,
                 default.feed if one.feed is None else one.feed,
+                default.token,
             )
             for one in given
         ]

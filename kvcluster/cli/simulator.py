@@ -20,6 +20,12 @@ NetworkDelay = Annotated[
 FeedDelay = Annotated[
     float, typer.Option(min=0, metavar="SECONDS", help="From a change of a cache to the router's view of it.")
 ]
+TokenDelay = Annotated[
+    float,
+    typer.Option(
+        min=0, metavar="SECONDS", help="From router to worker for each token of the prompt; `predict` measures it."
+    ),
+]
 ScenarioFile = Annotated[
     Path | None,
     typer.Option("--scenario", metavar="FILE", help="Routers, failures and scaling during the run, as YAML."),
@@ -39,6 +45,7 @@ def simulate(
     strategies: Strategies = "cache_aware,round_robin,least_loaded,longest_prefix",
     network_delay: NetworkDelay = 0.001,
     feed_delay: FeedDelay = 0.001,
+    token_delay: TokenDelay = 0.0,
     cpu_blocks: Annotated[
         int | None,
         typer.Option(
@@ -70,7 +77,7 @@ def simulate(
             strategies.split(","),
             load,
             measured,
-            Delays(network_delay, feed_delay),
+            Delays(network_delay, feed_delay, token_delay),
             cpu_blocks=cpu_blocks,
             scenario=scenario,
             sweep=sweep or (),
@@ -114,6 +121,7 @@ def plan(
     max_workers: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Largest cluster to consider.")] = 64,
     network_delay: NetworkDelay = 0.001,
     feed_delay: FeedDelay = 0.001,
+    token_delay: TokenDelay = 0.0,
     jobs: Jobs = None,
     out: Out = Path("results"),
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
@@ -129,7 +137,7 @@ def plan(
         plan(
             manifest,
             load,
-            Delays(network_delay, feed_delay),
+            Delays(network_delay, feed_delay, token_delay),
             ttft_p95=ttft_p95,
             tpot_p95=tpot_p95,
             profiles=[name.strip() for name in profiles.split(",") if name.strip()],

@@ -139,7 +139,7 @@ def pooled_ceiling(manifest: KVCluster, experiment: ExperimentOptions) -> Callab
         asked = (
             prompt
             for prompt in prompts(workload, load_tokenizer(spec.tokenizer))
-            if refusal(len(prompt.tokens), prompt.request.max_tokens, longest, streaming=True) is None
+            if refusal(len(prompt.tokens), prompt.request.max_tokens, longest) is None
         )
         caches = spec.workers.replicas * spec.engine.data_parallel.size
         return pooled_hit_rate(

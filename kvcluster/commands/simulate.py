@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.predict import agreement, print_agreement, replay
+from bench.predict import agreement, overhead, print_agreement, print_overhead, replay
 from bench.record import read_records
 from bench.simulation import ClusterShape, Delays, Scenario, read_scenario
 from bench.simulation.comparison import SimulateOptions, compare_simulated
@@ -131,4 +131,7 @@ def predict(file: str, raw: Path, load: LoadOptions) -> None:
     """Compares the times to first token in the records `raw` with those that the latency model predicts."""
     shape = shape_of(load_manifest(file).spec)
     prompts = asked(build_workload(workload_spec(load, shape.engine.max_model_len)), shape)
-    print_agreement(output(), agreement(replay(read_records(raw), prompts, shape)))
+    records = read_records(raw)
+    modelled = replay(records, prompts, shape)
+    print_agreement(output(), agreement(modelled))
+    print_overhead(output(), overhead(modelled, records))

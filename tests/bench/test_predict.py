@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.predict import Modelled, agreement, replay
+from bench.predict import Modelled, agreement, overhead, replay
 from bench.prompts import Prompt, prompts
 from bench.record import ErrorCause, Record
 from bench.simulation import ClusterShape
@@ -87,3 +87,23 @@ def test_agreement_counts_what_lies_within_the_tolerance() -> None:
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(ValueError, match="no request of this run was answered"):
         agreement([])
+
+
+def test_the_overhead_is_found_among_outliers() -> None:
+    """2 ms and 3 us a token, and every fifth request misses the start of a step."""
+    lengths = [200 + 97 * index % 1800 for index in range(60)]
+    late = [0.015 * (index % 5 == 0) for index in range(60)]
+    modelled = [Modelled(i, "a", 0.102 + 3e-6 * lengths[i] + late[i], 0.1) for i in range(60)]
+    records = [replace(answered(asked(1)[0], 0, 0.1, "a"), index=i, prompt_tokens=lengths[i]) for i in range(60)]
+    found = overhead(modelled, records)
+    assert found.fixed == pytest.approx(0.002, rel=0.1)
+    assert found.token == pytest.approx(3e-6, rel=0.1)
+    assert found.network == found.fixed / 2
+
+
+def test_prompts_of_one_length_have_a_fixed_overhead_only() -> None:
+    records = [replace(answered(asked(1)[0], 0, 0.1, "a"), index=i) for i in range(3)]
+    found = overhead([Modelled(i, "a", 0.103, 0.1) for i in range(3)], records)
+    assert (found.fixed, found.token) == (pytest.approx(0.003), 0.0)
+    with pytest.raises(ValueError, match="no request of this run was answered"):
+        overhead([], [])

@@ -2,7 +2,7 @@
 of arrival; what is left out; the command with files.
 
 Not covered: the lines themselves (tests/router/test_access_log.py), and recording from a running router
-(tests/e2e/test_recording.py).
+(tests/e2e/test_simulated.py).
 """
 
 from __future__ import annotations

@@ -244,12 +244,10 @@ def test_a_prompt_that_is_too_long_is_an_error_of_its_request() -> None:
 
     simulation = play("{}", (of(0, 4097), of(1, 4096), of(2, 4095), of(3, 100, 5000), of(4, 4000, 4096), of(5, 50)))
     records = sorted(simulation.records, key=lambda record: record.index)
-    too_long, in_stream = (
-        (ErrorCause.PROMPT_TOO_LONG, "HTTP 400 BadRequestError"),
-        (ErrorCause.BROKEN_STREAM, "error event: BadRequestError"),
-    )
+    words = "HTTP 400 BadRequestError"
+    too_long, no_room, answered = (ErrorCause.PROMPT_TOO_LONG, words), (ErrorCause.INVALID, words), (None, "")
     assert [(each.error, each.detail) for each in records] == [
-        too_long, in_stream, (None, ""), too_long, (None, ""), (None, ""),
+        too_long, no_room, answered, too_long, answered, answered,
     ]  # fmt: skip
     assert [each.output_tokens for each in records] == [None, None, 1, None, 96, 24]
     result = summarise(records, RunInfo("cache_aware", 0, {}))
