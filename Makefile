@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test unit check format bench kind kind-delete dist clean
+.PHONY: help install tools demo docs test unit check format bench kind kind-delete dist clean
 
 help: ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,10 @@ tools: $(VENV)/.dev ## fetch kubectl and helm into .tools, for the tests that us
 demo: $(VENV)/.runtime ## serve a KVCluster on this machine under three strategies in turn and compare them
 	$(BIN)/kvcluster compare examples/rag.yaml --workload rag \
 	  --strategies cache_aware,round_robin,least_loaded --out $(DEMO_OUT)
+
+docs: $(VENV)/.dev ## the documents as a site, in site/ (site/index.html opens without a server)
+	$(BIN)/python -m deploy.docs.scripts
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 test: check $(VENV)/.release ## formatting, lint, types, import contract, and every test
 	$(PYTEST)
@@ -75,4 +79,4 @@ dist: $(VENV)/.release ## build the files of a release into dist/: wheel, SBOM, 
 	deploy/release/build.sh $(RELEASE_VENV)/bin/python "$$IMAGE" "$$DIGEST" "$$VERSION" dist
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .tools $(DEMO_OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .tools $(DEMO_OUT) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

