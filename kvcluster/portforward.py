@@ -70,8 +70,8 @@ class PortForward:
                 await _relay(reader, writer, stream)
         except (ForwardError, KubeApiError) as error:
             self.on_error(str(error))
-        except (OSError, aiohttp.ClientError):
-            pass  # one side is gone: the other one is closed
+        except (OSError, aiohttp.ClientError, asyncio.CancelledError):
+            pass  # one side is gone, or the forwarding ends: close the other side
         finally:
             self._connections.discard(task)
             writer.close()

@@ -2,7 +2,8 @@
 
 The API server and the kubelet behind it are played here, by the protocol of kubelet's
 `pkg/kubelet/cri/streaming/portforward/websocket.go` (subprotocol v4.channel.k8s.io): no test bed of ours has a kubelet
-that forwards ports. Not covered: that of a real kubelet, and what the page shows (tests/router/page).
+that forwards ports. Checked with `kubernetes.stream.portforward` of the official client. Not covered: that of a real
+kubelet, and what the page shows (tests/router/page).
 """
 
 from __future__ import annotations
