@@ -5,12 +5,14 @@ from the fleet at each scrape, so that a worker that has been removed leaves no 
 """
 
 from router.metrics.collectors import DiscoveryCollector, FleetCollector
-from router.metrics.declared import TPOT_BUCKETS, TTFT_BUCKETS, Metrics
+from router.metrics.declared import OVER, TPOT_BUCKETS, TTFT_BUCKETS, UNDER, Metrics
 from router.metrics.instruments import Buckets, by_label, total
 
 __all__ = [
+    "OVER",
     "TPOT_BUCKETS",
     "TTFT_BUCKETS",
+    "UNDER",
     "Buckets",
     "DiscoveryCollector",
     "FleetCollector",

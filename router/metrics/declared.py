@@ -27,6 +27,8 @@ REQUEST_BUCKETS = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0),
 )
 """vLLM's, made finer below 0.3 s."""
+OVER, UNDER = ("over",), ("under",)
+"""Directions of a wrong prediction, as labels."""
 DECISION_BUCKETS = (
     *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5),
@@ -126,6 +128,8 @@ class Metrics:
             "Cached tokens that were predicted and not found, or found and not predicted.",
             "direction",
         )
+        for direction in OVER, UNDER:
+            self.mispredicted_cached.counts[direction] = 0  # a rate needs a series that begins at 0
         self.feed_connects = rare("feed_connects", "Connections made to workers' cache feeds, by outcome.", "outcome")
         self.feed_gaps = rare("feed_gaps", "Times a view was lost and a new snapshot was taken, by why.", "reason")
         self.feed_refusals = rare("feed_refusals", "Feed messages that were not applied, by reason.", "reason")

@@ -14,7 +14,7 @@ from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Ticket
 from router.core.latency_samples import Usage
 from router.core.retries import Progress
-from router.metrics import Metrics
+from router.metrics import OVER, UNDER, Metrics
 from router.server.answer import MAX_HELD, AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
 from router.server.headers import find, to_client
 from router.server.prompts import MESSAGES
@@ -267,8 +267,8 @@ class Relay:
         metrics.reported_prompt.value += usage.prompt
         metrics.actual_cached.value += usage.cached
         if predicted != usage.cached:
-            direction = "over" if predicted > usage.cached else "under"
-            metrics.mispredicted_cached.counts[(direction,)] += abs(predicted - usage.cached)
+            direction = OVER if predicted > usage.cached else UNDER
+            metrics.mispredicted_cached.counts[direction] += abs(predicted - usage.cached)
         metrics.prefill_saved.value += self.ticket.reported(usage.prompt, usage.cached, self.clock())
 
     def _count_tokens(self, usage: Usage | None, events: int, now: float) -> None:

@@ -38,7 +38,7 @@ from starlette.types import Scope
 
 from router.core.decision import Decision
 from router.server.headers import find
-from router.server.prompts import COMPLETIONS
+from router.server.prompts import COMPLETIONS, PROMPTED
 from router.server.record import Attempt, RequestRecord
 from router.upstream.interface import FailureCause
 from runtime.http.context import Headers
@@ -179,13 +179,19 @@ class RequestTrace:
     def _finish(self, record: RequestRecord) -> None:
         span = self.span
         if record.route is not None:
-            span.update_name(f"{record.method} {record.path}")
-            span.set_attribute(http_attributes.HTTP_ROUTE, record.path)
+            route = _route(record.path)
+            span.update_name(f"{record.method} {route}")
+            span.set_attribute(http_attributes.HTTP_ROUTE, route)
         span.set_attributes(_answer(record))
         if record.cause is not None:
             _fail(span, record.cause.value)
         elif record.answer_status >= 500:
             _fail(span, str(record.answer_status))
+
+
+def _route(path: str) -> str:
+    """The path without what names one of many things (a response, a file): names of spans must be few."""
+    return path if path in PROMPTED else "/".join(path.split("/")[:3])
 
 
 def _fail(span: Span, kind: str) -> None:

@@ -170,6 +170,13 @@ async def test_counts_and_blocks_are_those_of_the_answers_and_the_caches(start_c
         assert await shown("matched_blocks_sum") == sum(answer.matched_blocks for answer in answers) > 0
         assert await shown("prompt_tokens_total") == sum(answer.usage["prompt_tokens"] for answer in answers)
         assert await shown("in_flight") == 0
+        for name in ("request_seconds_count", "decision_seconds_count"):
+            assert await shown(name) == len(answers)
+        tokens = [answer.usage["completion_tokens"] for answer in answers if answer.streamed]
+        assert await shown("tpot_seconds_count") == sum(count > 1 for count in tokens) > 0
+        off = await shown("actual_cached_tokens_total") - await shown("predicted_cached_tokens_total")
+        directions = {way: await shown("mispredicted_cached_tokens_total", direction=way) for way in ("under", "over")}
+        assert off == directions["under"] - directions["over"]
 
         view = await observe(cluster.local, cluster.client)
         every: Counter[str] = Counter()
@@ -183,5 +190,10 @@ async def test_counts_and_blocks_are_those_of_the_answers_and_the_caches(start_c
                 assert await cluster.metric(worker.url, name) == sum(usage[field] for usage in its)
             _, held = await cluster.worker_state(worker.url)
             assert await shown("worker_blocks", worker=worker.name) == held.total() == drawn.blocks
+            assert await shown("worker_requests_total", worker=worker.name) == len(its)
+            assert await shown("view_trust", worker=worker.name, trust="exact") == 1
+            for name, of_engine in (("running", "running"), ("waiting", "waiting")):
+                its_own = await cluster.metric(worker.url, f"vllm:num_requests_{of_engine}")
+                assert await shown(f"worker_{name}", worker=worker.name) == its_own
             every |= held
         assert await shown("index_blocks") == len(every)

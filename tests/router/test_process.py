@@ -1,12 +1,13 @@
 """The router as a process: `python -m router.main`, signals, inherited sockets, exit codes.
 
-Covered: start, SIGTERM with and without a drain delay, a restart on inherited sockets, errors at start. Not covered:
-the rules of draining on virtual time (tests/runtime), pods in a cluster (tests/kube).
+Covered: start, SIGTERM with and without a drain delay, a restart on inherited sockets, errors at start, the last lines
+and spans. Not covered: the rules of draining on virtual time (tests/runtime), pods in a cluster (tests/kube).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -23,7 +24,8 @@ from runtime.sockets import listen
 from tests.router.conftest import http_client, until
 from tests.router.discovery.scripted import ScriptedApi
 from tests.router.discovery.slices import endpoint, endpoint_slice
-from tests.router.fakes import completion, fake_workers, good, good_after
+from tests.router.fakes import FakeWorker, completion, fake_workers, good, good_after
+from tests.router.otlp import collecting
 
 pytestmark = pytest.mark.process
 
@@ -34,7 +36,7 @@ async def router_process(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "router.main", *flags,
-        env={**os.environ, **env}, pass_fds=fds, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **env}, pass_fds=fds, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         yield process
@@ -89,6 +91,35 @@ async def test_by_itself_with_a_strategy_from_the_environment() -> None:
         assert response.headers["x-kvcluster-strategy"] == "least_loaded"
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_the_last_lines_and_spans_are_written_before_the_end() -> None:
+    async with (
+        collecting() as collector,
+        fake_workers(good) as (worker,),
+        router_process(
+            *LOOPBACK, "--workers", worker.url, "--access-log", "json", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url
+        ) as process,
+    ):
+        port, management_port = await started(process)
+        await ready(management_port)
+        async with http_client(port) as client:
+            await client.post("/v1/completions", json={"prompt": "x"}, headers={"x-request-id": "mine"})
+        assert collector.spans == []
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        lines = (await process.stdout.read()).splitlines()
+        assert await process.wait() == 0
+    assert [json.loads(line)["request_id"] for line in lines] == ["mine"]
+    (span,) = collector.named("POST /v1/completions")
+    assert parent(worker) == (span.trace_id.hex(), collector.named("attempt")[0].span_id.hex())
+
+
+def parent(worker: FakeWorker) -> tuple[str, str]:
+    """Trace and span that the worker's one request names."""
+    (received,) = worker.received
+    _, trace, span, _ = (received.header("traceparent") or "").split("-")
+    return trace, span
 
 
 async def test_sigterm_finishes_what_is_in_progress() -> None:

@@ -196,7 +196,7 @@ async def test_predictions_are_compared_with_what_the_answer_reports(cached: int
     ticket, metrics = await relayed([token("a") + token("b", "stop"), end])
     assert metrics.ttft[CacheUse.PARTIAL].sum == 1.0
     assert metrics.ttft_ratio.sum == pytest.approx(1.0 / DECISION.predicted_ttft)
-    assert by_label(metrics.mispredicted_cached) == off
+    assert by_label(metrics.mispredicted_cached) == {"over": 0, "under": 0, **off}
     assert ticket.usages == ([] if cached is None else [(100, cached)])
 
 

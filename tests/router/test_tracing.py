@@ -210,6 +210,15 @@ async def test_requests_that_reach_no_worker_have_one_span(traced: Traced) -> No
     assert "http.route" not in attributes(span.attributes)
 
 
+async def test_a_span_is_not_called_after_one_of_many_things(traced: Traced) -> None:
+    async with fake_workers(good) as workers, traced(workers) as (router, collector):
+        await router.client.get("/v1/files/file-123/content")
+    (span,) = (span for span in collector.spans if not span.parent_span_id)
+    stated = attributes(span.attributes)
+    assert (span.name, stated["http.route"]) == ("GET /v1/files", "/v1/files")
+    assert stated["url.path"] == "/v1/files/file-123/content"
+
+
 async def test_a_client_that_leaves_is_no_error(traced: Traced) -> None:
     never = asyncio.Event()
     async with fake_workers(good_after(never)) as workers, traced(workers) as (router, collector):
