@@ -38,6 +38,7 @@ DECISION = Decision(
     queue_seconds=0.0,
     prefill_seconds=0.5,
     candidates=(),
+    best_blocks=2,
     reported_blocks=2,
 )
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
