@@ -207,7 +207,7 @@ def write_runs(file: Path, outcomes: Sequence[Outcome]) -> None:
             rows.writerows({"strategy": outcome.contender, **_figures(run)} for run in outcome.runs)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown does not read as markup."""
     return re.sub(r"([\\`*_{}\[\]<>|#!])", r"\\\1", text).replace("\n", " ")
 
@@ -217,10 +217,10 @@ def markdown(outcomes: Sequence[Outcome], comparison: Comparison) -> str:
     names = columns(outcomes)
     searched = any(outcome.found is not None for outcome in outcomes)
     headings = ["strategy", *(["highest rate"] if searched else []), *(BY_NAME[name].heading for name in names)]
-    lines = [f"# {_escaped(comparison.title)}", "", _escaped(comparison.why), ""]
+    lines = [f"# {escaped(comparison.title)}", "", escaped(comparison.why), ""]
     lines += [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
     for outcome in ranked(outcomes):
-        row = [_escaped(outcome.contender), *([highest_rate(outcome)] if searched else []), *cells(outcome, names)]
+        row = [escaped(outcome.contender), *([highest_rate(outcome)] if searched else []), *cells(outcome, names)]
         lines.append(f"| {' | '.join(row)} |")
     if comparison.ceiling_hit_rate is not None:
         at = headings.index("hit rate")

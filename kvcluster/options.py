@@ -106,6 +106,10 @@ class LoadOptions:
         bool,
         _option("Prompts of one session of the trace begin alike, where it names sessions.", "--share-sessions"),
     ] = False
+    as_text: Annotated[
+        bool,
+        _option("Send prompts of token ids as text: some routers and engines take no ids.", "--as-text"),
+    ] = False
     seed: Annotated[int, _option("Seed of the workload.", min=0, metavar="K")] = 0
     context: Annotated[
         int | None,

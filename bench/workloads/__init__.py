@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from bench.workloads.adapters import adapters
@@ -18,7 +18,7 @@ from bench.workloads.base import (
     WorkloadError,
     WorkloadSpec,
 )
-from bench.workloads.conversation import conversation
+from bench.workloads.conversation import WORDS, conversation
 from bench.workloads.file import SUFFIXES
 from bench.workloads.mixed import from_file
 from bench.workloads.rag import rag
@@ -78,8 +78,28 @@ def _checked(spec: WorkloadSpec) -> None:
         raise WorkloadError(f"the workload {spec.name} is sent in one way only; leave --api out, or use agents")
 
 
+def _in_words(request: TimedRequest) -> TimedRequest:
+    """The request with a word for each token id of its prompt. Prompts share what they shared."""
+    prompt = request.body.get("prompt")
+    if not isinstance(prompt, list):
+        return request
+    words = "".join(f" {WORDS[token % len(WORDS)]}" for token in prompt)
+    return replace(request, body={**request.body, "prompt": words}, prompt_tokens=None)
+
+
 def build_workload(spec: WorkloadSpec) -> Workload:
     """The workload of this name, or in this file, and these parameters. Raises `WorkloadError`."""
+    workload = _build(spec)
+    if not spec.as_text:
+        return workload
+
+    def requests() -> Iterator[TimedRequest]:
+        return map(_in_words, workload.requests())
+
+    return replace(workload, config={**workload.config, "as_text": True}, requests=requests)
+
+
+def _build(spec: WorkloadSpec) -> Workload:
     in_file = spec.name.endswith(SUFFIXES)
     if not in_file and spec.name not in WORKLOADS:
         raise WorkloadError(
@@ -87,7 +107,7 @@ def build_workload(spec: WorkloadSpec) -> Workload:
         )
     _checked(spec)
     if in_file:
-        return from_file(spec, build_workload)
+        return from_file(spec, _build)
     built = WORKLOADS[spec.name](spec)
     generated = {} if spec.name in ("agents", "trace") else {"arrivals": str(spec.process)}
     return replace(built, config={**built.config, **generated})

@@ -89,6 +89,8 @@ class WorkloadSpec:
     format: str | None = None
     """The format of the trace; None: that which its content shows."""
     sharing: Sharing = Sharing()
+    as_text: bool = False
+    """Whether prompts of token ids are sent as text: a word for each id, which is one token of GPT-2's vocabulary."""
 
     @property
     def process(self) -> Arrivals:

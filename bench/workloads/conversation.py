@@ -42,6 +42,7 @@ _WORD_LIST = (
     "first last long great little own other old right big high different small large next early young important few"
 )
 WORDS = _WORD_LIST.split()
+"""Each is one token of GPT-2's vocabulary with the space before it."""
 
 
 def _say(random: Random, between: tuple[int, int]) -> str:

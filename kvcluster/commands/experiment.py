@@ -43,6 +43,7 @@ def workload_spec(load: LoadOptions, context: int | None = None) -> WorkloadSpec
         arrivals=None if load.arrivals is None else Arrivals(Process(load.arrivals), load.cv),
         time_scale=load.time_scale,
         format=load.format,
+        as_text=load.as_text,
         sharing=Sharing(load.shared_prefix, load.prefixes, load.share_sessions),
     )
 

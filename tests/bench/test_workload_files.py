@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from bench.workloads import TimedRequest, WorkloadError, WorkloadSpec, build_workload
 from bench.workloads.distributions import Distribution
+from kvcache.tokens.tokenizer import load_tokenizer
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "workloads").glob("*.yaml"))
 HEAD = "requests: 400\nrate: 20\nparts:\n"
@@ -94,6 +95,18 @@ def test_options_override_the_file(tmp_path: Path) -> None:
     found = requests(tmp_path, text, limit=300, rate=100.0)
     assert len(found) == 300
     assert 300 / found[-1].at == pytest.approx(100, rel=0.3)
+
+
+def test_as_text_prompts_have_as_many_tokens_and_share_as_much(tmp_path: Path) -> None:
+    text = HEAD + "  - {name: a, prefixes: [{tokens: 64, pool: 2}], prompt: 40}\n"
+    ids = requests(tmp_path, text, limit=30)
+    words = requests(tmp_path, text, limit=30, as_text=True)
+    tokenizer = load_tokenizer("gpt2")
+    read = [tokenizer.encode(request.body["prompt"]) for request in words]
+    assert [len(tokens) for tokens in read] == [len(request.body["prompt"]) for request in ids]
+    assert len({tuple(tokens[:64]) for tokens in read}) == len({tuple(r.body["prompt"][:64]) for r in ids}) == 2
+    assert len({tuple(tokens[64:]) for tokens in read}) == 30
+    assert [request.at for request in words] == [request.at for request in ids]
 
 
 TYPE: TypeAdapter[Distribution] = TypeAdapter(Distribution)
