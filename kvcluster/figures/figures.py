@@ -11,6 +11,8 @@ from kvcluster.figures.exposition import Exposition, Histogram, Labels, added, s
 ROUTER = "kvcluster_router_"
 ENGINE = "vllm:"
 SECONDS = "_seconds"
+PARTS = frozenset({"phase"})
+"""Labels of series that are parts of the same requests: together they are no distribution of anything."""
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -190,12 +192,13 @@ def _only(name: str, exposition: Exposition) -> Distribution | None:
 
 def _latencies(exposition: Exposition, prefix: str, ignored: frozenset[str] = frozenset()) -> tuple[Distribution, ...]:
     """Of every histogram of seconds: all of its series together first, then each, where labels tell them apart."""
-    found = []
+    found: list[Distribution] = []
     for name, series in sorted(exposition.histograms.items()):
         if not name.startswith(prefix) or not name.endswith(SECONDS):
             continue
         short = name.removeprefix(prefix).removesuffix(SECONDS)
-        found.append(_distribution(short, (), sum_of(list(series.values()))))
+        if not PARTS & {label for labels in series for label, _ in labels}:
+            found.append(_distribution(short, (), sum_of(list(series.values()))))
         groups: dict[Labels, list[Histogram]] = {}
         for labels, histogram in series.items():
             groups.setdefault(tuple(pair for pair in labels if pair[0] not in ignored), []).append(histogram)

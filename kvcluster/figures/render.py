@@ -195,10 +195,12 @@ def duration(seconds: float | None, limit: float | None = None) -> str:
 
 def _latencies(rows: Iterable[Distribution]) -> Table:
     table = _table("time", "count", "avg", "p50", "p95", "p99")
+    shown = ""
     for each in rows:
         if each.count:
             labels = ", ".join(f"{key}: {value}" for key, value in each.labels.items())
-            name = f"  {labels}" if labels else each.name.replace("_", " ")
+            name = f"  {labels}" if each.name == shown else " ".join((each.name.replace("_", " "), labels)).rstrip()
+            shown = each.name
             quantiles = (duration(value, each.limit) for value in (each.p50, each.p95, each.p99))
             table.add_row(Text(plain(name)), f"{each.count:,}", duration(each.mean), *quantiles)
     return table

@@ -103,6 +103,9 @@ async def test_a_cluster_is_run_asked_explained_and_driven(tmp_path: Path) -> No
         assert "rag-worker-0" in explained
         driven = await shell.run(_one("kvcluster bench"))
         assert "TTFT" in driven
+        # Without a terminal it prints what there is and ends.
+        assert "rag-worker-0" in await shell.run(f"{_one('kvcluster top')} {management}")
+        assert "hit rate" in await shell.run(f"{_one('kvcluster metrics')} {management}")
     finally:
         await _stop(cluster)
 

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from rich.console import Console
 
 from kvcache.tokens.tokenizer import load_tokenizer
@@ -213,6 +213,20 @@ def test_hostile_names_are_text() -> None:
     (row,) = [row for row in csv.reader(io.StringIO(as_csv(report))) if row[4] == "requests"]
     assert row[2] == "'=[red]cmd\\x1b[31m\\u202e,x"
     assert json.loads(as_json(report))["periods"][0]["figures"]["workers"][0]["worker"] == name
+
+
+def test_parts_of_a_time_are_not_added_to_one_distribution() -> None:
+    registry = CollectorRegistry()
+    phases = Histogram("kvcluster_router_decision_phase_seconds", "x", ["phase"], registry=registry)
+    for phase, seconds in (("read", 0.001), ("choose", 0.002), ("choose", 0.004)):
+        phases.labels(phase).observe(seconds)
+    found = figures([parse(generate_latest(registry).decode())])
+    assert [(each.labels, each.count) for each in found.latencies] == [({"phase": "choose"}, 2), ({"phase": "read"}, 1)]
+    lines = drawn(Report(("r",), (Period("since_start", None, found),))).splitlines()
+    assert [line.split()[:4] for line in lines if "phase:" in line] == [
+        ["decision", "phase", "phase:", "choose"],
+        ["phase:", "read", "1", "1.0"],
+    ]
 
 
 def test_a_router_without_requests_has_no_rates() -> None:
