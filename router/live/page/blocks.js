@@ -5,49 +5,48 @@ import { el, property } from "./dom.js";
 import { count, integer, list } from "./format.js";
 
 const SHADES = 4;
+const LETTERED = 0.025; // share of the bar from which a run has room for its letter
 
 /**
- * Runs of blocks with the same holders: `[{from, to, holders}]`, `to` excluded, names of workers by their order in
- * `candidates`. The last run may have no holders.
+ * The bar with its legend, which says in words all that the bar shows. `runs`: `[{from, to, workers, holders}]`, `to`
+ * excluded; `workers` are the names of the first of so many `holders`. `candidates`: how many there are.
  */
-export function runsOf(candidates, blocks) {
-  const depths = [...new Set(candidates.map((candidate) => candidate.matched_blocks))].filter((depth) => depth > 0);
-  depths.sort((a, b) => a - b);
-  const runs = [];
-  let from = 0;
-  for (const depth of depths) {
-    const to = Math.min(depth, blocks);
-    if (to > from) {
-      const holders = candidates.filter((candidate) => candidate.matched_blocks >= depth);
-      runs.push({ from, to, holders: holders.map((candidate) => candidate.worker_id) });
-    }
-    from = Math.max(from, to);
-  }
-  if (from < blocks) runs.push({ from, to: blocks, holders: [] });
-  return runs;
-}
-
-/** The bar with its legend. The legend says in words all that the bar shows. */
-export function blockBar(candidates, blocks, tokens) {
-  const runs = runsOf(candidates, blocks);
+export function blockBar({ runs, candidates, blocks, tokens }) {
   const bar = el("div", { class: "runs", "aria-hidden": "true" });
   const legend = el("ul", { class: "legend runs-legend" });
   runs.forEach((run, index) => {
-    const letter = index < 26 ? String.fromCharCode(65 + index) : "";
-    const shade = run.holders.length === 0 ? "none" : Math.min(index, SHADES - 1) + 1;
-    const segment = el("span", { "data-shade": shade, title: runWords(run, candidates.length) }, (run.to - run.from) / blocks > 0.025 && letter);
+    const [letter, shade, words] = [letterOf(index), shadeOf(run, index), runWords(run, candidates)];
+    const room = (run.to - run.from) / blocks > LETTERED;
+    const segment = el("span", { "data-shade": shade, title: words }, room && letter);
     property(segment, "--length", run.to - run.from);
     bar.append(segment);
-    legend.append(el("li", {}, el("i", { "data-shade": shade, "aria-hidden": "true" }, letter), el("span", {}, runWords(run, candidates.length))));
+    legend.append(el("li", {}, el("i", { "data-shade": shade, "aria-hidden": "true" }, letter), el("span", {}, words)));
   });
-  const scale = el("p", { class: "runs-scale aside" }, el("span", {}, "first block"),
-    el("span", {}, tokens === null ? count(blocks, "block") : `${count(blocks, "block")}, ${count(tokens, "token")}`));
-  return el("div", {}, bar, scale, legend);
+  const size = tokens === null ? count(blocks, "block") : `${count(blocks, "block")}, ${count(tokens, "token")}`;
+  return el("div", {}, bar, el("p", { class: "runs-scale aside" }, el("span", {}, "first block"), el("span", {}, size)), legend);
 }
 
-function runWords({ from, to, holders }, candidates) {
+/** The prompt itself, each block in the colour of its run. `texts` may be those of the first blocks only. */
+export function blockTexts({ runs, blocks, texts }) {
+  const body = el("div", { class: "prompt", tabindex: "0", role: "region", "aria-label": "The prompt, block by block" });
+  runs.forEach((run, index) => {
+    for (let block = run.from; block < Math.min(run.to, texts.length); block += 1) {
+      const text = texts[block];
+      body.append(el("span", { "data-shade": shadeOf(run, index), title: `Block ${integer(block + 1)}, ${letterOf(index)}` }, text));
+    }
+  });
+  const left = blocks - texts.length;
+  return el("details", {}, el("summary", {}, "The prompt, block by block"),
+    el("p", { class: "aside" }, "As the engine reads it, with chat template and special tokens. A character that two blocks share is shown as \uFFFD."),
+    body, left > 0 && el("p", { class: "aside" }, `${count(left, "further block")} not shown`));
+}
+
+const letterOf = (index) => (index < 26 ? String.fromCharCode(65 + index) : "");
+const shadeOf = (run, index) => (run.holders === 0 ? "none" : Math.min(index, SHADES - 1) + 1);
+
+function runWords({ from, to, workers, holders }, candidates) {
   const blocks = to - from === 1 ? `Block ${integer(to)}` : `Blocks ${integer(from + 1)} to ${integer(to)}`;
-  if (holders.length === 0) return `${blocks}: held by no worker, to be computed`;
-  if (holders.length === candidates && candidates > 1) return `${blocks}: held by all ${count(candidates, "worker")}`;
-  return `${blocks}: held by ${list(holders)}`;
+  if (holders === 0) return `${blocks}: held by no worker, to be computed`;
+  if (holders === candidates && candidates > 1) return `${blocks}: held by all ${count(candidates, "worker")}`;
+  return `${blocks}: held by ${list(workers, 4, holders)}`;
 }

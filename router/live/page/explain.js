@@ -1,6 +1,6 @@
 // "Why would this prompt go there?": asks POST route/explain and shows the answer.
 
-import { blockBar } from "./blocks.js";
+import { blockBar, blockTexts } from "./blocks.js";
 import { costBar, costLegend, costParts, costScale } from "./costs.js";
 import { attribute, byId, el, icon, property, show, text } from "./dom.js";
 import { count, integer, NONE, seconds } from "./format.js";
@@ -73,7 +73,7 @@ export class ExplainView {
       const response = await fetch(`${ENDPOINT}?path=${encodeURIComponent(path)}`, { method: "POST", body, headers: { "content-type": "application/json" } });
       const answer = await response.json().catch(() => null);
       if (!response.ok) throw new Error(answer?.error?.message ?? `The router answers ${response.status} ${response.statusText}.`);
-      if (!Array.isArray(answer?.candidates)) throw new Error("The router gives another answer than this page knows: reload the page.");
+      if (!Array.isArray(answer?.candidates) || !Array.isArray(answer.blocks?.runs)) throw new Error("The router gives another answer than this page knows: reload the page.");
       shown = explained(answer);
     } catch (error) {
       shown = failure(error instanceof TypeError ? "The router cannot be reached. Try again when the page is connected." : error.message);
@@ -93,14 +93,13 @@ function failure(message) {
   return { nodes: [node], summary: `No decision: ${message}` };
 }
 
-/** A candidate's cost as `costParts` reads it: the parts add up to the cost. */
-function priced(candidate) {
-  const { cost, queue_seconds: queue, load_seconds: load, prefill_seconds: prefill, charge_seconds: charge } = candidate;
-  const decode = cost - queue - load - prefill - charge;
-  return { ...candidate, decode_seconds: Math.abs(decode) < 1e-9 ? 0 : decode };
-}
+/** A candidate with the parts of its cost as `costParts` reads them. */
+const priced = (candidate) => ({
+  ...candidate,
+  ...Object.fromEntries(Object.entries(candidate.cost_parts).map(([part, value]) => [`${part}_seconds`, value])),
+});
 
-function explained({ decision, candidates, left_out: leftOut = [] }) {
+function explained({ decision, candidates, blocks: { runs, texts }, left_out: leftOut }) {
   const all = candidates.map(priced).sort((a, b) => (b.url === decision.url) - (a.url === decision.url) || a.cost - b.cost);
   const why = reasonWords(decision.reason);
   const blocks = decision.prompt_blocks;
@@ -121,7 +120,8 @@ function explained({ decision, candidates, left_out: leftOut = [] }) {
     decision.unread && el("p", { class: "worker-problem", "data-tone": "warn" }, UNREAD[decision.unread] ?? `The prompt was not read: ${decision.unread}.`))];
   if (blocks > 0) {
     nodes.push(el("section", { class: "panel" }, el("h3", {}, "Its blocks, by who holds them"),
-      blockBar(all, blocks, decision.prompt_tokens)));
+      blockBar({ runs, blocks, candidates: all.length, tokens: decision.prompt_tokens }),
+      texts !== null && texts.length > 0 && blockTexts({ runs, blocks, texts })));
   }
   nodes.push(candidatesPanel(all, decision, blocks));
   if (leftOut.length > 0) nodes.push(leftOutPanel(leftOut));

@@ -67,10 +67,10 @@ export const clock = (unix) => time.format(new Date(unix * 1000));
 /** "1 worker", "2 workers" */
 export const count = (number, noun) => `${whole.format(number)} ${noun}${number === 1 ? "" : "s"}`;
 
-/** "a", "a and b", "a, b and 3 more" */
-export function list(names, most = 4) {
-  const shown = names.slice(0, names.length > most ? most - 1 : most);
-  const left = names.length - shown.length;
+/** "a", "a and b", "a, b, c and 3 more" of so many in `total` */
+export function list(names, most = 4, total = names.length) {
+  const shown = names.slice(0, total > most ? most - 1 : most);
+  const left = total - shown.length;
   if (left > 0) return `${shown.join(", ")} and ${whole.format(left)} more`;
   return shown.length > 1 ? `${shown.slice(0, -1).join(", ")} and ${shown.at(-1)}` : (shown[0] ?? "");
 }

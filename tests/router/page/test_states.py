@@ -94,6 +94,7 @@ async def test_every_view_is_accessible(open_page: Open, made: MadeRouter, dark:
     await opened.page.get_by_label("Prompt", exact=True).fill("Hello")
     await opened.page.keyboard.press("Control+Enter")
     await opened.page.wait_for_selector(".verdict")
+    await opened.page.locator("summary").click()
     assert await opened.violations() == []
     assert opened.errors == []
 
@@ -109,6 +110,8 @@ async def test_a_text_of_others_is_never_markup(open_page: Open, made: MadeRoute
 
     made.explanation = explanation(worker_id=documents.SCRIPT, reason=documents.SCRIPT, unread=documents.SCRIPT)
     made.explanation["candidates"][0] |= {"worker_id": documents.SCRIPT, "why_not_matching": documents.SCRIPT}
+    made.explanation["blocks"] |= {"texts": [documents.SCRIPT]}
+    made.explanation["blocks"]["runs"][0] |= {"workers": [documents.SCRIPT]}
     made.explanation["left_out"][0] |= {"worker": documents.SCRIPT, "why": documents.SCRIPT, "state": documents.SCRIPT}
     await opened.page.get_by_role("link", name="Explain").click()
     await opened.page.get_by_label("Prompt", exact=True).fill(documents.SCRIPT)

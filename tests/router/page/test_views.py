@@ -139,7 +139,7 @@ async def test_a_prompt_is_explained(open_page: Open, made: MadeRouter) -> None:
         ".verdict"
     )
     assert await opened.texts(".runs-legend li > span") == [
-        "Blocks 1 to 24: held by rag-worker-0, rag-worker-1 and rag-worker-2",
+        "Blocks 1 to 24: held by rag-worker-2, rag-worker-0 and rag-worker-1",
         "Blocks 25 to 40: held by rag-worker-0 and rag-worker-1",
         "Blocks 41 to 56: held by rag-worker-1",
         "Blocks 57 to 64: held by no worker, to be computed",
@@ -151,6 +151,10 @@ async def test_a_prompt_is_explained(open_page: Open, made: MadeRouter) -> None:
         "queue 4.0\u00a0ms, prefill 52\u00a0ms, decode 3.0\u00a0ms, charge −6.0\u00a0ms"
     )
     assert "would go to rag-worker-0" in await opened.text("#announcer")
+    await page.get_by_text("The prompt, block by block").first.click()
+    shades = await page.locator(".prompt span").evaluate_all("spans => spans.map((span) => span.dataset.shade)")
+    assert shades == ["1"] * 24 + ["2"] * 16 + ["3"] * 16 + ["none"] * 4
+    assert "4 further blocks not shown" in await opened.text("details")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +199,8 @@ async def test_what_is_no_live_document_is_said(open_page: Open, made: MadeRoute
     await opened.eventually("() => document.getElementById('lost-title').textContent === 'No live document here'")
     assert "there is no such endpoint" in await opened.text("#lost-text")
     made.live = documents.fleet(1)
-    await opened.page.get_by_role("button", name="Try now").click()
+    # It may have connected by itself in the meantime, and then the button is gone.
+    await opened.page.evaluate("document.getElementById('retry').click()")
     await opened.page.wait_for_selector("#content", state="visible")
 
 
