@@ -33,10 +33,15 @@ export function attribute(node, name, value) {
   else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value === true ? "" : String(value));
 }
 
-/** Sets the text of an element if it changes: an unchanged one costs no layout. */
+/** Sets the text of an element that has nothing else, if it changes: an unchanged one costs no layout. */
 export function text(node, value) {
   const wanted = String(value);
-  if (node.textContent !== wanted) node.textContent = wanted;
+  const now = node.firstChild;
+  if (now === null) node.append(wanted);
+  else if (now.data !== wanted) {
+    if (now.nodeType === Node.TEXT_NODE && now.nextSibling === null) now.data = wanted;
+    else node.textContent = wanted;
+  }
 }
 
 export function show(node, visible) {
@@ -47,6 +52,15 @@ export function show(node, visible) {
 export function property(node, name, value) {
   const wanted = String(value);
   if (node.style.getPropertyValue(name) !== wanted) node.style.setProperty(name, wanted);
+}
+
+/** A bar that is filled by a share; `fillMeter` says how far. Decoration: the figure is beside it. */
+export const meter = (tag = "span") => el(tag, { class: "meter", "aria-hidden": "true" });
+
+/** Fills a bar by a share between 0 and 1; null: it is not known. */
+export function fillMeter(node, share) {
+  node.classList.toggle("unknown", share === null);
+  property(node, "--share", share === null ? 0 : Math.round(share * 1000) / 1000);
 }
 
 export const byId = (id) => document.getElementById(id);
@@ -67,8 +81,10 @@ export class KeyedList {
     this.#create = create;
   }
 
-  get(key) {
-    return this.#rows.get(key);
+  /** Forgets all elements: they are made anew. */
+  clear() {
+    this.#parent.replaceChildren();
+    this.#rows.clear();
   }
 
   render(items, keyOf) {

@@ -2,7 +2,7 @@
 
 import { blockBar, blockTexts } from "./blocks.js";
 import { costBar, costLegend, costParts, costScale } from "./costs.js";
-import { attribute, byId, el, icon, property, show, text } from "./dom.js";
+import { attribute, byId, el, fillMeter, icon, meter, show, text } from "./dom.js";
 import { count, integer, NONE, seconds } from "./format.js";
 import { COSTS, reasonWords, UNREAD, WORKER_STATES } from "./words.js";
 
@@ -148,14 +148,14 @@ function candidatesPanel(all, decision, blocks) {
 
 function candidateRow(candidate, decision, blocks, columns, scale) {
   const chosen = candidate.url === decision.url;
-  const meter = el("span", { class: "meter", "aria-hidden": "true" }, el("i"));
-  property(meter, "--share", blocks > 0 ? candidate.matched_blocks / blocks : 0);
+  const bar = meter();
+  fillMeter(bar, blocks > 0 ? candidate.matched_blocks / blocks : 0);
   const parts = new Map(costParts(candidate).map((part) => [part.key, part.seconds]));
   const loaded = Object.entries(candidate.loaded_blocks ?? {}).filter(([, number]) => number > 0);
   return el("tr", { "data-chosen": chosen },
     el("th", { scope: "row" }, el("span", { class: "name" }, candidate.worker_id), " ", chosen && el("span", { class: "badge" }, "Chosen"),
       candidate.why_not_matching && el("span", { class: "note" }, candidate.why_not_matching)),
-    el("td", {}, el("span", { class: "holds" }, meter, `${integer(candidate.matched_blocks)} of ${integer(blocks)}`),
+    el("td", {}, el("span", { class: "holds" }, bar, `${integer(candidate.matched_blocks)} of ${integer(blocks)}`),
       loaded.length > 0 && el("span", { class: "note" }, loaded.map(([tier, number]) => `${integer(number)} from ${tier}`).join(", "))),
     el("td", { class: "wide" }, costBar(candidate, scale)),
     ...columns.map(([key]) => el("td", { class: "number" }, parts.get(key) === 0 ? NONE : seconds(parts.get(key)))),

@@ -1,28 +1,21 @@
 // One worker: as a tile, and in full in a dialog.
 
-import { attribute, byId, el, icon, property, show, text } from "./dom.js";
+import { attribute, byId, el, fillMeter, icon, meter, show, text } from "./dom.js";
 import { age, compact, decimal, integer, NONE, percent } from "./format.js";
 import { TRUST, workerState } from "./words.js";
 
-/** A tile. It holds everything; the density of its list decides what is seen. `shortened(name)` is the name to show. */
-export function tile(open, shortened) {
-  const state = el("span", { class: "state" }, el("span"));
+/**
+ * A tile of a density: `full`, `compact` or `dense`. `open(url)` opens its worker, `shortened(name)` is the name to show.
+ * It has only the elements that its density shows: 500 tiles change every second.
+ */
+export function tile(density, open, shortened) {
+  const state = el("span", { class: "state" });
   const name = el("button", { type: "button" });
-  const where = el("p", { class: "tile-where" });
-  const load = facts("tile-load", ["Running", "Waiting", "In flight"]);
-  const facts3 = facts("tile-facts", ["Hit rate", "Reuse score", "View"]);
-  const [queue, hits, filled] = [el("span"), el("span", { class: "tile-hits" }), el("span")];
-  const meter = el("div", { class: "meter", "aria-hidden": "true" }, el("i"));
-  const [fill, blocks] = [el("strong"), el("span")];
+  const body = density === "full" ? fullBody() : smallBody(density);
   const problem = el("p", { class: "tile-problem" });
   const node = el("li", { class: "tile" },
-    el("div", { class: "tile-head" }, state, el("h4", { class: "tile-name" }, name)),
-    where,
-    load.node,
-    el("p", { class: "tile-line" }, queue, hits, el("span", {}, filled, el("span", { class: "tile-full" }, " full"))),
-    el("div", { class: "tile-cache" }, el("span", {}, "Cache ", fill), blocks, meter),
-    facts3.node,
-    problem);
+    el("div", { class: "tile-head" }, state, el("h4", { class: "tile-name" }, name)), ...body.nodes,
+    density !== "dense" && problem);
   let worker = null;
   let shownState = null;
   name.addEventListener("click", () => open(worker.url));
@@ -41,20 +34,42 @@ export function tile(open, shortened) {
     text(name, label);
     attribute(name, "title", label === worker.worker_id ? null : worker.worker_id);
     attribute(name, "aria-label", label === worker.worker_id ? null : worker.worker_id);
-    text(where, [worker.pod === worker.worker_id ? "" : worker.pod, worker.url === worker.worker_id ? "" : worker.url].filter(Boolean).join(" · "));
-    load.set(integer(worker.running), integer(worker.waiting), integer(worker.in_flight));
-    text(queue, worker.running === null ? "no report" : worker.waiting > 0 ? `${worker.running} + ${worker.waiting} wait` : `${worker.running} run`);
-    text(hits, worker.hit_rate === null ? "" : `hit ${percent(worker.hit_rate, 0)}`);
-    text(filled, percent(worker.cache_fill, 0));
-    text(fill, percent(worker.cache_fill, 0));
-    text(blocks, worker.capacity > 0 ? `${compact(worker.blocks)} of ${compact(worker.capacity)} blocks` : `${compact(worker.blocks)} blocks`);
-    meter.classList.toggle("unknown", worker.cache_fill === null);
-    property(meter, "--share", worker.cache_fill ?? 0);
-    facts3.set(percent(worker.hit_rate, 0), compact(Math.round(worker.reuse_score)), view(worker));
+    body.update(worker);
     text(problem, worker.problem ?? "");
     show(problem, worker.problem !== null);
   };
-  return { node, update, name };
+  return { node, update };
+}
+
+function fullBody() {
+  const where = el("p", { class: "tile-where" });
+  const load = facts("tile-load", ["Running", "Waiting", "In flight"]);
+  const [fill, blocks, bar] = [el("strong"), el("span"), meter("div")];
+  const lately = facts("tile-facts", ["Hit rate", "Reuse score", "View"]);
+  const nodes = [where, load.node, el("div", { class: "tile-cache" }, el("span", {}, "Cache ", fill), blocks, bar), lately.node];
+  const update = (worker) => {
+    const { pod, url, worker_id: id } = worker;
+    text(where, [pod === id ? "" : pod, url === id ? "" : url].filter(Boolean).join(" · "));
+    load.set(integer(worker.running), integer(worker.waiting), integer(worker.in_flight));
+    text(fill, percent(worker.cache_fill, 0));
+    text(blocks, worker.capacity > 0 ? `${compact(worker.blocks)} of ${compact(worker.capacity)} blocks` : `${compact(worker.blocks)} blocks`);
+    fillMeter(bar, worker.cache_fill);
+    lately.set(percent(worker.hit_rate, 0), compact(Math.round(worker.reuse_score)), view(worker));
+  };
+  return { nodes, update };
+}
+
+function smallBody(density) {
+  const [queue, hits, fill, bar] = [el("span"), el("span"), el("span"), meter("div")];
+  const full = el("span", { class: density === "dense" ? "hidden-text" : null }, " full");
+  const nodes = [el("p", { class: "tile-line" }, queue, density === "compact" && hits, el("span", {}, fill, full)), bar];
+  const update = (worker) => {
+    text(queue, worker.running === null ? "no report" : worker.waiting > 0 ? `${worker.running} + ${worker.waiting} wait` : `${worker.running} run`);
+    text(hits, worker.hit_rate === null ? "" : `hit ${percent(worker.hit_rate, 0)}`);
+    text(fill, percent(worker.cache_fill, 0));
+    fillMeter(bar, worker.cache_fill);
+  };
+  return { nodes, update };
 }
 
 const view = (worker) => (worker.view_age_seconds === null ? "none" : `${worker.trust === "exact" ? "" : `${worker.trust} · `}${age(worker.view_age_seconds)}`);
@@ -91,7 +106,7 @@ export class WorkerDialog {
       problem: el("div", { class: "worker-problem" }),
       facts: new Map(),
       list: el("dl", { class: "worker-facts" }),
-      meter: el("span", { class: "meter", "aria-hidden": "true" }, el("i")),
+      meter: meter(),
       fill: el("span"),
     });
     const decisions = el("button", { type: "button", onclick: () => {
@@ -131,7 +146,7 @@ export class WorkerDialog {
     if (parts.problem.textContent !== lines.join("")) parts.problem.replaceChildren(...lines.map((line) => el("p", {}, line)));
     attribute(parts.problem, "data-tone", now.tone);
     show(parts.problem, lines.length > 0);
-    property(parts.meter, "--share", worker.cache_fill ?? 0);
+    fillMeter(parts.meter, worker.cache_fill);
     const size = worker.capacity > 0 ? ` of ${integer(worker.capacity)}` : "";
     text(parts.fill, `${percent(worker.cache_fill)}, ${integer(worker.blocks)}${size} blocks`);
     const rows = {

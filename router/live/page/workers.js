@@ -40,7 +40,6 @@ export class WorkersView {
   #orderedBy = "";
   #orderedAt = 0;
   #prefix = "";
-  #shortening = false;
   #states = "";
 
   constructor(decisionsOf) {
@@ -64,8 +63,9 @@ export class WorkersView {
     const list = el("ul", { class: "tiles", "aria-labelledby": heading.id });
     const node = el("div", { class: "group", "data-group": key }, el("div", { class: "group-head" }, heading, aside), list);
     const open = (url) => this.#dialog.open(url, this.#live);
-    const tiles = new KeyedList(list, () => tile(open, (name) => this.#shortened(name)));
-    return { node, aside, list, tiles, holds, key };
+    const group = { node, aside, list, holds, key, density: "full" };
+    group.tiles = new KeyedList(list, () => tile(group.density, open, (name) => this.#shortened(name, group.density)));
+    return group;
   }
 
   render(live) {
@@ -85,7 +85,7 @@ export class WorkersView {
       left = left.filter((worker) => !group.holds(worker));
       this.#renderGroup(group, members, shown.length);
     }
-    const shortened = this.#prefix.length > SHORTEN && this.#groups.some((group) => !group.node.hidden && !group.list.matches(".full"));
+    const shortened = this.#prefix.length > SHORTEN && this.#groups.some((group) => !group.node.hidden && group.density !== "full");
     text(byId("workers-aside"), [
       shortened ? `“…” stands for ${this.#prefix}` : "",
       shown.length === all.length ? integer(all.length) : `${integer(shown.length)} of ${integer(all.length)}`,
@@ -94,13 +94,16 @@ export class WorkersView {
     show(byId("workers-toolbar"), all.length > 1 || shown.length === 0);
   }
 
-  #renderGroup({ node, aside, list, tiles, key }, members, shown) {
-    show(node, members.length > 0);
-    const density = this.#densityOf(key, members.length, shown);
-    attribute(list, "class", `tiles ${density}`);
-    this.#shortening = density !== "full";
-    tiles.render(members, (worker) => worker.url);
-    text(aside, key === "attention" && members.length > 1 ? breakdown(members) : integer(members.length));
+  #renderGroup(group, members, shown) {
+    show(group.node, members.length > 0);
+    const density = this.#densityOf(group.key, members.length, shown);
+    if (density !== group.density) {
+      group.density = density;
+      group.tiles.clear();
+    }
+    attribute(group.list, "class", `tiles ${density}`);
+    group.tiles.render(members, (worker) => worker.url);
+    text(group.aside, group.key === "attention" && members.length > 1 ? breakdown(members) : integer(members.length));
   }
 
   /** Those that need attention are shown in words as long as there are few, however many serve. */
@@ -154,8 +157,8 @@ export class WorkersView {
   }
 
   /** Where there is little room, what all names begin with is left out. */
-  #shortened(name) {
-    return this.#shortening && this.#prefix.length > SHORTEN ? `…${name.slice(this.#prefix.length)}` : name;
+  #shortened(name, density) {
+    return density !== "full" && this.#prefix.length > SHORTEN ? `…${name.slice(this.#prefix.length)}` : name;
   }
 }
 

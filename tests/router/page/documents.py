@@ -148,7 +148,7 @@ def decision(number: int, rng: random.Random, workers: int, **fields: Any) -> De
     return replace(base, **fields)
 
 
-def fleet(workers: int = 4, troubles: int = 0, *, seed: int = 1, decisions: int = 12) -> Live:
+def fleet(workers: int = 4, troubles: int = 0, *, seed: int = 1, decisions: int = 6) -> Live:
     """A fleet that has served for hours. The first `troubles` workers have a trouble each, of every kind in turn."""
     rng = random.Random(seed)
     known = [troubled(n, n, rng) if n < troubles else worker(n, rng) for n in range(workers)]

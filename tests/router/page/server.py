@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import orjson
@@ -15,13 +17,16 @@ from runtime.http.server import HttpLimits, HttpServer
 from runtime.sockets import listen
 from tests.processes import free_port
 
+UNCHANGED = 1.0
+"""Seconds after which a document that has not changed is sent again, as routers do."""
+
 
 class MadeRouter:
     """What a router with a given live document answers. `live` may be replaced at any time."""
 
-    def __init__(self, interval: float = 0.05) -> None:
-        self.live: Live | None = None
-        """None: it has no live document, like a router of an earlier version."""
+    def __init__(self, interval: float = 0.02) -> None:
+        self._live: Live | None = None
+        self._replaced = asyncio.Event()
         self.explanation: dict[str, Any] = {}
         self.explain_status = 200
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -31,6 +36,16 @@ class MadeRouter:
         self._page = load_page()
         self._server: HttpServer | None = None
         self._broadcast: Broadcast | None = None
+
+    @property
+    def live(self) -> Live | None:
+        """None: it has no live document, like a router of an earlier version."""
+        return self._live
+
+    @live.setter
+    def live(self, live: Live | None) -> None:
+        self._live = live
+        self._replaced.set()
 
     @property
     def url(self) -> str:
@@ -55,8 +70,13 @@ class MadeRouter:
         self._server = None
 
     async def _document(self) -> Live:
-        assert self.live is not None
-        return self.live
+        """The next document: as soon as a test replaces it, or after a second, as a router would."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNCHANGED):
+                await self._replaced.wait()
+        self._replaced.clear()
+        assert self._live is not None
+        return self._live
 
     async def _index(self, request: Request) -> Response:
         return answer(self._page["index.html"], request)
@@ -67,6 +87,7 @@ class MadeRouter:
     async def _events(self) -> Response:
         if self.live is None or self._broadcast is None:
             return Response(orjson.dumps({"error": {"message": "there is no such endpoint"}}), 404)
+        self._replaced.set()  # a page that opens gets its first document at once
         return StreamingResponse(self._broadcast.events(), media_type="text/event-stream")
 
     async def _explain(self, request: Request, path: str) -> Response:
