@@ -13,7 +13,7 @@ export const Connection = Object.freeze({
 
 const { CONNECTING, LIVE, SILENT, WAITING, RETRYING, REFUSED, ASLEEP } = Connection;
 const OPENED = { event: LIVE, failed: WAITING, refused: REFUSED, hidden: ASLEEP };
-const CLOSED = { attempt: RETRYING, refused: REFUSED, hidden: ASLEEP };
+const CLOSED = { attempt: RETRYING, hidden: ASLEEP };
 const TRANSITIONS = {
   [CONNECTING]: OPENED,
   [RETRYING]: OPENED,
@@ -116,13 +116,12 @@ export class Feed {
 
   async #failed(source) {
     if (source !== this.#source) return;
-    // EventSource does not say why. A plain request does, and tells a router that is gone from one that refuses.
     const refused = source.readyState === EventSource.CLOSED;
-    this.#retryLater("failed", "the connection broke");
-    if (refused) {
-      const why = await answer(this.#url);
-      if (why !== null && this.#state === WAITING) this.#advance("refused", { retryAt: this.#timers.retryAt, why });
-    }
+    this.#close();
+    // EventSource does not say why. A plain request does, and tells a router that is gone from one that refuses.
+    const why = refused ? await answer(this.#url) : null;
+    if (this.#source !== null || this.#state === ASLEEP) return;
+    this.#retryLater(why === null ? "failed" : "refused", why ?? "the connection broke");
   }
 
   #retryLater(event, why) {

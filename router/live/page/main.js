@@ -109,7 +109,7 @@ function drawHealth() {
 const LOST = [Connection.WAITING, Connection.RETRYING, Connection.REFUSED];
 
 function drawConnection() {
-  const { state, retryAt, why } = connection;
+  const { state, retryAt, why, problem } = connection;
   const known = live.totals !== null;
   const words = {
     [Connection.CONNECTING]: "Connecting",
@@ -124,10 +124,10 @@ function drawConnection() {
   show(byId("lost"), lost);
   if (!lost) return;
   show(byId("waiting"), false);
-  text(byId("lost-title"), state === Connection.REFUSED ? "No live document here" : "The connection to the router is lost");
+  text(byId("lost-title"), problem === Connection.REFUSED ? "No live document here" : "The connection to the router is lost");
   const left = retryAt === undefined ? 0 : Math.max(0, Math.ceil((retryAt - performance.now()) / 1000));
   const next = state === Connection.RETRYING || left === 0 ? "Trying now." : `Next attempt in ${age(left)}.`;
-  const about = state === Connection.REFUSED
+  const about = problem === Connection.REFUSED
     ? `What answers at this address is no router that this page knows: ${why}.`
     : "The page reconnects by itself. Does the router still run, and does the port-forward?";
   text(byId("lost-text"), `${about} ${known ? `What you see is ${age(live.age)} old. ` : ""}${next}`);
@@ -135,7 +135,9 @@ function drawConnection() {
 
 function connectionChanged(state, details) {
   const before = connection.state;
-  connection = { ...connection, ...details, state };
+  // While it tries again, what was the matter is still what is known.
+  const problem = state === Connection.RETRYING ? connection.problem : state;
+  connection = { ...connection, ...details, state, problem };
   if (LOST.includes(state) && !LOST.includes(before)) announce("The connection to the router is lost.");
   if (state === Connection.LIVE && LOST.includes(before)) announce("Connected again.");
   drawConnection();

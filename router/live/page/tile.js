@@ -13,9 +13,10 @@ export function tile(density, open, shortened) {
   const name = el("button", { type: "button" });
   const body = density === "full" ? fullBody() : smallBody(density);
   const problem = el("p", { class: "tile-problem" });
+  const advice = el("p", { class: "tile-advice" });
   const node = el("li", { class: "tile" },
     el("div", { class: "tile-head" }, state, el("h4", { class: "tile-name" }, name)), ...body.nodes,
-    density !== "dense" && problem);
+    density !== "dense" && problem, density === "full" && advice);
   let worker = null;
   let shownState = null;
   name.addEventListener("click", () => open(worker.url));
@@ -36,7 +37,9 @@ export function tile(density, open, shortened) {
     attribute(name, "aria-label", label === worker.worker_id ? null : worker.worker_id);
     body.update(worker);
     text(problem, worker.problem ?? "");
+    text(advice, now.advice);
     show(problem, worker.problem !== null);
+    show(advice, now.advice !== "");
   };
   return { node, update };
 }

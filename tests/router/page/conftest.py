@@ -1,12 +1,11 @@
-"""One browser for all tests of a module, and a router that answers what a test has made."""
+"""One tab of a browser for all tests of a module, and a router that answers what a test has made."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 
 import pytest_asyncio
-from playwright.async_api import Browser
+from playwright.async_api import Page
 
 from router.live.document import Live
 from tests.router.page.browser import OpenPage, running
@@ -17,9 +16,11 @@ Open = Callable[..., Awaitable[OpenPage]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
+async def tab() -> AsyncIterator[Page]:
+    """One tab for all tests of a module: to open another takes longer than most of them."""
     async with running() as browser:
-        yield browser
+        context = await browser.new_context(reduced_motion="reduce", timezone_id="UTC")
+        yield await context.new_page()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -31,25 +32,19 @@ async def made() -> AsyncIterator[MadeRouter]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def open_page(browser: Browser, made: MadeRouter) -> AsyncIterator[Open]:
-    async with AsyncExitStack() as tabs:
+async def open_page(tab: Page, made: MadeRouter) -> AsyncIterator[Open]:
+    opened = OpenPage(tab)
 
-        async def open_page(
-            live: Live | None = None, *, view: str = "", width: int = 1440, dark: bool = False
-        ) -> OpenPage:
-            if live is not None:
-                made.live = live
-            context = await browser.new_context(
-                viewport={"width": width, "height": 900},
-                color_scheme="dark" if dark else "light",
-                reduced_motion="reduce",
-                timezone_id="UTC",
-            )
-            tabs.push_async_callback(context.close)
-            opened = OpenPage(await context.new_page())
-            await opened.page.goto(f"{made.url}#{view}")
-            if made.live is not None:
-                await opened.page.wait_for_selector("#content", state="visible")
-            return opened
+    async def open_page(live: Live | None = None, *, view: str = "", width: int = 1440, dark: bool = False) -> OpenPage:
+        if live is not None:
+            made.live = live
+        await tab.set_viewport_size({"width": width, "height": 900})
+        await tab.emulate_media(color_scheme="dark" if dark else "light")
+        await tab.goto(f"{made.url}#{view}")
+        if made.live is not None:
+            await tab.wait_for_selector("#content", state="visible")
+        return opened
 
-        yield open_page
+    yield open_page
+    opened.leave()
+    await tab.goto("about:blank")
