@@ -6,27 +6,27 @@
  */
 export const WORKER_STATES = {
   unreachable: { name: "Unreachable", icon: "unreachable", tone: "bad", rank: 0,
-    advice: "It is silent or refuses connections. Look at its log and whether its process or pod runs." },
+    advice: "Does its process or pod run? Its log says more." },
   ejected: { name: "Ejected", icon: "ejected", tone: "bad", rank: 1,
-    advice: "It failed where others did not. It is tried again by itself; its log says why it fails." },
+    advice: "It is tried again by itself. Its log says why it fails." },
   agent: { name: "Agent", icon: "agent", tone: "bad", rank: 2,
-    advice: "This URL is a cache agent's. List the engine's URL, with the agent's as its feed." },
+    advice: "List the engine's URL instead, with this one as its feed." },
   half_open: { name: "On trial", icon: "half_open", tone: "warn", rank: 3,
-    advice: "Its ejection is over: it gets one request at a time until it answers well." },
+    advice: "Nothing to do yet: it gets one request at a time until it answers well." },
   paused: { name: "Paused", icon: "paused", tone: "warn", rank: 4,
-    advice: "It turned a request away (429 or 503) and is left alone for a moment. If this lasts, add workers." },
+    advice: "It is left alone for a moment. If this lasts, add workers." },
   closed: { name: "Closed", icon: "closed", tone: "quiet", rank: 6,
-    advice: "It is terminating or not ready, and finishes the requests that it has." },
+    advice: "Nothing to do: it finishes the requests that it has." },
   draining: { name: "Draining", icon: "draining", tone: "quiet", rank: 7,
-    advice: "It is leaving, and gets requests only when no other worker is left." },
+    advice: "Nothing to do: it finishes the requests that it has." },
   starting: { name: "Starting", icon: "starting", tone: "info", rank: 8,
-    advice: "The router knows it and has not heard from it yet. A real engine takes minutes to load its model." },
+    advice: "An engine takes minutes to load its model. Its log says how far it is." },
   serving: { name: "Serving", icon: "serving", tone: "good", rank: 9, advice: "" },
 };
 
 /** A serving worker whose cache is not matched. */
 export const UNMATCHED = { name: "Not matched", icon: "unmatched", tone: "warn", rank: 5,
-  advice: "It serves, but prompts are not matched against its cache: it gets requests by load alone." };
+  advice: "Until this is mended it gets requests by load alone." };
 
 const UNKNOWN = { name: "Unknown", icon: "unmatched", tone: "warn", rank: 5, advice: "" };
 

@@ -65,7 +65,7 @@ async def test_a_fleet_of_any_size_is_readable(open_page: Open, workers: int, de
     opened = await open_page(documents.fleet(workers, 2), width=390, dark=True)
     assert await opened.page.locator(f"[data-group=serving] .tiles.{density} > .tile").count() == workers - 2
     assert await opened.page.locator("[data-group=attention] .tiles.full > .tile").count() == 2
-    assert await opened.text("[data-group=attention] .tile:first-child .tile-problem") == "it refuses connections"
+    assert await opened.text("[data-group=attention] .tile:first-child .tile-problem") == "It refuses connections"
     wide = await opened.page.evaluate("document.documentElement.scrollWidth")
     assert wide <= 390, "the page scrolls sideways on a phone"
     assert opened.errors == []

@@ -71,8 +71,8 @@ async def test_a_worker_is_followed_in_a_dialog(open_page: Open, made: MadeRoute
     assert "Serving" in await opened.text("#worker")
     lost = replace(live.workers[2], state=WorkerPhase.UNREACHABLE, ready=False, problem="it refuses connections")
     made.live = replace(live, workers=(*live.workers[:2], lost, live.workers[3]))
-    await opened.eventually("() => document.getElementById('worker').innerText.includes('it refuses connections')")
-    assert "Look at its log" in await opened.text("#worker")
+    await opened.eventually("() => document.getElementById('worker').innerText.includes('It refuses connections')")
+    assert "Its log says more" in await opened.text("#worker")
     await page.get_by_role("button", name="Its decisions").click()
     await opened.eventually("() => location.hash === '#decisions'")
     assert set(await opened.texts(".decision .to")) <= {"to rag-worker-2"}
