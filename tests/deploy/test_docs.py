@@ -1,8 +1,8 @@
 """The documents as a site: built strictly, complete, and with nothing from another host; what is generated is current.
 
 Covered: every page is in the navigation and every link and anchor leads somewhere (mkdocs checks both), addresses in
-pages, styles and scripts, diagrams with and without their script, pictures, the reference of settings. Not covered: how
-the pages look, and links within the repository (tests/test_documents.py).
+pages, styles and scripts, diagrams with and without their script, pictures, the pages of strategies, the reference of
+settings. Not covered: how the pages look, and links within the repository (tests/test_documents.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import pytest
 from deploy.docs import hooks
 from deploy.docs.pictures import FOLDER, PICTURES, WORKED
 from deploy.docs.scripts import MERMAID, SCRIPTS
+from router.core.decision import DecisionReason
+from router.core.strategies import STRATEGIES
 from tests.settings_page import PAGE, PROCESSES, page
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +97,19 @@ def test_a_diagram_is_drawn_by_the_sites_own_script_or_shown_as_text(site: Path)
     for script in SCRIPTS:
         content = (site / script.site_path).read_bytes()
         assert script.is_it(content) if script.path.exists() else not content
+
+
+def test_every_strategy_has_a_page() -> None:
+    """With its formula, its inputs, the reasons that it gives, and when it loses."""
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "strategies").glob("*.md")}
+    table = pages.pop("index")
+    assert pages.keys() == STRATEGIES.keys()
+    for name, text in pages.items():
+        assert re.findall(r"^#+ (.+)$", text, re.MULTILINE) == [name, "Formula", "Inputs", "When it loses"]
+        assert f"[{name}]({name}.md)" in table
+        reasons = re.findall(r"`(\w+)`", text.partition("Reasons: ")[2].partition(".")[0])
+        assert reasons
+        assert set(reasons) <= set(DecisionReason)
 
 
 def test_pictures_are_current() -> None:
