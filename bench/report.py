@@ -20,7 +20,7 @@ SHOWN = (
     "computed_tokens", "prefill_skew", "running_skew",
 )  # fmt: skip
 SHOWN_WITH_INTERVALS = ("hit_rate", "ttft_p50_seconds", "ttft_p95_seconds", "tpot_p95_seconds", "prefill_skew")
-"""Fewer columns: with intervals they are wider."""
+"""Fewer columns: with intervals they are wider, and a search adds one."""
 
 
 def highest_rate(outcome: Outcome) -> str:
@@ -95,13 +95,22 @@ def _why_rate(best: Outcome, others: Sequence[Outcome]) -> str:
 
 def columns(outcomes: Sequence[Outcome], *, narrow: bool = False) -> list[str]:
     """The figures that a table of these outcomes has; `narrow`: in a terminal."""
-    repeated = any(len(outcome.runs) > 1 for outcome in outcomes)
-    shown = list(SHOWN_WITH_INTERVALS if repeated and narrow else SHOWN)
+    wide = any(len(outcome.runs) > 1 or outcome.found is not None for outcome in outcomes)
+    shown = list(SHOWN_WITH_INTERVALS if wide and narrow else SHOWN)
     if any(result.goodput is not None for outcome in outcomes for result in outcome.results):
         shown += ["attainment"] if narrow else ["goodput", "attainment"]
     if any(result.errors for outcome in outcomes for result in outcome.results):
         shown.append("errors")
     return shown
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Headings: `TTFT p50`, and after it `p95`."""
+    headings = []
+    for before, name in zip(("", *names), names, strict=False):
+        same = before.partition("_p")[0] == name.partition("_p")[0]
+        headings.append(BY_NAME[name].short if same or "_p" not in name else BY_NAME[name].heading)
+    return headings
 
 
 def cells(outcome: Outcome, names: Sequence[str]) -> list[str]:
@@ -114,12 +123,14 @@ def comparison_table(outcomes: Sequence[Outcome], ceiling: float | None = None) 
     names = columns(outcomes, narrow=True)
     searched = any(outcome.found is not None for outcome in outcomes)
     headings = ["highest rate"] if searched else []
-    headings += [BY_NAME[name].short for name in names]
+    headings += _short(names)
     runs = max(len(outcome.runs) for outcome in outcomes)
     title = "Contenders, best first"
     if runs > 1:
         title += f": means of {runs} runs ± half the 95 % confidence interval"
-    table = Table("strategy", *(Column(each, justify="right") for each in headings), title=title, title_justify="left")
+    strategy = Column("strategy", overflow="fold", min_width=min(14, max(len(each.contender) for each in outcomes)))
+    figures = (Column(each, justify="right", no_wrap=True) for each in headings)
+    table = Table(strategy, *figures, title=title, title_justify="left")
     first, *_ = best_first = ranked(outcomes)
     for outcome in best_first:
         row = [highest_rate(outcome)] if searched else []

@@ -112,9 +112,9 @@ def _last_events(body: bytes) -> list[bytes]:
 def error_name(fields: dict[str, Any]) -> str:
     """The type of an OpenAI error body, or what stands in its place; short, so that causes can be counted."""
     error = fields.get("error")
-    if type(error) is not dict:
-        return str(error)[:80]
-    return str(error.get("type") or error.get("message") or "unnamed")[:80]
+    name = error.get("type") or error.get("message") or "unnamed" if type(error) is dict else error
+    # A server decides what this is: no control characters, which a terminal would obey.
+    return "".join(each if each.isprintable() else "?" for each in str(name)[:80])
 
 
 def status_error(status: int, body: bytes) -> tuple[str, str]:

@@ -101,6 +101,8 @@ def simulate(
         options = SimulateOptions(experiment, delays, played, measured.raw)
         compare_simulated(shape, names, options, out, console, origin(load, manifest))
         return
+    if measured != MeasureOptions():
+        raise ValueError("--sweep plays each combination once, whole: leave the options about measurement out")
     axes = parse_axes(sweep)
     if "strategy" not in axes and len(names) > 1:
         axes = {"strategy": list(names), **axes}

@@ -213,8 +213,9 @@ CONTEXT = "This model's maximum context length is 4096 tokens. However, your pro
         (429, None, "overloaded", "HTTP 429"),
         (503, "no worker", "unavailable", "HTTP 503 no worker"),
         (500, {"message": "boom"}, "server_error", "HTTP 500 boom"),
+        (500, {"type": "\x1b[31mred\n"}, "server_error", "HTTP 500 ?[31mred?"),
     ],
-    ids=["not found", "prompt too long", "too many", "no worker", "failed"],
+    ids=["not found", "prompt too long", "too many", "no worker", "failed", "control characters"],
 )
 async def test_a_refusal_has_its_cause(status: int, error: object, cause: str, words: str) -> None:
     async def handler(request: web.Request) -> web.Response:
