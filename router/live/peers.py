@@ -19,6 +19,8 @@ FRESH = 0.9
 """Seconds for which answers are used again: however many look, each router is asked about once a second."""
 ADDRESSES_FRESH = 10.0
 """Seconds for which the list of routers is used again."""
+ADDRESSES_DOUBTED = 2.0
+"""The same while one of them does not answer: it may be gone."""
 TIMEOUT = 1.0
 """Seconds for a router to answer."""
 MAX_BYTES = 16 * 2**20
@@ -99,7 +101,10 @@ class PeerReports:
 
     async def _ask_all(self) -> list[Report | RouterLive]:
         problems: list[Report | RouterLive] = []
-        if self._known_at is None or self.clock() - self._known_at > ADDRESSES_FRESH:
+        fresh = (
+            ADDRESSES_DOUBTED if any(isinstance(answer, RouterLive) for answer in self._answers) else ADDRESSES_FRESH
+        )
+        if self._known_at is None or self.clock() - self._known_at > fresh:
             try:
                 self._known = sorted(await self.routers.addresses(), key=lambda peer: (peer.name, peer.url))
                 self._known_at = self.clock()

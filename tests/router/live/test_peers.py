@@ -144,6 +144,29 @@ async def test_only_so_many_routers_are_asked() -> None:
         assert (got[-1].name, got[-1].reason) == ("3 more routers", "no more than 64 are asked")
 
 
+class Counted(StaticRouters):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    async def addresses(self) -> Sequence[PeerAddress]:
+        self.asked += 1
+        return await super().addresses()
+
+
+@pytest.mark.parametrize(
+    ("answers", "reads"), [pytest.param(True, 3, id="all answer"), pytest.param(False, 11, id="one does not")]
+)
+async def test_the_list_of_routers_is_read_again_sooner_while_one_does_not_answer(answers: bool, reads: int) -> None:
+    async with server(answering(encode_report(report("x")))) as url, asking() as asked:
+        assert isinstance(asked.clock, MovedClock)
+        asked.routers = counted = Counted([url if answers else f"http://127.0.0.1:{free_port()}"])
+        for _ in range(21):
+            await asked.reports()
+            asked.clock.now += 1.01
+        assert counted.asked == reads
+
+
 class Slices:
     """An API server that answers every list in one way."""
 
