@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Protocol
@@ -70,6 +71,7 @@ class StaticRouters:
 class _Peer:
     """What is kept of a router between two answers: its history comes in pieces."""
 
+    name: str = ""
     instance: str = ""
     steps: tuple[Step, ...] = ()
 
@@ -127,18 +129,19 @@ class PeerReports:
         except TimeoutError:
             why = f"it did not answer within {TIMEOUT:g} s"
         except (aiohttp.ClientError, OSError) as error:
-            why = f"it cannot be reached: {error}"
+            why = f"it cannot be reached: {_in_words(error)}"
         except DocumentError as error:
             why = str(error)
         else:
             if report.instance == self.instance:
                 return None
             before = known.steps if known.instance == report.instance else ()
+            known.name = report.routers[0].name if report.routers else ""
             known.instance, known.steps = report.instance, (*before, *report.steps)[-STEPS:]
             routers = tuple(replace(router, url=peer.url) for router in report.routers)
             return replace(report, routers=routers, steps=known.steps)
         known.instance, known.steps = "", ()
-        return None if peer.leaving else _unreachable(peer, why)
+        return None if peer.leaving else _unreachable(replace(peer, name=peer.name or known.name), why)
 
     async def _get(self, url: str, known: _Peer) -> bytes:
         last = known.steps[-1].number if known.steps else 0
@@ -156,6 +159,11 @@ class PeerReports:
                 if len(body) > MAX_BYTES:
                     raise DocumentError(f"its report takes more than {MAX_BYTES} bytes")
             return bytes(body)
+
+
+def _in_words(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if isinstance(number, int) else str(error) or repr(error)
 
 
 def _unreachable(peer: PeerAddress, why: str) -> RouterLive:

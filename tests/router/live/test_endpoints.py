@@ -233,7 +233,7 @@ async def test_a_router_that_does_not_answer_is_named(start_router: StartRouter)
         document = await live(router)
         silent = {each.url: each for each in document.routers[1:]}
         assert {each.state for each in silent.values()} == {RouterPhase.UNREACHABLE}
-        assert "cannot be reached" in str(silent[unused].reason)
+        assert silent[unused].reason == "it cannot be reached: Connection refused"
         assert silent[older.url].reason == "it has no live report: is it of another version?"
 
 
