@@ -91,7 +91,7 @@ class DataPlane:
         route = PROMPTLESS
         if method == "POST" and path in PROMPTED:
             adapter = find(headers, _ADAPTER).decode("latin-1") if path == INVOCATIONS else ""
-            clock = self.clock if record is not None else None
+            clock = self.clock if record is not None and record.measured else None
             route = with_headers(await self.prompts.read(path, request.body, adapter or None, clock), headers)
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.value += route.prompt_tokens

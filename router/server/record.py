@@ -44,6 +44,8 @@ class RequestRecord:
     arrived: float
     whole: bool
     """It is kept for a reader of all fields; otherwise for the phases of its decision alone."""
+    measured: bool = False
+    """The phases of its decision are measured."""
     request_id: bytes = b""
     route: RouteRequest | None = None
     choosing_at: float = 0.0

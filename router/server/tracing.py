@@ -122,7 +122,9 @@ class RequestTrace:
 
     def attempt(self, decision: Decision, number: int, at: float) -> None:
         """The request goes to a worker, for the `number`-th time from 0 on."""
-        attributes = _worker(decision) if self.span.is_recording() else {}
+        if not self.span.is_recording():
+            return
+        attributes = _worker(decision)
         if number:
             attributes[http_attributes.HTTP_REQUEST_RESEND_COUNT] = number
         self._attempt = self._tracing.span("attempt", self._context, SpanKind.CLIENT, self._at(at), attributes)
@@ -130,9 +132,8 @@ class RequestTrace:
 
     def outgoing(self, headers: Headers) -> Headers:
         """The headers that the worker gets in the present attempt."""
-        if self._attempt is None:
-            return headers
-        return self._tracing.with_context(headers, set_span_in_context(self._attempt, self._client))
+        context = self._context if self._attempt is None else set_span_in_context(self._attempt, self._client)
+        return self._tracing.with_context(headers, context)
 
     def attempt_ended(self, cause: FailureCause | None, at: float) -> None:
         """The present attempt is over."""

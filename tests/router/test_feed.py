@@ -137,6 +137,7 @@ async def test_the_trust_in_a_view_says_what_it_rests_on(start_router: StartRout
             assert trust(worker.name) == {"exact": 1, "partial": 0, "none": 0}
             clock.now += 11  # nothing confirms it
             assert trust(worker.name) == {"exact": 0, "partial": 0, "none": 1}
+            await until(lambda: len(worker.feeds) == 1)
             await worker.publish(Removed((KEYS[9],)))  # which the view did not hold
             await until(lambda: trust(worker.name) == {"exact": 0, "partial": 1, "none": 0})
         worker.fingerprint = "another"
