@@ -2,8 +2,9 @@
 
 The API server and the kubelet behind it are played here, by the protocol of kubelet's
 `pkg/kubelet/cri/streaming/portforward/websocket.go` (subprotocol v4.channel.k8s.io): no test bed of ours has a kubelet
-that forwards ports. Checked with `kubernetes.stream.portforward` of the official client. Not covered: that of a real
-kubelet, and what the page shows (tests/router/page).
+that forwards ports. Checked with `kubernetes.stream.portforward` of the official client, and with kube-apiserver 1.36.2
+in front of this kubelet, which asks for both rights, get and create. Not covered: a real kubelet, and what the page
+shows (tests/router/page).
 """
 
 from __future__ import annotations
