@@ -20,14 +20,27 @@ from bench.prompts import Prompt
 from bench.record import ErrorCause, Record
 from bench.result import RunInfo, summarise
 from bench.simulation import ClusterShape, Delays, Scenario, ScenarioError, Simulation, parse_scenario, read_scenario
+from bench.simulation.clock import VirtualClock
+from bench.simulation.router import (
+    CUT_TIMEOUT,
+    RECONNECT,
+    RETRY_FLOOR,
+    RETRY_SHARE,
+    STALL_TIMEOUT,
+    SimulatedRouter,
+)
 from bench.workloads.base import completion, token_ids
 from kvcache.keys import DEFAULT_SCOPE
 from kvcache.profiles import profile
+from router.core.config import FleetConfig
+from router.settings import Settings
+from router.sync.subscriber import FeedPolicy
 from worker.emulator.engine.config import EngineConfig
 
 pytestmark = pytest.mark.simulation
 
 LLAMA = profile("llama-2-13b-a100-40gb")
+FLEET = FleetConfig(16, "-", LLAMA.latency)
 EXAMPLES = Path(__file__).parents[2] / "examples" / "scenarios"
 
 
@@ -132,8 +145,8 @@ def test_a_frozen_worker_makes_no_progress() -> None:
 
 
 def test_a_slow_worker_gets_less() -> None:
-    plain = play("{}", asked(400))
-    slow = play("events: [{at: 5, type: slow, worker: worker-1, speed: 0.2, seconds: 30}]", asked(400))
+    plain = play("{}", asked(300))
+    slow = play("events: [{at: 5, type: slow, worker: worker-1, speed: 0.2, seconds: 30}]", asked(300))
     assert len(sent_to(slow, "worker-1", 8.0, 35.0)) < 0.6 * len(sent_to(plain, "worker-1", 8.0, 35.0))
 
 
@@ -171,7 +184,7 @@ def test_workers_join_by_group_and_are_numbered_after_all_others() -> None:
 
 
 def test_the_speed_of_a_group_is_found_out() -> None:
-    simulation = play("workers: [{name: slow, count: 1, speed: 0.25}]", asked(400), workers=1)
+    simulation = play("workers: [{name: slow, count: 1, speed: 0.25}]", asked(300), workers=1)
     fast, slow = simulation.fleets[0].workers(40.0)
     assert slow.latency_factor > 2 * fast.latency_factor
 
@@ -284,7 +297,7 @@ EVENTS = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(events=st.lists(EVENTS, max_size=6), streamed=st.sampled_from([0.0, 0.5, 1.0]))
 def test_every_request_ends_once_whatever_happens(events: list[dict[str, object]], streamed: float) -> None:
     scenario = Scenario.model_validate({"routers": {"count": 2}, "events": events})
@@ -347,3 +360,16 @@ def test_the_examples_run(file: Path) -> None:
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=r"cannot read the scenario .*none\.yaml"):
         read_scenario(tmp_path / "none.yaml")
+
+
+def test_the_defaults_are_those_of_a_router() -> None:
+    real, played = Settings(), SimulatedRouter(0, VirtualClock(), FLEET, Delays(), lambda: False)
+    assert (real.stall_timeout, real.cut_timeout) == (STALL_TIMEOUT, CUT_TIMEOUT)
+    assert (real.retry_share, real.retry_floor) == (RETRY_SHARE, RETRY_FLOOR)
+    assert (played.policy.attempts, played.policy.deadline) == (real.retry_attempts, real.retry_deadline)
+    assert FeedPolicy().reconnect == RECONNECT
+    assert (FLEET.liveness_timeout, FLEET.view_timeout) == (real.liveness_timeout, real.view_timeout)
+    policy = FLEET.outliers
+    assert (policy.consecutive, policy.rate_gap, policy.first_seconds, policy.longest_seconds, policy.share) == (
+        real.eject_after, real.eject_rate_gap, real.eject_seconds, real.eject_longest, real.eject_share,
+    )  # fmt: skip

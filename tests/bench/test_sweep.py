@@ -46,7 +46,7 @@ LLAMA = profile("llama-2-13b-a100-40gb")
 RAG = Path(__file__).parents[2] / "examples" / "rag.yaml"
 
 
-def play(limit: int = 30) -> Play:
+def play(limit: int = 20) -> Play:
     engine = EngineConfig(blocks=LLAMA.blocks(16), max_num_batched_tokens=2048, max_num_seqs=256, max_model_len=4096)
     return Play(ClusterShape(2, engine, LLAMA.latency, LLAMA.model), "cache_aware", WorkloadSpec("hot", limit=limit))
 
@@ -61,13 +61,18 @@ def test_every_combination_is_played_in_order() -> None:
     assert [point.result.strategy for point in points] == ["round_robin", "cache_aware"] * 2
 
 
-def test_processes_change_nothing_but_the_time() -> None:
-    axes = parse_axes(["workers=1,2", "rate=6,30"])
+def failing() -> Play:
+    return Play(play().shape, "cache_aware", WorkloadSpec("trace", trace=Path("/nonexistent")))
+
+
+def test_processes_change_nothing_but_the_time_and_what_fails_in_one_is_raised_here() -> None:
+    plays = [applied(play(), point) for point in grid(parse_axes(["workers=1,2", "rate=6,30"]))]
     seen: list[int] = []
-    alone = run_sweep(play(), axes, jobs=1)
-    together = run_sweep(play(), axes, jobs=2, done=seen.append)
-    assert together == alone
-    assert seen[-1] == 4
+    with Processes(1) as alone, Processes(2) as several:
+        assert several.map(result_of, plays, seen.append) == alone.map(result_of, plays)
+        assert seen[-1] == 4
+        with pytest.raises(ValueError, match="cannot read"):
+            several.map(result_of, [failing(), failing()])
 
 
 def independent(records: list[Record]) -> tuple[float, float, int]:
@@ -183,15 +188,6 @@ def test_the_command_sweeps(tmp_path: Path) -> None:
 def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, ["simulate", str(RAG), "--sweep", "workers=x", "--out", str(tmp_path)])
     assert ran.exit_code == 2
-
-
-def failing() -> Play:
-    return Play(play().shape, "cache_aware", WorkloadSpec("trace", trace=Path("/nonexistent")))
-
-
-def test_a_failure_in_another_process_is_raised_here() -> None:
-    with pytest.raises(ValueError, match="cannot read"), Processes(2) as processes:
-        processes.map(result_of, [failing(), failing()])
 
 
 @pytest.mark.process
