@@ -60,6 +60,12 @@ def why(outcomes: Sequence[Outcome]) -> str:
     if p50 is None:
         return "No strategy answered a request."
     said = f"{best.contender} starts answering soonest: TTFT p50 {seconds(p50)}"
+    if not _failing(best):
+        failing = [other for other in others if _failing(other)]
+        others = [other for other in others if other not in failing]
+        if failing:
+            names = ", ".join(other.contender for other in failing)
+            said = f"Of those that fail at most {TOLERATED_ERRORS:.0%} of the requests ({names} fail more), {said}"
     next_best = others[0].mean("ttft_p50_seconds") if others else None
     if next_best is None:
         return said + "."

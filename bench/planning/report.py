@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from bench.curves import Curve, Panel, plot_curves
 from bench.figures import milliseconds, percent, seconds
+from bench.planning.limits import Limit
 from bench.planning.plan import Plan, ProfilePlan
 from bench.planning.trial import Trial
 
@@ -93,12 +94,13 @@ def _rate(trials: Sequence[Trial]) -> str:
 
 def _said(plan: Plan, each: ProfilePlan) -> str:
     """The recommendation in sentences."""
-    refused = each.floor.refused if each.floor is not None else 0
+    refused = each.floor.refused if each.floor is not None and each.limit is not Limit.CONTEXT else 0
     note = f" {refused:,} requests are longer than the context; they are refused, and not counted." if refused else ""
     chosen = each.chosen
     if chosen is None:
         return f"{each.profile}: the target cannot be met. {each.why[:1].upper()}{each.why[1:]}.{note}"
-    said = f"{each.profile}: {chosen.workers} workers meet {plan.target}"
+    several = "worker meets" if chosen.workers == 1 else "workers meet"
+    said = f"{each.profile}: {chosen.workers} {several} {plan.target}"
     if each.price is not None:
         said += f", for {dollars(each.dollars_an_hour)} an hour or {dollars(chosen.dollars_per_million(each.price))}"
         said += " a million tokens"

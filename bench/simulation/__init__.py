@@ -13,7 +13,9 @@ workers that are killed, frozen, slowed, join and drain; routers that restart.
 (429, 503), streams that go on at another worker (`--resume-streams`), sessions, stored responses, adapters that are not
 loaded everywhere, the start of a pod (a worker joins when it is ready), clients that repeat failed requests.
 
-docs/simulator.md says how simulated figures compare with those of live processes.
+*Checked against live processes:* the errors of refused requests (`tests/e2e/test_simulated.py`), a replayed recording
+(there, too), times and hit rates of three workloads under two loads, a killed and a frozen worker (docs/simulator.md
+has the figures). Slow workers, cut feeds, router restarts and scaling are checked by what must hold of them alone.
 """
 
 from bench.simulation.cluster import ClusterShape, Delays, SeededTokens, WorkerGroup, WorkerKind

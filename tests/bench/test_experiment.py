@@ -215,6 +215,15 @@ def test_the_winner_starts_answering_soonest_and_does_answer() -> None:
     assert "1,800 prompt tokens instead of 5,000" in sentence
 
 
+def test_one_that_fails_is_not_compared_with_but_named() -> None:
+    outcomes = [of("round_robin", 0.4, 0), of("cache_aware", 0.1, 64), of("broken", 0.01, 64, errors=5)]
+    assert why(outcomes).startswith(
+        "Of those that fail at most 1% of the requests (broken fail more), cache_aware starts answering soonest: "
+    )
+    assert "(round_robin), the next best" in why(outcomes)
+    assert why([outcomes[0], outcomes[2]]).endswith("TTFT p50 596 ms.")
+
+
 def test_without_any_answer_nobody_wins() -> None:
     result = summarise([Record(0, 0, 0, error=ErrorCause.TIMEOUT)], RunInfo("x", 0, {}))
     assert why([Outcome("x", [Run("x", 0, None, result)])]) == "No strategy answered a request."
