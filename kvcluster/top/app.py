@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
 from typing import ClassVar
@@ -15,12 +14,13 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Footer, Input, Static
 
-from kvcluster.top.following import Link, follow
+from kvcluster.top.following import BACKOFF, Link, follow
 from kvcluster.top.render import Widths, decisions, details, head, nothing, routers, status_line, workers
 from kvcluster.top.sources import Source
 from kvcluster.top.words import DIM, WARN
 from kvcluster.top.workers import Order, Window
 from router.live.document import Live, WorkerLive
+from runtime.backoff import Backoff
 
 TICK = 1.0
 """Seconds after which the age is shown anew though nothing came."""
@@ -85,8 +85,8 @@ class TopApp(App[None]):
         Binding("pagedown", "page(1)", show=False),
     ]
 
-    def __init__(self, source: Source, order: Order, clock: Callable[[], float] | None = None) -> None:
-        super().__init__()
+    def __init__(self, source: Source, order: Order, backoff: Backoff = BACKOFF) -> None:
+        super().__init__(ansi_color=True)  # the terminal's own colours and background
         self.source = source
         self.order = order
         self.link = Link()
@@ -94,7 +94,7 @@ class TopApp(App[None]):
         self.window = Window()
         self.paused_at: float | None = None
         """When what is shown was received, while it is held."""
-        self._clock = clock or asyncio.get_event_loop().time
+        self._backoff = backoff
         self._held: Live | None = None
         self._selected = ""
         """URL of the selected worker, which stays selected when rows move."""
@@ -114,7 +114,7 @@ class TopApp(App[None]):
         self.set_interval(TICK, self._tick)
 
     async def _follow(self) -> None:
-        async for link in follow(self.source):
+        async for link in follow(self.source, backoff=self._backoff):
             self.link = link
             self.redraw()
 
@@ -148,7 +148,7 @@ class TopApp(App[None]):
         self.call_after_refresh(self.redraw)  # the app itself learns of its size after this
 
     def _status(self) -> Text:
-        line = status_line(self.source.title, self.link, self._clock(), paused_since=self.paused_at)
+        line = status_line(self.source.title, self.link, asyncio.get_running_loop().time(), paused_since=self.paused_at)
         told = []
         if self.order.words:
             told.append(f"only {self.order.words!r}")

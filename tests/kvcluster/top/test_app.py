@@ -11,16 +11,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+import pytest
 from textual.pilot import Pilot
 
 from kvcluster.top.app import TopApp, View
 from kvcluster.top.sources import SourceError
 from kvcluster.top.workers import Order
 from router.live.document import Live
+from runtime.backoff import Backoff
 from tests.kvcluster.top.scripted import ScriptedSource, change, whole
 from tests.router.live.sample import HOSTILE, live
 
 DOCUMENT, LARGE = live(60), live(500)
+NEVER_AGAIN = Backoff(1e6, 1e6)
+"""A lost connection stays lost, however long the test takes."""
 
 
 @dataclass
@@ -62,7 +66,7 @@ async def terminal(document: Live = DOCUMENT, size: tuple[int, int] = (140, 45))
         lose.wait,
         SourceError("the router\x1b[2J went"),
     ]
-    app = TopApp(ScriptedSource([script]), Order())
+    app = TopApp(ScriptedSource([script]), Order(), NEVER_AGAIN)
     async with app.run_test(size=size) as pilot:
         found = Terminal(app, pilot, update, lose)
         await found.until("live, ")
@@ -167,7 +171,7 @@ async def test_a_small_terminal_shows_workers_first() -> None:
 
 
 async def test_nothing_yet() -> None:
-    app = TopApp(ScriptedSource([]), Order())
+    app = TopApp(ScriptedSource([]), Order(), NEVER_AGAIN)
     async with app.run_test(size=(80, 24)) as pilot:
         async with asyncio.timeout(20):
             while app.link.retry_at is None:
@@ -175,3 +179,12 @@ async def test_nothing_yet() -> None:
         await pilot.pause()
         line = app.screen._compositor.render_strips()[0].text
         assert "nothing to show yet; next attempt in" in line
+
+
+async def test_no_colours_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with terminal() as top:
+        styles = [part.style for strip in top.app.screen._compositor.render_strips() for part in strip if part.style]
+        assert any(style.reverse for style in styles), "the selected worker is marked in another way"
+        colours = {colour for style in styles for colour in (style.color, style.bgcolor) if colour is not None}
+        assert all(colour.is_default for colour in colours)
