@@ -211,6 +211,13 @@ def _tier_seconds(message: dict[str, Any], name: str) -> dict[Tier, float]:
     return seconds
 
 
+def _flag(message: dict[str, Any], name: str) -> bool:
+    value = message.get(name)
+    if type(value) is not bool:
+        raise FeedError(f"{name} must be true or false, not {_shown(value)}")
+    return value
+
+
 def _image_rule(message: dict[str, Any], name: str) -> ImageRule | None:
     if message.get(name) is None:
         return None
@@ -230,6 +237,7 @@ _READERS: dict[object, Callable[[dict[str, Any], str], Any]] = {
     "Mapping[str, str]": _texts,
     "ImageRule | None": _image_rule,
     "Mapping[Tier, float]": _tier_seconds,
+    "bool": _flag,
 }
 _LEFT_OUT: dict[str, Any] = {
     "engine": "",
@@ -241,6 +249,7 @@ _LEFT_OUT: dict[str, Any] = {
     "groups": (),
     "images": None,
     "tier_seconds": {},
+    "complete": True,
 }
 """Fields of `WorkerInfo` that are not sent while they have these values."""
 _ADDED_LATER: dict[str, Any] = {"prefilled": 0, "prefilled_tokens": 0, "max_model_len": 0, **_LEFT_OUT}

@@ -119,6 +119,9 @@ class WorkerInfo:
     tier_seconds: Mapping[Tier, float] = field(default_factory=dict)
     """Seconds that loading one block (`block_size` tokens) takes, by tier. Blocks of other tiers than these and the
     GPU's are not reused."""
+    complete: bool = True
+    """Every block that the engine holds is in the feed. False where an agent did not see all of them being stored; once
+    the cache is cleared (`Cleared`) that no longer matters."""
 
 
 @dataclass(frozen=True, slots=True)

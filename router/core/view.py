@@ -63,8 +63,9 @@ class Trust(StrEnum):
     EXACT = "exact"
     """It is the worker's cache, up to the last message of its feed."""
     PARTIAL = "partial"
-    """The worker has not stated what it holds, so that prompts are matched only against what this router sent there; or
-    its feed removed blocks that the view did not have, so that others may be missing, too."""
+    """The worker may hold more: it has not stated what it holds, so that prompts are matched only against what this
+    router sent there; its agent did not see all blocks being stored; or its feed removed blocks that the view did not
+    have."""
     NONE = "none"
     """Prompts are not matched against the worker's cache: it gets requests by load."""
 
@@ -124,7 +125,8 @@ class View:
         """How far the copy can be relied on now."""
         if not self.usable(now):
             return Trust.NONE
-        return Trust.EXACT if self.exact and not self.unknown else Trust.PARTIAL
+        whole = self.exact and not self.unknown and self.info is not None and self.info.complete
+        return Trust.EXACT if whole else Trust.PARTIAL
 
     def why_unusable(self, now: float) -> str:
         """Why prompts are not matched against the worker's cache; empty when they are."""
@@ -230,6 +232,8 @@ class View:
                         self.unknown += self._index.remove(self.slot, keys, tier, group)
                 case Cleared():
                     self._index.clear(self.slot)
+                    if self.info is not None and not self.info.complete:
+                        self.info = replace(self.info, complete=True)  # there is nothing left that was not seen
                 case AdaptersChanged():
                     self._note_adapters(batch)
 

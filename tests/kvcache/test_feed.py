@@ -81,6 +81,7 @@ info = st.builds(
     groups=st.lists(group, max_size=2).map(tuple),
     images=st.none() | st.builds(ImageRule, count, count, st.booleans()),
     tier_seconds=st.dictionaries(tier, st.floats(0, 10), max_size=2),
+    complete=st.booleans(),
 )
 event = st.one_of(
     st.builds(Stored, st.none() | key, keys, tier, group_number),
@@ -227,6 +228,7 @@ def test_a_value_nested_without_end_is_refused(name: str, field: str) -> None:
         pytest.param("images", {"token": 5, "tokens": "9"}, "tokens must be a whole number", id="no number of tokens"),
         pytest.param("images", {"token": 5, "tokens": 9, "hashes_bytes": 1}, "hashes_bytes", id="no boolean"),
         pytest.param("groups", ["full"], "an entry of groups must be an object", id="a group's name only"),
+        pytest.param("complete", 1, "complete must be true or false", id="complete: a number"),
         pytest.param("tier_seconds", {"cpu": -1}, "tier_seconds must hold seconds", id="negative seconds"),
         pytest.param("tier_seconds", [], "tier_seconds must be an object", id="tier_seconds: a list"),
         pytest.param("ranks", 0, r"ranks must be from 1 to 1024, not 0", id="no rank"),

@@ -182,6 +182,7 @@ class FakeWorker:
     block_size: int = 16
     fingerprint: str = ""
     engine: str = ""
+    complete: bool = True
     epoch: int = 1
     seq: int = 0
     blocks: list[tuple[BlockKey, BlockKey | None]] = field(default_factory=list)
@@ -216,6 +217,7 @@ class FakeWorker:
             key_scheme=KEY_SCHEME,
             capacity=1000,
             engine=self.engine,
+            complete=self.complete,
         )
 
     def snapshot(self, rank: int = 0) -> Snapshot:

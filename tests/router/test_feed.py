@@ -140,6 +140,13 @@ async def test_the_trust_in_a_view_says_what_it_rests_on(start_router: StartRout
             await until(lambda: len(worker.feeds) == 1)
             await worker.publish(Removed((KEYS[9],)))  # which the view did not hold
             await until(lambda: trust(worker.name) == {"exact": 0, "partial": 1, "none": 0})
+        worker.complete = False
+        worker.feeds.clear()
+        async with start_router([worker], clock=clock, liveness_timeout=1e6) as router:
+            await until(lambda: len(worker.feeds) == 1)
+            assert trust(worker.name) == {"exact": 0, "partial": 1, "none": 0}
+            await worker.publish(Cleared())
+            await until(lambda: trust(worker.name) == {"exact": 1, "partial": 0, "none": 0})
         worker.fingerprint = "another"
         async with start_router([worker], clock=clock, liveness_timeout=1e6) as router:
             await until(lambda: trust(worker.name) == {"exact": 0, "partial": 0, "none": 1})

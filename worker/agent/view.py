@@ -102,6 +102,7 @@ class EngineView:
             engine=settings.engine_url,
             rank=rank,
             ranks=rank + 1,  # at least; the next scrape tells
+            complete=False,
         )
         self.state = CacheState(info, self, self.feed)
 
@@ -166,6 +167,8 @@ class EngineView:
     def flush(self) -> None:
         """Publish what the follower has learned since the last call."""
         update = self.follower.take()
+        if self.state.info.complete is not self.follower.complete:
+            self.state.info = replace(self.state.info, complete=self.follower.complete)
         regrouped = self._regroup()
         if update.reset is not None or regrouped:
             self._begin_epoch(update.reset or Reset.GROUPS)
