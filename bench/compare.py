@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from bench.experiment import Play, Played
-from bench.result import WorkerTally
+from bench.foreign import since
+from bench.result import WarmUp, WorkerTally
 from bench.run import LiveOptions, measure, run_title
-from bench.workloads import WorkloadSpec, build_workload
+from bench.workloads import Workload, WorkloadSpec, build_workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Target:
     worker_ids: tuple[str, ...] = ()
     """As the router names workers in its answers. A worker without requests counts only if it is listed here."""
     tallies: Callable[[], Awaitable[Mapping[str, WorkerTally]]] | None = None
-    """What the workers counted, if the answers do not name them."""
+    """What the workers have counted so far, if the answers do not name them."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """For the result file."""
 
@@ -33,16 +35,55 @@ Launch = Callable[[str], AbstractAsyncContextManager[Target]]
 """Starts a cluster for this contender with cold caches, ready to serve. Leaving the context stops the cluster."""
 
 
-def cluster_play(launch: Launch, options: LiveOptions, console: Console) -> Play:
+def cluster_play(launch: Launch, options: LiveOptions, warm_up: WarmUp, console: Console) -> Play:
     """Runs on a cluster that is started for each of them. They raise what `launch` and `measure` raise."""
 
     async def play(contender: str, spec: WorkloadSpec) -> Played:
         workload = build_workload(spec)
+        title = run_title(contender, spec)
         async with launch(contender) as target:
-            title = run_title(contender, spec)
+            counted = None if target.tallies is None else _Counted(target.tallies)
+            if counted is not None:
+                await counted.begin(_warm_until(workload, warm_up) / options.speed)
             played = await measure(target.url, workload, options, console, contender, target.worker_ids, title)
-            tallies = await target.tallies() if target.tallies is not None else None
+            tallies = None if counted is None else await counted.end()
         config = {**played.info.config, **target.config}
         return Played(played.records, replace(played.info, config=config, tallies=tallies))
 
     return play
+
+
+def _warm_until(workload: Workload, warm_up: WarmUp) -> float:
+    """Emulated seconds from the start to half-way between the last request of the warm-up and the one after it."""
+    last = 0.0
+    for request in workload.requests() if warm_up else ():
+        if warm_up.over(request.index, request.at):
+            return (last + request.at) / 2
+        last = request.at
+    return last
+
+
+class _Counted:
+    """What workers did after the warm-up, by their own counters: without answers that had ended by then, and with those
+    that were in progress."""
+
+    def __init__(self, tallies: Callable[[], Awaitable[Mapping[str, WorkerTally]]]) -> None:
+        self._tallies = tallies
+        self._before: Mapping[str, WorkerTally] = {}
+        self._warm: asyncio.Task[None] | None = None
+
+    async def begin(self, after: float) -> None:
+        """Count from now on, or from `after` wall seconds on."""
+        self._before = await self._tallies()
+        if after > 0:
+            self._warm = asyncio.create_task(self._begin_again(after))
+
+    async def _begin_again(self, after: float) -> None:
+        await asyncio.sleep(after)
+        self._before = await self._tallies()
+
+    async def end(self) -> dict[str, WorkerTally]:
+        """What was done since."""
+        if self._warm is not None:
+            await self._warm
+        return since(await self._tallies(), self._before)

@@ -12,7 +12,7 @@ import uvloop
 from bench.compare import Launch, Target, cluster_play
 from bench.comparison import Folder, file_name
 from bench.experiment import ExperimentOptions, conduct
-from bench.foreign import RouterCommand, RouterStartError, running, since, worker_tallies
+from bench.foreign import RouterCommand, RouterStartError, running, worker_tallies
 from bench.prompts import pooled_hit_rate, prompts
 from bench.result import WorkerTally, write_json
 from bench.run import LiveOptions, endpoint_play
@@ -122,10 +122,9 @@ async def _foreign(stack: AsyncExitStack, manifest: KVCluster, router: RouterCom
     workers = {worker.name: worker.url for worker in cluster.workers}
     log = logs / f"{file_name(router.name)}.log"
     url = await stack.enter_async_context(running(router, list(workers.values()), manifest.spec.model_name, log))
-    before = await worker_tallies(workers)
 
     async def tallies() -> dict[str, WorkerTally]:
-        return since(await worker_tallies(workers), before)
+        return await worker_tallies(workers)
 
     return Target(url=url, tallies=tallies, config={"router": router.template})
 
@@ -178,7 +177,7 @@ def compare(
     )
     experiment.check()  # what is wrong with it is said before anything starts
     console = output()
-    play = cluster_play(launcher(manifest, routers, out / "logs"), options, console)
+    play = cluster_play(launcher(manifest, routers, out / "logs"), options, experiment.measurement.warm_up, console)
     folder = Folder(console, out, measured.raw, repeated=experiment.repeats > 1)
     outcomes = uvloop.run(conduct(play, [*names, *routers], experiment, folder.keep))
     commands = {name: command.template for name, command in routers.items()}

@@ -13,11 +13,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import orjson
 import pytest
 from aiohttp import web
+from rich.console import Console
 
+from bench.compare import Target, cluster_play
 from bench.foreign import RouterCommand, RouterCommandError, RouterStartError, running, since, worker_tallies
-from bench.result import WorkerTally
+from bench.result import WarmUp, WorkerTally
+from bench.run import LiveOptions
+from bench.workloads import WorkloadSpec
 from tests.processes import runs
 
 STANDIN = f"{sys.executable} -m tests.bench.standin_router --port {{port}}"
@@ -93,6 +98,45 @@ async def test_what_workers_did_is_the_difference_of_their_counters() -> None:
         after = await worker_tallies({"w": url})
     assert before == {"w": WorkerTally(2, 100, 70, 7)}
     assert since(after, before) == {"w": WorkerTally(1, 100, 100, 0)}
+
+
+async def test_what_workers_did_in_the_warm_up_is_not_counted(tmp_path: Path) -> None:
+    """Of eight requests the first five are due at once and the others half a second later."""
+    served = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal served
+        served += 1
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        await stream.write(b'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]\n\n')
+        return stream
+
+    async def tallies() -> dict[str, WorkerTally]:
+        return {"w": WorkerTally(requests=served)}
+
+    @asynccontextmanager
+    async def launch(contender: str) -> AsyncIterator[Target]:
+        app = web.Application()
+        app.router.add_post("/v1/completions", answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield Target(f"http://127.0.0.1:{runner.addresses[0][1]}", tallies=tallies)
+        await runner.cleanup()
+
+    row = {"input_length": 8, "output_length": 1, "hash_ids": [0]}
+    lines = [orjson.dumps({"timestamp": 0 if n < 5 else 1500, **row}).decode() for n in range(8)]
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("\n".join(lines))
+    counted = {}
+    for warm_up in (WarmUp(), WarmUp(requests=5), WarmUp(seconds=1.0)):
+        play = cluster_play(launch, LiveOptions(speed=3), warm_up, Console(quiet=True))
+        served = 0
+        played = await play("theirs", WorkloadSpec("trace", trace=trace))
+        assert played.info.tallies is not None
+        counted[str(warm_up)] = played.info.tallies["w"].requests
+    assert counted == {"0 requests": 8, "5 requests": 3, "1 s": 3}
 
 
 @pytest.mark.process
