@@ -1,16 +1,21 @@
-// A chart of the last 15 minutes: one or two lines with gaps where there is no value. Its values can be read with the
+// A chart of the last minutes: one or two lines with gaps where there is no value. Its values can be read with the
 // mouse and with the arrow keys (it is a slider over time to a screen reader), and all charts show the same moment.
 
 import { attribute, el, show, svg, text } from "./dom.js";
-import { clock, NONE } from "./format.js";
+import { age, clock, NONE } from "./format.js";
 
-const SPAN = 900; // seconds
+const SPANS = [180, 300, 600, 900]; // seconds that charts may show
 const LEFT = 46; // room for the labels of the axis
 const BOTTOM = 18;
 const TOP = 6;
 const RIGHT = 4;
 const TIME = 62; // width of the time at the cursor
-const MARKS = [0, 300, 600, 900]; // seconds ago
+
+/** How many seconds of a history to show: a router that has just started fills its charts, too. */
+export function spanOf({ at }) {
+  const long = at.length === 0 ? SPANS.at(-1) : at.at(-1) - at[0];
+  return SPANS.find((span) => span >= long) ?? SPANS.at(-1);
+}
 
 /** Which step all charts point at: a time of the history, or null. */
 export class Cursor {
@@ -68,6 +73,7 @@ export class Chart {
   /** Shows a history, whose last step is at the right edge. */
   render(history) {
     this.history = history;
+    this.span = spanOf(history);
     this.lines = this.series.map((line) => history[line.key]);
     this.#draw();
   }
@@ -95,7 +101,7 @@ export class Chart {
   }
 
   #x(at) {
-    const share = 1 - (this.end - at) / SPAN;
+    const share = 1 - (this.end - at) / this.span;
     return LEFT + share * (this.size.width - LEFT - RIGHT);
   }
 
@@ -119,10 +125,10 @@ export class Chart {
       nodes.push(svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }),
         svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, round(this.format(tick))));
     }
-    for (const ago of MARKS) {
+    for (const ago of [0, 1, 2, 3].map((third) => (third * this.span) / 3)) {
       const x = this.#x(this.end - ago);
-      const anchor = ago === 0 ? "end" : ago === SPAN ? "start" : "middle";
-      nodes.push(svg("text", { x, y: height - 3, "text-anchor": anchor }, ago === 0 ? "now" : `−${ago / 60} min`));
+      const anchor = ago === 0 ? "end" : ago === this.span ? "start" : "middle";
+      nodes.push(svg("text", { x, y: height - 3, "text-anchor": anchor }, ago === 0 ? "now" : `−${age(ago)}`));
     }
     this.lines.forEach((line, index) => nodes.push(...this.#line(line, index, at, step)));
     this.marks = svg("g");
@@ -149,7 +155,7 @@ export class Chart {
     };
     values.forEach((value, step) => {
       if (value === null) finish();
-      else if (this.end - at[step] <= SPAN) run.push([this.#x(at[step]), this.#y(value)]);
+      else if (this.end - at[step] <= this.span) run.push([this.#x(at[step]), this.#y(value)]);
     });
     finish();
     return nodes;
@@ -176,7 +182,7 @@ export class Chart {
     const at = this.history?.at ?? [];
     if (at.length === 0) return;
     const x = event.clientX - this.plot.getBoundingClientRect().left;
-    const wanted = this.end - (1 - (x - LEFT) / (this.size.width - LEFT - RIGHT)) * SPAN;
+    const wanted = this.end - (1 - (x - LEFT) / (this.size.width - LEFT - RIGHT)) * this.span;
     this.cursor.set(at.reduce((best, each) => (Math.abs(each - wanted) < Math.abs(best - wanted) ? each : best)));
   }
 

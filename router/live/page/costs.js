@@ -8,35 +8,28 @@ import { COSTS } from "./words.js";
 export const costParts = (item) => COSTS.map(([key, name]) => ({ key, name, seconds: item[`${key}_seconds`] ?? 0 }));
 
 /**
- * A stacked bar. `scale` is `{low, high}` in seconds, the same for the bars of one picture; null: the bar is as long as
- * its own parts. A negative part is drawn to the left of zero.
+ * A stacked bar. It is drawn to the scale of the element around it (`scaleCosts`); a negative part is to the left of zero.
  */
-export function costBar(item, scale) {
-  const parts = costParts(item);
-  const positive = parts.filter((part) => part.seconds > 0);
-  const total = positive.reduce((sum, part) => sum + part.seconds, 0);
-  const { low, high } = scale ?? { low: 0, high: total };
-  const span = high - low || 1;
-  const bar = el("div", { class: "stack", role: "img", "aria-label": costWords(item), title: costWords(item) });
-  const draw = (part, from, length) => {
-    const segment = el("i", { "data-part": part.key });
-    property(segment, "--from", `${((from - low) / span) * 100}%`);
-    property(segment, "--length", `${(length / span) * 100}%`);
+export function costBar(item) {
+  const words = costWords(item);
+  const bar = el("div", { class: "stack", role: "img", "aria-label": words, title: words });
+  const draw = (key, from, length) => {
+    const segment = el("i", { "data-part": key });
+    property(segment, "--from", from);
+    property(segment, "--length", length);
     bar.append(segment);
   };
-  let at = 0;
-  for (const part of positive) {
-    draw(part, at, part.seconds);
-    at += part.seconds;
-  }
-  if (scale !== null) {
-    if (low < 0) draw({ key: "zero" }, 0, 0);
-    let below = 0;
-    for (const part of parts.filter((each) => each.seconds < 0)) {
+  let [above, below] = [0, 0];
+  for (const part of costParts(item)) {
+    if (part.seconds > 0) {
+      draw(part.key, above, part.seconds);
+      above += part.seconds;
+    } else if (part.seconds < 0) {
       below += part.seconds;
-      draw(part, below, -part.seconds);
+      draw(part.key, below, -part.seconds);
     }
   }
+  if (below < 0) draw("zero", 0, 0);
   return bar;
 }
 
@@ -46,15 +39,16 @@ export function costWords(item) {
   return parts.length === 0 ? "no cost" : parts.map((part) => `${part.name.toLowerCase()} ${seconds(part.seconds)}`).join(", ");
 }
 
-/** The extent that holds the bars of all these candidates. */
-export function costScale(items) {
+/** Sets the scale of all bars in `node`, so that those of all these items fit and can be compared. */
+export function scaleCosts(node, items) {
   let [low, high] = [0, 0];
   for (const item of items) {
     const parts = costParts(item).map((part) => part.seconds);
     high = Math.max(high, parts.filter((value) => value > 0).reduce((a, b) => a + b, 0));
     low = Math.min(low, parts.filter((value) => value < 0).reduce((a, b) => a + b, 0));
   }
-  return { low, high };
+  property(node, "--low", low);
+  property(node, "--high", high || 1);
 }
 
 /** What the colours of the bars mean, of the parts that occur; `brief`: their names alone. */

@@ -1,7 +1,7 @@
 // The stream of decisions: newest first, with reasons. It can be paused and filtered.
 
 import { attribute, byId, el, KeyedList, show, text } from "./dom.js";
-import { costBar, costLegend } from "./costs.js";
+import { costBar, costLegend, scaleCosts } from "./costs.js";
 import { clock, count, integer, seconds } from "./format.js";
 import { REASONS, reasonName, reasonWords } from "./words.js";
 
@@ -64,6 +64,7 @@ export class DecisionsView {
       this.#paused === null ? "" : `Paused, ${count(missed, "newer decision")}`,
       wanted === "" && reason === "" ? "" : `${integer(matching.length)} of the latest ${integer(all.length)}`,
     ].filter(Boolean).join(" · "));
+    scaleCosts(byId("stream"), shown);
     this.#renderLegend(shown);
     const none = byId("decisions-none");
     show(none, shown.length === 0);
@@ -83,7 +84,7 @@ function fresh(decisions, paused) {
 function row({ decision, several }) {
   const { matched_blocks: matched, prompt_blocks: blocks } = decision;
   const match = blocks > 0 ? `${integer(matched)} of ${count(blocks, "block")}` : "not read";
-  const bar = costBar(decision, null);
+  const bar = costBar(decision);
   const node = el("li", { class: "decision" },
     el("time", { datetime: new Date(decision.at * 1000).toISOString() }, clock(decision.at)),
     el("p", { class: "to", title: decision.worker_id }, el("span", { class: "hidden-text" }, "to "), decision.worker_id),

@@ -1,7 +1,7 @@
 // "Why would this prompt go there?": asks POST route/explain and shows the answer.
 
 import { blockBar, blockTexts } from "./blocks.js";
-import { costBar, costLegend, costParts, costScale } from "./costs.js";
+import { costBar, costLegend, costParts, scaleCosts } from "./costs.js";
 import { attribute, byId, el, fillMeter, icon, meter, show, text } from "./dom.js";
 import { count, integer, NONE, seconds } from "./format.js";
 import { COSTS, reasonWords, UNREAD, WORKER_STATES } from "./words.js";
@@ -130,9 +130,9 @@ function explained({ decision, candidates, blocks: { runs, texts }, left_out: le
 
 function candidatesPanel(all, decision, blocks) {
   const body = el("tbody");
-  const scale = costScale(all);
+  scaleCosts(body, all);
   const columns = COSTS.filter(([key]) => key !== "load" || all.some((candidate) => candidate.load_seconds !== 0));
-  const draw = (number) => body.replaceChildren(...all.slice(0, number).map((candidate) => candidateRow(candidate, decision, blocks, columns, scale)));
+  const draw = (number) => body.replaceChildren(...all.slice(0, number).map((candidate) => candidateRow(candidate, decision, blocks, columns)));
   draw(SHOWN);
   const head = el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Worker"), el("th", { scope: "col" }, "Holds"),
     el("th", { scope: "col", class: "wide" }, "Cost by part"), ...columns.map(([, name, what]) => el("th", { scope: "col", class: "number", title: what }, name)),
@@ -146,7 +146,7 @@ function candidatesPanel(all, decision, blocks) {
     el("div", { class: "table", role: "region", tabindex: "0", "aria-label": "Costs of the candidates" }, table), more);
 }
 
-function candidateRow(candidate, decision, blocks, columns, scale) {
+function candidateRow(candidate, decision, blocks, columns) {
   const chosen = candidate.url === decision.url;
   const bar = meter();
   fillMeter(bar, blocks > 0 ? candidate.matched_blocks / blocks : 0);
@@ -157,7 +157,7 @@ function candidateRow(candidate, decision, blocks, columns, scale) {
       candidate.why_not_matching && el("span", { class: "note" }, candidate.why_not_matching)),
     el("td", {}, el("span", { class: "holds" }, bar, `${integer(candidate.matched_blocks)} of ${integer(blocks)}`),
       loaded.length > 0 && el("span", { class: "note" }, loaded.map(([tier, number]) => `${integer(number)} from ${tier}`).join(", "))),
-    el("td", { class: "wide" }, costBar(candidate, scale)),
+    el("td", { class: "wide" }, costBar(candidate)),
     ...columns.map(([key]) => el("td", { class: "number" }, parts.get(key) === 0 ? NONE : seconds(parts.get(key)))),
     el("td", { class: "number total" }, seconds(candidate.cost)),
     el("td", { class: "number" }, integer(candidate.in_flight)));

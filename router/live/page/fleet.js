@@ -1,6 +1,6 @@
 // Figures, charts and routers.
 
-import { Chart, Cursor } from "./chart.js";
+import { Chart, Cursor, spanOf } from "./chart.js";
 import { attribute, byId, el, icon, KeyedList, show, text } from "./dom.js";
 import { age, compact, count, decimal, integer, percent, seconds } from "./format.js";
 import { routerState } from "./words.js";
@@ -36,6 +36,7 @@ export class FleetView {
       this.#drawn = live.historyVersion;
       const history = { ...live.history, saved_per_second: perSecond(live.history) };
       for (const chart of this.#charts) chart.render(history);
+      text(byId("charts-title"), `Last ${spanOf(live.history) / 60} minutes`);
       text(byId("charts-aside"), live.history.at.length > 0 ? `in steps of ${age(live.history.step_seconds)}` : "");
     }
   }

@@ -48,7 +48,7 @@ function fullBody() {
   const where = el("p", { class: "tile-where" });
   const load = facts("tile-load", ["Running", "Waiting", "In flight"]);
   const [fill, blocks, bar] = [el("strong"), el("span"), meter("div")];
-  const lately = facts("tile-facts", ["Hit rate", "Reuse score", "View"]);
+  const lately = facts("tile-facts", ["Hit rate", "Reuse", "View"]);
   const nodes = [where, load.node, el("div", { class: "tile-cache" }, el("span", {}, "Cache ", fill), blocks, bar), lately.node];
   const update = (worker) => {
     const { pod, url, worker_id: id } = worker;
