@@ -111,7 +111,7 @@ _CACHE = Row(
         Panel(
             title="Hit rate: predicted and actual",
             shows="Share of the prompt tokens that were cached: as the router predicted when it chose the worker, as "
-            "the workers' answers report, and as the engines count over all their requests.",
+            "the workers' answers report, and as the engines count over all their requests, slower tiers included.",
             act="Where predicted and actual part, look at Mispredicted tokens.",
             unit="percentunit",
             most=1,
@@ -119,8 +119,7 @@ _CACHE = Row(
                 Query(f"{HITS} / {PROMPTS}", "actual"),
                 Query(f"{rate(router('predicted_cached_tokens_total'))} / {PROMPTS}", "predicted"),
                 Query(
-                    f"{rate(series('vllm:prefix_cache_hits_total'))} / "
-                    f"{rate(series('vllm:prefix_cache_queries_total'))}",
+                    f"{rate(series('vllm:prompt_tokens_cached_total'))} / {rate(series('vllm:prompt_tokens_total'))}",
                     "engines",
                 ),
             ),

@@ -44,6 +44,40 @@ class Prometheus:
         values = [float(value) for series in data["result"] for _, value in series["values"]]
         return [value for value in values if not math.isnan(value)]
 
+    async def _instant(self, expression: str) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = (await self._get("query", query=expression))["result"]
+        return result
+
+    async def value(self, expression: str) -> float:
+        """The one value of a query."""
+        [series] = await self._instant(expression)
+        return float(series["value"][1])
+
+    async def values(self, expression: str, label: str) -> dict[str, float]:
+        """Values of a query by the value of a label that tells its series apart; without those that are NaN."""
+        series = await self._instant(expression)
+        values = {each["metric"].get(label, ""): float(each["value"][1]) for each in series}
+        assert len(values) == len(series), series
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    async def has_scraped_since_now(self) -> None:
+        """Returns when every target has been scraped after the call."""
+        [[now, _]] = [(await self._get("query", query="time()"))["result"]]
+
+        async def later() -> bool:
+            return await self.value("min(timestamp(up))") > now
+
+        await eventually(later, "every target is scraped again")
+
+    async def alerts(self) -> set[str]:
+        """Names of the alerts that fire now."""
+        alerts = (await self._get("alerts"))["alerts"]
+        return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+    async def rules(self) -> list[dict[str, Any]]:
+        """Every rule, with its health and its alerts."""
+        return [rule for group in (await self._get("rules"))["groups"] for rule in group["rules"]]
+
     async def families(self) -> set[str]:
         """Names of all metrics that targets described, with or without samples."""
         return set(await self._get("metadata"))
