@@ -18,15 +18,13 @@ from typing import Any, NamedTuple, TextIO
 
 from kvcache.keys import PrefixKeys
 from router.metrics import Metrics
-from router.server.record import RequestRecord
+from router.server.record import RequestRecord, stated
 from runtime.logs import LogFormat, event_record, formatter
 
 LOGGER = "router.access"
 QUEUED_LINES = 4096
 QUEUED_BYTES = 64 * 2**20
 """Of the token ids of prompts whose blocks are still to be digested."""
-LONGEST = 256
-"""Characters of what a client states (a path, a model, an id) that go into a line."""
 CLOSE_TIMEOUT = 2.0
 """Seconds that the last lines may take to be written."""
 
@@ -56,9 +54,9 @@ def fields(record: RequestRecord, digests: Digests, wall: Callable[[], float] = 
     route, usage, attempts = record.route, record.usage, record.attempts
     line: dict[str, Any] = {
         "at": round(wall() - (record.ended - record.arrived), 6),
-        "request_id": record.request_id.decode("latin-1")[:LONGEST],
+        "request_id": stated(record.request_id.decode("latin-1")),
         "method": record.method,
-        "path": record.path[:LONGEST],
+        "path": stated(record.path),
         "status": record.status,
         "bytes": record.sent_bytes,
         "seconds": round(record.ended - record.arrived, 6),
@@ -66,7 +64,7 @@ def fields(record: RequestRecord, digests: Digests, wall: Callable[[], float] = 
     if route is not None:
         prompt = route.prompt_tokens if route.prompt_tokens is not None or usage is None else usage.prompt
         line |= {
-            "model": route.model[:LONGEST] if route.model is not None else None,
+            "model": stated(route.model) if route.model is not None else None,
             "stream": route.streaming,
             "session": digests.name(route.session.key) if route.session is not None else None,
             "unread": route.unread.value if route.unread is not None else None,
@@ -76,7 +74,7 @@ def fields(record: RequestRecord, digests: Digests, wall: Callable[[], float] = 
     if attempts:
         decision = attempts[-1].decision
         line |= {
-            "worker": decision.worker_id[:LONGEST],
+            "worker": stated(decision.worker_id),
             "attempts": len(attempts),
             "failures": [attempt.cause.value for attempt in attempts if attempt.cause is not None],
             "ttft_seconds": _rounded(record.first_token_at, record.arrived),

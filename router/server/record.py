@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from router.server.tracing import RequestTrace
 
 
+LONGEST = 256
+"""Characters of what a client or a worker states (a path, a model, an id) that go into a line or a span."""
+
+
+def stated(text: str) -> str:
+    """What somebody else states in a form that can be written down: not too long, and encodable."""
+    return text[:LONGEST].encode(errors="replace").decode()
+
+
 @dataclass(slots=True)
 class Attempt:
     """The request at one worker. Times of the router's clock."""

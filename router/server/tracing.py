@@ -39,7 +39,7 @@ from starlette.types import Scope
 from router.core.decision import Decision
 from router.server.headers import find
 from router.server.prompts import COMPLETIONS, PROMPTED
-from router.server.record import Attempt, RequestRecord
+from router.server.record import Attempt, RequestRecord, stated
 from router.upstream.interface import FailureCause
 from runtime.http.context import Headers
 
@@ -204,7 +204,7 @@ def _request(record: RequestRecord, scope: Scope) -> Attributes:
     """What is known of a request when it arrives, and a sampler may go by."""
     attributes: Attributes = {
         http_attributes.HTTP_REQUEST_METHOD: record.method,
-        url_attributes.URL_PATH: record.path,
+        url_attributes.URL_PATH: stated(record.path),
         url_attributes.URL_SCHEME: scope["scheme"],
         network_attributes.NETWORK_PROTOCOL_VERSION: scope["http_version"],
     }
@@ -249,13 +249,13 @@ def _decision(attempt: Attempt, record: RequestRecord) -> Attributes:
 def _answer(record: RequestRecord) -> Attributes:
     route, usage = record.route, record.usage
     attributes: Attributes = {
-        "kvcluster.request_id": record.request_id.decode("latin-1"),
+        "kvcluster.request_id": stated(record.request_id.decode("latin-1")),
         "kvcluster.attempts": len(record.attempts),
         http_attributes.HTTP_RESPONSE_STATUS_CODE: record.answer_status or None,
         "kvcluster.client_left": True if record.left else None,
     }
     if route is not None:
-        attributes |= {gen_ai.GEN_AI_REQUEST_MODEL: route.model}
+        attributes |= {gen_ai.GEN_AI_REQUEST_MODEL: stated(route.model) if route.model is not None else None}
         if route.prompted:
             attributes |= {
                 gen_ai.GEN_AI_OPERATION_NAME: "text_completion" if record.path == COMPLETIONS else "chat",

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from kvcache.keys import block_keys
 from router.metrics import Metrics
 from router.server.access_log import AccessLog, Digests, fields
-from router.server.record import RequestRecord
+from router.server.record import RequestRecord, stated
 from router.server.request_events import READERS
 from tests.router.conftest import MovedClock, RunningRouter, StartRouter, until
 from tests.router.fakes import DONE, Connection, Received, fake_workers, good, good_after, token, usage
@@ -96,6 +96,19 @@ async def test_a_line_says_what_happened(start_router: StartRouter) -> None:
         }
         assert 0 < times["ttft_seconds"] <= times["seconds"]
         assert SECRET not in str(lines)
+
+
+async def test_what_is_long_is_cut(start_router: StartRouter) -> None:
+    async with fake_workers(good) as workers, start_router(workers) as router, read(router) as lines:
+        await router.client.get("/v1/files/" + "f" * 1000, headers={"x-request-id": "i" * 1000})
+        await router.complete("x", model="m" * 1000)
+        await until(lambda: len(lines) == 2)
+        assert (len(lines[0]["path"]), lines[0]["request_id"]) == (256, "i" * 256)
+        assert lines[1]["model"] == "m" * 256
+
+
+def test_what_cannot_be_encoded_is_replaced() -> None:
+    assert stated("a\ud800b") == "a?b"
 
 
 async def test_every_request_has_a_line(start_router: StartRouter) -> None:
