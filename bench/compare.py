@@ -45,8 +45,12 @@ def cluster_play(launch: Launch, options: LiveOptions, warm_up: WarmUp, console:
             counted = None if target.tallies is None else _Counted(target.tallies)
             if counted is not None:
                 await counted.begin(_warm_until(workload, warm_up) / options.speed)
-            played = await measure(target.url, workload, options, console, contender, target.worker_ids, title)
-            tallies = None if counted is None else await counted.end()
+            try:
+                played = await measure(target.url, workload, options, console, contender, target.worker_ids, title)
+                tallies = None if counted is None else await counted.end()
+            finally:
+                if counted is not None:
+                    counted.stop()
         config = {**played.info.config, **target.config}
         return Played(played.records, replace(played.info, config=config, tallies=tallies))
 
@@ -81,6 +85,11 @@ class _Counted:
     async def _begin_again(self, after: float) -> None:
         await asyncio.sleep(after)
         self._before = await self._tallies()
+
+    def stop(self) -> None:
+        """Wait for the end of the warm-up no longer."""
+        if self._warm is not None:
+            self._warm.cancel()
 
     async def end(self) -> dict[str, WorkerTally]:
         """What was done since."""

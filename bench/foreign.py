@@ -172,12 +172,15 @@ _COUNTERS = {
 
 
 async def worker_tallies(workers: Mapping[str, str]) -> dict[str, WorkerTally]:
-    """What the workers (base URLs by id) say in their metrics that they have done. Raises `aiohttp.ClientError`."""
+    """What the workers (base URLs by id) say in their metrics that they have done. Raises `ConnectionError`."""
     tallies = {}
     async with aiohttp.ClientSession() as session:
         for worker_id, url in workers.items():
-            async with session.get(f"{url}/metrics", raise_for_status=True) as answer:
-                counted = _counted(await answer.text())
+            try:
+                async with session.get(f"{url}/metrics", raise_for_status=True) as answer:
+                    counted = _counted(await answer.text())
+            except aiohttp.ClientError as error:
+                raise ConnectionError(f"{worker_id} does not say what it has done ({url}/metrics): {error}") from error
             tallies[worker_id] = WorkerTally(
                 requests=counted["requests"],
                 prompt_tokens=counted["prompt_tokens"],

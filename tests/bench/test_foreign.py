@@ -100,6 +100,11 @@ async def test_what_workers_did_is_the_difference_of_their_counters() -> None:
     assert since(after, before) == {"w": WorkerTally(1, 100, 100, 0)}
 
 
+async def test_a_worker_that_says_nothing_is_named() -> None:
+    with pytest.raises(ConnectionError, match="w1 does not say what it has done"):
+        await worker_tallies({"w1": "http://127.0.0.1:9"})
+
+
 async def test_what_workers_did_in_the_warm_up_is_not_counted(tmp_path: Path) -> None:
     """Of eight requests the first five are due at once and the others half a second later."""
     served = 0
