@@ -101,8 +101,9 @@ class PrefixHasher:
 
     __slots__ = ("_digest",)
 
-    def __init__(self, scope: CacheScope = DEFAULT_SCOPE) -> None:
-        self._digest = hashlib.sha256(scope.header())
+    def __init__(self, scope: CacheScope = DEFAULT_SCOPE, after: PrefixState | None = None) -> None:
+        """`after`: the hash of the blocks that come before, in this scope; None: there are none."""
+        self._digest = hashlib.sha256(scope.header()) if after is None else after.copy()
 
     def extend(self, packed_block: bytes | memoryview, images: Sequence[Image] = ()) -> BlockKey:
         """Key of the block that ends with `packed_block` (the packed ids of exactly one block). `images` begin in it,
@@ -203,11 +204,23 @@ class PrefixKeys:
             keys.append(state.copy().digest()[:KEY_BYTES])
             if len(keys) % 1024 == 0:
                 checkpoint()
+        self._states[self.depth] = state
         self._computed = keys
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._block_bytes // BYTES_PER_TOKEN
+
+    def hasher(self) -> PrefixHasher:
+        """Goes on after the last full block. Call it after `compute`, and not for a prompt with images."""
+        return PrefixHasher(after=self._states[self.depth])
 
     def all(self, above: int = 0, stride: int = 1) -> list[BlockKey]:
         """Keys of every `stride`-th full block deeper than `above` (a multiple of `stride`), first block first:
         O(length of the prompt beyond it)."""
+        if self._computed is not None:
+            return self._computed[above + stride - 1 :: stride]
         return list(self.between(above, self.depth, stride))
 
     def between(self, above: int, end: int, stride: int = 1) -> Iterator[BlockKey]:

@@ -239,6 +239,7 @@ class PlayedRequest:
                 source=SeededTokens(request.index),
                 scope=self._prompt.scope,
                 ignore_eos=True,
+                keys=self._route.keys,
             ),
             now,
         )

@@ -168,6 +168,7 @@ class Simulation:
         if len(prompt.tokens) > self._shape.max_model_len:
             return RouteRequest(None, None, streaming, output_tokens=output_tokens, unread=Unread.TOO_LONG)
         keys = PrefixKeys(pack_tokens(prompt.tokens), self._shape.engine.block_size, prompt.scope)
+        keys.compute()  # once: the engine needs all of them
         return RouteRequest(keys, len(prompt.tokens), streaming, output_tokens=output_tokens)
 
     def _deal(self, index: int) -> SimulatedRouter | None:
@@ -204,7 +205,7 @@ class Simulation:
         """A worker joins, with all its ranks and empty caches."""
         number = len(self.workers) // self._shape.ranks
         for rank in range(self._shape.ranks):
-            worker = SimulatedWorker(self._clock, number, rank, self._shape, kind)
+            worker = SimulatedWorker(self._clock, number, rank, self._shape, kind, leaps=not self._scenario.events)
             self.workers.append(worker)
             self._by_url[worker.url] = worker
             for router in self.routers:

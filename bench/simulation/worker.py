@@ -97,13 +97,17 @@ class SimulatedWorker:
     """
 
     __slots__ = (
-        "_calls", "_clock", "_due", "_frozen_at", "_inbox", "_lag", "_latency", "_loaded", "_loaded_at", "_looked_at",
-        "_reporting", "_seq", "_shape", "_wakes", "engine", "info", "kind", "number", "rank", "state",
-        "subscriptions", "url",
+        "_calls", "_clock", "_due", "_frozen_at", "_inbox", "_lag", "_latency", "_leaps", "_loaded", "_loaded_at",
+        "_looked_at", "_reporting", "_seq", "_shape", "_skipped", "_wakes", "engine", "info", "kind", "number", "rank",
+        "state", "subscriptions", "url",
     )  # fmt: skip
 
-    def __init__(self, clock: VirtualClock, number: int, rank: int, shape: ClusterShape, kind: WorkerKind) -> None:
+    def __init__(
+        self, clock: VirtualClock, number: int, rank: int, shape: ClusterShape, kind: WorkerKind, *, leaps: bool
+    ) -> None:
+        """`leaps`: nothing happens to the process, so that its engine may take many steps at a time."""
         self._clock = clock
+        self._leaps = leaps
         self._shape = shape
         self.number = number
         """Of the worker; its ranks share it."""
@@ -146,6 +150,8 @@ class SimulatedWorker:
         """Whether a comparison of the load is to come."""
         self._wakes: float | None = None
         """When the engine is advanced next; None: it is idle."""
+        self._skipped: list[float] = []
+        """Ends of steps before then, at which nothing happens that a router could see."""
         self._due = 0.0
         """The same moment on the engine's clock."""
         self._lag = 0.0
@@ -242,6 +248,7 @@ class SimulatedWorker:
         engine, calls, lag = self.engine, self._calls, self._lag
         if self._wakes is not None and self._wakes <= now:
             self._wakes = None
+        self._catch_up(now)
         for output in engine.advance(engine_now):
             if output.finish_reason is not None:
                 calls.pop(output.request_id).on_output(output, output.at + lag)
@@ -254,7 +261,10 @@ class SimulatedWorker:
         elif not self._reporting:
             self._reporting = True
             self._clock.at(max(now, self._looked_at + LOAD_INTERVAL), self._report_load)
-        due = engine.next_event()
+        if self._leaps:
+            *self._skipped, due = engine.next_changes() or (None,)
+        else:
+            due = engine.next_event()
         if due is not None and due + lag != self._wakes:
             self._due, self._wakes = due, due + lag
             self._clock.at(self._wakes, self._wake)
@@ -265,6 +275,31 @@ class SimulatedWorker:
 
     # --- the feed ---
 
+    def _catch_up(self, now: float) -> None:
+        """Account for the steps that have ended without a call. After each of them, too, the load would have been
+        compared with the one reported, which finds nothing new and puts off the next comparison."""
+        if not self._skipped:
+            return
+        look: float | None = None
+        passed = 0
+        for end in self._skipped:
+            if end > now:
+                break
+            passed += 1
+            if self._reporting:
+                continue
+            if look is not None and look <= end:
+                self._looked_at, look = look, None
+            if look is None:
+                look = max(end, self._looked_at + LOAD_INTERVAL)
+        del self._skipped[:passed]
+        if look is not None:
+            if look <= now:
+                self._looked_at = look
+            else:
+                self._reporting = True
+                self._clock.at(look, self._report_load)
+
     def snapshot(self) -> Snapshot:
         """The answer to `GET /cache/state`."""
         return Snapshot(self.info, self._seq, self.engine.load(), tuple(self.engine.blocks()), self.engine.elsewhere())
@@ -272,6 +307,7 @@ class SimulatedWorker:
     def keep_alive(self, now: float) -> None:
         """Report the load if nothing has been reported for a while. To be called every `KEEPALIVE_INTERVAL` / 2."""
         if self.serving and now - self._loaded_at >= KEEPALIVE_INTERVAL / 2:
+            self._catch_up(now)
             self._report(now, (), self.engine.load())
 
     def _report(self, now: float, events: tuple[Event, ...], load: Load) -> None:
@@ -283,6 +319,7 @@ class SimulatedWorker:
             self._clock.at(now + subscription.delay, partial(subscription.receive, batch))
 
     def _report_load(self, now: float) -> None:
+        self._catch_up(now)
         self._reporting = False
         self._looked_at = now
         load = self.engine.load()

@@ -8,6 +8,7 @@ from kvcache.profiles import LatencyModel
 from worker.emulator.engine.block_pool import BlockPool
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.events import CacheEvent
+from worker.emulator.engine.leap import leap, plan
 from worker.emulator.engine.offload import CpuTier
 from worker.emulator.engine.request import (
     EngineRequest,
@@ -40,6 +41,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig, latency: LatencyModel) -> None:
         self.config = config
+        self._latency = latency
         self.stats = EngineStats()
         self._cache = BlockPool(config.blocks)
         self._tier = CpuTier(config.cpu_blocks, config.cpu_block_seconds) if config.cpu_blocks else None
@@ -51,17 +53,22 @@ class Engine:
         """When the next step may begin. Undefined while the engine is idle."""
         self._stalled = False
         """Whether every sequence waits for a load; `_ready_at` is the end of that load."""
+        self._plan: list[float] = []
+        """Of the step in progress (`leap.plan`); empty: none was made, or it holds no longer."""
         self._outputs: list[Output] = []
         self._finished: list[FinishedRequest] = []
 
     def change_latency(self, latency: LatencyModel) -> None:
-        """From the next step on, steps take as long as `latency` says."""
+        """From the next step on, steps take as long as `latency` says. Do not mix it with `next_change`."""
+        self._latency = latency
+        self._plan = []
         self._scheduler.change_latency(latency)
 
     def submit(self, request: EngineRequest, now: float) -> None:
         """Queue a request. Raises `RequestRefusedError`, and `kvcache.keys.TokenIdError` for an invalid token id."""
         self._run(now, begin_at_now=False)
         self._check(request)
+        self._plan = []
         sequence = Sequence(request, self.config.block_size, now)
         if self._stalled:
             self._ready_at = now
@@ -80,6 +87,7 @@ class Engine:
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return False
+        self._plan = []
         self._scheduler.remove(sequence)
         self._end(sequence, reason, now)
         return True
@@ -97,6 +105,21 @@ class Engine:
         if self._step is not None:
             return self._step.end
         return self._ready_at if self._has_work else None
+
+    def next_changes(self) -> list[float]:
+        """The ends of the next steps, at the last of which more happens than that running sequences get tokens: a block
+        is taken or filled, a request ends. Empty while idle.
+
+        For a caller who does not want every token on time: it may call `advance` at the last of these times instead of
+        at `next_event()`. What it then gets are the tokens of the last step alone, and all else as with a call at each.
+        The sources of all requests must have their tokens ready.
+        """
+        if self._step is None:
+            due = self.next_event()
+            return [] if due is None else [due]
+        if not self._plan:
+            self._plan = plan(self._step, self._scheduler, self._latency, self.config)
+        return self._plan.copy()
 
     @property
     def _has_work(self) -> bool:
@@ -183,8 +206,12 @@ class Engine:
         while True:
             step = self._step
             if step is not None:
+                if len(self._plan) > 1:
+                    self._step = step = leap(step, self._plan, now, self.stats)
+                    self._ready_at = step.start
                 if step.end > now:
                     return
+                self._plan = []
                 self._complete(step)
             start = self._ready_at
             if not self._has_work or start > now or (start == now and not begin_at_now):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from kvcache.keys import DEFAULT_SCOPE, CacheScope, Image
+from kvcache.keys import DEFAULT_SCOPE, CacheScope, Image, PrefixKeys
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -48,6 +48,8 @@ class EngineRequest:
     """Tokens of the prompt that stand for one image."""
     read_cache: bool = True
     """If false, the whole prompt is computed even if blocks are cached. Its own blocks are cached as usual."""
+    keys: PrefixKeys | None = None
+    """The keys of the prompt in its scope, if the caller has computed all of them; None: they are computed here."""
 
 
 @dataclass(slots=True)

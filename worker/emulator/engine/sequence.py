@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum, auto
 
-from kvcache.keys import BYTES_PER_TOKEN
+from kvcache.keys import BYTES_PER_TOKEN, pack_tokens
 from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, RequestTimes
 from worker.emulator.engine.tokens import SequenceTokens
 
@@ -99,7 +99,9 @@ class Sequence:
         self.scheduled: float | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
-        self.content = SequenceTokens(request.prompt, block_size, request.scope, request.images, request.image_tokens)
+        self.content = SequenceTokens(
+            request.prompt, block_size, request.scope, request.images, request.image_tokens, request.keys
+        )
         self._packed = self.content.packed
 
     def advance(self, event: SequenceEvent) -> None:
@@ -111,6 +113,13 @@ class Sequence:
         self._packed += token.to_bytes(BYTES_PER_TOKEN, "little")
         self.tokens += 1
         self.generated += 1
+
+    def append_many(self, count: int) -> None:
+        """Append the next `count` generated tokens, which are ready."""
+        token, generated = self.source.token, self.generated
+        self._packed += pack_tokens([token(index) or 0 for index in range(generated, generated + count)])
+        self.tokens += count
+        self.generated += count
 
     def finish(self, reason: FinishReason, at: float) -> FinishedRequest:
         """The record of the finished request."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 
-from kvcache.keys import BYTES_PER_TOKEN, BlockKey, CacheScope, Image, PrefixHasher, pack_tokens
+from kvcache.keys import BYTES_PER_TOKEN, BlockKey, CacheScope, Image, PrefixHasher, PrefixKeys, pack_tokens
 
 
 class SequenceTokens:
@@ -26,17 +26,20 @@ class SequenceTokens:
         scope: CacheScope,
         images: Sequence[Image] = (),
         image_tokens: int = 0,
+        keys: PrefixKeys | None = None,
     ) -> None:
-        """`images` begin at these tokens, in order, and have `image_tokens` each."""
+        """`images` begin at these tokens, in order, and have `image_tokens` each. `keys`: all keys of `tokens`, if they
+        are computed already; they do not matter if they are of another block size."""
         self.images = images
         self.image_tokens = image_tokens
         self.block_size = block_size
         self.scope = scope
-        self.packed = bytearray(pack_tokens(tokens))
+        known = keys if keys is not None and keys.block_size == block_size and not images else None
+        self.packed = bytearray(pack_tokens(tokens) if known is None else known.packed)
         """Little-endian uint32. A generated token is appended to it."""
         self._block_bytes = block_size * BYTES_PER_TOKEN
-        self._hasher = PrefixHasher(scope)
-        self._keys: list[BlockKey] = []
+        self._hasher = PrefixHasher(scope) if known is None else known.hasher()
+        self._keys: list[BlockKey] = [] if known is None else known.all()
 
     def keys(self, end: int) -> list[BlockKey]:
         """The keys of at least the first `end` blocks. The list must not be changed."""
