@@ -154,7 +154,8 @@ class Field:
     def _factor(self, fleet: FleetFactor, kind: str, of: Callable[[WorkerCorrection], WorkerFactor]) -> Figure:
         """`WorkerFactor.factor`: that of the fleet, but for the workers that may differ clearly."""
         mass, difference = self._column(f"{kind}_mass"), self._column(f"{kind}_log") - fleet.log
-        different = np.flatnonzero((mass >= 1.0) & (mass * np.abs(difference) >= EVIDENCE * CLEAR))
+        apart = np.abs(difference)  # and less so with time
+        different = np.flatnonzero((apart >= CLEAR) & (mass >= 1.0) & (mass * apart >= EVIDENCE * CLEAR))
         if not different.size:
             return fleet.factor
         factors = np.full(len(mass), fleet.factor)

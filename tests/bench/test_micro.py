@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from bench.micro import agent, engine, index
+from bench.micro import agent, engine, index, simulation
 
 
 def test_the_benchmark_of_decisions_says_what_it_measured(
@@ -38,3 +38,10 @@ def test_the_benchmark_of_the_engine_measures_every_operation() -> None:
     assert set(seconds) == {"allocate and evict", "store", "release", "look up and acquire"}
     decoding, prefill = engine.decode(2, tokens=4, rounds=1), engine.prefill(4096, rounds=1)
     assert all(value >= 0 for value in (*seconds.values(), decoding, *prefill))
+
+
+def test_the_benchmark_of_simulations_counts_what_it_played(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    simulation.main(["--json", "--share", "0.02"])
+    long, many = json.loads(capfdbinary.readouterr().out)
+    assert (long["workers"], long["requests"], many["workers"], many["requests"]) == (8, 10, 20, 400)
+    assert min(long["requests_a_second"], many["requests_a_second"]) > 0
