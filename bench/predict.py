@@ -155,7 +155,11 @@ def overhead(modelled: Sequence[Modelled], records: Iterable[Record]) -> Overhea
         if more != less
     )
     token = max(quantile(slopes, 0.5), 0.0) if slopes else 0.0
-    return Overhead(max(quantile(sorted(extra - token * length for length, extra in points), 0.5), 0.0), token)
+    fixed = quantile(sorted(extra - token * length for length, extra in points), 0.5)
+    if fixed < 0:
+        # Lengths too much alike to tell the parts apart: what is kept is the overhead at the lengths that there are.
+        return Overhead(0.0, max(quantile(sorted(extra / max(length, 1) for length, extra in points), 0.5), 0.0))
+    return Overhead(fixed, token)
 
 
 def print_overhead(console: Console, found: Overhead) -> None:

@@ -107,3 +107,13 @@ def test_prompts_of_one_length_have_a_fixed_overhead_only() -> None:
     assert (found.fixed, found.token) == (pytest.approx(0.003), 0.0)
     with pytest.raises(ValueError, match="no request of this run was answered"):
         overhead([], [])
+
+
+def test_noise_among_prompts_of_like_lengths_does_not_become_a_part_below_zero() -> None:
+    """A slope that is far too steep leaves the overhead as it is at the lengths that were measured."""
+    lengths = [1000 + index for index in range(9)]
+    modelled = [Modelled(i, "a", 0.104 + 0.0002 * (i - 4), 0.1) for i in range(9)]
+    records = [replace(answered(asked(1)[0], 0, 0.1, "a"), index=i, prompt_tokens=lengths[i]) for i in range(9)]
+    found = overhead(modelled, records)
+    assert found.fixed == 0.0
+    assert found.token * 1004 == pytest.approx(0.004, rel=0.01)
