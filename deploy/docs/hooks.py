@@ -17,7 +17,6 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from mkdocs.structure.nav import Navigation, Section
 from mkdocs.structure.pages import Page
 
 from deploy.docs.scripts import MERMAID, SCRIPTS
@@ -104,22 +103,6 @@ def links_of_the_site(markdown: str, uri: str) -> str:
     for place in range(0, len(parts), 2):
         parts[place] = _LINK.sub(link, parts[place])
     return "".join(parts)
-
-
-def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
-    """Call each decision and runbook by its title, which its page begins with."""
-    for section in _sections(nav.items):
-        if section.title in LISTED.values():
-            for page in section.children:
-                if isinstance(page, Page) and page.title is None:
-                    text = page.file.content_string
-                    page.title = text.partition("\n")[0].removeprefix("# ")
-    return nav
-
-
-def _sections(items: list[Any]) -> list[Section]:
-    found = [item for item in items if isinstance(item, Section)]
-    return found + [inner for section in found for inner in _sections(section.children)]
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

@@ -1,6 +1,6 @@
 """Takes the picture of the live page that README.md shows: `python -m deploy.docs.screenshot`.
 
-It runs a cluster of `examples/rag.yaml` on this machine with two minutes of traffic, opens the page in the system's
+It runs a cluster of `examples/rag.yaml` on this machine with five minutes of traffic, opens the page in the system's
 Chromium, and writes docs/images/live-page.png.
 """
 
@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "docs" / "images" / "live-page.png"
 SIZE = {"width": 1280, "height": 800}
 SPEED = 2.0
-REQUESTS, RATE = 3600, 16.0
+REQUESTS, RATE = 9000, 14.0
+WATCHED = 300.0
+"""Seconds of history that the picture shows."""
 COLOURS = 128
 """The fewer, the smaller the file."""
 
@@ -54,7 +56,7 @@ async def main() -> None:
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = await browser.new_page(viewport=SIZE, color_scheme="light")
         await page.goto(url)
-        await asyncio.sleep(100)  # some history
+        await asyncio.sleep(WATCHED)
         image = await page.screenshot()
         await browser.close()
     picture = Image.open(io.BytesIO(image)).convert("RGB").quantize(COLOURS)

@@ -112,6 +112,14 @@ def test_every_strategy_has_a_page() -> None:
         assert set(reasons) <= set(DecisionReason)
 
 
+def test_every_decision_is_listed_by_its_title() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^- \[(.+)\]\((.+)\)$", (folder / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    decisions = [page for page in sorted(folder.glob("*.md")) if page.name != "index.md"]
+    titles = [page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for page in decisions]
+    assert listed == list(zip(titles, (page.name for page in decisions), strict=True))
+
+
 def test_pictures_are_current() -> None:
     assert {picture.name for picture in FOLDER.glob("*.svg")} == set(PICTURES)
     for name, draw in PICTURES.items():
