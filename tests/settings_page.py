@@ -47,16 +47,15 @@ def page() -> str:
 def _section(title: str, settings: type[BaseSettings], text: str) -> str:
     program = settings.model_config["cli_prog_name"]
     rows = "".join(_row(settings, name, field) for name, field in settings.model_fields.items())
-    head = "| Flag | Environment | Value | Default | Meaning |\n| --- | --- | --- | --- | --- |\n"
+    head = "| Flag, variable | Value | Default | Meaning |\n| --- | --- | --- | --- |\n"
     return f"\n## {title}\n\n`{program}`. {text}\n\n{head}{rows}"
 
 
 def _row(settings: type[BaseSettings], name: str, field: FieldInfo) -> str:
-    variables = [f"`{variable}`" for variable in _variables(settings, name, field)]
+    names = "<br>".join(f"`{each}`" for each in (f"--{name.replace('_', '-')}", *_variables(settings, name, field)))
     meaning = _escaped(field.description or "")
-    flag = f"`--{name.replace('_', '-')}`"
     value = _escaped(_value(field.annotation, field.metadata))
-    return f"| {flag} | {', '.join(variables)} | {value} | {_escaped(_default(field))} | {meaning} |\n"
+    return f"| {names} | {value} | {_escaped(_default(field))} | {meaning} |\n"
 
 
 def _variables(settings: type[BaseSettings], name: str, field: FieldInfo) -> Iterator[str]:
