@@ -1,6 +1,6 @@
 """Takes the picture of the live page that README.md shows: `python -m deploy.docs.screenshot`.
 
-It runs a cluster of `examples/rag.yaml` on this machine with five minutes of traffic, opens the page in the system's
+It runs a cluster of `examples/rag.yaml` on this machine with some minutes of traffic, opens the page in the system's
 Chromium, and writes docs/images/live-page.png.
 """
 
@@ -25,7 +25,7 @@ TARGET = ROOT / "docs" / "images" / "live-page.png"
 SIZE = {"width": 1280, "height": 800}
 SPEED = 2.0
 REQUESTS, RATE = 9000, 14.0
-WATCHED = 300.0
+WATCHED = 150.0
 """Seconds of history that the picture shows."""
 COLOURS = 128
 """The fewer, the smaller the file."""

@@ -59,6 +59,7 @@ def foreign(address: str) -> bool:
     return re.match(r"[a-z]+://|//", address) is not None
 
 
+@pytest.mark.process
 def test_nothing_is_fetched_from_another_host(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 60
@@ -75,6 +76,7 @@ def test_nothing_is_fetched_from_another_host(site: Path) -> None:
             assert "unpkg.com" not in script.read_text(encoding="utf-8"), script
 
 
+@pytest.mark.process
 def test_every_document_is_a_page(site: Path) -> None:
     for document in (ROOT / "docs").rglob("*.md"):
         inside = document.relative_to(ROOT / "docs").with_suffix(".html")
@@ -85,6 +87,7 @@ def test_every_document_is_a_page(site: Path) -> None:
     assert 'href="concepts/index.html"' in listed
 
 
+@pytest.mark.process
 def test_a_diagram_is_drawn_by_the_sites_own_script_or_shown_as_text(site: Path) -> None:
     states = (site / "states.html").read_text(encoding="utf-8")
     if MERMAID.path.exists():
