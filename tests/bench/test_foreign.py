@@ -23,7 +23,7 @@ from bench.foreign import RouterCommand, RouterCommandError, RouterStartError, r
 from bench.result import WarmUp, WorkerTally
 from bench.run import LiveOptions
 from bench.workloads import WorkloadSpec
-from tests.processes import runs
+from tests.processes import eventually, runs
 
 STANDIN = f"{sys.executable} -m tests.bench.standin_router --port {{port}}"
 
@@ -106,7 +106,7 @@ async def test_a_worker_that_says_nothing_is_named() -> None:
 
 
 async def test_what_workers_did_in_the_warm_up_is_not_counted(tmp_path: Path) -> None:
-    """Of eight requests the first five are due at once and the others half a second later."""
+    """Of eight requests the first five are due at once and the others a second later."""
     served = 0
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -131,17 +131,17 @@ async def test_what_workers_did_in_the_warm_up_is_not_counted(tmp_path: Path) ->
         await runner.cleanup()
 
     row = {"input_length": 8, "output_length": 1, "hash_ids": [0]}
-    lines = [orjson.dumps({"timestamp": 0 if n < 5 else 1500, **row}).decode() for n in range(8)]
+    lines = [orjson.dumps({"timestamp": 0 if n < 5 else 2000, **row}).decode() for n in range(8)]
     trace = tmp_path / "trace.jsonl"
     trace.write_text("\n".join(lines))
     counted = {}
-    for warm_up in (WarmUp(), WarmUp(requests=5), WarmUp(seconds=1.0)):
-        play = cluster_play(launch, LiveOptions(speed=3), warm_up, Console(quiet=True))
+    for warm_up in (WarmUp(requests=5), WarmUp(seconds=1.0)):
+        play = cluster_play(launch, LiveOptions(speed=2), warm_up, Console(quiet=True))
         served = 0
         played = await play("theirs", WorkloadSpec("trace", trace=trace))
         assert played.info.tallies is not None
         counted[str(warm_up)] = played.info.tallies["w"].requests
-    assert counted == {"0 requests": 8, "5 requests": 3, "1 s": 3}
+    assert counted == {"5 requests": 3, "1 s": 3}
 
 
 @pytest.mark.process
@@ -155,7 +155,7 @@ async def test_a_router_serves_and_ends_with_its_children(tmp_path: Path) -> Non
         assert asked[2:] == ["/v1/models"]
         pid = int(child.read_text())
         assert runs(pid)
-    assert not runs(pid)
+    await eventually(lambda: not runs(pid), "its child has ended")
     assert "the stand-in starts" in log.read_text()
 
 
@@ -167,8 +167,8 @@ async def test_a_router_serves_and_ends_with_its_children(tmp_path: Path) -> Non
         ("/nowhere/router {port} {workers}", 60, "/nowhere/router cannot be run: No such file"),
         (
             f"{STANDIN} --deaf {{workers}}",
-            1.5,
-            "answered no requests within 1.5 s; it wrote last:\nthe stand-in starts",
+            0.3,
+            "answered no requests within 0.3 s",
         ),
     ],
     ids=["ends", "does not exist", "never answers"],
@@ -199,4 +199,4 @@ async def test_a_router_ends_when_the_process_that_started_it_is_killed(tmp_path
     assert runs(pid)
     os.close(write_end)  # as the kernel does when its holder dies
     assert await guard.wait() == 128 + 15
-    assert not runs(pid)
+    await eventually(lambda: not runs(pid), "its child has ended")
