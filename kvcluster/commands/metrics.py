@@ -11,7 +11,7 @@ import httpx
 from rich.console import Console
 from rich.measure import Measurement
 
-from kvcluster.commands.terminal import exits, output
+from kvcluster.commands.terminal import drop_output, exits, output
 from kvcluster.figures.exposition import ExpositionError
 from kvcluster.figures.figures import Figures, figures
 from kvcluster.figures.render import Period, Report, as_csv, as_json, rendered
@@ -70,13 +70,17 @@ def metrics(urls: Sequence[str], *, workers: bool, interval: float | None, form:
     if form not in set(Format):
         raise ValueError(f"--format is one of {', '.join(Format)}, not {form!r}")
     report = asyncio.run(collect(urls or [DEFAULT_URL], workers=workers, interval=interval))
-    match Format(form):
-        case Format.JSON:
-            sys.stdout.write(as_json(report))
-        case Format.CSV:
-            sys.stdout.write(as_csv(report))
-        case Format.TABLE:
-            _print(report, output())
+    try:
+        match Format(form):
+            case Format.JSON:
+                sys.stdout.write(as_json(report))
+            case Format.CSV:
+                sys.stdout.write(as_csv(report))
+            case Format.TABLE:
+                _print(report, output())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
 
 
 def _print(report: Report, console: Console) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -22,6 +24,11 @@ def output() -> Console:
     """Standard output. A pipe has no width, and rich would fold tables at its default of 80 columns."""
     console = Console()
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def drop_output() -> None:
+    """Nobody reads standard output any more (`| head`): Python would complain when it flushes it at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def plain(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, output, plain
+from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, drop_output, output, plain
 from kvcluster.top.following import Link, ReaderState, follow
 from kvcluster.top.render import page
 from kvcluster.top.sources import Source, SourceError, UrlSource, document
@@ -75,8 +74,7 @@ def top(of: Target, *, sort: str, once: bool, as_json: bool) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Nobody reads our output any more. Python would try to flush it once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 0
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kvcluster.figures.exposition import Exposition, Histogram, Labels, added, sum_of
+from kvcluster.figures.scrape import ROUTER
 
-ROUTER = "kvcluster_router_"
 ENGINE = "vllm:"
 SECONDS = "_seconds"
 PARTS = frozenset({"phase"})

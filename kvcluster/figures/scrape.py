@@ -14,6 +14,8 @@ from kvcluster.figures.exposition import Exposition, ExpositionError, parse
 
 MAX_BYTES = 64 << 20
 """An answer of more bytes is refused: 500 workers take less than 1 MB."""
+ROUTER = "kvcluster_router_"
+"""What the names of a router's metrics begin with."""
 AT_ONCE = 32
 """Workers that are asked at the same time."""
 TIMEOUT = 10.0
@@ -47,6 +49,9 @@ async def scrape(client: httpx.AsyncClient, routers: Sequence[str], *, workers: 
     A router that cannot be read is an error, because sums without it would be wrong; a worker is only left out.
     """
     pages = await asyncio.gather(*(_page(client, url) for url in routers))
+    for url, page in zip(routers, pages, strict=True):
+        if not any(name.startswith(ROUTER) for name in page.gauges):
+            raise ScrapeError(f"{url}/metrics has no metrics of a router: is this the URL of a management port?")
     if not workers:
         return Scrape(dict(zip(routers, pages, strict=True)))
     known = await asyncio.gather(*(_workers(client, url) for url in routers))

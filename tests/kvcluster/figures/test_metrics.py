@@ -27,7 +27,7 @@ from kvcluster.commands.metrics import collect, metrics
 from kvcluster.figures.exposition import parse
 from kvcluster.figures.figures import Figures, figures
 from kvcluster.figures.render import Period, Report, as_csv, as_json, rendered
-from kvcluster.figures.scrape import ScrapeError
+from kvcluster.figures.scrape import ScrapeError, scrape
 from tests.router.conftest import MovedClock, RunningRouter, router_starter, until
 from tests.router.fakes import DONE, Connection, FakeWorker, Received, fake_workers, token
 
@@ -247,8 +247,16 @@ async def test_a_router_that_cannot_be_read_is_an_error(traffic: Traffic) -> Non
     data = f"http://127.0.0.1:{traffic.routers[0].data.port}"
     with pytest.raises(ScrapeError, match="is this the URL of a management port"):
         await collect([data], workers=False, interval=None)
+    foreign = answering(b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1\n")
+    with pytest.raises(ScrapeError, match="has no metrics of a router"):
+        async with httpx.AsyncClient(transport=foreign) as client:
+            await scrape(client, ["http://worker:8100"], workers=False)
     with pytest.raises(ScrapeError, match="/metrics: no metrics in Prometheus's format"):
         await collect([f"{traffic.urls[0]}/health#"], workers=False, interval=None)
+
+
+def answering(page: bytes) -> httpx.MockTransport:
+    return httpx.MockTransport(lambda request: httpx.Response(200, content=page))
 
 
 @pytest.mark.parametrize(
