@@ -22,8 +22,8 @@ from rich.console import Console
 
 from bench.prompts import pooled_hit_rate
 from bench.record import ErrorCause, Record
-from bench.result import Result
-from bench.run import BenchOptions, measure
+from bench.result import Result, summarise
+from bench.run import LiveOptions, measure
 from bench.simulation.play import Play, asked, play_out
 from bench.workloads import WorkloadSpec, build_workload
 from kvcluster.commands.simulate import shape_of
@@ -54,9 +54,8 @@ async def cluster(start_cluster: StartCluster) -> AsyncIterator[ClusterUnderTest
 
 async def driven(cluster: ClusterUnderTest, workload: WorkloadSpec) -> tuple[Result, list[Record]]:
     """What the workload gave."""
-    options = BenchOptions(workload=workload, speed=SPEED)
-    result, live = await measure(cluster.url, build_workload(workload), options, Console(quiet=True))
-    return result, live.records
+    played = await measure(cluster.url, build_workload(workload), LiveOptions(speed=SPEED), Console(quiet=True))
+    return summarise(played.records, played.info), played.records
 
 
 async def test_a_replayed_recording_hits_what_the_live_run_hit(tmp_path: Path, cluster: ClusterUnderTest) -> None:
