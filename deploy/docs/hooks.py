@@ -41,15 +41,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add to the navigation the pages of the folders that are listed, those from outside docs/, and at its end those
     that it does not name."""
-    folder = Path(config.docs_dir)
+    folder, nav = Path(config.docs_dir), config.nav or []
     for name, title in LISTED.items():
         # The page about all of them comes first, whichever of its two names it has.
         pages = sorted((folder / name).glob("*.md"), key=lambda page: (page.stem not in ("index", "README"), page.name))
         if pages:
-            _section(config.nav, title, [f"{name}/{page.name}" for page in pages])
-    project = next(iter(config.nav[-1].values()))
+            _section(nav, title, [f"{name}/{page.name}" for page in pages])
+    project = next(iter(nav[-1].values()))
     project.extend(OUTSIDE.values())
-    known = set(_paths(config.nav))
+    known = set(_paths(nav))
     found = (each.relative_to(folder).as_posix() for each in folder.rglob("*.md"))
     project.extend(sorted(page for page in found if page not in known))
     return config

@@ -15,14 +15,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.async_api import async_playwright
+from playwright.async_api import ViewportSize, async_playwright
 
 from controller.api.load import load_manifest, override
 from controller.local.cluster import LocalCluster, Options
 
 ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "docs" / "images" / "live-page.png"
-SIZE = {"width": 1280, "height": 800}
+SIZE: ViewportSize = {"width": 1280, "height": 800}
 SPEED = 2.0
 REQUESTS, RATE = 9000, 14.0
 WATCHED = 150.0

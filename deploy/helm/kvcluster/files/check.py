@@ -23,7 +23,8 @@ def get(url: str, token: str = "", ca: Path | None = None) -> bytes:
     for attempt in range(TRIES):
         try:
             with urllib.request.urlopen(request, timeout=5, context=context) as answer:  # noqa: S310
-                return answer.read()
+                body: bytes = answer.read()
+                return body
         except OSError as error:
             if attempt == TRIES - 1 or isinstance(error, urllib.error.HTTPError):
                 sys.exit(f"{url}: {error}")
