@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import io
 import os
 import random
 import socket
@@ -155,7 +156,8 @@ def access_log(settings: Settings, digests: Digests, metrics: Metrics) -> Access
         return None
     form: LogFormat = "json" if settings.access_log == "json" else "kv"
     blocks, size = settings.access_log_blocks, settings.block_size
-    return AccessLog(sys.stdout, form, digests, metrics, blocks=blocks, block_size=size)
+    output = io.FileIO(sys.stdout.fileno(), "w", closefd=False)
+    return AccessLog(output, form, digests, metrics, blocks=blocks, block_size=size)
 
 
 TRACING_CLOSE = 3.0

@@ -134,6 +134,7 @@ class Metrics:
         self.feed_gaps = rare("feed_gaps", "Times a view was lost and a new snapshot was taken, by why.", "reason")
         self.feed_refusals = rare("feed_refusals", "Feed messages that were not applied, by reason.", "reason")
         self.access_log_dropped = counter(
-            "access_log_dropped", "Requests that the access log left out because lines were written too slowly."
+            "access_log_dropped",
+            "Requests that the access log left out because lines could not be written, or not so fast.",
         )
         self.loop_lag = histogram("loop_lag_seconds", "How late the event loop runs a timer.", LAG_BUCKETS)

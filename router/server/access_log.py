@@ -8,18 +8,19 @@ benchmarks replay.
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, Protocol
 
 from kvcache.keys import PrefixKeys
 from router.metrics import Metrics
 from router.server.record import RequestRecord, stated
-from runtime.logs import LogFormat, event_record, formatter
+from runtime.logs import EventLogger, LogFormat, event_record, formatter
+
+logger = EventLogger(__name__)
 
 LOGGER = "router.access"
 QUEUED_LINES = 4096
@@ -105,13 +106,24 @@ class _Line(NamedTuple):
     """Bytes that this holds of the prompt."""
 
 
+class Output(Protocol):
+    """Where lines go: a raw file, without a buffer.
+
+    A buffer's lock would be held by a write that is stuck because nobody reads, and the interpreter takes the locks of
+    its buffers, and of the handlers of `logging`, when it ends: the process would never end.
+    """
+
+    def write(self, data: bytes, /) -> int | None:
+        """Write some of these bytes, or all. Returns how many. Raises `OSError`."""
+
+
 class AccessLog:
-    """Lines of requests on their way to `stream`. `read` takes a record from the event loop and returns at once: a line
-    that finds no room is dropped and counted. Everything else happens in a thread."""
+    """Lines of requests on their way to `output`. `read` takes a record from the event loop and returns at once: a line
+    that finds no room is dropped and counted, as is one that cannot be written. Everything else happens in a thread."""
 
     def __init__(
         self,
-        stream: TextIO,
+        output: Output,
         fmt: LogFormat,
         digests: Digests,
         metrics: Metrics,
@@ -121,13 +133,15 @@ class AccessLog:
         queued: int = QUEUED_LINES,
     ) -> None:
         self._digests = digests
-        self._dropped = metrics.access_log_dropped
+        self._output = output
+        self._formatter = formatter(fmt)
+        self._metric = metrics.access_log_dropped
+        self._counting = threading.Lock()
+        self._failing = False
         self._blocks = blocks
         self._block_size = block_size
         self._queue: queue.Queue[_Line | None] = queue.Queue(queued)
         self._put_bytes = self._taken_bytes = 0  # each is written by one thread
-        self._handler = logging.StreamHandler(stream)
-        self._handler.setFormatter(formatter(fmt))
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
@@ -136,12 +150,12 @@ class AccessLog:
         keys = record.route.keys if self._blocks and record.route is not None else None
         size = len(keys.packed) if keys is not None else 0
         if self._put_bytes - self._taken_bytes + size > QUEUED_BYTES:
-            self._dropped.value += 1
+            self._drop()
             return
         try:
             self._queue.put_nowait(_Line(time.time(), fields(record, self._digests), keys, size))
         except queue.Full:
-            self._dropped.value += 1
+            self._drop()
         else:
             self._put_bytes += size
 
@@ -155,5 +169,22 @@ class AccessLog:
         while (line := self._queue.get()) is not None:
             if line.keys is not None:
                 line.fields.update(block_size=self._block_size, block_hashes=self._digests.blocks(line.keys))
-            self._handler.handle(event_record(LOGGER, "request", line.fields, line.at))
+            text = self._formatter.format(event_record(LOGGER, "request", line.fields, line.at))
+            try:
+                self._write(f"{text}\n".encode())
+            except OSError as error:
+                self._drop()
+                if not self._failing:
+                    logger.warning("access_log_failed", error=repr(error))
+                self._failing = True
+            else:
+                self._failing = False
             self._taken_bytes += line.size
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[self._output.write(data) or 0 :]
+
+    def _drop(self) -> None:
+        with self._counting:  # both threads do it
+            self._metric.value += 1

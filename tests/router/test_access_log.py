@@ -7,9 +7,14 @@ formats, digests of blocks, slow readers, the end. Not covered: what a trace is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import io
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,8 +29,9 @@ from router.metrics import Metrics
 from router.server.access_log import AccessLog, Digests, fields
 from router.server.record import RequestRecord, stated
 from router.server.request_events import READERS
-from tests.router.conftest import MovedClock, RunningRouter, StartRouter, until
+from tests.router.conftest import MovedClock, RunningRouter, StartRouter, http_client, until
 from tests.router.fakes import DONE, Connection, Received, fake_workers, good, good_after, token, usage
+from tests.router.test_process import LOOPBACK, router_process, started
 
 SECRET = "the quick brown fox"
 DIGESTS = Digests(b"salt")
@@ -211,11 +217,11 @@ def finished(path: str = "/v1/completions") -> RequestRecord:
 
 @pytest.mark.parametrize("fmt", ["kv", "json"])
 def test_a_line_of_each_format(fmt: Any) -> None:
-    stream, metrics = io.StringIO(), Metrics(CollectorRegistry())
-    log = AccessLog(stream, fmt, DIGESTS, metrics)
+    output, metrics = io.BytesIO(), Metrics(CollectorRegistry())
+    log = AccessLog(output, fmt, DIGESTS, metrics)
     log.read(finished("/v1/" + "x" * 1000))
     log.close()
-    (line,) = stream.getvalue().splitlines()
+    (line,) = output.getvalue().decode().splitlines()
     path = "/v1/" + "x" * 252
     if fmt == "json":
         row = json.loads(line)
@@ -234,14 +240,14 @@ def test_a_line_of_each_format(fmt: Any) -> None:
 def test_lines_that_find_no_room_are_dropped_and_counted() -> None:
     written, go_on = threading.Event(), threading.Event()
 
-    class Slow(io.StringIO):
-        def write(self, text: str, /) -> int:
+    class Slow(io.BytesIO):
+        def write(self, data: Any, /) -> int:
             written.set()
             go_on.wait()
-            return super().write(text)
+            return super().write(data[:100])  # a pipe may take a part
 
-    stream, metrics = Slow(), Metrics(CollectorRegistry())
-    log = AccessLog(stream, "kv", DIGESTS, metrics, queued=3)
+    output, metrics = Slow(), Metrics(CollectorRegistry())
+    log = AccessLog(output, "kv", DIGESTS, metrics, queued=3)
     log.read(finished())
     written.wait()
     for _ in range(5):
@@ -249,7 +255,50 @@ def test_lines_that_find_no_room_are_dropped_and_counted() -> None:
     assert metrics.access_log_dropped.value == 2
     go_on.set()
     log.close()
-    assert len(stream.getvalue().splitlines()) == 4
+    assert len(output.getvalue().splitlines()) == 4
+    assert output.getvalue().count(b"status=404") == 4
+
+
+def test_lines_that_cannot_be_written_are_counted_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Full(io.BytesIO):
+        fails = True
+
+        def write(self, data: Any, /) -> int:
+            if self.fails:
+                raise OSError(errno.ENOSPC, "no space")
+            return super().write(data)
+
+    output, metrics = Full(), Metrics(CollectorRegistry())
+    log = AccessLog(output, "kv", DIGESTS, metrics)
+    for _ in range(3):
+        log.read(finished())
+    while metrics.access_log_dropped.value < 3:
+        time.sleep(0)
+    output.fails = False  # there is room again
+    log.read(finished())
+    log.close()
+    assert len(output.getvalue().splitlines()) == 1
+    assert [record.message for record in caplog.records] == ["access_log_failed"]
+
+
+@pytest.mark.process
+async def test_a_router_whose_access_log_nobody_reads_serves_and_ends() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)  # until the pipe is full
+    os.set_blocking(writing, True)
+    flags = (*LOOPBACK, "--access-log", "json", "--drain-delay", "0")
+    async with fake_workers(good) as (worker,), router_process(*flags, "--workers", worker.url, out=writing) as process:
+        os.close(writing)
+        port, _ = await started(process)
+        async with http_client(port) as client:
+            for _ in range(3):
+                assert (await client.post("/v1/completions", json={"prompt": "x"})).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    os.close(reading)
 
 
 def test_the_time_of_a_line_is_that_of_the_arrival() -> None:

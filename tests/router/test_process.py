@@ -32,11 +32,11 @@ pytestmark = pytest.mark.process
 
 @asynccontextmanager
 async def router_process(
-    *flags: str, fds: tuple[int, ...] = (), **env: str
+    *flags: str, fds: tuple[int, ...] = (), out: int = asyncio.subprocess.PIPE, **env: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "router.main", *flags,
-        env={**os.environ, **env}, pass_fds=fds, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **env}, pass_fds=fds, stdout=out, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         yield process
