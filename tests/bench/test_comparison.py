@@ -153,6 +153,7 @@ def test_every_file_has_the_figures_that_the_raw_records_give(tmp_path: Path) ->
     assert summed["seeds"] == [0, 1, 2]
 
 
+@pytest.mark.simulation  # it draws, which takes seconds
 def test_a_report_loads_nothing_and_shows_text_of_others_as_text(tmp_path: Path) -> None:
     search = SearchOptions(Slo(ttft=0.25), attainment=0.5, tolerance=0.5)
     _, said = published(tmp_path, ["cache_aware", HOSTILE], 1, search)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -105,29 +106,47 @@ async def test_a_worker_that_says_nothing_is_named() -> None:
         await worker_tallies({"w1": "http://127.0.0.1:9"})
 
 
-async def test_what_workers_did_in_the_warm_up_is_not_counted(tmp_path: Path) -> None:
-    """Of eight requests the first five are due at once and the others a second later."""
-    served = 0
+@dataclass
+class CountingWorker:
+    """A worker that answers its first five requests, and the others once it has been asked a second time what it has
+    counted, for which it waits for those five: the order is the same on a busy machine."""
 
-    async def answer(request: web.Request) -> web.StreamResponse:
-        nonlocal served
-        served += 1
+    served: int = 0
+    asked: int = 0
+    warm: asyncio.Event = field(default_factory=asyncio.Event)
+    counted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if self.served == 5:
+            await self.counted.wait()
+        self.served += 1
+        if self.served == 5:
+            self.warm.set()
         stream = web.StreamResponse()
         await stream.prepare(request)
         await stream.write(b'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]\n\n')
         return stream
 
-    async def tallies() -> dict[str, WorkerTally]:
-        return {"w": WorkerTally(requests=served)}
+    async def tallies(self) -> dict[str, WorkerTally]:
+        self.asked += 1
+        if self.asked == 2:
+            await self.warm.wait()
+            self.counted.set()
+        return {"w": WorkerTally(requests=self.served)}
+
+
+async def test_what_workers_did_in_the_warm_up_is_not_counted(tmp_path: Path) -> None:
+    """Of eight requests the first five are due at once and the others a second later."""
+    worker: CountingWorker
 
     @asynccontextmanager
     async def launch(contender: str) -> AsyncIterator[Target]:
         app = web.Application()
-        app.router.add_post("/v1/completions", answer)
+        app.router.add_post("/v1/completions", worker.answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield Target(f"http://127.0.0.1:{runner.addresses[0][1]}", tallies=tallies)
+        yield Target(f"http://127.0.0.1:{runner.addresses[0][1]}", tallies=worker.tallies)
         await runner.cleanup()
 
     row = {"input_length": 8, "output_length": 1, "hash_ids": [0]}
@@ -136,8 +155,8 @@ async def test_what_workers_did_in_the_warm_up_is_not_counted(tmp_path: Path) ->
     trace.write_text("\n".join(lines))
     counted = {}
     for warm_up in (WarmUp(requests=5), WarmUp(seconds=1.0)):
+        worker = CountingWorker()
         play = cluster_play(launch, LiveOptions(speed=2), warm_up, Console(quiet=True))
-        served = 0
         played = await play("theirs", WorkloadSpec("trace", trace=trace))
         assert played.info.tallies is not None
         counted[str(warm_up)] = played.info.tallies["w"].requests

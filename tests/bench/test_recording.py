@@ -124,7 +124,8 @@ def test_lines_of_other_logs_are_passed_over_and_others_named() -> None:
 FAMILIES = st.lists(st.sampled_from("abcdef"), max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.simulation
+@settings(max_examples=15, deadline=None)
 @given(asked=st.lists(st.tuples(FAMILIES, st.integers(1, 15), st.floats(0, 100)), min_size=1, max_size=12))
 def test_the_replay_shares_what_was_shared(tmp_path_factory: pytest.TempPathFactory, asked: list[Any]) -> None:
     """Digests name whole prefixes: the first n blocks of two prompts are equal in the replay just when they were."""

@@ -205,7 +205,7 @@ class Twins:
             self.each("add", url_of(number))
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.integers(0, 2**32))
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_a_decision_for_all_workers_at_once_is_that_for_one_after_the_other(strategy: str, seed: int) -> None:

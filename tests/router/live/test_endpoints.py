@@ -114,9 +114,11 @@ async def test_a_step_of_the_history_holds_what_came_in_it(start_router: StartRo
         gatherer, now = router.router.live.gatherer, 1_790_000_000.0
         gatherer.wall = lambda: now
         await router.complete("before")
+        await until(lambda: router.metric("requests_total") == 1)
         gatherer.take_reading()  # the clock was set back: the history begins here
         for _ in range(5):
             await router.stream("a prompt")
+        await until(lambda: router.metric("requests_total") == 6)
         now += 5.02
         gatherer.take_reading()
         history = (await live(router)).history
