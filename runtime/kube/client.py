@@ -195,6 +195,8 @@ class ApiServer:
     async def websocket(self, path: str, query: Mapping[str, str], protocol: str) -> aiohttp.ClientWebSocketResponse:
         """A WebSocket of this subprotocol. Raises `KubeApiError`."""
         url, headers, _ = await self._request("GET", path, query, None, JSON)
+        # The kubelet offers no media type for its streams, and refuses a request that asks for one with 406.
+        headers = {name: value for name, value in headers.items() if name.lower() not in ("accept", "content-type")}
         if self._websockets is None:
             self._websockets = aiohttp.ClientSession(connector=self._connector, connector_owner=False)
         try:

@@ -2,9 +2,9 @@
 
 The API server and the kubelet behind it are played here, by the protocol of kubelet's
 `pkg/kubelet/cri/streaming/portforward/websocket.go` (subprotocol v4.channel.k8s.io): no test bed of ours has a kubelet
-that forwards ports. Checked with `kubernetes.stream.portforward` of the official client, and with kube-apiserver 1.36.2
-in front of this kubelet, which asks for both rights, get and create. Not covered: a real kubelet, and what the page
-shows (tests/router/page).
+that forwards ports. Checked with `kubernetes.stream.portforward` of the official client, with kube-apiserver 1.36.2
+in front of this kubelet, which asks for both rights, get and create, and beside a real kubelet 1.36.2 with containerd,
+which answers 406 to a stream that asks for a media type. Not covered: what the page shows (tests/router/page).
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Cluster:
     async def portforward(self, request: web.Request) -> web.StreamResponse:
         if self.refuses:
             return web.json_response({"message": "no"}, status=self.refuses)
+        if request.headers.get("Accept", "*/*") != "*/*":
+            return web.json_response({"message": "no stream has this media type"}, status=406)
         name, port = request.match_info["pod"], int(request.query["ports"])
         assert port == MANAGEMENT_PORT
         stream = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
