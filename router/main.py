@@ -362,7 +362,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     policy = DrainPolicy(settings.drain_delay, settings.drain_limit)
     data_socket = _socket(settings.fd, settings.host, settings.port)
     management_socket = _socket(settings.management_fd, settings.management_host, settings.management_port)
-    router = Router(settings, source, tracing=make_tracing())
+    named = settings.model_copy(update={"management_port": management_socket.getsockname()[1]})
+    router = Router(named, source, tracing=make_tracing())
     data = HttpServer(
         router.data_plane,
         data_socket,

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Annotated, TypeAlias
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from router.core.view import Trust
 from router.core.worker_state import WorkerPhase
+
+LARGEST = 2**53
+"""Readers in JavaScript know no larger integer, and sums over all routers of what is no larger fit into 64 bits."""
+
+Count: TypeAlias = Annotated[int, Field(ge=0, le=LARGEST)]
+Number: TypeAlias = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 
 
 class DocumentError(ValueError):
@@ -38,7 +45,7 @@ class DiscoveryLive:
 
     source: str
     """`static`, `file`, `kubernetes`, ..."""
-    age_seconds: float | None
+    age_seconds: Number | None
     """Since the list was last confirmed."""
     error: str | None
     """Why it is not confirmed now."""
@@ -58,7 +65,7 @@ class RouterLive:
     reason: str | None = None
     """Why it is not ready, in words."""
     strategy: str = ""
-    uptime_seconds: float | None = None
+    uptime_seconds: Number | None = None
     tokenizer: str = ""
     """State of its tokenizer, as in `GET /status`."""
     discovery: DiscoveryLive | None = None
@@ -81,26 +88,26 @@ class WorkerLive:
     problem: str | None
     """Why it gets no requests, or why prompts are not matched against its cache, in words. Where routers differ, each
     begins with the router's name."""
-    running: int | None
+    running: Count | None
     """Requests that its engine runs, by its own last report."""
-    waiting: int | None
-    cache_fill: float | None
+    waiting: Count | None
+    cache_fill: Number | None
     """Share of its GPU cache that is filled, cached blocks of no request included: 0..1."""
-    blocks: int
+    blocks: Count
     """Blocks of its GPU cache that the view holds."""
-    capacity: int
+    capacity: Count
     """Usable blocks; 0: not known."""
-    view_age_seconds: float | None
+    view_age_seconds: Number | None
     """Whole seconds since the view was last confirmed, at the router where that is longest ago."""
     trust: Trust
     """The least of any router."""
-    hit_rate: float | None
+    hit_rate: Number | None
     """Cached tokens over prompt tokens, of the answers that report both, since the routers started."""
-    reuse_score: float
+    reuse_score: Number
     """Blocks that requests reused there lately, to two digits."""
-    in_flight: int
+    in_flight: Count
     """Requests of these routers that are with it."""
-    requests: int
+    requests: Count
     """Requests that these routers have sent to it."""
 
 
@@ -108,21 +115,21 @@ class WorkerLive:
 class Totals:
     """Sums over all routers that answered, each since its start."""
 
-    requests: int
+    requests: Count
     """Requests answered."""
-    errors: int
+    errors: Count
     """Those answered with a status of 500 or more, and answers that broke off."""
-    prompt_tokens: int
+    prompt_tokens: Count
     """Of the answers that report cached tokens."""
-    cached_tokens: int
-    hit_rate: float | None
+    cached_tokens: Count
+    hit_rate: Number | None
     """cached_tokens / prompt_tokens."""
-    prefill_seconds_saved: float
+    prefill_seconds_saved: Number
     """GPU seconds that it would have taken to compute what was cached, by the corrected latency model."""
-    gpus_saved: float | None
+    gpus_saved: Number | None
     """Those of the time that `history` covers, for each second of it: as many GPUs that compute nothing else would be
     needed without the caches."""
-    since_seconds: float
+    since_seconds: Number
     """Since the first of the routers started."""
 
 
@@ -130,20 +137,20 @@ class Totals:
 class History:
     """The last minutes in steps of equal length, oldest first. All lists are equally long."""
 
-    step_seconds: float
-    at: tuple[int, ...] = ()
+    step_seconds: Number
+    at: tuple[Count, ...] = ()
     """End of each step, in Unix seconds. Steps follow one another without gaps."""
-    requests_per_second: tuple[float | None, ...] = ()
+    requests_per_second: tuple[Number | None, ...] = ()
     """None in all of these: no router measured that step, or there was nothing to measure."""
-    hit_rate: tuple[float | None, ...] = ()
-    ttft_p50: tuple[float | None, ...] = ()
+    hit_rate: tuple[Number | None, ...] = ()
+    ttft_p50: tuple[Number | None, ...] = ()
     """Interpolated in the buckets of the routers' histograms."""
-    ttft_p95: tuple[float | None, ...] = ()
-    tpot_p50: tuple[float | None, ...] = ()
-    tpot_p95: tuple[float | None, ...] = ()
-    load_skew: tuple[float | None, ...] = ()
+    ttft_p95: tuple[Number | None, ...] = ()
+    tpot_p50: tuple[Number | None, ...] = ()
+    tpot_p95: tuple[Number | None, ...] = ()
+    load_skew: tuple[Number | None, ...] = ()
     """Requests on the ready worker that has most, over their mean: 1 is even."""
-    prefill_seconds_saved: tuple[float | None, ...] = ()
+    prefill_seconds_saved: tuple[Number | None, ...] = ()
     """In each step."""
 
 
@@ -153,22 +160,22 @@ class DecisionLive:
 
     id: str
     """It identifies the decision: `<router's instance>:<number>`, numbers without gaps at each instance."""
-    at: float
+    at: Number
     """Unix seconds."""
     router: str
     """Name of the router."""
     worker_id: str
     reason: str
     """A `DecisionReason`."""
-    matched_blocks: int
-    prompt_blocks: int
-    predicted_ttft_seconds: float
-    queue_seconds: float
-    load_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
+    matched_blocks: Count
+    prompt_blocks: Count
+    predicted_ttft_seconds: Number
+    queue_seconds: Number
+    load_seconds: Number
+    prefill_seconds: Number
+    decode_seconds: Number
     """What the request and those beside it lose by decoding together, and, if it does not stream, its own decoding."""
-    charge_seconds: float
+    charge_seconds: Number
     """For computing what another worker has cached; negative where a further copy pays off."""
 
 
@@ -176,7 +183,7 @@ class DecisionLive:
 class Live:
     """The whole document."""
 
-    at: float
+    at: Number
     """Unix seconds."""
     routers: tuple[RouterLive, ...]
     """The router that was asked first."""

@@ -17,7 +17,7 @@ from kvcache.feed import JSON
 from router.live.broadcast import INTERVAL, VIEWERS, Broadcast
 from router.live.document import DecisionLive, Live, RouterLive, encode
 from router.live.gather import Describe, Gatherer
-from router.live.report import Report, encode_report, latest, live, merged
+from router.live.report import Report, by, encode_report, latest, live, merged
 from router.live.static import INDEX, PageFile, answer, load_page
 
 _NO_STORE = {"cache-control": "no-store"}
@@ -91,7 +91,8 @@ class LiveEndpoints:
 
     async def _all(self) -> Report:
         answers = await self.peers.reports()
-        report = merged(self._own(), *(answer for answer in answers if isinstance(answer, Report)))
+        now = self.gatherer.wall()
+        report = merged(self._own(), *(by(now, answer) for answer in answers if isinstance(answer, Report)))
         silent = (answer for answer in answers if isinstance(answer, RouterLive))
         return replace(report, routers=(*report.routers, *silent))
 

@@ -10,9 +10,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from router.live.document import History
+from pydantic import Field
+
+from router.live.document import Count, History, Number
 
 STEP_SECONDS = 5.0
 STEPS = 180
@@ -39,20 +41,20 @@ class Reading(NamedTuple):
 class Step:
     """What happened in one step, at one router or several."""
 
-    number: int
+    number: Count
     """Unix time of its end, in steps."""
-    seconds: float
+    seconds: Annotated[Number, Field(gt=0)]
     """That were measured: a router that was held up takes its readings late."""
-    requests: int
-    prompt_tokens: int
-    cached_tokens: int
-    prefill_seconds_saved: float
-    ttft: tuple[int, ...]
-    tpot: tuple[int, ...]
-    most_requests: float
+    requests: Count
+    prompt_tokens: Count
+    cached_tokens: Count
+    prefill_seconds_saved: Number
+    ttft: tuple[Count, ...]
+    tpot: tuple[Count, ...]
+    most_requests: Number
     """Summed over the routers, as is the mean: their ratio is the mean of the skews that the routers saw, weighted by
     the load."""
-    mean_requests: float
+    mean_requests: Number
 
     def __add__(self, other: Step) -> Step:
         """Both routers' counts in the same step."""

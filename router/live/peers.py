@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Protocol
 
@@ -117,7 +117,7 @@ class PeerReports:
             problems.append(_unreachable(PeerAddress("", f"{left} more routers"), f"no more than {MOST} are asked"))
         self._peers = {peer.url: self._peers.get(peer.url) or _Peer() for peer in asked}
         answers = await asyncio.gather(*map(self._ask, asked))
-        return [answer for answer in answers if answer is not None] + problems
+        return [*_each_once(answer for answer in answers if answer is not None), *problems]
 
     async def _ask(self, peer: PeerAddress) -> Report | RouterLive | None:
         """None: it is this router itself, or one that leaves and has nothing to say any more."""
@@ -159,6 +159,17 @@ class PeerReports:
                 if len(body) > MAX_BYTES:
                     raise DocumentError(f"its report takes more than {MAX_BYTES} bytes")
             return bytes(body)
+
+
+def _each_once(answers: Iterable[Report | RouterLive]) -> Iterator[Report | RouterLive]:
+    """Without the further reports of a router that has several addresses."""
+    seen = set()
+    for answer in answers:
+        if isinstance(answer, Report):
+            if answer.instance in seen:
+                continue
+            seen.add(answer.instance)
+        yield answer
 
 
 def _in_words(error: Exception) -> str:

@@ -15,8 +15,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from router.core.view import Trust
 from router.core.worker_state import WorkerPhase
-from router.live.document import DecisionLive, DocumentError, Live, RouterLive, Totals, WorkerLive, reported_error
-from router.live.history import Step, series
+from router.live.document import (
+    Count,
+    DecisionLive,
+    DocumentError,
+    Live,
+    Number,
+    RouterLive,
+    Totals,
+    WorkerLive,
+    reported_error,
+)
+from router.live.history import STEP_SECONDS, Step, series
 from router.live.updates import DECISIONS
 
 
@@ -24,11 +34,11 @@ from router.live.updates import DECISIONS
 class LoadReported:
     """A worker's last report of its load, as one router has it. The youngest one counts."""
 
-    age: float
+    age: Number
     """Seconds."""
-    running: int
-    waiting: int
-    capacity: int
+    running: Count
+    waiting: Count
+    capacity: Count
     """Usable blocks."""
 
 
@@ -43,31 +53,31 @@ class WorkerReport:
     ready: bool
     problems: tuple[tuple[str, str], ...]
     """(router's name, what is wrong in words), for each router that sees a problem."""
-    routers: int
+    routers: Count
     """Routers that know the worker."""
     load: LoadReported | None
-    held: tuple[float, int] | None
+    held: tuple[Number, Count] | None
     """Age of the youngest exact view, in seconds, and the blocks in it."""
-    view_age: float | None
+    view_age: Number | None
     """Of the oldest view."""
     trust: Trust
-    prompt_tokens: int
+    prompt_tokens: Count
     """Of the answers that report cached tokens."""
-    cached_tokens: int
-    reuse_score: float
-    in_flight: int
-    requests: int
+    cached_tokens: Count
+    reuse_score: Number
+    in_flight: Count
+    requests: Count
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Sums since the routers started."""
 
-    requests: int = 0
-    errors: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    prefill_seconds_saved: float = 0.0
+    requests: Count = 0
+    errors: Count = 0
+    prompt_tokens: Count = 0
+    cached_tokens: Count = 0
+    prefill_seconds_saved: Number = 0.0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -83,12 +93,12 @@ class Counts:
 class Report:
     """What one router, or several of them together, know at one moment."""
 
-    bounds: tuple[tuple[float, ...], tuple[float, ...]]
+    bounds: tuple[tuple[Number, ...], tuple[Number, ...]]
     """Upper bounds of the histograms of TTFT and TPOT."""
     instance: str
     """Identifies the process of the (first) router: a report of one's own may come back through a Service."""
     routers: tuple[RouterLive, ...]
-    uptime_seconds: float
+    uptime_seconds: Number
     """Of the router that has run longest."""
     workers: tuple[WorkerReport, ...]
     counts: Counts
@@ -147,6 +157,18 @@ def merged(first: Report, *others: Report) -> Report:
         counts,
         tuple(steps[number] for number in sorted(steps)),
         latest(decision for report in (first, *others) for decision in report.decisions),
+    )
+
+
+def by(at: float, report: Report) -> Report:
+    """The report of a router whose clock may be ahead, without what it says of the time after `at` (Unix seconds):
+    steps that have not begun are left out, and its decisions were made by `at`. Otherwise they would hide what the
+    others say of the present."""
+    begun = int(at // STEP_SECONDS) + 1
+    return replace(
+        report,
+        steps=tuple(step for step in report.steps if step.number <= begun),
+        decisions=tuple(each if each.at <= at else replace(each, at=round(at, 3)) for each in report.decisions),
     )
 
 

@@ -275,11 +275,11 @@ class Management:
             decision = self.fleet.choose(route, now, explain=True)
         except NoWorkerReady as error:
             return _error(503, str(error), "ServiceUnavailableError")
-        size, texts = self.fleet.config.block_size, None
+        size, texts, workers = self.fleet.config.block_size, None, self.fleet.workers(now)
         tokenizer, _ = self.prompts.known(route.model)
         if route.keys is not None and tokenizer is not None:
             texts = await asyncio.to_thread(block_texts, route.keys, tokenizer, size)
-        return _json(explanation(decision, route, self.fleet.workers(now), size, texts))
+        return _json(explanation(decision, route, workers, size, texts))
 
     # --- push ---
 

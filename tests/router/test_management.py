@@ -28,6 +28,7 @@ from kvcache.feed import (
 )
 from kvcache.keys import KEY_SCHEME, block_keys
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
+from router.server import management
 from router.server.management import RouterEvent
 from tests.router.conftest import MovedClock, RunningRouter, StartRouter, until
 from tests.router.fakes import Connection, FakeWorker, Received, fake_workers, good
@@ -323,6 +324,23 @@ async def test_explain_splits_each_cost_and_says_who_holds_which_blocks(
         ]
         assert len(blocks["texts"]) == last
         assert "".join(blocks["texts"]) == text
+
+
+async def test_a_worker_may_leave_while_a_prompt_is_explained(
+    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_workers(good, good) as workers, start_router(workers) as router:
+        loop, fleet = asyncio.get_running_loop(), router.router.fleet
+
+        async def leave() -> None:
+            fleet.remove(workers[0].url)
+
+        def slow(*of: object) -> None:  # in a thread
+            asyncio.run_coroutine_threadsafe(leave(), loop).result()
+
+        monkeypatch.setattr(management, "block_texts", slow)
+        answer = await router.management.post("/route/explain", json={"prompt": "x"})
+        assert len(answer.json()["candidates"]) == 2
 
 
 async def test_the_pages_name_the_tiers_of_blocks(start_router: StartRouter) -> None:

@@ -19,7 +19,7 @@ from router.live.document import RouterLive, RouterPhase
 from router.live.history import Step
 from router.live.kubernetes import ServiceRouters
 from router.live.peers import MOST, AddressesUnknown, PeerAddress, PeerReports, StaticRouters
-from router.live.report import Report, encode_report
+from router.live.report import Counts, Report, encode_report
 from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Watch
 from runtime.kube.reflector import EventStream
@@ -70,6 +70,11 @@ async def silent(request: web.Request) -> web.StreamResponse:
     raise AssertionError("nobody waits so long")
 
 
+def with_number(text: str) -> bytes:
+    """A report of which one number is written so."""
+    return encode_report(report("x", uptime_seconds=12345.0)).replace(b"12345.0", text.encode())
+
+
 OTHER_BUCKETS = encode_report(report("x", bounds=((1.0,), (1.0,))))
 
 
@@ -83,6 +88,22 @@ OTHER_BUCKETS = encode_report(report("x", bounds=((1.0,), (1.0,))))
         pytest.param(answering(b"<html>"), "no report of a router: Invalid JSON", id="something else"),
         pytest.param(answering(OTHER_BUCKETS), "other buckets", id="other buckets"),
         pytest.param(answering(b" " * 4096), "takes more than 1024 bytes", id="too large"),
+        pytest.param(answering(with_number("1e999")), "uptime_seconds: Input should be a finite number", id="infinite"),
+        pytest.param(answering(with_number("NaN")), "uptime_seconds: Input should be a finite number", id="no number"),
+        pytest.param(answering(with_number("1e308")), "uptime_seconds: Input should be less than", id="too much"),
+        pytest.param(
+            answering(encode_report(report("x", counts=Counts(requests=2**60)))),
+            "counts.requests: Input should be less than",
+            id="more than can be added up",
+        ),
+        pytest.param(
+            answering(encode_report(report("x", counts=Counts(requests=-1)))), "counts.requests", id="negative count"
+        ),
+        pytest.param(
+            answering(encode_report(report("x", steps=(Step(1, 0.0, 1, 0, 0, 0.0, (), (), 0, 0.0),)))),
+            "steps.0.seconds: Input should be greater than 0",
+            id="a step without length",
+        ),
     ],
 )
 async def test_a_router_that_gives_no_report_is_named(
@@ -103,6 +124,12 @@ async def test_a_router_that_gives_no_report_is_named(
 async def test_a_report_of_ones_own_is_not_counted_twice() -> None:
     async with server(answering(encode_report(report("own")))) as url, asking(url) as asked:
         assert await asked.reports() == []
+
+
+async def test_a_router_with_two_addresses_is_counted_once() -> None:
+    answer = answering(encode_report(report("x")))
+    async with server(answer) as one, server(answer) as two, asking(one, two) as asked:
+        assert len(await asked.reports()) == 1
 
 
 async def test_of_the_history_only_new_steps_are_asked_for() -> None:

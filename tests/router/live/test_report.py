@@ -23,6 +23,7 @@ from router.live.report import (
     LoadReported,
     Report,
     WorkerReport,
+    by,
     decode_report,
     encode_report,
     live,
@@ -182,6 +183,13 @@ def test_a_problem_that_every_router_sees_is_told_once() -> None:
 def test_a_problem_that_one_router_sees_names_the_router() -> None:
     document = live(merged(report("x", worker()), report("y", worker(problems=(("y", "it is silent"),)))), 1.0)
     assert document.workers[0].problem == "y: it is silent"
+
+
+def test_a_clock_that_is_ahead_hides_nothing_of_the_others() -> None:
+    steps = tuple(Step(number, 5.0, 1, 0, 0, 0.0, (), (), 0, 0.0) for number in (19, 20, 21, 22, 9999))
+    told = by(100.0, report("x", steps=steps, decisions=(decision(2, "x", 1e9), decision(1, "x", 99.0))))
+    assert [step.number for step in told.steps] == [19, 20, 21], "what has begun by now"
+    assert [each.at for each in told.decisions] == [100.0, 99.0]
 
 
 def test_routers_with_other_buckets_cannot_be_added() -> None:

@@ -35,6 +35,7 @@ async def test_a_page_gets_a_whole_document_of_the_router_that_follows() -> None
                     with pytest.raises(StopAsyncIteration):
                         await page.until(lambda now: False)
                 assert await process.wait() == 0
+            assert before.routers[0].name.endswith(f":{port}"), "two routers of one host have different names"
             async with router_process(*flags, fds=fds) as process:
                 await started(process)
                 async with opened(client) as page:
