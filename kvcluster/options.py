@@ -1,5 +1,5 @@
-"""Options that several commands of the laboratory share. Each group is a dataclass, and a command that `takes` it gets
-its options and an instance of it in their place."""
+"""Options that several commands share: how a router is named, and those of the laboratory. Each group of these is a
+dataclass, and a command that `takes` it gets its options and an instance of it in their place."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ import typer
 
 _LOAD = "Workload"
 _MEASURE = "Measurement"
+
+LOCAL_ROUTER = "http://127.0.0.1:9000"
+"""Management URL of the router in local mode."""
+
+
+def management_url(text: str) -> str:
+    """The base of a router's management port: with a scheme, and without the path of its metrics."""
+    url = text if "://" in text else f"http://{text}"
+    return url.rstrip("/").removesuffix("/metrics")
 
 
 def takes(name: str, group: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kvcluster.cli.apps import Manifest, app, plugin
+from kvcluster.options import LOCAL_ROUTER
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the KVCluster.")]
 Namespace = Annotated[
@@ -60,7 +61,7 @@ def up(
 @app.command()
 def route(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt, or - for standard input.")],
-    router: Annotated[str, typer.Option(metavar="URL", help="Management URL of the router.")] = "http://127.0.0.1:9000",
+    router: Annotated[str, typer.Option(metavar="URL", help="Management URL of the router.")] = LOCAL_ROUTER,
     chat: Annotated[bool, typer.Option("--chat", help="As a user's chat message.")] = False,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the router's model.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the router's answer unchanged.")] = False,

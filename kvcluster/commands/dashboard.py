@@ -13,10 +13,9 @@ from pathlib import Path
 from rich.console import Console
 
 from controller.objects.names import MANAGEMENT_PORT
-from kvcluster.commands.explain import BadNameError, check_names
-from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain
-from kvcluster.explain.gather import NotFoundError, find_cluster, router_pods
+from kvcluster.explain.gather import BadNameError, NotFoundError, check_names, find_cluster, router_pods
 from kvcluster.portforward import ForwardError, PortForward
+from kvcluster.terminal import BAD_INPUT, FAILED, complain
 from runtime.kube.client import ApiServer
 from runtime.kube.credentials import find_credentials
 from runtime.kube.errors import KubeApiError, NoClusterError

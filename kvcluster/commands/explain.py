@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,19 +10,13 @@ from pathlib import Path
 
 import orjson
 
-from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain, output
-from kvcluster.explain.gather import NotFoundError, gather
+from kvcluster.explain.gather import BadNameError, NotFoundError, check_names, gather
 from kvcluster.explain.page import Page, page
 from kvcluster.explain.render import rendered, width
+from kvcluster.terminal import BAD_INPUT, FAILED, complain, output
 from runtime.kube.client import ApiServer
 from runtime.kube.credentials import find_credentials
 from runtime.kube.errors import KubeApiError, NoClusterError
-
-_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
-
-
-class BadNameError(ValueError):
-    """No object in a cluster can have this name."""
 
 
 def explain(name: str, *, namespace: str | None, context: str | None, kubeconfig: Path | None, as_json: bool) -> int:
@@ -46,13 +39,6 @@ def explain(name: str, *, namespace: str | None, context: str | None, kubeconfig
         console.width = width(found, console)
         console.print(rendered(found))
     return 0
-
-
-def check_names(name: str, namespace: str | None) -> None:
-    """Raises `BadNameError` if no KVCluster, or no namespace, can be called that."""
-    for what, text in (("name", name), ("namespace", namespace)):
-        if text is not None and not _NAME.fullmatch(text):
-            raise BadNameError(f"{text!r} is no {what}: use lower-case letters, digits and hyphens")
 
 
 async def read_page(

@@ -26,8 +26,8 @@ from controller.local.desired_processes import check, desired_workers
 from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.experiment import experiment_options, origin, workload_spec
-from kvcluster.commands.terminal import exits, output
 from kvcluster.options import LoadOptions, MeasureOptions
+from kvcluster.terminal import exits, output
 
 READY_TIMEOUT = 120.0
 """Most seconds that a cluster may take to become ready."""

@@ -11,13 +11,12 @@ import httpx
 from rich.console import Console
 from rich.measure import Measurement
 
-from kvcluster.commands.terminal import drop_output, exits, output
 from kvcluster.figures.exposition import ExpositionError
 from kvcluster.figures.figures import Figures, figures
 from kvcluster.figures.render import Period, Report, as_csv, as_json, rendered
-from kvcluster.figures.scrape import Scrape, ScrapeError, base_url, scrape
-
-DEFAULT_URL = "http://127.0.0.1:9000"
+from kvcluster.figures.scrape import Scrape, ScrapeError, scrape
+from kvcluster.options import LOCAL_ROUTER, management_url
+from kvcluster.terminal import drop_output, exits, output
 
 
 class Format(StrEnum):
@@ -39,7 +38,7 @@ async def collect(
 
     Raises `ScrapeError` if a router cannot be read, `ExpositionError` if the routers are of different versions.
     """
-    routers = tuple(dict.fromkeys(map(base_url, urls)))
+    routers = tuple(dict.fromkeys(map(management_url, urls)))
     loop = asyncio.get_running_loop()
     async with httpx.AsyncClient(trust_env=False) as client:
         now = await scrape(client, routers, workers=workers)
@@ -69,7 +68,7 @@ def metrics(urls: Sequence[str], *, workers: bool, interval: float | None, form:
     """Runs the command; returns its exit code."""
     if form not in set(Format):
         raise ValueError(f"--format is one of {', '.join(Format)}, not {form!r}")
-    report = asyncio.run(collect(urls or [DEFAULT_URL], workers=workers, interval=interval))
+    report = asyncio.run(collect(urls or [LOCAL_ROUTER], workers=workers, interval=interval))
     try:
         match Format(form):
             case Format.JSON:

@@ -22,8 +22,8 @@ from bench.workloads import build_workload
 from controller.api.load import load_manifest
 from kvcluster.commands.experiment import workload_spec
 from kvcluster.commands.simulate import drawn, shape_of
-from kvcluster.commands.terminal import exits, output
 from kvcluster.options import LoadOptions
+from kvcluster.terminal import exits, output
 
 
 class TargetNotMetError(Exception):

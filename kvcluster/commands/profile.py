@@ -13,7 +13,7 @@ from bench.figures import percent
 from bench.profile_fit import Agreement, agreement, fit_latency
 from bench.record import read_records
 from kvcache.profiles import LATENCY_TIMES, format_latency, profile
-from kvcluster.commands.terminal import exits
+from kvcluster.terminal import exits
 
 
 def _said(what: str, figures: Agreement) -> str:

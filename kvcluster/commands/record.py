@@ -19,7 +19,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench.figures import percent, tokens
 from bench.recording import RecordingError, TraceRecorder, access_log_lines
-from kvcluster.commands.terminal import exits, output
+from kvcluster.options import management_url
+from kvcluster.terminal import exits, output
 from runtime.backoff import Backoff
 from runtime.sse import SseReader
 
@@ -45,7 +46,7 @@ def record(urls: Sequence[str], logs: Sequence[str], out: Path, *, seconds: floa
     with TraceRecorder(out) as recorder:
         dropped = 0
         if urls:
-            dropped = uvloop.run(_live(urls, recorder, console, seconds, limit))
+            dropped = uvloop.run(_live(list(map(management_url, urls)), recorder, console, seconds, limit))
         else:
             with _counter(console, recorder) as show:
                 for number, line in enumerate(_read(logs)):
@@ -141,7 +142,7 @@ async def _live(
 
 async def _check(session: aiohttp.ClientSession, url: str) -> None:
     """Raises `NotARouterError` if the URL is not that of a router's management port."""
-    async with session.get(f"{url.rstrip('/')}/status", allow_redirects=False) as answer:
+    async with session.get(f"{url}/status", allow_redirects=False) as answer:
         if answer.status != 200:
             raise NotARouterError(
                 f"{url}/status answers {answer.status}: give the URL of a router's management port, "
@@ -171,7 +172,7 @@ async def _follow(
 
 async def _events(session: aiohttp.ClientSession, url: str) -> AsyncIterator[tuple[str, bytes]]:
     """(name, data) of each event, the first one `CONNECTED`. Raises `aiohttp.ClientError`."""
-    async with session.get(f"{url.rstrip('/')}/requests/events", params={"blocks": "1"}) as answer:
+    async with session.get(f"{url}/requests/events", params={"blocks": "1"}) as answer:
         answer.raise_for_status()
         reader = SseReader(MAX_EVENT)
         connected = False

@@ -10,7 +10,8 @@ import httpx
 import orjson
 from rich.table import Column, Table
 
-from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain, output
+from kvcluster.options import management_url
+from kvcluster.terminal import BAD_INPUT, FAILED, complain, output
 
 TIMEOUT = 30.0
 
@@ -27,7 +28,7 @@ def request_body(prompt: str, *, chat: bool, model: str | None) -> dict[str, Any
 
 def ask_router(router: str, body: Mapping[str, Any], transport: httpx.BaseTransport | None = None) -> dict[str, Any]:
     """The router's answer to `POST /route/explain`. Raises `NoExplanationError`."""
-    url = f"{router.rstrip('/')}/route/explain"
+    url = f"{management_url(router)}/route/explain"
     try:
         with httpx.Client(trust_env=False, timeout=TIMEOUT, transport=transport) as client:
             answer = client.post(url, json=body)

@@ -22,8 +22,8 @@ from controller.api.model import KVClusterSpec
 from controller.process_settings import lora_settings
 from kvcluster.commands.experiment import experiment_options, origin, workload_spec
 from kvcluster.commands.measure import checked_strategies
-from kvcluster.commands.terminal import exits, output
 from kvcluster.options import LoadOptions, MeasureOptions
+from kvcluster.terminal import exits, output
 from worker.emulator.engine.config import EngineConfig
 
 

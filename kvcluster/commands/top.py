@@ -12,15 +12,14 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from kvcluster.commands.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, drop_output, output, plain
+from kvcluster.options import LOCAL_ROUTER, management_url
+from kvcluster.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, drop_output, output
 from kvcluster.top.following import Link, ReaderState, follow
 from kvcluster.top.render import page
 from kvcluster.top.sources import Source, SourceError, UrlSource, document
 from kvcluster.top.workers import Order, by_name
 from router.live.document import encode
 from runtime.kube.errors import KubeApiError, NoClusterError
-
-DEFAULT_URL = "http://127.0.0.1:9000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +36,9 @@ class Target:
 def target(text: str | None, namespace: str | None, context: str | None, kubeconfig: Path | None) -> Target:
     """What the command line means: `text` with a colon is a URL, without one a name; None is local mode."""
     if text is None:
-        return Target(DEFAULT_URL)
+        return Target(LOCAL_ROUTER)
     if ":" in text:
-        url = text if "://" in text else f"http://{text}"
-        return Target(url.rstrip("/"))
+        return Target(management_url(text))
     return Target(None, text, namespace, context, kubeconfig)
 
 
@@ -69,7 +67,7 @@ def top(of: Target, *, sort: str, once: bool, as_json: bool) -> int:
         complain(f"{error} (kvcluster up runs a manifest without a cluster)")
         return BAD_INPUT
     except (SourceError, KubeApiError) as error:
-        complain(plain(str(error)))
+        complain(error)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -117,7 +115,7 @@ async def print_json(source: Source, *, once: bool, write: Callable[[bytes], obj
         if link.state is ReaderState.WAITING:
             if known is None:
                 raise SourceError(link.problem)
-            complain(f"{plain(link.problem)}; connecting again")
+            complain(f"{link.problem}; connecting again")
         elif link.document is not known and link.document is not None:
             known = link.document
             write(encode(known))

@@ -22,8 +22,8 @@ from controller.api.problems import ManifestError
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.desired_processes import LocalModeError, check
 from controller.local.view import observe
-from kvcluster.commands.terminal import BAD_INPUT, FAILED, complain
 from kvcluster.display import Display, Endpoints, JsonDisplay, LineDisplay, TableDisplay
+from kvcluster.terminal import BAD_INPUT, FAILED, complain
 
 VIEW_INTERVAL = 1.0
 

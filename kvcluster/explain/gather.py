@@ -19,9 +19,14 @@ from runtime.kube.errors import KubeApiError
 
 PLURAL = "kvclusters"
 EVENT_LIMIT = "500"
+_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _GENERATED = "[bcdfghjklmnpqrstvwxz0-9]+"
 
 Raw = dict[str, Any]
+
+
+class BadNameError(ValueError):
+    """No object in a cluster can have this name."""
 
 
 class NotFoundError(LookupError):
@@ -52,6 +57,13 @@ class Gathered:
     routers: tuple[RouterAnswer, ...] = ()
     unread: tuple[str, ...] = field(default=())
     """What could not be read, and why."""
+
+
+def check_names(name: str, namespace: str | None) -> None:
+    """Raises `BadNameError` if no KVCluster, or no namespace, can be called that."""
+    for what, text in (("name", name), ("namespace", namespace)):
+        if text is not None and not _NAME.fullmatch(text):
+            raise BadNameError(f"{text!r} is no {what}: use lower-case letters, digits and hyphens")
 
 
 async def gather(api: ApiServer, name: str, namespace: str) -> Gathered:

@@ -13,8 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvcluster.commands.terminal import plain
 from kvcluster.figures.figures import Distribution, EngineFigures, Figures, WorkerFigures
+from kvcluster.terminal import plain
 
 BAR = 30
 """Columns of the longest bar."""

@@ -37,12 +37,6 @@ class Scrape:
     """Workers whose metrics could not be read, each with the reason."""
 
 
-def base_url(url: str) -> str:
-    """The management URL without `/metrics`, with a scheme."""
-    url = url if "://" in url else f"http://{url}"
-    return url.rstrip("/").removesuffix("/metrics")
-
-
 async def scrape(client: httpx.AsyncClient, routers: Sequence[str], *, workers: bool) -> Scrape:
     """The metrics of all these routers, and of the workers that they know if asked. Raises `ScrapeError`.
 

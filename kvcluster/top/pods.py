@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from controller.objects.names import MANAGEMENT_PORT
-from kvcluster.commands.explain import check_names
-from kvcluster.explain.gather import find_cluster, router_pods
+from kvcluster.explain.gather import check_names, find_cluster, router_pods
 from kvcluster.top.sources import SILENCE, SourceError, refused
 from runtime.kube.client import ApiServer
 from runtime.kube.credentials import find_credentials

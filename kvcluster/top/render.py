@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kvcluster.commands.terminal import plain
+from kvcluster.terminal import plain
 from kvcluster.top.following import Link, ReaderState
 from kvcluster.top.words import BAD, DIM, GOOD, WARN, number, percent, rate, ratio, seconds, sparkline
 from kvcluster.top.workers import COLUMNS, NAMES, Column, Order

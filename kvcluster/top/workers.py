@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from rich.text import Text
 
-from kvcluster.commands.terminal import plain
+from kvcluster.terminal import plain
 from kvcluster.top.words import BAD, DIM, GOOD, WARN, bar, number, percent, seconds
 from router.core.view import Trust
 from router.core.worker_state import WorkerPhase

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from kvcluster.cli import app
-from kvcluster.commands.top import DEFAULT_URL, Target, print_json, target
+from kvcluster.commands.top import Target, print_json, target
+from kvcluster.options import LOCAL_ROUTER
 from kvcluster.top.sources import SourceError
 from router.live.document import decode
 from tests.kvcluster.top.scripted import ScriptedSource, change, whole
@@ -21,7 +22,7 @@ from tests.virtual import CountingLoop, run
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        (None, Target(DEFAULT_URL)),
+        (None, Target(LOCAL_ROUTER)),
         ("http://10.0.0.7:9000/", Target("http://10.0.0.7:9000")),
         ("localhost:9000", Target("http://localhost:9000")),
         ("rag", Target(None, "rag", "ns")),

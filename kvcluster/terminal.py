@@ -39,8 +39,9 @@ def plain(text: str) -> str:
 
 
 def complain(error: object) -> None:
-    """Prints `error: ...` on standard error."""
-    Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+    """Prints `error: ...` on standard error. What others wrote into it is only shown, as by `plain`."""
+    lines = "\n".join(map(plain, str(error).split("\n")))
+    Console(stderr=True).print(f"error: {lines}", markup=False, highlight=False, soft_wrap=True)
 
 
 _P = ParamSpec("_P")
