@@ -6,6 +6,7 @@ https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -79,6 +80,8 @@ def make_tracing(environ: Mapping[str, str] = os.environ) -> Tracing | None:
             provider.add_span_processor(BatchSpanProcessor(exporter()))
     except ValueError as error:
         raise SettingsError(f"a variable OTEL_* has a value that cannot be used: {error}") from None
+    # It warns of baggage that it cannot take, with all of it: clients' headers do not belong into logs.
+    logging.getLogger("opentelemetry.baggage.propagation").setLevel(logging.ERROR)
     logger.info("tracing_started", exporters=names)
     return Tracing(provider)
 

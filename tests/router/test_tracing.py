@@ -292,6 +292,18 @@ async def test_a_context_that_makes_no_sense_begins_a_new_trace(traced: Traced) 
     assert received.header("tracestate") is None
 
 
+@pytest.mark.parametrize(
+    "baggage", [pytest.param(f"key={SECRET}", id="not valid"), pytest.param(f"key={'x' * 9000}", id="too long")]
+)
+async def test_baggage_that_cannot_be_taken_is_not_logged(
+    traced: Traced, caplog: pytest.LogCaptureFixture, baggage: str
+) -> None:
+    async with fake_workers(good) as workers, traced(workers) as (router, _):
+        answer = await router.client.post("/v1/completions", json={"prompt": "x"}, headers={"baggage": baggage})
+    assert answer.status_code == 200
+    assert baggage[4:20] not in caplog.text
+
+
 # --- what the environment says ---
 
 
