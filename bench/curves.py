@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.plot import INK, plain, styled
+
 LINE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#555555")
 """The palette of Okabe and Ito, whose colours can be told apart with every kind of colour vision."""
 MARKERS = "osD^vP*X"
-INK = "#222222"
-FAINT = "#dddddd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +49,11 @@ def plot_curves(
     `names`: the values 0, 1, ... of a parameter that is no number. `chosen`: a value of it that is marked. Raises
     `ModuleNotFoundError` without matplotlib.
     """
-    # Imported here: matplotlib takes most of a second to import, and is part of an extra.
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    style = {
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": "#888888",
-        "text.color": INK,
-        "axes.grid": True,
-        "grid.color": FAINT,
-        "axes.axisbelow": True,
-        "svg.hashsalt": "kvcluster",
-    }
     rows = -(-len(panels) // 2)
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(12, 1.0 + 3.7 * rows), layout="constrained")
+    with styled(**{"svg.hashsalt": "kvcluster"}) as figure_type:
+        from matplotlib.ticker import FuncFormatter, MaxNLocator  # see styled
+
+        figure = figure_type(figsize=(12, 1.0 + 3.7 * rows), layout="constrained")
         grid = figure.subplots(rows, 2, squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
             whole = True
@@ -116,6 +99,6 @@ def plot_curves(
             axes.set_visible(False)
         if len(panels[0].curves) > 1:
             grid.flat[0].legend(frameon=False, fontsize=8, loc="best")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=130, metadata={"Date": None} if file.suffix == ".svg" else None)

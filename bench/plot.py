@@ -35,7 +35,7 @@ def _colour(outcome: Outcome, outcomes: Sequence[Outcome]) -> str:
     return OTHER_COLOURS[others.index(outcome.contender) % len(OTHER_COLOURS)]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A name as it is: matplotlib reads what stands between dollar signs as mathematics."""
     return text.replace("$", r"\$")
 
@@ -46,7 +46,7 @@ def _tick(value: float, _: int | None = None) -> str:
 
 def _label(outcome: Outcome) -> str:
     name = outcome.contender
-    return _plain(name if len(name) <= 20 else f"{name[:19]}…").replace("_", "\n")
+    return plain(name if len(name) <= 20 else f"{name[:19]}…").replace("_", "\n")
 
 
 def _margins(outcomes: Sequence[Outcome], figure: str) -> list[float]:
@@ -99,7 +99,7 @@ def _ttfts(axes: Any, outcomes: Sequence[Outcome]) -> None:
         values = [outcome.mean(name) or 0.0 for name in TTFTS]
         margins = [_margins([outcome], name)[0] for name in TTFTS]
         at = [group + (place - (len(outcomes) - 1) / 2) * width for group in range(3)]
-        bars = axes.bar(at, values, width * 0.92, color=_colour(outcome, outcomes), label=_plain(outcome.contender))
+        bars = axes.bar(at, values, width * 0.92, color=_colour(outcome, outcomes), label=plain(outcome.contender))
         _whiskers(axes, at, values, margins)
         if len(outcomes) <= MOST_LABELLED and not any(margins):
             axes.bar_label(bars, [seconds(value) for value in values], padding=2, fontsize=6.5, color=INK, rotation=45)
@@ -134,7 +134,7 @@ def _distribution(axes: Any, outcomes: Sequence[Outcome]) -> None:
         if not values:
             continue
         colour = _colour(outcome, outcomes)
-        axes.plot(values, range(101), color=colour, label=_plain(outcome.contender), linewidth=1.8)
+        axes.plot(values, range(101), color=colour, label=plain(outcome.contender), linewidth=1.8)
         lows.append(max(values[1], 1e-4))
         highs.append(values[-1])
     if lows:
@@ -176,7 +176,7 @@ def _rates(axes: Any, outcomes: Sequence[Outcome]) -> None:
             continue
         colour, probes = _colour(outcome, outcomes), outcome.found.probes
         shares = [100 * probe.attainment for probe in probes]
-        label = _plain(outcome.contender)
+        label = plain(outcome.contender)
         axes.plot([p.rate for p in probes], shares, color=colour, marker="o", markersize=4, label=label)
         axes.axhline(100 * outcome.found.options.attainment, color=INK, linestyle="--", linewidth=1)
         if outcome.found.bracket.passed is not None:
@@ -255,7 +255,7 @@ def plot_comparison(
             _draw(axes, name, draw)
         for axes in grid:  # those that are left
             axes.set_axis_off()
-        figure.suptitle(_plain(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")  # it would lay the figure out anew for each file
         for file in files:

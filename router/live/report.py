@@ -199,11 +199,6 @@ def _merged_workers(one: WorkerReport, two: WorkerReport) -> WorkerReport:
     )
 
 
-def with_router(report: Report, router: RouterLive) -> Report:
-    """The report beside a router of which nothing but its state is known."""
-    return replace(report, routers=(*report.routers, router))
-
-
 _REPORT = TypeAdapter(Report)
 
 

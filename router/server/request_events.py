@@ -143,13 +143,15 @@ class _Stream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [header for header in self.raw_headers if header[0] != b"content-length"]
         leaving = asyncio.create_task(self._left(receive))
-        async with contextlib.aclosing(self._events):
-            with contextlib.suppress(OSError):  # the client left
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                async for event in self._events:
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
-        leaving.cancel()
+        try:
+            async with contextlib.aclosing(self._events):
+                with contextlib.suppress(OSError):  # the client left
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    async for event in self._events:
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
+                    await send({"type": "http.response.body", "body": b""})
+        finally:
+            leaving.cancel()
 
     async def _left(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -94,7 +94,8 @@ def test_the_overhead_is_found_among_outliers() -> None:
     lengths = [200 + 97 * index % 1800 for index in range(60)]
     late = [0.015 * (index % 5 == 0) for index in range(60)]
     modelled = [Modelled(i, "a", 0.102 + 3e-6 * lengths[i] + late[i], 0.1) for i in range(60)]
-    records = [replace(answered(asked(1)[0], 0, 0.1, "a"), index=i, prompt_tokens=lengths[i]) for i in range(60)]
+    record = answered(asked(1)[0], 0, 0.1, "a")
+    records = [replace(record, index=i, prompt_tokens=lengths[i]) for i in range(60)]
     found = overhead(modelled, records)
     assert found.fixed == pytest.approx(0.002, rel=0.1)
     assert found.token == pytest.approx(3e-6, rel=0.1)
@@ -102,7 +103,8 @@ def test_the_overhead_is_found_among_outliers() -> None:
 
 
 def test_prompts_of_one_length_have_a_fixed_overhead_only() -> None:
-    records = [replace(answered(asked(1)[0], 0, 0.1, "a"), index=i) for i in range(3)]
+    record = answered(asked(1)[0], 0, 0.1, "a")
+    records = [replace(record, index=i) for i in range(3)]
     found = overhead([Modelled(i, "a", 0.103, 0.1) for i in range(3)], records)
     assert (found.fixed, found.token) == (pytest.approx(0.003), 0.0)
     with pytest.raises(ValueError, match="no request of this run was answered"):
@@ -113,7 +115,8 @@ def test_noise_among_prompts_of_like_lengths_does_not_become_a_part_below_zero()
     """A slope that is far too steep leaves the overhead as it is at the lengths that were measured."""
     lengths = [1000 + index for index in range(9)]
     modelled = [Modelled(i, "a", 0.104 + 0.0002 * (i - 4), 0.1) for i in range(9)]
-    records = [replace(answered(asked(1)[0], 0, 0.1, "a"), index=i, prompt_tokens=lengths[i]) for i in range(9)]
+    record = answered(asked(1)[0], 0, 0.1, "a")
+    records = [replace(record, index=i, prompt_tokens=lengths[i]) for i in range(9)]
     found = overhead(modelled, records)
     assert found.fixed == 0.0
     assert found.token * 1004 == pytest.approx(0.004, rel=0.01)
