@@ -20,6 +20,8 @@ NARROW = 80
 ROUTERS_SHOWN = 4
 """In the head; all of them are in a view of their own."""
 PADDING = 2
+NAME = 32
+"""Columns that a worker's name may take at least; a longer one takes no more than half of the terminal."""
 PROBLEM = 16
 """Columns that the words of a problem get at least."""
 _ROUTERS = {RouterPhase.SERVING: GOOD, RouterPhase.UNREACHABLE: BAD}
@@ -140,7 +142,7 @@ class Widths:
             if column.name == "problem":  # it is cut
                 need = min(need, PROBLEM)
             if not chosen:
-                need = min(need, max(1, left))
+                need = min(need, max(1, left), max(NAME, left // 2))
             elif need > left:
                 continue
             chosen[place] = need

@@ -73,6 +73,13 @@ def test_the_narrower_the_terminal_the_fewer_columns_and_the_important_ones_stay
     assert {"requests", "problem", "trust"} <= set(shown[2])
 
 
+def test_a_very_long_name_hides_no_other_column() -> None:
+    first, *others = live(4).workers
+    rows = (replace(first, worker_id="x" * 10_000), *others)
+    heading = drawn(workers(rows, Order(), 120), 120).splitlines()[0].split()
+    assert {"state", "running", "waiting", "cache"} <= set(heading)
+
+
 def test_what_is_wrong_is_said_in_words() -> None:
     document = live(60)
     text = whole(document, 300)
