@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -52,7 +54,8 @@ class Processes:
         if self._pool is None:
             # Spawned, because a forked process would inherit the locks of a progress bar's thread.
             self._pool = ProcessPoolExecutor(self.jobs, get_context("spawn"), _die_at_once)
-        futures: list[Future[Any]] = [self._pool.submit(make, item) for item in items]
+        with _interrupt_held():
+            futures: list[Future[Any]] = [self._pool.submit(make, item) for item in items]
         waiting = set(futures)
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -60,6 +63,23 @@ class Processes:
                 future.result()
             done(len(items) - len(waiting))
         return [future.result() for future in futures]
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """An interrupt within the context is raised at its end: a process that is just being started would otherwise not
+    get all that it reads at its start, and print a traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # interrupts are raised in the main thread
+        return
+    held: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _die_at_once() -> None:
