@@ -136,7 +136,8 @@ def test_the_walks_name_functions() -> None:
 # --- the drawing of the packages ---
 
 
-def imports() -> set[tuple[str, str]]:
+@cache
+def imports() -> frozenset[tuple[str, str]]:
     """(package, package that it imports), from every import statement."""
     found = set()
     for file in files():
@@ -147,10 +148,10 @@ def imports() -> set[tuple[str, str]]:
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             found |= {(package, other) for each in modules if (other := each.partition(".")[0]) in PACKAGES}
-    return {(package, other) for package, other in found if package != other}
+    return frozenset((package, other) for package, other in found if package != other)
 
 
-def reachable(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
+def reachable(edges: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
     closure = set(edges)
     while more := {(a, d) for a, b in closure for c, d in closure if b == c} - closure:
         closure |= more
