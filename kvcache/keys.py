@@ -199,8 +199,8 @@ class PrefixKeys:
             return
         keys: list[BlockKey] = []
         state, size, packed = self._states[0].copy(), self._block_bytes, self._packed
-        for end in range(size, self.depth * size + 1, size):
-            state.update(packed[end - size : end])
+        for (block,) in struct.iter_unpack(f"{size}s", packed[: self.depth * size]):
+            state.update(block)
             keys.append(state.copy().digest()[:KEY_BYTES])
             if len(keys) % 1024 == 0:
                 checkpoint()

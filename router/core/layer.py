@@ -9,8 +9,9 @@ Rejected: a set of keys per slot instead of counts, because an engine can hold t
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 from kvcache.keys import KEY_BYTES, BlockKey
 
@@ -35,26 +36,49 @@ class Layer:
         self.sizes.append(0)
 
     def add(self, slot: int, keys: Sequence[BlockKey]) -> None:
+        """Add one of each key. Keys that are all new, as those of a prompt's tail are, take no loop."""
         counts, masks, bit = self.counts[slot], self.masks, 1 << slot
         self.sizes[slot] += len(keys)
-        for key in keys:
-            count = counts.get(key, 0)
-            counts[key] = count + 1
-            if not count:
+        new = keys
+        if counts.keys().isdisjoint(keys) and len(added := dict.fromkeys(keys, 1)) == len(keys):
+            counts.update(added)
+        else:
+            new = []
+            for key in keys:
+                count = counts.get(key, 0)
+                counts[key] = count + 1
+                if not count:
+                    new.append(key)
+        if masks.keys().isdisjoint(new):
+            masks.update(dict.fromkeys(new, bit))
+        else:
+            for key in new:
                 masks[key] = masks.get(key, 0) | bit
 
     def discard(self, slot: int, keys: Sequence[BlockKey]) -> int:
-        """Remove one of each key. Returns how many of them were not there."""
-        counts, missing = self.counts[slot], 0
-        for key in keys:
-            count = counts.get(key, 0)
-            if count > 1:
-                counts[key] = count - 1
-            elif count:
-                del counts[key]
-                self._unmark(slot, key)
-            else:
-                missing += 1
+        """Remove one of each key. Returns how many of them were not there. Keys of which there is one each, as is
+        usual, take no loop unless other slots hold them."""
+        counts, masks, bit = self.counts[slot], self.masks, 1 << slot
+        if list(map(counts.get, keys)).count(1) == len(keys):
+            before = len(counts)
+            deque(map(counts.pop, keys, repeat(0)), maxlen=0)
+            missing = len(keys) - (before - len(counts))  # a key that is listed twice
+            held = list(map(masks.pop, keys, repeat(0)))
+            if held.count(bit) != len(keys):
+                for key, mask in zip(keys, held, strict=True):
+                    if rest := mask & ~bit:
+                        masks[key] = rest
+        else:
+            missing = 0
+            for key in keys:
+                count = counts.get(key, 0)
+                if count > 1:
+                    counts[key] = count - 1
+                elif count:
+                    del counts[key]
+                    self._unmark(slot, key)
+                else:
+                    missing += 1
         self.sizes[slot] -= len(keys) - missing
         return missing
 

@@ -61,6 +61,8 @@ class BlockPool:
         self._events: list[CacheEvent] = []
         self._removed: list[BlockKey] = []
         """Evictions since the last event in `_events`."""
+        self._grouped = False
+        """Whether blocks of other groups than 0 have been stored."""
 
     @property
     def cached(self) -> KeysView[BlockKey]:
@@ -103,13 +105,19 @@ class BlockPool:
         """
         if count > self.free:
             raise OutOfBlocksError(f"{count} blocks wanted, {self.free} of {self.total} are free")
-        refs, nxt, key = self._refs, self._next, self._key
+        refs, nxt, key, parent = self._refs, self._next, self._key, self._parent
+        first, duplicates, removed = self._first, self._duplicates, self._removed
         taken: list[int] = []
         block = nxt[self.total]
         for _ in range(count):
             held = key[block]
             if held is not None:
-                self._evict(block, held)
+                if held in duplicates:
+                    self._evict_one(block, held, duplicates[held])
+                else:
+                    del first[held]
+                key[block] = parent[block] = None
+                removed.append(held)
             refs[block] = 1
             taken.append(block)
             block = nxt[block]
@@ -123,6 +131,7 @@ class BlockPool:
         becomes an event."""
         first, keys, above = self._first, stored.keys, stored.parent
         if stored.group:
+            self._grouped = True
             keys = tuple(group_key(key, stored.group) for key in keys)
         for block, key in zip(blocks, keys, strict=True):
             self._key[block] = key
@@ -204,25 +213,24 @@ class BlockPool:
         events, self._events = self._events, []
         return events
 
-    def _evict(self, block: int, key: BlockKey) -> None:
-        later = self._duplicates.get(key)
-        if later is None:
-            del self._first[key]
+    def _evict_one(self, block: int, key: BlockKey, later: OrderedDict[int, None]) -> None:
+        """Evict one of several blocks that hold a key: the oldest one, or one of the `later` ones."""
+        if self._first[key] == block:
+            self._first[key], _ = later.popitem(last=False)
         else:
-            if self._first[key] == block:
-                self._first[key], _ = later.popitem(last=False)
-            else:
-                del later[block]
-            if not later:
-                del self._duplicates[key]
-        self._key[block] = self._parent[block] = None
-        self._removed.append(key)
+            del later[block]
+        if not later:
+            del self._duplicates[key]
 
     def _flush_removed(self) -> None:
-        if self._removed:
-            for group, keys in groupby(self._removed, _group):
-                self._events.append(BlocksRemoved(tuple(key[:KEY_BYTES] for key in keys), group=group))
-            self._removed = []
+        if not self._removed:
+            return
+        removed, self._removed = self._removed, []
+        if not self._grouped:
+            self._events.append(BlocksRemoved(tuple(removed)))
+            return
+        for group, keys in groupby(removed, _group):
+            self._events.append(BlocksRemoved(tuple(key[:KEY_BYTES] for key in keys), group=group))
 
 
 def _group(key: BlockKey) -> int:
