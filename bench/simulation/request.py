@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 from functools import partial
 
 from bench.prompts import Prompt
@@ -15,7 +15,7 @@ from bench.simulation.worker import ProcessState, SimulatedWorker
 from router.core.decision import Decision, NoWorkerReady, RouteRequest
 from router.core.latency_samples import Usage
 from router.core.outliers import Outcome
-from router.core.retries import Progress, RequestKind, Retries
+from router.core.retries import FAULTS, FailureCause, Progress, RequestKind, Retries
 from router.core.ticket import Ticket
 from worker.emulator.engine.request import EngineRequest, Output
 
@@ -23,20 +23,6 @@ EXCLUDED_PAUSE = 0.1
 """Seconds before a request is sent to the same worker again because there is no other."""
 WAIT = 1.0
 """Most seconds between two looks for a worker."""
-
-
-class Cause(StrEnum):
-    """Why an attempt failed (`router.upstream.interface.FailureCause`)."""
-
-    REFUSED = "refused"
-    BROKEN = "broken"
-    DOUBTED = "doubted"
-    STALLED = "stalled"
-    LEFT = "left"
-
-
-_FAULTS = frozenset({Cause.BROKEN, Cause.STALLED})
-"""The failures that count against a worker."""
 
 
 class RequestState(Enum):
@@ -99,7 +85,7 @@ class Attempt:
         if played.attempt is not self:
             return
         if worker.state is ProcessState.STOPPED:
-            self._later(now, partial(self._failed, Cause.REFUSED, Progress.UNSENT, None))
+            self._later(now, partial(self._failed, FailureCause.REFUSED, Progress.UNSENT, None))
             return
         error = refusal(len(request.prompt), request.max_tokens, worker.kind.engine.max_model_len)
         if error is None:
@@ -120,7 +106,7 @@ class Attempt:
             played.router.clock.at(seen, partial(self._finished, output))
 
     def on_broken(self, now: float) -> None:
-        self._later(now, partial(self._failed, Cause.BROKEN, Progress.UNANSWERED, None))
+        self._later(now, partial(self._failed, FailureCause.BROKEN, Progress.UNANSWERED, None))
 
     def _later(self, now: float, happen: Callable[[float], None]) -> None:
         """The router sees it after the network's delay."""
@@ -143,7 +129,7 @@ class Attempt:
         if self.played.attempt is self:
             self.played.refused(error, now)
 
-    def _failed(self, cause: Cause, progress: Progress, answer: Failure | None, now: float) -> None:
+    def _failed(self, cause: FailureCause, progress: Progress, answer: Failure | None, now: float) -> None:
         if self.played.attempt is self:
             self.played.failed(cause, progress, answer, now)
 
@@ -272,14 +258,14 @@ class PlayedRequest:
             self._end(now, error)
             return
         self._doubted.add(url)
-        self.failed(Cause.DOUBTED, Progress.DECLINED, error, now)
+        self.failed(FailureCause.DOUBTED, Progress.DECLINED, error, now)
 
-    def failed(self, cause: Cause, progress: Progress, answer: Failure | None, now: float) -> None:
+    def failed(self, cause: FailureCause, progress: Progress, answer: Failure | None, now: float) -> None:
         """The attempt failed: another one follows, or the client gets an error."""
         router, url = self.router, self.url
         begun = self.state is RequestState.RESPONDING
         self._release(now)
-        if cause in _FAULTS:
+        if cause in FAULTS:
             router.note(url, Outcome.BAD, now)
         if begun:
             self._end(now, STREAM_BROKEN)
@@ -288,9 +274,9 @@ class PlayedRequest:
         self.attempt, self.url, self.first_token, self._failure = None, "", None, answer
         self._excluded.add(url)
         self._deadline = now + router.policy.deadline
-        if cause is Cause.REFUSED:
+        if cause is FailureCause.REFUSED:
             router.unreachable(url, now)
-        if self._retries.failed(progress, now, broken=cause is Cause.BROKEN) is not None:
+        if self._retries.failed(progress, now, broken=cause is FailureCause.BROKEN) is not None:
             self._end(now, answer or NO_WORKER)
         else:
             self.choose(now)
@@ -299,7 +285,7 @@ class PlayedRequest:
         """Nobody listens at the address of the worker. What has begun is read to its end."""
         if self.state is RequestState.PENDING:
             self._hang_up(now)
-            self.failed(Cause.BROKEN, Progress.UNANSWERED, None, now)
+            self.failed(FailureCause.BROKEN, Progress.UNANSWERED, None, now)
 
     def stalled(self, silent: float, now: float) -> None:
         """The worker has been silent for so many seconds (`InFlight.enforce_timeouts`)."""
@@ -309,7 +295,7 @@ class PlayedRequest:
             over = silent > CUT_TIMEOUT
         if over:
             self._hang_up(now)
-            self.failed(Cause.STALLED, Progress.UNANSWERED, None, now)
+            self.failed(FailureCause.STALLED, Progress.UNANSWERED, None, now)
 
     def lose_router(self, now: float) -> None:
         """The router's process ended: the client's connection breaks, and the worker's."""

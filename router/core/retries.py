@@ -32,6 +32,45 @@ class Progress(StrEnum):
         return self in (Progress.UNANSWERED, Progress.ANSWERING)
 
 
+class FailureCause(StrEnum):
+    """Why a worker gave no answer that can be passed on. Label `cause` of `kvcluster_router_retries_total`."""
+
+    REFUSED = "refused"
+    """The worker refuses connections: no process listens at its address."""
+    CONNECT = "connect"
+    """The connection could not be made: a timeout, no route, or an unknown host name."""
+    BROKEN = "broken"
+    """The worker accepted the request and closed the connection, or answered something that is not HTTP."""
+    STATUS_5XX = "status_5xx"
+    BUSY = "busy"
+    """The worker answered 503 or 429: its queue is full, or it is draining."""
+    DOUBTED = "doubted"
+    """The worker refused the request (4xx), but another worker may accept it (`Refusals`)."""
+    ERROR_EVENT = "error_event"
+    """The first event of the stream is an error: the engine died."""
+    ABORTED = "aborted"
+    """The finish reason is "abort" and no text came before it: the engine is shutting down."""
+    LEFT = "left"
+    """The worker was removed from the list of workers before it answered."""
+    STALLED = "stalled"
+    """The worker gave no sign of life for longer than the stall timeout: a frozen process, or a lost node."""
+    TIMEOUT = "timeout"
+    """The worker is alive but sent nothing for longer than the answer or idle timeout."""
+
+
+FAULTS = frozenset(
+    {
+        FailureCause.BROKEN,
+        FailureCause.CONNECT,
+        FailureCause.STATUS_5XX,
+        FailureCause.ERROR_EVENT,
+        FailureCause.TIMEOUT,
+        FailureCause.STALLED,
+    }
+)
+"""The failures that count against a worker. A full, leaving or absent worker is noticed by other means."""
+
+
 class Denial(StrEnum):
     """Why a request is not sent again. Label `why` of `kvcluster_router_retries_denied_total`."""
 

@@ -17,7 +17,7 @@ from kvcache.errors import ApiError, MessagesError
 from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest
 from router.core.fleet import Fleet
 from router.core.outliers import Ejection, Outcome
-from router.core.retries import Progress, Refusals, RequestKind, Retries, RetryBudget, RetryPolicy
+from router.core.retries import FAULTS, FailureCause, Progress, Refusals, RequestKind, Retries, RetryBudget, RetryPolicy
 from router.core.stored_responses import HolderGone, response_id
 from router.metrics import Metrics
 from router.server.affinity import with_request_id
@@ -28,7 +28,7 @@ from router.server.record import RequestRecord
 from router.server.relay import STREAM_BROKEN, AttemptFailure, Client, Relay
 from router.server.resumption import Resumption
 from router.upstream.in_flight import InFlight, InFlightRequest, RequestEvent, RequestState
-from router.upstream.interface import FailureCause, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
+from router.upstream.interface import Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
 from runtime.logs import EventLogger
 
 logger = EventLogger(__name__)
@@ -40,17 +40,6 @@ SETTLED_AFTER = 10.0
 DRAIN_KNOWN_AFTER = 1.25
 """Seconds after a worker answered 503 by which its /health has been asked, so that it is known whether it drains."""
 
-_FAULTS = frozenset(
-    {
-        FailureCause.BROKEN,
-        FailureCause.CONNECT,
-        FailureCause.STATUS_5XX,
-        FailureCause.ERROR_EVENT,
-        FailureCause.TIMEOUT,
-        FailureCause.STALLED,
-    }
-)
-"""The failures that count against a worker. A full, leaving or absent worker is noticed by other means."""
 _OF_ONE_RANK = frozenset({FailureCause.STATUS_5XX, FailureCause.ERROR_EVENT, FailureCause.TIMEOUT})
 """The failures that another data-parallel rank of the same process may not share: its engine failed. The others are the
 process's: it refuses connections, turns requests away, is silent, or rejects what it takes for a bad request."""
@@ -249,7 +238,7 @@ class _ProxiedRequest:
             proxy.on_refused(decision.url, failure.why)
         elif failure.cause is FailureCause.BUSY:
             proxy.on_busy(decision.url)
-        elif failure.cause in _FAULTS:
+        elif failure.cause in FAULTS:
             for url in failed:
                 proxy.note(url, Outcome.BAD)
 

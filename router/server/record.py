@@ -10,8 +10,8 @@ from starlette.types import Message, Send
 
 from router.core.decision import Decision, RouteRequest
 from router.core.latency_samples import Usage
+from router.core.retries import FailureCause
 from router.server.measured import MeasuredKeys
-from router.upstream.interface import FailureCause
 
 if TYPE_CHECKING:
     from router.server.tracing import RequestTrace

@@ -13,7 +13,7 @@ from kvcache.errors import SSE_DONE, engine_dead, messages_error, sse_error
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Ticket
 from router.core.latency_samples import Usage
-from router.core.retries import Progress
+from router.core.retries import FailureCause, Progress
 from router.metrics import OVER, UNDER, Metrics
 from router.server.answer import MAX_HELD, AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
 from router.server.headers import find, to_client
@@ -21,7 +21,7 @@ from router.server.prompts import MESSAGES
 from router.server.record import RequestRecord
 from router.server.resumption import Resumption
 from router.upstream.in_flight import AWAITING, NOT_WAITING, InFlightRequest, RequestEvent, RequestState
-from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest, UpstreamResponse
+from router.upstream.interface import UpstreamError, UpstreamRequest, UpstreamResponse
 from runtime.http.context import Headers
 from runtime.http.server import AnswerAborted
 from runtime.logs import EventLogger

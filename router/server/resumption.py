@@ -25,11 +25,12 @@ from kvcache.errors import SSE_DONE
 from kvcache.keys import pack_tokens
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
 from router.core.decision import RouteRequest
+from router.core.retries import FailureCause
 from router.server.answer import EventKind, error_kind, event_fields
 from router.server.prompts import CHAT, COMPLETIONS
 from router.server.resumable import StreamRequest, asking_for_ids, stream_request
 from router.server.stops import SeamStops
-from router.upstream.interface import FailureCause, UpstreamRequest
+from router.upstream.interface import UpstreamRequest
 from runtime.http.context import Headers
 from runtime.sse import EMPTY_LINE, event_data
 

@@ -37,10 +37,10 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_
 from starlette.types import Scope
 
 from router.core.decision import Decision
+from router.core.retries import FailureCause
 from router.server.headers import find
 from router.server.prompts import COMPLETIONS, PROMPTED
 from router.server.record import Attempt, RequestRecord, stated
-from router.upstream.interface import FailureCause
 from runtime.http.context import Headers
 
 BAGGAGE = "baggage"

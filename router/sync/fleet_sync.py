@@ -13,6 +13,7 @@ import aiohttp
 from kvcache.feed import WorkerInfo
 from kvcache.ranks import rank_url, split_rank
 from router.core.fleet import Fleet
+from router.core.retries import FailureCause
 from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
 from router.discovery.sources import Discovery
@@ -20,7 +21,7 @@ from router.metrics import Metrics
 from router.sync.liveness import Prober
 from router.sync.subscriber import FeedPolicy, Subscriber
 from router.upstream.in_flight import InFlight
-from router.upstream.interface import FailureCause, Upstream
+from router.upstream.interface import Upstream
 from runtime.logs import EventLogger
 
 logger = EventLogger(__name__)

@@ -10,8 +10,8 @@ from enum import StrEnum
 
 import httptools
 
-from router.core.retries import Progress
-from router.upstream.interface import FailureCause, UpstreamError
+from router.core.retries import FailureCause, Progress
+from router.upstream.interface import UpstreamError
 from runtime.http.context import Headers
 
 MAX_HEADER_BYTES = 131_072

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from router.upstream.interface import FailureCause, UpstreamError
+from router.core.retries import FailureCause
+from router.upstream.interface import UpstreamError
 
 NOT_WAITING = float("inf")
 

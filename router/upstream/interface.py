@@ -3,37 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
-from router.core.retries import Progress
+from router.core.retries import FailureCause, Progress
 from runtime.http.context import Headers
-
-
-class FailureCause(StrEnum):
-    """Why a worker gave no answer that can be passed on. Label `cause` of `kvcluster_router_retries_total`."""
-
-    REFUSED = "refused"
-    """The worker refuses connections: no process listens at its address."""
-    CONNECT = "connect"
-    """The connection could not be made: a timeout, no route, or an unknown host name."""
-    BROKEN = "broken"
-    """The worker accepted the request and closed the connection, or answered something that is not HTTP."""
-    STATUS_5XX = "status_5xx"
-    BUSY = "busy"
-    """The worker answered 503 or 429: its queue is full, or it is draining."""
-    DOUBTED = "doubted"
-    """The worker refused the request (4xx), but another worker may accept it: see `core.retries`."""
-    ERROR_EVENT = "error_event"
-    """The first event of the stream is an error: the engine died."""
-    ABORTED = "aborted"
-    """The finish reason is "abort" and no text came before it: the engine is shutting down."""
-    LEFT = "left"
-    """The worker was removed from the list of workers before it answered."""
-    STALLED = "stalled"
-    """The worker gave no sign of life for longer than the stall timeout: a frozen process, or a lost node."""
-    TIMEOUT = "timeout"
-    """The worker is alive but sent nothing for longer than the answer or idle timeout."""
 
 
 class UpstreamError(Exception):

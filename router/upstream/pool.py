@@ -12,9 +12,9 @@ import ssl
 from urllib.parse import urlsplit
 
 from kvcache.ranks import RANK_HEADER, split_rank
-from router.core.retries import Progress
+from router.core.retries import FailureCause, Progress
 from router.upstream.connection import ConnectionState, WorkerConnection
-from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest
+from router.upstream.interface import UpstreamError, UpstreamRequest
 
 STALE_WITHIN = 1.0
 """Seconds. A worker that closes an idle connection while a request is on its way does so within one round trip. A

@@ -16,10 +16,10 @@ import orjson
 import pytest
 
 from kvcache.tokens.tokenizer import Tokenizer
+from router.core.retries import FailureCause
 from router.server.prompts import CHAT, COMPLETIONS, PromptReader
 from router.server.resumable import asking_for_ids, stream_request
 from router.server.resumption import Resumption
-from router.upstream.interface import FailureCause
 from tests.real_vllm.conftest import VLLM
 from tests.real_vllm.served import Emulated, Running, Served
 

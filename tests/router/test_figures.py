@@ -24,11 +24,10 @@ from prometheus_client import CollectorRegistry
 from kvcache.keys import block_keys
 from kvcache.tokens.tokenizer import Tokenizer
 from router.core.fleet import Fleet
-from router.core.retries import Denial
+from router.core.retries import Denial, FailureCause
 from router.metrics import Metrics
 from router.sync.liveness import TICK, Ticker
 from router.upstream.in_flight import InFlight, UpstreamTimeouts
-from router.upstream.interface import FailureCause
 from tests.router.conftest import MovedClock, RunningRouter, StartRouter, until
 from tests.router.core.support import config
 from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, fake_workers, good, good_after, token

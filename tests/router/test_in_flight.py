@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import pytest
 
+from router.core.retries import FailureCause
 from router.upstream.in_flight import NOT_WAITING, InFlight, InFlightRequest, RequestEvent, UpstreamTimeouts
-from router.upstream.interface import FailureCause, UpstreamError
+from router.upstream.interface import UpstreamError
 
 URL, OTHER = "http://a:1", "http://b:1"
 TIMEOUTS = UpstreamTimeouts(answer=100.0, idle=50.0, stall=10.0, cut=20.0)

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import pytest
 import uvloop
 
-from router.core.retries import Progress
+from router.core.retries import FailureCause, Progress
 from router.upstream.connection import MAX_HEADER_BYTES
-from router.upstream.interface import FailureCause, UpstreamError, UpstreamRequest
+from router.upstream.interface import UpstreamError, UpstreamRequest
 from router.upstream.pool import ConnectionPool
 from tests.router.conftest import StartRouter
 from tests.router.fakes import Connection, Received, Script, fake_workers, good

@@ -19,11 +19,12 @@ from kvcache.prompts import chat_request_prompt
 from kvcache.tokens.tokenizer import Tokenizer
 from router.core.catalogue import OWN_TOKENIZER, Catalogue, Served
 from router.core.decision import RouteRequest
+from router.core.retries import FailureCause
 from router.server.prompts import PromptReader
 from router.server.resumable import asking_for_ids, stream_request
 from router.server.resumption import Resumption, Resumptions
 from router.server.stops import SeamStops
-from router.upstream.interface import FailureCause, UpstreamRequest
+from router.upstream.interface import UpstreamRequest
 from tests.router.engine import (
     CHAT,
     COMPLETIONS,

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from kvcache.tokens.tokenizer import Tokenizer
-from router.upstream.interface import FailureCause
+from router.core.retries import FailureCause
 from tests.router.conftest import StartRouter
 from tests.router.engine import (
     ANSWER,

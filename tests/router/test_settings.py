@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from router.core.retries import FailureCause
 from router.settings import Settings
-from router.upstream.interface import FailureCause
 from runtime.kube.errors import ApiFailureCause
 from runtime.kube.listwatch import Relist
 from runtime.settings import SettingsError
