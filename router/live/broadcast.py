@@ -4,26 +4,21 @@ and not at all while nobody looks."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import orjson
 
 from router.live.document import Live, encode
 from router.live.updates import difference
+from runtime.http.event_stream import KEEP_ALIVE, set_within
 from runtime.logs import EventLogger
 
 logger = EventLogger(__name__)
 
 INTERVAL = 1.0
 """Seconds between two updates, at least."""
-VIEWERS = 32
-"""Streams that are open at one time, at most."""
 RETRY = b"retry: 2000\n\n"
 """Milliseconds after which a browser connects again."""
-PATIENCE = 5.0
-"""Seconds without an update after which a comment shows that the stream is alive."""
-COMMENT = b": still here\n\n"
 
 
 class Broadcast:
@@ -54,11 +49,6 @@ class Broadcast:
         self._closed = True
         self._stop()
 
-    @property
-    def full(self) -> bool:
-        """There are as many viewers as there may be."""
-        return self.viewers >= VIEWERS
-
     async def events(self) -> AsyncGenerator[bytes]:
         """The events for one more viewer."""
         self.viewers += 1
@@ -74,20 +64,12 @@ class Broadcast:
                     event = self._update if self._number == seen + 1 else self._document_event(self._latest)
                     seen = self._number
                     yield event
-                elif not await self._another():
-                    yield COMMENT
+                elif not await set_within(self._changed):
+                    yield KEEP_ALIVE
         finally:
             self.viewers -= 1
             if not self.viewers:
                 self._stop()
-
-    async def _another(self) -> bool:
-        """Wait for another document. Returns whether it came in time."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
-                await self._changed.wait()
-            return True
-        return False
 
     async def _make(self) -> None:
         """Make documents until somebody cancels this. If one cannot be made, the streams end."""

@@ -3,30 +3,25 @@ that other routers ask for."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Protocol
 
 import orjson
 from fastapi import FastAPI, Query, Request, Response
-from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import error_body
 from kvcache.feed import JSON
-from router.live.broadcast import INTERVAL, VIEWERS, Broadcast
+from router.live.broadcast import INTERVAL, Broadcast
 from router.live.document import DecisionLive, Live, RouterLive, encode
 from router.live.gather import Describe, Gatherer
 from router.live.report import Report, by, encode_report, latest, live, merged
 from router.live.static import INDEX, PageFile, answer, load_page
+from runtime.http.event_stream import EventStream, StreamLimit
 
 _NO_STORE = {"cache-control": "no-store"}
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),
-]
-"""The last one lets nginx pass events on as they come."""
+VIEWERS = 32
+"""Streams of events that are open at one time, at most."""
 
 
 class Peers(Protocol):
@@ -44,12 +39,15 @@ class LiveEndpoints:
     router: Describe
     peers: Peers
     broadcast: Broadcast = field(init=False)
+    viewers: StreamLimit = field(init=False)
     _page: dict[str, PageFile] | None = field(default=None, init=False)
     """Read when somebody first asks for it."""
     _decisions: tuple[DecisionLive, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         self.broadcast = Broadcast(self._next, INTERVAL)
+        busy = f"{VIEWERS} pages are open at this router: close one, or ask GET /live now and then"
+        self.viewers = StreamLimit(VIEWERS, busy)
 
     def add_to(self, app: FastAPI) -> None:
         """Register the endpoints."""
@@ -84,7 +82,7 @@ class LiveEndpoints:
 
     async def events(self) -> Response:
         """Server-sent events (`router.live.updates`): the live document of all routers, then what changes in it."""
-        return _EventStream(self.broadcast)
+        return EventStream(self.broadcast.events(), self.viewers)
 
     def _own(self) -> Report:
         return self.gatherer.report(self.router)
@@ -102,26 +100,6 @@ class LiveEndpoints:
         report = await self._all()
         self._decisions = latest((*report.decisions, *self._decisions))
         return live(replace(report, decisions=self._decisions), self.gatherer.wall())
-
-
-class _EventStream(Response):
-    """An answer that lasts as long as its client reads."""
-
-    def __init__(self, broadcast: Broadcast) -> None:
-        super().__init__()
-        self._broadcast = broadcast
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._broadcast.full:
-            busy = f"{VIEWERS} pages are open at this router: close one, or ask GET /live now and then"
-            await _error(503, busy, "ServiceUnavailableError")(scope, receive, send)
-            return
-        async with contextlib.aclosing(self._broadcast.events()) as events:
-            with contextlib.suppress(OSError):  # the client left
-                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-                async for event in events:
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
 
 
 def _error(status: int, message: str, kind: str) -> Response:

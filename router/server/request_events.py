@@ -7,22 +7,19 @@ and `dropped` (`{"count": n}`: so many requests were left out because the reader
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import orjson
 from fastapi import FastAPI, Query, Response
-from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
 
-from kvcache.errors import error_body
 from kvcache.keys import PrefixKeys
 from router.server.access_log import Digests, fields
 from router.server.record import RequestRecord
 from router.server.recorder import Recorder
+from runtime.http.event_stream import KEEP_ALIVE, EventStream, StreamLimit, set_within
 
 READERS = 8
 """Streams that are open at one time, at most."""
@@ -31,9 +28,6 @@ QUEUED_BYTES = 16 * 2**20
 """Of the token ids of prompts whose blocks are still to be digested, for each reader."""
 THREAD_BYTES = 65_536
 """The blocks of a prompt with more bytes of token ids than this are digested in a thread."""
-PATIENCE = 5.0
-"""Seconds without a request after which a comment shows that the stream is alive."""
-COMMENT = b": still here\n\n"
 
 
 class _Subscription:
@@ -80,8 +74,12 @@ class RequestEvents:
     recorder: Recorder
     digests: Digests
     block_size: int
+    _limit: StreamLimit = field(init=False)
     _subscriptions: set[_Subscription] = field(default_factory=set, init=False)
     _closed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._limit = StreamLimit(READERS, f"{READERS} readers are connected to this router: end one of them")
 
     def add_to(self, app: FastAPI) -> None:
         """Register the endpoint."""
@@ -96,19 +94,16 @@ class RequestEvents:
     async def events(self, blocks: Annotated[bool, Query()] = False) -> Response:
         """Server-sent events: a line of the access log for each request that ends. `?blocks=1`: with the digests of the
         blocks of its prompt."""
-        if len(self._subscriptions) >= READERS:
-            busy = f"{READERS} readers are connected to this router: end one of them"
-            return JSONResponse(error_body(busy, "ServiceUnavailableError", None, 503), 503)
-        subscription = _Subscription(self.digests, blocks=blocks)
-        return _Stream(self._stream(subscription), subscription.close)
+        return EventStream(self._stream(blocks), self._limit)
 
-    async def _stream(self, subscription: _Subscription) -> AsyncGenerator[bytes]:
+    async def _stream(self, blocks: bool) -> AsyncGenerator[bytes]:
         if self._closed:
             return
+        subscription = _Subscription(self.digests, blocks=blocks)
         self._subscriptions.add(subscription)
         self.recorder.readers.append(subscription.read)
         try:
-            yield COMMENT  # the reader sees that it is subscribed
+            yield KEEP_ALIVE  # the reader sees that it is subscribed
             told = 0
             while not subscription.closed:
                 if (taken := subscription.take()) is not None:
@@ -116,8 +111,8 @@ class RequestEvents:
                 elif subscription.dropped > told:
                     yield b'event: dropped\ndata: {"count":%d}\n\n' % (subscription.dropped - told)
                     told = subscription.dropped
-                elif not await _within(subscription.arrived, PATIENCE):
-                    yield COMMENT
+                elif not await set_within(subscription.arrived):
+                    yield KEEP_ALIVE
         finally:
             self._subscriptions.discard(subscription)
             self.recorder.readers.remove(subscription.read)
@@ -130,38 +125,3 @@ class RequestEvents:
                 hashes = self.digests.blocks(keys)
             line.update(block_size=self.block_size, block_hashes=hashes)
         return b"event: request\ndata: %s\n\n" % orjson.dumps(line)
-
-
-class _Stream(Response):
-    """An answer that lasts as long as its client reads. `close` ends the events."""
-
-    def __init__(self, events: AsyncGenerator[bytes], close: Callable[[], None]) -> None:
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self._events = events
-        self._close = close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [header for header in self.raw_headers if header[0] != b"content-length"]
-        leaving = asyncio.create_task(self._left(receive))
-        try:
-            async with contextlib.aclosing(self._events):
-                with contextlib.suppress(OSError):  # the client left
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    async for event in self._events:
-                        await send({"type": "http.response.body", "body": event, "more_body": True})
-                    await send({"type": "http.response.body", "body": b""})
-        finally:
-            leaving.cancel()
-
-    async def _left(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._close()
-
-
-async def _within(event: asyncio.Event, seconds: float) -> bool:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-        return True
-    return False

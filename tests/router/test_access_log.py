@@ -15,8 +15,9 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -191,17 +192,15 @@ async def test_digests_of_blocks_are_those_of_the_prompts_and_nobody_elses(start
 
 
 async def test_no_more_readers_than_there_may_be(start_router: StartRouter) -> None:
-    async with fake_workers(good) as workers, start_router(workers) as router:
-        streams = [router.management.stream("GET", "/requests/events") for _ in range(READERS)]
-        for stream in streams:
-            await stream.__aenter__()
+    async with fake_workers(good) as workers, start_router(workers) as router, AsyncExitStack() as stack:
+        streams = [router.management.stream("GET", "/requests/events") for _ in range(READERS + 2)]
+        answers = await asyncio.gather(*map(stack.enter_async_context, streams))
+        assert Counter(answer.status_code for answer in answers) == {200: READERS, 503: 2}
+        refused = next(answer for answer in answers if answer.is_error)
+        assert json.loads(await refused.aread())["error"]["code"] == 503
         await until(lambda: len(router.router.recorder.readers) == READERS)
-        refused = await router.management.get("/requests/events")
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, 503)
         router.router.request_events.close()
         await until(lambda: not router.router.recorder.readers)
-        for stream in streams:
-            await stream.__aexit__(None, None, None)
 
 
 # --- the log itself ---

@@ -7,8 +7,10 @@ added up (`test_report`), and a restart of the process (`test_restart`).
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
@@ -19,8 +21,8 @@ from kvcache.tokens.tokenizer import Tokenizer
 from router.core.view import Trust
 from router.core.worker_state import Intake, WorkerPhase
 from router.live import endpoints, peers
-from router.live.broadcast import VIEWERS
 from router.live.document import Live, RouterPhase, decode
+from router.live.endpoints import VIEWERS
 from router.live.updates import applied, decode_update
 from router.server.management import RouterEvent
 from runtime.sse import SseReader
@@ -155,12 +157,14 @@ async def test_a_page_follows_what_happens(start_router: StartRouter, tokenizer:
 
 async def test_a_page_too_many_is_told_so(start_router: StartRouter) -> None:
     async with start_router() as router:
-        router.router.live.broadcast.viewers = VIEWERS
-        answer = await router.management.get("/live/events")
-        assert answer.status_code == 503
-        assert "32 pages are open" in answer.json()["error"]["message"]
-        router.router.live.broadcast.viewers = 0
-        assert (await live(router)).workers == ()
+        async with AsyncExitStack() as stack:
+            streams = [router.management.stream("GET", "/live/events") for _ in range(VIEWERS + 2)]
+            answers = await asyncio.gather(*map(stack.enter_async_context, streams))
+            assert Counter(answer.status_code for answer in answers) == {200: VIEWERS, 503: 2}
+            (message, _) = [json.loads(await each.aread())["error"]["message"] for each in answers if each.is_error]
+            assert "32 pages are open" in message
+            assert (await live(router)).workers == ()
+        await until(lambda: router.router.live.viewers.open == 0)
 
 
 async def test_a_viewer_that_left_is_forgotten(start_router: StartRouter) -> None:
