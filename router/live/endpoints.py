@@ -3,7 +3,6 @@ that other routers ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Protocol
 
@@ -13,8 +12,9 @@ from fastapi import FastAPI, Query, Request, Response
 from kvcache.errors import error_body
 from kvcache.feed import JSON
 from router.live.broadcast import INTERVAL, Broadcast
-from router.live.document import DecisionLive, Live, RouterLive, encode
+from router.live.document import DecisionLive, Live, encode
 from router.live.gather import Describe, Gatherer
+from router.live.peers import Answers
 from router.live.report import Report, by, encode_report, latest, live, merged
 from router.live.static import INDEX, PageFile, answer, load_page
 from runtime.http.event_stream import EventStream, StreamLimit
@@ -27,7 +27,7 @@ VIEWERS = 32
 class Peers(Protocol):
     """The other routers of the same KVCluster."""
 
-    async def reports(self) -> Sequence[Report | RouterLive]:
+    async def answers(self) -> Answers:
         """What each of them knows; of one that does not say, why not. Takes seconds at most."""
 
 
@@ -88,11 +88,10 @@ class LiveEndpoints:
         return self.gatherer.report(self.router)
 
     async def _all(self) -> Report:
-        answers = await self.peers.reports()
+        answers = await self.peers.answers()
         now = self.gatherer.wall()
-        report = merged(self._own(), *(by(now, answer) for answer in answers if isinstance(answer, Report)))
-        silent = (answer for answer in answers if isinstance(answer, RouterLive))
-        return replace(report, routers=(*report.routers, *silent))
+        report = merged(self._own(), *(by(now, each) for each in answers.reports))
+        return replace(report, routers=(*report.routers, *answers.unreachable))
 
     async def _next(self) -> Live:
         """The next document of the stream. It remembers the decisions of those before, which are more than a router

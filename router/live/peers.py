@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from router.live.document import DocumentError, RouterLive, RouterPhase
 from router.live.history import STEPS, Step
 from router.live.report import Report, decode_report
 
-MOST = 64
+MAX_ROUTERS = 64
 """Routers that are asked at most."""
 FRESH = 0.9
 """Seconds for which answers are used again: however many look, each router is asked about once a second."""
@@ -38,6 +38,15 @@ class PeerAddress:
     """Its pod's name, if it is known."""
     leaving: bool = False
     """It terminates: that it does not answer is no news."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What other routers answered."""
+
+    reports: tuple[Report, ...] = ()
+    unreachable: tuple[RouterLive, ...] = ()
+    """Those that gave no report, with the reason in words."""
 
 
 class AddressesUnknown(RuntimeError):
@@ -89,38 +98,43 @@ class PeerReports:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _known: list[PeerAddress] = field(default_factory=list, init=False)
     _known_at: float | None = field(default=None, init=False)
-    _answers: list[Report | RouterLive] = field(default_factory=list, init=False)
+    _answers: Answers = field(default=Answers(), init=False)
     _answered_at: float | None = field(default=None, init=False)
     _peers: dict[str, _Peer] = field(default_factory=dict, init=False)
 
-    async def reports(self) -> list[Report | RouterLive]:
-        """What each of the other routers knows; of one that does not say, why not, in words. Never raises."""
+    async def answers(self) -> Answers:
+        """What each of the other routers knows. Takes seconds at most, and never raises."""
         async with self._lock:
             if self._answered_at is None or self.clock() - self._answered_at > FRESH:
                 self._answers = await self._ask_all()
                 self._answered_at = self.clock()
             return self._answers
 
-    async def _ask_all(self) -> list[Report | RouterLive]:
-        problems: list[Report | RouterLive] = []
-        fresh = (
-            ADDRESSES_DOUBTED if any(isinstance(answer, RouterLive) for answer in self._answers) else ADDRESSES_FRESH
-        )
+    async def _ask_all(self) -> Answers:
+        problems: list[RouterLive] = []
+        fresh = ADDRESSES_DOUBTED if self._answers.unreachable else ADDRESSES_FRESH
         if self._known_at is None or self.clock() - self._known_at > fresh:
             try:
                 self._known = sorted(await self.routers.addresses(), key=lambda peer: (peer.name, peer.url))
                 self._known_at = self.clock()
             except AddressesUnknown as error:
                 problems.append(_unreachable(PeerAddress("", "other routers"), str(error)))
-        asked = self._known[:MOST]
+        asked = self._known[:MAX_ROUTERS]
         if left := len(self._known) - len(asked):
-            problems.append(_unreachable(PeerAddress("", f"{left} more routers"), f"no more than {MOST} are asked"))
+            problems.append(
+                _unreachable(PeerAddress("", f"{left} more routers"), f"no more than {MAX_ROUTERS} are asked")
+            )
         self._peers = {peer.url: self._peers.get(peer.url) or _Peer() for peer in asked}
         answers = await asyncio.gather(*map(self._ask, asked))
-        return [*_each_once(answer for answer in answers if answer is not None), *problems]
+        by_instance: dict[str, Report] = {}  # a router that has several addresses counts once
+        for answer in answers:
+            for report in answer.reports:
+                by_instance.setdefault(report.instance, report)
+        unreachable = (router for answer in answers for router in answer.unreachable)
+        return Answers(tuple(by_instance.values()), (*unreachable, *problems))
 
-    async def _ask(self, peer: PeerAddress) -> Report | RouterLive | None:
-        """None: it is this router itself, or one that leaves and has nothing to say any more."""
+    async def _ask(self, peer: PeerAddress) -> Answers:
+        """Nothing, if it is this router itself, or one that leaves and has nothing to say any more."""
         known = self._peers[peer.url]
         try:
             report = decode_report(await self._get(peer.url, known))
@@ -134,14 +148,16 @@ class PeerReports:
             why = str(error)
         else:
             if report.instance == self.instance:
-                return None
+                return Answers()
             before = known.steps if known.instance == report.instance else ()
             known.name = report.routers[0].name if report.routers else ""
             known.instance, known.steps = report.instance, (*before, *report.steps)[-STEPS:]
             routers = tuple(replace(router, url=peer.url) for router in report.routers)
-            return replace(report, routers=routers, steps=known.steps)
+            return Answers((replace(report, routers=routers, steps=known.steps),))
         known.instance, known.steps = "", ()
-        return None if peer.leaving else _unreachable(replace(peer, name=peer.name or known.name), why)
+        if peer.leaving:
+            return Answers()
+        return Answers(unreachable=(_unreachable(replace(peer, name=peer.name or known.name), why),))
 
     async def _get(self, url: str, known: _Peer) -> bytes:
         last = known.steps[-1].number if known.steps else 0
@@ -159,17 +175,6 @@ class PeerReports:
                 if len(body) > MAX_BYTES:
                     raise DocumentError(f"its report takes more than {MAX_BYTES} bytes")
             return bytes(body)
-
-
-def _each_once(answers: Iterable[Report | RouterLive]) -> Iterator[Report | RouterLive]:
-    """Without the further reports of a router that has several addresses."""
-    seen = set()
-    for answer in answers:
-        if isinstance(answer, Report):
-            if answer.instance in seen:
-                continue
-            seen.add(answer.instance)
-        yield answer
 
 
 def _in_words(error: Exception) -> str:

@@ -125,7 +125,7 @@ _SEVERITY: Mapping[WorkerPhase, int] = {
         )
     )
 }
-_DISTRUST: Mapping[Trust, int] = {trust: rank for rank, trust in enumerate((Trust.EXACT, Trust.PARTIAL, Trust.NONE))}
+_TRUST_RANK: Mapping[Trust, int] = {trust: rank for rank, trust in enumerate((Trust.EXACT, Trust.PARTIAL, Trust.NONE))}
 
 
 def merged(first: Report, *others: Report) -> Report:
@@ -190,7 +190,7 @@ def _merged_workers(one: WorkerReport, two: WorkerReport) -> WorkerReport:
         load=min((load for load in (one.load, two.load) if load is not None), default=None),
         held=min((held for held in (one.held, two.held) if held is not None), default=None),
         view_age=max((age for age in (one.view_age, two.view_age) if age is not None), default=None),
-        trust=max(one.trust, two.trust, key=_DISTRUST.__getitem__),
+        trust=max(one.trust, two.trust, key=_TRUST_RANK.__getitem__),
         prompt_tokens=one.prompt_tokens + two.prompt_tokens,
         cached_tokens=one.cached_tokens + two.cached_tokens,
         reuse_score=one.reuse_score + two.reuse_score,

@@ -15,11 +15,11 @@ import pytest
 from aiohttp import web
 
 from router.live import peers
-from router.live.document import RouterLive, RouterPhase
+from router.live.document import RouterPhase
 from router.live.history import Step
 from router.live.kubernetes import ServiceRouters
-from router.live.peers import MOST, AddressesUnknown, PeerAddress, PeerReports, StaticRouters
-from router.live.report import Counts, Report, encode_report
+from router.live.peers import MAX_ROUTERS, AddressesUnknown, Answers, PeerAddress, PeerReports, StaticRouters
+from router.live.report import Counts, encode_report
 from runtime.kube.errors import ApiFailureCause, KubeApiError
 from runtime.kube.listwatch import Watch
 from runtime.kube.reflector import EventStream
@@ -60,8 +60,7 @@ def answering(body: bytes, status: int = 200) -> Answer:
 
 async def test_a_report_names_the_url_at_which_it_was_got() -> None:
     async with server(answering(encode_report(report("x")))) as url, asking(url) as asked:
-        (got,) = await asked.reports()
-        assert isinstance(got, Report)
+        (got,) = (await asked.answers()).reports
         assert [router.url for router in got.routers] == [url]
 
 
@@ -113,23 +112,22 @@ async def test_a_router_that_gives_no_report_is_named(
     monkeypatch.setattr(peers, "MAX_BYTES", 1024)
     good = encode_report(report("good"))
     async with server(answer) as url, server(answering(good)) as other, asking(url, other) as asked:
-        got = {each.url if isinstance(each, RouterLive) else each.instance: each for each in await asked.reports()}
-        assert got.keys() == {url, "good"}, "one does not keep the others from being shown"
-        lost = got[url]
-        assert isinstance(lost, RouterLive)
-        assert lost.state is RouterPhase.UNREACHABLE
+        got = await asked.answers()
+        assert [each.instance for each in got.reports] == ["good"], "one does not keep the others from being shown"
+        (lost,) = got.unreachable
+        assert (lost.url, lost.state) == (url, RouterPhase.UNREACHABLE)
         assert why in str(lost.reason)
 
 
 async def test_a_report_of_ones_own_is_not_counted_twice() -> None:
     async with server(answering(encode_report(report("own")))) as url, asking(url) as asked:
-        assert await asked.reports() == []
+        assert await asked.answers() == Answers()
 
 
 async def test_a_router_with_two_addresses_is_counted_once() -> None:
     answer = answering(encode_report(report("x")))
     async with server(answer) as one, server(answer) as two, asking(one, two) as asked:
-        assert len(await asked.reports()) == 1
+        assert len((await asked.answers()).reports) == 1
 
 
 async def test_of_the_history_only_new_steps_are_asked_for() -> None:
@@ -143,8 +141,7 @@ async def test_of_the_history_only_new_steps_are_asked_for() -> None:
         return web.Response(body=encode_report(report(instance, steps=steps[after:known])))
 
     async def shown(asked: PeerReports) -> list[int]:
-        (got,) = await asked.reports()
-        assert isinstance(got, Report)
+        (got,) = (await asked.answers()).reports
         return [step.number for step in got.steps]
 
     async with server(answer) as url, asking(url) as asked:
@@ -163,11 +160,10 @@ async def test_of_the_history_only_new_steps_are_asked_for() -> None:
 
 
 async def test_only_so_many_routers_are_asked() -> None:
-    refused = [f"http://127.0.0.1:{free_port()}"] * (MOST + 3)
+    refused = [f"http://127.0.0.1:{free_port()}"] * (MAX_ROUTERS + 3)
     async with asking(*refused) as asked:
-        got = await asked.reports()
-        assert len(got) == MOST + 1
-        assert isinstance(got[-1], RouterLive)
+        got = (await asked.answers()).unreachable
+        assert len(got) == MAX_ROUTERS + 1
         assert (got[-1].name, got[-1].reason) == ("3 more routers", "no more than 64 are asked")
 
 
@@ -189,7 +185,7 @@ async def test_the_list_of_routers_is_read_again_sooner_while_one_does_not_answe
         assert isinstance(asked.clock, MovedClock)
         asked.routers = counted = Counted([url if answers else f"http://127.0.0.1:{free_port()}"])
         for _ in range(21):
-            await asked.reports()
+            await asked.answers()
             asked.clock.now += 1.01
         assert counted.asked == reads
 
@@ -252,8 +248,7 @@ async def test_a_list_that_cannot_be_read_is_a_problem_in_words() -> None:
 
     async with aiohttp.ClientSession() as session:
         asked = PeerReports(ServiceRouters(no_cluster, "x"), session, instance="own", bounds=BOUNDS, clock=MovedClock())
-        (lost,) = await asked.reports()
-        assert isinstance(lost, RouterLive)
+        (lost,) = (await asked.answers()).unreachable
         assert (lost.name, lost.state) == ("other routers", RouterPhase.UNREACHABLE)
         assert "there is no cluster" in str(lost.reason)
 
@@ -269,4 +264,4 @@ async def test_a_router_that_leaves_may_be_silent() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     async with asking(url) as asked:
         asked.routers = Leaving([url])
-        assert await asked.reports() == []
+        assert await asked.answers() == Answers()
