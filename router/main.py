@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import aiohttp
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, ProcessCollector
-from starlette.types import ASGIApp
 
 from kvcache.keys import KEY_SCHEME
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -50,6 +50,7 @@ from router.sync.liveness import Ticker
 from router.upstream.in_flight import InFlight, UpstreamTimeouts
 from router.upstream.pool import ConnectionPool
 from runtime.draining import Drain, DrainPolicy
+from runtime.http.hosts import HostCheck
 from runtime.http.server import HttpLimits, HttpServer
 from runtime.logs import EventLogger, LogFormat, configure
 from runtime.process import exit_code, freeze_startup_objects, run
@@ -285,11 +286,16 @@ class Router:
         self._ticker = Ticker(self.fleet, self.in_flight, self.metrics, clock, self._fell_silent)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def management_app(self) -> ASGIApp:
+    def management_app(self) -> FastAPI:
         """What the management port serves."""
         app = self.management.app()
         self.live.add_to(app)
         self.request_events.add_to(app)
+        app.add_middleware(
+            HostCheck,
+            setting="give the router --management-names (ROUTER_MANAGEMENT_NAMES) with that name",
+            names=self._settings.management_names,
+        )
         return app
 
     def start(self) -> None:

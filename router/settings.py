@@ -25,6 +25,9 @@ DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
 
 DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL)]
+HostName = Annotated[
+    str, StringConstraints(to_lower=True, max_length=253, pattern=r"^(\*|\.?[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*)$")
+]
 
 
 class Settings(ChatSettings):
@@ -41,6 +44,11 @@ class Settings(ChatSettings):
     )
     management_fd: int | None = Field(
         None, ge=0, description="file descriptor of an inherited listening socket for the management port"
+    )
+    management_names: Annotated[tuple[HostName, ...], NoDecode] = Field(
+        (),
+        description="names by which the management port may be asked (router.example.com; .example.com: all under it; "
+        "*: any), beside addresses, names of one label and those of a cluster; separate by commas",
     )
 
     strategy: str = Field(
@@ -169,7 +177,9 @@ class Settings(ChatSettings):
     )
     grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after that")
 
-    @field_validator("workers", "allowed_paths", "cors_origins", "kubernetes_service", "peers", mode="before")
+    @field_validator(
+        "workers", "allowed_paths", "cors_origins", "kubernetes_service", "management_names", "peers", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_list(value)

@@ -22,6 +22,7 @@ from bench.recording import RecordingError, TraceRecorder, access_log_lines
 from kvcluster.options import management_url
 from kvcluster.terminal import exits, output
 from runtime.backoff import Backoff
+from runtime.http.hosts import PROGRAM_HEADERS
 from runtime.sse import SseReader
 
 MAX_EVENT = 32 * 2**20
@@ -123,7 +124,7 @@ async def _live(
                     stop.set()
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=SILENT)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with aiohttp.ClientSession(timeout=timeout, headers=PROGRAM_HEADERS) as session:
             for url in urls:
                 await _check(session, url)
             followers = {asyncio.create_task(_follow(session, url, take, console)) for url in urls}

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from kvcluster.options import management_url
 from kvcluster.terminal import BAD_INPUT, FAILED, complain, output
+from runtime.http.hosts import PROGRAM_HEADERS
 
 TIMEOUT = 30.0
 
@@ -30,7 +31,7 @@ def ask_router(router: str, body: Mapping[str, Any], transport: httpx.BaseTransp
     """The router's answer to `POST /route/explain`. Raises `NoExplanationError`."""
     url = f"{management_url(router)}/route/explain"
     try:
-        with httpx.Client(trust_env=False, timeout=TIMEOUT, transport=transport) as client:
+        with httpx.Client(trust_env=False, timeout=TIMEOUT, transport=transport, headers=PROGRAM_HEADERS) as client:
             answer = client.post(url, json=body)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise NoExplanationError(

@@ -16,7 +16,7 @@ MAX_BYTES = 64 << 20
 """An answer of more bytes is refused: 500 workers take less than 1 MB."""
 ROUTER = "kvcluster_router_"
 """What the names of a router's metrics begin with."""
-AT_ONCE = 32
+CONCURRENCY = 32
 """Workers that are asked at the same time."""
 TIMEOUT = 10.0
 
@@ -50,7 +50,7 @@ async def scrape(client: httpx.AsyncClient, routers: Sequence[str], *, workers: 
         return Scrape(dict(zip(routers, pages, strict=True)))
     known = await asyncio.gather(*(_workers(client, url) for url in routers))
     names = {url: name for each in known for url, name in each.items()}
-    gate, unread = asyncio.Semaphore(AT_ONCE), []
+    gate, unread = asyncio.Semaphore(CONCURRENCY), []
 
     async def engine(url: str) -> tuple[str, Exposition] | None:
         try:

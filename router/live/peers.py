@@ -13,6 +13,7 @@ import aiohttp
 from router.live.document import DocumentError, RouterLive, RouterPhase
 from router.live.history import STEPS, Step
 from router.live.report import Report, decode_report
+from runtime.http.hosts import PROGRAM_HEADERS
 
 MAX_ROUTERS = 64
 """Routers that are asked at most."""
@@ -163,7 +164,9 @@ class PeerReports:
         last = known.steps[-1].number if known.steps else 0
         async with (
             asyncio.timeout(TIMEOUT),
-            self.session.get(f"{url}/live/report", params={"after": str(last)}, allow_redirects=False) as answer,
+            self.session.get(
+                f"{url}/live/report", params={"after": str(last)}, headers=PROGRAM_HEADERS, allow_redirects=False
+            ) as answer,
         ):
             if answer.status == 404:
                 raise DocumentError("it has no live report: is it of another version?")

@@ -180,11 +180,14 @@ class ApiServer:
             raise self._unreachable(error) from None
         raise _refusal(answer, data)
 
-    async def stream(self, path: str, silence: float) -> ByteStream:
-        """The answer to a GET, open; it fails after `silence` seconds without a byte. Raises `KubeApiError`."""
+    async def stream(self, path: str, silence: float, headers: Mapping[str, str] | None = None) -> ByteStream:
+        """The answer to a GET, open; it fails after `silence` seconds without a byte. Raises `KubeApiError`.
+
+        `headers` go on to the pod when the path is that of its proxy.
+        """
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._send("GET", path, None, None, JSON)
+                answer = await self._send("GET", path, None, None, JSON, headers)
                 if answer.status == 200:
                     return ByteStream(answer, silence)
                 data = await answer.read()
@@ -210,9 +213,16 @@ class ApiServer:
             raise self._unreachable(error) from None
 
     async def _send(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: Mapping[str, Any] | None, content_type: str
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+        content_type: str,
+        more_headers: Mapping[str, str] | None = None,
     ) -> aiohttp.ClientResponse:
         url, headers, sent = await self._request(method, path, query, body, content_type)
+        headers.update(more_headers or {})
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
         answer = await self._client.call_api(method, url, headers, sent, _request_timeout=timeout)
         response: aiohttp.ClientResponse = answer.response

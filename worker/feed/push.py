@@ -33,6 +33,7 @@ from kvcache.feed import (
 )
 from kvcache.keys import BlockKey
 from runtime.backoff import Backoff
+from runtime.http.hosts import PROGRAM_HEADERS
 from runtime.logs import EventLogger
 from worker.feed.endpoints import CacheState
 from worker.feed.log import FeedLog
@@ -74,7 +75,9 @@ async def posting_to(router_url: str) -> AsyncIterator[Post]:
 
         async def post(path: str, body: bytes, media_type: str) -> bytes:
             try:
-                async with session.post(router_url + path, data=body, headers={"content-type": media_type}) as answer:
+                async with session.post(
+                    router_url + path, data=body, headers={"content-type": media_type, **PROGRAM_HEADERS}
+                ) as answer:
                     data = await answer.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise PushError(str(error) or type(error).__name__) from None

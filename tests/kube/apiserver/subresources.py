@@ -92,7 +92,12 @@ async def proxied(
     address = (stored.obj.get("status") or {}).get("podIP")
     if not address:
         raise bad_request(f"address not allowed: pod {full} has no IP")
-    request = client.build_request("GET", f"http://{address}:{port}/{call.tail}", params=call.query)
+    # The name by which the API server was asked goes on to the pod, as do headers: that of a hosted cluster is public.
+    headers = {
+        "host": "cluster.example.com",
+        **{name: call.headers[name] for name in call.headers if name[:4] == "sec-"},
+    }
+    request = client.build_request("GET", f"http://{address}:{port}/{call.tail}", params=call.query, headers=headers)
     try:
         answer = await client.send(request, stream=True)
     except httpx.HTTPError as error:
