@@ -25,8 +25,9 @@ ADDRESSES_DOUBTED = 2.0
 """The same while one of them does not answer: it may be gone."""
 TIMEOUT = 1.0
 """Seconds for a router to answer."""
-MAX_BYTES = 16 * 2**20
-"""Of a report: some ten thousand workers."""
+MAX_BYTES = 4 * 2**20
+"""Of a report: some ten thousand workers. Decoding so much takes 0.2 s, in which Pydantic holds the interpreter's lock:
+in a thread it would hold up the event loop as long."""
 
 
 @dataclass(frozen=True, slots=True)
