@@ -84,6 +84,12 @@ class TraceRecorder:
         self._part.unlink(missing_ok=True)
 
     @property
+    def _open_spool(self) -> BinaryIO:
+        if self._spool is None:
+            raise RecordingError("use the recorder as a context manager")
+        return self._spool
+
+    @property
     def _part(self) -> Path:
         return self.file.with_name(f"{self.file.name}.part")
 
@@ -92,37 +98,38 @@ class TraceRecorder:
         """Cached over all prompt tokens, as the engines reported; None without a request."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
-    def add(self, line: Mapping[str, Any]) -> bool:
+    def add(self, line: Mapping[str, Any], place: str = "a router's event") -> bool:
         """A request is over. Returns whether it becomes part of the trace. Raises `RecordingError` for a line that no
-        router writes."""
-        if self._spool is None:
-            raise RecordingError("use the recorder as a context manager")
+        router writes, which names `place` and the field."""
+        spool = self._open_spool
         try:
             reason = _why_not(line)
             if reason is not None:
                 self.left_out[reason] += 1
                 return False
-            row = self._row(line)
-        except (KeyError, TypeError, ValueError) as error:
-            raise RecordingError(f"not a request of an access log: {type(error).__name__} {error}") from None
+            at, cached, row = _number(line, "at"), _count(line, "cached_tokens"), self._row(line)
+        except _FieldError as error:
+            raise RecordingError(f"{place}: not a request of an access log: {error}") from None
         data = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-        self._rows.append(_Row(float(line["at"]), self._spool.tell(), len(data)))
-        self._spool.write(data)
+        self._rows.append(_Row(at, spool.tell(), len(data)))
+        spool.write(data)
         self.written += 1
         self.prompt_tokens += row["input_length"]
-        self.cached_tokens += int(line.get("cached_tokens") or 0)
+        self.cached_tokens += cached
         return True
 
     def _row(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        length = _whole(line["prompt_tokens"])
-        row: dict[str, Any] = {"input_length": length, "output_length": _whole(line["output_tokens"])}
+        length = _whole(line, "prompt_tokens")
+        row: dict[str, Any] = {"input_length": length, "output_length": _whole(line, "output_tokens")}
         digests = line.get("block_hashes")
         if digests is None:
             self.unread += 1
         else:
-            size = _whole(line["block_size"])
-            if length // size != len(digests) or not all(isinstance(each, str) for each in digests):
-                raise ValueError(f"{len(digests)} block_hashes of {size} tokens for {length} prompt_tokens")
+            size = _whole(line, "block_size")
+            if not isinstance(digests, list) or not all(isinstance(each, str) for each in digests):
+                raise _FieldError("block_hashes is no list of digests")
+            if length // size != len(digests):
+                raise _FieldError(f"{len(digests)} block_hashes of {size} tokens for {length} prompt_tokens")
             ids = self._ids
             row["block_size"] = size
             row["hash_ids"] = [ids.setdefault(digest, len(ids)) for digest in digests]
@@ -132,7 +139,7 @@ class TraceRecorder:
 
     def finish(self) -> None:
         """Write the trace. Raises `RecordingError` if there is nothing to write or no block is known."""
-        if self._spool is None or not self._rows:
+        if not self._rows:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
             raise RecordingError(f"no request was recorded{f' ({reasons})' if reasons else ''}; nothing is written")
         if self.unread == self.written:
@@ -150,7 +157,6 @@ class TraceRecorder:
 
     def _ordered(self, rows: list[_Row]) -> Iterator[dict[str, Any]]:
         """The rows, with ids in the order of arrival. A prompt whose blocks are not known gets ids of its own."""
-        assert self._spool is not None  # noqa: S101  # `finish` looks
         start = rows[0].at
         block_size = next(row["block_size"] for row in map(self._read, rows) if "block_size" in row)
         renumbered, sessions = array("q", [-1]) * len(self._ids), array("q", [-1]) * len(self._sessions)
@@ -177,39 +183,69 @@ class TraceRecorder:
             yield {"timestamp": round((place.at - start) * 1000, 3), **row}
 
     def _read(self, row: _Row) -> dict[str, Any]:
-        assert self._spool is not None  # noqa: S101  # `finish` looks
-        self._spool.seek(row.offset)
-        read: dict[str, Any] = orjson.loads(self._spool.read(row.size))
+        spool = self._open_spool
+        spool.seek(row.offset)
+        read: dict[str, Any] = orjson.loads(spool.read(row.size))
         return read
 
 
-def _whole(value: object) -> int:
+class _FieldError(ValueError):
+    """A field of a line is missing or wrong. The message names it."""
+
+
+def _field(line: Mapping[str, Any], name: str) -> Any:
+    if name not in line:
+        raise _FieldError(f"it has no field {name}")
+    return line[name]
+
+
+def _number(line: Mapping[str, Any], name: str) -> float:
+    value = _field(line, name)
+    if type(value) not in (int, float):
+        raise _FieldError(f"{name} is {value!r:.40}, no number")
+    return float(value)
+
+
+def _whole(line: Mapping[str, Any], name: str) -> int:
+    value = _field(line, name)
     if type(value) is not int or value < 1:
-        raise ValueError(f"{value!r:.40} is no whole number above 0")
+        raise _FieldError(f"{name} is {value!r:.40}, no whole number above 0")
+    return value
+
+
+def _count(line: Mapping[str, Any], name: str) -> int:
+    """A whole number, 0 where there is none."""
+    value = line.get(name) or 0
+    if type(value) is not int or value < 0:
+        raise _FieldError(f"{name} is {value!r:.40}, no count")
     return value
 
 
 def _why_not(line: Mapping[str, Any]) -> LeftOut | None:
     """Why a request is left out; None: it is not."""
     if "prompt_blocks" not in line and "prompt_tokens" not in line:
-        return LeftOut.NOT_A_PROMPT if line["status"] == 200 else LeftOut.FAILED
-    if line["status"] != 200 or (line.get("failures") and len(line["failures"]) >= line.get("attempts", 0)):
+        return LeftOut.NOT_A_PROMPT if _field(line, "status") == 200 else LeftOut.FAILED
+    failures = line.get("failures") or []
+    if not isinstance(failures, list):
+        raise _FieldError("failures is no list")
+    if _field(line, "status") != 200 or (failures and len(failures) >= _count(line, "attempts")):
         return LeftOut.FAILED
     return None if line.get("output_tokens") and line.get("prompt_tokens") else LeftOut.NO_USAGE
 
 
-def access_log_lines(lines: BinaryIO, name: str) -> Iterator[Mapping[str, Any]]:
-    """The requests in an access log that was written as JSON; lines of other logs are passed over. Raises
-    `RecordingError`, which names the file and the line."""
+def access_log_lines(lines: BinaryIO, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The requests in an access log that was written as JSON, each with its place (the file `name` and its line); lines
+    of other logs are passed over. Raises `RecordingError`, which names the place."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        place = f"{name}, line {number}"
         try:
             fields = json.loads(line)
         except ValueError:
             hint = (
                 "; it looks like key=value: start the router with --access-log json" if b"event=request" in line else ""
             )
-            raise RecordingError(f"{name}, line {number}: it is not JSON{hint}") from None
+            raise RecordingError(f"{place}: it is not JSON{hint}") from None
         if isinstance(fields, dict) and fields.get("logger") == "router.access" and fields.get("event") == "request":
-            yield fields
+            yield place, fields

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec
 
 from rich.console import Console
@@ -26,8 +27,32 @@ def output() -> Console:
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
 
 
-def drop_output() -> None:
-    """Nobody reads standard output any more (`| head`): Python would complain when it flushes it at the end."""
+class OutputError(RuntimeError):
+    """Standard output takes nothing. The message says why."""
+
+
+class ReaderLeftError(RuntimeError):
+    """Nobody reads standard output any more (`| head`): the command ends, and did what it was asked."""
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Around what writes to standard output, which is flushed at the end. Raises `OutputError`, `ReaderLeftError`."""
+    if sys.stdout is None:  # its file descriptor was closed when the process began
+        raise OutputError("standard output is closed")
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        raise ReaderLeftError from None
+    except OSError as error:
+        _drop_output()
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def _drop_output() -> None:
+    """What is still to be flushed goes nowhere: Python would complain when it flushes it at the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -53,15 +78,19 @@ def exits(*failures: type[Exception]) -> Callable[[Callable[_P, None]], Callable
     A `ValueError` is about the manifest, an option or a file that it names. `failures` have other causes.
     """
 
+    expected: tuple[type[Exception], ...] = (OutputError, *failures)
+
     def command(run: Callable[_P, None]) -> Callable[_P, int]:
         @functools.wraps(run)
         def exit_code(*args: _P.args, **options: _P.kwargs) -> int:
             try:
                 run(*args, **options)
+            except ReaderLeftError:
+                return 0
             except ValueError as error:
                 complain(error)
                 return BAD_INPUT
-            except failures as error:
+            except expected as error:
                 complain(error)
                 return FAILED
             except KeyboardInterrupt:

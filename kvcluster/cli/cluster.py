@@ -181,6 +181,7 @@ def metrics(
     form: Annotated[
         str, typer.Option("--format", metavar="NAME", help="How they are printed: table, json or csv.")
     ] = "table",
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Print the figures that routers have collected: hit rate, latencies, hits against misses, workers, match lengths.
 
@@ -188,7 +189,7 @@ def metrics(
     """
     from kvcluster.commands.metrics import metrics
 
-    raise typer.Exit(metrics(urls or [], workers=workers, interval=interval, form=form))
+    raise typer.Exit(metrics(urls or [], workers=workers, interval=interval, form="json" if json else form))
 
 
 @app.command()

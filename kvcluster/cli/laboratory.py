@@ -29,7 +29,10 @@ def bench(
     ] = 1.0,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the endpoint's first model.")] = None,
     timeout: Timeout = 600,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result of the first run here.")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result of each run as a line of JSON, and all else on stderr.")
+    ] = False,
+    result: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result of the first run here.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for results, tables, pictures and report.html.")
     ] = None,
@@ -37,7 +40,9 @@ def bench(
     """Send a workload to a running OpenAI endpoint, and measure."""
     from kvcluster.commands.measure import bench
 
-    raise typer.Exit(bench(url, load, measured, speed=speed, model=model, timeout=timeout, json=json, out=out))
+    raise typer.Exit(
+        bench(url, load, measured, speed=speed, model=model, timeout=timeout, as_json=json, result=result, out=out)
+    )
 
 
 @app.command()

@@ -155,7 +155,7 @@ def record(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The trace, JSON lines.")],
     urls: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[URL]...", help="Management URLs of the routers, say http://127.0.0.1:9000."),
+        typer.Argument(metavar="[URL]...", help="Management URLs of routers; default: http://127.0.0.1:9000."),
     ] = None,
     access_log: Annotated[
         list[str] | None,

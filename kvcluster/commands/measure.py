@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import uvloop
+from rich.console import Console
 
 from bench.compare import Launch, Target, cluster_play
 from bench.comparison import Folder, file_name
@@ -27,7 +30,7 @@ from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.experiment import experiment_options, origin, workload_spec
 from kvcluster.options import LoadOptions, MeasureOptions
-from kvcluster.terminal import exits, output
+from kvcluster.terminal import exits, output, writing
 
 READY_TIMEOUT = 120.0
 """Most seconds that a cluster may take to become ready."""
@@ -73,22 +76,27 @@ def bench(
     speed: float,
     model: str | None,
     timeout: float,
-    json: Path | None,
+    as_json: bool,
+    result: Path | None,
     out: Path | None,
 ) -> None:
     """Sends a workload to an endpoint, and measures."""
     experiment = experiment_options(workload_spec(load), measured)
     experiment.check()  # what is wrong with it is said before anything is sent
-    console = output()
+    console = Console(stderr=True) if as_json else output()
     play = endpoint_play(url, LiveOptions(speed=speed, model=model, timeout=timeout), console)
     repeated = experiment.repeats > 1
     folder = Folder(console, out, measured.raw, repeated=repeated, several=False)
     outcomes = uvloop.run(conduct(play, ["endpoint"], experiment, folder.keep))
     # The strategy is known from the headers of the answers.
     named = [replace(outcome, contender=outcome.results[0].strategy) for outcome in outcomes]
-    if json is not None:
-        write_json(json, named[0].results[0])
+    if result is not None:
+        write_json(result, named[0].results[0])
     folder.publish(named, origin(load))
+    if as_json:
+        with writing():
+            for each in named[0].results:
+                sys.stdout.write(orjson.dumps(each, option=orjson.OPT_APPEND_NEWLINE).decode())
 
 
 def launcher(manifest: KVCluster, routers: dict[str, RouterCommand], log_dir: Path) -> Launch:

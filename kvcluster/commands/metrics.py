@@ -16,7 +16,7 @@ from kvcluster.figures.figures import Figures, figures
 from kvcluster.figures.render import Period, Report, as_csv, as_json, rendered
 from kvcluster.figures.scrape import Scrape, ScrapeError, scrape
 from kvcluster.options import LOCAL_ROUTER, management_url
-from kvcluster.terminal import drop_output, exits, output
+from kvcluster.terminal import exits, output, writing
 from runtime.http.hosts import PROGRAM_HEADERS
 
 
@@ -70,7 +70,7 @@ def metrics(urls: Sequence[str], *, workers: bool, interval: float | None, form:
     if form not in set(Format):
         raise ValueError(f"--format is one of {', '.join(Format)}, not {form!r}")
     report = asyncio.run(collect(urls or [LOCAL_ROUTER], workers=workers, interval=interval))
-    try:
+    with writing():
         match Format(form):
             case Format.JSON:
                 sys.stdout.write(as_json(report))
@@ -78,9 +78,6 @@ def metrics(urls: Sequence[str], *, workers: bool, interval: float | None, form:
                 sys.stdout.write(as_csv(report))
             case Format.TABLE:
                 _print(report, output())
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop_output()
 
 
 def _print(report: Report, console: Console) -> None:

@@ -23,7 +23,7 @@ from controller.api.load import load_manifest
 from kvcluster.commands.experiment import workload_spec
 from kvcluster.commands.simulate import drawn, shape_of
 from kvcluster.options import LoadOptions
-from kvcluster.terminal import exits, output
+from kvcluster.terminal import exits, output, writing
 
 
 class TargetNotMetError(Exception):
@@ -86,7 +86,8 @@ def plan(
     fields = {**as_json(made), "config": play.config(build_workload(play.workload)), "versions": versions({})}
     write_json(out / "plan.json", fields)
     if as_json_only:
-        sys.stdout.write(orjson.dumps(fields, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        with writing():
+            sys.stdout.write(orjson.dumps(fields, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
     else:
         print_plan(console, made)
     pictures = ""

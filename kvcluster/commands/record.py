@@ -19,7 +19,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench.figures import percent, tokens
 from bench.recording import RecordingError, TraceRecorder, access_log_lines
-from kvcluster.options import management_url
+from kvcluster.options import LOCAL_ROUTER, management_url
 from kvcluster.terminal import exits, output
 from runtime.backoff import Backoff
 from runtime.http.hosts import PROGRAM_HEADERS
@@ -41,17 +41,18 @@ class NotARouterError(Exception):
 @exits(OSError, aiohttp.ClientError, NotARouterError)
 def record(urls: Sequence[str], logs: Sequence[str], out: Path, *, seconds: float | None, limit: int | None) -> None:
     """Records from routers until the time is over, the limit is reached or Ctrl-C, or reads access logs."""
-    if bool(urls) == bool(logs):
-        raise RecordingError("give the management URL of a router, or --access-log FILE")
+    if urls and logs:
+        raise RecordingError("give management URLs of routers or --access-log FILE, not both")
     console = output()
     with TraceRecorder(out) as recorder:
         dropped = 0
-        if urls:
-            dropped = uvloop.run(_live(list(map(management_url, urls)), recorder, console, seconds, limit))
+        if not logs:
+            routers = [management_url(url) for url in urls or (LOCAL_ROUTER,)]
+            dropped = uvloop.run(_live(routers, recorder, console, seconds, limit))
         else:
             with _counter(console, recorder) as show:
-                for number, line in enumerate(_read(logs)):
-                    recorder.add(line)
+                for number, (place, line) in enumerate(_read(logs)):
+                    recorder.add(line, place)
                     if number % 1000 == 0:
                         show()
                     if recorder.written == limit:
@@ -74,7 +75,7 @@ def _report(console: Console, recorder: TraceRecorder, out: Path, dropped: int) 
         console.print(f"lost because events came faster than they were read: {dropped:,}")
 
 
-def _read(names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _read(names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name in names:
         if name == "-":
             yield from access_log_lines(sys.stdin.buffer, "standard input")

@@ -13,7 +13,7 @@ import httpx
 from rich.console import Console
 
 from kvcluster.options import LOCAL_ROUTER, management_url
-from kvcluster.terminal import BAD_INPUT, FAILED, INTERRUPTED, complain, drop_output, output
+from kvcluster.terminal import BAD_INPUT, FAILED, INTERRUPTED, OutputError, ReaderLeftError, complain, output, writing
 from kvcluster.top.following import Link, ReaderState, follow
 from kvcluster.top.render import page
 from kvcluster.top.sources import Source, SourceError, UrlSource, document
@@ -67,13 +67,12 @@ def top(of: Target, *, sort: str, once: bool, as_json: bool) -> int:
     except NoClusterError as error:
         complain(f"{error} (kvcluster up runs a manifest without a cluster)")
         return BAD_INPUT
-    except (SourceError, KubeApiError) as error:
+    except (SourceError, KubeApiError, OutputError) as error:
         complain(error)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        drop_output()
+    except ReaderLeftError:
         return 0
 
 
@@ -95,12 +94,13 @@ async def _top(of: Target, order: Order, *, once: bool, as_json: bool) -> int:
 async def _print_once(source: Source, order: Order, console: Console) -> None:
     now = asyncio.get_running_loop().time()
     found = Link(ReaderState.FOLLOWING, await document(source), now)
-    console.print(page(source.title, found, now, order, console.width), highlight=False)
+    with writing():
+        console.print(page(source.title, found, now, order, console.width), highlight=False)
 
 
 def _write(line: bytes) -> None:
-    sys.stdout.write(line.decode() + "\n")
-    sys.stdout.flush()
+    with writing():
+        sys.stdout.write(line.decode() + "\n")
 
 
 async def print_json(source: Source, *, once: bool, write: Callable[[bytes], object] = _write) -> None:

@@ -66,6 +66,8 @@ async def documents(source: Source) -> AsyncGenerator[Live]:
                     yield known
             except (DocumentError, EventTooLargeError) as error:
                 raise _foreign(source, error) from None
+    if known is None:
+        raise SourceError(f"{source.title} sends no live document: is it the management port of a router?")
 
 
 def _foreign(source: Source, error: Exception) -> SourceError:

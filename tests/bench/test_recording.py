@@ -99,17 +99,38 @@ def test_a_log_without_blocks_is_no_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "why"),
     [
-        pytest.param({"block_hashes": ["a", "b", "c"]}, id="another number of blocks"),
-        pytest.param({"block_hashes": [1]}, id="no digests"),
-        pytest.param({"prompt_tokens": "many"}, id="no length"),
-        pytest.param({"block_size": 0}, id="no block size"),
+        pytest.param({"block_hashes": ["a", "b", "c"]}, "3 block_hashes of 16 tokens", id="another number of blocks"),
+        pytest.param({"block_hashes": [1]}, "block_hashes is no list of digests", id="no digests"),
+        pytest.param({"block_hashes": 7}, "block_hashes is no list of digests", id="no list"),
+        pytest.param({"prompt_tokens": "many"}, "prompt_tokens is 'many'", id="no length"),
+        pytest.param({"block_size": 0}, "block_size is 0", id="no block size"),
+        pytest.param({"at": None}, "at is None, no number", id="no time"),
+        pytest.param({"cached_tokens": "all"}, "cached_tokens is 'all'", id="no count"),
+        pytest.param({"failures": 3}, "failures is no list", id="no failures"),
+        pytest.param({"failures": ["broken"], "attempts": "one"}, "attempts is 'one'", id="no attempts"),
     ],
 )
-def test_a_line_that_no_router_writes_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
-    with TraceRecorder(tmp_path / "t") as recorder, pytest.raises(RecordingError, match="not a request"):
-        recorder.add(line(1.0, ["a"]) | fields)
+def test_a_line_that_no_router_writes_is_refused(tmp_path: Path, fields: dict[str, Any], why: str) -> None:
+    with TraceRecorder(tmp_path / "t") as recorder:
+        with pytest.raises(RecordingError, match=f"^log, line 7: not a request of an access log: {why}"):
+            recorder.add(line(1.0, ["a"]) | fields, "log, line 7")
+        assert not recorder.written
+
+
+@pytest.mark.parametrize("missing", ["at", "status", "output_tokens", "block_size"])
+def test_a_missing_field_is_named_with_file_and_line(tmp_path: Path, missing: str) -> None:
+    wrong = {name: value for name, value in line(1.0, ["a"]).items() if name != missing}
+    file = tmp_path / "log"
+    file.write_bytes(orjson.dumps(line(0.0, ["a"])) + b"\n" + orjson.dumps(wrong) + b"\n")
+    code, said = run("--access-log", str(file), "-o", str(tmp_path / "trace"))
+    if missing == "output_tokens":  # an engine may state none
+        assert (code, "its answer states no length: 1" in said) == (0, True)
+    else:
+        assert code == 2
+        message = f"error: {file}, line 2: not a request of an access log: it has no field {missing}"
+        assert message in said.replace("\n", "")
 
 
 def test_lines_of_other_logs_are_passed_over_and_others_named() -> None:
@@ -170,7 +191,6 @@ def test_access_logs_become_a_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        pytest.param((), 2, id="no source"),
         pytest.param(("http://127.0.0.1:1", "--access-log", "x"), 2, id="two sources"),
         pytest.param(("--access-log", "/nonexistent"), 1, id="no such file"),
         pytest.param(("http://127.0.0.1:1",), 1, id="no router"),

@@ -67,6 +67,15 @@ def test_each_document_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: it\\x1b[2J broke off; connecting again\n"
 
 
+def test_what_sends_no_document_is_no_router() -> None:
+    async def main(loop: CountingLoop) -> None:
+        for pieces in ([], [b"<html>not a router</html>"]):
+            with pytest.raises(SourceError, match="sends no live document: is it the management port of a router"):
+                await print_json(ScriptedSource([pieces]), once=False)
+
+    run(main)
+
+
 def test_once_is_one_line() -> None:
     found: list[bytes] = []
 
