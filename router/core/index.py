@@ -1,8 +1,8 @@
 """Which workers hold which blocks.
 
-Shape: `masks` maps a block key to a bitmask of worker slots, and each slot has a dictionary of key -> number of
-physical blocks (`counts`). Because a key names a whole prefix (`kvcache.keys`), the map is the trie: no node has
-children, and the depth of a match is found by probing depths, not by walking.
+Shape: `masks` maps a block key to a bitmask of worker slots, and each slot has the set of its keys (`layer.Layer`).
+Because a key names a whole prefix (`kvcache.keys`), the map is the trie: no node has children, and the depth of a match
+is found by probing depths, not by walking.
 
 There is one such layer for each tier and group of blocks (`kvcache.feed.Tier`), and one for blocks that are assumed.
 Layers other than that of group 0 on the GPU exist from the first block on that a worker holds there.
@@ -134,8 +134,8 @@ class PrefixIndex:
         """
         layer = self._layer(tier, group)
         missing = layer.discard(slot, keys)
-        if tier is Tier.GPU and (assumed := self._assumed.counts[slot]):
-            held = layer.counts[slot]
+        if tier is Tier.GPU and not (assumed := self._assumed.held[slot]).isdisjoint(keys):
+            held = layer.held[slot]
             self._assumed.forget(slot, [key for key in keys if key in assumed and key not in held])
         return missing
 
@@ -165,7 +165,7 @@ class PrefixIndex:
 
     def held(self, slot: int, tier: Tier = Tier.GPU, group: int = 0) -> Counter[BlockKey]:
         """A copy of the multiset of keys that this slot holds."""
-        return Counter(self._layer(tier, group).counts[slot])
+        return self._layer(tier, group).counts(slot)
 
     @property
     def has_slower_tiers(self) -> bool:
@@ -224,7 +224,7 @@ class PrefixIndex:
                 self._search(found, keys, slots & among, limit // stride, stride)
         if self._grouped & among:
             for slot in bits(self._grouped & among):
-                depth = self._served(keys, slot, limit, assumed=self._assumed.counts[slot])
+                depth = self._served(keys, slot, limit, assumed=self._assumed.held[slot])
                 if depth:
                     found.append(Run(1 << slot, depth))
         return found
@@ -236,12 +236,12 @@ class PrefixIndex:
     def _served(self, keys: PrefixKeys, slot: int, limit: int, assumed: Container[BlockKey]) -> int:
         """How many leading blocks a slot with several groups can serve, up to `limit`."""
         groups = self._groups[slot]
-        counts = [self._layer(Tier.GPU, group).counts[slot] for group in range(len(groups))]
+        stated = [self._layer(Tier.GPU, group).held[slot] for group in range(len(groups))]
         if assumed:
             return longest_served(
-                keys, limit, self._strides[slot], groups, [partial(_in_either, held, assumed) for held in counts]
+                keys, limit, self._strides[slot], groups, [partial(_in_either, held, assumed) for held in stated]
             )
-        return longest_served(keys, limit, self._strides[slot], groups, [held.__contains__ for held in counts])
+        return longest_served(keys, limit, self._strides[slot], groups, [held.__contains__ for held in stated])
 
     def _search(self, found: list[Run], keys: PrefixKeys, among: int, limit: int, stride: int) -> None:
         """Append the runs of the slots `among`, whose stride this is, to `found`. `limit` is in their own blocks.
@@ -322,11 +322,11 @@ class PrefixIndex:
         """How many leading blocks of the prompt, up to `limit`, the worker itself states that it holds."""
         if slot in self._groups:
             return self._served(keys, slot, limit, assumed=())
-        counts, stride = self._stored.counts[slot], self._strides[slot]
+        held, stride = self._stored.held[slot], self._strides[slot]
         low, high = 0, limit // stride + 1
         probe = high - 1  # the usual answer is all of it
         while high - low > 1:
-            if keys.key(probe * stride) in counts:
+            if keys.key(probe * stride) in held:
                 low = probe
             else:
                 high = probe
