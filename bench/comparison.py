@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from rich.text import Text
 
 from bench.estimates import Estimate
 from bench.experiment import Found, Outcome, Run
-from bench.figures import BY_NAME, FIGURES, percent, seconds
+from bench.figures import BY_NAME, FIGURES
 from bench.html import write_report
-from bench.plot import plot_comparison
+from bench.numbers import percent, seconds
+from bench.plot import drawn, plot_comparison
 from bench.record import Record, write_records
 from bench.report import cells, columns, highest_rate, print_comparison, print_result, ranked, why
 from bench.result import write_json
@@ -172,29 +174,15 @@ class Folder:
         write_runs(self.out / RUNS_FILE, outcomes)
         (self.out / TABLE_FILE).write_text(markdown(outcomes, comparison), encoding="utf-8")
         files = [SUMMARY_FILE, RUNS_FILE, TABLE_FILE]
-        drawn = self._drawn(outcomes, comparison)
-        files += [PLOT_FILE, VECTOR_FILE] if drawn else []
+        pictures = [PLOT_FILE, VECTOR_FILE]
+        paths = [self.out / name for name in pictures]
+        draw = partial(plot_comparison, paths, outcomes, comparison.title, comparison.ceiling_hit_rate)
+        files += pictures if drawn(draw, self.console) else []
         write_report(self.out / REPORT_FILE, outcomes, comparison)
         self.console.print(
             Text(f"written to {self.out}: results_*.json, {', '.join(files)}; to read: {self.out / REPORT_FILE}")
         )
-        if not drawn:
-            self.console.print("no picture: matplotlib is not installed (pip install 'kvcluster[plot]')", markup=False)
         return comparison
-
-    def _drawn(self, outcomes: Sequence[Outcome], comparison: Comparison) -> bool:
-        """Draw the pictures, if the extra `plot` is installed. Returns whether it is."""
-        if self.out is None:
-            return False
-        try:
-            plot_comparison(
-                [self.out / PLOT_FILE, self.out / VECTOR_FILE], outcomes, comparison.title, comparison.ceiling_hit_rate
-            )
-        except ModuleNotFoundError as missing:
-            if missing.name != "matplotlib":
-                raise
-            return False
-        return True
 
 
 def write_runs(file: Path, outcomes: Sequence[Outcome]) -> None:

@@ -6,49 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.estimates import Estimate
+from bench.numbers import count, milliseconds, percent, rate, ratio, seconds, tokens
 from bench.result import Result, Summary
-
-
-def seconds(value: float | None) -> str:
-    """A time, in the unit that suits its size."""
-    if value is None:
-        return "-"
-    return f"{value * 1e3:.0f} ms" if value < 1 else f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
-
-
-def milliseconds(value: float | None) -> str:
-    """A time between two tokens."""
-    return "-" if value is None else f"{value * 1e3:.1f} ms"
-
-
-def ratio(value: float | None) -> str:
-    """Largest over mean, or a dash."""
-    return "-" if value is None else f"{value:.2f}"
-
-
-def percent(value: float | None) -> str:
-    """A share, or a dash."""
-    return "-" if value is None else f"{value:.1%}"
-
-
-def tokens(value: float | None) -> str:
-    """A number of tokens, rounded to about three digits."""
-    if value is None:
-        return "-"
-    if abs(value) < 10_000:
-        return f"{value:,.0f}"
-    return f"{value / 1e3:,.0f} k" if abs(value) < 1e6 else f"{value / 1e6:,.2f} M"
-
-
-def count(value: float | None) -> str:
-    """A number of requests."""
-    return "-" if value is None else f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
-
-
-def rate(value: float | None) -> str:
-    """Requests a second."""
-    return "-" if value is None else f"{value:,.2f}/s"
-
 
 _UNITS = ((" ms", 1e3), ("%", 1e2), (" s", 1.0), ("/s", 1.0), (" k", 1e-3), (" M", 1e-6))
 """What figures are shown in, and by how much they are multiplied for it."""

@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 from bench.estimates import Estimate
 from bench.experiment import Outcome
-from bench.figures import BY_NAME, FIGURES, Figure, count, percent, rate, ratio, tokens
+from bench.figures import BY_NAME, FIGURES, Figure
+from bench.numbers import count, percent, rate, ratio, tokens
 from bench.plot import inline_panels
 from bench.report import highest_rate, ranked
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rich.console import Console
+
 from bench.experiment import Outcome
-from bench.figures import percent, seconds, tokens
+from bench.numbers import percent, seconds, tokens
 
 COLOURS: Mapping[str, str] = {
     "cache_aware": "#0072b2",
@@ -281,3 +283,15 @@ def inline_panels(outcomes: Sequence[Outcome], ceiling: float | None = None) -> 
             svg = svg.replace(colour, variable)
         drawn[name] = svg[svg.index("<svg") :].replace(PAPER, "var(--paper)")
     return drawn
+
+
+def drawn(draw: Callable[[], None], console: Console) -> bool:
+    """Draw a picture, if the extra `plot` is installed. Returns whether it is."""
+    try:
+        draw()
+    except ModuleNotFoundError as missing:
+        if missing.name != "matplotlib":
+            raise
+        console.print("no picture: matplotlib is not installed (pip install 'kvcluster[plot]')", markup=False)
+        return False
+    return True

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from bench.figures import percent, seconds
+from bench.numbers import percent, seconds
 from bench.prompts import Prompt
 from bench.record import Record
 from bench.result import Summary, quantile, summary

@@ -9,7 +9,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from bench.experiment import Outcome
-from bench.figures import BY_NAME, count, milliseconds, percent, rate, ratio, seconds, tokens
+from bench.figures import BY_NAME
+from bench.numbers import count, milliseconds, percent, rate, ratio, seconds, tokens
 from bench.result import Result, Summary
 
 TOLERATED_ERRORS = 0.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.figures import milliseconds, percent, seconds
+from bench.numbers import milliseconds, percent, seconds
 from bench.planning.limits import Floor, Limit, floor_of
 from bench.planning.search import smallest
 from bench.planning.trial import Target, Trial, trial_of

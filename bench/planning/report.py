@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from bench.curves import Curve, Panel, plot_curves
-from bench.figures import milliseconds, percent, seconds
+from bench.numbers import milliseconds, percent, seconds
 from bench.planning.limits import Limit
 from bench.planning.plan import Plan, ProfilePlan
 from bench.planning.trial import Trial

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.figures import milliseconds, seconds
+from bench.numbers import milliseconds, seconds
 from bench.record import Record
 from bench.report import TOLERATED_ERRORS
 from bench.result import summary

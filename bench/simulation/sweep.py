@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from bench.curves import Curve, Panel, plot_curves
-from bench.figures import milliseconds, percent, ratio, seconds
+from bench.numbers import milliseconds, percent, ratio, seconds
 from bench.result import Result, write_json
 from bench.simulation.cluster import ClusterShape, kind_of_profile
 from bench.simulation.play import Play, result_of

@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-MOST = 10_000_000
+LARGEST = 10_000_000
 """Above any length in tokens, and any time in seconds, that makes sense."""
-Amount = Annotated[float, Field(ge=0, le=MOST)]
-Positive = Annotated[float, Field(gt=0, le=MOST)]
+Amount = Annotated[float, Field(ge=0, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
 class Strict(BaseModel):
@@ -25,7 +25,7 @@ class _Bounded(Strict):
     """Values below `min` and above `max` become these."""
 
     min: Amount = 0
-    max: Amount = MOST
+    max: Amount = LARGEST
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

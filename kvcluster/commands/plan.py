@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -12,6 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from bench.planning.plan import Planner, make_plan
 from bench.planning.report import as_json, plot_plan, print_plan
 from bench.planning.trial import Target
+from bench.plot import drawn
 from bench.result import versions, write_json
 from bench.simulation import Delays, Scenario
 from bench.simulation.play import Play
@@ -21,7 +23,7 @@ from bench.slo import parse_duration
 from bench.workloads import build_workload
 from controller.api.load import load_manifest
 from kvcluster.commands.experiment import workload_spec
-from kvcluster.commands.simulate import drawn, shape_of
+from kvcluster.commands.simulate import shape_of
 from kvcluster.options import LoadOptions
 from kvcluster.terminal import exits, output, writing
 
@@ -93,7 +95,7 @@ def plan(
     pictures = ""
     if any(each.trials for each in made.profiles):
         for name in ("plan.png", "plan.svg"):
-            if drawn(lambda name=name: plot_plan(out / name, made), console):  # type: ignore[misc]
+            if drawn(partial(plot_plan, out / name, made), console):
                 pictures += f", {name}"
     if not as_json_only:
         console.print(f"written to {out}: plan.json{pictures}")

@@ -9,7 +9,7 @@ import typer
 import yaml
 from pydantic.alias_generators import to_camel
 
-from bench.figures import percent
+from bench.numbers import percent
 from bench.profile_fit import Agreement, agreement, fit_latency
 from bench.record import read_records
 from kvcache.profiles import LATENCY_TIMES, format_latency, profile

@@ -17,7 +17,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench.figures import percent, tokens
+from bench.numbers import percent, tokens
 from bench.recording import RecordingError, TraceRecorder, access_log_lines
 from kvcluster.options import LOCAL_ROUTER, management_url
 from kvcluster.terminal import exits, output

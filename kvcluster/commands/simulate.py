@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench.plot import drawn
 from bench.predict import agreement, overhead, print_agreement, print_overhead, replay
 from bench.record import read_records
 from bench.simulation import ClusterShape, Delays, Scenario, read_scenario
@@ -114,18 +115,6 @@ def simulate(
     title = f"{workload.name}: {points[0].result.requests:,} requests (simulated)"
     picture = drawn(lambda: plot_sweep(out / "sweep.png", points, title), console)
     console.print(f"written to {out}: sweep.json, sweep.csv{', sweep.png' if picture else ''}")
-
-
-def drawn(draw: Callable[[], None], console: Console) -> bool:
-    """Draw a picture, if the extra `plot` is installed. Returns whether it is."""
-    try:
-        draw()
-    except ModuleNotFoundError as missing:
-        if missing.name != "matplotlib":
-            raise
-        console.print("no picture: matplotlib is not installed (pip install 'kvcluster[plot]')", markup=False)
-        return False
-    return True
 
 
 @exits(OSError)

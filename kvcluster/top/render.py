@@ -9,9 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bench.numbers import count, percent, ratio
 from kvcluster.terminal import plain
 from kvcluster.top.following import Link, ReaderState
-from kvcluster.top.words import BAD, DIM, GOOD, WARN, number, percent, rate, ratio, seconds, sparkline
+from kvcluster.top.words import BAD, DIM, GOOD, WARN, rate, seconds, sparkline
 from kvcluster.top.workers import COLUMNS, NAMES, Column, Order
 from router.live.document import DecisionLive, History, Live, RouterLive, RouterPhase, WorkerLive
 
@@ -48,8 +49,8 @@ def head(document: Live, width: int) -> RenderableType:
     """Totals, routers and history."""
     totals = document.totals
     facts = [
-        ("requests", number(totals.requests)),
-        ("errors", number(totals.errors)),
+        ("requests", count(totals.requests)),
+        ("errors", count(totals.errors)),
         ("hit rate", percent(totals.hit_rate)),
         ("prefill saved", seconds(totals.prefill_seconds_saved)),
         ("GPUs saved", rate(totals.gpus_saved)),
@@ -186,7 +187,7 @@ def details(worker: WorkerLive) -> RenderableType:
         "URL": plain(worker.url),
         "state": f"{worker.state}, {'gets requests' if worker.ready else 'gets no requests'}",
         "problem": plain(worker.problem or "none"),
-        "engine": f"{number(worker.running)} running, {number(worker.waiting)} waiting",
+        "engine": f"{count(worker.running)} running, {count(worker.waiting)} waiting",
         "cache": f"{percent(worker.cache_fill)} filled; the view has {worker.blocks:,} of {worker.capacity:,} blocks",
         "view": f"{worker.trust}, confirmed {seconds(worker.view_age_seconds)} ago",
         "hit rate": f"{percent(worker.hit_rate)}; reuse score {worker.reuse_score:,.0f}",

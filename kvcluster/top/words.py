@@ -9,21 +9,6 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 _PARTS = " ▏▎▍▌▋▊▉"
 
 
-def number(value: float | None) -> str:
-    """With separators; `-` without a value."""
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def percent(share: float | None) -> str:
-    """`81.8%`."""
-    return "-" if share is None else f"{share:.1%}"
-
-
-def ratio(value: float | None) -> str:
-    """`1.24`."""
-    return "-" if value is None else f"{value:.2f}"
-
-
 def rate(value: float | None) -> str:
     """`12.5`."""
     return "-" if value is None else f"{value:,.1f}"

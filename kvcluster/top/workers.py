@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from rich.text import Text
 
+from bench.numbers import count, percent
 from kvcluster.terminal import plain
-from kvcluster.top.words import BAD, DIM, GOOD, WARN, bar, number, percent, seconds
+from kvcluster.top.words import BAD, DIM, GOOD, WARN, bar, seconds
 from router.core.view import Trust
 from router.core.worker_state import WorkerPhase
 from router.live.document import WorkerLive
@@ -68,15 +69,15 @@ def _plain(show: Callable[[WorkerLive], str]) -> Callable[[WorkerLive], Text]:
 COLUMNS: Sequence[Column] = (
     Column("worker", _name, _plain(lambda w: plain(w.worker_id)), 0, right=False, descending=False),
     Column("state", lambda w: w.state, _state, 1, right=False, descending=False),
-    Column("running", lambda w: w.running, _plain(lambda w: number(w.running)), 2),
-    Column("waiting", lambda w: w.waiting, _plain(lambda w: number(w.waiting)), 3),
+    Column("running", lambda w: w.running, _plain(lambda w: count(w.running)), 2),
+    Column("waiting", lambda w: w.waiting, _plain(lambda w: count(w.waiting)), 3),
     Column("cache", lambda w: w.cache_fill, _fill, 5),
     Column("hit rate", lambda w: w.hit_rate, _plain(lambda w: percent(w.hit_rate)), 4),
-    Column("reuse", lambda w: w.reuse_score, _plain(lambda w: number(round(w.reuse_score))), 9),
+    Column("reuse", lambda w: w.reuse_score, _plain(lambda w: count(round(w.reuse_score))), 9),
     Column("view age", lambda w: w.view_age_seconds, _age, 7),
     Column("trust", lambda w: w.trust, lambda w: Text(w.trust, style=_TRUSTS.get(w.trust, BAD)), 8, right=False),
-    Column("in flight", lambda w: w.in_flight, _plain(lambda w: number(w.in_flight)), 10),
-    Column("requests", lambda w: w.requests, _plain(lambda w: number(w.requests)), 11),
+    Column("in flight", lambda w: w.in_flight, _plain(lambda w: count(w.in_flight)), 10),
+    Column("requests", lambda w: w.requests, _plain(lambda w: count(w.requests)), 11),
     Column(
         "problem", lambda w: w.problem, lambda w: Text(plain(w.problem or ""), style=WARN), 6,
         right=False, descending=False,

@@ -210,7 +210,7 @@ async def live_feed(path: str) -> Any:
 
     async def readany() -> bytes:
         await asyncio.sleep(1.0)
-        return b": still here\n\n"
+        return b": keep-alive\n\n"
 
     answer.content.readany = readany
     return answer

@@ -56,7 +56,7 @@ def followed(source: ScriptedSource, count: int, chance: float = 1.0) -> list[tu
 
 
 def test_a_document_is_kept_up_to_date() -> None:
-    pieces = whole(FIRST) + b": still here\n\n" + change(FIRST, SECOND) + b"event: other\ndata: x\n\n"
+    pieces = whole(FIRST) + b": keep-alive\n\n" + change(FIRST, SECOND) + b"event: other\ndata: x\n\n"
     cut = [pieces[at : at + 1000] for at in range(0, len(pieces), 1000)]
     links = [link for _, link in followed(ScriptedSource([cut]), 3)]
     assert [link.state for link in links] == [ReaderState.CONNECTING, ReaderState.FOLLOWING, ReaderState.FOLLOWING]
