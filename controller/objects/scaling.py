@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.api.model import Autoscaling, Scaler
+from controller.api.autoscaling import Autoscaling, Scaler
 from controller.objects.names import Cluster, Component, Object
 
 WAITING = "vllm:num_requests_waiting"
