@@ -19,6 +19,7 @@ import hashlib
 import struct
 import sys
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -112,7 +113,7 @@ class PrefixHasher:
             self._digest = _absorb(self._digest, packed_block, images)
         else:
             self._digest.update(packed_block)
-        return self._digest.copy().digest()[:KEY_BYTES]
+        return self._digest.digest()[:KEY_BYTES]
 
 
 PrefixState: TypeAlias = "hashlib._Hash"
@@ -190,7 +191,7 @@ class PrefixKeys:
         state.update(self._packed[below * self._block_bytes : depth * self._block_bytes])
         self._states[depth] = state
         self._depths.append(depth)
-        key = self._keys[depth] = state.copy().digest()[:KEY_BYTES]
+        key = self._keys[depth] = state.digest()[:KEY_BYTES]
         return key
 
     def compute(self, checkpoint: Callable[[], None] = lambda: None) -> None:
@@ -198,12 +199,38 @@ class PrefixKeys:
         if self._computed is not None:
             return
         keys: list[BlockKey] = []
-        state, size, packed = self._states[0].copy(), self._block_bytes, self._packed
-        for (block,) in struct.iter_unpack(f"{size}s", packed[: self.depth * size]):
-            state.update(block)
-            keys.append(state.copy().digest()[:KEY_BYTES])
-            if len(keys) % 1024 == 0:
+        state, size = self._states[0].copy(), self._block_bytes
+        update, digest, append = state.update, state.digest, keys.append
+        for number, (block,) in enumerate(struct.iter_unpack(f"{size}s", self._packed[: self.depth * size]), 1):
+            update(block)
+            append(digest()[:KEY_BYTES])
+            if number % 1024 == 0:
                 checkpoint()
+        self._states[self.depth] = state
+        self._computed = keys
+
+    def compute_with(self, known: KnownKeys) -> None:
+        """The same as `compute`, but keys that are `known` from earlier prompts are not computed again."""
+        if self._computed is not None:
+            return
+        keys: list[BlockKey] = []
+        state, size, packed = self._states[0], self._block_bytes, self._packed
+        length, end = RUN * size, self.depth * size
+        at = 0
+        while at + length <= end:
+            after = state.copy()
+            after.update(packed[at : at + length])
+            last = after.digest()[:KEY_BYTES]
+            run = known.run(last)
+            if run is None:
+                run = _keys_after(state.copy(), packed[at : at + length], size)
+                known.add(last, run)
+            keys += run
+            state, at = after, at + length
+        if at < end:
+            after = state.copy()
+            keys += _keys_after(after, packed[at:end], size)
+            state = after
         self._states[self.depth] = state
         self._computed = keys
 
@@ -235,7 +262,49 @@ class PrefixKeys:
         size, packed = self._block_bytes * stride, self._packed
         for at in range(above * self._block_bytes + size, end * self._block_bytes + 1, size):
             state.update(packed[at - size : at])
-            yield state.copy().digest()[:KEY_BYTES]
+            yield state.digest()[:KEY_BYTES]
+
+
+RUN = 32
+"""Blocks that are known together."""
+
+
+class KnownKeys:
+    """Keys of prompts, for one who computes those of many that begin alike: in runs of `RUN` blocks, found by the key
+    of a run's last block, which names all that is in it and before it. The runs used least recently are dropped.
+
+    Equal blocks then have the same key object, which dictionaries find faster and which takes memory once.
+    """
+
+    __slots__ = ("_limit", "_runs")
+
+    def __init__(self, runs: int = 16_384) -> None:
+        """`runs`: the most to keep, of which each takes 2 KB."""
+        self._runs: OrderedDict[BlockKey, list[BlockKey]] = OrderedDict()
+        self._limit = runs
+
+    def run(self, last: BlockKey) -> list[BlockKey] | None:
+        """The run that ends with this key; it must not be changed."""
+        found = self._runs.get(last)
+        if found is not None:
+            self._runs.move_to_end(last)
+        return found
+
+    def add(self, last: BlockKey, run: list[BlockKey]) -> None:
+        """Keep a run."""
+        self._runs[last] = run
+        if len(self._runs) > self._limit:
+            self._runs.popitem(last=False)
+
+
+def _keys_after(state: hashlib._Hash, packed: memoryview, size: int) -> list[BlockKey]:
+    """The keys of blocks of `size` bytes that follow a prefix, whose hash becomes that of the last of them."""
+    update, digest = state.update, state.digest
+    keys: list[BlockKey] = []
+    for (block,) in struct.iter_unpack(f"{size}s", packed):
+        update(block)
+        keys.append(digest()[:KEY_BYTES])
+    return keys
 
 
 def _keys_with_images(

@@ -26,7 +26,7 @@ from bench.simulation.scenario import (
     Slow,
 )
 from bench.simulation.worker import FINGERPRINT, KEEPALIVE_INTERVAL, ProcessState, SimulatedWorker
-from kvcache.keys import KEY_SCHEME, PrefixKeys, pack_tokens
+from kvcache.keys import KEY_SCHEME, KnownKeys, PrefixKeys, pack_tokens
 from router.core.decision import RouteRequest, Unread
 from router.core.fleet import Fleet, FleetConfig
 
@@ -62,6 +62,7 @@ class Simulation:
         self._next: Callable[[float], None] | None = None
         """Sends the next request of a closed loop when one is answered; None: the loop is open."""
         self._clock = VirtualClock()
+        self._known = KnownKeys()
         self.workers: list[SimulatedWorker] = []
         """All that ever were, one for each rank."""
         self._by_url: dict[str, SimulatedWorker] = {}
@@ -168,7 +169,7 @@ class Simulation:
         if len(prompt.tokens) > self._shape.max_model_len:
             return RouteRequest(None, None, streaming, output_tokens=output_tokens, unread=Unread.TOO_LONG)
         keys = PrefixKeys(pack_tokens(prompt.tokens), self._shape.engine.block_size, prompt.scope)
-        keys.compute()  # once: the engine needs all of them
+        keys.compute_with(self._known)  # once: the engine needs all of them
         return RouteRequest(keys, len(prompt.tokens), streaming, output_tokens=output_tokens)
 
     def _deal(self, index: int) -> SimulatedRouter | None:

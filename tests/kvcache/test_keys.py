@@ -10,14 +10,16 @@ import hashlib
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcache.keys import (
     BYTES_PER_TOKEN,
     DEFAULT_SCOPE,
     KEY_BYTES,
+    RUN,
     CacheScope,
+    KnownKeys,
     PrefixHasher,
     PrefixKeys,
     TokenIdError,
@@ -63,6 +65,23 @@ def test_probing_in_any_order_gives_the_same_keys(
     assert keys.all(above, stride) == wanted[above + stride - 1 :: stride]
     keys.compute(lambda: None)
     assert keys.all(above, stride) == wanted[above + stride - 1 :: stride]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 3 * RUN), st.integers(0, 2 * RUN), scopes), max_size=4), st.integers(1, 3))
+def test_keys_known_from_other_prompts_are_those_of_the_definition(
+    prompts: list[tuple[int, int, CacheScope]], block_size: int
+) -> None:
+    known = KnownKeys(runs=3)
+    for shared, own, scope in prompts:
+        tokens = [7] * shared * block_size + list(range(own * block_size + 1))
+        keys = PrefixKeys(pack_tokens(tokens), block_size, scope)
+        keys.compute_with(known)
+        wanted = defined_keys(tokens, block_size, scope)
+        assert keys.all() == wanted
+        more = pack_tokens([9] * block_size)
+        following = [*tokens[: keys.depth * block_size], *[9] * block_size]
+        assert keys.hasher().extend(more) == defined_keys(following, block_size, scope)[-1]
 
 
 @given(token_ids, block_sizes, st.integers(1, 5), scopes)
