@@ -88,6 +88,22 @@ class StoredResponse(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request, and how urgent it is: what flow control orders waiting requests by."""
+
+    tenant: str = ""
+    """Among the tenants of one priority capacity is divided fairly; empty: the one of all requests that state none."""
+    priority: int = 0
+    """The larger goes first; negative: the first to be turned away."""
+    objective: str = ""
+    """Name of the `InferenceObjective` that gives the priority; empty: none was named."""
+
+
+ANYONE = Caller()
+"""Who sends a request that says nothing about it."""
+
+
+@dataclass(frozen=True, slots=True)
 class RouteRequest:
     """What the router knows of a request when it decides.
 
@@ -117,6 +133,8 @@ class RouteRequest:
     """Data-parallel rank that the client asks for; None: any."""
     output_hint: int | None = None
     """Tokens that the client expects of the answer, if it says so."""
+    caller: Caller = ANYONE
+    """Who sends it."""
 
 
 class Candidate(NamedTuple):

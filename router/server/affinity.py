@@ -1,14 +1,15 @@
-"""What a request states besides its prompt about where it should go: the session it belongs to, the stored response it
-is about, how long its answer will be."""
+"""What a request states besides its prompt about where and when it should go: the session it belongs to, the stored
+response it is about, how long its answer will be, who sends it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
-from router.core.decision import RouteRequest, StoredResponse
+from router.core.decision import Caller, RouteRequest, StoredResponse
 from router.core.sessions import Session, session_of
 from router.core.stored_responses import stored_response
 from runtime.http.context import Headers
@@ -17,6 +18,15 @@ RESPONSES = "/v1/responses"
 _SESSION_HEADERS = frozenset({b"x-session-id", b"x-dynamo-session-id"})
 """vLLM 0.32 reads the first; the second is NVIDIA Dynamo's."""
 _OUTPUT_TOKENS = b"x-kvcluster-output-tokens"
+_TENANT = frozenset({b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id"})
+_OBJECTIVE = frozenset({b"x-llm-d-inference-objective", b"x-gateway-inference-objective"})
+"""The names of llm-d and, second, those of the Gateway API Inference Extension, from which it took them over."""
+_PRIORITY_HEADER = b"x-priority"
+_READ = _SESSION_HEADERS | _TENANT | _OBJECTIVE | {_OUTPUT_TOKENS, _PRIORITY_HEADER}
+_PRIORITY = re.compile(rb"-?[0-9]{1,9}")
+MAX_NAME = 253
+"""Characters of a tenant or an objective; what is longer is cut there."""
+NO_PRIORITIES: Mapping[str, int] = MappingProxyType({})
 _HINTS = ("prompt_cache_key", "user")
 _EMPTY = re.compile(rb"\s*\}")
 _PREVIOUS = re.compile(rb'"previous_response_id"\s*:\s*("[^"\\]{1,256}")')
@@ -49,17 +59,39 @@ def affine_ends(route: RouteRequest, path: str, ends: bytes) -> RouteRequest:
     return replace(route, stored=stored_response(previous[1][1:-1].decode("latin-1")), unread=None, stores=True)
 
 
-def with_headers(route: RouteRequest, headers: Headers) -> RouteRequest:
-    """The request with the session and the length of its answer that its headers state, if they do: they are stronger
-    than its body."""
+def with_headers(route: RouteRequest, headers: Headers, priorities: Mapping[str, int] = NO_PRIORITIES) -> RouteRequest:
+    """The request with what its headers state: its session and the length of its answer, which are stronger than those
+    of its body, and its caller. `priorities`: those of the objectives that it may name.
+
+    A priority that is no number of at most 9 digits is 0. A stated `x-priority` is stronger than an objective's.
+    """
     stated = False
+    tenant, objective, priority = b"", b"", b""
     for name, value in headers:
-        if name in _SESSION_HEADERS and value and not stated:
-            stated = True
-            route = replace(route, session=session_of("session", value.decode("latin-1"), route.model))
-        elif name == _OUTPUT_TOKENS and value.isdigit() and (tokens := int(value[:9])):
-            route = replace(route, output_hint=tokens)
+        if name not in _READ or not value:
+            continue
+        if name in _SESSION_HEADERS:
+            if not stated:
+                stated = True
+                route = replace(route, session=session_of("session", value.decode("latin-1"), route.model))
+        elif name == _OUTPUT_TOKENS:
+            if value.isdigit() and (tokens := int(value[:9])):
+                route = replace(route, output_hint=tokens)
+        elif name in _TENANT:
+            tenant = tenant or value
+        elif name in _OBJECTIVE:
+            objective = objective or value
+        else:
+            priority = priority or value
+    if tenant or objective or priority:
+        return replace(route, caller=_caller(tenant, objective, priority, priorities))
     return route
+
+
+def _caller(tenant: bytes, objective: bytes, priority: bytes, priorities: Mapping[str, int]) -> Caller:
+    named = objective[:MAX_NAME].decode("latin-1")
+    level = int(priority) if _PRIORITY.fullmatch(priority) else priorities.get(named, 0)
+    return Caller(tenant[:MAX_NAME].decode("latin-1"), level, named)
 
 
 def _output_hint(fields: Mapping[str, Any]) -> int | None:
