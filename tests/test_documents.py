@@ -28,8 +28,8 @@ from controller.metrics import ClusterCollector
 from controller.metrics import Metrics as ControllerMetrics
 from controller.reconcile.inventory import Inventory
 from kvcache.tokens.tokenizer import load_tokenizer
+from router.assembly import Router
 from router.discovery.sources import StaticDiscovery
-from router.main import Router
 from router.metrics import DiscoveryCollector, FleetCollector
 from router.server.paths import RESOURCES
 from router.settings import Settings as RouterSettings

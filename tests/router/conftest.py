@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
+from router.assembly import MANAGEMENT_LIMITS, Router, http_limits
 from router.discovery.sources import Discovery, StaticDiscovery
-from router.main import MANAGEMENT_LIMITS, Router, http_limits
 from router.server.tracing import Tracing
 from router.settings import Settings
 from runtime.http.server import HttpServer

@@ -22,10 +22,10 @@ import pytest
 from kvcache.chat.request import ChatOptions
 from kvcache.keys import block_keys
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from router.assembly import Router
 from router.core.catalogue import OWN_TOKENIZER, Catalogue, Served
 from router.core.decision import RouteRequest, Unread
 from router.discovery.sources import StaticDiscovery
-from router.main import Router
 from router.server.prompts import (
     BYTES_PER_TOKEN,
     CHAT,

@@ -362,7 +362,7 @@ async def test_the_service_is_called_as_the_environment_says(traced: Traced) -> 
 async def test_a_collector_that_does_not_answer_delays_no_request_and_no_end(
     start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.main.TRACING_CLOSE", 0.1)
+    monkeypatch.setattr("router.assembly.TRACING_CLOSE", 0.1)
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")

@@ -22,8 +22,8 @@ from kvcluster.explain.gather import NotFoundError
 from kvcluster.top.following import BACKOFF, Link, ReaderState, follow
 from kvcluster.top.pods import in_cluster
 from kvcluster.top.sources import SourceError, UrlSource, document, documents
+from router.assembly import MANAGEMENT_LIMITS, Router
 from router.discovery.sources import StaticDiscovery
-from router.main import MANAGEMENT_LIMITS, Router
 from router.settings import Settings
 from runtime.http.server import HttpServer
 from runtime.sockets import listen

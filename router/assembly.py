@@ -1,0 +1,350 @@
+"""The parts of one router process, made from its settings and wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import io
+import os
+import random
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import aiohttp
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from kvcache.keys import KEY_SCHEME
+from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
+from router.core.config import FleetConfig
+from router.core.decision import RecentDecisions
+from router.core.fleet import Fleet
+from router.core.outliers import OutlierPolicy
+from router.core.retries import Refusals, RetryBudget, RetryPolicy
+from router.discovery.merged import MergedDiscovery
+from router.discovery.sources import Discovery, FileDiscovery, StaticDiscovery
+from router.live.endpoints import LiveEndpoints
+from router.live.gather import BOUNDS, Gatherer
+from router.live.peers import PeerReports, RouterList, StaticRouters
+from router.metrics import DiscoveryCollector, FleetCollector, Metrics
+from router.server.access_log import AccessLog, Digests
+from router.server.cors import Cors
+from router.server.dataplane import DataPlane
+from router.server.management import Management
+from router.server.models import Models
+from router.server.prompts import PromptReader
+from router.server.proxy import Proxy
+from router.server.recorder import Recorder
+from router.server.request_events import RequestEvents
+from router.server.resumption import Resumptions
+from router.server.tokenizer_loader import TokenizerLoader
+from router.settings import Settings
+from router.sync.fleet_sync import FleetSync
+from router.sync.liveness import Ticker
+from router.upstream.in_flight import InFlight, UpstreamTimeouts
+from router.upstream.pool import ConnectionPool
+from runtime.draining import Drain, DrainPolicy
+from runtime.http.hosts import HostCheck
+from runtime.http.server import HttpLimits
+from runtime.logs import EventLogger, LogFormat
+
+if TYPE_CHECKING:
+    from router.discovery.kubernetes import Replacement
+    from router.server.tracing import Tracing
+
+logger = EventLogger(__name__)
+
+
+def fleet_config(settings: Settings) -> FleetConfig:
+    """The configuration that the routing decisions start from."""
+    return FleetConfig(
+        block_size=settings.block_size,
+        fingerprint="",
+        key_scheme=KEY_SCHEME,
+        model=settings.model or "",
+        fingerprints=dict.fromkeys(dict(settings.model_tokenizers), ""),
+        strategy=settings.strategy,
+        latency=settings.gpu.latency.scaled(settings.speed),
+        liveness_timeout=settings.liveness_timeout,
+        view_timeout=settings.view_timeout,
+        outliers=OutlierPolicy(
+            consecutive=settings.eject_after,
+            rate_gap=settings.eject_rate_gap,
+            first_seconds=settings.eject_seconds,
+            longest_seconds=settings.eject_longest,
+            share=settings.eject_share,
+        ),
+        longest_pause=settings.longest_pause,
+        session_ttl=settings.session_ttl,
+        session_limit=settings.session_limit,
+    )
+
+
+async def discovery(settings: Settings) -> Discovery:
+    """The discovery that the settings name. Workers that push register themselves in addition to it.
+
+    Raises `SettingsError` if it is Kubernetes and its API server cannot be found.
+    """
+    if settings.kubernetes_service:
+        from router.discovery.kubernetes import KubernetesDiscovery, find_service  # 14 MB and 0.15 s
+
+        sources = [
+            KubernetesDiscovery(
+                await find_service(service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig)
+            )
+            for service in settings.kubernetes_service
+        ]
+        return sources[0] if len(sources) == 1 else MergedDiscovery(sources)
+    if settings.workers_file is not None:
+        return FileDiscovery(settings.workers_file)
+    return StaticDiscovery(settings.workers)
+
+
+def pod_name() -> str:
+    """Name of this process's pod, which is its host's name in a cluster."""
+    return os.environ.get("HOSTNAME") or socket.gethostname()
+
+
+def other_routers(settings: Settings) -> RouterList:
+    """How to learn which other routers there are."""
+    if settings.kubernetes_management_service is None:
+        return StaticRouters(settings.peers)
+    from router.live.kubernetes import ServiceRouters, find_service
+
+    place = settings.kubernetes_management_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig
+    return ServiceRouters(functools.partial(find_service, *place), pod_name())
+
+
+async def replacement_of(settings: Settings) -> Replacement | None:
+    """How to learn whether another router serves; None: there is no way."""
+    if settings.kubernetes_own_service is None:
+        return None
+    from router.discovery.kubernetes import Replacement, find_service
+
+    slices = await find_service(
+        settings.kubernetes_own_service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig
+    )
+    return Replacement(slices, pod_name())
+
+
+def http_limits(settings: Settings) -> HttpLimits:
+    """The limits of the data port."""
+    return HttpLimits(
+        max_header_bytes=settings.max_header_bytes,
+        max_headers=settings.max_headers,
+        max_body_bytes=settings.max_body_bytes,
+        max_total_body_bytes=settings.total_body_bytes,
+        header_timeout=settings.header_timeout,
+        body_timeout=settings.body_timeout,
+        write_timeout=settings.write_timeout,
+        keep_alive=settings.keep_alive,
+        max_concurrent_requests=settings.max_concurrent_requests,
+    )
+
+
+def access_log(settings: Settings, digests: Digests, metrics: Metrics) -> AccessLog | None:
+    """The access log that the settings ask for, on standard output; None: none."""
+    if settings.access_log == "off":
+        return None
+    form: LogFormat = "json" if settings.access_log == "json" else "kv"
+    blocks, size = settings.access_log_blocks, settings.block_size
+    output = io.FileIO(sys.stdout.fileno(), "w", closefd=False)
+    return AccessLog(output, form, digests, metrics, blocks=blocks, block_size=size)
+
+
+TRACING_CLOSE = 3.0
+"""Seconds that the export of the last spans may take."""
+MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=128 * 2**20, max_concurrent_requests=1024)
+"""The limits of the management port. Workers push their full cache state there, which is far larger than a prompt."""
+
+
+class Router:
+    """The parts of one router process, wired together. Must be created inside the event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: Discovery,
+        load: Callable[[str], Tokenizer] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self.clock = clock
+        self._settings = settings
+        self._source = source
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.metrics = Metrics(self.registry)
+        self.fleet = Fleet(fleet_config(settings))
+        self.registry.register(FleetCollector(self.fleet, clock))
+        self.registry.register(DiscoveryCollector(source.status))
+        recent = RecentDecisions()
+        changed = asyncio.Event()
+        self.in_flight = InFlight(
+            UpstreamTimeouts(
+                answer=settings.answer_timeout,
+                idle=settings.idle_timeout,
+                stall=settings.stall_timeout,
+                cut=settings.cut_timeout,
+            )
+        )
+        self.upstream = ConnectionPool(connect_timeout=settings.connect_timeout)
+        self._control = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10), cookie_jar=aiohttp.DummyCookieJar()
+        )
+        self.fleet_sync = FleetSync(
+            self.fleet,
+            self.in_flight,
+            self.upstream,
+            self._control,
+            self.metrics,
+            clock=clock,
+            rng=random.Random(),
+            changed=changed,
+        )
+        self.prompts = PromptReader(None, settings.block_size, lambda: self.fleet.directory.catalogue)
+        load = load or (lambda name: load_tokenizer(name, settings.chat_options()))
+        self.tokenizer = TokenizerLoader(settings.tokenizer, load, self._adopt, clock)
+        self.tokenizers = {
+            model: TokenizerLoader(name, load, functools.partial(self._adopt_other, model), clock)
+            for model, name in settings.model_tokenizers
+        }
+        budget = RetryBudget(share=settings.retry_share, floor=settings.retry_floor)
+        self.metrics.retry_budget.set_function(lambda: budget.left(clock()))
+        self.proxy = Proxy(
+            fleet=self.fleet,
+            upstream=self.upstream,
+            in_flight=self.in_flight,
+            metrics=self.metrics,
+            recent=recent,
+            clock=clock,
+            changed=changed,
+            policy=RetryPolicy(settings.retry_attempts, settings.retry_deadline),
+            budget=budget,
+            refusals=Refusals(),
+            on_refused=self.fleet_sync.unreachable,
+            on_busy=self.fleet_sync.busy,
+            resumptions=Resumptions(self.prompts.known, self.prompts.read).of if settings.resume_streams else None,
+        )
+        self.recorder = Recorder(self.metrics, clock, tracing)
+        salt = settings.access_log_salt
+        digests = Digests(salt.get_secret_value().encode() if salt is not None else os.urandom(32))
+        self.request_events = RequestEvents(self.recorder, digests, settings.block_size)
+        self.access_log = access_log(settings, digests, self.metrics)
+        if self.access_log is not None:
+            self.recorder.readers.append(self.access_log.read)
+        self.cors = Cors(frozenset(settings.cors_origins))
+        self.data_plane = DataPlane(
+            self.proxy,
+            self.prompts,
+            Models(self.fleet.directory),
+            self.metrics,
+            self.recorder,
+            clock,
+            settings.strategy,
+            frozenset(settings.allowed_paths),
+            self.cors,
+        )
+        self.management = Management(
+            fleet=self.fleet,
+            prompts=self.prompts,
+            metrics=self.metrics,
+            registry=self.registry,
+            clock=clock,
+            changed=changed,
+            recent=recent,
+            discovery=source.status,
+            tokenizer=self.tokenizer,
+            tokenizers=self.tokenizers,
+            pod=self.fleet_sync.pod,
+            request_wait=settings.retry_deadline,
+        )
+        self._peers = other_routers(settings)
+        gatherer = Gatherer(
+            self.fleet,
+            self.metrics,
+            recent,
+            clock=clock,
+            wall=time.time,
+            pod=self.fleet_sync.pod,
+            instance=uuid.uuid4().hex,
+        )
+        self.live = LiveEndpoints(
+            gatherer,
+            functools.partial(self.management.described, settings.router_name(pod_name()), gatherer.started),
+            PeerReports(self._peers, self._control, instance=gatherer.instance, bounds=BOUNDS, clock=clock),
+        )
+        self._ticker = Ticker(self.fleet, self.in_flight, self.metrics, clock, self._fell_silent)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def management_app(self) -> FastAPI:
+        """What the management port serves."""
+        app = self.management.app()
+        self.live.add_to(app)
+        self.request_events.add_to(app)
+        app.add_middleware(
+            HostCheck,
+            setting="give the router --management-names (ROUTER_MANAGEMENT_NAMES) with that name",
+            names=self._settings.management_names,
+        )
+        return app
+
+    def start(self) -> None:
+        """Start to follow the workers and to load the tokenizer."""
+        self._tasks = [
+            asyncio.create_task(self.fleet_sync.follow(self._source)),
+            asyncio.create_task(self._ticker.run()),
+            asyncio.create_task(self.live.gatherer.record()),
+            *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
+        ]
+
+    async def drain(self, policy: DrainPolicy, cut_short: asyncio.Event) -> None:
+        """Wait until requests are sent elsewhere, within the limits of `policy` (`runtime.draining`)."""
+        replacement = await replacement_of(self._settings) if policy.limit > policy.delay else None
+        drain = Drain(
+            policy,
+            self.clock,
+            last_request=lambda: self.data_plane.last_request,
+            replaced=replacement.serves if replacement is not None else None,
+        )
+        try:
+            await drain.wait(cut_short)
+        finally:
+            if replacement is not None:
+                await replacement.close()
+
+    async def close(self) -> None:
+        """End every task and close every connection to a worker."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.fleet_sync.stop()
+        await self._peers.close()
+        await self.upstream.close()
+        await self._control.close()
+        self.prompts.close()
+        if self.access_log is not None:
+            await asyncio.to_thread(self.access_log.close)
+        if self.recorder.tracing is not None:
+            await self.recorder.tracing.close(TRACING_CLOSE)
+
+    def refused(self, status: int) -> None:
+        """Count a request that broke a limit of the data port, which answered it with `status`."""
+        self.metrics.requests.counts[str(status), self._settings.strategy] += 1
+
+    def _adopt(self, tokenizer: Tokenizer) -> None:
+        self.prompts.tokenizer = tokenizer
+        self.metrics.tokenizer_loaded.set(1)
+        self.fleet.adopt_tokenizer(tokenizer.fingerprint)
+
+    def _adopt_other(self, model: str, tokenizer: Tokenizer) -> None:
+        self.prompts.tokenizers[model] = tokenizer
+        self.fleet.adopt_tokenizer(tokenizer.fingerprint, model)
+
+    def _fell_silent(self, url: str, why: str) -> None:
+        """The worker's requests stay with it for now: it may only be frozen for a moment (`UpstreamTimeouts.stall`)."""
+        logger.warning("worker_left", worker=url, why=why)
