@@ -54,11 +54,12 @@ test: check $(VENV)/.release ## formatting, lint, types, import contract, and ev
 unit: $(VENV)/.dev ## the tests that start no processes and play no workloads (a minute)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m 'not process and not simulation'
 
-check: $(VENV)/.dev ## ruff, mypy --strict and the import contract
+check: $(VENV)/.dev ## ruff, mypy --strict, the import contract and oxlint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/oxlint --quiet router/live/page
 
 format: $(VENV)/.dev ## rewrite the code as ruff formats it
 	$(BIN)/ruff format .

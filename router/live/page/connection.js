@@ -2,13 +2,13 @@
 
 /** States of the connection. `transition` is the only way from one to another. */
 export const Connection = Object.freeze({
-  CONNECTING: "connecting", // the first attempt
+  CONNECTING: "connecting", // the first attempt since somebody sees the page
   LIVE: "live", // events arrive
   SILENT: "silent", // it is open, but nothing has come for too long
   WAITING: "waiting", // it broke or could not be made: the next attempt is due
   RETRYING: "retrying", // an attempt after a failed one
   REFUSED: "refused", // what answers is no router with a live document; attempts go on
-  ASLEEP: "asleep", // nobody has looked at the page for a while: it is closed, and costs the router nothing
+  ASLEEP: "asleep", // nobody can see the page: it is closed, and costs the router nothing
 });
 
 const { CONNECTING, LIVE, SILENT, WAITING, RETRYING, REFUSED, ASLEEP } = Connection;
@@ -21,7 +21,7 @@ const TRANSITIONS = {
   [SILENT]: { event: LIVE, silence: WAITING, failed: WAITING, refused: REFUSED, hidden: ASLEEP },
   [WAITING]: CLOSED,
   [REFUSED]: CLOSED,
-  [ASLEEP]: { attempt: RETRYING },
+  [ASLEEP]: { seen: CONNECTING },
 };
 
 /** The state after an event; one that means nothing in a state changes nothing. */
@@ -30,10 +30,13 @@ export const transition = (state, event) => TRANSITIONS[state][event] ?? state;
 const SILENCE = 7_000; // ms without an event until the data counts as stale, and again until the connection counts as lost
 const FIRST_RETRY = 500;
 const LONGEST_RETRY = 10_000;
-const HIDDEN = 60_000; // ms after which a page that nobody sees disconnects
 
 /**
- * Follows `url` from `start` on. `onMessage(type, data)` gets every event; it may throw, and then what answers is no
+ * Follows `url` from `start` on, as long as the page can be seen. A browser allows six connections to one origin, for all
+ * tabs together, and a stream takes one as long as it lasts: were those of hidden tabs kept open, the seventh tab would
+ * get nothing, not even its files.
+ *
+ * `onMessage(type, data)` gets every event; it may throw, and then what answers is no
  * live document. `onState(state, {retryAt, why})` gets every change of state; `retryAt` is a `performance.now()`.
  */
 export class Feed {
@@ -54,29 +57,30 @@ export class Feed {
   }
 
   start() {
-    document.addEventListener("visibilitychange", () => this.#seen());
+    document.addEventListener("visibilitychange", () => this.#visibilityChanged());
     window.addEventListener("online", () => this.retry());
-    this.#open();
+    if (document.hidden) this.#state = transition(this.#state, "hidden");
+    else this.#open();
     this.#onState(this.#state, {});
   }
 
   /** Tries at once instead of when it is due. */
   retry() {
-    if ([WAITING, REFUSED, ASLEEP].includes(this.#state)) this.#attempt();
-  }
-
-  #seen() {
-    this.#timer("hidden", document.hidden ? HIDDEN : null, () => {
-      this.#close();
-      this.#advance("hidden");
-    });
-    if (!document.hidden) this.retry();
-  }
-
-  #attempt() {
+    if (this.#state !== WAITING && this.#state !== REFUSED) return;
     this.#timer("retry", null);
     this.#advance("attempt");
     this.#open();
+  }
+
+  #visibilityChanged() {
+    if (document.hidden) {
+      this.#close();
+      this.#advance("hidden");
+    } else if (this.#state === ASLEEP) {
+      this.#failures = 0;
+      this.#advance("seen");
+      this.#open();
+    }
   }
 
   #open() {
@@ -129,7 +133,7 @@ export class Feed {
     const wait = Math.min(LONGEST_RETRY, FIRST_RETRY * 2 ** this.#failures) * (0.75 + Math.random() / 2);
     this.#failures += 1;
     this.#timers.retryAt = performance.now() + wait;
-    this.#timer("retry", wait, () => this.#attempt());
+    this.#timer("retry", wait, () => this.retry());
     this.#advance(event, { retryAt: this.#timers.retryAt, why });
   }
 

@@ -1,6 +1,6 @@
 // The stream of decisions: newest first, with reasons. It can be paused and filtered.
 
-import { attribute, byId, el, KeyedList, show, text } from "./dom.js";
+import { attribute, byId, el, KeyedList, nameLabel, show, text } from "./dom.js";
 import { costBar, costLegend, scaleCosts } from "./costs.js";
 import { clock, count, integer, seconds } from "./format.js";
 import { REASONS, reasonName, reasonWords } from "./words.js";
@@ -85,9 +85,11 @@ function row({ decision, several }) {
   const { matched_blocks: matched, prompt_blocks: blocks } = decision;
   const match = blocks > 0 ? `${integer(matched)} of ${count(blocks, "block")}` : "not read";
   const bar = costBar(decision);
+  const to = el("p", { class: "to" });
+  nameLabel(to, decision.worker_id, "to ");
   const node = el("li", { class: "decision" },
     el("time", { datetime: new Date(decision.at * 1000).toISOString() }, clock(decision.at)),
-    el("p", { class: "to", title: decision.worker_id }, el("span", { class: "hidden-text" }, "to "), decision.worker_id),
+    to,
     el("p", { class: "ttft" }, seconds(decision.predicted_ttft_seconds), el("span", { class: "hidden-text" }, " to the first token, predicted")),
     el("p", { class: "why" }, el("strong", {}, reasonName(decision.reason)),
       el("span", { class: "more" }, `: ${reasonWords(decision.reason)}`), several && ` · ${decision.router}`),

@@ -44,6 +44,22 @@ export function text(node, value) {
   }
 }
 
+const END = 9; // characters of a name that are never left out: the part of a pod's name that no other pod has
+
+/**
+ * Shows a name in one line. Where the room is too small, its middle is left out, not its end, in which names of pods differ.
+ * A screen reader and the tooltip have all of it. `before`: words for the screen reader alone.
+ */
+export function nameLabel(node, name, before = "") {
+  if (node.title === name) return;
+  attribute(node, "title", name);
+  node.classList.add("name-label");
+  const at = Math.max(0, name.length - END);
+  node.replaceChildren(el("span", { class: "hidden-text" }, before + name),
+    el("span", { class: "name-start", "aria-hidden": "true" }, name.slice(0, at)),
+    el("span", { class: "name-end", "aria-hidden": "true" }, name.slice(at)));
+}
+
 export function show(node, visible) {
   if (node.hidden === visible) node.hidden = !visible;
 }
@@ -79,6 +95,11 @@ export class KeyedList {
   constructor(parent, create) {
     this.#parent = parent;
     this.#create = create;
+  }
+
+  /** What `create` gave for the item of this key, if there is one. */
+  row(key) {
+    return this.#rows.get(key);
   }
 
   /** Forgets all elements: they are made anew. */

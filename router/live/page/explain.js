@@ -4,7 +4,7 @@ import { blockBar, blockTexts } from "./blocks.js";
 import { costBar, costLegend, costParts, scaleCosts } from "./costs.js";
 import { attribute, byId, el, fillMeter, icon, meter, show, text } from "./dom.js";
 import { count, integer, NONE, seconds } from "./format.js";
-import { COSTS, reasonWords, UNREAD, WORKER_STATES } from "./words.js";
+import { COSTS, reasonWords, stateName, UNREAD } from "./words.js";
 
 const SHOWN = 12; // candidates until all are asked for
 const ENDPOINT = "route/explain";
@@ -166,7 +166,7 @@ function candidateRow(candidate, decision, blocks, columns) {
 function leftOutPanel(leftOut) {
   return el("section", { class: "panel" }, el("h3", {}, `Left out: ${count(leftOut.length, "worker")}`),
     el("ul", { class: "left-out" }, ...leftOut.slice(0, 50).map((worker) => el("li", {}, el("strong", {}, worker.worker),
-      ` ${(WORKER_STATES[worker.state]?.name ?? worker.state).toLowerCase()}: ${worker.why}`,
+      ` ${stateName(worker.state)}: ${worker.why}`,
       worker.seconds_left > 0 && ` (for ${seconds(worker.seconds_left)} more)`))),
     leftOut.length > 50 && el("p", { class: "aside" }, `and ${integer(leftOut.length - 50)} more`));
 }

@@ -2,8 +2,8 @@
 
 import { Chart, Cursor, spanOf } from "./chart.js";
 import { attribute, byId, el, icon, KeyedList, show, text } from "./dom.js";
-import { age, compact, count, decimal, integer, percent, seconds } from "./format.js";
-import { routerState } from "./words.js";
+import { age, compact, count, decimal, integer, NONE, percent, seconds } from "./format.js";
+import { confirmedWords, routerState } from "./words.js";
 
 const CHARTS = [
   { title: "Hit rate", series: [{ key: "hit_rate" }], format: (value) => percent(value, value > 0 && value < 0.1 ? 1 : 0), ceiling: 1,
@@ -51,7 +51,7 @@ export class FleetView {
     this.#total("Hit rate", percent(totals.hit_rate), `${compact(totals.cached_tokens)} of ${compact(totals.prompt_tokens)} tokens cached`);
     this.#total("Prefill saved", seconds(totals.prefill_seconds_saved), "GPU time, since the start");
     this.#total("GPUs saved", decimal(totals.gpus_saved), "more needed without caches");
-    this.#total("Running + waiting", running === null ? "–" : `${integer(running)} + ${integer(waiting)}`, "as engines report");
+    this.#total("Running + waiting", running === null ? NONE : `${integer(running)} + ${integer(waiting)}`, "as engines report");
     this.#total("Requests", compact(totals.requests), totals.errors > 0 ? `${count(totals.errors, "error")}, ${percent(totals.errors / Math.max(totals.requests, totals.errors))}` : `no errors in ${age(totals.since_seconds)}`, totals.errors > 0);
   }
 
@@ -101,7 +101,7 @@ function routerRow() {
     text(name, router.name);
     attribute(name, "title", router.url || null);
     const { discovery } = router;
-    const confirmed = discovery === null || discovery.age_seconds === null ? "" : `, confirmed ${age(discovery.age_seconds)} ago`;
+    const confirmed = discovery === null || discovery.age_seconds === null ? "" : `, ${confirmedWords(discovery.age_seconds)}`;
     text(facts, [
       router.strategy,
       router.uptime_seconds === null ? "" : `up ${age(router.uptime_seconds)}`,

@@ -17,10 +17,11 @@ export const integer = (value) => (value === null ? NONE : whole.format(value));
 /** 174M */
 export const compact = (value) => (value === null ? NONE : value < 10_000 ? whole.format(value) : short.format(value));
 
-/** 1.04, 10.4, 104 */
+/** 1.04, 10.4, 104. Only nothing is 0: what is less than can be shown is <0.01. */
 export function decimal(value) {
   if (value === null) return NONE;
   const size = Math.abs(value);
+  if (value > 0 && value < 0.01) return "<0.01";
   return fixed[size >= 100 || size === 0 ? 0 : size >= 10 ? 1 : 2].format(value);
 }
 

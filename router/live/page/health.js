@@ -1,7 +1,7 @@
 // How the whole is doing: one verdict, with what to do. A pure function of the live document.
 
 import { count, list } from "./format.js";
-import { workerState } from "./words.js";
+import { stateWords, workerState } from "./words.js";
 
 /** Whether a person should look at this worker. */
 export const needsAttention = (worker) => ["bad", "warn"].includes(workerState(worker).tone);
@@ -25,7 +25,7 @@ export function health({ routers, workers, totals }) {
   }
   const problems = [];
   const ill = workers.filter(needsAttention);
-  if (ill.length > 0) problems.push(states(ill));
+  if (ill.length > 0) problems.push(stateWords(ill));
   if (broken.length > 0) problems.push(...broken.map((router) => `router ${router.name}: ${router.reason ?? "not ready"}`));
   if (lost.length > 0) problems.push(`${count(lost.length, "router")} cannot be reached: ${list(lost.map((router) => router.name))}`);
   for (const router of routers) {
@@ -37,7 +37,7 @@ export function health({ routers, workers, totals }) {
     level: "degraded",
     title: ready.length === workers.length ? "Serving, with problems" : `${ready.length} of ${count(workers.length, "worker")} ready`,
     text: sentence(problems),
-    hints: ill.length > 0 ? ["The tiles under “Needs attention” say what is wrong with each, and what to do."] : [],
+    hints: ill.length > 0 ? ["“Needs attention”, above the tiles, says what is wrong with each, and what to do."] : [],
   };
 }
 
@@ -85,22 +85,9 @@ function down(workers) {
   return {
     level: "down",
     title: "No worker takes requests",
-    text: sentence([states(workers)]),
-    hints: ["Clients get 503 until one is back. Begin with the first tile: it says what is wrong, and what to do."],
+    text: sentence([stateWords(workers)]),
+    hints: ["Clients get 503 until one is back. Above the tiles and in them is what is wrong with each, and what to do."],
   };
-}
-
-/** "2 unreachable, 1 paused" */
-function states(workers) {
-  const counts = new Map();
-  for (const worker of workers) {
-    const { name, rank } = workerState(worker);
-    counts.set(name, { rank, number: (counts.get(name)?.number ?? 0) + 1 });
-  }
-  return [...counts]
-    .sort(([, a], [, b]) => a.rank - b.rank)
-    .map(([name, { number }]) => `${number} ${name.toLowerCase()}`)
-    .join(", ");
 }
 
 function sentence(problems) {

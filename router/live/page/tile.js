@@ -1,14 +1,14 @@
 // One worker: as a tile, and in full in a dialog.
 
-import { attribute, byId, el, fillMeter, icon, meter, show, text } from "./dom.js";
+import { attribute, byId, el, fillMeter, icon, meter, nameLabel, show, text } from "./dom.js";
 import { age, compact, decimal, integer, NONE, percent } from "./format.js";
-import { TRUST, workerState } from "./words.js";
+import { viewWords, workerState } from "./words.js";
 
 /**
- * A tile of a density: `full`, `compact` or `dense`. `open(url)` opens its worker, `shortened(name)` is the name to show.
+ * A tile of a density: `full`, `compact` or `dense`. `open(url)` opens its worker.
  * It has only the elements that its density shows: 500 tiles change every second.
  */
-export function tile(density, open, shortened) {
+export function tile(density, open) {
   const state = el("span", { class: "state" });
   const name = el("button", { type: "button" });
   const body = density === "full" ? fullBody() : smallBody(density);
@@ -22,8 +22,7 @@ export function tile(density, open, shortened) {
   name.addEventListener("click", () => open(worker.url));
 
   const update = (next) => {
-    const label = shortened(next.worker_id);
-    if (next === worker && name.textContent === label) return;
+    if (next === worker) return;
     worker = next;
     const now = workerState(worker);
     if (now !== shownState) {
@@ -32,16 +31,22 @@ export function tile(density, open, shortened) {
       attribute(node, "data-tone", now.tone);
       shownState = now;
     }
-    text(name, label);
-    attribute(name, "title", label === worker.worker_id ? null : worker.worker_id);
-    attribute(name, "aria-label", label === worker.worker_id ? null : worker.worker_id);
+    nameLabel(name, worker.worker_id);
     body.update(worker);
     text(problem, worker.problem ?? "");
     text(advice, now.advice);
     show(problem, worker.problem !== null);
     show(advice, now.advice !== "");
   };
-  return { node, update };
+
+  /** Leads to it: it is marked until the focus goes elsewhere. */
+  const find = () => {
+    attribute(node, "data-found", true);
+    name.addEventListener("blur", () => attribute(node, "data-found", null), { once: true });
+    name.focus({ preventScroll: true });
+    node.scrollIntoView({ block: "center" });
+  };
+  return { node, update, find };
 }
 
 function fullBody() {
@@ -153,7 +158,7 @@ export class WorkerDialog {
     const size = worker.capacity > 0 ? ` of ${integer(worker.capacity)}` : "";
     text(parts.fill, `${percent(worker.cache_fill)}, ${integer(worker.blocks)}${size} blocks`);
     const rows = {
-      "View of its cache": `${TRUST[worker.trust] ?? worker.trust}${worker.view_age_seconds === null ? "" : `, confirmed ${age(worker.view_age_seconds)} ago`}`,
+      "View of its cache": viewWords(worker),
       "Running": `${integer(worker.running)}, and ${integer(worker.waiting)} waiting, by its own last report`,
       "In flight": `${integer(worker.in_flight)} of these routers' requests`,
       "Hit rate": `${percent(worker.hit_rate)} of the prompt tokens sent there`,

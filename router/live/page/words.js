@@ -1,10 +1,12 @@
 // What states and reasons mean, in words, and what to do about them.
 
+import { age, integer } from "./format.js";
+
 /**
  * States of workers. `tone` chooses the colour; the icon's shape and the name say the same without it.
  * `rank` orders tiles, the most urgent first.
  */
-export const WORKER_STATES = {
+const WORKER_STATES = {
   unreachable: { name: "Unreachable", icon: "unreachable", tone: "bad", rank: 0,
     advice: "Does its process or pod run? Its log says more." },
   ejected: { name: "Ejected", icon: "ejected", tone: "bad", rank: 1,
@@ -25,7 +27,7 @@ export const WORKER_STATES = {
 };
 
 /** A serving worker whose cache is not matched. */
-export const UNMATCHED = { name: "Not matched", icon: "unmatched", tone: "warn", rank: 5,
+const UNMATCHED = { name: "Not matched", icon: "unmatched", tone: "warn", rank: 5,
   advice: "Until this is mended it gets requests by load alone." };
 
 const UNKNOWN = { name: "Unknown", icon: "unmatched", tone: "warn", rank: 5, advice: "" };
@@ -36,13 +38,32 @@ export function workerState(worker) {
   return state.tone === "good" && worker.problem !== null ? UNMATCHED : state;
 }
 
-export const ROUTER_STATES = {
+/** The name of a state inside a sentence. */
+export const stateName = (state) => (WORKER_STATES[state]?.name ?? state).toLowerCase();
+
+/** How many workers are shown as what, the most urgent first: `[{name, number}]`. */
+export function stateCounts(workers) {
+  const counts = new Map();
+  for (const worker of workers) {
+    const { name, rank } = workerState(worker);
+    const known = counts.get(name);
+    if (known) known.number += 1;
+    else counts.set(name, { name, rank, number: 1 });
+  }
+  return [...counts.values()].sort((a, b) => a.rank - b.rank);
+}
+
+/** "2 unreachable, 1 paused" */
+export const stateWords = (workers) =>
+  stateCounts(workers).map(({ name, number }) => `${integer(number)} ${name.toLowerCase()}`).join(", ");
+
+const ROUTER_STATES = {
   serving: { name: "Serving", tone: "good", icon: "serving" },
   draining: { name: "Draining", tone: "quiet", icon: "draining" },
   closing: { name: "Closing", tone: "quiet", icon: "closed" },
   unreachable: { name: "Unreachable", tone: "bad", icon: "unreachable" },
 };
-export const NOT_READY = { name: "Not ready", tone: "bad", icon: "unreachable" };
+const NOT_READY = { name: "Not ready", tone: "bad", icon: "unreachable" };
 
 /** What a router is shown as. */
 export function routerState(router) {
@@ -50,11 +71,18 @@ export function routerState(router) {
   return state.tone === "good" && !router.ready ? NOT_READY : state;
 }
 
-export const TRUST = {
+const TRUST = {
   exact: "exact: the router knows its cache",
   partial: "partial: the router knows what it sent there",
   none: "none: it gets requests by load",
 };
+
+/** How exactly the router knows the worker's cache, and since when. */
+export const viewWords = ({ trust, view_age_seconds: confirmed }) =>
+  `${TRUST[trust] ?? trust}${confirmed === null ? "" : `, ${confirmedWords(confirmed)}`}`;
+
+/** "confirmed 3 s ago" */
+export const confirmedWords = (confirmed) => `confirmed ${age(confirmed)} ago`;
 
 /** Reasons of decisions: short, and as the end of a sentence that begins with the worker's name. */
 export const REASONS = {

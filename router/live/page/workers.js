@@ -1,14 +1,14 @@
 // The workers: filtered, sorted, in groups, at the density that keeps them readable.
 
 import { attribute, byId, el, KeyedList, show, text } from "./dom.js";
-import { count, integer } from "./format.js";
+import { integer } from "./format.js";
 import { isPassing, needsAttention } from "./health.js";
+import { ProblemList } from "./problems.js";
 import { tile, WorkerDialog } from "./tile.js";
-import { workerState } from "./words.js";
+import { stateCounts, stateWords, workerState } from "./words.js";
 
 const FULL = 16; // at most so many workers are shown in full by themselves,
 const COMPACT = 72; // and so many compactly
-const SHORTEN = 3; // characters that all names begin with and that may be left out
 const RESORT = 5_000; // ms between two sorts by a figure that changes all the time
 
 const GROUPS = [
@@ -39,7 +39,6 @@ export class WorkersView {
   #order = new Map(); // by URL: position
   #orderedBy = "";
   #orderedAt = 0;
-  #prefix = "";
   #states = "";
 
   constructor(decisionsOf) {
@@ -61,10 +60,11 @@ export class WorkersView {
     const heading = el("h3", { id: `group-${key}` }, title);
     const aside = el("p", { class: "aside" });
     const list = el("ul", { class: "tiles", "aria-labelledby": heading.id });
-    const node = el("div", { class: "group", "data-group": key }, el("div", { class: "group-head" }, heading, aside), list);
     const open = (url) => this.#dialog.open(url, this.#live);
-    const group = { node, aside, list, holds, key, density: "full" };
-    group.tiles = new KeyedList(list, () => tile(group.density, open, (name) => this.#shortened(name, group.density)));
+    const problems = new ProblemList(`${title}: problems`, (url) => group.tiles.row(url)?.find());
+    const node = el("div", { class: "group", "data-group": key }, el("div", { class: "group-head" }, heading, aside), problems.node, list);
+    const group = { node, aside, list, holds, key, problems, density: "full" };
+    group.tiles = new KeyedList(list, () => tile(group.density, open));
     return group;
   }
 
@@ -78,18 +78,13 @@ export class WorkersView {
     const shown = this.#filtered(all);
     this.#reorder(all);
     shown.sort((a, b) => this.#order.get(a.url) - this.#order.get(b.url));
-    this.#prefix = commonPrefix(all.map((worker) => worker.worker_id));
     let left = shown;
     for (const group of this.#groups) {
       const members = left.filter(group.holds);
       left = left.filter((worker) => !group.holds(worker));
       this.#renderGroup(group, members, shown.length);
     }
-    const shortened = this.#prefix.length > SHORTEN && this.#groups.some((group) => !group.node.hidden && group.density !== "full");
-    text(byId("workers-aside"), [
-      shortened ? `“…” stands for ${this.#prefix}` : "",
-      shown.length === all.length ? integer(all.length) : `${integer(shown.length)} of ${integer(all.length)}`,
-    ].filter(Boolean).join(" · "));
+    text(byId("workers-aside"), shown.length === all.length ? integer(all.length) : `${integer(shown.length)} of ${integer(all.length)}`);
     show(byId("workers-none"), shown.length === 0);
     show(byId("workers-toolbar"), all.length > 1 || shown.length === 0);
   }
@@ -103,7 +98,8 @@ export class WorkersView {
     }
     attribute(group.list, "class", `tiles ${density}`);
     group.tiles.render(members, (worker) => worker.url);
-    text(group.aside, group.key === "attention" && members.length > 1 ? breakdown(members) : integer(members.length));
+    group.problems.render(density === "full" ? [] : members); // a full tile has room for them
+    text(group.aside, group.key === "attention" && members.length > 1 ? stateWords(members) : integer(members.length));
   }
 
   /** Those that need attention are shown in words as long as there are few, however many serve. */
@@ -139,49 +135,15 @@ export class WorkersView {
   }
 
   #renderStates(all) {
-    const counts = new Map();
-    for (const worker of all) {
-      const { name, rank } = workerState(worker);
-      counts.set(name, { rank, number: (counts.get(name)?.number ?? 0) + 1 });
-    }
-    const states = [...counts].sort(([, a], [, b]) => a.rank - b.rank);
+    const states = stateCounts(all);
     const key = JSON.stringify(states);
     if (key === this.#states) return;
     this.#states = key;
     const chosen = this.#state.value;
-    if (chosen !== "" && !counts.has(chosen)) states.push([chosen, { number: 0 }]);
+    if (chosen !== "" && states.every(({ name }) => name !== chosen)) states.push({ name: chosen, number: 0 });
     this.#state.replaceChildren(
       el("option", { value: "" }, `All (${integer(all.length)})`),
-      ...states.map(([name, { number }]) => el("option", { value: name }, `${name} (${integer(number)})`)));
+      ...states.map(({ name, number }) => el("option", { value: name }, `${name} (${integer(number)})`)));
     this.#state.value = chosen;
   }
-
-  /** Where there is little room, what all names begin with is left out. */
-  #shortened(name, density) {
-    return density !== "full" && this.#prefix.length > SHORTEN ? `…${name.slice(this.#prefix.length)}` : name;
-  }
-}
-
-/** "3 unreachable, 1 paused" */
-function breakdown(members) {
-  const counts = new Map();
-  for (const worker of members) {
-    const { name } = workerState(worker);
-    counts.set(name, (counts.get(name) ?? 0) + 1);
-  }
-  return [...counts].map(([name, number]) => `${integer(number)} ${name.toLowerCase()}`).join(", ");
-}
-
-/** What all of these names begin with, up to a separator; at least something is left of each. */
-export function commonPrefix(all) {
-  if (all.length < 2) return "";
-  let prefix = all[0];
-  for (const name of all) {
-    let same = 0;
-    while (same < prefix.length && name[same] === prefix[same]) same += 1;
-    prefix = prefix.slice(0, same);
-  }
-  const end = Math.max(...["-", ".", "/", ":", "_"].map((separator) => prefix.lastIndexOf(separator)));
-  prefix = prefix.slice(0, end + 1);
-  return all.some((name) => name.length === prefix.length) ? "" : prefix;
 }

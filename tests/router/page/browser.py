@@ -66,6 +66,10 @@ class OpenPage:
         texts = await self.page.locator(selector).locator("visible=true").all_inner_texts()
         return [" ".join(each.split()) for each in texts]
 
+    async def names(self, selector: str) -> list[str]:
+        """The names that are shown there in one line, however little room there is."""
+        return [await each.get_attribute("title") or "" for each in await self.page.locator(selector).all()]
+
     async def eventually(self, script: str, argument: Any = None) -> None:
         """Wait until this JavaScript is true."""
         await self.page.wait_for_function(script, arg=argument, polling=20)

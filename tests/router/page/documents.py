@@ -171,6 +171,23 @@ def fleet(workers: int = 4, troubles: int = 0, *, seed: int = 1, decisions: int 
     )
 
 
+def deployed(workers: int, troubles: int, decisions: int = 6) -> Live:
+    """The same fleet, with names as pods of a Deployment have them, which differ at their end alone."""
+    live = fleet(workers, troubles, decisions=decisions)
+    names = {each.worker_id: pod_name(number) for number, each in enumerate(live.workers)}
+    return replace(
+        live,
+        workers=tuple(replace(each, worker_id=(name := names[each.worker_id]), pod=name) for each in live.workers),
+        decisions=tuple(replace(each, worker_id=names[each.worker_id]) for each in live.decisions),
+    )
+
+
+def pod_name(number: int) -> str:
+    """The name of a pod, random at its end as Kubernetes makes it."""
+    end = "".join(random.Random(number).choices("bcdfghjklmnpqrstvwxz2456789", k=5))
+    return f"assistant-llama-3-70b-worker-{'7c9f8d6b5' if number % 5 else '5d4c7b9f6'}-{end}"
+
+
 def empty(source: str = "static", error: str | None = None) -> Live:
     """A router that knows no worker."""
     unready = router(

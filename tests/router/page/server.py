@@ -48,6 +48,11 @@ class MadeRouter:
         self._replaced.set()
 
     @property
+    def viewers(self) -> int:
+        """Streams that are open."""
+        return 0 if self._broadcast is None else self._broadcast.viewers
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 

@@ -106,7 +106,7 @@ async def test_every_view_is_accessible(open_page: Open, made: MadeRouter) -> No
 
 async def test_a_text_of_others_is_never_markup(open_page: Open, made: MadeRouter) -> None:
     opened = await open_page(documents.hostile())
-    assert (await opened.texts(".tile-name"))[0].startswith(documents.SCRIPT)
+    assert (await opened.names(".tile-name button"))[0].startswith(documents.SCRIPT)
     assert documents.SCRIPT in (await opened.texts(".decision"))[0]
     assert documents.SCRIPT in (await opened.texts(".router"))[0]
     await opened.page.locator(".tile-name button").first.click()

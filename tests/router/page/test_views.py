@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from playwright.async_api import Page
 
 from router.core.worker_state import WorkerPhase
 from tests.router.page import documents
@@ -31,14 +32,13 @@ async def test_workers_are_found_by_name_and_state_and_sorted_by_figures(open_pa
     assert len(await opened.texts(".tile-name")) == 11
     assert await opened.text("#workers-aside") == "11 of 30"
     await page.get_by_label("State").select_option("Ejected")
-    assert await opened.texts(".tile-name") == ["rag-worker-1"]
+    assert await opened.names(".tile-name button") == ["rag-worker-1"]
     await page.get_by_label("Find workers").fill("nobody")
     await page.get_by_role("button", name="Show all").click()
     await page.get_by_label("Sort by").select_option("cache")
     serving = [each for each in live.workers if each.problem is None]
     fullest = sorted(serving, key=lambda each: (-(each.cache_fill or 0), int(each.worker_id.rpartition("-")[2])))
-    names = [await each.get_attribute("title") for each in await page.locator("[data-group=serving] h4 button").all()]
-    assert names == [each.worker_id for each in fullest]
+    assert await opened.names("[data-group=serving] h4 button") == [each.worker_id for each in fullest]
 
 
 async def test_only_what_changed_is_drawn(open_page: Open, made: MadeRouter) -> None:
@@ -75,7 +75,68 @@ async def test_a_worker_is_followed_in_a_dialog(open_page: Open, made: MadeRoute
     assert "Its log says more" in await opened.text("#worker")
     await page.get_by_role("button", name="Its decisions").click()
     await opened.eventually("() => location.hash === '#decisions'")
-    assert set(await opened.texts(".decision .to")) <= {"to rag-worker-2"}
+    assert set(await opened.names(".decision .to")) <= {"rag-worker-2"}
+
+
+async def test_what_is_wrong_is_a_list_of_problems_that_leads_to_the_tiles(open_page: Open) -> None:
+    live = documents.deployed(120, 10)
+    opened = await open_page(live)
+    page = opened.page
+    problems = page.get_by_role("list", name="Needs attention: problems")
+    assert not await problems.is_visible(), "full tiles say it themselves"
+    await page.get_by_label("Tiles").select_option("dense")
+    unreachable = [each.worker_id for each in live.workers if each.state is WorkerPhase.UNREACHABLE]
+    assert len(unreachable) == 2
+    first = problems.locator("> li").first
+    assert " ".join((await first.inner_text()).split()).startswith(
+        "2 unreachable It refuses connections Does its process or pod run? Its log says more."
+    )
+    names = [await each.get_attribute("title") for each in await first.get_by_role("button").all()]
+    assert sorted(filter(None, names)) == sorted(unreachable)
+    await page.get_by_role("button", name=unreachable[0], exact=True).first.focus()
+    await page.keyboard.press("Enter")
+    assert await page.locator(".tile[data-found] button").get_attribute("title") == unreachable[0]
+    assert await page.evaluate("document.activeElement.closest('.tile')?.dataset.found") == ""
+    await page.keyboard.press("Enter")
+    assert "It refuses connections" in await opened.text("#worker"), "its tile has the focus"
+
+
+async def test_many_workers_with_one_problem_are_named_on_demand(open_page: Open) -> None:
+    live = documents.fleet(90)
+    ill = tuple(
+        replace(each, state=WorkerPhase.EJECTED, ready=False, problem=f"{n % 3} of its last 5 requests failed")
+        for n, each in enumerate(live.workers)
+    )
+    opened = await open_page(replace(live, workers=ill))
+    assert await opened.page.locator(".problems > li").count() == 1
+    names = opened.page.locator(".problem-workers button")
+    assert await names.count() == 4
+    more = opened.page.get_by_role("button", name="and 86 more workers")
+    await more.click()
+    assert await names.count() == 90
+    assert "the others alike" in await opened.text(".problem-words")
+
+
+async def test_a_long_name_keeps_its_end(open_page: Open) -> None:
+    live = documents.deployed(60, 0, decisions=3)
+    opened = await open_page(live)
+    shown = """(selector) => [...document.querySelectorAll(selector)].every((label) => {
+        const [box, end] = [label.getBoundingClientRect(), label.querySelector(".name-end").getBoundingClientRect()];
+        const whole = label.lastChild.scrollWidth <= Math.ceil(end.width);
+        return whole && end.width > 0 && end.right <= box.right + 1 && label.title.endsWith(label.lastChild.innerText);
+    })"""
+    for density in ("full", "compact", "dense"):
+        await opened.page.get_by_label("Tiles").select_option(density)
+        assert await opened.page.evaluate(shown, ".tile .name-label")
+    assert await opened.page.evaluate(shown, ".decision .name-label")
+    name = live.workers[0].worker_id
+    assert await opened.page.get_by_role("button", name=name, exact=True).count() == 1, "a screen reader has all of it"
+
+
+async def test_a_small_figure_is_not_shown_as_nothing(open_page: Open) -> None:
+    live = documents.fleet(2)
+    opened = await open_page(replace(live, totals=replace(live.totals, gpus_saved=0.0004)))
+    assert "GPUs saved <0.01" in await opened.text("#totals")
 
 
 async def test_a_chart_is_read_with_the_arrow_keys_and_leaves_gaps(open_page: Open) -> None:
@@ -115,7 +176,7 @@ async def test_decisions_are_filtered_and_paused(open_page: Open, made: MadeRout
     await opened.eventually("() => document.getElementById('decisions-aside').textContent.includes('1 newer decision')")
     assert "the-newest" not in await opened.text("#stream")
     await page.get_by_role("button", name="Resume").click()
-    assert "the-newest" in (await opened.texts(".decision"))[0]
+    assert (await opened.names(".decision .to"))[0] == "the-newest"
 
 
 async def test_a_prompt_is_explained(open_page: Open, made: MadeRouter) -> None:
@@ -192,6 +253,35 @@ async def test_the_page_reconnects_by_itself_and_says_how_old_its_data_are(open_
     await opened.page.wait_for_selector("#lost", state="hidden")
     await opened.eventually("() => !document.getElementById('groups').innerText.includes('rag-worker-1')")
     assert len(await opened.texts(".decision")) == len(live.decisions), "those of before the restart stay"
+
+
+async def test_hidden_tabs_leave_the_connections_to_the_one_that_is_seen(tab: Page, made: MadeRouter) -> None:
+    assert tab.context.browser is not None
+    made.live = documents.fleet(3)
+    context = await tab.context.browser.new_context()
+    await context.add_init_script("Object.defineProperty(document, 'hidden', {get: () => window.hiddenNow ?? true})")
+    see = "(hidden) => { window.hiddenNow = hidden; document.dispatchEvent(new Event('visibilitychange')) }"
+    asleep = "() => document.getElementById('connection').dataset.state === 'asleep'"
+    try:
+        tabs: list[Page] = []
+        for _ in range(7):  # one more than Chromium opens connections to one origin
+            for other in tabs[-1:]:
+                await other.evaluate(see, True)
+            tabs.append(await context.new_page())
+            await tabs[-1].goto(made.url)
+            await tabs[-1].wait_for_function(asleep)  # opened in the background
+            await tabs[-1].evaluate(see, False)
+            await tabs[-1].wait_for_selector("#content", state="visible")
+        assert await tabs[0].evaluate(asleep)
+        await tabs[-1].evaluate(see, True)
+        made.live = documents.fleet(5)
+        await tabs[0].evaluate(see, False)
+        await tabs[0].wait_for_function("() => document.querySelectorAll('.tile').length === 5")
+        assert not await tabs[0].locator("#lost").is_visible()
+        assert await tabs[0].text_content("#announcer") == "", "to come back is no loss of the connection"
+        assert made.viewers == 1
+    finally:
+        await context.close()
 
 
 async def test_what_is_no_live_document_is_said(open_page: Open, made: MadeRouter) -> None:
