@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -32,6 +32,7 @@ from router.live.gather import BOUNDS, Gatherer
 from router.live.peers import PeerReports, RouterList, StaticRouters
 from router.metrics import DiscoveryCollector, FleetCollector, Metrics
 from router.server.access_log import AccessLog, Digests
+from router.server.affinity import NO_PRIORITIES
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
 from router.server.management import Management
@@ -84,8 +85,9 @@ def fleet_config(settings: Settings) -> FleetConfig:
     )
 
 
-async def discovery(settings: Settings) -> Discovery:
-    """The discovery that the settings name. Workers that push register themselves in addition to it.
+async def discovery(settings: Settings, priorities: dict[str, int]) -> Discovery:
+    """The discovery that the settings name. Workers that push register themselves in addition to it. It keeps in
+    `priorities` those of the objectives that it finds, by name.
 
     Raises `SettingsError` if it is Kubernetes and its API server cannot be found.
     """
@@ -99,6 +101,11 @@ async def discovery(settings: Settings) -> Discovery:
             for service in settings.kubernetes_service
         ]
         return sources[0] if len(sources) == 1 else MergedDiscovery(sources)
+    if settings.inference_pool is not None:
+        from router.discovery.inference_pool import InferencePoolDiscovery, find_pool
+
+        place = settings.kubernetes_namespace, settings.kubernetes_kubeconfig
+        return InferencePoolDiscovery(await find_pool(settings.inference_pool, *place), priorities)
     if settings.workers_file is not None:
         return FileDiscovery(settings.workers_file)
     return StaticDiscovery(settings.workers)
@@ -172,6 +179,7 @@ class Router:
         load: Callable[[str], Tokenizer] | None = None,
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing | None = None,
+        priorities: Mapping[str, int] = NO_PRIORITIES,
     ) -> None:
         self.clock = clock
         self._settings = settings
@@ -248,6 +256,7 @@ class Router:
             settings.strategy,
             frozenset(settings.allowed_paths),
             self.cors,
+            priorities,
         )
         self.management = Management(
             fleet=self.fleet,
@@ -262,6 +271,7 @@ class Router:
             tokenizers=self.tokenizers,
             pod=self.fleet_sync.pod,
             request_wait=settings.retry_deadline,
+            priorities=priorities,
         )
         self._peers = other_routers(settings)
         gatherer = Gatherer(

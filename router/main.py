@@ -33,12 +33,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
 
     Raises `SettingsError` or `OSError` if the router cannot start.
     """
-    source = await discovery(settings)
+    priorities: dict[str, int] = {}
+    source = await discovery(settings, priorities)
     policy = DrainPolicy(settings.drain_delay, settings.drain_limit)
     data_socket = _socket(settings.fd, settings.host, settings.port)
     management_socket = _socket(settings.management_fd, settings.management_host, settings.management_port)
     named = settings.model_copy(update={"management_port": management_socket.getsockname()[1]})
-    router = Router(named, source, tracing=make_tracing())
+    router = Router(named, source, tracing=make_tracing(), priorities=priorities)
     data = HttpServer(
         router.data_plane,
         data_socket,

@@ -24,6 +24,9 @@ DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 """The form of the names of Services and namespaces."""
 
 
+POOL_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+"""The form of the name of an InferencePool."""
+
 DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL)]
 HostName = Annotated[
     str, StringConstraints(to_lower=True, max_length=253, pattern=r"^(\*|\.?[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*)$")
@@ -64,6 +67,12 @@ class Settings(ChatSettings):
     )
     kubernetes_service: Annotated[tuple[DnsLabel, ...], NoDecode] = Field(
         (), description="Services whose EndpointSlices name the workers, separated by commas; they are watched"
+    )
+    inference_pool: str | None = Field(
+        None,
+        pattern=POOL_NAME,
+        max_length=253,
+        description="InferencePool whose pods are the workers, one for each of its target ports; it is watched",
     )
     kubernetes_namespace: str | None = Field(
         None, pattern=DNS_LABEL, description="its namespace; default: the pod's own, else the kubeconfig context's"
@@ -246,6 +255,7 @@ class Settings(ChatSettings):
             "--workers": bool(settings.workers),
             "--workers-file": settings.workers_file is not None,
             "--kubernetes-service": bool(settings.kubernetes_service),
+            "--inference-pool": settings.inference_pool is not None,
         }
         if settings.total_body_bytes < settings.max_body_bytes:
             raise SettingsError("--max-total-body-bytes must have room for one body of --max-body-bytes")
@@ -255,14 +265,22 @@ class Settings(ChatSettings):
         for name in (
             "kubernetes_namespace", "kubernetes_kubeconfig", "kubernetes_own_service", "kubernetes_management_service",
         ):  # fmt: skip
-            if getattr(settings, name) is not None and not settings.kubernetes_service:
+            if getattr(settings, name) is not None and not settings.in_kubernetes:
                 flag = "--" + name.replace("_", "-")
-                raise SettingsError(f"{flag} goes with --kubernetes-service, which names the workers: give both")
+                raise SettingsError(
+                    f"{flag} goes with --kubernetes-service or --inference-pool, which name the workers: give one of "
+                    "them, too"
+                )
         return settings
 
     def router_name(self, host: str) -> str:
         """How the live page names this router: by its pod in a cluster, else by host and management port."""
-        return host if self.kubernetes_service else f"{host}:{self.management_port}"
+        return host if self.in_kubernetes else f"{host}:{self.management_port}"
+
+    @property
+    def in_kubernetes(self) -> bool:
+        """Whether an API server names the workers."""
+        return bool(self.kubernetes_service) or self.inference_pool is not None
 
     @property
     def total_body_bytes(self) -> int:

@@ -28,7 +28,7 @@ from kvcluster.top.following import READER_TRANSITIONS, ReaderEvent, ReaderState
 from router.core import ledger, worker_state
 from router.core.view import ViewEvent, ViewState
 from router.core.view import transition as view_transition
-from router.discovery.kubernetes import LIST_TRANSITIONS, ListEvent, ListState
+from router.discovery.list_state import LIST_TRANSITIONS, ListEvent, ListState
 from router.server.answer import EventKind, StreamState
 from router.server.answer import transition as stream_transition
 from router.server.management import ROUTER_TRANSITIONS, RouterEvent, RouterState

@@ -9,18 +9,18 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
 from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorkers
 from router.discovery.endpointslices import discovered_workers, read_slice
+from router.discovery.list_state import WatchedList
 from router.discovery.sources import DiscoveryStatus
 from runtime.kube.client import ApiServer, parse_json
 from runtime.kube.credentials import find_credentials
 from runtime.kube.errors import ApiFailureCause, KubeApiError, NoClusterError
-from runtime.kube.listwatch import QUIET, ListWatchPolicy, Watch
+from runtime.kube.listwatch import ListWatchPolicy, Watch
 from runtime.kube.reflector import Collection, EventStream, Reflector
 from runtime.logs import EventLogger
 from runtime.settings import SettingsError
@@ -41,36 +41,6 @@ class SlicesOfService(Collection, Protocol):
     def service(self) -> str: ...
 
 
-class ListState(Enum):
-    """How well the list of workers is known; each change is one line in the log."""
-
-    CURRENT = "current"
-    LOST = "lost"
-    """The API server fails; the last list is as good as new."""
-    STALE = "stale"
-    """It has failed for so long that the last list may be wrong."""
-
-
-class ListEvent(Enum):
-    """What changes how well the list is known."""
-
-    FAILED = "failed"
-    """A list or a watch failed, and not only for a moment."""
-    EXPIRED = "expired"
-    """The list has not been confirmed for `ListWatchPolicy.stale_after`."""
-    SETTLED = "settled"
-    """A watch works."""
-
-
-LIST_TRANSITIONS: Mapping[tuple[ListState, ListEvent], ListState] = {
-    (ListState.CURRENT, ListEvent.FAILED): ListState.LOST,
-    (ListState.LOST, ListEvent.EXPIRED): ListState.STALE,
-    (ListState.LOST, ListEvent.SETTLED): ListState.CURRENT,
-    (ListState.STALE, ListEvent.SETTLED): ListState.CURRENT,
-}
-"""What is not listed changes nothing."""
-
-
 class KubernetesDiscovery:
     """Lists, then watches, for ever. Owns the connection to the API server."""
 
@@ -84,6 +54,7 @@ class KubernetesDiscovery:
     ) -> None:
         self._where = {"service": slices.service, "namespace": slices.namespace}
         self._clock = clock
+        self._list = WatchedList(self._where, clock)
         self._reflector = Reflector(
             slices,
             read_slice,
@@ -91,11 +62,9 @@ class KubernetesDiscovery:
             chance=chance,
             clock=clock,
             on_failure=self._failed,
-            on_settled=self._settled,
+            on_settled=self._list.settled,
         )
         self._workers: DiscoveredWorkers | None = None
-        self._list_state = ListState.CURRENT
-        self._lost_at = 0.0
 
     def status(self) -> DiscoveryStatus:
         state, now = self._reflector.state, self._clock()
@@ -119,31 +88,8 @@ class KubernetesDiscovery:
                     self._workers = workers
                     yield workers
 
-    def _advance(self, event: ListEvent) -> bool:
-        """The only way in which the list's state changes; whether it did."""
-        before = self._list_state
-        self._list_state = LIST_TRANSITIONS.get((before, event), before)
-        return self._list_state is not before
-
-    def _settled(self) -> None:
-        if self._advance(ListEvent.SETTLED):
-            logger.info("discovery_restored", after_seconds=self._clock() - self._lost_at)
-
     def _failed(self, failure: KubeApiError) -> None:
-        """One line when it begins to fail, one when that has lasted."""
-        now, state = self._clock(), self._reflector.state
-        lasts = state.streak > 1 or failure.cause not in QUIET
-        if lasts and self._advance(ListEvent.FAILED):
-            self._lost_at = now
-            why, cause = str(failure), failure.cause.value
-            logger.warning("discovery_lost", **self._where, cause=cause, why=why)
-        if self._workers is not None and not state.healthy(now) and self._advance(ListEvent.EXPIRED):
-            logger.error(
-                "discovery_stale",
-                age=state.age(now),
-                workers=len(self._workers),
-                why=f"{failure}: the workers last known are used",
-            )
+        self._list.failed(failure, self._reflector.state, None if self._workers is None else len(self._workers))
 
     def _log_workers(self, workers: DiscoveredWorkers, *, first: bool) -> None:
         serving = sum(worker.intake is Intake.OPEN for worker in workers.values())

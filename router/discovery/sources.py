@@ -29,7 +29,7 @@ class DiscoveryStatus:
     """How well a source knows the workers now. Times are in seconds."""
 
     source: str
-    """`kubernetes`, `file` or `static`."""
+    """`kubernetes`, `inference-pool`, `file` or `static`."""
     known: bool
     """The source has yielded its first list."""
     healthy: bool

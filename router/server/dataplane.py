@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
 import orjson
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError, MessagesError
 from router.metrics import Metrics
-from router.server.affinity import named_response, with_headers
+from router.server.affinity import NO_PRIORITIES, named_response, with_headers
 from router.server.cors import NO_CORS, Cors
 from router.server.headers import find, to_worker
 from router.server.models import MODELS, Models
@@ -50,6 +50,8 @@ class DataPlane:
     strategy: str
     allowed: frozenset[str] = frozenset()
     cors: Cors = NO_CORS
+    priorities: Mapping[str, int] = field(default_factory=lambda: NO_PRIORITIES)
+    """Those of the objectives that requests may name."""
     last_request: float = -math.inf
     """When the last request came, as a time of `clock`."""
 
@@ -92,7 +94,9 @@ class DataPlane:
         if method == "POST" and path in PROMPTED:
             adapter = find(headers, _ADAPTER).decode("latin-1") if path == INVOCATIONS else ""
             clock = self.clock if record is not None and record.measured else None
-            route = with_headers(await self.prompts.read(path, request.body, adapter or None, clock), headers)
+            route = with_headers(
+                await self.prompts.read(path, request.body, adapter or None, clock), headers, self.priorities
+            )
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.value += route.prompt_tokens
             elif route.unread is not None:

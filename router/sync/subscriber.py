@@ -93,6 +93,8 @@ class Subscriber:
     _resumed_at: float = field(default=-math.inf, init=False)
     """When a gap was last followed by a snapshot without a pause."""
     _connected: bool = field(default=False, init=False)
+    _feedless: bool = field(default=False, init=False)
+    """That there is no feed has been logged."""
 
     def __post_init__(self) -> None:
         address, rank = split_rank(self.url)
@@ -116,7 +118,9 @@ class Subscriber:
             try:
                 await self._follow()
             except NoFeedError:
-                self._log("no_feed", logging.INFO, "routed by load only")
+                if not self._feedless:
+                    self._feedless = True
+                    self._log("no_feed", logging.INFO, "routed by load only")
                 self.metrics.feed_connects.labels("no_feed").inc()
                 self._connected = False
                 await asyncio.sleep(self.policy.no_feed_retry)
@@ -169,6 +173,7 @@ class Subscriber:
             self._expect(response, "text/event-stream")
             self.metrics.feed_connects.labels("connected").inc()
             self._connected = True
+            self._feedless = False
             if self.feed is None:
                 self.on_connected()
             reader = SseReader(self.policy.max_event_bytes)

@@ -60,6 +60,7 @@ function empty(routers) {
   const errors = routers.map((router) => router.discovery?.error).filter(Boolean);
   const hints = [];
   if (errors.length > 0) hints.push(`Discovery says: ${errors[0]}`);
+  if (sources.has("inference-pool")) hints.push("Are there pods with the pool's labels?", { code: "kubectl describe inferencepools" });
   if (sources.has("kubernetes")) hints.push("Are there pods behind the workers' Service?", { code: "kubectl get pods,endpointslices" });
   if (sources.has("file")) hints.push("Does the file that --workers-file names list any worker? One URL a line.");
   if (sources.has("static") || sources.size === 0) {
@@ -70,7 +71,7 @@ function empty(routers) {
 }
 
 function starting(workers, routers) {
-  const cluster = routers.some((router) => router.discovery?.source === "kubernetes");
+  const cluster = routers.some((router) => ["kubernetes", "inference-pool"].includes(router.discovery?.source));
   return {
     level: "starting",
     title: `${count(workers.length, "worker")} starting`,
