@@ -15,6 +15,10 @@ from kvcluster.terminal import BAD_INPUT, FAILED, complain, output
 from runtime.http.hosts import PROGRAM_HEADERS
 
 TIMEOUT = 30.0
+_PARTS = ("queue", "load", "prefill", "decode", "charge")
+"""What the cost is the sum of."""
+_RARE = ("load", "charge")
+"""Parts that are shown only where some worker has them."""
 
 
 class NoExplanationError(RuntimeError):
@@ -57,10 +61,12 @@ def candidates_table(explanation: Mapping[str, Any]) -> Table:
     """A row for each candidate, the cheapest first, with a mark on the chosen one."""
     decision = explanation["decision"]
     prompt_blocks = decision.get("prompt_blocks")
-    times = ["queue_seconds", "prefill_seconds", "cost"]
-    if any(row.get("load_seconds") for row in explanation["candidates"]):
-        times.insert(1, "load_seconds")
-    headings = ("matched blocks", *(name.removesuffix("_seconds") for name in times), "in flight")
+    parts = [
+        part
+        for part in _PARTS
+        if part not in _RARE or any(row["cost_parts"][part] for row in explanation["candidates"])
+    ]
+    headings = ("matched blocks", *parts, "cost", "in flight")
     figures = (Column(heading, justify="right") for heading in headings)
     table = Table("worker", *figures, title=headline(decision), title_justify="left")
     for row in sorted(explanation["candidates"], key=lambda row: (row["cost"], row["worker"] != decision["worker_id"])):
@@ -68,7 +74,8 @@ def candidates_table(explanation: Mapping[str, Any]) -> Table:
         table.add_row(
             f"{'→' if chosen else ' '} {row['worker']}",
             _matched(row, prompt_blocks),
-            *(seconds(row.get(name)) for name in times),
+            *(seconds(row["cost_parts"][part]) for part in parts),
+            seconds(row["cost"]),
             f"{row['in_flight']:,}",
             style="bold green" if chosen else "",
         )

@@ -10,8 +10,10 @@ _PARTS = " ▏▎▍▌▋▊▉"
 
 
 def rate(value: float | None) -> str:
-    """`12.5`."""
-    return "-" if value is None else f"{value:,.1f}"
+    """`12.5`; of what is more than nothing and rounds to it, `<0.1`."""
+    if value is None:
+        return "-"
+    return "<0.1" if 0 < value < 0.05 else f"{value:,.1f}"
 
 
 def seconds(value: float | None) -> str:

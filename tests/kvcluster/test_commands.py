@@ -33,10 +33,10 @@ EXPLANATION = {
         "predicted_ttft": 0.0105,
     },
     "candidates": [
-        {"worker": "rag-worker-0", "matched_blocks": 0, "queue_seconds": 0, "prefill_seconds": 0.035, "cost": 0.035,
-         "in_flight": 0},
-        {"worker": "rag-worker-1", "matched_blocks": 10, "queue_seconds": 0.0005, "prefill_seconds": 0.01,
-         "cost": 0.0105, "in_flight": 1},
+        {"worker": "rag-worker-0", "matched_blocks": 0, "cost": 0.045, "in_flight": 0,
+         "cost_parts": {"queue": 0, "load": 0, "prefill": 0.035, "decode": 0.01, "charge": 0}},
+        {"worker": "rag-worker-1", "matched_blocks": 10, "cost": 0.0135, "in_flight": 1,
+         "cost_parts": {"queue": 0.0005, "load": 0, "prefill": 0.01, "decode": 0.001, "charge": 0.002}},
     ],
 }  # fmt: skip
 
@@ -155,6 +155,10 @@ def test_the_candidates_cheapest_first_and_the_chosen_marked():
     rows = [line for line in lines if "rag-worker-" in line][1:]
     assert "→ rag-worker-1" in rows[0]
     assert "10 of 12" in rows[0]
+    heads = [head.strip() for head in lines[2].replace("┃", "|").split("|")[1:-1]]
+    assert heads == ["worker", "matched blocks", "queue", "prefill", "decode", "charge", "cost", "in flight"]
+    cells = [cell.strip() for cell in rows[0].replace("│", "|").split("|")[1:-1]]
+    assert cells[2:7] == ["0.5 ms", "10.0 ms", "1.0 ms", "2.0 ms", "13.5 ms"], "the parts add up to the cost"
     assert "35.0 ms" in rows[1]
 
 

@@ -37,7 +37,7 @@ export function health({ routers, workers, totals }) {
     level: "degraded",
     title: ready.length === workers.length ? "Serving, with problems" : `${ready.length} of ${count(workers.length, "worker")} ready`,
     text: sentence(problems),
-    hints: ill.length > 0 ? ["“Needs attention”, above the tiles, says what is wrong with each, and what to do."] : [],
+    hints: ill.length > 0 ? ["In the view Fleet, the workers under “Needs attention” come with what is wrong and what to do."] : [],
   };
 }
 
@@ -87,7 +87,7 @@ function down(workers) {
     level: "down",
     title: "No worker takes requests",
     text: sentence([stateWords(workers)]),
-    hints: ["Clients get 503 until one is back. Above the tiles and in them is what is wrong with each, and what to do."],
+    hints: ["Clients get 503 until one is back. In the view Fleet, each worker comes with what is wrong and what to do."],
   };
 }
 

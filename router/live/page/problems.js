@@ -66,8 +66,9 @@ function problemRow(find) {
     attribute(state, "class", `state tone-${now.tone}`);
     text(words, problem.alike ? problem.words : `${problem.words} (${workers[0].worker_id}; the others alike)`);
     text(advice, now.advice);
-    names.render(all ? workers : workers.slice(0, NAMED), (worker) => worker.url);
-    show(more, workers.length > NAMED);
+    const fits = workers.length <= NAMED + 1; // the button would take the place of one
+    names.render(all || fits ? workers : workers.slice(0, NAMED), (worker) => worker.url);
+    show(more, !fits);
     text(more, all ? "Fewer" : `and ${count(workers.length - NAMED, "more worker")}`);
     attribute(more, "aria-expanded", String(all));
   }

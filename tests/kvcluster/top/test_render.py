@@ -55,6 +55,12 @@ def test_every_figure_of_a_worker_is_shown() -> None:
     assert "requests 120,431   errors 12" in lines[1]
 
 
+def test_a_small_figure_is_not_shown_as_nothing() -> None:
+    document = live(4)
+    small = replace(document, totals=replace(document.totals, gpus_saved=0.004))
+    assert "GPUs saved <0.1 " in whole(small, 200)
+
+
 @pytest.mark.parametrize("width", [30, 60, 80, 140, 300])
 @pytest.mark.parametrize("count", [0, 1, 30])
 def test_no_line_is_wider_than_the_terminal(width: int, count: int) -> None:
