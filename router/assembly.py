@@ -11,7 +11,8 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -30,9 +31,9 @@ from router.discovery.sources import Discovery, FileDiscovery, StaticDiscovery
 from router.live.endpoints import LiveEndpoints
 from router.live.gather import BOUNDS, Gatherer
 from router.live.peers import PeerReports, RouterList, StaticRouters
-from router.metrics import DiscoveryCollector, FleetCollector, Metrics
+from router.metrics import DiscoveryCollector, FleetCollector, FlowCollector, Metrics
 from router.server.access_log import AccessLog, Digests
-from router.server.affinity import NO_PRIORITIES
+from router.server.admission import Admission
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
 from router.server.management import Management
@@ -179,7 +180,7 @@ class Router:
         load: Callable[[str], Tokenizer] | None = None,
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing | None = None,
-        priorities: Mapping[str, int] = NO_PRIORITIES,
+        priorities: MutableMapping[str, int] | None = None,
     ) -> None:
         self.clock = clock
         self._settings = settings
@@ -223,6 +224,12 @@ class Router:
         }
         budget = RetryBudget(share=settings.retry_share, floor=settings.retry_floor)
         self.metrics.retry_budget.set_function(lambda: budget.left(clock()))
+        objectives = ChainMap(priorities if priorities is not None else {}, dict(settings.objectives))
+        self.admission = (
+            Admission(self.fleet, settings.flow_policy, self.metrics, clock) if settings.flow_control else None
+        )
+        if self.admission is not None:
+            self.registry.register(FlowCollector(self.admission.flow))
         self.proxy = Proxy(
             fleet=self.fleet,
             upstream=self.upstream,
@@ -237,6 +244,7 @@ class Router:
             on_refused=self.fleet_sync.unreachable,
             on_busy=self.fleet_sync.busy,
             resumptions=Resumptions(self.prompts.known, self.prompts.read).of if settings.resume_streams else None,
+            admission=self.admission,
         )
         self.recorder = Recorder(self.metrics, clock, tracing)
         salt = settings.access_log_salt
@@ -256,7 +264,7 @@ class Router:
             settings.strategy,
             frozenset(settings.allowed_paths),
             self.cors,
-            priorities,
+            objectives,
         )
         self.management = Management(
             fleet=self.fleet,
@@ -271,7 +279,7 @@ class Router:
             tokenizers=self.tokenizers,
             pod=self.fleet_sync.pod,
             request_wait=settings.retry_deadline,
-            priorities=priorities,
+            priorities=objectives,
         )
         self._peers = other_routers(settings)
         gatherer = Gatherer(
@@ -329,6 +337,8 @@ class Router:
 
     async def close(self) -> None:
         """End every task and close every connection to a worker."""
+        if self.admission is not None:
+            self.admission.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

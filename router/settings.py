@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr,
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from kvcache.profiles import DEFAULT_PROFILE, PROFILES, Profile, parse_latency, profile
+from router.core.flow import FlowPolicy, check_classes, parse_class
 from router.core.strategies import STRATEGIES, find_strategy
 from router.discovery.sources import entries, listed_workers, worker_url
 from router.server.cors import ANY
@@ -31,6 +32,7 @@ DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL)]
 HostName = Annotated[
     str, StringConstraints(to_lower=True, max_length=253, pattern=r"^(\*|\.?[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*)$")
 ]
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
 
 
 class Settings(ChatSettings):
@@ -135,6 +137,26 @@ class Settings(ChatSettings):
     )
     session_limit: int = Field(65_536, ge=0, description="most sessions that are remembered")
 
+    flow_control: bool = Field(
+        False, description="let requests wait in the router while all workers are busy (docs/flow-control.md)"
+    )
+    flow_queue_limit: PositiveFloat = Field(
+        0.05, description="a worker is busy when a new request would wait there for more seconds than these"
+    )
+    flow_classes: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("high=1", "standard=0", "sheddable=-1"),
+        description="classes of requests by priority, NAME=PRIORITY[:TTL[:MIB]]: the lowest priority of the class, "
+        "seconds that its requests wait at most (30) and what they may take (128 MiB); separate by commas",
+    )
+    flow_max_bytes: PositiveInt = Field(256 * 2**20, description="largest total of all requests that wait")
+    flow_overtaken: float = Field(
+        1.0, ge=0, description="seconds after it was first overtaken by which a request takes any worker with room"
+    )
+    flow_quantum: PositiveInt = Field(2048, description="tokens that each tenant may compute in one round")
+    objectives: Annotated[tuple[tuple[str, int], ...], NoDecode] = Field(
+        (), description="priorities of objectives that requests may name: NAME=PRIORITY; separate by commas"
+    )
+
     access_log: Literal["off", "text", "json"] = Field(
         "off", description="write a line for each request to standard output: key=value (text) or JSON"
     )
@@ -187,7 +209,14 @@ class Settings(ChatSettings):
     grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after that")
 
     @field_validator(
-        "workers", "allowed_paths", "cors_origins", "kubernetes_service", "management_names", "peers", mode="before"
+        "workers",
+        "allowed_paths",
+        "cors_origins",
+        "kubernetes_service",
+        "management_names",
+        "peers",
+        "flow_classes",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -202,6 +231,22 @@ class Settings(ChatSettings):
         if wrong := next(("".join(pair) for pair in pairs if not (pair[0] and pair[2])), None):
             raise ValueError(f"{wrong!r} is no MODEL=TOKENIZER")
         return [(name, tokenizer) for name, _, tokenizer in pairs]
+
+    @field_validator("flow_classes")
+    @classmethod
+    def _classes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_classes([parse_class(text) for text in value])
+        return value
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _priorities(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [entry.rpartition("=") for entry in split_list(value)]
+        if wrong := next(("".join(pair) for pair in pairs if not (pair[0] and _NUMBER.fullmatch(pair[2]))), None):
+            raise ValueError(f"{wrong!r} is no NAME=PRIORITY with a whole number")
+        return [(name, int(priority)) for name, _, priority in pairs]
 
     @field_validator("workers")
     @classmethod
@@ -286,6 +331,17 @@ class Settings(ChatSettings):
     def total_body_bytes(self) -> int:
         """Bytes that the bodies of all requests in flight may take together."""
         return self.max_total_body_bytes or max(512 * 2**20, 4 * self.max_body_bytes)
+
+    @property
+    def flow_policy(self) -> FlowPolicy:
+        """What flow control holds to."""
+        return FlowPolicy(
+            tuple(map(parse_class, self.flow_classes)),
+            self.flow_max_bytes,
+            self.flow_queue_limit,
+            self.flow_quantum,
+            self.flow_overtaken,
+        )
 
     @property
     def gpu(self) -> Profile:

@@ -26,6 +26,7 @@ from controller.local.process import PROCESS_TRANSITIONS, ProcessEvent, ProcessS
 from controller.reconcile.queue import KEY_TRANSITIONS, KeyEvent, KeyState
 from kvcluster.top.following import READER_TRANSITIONS, ReaderEvent, ReaderState
 from router.core import ledger, worker_state
+from router.core.flow import WaitEvent, WaitState, wait_transition
 from router.core.view import ViewEvent, ViewState
 from router.core.view import transition as view_transition
 from router.discovery.list_state import LIST_TRANSITIONS, ListEvent, ListState
@@ -164,6 +165,7 @@ MACHINES: tuple[Machine, ...] = (
         events_of(ledger.EntryEvent),
     ),
     Machine("view", ViewState, ViewState.NONE, view_transition, events_of(ViewEvent)),
+    Machine("waiting request", WaitState, WaitState.WAITING, wait_transition, events_of(WaitEvent)),
     Machine("emulator", EmulatorState, EmulatorState.SERVING, by_table(EMULATOR_TRANSITIONS), events_of(EmulatorEvent)),
     Machine(
         "engine request",

@@ -363,6 +363,18 @@ class Fleet:
         finally:
             ticket.release(clock(), reused=ticket.served or ticket.answered)
 
+    def waits(self, request: RouteRequest, now: float) -> dict[str, float]:
+        """Seconds until each worker that can take the request would start on it, by URL, as if it had nothing of it
+        cached. O(workers). Raises as `choose` does."""
+        shape = shape_of(request, self.config.block_size, self._learnt.lengths)
+        workers = self._candidates(request, ()).workers
+        return {worker.url: worker.work.expect(shape, 0, now).queue for worker in workers}
+
+    def on_room(self, notify: Callable[[], None]) -> None:
+        """Call `notify` whenever a worker may have room that had none: a request was answered or is over, a report
+        came, a worker became ready. It is called while that happens and must not call the fleet."""
+        self._changes.on_room = notify
+
     def _candidates(self, request: RouteRequest, exclude: Collection[str]) -> Candidates:
         if request.stored is not None:
             return Candidates(holders(self._workers.values(), request.stored, exclude, self.config.retry_after))

@@ -7,6 +7,7 @@ cost of a request on a worker depends on apart from the request, the time and th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class Changes:
     """Shared by a fleet and its workers, which note here what they change. O(1) a change."""
 
-    __slots__ = ("members", "phases", "sampling", "views", "works")
+    __slots__ = ("members", "on_room", "phases", "sampling", "views", "works")
 
     def __init__(self) -> None:
         self.members = 0
@@ -29,12 +30,18 @@ class Changes:
         """Those whose standing has changed."""
         self.sampling: dict[Work, None] = {}
         """Those that have a sample to be taken once it is clear that it is complete, in the order of these samples."""
+        self.on_room: Callable[[], None] = _ignore
+        """Called when a worker may have room that had none."""
 
     def take_samples(self, now: float) -> None:
         """Take the samples that are complete by now, so that all workers are compared with the same corrections."""
         for work in tuple(self.sampling):
             if not work.take_sample(now):
                 del self.sampling[work]
+
+
+def _ignore() -> None:
+    pass
 
 
 NEVER = math.inf

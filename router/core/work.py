@@ -176,6 +176,7 @@ class Work:
             self._foreign_seconds = max(0.0, seconds * self.correction.prefill.factor(now) - pending)
         self._surplus_blocks = load.total_blocks - load.free_blocks - self.ledger.blocks
         self._peak = self.ledger.in_flight
+        self._changes.on_room()
 
     def report_age(self, now: float) -> float | None:
         """Seconds since the last report; None: there is none, or it is too old."""
@@ -243,6 +244,7 @@ class Work:
         self._changes.works.add(self)
         self._count_decoded(now)
         began = self.ledger.first_token(entry, now)
+        self._changes.on_room()
         if began is None or not certain or self._foreign_requests:
             self.samples.discard_prefills()
             return
@@ -273,6 +275,7 @@ class Work:
             self._decode_time.observe(now - first_token)
         self._count_decoded(now)
         self.ledger.close(entry, now)
+        self._changes.on_room()
 
     # --- what is expected ---------------------------------------------------------------------------
 

@@ -153,6 +153,7 @@ class Worker:
         self.phase = self.state.phase
         if self.phase is not before:
             self.changes.phases += 1
+            self.changes.on_room()
 
     def mark_alive(self, now: float) -> None:
         """The worker gave a sign of life. If it was unreachable before, it may be another process now."""

@@ -4,7 +4,7 @@ The values of labels are bounded: statuses, enums of causes and reasons, and the
 from the fleet at each scrape, so that a worker that has been removed leaves no series behind.
 """
 
-from router.metrics.collectors import DiscoveryCollector, FleetCollector
+from router.metrics.collectors import DiscoveryCollector, FleetCollector, FlowCollector
 from router.metrics.declared import OVER, TPOT_BUCKETS, TTFT_BUCKETS, UNDER, Metrics
 from router.metrics.instruments import Buckets, by_label, total
 
@@ -16,6 +16,7 @@ __all__ = [
     "Buckets",
     "DiscoveryCollector",
     "FleetCollector",
+    "FlowCollector",
     "Metrics",
     "by_label",
     "total",

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from router.core.fleet import Fleet
+from router.core.flow import FlowControl
 from router.core.view import Trust
 from router.core.worker_state import WorkerPhase
 from router.discovery.sources import DiscoveryStatus
@@ -114,4 +115,29 @@ class DiscoveryCollector(Collector):
         for family, counts in ((failures, status.failures), (relists, status.relists)):
             for label, count in counts.items():
                 family.add_metric([label], count)
+        return families
+
+
+class FlowCollector(Collector):
+    """Requests that wait for a worker, read from flow control at each scrape."""
+
+    def __init__(self, flow: FlowControl) -> None:
+        self._flow = flow
+
+    def describe(self) -> Iterable[Metric]:
+        return self._families()
+
+    def _families(self) -> tuple[GaugeMetricFamily, ...]:
+        return (
+            GaugeMetricFamily(
+                PREFIX + "flow_waiting", "Requests that wait in the router for room on a worker.", labels=("class",)
+            ),
+            GaugeMetricFamily(PREFIX + "flow_waiting_bytes", "Memory that they take.", labels=("class",)),
+        )
+
+    def collect(self) -> Iterable[Metric]:
+        waiting, size = families = self._families()
+        for queue in self._flow.classes:
+            waiting.add_metric((queue.policy.name,), len(queue.by_arrival))
+            size.add_metric((queue.policy.name,), queue.size)
         return families

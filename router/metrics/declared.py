@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client import Counter as LibraryCounter
+from prometheus_client import Histogram as LibraryHistogram
 
 from router.core.decision import CacheUse, DecisionPhase
 from router.metrics.instruments import Counter, Histogram, LabelledCounter, LabelledHistogram
@@ -136,5 +137,16 @@ class Metrics:
         self.access_log_dropped = counter(
             "access_log_dropped",
             "Requests that the access log left out because lines could not be written, or not so fast.",
+        )
+        self.flow_shed = rare(
+            "flow_shed", "Requests turned away while all workers were busy, by class and why.", "class", "reason"
+        )
+        self.flow_left = rare("flow_left", "Requests whose client left while they waited for a worker.", "class")
+        self.flow_wait = LibraryHistogram(
+            PREFIX + "flow_wait_seconds",
+            "How long requests that had to wait for room on a worker did so.",
+            ("class",),
+            buckets=TTFT_BUCKETS,
+            registry=registry,
         )
         self.loop_lag = histogram("loop_lag_seconds", "How late the event loop runs a timer.", LAG_BUCKETS)

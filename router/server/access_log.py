@@ -71,6 +71,9 @@ def fields(record: RequestRecord, digests: Digests, wall: Callable[[], float] = 
             "unread": route.unread.value if route.unread is not None else None,
             "prompt_tokens": prompt,
             "max_tokens": route.output_tokens,
+            "tenant": digests.name(route.caller.tenant.encode()) if route.caller.tenant else None,
+            "priority": route.caller.priority or None,
+            "waited_seconds": round(record.waited, 6) if record.waited is not None else None,
         }
     if attempts:
         decision = attempts[-1].decision

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import orjson
 from starlette.types import Send
 
-from kvcache.errors import ApiError
+from kvcache.errors import ApiError, MessagesError
 from router.core.decision import StoredResponse
+from router.server.admission import SHED_HEADER, Shed
 from runtime.http.context import Headers
 
 
@@ -19,6 +22,19 @@ def response_not_found(stored: StoredResponse) -> ApiError:
             " `input`, without `previous_response_id`."
         )
     return ApiError(404, message, param="response_id", type="invalid_request_error")
+
+
+async def answer_shed(send: Send, shed: Shed, request_id: bytes, *, messages: bool) -> int:
+    """The answer to a request that flow control turned away. Returns its status. `messages`: in the format of the
+    Messages API."""
+    error = ApiError(shed.status, str(shed), type="rate_limit_error" if shed.status == 429 else None)
+    headers = [
+        (b"x-request-id", request_id),
+        (b"retry-after", b"%d" % ceil(shed.retry_after)),
+        (SHED_HEADER, shed.reason.value.encode()),
+    ]
+    await answer_error(send, MessagesError(error) if messages else error, headers)
+    return error.status
 
 
 async def answer_error(send: Send, error: ApiError, headers: Headers) -> None:

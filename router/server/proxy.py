@@ -20,9 +20,10 @@ from router.core.outliers import Ejection, Outcome
 from router.core.retries import FAULTS, FailureCause, Progress, Refusals, RequestKind, Retries, RetryBudget, RetryPolicy
 from router.core.stored_responses import HolderGone, response_id
 from router.metrics import Metrics
+from router.server.admission import Admission, Shed
 from router.server.affinity import with_request_id
 from router.server.headers import find, retry_after
-from router.server.own_answers import answer_error, response_not_found
+from router.server.own_answers import answer_error, answer_shed, response_not_found
 from router.server.prompts import MESSAGES
 from router.server.record import RequestRecord
 from router.server.relay import STREAM_BROKEN, AttemptFailure, Client, Relay
@@ -65,6 +66,8 @@ class Proxy:
     on_busy: Callable[[str], None]
     resumptions: Callable[[UpstreamRequest, RouteRequest], Resumption | None] | None = None
     """How a stream goes on elsewhere if its worker fails; None: streams do not."""
+    admission: Admission | None = None
+    """Where requests wait while all workers are busy; None: in the workers."""
     started: float = field(init=False)
     """When the router started."""
 
@@ -90,7 +93,11 @@ class Proxy:
         kind = RequestKind(request.method, request.target.partition("?")[0], route.model)
         client = Client(route, request_id, arrived, send, record)
         resumption = self.resumptions(request, route) if self.resumptions is not None else None
-        return await _ProxiedRequest(self, request, client, InFlightRequest(task), retries, kind, resumption).run()
+        proxied = _ProxiedRequest(self, request, client, InFlightRequest(task), retries, kind, resumption)
+        try:
+            return await proxied.run()
+        except Shed as shed:
+            return await answer_shed(send, shed, request_id, messages=request.target.startswith(MESSAGES))
 
     def sharing(self, url: str, cause: FailureCause) -> list[str]:
         """The workers that a failure of the one at `url` is about: every rank of its process, or that one alone."""
@@ -197,9 +204,15 @@ class _ProxiedRequest:
             now = proxy.clock()
             try:
                 if record is None:
-                    return proxy.fleet.choose(self.client.route, now, self.excluded)
-                record.choosing(now)
-                return proxy.fleet.choose(self.client.route, now, self.excluded, record.looked_up)
+                    decision = proxy.fleet.choose(self.client.route, now, self.excluded)
+                else:
+                    record.choosing(now)
+                    decision = proxy.fleet.choose(self.client.route, now, self.excluded, record.looked_up)
+                if proxy.admission is None or self.retries.sent:
+                    return decision
+                if not proxy.admission.must_wait(decision, self.client.route, now):
+                    return decision
+                return await self._wait(proxy.admission, now)
             except HolderGone:
                 self.holder_gone = True
                 if now - proxy.started >= SETTLED_AFTER:
@@ -217,6 +230,16 @@ class _ProxiedRequest:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await proxy.changed.wait()
+
+    async def _wait(self, admission: Admission, now: float) -> Decision:
+        """Where the request goes once it is its turn. Only its first attempt waits."""
+        record = self.client.record
+        try:
+            return await admission.turn(self.client.route, len(self.request.body))
+        finally:
+            if record is not None:
+                record.choosing(self.proxy.clock())
+                record.waited = record.choosing_at - now
 
     def _note_failure(self, decision: Decision, failure: AttemptFailure) -> None:
         proxy = self.proxy

@@ -58,6 +58,8 @@ class RequestRecord:
     request_id: bytes = b""
     route: RouteRequest | None = None
     choosing_at: float = 0.0
+    waited: float | None = None
+    """Seconds that it waited for room on a worker; None: it did not have to."""
     attempts: list[Attempt] = field(default_factory=list)
     phases: tuple[float, ...] | None = None
     """Seconds of each `DecisionPhase`, in order; None if the prompt was not read, or no worker was ready at once."""

@@ -1,0 +1,311 @@
+"""Flow control: which requests wait in the router while the fleet is saturated, for how long, and who goes next.
+
+An engine serves requests in the order in which it got them, so whatever waits there is out of the router's hands: a
+burst of one tenant delays everybody. What waits here is ordered by class (strict priority), within a class fairly among
+tenants (`fair_queue`), and within a tenant by arrival. Decision 031 has the reasons, docs/flow-control.md the rules.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum, auto
+from typing import NamedTuple
+
+from router.core.decision import RouteRequest
+from router.core.fair_queue import FairQueue, Flow, FlowKey
+
+OVERHEAD = 1024
+"""Bytes that a waiting request takes besides its body: its task, its keys, its place in the queue."""
+MAX_TRIES = 16
+"""Requests for which a place is looked for before one is given the best worker that has room."""
+
+
+MAX_CLASSES = 16
+"""Each has series of its own in the metrics."""
+_CLASS = re.compile(
+    r"(?P<name>[a-z][a-z0-9-]{0,30})=(?P<priority>-?[0-9]{1,9})(:(?P<ttl>[0-9]{1,6}(\.[0-9]{1,3})?)(:(?P<mib>[0-9]{1,6}))?)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowClass:
+    """Requests of similar urgency. A request belongs to the class with the largest `priority` that does not exceed its
+    own, or to the lowest."""
+
+    name: str
+    priority: int
+    ttl: float = 30.0
+    """Seconds that its requests wait at most."""
+    max_bytes: int = 128 * 2**20
+    """Bytes that its waiting requests take at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPolicy:
+    """What flow control holds to."""
+
+    classes: tuple[FlowClass, ...] = (FlowClass("high", 1), FlowClass("standard", 0), FlowClass("sheddable", -1))
+    """In any order, with different priorities and names."""
+    max_bytes: int = 256 * 2**20
+    """Bytes that all waiting requests take at most."""
+    queue_limit: float = 0.05
+    """A worker has room while a new request would wait for at most so many seconds there."""
+    quantum: int = 2048
+    """Tokens that each tenant may compute in one round: those of one step of an engine."""
+    overtaken: float = 1.0
+    """Seconds after it was first overtaken by which a request takes any worker that has room."""
+
+
+def parse_class(text: str) -> FlowClass:
+    """The class that `NAME=PRIORITY[:TTL[:MIB]]` describes. Raises `ValueError`."""
+    found = _CLASS.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            f"{text!r:.200} is no class: write NAME=PRIORITY, NAME=PRIORITY:TTL or NAME=PRIORITY:TTL:MIB, as in "
+            "interactive=10:30:128 (a name in lower case, a whole number, seconds, MiB)"
+        )
+    default = FlowClass(found["name"], int(found["priority"]))
+    ttl = float(found["ttl"]) if found["ttl"] else default.ttl
+    most = int(found["mib"]) * 2**20 if found["mib"] else default.max_bytes
+    if not ttl or not most:
+        raise ValueError(f"{text!r:.200}: a class needs time and room to wait; leave it out, or its figures")
+    return FlowClass(default.name, default.priority, ttl, most)
+
+
+def check_classes(classes: Sequence[FlowClass]) -> None:
+    """Raises `ValueError` unless there is a class, and all differ by name and by priority."""
+    if not classes:
+        raise ValueError("at least one class is needed")
+    for what, values in (
+        ("names", [each.name for each in classes]),
+        ("priorities", [each.priority for each in classes]),
+    ):
+        if len({*values}) < len(classes):
+            raise ValueError(f"the classes have {what} in common: {', '.join(map(str, values))}")
+    if len(classes) > MAX_CLASSES:
+        raise ValueError(f"there are more than {MAX_CLASSES} classes")
+
+
+class ShedReason(StrEnum):
+    """Why a request is turned away. Label `reason` of `kvcluster_router_flow_shed_total`; the values are those of
+    llm-d's header `x-llm-d-request-dropped-reason`."""
+
+    SATURATED = "rejected-saturated"
+    """There was no room to wait, or a more urgent request took it."""
+    EXPIRED = "rejected-ttl-expired"
+    """It has waited for as long as its class allows."""
+    SHUTTING_DOWN = "rejected-shutting-down"
+    """The router ends."""
+
+
+class WaitState(Enum):
+    """Where a request is that had to wait."""
+
+    WAITING = auto()
+    PLACED = auto()
+    """It goes to a worker."""
+    SHED = auto()
+    """It was turned away."""
+    LEFT = auto()
+    """Its client has gone."""
+
+
+class WaitEvent(Enum):
+    """What happens to a request that waits."""
+
+    PLACED = auto()
+    SHED = auto()
+    LEFT = auto()
+
+
+WAIT_TRANSITIONS: Mapping[tuple[WaitState, WaitEvent], WaitState] = {
+    (WaitState.WAITING, WaitEvent.PLACED): WaitState.PLACED,
+    (WaitState.WAITING, WaitEvent.SHED): WaitState.SHED,
+    (WaitState.WAITING, WaitEvent.LEFT): WaitState.LEFT,
+    (WaitState.PLACED, WaitEvent.LEFT): WaitState.LEFT,
+}
+
+
+def wait_transition(state: WaitState, event: WaitEvent) -> WaitState:
+    """The state after `event`. An event changes nothing in a state for which no transition is listed."""
+    return WAIT_TRANSITIONS.get((state, event), state)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A request that waits. Only its `FlowControl` changes it."""
+
+    route: RouteRequest
+    size: int
+    """Bytes that it takes."""
+    arrived: float
+    on_end: Callable[[ShedReason | None], None]
+    """Called once when it no longer waits: None, it is placed. Not called when its client left."""
+    state: WaitState = WaitState.WAITING
+    overtaken_at: float | None = None
+    """When a request that came after it, in the order of their turns, was first placed before it."""
+    exclude: frozenset[str] = frozenset()
+    """Workers that it does not go to although it would cost less there: they have no room."""
+    queue: ClassQueue = field(init=False)
+    flow: Flow[Waiting] = field(init=False)
+
+
+def flow_key(route: RouteRequest) -> FlowKey:
+    """The flow that a request belongs to. Requests for the same model (and rank) can go to the same workers."""
+    return FlowKey(route.caller.tenant, (route.model, route.rank, route.stored))
+
+
+class Verdict(Enum):
+    """Whether a request can be placed now."""
+
+    PLACED = auto()
+    FULL = auto()
+    """No worker that can take it has room, nor one that can take another request of its group."""
+    PREFERS_FULL = auto()
+    """There is room, but not on the worker where it costs least."""
+
+
+class Place(NamedTuple):
+    """What looking for a place has found."""
+
+    verdict: Verdict
+    tokens: int = 0
+    """Tokens that the worker has to compute, if it is placed."""
+
+
+class ClassQueue:
+    """The waiting requests of one class."""
+
+    def __init__(self, policy: FlowClass, quantum: int) -> None:
+        self.policy = policy
+        self.flows: FairQueue[Waiting] = FairQueue(quantum)
+        self.by_arrival: dict[Waiting, None] = {}
+        """Oldest first, which is also the order in which their time is over."""
+        self.size = 0
+
+
+class FlowControl:
+    """The requests that wait. Time is passed in as `now`, in seconds.
+
+    Every request that is put in is placed, shed or removed exactly once. The bounds of `FlowPolicy` hold at any time.
+    """
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        self.policy = policy
+        ordered = sorted(policy.classes, key=lambda each: -each.priority)
+        self.classes = tuple(ClassQueue(each, policy.quantum) for each in ordered)
+        """The most urgent first."""
+        self.size = 0
+        self.waiting = 0
+        self._overtaken: dict[Waiting, float] = {}
+        """Those that have been overtaken, and when they will take any worker: the earliest first."""
+
+    def class_of(self, priority: int) -> ClassQueue:
+        """The class of a request of this priority."""
+        return next((each for each in self.classes if each.policy.priority <= priority), self.classes[-1])
+
+    def put(self, waiting: Waiting) -> None:
+        """A request has to wait; if there is no room, it or others are shed, the least urgent first and among equals
+        the newest of the tenant that holds most."""
+        queue = waiting.queue = self.class_of(waiting.route.caller.priority)
+        waiting.flow = queue.flows.push(flow_key(waiting.route), waiting, waiting.size)
+        queue.by_arrival[waiting] = None
+        queue.size += waiting.size
+        self.size += waiting.size
+        self.waiting += 1
+        while queue.size > queue.policy.max_bytes and waiting.state is WaitState.WAITING:
+            self._shed_newest(queue)
+        while self.size > self.policy.max_bytes and waiting.state is WaitState.WAITING:
+            self._shed_newest(next(each for each in reversed(self.classes) if each.by_arrival))
+
+    def next(self, now: float, place: Callable[[Waiting, bool], Place]) -> Waiting | None:
+        """Place the request whose turn it is; None: none can be placed now.
+
+        `place(waiting, anywhere)` says whether it can go to a worker now: to the one where it costs least, or
+        (`anywhere`) to the best of those that have room. It is asked at most `MAX_TRIES` + 1 times.
+        """
+        full: set[object] = set()
+        passed: list[Waiting] = []
+        for queue in self.classes:
+            for flow in queue.flows.order():
+                if flow.key.group in full:
+                    continue
+                first = flow.waiting[0]
+                anywhere = first.overtaken_at is not None and now - first.overtaken_at >= self.policy.overtaken
+                found = place(first, anywhere)
+                if found.verdict is Verdict.PLACED:
+                    return self._placed(first, found.tokens, passed, now)
+                if found.verdict is Verdict.FULL:
+                    full.add(flow.key.group)
+                    continue
+                passed.append(first)
+                if len(passed) >= MAX_TRIES:
+                    found = place(passed[0], True)
+                    return self._placed(passed[0], found.tokens, [], now) if found.verdict is Verdict.PLACED else None
+        return None
+
+    def firsts(self) -> Iterator[Waiting]:
+        """The oldest request of each class: when there is room for one of them, `next` has something to do."""
+        for queue in self.classes:
+            if queue.by_arrival:
+                yield next(iter(queue.by_arrival))
+
+    def expire(self, now: float) -> None:
+        """Shed what has waited for too long."""
+        for queue in self.classes:
+            while queue.by_arrival:
+                oldest = next(iter(queue.by_arrival))
+                if now - oldest.arrived < queue.policy.ttl:
+                    break
+                self._end(oldest, WaitEvent.SHED, ShedReason.EXPIRED)
+
+    def wake_at(self, now: float) -> float:
+        """When `expire` or `next` will have to do something because time has passed; infinite: never."""
+        times = [each for each in self._overtaken.values() if each > now][:1]
+        for queue in self.classes:
+            if queue.by_arrival:
+                times.append(next(iter(queue.by_arrival)).arrived + queue.policy.ttl)
+        return min(times, default=math.inf)
+
+    def remove(self, waiting: Waiting) -> None:
+        """Its client has left. Does nothing if it no longer waits."""
+        if waiting.state is WaitState.WAITING:
+            self._end(waiting, WaitEvent.LEFT, None)
+        else:
+            waiting.state = wait_transition(waiting.state, WaitEvent.LEFT)
+
+    def close(self) -> None:
+        """The router ends: shed everything."""
+        for queue in self.classes:
+            for waiting in tuple(queue.by_arrival):
+                self._end(waiting, WaitEvent.SHED, ShedReason.SHUTTING_DOWN)
+
+    def _shed_newest(self, queue: ClassQueue) -> None:
+        self._end(queue.flows.largest().waiting[-1], WaitEvent.SHED, ShedReason.SATURATED)
+
+    def _placed(self, waiting: Waiting, tokens: int, passed: list[Waiting], now: float) -> Waiting:
+        for each in passed:
+            if each.overtaken_at is None:
+                each.overtaken_at = now
+                self._overtaken[each] = now + self.policy.overtaken
+        waiting.queue.flows.take(waiting.flow, waiting.size, tokens)
+        self._leave(waiting, WaitEvent.PLACED)
+        waiting.on_end(None)
+        return waiting
+
+    def _end(self, waiting: Waiting, event: WaitEvent, reason: ShedReason | None) -> None:
+        waiting.queue.flows.remove(waiting.flow, waiting, waiting.size)
+        self._leave(waiting, event)
+        if reason is not None:
+            waiting.on_end(reason)
+
+    def _leave(self, waiting: Waiting, event: WaitEvent) -> None:
+        waiting.state = wait_transition(waiting.state, event)
+        del waiting.queue.by_arrival[waiting]
+        self._overtaken.pop(waiting, None)
+        waiting.queue.size -= waiting.size
+        self.size -= waiting.size
+        self.waiting -= 1

@@ -1,0 +1,72 @@
+"""Whether a request finds room on a worker now: the ledger's answer, which flow control asks for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from router.core.decision import Decision, NoWorkerReady, RouteRequest
+from router.core.fleet import Fleet
+from router.core.flow import Place, Verdict, Waiting
+from router.core.stored_responses import HolderGone
+
+FULL = Place(Verdict.FULL)
+BYTES_OF_A_TOKEN = 4
+"""About; what a prompt is charged by that was not read."""
+
+
+class Placement:
+    """Looks for places in one fleet. A worker has room while a new request would wait there for at most `limit`
+    seconds, by the ledger: for prefills, for memory and for the decode step in progress."""
+
+    def __init__(self, fleet: Fleet, limit: float) -> None:
+        self._fleet = fleet
+        self._limit = limit
+
+    def saturated(self, decision: Decision, route: RouteRequest, now: float) -> bool:
+        """Whether no worker that can take the request has room; `decision` is where it would go. O(1) if that one has
+        room, else O(workers)."""
+        return decision.queue_seconds > self._limit and self._room(route, now).none
+
+    def place(self, waiting: Waiting, anywhere: bool, now: float) -> Place:
+        """See `FlowControl.next`. Where the request is placed, it has to be dispatched before the next one is."""
+        route = waiting.route
+        try:
+            room = self._room(route, now)
+            if room.none:
+                return FULL
+            waiting.exclude = room.full if anywhere else frozenset()
+            decision = self._fleet.choose(route, now, waiting.exclude)
+        except HolderGone:
+            return Place(Verdict.PLACED)  # the answer is an error, which has not to wait
+        except NoWorkerReady:
+            return FULL
+        if decision.url in room.full and decision.queue_seconds > self._limit:
+            return Place(Verdict.PREFERS_FULL)
+        return Place(Verdict.PLACED, uncached_tokens(decision, route, waiting.size, self._fleet.config.block_size))
+
+    def room_in(self, route: RouteRequest, now: float) -> float:
+        """Seconds until a worker is expected to have room for the request; infinite if none is ready."""
+        try:
+            waits = self._fleet.waits(route, now).values()
+        except NoWorkerReady:
+            return float("inf")
+        return max(min(waits) - self._limit, 0.0)
+
+    def _room(self, route: RouteRequest, now: float) -> _Room:
+        waits = self._fleet.waits(route, now)
+        full = frozenset(url for url, wait in waits.items() if wait > self._limit)
+        return _Room(full, len(full) == len(waits))
+
+
+class _Room(NamedTuple):
+    full: frozenset[str]
+    """URLs of the workers that have none."""
+    none: bool
+
+
+def uncached_tokens(decision: Decision, route: RouteRequest, size: int, block_size: int) -> int:
+    """Tokens that the worker with the longest match would have to compute: what a tenant is charged, so that nobody
+    pays for being sent elsewhere. Of a prompt that was not read the size of its body says how long it is."""
+    if route.prompt_tokens is None:
+        return max(size // BYTES_OF_A_TOKEN, 1)
+    return max(route.prompt_tokens - decision.best_blocks * block_size, 1)

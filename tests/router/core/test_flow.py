@@ -1,0 +1,284 @@
+"""Flow control without time or sockets: which request goes next, who is shed, and what is never lost
+(`router.core.flow`, `router.core.fair_queue`).
+
+Not covered: whether a worker has room (test_placement.py), the event loop (tests/router/test_admission.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from router.core.decision import Caller, RouteRequest
+from router.core.flow import (
+    MAX_TRIES,
+    FlowClass,
+    FlowControl,
+    FlowPolicy,
+    Place,
+    ShedReason,
+    Verdict,
+    Waiting,
+    WaitState,
+    check_classes,
+    parse_class,
+)
+
+POLICY = FlowPolicy(
+    (FlowClass("high", 1, 10.0, 1000), FlowClass("low", 0, 5.0, 1000)), max_bytes=1500, quantum=100, overtaken=1.0
+)
+
+
+class Bench:
+    """A flow control, and what became of the requests that it was given."""
+
+    def __init__(self, policy: FlowPolicy = POLICY) -> None:
+        self.flow = FlowControl(policy)
+        self.ends: dict[Waiting, ShedReason | None] = {}
+        self.put: list[Waiting] = []
+
+    def ask(self, tenant: str = "", priority: int = 0, size: int = 100, now: float = 0.0, model: str = "m") -> Waiting:
+        def end(reason: ShedReason | None) -> None:
+            assert waiting not in self.ends, "a request ends once"
+            self.ends[waiting] = reason
+
+        route = RouteRequest(None, 1, streaming=True, model=model, caller=Caller(tenant, priority))
+        waiting = Waiting(route, size, now, end)
+        self.put.append(waiting)
+        self.flow.put(waiting)
+        return waiting
+
+    def serve(self, count: int, tokens: int = 100) -> list[str]:
+        """The tenants of the next requests, each of which takes so many tokens."""
+        served = []
+        for _ in range(count):
+            placed = self.flow.next(0.0, lambda waiting, anywhere: Place(Verdict.PLACED, tokens))
+            assert placed is not None
+            served.append(placed.route.caller.tenant)
+        return served
+
+
+def test_a_more_urgent_class_goes_first_and_a_tenant_is_served_in_order() -> None:
+    bench = Bench()
+    low = [bench.ask("a", 0), bench.ask("a", -3)]
+    high = [bench.ask("a", 1), bench.ask("b", 7)]
+
+    order = [bench.flow.next(0.0, lambda *_: Place(Verdict.PLACED, 1)) for _ in range(4)]
+
+    assert order == [*high, *low]
+    assert bench.flow.next(0.0, lambda *_: Place(Verdict.PLACED, 1)) is None
+
+
+def test_a_tenant_that_asks_once_goes_next_in_anothers_burst() -> None:
+    bench = Bench()
+    for _ in range(8):
+        bench.ask("burst")
+    bench.serve(2)
+    bench.ask("interactive", size=10)
+
+    assert bench.serve(1, tokens=10) == ["interactive"]
+
+
+def test_tenants_that_wait_share_tokens_not_requests() -> None:
+    bench = Bench(FlowPolicy((FlowClass("only", 0, 10.0, 10**9),), max_bytes=10**9, quantum=100))
+    tokens = {"long": 300, "short": 60}
+    served = dict.fromkeys(tokens, 0)
+    for _ in range(400):
+        bench.ask("long")
+        bench.ask("short")
+    for _ in range(300):
+        placed = bench.flow.next(0.0, lambda waiting, _: Place(Verdict.PLACED, tokens[waiting.route.caller.tenant]))
+        assert placed is not None
+        served[placed.route.caller.tenant] += tokens[placed.route.caller.tenant]
+        assert abs(served["long"] - served["short"]) <= 2 * 100 + 300
+
+
+def test_names_that_are_made_up_starve_nobody() -> None:
+    bench = Bench(FlowPolicy((FlowClass("only", 0, 10.0, 10**9),), max_bytes=10**9, quantum=100))
+    for _ in range(20):
+        bench.ask("honest")
+    served = []
+    for number in range(40):
+        bench.ask(f"invented-{number}")
+        served += bench.serve(1)
+
+    assert served.count("honest") >= 19
+
+
+def test_what_finds_no_room_sheds_the_least_urgent_and_then_the_newest_of_the_largest_tenant() -> None:
+    bench = Bench()
+    burst = [bench.ask("burst", 0) for _ in range(9)]
+    modest = bench.ask("modest", 0)
+    more = bench.ask("modest", 0)
+    assert bench.ends == {burst[-1]: ShedReason.SATURATED}, "the class is full"
+
+    urgent = [bench.ask("x", 1) for _ in range(6)]
+
+    assert {each for each, reason in bench.ends.items() if reason is ShedReason.SATURATED} == {burst[-1], burst[-2]}
+    assert all(each.state is WaitState.WAITING for each in (modest, more, *urgent))
+
+
+def test_a_request_larger_than_all_room_is_itself_shed() -> None:
+    bench = Bench()
+    others = [bench.ask("a", 1, 900), bench.ask("b", 0, 100)]
+    huge = bench.ask("c", 0, 1001)
+
+    assert bench.ends == {huge: ShedReason.SATURATED}
+    assert all(each.state is WaitState.WAITING for each in others)
+
+
+def test_time_to_wait_is_over_by_class() -> None:
+    bench = Bench()
+    high, low = bench.ask(priority=1, now=0.0), bench.ask(priority=0, now=0.0)
+    later = bench.ask(priority=0, now=4.0)
+    assert bench.flow.wake_at(0.0) == 5.0
+
+    bench.flow.expire(5.0)
+    assert bench.ends == {low: ShedReason.EXPIRED}
+    assert bench.flow.wake_at(5.0) == 9.0
+    bench.flow.expire(10.0)
+    assert bench.ends == {low: ShedReason.EXPIRED, later: ShedReason.EXPIRED, high: ShedReason.EXPIRED}
+    assert bench.flow.wake_at(10.0) == math.inf
+
+
+def test_a_request_whose_worker_is_busy_is_overtaken_but_not_for_long() -> None:
+    bench = Bench()
+    first = bench.ask("a")
+    others = [bench.ask("b"), bench.ask("c")]
+
+    def place(waiting: Waiting, anywhere: bool) -> Place:
+        if waiting is first and not anywhere:
+            return Place(Verdict.PREFERS_FULL)
+        return Place(Verdict.PLACED, 1)
+
+    assert bench.flow.next(3.0, place) is others[0]
+    assert bench.flow.wake_at(3.0) == 4.0
+    assert bench.flow.next(3.5, place) is others[1]
+    assert bench.flow.next(3.9, place) is None
+    assert bench.flow.next(4.0, place) is first
+
+
+def test_models_whose_workers_are_full_do_not_hold_up_others() -> None:
+    bench = Bench()
+    bench.ask("a", priority=1, model="full")
+    bench.ask("b", priority=1, model="full")
+    free = bench.ask("a", priority=0, model="free")
+    tried = []
+
+    def place(waiting: Waiting, anywhere: bool) -> Place:
+        tried.append(waiting)
+        return Place(Verdict.FULL) if waiting.route.model == "full" else Place(Verdict.PLACED, 1)
+
+    assert bench.flow.next(0.0, place) is free
+    assert len(tried) == 2, "one request speaks for its model"
+
+
+def test_the_search_for_a_place_is_bounded() -> None:
+    bench = Bench(FlowPolicy((FlowClass("only", 0, 10.0, 10**9),), max_bytes=10**9))
+    first = bench.ask("t0")
+    for number in range(100):
+        bench.ask(f"t{number + 1}")
+    tried = 0
+
+    def place(waiting: Waiting, anywhere: bool) -> Place:
+        nonlocal tried
+        tried += 1
+        return Place(Verdict.PLACED, 1) if anywhere else Place(Verdict.PREFERS_FULL)
+
+    assert bench.flow.next(0.0, place) is first
+    assert tried == MAX_TRIES + 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", "a=", "=1", "A=1", "a=1.5", "a=1:", "a=1:0", "a=1:5:0", "a=1:-5", "a=1:5:6:7", "a b=1", "a=1:nan"],
+)
+def test_what_describes_no_class_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"class"):
+        parse_class(text)
+
+
+def test_classes_are_told_apart() -> None:
+    assert parse_class("batch=-10:2.5:64") == FlowClass("batch", -10, 2.5, 64 * 2**20)
+    for texts in ([], ["a=1", "a=2"], ["a=1", "b=1"], [f"c{n}={n}" for n in range(17)]):
+        with pytest.raises(ValueError, match="class"):
+            check_classes([parse_class(text) for text in texts])
+
+
+class Flows(RuleBasedStateMachine):
+    """Any order of requests, rooms, time-outs and clients that leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench()
+        self.now = 0.0
+
+    @rule(
+        tenant=st.sampled_from("abc"),
+        priority=st.integers(-2, 2),
+        size=st.integers(1, 700),
+        model=st.sampled_from(["m", "n"]),
+    )
+    def ask(self, tenant: str, priority: int, size: int, model: str) -> None:
+        self.bench.ask(tenant, priority, size, self.now, model)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.bench.flow.expire(self.now)
+        for waiting in self.waiting():
+            assert self.now - waiting.arrived < waiting.queue.policy.ttl
+
+    @precondition(lambda self: self.waiting())
+    @rule(data=st.data())
+    def client_leaves(self, data: st.DataObject) -> None:
+        self.bench.flow.remove(data.draw(st.sampled_from(self.waiting())))
+
+    @rule(
+        full=st.sets(st.sampled_from(["m", "n"])), tokens=st.integers(1, 500), prefers=st.sets(st.sampled_from("abc"))
+    )
+    def room(self, full: set[str], tokens: int, prefers: set[str]) -> None:
+        def place(waiting: Waiting, anywhere: bool) -> Place:
+            if waiting.route.model in full:
+                return Place(Verdict.FULL)
+            if waiting.route.caller.tenant in prefers and not anywhere:
+                return Place(Verdict.PREFERS_FULL)
+            return Place(Verdict.PLACED, tokens)
+
+        before = self.waiting()
+        placed = self.bench.flow.next(self.now, place)
+        able = [each for each in before if each.route.model not in full and each.route.caller.tenant not in prefers]
+        if placed is None:
+            assert not able
+            return
+        assert placed.route.model not in full
+        urgent = max((each.queue.policy.priority for each in able), default=-math.inf)
+        assert placed.queue.policy.priority >= urgent
+        for earlier in before[: before.index(placed)]:
+            assert earlier.flow is not placed.flow, "first in, first out within a flow"
+
+    @invariant()
+    def nothing_is_lost_and_bounds_hold(self) -> None:
+        flow = self.bench.flow
+        waiting = self.waiting()
+        assert flow.waiting == len(waiting)
+        assert flow.size == sum(each.size for each in waiting) <= POLICY.max_bytes
+        for queue in flow.classes:
+            of_class = [each for each in waiting if each.queue is queue]
+            assert list(queue.by_arrival) == of_class
+            assert queue.size == sum(each.size for each in of_class) <= queue.policy.max_bytes
+        for each in self.bench.put:
+            expected = {WaitState.PLACED: [None], WaitState.LEFT: [], WaitState.WAITING: []}.get(each.state)
+            ends = [self.bench.ends[each]] if each in self.bench.ends else []
+            assert ends == expected if expected is not None else ends != [None]
+
+    def waiting(self) -> list[Waiting]:
+        return [each for each in self.bench.put if each.state is WaitState.WAITING]
+
+
+TestFlows = Flows.TestCase
+TestFlows.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
