@@ -6,13 +6,15 @@ RELEASE_VENV := $(VENV)/release
 DEMO_OUT ?= demo-results
 # Processes that run tests. More than there are cores: many tests wait for processes that they started.
 JOBS ?= 4
-PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+# Those of `make unit` hardly wait, and each process imports everything.
+UNIT_JOBS ?= 3
+PYTEST := $(BIN)/python -m pytest --dist worksteal --numprocesses
 
 # With it, every process that a test starts would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo docs test unit check format bench kind kind-delete dist clean
+.PHONY: help install tools demo docs test unit check lint types suite format bench kind kind-delete dist clean
 
 help: ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,18 +50,25 @@ docs: $(VENV)/.dev ## the documents as a site, in site/ (site/index.html opens w
 	$(BIN)/python -m deploy.docs.scripts
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-test: check $(VENV)/.release ## formatting, lint, types, import contract, and every test
-	$(PYTEST)
+test: lint $(VENV)/.release ## formatting, lint, types, import contract, and every test
+	@$(MAKE) --no-print-directory --jobs=2 types suite
 
-unit: $(VENV)/.dev ## the tests that start no processes and play no workloads (a minute)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m 'not process and not simulation'
+unit: $(VENV)/.dev ## the tests that start no processes and play no workloads (less than a minute)
+	$(PYTEST) $(UNIT_JOBS) -m 'not process and not simulation'
 
-check: $(VENV)/.dev ## ruff, mypy --strict, the import contract and oxlint
+check: lint types ## ruff, mypy --strict, the import contract and oxlint
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/oxlint --quiet router/live/page
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+suite: $(VENV)/.dev
+	$(PYTEST) $(JOBS)
 
 format: $(VENV)/.dev ## rewrite the code as ruff formats it
 	$(BIN)/ruff format .

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import orjson
 import tiktoken
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -37,6 +38,15 @@ def byte_alphabet() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+
+
+def _token_bytes(tokens: Iterable[str]) -> list[bytes]:
+    """The bytes of tokens that are written in GPT-2's alphabet."""
+    separator = "\n"  # no character of the alphabet
+    to_latin_1 = {ord(character): chr(byte) for character, byte in byte_alphabet().items()}
+    to_latin_1[ord(separator)] = "\u0100"
+    # All at once: one translation of 50,000 tokens takes a third of the time of as many.
+    return [token.encode("latin-1") for token in separator.join(tokens).translate(to_latin_1).split("\u0100")]
 
 
 class Backend(Protocol):
@@ -178,14 +188,13 @@ class BundledBackend:
     affixes: tuple[list[int], list[int]] | None = ([], [])
 
     def __init__(self, vocabulary: Path) -> None:
-        ids: dict[str, int] = json.loads(vocabulary.read_bytes())
-        byte_of = byte_alphabet()
+        ids: dict[str, int] = orjson.loads(vocabulary.read_bytes())
         self.end_of_text = ids.pop(END_OF_TEXT)
         self._tokens = [*ids, END_OF_TEXT]
         self._encoding = tiktoken.Encoding(
             vocabulary.parent.name,
             pat_str=_GPT2_SPLIT,
-            mergeable_ranks={bytes([byte_of[c] for c in token]): token_id for token, token_id in ids.items()},
+            mergeable_ranks=dict(zip(_token_bytes(ids), ids.values(), strict=True)),
             special_tokens={END_OF_TEXT: self.end_of_text},
             explicit_n_vocab=len(self._tokens),
         )

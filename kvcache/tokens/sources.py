@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -41,7 +42,7 @@ class TokenizerSource:
 def bundled(options: ChatOptions) -> TokenizerSource:
     """GPT-2's byte-level BPE: 50,257 tokens, `<|endoftext|>` (50256) ends a text."""
     vocabulary, merges = _DATA / "encoder.json", _DATA / "vocab.bpe"
-    backend = BundledBackend(vocabulary)
+    backend = _bundled_backend(vocabulary)
     templates = {_DEFAULT: DEFAULT_TEMPLATE}
     return TokenizerSource(
         backend=backend,
@@ -49,6 +50,12 @@ def bundled(options: ChatOptions) -> TokenizerSource:
         eos_token_id=backend.end_of_text,
         chat=_renderer(templates, {"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}, options, BUNDLED),
     )
+
+
+@functools.cache
+def _bundled_backend(vocabulary: Path) -> BundledBackend:
+    """Read once: it never changes, and tokenizers that differ in their templates share it."""
+    return BundledBackend(vocabulary)
 
 
 def from_folder(folder: Path, options: ChatOptions) -> TokenizerSource:

@@ -53,7 +53,7 @@ def planner(target: Target, played: Play | None = None, most: int = 8) -> Planne
 # --- the search ---
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=70), st.integers(1, 5))
 def test_what_is_found_does_with_its_neighbours_and_nothing_near_below_does(does: list[bool], at_a_time: int) -> None:
     asked_about: list[int] = []

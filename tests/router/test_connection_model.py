@@ -287,5 +287,5 @@ class ConnectionMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-ConnectionMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+ConnectionMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
 TestConnection = ConnectionMachine.TestCase

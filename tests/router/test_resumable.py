@@ -48,7 +48,6 @@ def texts(stops: Sequence[str], text: str, pieces: Sequence[int]) -> list[str]:
     return [*found, text[shown:done]]
 
 
-@settings(max_examples=100)
 @given(
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=2),
     st.text("abc", min_size=2, max_size=30),
@@ -210,7 +209,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EVENTS, EVENTS, st.booleans())
 async def test_no_event_of_a_worker_is_an_error_here(
     tokenizer: Tokenizer, first: list[Any], rest: list[Any], stops: bool

@@ -205,21 +205,24 @@ async def takes_a_while(connection: Connection, request: Received) -> None:
     await good(connection, request)
 
 
-@pytest.mark.parametrize("strategy", ["cache_aware", "least_loaded", "round_robin"])
 @pytest.mark.parametrize(
-    ("hole", "believed"),
+    ("strategy", "hole", "believed"),
     [
-        (answering(429), 0),
-        (answering(429, extra="retry-after: 1\r\n"), 0),
-        (answering(404), 0),
-        (answering(400), 3),  # it speaks of one request's body: the first ones are taken for the client's fault
-        (answering(500), 0),
-        (resets, 0),
+        # Of all strategies this one is drawn most by a worker that is rid of its requests at once.
+        pytest.param("least_loaded", answering(429), 0, id="least_loaded-429"),
+        pytest.param("least_loaded", answering(429, extra="retry-after: 1\r\n"), 0, id="least_loaded-429-retry-after"),
+        pytest.param("least_loaded", answering(404), 0, id="least_loaded-404"),
+        # It speaks of one request's body: the first ones are taken for the client's fault.
+        pytest.param("least_loaded", answering(400), 3, id="least_loaded-400"),
+        pytest.param("least_loaded", answering(500), 0, id="least_loaded-500"),
+        pytest.param("least_loaded", resets, 0, id="least_loaded-reset"),
+        pytest.param("cache_aware", answering(500), 0, id="cache_aware-500"),
+        pytest.param("cache_aware", resets, 0, id="cache_aware-reset"),
+        pytest.param("round_robin", answering(500), 0, id="round_robin-500"),
     ],
-    ids=["429", "429-retry-after", "404", "400", "500", "reset"],
 )
 async def test_an_engine_that_fails_at_once_draws_next_to_nothing(
-    start_router: StartRouter, hole: Script, believed: int, strategy: str
+    start_router: StartRouter, strategy: str, hole: Script, believed: int
 ) -> None:
     workers_of = fake_workers(hole, takes_a_while, takes_a_while, takes_a_while)
     async with workers_of as workers, start_router(workers, routing_strategy=strategy) as router:

@@ -162,7 +162,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(JSON, JSON, JSON, st.sampled_from(["system", "tools", "thinking", "tool_choice", "output_config", "reasoning"]))
 def test_no_body_is_too_strange(items: Any, part: Any, value: Any, name: str) -> None:
     chat = renderer()

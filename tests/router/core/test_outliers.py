@@ -200,7 +200,7 @@ def test_outcomes_of_a_worker_that_is_gone_change_nothing(make_fleet: MakeFleet)
     assert fleet.silent_for("http://gone", 0.0) == 0.0
 
 
-@settings(max_examples=25, stateful_step_count=60, deadline=None)
+@settings(max_examples=15, stateful_step_count=60, deadline=None)
 class Fleets(RuleBasedStateMachine):
     """Whatever happens: not too many are ejected, for no longer than stated, and only those that failed."""
 

@@ -85,7 +85,7 @@ figures = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.lists(figures, min_size=2, max_size=5), st.integers(0, 5), st.booleans(), st.sampled_from([0.0, 0.0015, 0.1]))
 def test_a_session_changes_no_decision_that_is_not_a_tie(
     workers: list[dict[str, Any]], last: int, hint: bool, tie: float

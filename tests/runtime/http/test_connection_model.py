@@ -315,5 +315,5 @@ class ConnectionMachine(RuleBasedStateMachine):
         assert (self.shared.in_flight, self.shared.body_bytes, self.shared.connections) == (0, 0, set())
 
 
-ConnectionMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+ConnectionMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestConnection = ConnectionMachine.TestCase

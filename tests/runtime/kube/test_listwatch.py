@@ -334,7 +334,7 @@ class Client:
         self.now += self.state.failed(failure, self.now)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(steps=STEPS, seed=st.integers(0, 1000))
 def test_the_objects_are_those_of_the_server_in_the_end(steps: list[tuple[Any, ...]], seed: int) -> None:
     server = Server()

@@ -186,7 +186,7 @@ class BlockCacheMachine(RuleBasedStateMachine):
 
 
 TestAgainstModel = BlockCacheMachine.TestCase
-TestAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAgainstModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def hold(cache: BlockPool, *keys: bytes) -> list[int]:

@@ -151,7 +151,7 @@ def play(config: EngineConfig, plans: list[Plan]) -> Run:
     return run
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(config=configs, plans=plans)
 def test_every_request_ends_and_nothing_is_left(config: EngineConfig, plans: list[Plan]) -> None:
     run = play(config, plans)
@@ -191,7 +191,7 @@ def test_every_request_ends_and_nothing_is_left(config: EngineConfig, plans: lis
     assert all(later.at >= earlier.at for earlier, later in zip(run.outputs, run.outputs[1:], strict=False))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(config=configs, plans=plans)
 def test_looking_a_blocked_prompt_up_less_often_changes_nothing(config: EngineConfig, plans: list[Plan]) -> None:
     """The head of the queue is looked up again only when that can matter: the same as at every step, as vLLM does."""
