@@ -62,6 +62,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             now=lambda: datetime.now(UTC),
             instance=socket.gethostname(),
             repaired=metrics.repaired,
+            recheck=settings.api_recheck,
         )
         operator = Operator(
             client,

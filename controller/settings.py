@@ -45,6 +45,9 @@ class Settings(ProcessSettings):
         ge=0,
         description="seconds for which the last router or emulated worker accepts requests until another one serves",
     )
+    api_recheck: float = Field(
+        60.0, gt=0, description="seconds after which optional APIs (Gateway API, KEDA, ...) are looked for again"
+    )
     workers: int = Field(4, ge=1, le=64, description="KVClusters reconciled at the same time")
 
     @field_validator("watch_namespaces", "image_pull_secrets", mode="before")

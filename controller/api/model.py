@@ -32,6 +32,7 @@ from controller.api.common import (
 )
 from controller.api.cpu_cache import CpuCache
 from controller.api.exposure import HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
+from controller.api.gateway import Gateway
 from controller.api.latency import Latency
 from controller.api.routing import (
     AccessLog,
@@ -265,6 +266,7 @@ class KVClusterSpec(SpecModel):
     autoscaling: Annotated[Autoscaling | None, CLUSTER_ONLY] = None
     """Let an autoscaler decide how many workers run; workers.replicas then only says how many there are at first."""
     monitoring: Annotated[Monitoring, CLUSTER_ONLY] = Monitoring()
+    gateway: Annotated[Gateway, CLUSTER_ONLY] = Gateway()
     network: Annotated[Network, CLUSTER_ONLY] = Network()
     """IP families of all Services."""
     network_policy: Annotated[NetworkPolicy, CLUSTER_ONLY] = NetworkPolicy()

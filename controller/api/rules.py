@@ -96,6 +96,13 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
             ".ipFamilies",
         ),
     ),
+    ("spec", "gateway"): (
+        Rule(
+            "!has(self.parentRefs) || size(self.parentRefs) == 0 || self.inferencePool",
+            "a route needs a pool to lead to: set inferencePool to true",
+            ".parentRefs",
+        ),
+    ),
     ("spec", "router", "service"): (
         Rule(
             "!has(self.loadBalancerClass) || self.type == 'LoadBalancer'",

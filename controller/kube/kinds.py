@@ -47,6 +47,7 @@ SERVICE = Kind("v1", "Service", "services")
 INGRESS = Kind("networking.k8s.io/v1", "Ingress", "ingresses")
 HPA = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 SCALED_OBJECT = Kind("keda.sh/v1alpha1", "ScaledObject", "scaledobjects", optional=True)
+INFERENCE_POOL = Kind("inference.networking.k8s.io/v1", "InferencePool", "inferencepools", optional=True)
 
 OWNED = (
     Kind("v1", "ServiceAccount", "serviceaccounts"),
@@ -57,6 +58,7 @@ OWNED = (
     SERVICE,
     INGRESS,
     Kind("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes", optional=True),
+    INFERENCE_POOL,
     Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     DEPLOYMENT,
     HPA,

@@ -9,6 +9,7 @@ from controller.objects.names import (
     FEED_PORT,
     MANAGEMENT_PORT,
     NAME_LABEL,
+    PICKER_PORT,
     ROUTER_PORT,
     WORKER_PORT,
     Cluster,
@@ -46,11 +47,20 @@ def build_network_policies(cluster: Cluster) -> tuple[Object, ...]:
     worker_ports = [WORKER_PORT, *([FEED_PORT] if cluster.spec.engine.type is EngineType.VLLM else [])]
     routers = {"podSelector": {"matchLabels": cluster.selector(Component.ROUTER)}}
     management = _ingress([*_controller_peers(cluster), routers, *policy.scrapers], MANAGEMENT_PORT)
-    data = _ingress(policy.clients, ROUTER_PORT) if policy.clients else {"ports": _ports(ROUTER_PORT)}
+    gateway = cluster.spec.gateway.inference_pool
+    data = _from_clients(cluster, ROUTER_PORT, *([PICKER_PORT] if gateway else []))
+    # A gateway sends requests to the workers themselves.
+    direct = [_from_clients(cluster, WORKER_PORT)] if gateway else []
     return (
-        _build_policy(cluster, Component.WORKER, [_ingress([routers, *policy.scrapers], *worker_ports)]),
+        _build_policy(cluster, Component.WORKER, [_ingress([routers, *policy.scrapers], *worker_ports), *direct]),
         _build_policy(cluster, Component.ROUTER, [data, management]),
     )
+
+
+def _from_clients(cluster: Cluster, *ports: int) -> Object:
+    """From those that may send requests: everyone, where the spec names nobody."""
+    clients = cluster.spec.network_policy.clients
+    return _ingress(clients, *ports) if clients else {"ports": _ports(*ports)}
 
 
 def _controller_peers(cluster: Cluster) -> list[Object]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 
 from controller.api.model import EngineType, KVClusterSpec
-from controller.objects.names import FEED_PORT, WORKER_PORT, Cluster, Component, Object
+from controller.objects.names import FEED_PORT, PICKER_PORT, WORKER_PORT, Cluster, Component, Object
 from controller.process_settings import (
     adapters_file,
     chat_settings,
@@ -74,6 +74,8 @@ def _router_settings(cluster: Cluster) -> dict[str, str]:
         "drain-delay": f"{cluster.release.drain_delay:g}",
         "drain-limit": f"{cluster.release.drain_limit:g}",
     }
+    if cluster.spec.gateway.inference_pool:
+        own |= {"mode": "both", "picker-port": str(PICKER_PORT)}
     return environment("ROUTER", router_settings(cluster.spec) | own)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from controller.objects.access import build_network_policies, build_router_rbac
 from controller.objects.config import build_adapters_config_map, build_config_map, digest
+from controller.objects.gateway import build_gateway_objects
 from controller.objects.monitoring import build_pod_monitors
 from controller.objects.names import APPLIED_HASH, Cluster, Component, Object
 from controller.objects.routers import (
@@ -30,6 +31,7 @@ def desired_objects(cluster: Cluster) -> tuple[Object, ...]:
         build_worker_deployment(cluster),
         build_router_deployment(cluster),
         *build_router_entrances(cluster),
+        *build_gateway_objects(cluster),
         *build_autoscalers(cluster),
         *build_pod_monitors(cluster),
     )

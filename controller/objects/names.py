@@ -33,8 +33,8 @@ CONFIG_HASH = "kvcluster.dev/config-hash"
 APPLIED_HASH = "kvcluster.dev/applied-hash"
 """Annotation of objects: the digest of the manifest that was applied last."""
 
-HTTP, MANAGEMENT, FEED = "http", "management", "feed"
-ROUTER_PORT, MANAGEMENT_PORT, WORKER_PORT, FEED_PORT = 8000, 9000, 8100, 8101
+HTTP, MANAGEMENT, FEED, PICKER = "http", "management", "feed", "picker"
+ROUTER_PORT, MANAGEMENT_PORT, WORKER_PORT, FEED_PORT, PICKER_PORT = 8000, 9000, 8100, 8101, 9002
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from controller.api.model import EngineType
-from controller.objects.names import HTTP, MANAGEMENT, MANAGEMENT_PORT, ROUTER_PORT, Cluster, Component, Object
+from controller.objects.names import (
+    HTTP,
+    MANAGEMENT,
+    MANAGEMENT_PORT,
+    PICKER,
+    PICKER_PORT,
+    ROUTER_PORT,
+    Cluster,
+    Component,
+    Object,
+)
 from controller.objects.pods import (
     SHUTDOWN_MARGIN,
     build_container,
@@ -32,6 +42,7 @@ def build_router_deployment(cluster: Cluster) -> Object:
     # meanwhile, and find the first worker up to two seconds late.
     wait = FIRST_WORKER_SECONDS[cluster.spec.engine.type]
     startup = build_startup_probe(f"/started?wait={wait}", MANAGEMENT, timeout=wait + ANSWER_SECONDS)
+    picker = {PICKER: PICKER_PORT} if cluster.spec.gateway.inference_pool else {}
     process = build_container(
         cluster,
         Component.ROUTER,
@@ -39,7 +50,7 @@ def build_router_deployment(cluster: Cluster) -> Object:
         module="router.main",
         image=router.image,
         pull_policy=router.image_pull_policy,
-        ports={HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT},
+        ports={HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT, **picker},
         env=container_env(cluster.spec.model.env, router.env),
         probes=build_probes(MANAGEMENT, readiness="/ready", liveness="/health", startup=startup),
         resources=container_resources(router),

@@ -10,7 +10,18 @@ from datetime import datetime
 from controller.api.load import validate_manifest
 from controller.api.problems import ManifestError
 from controller.kube.client import KubeClient
-from controller.kube.kinds import DEPLOYMENT, HPA, INGRESS, KVCLUSTER, POD, SCALED_OBJECT, SERVICE, Kind, kind_of
+from controller.kube.kinds import (
+    DEPLOYMENT,
+    HPA,
+    INFERENCE_POOL,
+    INGRESS,
+    KVCLUSTER,
+    POD,
+    SCALED_OBJECT,
+    SERVICE,
+    Kind,
+    kind_of,
+)
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Component, Object, Release
 from controller.reconcile.events import EventRecorder
@@ -32,7 +43,8 @@ and the past failures of its pods expire. A cluster without pods waits for an ev
 POLL_UNSETTLED = 2.0
 """The same while it is progressing or the view of a cache is not fresh, and a router can be asked."""
 RECHECK = 60.0
-"""Seconds for which the list of optional APIs counts, and after which an unchanged cluster is planned anew."""
+"""Default of the seconds for which the list of optional APIs counts, and after which an unchanged cluster is planned
+anew."""
 CONFLICT_RETRY = 5.0
 """Seconds until a name that is taken is tried again: its owner may be on its way out."""
 
@@ -64,6 +76,7 @@ class Reconciler:
     now: Callable[[], datetime]
     instance: str
     repaired: Callable[[str], None] = lambda kind: None
+    recheck: float = RECHECK
     _in_sync: dict[Key, _InSync] = field(default_factory=dict, init=False)
     _events: EventRecorder = field(init=False)
     _apis: OptionalApis = field(init=False)
@@ -72,7 +85,7 @@ class Reconciler:
 
     def __post_init__(self) -> None:
         self._events = EventRecorder(self.client, self.now, self.instance)
-        self._apis = OptionalApis(self.client, self.clock)
+        self._apis = OptionalApis(self.client, self.clock, self.recheck)
         self._writer = Writer(self.client, self.inventory, self.repaired)
         self._costs = DeletionCosts(self.client, self.clock)
 
@@ -101,7 +114,7 @@ class Reconciler:
     async def _reconcile(self, key: Key, body: Object) -> float | None:
         revision, now = self.inventory.revision(key), self.clock()
         known = self._in_sync.get(key)
-        if known is not None and known.revision == revision and now - known.at < RECHECK:
+        if known is not None and known.revision == revision and now - known.at < self.recheck:
             return await self._report(key, body, known.cluster, [])
         cluster, problems = self._parse(body)
         result = ApplyResult()
@@ -121,7 +134,7 @@ class Reconciler:
             raise RetryLater("; ".join(f"{problem.object}: {problem.message}" for problem in problems))
         if ConditionReason.NAME_CONFLICT in reasons:
             return CONFLICT_RETRY
-        return pause if ConditionReason.MISSING_API not in reasons else min(pause or RECHECK, RECHECK)
+        return pause if ConditionReason.MISSING_API not in reasons else min(pause or self.recheck, self.recheck)
 
     def _parse(self, body: Object) -> tuple[Cluster | None, list[ReconcileProblem]]:
         metadata = body["metadata"]
@@ -195,6 +208,7 @@ class Reconciler:
             problems=tuple(problems),
             service=ours(SERVICE, Component.ROUTER),
             ingress=ours(INGRESS, Component.ROUTER),
+            pool=ours(INFERENCE_POOL, Component.WORKER),
             workers_wanted=None if spec is None or spec.autoscaling is not None else spec.workers.replicas,
         )
 
@@ -227,12 +241,13 @@ def _is_settled(status: Object) -> bool:
 
 
 class OptionalApis:
-    """Which optional kinds the API server knows. An answer counts for `RECHECK` seconds, so that a CRD that is
+    """Which optional kinds the API server knows. An answer counts for `recheck` seconds, so that a CRD that is
     installed later is noticed."""
 
-    def __init__(self, client: KubeClient, clock: Callable[[], float]) -> None:
+    def __init__(self, client: KubeClient, clock: Callable[[], float], recheck: float) -> None:
         self._client = client
         self._clock = clock
+        self._recheck = recheck
         self._known: dict[Kind, tuple[float, bool]] = {}
 
     async def absent(self, kinds: Iterable[Kind]) -> set[Kind]:
@@ -241,7 +256,7 @@ class OptionalApis:
 
     async def _exists(self, kind: Kind) -> bool:
         asked_at, exists = self._known.get(kind, (float("-inf"), False))
-        if self._clock() - asked_at > RECHECK:
+        if self._clock() - asked_at > self._recheck:
             exists = await self._client.exists(kind)
             self._known[kind] = (self._clock(), exists)
         return exists

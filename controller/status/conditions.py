@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controller.objects.names import Component
-from controller.status import adapters, raw
+from controller.status import adapters, gateway, raw
 from controller.status.observed import Observed, ready_reports
 from controller.status.pod_problems import PodProblem, as_sentence, pod_problems
 from controller.status.pods import active, is_ready, is_running, ready_for, state_of
@@ -85,6 +85,7 @@ def evaluate(observed: Observed, earlier: Sequence[str], now: datetime) -> list[
         routers,
         fresh,
         *_adapters_ready(observed, fresh),
+        *_gateway_accepted(observed),
         Condition(ConditionType.PROGRESSING, *_progressing(evidence)),
         Condition(ConditionType.DEGRADED, *_degraded(evidence.findings)),
     ]
@@ -207,6 +208,12 @@ def _adapters_ready(observed: Observed, fresh: Condition) -> list[Condition]:
     if not known and fresh.status != "Unknown":
         finding = Finding(ConditionReason.NO_WORKERS, "No router reports a ready worker.")
     return [Condition(ConditionType.ADAPTERS_READY, *finding)]
+
+
+def _gateway_accepted(observed: Observed) -> list[Condition]:
+    """GatewayAccepted, where the spec asks for an InferencePool."""
+    finding = gateway.acceptance(observed)
+    return [] if finding is None else [Condition(ConditionType.GATEWAY_ACCEPTED, *finding)]
 
 
 def _all_workers(workers: int) -> str:

@@ -62,6 +62,8 @@ class Observed:
     """The Service in front of the routers."""
     ingress: Raw | None = None
     """The Ingress in front of that Service."""
+    pool: Raw | None = None
+    """The InferencePool of the workers."""
     workers_wanted: int | None = None
     """How many workers the spec asks for; None while an autoscaler owns the number."""
 

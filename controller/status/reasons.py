@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 class ConditionType(StrEnum):
     """What a condition is about. Every KVCluster that the controller has seen has all of them,
-    AdaptersReady only if it lists adapters."""
+    AdaptersReady only if it lists adapters, GatewayAccepted only if it asks for an InferencePool."""
 
     when: str
     """What True means."""
@@ -48,6 +48,11 @@ class ConditionType(StrEnum):
         "AdaptersReady",
         "Every ready worker has every adapter of spec.model.adapters loaded. Absent where that lists none.",
         "False: a request for one may wait, or fail. Unknown: no router can tell.",
+    )
+    GATEWAY_ACCEPTED = (
+        "GatewayAccepted",
+        "A gateway has accepted the InferencePool, and none refuses it. Absent without spec.gateway.inferencePool.",
+        "False: a gateway refuses it, in its own words, or its CRD is missing. Unknown: no gateway has said anything.",
     )
     PROGRESSING = (
         "Progressing",
@@ -148,6 +153,27 @@ class ConditionReason(StrEnum):
         "routers' /status, from the workers' feeds",
         "It is loaded, or is no longer listed.",
         True,
+    )
+
+    # --- gateways ---
+    GATEWAY_ACCEPTED = (
+        "GatewayAccepted",
+        "Every gateway that says anything about the InferencePool has accepted it.",
+        "InferencePool's status.parents",
+        "A gateway refuses it, or none says anything any more.",
+    )
+    GATEWAY_REFUSED = (
+        "GatewayRefused",
+        "A gateway does not accept the InferencePool, or cannot resolve its picker; the message has its words.",
+        "InferencePool's status.parents",
+        "It accepts the pool, or no route leads to the pool there any more.",
+        True,
+    )
+    WAITING_FOR_GATEWAY = (
+        "WaitingForGateway",
+        "Unknown: no gateway has said anything about the InferencePool. That takes an HTTPRoute that leads to it.",
+        "InferencePool's status.parents",
+        "A gateway accepts or refuses it.",
     )
 
     # --- why a pod does not run ---
@@ -334,7 +360,8 @@ class ConditionReason(StrEnum):
     )
     MISSING_API = (
         "MissingApi",
-        "The spec asks for a kind of object that this cluster does not know (KEDA's ScaledObject, PodMonitor).",
+        "The spec asks for a kind of object that this cluster does not know (KEDA's ScaledObject, PodMonitor, "
+        "InferencePool).",
         "API server's discovery",
         "The CRD is installed, or the spec no longer asks for it.",
         True,
@@ -402,6 +429,11 @@ GIVEN_BY: dict[ConditionType, dict[str, tuple[ConditionReason, ...]]] = {
         "True": (ConditionReason.ADAPTERS_LOADED,),
         "False": (ConditionReason.ADAPTER_REFUSED, ConditionReason.ADAPTERS_LOADING),
         "Unknown": (ConditionReason.NO_WORKERS, ConditionReason.NO_ROUTER, ConditionReason.ROUTER_UNREACHABLE),
+    },
+    ConditionType.GATEWAY_ACCEPTED: {
+        "True": (ConditionReason.GATEWAY_ACCEPTED,),
+        "False": (ConditionReason.GATEWAY_REFUSED, ConditionReason.MISSING_API),
+        "Unknown": (ConditionReason.WAITING_FOR_GATEWAY,),
     },
     ConditionType.PROGRESSING: {
         "True": (

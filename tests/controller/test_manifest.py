@@ -85,13 +85,13 @@ def test_anchors_and_merges_work():
     ("spec", "expected"),
     [
         ("  wrokers: {}", "line 5: spec.wrokers: unknown field; did you mean workers? "
-                          "(allowed: model, engine, cache, workers, router, autoscaling, monitoring, network, "
+                          "(allowed: model, engine, cache, workers, router, autoscaling, monitoring, gateway, network, "
                           "networkPolicy)"),
         ("  cache: {block_size: 16}", "line 5: spec.cache.block_size: unknown field; did you mean blockSize? "
                                       "(allowed: blockSize, blocks)"),
         ("  strategy: cache_aware", "line 5: spec.strategy: unknown field; did you mean spec.router.strategy? "
                                     "(allowed: model, engine, cache, workers, router, autoscaling, monitoring, "
-                                    "network, networkPolicy)"),
+                                    "gateway, network, networkPolicy)"),
         ("  router:\n    strategy: cache-aware",
          f"line 6: spec.router.strategy: must be one of {', '.join(Strategy)}, "
          'not "cache-aware"; did you mean cache_aware?'),

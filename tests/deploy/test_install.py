@@ -34,6 +34,7 @@ EVERYTHING: Object = {
     "workers": {"replicas": 2},
     "monitoring": {"podMonitor": True},
     "networkPolicy": {"enabled": True},
+    "gateway": {"inferencePool": True},
     "router": {"ingress": {"host": "llm.example.com"}, "httpRoute": {"parentRefs": [{"name": "gateway"}]}},
     "autoscaling": {"type": "keda", "min": 1, "max": 3, "prometheusAddress": "http://prometheus:9090"},
 }
@@ -46,6 +47,7 @@ GROUPS: Mapping[str, str] = {
     "ingresses": "apis/networking.k8s.io/v1",
     "httproutes": "apis/gateway.networking.k8s.io/v1",
     "horizontalpodautoscalers": "apis/autoscaling/v2",
+    "inferencepools": "apis/inference.networking.k8s.io/v1",
     "podmonitors": "apis/monitoring.coreos.com/v1",
     "scaledobjects": "apis/keda.sh/v1alpha1",
     "roles": "apis/rbac.authorization.k8s.io/v1",
@@ -215,6 +217,7 @@ OBJECTS = {
     "networkpolicies": ("rag-router", "rag-worker"),
     "ingresses": ("rag-router",),
     "httproutes": ("rag-router",),
+    "inferencepools": ("rag-worker",),
     "podmonitors": ("rag-router", "rag-worker"),
     "scaledobjects": ("rag-worker",),
 }
@@ -295,6 +298,7 @@ async def prepare(api: Api, *settings: str | Path) -> None:
     await api.foreign_crd("monitoring.coreos.com", "v1", "PodMonitor")
     await api.foreign_crd("keda.sh", "v1alpha1", "ScaledObject")
     await api.foreign_crd("gateway.networking.k8s.io", "v1", "HTTPRoute")
+    await api.foreign_crd("inference.networking.k8s.io", "v1", "InferencePool")
     await api.helm("install", RELEASE, CHART, "--create-namespace", *settings)
 
 

@@ -143,7 +143,7 @@ def route_definition() -> Object:
         **{
             "x-kubernetes-validations": [
                 {
-                    "rule": "(size(self.group) == 0 && self.kind == 'Service') ? has(self.port) : true",
+                    "rule": "size(self.group) > 0 || self.kind != 'Service' || has(self.port)",
                     "message": "Must have port for Service reference",
                 }
             ]

@@ -47,8 +47,11 @@ _GROUPS: Mapping[str, str] = {
     "poddisruptionbudgets": "apis/policy/v1",
     "horizontalpodautoscalers": "apis/autoscaling/v2",
     "networkpolicies": "apis/networking.k8s.io/v1",
+    "inferencepools": "apis/inference.networking.k8s.io/v1",
+    "httproutes": "apis/gateway.networking.k8s.io/v1",
 }
-_OWNED = ("serviceaccounts", "configmaps", "services", *(plural for plural in _GROUPS if plural != "kvclusters"))
+_OPTIONAL = ("kvclusters", "inferencepools", "httproutes")
+_OWNED = ("serviceaccounts", "configmaps", "services", *(plural for plural in _GROUPS if plural not in _OPTIONAL))
 MERGE = {"content-type": "application/merge-patch+json"}
 APPLY = {"content-type": "application/apply-patch+yaml"}
 

@@ -1,0 +1,27 @@
+"""The part of the manifest about a gateway that asks the routers where a request goes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from controller.api.common import RawObject, SpecModel, rule_broken
+
+
+class Gateway(SpecModel):
+    """Gateways that send requests to the workers themselves, and ask the routers which one: see `docs/gateway.md`."""
+
+    inference_pool: bool = False
+    """Make an InferencePool of the workers, with the routers as its endpoint picker. The routers' own Service stays."""
+    failure_mode: Literal["FailClose", "FailOpen"] = "FailClose"
+    """What the gateway does while no router answers: refuse requests, or send them to any worker."""
+    parent_refs: Annotated[list[RawObject], Field(max_length=32)] = Field(default_factory=list)
+    """Gateways (or listeners) that an HTTPRoute to the pool is made for, as an HTTPRoute writes them: `{name,
+    namespace, sectionName}`. Default: none, the pool waits for a route of yours."""
+
+    @model_validator(mode="after")
+    def _routes_lead_to_a_pool(self) -> Gateway:
+        if self.parent_refs and not self.inference_pool:
+            raise rule_broken("parentRefs", "a route needs a pool to lead to: set inferencePool to true")
+        return self
