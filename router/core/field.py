@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from kvcache.profiles import blocks_to_compute
-from router.core.latency_correction import CLEAR, EVIDENCE, FleetFactor, WorkerCorrection, WorkerFactor
+from router.core.latency_correction import CLEAR, EVIDENCE
 from router.core.standing import Standing
 from router.core.table import Floats, Rows, Table
 from router.core.work import LEFT, STALL_TOKENS, Learnt, blocks_taken
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 Figure: TypeAlias = Floats | float
 """One for each row, or the same one for all of them."""
 
-_COLUMN = {name: index for index, name in enumerate(Standing._fields)}
+_LOGS, _MASSES = (
+    slice(Standing._fields.index(f"prefill_{figure}"), Standing._fields.index(f"decode_{figure}") + 1)
+    for figure in ("log", "mass")
+)
+"""The rows of the factors' columns: those of prefills and of decoding."""
 
 
 class Question(NamedTuple):
@@ -80,19 +84,19 @@ class Field:
         depths, _, combined = self._depths
         if combined is None:
             return self._with_loads(float(depths[0]), "matched_blocks")
-        found = np.array(depths, float)[combined // len(self._table.kinds)]
+        kinds = len(self._table.kinds)
+        found = np.array(depths, float).take(combined if kinds == 1 else combined // kinds)
         return self._with_loads(found, "matched_blocks")
 
     @cached_property
     def queue_seconds(self) -> Figure:
-        return self._with_loads(self._waiting + 0.5 * self._step + self.memory_seconds, "queue_seconds")
+        return self._with_loads(self._waiting + self._half_step + self.memory_seconds, "queue_seconds")
 
     @cached_property
     def memory_seconds(self) -> Figure:
-        capacity = self._column("capacity")
-        if not (self._active > capacity).any():
+        if max(blocks.new for blocks in self._depths[1]) <= self._column("room").min():
             return self._with_loads(0.0, "memory_seconds")
-        active, used = self._active, self._column("used")
+        active, used, capacity = self._active, self._column("used"), self._column("capacity")
         waits = self._learnt.decode_time.seconds * (active - capacity) / np.maximum(used, 1.0) * self._decode_factor
         return self._with_loads(np.where((active > capacity) & (used > 0.0), waits, 0.0), "memory_seconds")
 
@@ -118,14 +122,17 @@ class Field:
             self._question.shape, self._question.best, self._question.charge, self._question.streaming,
         )  # fmt: skip
         prefill = self._prefill
-        cost: Floats = self._waiting + 0.5 * self._step + self.memory_seconds + prefill
-        cost = cost + self._slowdown
+        cost = self._waiting + self._half_step
+        if isinstance(memory := self.memory_seconds, np.ndarray):
+            cost += memory
+        cost += prefill
+        cost += self._slowdown
         if charge and best:
             rest = self._distributed(lambda blocks: blocks.rest)
             repeated = prefill - np.maximum(rest * self._prefill_factor, self._step)
-            cost = cost + charge * np.where(self.matched_blocks < best, repeated, 0.0)
+            cost += charge * np.where(self.matched_blocks < best, repeated, 0.0)
         if not streaming:
-            cost = cost + (shape.output * self._alone + prefill * self.in_flight)
+            cost += shape.output * self._alone + prefill * self.in_flight
         return np.asarray(self._with_loads(cost, "cost"))
 
     def assigned_seconds(self, rows: Rows) -> list[tuple[float, int]]:
@@ -140,8 +147,7 @@ class Field:
     # --- what they consist of ---------------------------------------------------------------------------
 
     def _column(self, name: str) -> Floats:
-        column: Floats = self._table.columns[_COLUMN[name]]
-        return column
+        return self._table.column[name]
 
     def _with_loads(self, figures: Figure, name: str) -> Figure:
         """The figures, with those of the workers that would load blocks."""
@@ -151,25 +157,36 @@ class Field:
                 figures[row] = getattr(candidate, name)
         return figures
 
-    def _factor(self, fleet: FleetFactor, kind: str, of: Callable[[WorkerCorrection], WorkerFactor]) -> Figure:
-        """`WorkerFactor.factor`: that of the fleet, but for the workers that may differ clearly."""
-        mass, difference = self._column(f"{kind}_mass"), self._column(f"{kind}_log") - fleet.log
-        apart = np.abs(difference)  # and less so with time
-        different = np.flatnonzero((apart >= CLEAR) & (mass >= 1.0) & (mass * apart >= EVIDENCE * CLEAR))
+    @cached_property
+    def _factors(self) -> list[Figure]:
+        """`WorkerFactor.factor` of prefills and of decoding: those of the fleet, but for the workers that may differ
+        clearly."""
+        correction, columns = self._learnt.correction, self._table.columns
+        fleet = correction.prefill, correction.decode
+        apart = np.abs(columns[_LOGS] - np.array([[fleet[0].log], [fleet[1].log]]))  # and less so with time
+        different = apart >= CLEAR
+        if not different.any():
+            return [fleet[0].factor, fleet[1].factor]
+        different &= columns[_MASSES] * apart >= EVIDENCE * CLEAR
+        return [self._factor(fleet[kind].factor, kind, np.flatnonzero(different[kind])) for kind in (0, 1)]
+
+    def _factor(self, fleet: float, kind: int, different: Rows) -> Figure:
+        """The factors of one kind; those of the rows that may be `different` are looked up one by one."""
         if not different.size:
-            return fleet.factor
-        factors = np.full(len(mass), fleet.factor)
+            return fleet
+        workers, factors = self._table.workers, np.full(len(self._table.workers), fleet)
         for row in different.tolist():
-            factors[row] = of(self._table.workers[row].work.correction).factor(self._question.now)
+            correction = workers[row].work.correction
+            factors[row] = (correction.prefill, correction.decode)[kind].factor(self._question.now)
         return factors
 
-    @cached_property
+    @property
     def _prefill_factor(self) -> Figure:
-        return self._factor(self._learnt.correction.prefill, "prefill", lambda correction: correction.prefill)
+        return self._factors[0]
 
-    @cached_property
+    @property
     def _decode_factor(self) -> Figure:
-        return self._factor(self._learnt.correction.decode, "decode", lambda correction: correction.decode)
+        return self._factors[1]
 
     @cached_property
     def _waiting(self) -> Floats:
@@ -177,20 +194,24 @@ class Field:
         now, seconds = self._question.now, self._column("seconds")
         elapsed = now - self._column("began")
         progress = np.minimum(elapsed, self._column("at_once"))
-        waiting = (seconds - progress + (elapsed - progress)) * self._column("pending")
-        if self._foreign:
-            waiting = waiting + np.maximum(self._column("foreign_seconds") - (now - self._column("reported_at")), 0.0)
-        return waiting + np.maximum(now - self._column("late_from"), 0.0)
-
-    @cached_property
-    def _foreign(self) -> bool:
-        """Whether any worker has requests, or prefills, of other routers."""
-        return bool(self._column("foreign").any() or self._column("foreign_seconds").any())
+        waiting = seconds - progress
+        elapsed -= progress
+        waiting += elapsed
+        waiting *= self._column("pending")
+        if self._table.foreign:
+            waiting += np.maximum(self._column("foreign_seconds") - (now - self._column("reported_at")), 0.0)
+        if self._table.silent:
+            waiting += np.maximum(now - self._column("late_from"), 0.0)
+        return waiting
 
     @cached_property
     def _step(self) -> Floats:
         """`Work._step_in_progress`."""
         return self._column("step") * self._decode_factor
+
+    @cached_property
+    def _half_step(self) -> Floats:
+        return 0.5 * self._step
 
     @cached_property
     def _prefill(self) -> Figure:
@@ -217,14 +238,23 @@ class Field:
         if not output:
             return 0.0
         others, left, share = self.in_flight, self._column("left"), self._column("token_share")
-        if self._foreign:
+        if self._table.foreign:
             mean = self._learnt.lengths.mean
             left = np.where(np.isnan(left), LEFT * mean, left)
             share = share + self._column("foreign") / max(mean, 1.0)
         mine = latency.decode_sequence + latency.decode_token * self._context
-        slowdown = np.minimum(output, left) * (self._column("theirs") + mine * others) * self._decode_factor
-        pause = np.maximum(self._prefill - np.maximum(self._step, self._alone), 0.0)
-        return slowdown + pause * STALL_TOKENS * share
+        longer = mine * others
+        longer += self._column("theirs")
+        slowdown: Floats = np.minimum(output, left)
+        slowdown *= longer
+        slowdown *= self._decode_factor
+        pause = np.maximum(self._step, self._alone)
+        np.subtract(self._prefill, pause, out=pause)
+        np.maximum(pause, 0.0, out=pause)
+        pause *= STALL_TOKENS
+        pause *= share
+        slowdown += pause
+        return slowdown
 
     def row_of(self, url: str) -> int:
         """The row of the worker at this URL; -1 if it has none."""
@@ -235,7 +265,7 @@ class Field:
         _, pairs, found = self._depths
         if found is None:
             return figure(pairs[0])
-        return np.array([figure(pair) for pair in pairs], float)[found]
+        return np.array([figure(pair) for pair in pairs], float).take(found)
 
     def _blocks(self, depth: int, size: int, groups: tuple[CacheGroup, ...]) -> _Blocks:
         shape, latency, unit = self._question.shape, self._latency, self._config.block_size

@@ -25,16 +25,19 @@ _CACHED_INTS = 8
 class Layer:
     """The keys of every slot, how many more blocks than one each has, and `sizes`, the number of each slot's blocks."""
 
-    __slots__ = ("held", "masks", "more", "sizes")
+    __slots__ = ("_bits", "held", "masks", "more", "sizes")
 
     def __init__(self, slots: int = 0) -> None:
         self.masks: dict[BlockKey, int] = {}
+        self._bits: list[int] = [1 << slot for slot in range(slots)]
+        """The mask of each slot alone: one object for all keys that only this slot has."""
         self.held: list[set[BlockKey]] = [set() for _ in range(slots)]
         self.more: list[dict[BlockKey, int]] = [{} for _ in range(slots)]
         self.sizes: list[int] = [0] * slots
 
     def grow(self) -> None:
         """Add a slot."""
+        self._bits.append(1 << len(self._bits))
         self.held.append(set())
         self.more.append({})
         self.sizes.append(0)
@@ -98,7 +101,7 @@ class Layer:
 
     def _mark(self, slot: int, keys: Iterable[BlockKey]) -> None:
         """The slot has these keys now."""
-        masks, bit = self.masks, 1 << slot
+        masks, bit = self.masks, self._bits[slot]
         before = list(map(masks.setdefault, keys, repeat(bit)))
         if before.count(bit) != len(before):
             for key, mask in zip(keys, before, strict=True):
@@ -107,7 +110,7 @@ class Layer:
 
     def _unmark(self, slot: int, keys: Iterable[BlockKey]) -> None:
         """The slot has none of these keys any more."""
-        masks, bit = self.masks, 1 << slot
+        masks, bit = self.masks, self._bits[slot]
         before = list(map(masks.pop, keys, repeat(0)))
         if before.count(bit) != len(before):
             for key, mask in zip(keys, before, strict=True):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from enum import StrEnum, auto
 
-from router.core.standing import NEVER, Waiting
+from router.core.standing import NEVER
 
 
 class EntryState(StrEnum):
@@ -203,16 +203,17 @@ class Ledger:
             self._exact = False
         return 0.0
 
-    def waiting_at(self, now: float) -> Waiting:
-        """What `remaining` says from now on, as long as no request is opened, answered or closed."""
+    def waiting_at(self, now: float) -> tuple[float, float, float, float, float]:
+        """What `remaining` says from now on, as long as no request is opened, answered or closed: the first fields of
+        a `Standing`."""
         self.remaining(now)
         until = min(self._loading.values(), default=NEVER) if self._loading else NEVER
         if not self._pending:
-            return Waiting(0.0, 0.0, 0.0, 0.0, until)
+            return until, 0.0, 0.0, 0.0, 0.0
         head = next(iter(self._pending))
         if not head.streaming:
             until = min(until, self._head_start + head.seconds)
-        return Waiting(1.0, self._seconds, self._head_start, min(self._seconds, head.seconds + self._step), until)
+        return until, 1.0, self._seconds, self._head_start, min(self._seconds, head.seconds + self._step)
 
     @property
     def late_from(self) -> float:

@@ -48,9 +48,16 @@ NEVER = math.inf
 """A time that does not come."""
 
 
-class Waiting(NamedTuple):
-    """What a new request waits for by a ledger, as a function of the time: see `Ledger.remaining`."""
+class Standing(NamedTuple):
+    """Figures of one worker that stay as they are until `until`, or until the worker is in `Changes.works`. The names
+    are those of `router.core.work`; `router.core.field` computes with them.
 
+    It names the columns. What is written to them are plain tuples (`Work.standing`), which are made in a third of the
+    time. The first five fields are those of `Ledger.waiting_at`.
+    """
+
+    until: float
+    """When the ledger changes by itself."""
     pending: float
     """1 if a first token is awaited, otherwise 0."""
     seconds: float
@@ -59,19 +66,6 @@ class Waiting(NamedTuple):
     """When the first of them began."""
     at_once: float
     """Most seconds of it that can be done without a first token being seen."""
-    until: float
-    """When the ledger changes by itself."""
-
-
-class Standing(NamedTuple):
-    """Figures of one worker that stay as they are until `until`, or until the worker is in `Changes.works`. The names
-    are those of `router.core.work`; `router.core.field` computes with them."""
-
-    until: float
-    pending: float
-    seconds: float
-    began: float
-    at_once: float
     late_from: float
     """When its oldest request that does not stream is late."""
     foreign_seconds: float
@@ -90,11 +84,14 @@ class Standing(NamedTuple):
     used: float
     capacity: float
     """Infinite if it is not known."""
+    room: float
+    """Blocks by which the capacity exceeds those in use."""
     assigned: float
     """Logarithm of the prefill assigned to it, as if it had been assigned at time 0: it orders the workers by assigned
     seconds at any time."""
     turn: float
     prefill_log: float
-    prefill_mass: float
+    """Of the worker's own factors: NaN as long as they are not told apart from the fleet's."""
     decode_log: float
+    prefill_mass: float
     decode_mass: float

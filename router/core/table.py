@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kvcache.feed import CacheGroup
 from router.core.index import bits
-from router.core.standing import Changes, Standing
+from router.core.standing import NEVER, Changes, Standing
 from router.core.worker import Worker
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -22,7 +22,9 @@ Rows: TypeAlias = NDArray[np.intp]
 
 FEW = 8
 """The rows of so many slots or fewer are looked up one by one."""
-_UNTIL = Standing._fields.index("until")
+_UNTIL, _LATE, _FOREIGN_SECONDS, _FOREIGN = map(
+    Standing._fields.index, ("until", "late_from", "foreign_seconds", "foreign")
+)
 
 
 class Table:
@@ -35,6 +37,12 @@ class Table:
         self._members = -1
         self.workers: list[Worker] = []
         self.columns: Floats = np.empty((len(Standing._fields), 0))
+        self.column: dict[str, Floats] = {}
+        """The columns by name."""
+        self.foreign: set[int] = set()
+        """The rows of workers that have requests, or prefills, of other routers."""
+        self.silent: set[int] = set()
+        """Those that have requests which do not stream."""
         self.kinds: list[tuple[int, tuple[CacheGroup, ...]]] = []
         """The different shapes of caches: tokens of a block, and groups."""
         self.kind: Rows = np.empty(0, np.intp)
@@ -52,11 +60,18 @@ class Table:
         if not rows:
             return
         rows = [row for row in set(rows) if workers[row] in among]
-        self.columns[:, rows] = np.array([workers[row].work.standing(workers[row].turn, now) for row in rows]).T
+        if not rows:
+            return
+        standings = []
         for row in rows:
             work = workers[row].work
+            standing = work.standing(workers[row].turn, now)
+            standings.append(standing)
+            (self.foreign.add if standing[_FOREIGN] or standing[_FOREIGN_SECONDS] else self.foreign.discard)(row)
+            (self.silent.add if standing[_LATE] != NEVER else self.silent.discard)(row)
             self.kind[row] = self._kind_of(work.block_size, work.groups)
             changed.discard(work)
+        self.columns[:, rows] = np.array(standings).T
 
     def rows_of(self, slots: int) -> Rows | list[int]:
         """The rows of the slots of a bitmask, in no order."""
@@ -74,6 +89,10 @@ class Table:
         self._members = self._changes.members
         self.workers = list(self._fleet.values())
         self.columns = np.zeros((len(Standing._fields), len(self.workers)))
+        self.column = dict(zip(Standing._fields, self.columns, strict=True))
+        self.column["room"].fill(np.inf)
+        self.foreign.clear()
+        self.silent.clear()
         self.kinds = []
         self.kind = np.zeros(len(self.workers), np.intp)
         self._row_of = np.zeros(1 + max((worker.view.slot for worker in self.workers), default=0), np.intp)

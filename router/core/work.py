@@ -13,7 +13,7 @@ from router.core.latency_samples import Decoded, LatencySamples, Mark, Usage, fu
 from router.core.ledger import ENDED, Entry, Ledger
 from router.core.lengths import AnswerKind, AnswerLengths
 from router.core.shape import Shape
-from router.core.standing import Changes, Standing
+from router.core.standing import Changes
 
 STEP_TOKENS = 2048
 """Most prompt tokens that an engine computes in one step (vLLM's default below 70 GiB)."""
@@ -379,39 +379,45 @@ class Work:
         rest = latency.prefill(blocks_to_compute(prompt, cached, size, latency.block_size))
         return (whole - rest) * self.correction.prefill.factor(now)
 
-    def standing(self, turn: int, now: float) -> Standing:
-        """What `expect` computes with, apart from the request, the time and the fleet. `turn`: that of the worker."""
+    def standing(self, turn: int, now: float) -> tuple[float, ...]:
+        """What `expect` computes with, apart from the request, the time and the fleet: the fields of a `Standing`.
+        `turn`: that of the worker."""
         ledger, latency = self.ledger, self._config.latency
-        pending, seconds, began, at_once, until = ledger.waiting_at(now)
         own, foreign = ledger.in_flight, self._foreign_requests
+        waiting = ledger.waiting_at(now)
         others = own + foreign
-        left = 0.0
+        left = theirs = step = 0.0
         if others:
             left = LEFT * (ledger.output / own) if own else math.nan
+            theirs = latency.decode_sequence * others + latency.decode_token * self._context(ledger.reserved)
+            if self._decoding():
+                step = self._step()
         assigned = -math.inf
         if self._assigned:
             assigned = math.log2(self._assigned) + self._assigned_at / self._config.assigned_half_life
-        return Standing(
-            until,
-            pending,
-            seconds,
-            began,
-            at_once,
+        used, capacity = self.used_blocks(), self.capacity or math.inf
+        prefill, prefill_mass = self.correction.prefill.own
+        decode, decode_mass = self.correction.decode.own
+        return (
+            *waiting,
             ledger.late_from,
             self._foreign_seconds,
             self._reported_at,
-            self._step() if self._decoding() else 0.0,
+            step,
             others,
             foreign,
-            latency.decode_sequence * others + latency.decode_token * self._context(ledger.reserved),
+            theirs,
             left,
             ledger.token_share,
-            self.used_blocks(),
-            self.capacity or math.inf,
+            used,
+            capacity,
+            capacity - used,
             assigned,
             turn,
-            *self.correction.prefill.own,
-            *self.correction.decode.own,
+            prefill if prefill_mass >= 1.0 else math.nan,
+            decode if decode_mass >= 1.0 else math.nan,
+            prefill_mass,
+            decode_mass,
         )
 
     def used_blocks(self) -> int:

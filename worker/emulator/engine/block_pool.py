@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, KeysView, Sequence
+from functools import lru_cache
 from itertools import groupby
 
 from kvcache.keys import KEY_BYTES, BlockKey
@@ -33,6 +34,12 @@ def group_key(key: BlockKey, group: int) -> BlockKey:
     """The key of a block in a KV-cache group: in group 0 the key itself, in others it is longer by the group's
     number."""
     return key + group.to_bytes(1) if group else key
+
+
+@lru_cache(maxsize=8)
+def _numbers(count: int) -> tuple[int, ...]:
+    """The numbers below `count`: the lists of all pools of one size share these objects, which halves their memory."""
+    return tuple(range(count))
 
 
 class OutOfBlocksError(RuntimeError):
@@ -50,7 +57,7 @@ class BlockPool:
         """Blocks that no sequence uses, cached or not."""
         self.freed = 0
         """Blocks ever returned to the free queue. A change tells a waiting scheduler that a new lookup may succeed."""
-        ids = list(range(total + 1))  # the lists share these int objects
+        ids = _numbers(total + 1)
         self._next = [*ids[1:], ids[0]]
         self._prev = [ids[total], *ids[:total]]
         self._refs = [0] * total
