@@ -140,10 +140,11 @@ class BlockPool:
         if stored.group:
             self._grouped = True
             keys = tuple(group_key(key, stored.group) for key in keys)
+        key_of, parent_of, holder = self._key, self._parent, first.setdefault
         for block, key in zip(blocks, keys, strict=True):
-            self._key[block] = key
-            self._parent[block] = above
-            if first.setdefault(key, block) != block:
+            key_of[block] = key
+            parent_of[block] = above
+            if holder(key, block) != block:
                 self._duplicates.setdefault(key, OrderedDict())[block] = None
             above = key
         self._flush_removed()
