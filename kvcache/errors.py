@@ -20,35 +20,45 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """A request that is answered with an error. `type` defaults to vLLM's name for the status.
+    """A request that is answered with an error. `type` defaults to vLLM's name for the status, `code` to the status.
 
     It is no `ValueError`, so that pydantic lets it through when a validator raises it.
     """
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, type: str | None = None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        type: str | None = None,  # noqa: A002
+        code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
+        self.code = code
         self.type = type or _TYPES.get(status, "BadRequestError")
 
     def body(self) -> dict[str, Any]:
         """The JSON body of the answer."""
-        return error_body(self.message, self.type, self.param, self.status)
+        return error_body(self.message, self.type, self.param, self.code or self.status)
 
 
 class MessagesError(ApiError):
-    """An error in the format of Anthropic's API, which vLLM uses once it has validated the request."""
+    """An error in the format of Anthropic's API, which vLLM uses once it has validated the request. `type` is given
+    where Anthropic's name for the error is another."""
 
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.status, error.message, type=error.type)
+    def __init__(self, error: ApiError, *, type: str | None = None) -> None:  # noqa: A002
+        super().__init__(error.status, error.message, type=type or error.type)
 
     def body(self) -> dict[str, Any]:
         return {"type": "error", "error": {"type": self.type, "message": super().body()["error"]["message"]}}
 
 
-def error_body(message: str, type: str, param: str | None, code: int) -> dict[str, Any]:  # noqa: A002
-    """`{"error": {message, type, param, code}}`; `code` repeats the HTTP status.
+def error_body(message: str, type: str, param: str | None, code: int | str) -> dict[str, Any]:  # noqa: A002
+    """`{"error": {message, type, param, code}}`; `code` repeats the HTTP status, unless it is a name.
 
     Half surrogate pairs, which a message may quote from a request, are escaped: no encoder takes them.
     """

@@ -34,8 +34,10 @@ from router.live.peers import PeerReports, RouterList, StaticRouters
 from router.metrics import DiscoveryCollector, FleetCollector, FlowCollector, Metrics
 from router.server.access_log import AccessLog, Digests
 from router.server.admission import Admission
+from router.server.auth import Gate
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
+from router.server.key_file import KeyFile, KeyFileError
 from router.server.management import Management
 from router.server.models import Models
 from router.server.prompts import PromptReader
@@ -53,6 +55,7 @@ from runtime.draining import Drain, DrainPolicy
 from runtime.http.hosts import HostCheck
 from runtime.http.server import HttpLimits
 from runtime.logs import EventLogger, LogFormat
+from runtime.settings import SettingsError
 
 if TYPE_CHECKING:
     from router.discovery.kubernetes import Replacement
@@ -164,6 +167,16 @@ def access_log(settings: Settings, digests: Digests, metrics: Metrics) -> Access
     return AccessLog(output, form, digests, metrics, blocks=blocks, block_size=size)
 
 
+def key_file(settings: Settings, clock: Callable[[], float]) -> KeyFile | None:
+    """The API keys that the settings name; None: none are asked for. Raises `SettingsError`."""
+    if settings.api_keys_file is None:
+        return None
+    try:
+        return KeyFile(settings.api_keys_file, clock)
+    except KeyFileError as error:
+        raise SettingsError(f"--api-keys-file {settings.api_keys_file} cannot be used: {error}") from None
+
+
 TRACING_CLOSE = 3.0
 """Seconds that the export of the last spans may take."""
 MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=128 * 2**20, max_concurrent_requests=1024)
@@ -254,6 +267,10 @@ class Router:
         if self.access_log is not None:
             self.recorder.readers.append(self.access_log.read)
         self.cors = Cors(frozenset(settings.cors_origins))
+        self.keys = key_file(settings, clock)
+        if (keys := self.keys) is not None:
+            self.metrics.api_keys.set_function(lambda: len(keys.keys))
+            self.metrics.api_keys_unusable.set_function(lambda: bool(keys.problem))
         self.data_plane = DataPlane(
             self.proxy,
             self.prompts,
@@ -265,6 +282,7 @@ class Router:
             frozenset(settings.allowed_paths),
             self.cors,
             objectives,
+            Gate(keys, clock, time.time) if keys is not None else None,
         )
         self.management = Management(
             fleet=self.fleet,
@@ -280,6 +298,7 @@ class Router:
             pod=self.fleet_sync.pod,
             request_wait=settings.retry_deadline,
             priorities=objectives,
+            api_keys=self.keys.public if self.keys is not None else None,
         )
         self._peers = other_routers(settings)
         gatherer = Gatherer(
@@ -317,6 +336,7 @@ class Router:
             asyncio.create_task(self.fleet_sync.follow(self._source)),
             asyncio.create_task(self._ticker.run()),
             asyncio.create_task(self.live.gatherer.record()),
+            *((asyncio.create_task(self.keys.follow()),) if self.keys is not None else ()),
             *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
         ]
 

@@ -167,6 +167,12 @@ class Settings(ChatSettings):
         None, description="salt of these digests, the same for routers whose lines belong together; default: random"
     )
 
+    api_keys_file: Path | None = Field(
+        None,
+        description="file with the API keys of the data port (docs/security.md), read again when it changes; default: "
+        "no key is asked for, and workers get what clients send",
+    )
+
     allowed_paths: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="paths passed on beside those of inference APIs, such as /v1/load_lora_adapter; separate by commas",

@@ -134,6 +134,14 @@ class Metrics:
         self.feed_connects = rare("feed_connects", "Connections made to workers' cache feeds, by outcome.", "outcome")
         self.feed_gaps = rare("feed_gaps", "Times a view was lost and a new snapshot was taken, by why.", "reason")
         self.feed_refusals = rare("feed_refusals", "Feed messages that were not applied, by reason.", "reason")
+        self.api_keys = Gauge(PREFIX + "api_keys", "API keys that are known, expired ones included.", registry=registry)
+        self.api_keys_unusable = Gauge(
+            PREFIX + "api_keys_unusable",
+            "1 while the file of API keys cannot be used, so that those read before stay in force; else 0.",
+            registry=registry,
+        )
+        self.unauthorized = rare("unauthorized", "Requests without a valid API key, by what is wrong with it.", "why")
+        self.rate_limited = rare("rate_limited", "Requests beyond the rate of their API key, by which rate.", "limit")
         self.access_log_dropped = counter(
             "access_log_dropped",
             "Requests that the access log left out because lines could not be written, or not so fast.",

@@ -16,6 +16,13 @@ _PLAIN = (b"content-type", b"text/plain; charset=utf-8")
 _PREFLIGHT_VARIES = (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
 
 
+def is_preflight(method: str, headers: Headers) -> bool:
+    """Whether a request asks on a browser's behalf what another may send. It never has credentials."""
+    return (
+        method == "OPTIONS" and bool(find(headers, b"origin")) and bool(find(headers, b"access-control-request-method"))
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Cors:
     """The origins whose pages may use the data port from a browser; `ANY` among them means all. If there are none, the
@@ -28,12 +35,7 @@ class Cors:
 
     def is_preflight(self, method: str, headers: Headers) -> bool:
         """Whether a request is a preflight that the router answers; without any origins, the worker does."""
-        return (
-            method == "OPTIONS"
-            and bool(self.origins)
-            and bool(find(headers, b"origin"))
-            and bool(find(headers, b"access-control-request-method"))
-        )
+        return bool(self.origins) and is_preflight(method, headers)
 
     def headers(self, request: Headers) -> Headers:
         """The headers to add to the answer to a request with these headers."""

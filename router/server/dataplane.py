@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 from kvcache.errors import ApiError, MessagesError
 from router.metrics import Metrics
 from router.server.affinity import NO_PRIORITIES, named_response, with_headers
-from router.server.cors import NO_CORS, Cors
+from router.server.auth import Admitted, Gate, RateExceeded, Unauthorized, without_credentials
+from router.server.cors import NO_CORS, Cors, is_preflight
 from router.server.headers import find, to_worker
 from router.server.models import MODELS, Models
 from router.server.own_answers import answer_error, answer_json
@@ -24,6 +25,7 @@ from router.server.proxy import Proxy
 from router.server.record import RequestRecord
 from router.server.recorder import Recorder
 from router.upstream.interface import UpstreamRequest
+from runtime.http.context import Headers
 
 _IN_PATH = "/!$&'()*+,;=:@"
 """The characters that a path may hold besides letters, digits and `-._~` (RFC 3986 3.3): others are percent-encoded."""
@@ -52,6 +54,8 @@ class DataPlane:
     cors: Cors = NO_CORS
     priorities: Mapping[str, int] = field(default_factory=lambda: NO_PRIORITIES)
     """Those of the objectives that requests may name."""
+    gate: Gate | None = None
+    """Who may send requests; None: everybody."""
     last_request: float = -math.inf
     """When the last request came, as a time of `clock`."""
 
@@ -63,8 +67,11 @@ class DataPlane:
         try:
             if self.cors.is_preflight(scope["method"], scope["headers"]):
                 code = await self.cors.answer_preflight(scope["headers"], send)
-            else:
+            elif self.gate is None or is_preflight(scope["method"], scope["headers"]):
                 code = await self._answer(scope, receive, self.cors.sender(scope["headers"], send), record)
+            else:
+                send = self.cors.sender(scope["headers"], send)
+                code = await self._admit(self.gate, scope, receive, send, record)
         except (OSError, asyncio.CancelledError):
             raise
         except BaseException:
@@ -75,7 +82,37 @@ class DataPlane:
             if record is not None:
                 self.recorder.end(record, code, left=code == CLIENT_LEFT)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord | None) -> int:
+    async def _admit(self, gate: Gate, scope: Scope, receive: Receive, send: Send, record: RequestRecord | None) -> int:
+        """Answer a request if it has a key, and settle what it has used of the key's rates."""
+        self.last_request = self.clock()
+        try:
+            admitted = gate.admit(scope["headers"])
+        except Unauthorized as error:
+            self.metrics.unauthorized.labels(error.why.value).inc()
+            await answer_error(send, error.shaped(scope["path"]), error.headers)
+            return error.status
+        except RateExceeded as error:
+            return await self._refuse(error, scope["path"], send, [])
+        code = None
+        try:
+            code = await self._answer(scope, receive, admitted.sender(send, self.clock), record, admitted)
+        finally:
+            admitted.settle(code, self.clock())
+        return code
+
+    async def _refuse(self, error: RateExceeded, path: str, send: Send, headers: Headers) -> int:
+        self.metrics.rate_limited.labels(error.limit.value).inc()
+        await answer_error(send, error.shaped(path), [*error.headers, *headers])
+        return error.status
+
+    async def _answer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        record: RequestRecord | None,
+        admitted: Admitted | None = None,
+    ) -> int:
         arrived = self.last_request = self.clock() if record is None else record.arrived
         path: str = scope["path"]
         method: str = scope["method"]
@@ -87,6 +124,8 @@ class DataPlane:
         if path.startswith(MODELS) and method == "GET" and (code := await self._list(path, send)):
             return code
         headers, request_id, rank = to_worker(scope["headers"])
+        if self.gate is not None:
+            headers = without_credentials(headers)
         request = UpstreamRequest(
             method, _target(path, scope), headers, (await receive()).get("body", b""), repeatable(method, path)
         )
@@ -107,13 +146,20 @@ class DataPlane:
             route = promptless(request.body)
         if rank is not None:
             route = replace(route, rank=rank)
+        if admitted is not None:
+            route = admitted.route(route)
         if record is not None:
             record.read(route, request_id)
         if (refusal := self.models.refuse(route)) is not None:
             refusal = MessagesError(refusal) if path.startswith(MESSAGES) else refusal
             await answer_error(send, refusal, [(b"x-request-id", request_id)])
             return refusal.status
-        return await self.proxy.forward(request, route, request_id, arrived, send, record)
+        if admitted is not None:
+            try:
+                admitted.charge(route, len(request.body), self.clock())
+            except RateExceeded as error:
+                return await self._refuse(error, path, send, [(b"x-request-id", request_id)])
+        return await self.proxy.forward(request, route, request_id, arrived, send, record, admitted)
 
     async def _list(self, path: str, send: Send) -> int:
         """Answer a request about models. 0: a worker has to."""

@@ -98,6 +98,8 @@ class Management:
     pod: Callable[[str], str]
     request_wait: float = 0.0
     priorities: Mapping[str, int] = field(default_factory=lambda: NO_PRIORITIES)
+    api_keys: Callable[[], Mapping[str, object]] | None = None
+    """How well the API keys of the data port are known; None: none are asked for."""
     state: RouterState = RouterState.SERVING
 
     def app(self) -> FastAPI:
@@ -175,7 +177,8 @@ class Management:
             why = "no worker is ready" if workers else "no worker is known"
         else:
             why = None
-        return {"ready": why is None, "workers_ready": ready, "reason": why, "discovery": discovery.public()}
+        page = {"ready": why is None, "workers_ready": ready, "reason": why, "discovery": discovery.public()}
+        return page if self.api_keys is None else {**page, "api_keys": self.api_keys()}
 
     def described(self, name: str, started: float, workers: Sequence[WorkerStatus]) -> RouterLive:
         """This router, as the live document shows it."""
@@ -235,6 +238,8 @@ class Management:
             "models": served_models(workers),
             "reuse_score": {worker.worker_id: worker.reuse_score for worker in workers},
         }
+        if self.api_keys is not None:
+            page["api_keys"] = self.api_keys()
         return _json(page)
 
     async def scrape(self) -> Response:

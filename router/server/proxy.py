@@ -22,6 +22,7 @@ from router.core.stored_responses import HolderGone, response_id
 from router.metrics import Metrics
 from router.server.admission import Admission, Shed
 from router.server.affinity import with_request_id
+from router.server.auth import Admitted
 from router.server.headers import find, retry_after
 from router.server.own_answers import answer_error, answer_shed, response_not_found
 from router.server.prompts import MESSAGES
@@ -82,16 +83,17 @@ class Proxy:
         arrived: float,
         send: Send,
         record: RequestRecord | None = None,
+        admitted: Admitted | None = None,
     ) -> int:
-        """Answer one request, and write what happens into `record`. Returns the status. Raises `OSError` when the
-        client left."""
+        """Answer one request, and write what happens into `record`, and what it uses into `admitted`. Returns the
+        status. Raises `OSError` when the client left."""
         self.budget.request(arrived)
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("requests are handled in tasks")
         retries = Retries(self.policy, self.budget, repeatable=request.repeatable)
         kind = RequestKind(request.method, request.target.partition("?")[0], route.model)
-        client = Client(route, request_id, arrived, send, record)
+        client = Client(route, request_id, arrived, send, record, admitted)
         resumption = self.resumptions(request, route) if self.resumptions is not None else None
         proxied = _ProxiedRequest(self, request, client, InFlightRequest(task), retries, kind, resumption)
         try:

@@ -16,6 +16,7 @@ from router.core.latency_samples import Usage
 from router.core.retries import FailureCause, Progress
 from router.metrics import OVER, UNDER, Metrics
 from router.server.answer import MAX_HELD, AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
+from router.server.auth import Admitted
 from router.server.headers import find, to_client
 from router.server.prompts import MESSAGES
 from router.server.record import RequestRecord
@@ -68,6 +69,8 @@ class Client:
     send: Send
     record: RequestRecord | None = None
     """Where to write what happens, if anything reads it."""
+    admitted: Admitted | None = None
+    """Where to write what it uses, if it was admitted with a key."""
 
 
 @dataclass(slots=True)
@@ -128,6 +131,7 @@ class Relay:
         self.streaming = True
         resumption = self.resumption
         stream, now, events = AnswerStream(MAX_HELD if resumption is None else resumption.MAX_HELD), clock(), 0
+        first = 0
         try:
             while piece := await response.read():
                 now = clock()
@@ -142,7 +146,8 @@ class Relay:
                         return await self._failed_answer(cause, "its stream began with a failure", held)
                     if stream.state is StreamState.ANSWERING:
                         self._first_token(now)
-                        events = -passed.count(EVENT_END)
+                        first = passed.count(EVENT_END)
+                        events = -first
                 events += passed.count(EVENT_END)
                 # Comments are no progress: a server writes them while its engine hangs.
                 if stream.state is not StreamState.SILENT:
@@ -163,6 +168,8 @@ class Relay:
             # After the end of a stream that may go on, the worker's events are no part of what the client reads.
             await self._pass_on(rest if resumption is None else b"", last=True)
         finally:
+            if self.client.admitted is not None and stream.state is StreamState.ANSWERING:
+                self.client.admitted.events += events + first
             if in_flight.state not in AWAITING:
                 self._count(stream.usage)
         if stream.state is StreamState.ANSWERING:
@@ -259,6 +266,8 @@ class Relay:
         """Count predicted and reported cached tokens of an answer that reports them; of others neither is counted."""
         if self.client.record is not None:
             self.client.record.usage = usage
+        if self.client.admitted is not None and usage is not None:
+            self.client.admitted.usage = usage
         if usage is None or usage.cached is None:
             return
         metrics = self.metrics
