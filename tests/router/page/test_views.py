@@ -12,6 +12,7 @@ import pytest
 from playwright.async_api import Page
 
 from router.core.worker_state import WorkerPhase
+from tests.processes import eventually
 from tests.router.page import documents
 from tests.router.page.browser import binary
 from tests.router.page.conftest import Open
@@ -279,7 +280,7 @@ async def test_hidden_tabs_leave_the_connections_to_the_one_that_is_seen(tab: Pa
         await tabs[0].wait_for_function("() => document.querySelectorAll('.tile').length === 5")
         assert not await tabs[0].locator("#lost").is_visible()
         assert await tabs[0].text_content("#announcer") == "", "to come back is no loss of the connection"
-        assert made.viewers == 1
+        await eventually(lambda: made.viewers == 1, "the router knows that the other tabs have left")
     finally:
         await context.close()
 
