@@ -141,7 +141,7 @@ class Settings(ChatSettings):
         False, description="let requests wait in the router while all workers are busy (docs/flow-control.md)"
     )
     flow_queue_limit: PositiveFloat = Field(
-        0.05, description="a worker is busy when a new request would wait there for more seconds than these"
+        0.02, description="a worker is busy when a new request would wait there for more seconds than these"
     )
     flow_classes: Annotated[tuple[str, ...], NoDecode] = Field(
         ("high=1", "standard=0", "sheddable=-1"),

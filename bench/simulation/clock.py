@@ -14,11 +14,13 @@ class VirtualClock:
     """Lets things happen in the order of their times, and those of one moment in the order in which they were asked
     for. O(log pending) each."""
 
-    __slots__ = ("_heap", "_order")
+    __slots__ = ("_heap", "_order", "now")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Happening]] = []
         self._order = count()
+        self.now = 0.0
+        """The moment that happens."""
 
     def at(self, when: float, happen: Happening) -> None:
         """Let `happen(when)` happen then. `when` must not lie before the moment that happens now."""
@@ -29,4 +31,5 @@ class VirtualClock:
         heap = self._heap
         while heap:
             now, _, happen = heappop(heap)
+            self.now = now
             happen(now)

@@ -18,6 +18,8 @@ PROMPT_TOO_LONG = Failure(ErrorCause.PROMPT_TOO_LONG, "HTTP 400 BadRequestError"
 NO_ROOM = Failure(ErrorCause.INVALID, "HTTP 400 BadRequestError")
 """A prompt that leaves no room for a token. A router gives a refusal in the first event of a stream as an answer."""
 NO_WORKER = Failure(ErrorCause.UNAVAILABLE, "HTTP 503 ServiceUnavailableError")
+SHED = Failure(ErrorCause.UNAVAILABLE, "HTTP 429 rate_limit_error")
+"""What flow control answers."""
 STREAM_BROKEN = Failure(ErrorCause.BROKEN_STREAM, "error event: InternalServerError")
 """What a router writes at the end of a stream whose worker failed."""
 ROUTER_LOST = Failure(ErrorCause.CONNECTION, "ServerDisconnectedError")

@@ -9,10 +9,11 @@ from functools import partial
 from bench.prompts import Prompt
 from bench.record import Record
 from bench.simulation.cluster import SeededTokens
-from bench.simulation.errors import NO_WORKER, ROUTER_LOST, STREAM_BROKEN, STREAM_LOST, Failure, refusal
+from bench.simulation.errors import NO_WORKER, ROUTER_LOST, SHED, STREAM_BROKEN, STREAM_LOST, Failure, refusal
 from bench.simulation.router import CUT_TIMEOUT, STALL_TIMEOUT, SimulatedRouter
 from bench.simulation.worker import ProcessState, SimulatedWorker
 from router.core.decision import Decision, NoWorkerReady, RouteRequest
+from router.core.flow import ShedReason
 from router.core.latency_samples import Usage
 from router.core.outliers import Outcome
 from router.core.retries import FAULTS, FailureCause, Progress, RequestKind, Retries
@@ -207,6 +208,24 @@ class PlayedRequest:
             router.waiting[self._key] = self
             router.clock.at(now + pause, partial(self._look_again, self._look))
             return
+        admission = router.admission
+        if admission is not None and not self._retries.sent and admission.must_wait(decision, self._route, now):
+            admission.put(self._route, now, self._admitted)
+            return
+        self._send(decision, now)
+
+    def _admitted(self, shed: ShedReason | None, full: frozenset[str]) -> None:
+        """It no longer waits for its turn (`_ProxiedRequest._wait`)."""
+        if self.state is not RequestState.CHOOSING:
+            return
+        now = self.router.clock.now
+        if shed is not None:
+            self._end(now, SHED)
+        else:
+            self._send(self.router.fleet.choose(self._route, now, full), now)
+
+    def _send(self, decision: Decision, now: float) -> None:
+        router = self.router
         self._retries.sent += 1
         self.advance(RequestEvent.SENT)
         ticket = router.fleet.dispatch(decision, self._route, now)

@@ -11,11 +11,13 @@ from enum import Enum, auto
 from functools import partial
 from typing import Protocol
 
+from bench.simulation.admission import SimulatedAdmission
 from bench.simulation.clock import VirtualClock
 from bench.simulation.cluster import Delays
 from bench.simulation.worker import KEEPALIVE_INTERVAL, ProcessEvent, ProcessState, SimulatedWorker, transition
 from kvcache.feed import Batch, Snapshot
 from router.core.fleet import Fleet, FleetConfig
+from router.core.flow import FlowPolicy
 from router.core.outliers import Outcome
 from router.core.retries import Refusals, RetryBudget, RetryPolicy
 from router.core.worker_state import Intake
@@ -188,7 +190,13 @@ class SimulatedRouter:
     """One router. `busy()` says whether anything is still to come that a router is needed for."""
 
     def __init__(
-        self, number: int, clock: VirtualClock, config: FleetConfig, delays: Delays, busy: Callable[[], bool]
+        self,
+        number: int,
+        clock: VirtualClock,
+        config: FleetConfig,
+        delays: Delays,
+        busy: Callable[[], bool],
+        flow: FlowPolicy | None = None,
     ) -> None:
         self.number = number
         self.clock = clock
@@ -197,11 +205,14 @@ class SimulatedRouter:
         self.policy = RetryPolicy()
         self.state = ProcessState.RUNNING
         self._config = config
+        self._flow = flow
         self._boot()
 
     def _boot(self) -> None:
         """A new process, which knows no worker."""
         self.fleet = Fleet(self._config)
+        self.admission = SimulatedAdmission(self.clock, self.fleet, self._flow) if self._flow is not None else None
+        """Where requests wait while all workers are busy; None: in the workers."""
         self.budget = RetryBudget(share=RETRY_SHARE, floor=RETRY_FLOOR)
         self.refusals = Refusals()
         self.links: dict[str, FeedLink] = {}

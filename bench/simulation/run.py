@@ -27,8 +27,9 @@ from bench.simulation.scenario import (
 )
 from bench.simulation.worker import FINGERPRINT, KEEPALIVE_INTERVAL, ProcessState, SimulatedWorker
 from kvcache.keys import KEY_SCHEME, KnownKeys, PrefixKeys, pack_tokens
-from router.core.decision import RouteRequest, Unread
+from router.core.decision import ANYONE, Caller, RouteRequest, Unread
 from router.core.fleet import Fleet, FleetConfig
+from router.core.flow import FlowPolicy
 
 GOLDEN = 0.618033988749895
 """Its multiples modulo 1 are spread evenly; they decide which requests stream."""
@@ -51,14 +52,19 @@ class Simulation:
         *,
         streamed: float = 1.0,
         scenario: Scenario | None = None,
+        flow: FlowPolicy | None = None,
+        caller: Callable[[Prompt], Caller] | None = None,
     ) -> None:
         """`streamed`: share of the requests that ask for a stream; the other answers arrive at their end as a whole.
         `delays`: of the routers for which the scenario gives none. `scenario`: routers, and what happens during the
-        run; its groups of workers are those of `shape`. Raises `ScenarioError` if it names what is not there."""
+        run; its groups of workers are those of `shape`. `flow`: requests wait in the routers while all workers are
+        busy. `caller`: who sends each request; None: all are one tenant's. Raises `ScenarioError` if it names what is
+        not there."""
         self._scenario = scenario or Scenario()
         self._scenario.check(shape)
         self._shape = shape
         self._streamed = streamed
+        self._caller = caller
         self._next: Callable[[float], None] | None = None
         """Sends the next request of a closed loop when one is answered; None: the loop is open."""
         self._clock = VirtualClock()
@@ -82,7 +88,7 @@ class Simulation:
             latency=shape.latency,
         )
         self.routers = [
-            SimulatedRouter(number, self._clock, config, each, self._busy)
+            SimulatedRouter(number, self._clock, config, each, self._busy, flow)
             for number, each in enumerate(self._scenario.routers.delays(delays or Delays()))
         ]
         for kind in shape.kinds():
@@ -170,7 +176,8 @@ class Simulation:
             return RouteRequest(None, None, streaming, output_tokens=output_tokens, unread=Unread.TOO_LONG)
         keys = PrefixKeys(pack_tokens(prompt.tokens), self._shape.engine.block_size, prompt.scope)
         keys.compute_with(self._known)  # once: the engine needs all of them
-        return RouteRequest(keys, len(prompt.tokens), streaming, output_tokens=output_tokens)
+        caller = self._caller(prompt) if self._caller is not None else ANYONE
+        return RouteRequest(keys, len(prompt.tokens), streaming, output_tokens=output_tokens, caller=caller)
 
     def _deal(self, index: int) -> SimulatedRouter | None:
         """The router that gets the request; None: none serves."""

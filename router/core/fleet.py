@@ -364,11 +364,11 @@ class Fleet:
             ticket.release(clock(), reused=ticket.served or ticket.answered)
 
     def waits(self, request: RouteRequest, now: float) -> dict[str, float]:
-        """Seconds until each worker that can take the request would start on it, by URL, as if it had nothing of it
-        cached. O(workers). Raises as `choose` does."""
+        """Seconds for which the request would wait on each worker that can take it, by URL, for prefills and memory: not
+        for the step in progress, which is always there. O(workers). Raises as `choose` does."""
         shape = shape_of(request, self.config.block_size, self._learnt.lengths)
         workers = self._candidates(request, ()).workers
-        return {worker.url: worker.work.expect(shape, 0, now).queue for worker in workers}
+        return {worker.url: worker.work.ahead(now) + worker.work.expect(shape, 0, now).memory for worker in workers}
 
     def on_room(self, notify: Callable[[], None]) -> None:
         """Call `notify` whenever a worker may have room that had none: a request was answered or is over, a report

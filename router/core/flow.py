@@ -51,7 +51,7 @@ class FlowPolicy:
     """In any order, with different priorities and names."""
     max_bytes: int = 256 * 2**20
     """Bytes that all waiting requests take at most."""
-    queue_limit: float = 0.05
+    queue_limit: float = 0.02
     """A worker has room while a new request would wait for at most so many seconds there."""
     quantum: int = 2048
     """Tokens that each tenant may compute in one round: those of one step of an engine."""

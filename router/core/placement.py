@@ -16,7 +16,7 @@ BYTES_OF_A_TOKEN = 4
 
 class Placement:
     """Looks for places in one fleet. A worker has room while a new request would wait there for at most `limit`
-    seconds, by the ledger: for prefills, for memory and for the decode step in progress."""
+    seconds, by the ledger: for prefills and for memory."""
 
     def __init__(self, fleet: Fleet, limit: float) -> None:
         self._fleet = fleet
@@ -40,7 +40,7 @@ class Placement:
             return Place(Verdict.PLACED)  # the answer is an error, which has not to wait
         except NoWorkerReady:
             return FULL
-        if decision.url in room.full and decision.queue_seconds > self._limit:
+        if decision.url in room.full:
             return Place(Verdict.PREFERS_FULL)
         return Place(Verdict.PLACED, uncached_tokens(decision, route, waiting.size, self._fleet.config.block_size))
 

@@ -295,10 +295,10 @@ class Work:
 
     def queue(self, now: float) -> float:
         """Seconds until the worker could start on a new request, not counting the wait for memory."""
-        waiting = self._waiting(now)
+        waiting = self.ahead(now)
         return waiting + 0.5 * self._step_in_progress(self.correction.decode.factor(now))
 
-    def _waiting(self, now: float) -> float:
+    def ahead(self, now: float) -> float:
         """Seconds of prefills that come first."""
         own = self.ledger.remaining(now)
         if self._foreign_seconds:
@@ -306,7 +306,7 @@ class Work:
         return own + self.ledger.late(now)
 
     def _step_in_progress(self, decode_factor: float) -> float:
-        """Seconds of a decode step as of the last `_waiting`; 0: nothing decodes."""
+        """Seconds of a decode step as of the last `ahead`; 0: nothing decodes."""
         return self._step() * decode_factor if self._decoding() else 0.0
 
     def expect(
@@ -316,7 +316,7 @@ class Work:
         of which it loads from slower tiers in `load_seconds`. `best`: what another worker has cached."""
         config, latency = self._config, self._config.latency
         prefill_factor, decode_factor = self.correction.prefill.factor(now), self.correction.decode.factor(now)
-        waiting = self._waiting(now)
+        waiting = self.ahead(now)
         shortest = self._step_in_progress(decode_factor)
         queue = waiting + 0.5 * shortest
         size, cached = self.block_size, matched * config.block_size
