@@ -1,4 +1,5 @@
-"""Parts of the manifest about who connects to the pods: Services, Ingress, HTTPRoute, NetworkPolicies, monitoring."""
+"""Parts of the manifest about who connects to the pods: API keys, Services, Ingress, HTTPRoute, NetworkPolicies,
+monitoring."""
 
 from __future__ import annotations
 
@@ -48,6 +49,23 @@ class Service(SpecModel):
             why = "means something to a LoadBalancer alone: remove it, or set type to LoadBalancer"
             raise rule_broken("loadBalancerClass", why)
         return self
+
+
+class SecretKey(SpecModel):
+    """One key of a Secret in the namespace of the KVCluster."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+    """Name of the Secret."""
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+    """Key in it."""
+
+
+class Auth(SpecModel):
+    """Who may send requests to the routers: see `docs/security.md`."""
+
+    keys_secret_ref: SecretKey | None = None
+    """The file with the API keys. Its Secret must exist before the routers start, and is followed when it changes.
+    Default: no key is asked for."""
 
 
 class Ingress(SpecModel):

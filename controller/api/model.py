@@ -31,7 +31,7 @@ from controller.api.common import (
     rule_broken,
 )
 from controller.api.cpu_cache import CpuCache
-from controller.api.exposure import HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
+from controller.api.exposure import Auth, HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
 from controller.api.gateway import Gateway
 from controller.api.latency import Latency
 from controller.api.routing import (
@@ -58,6 +58,7 @@ SCRATCH_VOLUME = "tmp"
 CPU_CACHE_VOLUME = "cpu-cache"
 """The pods of vLLM with `engine.cpuCache` have one of this name."""
 ADAPTERS_VOLUME = "kvcluster-adapters"
+KEYS_VOLUME = "kvcluster-keys"
 """Worker pods have a volume of this name where the spec lists adapters."""
 MAX_DATA_PARALLEL = 64
 """Each engine has a port for its events in the pod."""
@@ -238,6 +239,8 @@ class Router(Placement):
     """Paths that routers forward in addition to inference APIs, such as /v1/load_lora_adapter: see `docs/router.md`."""
     serves: Annotated[list[ServedCluster], CLUSTER_ONLY] = Field(default_factory=list, max_length=32)
     """Other KVClusters behind the same endpoint: the `model` of a request decides. See `docs/operator.md`."""
+    auth: Annotated[Auth, CLUSTER_ONLY] = Auth()
+    """API keys of the data port."""
     service: Annotated[Service, CLUSTER_ONLY] = Service()
     """The Service in front of the routers."""
     ingress: Annotated[Ingress | None, CLUSTER_ONLY] = None
@@ -355,7 +358,8 @@ class KVClusterSpec(SpecModel):
     @model_validator(mode="after")
     def _volumes_have_names_of_their_own(self) -> KVClusterSpec:
         own = "the pods' own: call yours otherwise"
-        seen = {SCRATCH_VOLUME: own, ADAPTERS_VOLUME: own} | ({CPU_CACHE_VOLUME: own} if self.engine.cpu_cache else {})
+        seen = dict.fromkeys((SCRATCH_VOLUME, ADAPTERS_VOLUME, KEYS_VOLUME), own)
+        seen |= {CPU_CACHE_VOLUME: own} if self.engine.cpu_cache else {}
         for part, volumes in (("model", self.model.volumes), ("workers", self.workers.volumes)):
             for index, volume in enumerate(volumes):
                 name, where = volume.get("name"), f"{part}.volumes[{index}].name"

@@ -42,6 +42,10 @@ ADAPTERS_FOLDER, ADAPTERS_FILE = "/run/kvcluster", "adapters.json"
 """Where worker pods find the list of adapters. It is no part of their settings: a change rolls nothing."""
 
 
+KEYS_FOLDER, KEYS_FILE = "/run/kvcluster-keys", "keys.yaml"
+"""Where router pods find the API keys. They are no part of their settings: a change rolls nothing."""
+
+
 def build_adapters_config_map(cluster: Cluster) -> tuple[Object, ...]:
     """The ConfigMap with the list of LoRA adapters, where the spec has any."""
     if not cluster.spec.model.adapters:
@@ -74,6 +78,8 @@ def _router_settings(cluster: Cluster) -> dict[str, str]:
         "drain-delay": f"{cluster.release.drain_delay:g}",
         "drain-limit": f"{cluster.release.drain_limit:g}",
     }
+    if cluster.spec.router.auth.keys_secret_ref is not None:
+        own["api-keys-file"] = f"{KEYS_FOLDER}/{KEYS_FILE}"
     if cluster.spec.gateway.inference_pool:
         own |= {"mode": "both", "picker-port": str(PICKER_PORT)}
     return environment("ROUTER", router_settings(cluster.spec) | own)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from controller.api.model import EngineType
+from controller.api.model import KEYS_VOLUME, EngineType
+from controller.objects.config import KEYS_FILE, KEYS_FOLDER
 from controller.objects.names import (
     HTTP,
     MANAGEMENT,
@@ -43,6 +44,7 @@ def build_router_deployment(cluster: Cluster) -> Object:
     wait = FIRST_WORKER_SECONDS[cluster.spec.engine.type]
     startup = build_startup_probe(f"/started?wait={wait}", MANAGEMENT, timeout=wait + ANSWER_SECONDS)
     picker = {PICKER: PICKER_PORT} if cluster.spec.gateway.inference_pool else {}
+    volumes, mounts = _keys_volume(cluster)
     process = build_container(
         cluster,
         Component.ROUTER,
@@ -54,12 +56,14 @@ def build_router_deployment(cluster: Cluster) -> Object:
         env=container_env(cluster.spec.model.env, router.env),
         probes=build_probes(MANAGEMENT, readiness="/ready", liveness="/health", startup=startup),
         resources=container_resources(router),
+        volume_mounts=mounts,
     )
     template = build_pod_template(
         cluster,
         Component.ROUTER,
         router,
         containers=[process],
+        volumes=volumes,
         scrape_port=MANAGEMENT_PORT,
         grace_seconds=drain + SHUTDOWN_MARGIN,
         service_account=cluster.object_name(Component.ROUTER),
@@ -75,6 +79,16 @@ def build_router_deployment(cluster: Cluster) -> Object:
             "template": template,
         },
     }
+
+
+def _keys_volume(cluster: Cluster) -> tuple[list[Object], list[Object]]:
+    """The volume with the API keys and its mount: a folder, because a mounted single file never changes."""
+    wanted = cluster.spec.router.auth.keys_secret_ref
+    if wanted is None:
+        return [], []
+    items = [{"key": wanted.key, "path": KEYS_FILE}]
+    volume = {"name": KEYS_VOLUME, "secret": {"secretName": wanted.name, "items": items}}
+    return [volume], [{"name": KEYS_VOLUME, "mountPath": KEYS_FOLDER, "readOnly": True}]
 
 
 def build_router_service(cluster: Cluster) -> Object:

@@ -342,3 +342,16 @@ def test_the_router_gets_the_time_limits_of_the_spec():
     }  # fmt: skip
     assert {f"ROUTER_{name}": value for name, value in given.items()}.items() <= data.items()
     assert not {f"ROUTER_{name}" for name in given} & set(objects()["ConfigMap/rag-router"]["data"])
+
+
+def test_routers_alone_get_the_api_keys_in_a_folder_that_follows_the_secret():
+    made = objects(router={"auth": {"keysSecretRef": {"name": "api-keys", "key": "team.yaml"}}})
+    pod = made["Deployment/rag-router"]["spec"]["template"]["spec"]
+    secret = {"secretName": "api-keys", "items": [{"key": "team.yaml", "path": "keys.yaml"}]}
+    assert {"name": "kvcluster-keys", "secret": secret} in pod["volumes"]
+    (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "kvcluster-keys"]
+    assert mount["readOnly"]
+    assert "subPath" not in mount
+    assert made["ConfigMap/rag-router"]["data"]["ROUTER_API_KEYS_FILE"] == f"{mount['mountPath']}/keys.yaml"
+    assert "api-keys" not in json.dumps(made["Deployment/rag-worker"])
+    assert "ROUTER_API_KEYS_FILE" not in objects()["ConfigMap/rag-router"]["data"]
