@@ -151,8 +151,11 @@ class Gate:
         key, limiter = found
         if key.expires is not None and self.wall() >= key.expires:
             raise Unauthorized(Denial.EXPIRED)
-        if (exceeded := limiter.arrive(self.clock())) is not None:
-            raise RateExceeded(exceeded)
+        now = self.clock()
+        if (exceeded := limiter.arrive(now)) is not None:
+            refusal = RateExceeded(exceeded)
+            refusal.headers += rate_headers(limiter, now)
+            raise refusal
         return Admitted(key, limiter)
 
 

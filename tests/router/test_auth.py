@@ -174,6 +174,7 @@ async def test_requests_beyond_a_keys_rate_are_told_when_to_try_again(
             response = await router.client.get("/v1/models", headers=BEARER)
             limits.append(response.headers.get("x-ratelimit-remaining-requests"))
         assert (response.status_code, limits[:2]) == (429, ["1", "0"])
+        assert response.headers.get_list("x-ratelimit-remaining-requests") == ["0"]
         assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == ("30", "30000")
         error = response.json()["error"]
         assert (error["type"], error["code"]) == ("requests", "rate_limit_exceeded")
@@ -247,6 +248,7 @@ async def test_a_prompt_beyond_a_keys_tokens_is_refused_before_a_worker_sees_it(
         second = await router.client.post("/v1/completions", json=BODY, headers=BEARER)
         assert (second.status_code, second.json()["error"]["type"]) == (429, "tokens")
         assert second.headers["retry-after"] == "41"
+        assert second.headers.get_list("x-ratelimit-remaining-tokens") == ["0"]
         assert len(workers[0].received) == 1
         assert router.metric("rate_limited_total", limit="tokens") == 1
 
