@@ -364,8 +364,8 @@ class Fleet:
             ticket.release(clock(), reused=ticket.served or ticket.answered)
 
     def waits(self, request: RouteRequest, now: float) -> dict[str, float]:
-        """Seconds for which the request would wait on each worker that can take it, by URL, for prefills and memory: not
-        for the step in progress, which is always there. O(workers). Raises as `choose` does."""
+        """Seconds for which the request would wait on each worker that can take it, by URL, for prefills and memory:
+        not for the step in progress, which is always there. O(workers). Raises as `choose` does."""
         shape = shape_of(request, self.config.block_size, self._learnt.lengths)
         workers = self._candidates(request, ()).workers
         return {worker.url: worker.work.ahead(now) + worker.work.expect(shape, 0, now).memory for worker in workers}
