@@ -54,7 +54,7 @@ test: lint $(VENV)/.release ## formatting, lint, types, import contract, and eve
 	@$(MAKE) --no-print-directory --jobs=2 types suite
 
 unit: $(VENV)/.dev ## the tests that start no processes and play no workloads (less than a minute)
-	$(PYTEST) $(UNIT_JOBS) -m 'not process and not simulation'
+	$(PYTEST) $(UNIT_JOBS) -m 'not process and not simulation and not envoy'
 
 check: lint types ## ruff, mypy --strict, the import contract and oxlint
 

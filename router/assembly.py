@@ -59,6 +59,7 @@ from runtime.settings import SettingsError
 
 if TYPE_CHECKING:
     from router.discovery.kubernetes import Replacement
+    from router.picker.server import PickerServer
     from router.server.tracing import Tracing
 
 logger = EventLogger(__name__)
@@ -317,6 +318,26 @@ class Router:
         )
         self._ticker = Ticker(self.fleet, self.in_flight, self.metrics, clock, self._fell_silent)
         self._tasks: list[asyncio.Task[None]] = []
+        self.picker: PickerServer | None = None
+
+    def picker_server(self) -> PickerServer:
+        """A server of the endpoint picker, which shares everything with the data port. Raises `SettingsError` or
+        `OSError` if it cannot listen."""
+        from router.picker.assembly import make_server  # gRPC takes 30 MB and 0.2 s
+
+        self.picker = make_server(
+            self._settings,
+            self.fleet,
+            self.prompts,
+            self.data_plane.models,
+            self.metrics,
+            self.registry,
+            self.proxy.recent,
+            self.clock,
+            self.fleet_sync.busy,
+            self.data_plane.priorities,
+        )
+        return self.picker
 
     def management_app(self) -> FastAPI:
         """What the management port serves."""
@@ -346,7 +367,7 @@ class Router:
         drain = Drain(
             policy,
             self.clock,
-            last_request=lambda: self.data_plane.last_request,
+            last_request=self._last_request,
             replaced=replacement.serves if replacement is not None else None,
         )
         try:
@@ -354,6 +375,10 @@ class Router:
         finally:
             if replacement is not None:
                 await replacement.close()
+
+    def _last_request(self) -> float:
+        data = self.data_plane.last_request
+        return data if self.picker is None else max(data, self.picker.last_request)
 
     async def close(self) -> None:
         """End every task and close every connection to a worker."""

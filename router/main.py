@@ -28,6 +28,17 @@ def _socket(fd: int | None, host: str, port: int) -> socket.socket:
     return inherited(fd) if fd is not None else listen(host, port)
 
 
+def _data_server(router: Router, settings: Settings, data_socket: socket.socket) -> HttpServer:
+    return HttpServer(
+        router.data_plane,
+        data_socket,
+        http_limits(settings),
+        cancel_on_disconnect=True,
+        on_refusal=router.refused,
+        refusal_headers=router.cors.headers,
+    )
+
+
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
     """Run one router until `stop` is set, then finish the requests in flight. Returns the process's exit code.
 
@@ -36,28 +47,29 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     priorities: dict[str, int] = {}
     source = await discovery(settings, priorities)
     policy = DrainPolicy(settings.drain_delay, settings.drain_limit)
-    data_socket = _socket(settings.fd, settings.host, settings.port)
+    proxies = settings.mode != "picker"
+    data_socket = _socket(settings.fd, settings.host, settings.port) if proxies else None
     management_socket = _socket(settings.management_fd, settings.management_host, settings.management_port)
     named = settings.model_copy(update={"management_port": management_socket.getsockname()[1]})
     router = Router(named, source, tracing=make_tracing(), priorities=priorities)
-    data = HttpServer(
-        router.data_plane,
-        data_socket,
-        http_limits(settings),
-        cancel_on_disconnect=True,
-        on_refusal=router.refused,
-        refusal_headers=router.cors.headers,
-    )
+    data = _data_server(router, settings, data_socket) if data_socket is not None else None
+    picker = router.picker_server() if settings.mode != "proxy" else None
     management = HttpServer(router.management_app(), management_socket, MANAGEMENT_LIMITS)
     router.start()
     await management.start()
-    await data.start()
+    if data is not None:
+        await data.start()
+    if picker is not None:
+        await picker.start()
     freeze_startup_objects()
     logger.info(
         "router_started",
         host=settings.host,
-        port=data.port,
+        port=data.port if data is not None else None,
         management_port=management.port,
+        mode=settings.mode,
+        picker_port=picker.port if picker is not None else None,
+        picker_health_port=picker.health_port if picker is not None else None,
         pid=os.getpid(),
         strategy=settings.strategy,
         block_size=settings.block_size,
@@ -67,24 +79,32 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         discovery=source.status().source,
         workers=len(listed_workers(settings.workers)),
     )
+
+    def in_flight() -> int:
+        return (data.in_flight if data is not None else 0) + (picker.in_flight if picker is not None else 0)
+
     try:
         await stop.wait()
         logger.info(
             "router_draining",
-            in_flight=data.in_flight,
+            in_flight=in_flight(),
             drain_delay=settings.drain_delay,
             drain_limit=settings.drain_limit,
             grace_period=settings.grace_period,
         )
         router.management.advance(RouterEvent.SIGTERM)
         if policy.delay or policy.limit:
-            data.drain()
+            if data is not None:
+                data.drain()
             stop.clear()  # a second signal ends the draining, and only a third one the process
             await router.drain(policy, stop)
             stop.set()
-            logger.info("router_closing", in_flight=data.in_flight)
+            logger.info("router_closing", in_flight=in_flight())
         router.management.advance(RouterEvent.DRAINED)
-        await data.stop(settings.grace_period)
+        if picker is not None:
+            await picker.stop(settings.grace_period)
+        if data is not None:
+            await data.stop(settings.grace_period)
         router.live.broadcast.close()
         router.request_events.close()
     finally:

@@ -214,6 +214,41 @@ class Settings(ChatSettings):
     )
     grace_period: float = Field(30.0, ge=0, description="seconds that answers in progress may take after that")
 
+    mode: Literal["proxy", "picker", "both"] = Field(
+        "proxy",
+        description="what it serves: the data port (proxy), gateways that ask over ext_proc where a request goes "
+        "(picker), or both",
+    )
+    picker_port: int = Field(9002, ge=0, le=65535, description="port of the endpoint picker (gRPC); 0 takes a free one")
+    picker_host: str = Field("::", description="address of the picker's ports; ::, every one of IPv6 and IPv4")
+    picker_socket: Path | None = Field(
+        None, description="Unix socket of the picker, without TLS, for a gateway in the same pod"
+    )
+    picker_health_port: int = Field(
+        9003, ge=0, le=65535, description="port of the picker's gRPC health checks, without TLS; 0 takes a free one"
+    )
+    picker_tls: bool = Field(
+        True, description="serve the picker's port with TLS, as gateways expect, if need be self-signed"
+    )
+    cert_path: Path | None = Field(
+        None, description="directory with tls.crt and tls.key for the picker, read again when they change"
+    )
+    response_processing: Literal["headers", "full"] = Field(
+        "headers",
+        description="how far the picker follows an answer: its headers, or its whole body (tokens and times of each)",
+    )
+    picker_fallbacks: int = Field(
+        2, ge=0, le=16, description="workers that the picker names beside the chosen one, best first"
+    )
+    picker_ticket_limit: PositiveFloat = Field(
+        600.0, description="seconds after which a picked request counts as over, whatever the worker reports"
+    )
+    picker_streams: PositiveInt = Field(20_000, description="open streams of gateways before new ones are refused")
+    picker_conformance: bool = Field(
+        False,
+        description="obey test-epp-endpoint-selection, for the conformance tests of gateways; not in production",
+    )
+
     @field_validator(
         "workers",
         "allowed_paths",

@@ -30,6 +30,10 @@ from router.core.flow import WaitEvent, WaitState, wait_transition
 from router.core.view import ViewEvent, ViewState
 from router.core.view import transition as view_transition
 from router.discovery.list_state import LIST_TRANSITIONS, ListEvent, ListState
+from router.picker.dispatched import DISPATCH_TRANSITIONS, DispatchEvent, DispatchState
+from router.picker.stream import STREAM_TRANSITIONS
+from router.picker.stream import StreamEvent as PickerStreamEvent
+from router.picker.stream import StreamState as PickerStreamState
 from router.server.answer import EventKind, StreamState
 from router.server.answer import transition as stream_transition
 from router.server.management import ROUTER_TRANSITIONS, RouterEvent, RouterState
@@ -138,6 +142,16 @@ MACHINES: tuple[Machine, ...] = (
     Machine("router", RouterState, RouterState.SERVING, by_table(ROUTER_TRANSITIONS), events_of(RouterEvent)),
     Machine(
         "proxied request", RequestState, RequestState.CHOOSING, by_table(REQUEST_TRANSITIONS), events_of(RequestEvent)
+    ),
+    Machine(
+        "gateway's stream",
+        PickerStreamState,
+        PickerStreamState.OPEN,
+        by_table(STREAM_TRANSITIONS),
+        events_of(PickerStreamEvent),
+    ),
+    Machine(
+        "picked request", DispatchState, DispatchState.SENT, by_table(DISPATCH_TRANSITIONS), events_of(DispatchEvent)
     ),
     Machine("stream", StreamState, StreamState.SILENT, stream_transition, events_of(EventKind)),
     Machine(

@@ -31,6 +31,7 @@ from kvcache.tokens.tokenizer import load_tokenizer
 from router.assembly import Router
 from router.discovery.sources import StaticDiscovery
 from router.metrics import DiscoveryCollector, FleetCollector, FlowCollector
+from router.metrics.picker import PickerMetrics
 from router.server.paths import RESOURCES
 from router.settings import Settings as RouterSettings
 from tests.real_vllm.documents import PAGE, engine_flags
@@ -223,9 +224,14 @@ async def ask_worker(path: str, **settings: Any) -> str:
 async def test_the_routers_metrics() -> None:
     source = StaticDiscovery([])
     router = Router(RouterSettings(flow_control=True), source)
+    picker = PickerMetrics(router.registry)
     # A family with labels has no sample before the first event, so its labels are read off its declaration.
     found = exported(router.registry.collect(), "kvcluster_router_")
-    declared = [(family, metric) for metric in vars(router.metrics).values() for family in metric.describe()]
+    declared = [
+        (family, metric)
+        for metric in (*vars(router.metrics).values(), *vars(picker).values())
+        for family in metric.describe()
+    ]
     declared += [(family, family) for family in FleetCollector(router.fleet, router.clock).describe()]
     assert router.admission is not None
     declared += [(family, family) for family in FlowCollector(router.admission.flow).describe()]

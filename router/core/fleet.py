@@ -6,7 +6,7 @@ request once its ticket is released and its blocks are confirmed or given up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -29,6 +29,7 @@ from router.core.standing import Changes
 from router.core.stored_responses import holders
 from router.core.strategies import candidates
 from router.core.ticket import Assumptions, Ticket
+from router.core.unobserved import Reported
 from router.core.view import View
 from router.core.work import Learnt, Work
 from router.core.worker import Worker, WorkerStatus
@@ -143,6 +144,18 @@ class Fleet:
         if candidates(self._workers.values()):
             self.ready_at = now
         return left
+
+    def reported(self, url: str, now: float) -> Reported | None:
+        """How many requests the worker last reported; None: it reported nothing, or too long ago, or it is unknown."""
+        worker = self._workers.get(url)
+        if worker is None or worker.work.load is None:
+            return None
+        work, load = worker.work, worker.work.load
+        return Reported(load.running + load.waiting, work.report_age(now) or 0.0, work.ledger.in_flight)
+
+    def urls(self) -> Iterable[str]:
+        """Of every worker."""
+        return self._workers.keys()
 
     def silent_for(self, url: str, now: float) -> float:
         """Seconds for which an unreachable worker has been silent; 0 while it is reachable, or if it is unknown."""

@@ -47,6 +47,22 @@ _DECLINED = frozenset({FailureCause.BUSY, FailureCause.ABORTED, FailureCause.DOU
 """The worker itself says that it did not act on the request."""
 
 
+def count_cached(
+    metrics: Metrics, decision: Decision, ticket: Ticket, usage: Usage | None, block_size: int, now: float
+) -> None:
+    """Count predicted and reported cached tokens of an answer that reports them; of others neither is counted."""
+    if usage is None or usage.cached is None:
+        return
+    predicted = decision.reported_blocks * block_size
+    metrics.predicted_cached.value += predicted
+    metrics.reported_prompt.value += usage.prompt
+    metrics.actual_cached.value += usage.cached
+    if predicted != usage.cached:
+        direction = OVER if predicted > usage.cached else UNDER
+        metrics.mispredicted_cached.counts[direction] += abs(predicted - usage.cached)
+    metrics.prefill_saved.value += ticket.reported(usage.prompt, usage.cached, now)
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptFailure:
     """An attempt that may be repeated at another worker, or continued there. `answer` is what the client gets if no
@@ -268,17 +284,7 @@ class Relay:
             self.client.record.usage = usage
         if self.client.admitted is not None and usage is not None:
             self.client.admitted.usage = usage
-        if usage is None or usage.cached is None:
-            return
-        metrics = self.metrics
-        predicted = self.decision.reported_blocks * self.block_size
-        metrics.predicted_cached.value += predicted
-        metrics.reported_prompt.value += usage.prompt
-        metrics.actual_cached.value += usage.cached
-        if predicted != usage.cached:
-            direction = OVER if predicted > usage.cached else UNDER
-            metrics.mispredicted_cached.counts[direction] += abs(predicted - usage.cached)
-        metrics.prefill_saved.value += self.ticket.reported(usage.prompt, usage.cached, self.clock())
+        count_cached(self.metrics, self.decision, self.ticket, usage, self.block_size, self.clock())
 
     def _count_tokens(self, usage: Usage | None, events: int, now: float) -> None:
         """Count the time between the tokens of a complete stream. One that does not state how many it has is taken to

@@ -1,0 +1,1 @@
+"""The endpoint picker: answers a gateway, over Envoy's ext_proc, which worker takes a request."""

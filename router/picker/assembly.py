@@ -1,0 +1,83 @@
+"""Makes a picker's server from settings and the parts that it shares with the data port."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+
+from router.core.decision import RecentDecisions
+from router.core.fleet import Fleet
+from router.core.unobserved import Ended, Unobserved
+from router.metrics import Metrics
+from router.metrics.picker import PickerMetrics
+from router.picker.dispatched import Following
+from router.picker.picker import Picker
+from router.picker.server import PickerLimits, PickerServer
+from router.server.models import Models
+from router.server.prompts import PromptReader
+from runtime.settings import SettingsError
+from runtime.tls import CertificateFiles, Certificates, SelfSigned, TlsError
+
+if TYPE_CHECKING:
+    from router.settings import Settings
+
+
+def make_server(
+    settings: Settings,
+    fleet: Fleet,
+    prompts: PromptReader,
+    models: Models,
+    metrics: Metrics,
+    registry: CollectorRegistry,
+    recent: RecentDecisions,
+    clock: Callable[[], float],
+    on_busy: Callable[[str], None],
+    priorities: Mapping[str, int],
+) -> PickerServer:
+    """A server that listens. Raises `SettingsError` for a certificate that cannot be used, `OSError` for a port."""
+    counts = PickerMetrics(registry)
+
+    def released(why: Ended) -> None:
+        counts.released.labels(why.value).inc()
+
+    following = Following(
+        fleet,
+        Unobserved(fleet.reported, settings.picker_ticket_limit),
+        metrics,
+        clock,
+        on_busy,
+        released,
+        full=settings.response_processing == "full",
+    )
+    picker = Picker(following, prompts, models, recent, clock, settings.picker_fallbacks, priorities)
+    limits = PickerLimits(
+        request_seconds=settings.body_timeout,
+        answer_seconds=settings.answer_timeout,
+        largest_body=settings.max_body_bytes,
+        all_bodies=settings.total_body_bytes,
+        reading=settings.max_concurrent_requests,
+        header_bytes=settings.max_header_bytes,
+        streams=settings.picker_streams,
+    )
+    server = PickerServer(picker, counts, limits, clock, full=following.full, conformance=settings.picker_conformance)
+    host = f"[{settings.picker_host}]" if ":" in settings.picker_host else settings.picker_host
+    server.listen(
+        f"{host}:{settings.picker_port}",
+        _certificates(settings),
+        settings.picker_socket,
+        f"{host}:{settings.picker_health_port}",
+    )
+    return server
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    if not settings.picker_tls:
+        return None
+    if settings.cert_path is None:
+        return SelfSigned()
+    try:
+        return CertificateFiles(settings.cert_path)
+    except TlsError as error:
+        raise SettingsError(f"--cert-path: {error}") from None

@@ -1,0 +1,129 @@
+"""Decides where a gateway's request goes: what the data port does with a request, without sending it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import ceil
+from urllib.parse import unquote_to_bytes
+from uuid import uuid4
+
+from kvcache.errors import ApiError
+from kvcache.ranks import RANK_HEADER, asked_rank
+from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest, Unread
+from router.core.errors import UnknownWorker
+from router.core.stored_responses import HolderGone, response_id
+from router.picker.dispatched import Dispatched, Following
+from router.picker.endpoints import endpoint_of, ineligible, listed, ranked
+from router.picker.stream import Answer, PickRequest, Refusal
+from router.server.affinity import NO_PRIORITIES, named_response, with_headers, with_request_id
+from router.server.headers import find
+from router.server.models import Models
+from router.server.own_answers import response_not_found
+from router.server.paths import COMPUTED
+from router.server.prompts import INVOCATIONS, PROMPTED, PROMPTLESS, PromptReader, promptless
+
+_ADAPTER = b"x-amzn-sagemaker-adapter-identifier"
+_RANK = RANK_HEADER.encode()
+
+
+@dataclass(slots=True)
+class Picker:
+    """Reads, chooses and accounts, by the parts that the data port uses. `fallbacks`: how many workers an answer lists
+    beside the chosen one, which the gateway tries if it cannot be reached."""
+
+    following: Following
+    prompts: PromptReader
+    models: Models
+    recent: RecentDecisions
+    clock: Callable[[], float]
+    fallbacks: int = 2
+    priorities: Mapping[str, int] = field(default_factory=lambda: NO_PRIORITIES)
+    """Those of the objectives that a request may name."""
+
+    async def pick(self, request: PickRequest, arrived: float) -> tuple[Answer, Dispatched]:
+        """Where the request goes; it counts as sent from now on. Raises `Refusal`."""
+        route = await self._read(request)
+        if (error := self.models.refuse(route)) is not None:
+            raise Refusal(error, "model")
+        decision = self._choose(route, request.subset)
+        urls = ranked(decision, self.fallbacks)
+        if self.fallbacks and len(decision.candidates) == 1:
+            urls.extend(self._next(route, decision, request.subset))
+        try:
+            dispatched = Dispatched(self.following, decision, route, urls, arrived)
+        except UnknownWorker as error:
+            raise _no_endpoint("The chosen worker has just left.", 1.0) from error
+        if route.prompted:
+            self._count(decision, dispatched.sent - arrived)
+        headers = []
+        rank = decision.rank if route.rank is None else route.rank
+        if rank is not None:
+            headers.append((_RANK, b"%d" % rank))
+        body = None
+        if route.stores and request.whole:
+            body = with_request_id(request.body, response_id(uuid4().hex, decision.url))
+        return Answer(listed(urls), headers, body), dispatched
+
+    async def _read(self, request: PickRequest) -> RouteRequest:
+        path, headers, metrics = (
+            unquote_to_bytes(request.path).decode(errors="replace"),
+            request.headers,
+            self.following.metrics,
+        )
+        route = PROMPTLESS
+        if request.method == "POST" and path in PROMPTED and request.whole:
+            adapter = find(headers, _ADAPTER).decode("latin-1") if path == INVOCATIONS else ""
+            route = await self.prompts.read(path, request.body, adapter or None)
+            if route.unread is Unread.UNREADABLE and not route.prompted:
+                raise Refusal(ApiError(400, "The request's body is no JSON object."), "unreadable")
+            route = with_headers(route, headers, self.priorities)
+            if route.prompt_tokens is not None:
+                metrics.prompt_tokens.value += route.prompt_tokens
+            elif route.unread is not None:
+                metrics.prompts_unread.labels(route.unread.value).inc()
+        elif path not in COMPUTED and (stored := named_response(path)) is not None:
+            route = replace(PROMPTLESS, stored=stored)
+        elif request.method == "POST":
+            route = promptless(request.body)
+        if named := find(headers, _RANK):
+            route = replace(route, rank=asked_rank(named.decode("latin-1")))
+        return route
+
+    def _choose(self, route: RouteRequest, subset: frozenset[str] | None) -> Decision:
+        fleet = self.following.fleet
+        excluded = ineligible(fleet.urls(), subset)
+        try:
+            return fleet.choose(route, self.clock(), excluded)
+        except HolderGone as error:
+            if route.stored is None:
+                raise
+            raise Refusal(response_not_found(route.stored), "no_endpoint") from error
+        except NoWorkerReady as error:
+            of_subset = " of those that the gateway allows" if subset is not None else ""
+            raise _no_endpoint(f"No worker{of_subset} is ready to serve this request.", error.retry_after) from error
+
+    def _next(self, route: RouteRequest, decision: Decision, subset: frozenset[str] | None) -> list[str]:
+        """The next best worker, where the decision has the figures of the chosen one only."""
+        fleet = self.following.fleet
+        taken = endpoint_of(decision.url)
+        excluded = ineligible(fleet.urls(), subset)
+        excluded.update(url for url in fleet.urls() if endpoint_of(url) == taken)
+        if len(excluded) >= len(list(fleet.urls())):
+            return []
+        try:
+            return [fleet.choose(route, self.clock(), excluded).url]
+        except (NoWorkerReady, HolderGone):
+            return []
+
+    def _count(self, decision: Decision, seconds: float) -> None:
+        metrics = self.following.metrics
+        metrics.decision_seconds.observe(seconds)
+        self.recent.note(decision, self.clock())
+        metrics.decisions.counts[(decision.reason.value,)] += 1
+        metrics.matched_blocks.observe(decision.matched_blocks)
+
+
+def _no_endpoint(why: str, retry_after: float) -> Refusal:
+    wait = b"%d" % max(1, ceil(retry_after))
+    return Refusal(ApiError(503, f"{why} Try again later."), "no_endpoint", [(b"retry-after", wait)])
