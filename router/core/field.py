@@ -281,6 +281,9 @@ class Field:
         """The different depths of the prompt that workers hold, what follows for each pair of a depth and a kind, and
         the pair of each row, as a position among all pairs; None: there is one only."""
         kinds, runs = self._table.kinds, self._question.matches.runs
+        if len(kinds) == len(runs) == 1 and runs[0].slots == self._table.slots:
+            depth = runs[0].depth  # all hold the beginning that all prompts share
+            return [depth], [self._blocks(depth, *kinds[0])], None
         depths = [0, *dict.fromkeys(depth for _, depth in runs)]
         pairs = [self._blocks(depth, *kind) for depth in depths for kind in kinds]
         if len(pairs) == 1:

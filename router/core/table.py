@@ -39,6 +39,8 @@ class Table:
         self.columns: Floats = np.empty((len(Standing._fields), 0))
         self.column: dict[str, Floats] = {}
         """The columns by name."""
+        self.slots = 0
+        """The bitmask of the slots of all workers."""
         self.foreign: set[int] = set()
         """The rows of workers that have requests, or prefills, of other routers."""
         self.silent: set[int] = set()
@@ -97,7 +99,9 @@ class Table:
         self.kind = np.zeros(len(self.workers), np.intp)
         self._row_of = np.zeros(1 + max((worker.view.slot for worker in self.workers), default=0), np.intp)
         self._changes.works.clear()
+        self.slots = 0
         for row, worker in enumerate(self.workers):
+            self.slots |= worker.bit
             worker.work.row = row
             self._row_of[worker.view.slot] = row
             self._changes.works.add(worker.work)
