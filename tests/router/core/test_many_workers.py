@@ -62,8 +62,10 @@ KINDS: tuple[dict[str, object], ...] = (
 class Twins:
     """The two fleets, and a random life for both."""
 
-    def __init__(self, seed: int, strategy: str) -> None:
+    def __init__(self, seed: int, strategy: str, *, alike: bool = False) -> None:
+        """`alike`: workers of one kind, and prompts that nearly all end where what they have in common ends."""
         self.random = Random(seed)
+        self.alike = alike
         chosen = config(latency=LATENCY, strategy=strategy, session_ttl=5.0, expected_output_tokens=20)
         self.fleets = (Fleet(chosen, many=1), Fleet(chosen, many=10**9))
         self.now = 100.0
@@ -76,7 +78,7 @@ class Twins:
         self.decisions = 0
 
     def info(self, number: int) -> WorkerInfo:
-        fields = {"block_size": BLOCK} | self.random.choice(KINDS)
+        fields = {"block_size": BLOCK} | ({} if self.alike else self.random.choice(KINDS))
         return WorkerInfo(
             f"w{number}", 0, "m", fingerprint="f" * 32, key_scheme="sha256-prefix-128", capacity=300, **fields
         )  # type: ignore[arg-type]
@@ -87,6 +89,8 @@ class Twins:
         return Load(*counts, random.randrange(500), random.randrange(20, 300), 300, random.randrange(9), 1000)
 
     def prompt(self) -> list[int]:
+        if self.alike:
+            return self.prompts[0] + [self.random.randrange(50) for _ in range(self.random.choice((1, 1, 1, 1, BLOCK)))]
         base = self.random.choice(self.prompts)
         return base[: self.random.randrange(1, 300)] + [
             self.random.randrange(50) for _ in range(self.random.randrange(9))
@@ -203,6 +207,20 @@ class Twins:
         elif self.epochs[number]:
             self.each("remove", url_of(number))
             self.each("add", url_of(number))
+
+
+@settings(max_examples=2)
+@given(st.integers(0, 2**32))
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_so_it_is_where_all_workers_hold_the_beginning_that_prompts_share(strategy: str, seed: int) -> None:
+    twins = Twins(seed, strategy, alike=True)
+    for number in range(WORKERS):
+        twins.join(number)
+    for _ in range(100):
+        twins.now += 0.01
+        twins.ask()
+        twins.progress()
+    assert twins.decisions > 20
 
 
 @settings(max_examples=4)
