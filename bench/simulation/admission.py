@@ -62,6 +62,4 @@ class SimulatedAdmission:
         self.flow.expire(now)
         while self.flow.next(now, lambda waiting, anywhere: self._placement.place(waiting, anywhere, now)) is not None:
             pass
-        firsts = self.flow.firsts()
-        room = min((now + self._placement.room_in(first.route, now) for first in firsts), default=math.inf)
-        self._look_at(min(max(room, now + EARLIEST), self.flow.wake_at(now)))
+        self._look_at(min(max(self.flow.room_at, now + EARLIEST), self.flow.wake_at(now)))

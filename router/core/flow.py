@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import NamedTuple
@@ -174,6 +174,9 @@ class Place(NamedTuple):
     verdict: Verdict
     tokens: int = 0
     """Tokens that the worker has to compute, if it is placed."""
+    room_in: float = math.inf
+    """Seconds until there will be room by the passing of time alone, if it is not placed: on any worker, or on the one
+    that it prefers. Infinite: only an event makes room."""
 
 
 class ClassQueue:
@@ -202,6 +205,9 @@ class FlowControl:
         self.waiting = 0
         self._overtaken: dict[Waiting, float] = {}
         """Those that have been overtaken, and when they will take any worker: the earliest first."""
+        self.room_at = math.inf
+        """When there may be room for one of those for which `next` looked for a place last; infinite: time alone makes
+        none."""
 
     def class_of(self, priority: int) -> ClassQueue:
         """The class of a request of this priority."""
@@ -229,6 +235,7 @@ class FlowControl:
         """
         full: set[object] = set()
         passed: list[Waiting] = []
+        self.room_at = math.inf
         for queue in self.classes:
             for flow in queue.flows.order():
                 if flow.key.group in full:
@@ -238,6 +245,7 @@ class FlowControl:
                 found = place(first, anywhere)
                 if found.verdict is Verdict.PLACED:
                     return self._placed(first, found.tokens, passed, now)
+                self.room_at = min(self.room_at, now + found.room_in)
                 if found.verdict is Verdict.FULL:
                     full.add(flow.key.group)
                     continue
@@ -246,12 +254,6 @@ class FlowControl:
                     found = place(passed[0], True)
                     return self._placed(passed[0], found.tokens, [], now) if found.verdict is Verdict.PLACED else None
         return None
-
-    def firsts(self) -> Iterator[Waiting]:
-        """The oldest request of each class: when there is room for one of them, `next` has something to do."""
-        for queue in self.classes:
-            if queue.by_arrival:
-                yield next(iter(queue.by_arrival))
 
     def expire(self, now: float) -> None:
         """Shed what has waited for too long."""

@@ -9,7 +9,6 @@ from router.core.fleet import Fleet
 from router.core.flow import Place, Verdict, Waiting
 from router.core.stored_responses import HolderGone
 
-FULL = Place(Verdict.FULL)
 BYTES_OF_A_TOKEN = 4
 """About; what a prompt is charged by that was not read."""
 
@@ -33,34 +32,26 @@ class Placement:
         try:
             room = self._room(route, now)
             if room.none:
-                return FULL
-            waiting.exclude = room.full if anywhere else frozenset()
+                return Place(Verdict.FULL, room_in=min(room.full.values()))
+            waiting.exclude = frozenset(room.full) if anywhere else frozenset()
             decision = self._fleet.choose(route, now, waiting.exclude)
         except HolderGone:
             return Place(Verdict.PLACED)  # the answer is an error, which has not to wait
         except NoWorkerReady:
-            return FULL
+            return Place(Verdict.FULL)
         if decision.url in room.full:
-            return Place(Verdict.PREFERS_FULL)
+            return Place(Verdict.PREFERS_FULL, room_in=room.full[decision.url])
         return Place(Verdict.PLACED, uncached_tokens(decision, route, waiting.size, self._fleet.config.block_size))
-
-    def room_in(self, route: RouteRequest, now: float) -> float:
-        """Seconds until a worker is expected to have room for the request; infinite if none is ready."""
-        try:
-            waits = self._fleet.waits(route, now).values()
-        except NoWorkerReady:
-            return float("inf")
-        return max(min(waits) - self._limit, 0.0)
 
     def _room(self, route: RouteRequest, now: float) -> _Room:
         waits = self._fleet.waits(route, now)
-        full = frozenset(url for url, wait in waits.items() if wait > self._limit)
+        full = {url: wait - self._limit for url, wait in waits.items() if wait > self._limit}
         return _Room(full, len(full) == len(waits))
 
 
 class _Room(NamedTuple):
-    full: frozenset[str]
-    """URLs of the workers that have none."""
+    full: dict[str, float]
+    """The workers that have none, by URL, and in how many seconds each is expected to."""
     none: bool
 
 

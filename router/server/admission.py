@@ -147,7 +147,6 @@ class Admission:
 
     def _sleep(self, now: float) -> None:
         """Look again when the ledger will show room by itself, or a time-out is over."""
-        room = min((now + self._placement.room_in(first.route, now) for first in self.flow.firsts()), default=math.inf)
-        when = min(max(room, now + EARLIEST), self.flow.wake_at(now))
+        when = min(max(self.flow.room_at, now + EARLIEST), self.flow.wake_at(now))
         if when < math.inf:
             self._timer = asyncio.get_running_loop().call_later(max(when - now, 0.0), self._find_room)
