@@ -336,6 +336,7 @@ class Router:
             self.clock,
             self.fleet_sync.busy,
             self.data_plane.priorities,
+            self.admission,
         )
         return self.picker
 

@@ -93,6 +93,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             grace_period=settings.grace_period,
         )
         router.management.advance(RouterEvent.SIGTERM)
+        if picker is not None:
+            await picker.ready(ready=False)
         if policy.delay or policy.limit:
             if data is not None:
                 data.drain()

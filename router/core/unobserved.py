@@ -77,6 +77,13 @@ class Unobserved:
                 del self._workers[url]
         return over
 
+    def close(self, now: float) -> None:
+        """Nobody looks any more: release them all."""
+        for heap in self._workers.values():
+            for *_, ticket in heap:
+                ticket.release(now)
+        self._workers.clear()
+
     def _over(self, url: str, heap: list[tuple[float, int, float, Ticket]], now: float) -> dict[Ended, list[Ticket]]:
         """Take out of the heap what is over."""
         late = [entry for entry in heap if now - entry[2] >= self._bound]

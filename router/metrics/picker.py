@@ -14,7 +14,7 @@ class PickerMetrics:
         self.picks = Counter(
             PREFIX + "picks", "Requests of gateways, by what they were answered.", ["outcome"], registry=registry
         )
-        self.streams_ended = Counter(
+        self.broken = Counter(
             PREFIX + "picker_streams_broken", "Streams that a gateway broke off, by how.", ["why"], registry=registry
         )
         self.released = Counter(

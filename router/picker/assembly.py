@@ -15,6 +15,7 @@ from router.metrics.picker import PickerMetrics
 from router.picker.dispatched import Following
 from router.picker.picker import Picker
 from router.picker.server import PickerLimits, PickerServer
+from router.server.admission import Admission
 from router.server.models import Models
 from router.server.prompts import PromptReader
 from runtime.settings import SettingsError
@@ -35,6 +36,7 @@ def make_server(
     clock: Callable[[], float],
     on_busy: Callable[[str], None],
     priorities: Mapping[str, int],
+    admission: Admission | None,
 ) -> PickerServer:
     """A server that listens. Raises `SettingsError` for a certificate that cannot be used, `OSError` for a port."""
     counts = PickerMetrics(registry)
@@ -51,7 +53,7 @@ def make_server(
         released,
         full=settings.response_processing == "full",
     )
-    picker = Picker(following, prompts, models, recent, clock, settings.picker_fallbacks, priorities)
+    picker = Picker(following, prompts, models, recent, clock, settings.picker_fallbacks, priorities, admission)
     limits = PickerLimits(
         request_seconds=settings.body_timeout,
         answer_seconds=settings.answer_timeout,

@@ -16,6 +16,7 @@ from router.core.stored_responses import HolderGone, response_id
 from router.picker.dispatched import Dispatched, Following
 from router.picker.endpoints import endpoint_of, ineligible, listed, ranked
 from router.picker.stream import Answer, PickRequest, Refusal
+from router.server.admission import SHED_HEADER, Admission, Shed
 from router.server.affinity import NO_PRIORITIES, named_response, with_headers, with_request_id
 from router.server.headers import find
 from router.server.models import Models
@@ -40,30 +41,46 @@ class Picker:
     fallbacks: int = 2
     priorities: Mapping[str, int] = field(default_factory=lambda: NO_PRIORITIES)
     """Those of the objectives that a request may name."""
+    admission: Admission | None = None
+    """Flow control. A request that a subset hint restricts does not wait: its turn may be at another worker."""
 
     async def pick(self, request: PickRequest, arrived: float) -> tuple[Answer, Dispatched]:
         """Where the request goes; it counts as sent from now on. Raises `Refusal`."""
         route = await self._read(request)
         if (error := self.models.refuse(route)) is not None:
             raise Refusal(error, "model")
-        decision = self._choose(route, request.subset)
+        decision = await self._chosen(route, request)
         urls = ranked(decision, self.fallbacks)
         if self.fallbacks and len(decision.candidates) == 1:
             urls.extend(self._next(route, decision, request.subset))
+        rank = decision.rank if route.rank is None else route.rank
+        headers = [(_RANK, b"%d" % rank)] if rank is not None else []
+        body = None
+        if route.stores and request.whole:
+            body = with_request_id(request.body, response_id(uuid4().hex, decision.url))
+        answer = Answer(listed(urls), headers, body)
         try:
             dispatched = Dispatched(self.following, decision, route, urls, arrived)
         except UnknownWorker as error:
             raise _no_endpoint("The chosen worker has just left.", 1.0) from error
         if route.prompted:
             self._count(decision, dispatched.sent - arrived)
-        headers = []
-        rank = decision.rank if route.rank is None else route.rank
-        if rank is not None:
-            headers.append((_RANK, b"%d" % rank))
-        body = None
-        if route.stores and request.whole:
-            body = with_request_id(request.body, response_id(uuid4().hex, decision.url))
-        return Answer(listed(urls), headers, body), dispatched
+        return answer, dispatched
+
+    async def _chosen(self, route: RouteRequest, request: PickRequest) -> Decision:
+        """The decision; with flow control, once it is the request's turn."""
+        decision, excluded = self._choose(route, request.subset)
+        admission = self.admission
+        if admission is None or excluded or not admission.must_wait(decision, route, self.clock()):
+            return decision
+        try:
+            return await admission.turn(route, len(request.body))
+        except Shed as shed:
+            error = ApiError(shed.status, str(shed), type="rate_limit_error" if shed.status == 429 else None)
+            headers = [(b"retry-after", b"%d" % ceil(shed.retry_after)), (SHED_HEADER, shed.reason.value.encode())]
+            raise Refusal(error, "shed", headers) from shed
+        except (NoWorkerReady, HolderGone) as error:
+            raise _no_endpoint("The workers left while this request waited.", 1.0) from error
 
     async def _read(self, request: PickRequest) -> RouteRequest:
         path, headers, metrics = (
@@ -90,11 +107,12 @@ class Picker:
             route = replace(route, rank=asked_rank(named.decode("latin-1")))
         return route
 
-    def _choose(self, route: RouteRequest, subset: frozenset[str] | None) -> Decision:
+    def _choose(self, route: RouteRequest, subset: frozenset[str] | None) -> tuple[Decision, set[str]]:
+        """The decision, and the URLs that it must not be about."""
         fleet = self.following.fleet
         excluded = ineligible(fleet.urls(), subset)
         try:
-            return fleet.choose(route, self.clock(), excluded)
+            return fleet.choose(route, self.clock(), excluded), excluded
         except HolderGone as error:
             if route.stored is None:
                 raise

@@ -7,7 +7,6 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +33,10 @@ HEALTH_NAMES = ("", LIVENESS, READINESS, SERVICE, "inference-extension", SERVICE
 """Names by which gateways ask. All but `LIVENESS` say whether requests should come here."""
 SWEEP = 0.25
 """Seconds between two looks at what is over or late."""
+NOTHING = b""
+"""The last message of a stream to which there is nothing to say."""
 MESSAGE_ROOM = 2**20
 """Bytes of a message beside a body."""
-
-
-class Closing(Enum):
-    """Why a stream is closed from here."""
-
-    LATE = auto()
-    """The request did not come within its time."""
-    SHED = auto()
-    """Its answer need not be waited for: the gateway goes on without the picker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +56,32 @@ class PickerLimits:
     """Streams in all; more are refused by the gRPC server."""
 
 
+_OVERLOADED = (
+    ApiError(503, "Too many requests are being read. Try again later."),
+    "overloaded",
+    [(b"retry-after", b"1")],
+)
+
+
+def _late() -> ApiError:
+    return ApiError(408, "The request's body did not arrive in time.", type="TimeoutError")
+
+
 class _Served:
     """One stream that is being served."""
 
-    __slots__ = ("closing", "deadline", "stream", "task")
+    __slots__ = ("deadline", "late", "stream", "task")
 
     def __init__(self, stream: Stream, deadline: float) -> None:
         self.stream = stream
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
         self.deadline = deadline
-        self.closing: Closing | None = None
+        self.late = False
+        """It has been cancelled, because what it waits for did not come in time."""
 
-    def close(self, why: Closing) -> None:
-        if self.closing is None and self.task is not None:
-            self.closing = why
+    def give_up(self) -> None:
+        if not self.late and self.task is not None:
+            self.late = True
             self.task.cancel()
 
 
@@ -102,9 +106,8 @@ class PickerServer:
         self._full = full
         self._conformance = conformance
         self._open: set[_Served] = set()
-        self._reading = 0
-        self._serving = True
-        """New requests are followed to their answers."""
+        self._reading: set[_Served] = set()
+        """Those whose request is being read or decided."""
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=limits.streams,
             options=[
@@ -114,7 +117,7 @@ class PickerServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],
         )
-        handler = grpc.stream_stream_rpc_method_handler(self._process)
+        handler = grpc.stream_unary_rpc_method_handler(self._process)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Process": handler}),))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -139,7 +142,8 @@ class PickerServer:
                     else self._server.add_secure_port(address, _credentials(certificates))
                 )
             if path is not None:
-                path.unlink(missing_ok=True)
+                if path.is_socket():
+                    path.unlink()  # of a process that was killed
                 self._server.add_insecure_port(f"unix:{path}")
             if health_address:
                 self.health_port = self._health_server.add_insecure_port(health_address)
@@ -166,83 +170,80 @@ class PickerServer:
                 await self._health.set(name, status)
 
     async def stop(self, grace: float) -> None:
-        """Take no new streams, and let those go that wait for answers; requests being read are answered first."""
-        self._serving = False
+        """Take no new streams, and give those that are open so many seconds."""
         await self.ready(ready=False)
-        stopping = asyncio.create_task(self._server.stop(grace))
-        for served in list(self._open):
-            if served.stream.state in (StreamState.ROUTED, StreamState.ANSWERING):
-                served.close(Closing.SHED)
-        await stopping
+        await self._server.stop(grace)
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
+        self._picker.following.unobserved.close(self._clock())
         await self._health_server.stop(0)
 
     # --- streams ----------------------------------------------------------------------------------------
 
-    async def _process(self, _: Any, context: Any) -> None:
+    async def _process(self, _: Any, context: Any) -> bytes:
+        """Serve one stream. Its last message is returned, not written: then it leaves together with the stream's end,
+        and the gateway never waits for a stream that is over, nor sends it an answer that would be lost."""
         now = self.last_request = self._clock()
         stream = Stream(self.budget, full=self._full, conformance=self._conformance)
         served = _Served(stream, now + self._limits.request_seconds)
         self._open.add(served)
-        self._reading += 1
-        reading = True
+        self._reading.add(served)
         try:
-            if self._reading > self._limits.reading:
-                error = ApiError(503, "Too many requests are being read. Try again later.")
-                await context.read()
-                await self._send(context, self._refuse(stream, Refusal(error, "overloaded", [(b"retry-after", b"1")])))
-                return
-            while stream.state is not StreamState.ENDED:
+            while True:
                 raw = await context.read()
                 if raw is grpc.aio.EOF:
-                    return
-                replies = stream.receive(ProcessingRequest.FromString(raw))
-                if stream.state is StreamState.DECIDING:
-                    replies = await self._decide(stream, replies, now)
-                    self._reading -= 1
-                    reading = False
-                    if not self._serving:
-                        await self._send(context, replies)
-                        return
-                served.deadline = self._clock() + (
-                    self._limits.request_seconds if reading else self._limits.answer_seconds
-                )
-                await self._send(context, replies)
+                    return NOTHING
+                replies = await self._replies(served, raw, now)
+                last = replies.pop() if stream.state is StreamState.ENDED else None
+                for reply in replies:
+                    await context.write(reply)
+                if last is not None:
+                    return last
         except (DecodeError, ProtocolError, UnicodeError) as wrong:
-            self._metrics.streams_ended.labels("protocol").inc()
+            self._metrics.broken.labels("protocol").inc()
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not what ext_proc sends: {wrong}")
+            raise
         except asyncio.CancelledError:
-            if served.closing is None or (served.task is not None and served.task.uncancel() > 0):
-                self._metrics.streams_ended.labels("cut").inc()
+            if not served.late or (served.task is not None and served.task.uncancel() > 0):
+                self._metrics.broken.labels("cut").inc()
                 raise
-            if served.closing is Closing.LATE and reading and stream.state is not StreamState.OPEN:
-                error = ApiError(408, "The request's body did not arrive in time.", type="TimeoutError")
-                await self._send(context, self._refuse(stream, Refusal(error, "timeout")))
+            if stream.state is not StreamState.COLLECTING:
+                return NOTHING
+            (reply,) = self._refuse(stream, Refusal(_late(), "timeout"))
+            return reply
         finally:
-            if reading:
-                self._reading -= 1
+            self._reading.discard(served)
             self._open.discard(served)
             if stream.state is not StreamState.ENDED:
                 stream.end()
 
-    async def _decide(self, stream: Stream, replies: list[bytes], arrived: float) -> list[bytes]:
+    async def _replies(self, served: _Served, raw: bytes, arrived: float) -> list[bytes]:
+        """What to answer to a message."""
+        stream, limits = served.stream, self._limits
         try:
-            answer, dispatched = await self._picker.pick(stream.request, arrived)
+            if stream.state is StreamState.OPEN:
+                if len(raw) > limits.header_bytes:
+                    why = f"The request's headers are larger than {limits.header_bytes} bytes."
+                    raise Refusal(ApiError(431, why), "too_large")
+                if len(self._reading) > limits.reading:
+                    raise Refusal(*_OVERLOADED)
+            replies = stream.receive(ProcessingRequest.FromString(raw))
+            if stream.state is StreamState.DECIDING:
+                served.deadline = math.inf
+                answer, dispatched = await self._picker.pick(stream.request, arrived)
+                self._metrics.picks.labels("picked").inc()
+                replies.extend(stream.routed(answer, dispatched))
+                self._reading.discard(served)
         except Refusal as refusal:
-            return [*replies, *self._refuse(stream, refusal)]
-        self._metrics.picks.labels("picked").inc()
-        return [*replies, *stream.routed(answer, dispatched)]
+            return self._refuse(stream, refusal)
+        reading = stream.state is StreamState.COLLECTING
+        served.deadline = self._clock() + (limits.request_seconds if reading else limits.answer_seconds)
+        return replies
 
     def _refuse(self, stream: Stream, refusal: Refusal) -> list[bytes]:
         self._metrics.picks.labels(refusal.why).inc()
         return stream.refused(refusal)
-
-    @staticmethod
-    async def _send(context: Any, replies: list[bytes]) -> None:
-        for reply in replies:
-            await context.write(reply)
 
     # --- what time ends ---------------------------------------------------------------------------------
 
@@ -252,7 +253,7 @@ class PickerServer:
             now = self._clock()
             for served in list(self._open):
                 if served.deadline <= now:
-                    served.close(Closing.LATE)
+                    served.give_up()
             for why, ended in self._picker.following.unobserved.sweep(now).items():
                 self._metrics.released.labels(why.value).inc(ended)
 

@@ -149,7 +149,7 @@ class Stream:
         self.budget = budget
         self.request = PickRequest()
         self.follower: Follower | None = None
-        self._full = full
+        self._full = full or conformance
         self._conformance = conformance
         self._chunks: list[bytes] = []
         self._held = 0
@@ -166,25 +166,22 @@ class Stream:
         self.state = state
 
     def receive(self, message: Any) -> list[bytes]:
-        """The next message. Raises `ProtocolError`."""
-        try:
-            match message.WhichOneof("kind"):
-                case "request_headers":
-                    return self._request_headers(message)
-                case "request_body":
-                    return self._request_body(message.request_body)
-                case "request_trailers":
-                    return self._request_trailers()
-                case "response_headers":
-                    return self._response_headers(message)
-                case "response_body":
-                    return self._response_body(message.response_body)
-                case "response_trailers":
-                    return self._response_trailers()
-                case _:
-                    raise ProtocolError("a message without a request came")
-        except Refusal as refusal:
-            return self.refused(refusal)
+        """The next message. Raises `ProtocolError`, or `Refusal` if the request is too large: call `refused` then."""
+        match message.WhichOneof("kind"):
+            case "request_headers":
+                return self._request_headers(message)
+            case "request_body":
+                return self._request_body(message.request_body)
+            case "request_trailers":
+                return self._request_trailers()
+            case "response_headers":
+                return self._response_headers(message)
+            case "response_body":
+                return self._response_body(message.response_body)
+            case "response_trailers":
+                return self._response_trailers()
+            case _:
+                raise ProtocolError("a message without a request came")
 
     # --- the request ------------------------------------------------------------------------------------
 
@@ -256,7 +253,8 @@ class Stream:
         if not request.request_id:
             headers.append((b"x-request-id", uuid.uuid4().hex.encode()))
         body = request.body if answer.body is None else answer.body
-        if answer.body is not None and find(request.headers, b"content-length"):
+        # In full duplex the gateway drops the length, as the body may change, and the worker would get chunks.
+        if (mode == FULL_DUPLEX and not self._trailers) or answer.body is not None:
             headers.append((b"content-length", b"%d" % len(body)))
         if mode in _BY_HEADERS:
             sent = [replies.routed(answer.endpoints, headers)]
@@ -269,7 +267,15 @@ class Stream:
         else:
             sent = [replies.routed_by_body(answer.endpoints, headers, answer.body)]
         self._release_body()
+        if not self._follows:
+            self.end()
         return sent
+
+    @property
+    def _follows(self) -> bool:
+        """Whether the answer is looked at. In full duplex the gateway sends its body without waiting for anything, and
+        what it has sent would be lost if the stream were closed then: it is followed to its end or not at all."""
+        return self._full or self._response_mode != FULL_DUPLEX
 
     def refused(self, refusal: Refusal) -> list[bytes]:
         """The picker, or a limit, refuses the request."""
@@ -294,12 +300,11 @@ class Stream:
             follower.answered(int(status) if status.isdigit() else 0, headers, served)
             if message.response_headers.end_of_stream:
                 follower.complete()
-        followed = self._full and self._response_mode != BodyMode.NONE
-        if not followed or message.response_headers.end_of_stream:
+        if not self._full or self._response_mode == BodyMode.NONE or message.response_headers.end_of_stream:
             self.end()
         if self._conformance and served:
             return [replies.response_headers([(CONFORMANCE_SERVED, served.encode())])]
-        return [replies.RESPONSE_HEADERS] if followed else []
+        return [replies.RESPONSE_HEADERS]
 
     def _response_body(self, body: Any) -> list[bytes]:
         if self.state is not StreamState.ANSWERING:

@@ -314,8 +314,19 @@ async def _read(reader: asyncio.StreamReader) -> Received | None:
     line, *fields = head.rstrip("\r\n").split("\r\n")
     method, target, _ = line.split(" ")
     headers = [(name.lower(), value) for name, _, value in (field.partition(": ") for field in fields)]
+    if ("transfer-encoding", "chunked") in headers:
+        return Received(method, target, headers, await _read_chunks(reader))
     length = next((int(value) for name, value in headers if name == "content-length"), 0)
     return Received(method, target, headers, await reader.readexactly(length))
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += await reader.readexactly(size)
+        await reader.readuntil(b"\r\n")
+    await reader.readuntil(b"\r\n")
+    return body
 
 
 @asynccontextmanager
