@@ -70,9 +70,9 @@ async def figures_are_sums_over_answers(opened: OpenPage, answers: list[httpx.Re
 
 async def decisions_are_those_of_the_answers(opened: OpenPage, answers: list[httpx.Response]) -> None:
     await opened.page.get_by_role("link", name="Decisions").click()
-    shown = list(zip(await opened.texts(".decision .to"), await opened.texts(".decision .match"), strict=True))
+    shown = list(zip(await opened.names(".decision .to"), await opened.texts(".decision .match"), strict=True))
     told = [
-        (f"to {headers['x-kvcluster-worker']}", int(headers["x-kvcluster-matched-blocks"]))
+        (headers["x-kvcluster-worker"], int(headers["x-kvcluster-matched-blocks"]))
         for headers in (answer.headers for answer in reversed(answers))
     ]
     assert [(worker, int(match.split()[0])) for worker, match in shown] == told
