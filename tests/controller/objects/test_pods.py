@@ -88,14 +88,32 @@ def test_a_pods_environment_is_what_its_process_reads(monkeypatch):
     assert (router.strategy, router.block_size, router.grace_period) == ("round_robin", 16, 30.0)
 
 
+KEYS = {"router": {"auth": {"keysSecretRef": {"name": "api-keys", "key": "keys.yaml"}}}}
+
+
+def test_routers_behind_a_gateway_serve_the_picker_where_its_service_leads(monkeypatch):
+    made = objects(gateway={"inferencePool": True})
+    for name, value in made["ConfigMap/rag-router"]["data"].items():
+        monkeypatch.setenv(name, value)
+    settings = RouterSettings.load([])
+    [port] = made["Service/rag-router-picker"]["spec"]["ports"]
+    [container] = containers(made["Deployment/rag-router"]).values()
+    declared = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert settings.mode == "both"
+    assert settings.picker_port == declared[port["targetPort"]]
+    pool = made["InferencePool/rag-worker"]["spec"]["endpointPickerRef"]
+    assert (pool["name"], pool["port"]["number"]) == ("rag-router-picker", port["port"])
+
+
 @pytest.mark.parametrize(
     ("component", "prefix", "model", "spec"),
     [
         ("router", "ROUTER_", RouterSettings, {}),
+        ("router", "ROUTER_", RouterSettings, {"gateway": {"inferencePool": True}, **KEYS}),
         ("worker", "WORKER_", WorkerSettings, {}),
         ("worker", "AGENT_", AgentSettings, {**VLLM, "cache": {"blocks": 10_000}}),
     ],
-    ids=["router", "worker", "agent"],
+    ids=["router", "router behind a gateway, with keys", "worker", "agent"],
 )
 def test_no_setting_of_a_pod_goes_unread(component, prefix, model, spec):
     names = objects(**spec)[f"ConfigMap/rag-{component}"]["data"]
