@@ -7,15 +7,10 @@ from collections.abc import Callable
 from functools import partial
 
 from bench.simulation.clock import VirtualClock
-from router.core.decision import Decision, RouteRequest
+from router.core.decision import BYTES_OF_A_TOKEN, Decision, RouteRequest
 from router.core.fleet import Fleet
-from router.core.flow import OVERHEAD, FlowControl, FlowPolicy, ShedReason, Waiting
+from router.core.flow import EARLIEST, OVERHEAD, FlowControl, FlowPolicy, ShedReason, Waiting
 from router.core.placement import Placement
-
-EARLIEST = 0.001
-"""Seconds until the next look at least, where only the time makes room (`router.server.admission`)."""
-BYTES_OF_A_TOKEN = 4
-"""Of a body, about."""
 
 OnEnd = Callable[[ShedReason | None, frozenset[str]], None]
 

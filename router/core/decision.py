@@ -15,6 +15,9 @@ from kvcache.feed import Tier
 from kvcache.keys import PrefixKeys
 from router.core.sessions import Session
 
+BYTES_OF_A_TOKEN = 4
+"""Of a request's body, about: by this a prompt is counted that was not read."""
+
 
 class NoWorkerReady(RuntimeError):
     """No worker can take the request now. `retry_after` is in seconds."""

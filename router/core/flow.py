@@ -19,10 +19,10 @@ from router.core.fair_queue import FairQueue, Flow, FlowKey
 
 OVERHEAD = 1024
 """Bytes that a waiting request takes besides its body: its task, its keys, its place in the queue."""
+EARLIEST = 0.001
+"""Seconds until the next look for room at least, where only the time makes room."""
 MAX_TRIES = 16
 """Requests for which a place is looked for before one is given the best worker that has room."""
-
-
 MAX_CLASSES = 16
 """Each has series of its own in the metrics."""
 _CLASS = re.compile(

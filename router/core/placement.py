@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from router.core.decision import Decision, NoWorkerReady, RouteRequest
+from router.core.decision import BYTES_OF_A_TOKEN, Decision, NoWorkerReady, RouteRequest
 from router.core.fleet import Fleet
 from router.core.flow import Place, Verdict, Waiting
 from router.core.stored_responses import HolderGone
-
-BYTES_OF_A_TOKEN = 4
-"""About; what a prompt is charged by that was not read."""
 
 
 class Placement:

@@ -19,15 +19,13 @@ from collections.abc import Callable
 
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Fleet
-from router.core.flow import OVERHEAD, FlowControl, FlowPolicy, Place, ShedReason, Waiting, WaitState
+from router.core.flow import EARLIEST, OVERHEAD, FlowControl, FlowPolicy, Place, ShedReason, Waiting, WaitState
 from router.core.placement import Placement
 from router.metrics import Metrics
 
 SHED_HEADER = b"x-llm-d-request-dropped-reason"
 """Says why a request was turned away, by the values of `ShedReason`."""
 LONGEST_RETRY_AFTER = 30.0
-EARLIEST = 0.001
-"""Seconds until the next look at least, where only the time makes room."""
 
 
 class Shed(Exception):

@@ -11,7 +11,7 @@ from enum import StrEnum
 from starlette.types import Message, Send
 
 from kvcache.errors import ApiError, MessagesError
-from router.core.decision import Caller, RouteRequest
+from router.core.decision import BYTES_OF_A_TOKEN, Caller, RouteRequest
 from router.core.latency_samples import Usage
 from router.core.rates import MINUTE, Bucket, Exceeded, Limit, RateLimiter
 from router.server.key_file import ApiKey, KeyFile, digest
@@ -21,8 +21,6 @@ from runtime.http.context import Headers
 BEARER = b"bearer "
 CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 """Headers that state a key: OpenAI's clients send the first, Anthropic's the second. No worker gets them."""
-BYTES_PER_TOKEN = 4
-"""Of a body whose prompt was not read, so that its tokens can only be estimated."""
 CLIENT_ERROR = 400
 
 
@@ -101,7 +99,7 @@ class Admitted:
         """Pay for the prompt of a request that has been read; `size`: bytes of its body. Raises `RateExceeded`."""
         if self.limiter.tokens is None or not route.prompted:
             return
-        tokens = route.prompt_tokens if route.prompt_tokens is not None else math.ceil(size / BYTES_PER_TOKEN)
+        tokens = route.prompt_tokens if route.prompt_tokens is not None else math.ceil(size / BYTES_OF_A_TOKEN)
         if (exceeded := self.limiter.charge(tokens, now)) is not None:
             raise RateExceeded(exceeded)
         self.charged = tokens
