@@ -8,11 +8,11 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
 
 from router.live.broadcast import Broadcast
 from router.live.document import Live
 from router.live.static import answer, load_page
+from runtime.http.event_stream import EventStream, StreamLimit
 from runtime.http.server import HttpLimits, HttpServer
 from runtime.sockets import listen
 from tests.processes import free_port
@@ -36,6 +36,7 @@ class MadeRouter:
         self._page = load_page()
         self._server: HttpServer | None = None
         self._broadcast: Broadcast | None = None
+        self._limit = StreamLimit(32, "close a page")
 
     @property
     def live(self) -> Live | None:
@@ -93,7 +94,7 @@ class MadeRouter:
         if self.live is None or self._broadcast is None:
             return Response(orjson.dumps({"error": {"message": "there is no such endpoint"}}), 404)
         self._replaced.set()  # a page that opens gets its first document at once
-        return StreamingResponse(self._broadcast.events(), media_type="text/event-stream")
+        return EventStream(self._broadcast.events(), self._limit)
 
     async def _explain(self, request: Request, path: str) -> Response:
         self.asked.append((path, orjson.loads(await request.body())))
