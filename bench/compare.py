@@ -42,14 +42,18 @@ def cluster_play(launch: Launch, options: LiveOptions, warm_up: WarmUp, console:
         workload = build_workload(spec)
         title = run_title(contender, spec)
         async with launch(contender) as target:
-            counted = None if target.tallies is None else _Counted(target.tallies)
-            if counted is not None:
-                await counted.begin(_warm_until(workload, warm_up) / options.speed)
-            try:
+            if target.tallies is None:
                 played = await measure(target.url, workload, options, console, contender, target.worker_ids, title)
-                tallies = None if counted is None else await counted.end()
-            finally:
-                if counted is not None:
+                tallies = None
+            else:
+                counted = _Counted(target.tallies, _warm_until(workload, warm_up) / options.speed)
+                await counted.begin()
+                try:
+                    played = await measure(
+                        target.url, workload, options, console, contender, target.worker_ids, title, counted.started
+                    )
+                    tallies = await counted.end()
+                finally:
                     counted.stop()
         config = {**played.info.config, **target.config}
         return Played(played.records, replace(played.info, config=config, tallies=tallies))
@@ -71,19 +75,24 @@ class _Counted:
     """What workers did after the warm-up, by their own counters: without answers that had ended by then, and with those
     that were in progress."""
 
-    def __init__(self, tallies: Callable[[], Awaitable[Mapping[str, WorkerTally]]]) -> None:
+    def __init__(self, tallies: Callable[[], Awaitable[Mapping[str, WorkerTally]]], warm_up: float) -> None:
+        """`warm_up`: wall seconds after the start of the arrivals."""
         self._tallies = tallies
+        self._warm_up = warm_up
         self._before: Mapping[str, WorkerTally] = {}
         self._warm: asyncio.Task[None] | None = None
 
-    async def begin(self, after: float) -> None:
-        """Count from now on, or from `after` wall seconds on."""
+    async def begin(self) -> None:
+        """Count from now on."""
         self._before = await self._tallies()
-        if after > 0:
-            self._warm = asyncio.create_task(self._begin_again(after))
 
-    async def _begin_again(self, after: float) -> None:
-        await asyncio.sleep(after)
+    def started(self) -> None:
+        """The arrivals start now, which may be long after `begin`: prompts were made. Count again after the warm-up."""
+        if self._warm_up > 0:
+            self._warm = asyncio.create_task(self._begin_again())
+
+    async def _begin_again(self) -> None:
+        await asyncio.sleep(self._warm_up)
         self._before = await self._tallies()
 
     def stop(self) -> None:

@@ -81,6 +81,8 @@ class Driven:
 
 Progress = Callable[[int, int, int], None]
 """Called a few times a second with the requests sent, answered and failed so far."""
+Started = Callable[[], None]
+"""Called at the moment from which the arrivals count."""
 
 
 async def served_model(session: aiohttp.ClientSession, url: str) -> str | None:
@@ -176,7 +178,7 @@ class _Run:
             self.lags.append(max(0.0, time.perf_counter() - asked - LAG_INTERVAL))
             progress(self.sent, len(self.records), self.failed)
 
-    async def send_all(self, workload: Workload) -> None:
+    async def send_all(self, workload: Workload, started: Started) -> None:
         """Send every request when it is due, and wait for the last answer."""
         coming = workload.requests()
         prepared = deque(map(self.encode, islice(coming, PREPARED_REQUESTS)))
@@ -184,6 +186,7 @@ class _Run:
         gc.collect()
         gc.freeze()
         self.start = time.perf_counter()
+        started()
         async with asyncio.TaskGroup() as tasks:
             while prepared:
                 request, body = prepared[0]
@@ -215,7 +218,9 @@ class _Run:
         return LoadgenHealth(lateness, lags, share, tuple(why))
 
 
-async def drive(url: str, workload: Workload, options: LoadOptions, progress: Progress) -> Driven:
+async def drive(
+    url: str, workload: Workload, options: LoadOptions, progress: Progress, started: Started = lambda: None
+) -> Driven:
     """Send the workload to `url` (the base, without /v1) and collect every answer. Raises `EndpointError`."""
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=None)  # that of `_Run.send` covers the wait for the end too
@@ -228,7 +233,7 @@ async def drive(url: str, workload: Workload, options: LoadOptions, progress: Pr
         watch = asyncio.create_task(run.watch(progress))
         cpu, wall = time.process_time(), time.perf_counter()
         try:
-            await run.send_all(workload)
+            await run.send_all(workload, started)
         finally:
             watch.cancel()
         health = run.health(time.process_time() - cpu, time.perf_counter() - wall)

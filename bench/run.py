@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.experiment import Play, Played
-from bench.loadgen import LoadOptions, drive
+from bench.loadgen import LoadOptions, Started, drive
 from bench.result import RunInfo
 from bench.workloads import Workload, WorkloadSpec, build_workload
 
@@ -68,10 +68,11 @@ async def measure(
     strategy: str = "",
     worker_ids: Sequence[str] = (),
     title: str = "",
+    started: Started = lambda: None,
 ) -> Played:
     """Send the workload to `url`; only a progress bar is printed. Raises `EndpointError`."""
     with progress_bar(console, title or strategy or workload.name, workload.count) as progress:
-        driven = await drive(url.rstrip("/"), workload, options, progress)
+        driven = await drive(url.rstrip("/"), workload, options, progress, started)
     info = RunInfo(
         strategy=strategy or driven.strategy or "endpoint",
         seed=workload.seed,

@@ -68,6 +68,8 @@ class Plan:
 
     target: Target
     workload: str
+    asked_rate: float | None
+    """Requests a second that the workload was asked for; those that it drew are each trial's. None: its own."""
     profiles: Sequence[ProfilePlan]
     best: str | None
     """The profile whose cluster costs least (or, without prices for all, has the fewest workers); None: no target is
@@ -165,14 +167,15 @@ class Planner:
         """How much more the chosen cluster bears: the same workload at higher rates."""
         if not chosen.rate:
             return None
-        rates = [factor * chosen.rate for factor in HEADROOM]
-        plays = [_with(play, chosen.workers, rate) for rate in rates]
+        # What is asked for, and not what was drawn: the drawn rate is above or below it by the same factor each time.
+        asked = play.workload.rate or chosen.rate
+        plays = [_with(play, chosen.workers, factor * asked) for factor in HEADROOM]
         tried = self.processes.map(_trial, plays)
         self.tried(len(plays))
         best, missed = chosen, None
-        for rate, trial in zip(rates, tried, strict=True):
+        for trial in tried:
             if not trial.met(self.target):
-                missed = rate
+                missed = trial.rate
                 break
             best = trial
         return Capacity(best.rate / chosen.workers, None if missed is None else missed / chosen.workers, best.in_flight)
@@ -207,7 +210,7 @@ def make_plan(planner: Planner, profiles: Sequence[str], prices: Mapping[str, fl
     """Plan each profile, and say which is best. Raises what `Planner.plan` raises."""
     plans = [planner.plan(name, prices.get(name), own) for name in profiles]
     workload = build_workload(planner.play.workload)
-    return Plan(planner.target, workload.name, plans, best_of(plans))
+    return Plan(planner.target, workload.name, planner.play.workload.rate, plans, best_of(plans))
 
 
 def best_of(plans: Sequence[ProfilePlan]) -> str | None:

@@ -30,6 +30,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return {
         "target": plan.target,
         "workload": plan.workload,
+        "asked_rate": plan.asked_rate,
         "best": plan.best,
         "profiles": [
             {
@@ -69,7 +70,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 def _table(plan: Plan, each: ProfilePlan) -> Table:
     cost = "$ / M tokens" if each.price is not None else "worker-h / M tokens"
     figures = ("workers", "TTFT p95", "2nd half", "TPOT p95", "hit rate", "in flight", "failed", cost)
-    title = f"{each.profile}: {plan.workload} at {_rate(each.trials)} requests/s, {plan.target}"
+    title = f"{each.profile}: {plan.workload} at {_rate(plan, each.trials)} requests/s, {plan.target}"
     table = Table(*(Column(name, justify="right") for name in figures), "", title=title, title_justify="left")
     for trial in each.trials:
         money = trial.dollars_per_million(each.price)
@@ -88,8 +89,10 @@ def _table(plan: Plan, each: ProfilePlan) -> Table:
     return table
 
 
-def _rate(trials: Sequence[Trial]) -> str:
-    return f"{trials[0].rate:.3g}"
+def _rate(plan: Plan, trials: Sequence[Trial]) -> str:
+    drawn = f"{trials[0].rate:.3g}"
+    asked = drawn if plan.asked_rate is None else f"{plan.asked_rate:.3g}"
+    return drawn if asked == drawn else f"{asked} (drawn: {drawn})"
 
 
 def _said(plan: Plan, each: ProfilePlan) -> str:

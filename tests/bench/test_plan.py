@@ -19,7 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.planning.limits import Limit, LoneEngine, floor_of
-from bench.planning.plan import Plan, Planner, ProfilePlan, best_of, make_plan
+from bench.planning.plan import HEADROOM, Plan, Planner, ProfilePlan, best_of, make_plan
 from bench.planning.report import as_json, print_plan
 from bench.planning.search import NEIGHBOURS, smallest
 from bench.planning.trial import Target, trial_of
@@ -146,6 +146,10 @@ def test_the_smallest_cluster_that_meets_the_target_is_recommended() -> None:
     assert found.dollars_an_hour == 2.0 * found.workers
     assert found.capacity.rate_met >= found.chosen.rate / found.workers
     assert found.capacity.rate_missed is None or found.capacity.rate_missed > found.capacity.rate_met
+    tried = [found.chosen.rate / found.workers * factor for factor in (1.0, *HEADROOM)]
+    assert any(found.capacity.rate_met == pytest.approx(rate, rel=0.01) for rate in tried)
+    assert planned().asked_rate == 40.0
+    assert found.chosen.rate != pytest.approx(40.0, rel=0.05), "a sample of 40 arrivals has a rate of its own"
 
 
 def test_a_prefill_that_takes_too_long_alone_is_said() -> None:
