@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from controller.api.flow_control import FlowControl
 from controller.api.model import KVClusterSpec
 from controller.api.routing import LogForm
 from kvcache.profiles import format_latency
@@ -111,7 +112,24 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
         "access-log-blocks": log.blocks or None,
         "resume-streams": spec.router.resume_streams or None,
         "grace-period": spec.workers.drain_seconds,
+        **flow_settings(spec.router.flow_control),
         **chat_settings(spec),
+    }
+
+
+def flow_settings(flow: FlowControl) -> dict[str, object]:
+    """Settings of a router about the requests that wait in it."""
+    classes = [f"{each.name}={each.priority}:{each.ttl_seconds:.3f}:{each.max_mib}" for each in flow.classes]
+    return {
+        "flow-control": flow.enabled or None,
+        "flow-classes": ",".join(classes) or None,
+        "objectives": ",".join(f"{each.name}={each.priority}" for each in flow.objectives) or None,
+        "tenant-header": flow.tenant_header,
+        "flow-max-bytes": flow.max_mib * 2**20 if flow.max_mib is not None else None,
+        "flow-max-requests": flow.max_requests,
+        "flow-queue-limit": flow.queue_seconds,
+        "flow-overtaken": flow.overtaken_seconds,
+        "flow-quantum": flow.quantum_tokens,
     }
 
 

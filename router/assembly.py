@@ -34,6 +34,7 @@ from router.live.peers import PeerReports, RouterList, StaticRouters
 from router.metrics import DiscoveryCollector, FleetCollector, FlowCollector, Metrics
 from router.server.access_log import AccessLog, Digests
 from router.server.admission import Admission
+from router.server.affinity import Callers
 from router.server.auth import Gate
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
@@ -239,6 +240,7 @@ class Router:
         budget = RetryBudget(share=settings.retry_share, floor=settings.retry_floor)
         self.metrics.retry_budget.set_function(lambda: budget.left(clock()))
         objectives = ChainMap(priorities if priorities is not None else {}, dict(settings.objectives))
+        callers = Callers(objectives, settings.tenant_header)
         self.admission = (
             Admission(self.fleet, settings.flow_policy, self.metrics, clock) if settings.flow_control else None
         )
@@ -282,7 +284,7 @@ class Router:
             settings.strategy,
             frozenset(settings.allowed_paths),
             self.cors,
-            objectives,
+            callers,
             Gate(keys, clock, time.time) if keys is not None else None,
         )
         self.management = Management(
@@ -298,7 +300,7 @@ class Router:
             tokenizers=self.tokenizers,
             pod=self.fleet_sync.pod,
             request_wait=settings.retry_deadline,
-            priorities=objectives,
+            callers=callers,
             api_keys=self.keys.public if self.keys is not None else None,
         )
         self._peers = other_routers(settings)
@@ -335,7 +337,7 @@ class Router:
             self.proxy.recent,
             self.clock,
             self.fleet_sync.busy,
-            self.data_plane.priorities,
+            self.data_plane.callers,
             self.admission,
         )
         return self.picker

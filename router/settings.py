@@ -149,10 +149,17 @@ class Settings(ChatSettings):
         "seconds that its requests wait at most (30) and what they may take (128 MiB); separate by commas",
     )
     flow_max_bytes: PositiveInt = Field(256 * 2**20, description="largest total of all requests that wait")
+    flow_max_requests: PositiveInt = Field(4096, description="most requests that wait")
     flow_overtaken: float = Field(
         1.0, ge=0, description="seconds after it was first overtaken by which a request takes any worker with room"
     )
     flow_quantum: PositiveInt = Field(2048, description="tokens that each tenant may compute in one round")
+    tenant_header: str = Field(
+        "",
+        pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$",
+        description="the one header that names a request's tenant; default: x-llm-d-inference-fairness-id and its "
+        "older name",
+    )
     objectives: Annotated[tuple[tuple[str, int], ...], NoDecode] = Field(
         (), description="priorities of objectives that requests may name: NAME=PRIORITY; separate by commas"
     )
@@ -379,6 +386,7 @@ class Settings(ChatSettings):
         return FlowPolicy(
             tuple(map(parse_class, self.flow_classes)),
             self.flow_max_bytes,
+            self.flow_max_requests,
             self.flow_queue_limit,
             self.flow_quantum,
             self.flow_overtaken,

@@ -17,6 +17,7 @@ from bench.simulation.cluster import ClusterShape, Delays
 from bench.simulation.play import Play, asked, play_records, servable
 from bench.simulation.scenario import Scenario
 from bench.workloads import Workload, WorkloadSpec, build_workload
+from router.core.flow import FlowPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class SimulateOptions:
     experiment: ExperimentOptions
     delays: Delays = field(default_factory=Delays)
     scenario: Scenario = field(default_factory=Scenario)
+    flow: FlowPolicy | None = None
+    """Flow control of the routers; None: requests wait in the engines."""
     raw: Path | None = None
     """Where the records go: one file for each run, one line for each request."""
 
@@ -38,7 +41,7 @@ def _plays(shape: ClusterShape, strategies: Sequence[str], options: SimulateOpti
     """What to play, by name: each strategy, and if the workers have a CPU cache each without it, too."""
     plays = {}
     for strategy in strategies:
-        play = Play(shape, strategy, options.experiment.workload, options.delays, options.scenario)
+        play = Play(shape, strategy, options.experiment.workload, options.delays, options.scenario, flow=options.flow)
         plays[strategy] = play
         if shape.engine.cpu_blocks:
             without = replace(shape, engine=replace(shape.engine, cpu_blocks=0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bench.experiment import Played
@@ -16,6 +16,7 @@ from bench.simulation.run import Progress, Simulation
 from bench.simulation.scenario import Scenario
 from bench.workloads import Workload, WorkloadSpec, build_workload
 from kvcache.tokens.tokenizer import load_tokenizer
+from router.core.flow import FlowPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Play:
     scenario: Scenario = field(default_factory=Scenario)
     name: str = ""
     """Of the result; empty: that of the strategy."""
+    flow: FlowPolicy | None = None
+    """Flow control of the routers; None: requests wait in the engines."""
 
     @property
     def cluster(self) -> ClusterShape:
@@ -55,6 +58,7 @@ class Play:
             "feed_delay": delays.feed,
             **({"token_delay": delays.token} if delays.token else {}),
             **({"scenario": scenario} if scenario else {}),
+            **({"flow_control": asdict(self.flow)} if self.flow is not None else {}),
             "seconds": "virtual",
             **workload.config,
         }
@@ -81,7 +85,7 @@ def play_records(play: Play, progress: Progress = ignore_progress) -> Played:
     """Run it. Raises `WorkloadError`, `PromptError` and `ScenarioError`."""
     workload = build_workload(play.workload)
     shape = play.cluster
-    simulation = Simulation(shape, play.strategy, play.delays, scenario=play.scenario)
+    simulation = Simulation(shape, play.strategy, play.delays, scenario=play.scenario, flow=play.flow)
     records = simulation.run(asked(workload, shape), progress)
     info = RunInfo(
         play.name or play.strategy,

@@ -18,6 +18,7 @@ from bench.result import Result, write_json
 from bench.simulation.cluster import ClusterShape, kind_of_profile
 from bench.simulation.play import Play, result_of
 from bench.simulation.processes import Processes
+from router.core.flow import FlowPolicy
 from router.core.strategies import find_strategy
 
 MOST_POINTS = 10_000
@@ -67,6 +68,12 @@ def _strategy(text: str) -> str:
     return text
 
 
+def _switch(text: str) -> str:
+    if text not in ("on", "off"):
+        raise ValueError("it must be on or off")
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class _Parameter:
     """One thing that can be swept: how a value is read, and what it changes. `read` raises `ValueError`."""
@@ -97,6 +104,9 @@ PARAMETERS: Mapping[str, _Parameter] = {
         ),
     ),
     "networkDelay": _Parameter(_number(False), lambda play, s: replace(play, delays=replace(play.delays, network=s))),
+    "flowControl": _Parameter(
+        _switch, lambda play, on: replace(play, flow=(play.flow or FlowPolicy()) if on == "on" else None)
+    ),
     "feedDelay": _Parameter(_number(False), lambda play, s: replace(play, delays=replace(play.delays, feed=s))),
 }
 """In the order in which they are applied: a number of blocks is that of the swept profile."""

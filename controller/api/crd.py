@@ -27,6 +27,7 @@ _MAP_LISTS: Mapping[tuple[str, ...], list[str]] = {
     **{("spec", part, "env"): ["name"] for part in ("engine", "model")},
     ("spec", "model", "adapters"): ["name"],
     ("spec", "router", "serves"): ["cluster"],
+    **{("spec", "router", "flowControl", part): ["name"] for part in ("classes", "objectives")},
 }
 """Lists whose items have a key: two managers can own different items, and a key cannot be given twice."""
 _SET_LISTS = frozenset({("spec", "engine", "imagePullSecrets"), ("spec", "model", "servedNames")})

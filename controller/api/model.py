@@ -32,6 +32,7 @@ from controller.api.common import (
 )
 from controller.api.cpu_cache import CpuCache
 from controller.api.exposure import Auth, HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
+from controller.api.flow_control import FlowControl
 from controller.api.gateway import Gateway
 from controller.api.latency import Latency
 from controller.api.routing import (
@@ -223,6 +224,7 @@ class Router(Placement):
     liveness: Liveness = Liveness()
     ejection: Ejection = Ejection()
     sessions: Sessions = Sessions()
+    flow_control: FlowControl = FlowControl()
     access_log: AccessLog = AccessLog()
     env: list[EnvVar] = Field(default_factory=list, max_length=64)
     """Environment variables of the routers: `OTEL_*` for traces (see `docs/tracing.md`), a proxy, a salt from a Secret.

@@ -56,12 +56,20 @@ def simulate(
         ),
     ] = None,
     scenario: ScenarioFile = None,
+    flow_control: Annotated[
+        bool | None,
+        typer.Option(
+            "--flow-control/--no-flow-control",
+            help="Whether requests wait in the routers while all workers are busy. Default: as "
+            "spec.router.flowControl says.",
+        ),
+    ] = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=A,B,...",
             help="Play every combination of these values; repeat for several parameters: workers, strategy, rate, "
-            "seed, limit, profile, blocks, cpuBlocks, routers, networkDelay, feedDelay.",
+            "seed, limit, profile, blocks, cpuBlocks, routers, networkDelay, feedDelay, flowControl (on, off).",
         ),
     ] = None,
     jobs: Jobs = None,
@@ -80,6 +88,7 @@ def simulate(
             Delays(network_delay, feed_delay, token_delay),
             cpu_blocks=cpu_blocks,
             scenario=scenario,
+            flow_control=flow_control,
             sweep=sweep or (),
             jobs=jobs,
             out=out,

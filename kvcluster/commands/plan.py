@@ -23,7 +23,7 @@ from bench.slo import parse_duration
 from bench.workloads import build_workload
 from controller.api.load import load_manifest
 from kvcluster.commands.experiment import workload_spec
-from kvcluster.commands.simulate import shape_of
+from kvcluster.commands.simulate import flow_of, shape_of
 from kvcluster.options import LoadOptions
 from kvcluster.terminal import exits, output, writing
 
@@ -77,6 +77,7 @@ def plan(
         workload_spec(load, shape.engine.max_model_len),
         delays,
         Scenario(routers=Routers.model_validate({"count": max(spec.router.replicas, 1), "dealing": "random"})),
+        flow=flow_of(spec.router.flow_control),
     )
     console = output()
     columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} clusters simulated"), TimeElapsedColumn())

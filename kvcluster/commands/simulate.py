@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,6 +19,7 @@ from bench.simulation.comparison import SimulateOptions, compare_simulated
 from bench.simulation.play import Play, asked
 from bench.simulation.sweep import grid, parse_axes, plot_sweep, print_sweep, run_sweep, write_sweep
 from bench.workloads import build_workload
+from controller.api.flow_control import FlowControl
 from controller.api.load import load_manifest
 from controller.api.model import KVClusterSpec
 from controller.process_settings import lora_settings
@@ -25,6 +27,7 @@ from kvcluster.commands.experiment import experiment_options, origin, workload_s
 from kvcluster.commands.measure import checked_strategies
 from kvcluster.options import LoadOptions, MeasureOptions
 from kvcluster.terminal import exits, output
+from router.core.flow import FlowClass, FlowPolicy
 from worker.emulator.engine.config import EngineConfig
 
 
@@ -56,6 +59,24 @@ def shape_of(spec: KVClusterSpec) -> ClusterShape:
     )
 
 
+def flow_of(flow: FlowControl, *, enabled: bool | None = None) -> FlowPolicy | None:
+    """Flow control of a manifest's routers, as the routers themselves read it; None: there is none. `enabled` overrules
+    the manifest."""
+    if not (flow.enabled if enabled is None else enabled):
+        return None
+    given: dict[str, Any] = {
+        "classes": tuple(
+            FlowClass(each.name, each.priority, each.ttl_seconds, each.max_mib * 2**20) for each in flow.classes
+        ),
+        "max_bytes": flow.max_mib * 2**20 if flow.max_mib is not None else None,
+        "max_requests": flow.max_requests,
+        "queue_limit": flow.queue_seconds,
+        "quantum": flow.quantum_tokens,
+        "overtaken": flow.overtaken_seconds,
+    }
+    return FlowPolicy(**{name: value for name, value in given.items() if value not in (None, ())})
+
+
 @contextmanager
 def bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar of simulations; yields a function that takes how many have been played."""
@@ -81,6 +102,7 @@ def simulate(
     *,
     cpu_blocks: int | None,
     scenario: Path | None,
+    flow_control: bool | None,
     sweep: Sequence[str],
     jobs: int | None,
     out: Path,
@@ -96,10 +118,11 @@ def simulate(
     if not shape.workers:
         raise NothingToSimulateError("spec.workers.replicas: 0 leaves nothing to simulate; set it to 1 or more")
     workload = workload_spec(load, shape.engine.max_model_len)
+    flow = flow_of(manifest.spec.router.flow_control, enabled=flow_control)
     console = output()
     if not sweep:
         experiment = experiment_options(workload, measured)
-        options = SimulateOptions(experiment, delays, played, measured.raw)
+        options = SimulateOptions(experiment, delays, played, flow, measured.raw)
         compare_simulated(shape, names, options, out, console, origin(load, manifest))
         return
     if measured != MeasureOptions():
@@ -107,7 +130,9 @@ def simulate(
     axes = parse_axes(sweep)
     if "strategy" not in axes and len(names) > 1:
         axes = {"strategy": list(names), **axes}
-    play = Play(shape, names[0], workload, delays, played)
+    if "flowControl" in axes:
+        flow = flow_of(manifest.spec.router.flow_control, enabled=True)
+    play = Play(shape, names[0], workload, delays, played, flow=flow)
     with bar(console, "simulations", len(grid(axes))) as done:
         points = run_sweep(play, axes, jobs, done)
     write_sweep(points, out)

@@ -51,6 +51,8 @@ class FlowPolicy:
     """In any order, with different priorities and names."""
     max_bytes: int = 256 * 2**20
     """Bytes that all waiting requests take at most."""
+    max_requests: int = 4096
+    """Most requests that wait."""
     queue_limit: float = 0.02
     """A worker has room while a new request would wait for at most so many seconds there."""
     quantum: int = 2048
@@ -224,7 +226,7 @@ class FlowControl:
         self.waiting += 1
         while queue.size > queue.policy.max_bytes and waiting.state is WaitState.WAITING:
             self._shed_newest(queue)
-        while self.size > self.policy.max_bytes and waiting.state is WaitState.WAITING:
+        while self._overfull() and waiting.state is WaitState.WAITING:
             self._shed_newest(next(each for each in reversed(self.classes) if each.by_arrival))
 
     def next(self, now: float, place: Callable[[Waiting, bool], Place]) -> Waiting | None:
@@ -284,6 +286,9 @@ class FlowControl:
         for queue in self.classes:
             for waiting in tuple(queue.by_arrival):
                 self._end(waiting, WaitEvent.SHED, ShedReason.SHUTTING_DOWN)
+
+    def _overfull(self) -> bool:
+        return self.size > self.policy.max_bytes or self.waiting > self.policy.max_requests
 
     def _shed_newest(self, queue: ClassQueue) -> None:
         self._end(queue.flows.largest().waiting[-1], WaitEvent.SHED, ShedReason.SATURATED)

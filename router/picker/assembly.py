@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -16,6 +16,7 @@ from router.picker.dispatched import Following
 from router.picker.picker import Picker
 from router.picker.server import PickerLimits, PickerServer
 from router.server.admission import Admission
+from router.server.affinity import Callers
 from router.server.models import Models
 from router.server.prompts import PromptReader
 from runtime.settings import SettingsError
@@ -35,7 +36,7 @@ def make_server(
     recent: RecentDecisions,
     clock: Callable[[], float],
     on_busy: Callable[[str], None],
-    priorities: Mapping[str, int],
+    callers: Callers,
     admission: Admission | None,
 ) -> PickerServer:
     """A server that listens. Raises `SettingsError` for a certificate that cannot be used, `OSError` for a port."""
@@ -53,7 +54,7 @@ def make_server(
         released,
         full=settings.response_processing == "full",
     )
-    picker = Picker(following, prompts, models, recent, clock, settings.picker_fallbacks, priorities, admission)
+    picker = Picker(following, prompts, models, recent, clock, settings.picker_fallbacks, callers, admission)
     limits = PickerLimits(
         request_seconds=settings.body_timeout,
         answer_seconds=settings.answer_timeout,

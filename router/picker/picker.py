@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import ceil
 from urllib.parse import unquote_to_bytes
 from uuid import uuid4
@@ -17,7 +17,7 @@ from router.picker.dispatched import Dispatched, Following
 from router.picker.endpoints import endpoint_of, ineligible, listed, ranked
 from router.picker.stream import Answer, PickRequest, Refusal
 from router.server.admission import SHED_HEADER, Admission, Shed
-from router.server.affinity import NO_PRIORITIES, named_response, with_headers, with_request_id
+from router.server.affinity import ANY_CALLERS, Callers, named_response, with_headers, with_request_id
 from router.server.headers import find
 from router.server.models import Models
 from router.server.own_answers import response_not_found
@@ -39,8 +39,8 @@ class Picker:
     recent: RecentDecisions
     clock: Callable[[], float]
     fallbacks: int = 2
-    priorities: Mapping[str, int] = field(default_factory=lambda: NO_PRIORITIES)
-    """Those of the objectives that a request may name."""
+    callers: Callers = ANY_CALLERS
+    """How requests say who sends them."""
     admission: Admission | None = None
     """Flow control. A request that a subset hint restricts does not wait: its turn may be at another worker."""
 
@@ -94,7 +94,7 @@ class Picker:
             route = await self.prompts.read(path, request.body, adapter or None)
             if route.unread is Unread.UNREADABLE and not route.prompted:
                 raise Refusal(ApiError(400, "The request's body is no JSON object."), "unreadable")
-            route = with_headers(route, headers, self.priorities)
+            route = with_headers(route, headers, self.callers)
             if route.prompt_tokens is not None:
                 metrics.prompt_tokens.value += route.prompt_tokens
             elif route.unread is not None:

@@ -22,11 +22,26 @@ _TENANT = frozenset({b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fai
 _OBJECTIVE = frozenset({b"x-llm-d-inference-objective", b"x-gateway-inference-objective"})
 """The names of llm-d and, second, those of the Gateway API Inference Extension, from which it took them over."""
 _PRIORITY_HEADER = b"x-priority"
-_READ = _SESSION_HEADERS | _TENANT | _OBJECTIVE | {_OUTPUT_TOKENS, _PRIORITY_HEADER}
+_READ = _SESSION_HEADERS | _OBJECTIVE | {_OUTPUT_TOKENS, _PRIORITY_HEADER}
 _PRIORITY = re.compile(rb"-?[0-9]{1,9}")
 MAX_NAME = 253
 """Characters of a tenant or an objective; what is longer is cut there."""
 NO_PRIORITIES: Mapping[str, int] = MappingProxyType({})
+
+
+class Callers:
+    """How requests say who sends them. `priorities`: those of the objectives that a request may name. `tenant_header`:
+    the one header that names a tenant, in lower case; empty: those of llm-d."""
+
+    __slots__ = ("priorities", "read")
+
+    def __init__(self, priorities: Mapping[str, int] = NO_PRIORITIES, tenant_header: str = "") -> None:
+        self.priorities = priorities
+        self.read = _READ | (frozenset({tenant_header.encode()}) if tenant_header else _TENANT)
+        """All headers that are read."""
+
+
+ANY_CALLERS = Callers()
 _HINTS = ("prompt_cache_key", "user")
 _EMPTY = re.compile(rb"\s*\}")
 _PREVIOUS = re.compile(rb'"previous_response_id"\s*:\s*("[^"\\]{1,256}")')
@@ -59,16 +74,16 @@ def affine_ends(route: RouteRequest, path: str, ends: bytes) -> RouteRequest:
     return replace(route, stored=stored_response(previous[1][1:-1].decode("latin-1")), unread=None, stores=True)
 
 
-def with_headers(route: RouteRequest, headers: Headers, priorities: Mapping[str, int] = NO_PRIORITIES) -> RouteRequest:
+def with_headers(route: RouteRequest, headers: Headers, callers: Callers = ANY_CALLERS) -> RouteRequest:
     """The request with what its headers state: its session and the length of its answer, which are stronger than those
-    of its body, and its caller. `priorities`: those of the objectives that it may name.
+    of its body, and its caller.
 
     A priority that is no number of at most 9 digits is 0. A stated `x-priority` is stronger than an objective's.
     """
-    stated = False
+    stated, read = False, callers.read
     tenant, objective, priority = b"", b"", b""
     for name, value in headers:
-        if name not in _READ or not value:
+        if name not in read or not value:
             continue
         if name in _SESSION_HEADERS:
             if not stated:
@@ -77,14 +92,14 @@ def with_headers(route: RouteRequest, headers: Headers, priorities: Mapping[str,
         elif name == _OUTPUT_TOKENS:
             if value.isdigit() and (tokens := int(value[:9])):
                 route = replace(route, output_hint=tokens)
-        elif name in _TENANT:
-            tenant = tenant or value
         elif name in _OBJECTIVE:
             objective = objective or value
-        else:
+        elif name == _PRIORITY_HEADER:
             priority = priority or value
+        else:
+            tenant = tenant or value
     if tenant or objective or priority:
-        return replace(route, caller=_caller(tenant, objective, priority, priorities))
+        return replace(route, caller=_caller(tenant, objective, priority, callers.priorities))
     return route
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 import orjson
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError, MessagesError
 from router.metrics import Metrics
-from router.server.affinity import NO_PRIORITIES, named_response, with_headers
+from router.server.affinity import ANY_CALLERS, Callers, named_response, with_headers
 from router.server.auth import Admitted, Gate, RateExceeded, Unauthorized, without_credentials
 from router.server.cors import NO_CORS, Cors, is_preflight
 from router.server.headers import find, to_worker
@@ -52,8 +52,8 @@ class DataPlane:
     strategy: str
     allowed: frozenset[str] = frozenset()
     cors: Cors = NO_CORS
-    priorities: Mapping[str, int] = field(default_factory=lambda: NO_PRIORITIES)
-    """Those of the objectives that requests may name."""
+    callers: Callers = ANY_CALLERS
+    """How requests say who sends them."""
     gate: Gate | None = None
     """Who may send requests; None: everybody."""
     last_request: float = -math.inf
@@ -134,7 +134,7 @@ class DataPlane:
             adapter = find(headers, _ADAPTER).decode("latin-1") if path == INVOCATIONS else ""
             clock = self.clock if record is not None and record.measured else None
             route = with_headers(
-                await self.prompts.read(path, request.body, adapter or None, clock), headers, self.priorities
+                await self.prompts.read(path, request.body, adapter or None, clock), headers, self.callers
             )
             if route.prompt_tokens is not None:
                 self.metrics.prompt_tokens.value += route.prompt_tokens

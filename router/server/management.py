@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum, auto
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from router.core.fleet import Fleet, WorkerStatus
 from router.discovery.sources import DiscoveryStatus
 from router.live.document import DiscoveryLive, RouterLive, RouterPhase
 from router.metrics import Metrics, by_label, total
-from router.server.affinity import NO_PRIORITIES, RESPONSES, with_headers
+from router.server.affinity import ANY_CALLERS, RESPONSES, Callers, with_headers
 from router.server.explanation import block_texts, explanation
 from router.server.models import served_models
 from router.server.prompts import CHAT, COMPLETIONS, PROMPTED, PromptReader
@@ -81,7 +81,7 @@ class Management:
     """What the management endpoints read and change.
 
     `pod(url)` gives the name of the pod at a worker's URL, empty if there is none. `request_wait`: seconds for which
-    requests wait for a worker. `priorities`: those of the objectives that requests may name.
+    requests wait for a worker. `callers`: how requests say who sends them.
     """
 
     fleet: Fleet
@@ -97,7 +97,7 @@ class Management:
     """Those of further models, by model."""
     pod: Callable[[str], str]
     request_wait: float = 0.0
-    priorities: Mapping[str, int] = field(default_factory=lambda: NO_PRIORITIES)
+    callers: Callers = ANY_CALLERS
     api_keys: Callable[[], Mapping[str, object]] | None = None
     """How well the API keys of the data port are known; None: none are asked for."""
     state: RouterState = RouterState.SERVING
@@ -273,7 +273,7 @@ class Management:
         path = request.query_params.get("path") or _likely_path(fields)
         if path not in PROMPTED:
             return _error(400, f"path is one of {', '.join(sorted(PROMPTED))}", "BadRequestError")
-        route = with_headers(await self.prompts.read(path, body), request.headers.raw, self.priorities)
+        route = with_headers(await self.prompts.read(path, body), request.headers.raw, self.callers)
         if (named := request.headers.get(RANK_HEADER)) is not None:
             route = replace(route, rank=asked_rank(named))
         now = self.clock()

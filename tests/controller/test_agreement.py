@@ -11,6 +11,8 @@ from controller.api.flags import RESERVED_FLAGS
 from controller.api.model import KVCluster
 from controller.api.routing import Ejection, Limits, Liveness, Retries, Sessions, Strategy, Timeouts
 from controller.local.desired_processes import Addresses, desired_processes
+from kvcluster.commands.simulate import flow_of
+from router.core.flow import FlowClass, FlowPolicy
 from router.core.strategies import STRATEGIES
 from router.settings import Settings as RouterSettings
 from worker.settings import Settings as WorkerSettings
@@ -117,6 +119,37 @@ def test_defaults_are_the_workers_own(make_manifest):
         *(settings.mean_output_tokens, settings.seed, settings.generator),
     )
     assert (spec.tokenizer, spec.model.profile) == (settings.tokenizer, settings.profile)
+
+
+FLOW_CONTROL = {
+    "enabled": True,
+    "classes": [{"name": "chat", "priority": 10, "ttlSeconds": 2.5, "maxMib": 4}, {"name": "batch", "priority": -3}],
+    "objectives": [{"name": "interactive", "priority": 10}],
+    "tenantHeader": "x-team",
+    "maxMib": 8,
+    "maxRequests": 9,
+    "queueSeconds": 0.5,
+    "overtakenSeconds": 0,
+    "quantumTokens": 77,
+}
+
+
+def test_flow_control_is_the_same_in_routers_and_in_the_simulator(make_manifest):
+    manifest = make_manifest(workers={"replicas": 2}, router={"flowControl": FLOW_CONTROL})
+    settings = RouterSettings.load([*desired_processes(manifest, ADDRESSES)[-1].args, "--fd=5", "--management-fd=6"])
+    chat, batch = FlowClass("chat", 10, 2.5, 4 * 2**20), FlowClass("batch", -3, 30.0, 128 * 2**20)
+    assert settings.flow_control
+    assert settings.flow_policy == FlowPolicy((chat, batch), 8 * 2**20, 9, 0.5, 77, 0.0)
+    assert (settings.objectives, settings.tenant_header) == ((("interactive", 10),), "x-team")
+    assert flow_of(manifest.spec.router.flow_control) == settings.flow_policy
+
+
+def test_without_flow_control_neither_has_any_and_its_defaults_are_the_same(make_manifest):
+    manifest = make_manifest(workers={"replicas": 2})
+    settings = RouterSettings.load([*desired_processes(manifest, ADDRESSES)[-1].args, "--fd=5", "--management-fd=6"])
+    assert not settings.flow_control
+    assert flow_of(manifest.spec.router.flow_control) is None
+    assert flow_of(manifest.spec.router.flow_control, enabled=True) == settings.flow_policy == FlowPolicy()
 
 
 def test_reserved_flags_exist():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from router.core.decision import ANYONE, Caller, RouteRequest
-from router.server.affinity import MAX_NAME, with_headers
+from router.server.affinity import MAX_NAME, Callers, with_headers
 
 ROUTE = RouteRequest(None, None, streaming=True)
 OBJECTIVES = {"chat": 10, "batch": -5}
@@ -47,7 +47,15 @@ OBJECTIVES = {"chat": 10, "batch": -5}
     ],
 )
 def test_headers_state_the_caller(headers: list[tuple[bytes, bytes]], caller: Caller) -> None:
-    assert with_headers(ROUTE, headers, OBJECTIVES).caller == caller
+    assert with_headers(ROUTE, headers, Callers(OBJECTIVES)).caller == caller
+
+
+def test_a_header_of_ones_own_replaces_the_others() -> None:
+    own = Callers(tenant_header="x-team")
+    theirs = [(b"x-llm-d-inference-fairness-id", b"spoofed")]
+
+    assert with_headers(ROUTE, [*theirs, (b"x-team", b"search")], own).caller == Caller("search", 0, "")
+    assert with_headers(ROUTE, theirs, own) is ROUTE
 
 
 def test_a_name_is_bounded() -> None:

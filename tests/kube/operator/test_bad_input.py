@@ -68,6 +68,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"router": {"service": {"loadBalancerClass": "example.com/lb"}}},
         "spec.router.service.loadBalancerClass", "set type to LoadBalancer",
     ),
+    "a class given twice": (
+        {"router": {"flowControl": {"classes": [{"name": "a", "priority": 1}, {"name": "a", "priority": 0}]}}},
+        "spec.router.flowControl.classes[1]", "Duplicate",
+    ),
     "a route to nowhere": ({"router": {"httpRoute": {"parentRefs": []}}}, "spec.router.httpRoute.parentRefs", "1"),
     "a variable given twice": (
         {"engine": {"env": [{"name": "A"}, {"name": "A", "value": "b"}]}}, "spec.engine.env[1]", "Duplicate",
