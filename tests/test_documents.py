@@ -27,12 +27,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from controller.metrics import ClusterCollector
 from controller.metrics import Metrics as ControllerMetrics
 from controller.reconcile.inventory import Inventory
+from kvcache.paths import RESOURCES
 from kvcache.tokens.tokenizer import load_tokenizer
 from router.assembly import Router
 from router.discovery.sources import StaticDiscovery
 from router.metrics import DiscoveryCollector, FleetCollector, FlowCollector
 from router.metrics.picker import PickerMetrics
-from router.server.paths import RESOURCES
 from router.settings import Settings as RouterSettings
 from tests.real_vllm.documents import PAGE, engine_flags
 from worker.agent.agent import Agent

@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 from uuid import uuid4
 
 from kvcache.errors import ApiError
+from kvcache.paths import COMPUTED
 from kvcache.ranks import RANK_HEADER, asked_rank
 from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest, Unread
 from router.core.errors import UnknownWorker
@@ -21,7 +22,6 @@ from router.server.affinity import ANY_CALLERS, Callers, named_response, with_he
 from router.server.headers import find
 from router.server.models import Models
 from router.server.own_answers import response_not_found
-from router.server.paths import COMPUTED
 from router.server.prompts import INVOCATIONS, PROMPTED, PROMPTLESS, PromptReader, promptless
 
 _ADAPTER = b"x-amzn-sagemaker-adapter-identifier"

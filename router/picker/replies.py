@@ -27,6 +27,8 @@ from router.picker.protocol import (
 )
 from runtime.http.context import Headers
 
+DETAILS = "picker_"
+"""The picker's own answers carry why in the gateway's log, behind this."""
 PIECE = 62_000
 """Most bytes of a body in one message: Envoy refuses larger ones than 64 KiB."""
 
@@ -111,7 +113,7 @@ def immediate(error: ApiError, headers: Iterable[tuple[bytes, bytes]], details: 
                 status=HttpStatus(code=error.status),
                 headers=mutation(fields),
                 body=orjson.dumps(error.body()),
-                details=details,
+                details=DETAILS + details,
             )
         )
     )

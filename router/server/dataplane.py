@@ -12,6 +12,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from kvcache.errors import ApiError, MessagesError
+from kvcache.paths import COMPUTED
 from router.metrics import Metrics
 from router.server.affinity import ANY_CALLERS, Callers, named_response, with_headers
 from router.server.auth import Admitted, Gate, RateExceeded, Unauthorized, without_credentials
@@ -19,7 +20,7 @@ from router.server.cors import NO_CORS, Cors, is_preflight
 from router.server.headers import find, to_worker
 from router.server.models import MODELS, Models
 from router.server.own_answers import answer_error, answer_json
-from router.server.paths import COMPUTED, Access, access, repeatable
+from router.server.paths import Access, access, repeatable
 from router.server.prompts import INVOCATIONS, MESSAGES, PROMPTED, PROMPTLESS, PromptReader, promptless
 from router.server.proxy import Proxy
 from router.server.record import RequestRecord
