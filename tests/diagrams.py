@@ -40,6 +40,7 @@ from router.server.management import ROUTER_TRANSITIONS, RouterEvent, RouterStat
 from router.server.tokenizer_loader import TOKENIZER_TRANSITIONS, TokenizerEvent, TokenizerState
 from router.upstream.connection import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState
 from router.upstream.in_flight import REQUEST_TRANSITIONS, RequestEvent, RequestState
+from runtime.grpc.call import CALL_TRANSITIONS, CallEvent, CallState
 from runtime.http.connection import READ_TRANSITIONS, ReadEvent, ReadState
 from runtime.http.context import SERVER_TRANSITIONS, ServerEvent, ServerState
 from runtime.http.request import ANSWER_TRANSITIONS, AnswerEvent, AnswerState
@@ -137,6 +138,7 @@ def _fact(name: str, states: type[Enum], fact: str) -> Machine:
 
 MACHINES: tuple[Machine, ...] = (
     Machine("HTTP server", ServerState, ServerState.SERVING, by_table(SERVER_TRANSITIONS), events_of(ServerEvent)),
+    Machine("gRPC call", CallState, CallState.OPEN, by_table(CALL_TRANSITIONS), events_of(CallEvent)),
     Machine("client connection", ReadState, ReadState.IDLE, by_table(READ_TRANSITIONS), events_of(ReadEvent)),
     Machine("answer", AnswerState, AnswerState.PENDING, by_table(ANSWER_TRANSITIONS), events_of(AnswerEvent)),
     Machine("router", RouterState, RouterState.SERVING, by_table(ROUTER_TRANSITIONS), events_of(RouterEvent)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
@@ -63,7 +62,8 @@ class Tokenizer:
         before it tokenises), or between two chunks. `checkpoint` is called between chunks too; what it raises ends
         the work. Without a cache there are no chunks, and only the length is looked at beforehand.
         """
-        bounded = copy.copy(self)
+        bounded = object.__new__(type(self))  # copy.copy takes ten times as long, for every prompt
+        bounded.__dict__.update(self.__dict__)
         bounded._limit, bounded._checkpoint = limit, checkpoint
         return bounded
 

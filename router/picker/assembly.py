@@ -65,12 +65,12 @@ def make_server(
         streams=settings.picker_streams,
     )
     server = PickerServer(picker, counts, limits, clock, full=following.full, conformance=settings.picker_conformance)
-    host = f"[{settings.picker_host}]" if ":" in settings.picker_host else settings.picker_host
     server.listen(
-        f"{host}:{settings.picker_port}",
+        settings.picker_host,
+        settings.picker_port,
         _certificates(settings),
         settings.picker_socket,
-        f"{host}:{settings.picker_health_port}",
+        settings.picker_health_port,
     )
     return server
 

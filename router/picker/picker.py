@@ -84,7 +84,7 @@ class Picker:
 
     async def _read(self, request: PickRequest) -> RouteRequest:
         path, headers, metrics = (
-            unquote_to_bytes(request.path).decode(errors="replace"),
+            unquote_to_bytes(request.path).decode(errors="replace") if "%" in request.path else request.path,
             request.headers,
             self.following.metrics,
         )

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import SERVICE_NAME
-from grpc_health.v1.health import aio as health
 
 from kvcache.errors import ApiError
 from router.metrics.picker import PickerMetrics
 from router.picker.picker import Picker
 from router.picker.protocol import ProcessingRequest
 from router.picker.stream import BodyBudget, ProtocolError, Refusal, Stream, StreamState
+from runtime.grpc.call import Call
+from runtime.grpc.context import GrpcLimits
+from runtime.grpc.frames import Status
+from runtime.grpc.health import SERVICE as HEALTH
+from runtime.grpc.health import Health, Serving
+from runtime.grpc.server import GrpcServer
 from runtime.logs import EventLogger
+from runtime.sockets import listen
 from runtime.tls import Certificates
 
 logger = EventLogger(__name__)
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 LIVENESS, READINESS = "liveness", "readiness"
-HEALTH_NAMES = ("", LIVENESS, READINESS, SERVICE, "inference-extension", SERVICE_NAME)
+HEALTH_NAMES = ("", LIVENESS, READINESS, SERVICE, "inference-extension", HEALTH)
 """Names by which gateways ask. All but `LIVENESS` say whether requests should come here."""
 SWEEP = 0.25
 """Seconds between two looks at what is over or late."""
-NOTHING = b""
-"""The last message of a stream to which there is nothing to say."""
 MESSAGE_ROOM = 2**20
 """Bytes of a message beside a body."""
 
@@ -70,19 +69,110 @@ def _late() -> ApiError:
 class _Served:
     """One stream that is being served."""
 
-    __slots__ = ("deadline", "late", "stream", "task")
+    __slots__ = ("_arrived", "_call", "_server", "_task", "_unread", "deadline", "stream")
 
-    def __init__(self, stream: Stream, deadline: float) -> None:
-        self.stream = stream
-        self.task: asyncio.Task[Any] | None = asyncio.current_task()
-        self.deadline = deadline
-        self.late = False
-        """It has been cancelled, because what it waits for did not come in time."""
+    def __init__(self, server: PickerServer, call: Call) -> None:
+        self.stream = server.stream()
+        self._server = server
+        self._call = call
+        self._arrived = now = server.arrived()
+        self._task: asyncio.Task[None] | None = None
+        """Decides."""
+        self._unread: list[bytes] = []
+        """Messages that came meanwhile."""
+        self.deadline = now + server.limits.request_seconds
+        server.open.add(self)
+        server.reading.add(self)
+
+    # --- what the gateway does --------------------------------------------------------------------------
+
+    def message(self, data: bytes) -> None:
+        if self._task is not None:
+            self._unread.append(data)
+            return
+        stream, server = self.stream, self._server
+        try:
+            if stream.state is StreamState.OPEN:
+                server.check(len(data))
+            replies = stream.receive(ProcessingRequest.FromString(data))
+        except Refusal as refusal:
+            replies = server.refuse(stream, refusal)
+        except (DecodeError, ProtocolError, UnicodeError) as wrong:
+            server.metrics.broken.labels("protocol").inc()
+            self._finish(Status.INVALID_ARGUMENT, f"not what ext_proc sends: {wrong}")
+            return
+        if stream.state is StreamState.DECIDING:
+            self._call.pause()
+            self.deadline = math.inf
+            self._task = asyncio.get_running_loop().create_task(self._decide(replies))
+        else:
+            self._answer(replies)
+
+    def input_ended(self) -> None:
+        if self._task is None:
+            self._finish()
+
+    def lost(self) -> None:
+        self._server.metrics.broken.labels("cut").inc()
+        if self._task is not None:
+            self._task.cancel()
+        self._over()
+
+    # --- what is answered -------------------------------------------------------------------------------
+
+    async def _decide(self, replies: list[bytes]) -> None:
+        stream, server = self.stream, self._server
+        try:
+            answer, dispatched = await server.picker.pick(stream.request, self._arrived)
+            server.picked.inc()
+            replies.extend(stream.routed(answer, dispatched))
+        except Refusal as refusal:
+            replies = server.refuse(stream, refusal)
+        except Exception:
+            logger.exception("pick_failed")
+            self._finish(Status.INTERNAL, "the picker failed")
+            return
+        self._task = None
+        self._answer(replies)
+        self._call.resume()
+        unread, self._unread = self._unread, []
+        for data in unread:
+            if stream.state is not StreamState.ENDED:
+                self.message(data)
+
+    def _answer(self, replies: list[bytes]) -> None:
+        """Say this. What is said last leaves together with the stream's end: the gateway never waits for a stream that
+        is over, nor sends it an answer that would be lost."""
+        stream, server = self.stream, self._server
+        if stream.state is StreamState.ENDED:
+            self._call.finish(messages=replies)
+            self._over()
+            return
+        if replies:
+            self._call.send(replies)
+        limits = server.limits
+        if stream.state is StreamState.COLLECTING:
+            self.deadline = server.clock() + limits.request_seconds
+        else:
+            server.reading.discard(self)
+            self.deadline = server.clock() + limits.answer_seconds
 
     def give_up(self) -> None:
-        if not self.late and self.task is not None:
-            self.late = True
-            self.task.cancel()
+        """What is waited for did not come in time."""
+        if self.stream.state is StreamState.COLLECTING:
+            self._answer(self._server.refuse(self.stream, Refusal(_late(), "timeout")))
+        else:
+            self._finish()
+
+    def _finish(self, status: Status = Status.OK, message: str = "") -> None:
+        self._call.finish(status, message)
+        self._over()
+
+    def _over(self) -> None:
+        self._server.reading.discard(self)
+        self._server.open.discard(self)
+        if self.stream.state is not StreamState.ENDED:
+            self.stream.end()
 
 
 class PickerServer:
@@ -99,153 +189,92 @@ class PickerServer:
         conformance: bool = False,
     ) -> None:
         self.budget = BodyBudget(limits.largest_body, limits.all_bodies)
-        self._picker = picker
-        self._metrics = metrics
-        self._limits = limits
-        self._clock = clock
+        self.picker = picker
+        self.metrics = metrics
+        self.limits = limits
+        self.clock = clock
         self._full = full
         self._conformance = conformance
-        self._open: set[_Served] = set()
-        self._reading: set[_Served] = set()
+        self.open: set[_Served] = set()
+        self.reading: set[_Served] = set()
         """Those whose request is being read or decided."""
-        self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=limits.streams,
-            options=[
-                ("grpc.max_receive_message_length", limits.largest_body + MESSAGE_ROOM),
-                ("grpc.max_metadata_size", 16_384),
-                # Its pings take a quarter of the CPU time of a request, and it enlarges windows: without it, what a
-                # stream may send before it is read stays at 64 KiB.
-                ("grpc.http2.bdp_probe", 0),
-                ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ],
-        )
-        handler = grpc.stream_unary_rpc_method_handler(self._process)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Process": handler}),))
-        self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        self._health = Health(HEALTH_NAMES)
+        methods = {f"/{SERVICE}/Process": lambda call: _Served(self, call), **self._health.methods()}
+        grpc_limits = GrpcLimits(limits.largest_body + MESSAGE_ROOM, limits.all_bodies, calls=limits.streams)
+        self._server = GrpcServer(methods, grpc_limits)
+        self._health_server = GrpcServer(self._health.methods())
+        self._listening: list[tuple[GrpcServer, socket.socket, Certificates | None]] = []
         self._sweeper: asyncio.Task[None] | None = None
         self.last_request = -math.inf
         """When the last request came, as a time of the clock."""
         self.port = 0
         self.health_port = 0
-        metrics.streams.set_function(lambda: len(self._open))
+        self.picked = metrics.picks.labels("picked")
+        metrics.streams.set_function(lambda: len(self.open))
         metrics.body_bytes.set_function(lambda: self.budget.used)
         metrics.tickets.set_function(lambda: len(picker.following.unobserved))
 
-    def listen(self, address: str, certificates: Certificates | None, path: Path | None, health_address: str) -> None:
+    def listen(
+        self, host: str, port: int, certificates: Certificates | None, path: Path | None, health_port: int
+    ) -> None:
         """Bind. Raises `OSError`."""
-        try:
-            if address:
-                self.port = (
-                    self._server.add_insecure_port(address)
-                    if certificates is None
-                    else self._server.add_secure_port(address, _credentials(certificates))
-                )
-            if path is not None:
-                if path.is_socket():
-                    path.unlink()  # of a process that was killed
-                self._server.add_insecure_port(f"unix:{path}")
-            if health_address:
-                self.health_port = self._health_server.add_insecure_port(health_address)
-        except RuntimeError as error:
-            raise OSError(f"the picker cannot listen: {error}") from None
+        picker, health = listen(host, port, "--picker-port"), listen(host, health_port, "--picker-health-port")
+        self.port, self.health_port = picker.getsockname()[1], health.getsockname()[1]
+        self._listening = [(self._server, picker, certificates), (self._health_server, health, None)]
+        if path is not None:
+            if path.is_socket():
+                path.unlink()  # of a process that was killed
+            unix = socket.socket(socket.AF_UNIX)
+            unix.bind(str(path))
+            self._listening.append((self._server, unix, None))
 
     @property
     def in_flight(self) -> int:
         """Open streams."""
-        return len(self._open)
+        return len(self.open)
 
     async def start(self) -> None:
-        for name in HEALTH_NAMES:
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        await self._server.start()
-        await self._health_server.start()
+        for server, sock, certificates in self._listening:
+            await server.start(sock, certificates)
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def ready(self, *, ready: bool) -> None:
         """Say to health checks whether requests should come here."""
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in HEALTH_NAMES:
             if name != LIVENESS:
-                await self._health.set(name, status)
+                self._health.set(name, Serving.SERVING if ready else Serving.NOT_SERVING)
 
     async def stop(self, grace: float) -> None:
         """Take no new streams, and give those that are open so many seconds."""
         await self.ready(ready=False)
+        self._health.close()
         await self._server.stop(grace)
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
-        self._picker.following.unobserved.close(self._clock())
+        self.picker.following.unobserved.close(self.clock())
         await self._health_server.stop(0)
 
-    # --- streams ----------------------------------------------------------------------------------------
+    # --- what streams need ------------------------------------------------------------------------------
 
-    async def _process(self, _: Any, context: Any) -> bytes:
-        """Serve one stream. Its last message is returned, not written: then it leaves together with the stream's end,
-        and the gateway never waits for a stream that is over, nor sends it an answer that would be lost."""
-        now = self.last_request = self._clock()
-        stream = Stream(self.budget, full=self._full, conformance=self._conformance)
-        served = _Served(stream, now + self._limits.request_seconds)
-        self._open.add(served)
-        self._reading.add(served)
-        try:
-            while True:
-                raw = await context.read()
-                if raw is grpc.aio.EOF:
-                    return NOTHING
-                replies = await self._replies(served, raw, now)
-                last = replies.pop() if stream.state is StreamState.ENDED else None
-                for reply in replies:
-                    await context.write(reply)
-                if last is not None:
-                    return last
-        except (DecodeError, ProtocolError, UnicodeError) as wrong:
-            self._metrics.broken.labels("protocol").inc()
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not what ext_proc sends: {wrong}")
-            raise
-        except asyncio.CancelledError:
-            if not served.late or (served.task is not None and served.task.uncancel() > 0):
-                self._metrics.broken.labels("cut").inc()
-                raise
-            if stream.state is not StreamState.COLLECTING:
-                return NOTHING
-            (reply,) = self._refuse(stream, Refusal(_late(), "timeout"))
-            return reply
-        finally:
-            self._reading.discard(served)
-            self._open.discard(served)
-            if stream.state is not StreamState.ENDED:
-                stream.end()
+    def stream(self) -> Stream:
+        return Stream(self.budget, full=self._full, conformance=self._conformance)
 
-    async def _replies(self, served: _Served, raw: bytes, arrived: float) -> list[bytes]:
-        """What to answer to a message."""
-        stream, limits = served.stream, self._limits
-        try:
-            if stream.state is StreamState.OPEN:
-                if len(raw) > limits.header_bytes:
-                    why = f"The request's headers are larger than {limits.header_bytes} bytes."
-                    raise Refusal(ApiError(431, why), "too_large")
-                if len(self._reading) > limits.reading:
-                    raise Refusal(*_OVERLOADED)
-            replies = stream.receive(ProcessingRequest.FromString(raw))
-            if stream.state is StreamState.DECIDING:
-                served.deadline = math.inf
-                answer, dispatched = await self._picker.pick(stream.request, arrived)
-                self._metrics.picks.labels("picked").inc()
-                replies.extend(stream.routed(answer, dispatched))
-                self._reading.discard(served)
-        except Refusal as refusal:
-            return self._refuse(stream, refusal)
-        reading = stream.state is StreamState.COLLECTING
-        served.deadline = self._clock() + (limits.request_seconds if reading else limits.answer_seconds)
-        return replies
+    def arrived(self) -> float:
+        """A request has come, now."""
+        self.last_request = self.clock()
+        return self.last_request
 
-    def _refuse(self, stream: Stream, refusal: Refusal) -> list[bytes]:
-        self._metrics.picks.labels(refusal.why).inc()
+    def check(self, size: int) -> None:
+        """Whether a stream's first message, of so many bytes, may be read. Raises `Refusal`."""
+        if size > self.limits.header_bytes:
+            why = f"The request's headers are larger than {self.limits.header_bytes} bytes."
+            raise Refusal(ApiError(431, why), "too_large")
+        if len(self.reading) > self.limits.reading:
+            raise Refusal(*_OVERLOADED)
+
+    def refuse(self, stream: Stream, refusal: Refusal) -> list[bytes]:
+        self.metrics.picks.labels(refusal.why).inc()
         return stream.refused(refusal)
 
     # --- what time ends ---------------------------------------------------------------------------------
@@ -253,30 +282,9 @@ class PickerServer:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
-            now = self._clock()
-            for served in list(self._open):
+            now = self.clock()
+            for served in list(self.open):
                 if served.deadline <= now:
                     served.give_up()
-            for why, ended in self._picker.following.unobserved.sweep(now).items():
-                self._metrics.released.labels(why.value).inc(ended)
-
-
-def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
-    """What handshakes use: read anew when the certificate has changed."""
-
-    def configuration() -> grpc.ServerCertificateConfiguration:
-        pair = certificates.current()
-        return grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)])
-
-    pair = certificates.current()
-    noted = [pair]
-
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        with contextlib.suppress(Exception):
-            if certificates.current() is noted[0]:
-                return None
-            noted[0] = certificates.current()
-            return configuration()
-        return None
-
-    return grpc.dynamic_ssl_server_credentials(configuration(), fetch)
+            for why, ended in self.picker.following.unobserved.sweep(now).items():
+                self.metrics.released.labels(why.value).inc(ended)

@@ -14,9 +14,9 @@ from router.picker.protocol import (
     HttpHeaders,
     HttpTrailers,
     ProcessingRequest,
-    ProcessingResponse,
     ProtocolConfiguration,
 )
+from tests.router.picker.responses import ProcessingResponse
 
 NO_HINT = object()
 

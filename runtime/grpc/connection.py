@@ -1,0 +1,438 @@
+"""One HTTP/2 connection of a gRPC client: frames, windows, header blocks. RFC 9113, as far as gRPC needs it.
+
+Not spoken: push, priorities (both optional), and gRPC's compression. A call's deadline is its client's to keep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+from runtime.grpc.call import WINDOW, Call, CallEvent, CallState
+from runtime.grpc.context import GrpcContext
+from runtime.grpc.frames import (
+    ACK,
+    DEFAULT_WINDOW,
+    ENABLE_PUSH,
+    END_HEADERS,
+    END_STREAM,
+    HEAD,
+    HEAD_SIZE,
+    HEADER_TABLE_SIZE,
+    INITIAL_WINDOW_SIZE,
+    LARGEST_FRAME,
+    LARGEST_WINDOW,
+    LAST_STREAM,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    NO_GRPC,
+    NUMBER,
+    PADDED,
+    PREFACE,
+    SETTING,
+    SMALLEST_FRAME,
+    WITH_PRIORITY,
+    Broken,
+    ErrorCode,
+    Kind,
+    Status,
+    frame,
+    go_away,
+    reset,
+    unpadded,
+    window_update,
+)
+from runtime.grpc.headers import TABLE, HeaderBlocks, Request
+from runtime.logs import EventLogger
+
+logger = EventLogger(__name__)
+
+CONNECTION_WINDOW = 2**24
+FRAME = 2**16
+"""Payload that a client may put into one frame."""
+UNREAD_ACKS = 1000
+"""Acknowledgements that are written to a client that does not read, before its connection is given up."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, context: GrpcContext, loop: asyncio.AbstractEventLoop) -> None:
+        self.context = context
+        self.calls: dict[int, Call] = {}
+        self.send_window = DEFAULT_WINDOW
+        self.largest_frame = SMALLEST_FRAME
+        self._loop = loop
+        self._transport: asyncio.Transport
+        self._buffer = b""
+        self._greeted = False
+        self._blocks = HeaderBlocks(context.limits.metadata)
+        self._initial_window = DEFAULT_WINDOW
+        self._last = 0
+        """The highest stream that the client has opened."""
+        self._taken = 0
+        """Bytes that have come and that the client does not know to be taken."""
+        self._waiting: dict[int, Call] = {}
+        """Calls that have more to send than the windows allow."""
+        self.paused = False
+        self._unread_acks = 0
+        self._closed = False
+        self._leaving = False
+        """The client has been asked to open no more calls."""
+        self._left = False
+        """Calls that are opened now are ignored: the client knows, and asks elsewhere."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- transport --------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # clients' connections are stream transports
+        with contextlib.suppress(OSError, AttributeError):
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.context.connections.add(self)
+        limits = self.context.limits
+        stated = {
+            HEADER_TABLE_SIZE: TABLE, MAX_CONCURRENT_STREAMS: limits.calls, INITIAL_WINDOW_SIZE: WINDOW,
+            MAX_FRAME_SIZE: FRAME, MAX_HEADER_LIST_SIZE: limits.metadata,
+        }  # fmt: skip
+        settings = b"".join(SETTING.pack(*each) for each in stated.items())
+        self.write(frame(Kind.SETTINGS, 0, 0, settings) + window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
+        self._timer = self._loop.call_later(limits.greeting, self.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        self._set_timer(None)
+        for call in list(self.calls.values()):
+            self._lose(call)
+        self.context.connections.discard(self)
+        self.context.changed.set()
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        if self._greeted:
+            self._set_timer(self.context.limits.write)
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self._unread_acks = 0
+        if self._greeted:
+            self._set_timer(None)
+        self._flush()
+
+    def _set_timer(self, seconds: float | None) -> None:
+        """Give up the connection after so many seconds."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self._loop.call_later(seconds, self.abort)
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._closed = True
+        self._transport.abort()
+
+    def write(self, data: bytes) -> None:
+        if not self._closed:
+            self._transport.write(data)
+
+    # --- frames -----------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._closed:
+            return
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        at = 0
+        try:
+            if not self._greeted:
+                if not data.startswith(PREFACE):
+                    if not PREFACE.startswith(data):
+                        raise Broken(ErrorCode.PROTOCOL_ERROR, "this port speaks HTTP/2 with prior knowledge")
+                    self._buffer = data
+                    return
+                self._greeted = True
+                self._set_timer(None)
+                at = len(PREFACE)
+            self._frames(data, at)
+        except Broken as broken:
+            logger.debug("connection_broken", why=str(broken))
+            self.write(go_away(self._last, broken.code, str(broken)))
+            self._close()
+
+    def _frames(self, data: bytes, at: int) -> None:
+        """The frames in `data` from `at` on. The last one may go on in what comes next."""
+        end = len(data)
+        while end - at >= HEAD_SIZE:
+            high, low, kind, flags, stream = HEAD.unpack_from(data, at)
+            size = high << 16 | low
+            if size > FRAME:
+                raise Broken(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+            stop = at + HEAD_SIZE + size
+            if stop > end:
+                break
+            self._frame(kind, flags, stream & LAST_STREAM, data[at + HEAD_SIZE : stop])
+            if self._closed:
+                return
+            at = stop
+        if at < end:
+            self._buffer = data[at:]
+        if self._taken >= CONNECTION_WINDOW // 2:
+            self.window_update(0, self._taken)
+            self._taken = 0
+
+    def _close(self) -> None:
+        self._closed = True
+        self._transport.close()
+        self._set_timer(self.context.limits.greeting)
+
+    def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if self._blocks.unfinished and kind != Kind.CONTINUATION:
+            raise Broken(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted")
+        match kind:
+            case Kind.DATA:
+                self._data(flags, stream, payload)
+            case Kind.HEADERS:
+                self._headers(flags, stream, payload)
+            case Kind.CONTINUATION:
+                block, before = self._blocks.go_on(stream, payload, last=bool(flags & END_HEADERS))
+                if block is not None:
+                    self._whole_block(before, stream, block)
+            case Kind.WINDOW_UPDATE:
+                self._window_updated(stream, payload)
+            case Kind.RST_STREAM:
+                self._was_reset(stream, payload)
+            case Kind.SETTINGS:
+                self._settings(flags, stream, payload)
+            case Kind.PING:
+                self._ping(flags, stream, payload)
+            case Kind.GOAWAY:
+                if stream or len(payload) < 2 * NUMBER.size:
+                    raise Broken(ErrorCode.PROTOCOL_ERROR if stream else ErrorCode.FRAME_SIZE_ERROR, "a bad GOAWAY")
+            case Kind.PRIORITY:
+                if not stream:
+                    raise Broken(ErrorCode.PROTOCOL_ERROR, "the connection has no priority")
+                if len(payload) != 5:
+                    self._refuse(stream, ErrorCode.FRAME_SIZE_ERROR)
+            case Kind.PUSH_PROMISE:
+                raise Broken(ErrorCode.PROTOCOL_ERROR, "clients push nothing")
+            case _:
+                pass  # extensions are to be ignored
+
+    def _data(self, flags: int, stream: int, payload: bytes) -> None:
+        size = len(payload)
+        self._taken += size
+        if self._taken > CONNECTION_WINDOW:
+            raise Broken(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
+        if flags & PADDED:
+            payload = unpadded(payload, 0)
+        call = self.calls.get(stream)
+        if call is None:
+            self._closed_stream(stream, "DATA")
+            return
+        if call.state is not CallState.OPEN:
+            self.reset(call, ErrorCode.STREAM_CLOSED)
+            return
+        if size:
+            call.receive(payload, size)
+        if flags & END_STREAM and call.state is CallState.OPEN:
+            call.end_input()
+
+    def _closed_stream(self, stream: int, what: str) -> None:
+        """What comes on a stream that has been ended here meanwhile is ignored."""
+        if stream > self._last or not stream & 1:
+            raise Broken(ErrorCode.PROTOCOL_ERROR, f"{what} on stream {stream}, which is not open")
+
+    def _window_updated(self, stream: int, payload: bytes) -> None:
+        if len(payload) != NUMBER.size:
+            raise Broken(ErrorCode.FRAME_SIZE_ERROR, "a bad WINDOW_UPDATE")
+        size = NUMBER.unpack(payload)[0] & LARGEST_WINDOW
+        if not stream:
+            self.send_window += size
+            if not size or self.send_window > LARGEST_WINDOW:
+                raise Broken(ErrorCode.FLOW_CONTROL_ERROR if size else ErrorCode.PROTOCOL_ERROR, "a bad window")
+            if self._waiting:
+                self._flush()
+            return
+        call = self.calls.get(stream)
+        if call is None:
+            self._closed_stream(stream, "WINDOW_UPDATE")
+            return
+        call.send_window += size
+        if not size or call.send_window > LARGEST_WINDOW:
+            self.reset(call, ErrorCode.FLOW_CONTROL_ERROR if size else ErrorCode.PROTOCOL_ERROR)
+        elif call.queue:
+            self._flush()
+
+    def _was_reset(self, stream: int, payload: bytes) -> None:
+        if len(payload) != NUMBER.size:
+            raise Broken(ErrorCode.FRAME_SIZE_ERROR, "a bad RST_STREAM")
+        call = self.calls.get(stream)
+        if call is None:
+            self._closed_stream(stream, "RST_STREAM")
+        else:
+            self._lose(call)
+
+    def _settings(self, flags: int, stream: int, payload: bytes) -> None:
+        if stream:
+            raise Broken(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if len(payload) % SETTING.size or (flags & ACK and payload):
+            raise Broken(ErrorCode.FRAME_SIZE_ERROR, "bad SETTINGS")
+        if flags & ACK:
+            return
+        for name, value in SETTING.iter_unpack(payload):
+            if name == INITIAL_WINDOW_SIZE:
+                if value > LARGEST_WINDOW:
+                    raise Broken(ErrorCode.FLOW_CONTROL_ERROR, "a bad window")
+                for call in self.calls.values():
+                    call.send_window += value - self._initial_window
+                    if call.send_window > LARGEST_WINDOW:
+                        raise Broken(ErrorCode.FLOW_CONTROL_ERROR, "a bad window")
+                self._initial_window = value
+            elif name == MAX_FRAME_SIZE:
+                if not SMALLEST_FRAME <= value <= LARGEST_FRAME:
+                    raise Broken(ErrorCode.PROTOCOL_ERROR, "a bad size of frames")
+                self.largest_frame = min(value, FRAME)
+            elif name == ENABLE_PUSH and value > 1:
+                raise Broken(ErrorCode.PROTOCOL_ERROR, "bad SETTINGS")
+        self._acknowledge(frame(Kind.SETTINGS, ACK, 0))
+        self._flush()
+
+    def _ping(self, flags: int, stream: int, payload: bytes) -> None:
+        if stream or len(payload) != 8:
+            raise Broken(ErrorCode.PROTOCOL_ERROR if stream else ErrorCode.FRAME_SIZE_ERROR, "a bad PING")
+        if not flags & ACK:
+            self._acknowledge(frame(Kind.PING, ACK, 0, payload))
+        elif self._leaving and payload == _LEAVING:
+            self._left = True
+            self.write(go_away(self._last, ErrorCode.NO_ERROR))
+            self._close_if_left()
+
+    def _acknowledge(self, data: bytes) -> None:
+        if self.paused:
+            self._unread_acks += 1
+            if self._unread_acks > UNREAD_ACKS:
+                raise Broken(ErrorCode.ENHANCE_YOUR_CALM, "acknowledgements are asked for, and not read")
+        self.write(data)
+
+    # --- header blocks ----------------------------------------------------------------------------------
+
+    def _headers(self, flags: int, stream: int, payload: bytes) -> None:
+        if not stream & 1:
+            raise Broken(ErrorCode.PROTOCOL_ERROR, f"a client opens no stream {stream}")
+        if flags & (PADDED | WITH_PRIORITY):
+            payload = unpadded(payload, 5 if flags & WITH_PRIORITY else 0, padded=bool(flags & PADDED))
+        if flags & END_HEADERS:
+            self._whole_block(flags, stream, payload)
+        else:
+            self._blocks.begin(flags, stream, payload)
+
+    def _whole_block(self, flags: int, stream: int, block: bytes) -> None:
+        request = self._blocks.decoded(block)
+        call = self.calls.get(stream)
+        if call is not None:
+            if call.state is not CallState.OPEN:
+                self.reset(call, ErrorCode.STREAM_CLOSED)
+            elif not flags & END_STREAM:
+                self.reset(call, ErrorCode.PROTOCOL_ERROR)
+            else:
+                call.end_input()
+            return
+        if stream <= self._last:
+            return  # trailers on a stream that has been ended here
+        self._last = stream
+        if self._left:
+            self.write(reset(stream, ErrorCode.REFUSED_STREAM))
+        else:
+            self._open(flags, stream, request)
+
+    def _open(self, flags: int, stream: int, request: Request) -> None:
+        """A new call."""
+        context = self.context
+        if not request.valid:
+            self._refuse(stream, ErrorCode.PROTOCOL_ERROR)
+            return
+        if not request.of_grpc:
+            self.write(frame(Kind.HEADERS, END_HEADERS | END_STREAM, stream, NO_GRPC))
+            if not flags & END_STREAM:
+                self._refuse(stream, ErrorCode.NO_ERROR)
+            return
+        call = Call(self, stream, self._initial_window)
+        self.calls[stream] = call
+        context.calls += 1
+        method = context.methods.get(request.path)
+        if method is None:
+            call.finish(Status.UNIMPLEMENTED, "this server has no such method")
+        elif context.calls > context.limits.calls:
+            call.finish(Status.RESOURCE_EXHAUSTED, "too many calls are open")
+        else:
+            call.handler = method(call)
+            if flags & END_STREAM:
+                call.end_input()
+
+    # --- what calls need --------------------------------------------------------------------------------
+
+    def wait(self, call: Call) -> None:
+        """The call has more to send than it may."""
+        self._waiting[call.stream] = call
+        if self.context.held > self.context.limits.held:
+            self._loop.call_soon(self.reset, call, ErrorCode.ENHANCE_YOUR_CALM)
+
+    def _flush(self) -> None:
+        for call in list(self._waiting.values()):
+            if self.paused or self._closed:
+                return
+            if call.flush():
+                self._waiting.pop(call.stream, None)
+
+    def window_update(self, stream: int, size: int) -> None:
+        self.write(window_update(stream, size))
+
+    def reset(self, call: Call, code: ErrorCode) -> None:
+        """End a call without a status."""
+        if call.state is not CallState.CLOSED:
+            self._refuse(call.stream, code)
+            self._lose(call)
+
+    def _refuse(self, stream: int, code: ErrorCode) -> None:
+        self.write(reset(stream, code))
+
+    def _lose(self, call: Call) -> None:
+        call.advance(CallEvent.RESET)
+        self.forget(call)
+        call.handler.lost()
+
+    def forget(self, call: Call) -> None:
+        """The call is over."""
+        call.drop_pieces()
+        call.drop_queue()
+        self._waiting.pop(call.stream, None)
+        if self.calls.pop(call.stream, None) is not None:
+            self.context.calls -= 1
+        if self._left:
+            self._close_if_left()
+
+    # --- the end ----------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Ask the client to open no more calls. Those that it has opened before it knows are served."""
+        if self._leaving or self._closed:
+            return
+        self._leaving = True
+        self.write(go_away(LAST_STREAM, ErrorCode.NO_ERROR) + frame(Kind.PING, 0, 0, _LEAVING))
+
+    def _close_if_left(self) -> None:
+        if self._left and not self.calls and not self._closed:
+            self._loop.call_soon(self._close)
+
+    def cut(self) -> None:
+        """End every call, and the connection."""
+        for call in list(self.calls.values()):
+            call.fail(Status.UNAVAILABLE, "the server stops")
+        if not self._closed:
+            self._close()
+
+
+_LEAVING = b"kvleave\0"
+"""Payload of the PING whose answer says that a client has read the GOAWAY before it."""

@@ -1,0 +1,114 @@
+"""A gRPC server: its sockets, with TLS or without, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.grpc.connection import Connection
+from runtime.grpc.context import GrpcContext, GrpcLimits, Method
+from runtime.sockets import BACKLOG
+from runtime.tls import Certificates, KeyPair
+
+HANDSHAKE = 10.0
+"""Seconds for a TLS handshake."""
+
+
+class GrpcServer:
+    """Serves methods, by path, on listening sockets: `start` takes each with its certificates, or None."""
+
+    def __init__(self, methods: Mapping[str, Method], limits: GrpcLimits | None = None) -> None:
+        self._context = GrpcContext({path.encode(): method for path, method in methods.items()}, limits or GrpcLimits())
+        self._listeners: list[asyncio.Server] = []
+
+    @property
+    def calls(self) -> int:
+        """Open calls."""
+        return self._context.calls
+
+    @property
+    def held(self) -> int:
+        """Bytes of messages that have not come whole, or that clients have not read."""
+        return self._context.held
+
+    async def start(self, sock: socket.socket, certificates: Certificates | None = None) -> None:
+        """Accept connections on one more socket."""
+        loop = asyncio.get_running_loop()
+
+        def connection() -> Connection:
+            return Connection(self._context, loop)
+
+        options: dict[str, Any] = {"sock": sock, "backlog": BACKLOG}
+        if certificates is not None:
+            options |= {"ssl": _context(certificates), "ssl_handshake_timeout": HANDSHAKE}
+        make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+        self._listeners.append(await make(connection, **options))
+
+    async def stop(self, grace: float) -> None:
+        """Accept no connection and no call, give those that are open so many seconds, then end them."""
+        context, loop = self._context, asyncio.get_running_loop()
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(context.connections):
+            connection.leave()
+        end = loop.time() + grace
+        await self._until_closed(end - loop.time())
+        for connection in list(context.connections):
+            connection.cut()
+        await self._until_closed(0.1)
+        for connection in list(context.connections):
+            connection.abort()
+
+    async def _until_closed(self, seconds: float) -> None:
+        context = self._context
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0.0)):
+                while context.connections:
+                    context.changed.clear()
+                    await context.changed.wait()
+
+
+def _context(certificates: Certificates) -> ssl.SSLContext:
+    """What handshakes use: made anew when the certificate has changed."""
+    noted = certificates.current()
+    current = _made(noted)
+
+    def choose(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+        nonlocal noted, current
+        pair = certificates.current()
+        if pair is not noted:
+            with contextlib.suppress(ssl.SSLError, OSError):
+                current = _made(pair)
+            noted = pair
+        connection.context = current
+
+    first = _made(noted)
+    first.sni_callback = choose  # called for clients that name no server, too
+    return first
+
+
+def _made(pair: KeyPair) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["h2"])
+    # The ssl module reads files only. Where there are files in memory, none is left on a disk.
+    if hasattr(os, "memfd_create"):
+        with os.fdopen(os.memfd_create("certificate"), "wb") as file:
+            _load(context, pair, file, f"/proc/self/fd/{file.fileno()}")
+    else:
+        with tempfile.NamedTemporaryFile() as file:
+            _load(context, pair, file, file.name)
+    return context
+
+
+def _load(context: ssl.SSLContext, pair: KeyPair, file: Any, name: str) -> None:
+    file.write(pair.key + b"\n" + pair.certificate)
+    file.flush()
+    context.load_cert_chain(name)
