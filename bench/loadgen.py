@@ -121,7 +121,7 @@ class _Run:
 
     def encode(self, request: TimedRequest) -> tuple[TimedRequest, bytes]:
         streamed = _STREAMED_MESSAGE if request.path == MESSAGES else _STREAMED
-        return request, orjson.dumps({**streamed, **self.model, **request.body})
+        return request, orjson.dumps({**streamed, **self.model, **request.body}, default=list)
 
     def emulated(self, at: float) -> float:
         return (at - self.start) * self.options.speed

@@ -10,7 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.workloads import CHAT, MESSAGES, TimedRequest, Workload
+import numpy as np
+
+from bench.workloads import CHAT, MESSAGES, TimedRequest, TokenIds, Workload
 from kvcache.keys import BlockKey, CacheScope, PrefixKeys, pack_tokens
 from kvcache.prompts import chat_request_prompt, completion_prompts, messages_chat_fields, request_scope
 from kvcache.tokens.tokenizer import Tokenizer
@@ -21,20 +23,30 @@ class Prompt:
     """One request and its prompt, as the router and the worker tokenise it."""
 
     request: TimedRequest
-    tokens: list[int]
+    tokens: Sequence[int]
     scope: CacheScope
 
 
 def prompts(workload: Workload, tokenizer: Tokenizer) -> Iterator[Prompt]:
     """Every request of the workload with its tokens. Raises `PromptError` for a prompt that a worker would refuse."""
     for request in workload.requests():
+        tokens: Sequence[int]
         if request.path == CHAT:
             tokens = chat_request_prompt(request.body, tokenizer)
         elif request.path == MESSAGES:
             tokens = chat_request_prompt(messages_chat_fields(request.body, tokenizer), tokenizer)
+        elif request.prompt_tokens is not None:
+            tokens = _known_ids(request.body["prompt"], tokenizer)
         else:
             (tokens,) = completion_prompts(request.body["prompt"], tokenizer)
         yield Prompt(request, tokens, request_scope(request.body, request.body.get("model", "")))
+
+
+def _known_ids(ids: TokenIds, tokenizer: Tokenizer) -> Sequence[int]:
+    """The same ids, if the vocabulary has all of them. Raises `PromptError`, as for ids that are sent in a request."""
+    if not ids or np.frombuffer(ids, np.uint32).max() >= tokenizer.vocab_size:
+        completion_prompts(ids.tolist(), tokenizer)
+    return ids
 
 
 class PooledCache:

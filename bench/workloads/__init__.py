@@ -14,6 +14,7 @@ from bench.workloads.base import (
     MESSAGES,
     Sharing,
     TimedRequest,
+    TokenIds,
     Workload,
     WorkloadError,
     WorkloadSpec,
@@ -47,6 +48,7 @@ __all__ = [
     "Process",
     "Sharing",
     "TimedRequest",
+    "TokenIds",
     "Workload",
     "WorkloadError",
     "WorkloadSpec",
@@ -80,10 +82,9 @@ def _checked(spec: WorkloadSpec) -> None:
 
 def _in_words(request: TimedRequest) -> TimedRequest:
     """The request with a word for each token id of its prompt. Prompts share what they shared."""
-    prompt = request.body.get("prompt")
-    if not isinstance(prompt, list):
+    if request.prompt_tokens is None:
         return request
-    words = "".join(f" {WORDS[token % len(WORDS)]}" for token in prompt)
+    words = "".join(f" {WORDS[token % len(WORDS)]}" for token in request.body["prompt"])
     return replace(request, body={**request.body, "prompt": words}, prompt_tokens=None)
 
 

@@ -7,12 +7,13 @@ when they are due, and the simulator submits them at that time of its virtual cl
 from __future__ import annotations
 
 import hashlib
-import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from bench.workloads.arrivals import POISSON, Arrivals
 
@@ -24,6 +25,10 @@ FIRST_TOKEN_ID = 512
 TOKEN_IDS = 1 << 14
 """Prompts that are sent as token ids use FIRST_TOKEN_ID..FIRST_TOKEN_ID + TOKEN_IDS - 1. These are plain words in every
 vocabulary of 32,000 tokens or more, not the special or byte-fallback tokens at its beginning."""
+
+
+TokenIds: TypeAlias = "array[int]"
+"""Token ids as uint32: a trace has millions of them, which would be an object each in a list."""
 
 
 class WorkloadError(ValueError):
@@ -42,12 +47,12 @@ class TimedRequest:
     """`COMPLETIONS`, `CHAT` or `MESSAGES`."""
     body: Mapping[str, Any]
     """The body without the streaming fields, which the sender adds, and without `model` unless it asks for an
-    adapter."""
+    adapter. A prompt of token ids is an array (`TokenIds`)."""
     max_tokens: int
     """Tokens that are generated: every body sets `ignore_eos`, so that all runs generate the same number. The Messages
     API has no such field: there an engine may generate fewer."""
     prompt_tokens: int | None = None
-    """Length of the prompt, if it is known without a tokenizer."""
+    """Length of the prompt, if it consists of token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +115,13 @@ class Workload:
     requests: Callable[[], Iterator[TimedRequest]]
 
 
-def token_ids(name: str, count: int) -> list[int]:
-    """`count` token ids that are a pure function of `name`; a shorter list is a prefix of a longer one.
-
-    All ids are masked and shifted into their range at once, as one large integer, because a trace has millions of them.
-    """
-    size = 2 * count
-    ones = int.from_bytes(b"\x01\x00" * count, "little")
-    words = int.from_bytes(hashlib.shake_128(name.encode()).digest(size), "little")
-    ids = array("H", ((words & ones * (TOKEN_IDS - 1)) + ones * FIRST_TOKEN_ID).to_bytes(size, sys.byteorder))
-    return ids.tolist() if sys.byteorder == "little" else ids.tolist()[::-1]
+def token_ids(name: str, count: int) -> TokenIds:
+    """`count` token ids that are a pure function of `name`; fewer ids are the beginning of more."""
+    words = np.frombuffer(hashlib.shake_128(name.encode()).digest(2 * count), "<u2")
+    return array("I", ((words & (TOKEN_IDS - 1)) + FIRST_TOKEN_ID).astype(np.uint32).tobytes())
 
 
-def completion(index: int, at: float, prompt: list[int], max_tokens: int) -> TimedRequest:
+def completion(index: int, at: float, prompt: TokenIds, max_tokens: int) -> TimedRequest:
     """A request whose prompt is token ids."""
     body = {"prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True}
     return TimedRequest(index, at, COMPLETIONS, body, max_tokens, len(prompt))

@@ -6,6 +6,7 @@ Sessions begin before the start, so that the rate is steady from the start; thei
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush, merge
@@ -14,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from bench.workloads.arrivals import Arrivals
-from bench.workloads.base import TimedRequest, Workload, WorkloadSpec, completion, token_ids
+from bench.workloads.base import TimedRequest, TokenIds, Workload, WorkloadSpec, completion, token_ids
 from bench.workloads.distributions import mean, tokens
 from bench.workloads.file import BuiltInPart, Part, Prefix, Sessions, load_file
 
@@ -39,12 +40,12 @@ class _Source:
         return f"{self.part.name} {self.seed}"
 
 
-def _chosen(prefixes: Sequence[Prefix]) -> Callable[[Random, str], list[int]]:
+def _chosen(prefixes: Sequence[Prefix]) -> Callable[[Random, str], TokenIds]:
     """A function that draws one prefix of each pool; `name` tells the pools of parts apart."""
     weights = [list(accumulate((rank + 1) ** -prefix.zipf for rank in range(prefix.pool))) for prefix in prefixes]
 
-    def choose(random: Random, name: str) -> list[int]:
-        ids: list[int] = []
+    def choose(random: Random, name: str) -> TokenIds:
+        ids: TokenIds = array("I")
         for level, (prefix, cumulative) in enumerate(zip(prefixes, weights, strict=True)):
             (which,) = random.choices(range(prefix.pool), cum_weights=cumulative)
             ids += token_ids(f"file {name} prefix {level} {which}", prefix.tokens)
@@ -62,7 +63,7 @@ def _single(source: _Source) -> Iterator[TimedRequest]:
         yield completion(0, at, choose(random, source.name) + own, tokens(part.output.draw, random))
 
 
-def _turns(source: _Source, sessions: Sessions, prefix: list[int], number: int, at: float) -> Iterator[TimedRequest]:
+def _turns(source: _Source, sessions: Sessions, prefix: TokenIds, number: int, at: float) -> Iterator[TimedRequest]:
     """The requests of one session, until the context is full."""
     part, random = source.part, Random(f"file {source.name} session {number}")
     history = prefix

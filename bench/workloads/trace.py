@@ -10,6 +10,7 @@ The file is read twice, once to check and count its rows and once for each repla
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,7 @@ from random import Random
 from bench.workloads.base import (
     Sharing,
     TimedRequest,
+    TokenIds,
     Workload,
     WorkloadError,
     WorkloadSpec,
@@ -90,15 +92,15 @@ def _format(spec: WorkloadSpec, file: Path) -> TraceFormat:
         raise WorkloadError(f"unknown trace format {spec.format!r}; use one of: {', '.join(TraceFormat)}") from None
 
 
-def hashed_prompt(row: TraceRow, hash_ids: Sequence[int], index: int) -> list[int]:
+def hashed_prompt(row: TraceRow, hash_ids: Sequence[int], index: int) -> TokenIds:
     """The token ids of a prompt with hash ids; those behind the last id, if there are any, belong to this request."""
-    ids: list[int] = []
+    ids: TokenIds = array("I")
     for hash_id in hash_ids:
         ids += token_ids(f"hash {hash_id}", min(row.tokens_per_hash, row.input_length - len(ids)))
     return ids + token_ids(f"trace tail {index}", row.input_length - len(ids)) if len(ids) < row.input_length else ids
 
 
-def sized_prompt(row: TraceRow, index: int, seed: int, sharing: Sharing) -> list[int]:
+def sized_prompt(row: TraceRow, index: int, seed: int, sharing: Sharing) -> TokenIds:
     """The token ids of a prompt of which only the length is known."""
     name = f"trace {seed} session {row.session}" if sharing.sessions and row.session else f"trace {seed} {index}"
     shared = min(sharing.prefix_tokens, row.input_length)

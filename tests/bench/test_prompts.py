@@ -1,21 +1,26 @@
-"""The pooled cache, which bounds the hit rate of any router.
+"""The pooled cache, which bounds the hit rate of any router, and prompts of token ids.
 
 Not covered: that prompts are tokenised as a router and a worker do it (tests/kvcache).
 """
 
 from __future__ import annotations
 
+from array import array
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.prompts import PooledCache, Prompt, pooled_hit_rate
-from bench.workloads import TimedRequest
+from bench.prompts import PooledCache, Prompt, pooled_hit_rate, prompts
+from bench.workloads import TimedRequest, Workload
 from bench.workloads.base import completion
 from kvcache.keys import DEFAULT_SCOPE
+from kvcache.prompts import PromptError
+from kvcache.tokens.tokenizer import load_tokenizer
 
 
 def prompt(tokens: list[int]) -> Prompt:
-    request: TimedRequest = completion(0, 0.0, tokens, 1)
+    request: TimedRequest = completion(0, 0.0, array("I", tokens), 1)
     return Prompt(request, tokens, DEFAULT_SCOPE)
 
 
@@ -32,6 +37,19 @@ def test_the_least_recently_used_tail_goes_first() -> None:
     cache.admit(a, 3)
     cache.admit(b, 2)  # one block too many: the tail of the older prompt goes
     assert cache.admit(a, 3) == 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "why"),
+    [
+        pytest.param([7, 50_257, 7], "Token id 50257 is out of vocabulary", id="beyond the vocabulary"),
+        pytest.param([], "at least one prompt", id="none"),
+    ],
+)
+def test_token_ids_that_a_worker_would_refuse_are_refused_in_its_words(ids: list[int], why: str) -> None:
+    workload = Workload("w", 0, 1, {}, lambda: iter([completion(0, 0.0, array("I", ids), 1)]))
+    with pytest.raises(PromptError, match=why):
+        list(prompts(workload, load_tokenizer("gpt2")))
 
 
 def test_nothing_cached_is_no_hit() -> None:

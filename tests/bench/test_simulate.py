@@ -6,6 +6,7 @@ Not covered: engines of different speeds and several routers (test_uneven.py); a
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import replace
 from functools import cache
@@ -62,6 +63,12 @@ def test_every_request_is_answered_in_full(strategy: str) -> None:
     assert [r.index for r in records] == list(range(80))
     assert all(r.error is None and r.output_tokens == 32 for r in records)
     assert all(status.in_flight == 0 for status in simulation.fleets[0].workers(1e6))
+
+
+def test_the_garbage_collector_is_left_as_it_was() -> None:
+    before = gc.get_threshold()
+    play("round_robin", "hot", 5)
+    assert gc.get_threshold() == before
 
 
 def test_a_simulation_repeats_exactly() -> None:
