@@ -146,11 +146,13 @@ class Waiting:
     arrived: float
     on_end: Callable[[ShedReason | None], None]
     """Called once when it no longer waits: None, it is placed. Not called when its client left."""
+    barred: Callable[[], frozenset[str]] | None = None
+    """Gives the workers that it must not go to; None: there are none."""
     state: WaitState = WaitState.WAITING
     overtaken_at: float | None = None
     """When a request that came after it, in the order of their turns, was first placed before it."""
     exclude: frozenset[str] = frozenset()
-    """Workers that it does not go to although it would cost less there: they have no room."""
+    """Workers that it does not go to: those, and some where it would cost less, but that have no room."""
     queue: ClassQueue = field(init=False)
     flow: Flow[Waiting] = field(init=False)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from router.core.decision import BYTES_OF_A_TOKEN, Decision, NoWorkerReady, RouteRequest
 from router.core.fleet import Fleet
 from router.core.flow import Place, Verdict, Waiting
 from router.core.stored_responses import HolderGone
+
+NOWHERE: frozenset[str] = frozenset()
 
 
 class Placement:
@@ -18,19 +21,20 @@ class Placement:
         self._fleet = fleet
         self._limit = limit
 
-    def saturated(self, decision: Decision, route: RouteRequest, now: float) -> bool:
-        """Whether no worker that can take the request has room; `decision` is where it would go. O(1) if that one has
-        room, else O(workers)."""
-        return decision.queue_seconds > self._limit and self._room(route, now).none
+    def saturated(self, decision: Decision, route: RouteRequest, now: float, barred: Collection[str] = NOWHERE) -> bool:
+        """Whether no worker that can take the request has room; `decision` is where it would go, `barred` where it must
+        not. O(1) if that one has room, else O(workers)."""
+        return decision.queue_seconds > self._limit and self._room(route, now, barred).none
 
     def place(self, waiting: Waiting, anywhere: bool, now: float) -> Place:
         """See `FlowControl.next`. Where the request is placed, it has to be dispatched before the next one is."""
         route = waiting.route
+        barred = waiting.barred() if waiting.barred is not None else NOWHERE
         try:
-            room = self._room(route, now)
+            room = self._room(route, now, barred)
             if room.none:
-                return Place(Verdict.FULL, room_in=min(room.full.values()))
-            waiting.exclude = frozenset(room.full) if anywhere else frozenset()
+                return Place(Verdict.FULL, room_in=min(room.full.values())) if room.full else Place(Verdict.FULL)
+            waiting.exclude = barred | room.full.keys() if anywhere else barred
             decision = self._fleet.choose(route, now, waiting.exclude)
         except HolderGone:
             return Place(Verdict.PLACED)  # the answer is an error, which has not to wait
@@ -40,8 +44,10 @@ class Placement:
             return Place(Verdict.PREFERS_FULL, room_in=room.full[decision.url])
         return Place(Verdict.PLACED, uncached_tokens(decision, route, waiting.size, self._fleet.config.block_size))
 
-    def _room(self, route: RouteRequest, now: float) -> _Room:
+    def _room(self, route: RouteRequest, now: float, barred: Collection[str]) -> _Room:
         waits = self._fleet.waits(route, now)
+        if barred:
+            waits = {url: wait for url, wait in waits.items() if url not in barred}
         full = {url: wait - self._limit for url, wait in waits.items() if wait > self._limit}
         return _Room(full, len(full) == len(waits))
 

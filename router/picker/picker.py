@@ -42,14 +42,74 @@ class Picker:
     callers: Callers = ANY_CALLERS
     """How requests say who sends them."""
     admission: Admission | None = None
-    """Flow control. A request that a subset hint restricts does not wait: its turn may be at another worker."""
+    """Flow control."""
 
-    async def pick(self, request: PickRequest, arrived: float) -> tuple[Answer, Dispatched]:
-        """Where the request goes; it counts as sent from now on. Raises `Refusal`."""
-        route = await self._read(request)
+    def pick_at_once(self, request: PickRequest, arrived: float) -> tuple[Answer, Dispatched] | None:
+        """Where the request goes; it counts as sent from now on. None if something has to be waited for, which
+        `pick_later` does: most requests need no task. Raises `Refusal`."""
+        path = _path(request)
+        if request.method == "POST" and path in PROMPTED and request.whole:
+            read = self.prompts.read_at_once(path, request.body, _adapter(path, request))
+            if read is None:
+                return None
+            route = self._stated(read, request)
+        else:
+            route = _unprompted(path, request)
+        return self._place(route, request, arrived)
+
+    async def pick_later(self, request: PickRequest, arrived: float) -> tuple[Answer, Dispatched]:
+        """What `pick_at_once` did not say: the prompt is read in a thread, or it is another request's turn first."""
+        route, picked = request.route, None
+        if route is None:
+            path = _path(request)
+            read = await self.prompts.read(path, request.body, _adapter(path, request))
+            route = self._stated(read, request)
+            picked = self._place(route, request, arrived)
+        return picked or self._send(route, await self._turn(route, request), request, arrived)
+
+    def _stated(self, route: RouteRequest, request: PickRequest) -> RouteRequest:
+        """A request whose prompt has been read, with what its headers state."""
+        if route.unread is Unread.UNREADABLE and not route.prompted:
+            raise Refusal(ApiError(400, "The request's body is no JSON object."), "unreadable")
+        metrics = self.following.metrics
+        if route.prompt_tokens is not None:
+            metrics.prompt_tokens.value += route.prompt_tokens
+        elif route.unread is not None:
+            metrics.prompts_unread.labels(route.unread.value).inc()
+        return _ranked(with_headers(route, request.headers, self.callers), request)
+
+    def _place(self, route: RouteRequest, request: PickRequest, arrived: float) -> tuple[Answer, Dispatched] | None:
+        """Where the request goes; None if it has to wait for its turn, with `request.route` then."""
         if (error := self.models.refuse(route)) is not None:
             raise Refusal(error, "model")
-        decision = await self._chosen(route, request)
+        decision, excluded = self._choose(route, request.subset)
+        admission = self.admission
+        if admission is not None and admission.must_wait(decision, route, self.clock(), excluded):
+            request.route = route
+            return None
+        return self._send(route, decision, request, arrived)
+
+    async def _turn(self, route: RouteRequest, request: PickRequest) -> Decision:
+        """The decision, once it is the request's turn."""
+        if self.admission is None:
+            raise RuntimeError("a request waits, and there is no flow control")
+
+        def barred() -> frozenset[str]:
+            return frozenset(ineligible(self.following.fleet.urls(), request.subset))
+
+        try:
+            return await self.admission.turn(route, len(request.body), barred)
+        except Shed as shed:
+            error = ApiError(shed.status, str(shed), type="rate_limit_error" if shed.status == 429 else None)
+            headers = [(b"retry-after", b"%d" % ceil(shed.retry_after)), (SHED_HEADER, shed.reason.value.encode())]
+            raise Refusal(error, "shed", headers) from shed
+        except (NoWorkerReady, HolderGone) as error:
+            raise _no_endpoint("The workers left while this request waited.", 1.0) from error
+
+    def _send(
+        self, route: RouteRequest, decision: Decision, request: PickRequest, arrived: float
+    ) -> tuple[Answer, Dispatched]:
+        """The request counts as sent from now on."""
         urls = ranked(decision, self.fallbacks)
         if self.fallbacks and len(decision.candidates) == 1:
             urls.extend(self._next(route, decision, request.subset))
@@ -66,46 +126,6 @@ class Picker:
         if route.prompted:
             self._count(decision, dispatched.sent - arrived)
         return answer, dispatched
-
-    async def _chosen(self, route: RouteRequest, request: PickRequest) -> Decision:
-        """The decision; with flow control, once it is the request's turn."""
-        decision, excluded = self._choose(route, request.subset)
-        admission = self.admission
-        if admission is None or excluded or not admission.must_wait(decision, route, self.clock()):
-            return decision
-        try:
-            return await admission.turn(route, len(request.body))
-        except Shed as shed:
-            error = ApiError(shed.status, str(shed), type="rate_limit_error" if shed.status == 429 else None)
-            headers = [(b"retry-after", b"%d" % ceil(shed.retry_after)), (SHED_HEADER, shed.reason.value.encode())]
-            raise Refusal(error, "shed", headers) from shed
-        except (NoWorkerReady, HolderGone) as error:
-            raise _no_endpoint("The workers left while this request waited.", 1.0) from error
-
-    async def _read(self, request: PickRequest) -> RouteRequest:
-        path, headers, metrics = (
-            unquote_to_bytes(request.path).decode(errors="replace") if "%" in request.path else request.path,
-            request.headers,
-            self.following.metrics,
-        )
-        route = PROMPTLESS
-        if request.method == "POST" and path in PROMPTED and request.whole:
-            adapter = find(headers, _ADAPTER).decode("latin-1") if path == INVOCATIONS else ""
-            route = await self.prompts.read(path, request.body, adapter or None)
-            if route.unread is Unread.UNREADABLE and not route.prompted:
-                raise Refusal(ApiError(400, "The request's body is no JSON object."), "unreadable")
-            route = with_headers(route, headers, self.callers)
-            if route.prompt_tokens is not None:
-                metrics.prompt_tokens.value += route.prompt_tokens
-            elif route.unread is not None:
-                metrics.prompts_unread.labels(route.unread.value).inc()
-        elif path not in COMPUTED and (stored := named_response(path)) is not None:
-            route = replace(PROMPTLESS, stored=stored)
-        elif request.method == "POST":
-            route = promptless(request.body)
-        if named := find(headers, _RANK):
-            route = replace(route, rank=asked_rank(named.decode("latin-1")))
-        return route
 
     def _choose(self, route: RouteRequest, subset: frozenset[str] | None) -> tuple[Decision, set[str]]:
         """The decision, and the URLs that it must not be about."""
@@ -145,3 +165,28 @@ class Picker:
 def _no_endpoint(why: str, retry_after: float) -> Refusal:
     wait = b"%d" % max(1, ceil(retry_after))
     return Refusal(ApiError(503, f"{why} Try again later."), "no_endpoint", [(b"retry-after", wait)])
+
+
+def _path(request: PickRequest) -> str:
+    path = request.path
+    return unquote_to_bytes(path).decode(errors="replace") if "%" in path else path
+
+
+def _adapter(path: str, request: PickRequest) -> str | None:
+    return find(request.headers, _ADAPTER).decode("latin-1") or None if path == INVOCATIONS else None
+
+
+def _unprompted(path: str, request: PickRequest) -> RouteRequest:
+    """A request without a prompt that is read."""
+    route = PROMPTLESS
+    if path not in COMPUTED and (stored := named_response(path)) is not None:
+        route = replace(PROMPTLESS, stored=stored)
+    elif request.method == "POST":
+        route = promptless(request.body)
+    return _ranked(route, request)
+
+
+def _ranked(route: RouteRequest, request: PickRequest) -> RouteRequest:
+    """With the rank that a header asks for."""
+    named = find(request.headers, _RANK)
+    return replace(route, rank=asked_rank(named.decode("latin-1"))) if named else route

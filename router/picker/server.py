@@ -13,10 +13,11 @@ from google.protobuf.message import DecodeError
 
 from kvcache.errors import ApiError
 from router.metrics.picker import PickerMetrics
+from router.picker.dispatched import Dispatched
 from router.picker.picker import Picker
 from router.picker.protocol import ProcessingRequest
-from router.picker.stream import BodyBudget, ProtocolError, Refusal, Stream, StreamState
-from runtime.grpc.call import Call
+from router.picker.stream import Answer, BodyBudget, ProtocolError, Refusal, Stream, StreamState
+from runtime.grpc.call import Call, CallState
 from runtime.grpc.context import GrpcLimits
 from runtime.grpc.frames import Status
 from runtime.grpc.health import SERVICE as HEALTH
@@ -95,18 +96,19 @@ class _Served:
             if stream.state is StreamState.OPEN:
                 server.check(len(data))
             replies = stream.receive(ProcessingRequest.FromString(data))
+            if stream.state is StreamState.DECIDING:
+                picked = server.picker.pick_at_once(stream.request, self._arrived)
+                if picked is None:
+                    self._wait(replies)
+                    return
+                replies += self._routed(*picked)
         except Refusal as refusal:
             replies = server.refuse(stream, refusal)
         except (DecodeError, ProtocolError, UnicodeError) as wrong:
             server.metrics.broken.labels("protocol").inc()
             self._finish(Status.INVALID_ARGUMENT, f"not what ext_proc sends: {wrong}")
             return
-        if stream.state is StreamState.DECIDING:
-            self._call.pause()
-            self.deadline = math.inf
-            self._task = asyncio.get_running_loop().create_task(self._decide(replies))
-        else:
-            self._answer(replies)
+        self._answer(replies)
 
     def input_ended(self) -> None:
         if self._task is None:
@@ -120,12 +122,20 @@ class _Served:
 
     # --- what is answered -------------------------------------------------------------------------------
 
+    def _routed(self, answer: Answer, dispatched: Dispatched) -> list[bytes]:
+        self._server.picked.inc()
+        return self.stream.routed(answer, dispatched)
+
+    def _wait(self, replies: list[bytes]) -> None:
+        """Decide in a task: a thread reads the prompt, or the request has to wait for its turn."""
+        self._call.pause()
+        self.deadline = math.inf
+        self._task = asyncio.get_running_loop().create_task(self._decide(replies))
+
     async def _decide(self, replies: list[bytes]) -> None:
         stream, server = self.stream, self._server
         try:
-            answer, dispatched = await server.picker.pick(stream.request, self._arrived)
-            server.picked.inc()
-            replies.extend(stream.routed(answer, dispatched))
+            replies += self._routed(*await server.picker.pick_later(stream.request, self._arrived))
         except Refusal as refusal:
             replies = server.refuse(stream, refusal)
         except Exception:
@@ -139,6 +149,8 @@ class _Served:
         for data in unread:
             if stream.state is not StreamState.ENDED:
                 self.message(data)
+        if self._call.state is CallState.INPUT_ENDED:
+            self.input_ended()
 
     def _answer(self, replies: list[bytes]) -> None:
         """Say this. What is said last leaves together with the stream's end: the gateway never waits for a stream that

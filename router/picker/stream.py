@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from kvcache.errors import ApiError, MessagesError
+from router.core.decision import RouteRequest
 from router.picker import replies
 from router.picker.endpoints import DESTINATION, METADATA, SERVED, namespace, subset_of
 from router.picker.protocol import BodyMode
@@ -111,6 +112,8 @@ class PickRequest:
     whole: bool = True
     """The body was not cut off by the gateway, and is seen before the decision."""
     subset: frozenset[str] | None = None
+    route: RouteRequest | None = None
+    """What it is known to ask, while it waits for its turn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Fleet
 from router.core.flow import EARLIEST, OVERHEAD, FlowControl, FlowPolicy, Place, ShedReason, Waiting, WaitState
-from router.core.placement import Placement
+from router.core.placement import NOWHERE, Placement
 from router.metrics import Metrics
 
 SHED_HEADER = b"x-llm-d-request-dropped-reason"
@@ -68,17 +68,21 @@ class Admission:
         """The next look because of the time."""
         fleet.on_room(self._wake)
 
-    def must_wait(self, decision: Decision, route: RouteRequest, now: float) -> bool:
-        """Whether the request has to take its turn, instead of going where this decision says."""
+    def must_wait(self, decision: Decision, route: RouteRequest, now: float, barred: Collection[str] = NOWHERE) -> bool:
+        """Whether the request has to take its turn, instead of going where this decision says. It must not go to the
+        workers that are `barred`."""
         if self.flow.waiting:
             return route.prompted
         if decision.queue_seconds <= self.flow.policy.queue_limit:
             return False
-        return route.prompted and self._placement.saturated(decision, route, now)
+        return route.prompted and self._placement.saturated(decision, route, now, barred)
 
-    async def turn(self, route: RouteRequest, size: int) -> Decision:
+    async def turn(
+        self, route: RouteRequest, size: int, barred: Callable[[], frozenset[str]] | None = None
+    ) -> Decision:
         """Wait until the request, whose body has `size` bytes, is placed. Returns where it goes; it must be dispatched
-        there before anything is awaited. Raises `Shed`, or as `Fleet.choose` does."""
+        there before anything is awaited. `barred` gives the workers that it must not go to. Raises `Shed`, or as
+        `Fleet.choose` does."""
         arrived = self._clock()
         ended: asyncio.Future[ShedReason | None] = asyncio.get_running_loop().create_future()
 
@@ -86,7 +90,7 @@ class Admission:
             if not ended.done():
                 ended.set_result(reason)
 
-        waiting = Waiting(route, size + OVERHEAD, arrived, on_end)
+        waiting = Waiting(route, size + OVERHEAD, arrived, on_end, barred)
         self.flow.put(waiting)
         self._wake()
         name = waiting.queue.policy.name

@@ -96,6 +96,21 @@ class PromptReader:
         """What the router knows about a request for one of `PROMPTED`. If its prompt was not read, `keys` is None and
         `unread` says why. `adapter`: what a header of a request for `INVOCATIONS` names as its model. With a `clock`,
         the keys are `MeasuredKeys`."""
+        route = self.read_at_once(path, body, adapter, clock)
+        if route is not None:
+            return route
+        catalogue = self._catalogue()
+        try:
+            return await self._queue.run(
+                len(body), lambda checkpoint: self._read(path, body, catalogue, adapter, clock, checkpoint)
+            )
+        except TimeoutError:
+            return _unparsed(path, body, Unread.BUSY, adapter)
+
+    def read_at_once(
+        self, path: str, body: bytes, adapter: str | None = None, clock: Callable[[], float] | None = None
+    ) -> RouteRequest | None:
+        """As `read`; None if that would delay other requests: a thread has to read it."""
         size, catalogue = len(body), self._catalogue()
         if size > (catalogue.max_model_len or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + OTHER_FIELDS:
             return _unparsed(path, body, Unread.TOO_LONG, adapter)
@@ -105,12 +120,7 @@ class PromptReader:
                 return _no_request()
             if size <= INLINE_TEXT or _is_token_ids(fields.get("prompt")):
                 return self._route(path, fields, catalogue, adapter, clock)
-        try:
-            return await self._queue.run(
-                size, lambda checkpoint: self._read(path, body, catalogue, adapter, clock, checkpoint)
-            )
-        except TimeoutError:
-            return _unparsed(path, body, Unread.BUSY, adapter)
+        return None
 
     def _read(
         self,

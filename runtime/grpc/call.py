@@ -18,6 +18,7 @@ from runtime.grpc.frames import (
     frame,
     reset,
     trailers,
+    window_update,
 )
 from runtime.logs import EventLogger
 
@@ -123,7 +124,7 @@ class Call:
             self._acknowledge()
 
     def _acknowledge(self) -> None:
-        self._connection.window_update(self.stream, self._taken)
+        self._connection.write(window_update(self.stream, self._taken))
         self._taken = 0
 
     def pause(self) -> None:

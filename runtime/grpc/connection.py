@@ -53,7 +53,7 @@ CONNECTION_WINDOW = 2**24
 FRAME = 2**16
 """Payload that a client may put into one frame."""
 UNREAD_ACKS = 1000
-"""Acknowledgements that are written to a client that does not read, before its connection is given up."""
+"""Acknowledgements written to a client that does not read, before its connection is given up."""
 
 
 class Connection(asyncio.Protocol):
@@ -82,13 +82,16 @@ class Connection(asyncio.Protocol):
         self._leaving = False
         """The client has been asked to open no more calls."""
         self._left = False
-        """Calls that are opened now are ignored: the client knows, and asks elsewhere."""
+        """The client knows, and asks elsewhere."""
         self._timer: asyncio.TimerHandle | None = None
+        self._writes: list[bytes] = []
+        """What is written together: all that is said to what came in one read, or in one turn of the event loop."""
+        self._receiving = False
 
     # --- transport --------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # clients' connections are stream transports
+        self._transport = transport  # type: ignore[assignment]  # that of a stream
         with contextlib.suppress(OSError, AttributeError):
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.context.connections.add(self)
@@ -133,7 +136,16 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def write(self, data: bytes) -> None:
-        if not self._closed:
+        if self._closed:
+            return
+        if not self._writes and not self._receiving:
+            self._loop.call_soon(self.write_out)
+        self._writes.append(data)
+
+    def write_out(self) -> None:
+        """Give the transport what has been written."""
+        if self._writes:
+            data, self._writes = b"".join(self._writes), []
             self._transport.write(data)
 
     # --- frames -----------------------------------------------------------------------------------------
@@ -144,22 +156,28 @@ class Connection(asyncio.Protocol):
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
-        at = 0
+        self._receiving = True
         try:
-            if not self._greeted:
-                if not data.startswith(PREFACE):
-                    if not PREFACE.startswith(data):
-                        raise Broken(ErrorCode.PROTOCOL_ERROR, "this port speaks HTTP/2 with prior knowledge")
-                    self._buffer = data
-                    return
-                self._greeted = True
-                self._set_timer(None)
-                at = len(PREFACE)
-            self._frames(data, at)
+            self._receive(data)
         except Broken as broken:
             logger.debug("connection_broken", why=str(broken))
             self.write(go_away(self._last, broken.code, str(broken)))
             self._close()
+        self._receiving = False
+        self.write_out()
+
+    def _receive(self, data: bytes) -> None:
+        at = 0
+        if not self._greeted:
+            if not data.startswith(PREFACE):
+                if not PREFACE.startswith(data):
+                    raise Broken(ErrorCode.PROTOCOL_ERROR, "this port speaks HTTP/2 with prior knowledge")
+                self._buffer = data
+                return
+            self._greeted = True
+            self._set_timer(None)
+            at = len(PREFACE)
+        self._frames(data, at)
 
     def _frames(self, data: bytes, at: int) -> None:
         """The frames in `data` from `at` on. The last one may go on in what comes next."""
@@ -179,11 +197,12 @@ class Connection(asyncio.Protocol):
         if at < end:
             self._buffer = data[at:]
         if self._taken >= CONNECTION_WINDOW // 2:
-            self.window_update(0, self._taken)
+            self.write(window_update(0, self._taken))
             self._taken = 0
 
     def _close(self) -> None:
         self._closed = True
+        self.write_out()
         self._transport.close()
         self._set_timer(self.context.limits.greeting)
 
@@ -214,7 +233,7 @@ class Connection(asyncio.Protocol):
                 if not stream:
                     raise Broken(ErrorCode.PROTOCOL_ERROR, "the connection has no priority")
                 if len(payload) != 5:
-                    self._refuse(stream, ErrorCode.FRAME_SIZE_ERROR)
+                    self.write(reset(stream, ErrorCode.FRAME_SIZE_ERROR))
             case Kind.PUSH_PROMISE:
                 raise Broken(ErrorCode.PROTOCOL_ERROR, "clients push nothing")
             case _:
@@ -268,8 +287,7 @@ class Connection(asyncio.Protocol):
     def _was_reset(self, stream: int, payload: bytes) -> None:
         if len(payload) != NUMBER.size:
             raise Broken(ErrorCode.FRAME_SIZE_ERROR, "a bad RST_STREAM")
-        call = self.calls.get(stream)
-        if call is None:
+        if (call := self.calls.get(stream)) is None:
             self._closed_stream(stream, "RST_STREAM")
         else:
             self._lose(call)
@@ -351,12 +369,12 @@ class Connection(asyncio.Protocol):
         """A new call."""
         context = self.context
         if not request.valid:
-            self._refuse(stream, ErrorCode.PROTOCOL_ERROR)
+            self.write(reset(stream, ErrorCode.PROTOCOL_ERROR))
             return
         if not request.of_grpc:
             self.write(frame(Kind.HEADERS, END_HEADERS | END_STREAM, stream, NO_GRPC))
             if not flags & END_STREAM:
-                self._refuse(stream, ErrorCode.NO_ERROR)
+                self.write(reset(stream, ErrorCode.NO_ERROR))
             return
         call = Call(self, stream, self._initial_window)
         self.calls[stream] = call
@@ -386,17 +404,11 @@ class Connection(asyncio.Protocol):
             if call.flush():
                 self._waiting.pop(call.stream, None)
 
-    def window_update(self, stream: int, size: int) -> None:
-        self.write(window_update(stream, size))
-
     def reset(self, call: Call, code: ErrorCode) -> None:
         """End a call without a status."""
         if call.state is not CallState.CLOSED:
-            self._refuse(call.stream, code)
+            self.write(reset(call.stream, code))
             self._lose(call)
-
-    def _refuse(self, stream: int, code: ErrorCode) -> None:
-        self.write(reset(stream, code))
 
     def _lose(self, call: Call) -> None:
         call.advance(CallEvent.RESET)

@@ -96,7 +96,8 @@ class Bench:
         if stream.state is StreamState.COLLECTING:
             stream.receive(request_body(data))
         try:
-            answer, dispatched = await self.picker.pick(stream.request, self.now)
+            picked = self.picker.pick_at_once(stream.request, self.now)
+            answer, dispatched = picked or await self.picker.pick_later(stream.request, self.now)
         except Refusal as refusal:
             return stream, stream.refused(refusal)
         return stream, stream.routed(answer, dispatched)

@@ -100,6 +100,7 @@ class Peer:
 
     def sent(self) -> list[tuple[int, int, int, bytes]]:
         """Kind, flags, stream and payload of the frames that have come since the last call."""
+        self.connection.write_out()
         data, self.transport.written = self.transport.written, b""
         return list(frames(data))
 
