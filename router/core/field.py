@@ -157,12 +157,26 @@ class Field:
                 figures[row] = getattr(candidate, name)
         return figures
 
+    @property
+    def _even(self) -> bool:
+        """Whether no worker's factors can differ from the fleet's."""
+        prefill, decode = self._learnt.correction.prefill.log, self._learnt.correction.decode.log
+        (least_prefill, most_prefill), (least_decode, most_decode) = self._table.own_logs
+        return (
+            prefill - least_prefill < CLEAR
+            and most_prefill - prefill < CLEAR
+            and decode - least_decode < CLEAR
+            and most_decode - decode < CLEAR
+        )
+
     @cached_property
     def _factors(self) -> list[Figure]:
         """`WorkerFactor.factor` of prefills and of decoding: those of the fleet, but for the workers that may differ
         clearly."""
         correction, columns = self._learnt.correction, self._table.columns
         fleet = correction.prefill, correction.decode
+        if self._even:
+            return [fleet[0].factor, fleet[1].factor]
         apart = np.abs(columns[_LOGS] - np.array([[fleet[0].log], [fleet[1].log]]))  # and less so with time
         different = apart >= CLEAR
         if not different.any():

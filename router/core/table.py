@@ -6,7 +6,8 @@ changed (`Changes`), or whose standing ends by itself.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import math
+from collections.abc import Container, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -20,10 +21,13 @@ from router.core.worker import Worker
 Floats: TypeAlias = NDArray[np.float64]
 Rows: TypeAlias = NDArray[np.intp]
 
+_NO_LOGS = (math.inf, -math.inf), (math.inf, -math.inf)
 FEW = 8
 """The rows of so many slots or fewer are looked up one by one."""
-_UNTIL, _LATE, _FOREIGN_SECONDS, _FOREIGN = map(
-    Standing._fields.index, ("until", "late_from", "foreign_seconds", "foreign")
+TIGHTEN = 256
+"""So many refreshes apart, `Table.own_logs` is computed anew."""
+_UNTIL, _LATE, _FOREIGN_SECONDS, _FOREIGN, _PREFILL_LOG, _DECODE_LOG = map(
+    Standing._fields.index, ("until", "late_from", "foreign_seconds", "foreign", "prefill_log", "decode_log")
 )
 
 
@@ -49,6 +53,11 @@ class Table:
         """The different shapes of caches: tokens of a block, and groups."""
         self.kind: Rows = np.empty(0, np.intp)
         """Which of them each row has."""
+        self.own_logs = _NO_LOGS
+        """Bounds of the workers' own factors, of prefills and of decoding: all logarithms lie between them."""
+        self._refreshes = 0
+        self._until = NEVER
+        """When the first standing ends by itself, or earlier."""
         self._row_of: Rows = np.empty(0, np.intp)
         """By slot."""
 
@@ -58,22 +67,55 @@ class Table:
             self._rebuild()
         changed, workers = self._changes.works, self.workers
         rows = [work.row for work in changed]
-        rows += np.flatnonzero(self.columns[_UNTIL] <= now).tolist()
-        if not rows:
-            return
+        if self._until <= now:
+            rows += np.flatnonzero(self.columns[_UNTIL] <= now).tolist()
         rows = [row for row in set(rows) if workers[row] in among]
         if not rows:
             return
         standings = []
+        foreign, silent = self.foreign, self.silent
         for row in rows:
             work = workers[row].work
             standing = work.standing(workers[row].turn, now)
             standings.append(standing)
-            (self.foreign.add if standing[_FOREIGN] or standing[_FOREIGN_SECONDS] else self.foreign.discard)(row)
-            (self.silent.add if standing[_LATE] != NEVER else self.silent.discard)(row)
+            if standing[_FOREIGN] or standing[_FOREIGN_SECONDS]:
+                foreign.add(row)
+            elif foreign:
+                foreign.discard(row)
+            if standing[_LATE] != NEVER:
+                silent.add(row)
+            elif silent:
+                silent.discard(row)
             self.kind[row] = self._kind_of(work.block_size, work.groups)
             changed.discard(work)
         self.columns[:, rows] = np.array(standings).T
+        self._note(standings, now)
+
+    def _note(self, standings: Sequence[tuple[float, ...]], now: float) -> None:
+        """Widen the bounds by these standings, which have been written; now and then, and after standings have ended
+        by themselves, compute them anew."""
+        self._refreshes += 1
+        if self._until <= now or self._refreshes % TIGHTEN == 0:
+            self._until = float(self.columns[_UNTIL].min())
+            logs = self.columns[[_PREFILL_LOG, _DECODE_LOG]]
+            least, most = np.fmin.reduce(logs, 1, initial=np.inf), np.fmax.reduce(logs, 1, initial=-np.inf)
+            self.own_logs = (float(least[0]), float(most[0])), (float(least[1]), float(most[1]))
+            return
+        (least_prefill, most_prefill), (least_decode, most_decode) = self.own_logs
+        for standing in standings:
+            # Those that are not told yet are NaN, which compares as neither.
+            prefill, decode, until = standing[_PREFILL_LOG], standing[_DECODE_LOG], standing[_UNTIL]
+            if prefill < least_prefill:
+                least_prefill = prefill
+            if prefill > most_prefill:
+                most_prefill = prefill
+            if decode < least_decode:
+                least_decode = decode
+            if decode > most_decode:
+                most_decode = decode
+            if until < self._until:
+                self._until = until
+        self.own_logs = (least_prefill, most_prefill), (least_decode, most_decode)
 
     def rows_of(self, slots: int) -> Rows | list[int]:
         """The rows of the slots of a bitmask, in no order."""
@@ -93,6 +135,8 @@ class Table:
         self.columns = np.zeros((len(Standing._fields), len(self.workers)))
         self.column = dict(zip(Standing._fields, self.columns, strict=True))
         self.column["room"].fill(np.inf)
+        self.own_logs = _NO_LOGS
+        self._until = 0.0
         self.foreign.clear()
         self.silent.clear()
         self.kinds = []
