@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from router.core import strategies
 from router.core.field import Field, Figure
 from router.core.strategies import Conditions, Strategy
@@ -23,20 +25,33 @@ def least(rows: Rows, figures: Figure) -> Rows:
     return fewest
 
 
+def most(rows: Rows, figures: Figure) -> Rows:
+    """Those of the rows that have the largest figure."""
+    if isinstance(figures, float):
+        return rows
+    own = figures[rows]
+    largest: Rows = rows[own == own.max()]
+    return largest
+
+
 def _first(rows: Rows, turns: Floats) -> int:
     """The row that has waited longest; of those that never had a turn, the first."""
     return int(rows[turns[rows].argmin()])
 
 
 def cache_aware(field: Field, rows: Rows, conditions: Conditions) -> int:
-    cost = field.cost[rows]
-    rows = rows[cost <= cost.min() + conditions.tie_seconds]
+    cost = field.cost
+    if rows.size == cost.size:  # all of them, whose rows are in the order of the candidates
+        rows = np.flatnonzero(cost <= cost.min() + conditions.tie_seconds)
+    else:
+        cost = cost[rows]
+        rows = rows[cost <= cost.min() + conditions.tie_seconds]
     session = field.row_of(conditions.session_url) if conditions.session_url is not None else -1
     if conditions.session_hint and session not in least(rows, field.in_flight):
         session = -1
     if not conditions.spreading:
-        rows = least(rows, -field.matched_blocks)
-    if session in rows:
+        rows = most(rows, field.matched_blocks)
+    if session >= 0 and session in rows:
         return session
     assigned = field.assigned_seconds(rows)
     in_flight, turn = field.in_flight, field.turn
@@ -45,7 +60,7 @@ def cache_aware(field: Field, rows: Rows, conditions: Conditions) -> int:
 
 
 def longest_prefix(field: Field, rows: Rows, conditions: Conditions) -> int:
-    return _first(least(rows, -field.matched_blocks), field.turn)
+    return _first(most(rows, field.matched_blocks), field.turn)
 
 
 def round_robin(field: Field, rows: Rows, conditions: Conditions) -> int:

@@ -60,6 +60,8 @@ class Table:
         """When the first standing ends by itself, or earlier."""
         self._row_of: Rows = np.empty(0, np.intp)
         """By slot."""
+        self._sought, self._found = 0, np.empty(0, np.intp)
+        """What `rows_of` was last asked for, and its answer: many prompts begin alike."""
 
     def refresh(self, now: float, among: Container[Worker]) -> None:
         """Bring the rows of the workers `among` up to date."""
@@ -121,6 +123,11 @@ class Table:
         """The rows of the slots of a bitmask, in no order."""
         if slots.bit_count() <= FEW:
             return [int(self._row_of[slot]) for slot in bits(slots)]
+        if slots != self._sought:
+            self._sought, self._found = slots, self._rows_of_many(slots)
+        return self._found
+
+    def _rows_of_many(self, slots: int) -> Rows:
         packed = np.frombuffer(slots.to_bytes(-(-slots.bit_length() // 8), "little"), np.uint8)
         return self._row_of[np.flatnonzero(np.unpackbits(packed, bitorder="little"))]
 
@@ -142,6 +149,7 @@ class Table:
         self.kinds = []
         self.kind = np.zeros(len(self.workers), np.intp)
         self._row_of = np.zeros(1 + max((worker.view.slot for worker in self.workers), default=0), np.intp)
+        self._sought, self._found = 0, np.empty(0, np.intp)
         self._changes.works.clear()
         self.slots = 0
         for row, worker in enumerate(self.workers):

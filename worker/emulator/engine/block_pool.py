@@ -79,10 +79,8 @@ class BlockPool:
     def hits(self, keys: Iterable[BlockKey]) -> list[int]:
         """The blocks of the longest cached prefix of `keys`, which is read no further than one key past it. The blocks
         are not acquired: see `acquire`."""
-        first = self._first.get
         found: list[int] = []
-        for key in keys:
-            block = first(key)
+        for block in map(self._first.get, keys):
             if block is None:
                 break
             found.append(block)
@@ -90,8 +88,7 @@ class BlockPool:
 
     def in_use(self, blocks: Iterable[int]) -> int:
         """How many of `blocks` are in use: acquiring these takes no free block (rule 13)."""
-        refs = self._refs
-        return sum(1 for block in blocks if refs[block])
+        return sum(map(bool, map(self._refs.__getitem__, blocks)))
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """Count one more sequence as a user of these cached blocks. Free ones leave the free queue (rule 10). No
@@ -119,7 +116,7 @@ class BlockPool:
         for _ in range(count):
             held = key[block]
             if held is not None:
-                if held in duplicates:
+                if duplicates and held in duplicates:
                     self._evict_one(block, held, duplicates[held])
                 else:
                     del first[held]

@@ -208,7 +208,12 @@ class Scheduler:
         """Prompt tokens that remain to be computed: those of running sequences, and those that waiting sequences would
         need if they were admitted now without loading blocks. O(running + waiting), plus O(1) for each block by which
         the hits of waiting sequences have changed since the last call."""
-        tokens = sum(sequence.tokens - sequence.computed for sequence in self.running if sequence.state is _PREFILLING)
+        tokens, prefilling = 0, _PREFILLING
+        for sequence in self.running:
+            if sequence.state is prefilling:
+                tokens += sequence.tokens - sequence.computed
+        if not len(self.waiting):
+            return tokens
         tokens += sum(sequence.tokens - sequence.computed for sequence in self.waiting.blocked)
         cached, size = self._cache.cached, self._block_size
         for sequence in self.waiting.queued:

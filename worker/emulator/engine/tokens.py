@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 
 from kvcache.keys import BYTES_PER_TOKEN, BlockKey, CacheScope, Image, PrefixHasher, PrefixKeys, pack_tokens
 
@@ -50,8 +51,7 @@ class SequenceTokens:
 
     def each_key(self, end: int) -> Iterator[BlockKey]:
         """The keys of the first `end` blocks, each hashed when it is reached."""
-        yield from self._keys[:end]
-        yield from self._hash(end)
+        return chain(islice(self._keys, end), self._hash(end))
 
     def of_blocks(self, first: int, end: int) -> list[int]:
         """The token ids of the blocks from index `first` up to `end`."""
