@@ -339,6 +339,7 @@ class Router:
             self.fleet_sync.busy,
             self.data_plane.callers,
             self.admission,
+            self.data_plane.gate,
         )
         return self.picker
 

@@ -17,6 +17,7 @@ from router.picker.picker import Picker
 from router.picker.server import PickerLimits, PickerServer
 from router.server.admission import Admission
 from router.server.affinity import Callers
+from router.server.auth import Gate
 from router.server.models import Models
 from router.server.prompts import PromptReader
 from runtime.settings import SettingsError
@@ -38,6 +39,7 @@ def make_server(
     on_busy: Callable[[str], None],
     callers: Callers,
     admission: Admission | None,
+    gate: Gate | None,
 ) -> PickerServer:
     """A server that listens. Raises `SettingsError` for a certificate that cannot be used, `OSError` for a port."""
     counts = PickerMetrics(registry)
@@ -54,7 +56,7 @@ def make_server(
         released,
         full=settings.response_processing == "full",
     )
-    picker = Picker(following, prompts, models, recent, clock, settings.picker_fallbacks, callers, admission)
+    picker = Picker(following, prompts, models, recent, clock, settings.picker_fallbacks, callers, admission, gate)
     limits = PickerLimits(
         request_seconds=settings.body_timeout,
         answer_seconds=settings.answer_timeout,

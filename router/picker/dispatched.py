@@ -17,6 +17,7 @@ from router.core.unobserved import Ended, Unobserved
 from router.metrics import Metrics
 from router.picker.endpoints import endpoint_of
 from router.server.answer import MAX_HELD, AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
+from router.server.auth import Admitted, rate_headers
 from router.server.headers import find, retry_after
 from router.server.relay import MAX_BUFFERED, count_cached
 from runtime.http.context import Headers
@@ -84,6 +85,8 @@ class Dispatched:
     route: RouteRequest
     urls: Sequence[str]
     arrived: float
+    admitted: Admitted | None = None
+    """The API key that it was admitted with."""
     sent: float = 0.0
     state: DispatchState = DispatchState.SENT
     _ticket: Ticket = field(init=False)
@@ -106,10 +109,11 @@ class Dispatched:
         self.state = state
         return True
 
-    def answered(self, status: int, headers: Headers, served: str) -> None:
-        """The answer's headers have come: from `served`, if the gateway says who that was."""
+    def answered(self, status: int, headers: Headers, served: str) -> Headers:
+        """The answer's headers have come: from `served`, if the gateway says who that was. Returns headers to add."""
+        added = rate_headers(self.admitted.limiter, self.following.clock()) if self.admitted is not None else []
         if not self._advance(DispatchEvent.ANSWERED):
-            return
+            return added
         self._status = status
         if served and served != endpoint_of(self.decision.url):
             self._move(served)
@@ -117,13 +121,14 @@ class Dispatched:
         self._note(status, headers, engine=engine)
         if status >= 400:
             self._release(reused=engine and status < 500)
-            return
+            return added
         self._ticket.served = True
         streams = find(headers, b"content-type").startswith(b"text/event-stream")
         if self.following.full:
             self._stream = AnswerStream(MAX_HELD) if streams else None
         elif not streams:
             self._release(reused=True)  # engines answer with a whole body once it is there
+        return added
 
     def _note(self, status: int, headers: Headers, *, engine: bool) -> None:
         """Tell the fleet how the worker dealt with the request."""
@@ -200,6 +205,8 @@ class Dispatched:
         following, now = self.following, self.following.clock()
         if following.full and self._status == 200:
             usage, alone = self._usage()
+            if self.admitted is not None:
+                self.admitted.usage = usage
             count_cached(following.metrics, self.decision, self._ticket, usage, following.fleet.config.block_size, now)
             if usage is not None and alone and self.route.reported is None:
                 self._ticket.finished(now, usage)
@@ -223,8 +230,15 @@ class Dispatched:
             decode = chosen.decode_seconds if chosen is not None else 0.0
             ends = self.sent + self.decision.predicted_ttft + decode
             self.following.unobserved.add(self.decision.url, self._ticket, self.sent, ends)
+            self._settle()
 
     def _release(self, *, reused: bool) -> None:
         if self._advance(DispatchEvent.OVER):
             self._ticket.release(self.following.clock(), reused=reused)
             self.following.released(Ended.RESPONSE)
+            self._settle()
+
+    def _settle(self) -> None:
+        """The key has paid for what is known of the request."""
+        if self.admitted is not None:
+            self.admitted.settle(self._status, self.following.clock())

@@ -19,6 +19,8 @@ from router.picker.endpoints import endpoint_of, ineligible, listed, ranked
 from router.picker.stream import Answer, PickRequest, Refusal
 from router.server.admission import SHED_HEADER, Admission, Shed
 from router.server.affinity import ANY_CALLERS, Callers, named_response, with_headers, with_request_id
+from router.server.auth import CLIENT_ERROR, CREDENTIALS, Gate, RateExceeded, Unauthorized
+from router.server.cors import is_preflight
 from router.server.headers import find
 from router.server.models import Models
 from router.server.own_answers import response_not_found
@@ -43,6 +45,25 @@ class Picker:
     """How requests say who sends them."""
     admission: Admission | None = None
     """Flow control."""
+    gate: Gate | None = None
+    """Whose requests are answered; None: everybody's."""
+
+    def admit(self, request: PickRequest) -> None:
+        """Ask a request whose headers have come for its API key. Raises `Refusal`."""
+        if self.gate is None or is_preflight(request.method, request.headers):
+            return
+        metrics = self.following.metrics
+        try:
+            request.admitted = self.gate.admit(request.headers)
+        except Unauthorized as error:
+            metrics.unauthorized.labels(error.why.value).inc()
+            raise Refusal(error.shaped(request.path), "unauthorized", error.headers) from None
+        except RateExceeded as error:
+            raise self._limited(error, request) from None
+
+    def _limited(self, error: RateExceeded, request: PickRequest) -> Refusal:
+        self.following.metrics.rate_limited.labels(error.limit.value).inc()
+        return Refusal(error.shaped(request.path), "rate_limited", error.headers)
 
     def pick_at_once(self, request: PickRequest, arrived: float) -> tuple[Answer, Dispatched] | None:
         """Where the request goes; it counts as sent from now on. None if something has to be waited for, which
@@ -65,7 +86,16 @@ class Picker:
             read = await self.prompts.read(path, request.body, _adapter(path, request))
             route = self._stated(read, request)
             picked = self._place(route, request, arrived)
-        return picked or self._send(route, await self._turn(route, request), request, arrived)
+        if picked is not None:
+            return picked
+        sent = False
+        try:
+            picked = self._send(route, await self._turn(route, request), request, arrived)
+            sent = True
+        finally:
+            if not sent:
+                self._give_back(request)
+        return picked
 
     def _stated(self, route: RouteRequest, request: PickRequest) -> RouteRequest:
         """A request whose prompt has been read, with what its headers state."""
@@ -80,14 +110,30 @@ class Picker:
 
     def _place(self, route: RouteRequest, request: PickRequest, arrived: float) -> tuple[Answer, Dispatched] | None:
         """Where the request goes; None if it has to wait for its turn, with `request.route` then."""
+        if request.admitted is not None:
+            route = request.admitted.route(route)
         if (error := self.models.refuse(route)) is not None:
             raise Refusal(error, "model")
-        decision, excluded = self._choose(route, request.subset)
-        admission = self.admission
-        if admission is not None and admission.must_wait(decision, route, self.clock(), excluded):
-            request.route = route
-            return None
-        return self._send(route, decision, request, arrived)
+        if request.admitted is not None:
+            try:
+                request.admitted.charge(route, len(request.body), self.clock())
+            except RateExceeded as exceeded:
+                raise self._limited(exceeded, request) from None
+        try:
+            decision, excluded = self._choose(route, request.subset)
+            admission = self.admission
+            if admission is not None and admission.must_wait(decision, route, self.clock(), excluded):
+                request.route = route
+                return None
+            return self._send(route, decision, request, arrived)
+        except Refusal:
+            self._give_back(request)
+            raise
+
+    def _give_back(self, request: PickRequest) -> None:
+        """The request goes nowhere: its key has not to pay for it."""
+        if request.admitted is not None:
+            request.admitted.settle(CLIENT_ERROR, self.clock())
 
     async def _turn(self, route: RouteRequest, request: PickRequest) -> Decision:
         """The decision, once it is the request's turn."""
@@ -118,9 +164,10 @@ class Picker:
         body = None
         if route.stores and request.whole:
             body = with_request_id(request.body, response_id(uuid4().hex, decision.url))
-        answer = Answer(listed(urls), headers, body)
+        admitted = request.admitted
+        answer = Answer(listed(urls), headers, body, CREDENTIALS if self.gate is not None else ())
         try:
-            dispatched = Dispatched(self.following, decision, route, urls, arrived)
+            dispatched = Dispatched(self.following, decision, route, urls, arrived, admitted)
         except UnknownWorker as error:
             raise _no_endpoint("The chosen worker has just left.", 1.0) from error
         if route.prompted:

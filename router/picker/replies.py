@@ -48,7 +48,7 @@ _REQUEST_HEADERS, _RESPONSE_HEADERS, _REQUEST_BODY, _RESPONSE_BODY, _REQUEST_TRA
 _IMMEDIATE, _DYNAMIC_METADATA = 7, 8
 _RESPONSE = 1  # of HeadersResponse, BodyResponse
 _HEADER_MUTATION, _BODY_MUTATION, _CLEAR_ROUTE_CACHE = 2, 3, 5  # of CommonResponse
-_SET_HEADERS = 1
+_SET_HEADERS, _REMOVE_HEADERS = 1, 2  # of HeaderMutation
 _HEADER, _APPEND_ACTION = 1, 3  # of HeaderValueOption
 _KEY, _RAW_VALUE = 1, 3  # of HeaderValue
 _WHOLE, _STREAMED = 1, 3  # of BodyMutation
@@ -68,14 +68,14 @@ _CLEARS = _number(_CLEAR_ROUTE_CACHE, 1)
 _ENDS = _number(_END_OF_STREAM, 1)
 
 
-def _mutation(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """`HeaderMutation`: these headers replace what there is."""
-    return b"".join(
-        [
-            _field(_SET_HEADERS, _field(_HEADER, _field(_KEY, name) + _field(_RAW_VALUE, value)) + _REPLACES)
-            for name, value in headers
-        ]
-    )
+def _mutation(headers: Iterable[tuple[bytes, bytes]], removed: Iterable[bytes] = ()) -> bytes:
+    """`HeaderMutation`: these headers replace what there is, and those go."""
+    fields = [
+        _field(_SET_HEADERS, _field(_HEADER, _field(_KEY, name) + _field(_RAW_VALUE, value)) + _REPLACES)
+        for name, value in headers
+    ]
+    fields += [_field(_REMOVE_HEADERS, name) for name in removed]
+    return b"".join(fields)
 
 
 def _entry(name: str, value: bytes) -> bytes:
@@ -89,15 +89,15 @@ def _destination(endpoints: str) -> bytes:
     return _field(_DYNAMIC_METADATA, _entry(METADATA, _field(_STRUCT, chosen)))
 
 
-def routed(endpoints: str, headers: Headers) -> bytes:
+def routed(endpoints: str, headers: Headers, removed: Iterable[bytes] = ()) -> bytes:
     """The answer to a request's headers: where it goes."""
-    common = _field(_HEADER_MUTATION, _mutation(headers)) + _CLEARS
+    common = _field(_HEADER_MUTATION, _mutation(headers, removed)) + _CLEARS
     return _field(_REQUEST_HEADERS, _field(_RESPONSE, common)) + _destination(endpoints)
 
 
-def routed_by_body(endpoints: str, headers: Headers, body: bytes | None) -> bytes:
+def routed_by_body(endpoints: str, headers: Headers, body: bytes | None, removed: Iterable[bytes] = ()) -> bytes:
     """The answer to a buffered body: where the request goes, and its new body, if it has one."""
-    common = _field(_HEADER_MUTATION, _mutation(headers))
+    common = _field(_HEADER_MUTATION, _mutation(headers, removed))
     if body is not None:
         common += _field(_BODY_MUTATION, _field(_WHOLE, body))
     return _field(_REQUEST_BODY, _field(_RESPONSE, common + _CLEARS)) + _destination(endpoints)

@@ -93,9 +93,12 @@ class _Served:
             return
         stream, server = self.stream, self._server
         try:
-            if stream.state is StreamState.OPEN:
+            begins = stream.state is StreamState.OPEN
+            if begins:
                 server.check(len(data))
             replies = stream.receive(ProcessingRequest.FromString(data))
+            if begins:
+                server.picker.admit(stream.request)
             if stream.state is StreamState.DECIDING:
                 picked = server.picker.pick_at_once(stream.request, self._arrived)
                 if picked is None:

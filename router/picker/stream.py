@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from router.core.decision import RouteRequest
 from router.picker import replies
 from router.picker.endpoints import DESTINATION, METADATA, SERVED, namespace, subset_of
 from router.picker.protocol import BodyMode
+from router.server.auth import Admitted
 from router.server.headers import find
 from router.server.prompts import MESSAGES
 from runtime.http.context import Headers
@@ -112,6 +113,8 @@ class PickRequest:
     whole: bool = True
     """The body was not cut off by the gateway, and is seen before the decision."""
     subset: frozenset[str] | None = None
+    admitted: Admitted | None = None
+    """The API key that it was admitted with, if keys are asked for."""
     route: RouteRequest | None = None
     """What it is known to ask, while it waits for its turn."""
 
@@ -125,12 +128,16 @@ class Answer:
     """Set in the request, beside the destination."""
     body: bytes | None = None
     """The request's new body; None: it stays as it is."""
+    removed: Collection[bytes] = ()
+    """Headers that the worker does not get."""
 
 
 class Follower(Protocol):
     """What is told how a routed request is answered."""
 
-    def answered(self, status: int, headers: Headers, served: str) -> None: ...
+    def answered(self, status: int, headers: Headers, served: str) -> Headers:
+        """The answer's headers have come, from `served` (empty: unknown). Returns those to add."""
+
     def piece(self, data: bytes) -> None: ...
     def complete(self) -> None: ...
     def lost(self) -> None: ...
@@ -260,15 +267,15 @@ class Stream:
         if (mode == FULL_DUPLEX and not self._trailers) or answer.body is not None:
             headers.append((b"content-length", b"%d" % len(body)))
         if mode in _BY_HEADERS:
-            sent = [replies.routed(answer.endpoints, headers)]
+            sent = [replies.routed(answer.endpoints, headers, answer.removed)]
         elif mode == FULL_DUPLEX:
-            sent = [replies.routed(answer.endpoints, headers)]
+            sent = [replies.routed(answer.endpoints, headers, answer.removed)]
             if body or not self._trailers:
                 sent.extend(replies.request_pieces(body, last=not self._trailers))
             if self._trailers:
                 sent.append(replies.REQUEST_TRAILERS)
         else:
-            sent = [replies.routed_by_body(answer.endpoints, headers, answer.body)]
+            sent = [replies.routed_by_body(answer.endpoints, headers, answer.body, answer.removed)]
         self._release_body()
         if not self._follows:
             self.end()
@@ -298,16 +305,16 @@ class Stream:
         headers = _headers(message.response_headers)
         served = _served(message)
         status = find(headers, b":status")
-        follower = self.follower
+        follower, added = self.follower, []
         if follower is not None:
-            follower.answered(int(status) if status.isdigit() else 0, headers, served)
+            added = follower.answered(int(status) if status.isdigit() else 0, headers, served)
             if message.response_headers.end_of_stream:
                 follower.complete()
         if not self._full or self._response_mode == BodyMode.NONE or message.response_headers.end_of_stream:
             self.end()
         if self._conformance and served:
-            return [replies.response_headers([(CONFORMANCE_SERVED, served.encode())])]
-        return [replies.RESPONSE_HEADERS]
+            added = [*added, (CONFORMANCE_SERVED, served.encode())]
+        return [replies.response_headers(added) if added else replies.RESPONSE_HEADERS]
 
     def _response_body(self, body: Any) -> list[bytes]:
         if self.state is not StreamState.ANSWERING:

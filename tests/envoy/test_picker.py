@@ -104,6 +104,23 @@ async def test_the_conformance_tests_choose_and_see_who_served(start_gateway: St
 
 
 @pytest.mark.parametrize("modes", [pytest.param(DUPLEX, id="full duplex"), pytest.param(BUFFERED, id="buffered")])
+async def test_keys_are_asked_for_and_no_worker_sees_one(
+    start_gateway: StartGateway, tmp_path: Path, modes: Modes
+) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": [{"key": "sk-0123456789abcdef", "tenant": "a", "requests_per_minute": 1}]}))
+    async with fake_workers(good) as workers, start_gateway(workers, modes, api_keys_file=keys) as behind:
+        client = behind.gateway.client
+        refused = await behind.complete("x" * 100_000)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        client.headers["authorization"] = "Bearer sk-0123456789abcdef"
+        assert (await behind.complete()).status_code == 200
+        limited = await behind.complete()
+        assert (limited.status_code, limited.headers["x-ratelimit-limit-requests"]) == (429, "1")
+        assert [each.header("authorization") for each in workers[0].received] == [None]
+
+
+@pytest.mark.parametrize("modes", [pytest.param(DUPLEX, id="full duplex"), pytest.param(BUFFERED, id="buffered")])
 async def test_answers_are_whole_when_they_come_at_once(start_gateway: StartGateway, modes: Modes) -> None:
     """Of an answer that overtook the end of the picker's stream, the gateway would lose the body."""
     async with fake_workers(good, good) as workers, start_gateway(workers, modes) as behind:

@@ -8,7 +8,7 @@ _found = classes(
     {
         "HeaderValue": "string key=1, string value=2, bytes raw_value=3",
         "HeaderValueOption": "HeaderValue header=1, enum append_action=3",
-        "HeaderMutation": "HeaderValueOption* set_headers=1",
+        "HeaderMutation": "HeaderValueOption* set_headers=1, string* remove_headers=2",
         "StreamedBodyResponse": "bytes body=1, bool end_of_stream=2",
         "BodyMutation": "bytes body=1|, StreamedBodyResponse streamed_response=3|",
         "CommonResponse": "HeaderMutation header_mutation=2, BodyMutation body_mutation=3, bool clear_route_cache=5",

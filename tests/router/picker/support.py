@@ -93,9 +93,10 @@ class Bench:
             headers.setdefault("mode", BodyMode.BUFFERED)
         data = orjson.dumps(body if body is not None else {"prompt": "One two three", "max_tokens": 4})
         stream.receive(request_headers(**headers))
-        if stream.state is StreamState.COLLECTING:
-            stream.receive(request_body(data))
         try:
+            self.picker.admit(stream.request)
+            if stream.state is StreamState.COLLECTING:
+                stream.receive(request_body(data))
             picked = self.picker.pick_at_once(stream.request, self.now)
             answer, dispatched = picked or await self.picker.pick_later(stream.request, self.now)
         except Refusal as refusal:
