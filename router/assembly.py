@@ -26,6 +26,7 @@ from router.core.decision import RecentDecisions
 from router.core.fleet import Fleet
 from router.core.outliers import OutlierPolicy
 from router.core.retries import Refusals, RetryBudget, RetryPolicy
+from router.credentials import certificate_files, key_file
 from router.discovery.merged import MergedDiscovery
 from router.discovery.sources import Discovery, FileDiscovery, StaticDiscovery
 from router.live.endpoints import LiveEndpoints
@@ -38,7 +39,6 @@ from router.server.affinity import Callers
 from router.server.auth import Gate
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
-from router.server.key_file import KeyFile, KeyFileError
 from router.server.management import Management
 from router.server.models import Models
 from router.server.prompts import PromptReader
@@ -55,12 +55,14 @@ from router.upstream.pool import ConnectionPool
 from runtime.draining import Drain, DrainPolicy
 from runtime.http.hosts import HostCheck
 from runtime.http.server import HttpLimits
+from runtime.http.tls import TlsPort
 from runtime.logs import EventLogger, LogFormat
-from runtime.settings import SettingsError
+from runtime.tls import CertificateFiles
 
 if TYPE_CHECKING:
     from router.discovery.kubernetes import Replacement
     from router.picker.server import PickerServer
+    from router.server.key_file import KeyFile
     from router.server.tracing import Tracing
 
 logger = EventLogger(__name__)
@@ -167,16 +169,6 @@ def access_log(settings: Settings, digests: Digests, metrics: Metrics) -> Access
     blocks, size = settings.access_log_blocks, settings.block_size
     output = io.FileIO(sys.stdout.fileno(), "w", closefd=False)
     return AccessLog(output, form, digests, metrics, blocks=blocks, block_size=size)
-
-
-def key_file(settings: Settings, clock: Callable[[], float]) -> KeyFile | None:
-    """The API keys that the settings name; None: none are asked for. Raises `SettingsError`."""
-    if settings.api_keys_file is None:
-        return None
-    try:
-        return KeyFile(settings.api_keys_file, clock)
-    except KeyFileError as error:
-        raise SettingsError(f"--api-keys-file {settings.api_keys_file} cannot be used: {error}") from None
 
 
 TRACING_CLOSE = 3.0
@@ -303,6 +295,9 @@ class Router:
             callers=callers,
             api_keys=self.keys.public if self.keys is not None else None,
         )
+        self.certificates = certificate_files(
+            "data", "--tls-cert-path", settings.tls_cert_path, self.metrics, settings.tls_client_ca
+        )
         self._peers = other_routers(settings)
         gatherer = Gatherer(
             self.fleet,
@@ -321,14 +316,32 @@ class Router:
         self._ticker = Ticker(self.fleet, self.in_flight, self.metrics, clock, self._fell_silent)
         self._tasks: list[asyncio.Task[None]] = []
         self.picker: PickerServer | None = None
+        self._picker_certificates: CertificateFiles | None = None
+
+    def tls_port(self) -> TlsPort | None:
+        """How the data port speaks TLS; None: it does not."""
+        if (files := self.certificates) is None:
+            return None
+        metrics, settings = self.metrics, self._settings
+        return TlsPort(
+            lambda: files.context,
+            settings.tls_handshake_timeout,
+            settings.tls_max_handshakes,
+            on_done=lambda version: metrics.tls_handshakes.labels(version).inc(),
+            on_failure=lambda failure: metrics.tls_failures.labels(failure.value).inc(),
+        )
 
     def picker_server(self) -> PickerServer:
         """A server of the endpoint picker, which shares everything with the data port. Raises `SettingsError` or
         `OSError` if it cannot listen."""
         from router.picker.assembly import make_server  # gRPC takes 30 MB and 0.2 s
 
+        settings = self._settings
+        if settings.picker_tls:
+            self._picker_certificates = certificate_files("picker", "--cert-path", settings.cert_path, self.metrics)
         self.picker = make_server(
-            self._settings,
+            settings,
+            self._picker_certificates,
             self.fleet,
             self.prompts,
             self.data_plane.models,
@@ -361,9 +374,13 @@ class Router:
             asyncio.create_task(self.fleet_sync.follow(self._source)),
             asyncio.create_task(self._ticker.run()),
             asyncio.create_task(self.live.gatherer.record()),
-            *((asyncio.create_task(self.keys.follow()),) if self.keys is not None else ()),
+            *(asyncio.create_task(each.follow()) for each in self._files() if each is not None),
             *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
         ]
+
+    def _files(self) -> tuple[KeyFile | CertificateFiles | None, ...]:
+        """The files that are read again when they change."""
+        return self.keys, self.certificates, self._picker_certificates
 
     async def drain(self, policy: DrainPolicy, cut_short: asyncio.Event) -> None:
         """Wait until requests are sent elsewhere, within the limits of `policy` (`runtime.draining`)."""

@@ -36,6 +36,7 @@ def _data_server(router: Router, settings: Settings, data_socket: socket.socket)
         cancel_on_disconnect=True,
         on_refusal=router.refused,
         refusal_headers=router.cors.headers,
+        tls=router.tls_port(),
     )
 
 
@@ -66,6 +67,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         "router_started",
         host=settings.host,
         port=data.port if data is not None else None,
+        tls=settings.tls_cert_path is not None,
         management_port=management.port,
         mode=settings.mode,
         picker_port=picker.port if picker is not None else None,

@@ -180,6 +180,20 @@ class Settings(ChatSettings):
         "no key is asked for, and workers get what clients send",
     )
 
+    tls_cert_path: Path | None = Field(
+        None,
+        description="directory with tls.crt and tls.key: the data port speaks HTTPS (docs/security.md). They are read "
+        "again when they change",
+    )
+    tls_client_ca: Path | None = Field(
+        None,
+        description="file with the certificates (PEM) of the authorities one of which must have signed each client's",
+    )
+    tls_handshake_timeout: PositiveFloat = Field(10.0, description="seconds that a TLS handshake may take")
+    tls_max_handshakes: PositiveInt = Field(
+        512, description="TLS handshakes at once; one more takes the place of the oldest"
+    )
+
     allowed_paths: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="paths passed on beside those of inference APIs, such as /v1/load_lora_adapter; separate by commas",
@@ -352,6 +366,8 @@ class Settings(ChatSettings):
         }
         if settings.total_body_bytes < settings.max_body_bytes:
             raise SettingsError("--max-total-body-bytes must have room for one body of --max-body-bytes")
+        if settings.tls_client_ca is not None and settings.tls_cert_path is None:
+            raise SettingsError("--tls-client-ca goes with --tls-cert-path, the router's own certificate")
         given = [flag for flag, used in lists.items() if used]
         if len(given) > 1:
             raise SettingsError(f"{' and '.join(given)} name {len(given)} lists of workers: use one of them")

@@ -60,6 +60,36 @@ class SecretKey(SpecModel):
     """Key in it."""
 
 
+class Named(SpecModel):
+    """A Secret in the namespace of the KVCluster."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+    """Name of the Secret."""
+
+
+class Authorities(Named):
+    """Certificates of authorities in a Secret in the namespace of the KVCluster."""
+
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = "ca.crt"
+    """Key in it that holds them, in PEM."""
+
+
+class Tls(SpecModel):
+    """HTTPS at the routers' data port: see `docs/security.md`."""
+
+    secret_ref: Named | None = None
+    """The Secret of type `kubernetes.io/tls` with certificate and key. It must exist before the routers start, and is
+    followed when it changes. Default: plain HTTP."""
+    client_ca_secret_ref: Annotated[Authorities | None, Field(alias="clientCASecretRef")] = None
+    """Authorities one of which must have signed each client's certificate. Default: clients need none."""
+
+    @model_validator(mode="after")
+    def _clients_need_a_server(self) -> Tls:
+        if self.client_ca_secret_ref is not None and self.secret_ref is None:
+            raise rule_broken("clientCASecretRef", "goes with a certificate of the routers' own: set secretRef")
+        return self
+
+
 class Auth(SpecModel):
     """Who may send requests to the routers: see `docs/security.md`."""
 

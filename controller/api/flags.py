@@ -58,8 +58,8 @@ REFUSED_FLAGS: Mapping[tuple[str, ...], str] = {
     (
         "--ssl-*",
         "--enable-ssl-refresh",
-    ): "routers and probes speak plain HTTP to workers: terminate TLS in front of "
-    "the routers (spec.router.ingress, spec.router.httpRoute)",
+    ): "routers and probes speak plain HTTP to workers: terminate TLS at the routers "
+    "(spec.router.tls), or in front of them (spec.router.ingress, spec.router.httpRoute)",
     ("--api-key", "--root-path"): _NO_KEY,
     ("--disable-log-stats", "--no-enable-prompt-tokens-details"): "queues and hit rates are read from what this "
     "turns off: remove it",

@@ -31,7 +31,7 @@ from controller.api.common import (
     rule_broken,
 )
 from controller.api.cpu_cache import CpuCache
-from controller.api.exposure import Auth, HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service
+from controller.api.exposure import Auth, HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service, Tls
 from controller.api.flow_control import FlowControl
 from controller.api.gateway import Gateway
 from controller.api.latency import Latency
@@ -59,8 +59,9 @@ SCRATCH_VOLUME = "tmp"
 CPU_CACHE_VOLUME = "cpu-cache"
 """The pods of vLLM with `engine.cpuCache` have one of this name."""
 ADAPTERS_VOLUME = "kvcluster-adapters"
-KEYS_VOLUME = "kvcluster-keys"
 """Worker pods have a volume of this name where the spec lists adapters."""
+KEYS_VOLUME, TLS_VOLUME = "kvcluster-keys", "kvcluster-tls"
+"""Router pods have volumes of these names where the spec names API keys and a certificate."""
 MAX_DATA_PARALLEL = 64
 """Each engine has a port for its events in the pod."""
 MAX_NAME_LENGTH = 45
@@ -243,6 +244,8 @@ class Router(Placement):
     """Other KVClusters behind the same endpoint: the `model` of a request decides. See `docs/operator.md`."""
     auth: Annotated[Auth, CLUSTER_ONLY] = Auth()
     """API keys of the data port."""
+    tls: Annotated[Tls, CLUSTER_ONLY] = Tls()
+    """HTTPS at the data port."""
     service: Annotated[Service, CLUSTER_ONLY] = Service()
     """The Service in front of the routers."""
     ingress: Annotated[Ingress | None, CLUSTER_ONLY] = None
@@ -360,7 +363,7 @@ class KVClusterSpec(SpecModel):
     @model_validator(mode="after")
     def _volumes_have_names_of_their_own(self) -> KVClusterSpec:
         own = "the pods' own: call yours otherwise"
-        seen = dict.fromkeys((SCRATCH_VOLUME, ADAPTERS_VOLUME, KEYS_VOLUME), own)
+        seen = dict.fromkeys((SCRATCH_VOLUME, ADAPTERS_VOLUME, KEYS_VOLUME, TLS_VOLUME), own)
         seen |= {CPU_CACHE_VOLUME: own} if self.engine.cpu_cache else {}
         for part, volumes in (("model", self.model.volumes), ("workers", self.workers.volumes)):
             for index, volume in enumerate(volumes):

@@ -103,6 +103,13 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
             ".parentRefs",
         ),
     ),
+    ("spec", "router", "tls"): (
+        Rule(
+            "!has(self.clientCASecretRef) || has(self.secretRef)",
+            "goes with a certificate of the routers' own: set secretRef",
+            ".clientCASecretRef",
+        ),
+    ),
     ("spec", "router", "service"): (
         Rule(
             "!has(self.loadBalancerClass) || self.type == 'LoadBalancer'",

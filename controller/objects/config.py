@@ -46,6 +46,12 @@ KEYS_FOLDER, KEYS_FILE = "/run/kvcluster-keys", "keys.yaml"
 """Where router pods find the API keys. They are no part of their settings: a change rolls nothing."""
 
 
+TLS_FILES = ("tls.crt", "tls.key")
+"""The keys of a Secret of type `kubernetes.io/tls`."""
+TLS_FOLDER, CLIENT_CA_FILE = "/run/kvcluster-tls", "client-ca.crt"
+"""Where router pods find their certificate and the authorities of clients' certificates, which roll nothing either."""
+
+
 def build_adapters_config_map(cluster: Cluster) -> tuple[Object, ...]:
     """The ConfigMap with the list of LoRA adapters, where the spec has any."""
     if not cluster.spec.model.adapters:
@@ -80,6 +86,10 @@ def _router_settings(cluster: Cluster) -> dict[str, str]:
     }
     if cluster.spec.router.auth.keys_secret_ref is not None:
         own["api-keys-file"] = f"{KEYS_FOLDER}/{KEYS_FILE}"
+    if cluster.spec.router.tls.secret_ref is not None:
+        own["tls-cert-path"] = TLS_FOLDER
+    if cluster.spec.router.tls.client_ca_secret_ref is not None:
+        own["tls-client-ca"] = f"{TLS_FOLDER}/{CLIENT_CA_FILE}"
     if cluster.spec.gateway.inference_pool:
         own |= {"mode": "both", "picker-port": str(PICKER_PORT)}
     return environment("ROUTER", router_settings(cluster.spec) | own)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from controller.api.model import KEYS_VOLUME, EngineType
-from controller.objects.config import KEYS_FILE, KEYS_FOLDER
+from controller.api.model import KEYS_VOLUME, TLS_VOLUME, EngineType
+from controller.objects.config import CLIENT_CA_FILE, KEYS_FILE, KEYS_FOLDER, TLS_FILES, TLS_FOLDER
 from controller.objects.names import (
     HTTP,
     MANAGEMENT,
@@ -44,7 +44,7 @@ def build_router_deployment(cluster: Cluster) -> Object:
     wait = FIRST_WORKER_SECONDS[cluster.spec.engine.type]
     startup = build_startup_probe(f"/started?wait={wait}", MANAGEMENT, timeout=wait + ANSWER_SECONDS)
     picker = {PICKER: PICKER_PORT} if cluster.spec.gateway.inference_pool else {}
-    volumes, mounts = _keys_volume(cluster)
+    secrets = (*_keys_volume(cluster), *_tls_volume(cluster))
     process = build_container(
         cluster,
         Component.ROUTER,
@@ -56,14 +56,14 @@ def build_router_deployment(cluster: Cluster) -> Object:
         env=container_env(cluster.spec.model.env, router.env),
         probes=build_probes(MANAGEMENT, readiness="/ready", liveness="/health", startup=startup),
         resources=container_resources(router),
-        volume_mounts=mounts,
+        volume_mounts=[mount for _, mount in secrets],
     )
     template = build_pod_template(
         cluster,
         Component.ROUTER,
         router,
         containers=[process],
-        volumes=volumes,
+        volumes=[volume for volume, _ in secrets],
         scrape_port=MANAGEMENT_PORT,
         grace_seconds=drain + SHUTDOWN_MARGIN,
         service_account=cluster.object_name(Component.ROUTER),
@@ -81,25 +81,46 @@ def build_router_deployment(cluster: Cluster) -> Object:
     }
 
 
-def _keys_volume(cluster: Cluster) -> tuple[list[Object], list[Object]]:
-    """The volume with the API keys and its mount: a folder, because a mounted single file never changes."""
+Mounted = tuple[Object, Object]
+"""A volume and where the router's container mounts it: a folder, because a mounted single file never changes."""
+
+
+def _mounted(name: str, folder: str, source: Object) -> Mounted:
+    return {"name": name, **source}, {"name": name, "mountPath": folder, "readOnly": True}
+
+
+def _keys_volume(cluster: Cluster) -> tuple[Mounted, ...]:
+    """The API keys."""
     wanted = cluster.spec.router.auth.keys_secret_ref
     if wanted is None:
-        return [], []
+        return ()
     items = [{"key": wanted.key, "path": KEYS_FILE}]
-    volume = {"name": KEYS_VOLUME, "secret": {"secretName": wanted.name, "items": items}}
-    return [volume], [{"name": KEYS_VOLUME, "mountPath": KEYS_FOLDER, "readOnly": True}]
+    return (_mounted(KEYS_VOLUME, KEYS_FOLDER, {"secret": {"secretName": wanted.name, "items": items}}),)
+
+
+def _tls_volume(cluster: Cluster) -> tuple[Mounted, ...]:
+    """The certificate, its key, and the authorities of clients' certificates."""
+    tls = cluster.spec.router.tls
+    if tls.secret_ref is None:
+        return ()
+    own = [{"key": name, "path": name} for name in TLS_FILES]
+    sources = [{"secret": {"name": tls.secret_ref.name, "items": own}}]
+    if (authorities := tls.client_ca_secret_ref) is not None:
+        items = [{"key": authorities.key, "path": CLIENT_CA_FILE}]
+        sources.append({"secret": {"name": authorities.name, "items": items}})
+    return (_mounted(TLS_VOLUME, TLS_FOLDER, {"projected": {"sources": sources}}),)
 
 
 def build_router_service(cluster: Cluster) -> Object:
     """The Service that clients talk to: the OpenAI API and nothing else."""
     wanted = cluster.spec.router.service
+    protocol = {"appProtocol": "https"} if cluster.spec.router.tls.secret_ref is not None else {}
     return {
         **_annotated(cluster, "v1", "Service", wanted.annotations),
         "spec": {
             "type": wanted.type,
             "selector": cluster.selector(Component.ROUTER),
-            "ports": [{"name": HTTP, "port": ROUTER_PORT, "targetPort": HTTP, "protocol": "TCP"}],
+            "ports": [{"name": HTTP, "port": ROUTER_PORT, "targetPort": HTTP, "protocol": "TCP", **protocol}],
             **({} if wanted.load_balancer_class is None else {"loadBalancerClass": wanted.load_balancer_class}),
             **ip_families(cluster),
         },

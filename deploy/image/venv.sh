@@ -15,7 +15,7 @@ trap 'rm -rf "$copy"' EXIT
 # pip stays outside: it is not needed once the packages are in.
 "$python" -m venv --without-pip "$venv"
 "$python" -m pip --disable-pip-version-check --python "$venv/bin/python" install --quiet --no-compile \
-  "${copy}[otel,picker${extras:+,$extras}]"
+  "${copy}[otel,picker,tls${extras:+,$extras}]"
 
 packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 find "$packages" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +

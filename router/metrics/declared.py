@@ -142,6 +142,22 @@ class Metrics:
         )
         self.unauthorized = rare("unauthorized", "Requests without a valid API key, by what is wrong with it.", "why")
         self.rate_limited = rare("rate_limited", "Requests beyond the rate of their API key, by which rate.", "limit")
+        self.tls_handshakes = rare("tls_handshakes", "TLS connections of clients, by version.", "version")
+        self.tls_failures = rare(
+            "tls_handshake_failures", "Connections to the data port that did not become TLS, by why.", "reason"
+        )
+        self.certificate_expires = Gauge(
+            PREFIX + "tls_certificate_expires_timestamp_seconds",
+            "When the certificate in use ends (Unix time), by the port that uses it.",
+            ("port",),
+            registry=registry,
+        )
+        self.certificate_unusable = Gauge(
+            PREFIX + "tls_certificate_unusable",
+            "1 while the files of a certificate cannot be used, so that the one read before stays in use; else 0.",
+            ("port",),
+            registry=registry,
+        )
         self.access_log_dropped = counter(
             "access_log_dropped",
             "Requests that the access log left out because lines could not be written, or not so fast.",

@@ -20,8 +20,7 @@ from router.server.affinity import Callers
 from router.server.auth import Gate
 from router.server.models import Models
 from router.server.prompts import PromptReader
-from runtime.settings import SettingsError
-from runtime.tls import CertificateFiles, Certificates, SelfSigned, TlsError
+from runtime.tls import CertificateFiles, SelfSigned
 
 if TYPE_CHECKING:
     from router.settings import Settings
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 def make_server(
     settings: Settings,
+    certificates: CertificateFiles | None,
     fleet: Fleet,
     prompts: PromptReader,
     models: Models,
@@ -41,7 +41,7 @@ def make_server(
     admission: Admission | None,
     gate: Gate | None,
 ) -> PickerServer:
-    """A server that listens. Raises `SettingsError` for a certificate that cannot be used, `OSError` for a port."""
+    """A server that listens. Raises `OSError` if it cannot."""
     counts = PickerMetrics(registry)
 
     def released(why: Ended) -> None:
@@ -70,19 +70,8 @@ def make_server(
     server.listen(
         settings.picker_host,
         settings.picker_port,
-        _certificates(settings),
+        (certificates or SelfSigned()) if settings.picker_tls else None,
         settings.picker_socket,
         settings.picker_health_port,
     )
     return server
-
-
-def _certificates(settings: Settings) -> Certificates | None:
-    if not settings.picker_tls:
-        return None
-    if settings.cert_path is None:
-        return SelfSigned()
-    try:
-        return CertificateFiles(settings.cert_path)
-    except TlsError as error:
-        raise SettingsError(f"--cert-path: {error}") from None

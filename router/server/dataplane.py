@@ -27,6 +27,7 @@ from router.server.record import RequestRecord
 from router.server.recorder import Recorder
 from router.upstream.interface import UpstreamRequest
 from runtime.http.context import Headers
+from runtime.http.tls import CLIENT_IDENTITY
 
 _IN_PATH = "/!$&'()*+,;=:@"
 """The characters that a path may hold besides letters, digits and `-._~` (RFC 3986 3.3): others are percent-encoded."""
@@ -149,6 +150,8 @@ class DataPlane:
             route = replace(route, rank=rank)
         if admitted is not None:
             route = admitted.route(route)
+        elif "extensions" in scope and (client := scope["extensions"].get(CLIENT_IDENTITY)):
+            route = replace(route, caller=replace(route.caller, tenant=client))
         if record is not None:
             record.read(route, request_id)
         if (refusal := self.models.refuse(route)) is not None:

@@ -16,6 +16,7 @@ from runtime.http.context import Headers, ServerContext, ServerState
 from runtime.http.limits import Refusal
 from runtime.http.reader import RequestReader
 from runtime.http.request import AnswerState, ServerRequest
+from runtime.http.tls import CLIENT_IDENTITY, identity
 from runtime.logs import EventLogger
 
 logger = EventLogger(__name__)
@@ -91,8 +92,10 @@ class ServerConnection(asyncio.Protocol):
     away does not move the timer: the timer then runs out too early, and is set anew.
     """
 
-    def __init__(self, context: ServerContext, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, context: ServerContext, loop: asyncio.AbstractEventLoop, refusal: Refusal | None = None) -> None:
+        """`refusal`: how the connection is answered, whatever it asks for."""
         self._context = context
+        self._refusal = refusal
         self._limits = context.limits
         self._loop = loop
         self._reading = ReadState.IDLE
@@ -162,8 +165,15 @@ class ServerConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # clients' connections are stream transports
         server, client = (_address(transport.get_extra_info(name)) for name in ("sockname", "peername"))
-        self._reader = RequestReader(self, self._context, {"server": server, "client": client})
+        scope: Scope = {"server": server, "client": client, "scheme": "http"}
+        if (session := transport.get_extra_info("ssl_object")) is not None:
+            scope["scheme"] = "https"
+            scope["extensions"] = {CLIENT_IDENTITY: identity(session.getpeercert())}
+        self._reader = RequestReader(self, self._context, scope)
         self._context.connections.add(self)
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+            return
         self._set_deadline()
         self._set_timer()
 
@@ -325,7 +335,8 @@ class ServerConnection(asyncio.Protocol):
             self._request.keep_alive = False
             return
         self._transport.write(refusal.raw([*context.common_headers(), *context.refusal_headers(self._reader.headers)]))
-        self._transport.write_eof()
+        if self._transport.can_write_eof():  # TLS has no half-closed connections
+            self._transport.write_eof()
         self._set_timer()
 
     # --- stopping ---

@@ -40,7 +40,7 @@ class RequestReader:
         self._events = events
         self._context = context
         self._limits = context.limits
-        self._common_scope = {**scope, "type": "http", "asgi": _ASGI, "scheme": "http", "root_path": ""}
+        self._common_scope = {**scope, "type": "http", "asgi": _ASGI, "root_path": ""}
         self._parser = httptools.HttpRequestParser(self)
         self._refusal: Refusal | None = None
         self._declining = False

@@ -19,12 +19,15 @@ from starlette.types import ASGIApp
 
 from runtime.http.connection import ServerConnection
 from runtime.http.context import Headers, ServerContext, ServerEvent
-from runtime.http.limits import HttpLimits
+from runtime.http.limits import HttpLimits, Refusal
 from runtime.http.request import AnswerAborted
+from runtime.http.tls import TlsListener, TlsPort
 from runtime.sockets import BACKLOG
 
 __all__ = ["AnswerAborted", "HttpLimits", "HttpServer"]
 
+HANDSHAKE_GRACE = 1.0
+"""Seconds that a TLS handshake under way may take when a server stops: a request may follow it."""
 QUIET_BEFORE_CLOSING = 0.25
 """Seconds an idle connection stays open at shutdown, so that a request already on its way is answered; and for as long
 after the last request that came on any of them: a client that goes on sending takes its idle connections one by one,
@@ -37,8 +40,8 @@ class HttpServer:
     `cancel_on_disconnect` cancels the app's task when its client leaves; otherwise the app learns of it from
     `receive()` (`http.disconnect`) or from `OSError` out of `send()`. `on_refusal` is called with the status of every
     request refused here, `refusal_headers` with such a request's headers (lower-case names, as far as they were read):
-    what it returns the answer carries. A body is `bytes`, or `bytearray` if it came in several pieces. ASGI's lifespan
-    protocol is not spoken: whoever starts the server owns what the app needs.
+    what it returns the answer carries. With `tls` the port speaks nothing else. A body is `bytes`, or `bytearray` if it
+    came in several pieces. ASGI's lifespan protocol is not spoken: whoever starts the server owns what the app needs.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class HttpServer:
         cancel_on_disconnect: bool = False,
         on_refusal: Callable[[int], None] = lambda status: None,
         refusal_headers: Callable[[Headers], Headers] = lambda headers: [],
+        tls: TlsPort | None = None,
     ) -> None:
         self._sock = sock
         self.port: int = sock.getsockname()[1]
@@ -60,7 +64,9 @@ class HttpServer:
             on_refusal=on_refusal,
             refusal_headers=refusal_headers,
         )
+        self._tls = tls
         self._listener: asyncio.Server | None = None
+        self._tls_listener: TlsListener | None = None
 
     @property
     def in_flight(self) -> int:
@@ -77,9 +83,20 @@ class HttpServer:
         """Open client connections."""
         return len(self._context.connections)
 
+    @property
+    def handshakes(self) -> int:
+        """TLS handshakes under way."""
+        return self._tls_listener.handshakes if self._tls_listener is not None else 0
+
     async def start(self) -> None:
         """Accept connections from now on."""
         loop = asyncio.get_running_loop()
+        if self._tls is not None:
+            refusals = {True: None, False: Refusal(400, "This port speaks HTTPS only: use an https:// address.")}
+            self._tls_listener = TlsListener(
+                self._sock, self._tls, lambda secure: ServerConnection(self._context, loop, refusals[secure])
+            )
+            return
         self._listener = await loop.create_server(
             lambda: ServerConnection(self._context, loop), sock=self._sock, backlog=BACKLOG
         )
@@ -105,6 +122,9 @@ class HttpServer:
         if self._listener is not None:
             self._listener.close()
         end = loop.time() + grace
+        if self._tls_listener is not None:
+            self._tls_listener.close()
+            await self._tls_listener.finish(min(HANDSHAKE_GRACE, grace))
         await self._until_closed(min(QUIET_BEFORE_CLOSING, grace))
         while context.connections and (now := loop.time()) < end:
             if context.arrived_at <= (quiet_since := now - QUIET_BEFORE_CLOSING):

@@ -39,6 +39,7 @@ EVERYTHING: dict[str, Any] = {
         "replicas": 2,
         "service": {"type": "LoadBalancer", "annotations": {"lb": "internal"}, "loadBalancerClass": "example.com/lb"},
         "ingress": {"host": "llm.example.com", "className": "nginx", "tlsSecret": "cert", "annotations": {"a": "b"}},
+        "tls": {"secretRef": {"name": "cert"}, "clientCASecretRef": {"name": "clients", "key": "roots.pem"}},
         "httpRoute": {"parentRefs": [{"name": "gateway"}], "hostnames": ["llm.example.com"], "path": "/rag"},
     },
     "network": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]},

@@ -373,3 +373,28 @@ def test_routers_alone_get_the_api_keys_in_a_folder_that_follows_the_secret():
     assert made["ConfigMap/rag-router"]["data"]["ROUTER_API_KEYS_FILE"] == f"{mount['mountPath']}/keys.yaml"
     assert "api-keys" not in json.dumps(made["Deployment/rag-worker"])
     assert "ROUTER_API_KEYS_FILE" not in objects()["ConfigMap/rag-router"]["data"]
+
+
+def test_routers_alone_get_the_certificate_in_a_folder_that_follows_its_secrets(monkeypatch):
+    wanted = {"secretRef": {"name": "cert"}, "clientCASecretRef": {"name": "clients", "key": "roots.pem"}}
+    made = objects(router={"tls": wanted})
+    pod = made["Deployment/rag-router"]["spec"]["template"]["spec"]
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "kvcluster-tls"]
+    own = [{"key": name, "path": name} for name in ("tls.crt", "tls.key")]
+    clients = [{"key": "roots.pem", "path": "client-ca.crt"}]
+    assert volume["projected"]["sources"] == [
+        {"secret": {"name": "cert", "items": own}},
+        {"secret": {"name": "clients", "items": clients}},
+    ]
+    (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "kvcluster-tls"]
+    assert mount["readOnly"]
+    for name, value in made["ConfigMap/rag-router"]["data"].items():
+        monkeypatch.setenv(name, value)
+    settings = RouterSettings.load([])
+    assert str(settings.tls_cert_path) == mount["mountPath"]
+    assert str(settings.tls_client_ca) == f"{mount['mountPath']}/client-ca.crt"
+    assert made["Service/rag-router"]["spec"]["ports"][0]["appProtocol"] == "https"
+    assert "kvcluster-tls" not in json.dumps(made["Deployment/rag-worker"])
+    plain = objects()
+    assert "appProtocol" not in plain["Service/rag-router"]["spec"]["ports"][0]
+    assert not [name for name in plain["ConfigMap/rag-router"]["data"] if name.startswith("ROUTER_TLS")]

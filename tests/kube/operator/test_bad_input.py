@@ -72,6 +72,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"router": {"flowControl": {"classes": [{"name": "a", "priority": 1}, {"name": "a", "priority": 0}]}}},
         "spec.router.flowControl.classes[1]", "Duplicate",
     ),
+    "clients' certificates without one of the routers": (
+        {"router": {"tls": {"clientCASecretRef": {"name": "clients"}}}},
+        "spec.router.tls.clientCASecretRef", "set secretRef",
+    ),
     "a route to nowhere": ({"router": {"httpRoute": {"parentRefs": []}}}, "spec.router.httpRoute.parentRefs", "1"),
     "a variable given twice": (
         {"engine": {"env": [{"name": "A"}, {"name": "A", "value": "b"}]}}, "spec.engine.env[1]", "Duplicate",

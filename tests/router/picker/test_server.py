@@ -22,7 +22,7 @@ from kvcache.tokens.tokenizer import Tokenizer
 from router.metrics.picker import PickerMetrics
 from router.picker.protocol import ProcessingRequest
 from router.picker.server import SERVICE, PickerLimits, PickerServer
-from runtime.tls import CertificateFiles, KeyPair, TlsError, self_signed
+from runtime.tls import CertificateFiles, KeyPair, self_signed
 from tests.processes import eventually
 from tests.router.picker.messages import destination, request_body, request_headers
 from tests.router.picker.responses import ProcessingResponse
@@ -222,14 +222,6 @@ async def test_a_certificate_is_read_again_when_it_changes(tokenizer: Tokenizer,
         await reach(second)
         (tmp_path / "tls.key").write_bytes(first.key)  # it does not match: the last good pair stays
         await reach(second)
-
-
-def test_a_certificate_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(TlsError, match=r"must hold tls\.crt and tls\.key"):
-        CertificateFiles(tmp_path)
-    write(tmp_path, KeyPair(self_signed("a").certificate, self_signed("b").key))
-    with pytest.raises(TlsError, match="no certificate and its key"):
-        CertificateFiles(tmp_path)
 
 
 async def test_a_unix_socket_that_was_left_behind_is_replaced(tokenizer: Tokenizer, tmp_path: Path) -> None:
