@@ -99,20 +99,23 @@ async def discovery(settings: Settings, priorities: dict[str, int]) -> Discovery
 
     Raises `SettingsError` if it is Kubernetes and its API server cannot be found.
     """
+    place = settings.kubernetes_namespace, settings.kubernetes_kubeconfig
+    if settings.objectives_pool is not None:
+        from router.discovery.objectives import ObjectiveWatch, WithObjectives
+        from router.discovery.pool_api import find_pool
+
+        api = await find_pool(settings.objectives_pool, *place, setting="--objectives-pool")
+        workers = await discovery(settings.model_copy(update={"objectives_pool": None}), priorities)
+        return WithObjectives(workers, ObjectiveWatch(api, priorities))
     if settings.kubernetes_service:
         from router.discovery.kubernetes import KubernetesDiscovery, find_service  # 14 MB and 0.15 s
 
-        sources = [
-            KubernetesDiscovery(
-                await find_service(service, settings.kubernetes_namespace, settings.kubernetes_kubeconfig)
-            )
-            for service in settings.kubernetes_service
-        ]
+        sources = [KubernetesDiscovery(await find_service(service, *place)) for service in settings.kubernetes_service]
         return sources[0] if len(sources) == 1 else MergedDiscovery(sources)
     if settings.inference_pool is not None:
-        from router.discovery.inference_pool import InferencePoolDiscovery, find_pool
+        from router.discovery.inference_pool import InferencePoolDiscovery
+        from router.discovery.pool_api import find_pool
 
-        place = settings.kubernetes_namespace, settings.kubernetes_kubeconfig
         return InferencePoolDiscovery(await find_pool(settings.inference_pool, *place), priorities)
     if settings.workers_file is not None:
         return FileDiscovery(settings.workers_file)

@@ -76,6 +76,12 @@ class Settings(ChatSettings):
         max_length=253,
         description="InferencePool whose pods are the workers, one for each of its target ports; it is watched",
     )
+    objectives_pool: str | None = Field(
+        None,
+        pattern=POOL_NAME,
+        max_length=253,
+        description="InferencePool whose InferenceObjectives give priorities, where another source names the workers",
+    )
     kubernetes_namespace: str | None = Field(
         None, pattern=DNS_LABEL, description="its namespace; default: the pod's own, else the kubeconfig context's"
     )

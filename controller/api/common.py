@@ -102,13 +102,13 @@ class Placement(SpecModel):
     """Resources of each pod's container."""
     node_selector: Annotated[dict[str, str], CLUSTER_ONLY] = Field(default_factory=dict)
     """Labels a node must have."""
-    tolerations: Annotated[list[Toleration], CLUSTER_ONLY] = Field(default_factory=list)
+    tolerations: Annotated[list[Toleration], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
     """Taints that are accepted."""
     affinity: Annotated[RawObject, CLUSTER_ONLY] = Field(default_factory=dict)
     """Kubernetes affinity, passed on as it is."""
     topology_spread_constraints: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
     """Kubernetes topology spread constraints, passed on as they are. Default: spread over nodes where possible."""
-    priority_class_name: Annotated[str | None, CLUSTER_ONLY] = None
+    priority_class_name: Annotated[Annotated[str, Field(max_length=253)] | None, CLUSTER_ONLY] = None
     """PriorityClass of the pods."""
     pod_metadata: Annotated[PodMetadata, CLUSTER_ONLY] = PodMetadata()
     """Labels and annotations added to each pod."""

@@ -30,7 +30,13 @@ _MAP_LISTS: Mapping[tuple[str, ...], list[str]] = {
     **{("spec", "router", "flowControl", part): ["name"] for part in ("classes", "objectives")},
 }
 """Lists whose items have a key: two managers can own different items, and a key cannot be given twice."""
-_SET_LISTS = frozenset({("spec", "engine", "imagePullSecrets"), ("spec", "model", "servedNames")})
+_SET_LISTS = frozenset(
+    {
+        ("spec", "engine", "imagePullSecrets"),
+        ("spec", "engine", "external", "ports"),
+        ("spec", "model", "servedNames"),
+    }
+)
 
 COLUMNS = (
     ("Strategy", "string", ".spec.router.strategy", "How a worker is chosen", 0),

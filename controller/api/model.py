@@ -32,6 +32,7 @@ from controller.api.common import (
 )
 from controller.api.cpu_cache import CpuCache
 from controller.api.exposure import Auth, HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service, Tls
+from controller.api.external import External, check_external
 from controller.api.flow_control import FlowControl
 from controller.api.gateway import Gateway
 from controller.api.latency import Latency
@@ -73,6 +74,7 @@ class EngineType(StrEnum):
 
     EMULATOR = "emulator"
     VLLM = "vllm"
+    EXTERNAL = "external"
 
 
 def _known_profile(name: str) -> str:
@@ -97,7 +99,7 @@ class Model(SpecModel):
     """Names under which requests may ask for the model; answers carry the first. Default: `name`."""
     tokenizer: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """`gpt2` (bundled, works offline), a folder with a tokenizer.json, or a Hugging Face id. Default: `gpt2` for the
-    emulator, the model's own for `vllm`."""
+    emulator, otherwise the model's own."""
     adapters: list[Adapter] = Field(default_factory=list, max_length=64)
     """LoRA adapters that every worker loads at its start, and when this list changes: see `docs/operator.md`."""
     profile: Annotated[
@@ -141,8 +143,9 @@ class Engine(SpecModel):
     """What runs in each worker."""
 
     type: Annotated[EngineType, Field(strict=False)] = EngineType.EMULATOR
-    """`emulator` (no GPU) or `vllm` (needs a cluster)."""
-    image: Annotated[Annotated[str, Field(min_length=1)] | None, CLUSTER_ONLY] = None
+    """`emulator` (no GPU), `vllm` (needs a cluster), or `external`: pods that somebody else runs."""
+    external: Annotated[External | None, CLUSTER_ONLY] = None
+    image: Annotated[Annotated[str, Field(min_length=1, max_length=1024)] | None, CLUSTER_ONLY] = None
     """Container image of the workers. Default: the release's own for `emulator`, a pinned vLLM for `vllm`."""
     image_pull_policy: Annotated[PullPolicy | None, CLUSTER_ONLY] = None
     """When the image is pulled. Default: the controller's setting for its own image, else Kubernetes' default."""
@@ -203,7 +206,7 @@ class Workers(Placement):
     """Further volumes of each pod, as Kubernetes writes them: a model cache, shared memory."""
     volume_mounts: Annotated[list[RawObject], CLUSTER_ONLY] = Field(default_factory=list, max_length=64)
     """Where the engine's container mounts them."""
-    runtime_class_name: Annotated[str | None, CLUSTER_ONLY] = None
+    runtime_class_name: Annotated[Annotated[str, Field(max_length=253)] | None, CLUSTER_ONLY] = None
     """RuntimeClass of the pods (`nvidia`, on some clusters)."""
     security_context: Annotated[RawObject, CLUSTER_ONLY] = Field(default_factory=dict)
     """Security context of the engine's container, over its default: `{runAsNonRoot: true, runAsUser: 1000}` lets vLLM,
@@ -304,7 +307,12 @@ class KVClusterSpec(SpecModel):
         """What turns prompts into token ids: as given, else `gpt2`, or the model's own where that is loaded."""
         if self.model.tokenizer is not None:
             return self.model.tokenizer
-        return self.loaded_model if self.engine.type is EngineType.VLLM else "gpt2"
+        return "gpt2" if self.engine.type is EngineType.EMULATOR else self.loaded_model
+
+    @property
+    def is_external(self) -> bool:
+        """Whether somebody else runs the engines."""
+        return self.engine.type is EngineType.EXTERNAL
 
     @property
     def max_model_len(self) -> int:
@@ -383,6 +391,11 @@ class KVClusterSpec(SpecModel):
                 raise rule_broken(
                     f"model.adapters[{index}].name", "is a name of the model itself: call the adapter otherwise"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _suits_whose_engines_they_are(self) -> KVClusterSpec:
+        check_external(self)
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from controller.api.external import (
+    FOREIGN_ONLY,
+    NO_MODEL,
+    NO_PODS,
+    NOT_OURS,
+    SERVES_A_POOL,
+    TWO_SOURCES,
+)
 from controller.api.flags import (
     OWNED_FLAGS,
     OWNED_VARIABLES,
@@ -36,6 +44,56 @@ _ONE_SOURCE = Rule(
     "!has(self.valueFrom) || !has(self.value) || size(self.value) == 0",
     "cannot be used beside value: remove one of the two",
     ".valueFrom",
+)
+
+
+def _unless_external(expression: str) -> str:
+    return f"self.engine.type != 'external' || ({expression})"
+
+
+def _absent(part: str, *names: str) -> str:
+    return " && ".join(f"!has({part}.{name})" for name in names)
+
+
+def _empty(part: str, *names: str) -> str:
+    return " && ".join(f"(!has({part}.{name}) || size({part}.{name}) == 0)" for name in names)
+
+
+_POOL = "has(self.gateway.inferencePoolRef)"
+_EXTERNAL = (
+    Rule(
+        "self.engine.type == 'external' || !has(self.engine.external)",
+        FOREIGN_ONLY,
+        ".engine.external",
+    ),
+    Rule(f"self.engine.type == 'external' || !{_POOL}", FOREIGN_ONLY, ".gateway.inferencePoolRef"),
+    Rule(_unless_external(f"has(self.engine.external) || {_POOL}"), NO_PODS, ".engine.external"),
+    Rule(f"!has(self.engine.external) || !{_POOL}", TWO_SOURCES, ".gateway.inferencePoolRef"),
+    Rule(f"!{_POOL} || {_empty('self.router', 'serves')}", SERVES_A_POOL, ".router.serves"),
+    Rule(_unless_external("has(self.model.name)"), NO_MODEL, ".model.name"),
+    Rule(_unless_external("self.workers.replicas == 1"), NOT_OURS, ".workers.replicas"),
+    Rule(_unless_external("!has(self.autoscaling)"), NOT_OURS, ".autoscaling"),
+    Rule(_unless_external(_empty("self.model", "adapters")), NOT_OURS, ".model.adapters"),
+    Rule(
+        _unless_external(
+            "self.engine.speed == 1.0 && self.engine.generator == 'sampler' && self.engine.seed == 0 && "
+            "self.engine.meanOutputTokens == 128 && self.engine.dataParallel.size == 1 && "
+            f"{_absent('self.engine', 'image', 'imagePullPolicy', 'cpuCache', 'maxLoras')} && "
+            f"{_empty('self.engine', 'env')}"
+        ),
+        "image, imagePullPolicy, speed, generator, seed, meanOutputTokens, dataParallel, cpuCache, maxLoras and env: "
+        f"{NOT_OURS}",
+        ".engine",
+    ),
+    Rule(
+        _unless_external(
+            f"{_empty('self.workers', 'tolerations', 'topologySpreadConstraints', 'volumes', 'volumeMounts')} && "
+            f"{_absent('self.workers', 'affinity', 'priorityClassName', 'runtimeClassName', 'securityContext')}"
+        ),
+        "tolerations, topologySpreadConstraints, volumes, volumeMounts, affinity, priorityClassName, runtimeClassName "
+        f"and securityContext: {NOT_OURS}",
+        ".workers",
+    ),
 )
 
 _VARIABLE = (
@@ -77,10 +135,18 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
         ),
         Rule(
             "self.cache.blockSize == oldSelf.cache.blockSize || "
-            "(oldSelf.workers.replicas == 0 && !has(oldSelf.autoscaling))",
+            "(oldSelf.workers.replicas == 0 && !has(oldSelf.autoscaling)) || oldSelf.engine.type == 'external'",
             "cannot be changed while workers run, for workers and routers must agree on it: remove spec.autoscaling, "
             "set spec.workers.replicas to 0, change it, and scale up again",
             ".cache.blockSize",
+        ),
+        *_EXTERNAL,
+    ),
+    ("spec", "engine", "external"): (
+        Rule(
+            "!has(self.feedPort) || !(self.feedPort in self.ports)",
+            "is a port of the engines: give that of the agent, or none",
+            ".feedPort",
         ),
     ),
     ("spec", "network"): (
@@ -98,9 +164,14 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
     ),
     ("spec", "gateway"): (
         Rule(
-            "!has(self.parentRefs) || size(self.parentRefs) == 0 || self.inferencePool",
+            "!has(self.parentRefs) || size(self.parentRefs) == 0 || self.inferencePool || has(self.inferencePoolRef)",
             "a route needs a pool to lead to: set inferencePool to true",
             ".parentRefs",
+        ),
+        Rule(
+            "!self.inferencePool || !has(self.inferencePoolRef)",
+            "cannot be used beside inferencePool: remove one of the two",
+            ".inferencePoolRef",
         ),
     ),
     ("spec", "router", "tls"): (

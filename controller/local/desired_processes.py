@@ -53,6 +53,11 @@ def check(manifest: KVCluster) -> None:
         raise LocalModeError(
             "spec.engine.type: vllm engines need a cluster with GPUs; set it to emulator to run the manifest here"
         )
+    if manifest.spec.is_external:
+        raise LocalModeError(
+            "spec.engine.type: external names pods, which only a cluster has; a router without a manifest takes "
+            "engines that run here: python -m router.main --workers http://127.0.0.1:8000"
+        )
     if manifest.spec.workers.replicas == 0:
         raise LocalModeError("spec.workers.replicas: 0 leaves nothing to run here; set it to 1 or more")
 

@@ -17,9 +17,13 @@ from controller.objects.names import (
     Object,
 )
 
+OBJECTIVE_GROUPS = ("llm-d.ai", "inference.networking.x-k8s.io")
+"""API groups that InferenceObjectives may be in."""
+
 
 def build_router_rbac(cluster: Cluster) -> tuple[Object, ...]:
-    """ServiceAccount, Role and RoleBinding: a router may list and watch the EndpointSlices of its namespace only."""
+    """ServiceAccount, Role and RoleBinding: what a router may list and watch in its namespace, and nothing else. That
+    is EndpointSlices; with a pool its objectives, too; with somebody else's also that pool and its pods."""
     name = cluster.object_name(Component.ROUTER)
     account = cluster.new_object("v1", "ServiceAccount", Component.ROUTER)
     role = cluster.new_object("rbac.authorization.k8s.io/v1", "Role", Component.ROUTER)
@@ -28,7 +32,7 @@ def build_router_rbac(cluster: Cluster) -> tuple[Object, ...]:
         {**account, "automountServiceAccountToken": False},
         {
             **role,
-            "rules": [{"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]}],
+            "rules": _router_rules(cluster),
         },
         {
             **binding,
@@ -36,6 +40,19 @@ def build_router_rbac(cluster: Cluster) -> tuple[Object, ...]:
             "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": cluster.namespace}],
         },
     )
+
+
+def _router_rules(cluster: Cluster) -> list[Object]:
+    gateway = cluster.spec.gateway
+    followed: dict[tuple[str, ...], str] = {("discovery.k8s.io",): "endpointslices"}
+    if gateway.picks:
+        followed[OBJECTIVE_GROUPS] = "inferenceobjectives"
+    if gateway.inference_pool_ref is not None:
+        followed |= {("",): "pods", ("inference.networking.k8s.io",): "inferencepools"}
+    return [
+        {"apiGroups": list(groups), "resources": [resource], "verbs": ["list", "watch"]}
+        for groups, resource in followed.items()
+    ]
 
 
 def build_network_policies(cluster: Cluster) -> tuple[Object, ...]:
@@ -47,12 +64,13 @@ def build_network_policies(cluster: Cluster) -> tuple[Object, ...]:
     worker_ports = [WORKER_PORT, *([FEED_PORT] if cluster.spec.engine.type is EngineType.VLLM else [])]
     routers = {"podSelector": {"matchLabels": cluster.selector(Component.ROUTER)}}
     management = _ingress([*_controller_peers(cluster), routers, *policy.scrapers], MANAGEMENT_PORT)
-    gateway = cluster.spec.gateway.inference_pool
+    gateway = cluster.spec.gateway.picks
     data = _from_clients(cluster, ROUTER_PORT, *([PICKER_PORT] if gateway else []))
     # A gateway sends requests to the workers themselves.
     direct = [_from_clients(cluster, WORKER_PORT)] if gateway else []
+    workers = _build_policy(cluster, Component.WORKER, [_ingress([routers, *policy.scrapers], *worker_ports), *direct])
     return (
-        _build_policy(cluster, Component.WORKER, [_ingress([routers, *policy.scrapers], *worker_ports), *direct]),
+        *(() if cluster.spec.is_external else (workers,)),
         _build_policy(cluster, Component.ROUTER, [data, management]),
     )
 

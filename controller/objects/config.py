@@ -26,6 +26,15 @@ def replay_port(spec: KVClusterSpec) -> int:
     return EVENTS_PORT + spec.engine.data_parallel.size
 
 
+def worker_service_suffixes(spec: KVClusterSpec) -> tuple[str, ...]:
+    """What the names of the workers' Services end with: one for each port of the engines, the first one empty. None
+    where a pool says which pods the workers are."""
+    if not spec.is_external:
+        return ("",)
+    ports = spec.engine.external.ports if spec.engine.external is not None else []
+    return tuple(f"-{port}" if index else "" for index, port in enumerate(ports))
+
+
 def build_config_map(cluster: Cluster, component: Component) -> Object:
     """The ConfigMap with the settings of a component's pods."""
     return {**cluster.new_object("v1", "ConfigMap", component), "data": settings(cluster, component)}
@@ -71,12 +80,13 @@ def digest(content: Mapping[str, object]) -> str:
 
 
 def _router_settings(cluster: Cluster) -> dict[str, str]:
-    others = cluster.spec.router.serves
+    others, pool = cluster.spec.router.serves, cluster.spec.gateway.inference_pool_ref
+    own_services = [cluster.object_name(Component.WORKER, suffix) for suffix in worker_service_suffixes(cluster.spec)]
     tokenizers = [f"{other.model}={other.tokenizer}" for other in others if other.model is not None]
     own = {
-        "kubernetes-service": ",".join(
-            [cluster.object_name(Component.WORKER), *(f"{other.cluster}-{Component.WORKER}" for other in others)]
-        ),
+        "kubernetes-service": ",".join([*own_services, *(f"{other.cluster}-{Component.WORKER}" for other in others)])
+        or None,
+        "inference-pool": pool.name if pool is not None else None,
         "model-tokenizers": ",".join(tokenizers) or None,
         "kubernetes-namespace": cluster.namespace,
         "kubernetes-own-service": cluster.object_name(Component.ROUTER),
@@ -90,8 +100,10 @@ def _router_settings(cluster: Cluster) -> dict[str, str]:
         own["tls-cert-path"] = TLS_FOLDER
     if cluster.spec.router.tls.client_ca_secret_ref is not None:
         own["tls-client-ca"] = f"{TLS_FOLDER}/{CLIENT_CA_FILE}"
-    if cluster.spec.gateway.inference_pool:
+    if cluster.spec.gateway.picks:
         own |= {"mode": "both", "picker-port": str(PICKER_PORT)}
+    if cluster.spec.gateway.inference_pool:
+        own["objectives-pool"] = cluster.object_name(Component.WORKER)
     return environment("ROUTER", router_settings(cluster.spec) | own)
 
 

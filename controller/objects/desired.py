@@ -14,21 +14,22 @@ from controller.objects.routers import (
     build_router_service,
 )
 from controller.objects.scaling import build_autoscalers, build_disruption_budget
-from controller.objects.workers import build_worker_deployment, build_worker_service
+from controller.objects.workers import build_worker_deployments, build_worker_services
 
 
 def desired_objects(cluster: Cluster) -> tuple[Object, ...]:
     """All objects that should exist for this cluster, dependencies first. Each is annotated with its own digest."""
+    own = (Component.ROUTER,) if cluster.spec.is_external else tuple(Component)
     objects = (
         *build_router_rbac(cluster),
-        *(build_config_map(cluster, component) for component in Component),
+        *(build_config_map(cluster, component) for component in own),
         *build_adapters_config_map(cluster),
         *build_network_policies(cluster),
-        build_worker_service(cluster),
+        *build_worker_services(cluster),
         build_router_service(cluster),
         build_router_management_service(cluster),
-        *(build_disruption_budget(cluster, component) for component in Component),
-        build_worker_deployment(cluster),
+        *(build_disruption_budget(cluster, component) for component in own),
+        *build_worker_deployments(cluster),
         build_router_deployment(cluster),
         *build_router_entrances(cluster),
         *build_gateway_objects(cluster),

@@ -11,9 +11,16 @@ POOL_API = "inference.networking.k8s.io/v1"
 def build_gateway_objects(cluster: Cluster) -> tuple[Object, ...]:
     """The picker's Service, the InferencePool and the HTTPRoute, as far as the spec asks for them."""
     wanted = cluster.spec.gateway
-    if not wanted.inference_pool:
+    if not wanted.picks:
         return ()
-    return (_build_picker_service(cluster), _build_pool(cluster), *_build_route(cluster))
+    pools = (_build_pool(cluster),) if wanted.inference_pool else ()
+    return (_build_picker_service(cluster), *pools, *_build_route(cluster))
+
+
+def pool_name(cluster: Cluster) -> str:
+    """Name of the InferencePool of the workers: the operator's own, or the one that somebody else owns."""
+    reference = cluster.spec.gateway.inference_pool_ref
+    return cluster.object_name(Component.WORKER) if reference is None else reference.name
 
 
 def _build_picker_service(cluster: Cluster) -> Object:
@@ -32,6 +39,15 @@ def _build_picker_service(cluster: Cluster) -> Object:
 
 
 def _build_pool(cluster: Cluster) -> Object:
+    pods = cluster.spec.engine.external
+    labels, ports = (
+        (cluster.selector(Component.WORKER), [WORKER_PORT])
+        if pods is None
+        else (
+            pods.selector.match_labels,
+            pods.ports,
+        )
+    )
     picker = {
         "group": "",
         "kind": "Service",
@@ -42,8 +58,8 @@ def _build_pool(cluster: Cluster) -> Object:
     return {
         **cluster.new_object(POOL_API, "InferencePool", Component.WORKER),
         "spec": {
-            "selector": {"matchLabels": cluster.selector(Component.WORKER)},
-            "targetPorts": [{"number": WORKER_PORT}],
+            "selector": {"matchLabels": labels},
+            "targetPorts": [{"number": port} for port in ports],
             "endpointPickerRef": picker,
         },
     }
@@ -56,7 +72,7 @@ def _build_route(cluster: Cluster) -> tuple[Object, ...]:
     pool = {
         "group": POOL_API.partition("/")[0],
         "kind": "InferencePool",
-        "name": cluster.object_name(Component.WORKER),
+        "name": pool_name(cluster),
     }
     rule = {"matches": [{"path": {"type": "PathPrefix", "value": "/"}}], "backendRefs": [pool]}
     route = cluster.new_object("gateway.networking.k8s.io/v1", "HTTPRoute", Component.ROUTER, "-gateway")

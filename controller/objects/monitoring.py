@@ -15,6 +15,8 @@ def build_pod_monitors(cluster: Cluster) -> tuple[Object, ...]:
     if not cluster.spec.monitoring.pod_monitor:
         return ()
     feeds = (FEED,) if cluster.spec.engine.type is EngineType.VLLM else ()
+    if cluster.spec.is_external:  # the pods are their owner's to monitor
+        return (_build_pod_monitor(cluster, Component.ROUTER, (MANAGEMENT,)),)
     return (
         _build_pod_monitor(cluster, Component.ROUTER, (MANAGEMENT,)),
         _build_pod_monitor(cluster, Component.WORKER, (HTTP, *feeds)),

@@ -28,7 +28,7 @@ from controller.objects.pods import (
     ip_families,
 )
 
-FIRST_WORKER_SECONDS = {EngineType.EMULATOR: 30, EngineType.VLLM: 900}
+FIRST_WORKER_SECONDS = {EngineType.EMULATOR: 30, EngineType.VLLM: 900, EngineType.EXTERNAL: 30}
 """How long a router that has just started may wait for its first worker before it counts as not ready: the time that
 the engine takes to start, including the loading of its model."""
 ANSWER_SECONDS = 5
@@ -43,7 +43,7 @@ def build_router_deployment(cluster: Cluster) -> Object:
     # meanwhile, and find the first worker up to two seconds late.
     wait = FIRST_WORKER_SECONDS[cluster.spec.engine.type]
     startup = build_startup_probe(f"/started?wait={wait}", MANAGEMENT, timeout=wait + ANSWER_SECONDS)
-    picker = {PICKER: PICKER_PORT} if cluster.spec.gateway.inference_pool else {}
+    picker = {PICKER: PICKER_PORT} if cluster.spec.gateway.picks else {}
     secrets = (*_keys_volume(cluster), *_tls_volume(cluster))
     process = build_container(
         cluster,

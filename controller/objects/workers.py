@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from controller.api.model import ADAPTERS_VOLUME, CPU_CACHE_VOLUME, EngineType, KVClusterSpec
-from controller.objects.config import ADAPTERS_FOLDER, EVENTS_PORT, replay_port
+from controller.objects.config import ADAPTERS_FOLDER, EVENTS_PORT, replay_port, worker_service_suffixes
 from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Component, Object
 from controller.objects.pods import (
     SCRATCH_MOUNT,
@@ -46,8 +46,12 @@ _POD_SECURITY_FIELDS = ("fsGroup", "fsGroupChangePolicy", "supplementalGroups", 
 """Fields of `workers.securityContext` that Kubernetes has in the pod's security context only."""
 
 
-def build_worker_deployment(cluster: Cluster) -> Object:
-    """The workers' Deployment. It states no `replicas` while an autoscaler owns them."""
+def build_worker_deployments(cluster: Cluster) -> tuple[Object, ...]:
+    """The workers' Deployment, if their engines are ours. It states no `replicas` while an autoscaler owns them."""
+    return () if cluster.spec.is_external else (_build_deployment(cluster),)
+
+
+def _build_deployment(cluster: Cluster) -> Object:
     workers = cluster.spec.workers
     vllm = cluster.spec.engine.type is EngineType.VLLM
     spec: Object = {
@@ -60,20 +64,29 @@ def build_worker_deployment(cluster: Cluster) -> Object:
     return {**cluster.new_object("apps/v1", "Deployment", Component.WORKER), "spec": spec}
 
 
-def build_worker_service(cluster: Cluster) -> Object:
-    """A headless Service: routers watch its EndpointSlices."""
+def build_worker_services(cluster: Cluster) -> tuple[Object, ...]:
+    """Headless Services: routers watch their EndpointSlices. One, but for each port of engines that are not ours; none
+    if a pool says which pods these are."""
+    spec = cluster.spec
+    if not spec.is_external:
+        feed = FEED_PORT if spec.engine.type is EngineType.VLLM else None
+        return (_build_service(cluster, "", cluster.selector(Component.WORKER), WORKER_PORT, feed),)
+    if (pods := spec.engine.external) is None:
+        return ()
+    labels, suffixes = pods.selector.match_labels, worker_service_suffixes(spec)
+    return tuple(
+        _build_service(cluster, suffix, labels, port, pods.feed_port if not suffix else None)
+        for suffix, port in zip(suffixes, pods.ports, strict=True)
+    )
+
+
+def _build_service(cluster: Cluster, suffix: str, selector: dict[str, str], port: int, feed: int | None) -> Object:
     # By number: the feed's port is a sidecar's, and older EndpointSlice controllers find no named port there.
-    ports = [{"name": HTTP, "port": WORKER_PORT, "targetPort": WORKER_PORT, "protocol": "TCP"}]
-    if cluster.spec.engine.type is EngineType.VLLM:
-        ports.append({"name": FEED, "port": FEED_PORT, "targetPort": FEED_PORT, "protocol": "TCP"})
+    named = {HTTP: port} if feed is None else {HTTP: port, FEED: feed}
+    ports = [{"name": name, "port": number, "targetPort": number, "protocol": "TCP"} for name, number in named.items()]
     return {
-        **cluster.new_object("v1", "Service", Component.WORKER),
-        "spec": {
-            "clusterIP": "None",
-            "selector": cluster.selector(Component.WORKER),
-            "ports": ports,
-            **ip_families(cluster),
-        },
+        **cluster.new_object("v1", "Service", Component.WORKER, suffix),
+        "spec": {"clusterIP": "None", "selector": selector, "ports": ports, **ip_families(cluster)},
     }
 
 

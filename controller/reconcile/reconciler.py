@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 
 from controller.api.load import validate_manifest
+from controller.api.model import EngineType
 from controller.api.problems import ManifestError
 from controller.kube.client import KubeClient
 from controller.kube.kinds import (
@@ -32,7 +33,7 @@ from controller.reconcile.reports import ReportCollector
 from controller.reconcile.writer import ApplyResult, DeletionCosts, Writer, name_conflict
 from controller.status.compute import compute
 from controller.status.observed import Observed, ReconcileProblem, RouterReports
-from controller.status.raw import is_terminating
+from controller.status.raw import is_terminating, text
 from controller.status.reasons import ConditionReason
 from controller.status.transitions import events
 from runtime.kube.errors import KubeApiError
@@ -169,7 +170,8 @@ class Reconciler:
         pods = [item for ref, item in self.inventory.owned(key) if ref.kind == POD]
         answers = await self.collector.collect(pods)
         before = body.get("status")
-        status = compute(self._observed(key, body, cluster, problems, pods, answers), before, self.now())
+        pool = await self._foreign_pool(cluster)
+        status = compute(self._observed(key, body, cluster, problems, pods, answers, pool), before, self.now())
         if status != before:
             answer = await self.client.apply({**_identity(body), "status": status}, subresource="status")
             self.inventory.put(KVCLUSTER, answer)
@@ -180,6 +182,14 @@ class Reconciler:
             return None
         return POLL if _is_settled(status) or not answers.asked else POLL_UNSETTLED
 
+    async def _foreign_pool(self, cluster: Cluster | None) -> Object | None:
+        """The InferencePool that the spec refers to and somebody else owns. It has none of our labels, by which objects
+        are watched."""
+        reference = cluster.spec.gateway.inference_pool_ref if cluster is not None else None
+        if cluster is None or reference is None:
+            return None
+        return await self.client.get(INFERENCE_POOL, cluster.namespace, reference.name)
+
     def _observed(
         self,
         key: Key,
@@ -188,6 +198,7 @@ class Reconciler:
         problems: list[ReconcileProblem],
         pods: list[Object],
         answers: RouterReports,
+        foreign_pool: Object | None,
     ) -> Observed:
         namespace, name = key
 
@@ -208,7 +219,8 @@ class Reconciler:
             problems=tuple(problems),
             service=ours(SERVICE, Component.ROUTER),
             ingress=ours(INGRESS, Component.ROUTER),
-            pool=ours(INFERENCE_POOL, Component.WORKER),
+            pool=foreign_pool or ours(INFERENCE_POOL, Component.WORKER),
+            external=text(body, "spec", "engine", "type") == EngineType.EXTERNAL,
             workers_wanted=None if spec is None or spec.autoscaling is not None else spec.workers.replicas,
         )
 

@@ -44,7 +44,7 @@ def compute(observed: Observed, previous: Mapping[str, Any] | None, now: datetim
         "cache": cache,
         "models": _models(observed) or raw.text(before, "models") or None,
         "adapters": _adapters(observed, before),
-        "selector": selector(observed.name),
+        "selector": None if observed.external else selector(observed.name),
     }
     # An API server drops nulls, and a status with them would never equal the one that is stored.
     return {name: value for name, value in status.items() if value is not None}

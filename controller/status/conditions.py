@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controller.objects.names import Component
-from controller.status import adapters, gateway, raw
+from controller.status import adapters, external, gateway, raw
 from controller.status.observed import Observed, ready_reports
 from controller.status.pod_problems import PodProblem, as_sentence, pod_problems
 from controller.status.pods import active, is_ready, is_running, ready_for, state_of
@@ -113,11 +113,16 @@ def _ready(evidence: _Evidence, workers: Condition, routers: Condition) -> Findi
         message = f"Requests are answered: {worker.ready_summary}, {router.ready_summary}.{how}"
         return Finding(ConditionReason.SERVING, message)
     # Routers are not ready without workers, so missing workers are the cause when both are missing.
-    cause = workers if not worker.serving else routers
+    cause = workers if not worker.serving and workers.status != "Unknown" else routers
+    if cause.status == "True":  # a router is ready only with a worker
+        return Finding(ConditionReason.SERVING, f"Requests are answered: {router.ready_summary}. {workers.message}")
     return Finding(cause.reason, f"Requests are not answered: {cause.message}")
 
 
 def _availability(evidence: _Evidence, load: Workload) -> Finding:
+    foreign = evidence.observed.external and load.component is Component.WORKER
+    if foreign and (missing := external.unavailability(evidence.observed)) is not None:
+        return missing
     if not load.exists:
         return Finding(ConditionReason.NOT_CREATED, f"Deployment {load.name} does not exist.")
     if load.wanted == 0:
@@ -145,7 +150,7 @@ def _progressing(evidence: _Evidence) -> Finding:
     if blocked:
         message = f"What runs stays as it is until the problem is solved: {blocked[0]}."
         return Finding(ConditionReason.BLOCKED, message)
-    loads = evidence.workloads
+    loads = evidence.workloads if not evidence.observed.external else (evidence.router,)
     for load in loads:
         if not load.exists:
             return Finding(ConditionReason.CREATING, f"Deployment {load.name} does not exist yet.")
@@ -173,16 +178,19 @@ def _progressing(evidence: _Evidence) -> Finding:
 
 def _freshness(observed: Observed, now: datetime) -> Finding:
     """Reason and message of CacheViewFresh."""
-    workers = [pod for pod in active(observed.pods, Component.WORKER) if is_ready(pod)]
+    pods = [pod for pod in active(observed.pods, Component.WORKER) if is_ready(pod)]
+    workers = workload(observed, Component.WORKER).ready if observed.external else len(pods)
     routers = [raw.name(pod) for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
     if not workers:
         return Finding(ConditionReason.NO_WORKERS, "No worker is ready.")
     if not routers:
         return Finding(ConditionReason.NO_ROUTER, "No router is ready.")
     reports = {name: observed.routers.reports[name] for name in routers if name in observed.routers.reports}
-    settled = sum(1 for pod in workers if (since := ready_for(pod, now)) is not None and since >= SETTLING)
+    settled = sum(1 for pod in pods if (since := ready_for(pod, now)) is not None and since >= SETTLING)
     findings = [
-        finding for name, report in reports.items() if (finding := _view_finding(name, report, settled)) is not None
+        finding
+        for name, report in reports.items()
+        if (finding := _view_finding(name, report, report.workers_ready if observed.external else settled)) is not None
     ]
     if findings:
         return min(findings, key=lambda finding: _NOT_FRESH.index(finding.reason))
@@ -193,7 +201,13 @@ def _freshness(observed: Observed, now: datetime) -> Finding:
     if not reports:
         return Finding(ConditionReason.ROUTER_UNREACHABLE, "No router has been asked yet.")
     # A router that has just become ready is asked the next time; until then the others speak for it.
-    message = f"Every router matches prompts against {_all_workers(len(workers))}."
+    if history := max((report.workers_history for report in reports.values()), default=0):
+        message = (
+            f"{history} of {count(workers, 'worker')} tell nothing of their caches: prompts are matched against what "
+            "each router has sent there. An agent beside each engine (docs/vllm.md) would give exact views."
+        )
+        return Finding(ConditionReason.OWN_HISTORY, message)
+    message = f"Every router matches prompts against {_all_workers(workers)}."
     return Finding(ConditionReason.FRESH, message)
 
 
@@ -249,7 +263,7 @@ def _view_finding(router: str, report: RouterReport, settled: int) -> Finding | 
             f"prompts against {report.workers_matching} of {count(report.workers_ready, 'worker')}: the rest get "
             "requests by load alone until their feeds are back. kvcluster explain names them.",
         )
-    if report.workers_matching < settled:
+    if report.workers_matching + report.workers_history < settled:
         return Finding(
             ConditionReason.MISMATCH,
             f"Router {router} matches prompts against {report.workers_matching} of {count(settled, 'ready worker')}, "

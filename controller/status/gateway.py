@@ -14,15 +14,20 @@ _TYPES = ("Accepted", "ResolvedRefs")
 def acceptance(observed: Observed) -> Finding | None:
     """Why GatewayAccepted is as it is; None where the spec asks for no pool. Of several gateways the first that says no
     counts, in its own words."""
-    if observed.spec is None or not observed.spec.gateway.inference_pool:
+    if observed.spec is None or not observed.spec.gateway.picks:
         return None
-    name = f"{observed.name}-worker"
+    theirs = observed.spec.gateway.inference_pool_ref
+    name = f"{observed.name}-worker" if theirs is None else theirs.name
     for problem in observed.problems:
         if problem.reason is ConditionReason.MISSING_API and problem.object == f"InferencePool/{name}":
             message = f"{problem.message}: install the CRDs of the Gateway API Inference Extension."
             return Finding(ConditionReason.MISSING_API, message[0].upper() + message[1:])
     if observed.pool is None:
         return Finding(ConditionReason.WAITING_FOR_GATEWAY, f"InferencePool {name} does not exist yet.")
+    picker, asked = f"{observed.name}-router-picker", raw.text(observed.pool, "spec", "endpointPickerRef", "name")
+    if theirs is not None and asked != picker:
+        message = f"InferencePool {name} has {asked or 'nothing'} as its endpoint picker: let its owner name {picker}."
+        return Finding(ConditionReason.WAITING_FOR_GATEWAY, message)
     parents = raw.objects(observed.pool, "status", "parents")
     refused = [finding for parent in parents if (finding := _refusal(parent)) is not None]
     if refused:

@@ -64,8 +64,16 @@ class Observed:
     """The Ingress in front of that Service."""
     pool: Raw | None = None
     """The InferencePool of the workers."""
+    external: bool = False
+    """Whether somebody else runs the workers. Then their pods are not among `pods`, and the routers tell of them."""
     workers_wanted: int | None = None
     """How many workers the spec asks for; None while an autoscaler owns the number."""
+
+
+def best_report(observed: Observed) -> RouterReport | None:
+    """The report of the router, ready or not, that has most workers; None: no router could be asked."""
+    reports = observed.routers.reports.values()
+    return max(reports, key=lambda report: (report.workers_ready, report.workers_known), default=None)
 
 
 def ready_reports(observed: Observed) -> list[RouterReport]:

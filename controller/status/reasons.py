@@ -32,7 +32,7 @@ class ConditionType(StrEnum):
     WORKERS_AVAILABLE = (
         "WorkersAvailable",
         "At least one worker is ready, and at most a quarter of those wanted (or one, if that is more) is missing.",
-        "False: fewer are ready, or none is wanted.",
+        "False: fewer are ready, or none is wanted. Unknown: somebody else runs them, and no router can tell.",
     )
     ROUTER_AVAILABLE = (
         "RouterAvailable",
@@ -126,6 +126,20 @@ class ConditionReason(StrEnum):
         "The Deployment does not exist.",
         "API server",
         "The Deployment exists.",
+    )
+    NO_POD_MATCHES = (
+        "NoPodMatches",
+        "Somebody else runs the workers, and no pod has the labels of spec.engine.external, or of the InferencePool.",
+        "routers' /status",
+        "A pod has them.",
+        True,
+    )
+    NOT_REACHABLE = (
+        "NotReachable",
+        "Somebody else runs the workers: there are pods with the labels, and no router gets an answer from any.",
+        "routers' /status",
+        "One answers.",
+        True,
     )
     WAITING_FOR_WORKERS = (
         "WaitingForWorkers",
@@ -226,6 +240,13 @@ class ConditionReason(StrEnum):
         "Every ready router matches all ready workers, and no view is older than 5 s.",
         "routers' /status",
         "One of these no longer holds.",
+    )
+    OWN_HISTORY = (
+        "OwnHistory",
+        "Unknown: workers that somebody else runs tell nothing of their caches. Routers match prompts against what "
+        "they have sent to each.",
+        "routers' /status",
+        "Each has an agent, or none is ready.",
     )
     STALE = (
         "Stale",
@@ -389,6 +410,8 @@ _UNAVAILABLE = (
     ConditionReason.NONE_READY,
     ConditionReason.SCALED_TO_ZERO,
     ConditionReason.NOT_CREATED,
+    ConditionReason.NO_POD_MATCHES,
+    ConditionReason.NOT_REACHABLE,
     *_POD_PROBLEMS,
 )
 """Why no pod, or too few pods, of a component are ready."""
@@ -409,6 +432,7 @@ GIVEN_BY: dict[ConditionType, dict[str, tuple[ConditionReason, ...]]] = {
     ConditionType.WORKERS_AVAILABLE: {
         "True": (ConditionReason.ALL_READY, ConditionReason.SOME_READY),
         "False": (ConditionReason.TOO_FEW_READY, *_UNAVAILABLE),
+        "Unknown": (ConditionReason.NO_ROUTER, ConditionReason.ROUTER_UNREACHABLE),
     },
     ConditionType.ROUTER_AVAILABLE: {
         "True": (ConditionReason.ALL_READY, ConditionReason.SOME_READY),
@@ -423,7 +447,12 @@ GIVEN_BY: dict[ConditionType, dict[str, tuple[ConditionReason, ...]]] = {
             ConditionReason.MISMATCH,
             ConditionReason.STALE,
         ),
-        "Unknown": (ConditionReason.NO_WORKERS, ConditionReason.NO_ROUTER, ConditionReason.ROUTER_UNREACHABLE),
+        "Unknown": (
+            ConditionReason.OWN_HISTORY,
+            ConditionReason.NO_WORKERS,
+            ConditionReason.NO_ROUTER,
+            ConditionReason.ROUTER_UNREACHABLE,
+        ),
     },
     ConditionType.ADAPTERS_READY: {
         "True": (ConditionReason.ADAPTERS_LOADED,),

@@ -52,7 +52,7 @@ class DiscoveryReport:
     """Where the router's list of workers comes from, and whether it is kept up to date."""
 
     source: str = ""
-    """`kubernetes`, `static` or `file`."""
+    """`kubernetes`, `inference-pool`, `static` or `file`."""
     healthy: bool = True
     age_seconds: Quantity | None = None
     """Since the list was last known to be right."""
@@ -93,6 +93,8 @@ class RouterReport:
     workers_ready: Annotated[Count, Field(validation_alias=AliasPath("workers", "ready"))]
     workers_matching: Annotated[Count, Field(validation_alias=AliasPath("workers", "matching"))]
     """Workers against whose caches prompts are matched."""
+    workers_history: Annotated[Count, Field(validation_alias=AliasPath("workers", "history"))] = 0
+    """Workers without a cache feed, for which it goes by what it has sent them."""
     draining: bool = False
     view_age_seconds: Quantity | None = None
     """Age of the oldest view among ready workers; None without a view."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from controller.objects.names import Component
 from controller.status import raw
-from controller.status.observed import Observed
+from controller.status.observed import Observed, best_report
 from controller.status.pods import still_serving
 
 TOLERATED_SHARE = 4
@@ -70,6 +70,8 @@ def count(number: int, noun: str) -> str:
 
 def workload(observed: Observed, component: Component) -> Workload:
     """The workload of one component."""
+    if observed.external and component is Component.WORKER:
+        return _told_by_routers(observed)
     deployment = observed.deployments.get(component)
     asked = raw.at(deployment, "spec", "replicas")
     of_deployment = asked if type(asked) is int else 1 if deployment is not None else 0
@@ -89,6 +91,26 @@ def workload(observed: Observed, component: Component) -> Workload:
         current=raw.number(deployment, "status", "observedGeneration")
         >= raw.number(deployment, "metadata", "generation"),
         stalled=raw.text(progress, "message") if stalled else "",
+    )
+
+
+def _told_by_routers(observed: Observed) -> Workload:
+    """Workers that somebody else runs, as the router knows them that knows most. All that it finds are wanted: there is
+    no other number."""
+    best = best_report(observed)
+    known, ready = (best.workers_known, best.workers_ready) if best is not None else (0, 0)
+    return Workload(
+        component=Component.WORKER,
+        name=f"{observed.name}-{Component.WORKER}",
+        exists=True,
+        wanted=known,
+        replicas=known,
+        ready=ready,
+        serving=ready,
+        updated=known,
+        available=ready,
+        current=True,
+        stalled="",
     )
 
 

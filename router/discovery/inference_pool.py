@@ -12,111 +12,24 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorkers
-from router.discovery.kubernetes import ANSWER_TIMEOUT
 from router.discovery.list_state import WatchedList
-from router.discovery.pool_objects import (
-    Objective,
-    Pod,
-    Pool,
-    pool_workers,
-    priorities_of,
-    read_objective,
-    read_pod,
-    read_pool,
-)
+from router.discovery.objectives import OBJECTIVES_POLICY, ObjectiveWatch
+from router.discovery.pool_api import PoolApi, Resource
+from router.discovery.pool_objects import Pod, Pool, pool_workers, read_pod, read_pool
 from router.discovery.sources import DiscoveryStatus
 from runtime.backoff import Backoff
-from runtime.kube.client import ApiServer, parse_json
-from runtime.kube.credentials import find_credentials
-from runtime.kube.errors import ApiFailureCause, KubeApiError, NoClusterError
-from runtime.kube.listwatch import Key, ListWatch, ListWatchPolicy, Watch
-from runtime.kube.reflector import EventStream, Reflector
+from runtime.kube.listwatch import Key, ListWatch, ListWatchPolicy
+from runtime.kube.reflector import Reflector
 from runtime.logs import EventLogger
-from runtime.settings import SettingsError
 
 logger = EventLogger(__name__)
 T = TypeVar("T")
 
-POOLS = "inference.networking.k8s.io/v1"
-OBJECTIVES = ("inference.networking.x-k8s.io/v1alpha2", "llm-d.ai/v1alpha2")
-"""Where InferenceObjectives may be, the older group first: of two with one name the newer group's counts."""
-OBJECTIVES_POLICY = ListWatchPolicy(retry=Backoff(15.0, 60.0))
-"""Objectives are optional: a kind that the API server does not know is asked for again after half a minute or so."""
 POOLS_POLICY = ListWatchPolicy(retry=Backoff(0.2, 10.0))
-
-
-class Resource:
-    """One collection of a namespace at an API server that somebody else owns. Implements `Collection`.
-
-    `query` selects of it. `what` names the resource and its group where a right is missing.
-    """
-
-    def __init__(self, server: ApiServer, path: str, query: Mapping[str, str], what: str) -> None:
-        self._server = server
-        self._path = path
-        self._query = query
-        self._what = what
-
-    async def list(self) -> object:
-        """The answer to a list. Raises `KubeApiError`."""
-        try:
-            return parse_json(await self._server.request("GET", self._path, self._query))
-        except KubeApiError as error:
-            raise self._explained(error) from None
-
-    async def watch(self, watch: Watch, slack: float) -> EventStream:
-        """Open a watch that fails if it outlasts its time by `slack` seconds. Raises `KubeApiError`."""
-        try:
-            return await self._server.watch(self._path, watch, slack, self._query)
-        except KubeApiError as error:
-            raise self._explained(error) from None
-
-    async def close(self) -> None:
-        """Nothing: the connections are the owner's."""
-
-    def _explained(self, error: KubeApiError) -> KubeApiError:
-        if error.cause is ApiFailureCause.FORBIDDEN:
-            return KubeApiError(error.status, error.reason, f"{error.message}; grant list and watch on {self._what}")
-        if error.status == 404:
-            return KubeApiError(404, error.reason, f"the API server has no {self._what}: install its CRD")
-        return error
-
-
-class PoolApi:
-    """An InferencePool's namespace at an API server that this owns."""
-
-    def __init__(self, server: ApiServer, namespace: str, pool: str) -> None:
-        self.namespace = namespace
-        self.pool = pool
-        self._server = server
-
-    def pools(self) -> Resource:
-        """The pool itself, as a collection of one at most."""
-        return self._resource(POOLS, "inferencepools", {"fieldSelector": f"metadata.name={self.pool}"})
-
-    def pods(self, selector: str) -> Resource:
-        """The pods with these labels."""
-        return self._resource("v1", "pods", {"labelSelector": selector})
-
-    def objectives(self, api: str) -> Resource:
-        """The InferenceObjectives of one group."""
-        return self._resource(api, "inferenceobjectives", {})
-
-    def _resource(self, api: str, plural: str, query: Mapping[str, str]) -> Resource:
-        base = f"/apis/{api}" if "/" in api else f"/api/{api}"
-        group = api.rpartition("/")[0]
-        what = f"{plural} ({group})" if group else plural
-        path = f"{base}/namespaces/{self.namespace}/{plural}"
-        return Resource(self._server, path, query, f"{what} in namespace {self.namespace}")
-
-    async def close(self) -> None:
-        """Cut every connection."""
-        await self._server.close()
 
 
 @dataclass(eq=False)
@@ -144,7 +57,7 @@ class InferencePoolDiscovery:
     """None: there is no such pool, or it is not known yet."""
     _found: Mapping[Key, Pod] | None = field(default=None, init=False)
     """The pods as last listed, of this selector or of the one before; None: none were listed."""
-    _objectives: dict[str, Mapping[Key, Objective]] = field(default_factory=dict, init=False)
+    _objectives: ObjectiveWatch = field(init=False)
     _workers: DiscoveredWorkers | None = field(default=None, init=False)
     _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _earlier: Counter[str] = field(default_factory=Counter, init=False)
@@ -156,6 +69,9 @@ class InferencePoolDiscovery:
         self._where = {"pool": self.api.pool, "namespace": self.api.namespace}
         self._list = WatchedList(self._where, self.clock)
         self._pools = self._reflector(self.api.pools(), read_pool)
+        self._objectives = ObjectiveWatch(
+            self.api, self.priorities, policy=self.objectives_policy, chance=self.chance, clock=self.clock
+        )
 
     def status(self) -> DiscoveryStatus:
         states: list[ListWatch[Any]] = [self._pools.state]
@@ -185,7 +101,7 @@ class InferencePoolDiscovery:
         """The workers, again whenever they change. Ends only with its task."""
         tasks = [
             self._start(self._follow_pool(), "pool"),
-            *(self._start(self._follow_objectives(group), group) for group in OBJECTIVES),
+            self._start(self._objectives.run(), "objectives"),
         ]
         try:
             while True:
@@ -249,38 +165,6 @@ class InferencePoolDiscovery:
                 self._found = pods
                 self._changed.set()
 
-    async def _follow_objectives(self, api: str) -> None:
-        reflector: Reflector[Objective] = Reflector(
-            self.api.objectives(api),
-            read_objective,
-            policy=self.objectives_policy,
-            chance=self.chance,
-            clock=self.clock,
-            on_failure=lambda failure: self._objectives_failed(api, failure, reflector.state.streak),
-            on_settled=lambda: None,
-        )
-        async with contextlib.aclosing(reflector.follow()) as following:
-            async for objectives in following:
-                self._objectives[api] = objectives
-                self._merge_objectives()
-
-    def _objectives_failed(self, api: str, failure: KubeApiError, streak: int) -> None:
-        if failure.status == 404:
-            # The CRD is not installed, or no longer; the next list finds it.
-            if self._objectives.pop(api, None) is not None:
-                self._merge_objectives()
-        elif streak == 1 and failure.cause not in (ApiFailureCause.CUT, ApiFailureCause.EXPIRED):
-            logger.warning("objectives_unknown", group=api, cause=failure.cause.value, why=str(failure))
-
-    def _merge_objectives(self) -> None:
-        merged: dict[str, int] = {}
-        for api in OBJECTIVES:
-            named = ((key[1], each) for key, each in self._objectives.get(api, {}).items())
-            merged |= priorities_of(self.api.pool, named)
-        for name in self.priorities.keys() - merged.keys():
-            del self.priorities[name]
-        self.priorities.update(merged)
-
     def _reflector(self, resource: Resource, read: Callable[[Mapping[str, Any]], T]) -> Reflector[T]:
         reflector: Reflector[T] = Reflector(
             resource,
@@ -302,14 +186,3 @@ class InferencePoolDiscovery:
         if not workers and self._pool is not None:
             why = f"no pod with an address has the pool's labels: {self._pool.selector}"
             logger.warning("no_workers_listed", why=why, **self._where)
-
-
-async def find_pool(pool: str, namespace: str | None, kubeconfig: Path | None) -> PoolApi:
-    """This pool at the API server that the kubeconfig, the pod or the user's own kubeconfig names; `namespace` None:
-    that of the pod or of the kubeconfig's context. Raises `SettingsError`. To be called inside the event loop."""
-    try:
-        credentials = await find_credentials(kubeconfig, flag="--kubernetes-kubeconfig")
-    except NoClusterError as error:
-        raise SettingsError(f"--inference-pool: {error}") from None
-    server = ApiServer(credentials, "kvcluster-router", timeout=ANSWER_TIMEOUT)
-    return PoolApi(server, namespace or credentials.namespace, pool)

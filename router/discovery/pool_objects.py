@@ -44,7 +44,8 @@ class Pod(NamedTuple):
 class Objective(NamedTuple):
     """An InferenceObjective."""
 
-    pool: str
+    pools: frozenset[str]
+    """Names of the pools that it is for."""
     priority: int
 
 
@@ -78,10 +79,15 @@ def read_pod(found: Mapping[str, Any]) -> Pod:
 
 
 def read_objective(found: Mapping[str, Any]) -> Objective:
-    """The objective in an InferenceObjective object. Without a priority it has 0."""
+    """The objective in an InferenceObjective object. Without a priority it has 0.
+
+    It has one `poolRef`, or `poolRefs` where a newer version of the API has written it. References are by name: the
+    default of their group differs between the projects that define the kind.
+    """
     spec = found["spec"]
     priority = spec.get("priority")
-    return Objective((spec.get("poolRef") or {}).get("name") or "", priority if isinstance(priority, int) else 0)
+    named = (each.get("name") or "" for each in (spec.get("poolRef") or {}, *(spec.get("poolRefs") or ())))
+    return Objective(frozenset(filter(None, named)), priority if isinstance(priority, int) else 0)
 
 
 def pool_workers(pool: Pool, pods: Iterable[Pod]) -> DiscoveredWorkers:
@@ -104,4 +110,4 @@ def pool_workers(pool: Pool, pods: Iterable[Pod]) -> DiscoveredWorkers:
 
 def priorities_of(pool: str, objectives: Iterable[tuple[str, Objective]]) -> dict[str, int]:
     """The priorities of the objectives of this pool, by name."""
-    return {name: objective.priority for name, objective in objectives if objective.pool == pool}
+    return {name: objective.priority for name, objective in objectives if pool in objective.pools}

@@ -95,7 +95,7 @@ def test_anchors_and_merges_work():
         ("  router:\n    strategy: cache-aware",
          f"line 6: spec.router.strategy: must be one of {', '.join(Strategy)}, "
          'not "cache-aware"; did you mean cache_aware?'),
-        ("  engine: {type: sglang}", 'line 5: spec.engine.type: must be one of emulator, vllm, not "sglang"'),
+        ("  engine: {type: sglang}", 'line 5: spec.engine.type: must be one of emulator, vllm, external, not "sglang"'),
         ("  model: {profile: llama-3.1-8b-h100}",
          "line 5: spec.model.profile: must be one of llama-2-13b-a100-40gb, llama-3.1-8b-h100-80gb, "
          'llama-3.1-8b-l4-24gb, gpt-oss-20b-h100-80gb, not "llama-3.1-8b-h100"; did you mean llama-3.1-8b-h100-80gb?'),

@@ -18,6 +18,7 @@ import httpx
 import pytest
 import yaml
 
+from controller.objects.access import OBJECTIVE_GROUPS
 from deploy.helm.docs import CHART
 from tests.deploy.conftest import NAMESPACE, RELEASE, Helm
 from tests.deploy.controller import running_controller
@@ -287,6 +288,7 @@ NOT_REQUESTED = {
     ("patch", "", "pods"),
     # Held only to be granted to routers.
     *((verb, "discovery.k8s.io", "endpointslices") for verb in ("list", "watch")),
+    *((verb, group, "inferenceobjectives") for verb in ("list", "watch") for group in OBJECTIVE_GROUPS),
 }
 
 

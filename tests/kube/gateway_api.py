@@ -120,12 +120,20 @@ def pool_definition() -> Object:
 
 
 def objective_definition(group: str = "llm-d.ai") -> Object:
-    """InferenceObjective v1alpha2."""
-    reference = _object(
-        {"group": {**_GROUP, "default": "inference.networking.k8s.io"}, "kind": _KIND, "name": _NAME}, "name"
-    )
-    spec = _object({"priority": {"type": "integer"}, "poolRef": reference}, "poolRef")
-    return _definition(group, "v1alpha2", "InferenceObjective", spec, _object({"conditions": _conditions()}))
+    """InferenceObjective v1alpha2. Two projects define it, each with a group of its own, and they differ: the pool that
+    a reference without a group means, and the bounds of a priority."""
+    newer = group == "llm-d.ai"
+    pools = "llm-d.ai" if newer else "inference.networking.k8s.io"
+    kind = {**_KIND, "default": "InferencePool"}
+    reference = _object({"group": {**_GROUP, "default": pools}, "kind": kind, "name": _NAME}, "name")
+    priority = {"type": "integer", **({"format": "int32"} if newer else {})}
+    pending = {
+        "type": "Ready", "status": "Unknown", "reason": "Pending", "message": "Waiting for controller",
+        "lastTransitionTime": "1970-01-01T00:00:00Z",
+    }  # fmt: skip
+    conditions = {**_conditions(), "default": [pending]}
+    spec = _object({"priority": priority, "poolRef": reference}, "poolRef")
+    return _definition(group, "v1alpha2", "InferenceObjective", spec, _object({"conditions": conditions}))
 
 
 def route_definition() -> Object:

@@ -18,7 +18,8 @@ import pytest
 
 from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
-from router.discovery.inference_pool import InferencePoolDiscovery, find_pool
+from router.discovery.inference_pool import InferencePoolDiscovery
+from router.discovery.pool_api import find_pool
 from router.discovery.pool_objects import Pool, pool_workers, read_pod, read_pool
 from runtime.backoff import Backoff
 from runtime.kube.listwatch import ListWatchPolicy

@@ -116,9 +116,12 @@ capabilities:
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]
-# Not read by itself: it grants this to routers, and nobody can grant what they do not hold.
+# Neither is read by itself: it grants this to routers, and nobody can grant what they do not hold.
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
+  verbs: [list, watch]
+- apiGroups: [llm-d.ai, inference.networking.x-k8s.io]
+  resources: [inferenceobjectives]
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
