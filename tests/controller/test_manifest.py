@@ -118,9 +118,11 @@ def test_anchors_and_merges_work():
          'line 5: spec.engine.args[1]: "--speed=2": --speed is set by spec.engine.speed: use that field'),
         ("  engine: {args: [--port, '80']}",
          'line 5: spec.engine.args[0]: "--port": --port belongs to KVCluster: remove it'),
-        ("  router:\n    flowControl:\n      classes:\n        - {name: a, priority: 1}\n"
-         "        - {name: b, priority: 1}",
-         "line 9: spec.router.flowControl.classes[1].priority: 1: is that of another class: change one of the two"),
+        pytest.param(
+            "  router:\n    flowControl:\n      classes:\n        - {name: a, priority: 1}\n"
+            "        - {name: b, priority: 1}",
+            "line 9: spec.router.flowControl.classes[1].priority: 1: is that of another class: change one of the two",
+            id="two classes of one priority"),
         ("  engine:\n    env:\n      - {name: A}\n      - {name: A, value: b}",
          'line 8: spec.engine.env[1].name: "A": is given twice: remove one of the two'),
         ("  engine: {env: [{name: A B}]}",
