@@ -174,6 +174,8 @@ def access_log(settings: Settings, digests: Digests, metrics: Metrics) -> Access
     return AccessLog(output, form, digests, metrics, blocks=blocks, block_size=size)
 
 
+HAND_BACK_SECONDS = 2.0
+"""Seconds before the end of the grace period in which requests that wait are answered."""
 TRACING_CLOSE = 3.0
 """Seconds that the export of the last spans may take."""
 MANAGEMENT_LIMITS = HttpLimits(max_body_bytes=128 * 2**20, max_concurrent_requests=1024)
@@ -236,9 +238,7 @@ class Router:
         self.metrics.retry_budget.set_function(lambda: budget.left(clock()))
         objectives = ChainMap(priorities if priorities is not None else {}, dict(settings.objectives))
         callers = Callers(objectives, settings.tenant_header)
-        self.admission = (
-            Admission(self.fleet, settings.flow_policy, self.metrics, clock) if settings.flow_control else None
-        )
+        self.admission = Admission(self.fleet, settings.flow_policy, self.metrics, clock) if settings.queues else None
         if self.admission is not None:
             self.registry.register(FlowCollector(self.admission.flow))
         self.proxy = Proxy(
@@ -296,6 +296,7 @@ class Router:
             pod=self.fleet_sync.pod,
             request_wait=settings.retry_deadline,
             callers=callers,
+            holds=settings.hold_seconds > 0,
             api_keys=self.keys.public if self.keys is not None else None,
         )
         self.certificates = certificate_files(
@@ -399,6 +400,13 @@ class Router:
         finally:
             if replacement is not None:
                 await replacement.close()
+
+    def hand_back_before(self, seconds: float) -> None:
+        """The process ends in so many seconds: shortly before, turn away what still waits, so that its clients get an
+        answer and can ask another router."""
+        if self.admission is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(max(seconds - HAND_BACK_SECONDS, 0.0), self.admission.close)
 
     def _last_request(self) -> float:
         data = self.data_plane.last_request

@@ -105,6 +105,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             stop.set()
             logger.info("router_closing", in_flight=in_flight())
         router.management.advance(RouterEvent.DRAINED)
+        router.hand_back_before(settings.grace_period)
         if picker is not None:
             await picker.stop(settings.grace_period)
         if data is not None:

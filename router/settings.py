@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -155,6 +156,12 @@ class Settings(ChatSettings):
         "seconds that its requests wait at most (30) and what they may take (128 MiB); separate by commas",
     )
     flow_max_bytes: PositiveInt = Field(256 * 2**20, description="largest total of all requests that wait")
+    hold_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="seconds for which requests are held while no worker is ready, such as while a first one starts; "
+        "0: those of --retry-deadline",
+    )
     flow_max_requests: PositiveInt = Field(4096, description="most requests that wait")
     flow_overtaken: float = Field(
         1.0, ge=0, description="seconds after it was first overtaken by which a request takes any worker with room"
@@ -403,15 +410,21 @@ class Settings(ChatSettings):
         return self.max_total_body_bytes or max(512 * 2**20, 4 * self.max_body_bytes)
 
     @property
+    def queues(self) -> bool:
+        """Whether requests may have to wait in this router."""
+        return self.flow_control or self.hold_seconds > 0
+
+    @property
     def flow_policy(self) -> FlowPolicy:
-        """What flow control holds to."""
+        """What flow control holds to. Where it is off, but requests are held, every ready worker has room."""
         return FlowPolicy(
             tuple(map(parse_class, self.flow_classes)),
             self.flow_max_bytes,
             self.flow_max_requests,
-            self.flow_queue_limit,
+            self.flow_queue_limit if self.flow_control else math.inf,
             self.flow_quantum,
             self.flow_overtaken,
+            self.hold_seconds,
         )
 
     @property

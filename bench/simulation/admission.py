@@ -54,7 +54,7 @@ class SimulatedAdmission:
         if look != self._look:
             return
         self._at = math.inf
-        self.flow.expire(now)
+        self.flow.expire(now, self._placement.absent)
         while self.flow.next(now, lambda waiting, anywhere: self._placement.place(waiting, anywhere, now)) is not None:
             pass
         self._look_at(min(max(self.flow.room_at, now + EARLIEST), self.flow.wake_at(now)))

@@ -141,9 +141,14 @@ class Fleet:
             self._circuits.fleet_shrank()
         for url in forgotten:
             self.remove(url)
-        if candidates(self._workers.values()):
+        if self.any_ready:
             self.ready_at = now
         return left
+
+    @property
+    def any_ready(self) -> bool:
+        """Whether a worker is ready, whatever it serves. O(workers)."""
+        return bool(candidates(self._workers.values()))
 
     def reported(self, url: str, now: float) -> Reported | None:
         """How many requests the worker last reported; None: it reported nothing, or too long ago, or it is unknown."""

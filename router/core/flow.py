@@ -2,7 +2,8 @@
 
 An engine serves requests in the order in which it got them, so whatever waits there is out of the router's hands: a
 burst of one tenant delays everybody. What waits here is ordered by class (strict priority), within a class fairly among
-tenants (`fair_queue`), and within a tenant by arrival. Decision 031 has the reasons, docs/flow-control.md the rules.
+tenants (`fair_queue`), and within a tenant by arrival. What finds no ready worker at all is held in the same queue,
+for as long as one may take to start. Decision 031 has the reasons, docs/flow-control.md the rules.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class FlowPolicy:
     """Tokens that each tenant may compute in one round: those of one step of an engine."""
     overtaken: float = 1.0
     """Seconds after it was first overtaken by which a request takes any worker that has room."""
+    hold: float = 0.0
+    """Seconds that a request waits at most for a worker to become ready; 0: such requests do not wait here."""
 
 
 def parse_class(text: str) -> FlowClass:
@@ -98,7 +101,7 @@ class ShedReason(StrEnum):
     SATURATED = "rejected-saturated"
     """There was no room to wait, or a more urgent request took it."""
     EXPIRED = "rejected-ttl-expired"
-    """It has waited for as long as its class allows."""
+    """It has waited for as long as it may."""
     SHUTTING_DOWN = "rejected-shutting-down"
     """The router ends."""
 
@@ -107,6 +110,9 @@ class WaitState(Enum):
     """Where a request is that had to wait."""
 
     WAITING = auto()
+    """All workers were busy when it came."""
+    HELD = auto()
+    """No worker was ready when it came, or when it had waited for as long as its class allows."""
     PLACED = auto()
     """It goes to a worker."""
     SHED = auto()
@@ -118,6 +124,8 @@ class WaitState(Enum):
 class WaitEvent(Enum):
     """What happens to a request that waits."""
 
+    NO_WORKER = auto()
+    """Its time is over, but there is no worker that might have served it."""
     PLACED = auto()
     SHED = auto()
     LEFT = auto()
@@ -127,6 +135,10 @@ WAIT_TRANSITIONS: Mapping[tuple[WaitState, WaitEvent], WaitState] = {
     (WaitState.WAITING, WaitEvent.PLACED): WaitState.PLACED,
     (WaitState.WAITING, WaitEvent.SHED): WaitState.SHED,
     (WaitState.WAITING, WaitEvent.LEFT): WaitState.LEFT,
+    (WaitState.WAITING, WaitEvent.NO_WORKER): WaitState.HELD,
+    (WaitState.HELD, WaitEvent.PLACED): WaitState.PLACED,
+    (WaitState.HELD, WaitEvent.SHED): WaitState.SHED,
+    (WaitState.HELD, WaitEvent.LEFT): WaitState.LEFT,
     (WaitState.PLACED, WaitEvent.LEFT): WaitState.LEFT,
 }
 
@@ -149,12 +161,23 @@ class Waiting:
     barred: Callable[[], frozenset[str]] | None = None
     """Gives the workers that it must not go to; None: there are none."""
     state: WaitState = WaitState.WAITING
+    """At first `WAITING` or `HELD`."""
     overtaken_at: float | None = None
     """When a request that came after it, in the order of their turns, was first placed before it."""
     exclude: frozenset[str] = frozenset()
     """Workers that it does not go to: those, and some where it would cost less, but that have no room."""
     queue: ClassQueue = field(init=False)
     flow: Flow[Waiting] = field(init=False)
+    since: float = field(init=False)
+    """When its present wait began, which is bounded."""
+
+    def __post_init__(self) -> None:
+        self.since = self.arrived
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the queue."""
+        return self.state in (WaitState.WAITING, WaitState.HELD)
 
 
 def flow_key(route: RouteRequest) -> FlowKey:
@@ -186,12 +209,25 @@ class Place(NamedTuple):
 class ClassQueue:
     """The waiting requests of one class."""
 
-    def __init__(self, policy: FlowClass, quantum: int) -> None:
+    def __init__(self, policy: FlowClass, quantum: int, hold: float) -> None:
         self.policy = policy
         self.flows: FairQueue[Waiting] = FairQueue(quantum)
-        self.by_arrival: dict[Waiting, None] = {}
-        """Oldest first, which is also the order in which their time is over."""
+        self.waits: Mapping[WaitState, dict[Waiting, None]] = {WaitState.WAITING: {}, WaitState.HELD: {}}
+        """By state, each in the order in which their waits began, which is also that in which they are over."""
+        self.limits: Mapping[WaitState, float] = {WaitState.WAITING: policy.ttl, WaitState.HELD: hold}
+        """Seconds that a wait may last."""
         self.size = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return sum(map(len, self.waits.values()))
+
+    @property
+    def oldest(self) -> Waiting | None:
+        """The one that arrived first, but for those that were held only after they had waited; None: none waits."""
+        first = (next(iter(each)) for each in self.waits.values() if each)
+        return min(first, key=lambda waiting: waiting.arrived, default=None)
 
 
 class FlowControl:
@@ -203,7 +239,7 @@ class FlowControl:
     def __init__(self, policy: FlowPolicy) -> None:
         self.policy = policy
         ordered = sorted(policy.classes, key=lambda each: -each.priority)
-        self.classes = tuple(ClassQueue(each, policy.quantum) for each in ordered)
+        self.classes = tuple(ClassQueue(each, policy.quantum, policy.hold) for each in ordered)
         """The most urgent first."""
         self.size = 0
         self.waiting = 0
@@ -222,14 +258,14 @@ class FlowControl:
         the newest of the tenant that holds most."""
         queue = waiting.queue = self.class_of(waiting.route.caller.priority)
         waiting.flow = queue.flows.push(flow_key(waiting.route), waiting, waiting.size)
-        queue.by_arrival[waiting] = None
+        queue.waits[waiting.state][waiting] = None
         queue.size += waiting.size
         self.size += waiting.size
         self.waiting += 1
-        while queue.size > queue.policy.max_bytes and waiting.state is WaitState.WAITING:
+        while queue.size > queue.policy.max_bytes and waiting.waits:
             self._shed_newest(queue)
-        while self._overfull() and waiting.state is WaitState.WAITING:
-            self._shed_newest(next(each for each in reversed(self.classes) if each.by_arrival))
+        while self._overfull() and waiting.waits:
+            self._shed_newest(next(each for each in reversed(self.classes) if each.size))
 
     def next(self, now: float, place: Callable[[Waiting, bool], Place]) -> Waiting | None:
         """Place the request whose turn it is; None: none can be placed now.
@@ -259,26 +295,31 @@ class FlowControl:
                     return self._placed(passed[0], found.tokens, [], now) if found.verdict is Verdict.PLACED else None
         return None
 
-    def expire(self, now: float) -> None:
-        """Shed what has waited for too long."""
+    def expire(self, now: float, absent: Callable[[], bool]) -> None:
+        """Shed what has waited for too long. `absent()` says whether no worker is ready."""
         for queue in self.classes:
-            while queue.by_arrival:
-                oldest = next(iter(queue.by_arrival))
-                if now - oldest.arrived < queue.policy.ttl:
-                    break
-                self._end(oldest, WaitEvent.SHED, ShedReason.EXPIRED)
+            for state, waits in queue.waits.items():
+                while waits:
+                    oldest = next(iter(waits))
+                    if now - oldest.since < queue.limits[state]:
+                        break
+                    if state is WaitState.WAITING and self.policy.hold and absent():
+                        self._hold(oldest, now)
+                    else:
+                        self._end(oldest, WaitEvent.SHED, ShedReason.EXPIRED)
 
     def wake_at(self, now: float) -> float:
         """When `expire` or `next` will have to do something because time has passed; infinite: never."""
         times = [each for each in self._overtaken.values() if each > now][:1]
         for queue in self.classes:
-            if queue.by_arrival:
-                times.append(next(iter(queue.by_arrival)).arrived + queue.policy.ttl)
+            for state, waits in queue.waits.items():
+                if waits:
+                    times.append(next(iter(waits)).since + queue.limits[state])
         return min(times, default=math.inf)
 
     def remove(self, waiting: Waiting) -> None:
         """Its client has left. Does nothing if it no longer waits."""
-        if waiting.state is WaitState.WAITING:
+        if waiting.waits:
             self._end(waiting, WaitEvent.LEFT, None)
         else:
             waiting.state = wait_transition(waiting.state, WaitEvent.LEFT)
@@ -286,8 +327,9 @@ class FlowControl:
     def close(self) -> None:
         """The router ends: shed everything."""
         for queue in self.classes:
-            for waiting in tuple(queue.by_arrival):
-                self._end(waiting, WaitEvent.SHED, ShedReason.SHUTTING_DOWN)
+            for waits in queue.waits.values():
+                for waiting in tuple(waits):
+                    self._end(waiting, WaitEvent.SHED, ShedReason.SHUTTING_DOWN)
 
     def _overfull(self) -> bool:
         return self.size > self.policy.max_bytes or self.waiting > self.policy.max_requests
@@ -311,9 +353,14 @@ class FlowControl:
         if reason is not None:
             waiting.on_end(reason)
 
+    def _hold(self, waiting: Waiting, now: float) -> None:
+        del waiting.queue.waits[waiting.state][waiting]
+        waiting.state, waiting.since = wait_transition(waiting.state, WaitEvent.NO_WORKER), now
+        waiting.queue.waits[waiting.state][waiting] = None
+
     def _leave(self, waiting: Waiting, event: WaitEvent) -> None:
+        del waiting.queue.waits[waiting.state][waiting]
         waiting.state = wait_transition(waiting.state, event)
-        del waiting.queue.by_arrival[waiting]
         self._overtaken.pop(waiting, None)
         waiting.queue.size -= waiting.size
         self.size -= waiting.size

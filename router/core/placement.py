@@ -44,6 +44,10 @@ class Placement:
             return Place(Verdict.PREFERS_FULL, room_in=room.full[decision.url])
         return Place(Verdict.PLACED, uncached_tokens(decision, route, waiting.size, self._fleet.config.block_size))
 
+    def absent(self) -> bool:
+        """Whether no worker is ready, for any request."""
+        return not self._fleet.any_ready
+
     def _room(self, route: RouteRequest, now: float, barred: Collection[str]) -> _Room:
         waits = self._fleet.waits(route, now)
         if barred:

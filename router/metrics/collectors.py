@@ -138,6 +138,6 @@ class FlowCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         waiting, size = families = self._families()
         for queue in self._flow.classes:
-            waiting.add_metric((queue.policy.name,), len(queue.by_arrival))
+            waiting.add_metric((queue.policy.name,), queue.waiting)
             size.add_metric((queue.policy.name,), queue.size)
         return families

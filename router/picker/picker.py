@@ -119,14 +119,17 @@ class Picker:
                 request.admitted.charge(route, len(request.body), self.clock())
             except RateExceeded as exceeded:
                 raise self._limited(exceeded, request) from None
+        admission = self.admission
         try:
             decision, excluded = self._choose(route, request.subset)
-            admission = self.admission
             if admission is not None and admission.must_wait(decision, route, self.clock(), excluded):
                 request.route = route
                 return None
             return self._send(route, decision, request, arrived)
         except Refusal:
+            if admission is not None and request.subset is None and admission.must_hold(route):
+                request.route = route
+                return None
             self._give_back(request)
             raise
 

@@ -26,20 +26,24 @@ from router.metrics import Metrics
 SHED_HEADER = b"x-llm-d-request-dropped-reason"
 """Says why a request was turned away, by the values of `ShedReason`."""
 LONGEST_RETRY_AFTER = 30.0
+SHUT_RETRY_AFTER = 1.0
+"""Where a router ends there is another one, or will soon be."""
 
 
 class Shed(Exception):
     """The request is turned away. `retry_after` is in seconds."""
 
-    def __init__(self, reason: ShedReason, waited: float, retry_after: float) -> None:
-        super().__init__(_MESSAGES[reason].format(waited=waited))
+    def __init__(self, reason: ShedReason, waited: float, retry_after: float, *, held: bool = False) -> None:
+        super().__init__((_HELD_MESSAGES if held else _MESSAGES)[reason].format(waited=waited))
         self.reason = reason
         self.retry_after = retry_after
+        self.held = held
+        """Whether it waited for a worker to become ready."""
 
     @property
     def status(self) -> int:
         """That of the answer."""
-        return 503 if self.reason is ShedReason.SHUTTING_DOWN else 429
+        return 503 if self.held or self.reason is ShedReason.SHUTTING_DOWN else 429
 
 
 _MESSAGES = {
@@ -47,6 +51,11 @@ _MESSAGES = {
     ShedReason.EXPIRED: "All workers were busy for {waited:.0f} s, which is as long as this request may wait. Try again"
     " later.",
     ShedReason.SHUTTING_DOWN: "This router is shutting down. Try again.",
+}
+_HELD_MESSAGES = {
+    **_MESSAGES,
+    ShedReason.SATURATED: "No worker is ready, and there is no room to wait for one. Try again later.",
+    ShedReason.EXPIRED: "No worker became ready within {waited:.0f} s. Try again later.",
 }
 
 
@@ -66,6 +75,7 @@ class Admission:
         """The next look for room, at once."""
         self._timer: asyncio.TimerHandle | None = None
         """The next look because of the time."""
+        self._closed = False
         fleet.on_room(self._wake)
 
     def must_wait(self, decision: Decision, route: RouteRequest, now: float, barred: Collection[str] = NOWHERE) -> bool:
@@ -77,6 +87,11 @@ class Admission:
             return False
         return route.prompted and self._placement.saturated(decision, route, now, barred)
 
+    def must_hold(self, route: RouteRequest) -> bool:
+        """Whether a request for which no worker is ready takes its turn, instead of failing. One about a stored
+        response does not: no new worker has that."""
+        return self.flow.policy.hold > 0 and route.stored is None and self._placement.absent()
+
     async def turn(
         self, route: RouteRequest, size: int, barred: Callable[[], frozenset[str]] | None = None
     ) -> Decision:
@@ -84,13 +99,16 @@ class Admission:
         there before anything is awaited. `barred` gives the workers that it must not go to. Raises `Shed`, or as
         `Fleet.choose` does."""
         arrived = self._clock()
+        if self._closed:
+            raise Shed(ShedReason.SHUTTING_DOWN, 0.0, SHUT_RETRY_AFTER)
         ended: asyncio.Future[ShedReason | None] = asyncio.get_running_loop().create_future()
 
         def on_end(reason: ShedReason | None) -> None:
             if not ended.done():
                 ended.set_result(reason)
 
-        waiting = Waiting(route, size + OVERHEAD, arrived, on_end, barred)
+        state = WaitState.HELD if self.must_hold(route) else WaitState.WAITING
+        waiting = Waiting(route, size + OVERHEAD, arrived, on_end, barred, state=state)
         self.flow.put(waiting)
         self._wake()
         name = waiting.queue.policy.name
@@ -107,18 +125,20 @@ class Admission:
         now = self._clock()
         if reason is not None:
             self._metrics.flow_shed.labels(name, reason.value).inc()
-            raise Shed(reason, now - arrived, self.retry_after(waiting, now))
+            after = SHUT_RETRY_AFTER if reason is ShedReason.SHUTTING_DOWN else self.retry_after(waiting, now)
+            raise Shed(reason, now - arrived, after, held=state is WaitState.HELD and self._placement.absent())
         self._metrics.flow_wait.labels(name).observe(now - arrived)
         return self._fleet.choose(route, now, waiting.exclude)
 
     def retry_after(self, waiting: Waiting, now: float) -> float:
         """Seconds after which it may be worth trying again: for as long as the oldest of its class has waited."""
-        oldest = next(iter(waiting.queue.by_arrival), None)
+        oldest = waiting.queue.oldest
         waited = now - (oldest.arrived if oldest is not None else waiting.arrived)
         return min(max(waited, 1.0), LONGEST_RETRY_AFTER)
 
     def close(self) -> None:
-        """The router ends: turn away whatever waits."""
+        """The router ends: turn away whatever waits, and whatever would have to from now on."""
+        self._closed = True
         self.flow.close()
         if self._look is not None:
             self._look.cancel()
@@ -136,7 +156,7 @@ class Admission:
             self._timer.cancel()
             self._timer = None
         now = self._clock()
-        self.flow.expire(now)
+        self.flow.expire(now, self._placement.absent)
 
         def place(waiting: Waiting, anywhere: bool) -> Place:
             return self._placement.place(waiting, anywhere, now)

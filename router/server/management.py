@@ -100,6 +100,8 @@ class Management:
     callers: Callers = ANY_CALLERS
     api_keys: Callable[[], Mapping[str, object]] | None = None
     """How well the API keys of the data port are known; None: none are asked for."""
+    holds: bool = False
+    """Whether requests are held while no worker is ready: then the router is ready without any."""
     state: RouterState = RouterState.SERVING
 
     def app(self) -> FastAPI:
@@ -135,6 +137,8 @@ class Management:
 
     async def ready(self) -> Response:
         """200 when a request would find a worker, at once or within the time that it waits for one; else 503 and why.
+
+        A router that holds requests until a worker has started (`--hold-seconds`) is ready without any worker.
 
         The waiting counts because all routers lose the last worker at the same moment when it is replaced: a Service
         without ready endpoints would refuse clients whom the routers let wait.
@@ -173,7 +177,7 @@ class Management:
             why = "the tokenizer is being loaded"
         elif not discovery.known:
             why = f"the workers are not known yet: {discovery.error or 'their list has not been read'}"
-        elif not ready and not waits:
+        elif not ready and not waits and not self.holds:
             why = "no worker is ready" if workers else "no worker is known"
         else:
             why = None

@@ -225,6 +225,11 @@ class _ProxiedRequest:
                 self.deadline = now + proxy.policy.deadline
             if now >= self.deadline or self._has_final_answer(now):
                 return None
+            if (admission := proxy.admission) is not None and self._is_held(admission):
+                with contextlib.suppress(NoWorkerReady):  # the worker may have left again by then
+                    return await self._wait(admission, now)
+                self.deadline = None
+                continue
             pause = min(EXCLUDED_PAUSE if self.excluded else 1.0, self.deadline - now)
             if self.told_to_wait_at is None:
                 self.excluded.clear()
@@ -233,8 +238,12 @@ class _ProxiedRequest:
                 async with asyncio.timeout(pause):
                     await proxy.changed.wait()
 
+    def _is_held(self, admission: Admission) -> bool:
+        """Whether the request is held until a worker is ready; a stream that its client has begun to read is not."""
+        return self.in_flight.state is not RequestState.RESUMING and admission.must_hold(self.client.route)
+
     async def _wait(self, admission: Admission, now: float) -> Decision:
-        """Where the request goes once it is its turn. Only its first attempt waits."""
+        """Where the request goes once it is its turn. Only its first attempt waits for room, but any for a worker."""
         record = self.client.record
         try:
             return await admission.turn(self.client.route, len(self.request.body))

@@ -7,6 +7,7 @@ Not covered: whether a worker has room (test_placement.py), the event loop (test
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -33,6 +34,9 @@ POLICY = FlowPolicy(
 )
 
 
+HOLDING = replace(POLICY, hold=20.0)
+
+
 class Bench:
     """A flow control, and what became of the requests that it was given."""
 
@@ -41,16 +45,27 @@ class Bench:
         self.ends: dict[Waiting, ShedReason | None] = {}
         self.put: list[Waiting] = []
 
-    def ask(self, tenant: str = "", priority: int = 0, size: int = 100, now: float = 0.0, model: str = "m") -> Waiting:
+    def ask(
+        self,
+        tenant: str = "",
+        priority: int = 0,
+        size: int = 100,
+        now: float = 0.0,
+        model: str = "m",
+        state: WaitState = WaitState.WAITING,
+    ) -> Waiting:
         def end(reason: ShedReason | None) -> None:
             assert waiting not in self.ends, "a request ends once"
             self.ends[waiting] = reason
 
         route = RouteRequest(None, 1, streaming=True, model=model, caller=Caller(tenant, priority))
-        waiting = Waiting(route, size, now, end)
+        waiting = Waiting(route, size, now, end, state=state)
         self.put.append(waiting)
         self.flow.put(waiting)
         return waiting
+
+    def expire(self, now: float, *, absent: bool = False) -> None:
+        self.flow.expire(now, lambda: absent)
 
     def serve(self, count: int, tokens: int = 100) -> list[str]:
         """The tenants of the next requests, each of which takes so many tokens."""
@@ -137,12 +152,43 @@ def test_time_to_wait_is_over_by_class() -> None:
     later = bench.ask(priority=0, now=4.0)
     assert bench.flow.wake_at(0.0) == 5.0
 
-    bench.flow.expire(5.0)
+    bench.expire(5.0)
     assert bench.ends == {low: ShedReason.EXPIRED}
     assert bench.flow.wake_at(5.0) == 9.0
-    bench.flow.expire(10.0)
+    bench.expire(10.0)
     assert bench.ends == {low: ShedReason.EXPIRED, later: ShedReason.EXPIRED, high: ShedReason.EXPIRED}
     assert bench.flow.wake_at(10.0) == math.inf
+
+
+def test_what_is_held_waits_for_as_long_as_a_worker_may_take_to_start() -> None:
+    bench = Bench(HOLDING)
+    held, waiting = bench.ask(state=WaitState.HELD), bench.ask(now=1.0)
+    assert bench.flow.wake_at(1.0) == 6.0
+
+    bench.expire(6.0, absent=True)
+    assert (held.state, waiting.state, bench.ends) == (WaitState.HELD, WaitState.HELD, {}), "the last worker has left"
+    assert bench.flow.wake_at(6.0) == 20.0
+    assert bench.flow.classes[1].oldest is held
+    bench.expire(20.0, absent=True)
+    assert bench.ends == {held: ShedReason.EXPIRED}
+    bench.expire(25.9)
+    assert bench.serve(1) == [""]
+    assert waiting.state is WaitState.PLACED
+
+
+def test_without_a_time_to_hold_requests_none_is_held() -> None:
+    bench = Bench()
+    waiting = bench.ask()
+    bench.expire(5.0, absent=True)
+    assert bench.ends == {waiting: ShedReason.EXPIRED}
+
+
+def test_no_more_wait_than_may() -> None:
+    bench = Bench(replace(POLICY, max_requests=2))
+    first, batch, urgent = bench.ask("a"), bench.ask("a", -1), bench.ask("b", 1)
+    assert bench.ends == {batch: ShedReason.SATURATED}
+    assert first.waits
+    assert urgent.waits
 
 
 def test_a_request_whose_worker_is_busy_is_overtaken_but_not_for_long() -> None:
@@ -214,7 +260,7 @@ class Flows(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench()
+        self.bench = Bench(HOLDING)
         self.now = 0.0
 
     @rule(
@@ -222,16 +268,21 @@ class Flows(RuleBasedStateMachine):
         priority=st.integers(-2, 2),
         size=st.integers(1, 700),
         model=st.sampled_from(["m", "n"]),
+        state=st.sampled_from([WaitState.WAITING, WaitState.HELD]),
     )
-    def ask(self, tenant: str, priority: int, size: int, model: str) -> None:
-        self.bench.ask(tenant, priority, size, self.now, model)
+    def ask(self, tenant: str, priority: int, size: int, model: str, state: WaitState) -> None:
+        self.bench.ask(tenant, priority, size, self.now, model, state)
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0]))
-    def time_passes(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0]), absent=st.booleans())
+    def time_passes(self, seconds: float, absent: bool) -> None:
         self.now += seconds
-        self.bench.flow.expire(self.now)
+        self.bench.expire(self.now, absent=absent)
         for waiting in self.waiting():
-            assert self.now - waiting.arrived < waiting.queue.policy.ttl
+            longest = {WaitState.WAITING: waiting.queue.policy.ttl, WaitState.HELD: HOLDING.hold}[waiting.state]
+            assert self.now - waiting.since < longest
+            assert self.now >= waiting.since >= waiting.arrived
+        if self.waiting():
+            assert self.now < self.bench.flow.wake_at(self.now) < math.inf
 
     @precondition(lambda self: self.waiting())
     @rule(data=st.data())
@@ -269,15 +320,16 @@ class Flows(RuleBasedStateMachine):
         assert flow.size == sum(each.size for each in waiting) <= POLICY.max_bytes
         for queue in flow.classes:
             of_class = [each for each in waiting if each.queue is queue]
-            assert list(queue.by_arrival) == of_class
+            assert {each for waits in queue.waits.values() for each in waits} == {*of_class}
+            assert (queue.waiting, queue.oldest is None) == (len(of_class), not of_class)
             assert queue.size == sum(each.size for each in of_class) <= queue.policy.max_bytes
         for each in self.bench.put:
-            expected = {WaitState.PLACED: [None], WaitState.LEFT: [], WaitState.WAITING: []}.get(each.state)
+            expected = {WaitState.PLACED: [None], WaitState.SHED: None}.get(each.state, [])
             ends = [self.bench.ends[each]] if each in self.bench.ends else []
             assert ends == expected if expected is not None else ends != [None]
 
     def waiting(self) -> list[Waiting]:
-        return [each for each in self.bench.put if each.state is WaitState.WAITING]
+        return [each for each in self.bench.put if each.waits]
 
 
 TestFlows = Flows.TestCase
