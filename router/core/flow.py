@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import NamedTuple
@@ -148,6 +148,15 @@ def wait_transition(state: WaitState, event: WaitEvent) -> WaitState:
     return WAIT_TRANSITIONS.get((state, event), state)
 
 
+class Restriction(NamedTuple):
+    """What bars requests from workers, beside what they ask for."""
+
+    name: Hashable
+    """The same for requests that are barred from the same workers."""
+    barred: Callable[[], frozenset[str]]
+    """Gives the URLs of those workers, of those that there are now."""
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
     """A request that waits. Only its `FlowControl` changes it."""
@@ -158,8 +167,8 @@ class Waiting:
     arrived: float
     on_end: Callable[[ShedReason | None], None]
     """Called once when it no longer waits: None, it is placed. Not called when its client left."""
-    barred: Callable[[], frozenset[str]] | None = None
-    """Gives the workers that it must not go to; None: there are none."""
+    restriction: Restriction | None = None
+    """Where it must not go; None: it may go everywhere."""
     state: WaitState = WaitState.WAITING
     """At first `WAITING` or `HELD`."""
     overtaken_at: float | None = None
@@ -180,9 +189,12 @@ class Waiting:
         return self.state in (WaitState.WAITING, WaitState.HELD)
 
 
-def flow_key(route: RouteRequest) -> FlowKey:
-    """The flow that a request belongs to. Requests for the same model (and rank) can go to the same workers."""
-    return FlowKey(route.caller.tenant, (route.model, route.rank, route.stored))
+def flow_key(waiting: Waiting) -> FlowKey:
+    """The flow that a request belongs to. Requests for the same model (and rank) can go to the same workers, within
+    the same restriction."""
+    route, restriction = waiting.route, waiting.restriction
+    allowed = restriction.name if restriction is not None else None
+    return FlowKey(route.caller.tenant, (route.model, route.rank, route.stored, allowed))
 
 
 class Verdict(Enum):
@@ -257,7 +269,7 @@ class FlowControl:
         """A request has to wait; if there is no room, it or others are shed, the least urgent first and among equals
         the newest of the tenant that holds most."""
         queue = waiting.queue = self.class_of(waiting.route.caller.priority)
-        waiting.flow = queue.flows.push(flow_key(waiting.route), waiting, waiting.size)
+        waiting.flow = queue.flows.push(flow_key(waiting), waiting, waiting.size)
         queue.waits[waiting.state][waiting] = None
         queue.size += waiting.size
         self.size += waiting.size

@@ -29,7 +29,7 @@ class Placement:
     def place(self, waiting: Waiting, anywhere: bool, now: float) -> Place:
         """See `FlowControl.next`. Where the request is placed, it has to be dispatched before the next one is."""
         route = waiting.route
-        barred = waiting.barred() if waiting.barred is not None else NOWHERE
+        barred = waiting.restriction.barred() if waiting.restriction is not None else NOWHERE
         try:
             room = self._room(route, now, barred)
             if room.none:

@@ -13,6 +13,7 @@ from kvcache.paths import COMPUTED
 from kvcache.ranks import RANK_HEADER, asked_rank
 from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest, Unread
 from router.core.errors import UnknownWorker
+from router.core.flow import Restriction
 from router.core.stored_responses import HolderGone, response_id
 from router.picker.dispatched import Dispatched, Following
 from router.picker.endpoints import endpoint_of, ineligible, listed, ranked
@@ -147,7 +148,7 @@ class Picker:
             return frozenset(ineligible(self.following.fleet.urls(), request.subset))
 
         try:
-            return await self.admission.turn(route, len(request.body), barred)
+            return await self.admission.turn(route, len(request.body), Restriction(request.subset, barred))
         except Shed as shed:
             error = ApiError(shed.status, str(shed), type="rate_limit_error" if shed.status == 429 else None)
             headers = [(b"retry-after", b"%d" % ceil(shed.retry_after)), (SHED_HEADER, shed.reason.value.encode())]

@@ -263,7 +263,8 @@ class Stream:
         if not request.request_id:
             headers.append((b"x-request-id", uuid.uuid4().hex.encode()))
         body = request.body if answer.body is None else answer.body
-        # In full duplex the gateway drops the length, as the body may change, and the worker would get chunks.
+        # In full duplex Envoy drops the length, as the body may change, and the worker gets chunks: unless this states
+        # the length, and the gateway allows it (`allow_content_length_header`).
         if (mode == FULL_DUPLEX and not self._trailers) or answer.body is not None:
             headers.append((b"content-length", b"%d" % len(body)))
         if mode in _BY_HEADERS:

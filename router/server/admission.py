@@ -19,7 +19,17 @@ from collections.abc import Callable, Collection
 
 from router.core.decision import Decision, RouteRequest
 from router.core.fleet import Fleet
-from router.core.flow import EARLIEST, OVERHEAD, FlowControl, FlowPolicy, Place, ShedReason, Waiting, WaitState
+from router.core.flow import (
+    EARLIEST,
+    OVERHEAD,
+    FlowControl,
+    FlowPolicy,
+    Place,
+    Restriction,
+    ShedReason,
+    Waiting,
+    WaitState,
+)
 from router.core.placement import NOWHERE, Placement
 from router.metrics import Metrics
 
@@ -92,12 +102,10 @@ class Admission:
         response does not: no new worker has that."""
         return self.flow.policy.hold > 0 and route.stored is None and self._placement.absent()
 
-    async def turn(
-        self, route: RouteRequest, size: int, barred: Callable[[], frozenset[str]] | None = None
-    ) -> Decision:
+    async def turn(self, route: RouteRequest, size: int, restriction: Restriction | None = None) -> Decision:
         """Wait until the request, whose body has `size` bytes, is placed. Returns where it goes; it must be dispatched
-        there before anything is awaited. `barred` gives the workers that it must not go to. Raises `Shed`, or as
-        `Fleet.choose` does."""
+        there before anything is awaited. `restriction`: where it must not go. Raises `Shed`, or as `Fleet.choose`
+        does."""
         arrived = self._clock()
         if self._closed:
             raise Shed(ShedReason.SHUTTING_DOWN, 0.0, SHUT_RETRY_AFTER)
@@ -108,7 +116,7 @@ class Admission:
                 ended.set_result(reason)
 
         state = WaitState.HELD if self.must_hold(route) else WaitState.WAITING
-        waiting = Waiting(route, size + OVERHEAD, arrived, on_end, barred, state=state)
+        waiting = Waiting(route, size + OVERHEAD, arrived, on_end, restriction, state=state)
         self.flow.put(waiting)
         self._wake()
         name = waiting.queue.policy.name

@@ -1,6 +1,7 @@
 """The micro-benchmarks run and measure every operation that they name.
 
-Not covered: how long anything takes. The figures are for people to read and compare, not for a test to judge.
+Not covered: how long anything takes. The figures are for people to read and compare, not for a test to judge. The
+picker's (`bench.micro.picker`), which starts a router and an Envoy: tests/envoy covers what it measures.
 """
 
 from __future__ import annotations

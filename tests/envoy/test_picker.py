@@ -147,6 +147,21 @@ async def test_a_picker_that_stops_fails_no_request_in_progress(
         await stopping
 
 
+async def test_a_request_that_may_not_wait_gets_a_429_that_says_why(start_gateway: StartGateway) -> None:
+    """Of three long prompts one is computed, one waits, and there is no room for a third to wait."""
+    long, release = "word " * 4000, asyncio.Event()
+    async with (
+        fake_workers(good_after(release)) as workers,
+        start_gateway(workers, flow_control=True, flow_max_requests=1) as behind,
+    ):
+        asked = [asyncio.create_task(behind.complete(long)) for _ in range(3)]
+        answer = await next(asyncio.as_completed(asked))
+        assert (answer.status_code, answer.headers["x-llm-d-request-dropped-reason"]) == (429, "rejected-saturated")
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+        release.set()
+        assert [each.status_code for each in await asyncio.gather(*asked)].count(200) == 2
+
+
 async def test_a_gateway_without_a_ready_worker_gets_a_503(start_gateway: StartGateway) -> None:
     gone = f"http://127.0.0.1:{free_port()}"
     async with fake_workers() as workers, start_gateway(workers, hosts=[gone]) as behind:
