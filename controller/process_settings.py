@@ -77,6 +77,7 @@ def router_settings(spec: KVClusterSpec) -> dict[str, object]:
         "profile": spec.model.profile,
         "latency": format_latency(spec.model.latency.times()) or None,
         "block-size": spec.cache.block_size,
+        "history-blocks": spec.cache.blocks if spec.is_external else None,
         "speed": spec.engine.speed,
         "max-body-bytes": limits.max_body_bytes,
         "max-total-body-bytes": max(total, limits.max_body_bytes) if total is not None else None,

@@ -87,6 +87,7 @@ def fleet_config(settings: Settings) -> FleetConfig:
             longest_seconds=settings.eject_longest,
             share=settings.eject_share,
         ),
+        history_blocks=settings.history_blocks or settings.gpu.blocks(settings.block_size),
         longest_pause=settings.longest_pause,
         session_ttl=settings.session_ttl,
         session_limit=settings.session_limit,

@@ -96,6 +96,9 @@ class Settings(ChatSettings):
     )
     tokenizer: str = Field("gpt2", description="'gpt2' (bundled), a folder with a tokenizer, or a Hugging Face id")
     block_size: PositiveInt = Field(16, description="tokens of a block; those of the workers are multiples of it")
+    history_blocks: PositiveInt | None = Field(
+        None, description="blocks that a worker without a cache feed is taken to hold; default: the profile's"
+    )
     profile: str = Field(DEFAULT_PROFILE, description=f"whose latencies to expect: {', '.join(sorted(PROFILES))}")
     latency: str = Field(
         "", description="times that differ from the profile's: NAME=SECONDS, separated by commas (docs/profiles.md)"

@@ -93,7 +93,7 @@ class RouterReport:
     workers_ready: Annotated[Count, Field(validation_alias=AliasPath("workers", "ready"))]
     workers_matching: Annotated[Count, Field(validation_alias=AliasPath("workers", "matching"))]
     """Workers against whose caches prompts are matched."""
-    workers_history: Annotated[Count, Field(validation_alias=AliasPath("workers", "history"))] = 0
+    workers_history: Annotated[Count, Field(validation_alias="history_workers")] = 0
     """Workers without a cache feed, for which it goes by what it has sent them."""
     draining: bool = False
     view_age_seconds: Quantity | None = None

@@ -37,6 +37,8 @@ class FleetConfig:
     speculation_grace: float = 1.0
     """For how long after the first byte of a request its blocks are assumed to be on its worker; by then the feed has
     confirmed them."""
+    history_blocks: int = 4096
+    """Blocks (of the router) that a worker without a cache feed is taken to hold: `router.core.history`."""
     recompute_charge: float = 4.0
     """Seconds added to the cost for each second of computing blocks that another worker holds. Later requests have to
     wait for this computation."""

@@ -19,6 +19,7 @@ from router.core.circuits import Circuits
 from router.core.config import FleetConfig
 from router.core.decision import Decision, RouteRequest
 from router.core.errors import FeedRejected, RejectReason, UnknownWorker
+from router.core.history import History
 from router.core.index import PrefixIndex
 from router.core.outliers import Ejection, Outcome
 from router.core.ownership import Owners
@@ -109,8 +110,21 @@ class Fleet:
 
     def mark_unreachable(self, url: str, why: str = "") -> None:
         """The worker refused a connection or a probe, for the reason `why`. Raises `UnknownWorker`."""
-        self._find(url).mark_unreachable(why)
+        worker = self._find(url)
+        worker.mark_unreachable(why)
+        if worker.history is not None:
+            worker.history.clear()  # nothing listens there: the next process has another cache
         self._circuits.fleet_shrank()
+
+    def set_feedless(self, url: str, *, feedless: bool) -> None:
+        """The worker serves no cache feed, or serves one again. Without one, prompts are matched against what this
+        router has sent there. Raises `UnknownWorker`."""
+        worker = self._find(url)
+        if feedless and worker.history is None and worker.view.info is None:
+            worker.history = History(self._index, worker.view.slot, self.config.history_blocks)
+        elif not feedless and worker.history is not None:
+            worker.history.clear()
+            worker.history = None
 
     def expire(self, now: float) -> list[str]:
         """End what time has ended. Returns the URLs of workers that became unreachable now, because they were silent
@@ -215,6 +229,7 @@ class Fleet:
         `AgentListed` after the worker's load is taken in: its blocks are not matched, but (unless it is an agent) it
         gets requests by load.
         """
+        self.set_feedless(url, feedless=False)
         worker = self._find(url)
         view, info = worker.view, snapshot.info
         if worker.reachable:
@@ -356,14 +371,15 @@ class Fleet:
         if keys is not None and view.usable(now):
             # Blocks that the worker states to hold stay, because the request uses them. Not assuming them saves hashing
             # all blocks of a long conversation at each turn.
+            # Of a history all are noted, for they count as used now.
             stated = self._index.stated_depth(keys, view.slot, matched)
-            assumption = self._index.assume_prompt(view.slot, keys, stated)
+            assumption = self._index.assume_prompt(view.slot, keys, 0 if worker.history is not None else stated)
             certain = view.exact and stated == matched
         return Ticket(
             worker.work,
             expected,
             assumption,
-            self._assumptions,
+            self._assumptions if worker.history is None else worker.history,
             worker.reuse_score,
             matched=matched,
             streaming=request.streaming,

@@ -205,9 +205,15 @@ class PrefixIndex:
 
     def withdraw(self, assumption: Assumption) -> None:
         """End an assumption; this does nothing if it has ended already."""
+        self.end(assumption)
+
+    def end(self, assumption: Assumption) -> Sequence[BlockKey]:
+        """`withdraw`. Returns the blocks that were assumed until now: none if it had ended already, or was void."""
         keys, assumption._keys = assumption._keys, ()
-        if assumption._generation == self._generations[assumption._slot]:
-            self._assumed.discard(assumption._slot, keys)
+        if assumption._generation != self._generations[assumption._slot]:
+            return ()
+        self._assumed.discard(assumption._slot, keys)
+        return keys
 
     def assumed_blocks(self) -> int:
         """Distinct keys that are assumed on any worker."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from router.core.history import History
 from router.core.index import Assumption, PrefixIndex
 from router.core.latency_samples import Usage
 from router.core.ledger import ENDED
@@ -61,7 +62,7 @@ class Ticket:
         work: Work,
         expected: Expected,
         assumption: Assumption | None,
-        assumptions: Assumptions,
+        assumptions: Assumptions | History,
         reuse_score: ReuseScore,
         *,
         matched: int,

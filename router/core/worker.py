@@ -9,6 +9,7 @@ from kvcache.feed import Load, Tier, WorkerInfo
 from kvcache.ranks import split_rank
 from router.core.decision import Candidate
 from router.core.errors import AgentListed
+from router.core.history import History
 from router.core.index import PrefixIndex
 from router.core.matches import NO_LOAD, Matches
 from router.core.outliers import Record
@@ -65,6 +66,8 @@ class WorkerStatus:
     matching: bool
     """Whether prompts are matched against its cache."""
     why_not_matching: str
+    history: bool
+    """It serves no cache feed: prompts are matched against what this router has sent there."""
     discovered: bool
     """Named by discovery; otherwise known by its heartbeats."""
     trust: Trust
@@ -80,6 +83,9 @@ class WorkerStatus:
     cached_tokens: int
     """Cached tokens as those answers report them: divided by `prompt_tokens`, the hit rate."""
 
+
+NO_FEED = "it serves no cache feed: prompts are matched against what this router has sent there"
+"""`WorkerStatus.why_not_matching` of a worker with a history."""
 
 _BY_INTAKE = {
     Intake.OPEN: WorkerEvent.OPENED,
@@ -115,6 +121,8 @@ class Worker:
     pauses: int = field(default=0, init=False)
     """Times it turned a request away since it last answered one."""
     paused_until: float = field(default=0.0, init=False)
+    history: History | None = field(default=None, init=False)
+    """What it should hold; None while it serves a cache feed, or is not known to serve none."""
     turn: int = field(default=0, init=False)
     """Number of the last dispatch to it."""
 
@@ -306,7 +314,8 @@ class Worker:
             why_not_ready="" if ready else self.why_not_ready(),
             state_until=max(until - now, 0.0) if until is not None else None,
             matching=not unmatched,
-            why_not_matching=unmatched,
+            why_not_matching=unmatched if self.history is None else NO_FEED,
+            history=self.history is not None,
             discovered=self.discovered,
             trust=view.trust(now),
             unknown_removals=view.unknown,

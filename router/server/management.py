@@ -220,6 +220,7 @@ class Management:
                 "ready": _whole(ready, workers),
                 "matching": _whole(matching, workers),
             },
+            "history_workers": _whole([worker for worker in ready if worker.history], workers),
             "ranks": {"known": len(workers), "ready": len(ready), "matching": len(matching)},
             "view_age_seconds": max((worker.view_age for worker in ready if worker.view_age is not None), default=None),
             "prompt_tokens": int(total(self.metrics.reported_prompt)),

@@ -120,7 +120,8 @@ class Subscriber:
             except NoFeedError:
                 if not self._feedless:
                     self._feedless = True
-                    self._log("no_feed", logging.INFO, "routed by load only")
+                    self._log("no_feed", logging.INFO, "routed by load and by what this router has sent there")
+                self.fleet.set_feedless(self.url, feedless=True)
                 self.metrics.feed_connects.labels("no_feed").inc()
                 self._connected = False
                 await asyncio.sleep(self.policy.no_feed_retry)

@@ -392,6 +392,7 @@ async def test_a_router_that_has_done_nothing(start_router: StartRouter) -> None
             "strategy": "round_robin",
             "draining": False,
             "workers": {"known": 0, "ready": 0, "matching": 0},
+            "history_workers": 0,
             "ranks": {"known": 0, "ready": 0, "matching": 0},
             "view_age_seconds": None,
             "prompt_tokens": 0,
