@@ -23,7 +23,8 @@ from router.discovery.pool_api import find_pool
 from router.discovery.pool_objects import Pool, pool_workers, read_pod, read_pool
 from runtime.backoff import Backoff
 from runtime.kube.listwatch import ListWatchPolicy
-from tests.kube.backends import Backend
+from tests.controller.objects.support import objects
+from tests.kube.backends import Backend, granted, used
 from tests.kube.conftest import api, client, ns, real_backend  # noqa: F401  fixtures
 from tests.kube.gateway_api import (
     POOLS,
@@ -151,11 +152,13 @@ class Place:
 
 
 @asynccontextmanager
-async def following(tmp_path: Path, backend: Backend, client: httpx.AsyncClient, ns: str) -> AsyncIterator[Place]:  # noqa: F811
+async def following(
+    tmp_path: Path, backend: Backend, client: httpx.AsyncClient, ns: str, user: str = "admin"  # noqa: F811
+) -> AsyncIterator[Place]:  # fmt: skip
     if backend.real:
         account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
         await client.post(f"/api/v1/namespaces/{ns}/serviceaccounts", json=account)
-    path = backend.kubeconfig(tmp_path / "kubeconfig", namespace=ns)
+    path = backend.kubeconfig(tmp_path / "kubeconfig", user, namespace=ns)
     place = Place(
         client,
         ns,
@@ -234,3 +237,27 @@ async def test_objectives_of_both_groups_are_followed_once_their_crd_is_there(
         await place.delete(f"/apis/{old}/v1alpha2/namespaces/{ns}/inferenceobjectives/batch")
         await until(lambda: priorities == {"chat": 1})
         await uninstall(client, objective_definition(old))
+
+
+@pytest.mark.process
+async def test_the_role_that_the_operator_gives_is_what_is_asked_for(
+    tmp_path: Path, api: Backend, client: httpx.AsyncClient, ns: str  # noqa: F811
+) -> None:  # fmt: skip
+    gateway = {"inferencePoolRef": {"name": "llama"}}
+    made = objects(model={"name": "m"}, engine={"type": "external"}, gateway=gateway)
+    rules, user = made["Role/rag-router"]["rules"], f"system:serviceaccount:{ns}:rag-router"
+    await install(client, pool_definition(), objective_definition("inference.networking.x-k8s.io"))
+    await install(client, objective_definition())
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{ns}"
+    binding = {**made["RoleBinding/rag-router"], "metadata": {"name": "rag-router"}}
+    binding["subjects"] = [{"kind": "ServiceAccount", "name": "rag-router", "namespace": ns}]
+    for plural, item in (("roles", {"metadata": {"name": "rag-router"}, "rules": rules}), ("rolebindings", binding)):
+        answer = await client.post(f"{rbac}/{plural}", json=item)
+        assert answer.is_success, answer.text
+    of_services = {(verb, "discovery.k8s.io", "endpointslices") for verb in ("list", "watch")}
+    async with following(tmp_path, api, client, ns, user) as place:
+        await place.put_pod("a", "10.0.0.1", app="llama")
+        await place.put_pool(LABELS, 8000)
+        await place.knows("http://10.0.0.1:8000")
+        await until(lambda: used(api.requests, user) == granted(rules) - of_services)
+    assert not [each for each in api.requests if each.user == user and each.status == 403]
