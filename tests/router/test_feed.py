@@ -221,10 +221,15 @@ async def test_a_worker_that_cannot_be_matched_is_routed_to_by_load_and_named(
             assert router.metric("workers", state="unmatched") == 1
 
 
-async def test_a_worker_without_a_feed_is_asked_for_its_health(start_router: StartRouter) -> None:
+async def test_a_worker_without_a_feed_is_asked_for_its_health_and_matched_by_what_was_sent(
+    start_router: StartRouter,
+) -> None:
     async with fake_workers(good) as (worker,), start_router([worker]) as router:
         assert router.metric("feed_connects_total", outcome="no_feed") == 1
-        assert (await router.complete()).status_code == 200
+        prompt = list(range(320))
+        assert (await router.complete(prompt)).headers["x-kvcluster-matched-blocks"] == "0"
+        assert int((await router.complete(prompt)).headers["x-kvcluster-matched-blocks"]) >= 19
+        assert (await router.management.get("/status")).json()["history_workers"] == 1
 
 
 async def test_view_age_is_published(start_router: StartRouter, tokenizer: Tokenizer) -> None:
