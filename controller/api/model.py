@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from controller.api import flags
 from controller.api.adapters import Adapter
-from controller.api.autoscaling import Autoscaling
+from controller.api.autoscaling import Autoscaling, Scaler
 from controller.api.common import (
     CLUSTER_ONLY,
     EnvVar,
@@ -75,6 +75,10 @@ class EngineType(StrEnum):
     EMULATOR = "emulator"
     VLLM = "vllm"
     EXTERNAL = "external"
+
+
+START_SECONDS = {EngineType.EMULATOR: 30, EngineType.VLLM: 900, EngineType.EXTERNAL: 30}
+"""How long an engine takes to start at most, including the loading of its model."""
 
 
 def _known_profile(name: str) -> str:
@@ -337,6 +341,32 @@ class KVClusterSpec(SpecModel):
     def blocks(self) -> int:
         """Usable blocks of each worker: as given, else the profile's at this block size."""
         return self.cache.blocks if self.cache.blocks is not None else self.profile.blocks(self.cache.block_size)
+
+    @property
+    def scales_to_zero(self) -> bool:
+        """Whether no worker runs while nobody asks."""
+        return self.autoscaling is not None and self.autoscaling.min == 0
+
+    @property
+    def start_seconds(self) -> int:
+        """How long a worker takes to start at most: as given, else by its engine."""
+        given = self.autoscaling.start_seconds if self.autoscaling is not None else None
+        return given if given is not None else START_SECONDS[self.engine.type]
+
+    @model_validator(mode="after")
+    def _autoscaler_sees_what_waits(self) -> KVClusterSpec:
+        scaling = self.autoscaling
+        if scaling is not None and scaling.type is Scaler.HPA and self.router.flow_control.enabled:
+            raise rule_broken(
+                "autoscaling.type",
+                "hpa sees the workers' queues alone, which stay empty with flow control: use type keda",
+            )
+        if self.scales_to_zero and self.router.serves:
+            raise rule_broken(
+                "autoscaling.min",
+                "0 cannot be used beside spec.router.serves: the others' workers would be asked for this model",
+            )
+        return self
 
     @model_validator(mode="after")
     def _longest_request_suits_model(self) -> KVClusterSpec:

@@ -134,6 +134,17 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
             ".model.maxModelLen",
         ),
         Rule(
+            "!has(self.autoscaling) || self.autoscaling.type == 'keda' || !self.router.flowControl.enabled",
+            "hpa sees the workers' queues alone, which stay empty with flow control: use type keda",
+            ".autoscaling.type",
+        ),
+        Rule(
+            "!has(self.autoscaling) || self.autoscaling.min > 0 || !has(self.router.serves) || "
+            "size(self.router.serves) == 0",
+            "0 cannot be used beside spec.router.serves: the others' workers would be asked for this model",
+            ".autoscaling.min",
+        ),
+        Rule(
             "self.cache.blockSize == oldSelf.cache.blockSize || "
             "(oldSelf.workers.replicas == 0 && !has(oldSelf.autoscaling)) || oldSelf.engine.type == 'external'",
             "cannot be changed while workers run, for workers and routers must agree on it: remove spec.autoscaling, "
@@ -190,6 +201,7 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
     ),
     ("spec", "autoscaling"): (
         Rule("self.min <= self.max", "must not exceed max: lower min or raise max", ".min"),
+        Rule("self.min > 0 || self.type == 'keda'", "0 needs type keda: set it, or min to 1", ".min"),
         Rule(
             "self.type != 'keda' || has(self.prometheusAddress)",
             "type keda needs the address of the Prometheus to ask: set prometheusAddress",

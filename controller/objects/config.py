@@ -79,6 +79,10 @@ def digest(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+NOTICE_SECONDS = 60
+"""How long it may take until a held request shows in Prometheus, KEDA has asked for it, and a pod has a node."""
+
+
 def _router_settings(cluster: Cluster) -> dict[str, str]:
     others, pool = cluster.spec.router.serves, cluster.spec.gateway.inference_pool_ref
     own_services = [cluster.object_name(Component.WORKER, suffix) for suffix in worker_service_suffixes(cluster.spec)]
@@ -94,6 +98,8 @@ def _router_settings(cluster: Cluster) -> dict[str, str]:
         "drain-delay": f"{cluster.release.drain_delay:g}",
         "drain-limit": f"{cluster.release.drain_limit:g}",
     }
+    if cluster.spec.scales_to_zero:
+        own["hold-seconds"] = str(cluster.spec.start_seconds + NOTICE_SECONDS)
     if cluster.spec.router.auth.keys_secret_ref is not None:
         own["api-keys-file"] = f"{KEYS_FOLDER}/{KEYS_FILE}"
     if cluster.spec.router.tls.secret_ref is not None:

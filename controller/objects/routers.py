@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from controller.api.model import KEYS_VOLUME, TLS_VOLUME, EngineType
+from controller.api.model import KEYS_VOLUME, START_SECONDS, TLS_VOLUME
 from controller.objects.config import CLIENT_CA_FILE, KEYS_FILE, KEYS_FOLDER, TLS_FILES, TLS_FOLDER
 from controller.objects.names import (
     HTTP,
@@ -28,9 +28,6 @@ from controller.objects.pods import (
     ip_families,
 )
 
-FIRST_WORKER_SECONDS = {EngineType.EMULATOR: 30, EngineType.VLLM: 900, EngineType.EXTERNAL: 30}
-"""How long a router that has just started may wait for its first worker before it counts as not ready: the time that
-the engine takes to start, including the loading of its model."""
 ANSWER_SECONDS = 5
 """Seconds beyond that wait for the router to answer the probe."""
 
@@ -41,7 +38,7 @@ def build_router_deployment(cluster: Cluster) -> Object:
     drain = max(release.drain_delay, release.drain_limit) + cluster.spec.workers.drain_seconds
     # A router without workers holds its answer back: a readiness probe would record a failure every two seconds
     # meanwhile, and find the first worker up to two seconds late.
-    wait = FIRST_WORKER_SECONDS[cluster.spec.engine.type]
+    wait = START_SECONDS[cluster.spec.engine.type]
     startup = build_startup_probe(f"/started?wait={wait}", MANAGEMENT, timeout=wait + ANSWER_SECONDS)
     picker = {PICKER: PICKER_PORT} if cluster.spec.gateway.picks else {}
     secrets = (*_keys_volume(cluster), *_tls_volume(cluster))

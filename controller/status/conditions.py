@@ -112,11 +112,21 @@ def _ready(evidence: _Evidence, workers: Condition, routers: Condition) -> Findi
         how = "".join(f" The last {component} terminates and still serves." for component in last)
         message = f"Requests are answered: {worker.ready_summary}, {router.ready_summary}.{how}"
         return Finding(ConditionReason.SERVING, message)
+    if router.serving and worker.exists and _holds(evidence):
+        return Finding(ConditionReason.HOLDING, f"Routers hold requests until a worker is ready: {workers.message}")
     # Routers are not ready without workers, so missing workers are the cause when both are missing.
     cause = workers if not worker.serving and workers.status != "Unknown" else routers
     if cause.status == "True":  # a router is ready only with a worker
         return Finding(ConditionReason.SERVING, f"Requests are answered: {router.ready_summary}. {workers.message}")
     return Finding(cause.reason, f"Requests are not answered: {cause.message}")
+
+
+def _holds(evidence: _Evidence) -> bool:
+    """Whether requests wait for a worker that will come: the spec scales to zero, and nothing is known to prevent
+    it."""
+    spec = evidence.observed.spec
+    prevented = any(each.component is Component.WORKER for each in evidence.pod_problems)
+    return spec is not None and spec.scales_to_zero and not prevented
 
 
 def _availability(evidence: _Evidence, load: Workload) -> Finding:
@@ -292,6 +302,10 @@ def _findings(
     """Everything that is wrong with the cluster and will not pass by itself."""
     for problem in observed.problems:
         message = f"{problem.object}: {problem.message}" if problem.object else problem.message
+        if observed.spec is not None and observed.spec.scales_to_zero and problem.object.startswith("ScaledObject/"):
+            message += (
+                "; spec.autoscaling.min: 0 needs KEDA. The number of workers stays as it is until it is installed"
+            )
         yield Finding(problem.reason, message)
     for each in of_pods:
         yield Finding(each.reason, each.message)

@@ -26,7 +26,8 @@ class ConditionType(StrEnum):
 
     READY = (
         "Ready",
-        "A request sent to the endpoint is answered: a router and a worker are ready. A rolling update keeps it True.",
+        "A request sent to the endpoint is answered: a router and a worker are ready, or routers hold it until one is. "
+        "A rolling update keeps it True.",
         "False: it is not answered; the reason is that of WorkersAvailable or RouterAvailable, whichever is the cause.",
     )
     WORKERS_AVAILABLE = (
@@ -90,6 +91,12 @@ class ConditionReason(StrEnum):
         "At least one router and one worker are ready, or, where there is no other, terminate and still serve.",
         "Deployment status",
         "The last router or the last worker no longer serves.",
+    )
+    HOLDING = (
+        "Holding",
+        "No worker is ready, as spec.autoscaling.min: 0 allows: routers hold requests until one has started.",
+        "Deployment status, spec.autoscaling",
+        "A worker is ready, cannot start, or no router is ready.",
     )
     ALL_READY = (
         "AllReady",
@@ -426,7 +433,7 @@ RECONCILE_PROBLEMS = (
 
 GIVEN_BY: dict[ConditionType, dict[str, tuple[ConditionReason, ...]]] = {
     ConditionType.READY: {
-        "True": (ConditionReason.SERVING,),
+        "True": (ConditionReason.SERVING, ConditionReason.HOLDING),
         "False": (ConditionReason.WAITING_FOR_WORKERS, *_UNAVAILABLE),
     },
     ConditionType.WORKERS_AVAILABLE: {

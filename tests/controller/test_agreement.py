@@ -146,8 +146,9 @@ def test_flow_control_is_the_same_in_routers_and_in_the_simulator(make_manifest)
 
 def test_without_flow_control_neither_has_any_and_its_defaults_are_the_same(make_manifest):
     manifest = make_manifest(workers={"replicas": 2})
-    settings = RouterSettings.load([*desired_processes(manifest, ADDRESSES)[-1].args, "--fd=5", "--management-fd=6"])
-    assert not settings.flow_control
+    args = [*desired_processes(manifest, ADDRESSES)[-1].args, "--fd=5", "--management-fd=6"]
+    assert not RouterSettings.load(args).queues
+    settings = RouterSettings.load([*args, "--flow-control"])
     assert flow_of(manifest.spec.router.flow_control) is None
     assert flow_of(manifest.spec.router.flow_control, enabled=True) == settings.flow_policy == FlowPolicy()
 

@@ -71,6 +71,27 @@ def test_replicas_are_the_autoscalers_while_there_is_one():
     assert trigger["query"] == 'sum(vllm:num_requests_waiting{namespace="serving", pod=~"rag-worker-.+"})'
 
 
+def test_to_scale_to_zero_keda_counts_what_routers_hold_and_takes_no_loading_worker_away():
+    scaling = {"type": "keda", "min": 0, "max": 5, "prometheusAddress": "http://prometheus:9090"}
+    made = objects(**VLLM, autoscaling=scaling)
+    spec = made["ScaledObject/rag-worker"]["spec"]
+    assert (spec["minReplicaCount"], spec["pollingInterval"]) == (0, 5)
+    window = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"]
+    assert spec["cooldownPeriod"] == spec["initialCooldownPeriod"] == window == 900, "as long as vLLM may load"
+    waiting, running = (trigger["metadata"] for trigger in spec["triggers"])
+    assert waiting["query"] == (
+        '(sum(vllm:num_requests_waiting{namespace="serving", pod=~"rag-worker-.+"}) or vector(0)) + '
+        '(sum(kvcluster_router_flow_waiting{namespace="serving", pod=~"rag-router-.+"}) or vector(0))'
+    )
+    assert running["query"].startswith("clamp_max(sum(kvcluster_router_in_flight{")
+    assert (waiting["threshold"], running["threshold"]) == ("4", "1")
+    assert made["ConfigMap/rag-router"]["data"]["ROUTER_HOLD_SECONDS"] == "960"
+    longer = objects(autoscaling={**scaling, "startSeconds": 60, "scaleDownSeconds": 400})
+    assert longer["ScaledObject/rag-worker"]["spec"]["cooldownPeriod"] == 400
+    assert longer["ConfigMap/rag-router"]["data"]["ROUTER_HOLD_SECONDS"] == "120"
+    assert "ROUTER_HOLD_SECONDS" not in objects(autoscaling={**scaling, "min": 1})["ConfigMap/rag-router"]["data"]
+
+
 def test_a_rolling_update_always_leaves_a_pod_to_answer():
     def rolling(component: str = "worker", **spec: Any) -> dict[str, int]:
         update = objects(**spec)[f"Deployment/rag-{component}"]["spec"]["strategy"]["rollingUpdate"]

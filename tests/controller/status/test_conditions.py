@@ -10,6 +10,8 @@ from datetime import timedelta
 
 import pytest
 
+from controller.api.autoscaling import Autoscaling
+from controller.api.model import KVClusterSpec, Router
 from controller.status.observed import Observed, ReconcileProblem
 from controller.status.reasons import RECONCILE_PROBLEMS, ConditionReason
 from controller.status.report import TokenizerReport
@@ -73,6 +75,30 @@ def test_a_quarter_may_be_missing(wanted, ready, expected):
     assert reasons(seen)["WorkersAvailable"] == expected
     assert reasons(seen)["Ready"] == ("True/Serving" if ready else "False/ScaledToZero")
     assert reasons(seen)["Degraded"] == "False/AsExpected"
+
+
+SCALED_TO_ZERO = {"type": "keda", "min": 0, "max": 3, "prometheusAddress": "http://prometheus:9090"}
+
+
+@pytest.mark.parametrize("wanted", [pytest.param(0, id="nobody asks"), pytest.param(1, id="a worker loads")])
+def test_routers_that_hold_requests_for_a_worker_are_ready(wanted):
+    spec = KVClusterSpec(router=Router(replicas=2), autoscaling=Autoscaling.model_validate(SCALED_TO_ZERO))
+    load = deployment(wanted=wanted, readyReplicas=0)
+    seen = observed(
+        spec=spec, deployments={"worker": load, "router": deployment("router", 2)}, workers_wanted=wanted, pods=ROUTERS
+    )
+    assert reasons(seen)["Ready"] == "True/Holding"
+    assert reasons(seen)["WorkersAvailable"] == ("False/NoneReady" if wanted else "False/ScaledToZero")
+    without = dataclasses.replace(
+        seen, deployments={"worker": load, "router": deployment("router", 2, readyReplicas=0)}
+    )
+    assert reasons(without)["Ready"].startswith("False/")
+    problem = ReconcileProblem(
+        ConditionReason.MISSING_API, "ScaledObject/rag-worker", "this cluster has no ScaledObject"
+    )
+    degraded = conditions(dataclasses.replace(seen, problems=(problem,)))["Degraded"]
+    assert degraded["reason"] == "MissingApi"
+    assert "spec.autoscaling.min: 0 needs KEDA" in degraded["message"]
 
 
 def test_pods_on_top_of_those_wanted_do_not_change_the_message():

@@ -68,6 +68,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"router": {"service": {"loadBalancerClass": "example.com/lb"}}},
         "spec.router.service.loadBalancerClass", "set type to LoadBalancer",
     ),
+    "no worker without KEDA": ({"autoscaling": {"min": 0, "max": 1}}, "spec.autoscaling.min", "needs type keda"),
+    "an autoscaler that does not see the queue": (
+        {"autoscaling": {"max": 2}, "router": {"flowControl": {"enabled": True}}},
+        "spec.autoscaling.type", "use type keda",
+    ),
+    "no worker beside those of others": (
+        {
+            "autoscaling": {"type": "keda", "min": 0, "max": 2, "prometheusAddress": "http://p"},
+            "router": {"serves": [{"cluster": "other"}]},
+        },
+        "spec.autoscaling.min", "beside spec.router.serves",
+    ),
     "a class given twice": (
         {"router": {"flowControl": {"classes": [{"name": "a", "priority": 1}, {"name": "a", "priority": 0}]}}},
         "spec.router.flowControl.classes[1]", "Duplicate",
