@@ -4,6 +4,7 @@ dataclass, and a command that `takes` it gets its options and an instance of it 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -11,11 +12,21 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from runtime.http.hosts import PROGRAM_HEADERS
+from runtime.http.tokens import token_headers
+
 _LOAD = "Workload"
 _MEASURE = "Measurement"
 
+TOKEN_VARIABLE = "KVCLUSTER_MANAGEMENT_TOKEN"  # noqa: S105  its name, not its value
+"""Environment variable with a token of the management port. An option would be seen in the list of processes."""
 LOCAL_ROUTER = "http://127.0.0.1:9000"
 """Management URL of the router in local mode."""
+
+
+def management_headers() -> dict[str, str]:
+    """What the commands send to a management port: that they are programs, and the token in the environment, if any."""
+    return {**PROGRAM_HEADERS, **token_headers(os.environ.get(TOKEN_VARIABLE, "").strip())}
 
 
 def management_url(text: str) -> str:

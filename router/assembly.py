@@ -26,10 +26,10 @@ from router.core.decision import RecentDecisions
 from router.core.fleet import Fleet
 from router.core.outliers import OutlierPolicy
 from router.core.retries import Refusals, RetryBudget, RetryPolicy
-from router.credentials import certificate_files, key_file
+from router.credentials import certificate_files, key_file, token_file
 from router.discovery.merged import MergedDiscovery
 from router.discovery.sources import Discovery, FileDiscovery, StaticDiscovery
-from router.live.endpoints import LiveEndpoints
+from router.live.endpoints import PAGE, PAGE_FOLDERS, LiveEndpoints
 from router.live.gather import BOUNDS, Gatherer
 from router.live.peers import PeerReports, RouterList, StaticRouters
 from router.metrics import DiscoveryCollector, FleetCollector, FlowCollector, Metrics
@@ -39,7 +39,7 @@ from router.server.affinity import Callers
 from router.server.auth import Gate
 from router.server.cors import Cors
 from router.server.dataplane import DataPlane
-from router.server.management import Management
+from router.server.management import PROBES, Management
 from router.server.models import Models
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy
@@ -56,6 +56,7 @@ from runtime.draining import Drain, DrainPolicy
 from runtime.http.hosts import HostCheck
 from runtime.http.server import HttpLimits
 from runtime.http.tls import TlsPort
+from runtime.http.tokens import TokenCheck, TokenFile
 from runtime.logs import EventLogger, LogFormat
 from runtime.tls import CertificateFiles
 
@@ -303,6 +304,7 @@ class Router:
         self.certificates = certificate_files(
             "data", "--tls-cert-path", settings.tls_cert_path, self.metrics, settings.tls_client_ca
         )
+        self.tokens = token_file(settings)
         self._peers = other_routers(settings)
         gatherer = Gatherer(
             self.fleet,
@@ -316,7 +318,14 @@ class Router:
         self.live = LiveEndpoints(
             gatherer,
             functools.partial(self.management.described, settings.router_name(pod_name()), gatherer.started),
-            PeerReports(self._peers, self._control, instance=gatherer.instance, bounds=BOUNDS, clock=clock),
+            PeerReports(
+                self._peers,
+                self._control,
+                instance=gatherer.instance,
+                bounds=BOUNDS,
+                clock=clock,
+                token=lambda: self.tokens.first if self.tokens is not None else "",
+            ),
         )
         self._ticker = Ticker(self.fleet, self.in_flight, self.metrics, clock, self._fell_silent)
         self._tasks: list[asyncio.Task[None]] = []
@@ -366,6 +375,8 @@ class Router:
         app = self.management.app()
         self.live.add_to(app)
         self.request_events.add_to(app)
+        if self.tokens is not None:
+            app.add_middleware(TokenCheck, tokens=self.tokens, open=PROBES | PAGE, open_folders=PAGE_FOLDERS)
         app.add_middleware(
             HostCheck,
             setting="give the router --management-names (ROUTER_MANAGEMENT_NAMES) with that name",
@@ -383,9 +394,9 @@ class Router:
             *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
         ]
 
-    def _files(self) -> tuple[KeyFile | CertificateFiles | None, ...]:
+    def _files(self) -> tuple[KeyFile | CertificateFiles | TokenFile | None, ...]:
         """The files that are read again when they change."""
-        return self.keys, self.certificates, self._picker_certificates
+        return self.keys, self.certificates, self._picker_certificates, self.tokens
 
     async def drain(self, policy: DrainPolicy, cut_short: asyncio.Event) -> None:
         """Wait until requests are sent elsewhere, within the limits of `policy` (`runtime.draining`)."""

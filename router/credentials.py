@@ -8,6 +8,7 @@ from pathlib import Path
 from router.metrics import Metrics
 from router.server.key_file import KeyFile, KeyFileError
 from router.settings import Settings
+from runtime.http.tokens import TokenFile, TokenFileError
 from runtime.settings import SettingsError
 from runtime.tls import CertificateFiles, TlsError
 
@@ -20,6 +21,17 @@ def key_file(settings: Settings, clock: Callable[[], float]) -> KeyFile | None:
         return KeyFile(settings.api_keys_file, clock)
     except KeyFileError as error:
         raise SettingsError(f"--api-keys-file {settings.api_keys_file} cannot be used: {error}") from None
+
+
+def token_file(settings: Settings) -> TokenFile | None:
+    """The tokens of the management port; None: none is asked for. Raises `SettingsError`."""
+    if settings.management_token_file is None:
+        return None
+    try:
+        return TokenFile(settings.management_token_file)
+    except TokenFileError as error:
+        file = settings.management_token_file
+        raise SettingsError(f"--management-token-file {file} cannot be used: {error}") from None
 
 
 def certificate_files(

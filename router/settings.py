@@ -57,6 +57,12 @@ class Settings(ChatSettings):
         "*: any), beside addresses, names of one label and those of a cluster; separate by commas",
     )
 
+    management_token_file: Path | None = Field(
+        None,
+        description="file with a token a line, one of which every request to the management port must show, probes and "
+        "the page's files excepted (docs/security.md); read again when it changes. The first is shown to `--peers`",
+    )
+
     strategy: str = Field(
         "cache_aware",
         validation_alias=AliasChoices("ROUTING_STRATEGY", "ROUTER_STRATEGY"),

@@ -221,7 +221,9 @@ async def push(worker: Worker, settings: Settings, port: int) -> None:
     worker.push_failures = lambda: sum(pusher.failures for pusher in pushers)
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         for pusher in pushers:
-            group.create_task(pusher.run(await stack.enter_async_context(posting_to(pusher.router_url))))
+            group.create_task(
+                pusher.run(await stack.enter_async_context(posting_to(pusher.router_url, settings.router_token_file)))
+            )
 
 
 def of_rank(info: WorkerInfo, rank: int) -> WorkerInfo:

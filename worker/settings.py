@@ -83,6 +83,9 @@ class Settings(ChatSettings):
     router_url: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="management URL of a router to push heartbeats and cache state to; repeat or separate by commas"
     )
+    router_token_file: Path | None = Field(
+        None, description="file whose first line is a token of these management ports; read for each message"
+    )
     advertise_url: BaseUrl | None = Field(None, description="URL under which a router reaches this worker")
 
     kv_events: Literal["off", "zmq"] = Field(

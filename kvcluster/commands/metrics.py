@@ -15,9 +15,8 @@ from kvcluster.figures.exposition import ExpositionError
 from kvcluster.figures.figures import Figures, figures
 from kvcluster.figures.render import Period, Report, as_csv, as_json, rendered
 from kvcluster.figures.scrape import Scrape, ScrapeError, scrape
-from kvcluster.options import LOCAL_ROUTER, management_url
+from kvcluster.options import LOCAL_ROUTER, management_headers, management_url
 from kvcluster.terminal import exits, output, writing
-from runtime.http.hosts import PROGRAM_HEADERS
 
 
 class Format(StrEnum):
@@ -41,7 +40,7 @@ async def collect(
     """
     routers = tuple(dict.fromkeys(map(management_url, urls)))
     loop = asyncio.get_running_loop()
-    async with httpx.AsyncClient(trust_env=False, headers=PROGRAM_HEADERS) as client:
+    async with httpx.AsyncClient(trust_env=False, headers=management_headers()) as client:
         now = await scrape(client, routers, workers=workers)
         if interval is None:
             return Report(routers, (Period("since_start", None, _figures(now)),), now.unread)

@@ -10,9 +10,8 @@ import httpx
 import orjson
 from rich.table import Column, Table
 
-from kvcluster.options import management_url
+from kvcluster.options import management_headers, management_url
 from kvcluster.terminal import BAD_INPUT, FAILED, complain, output
-from runtime.http.hosts import PROGRAM_HEADERS
 
 TIMEOUT = 30.0
 _PARTS = ("queue", "load", "prefill", "decode", "charge")
@@ -35,7 +34,9 @@ def ask_router(router: str, body: Mapping[str, Any], transport: httpx.BaseTransp
     """The router's answer to `POST /route/explain`. Raises `NoExplanationError`."""
     url = f"{management_url(router)}/route/explain"
     try:
-        with httpx.Client(trust_env=False, timeout=TIMEOUT, transport=transport, headers=PROGRAM_HEADERS) as client:
+        with httpx.Client(
+            trust_env=False, timeout=TIMEOUT, transport=transport, headers=management_headers()
+        ) as client:
             answer = client.post(url, json=body)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise NoExplanationError(

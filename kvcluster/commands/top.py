@@ -12,14 +12,13 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from kvcluster.options import LOCAL_ROUTER, management_url
+from kvcluster.options import LOCAL_ROUTER, management_headers, management_url
 from kvcluster.terminal import BAD_INPUT, FAILED, INTERRUPTED, OutputError, ReaderLeftError, complain, output, writing
 from kvcluster.top.following import Link, ReaderState, follow
 from kvcluster.top.render import page
 from kvcluster.top.sources import Source, SourceError, UrlSource, document
 from kvcluster.top.workers import Order, by_name
 from router.live.document import encode
-from runtime.http.hosts import PROGRAM_HEADERS
 from runtime.kube.errors import KubeApiError, NoClusterError
 
 
@@ -47,7 +46,7 @@ def target(text: str | None, namespace: str | None, context: str | None, kubecon
 async def opened(of: Target) -> AsyncGenerator[Source]:
     """The source of the target's live document. Raises, for a name, what `in_cluster` raises."""
     if of.url is not None:
-        async with httpx.AsyncClient(trust_env=False, headers=PROGRAM_HEADERS) as client:
+        async with httpx.AsyncClient(trust_env=False, headers=management_headers()) as client:
             yield UrlSource(of.url, client)
         return
     from kvcluster.top.pods import in_cluster

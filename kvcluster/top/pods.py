@@ -13,8 +13,8 @@ from pathlib import Path
 
 from controller.objects.names import MANAGEMENT_PORT
 from kvcluster.explain.gather import check_names, find_cluster, router_pods
+from kvcluster.options import management_headers
 from kvcluster.top.sources import SILENCE, SourceError, refused
-from runtime.http.hosts import PROGRAM_HEADERS
 from runtime.kube.client import ApiServer
 from runtime.kube.credentials import find_credentials
 from runtime.kube.errors import KubeApiError
@@ -65,7 +65,7 @@ class PodSource:
             pod = pods[self._tries % len(pods)]
             self._tries += 1
             proxied = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:{MANAGEMENT_PORT}/proxy{path}"
-            stream = await self.api.stream(proxied, silence=SILENCE, headers=PROGRAM_HEADERS)
+            stream = await self.api.stream(proxied, silence=SILENCE, headers=management_headers())
             with contextlib.closing(stream):
                 yield stream.pieces()
         except KubeApiError as error:

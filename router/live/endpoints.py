@@ -20,6 +20,8 @@ from router.live.static import INDEX, PageFile, answer, load_page
 from runtime.http.event_stream import EventStream, StreamLimit
 
 _NO_STORE = {"cache-control": "no-store"}
+PAGE, PAGE_FOLDERS = frozenset({"/"}), ("/page/",)
+"""The paths of the page itself, which holds no data: a browser asks for them before the page can show a token."""
 VIEWERS = 32
 """Streams of events that are open at one time, at most."""
 

@@ -14,6 +14,7 @@ from router.live.document import DocumentError, RouterLive, RouterPhase
 from router.live.history import STEPS, Step
 from router.live.report import Report, decode_report
 from runtime.http.hosts import PROGRAM_HEADERS
+from runtime.http.tokens import token_headers
 
 MAX_ROUTERS = 64
 """Routers that are asked at most."""
@@ -89,7 +90,8 @@ class _Peer:
 
 @dataclass(slots=True)
 class PeerReports:
-    """`instance` and `bounds` are those of this router's own reports, `clock` is any that never goes back."""
+    """`instance` and `bounds` are those of this router's own reports, `clock` is any that never goes back. `token`
+    gives what lets this router in at the others, empty where nothing is asked for."""
 
     routers: RouterList
     session: aiohttp.ClientSession
@@ -97,6 +99,7 @@ class PeerReports:
     instance: str
     bounds: tuple[tuple[float, ...], tuple[float, ...]]
     clock: Callable[[], float]
+    token: Callable[[], str] = lambda: ""
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _known: list[PeerAddress] = field(default_factory=list, init=False)
     _known_at: float | None = field(default=None, init=False)
@@ -166,11 +169,16 @@ class PeerReports:
         async with (
             asyncio.timeout(TIMEOUT),
             self.session.get(
-                f"{url}/live/report", params={"after": str(last)}, headers=PROGRAM_HEADERS, allow_redirects=False
+                f"{url}/live/report",
+                params={"after": str(last)},
+                headers={**PROGRAM_HEADERS, **token_headers(self.token())},
+                allow_redirects=False,
             ) as answer,
         ):
             if answer.status == 404:
                 raise DocumentError("it has no live report: is it of another version?")
+            if answer.status == 401:
+                raise DocumentError("it does not accept this router's management token")
             if answer.status != 200:
                 raise DocumentError(f"it answers {answer.status}")
             body = bytearray()

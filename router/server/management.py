@@ -32,6 +32,8 @@ from router.server.tokenizer_loader import TokenizerLoader
 RECHECK_INTERVAL = 0.5
 """Seconds between two looks at what sends no notification of its changes: the tokenizer, the list of workers, the
 router's own state."""
+PROBES = frozenset({"/health", "/ready", "/started"})
+"""Paths that the kubelet asks, which has no token."""
 THREAD_BYTES = 256 * 1024
 """A pushed cache state of more bytes than this is decoded in a thread."""
 

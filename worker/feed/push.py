@@ -14,6 +14,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import aiohttp
@@ -34,6 +35,7 @@ from kvcache.feed import (
 from kvcache.keys import BlockKey
 from runtime.backoff import Backoff
 from runtime.http.hosts import PROGRAM_HEADERS
+from runtime.http.tokens import TokenFileError, parse, token_headers
 from runtime.logs import EventLogger
 from worker.feed.endpoints import CacheState
 from worker.feed.log import FeedLog
@@ -68,18 +70,20 @@ class Post(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def posting_to(router_url: str) -> AsyncIterator[Post]:
-    """A connection to the router's management port, which stays open between messages."""
+async def posting_to(router_url: str, token_file: Path | None = None) -> AsyncIterator[Post]:
+    """A connection to the router's management port, which stays open between messages. The first line of `token_file`,
+    read each time, lets it in."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=1)) as session:
 
         async def post(path: str, body: bytes, media_type: str) -> bytes:
+            headers = {"content-type": media_type, **PROGRAM_HEADERS}
             try:
-                async with session.post(
-                    router_url + path, data=body, headers={"content-type": media_type, **PROGRAM_HEADERS}
-                ) as answer:
+                if token_file is not None:
+                    headers |= token_headers(parse(await asyncio.to_thread(token_file.read_bytes))[0])
+                async with session.post(router_url + path, data=body, headers=headers) as answer:
                     data = await answer.read()
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError, TokenFileError) as error:
                 raise PushError(str(error) or type(error).__name__) from None
             if not 200 <= answer.status < 300:
                 raise PushError(f"{path} refused: {answer.status} {data[:200].decode(errors='replace')}")

@@ -1,5 +1,7 @@
 // The page's connection to its router: server-sent events, reconnected by itself after a restart of the router.
 
+import { EventReader } from "./events.js";
+
 /** States of the connection. `transition` is the only way from one to another. */
 export const Connection = Object.freeze({
   CONNECTING: "connecting", // the first attempt since somebody sees the page
@@ -84,9 +86,15 @@ export class Feed {
   }
 
   #open() {
-    const source = (this.#source = new EventSource(this.#url));
-    for (const type of this.#types) source.addEventListener(type, (event) => this.#received(type, event.data));
-    source.onerror = () => this.#failed(source);
+    const source = (this.#source = new EventReader(
+      this.#url,
+      (type, data) => {
+        if (source === this.#source && this.#types.includes(type)) this.#received(type, data);
+      },
+      (why) => {
+        if (source === this.#source) this.#retryLater(why === null ? "failed" : "refused", why ?? "the connection broke");
+      },
+    ));
     this.#listen();
   }
 
@@ -118,16 +126,6 @@ export class Feed {
     });
   }
 
-  async #failed(source) {
-    if (source !== this.#source) return;
-    const refused = source.readyState === EventSource.CLOSED;
-    this.#close();
-    // EventSource does not say why. A plain request does, and tells a router that is gone from one that refuses.
-    const why = refused ? await answer(this.#url) : null;
-    if (this.#source !== null || this.#state === ASLEEP) return;
-    this.#retryLater(why === null ? "failed" : "refused", why ?? "the connection broke");
-  }
-
   #retryLater(event, why) {
     this.#close();
     const wait = Math.min(LONGEST_RETRY, FIRST_RETRY * 2 ** this.#failures) * (0.75 + Math.random() / 2);
@@ -146,20 +144,5 @@ export class Feed {
   #timer(name, delay, then) {
     clearTimeout(this.#timers[name]);
     if (delay !== null) this.#timers[name] = setTimeout(then, delay);
-  }
-}
-
-/** Why this URL gives no events, in the words of whoever answers; null: nobody does, or it gives them now. */
-async function answer(url) {
-  const abort = new AbortController();
-  try {
-    const response = await fetch(url, { cache: "no-store", signal: abort.signal });
-    if (response.ok) return null;
-    const body = await response.json().catch(() => null);
-    return body?.error?.message ?? `it answers ${response.status} ${response.statusText}`.trim();
-  } catch {
-    return null;
-  } finally {
-    abort.abort();
   }
 }

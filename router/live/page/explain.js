@@ -3,6 +3,7 @@
 import { blockBar, blockTexts } from "./blocks.js";
 import { costBar, costLegend, costParts, scaleCosts } from "./costs.js";
 import { attribute, byId, el, fillMeter, icon, meter, show, text } from "./dom.js";
+import { credentials } from "./events.js";
 import { count, integer, NONE, seconds } from "./format.js";
 import { COSTS, reasonWords, stateName, UNREAD } from "./words.js";
 
@@ -70,7 +71,7 @@ export class ExplainView {
     let shown;
     try {
       const { path, body } = this.#request();
-      const response = await fetch(`${ENDPOINT}?path=${encodeURIComponent(path)}`, { method: "POST", body, headers: { "content-type": "application/json" } });
+      const response = await fetch(`${ENDPOINT}?path=${encodeURIComponent(path)}`, { method: "POST", body, headers: { "content-type": "application/json", ...credentials() } });
       const answer = await response.json().catch(() => null);
       if (!response.ok) throw new Error(answer?.error?.message ?? `The router answers ${response.status} ${response.statusText}.`);
       if (!Array.isArray(answer?.candidates) || !Array.isArray(answer.blocks?.runs)) throw new Error("The router gives another answer than this page knows: reload the page.");

@@ -4,6 +4,7 @@ import { Connection, Feed } from "./connection.js";
 import { DecisionsView } from "./decisions.js";
 import { LiveDocument } from "./document.js";
 import { attribute, byId, el, show, text } from "./dom.js";
+import { takeToken } from "./events.js";
 import { ExplainView } from "./explain.js";
 import { FleetView } from "./fleet.js";
 import { age } from "./format.js";
@@ -15,6 +16,7 @@ const VIEWS = { fleet: "Fleet", decisions: "Decisions", explain: "Why would this
 const ICONS = { idle: "arrow", empty: "info", starting: "starting", degraded: "unmatched", down: "unreachable" };
 const ANNOUNCE = 10_000; // ms between two announcements of changes at least
 
+takeToken();
 const live = new LiveDocument();
 let connection = { state: Connection.CONNECTING };
 
