@@ -26,7 +26,7 @@ from router.core.decision import RecentDecisions
 from router.core.fleet import Fleet
 from router.core.outliers import OutlierPolicy
 from router.core.retries import Refusals, RetryBudget, RetryPolicy
-from router.credentials import certificate_files, key_file, token_file
+from router.credentials import certificate_files, key_file, tls_port, token_file
 from router.discovery.merged import MergedDiscovery
 from router.discovery.sources import Discovery, FileDiscovery, StaticDiscovery
 from router.live.endpoints import PAGE, PAGE_FOLDERS, LiveEndpoints
@@ -334,16 +334,7 @@ class Router:
 
     def tls_port(self) -> TlsPort | None:
         """How the data port speaks TLS; None: it does not."""
-        if (files := self.certificates) is None:
-            return None
-        metrics, settings = self.metrics, self._settings
-        return TlsPort(
-            lambda: files.context,
-            settings.tls_handshake_timeout,
-            settings.tls_max_handshakes,
-            on_done=lambda version: metrics.tls_handshakes.labels(version).inc(),
-            on_failure=lambda failure: metrics.tls_failures.labels(failure.value).inc(),
-        )
+        return tls_port(self.certificates, self._settings, self.metrics)
 
     def picker_server(self) -> PickerServer:
         """A server of the endpoint picker, which shares everything with the data port. Raises `SettingsError` or

@@ -8,6 +8,7 @@ from pathlib import Path
 from router.metrics import Metrics
 from router.server.key_file import KeyFile, KeyFileError
 from router.settings import Settings
+from runtime.http.tls import TlsPort
 from runtime.http.tokens import TokenFile, TokenFileError
 from runtime.settings import SettingsError
 from runtime.tls import CertificateFiles, TlsError
@@ -48,3 +49,16 @@ def certificate_files(
     metrics.certificate_expires.labels(port).set_function(lambda: files.expires)
     metrics.certificate_unusable.labels(port).set_function(lambda: bool(files.problem))
     return files
+
+
+def tls_port(files: CertificateFiles | None, settings: Settings, metrics: Metrics) -> TlsPort | None:
+    """How the data port speaks TLS with this certificate; None without one."""
+    if files is None:
+        return None
+    return TlsPort(
+        lambda: files.context,
+        settings.tls_handshake_timeout,
+        settings.tls_max_handshakes,
+        on_done=lambda version: metrics.tls_handshakes.labels(version).inc(),
+        on_failure=lambda failure: metrics.tls_failures.labels(failure.value).inc(),
+    )
