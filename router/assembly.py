@@ -62,6 +62,7 @@ from runtime.tls import CertificateFiles
 
 if TYPE_CHECKING:
     from router.discovery.kubernetes import Replacement
+    from router.picker.envoy import EnvoyAdmin
     from router.picker.server import PickerServer
     from router.server.key_file import KeyFile
     from router.server.tracing import Tracing
@@ -330,6 +331,7 @@ class Router:
         self._ticker = Ticker(self.fleet, self.in_flight, self.metrics, clock, self._fell_silent)
         self._tasks: list[asyncio.Task[None]] = []
         self.picker: PickerServer | None = None
+        self.envoy: EnvoyAdmin | None = None
         self._picker_certificates: CertificateFiles | None = None
 
     def tls_port(self) -> TlsPort | None:
@@ -384,6 +386,12 @@ class Router:
             *(asyncio.create_task(each.follow()) for each in self._files() if each is not None),
             *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
         ]
+        if (file := self._settings.envoy_endpoints) is not None and (admin := self._settings.envoy_admin) is not None:
+            from router.picker.envoy import EndpointsFile, EnvoyAdmin
+
+            self.envoy = EnvoyAdmin(admin, self.clock)
+            beside = (EndpointsFile(file, self.fleet.urls).run(), self.envoy.join())
+            self._tasks += map(asyncio.create_task, beside)
 
     def _files(self) -> tuple[KeyFile | CertificateFiles | TokenFile | None, ...]:
         """The files that are read again when they change."""
@@ -426,6 +434,8 @@ class Router:
         await self._peers.close()
         await self.upstream.close()
         await self._control.close()
+        if self.envoy is not None:
+            await self.envoy.close()
         self.prompts.close()
         if self.access_log is not None:
             await asyncio.to_thread(self.access_log.close)

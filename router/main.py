@@ -97,6 +97,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         router.management.advance(RouterEvent.SIGTERM)
         if picker is not None:
             await picker.ready(ready=False)
+        if router.envoy is not None:
+            await router.envoy.leave()
         if policy.delay or policy.limit:
             if data is not None:
                 data.drain()
@@ -106,6 +108,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             logger.info("router_closing", in_flight=in_flight())
         router.management.advance(RouterEvent.DRAINED)
         router.hand_back_before(settings.grace_period)
+        if router.envoy is not None:
+            await router.envoy.idle(settings.grace_period)
         if picker is not None:
             await picker.stop(settings.grace_period)
         if data is not None:

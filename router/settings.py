@@ -262,13 +262,24 @@ class Settings(ChatSettings):
         description="what it serves: the data port (proxy), gateways that ask over ext_proc where a request goes "
         "(picker), or both",
     )
-    picker_port: int = Field(9002, ge=0, le=65535, description="port of the endpoint picker (gRPC); 0 takes a free one")
+    picker_port: int = Field(
+        9002, ge=-1, le=65535, description="port of the endpoint picker (gRPC); 0 takes a free one, -1: none"
+    )
     picker_host: str = Field("::", description="address of the picker's ports; ::, every one of IPv6 and IPv4")
     picker_socket: Path | None = Field(
         None, description="Unix socket of the picker, without TLS, for a gateway in the same pod"
     )
     picker_health_port: int = Field(
-        9003, ge=0, le=65535, description="port of the picker's gRPC health checks, without TLS; 0 takes a free one"
+        9003,
+        ge=-1,
+        le=65535,
+        description="port of the picker's gRPC health checks, without TLS; 0 takes a free one, -1: none",
+    )
+    envoy_endpoints: Path | None = Field(
+        None, description="file in which an Envoy that is this router's data plane finds the workers (docs/envoy.md)"
+    )
+    envoy_admin: Path | None = Field(
+        None, description="Unix socket of that Envoy's administration interface: it drains with this router"
     )
     picker_tls: bool = Field(
         True, description="serve the picker's port with TLS, as gateways expect, if need be self-signed"
@@ -390,6 +401,10 @@ class Settings(ChatSettings):
             raise SettingsError("--max-total-body-bytes must have room for one body of --max-body-bytes")
         if settings.tls_client_ca is not None and settings.tls_cert_path is None:
             raise SettingsError("--tls-client-ca goes with --tls-cert-path, the router's own certificate")
+        if settings.mode != "proxy" and settings.picker_port < 0 and settings.picker_socket is None:
+            raise SettingsError("--picker-port -1 leaves the picker no way to be asked: give --picker-socket, too")
+        if (settings.envoy_endpoints is None) != (settings.envoy_admin is None):
+            raise SettingsError("--envoy-endpoints and --envoy-admin are two ends of one Envoy: give both")
         given = [flag for flag, used in lists.items() if used]
         if len(given) > 1:
             raise SettingsError(f"{' and '.join(given)} name {len(given)} lists of workers: use one of them")

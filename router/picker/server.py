@@ -190,6 +190,10 @@ class _Served:
             self.stream.end()
 
 
+SOCKET_MODE = 0o666
+"""Permissions of the Unix socket. The gateway in the same pod may be another user: the socket's folder decides."""
+
+
 class PickerServer:
     """Serves one picker on a TCP port, with TLS unless there are no `certificates`, and on a Unix socket without it."""
 
@@ -232,15 +236,21 @@ class PickerServer:
     def listen(
         self, host: str, port: int, certificates: Certificates | None, path: Path | None, health_port: int
     ) -> None:
-        """Bind. Raises `OSError`."""
-        picker, health = listen(host, port, "--picker-port"), listen(host, health_port, "--picker-health-port")
-        self.port, self.health_port = picker.getsockname()[1], health.getsockname()[1]
-        self._listening = [(self._server, picker, certificates), (self._health_server, health, None)]
+        """Bind; a port of -1 is none. Raises `OSError`."""
+        if port >= 0:
+            picker = listen(host, port, "--picker-port")
+            self.port = picker.getsockname()[1]
+            self._listening.append((self._server, picker, certificates))
+        if health_port >= 0:
+            health = listen(host, health_port, "--picker-health-port")
+            self.health_port = health.getsockname()[1]
+            self._listening.append((self._health_server, health, None))
         if path is not None:
             if path.is_socket():
                 path.unlink()  # of a process that was killed
             unix = socket.socket(socket.AF_UNIX)
             unix.bind(str(path))
+            path.chmod(SOCKET_MODE)
             self._listening.append((self._server, unix, None))
 
     @property

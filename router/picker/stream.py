@@ -302,6 +302,9 @@ class Stream:
     # --- the answer -------------------------------------------------------------------------------------
 
     def _response_headers(self, message: Any) -> list[bytes]:
+        if self.state is StreamState.COLLECTING:  # the gateway refuses the request itself, for its size, say
+            self.end()
+            return [replies.RESPONSE_HEADERS]
         self.advance(StreamEvent.ANSWER_HEADERS)
         headers = _headers(message.response_headers)
         served = _served(message)

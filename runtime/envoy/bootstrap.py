@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 from runtime.envoy.clusters import ADMIN, METADATA, PICKER, admin, picker, workers
 from runtime.envoy.clusters import WORKERS as WORKERS_CLUSTER
@@ -16,6 +14,8 @@ from runtime.envoy.tls import transport_socket
 
 SOCKET_MODE = 0o666
 """Permissions of the administration interface: its folder decides who gets there."""
+CLIENTS = "clients"
+"""Name of the data port, in statistics, too."""
 PICKER_DETAILS = "picker"
 """With this the picker begins the reason that it gives for an answer of its own, whose body stays as it is."""
 _HEAP = 256 * 2**20
@@ -46,10 +46,9 @@ def bootstrap(plane: DataPlane) -> Message:
     }
 
 
-def endpoints(ready: Iterable[tuple[str, bool]], version: int) -> Message:
-    """The content of `Files.endpoints`: base URLs of the workers, and whether each is ready. A worker whose URL names
-    a host instead of an address cannot be listed."""
-    listed = [_endpoint(url, healthy) for url, healthy in ready if address_of(url) is not None]
+def endpoints(workers: Iterable[str], version: int) -> Message:
+    """The content of `Files.endpoints`: `ip:port` of each worker. Which of them are healthy Envoy finds out itself."""
+    listed = [{"endpoint": {"address": _address(each)}} for each in workers]
     assignment = typed(
         "config.endpoint.v3.ClusterLoadAssignment",
         cluster_name=WORKERS_CLUSTER,
@@ -58,22 +57,9 @@ def endpoints(ready: Iterable[tuple[str, bool]], version: int) -> Message:
     return {"version_info": str(version), "resources": [assignment]}
 
 
-def _endpoint(url: str, healthy: bool) -> Message:
-    host, port = address_of(url) or ("", 0)
-    return {
-        "endpoint": {"address": address(host, port)},
-        "health_status": "HEALTHY" if healthy else "UNHEALTHY",
-    }
-
-
-def address_of(url: str) -> tuple[str, int] | None:
-    """IP address and port of a base URL; None if it names a host."""
-    parts = urlsplit(url)
-    try:
-        host = str(ipaddress.ip_address(parts.hostname or ""))
-    except ValueError:
-        return None
-    return host, parts.port or 80
+def _address(endpoint: str) -> Message:
+    host, _, port = endpoint.rpartition(":")
+    return address(host.strip("[]"), int(port))
 
 
 def _clients(plane: DataPlane) -> Message:
@@ -86,10 +72,10 @@ def _clients(plane: DataPlane) -> Message:
     manager = extension(
         "http",
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix="clients",
+        stat_prefix=CLIENTS,
         codec_type="AUTO",
         http_filters=filters,
-        route_config={"name": "clients", "virtual_hosts": [virtual_host(plane)]},
+        route_config={"name": CLIENTS, "virtual_hosts": [virtual_host(plane)]},
         access_log=access_logs(plane.access_log),
         early_header_mutation_extensions=[
             extension(
@@ -131,7 +117,7 @@ def _clients(plane: DataPlane) -> Message:
     if plane.tls is not None:
         chain["transport_socket"] = transport_socket(plane.tls)
     return {
-        "name": "clients",
+        "name": CLIENTS,
         "address": address(plane.address, plane.port),
         "per_connection_buffer_limit_bytes": 2**18,
         "filter_chains": [chain],

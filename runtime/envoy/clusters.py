@@ -113,6 +113,8 @@ def picker(plane: DataPlane) -> Message:
     that requests wait for a frozen one no longer than for the check."""
     asking = plane.asking
     most = 4 * plane.limits.requests
+    # Where the check fails Envoy opens no stream any more, but lets those wait that are open. Pings end them.
+    keepalive = {"interval": seconds(asking.check_interval), "timeout": seconds(asking.check_timeout)}
     return {
         "name": PICKER,
         "type": "STATIC",
@@ -138,7 +140,7 @@ def picker(plane: DataPlane) -> Message:
         "typed_extension_protocol_options": {
             _HTTP_OPTIONS: typed(
                 "extensions.upstreams.http.v3.HttpProtocolOptions",
-                explicit_http_config={"http2_protocol_options": {}},
+                explicit_http_config={"http2_protocol_options": {"connection_keepalive": keepalive}},
             )
         },
     }

@@ -84,13 +84,10 @@ def test_defaults_are_those_of_the_routers_own_port() -> None:
 
 
 def test_workers_are_listed_by_address() -> None:
-    written = endpoints(
-        [("http://10.0.0.1:8100", True), ("http://[fd00::1]:80", False), ("http://worker:8100", True)], 7
-    )
+    written = endpoints(["10.0.0.1:8100", "[fd00::1]:80"], 7)
     assert written["version_info"] == "7"
     (assignment,) = written["resources"]
     listed = assignment["endpoints"][0]["lb_endpoints"]
-    assert [each["health_status"] for each in listed] == ["HEALTHY", "UNHEALTHY"]
     addresses = [each["endpoint"]["address"]["socket_address"] for each in listed]
     assert [(each["address"], each["port_value"]) for each in addresses] == [("10.0.0.1", 8100), ("fd00::1", 80)]
 
@@ -116,7 +113,7 @@ def _variants(folder: Path) -> dict[str, DataPlane]:
 
 @pytest.mark.envoy
 async def test_envoy_accepts_what_is_built(tmp_path: Path) -> None:
-    (tmp_path / "endpoints.json").write_text(json.dumps(endpoints([("http://127.0.0.1:1", True)], 1)))
+    (tmp_path / "endpoints.json").write_text(json.dumps(endpoints(["127.0.0.1:1"], 1)))
     pair = self_signed("data-plane")
     for name, content in {"tls.crt": pair.certificate, "tls.key": pair.key, "ca.crt": pair.certificate}.items():
         (tmp_path / name).write_bytes(content)
