@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,17 @@ from router.server.tracing import Tracing
 from router.settings import Settings
 from runtime.http.server import HttpServer
 from runtime.sockets import listen
+from tests.router.fakes import FakeWorker
+
+
+@dataclass
+class MovedClock:
+    """A clock that stands still until a test moves it."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @dataclass
@@ -37,6 +48,21 @@ class RunningRouter:
     async def stream(self, prompt: Any = "a prompt", **fields: Any) -> bytes:
         return (await self.complete(prompt, stream=True, **fields)).content
 
+    @asynccontextmanager
+    async def streaming(self, prompt: Any = "a prompt", **fields: Any) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The pieces of a streamed answer, as they come."""
+        request = {"prompt": prompt, "max_tokens": 2, "stream": True, **fields}
+        async with self.client.stream("POST", "/v1/completions", json=request) as response:
+            yield response.aiter_raw()
+
+    async def leave_once(self, condition: Callable[[], bool]) -> None:
+        """Ask for a stream, and close the connection once the condition holds."""
+        async with http_client(self.data.port) as client:
+            asked = asyncio.create_task(client.post("/v1/completions", json={"prompt": "x", "stream": True}))
+            await until(condition)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+
     def metric(self, name: str, **labels: str) -> float:
         """Sum of the samples of a metric that carry these labels."""
         return sum(
@@ -50,6 +76,20 @@ class RunningRouter:
         """No request is with a worker, as far as any count in the router says."""
         statuses = self.router.fleet.workers(self.router.clock())
         return len(self.router.in_flight) == 0 and all(status.in_flight == 0 for status in statuses)
+
+    async def ticked(self) -> None:
+        """Wait until the router has ended what its clock says is over."""
+        ticks = self.metric("loop_lag_seconds_count")
+        await until(lambda: self.metric("loop_lag_seconds_count") > ticks)
+
+    async def silence(self, clock: MovedClock, alive: Iterable[FakeWorker] = (), seconds: float = 100.0) -> None:
+        """Let twice so many seconds pass, in which these workers alone give signs of life. Twice, because a worker
+        that was not heard from for as long as the router itself was held up gets one more period."""
+        for _ in range(2):
+            clock.now += seconds
+            for worker in alive:
+                self.router.fleet.mark_alive(worker.url, clock.now)
+            await self.ticked()
 
     async def ready(self, workers: int) -> None:
         """Wait until so many workers are candidates."""
@@ -65,16 +105,16 @@ def http_client(port: int) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30, verify=no_certificates)
 
 
-@dataclass
-class MovedClock:
-    """A clock that stands still until a test moves it."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
+DEFAULTS = {
+    # In turn, unless a test is about the choice itself: the first request goes to the first worker.
+    "routing_strategy": "round_robin",
+    "retry_deadline": 0.3,
+    # A machine that is busy with other work is no reason to find a worker silent or a view old.
+    "connect_timeout": 60.0,
+    "liveness_timeout": 60.0,
+    "view_timeout": 60.0,
+}
+"""Settings of routers, where a test gives no others."""
 StartRouter = Callable[..., AbstractAsyncContextManager[RunningRouter]]
 
 
@@ -109,8 +149,7 @@ def router_starter(tokenizer: Tokenizer) -> StartRouter:
         tracing: Tracing | None = None,
         **settings: Any,
     ) -> AsyncIterator[RunningRouter]:
-        # In turn, unless a test is about the choice itself: the first request goes to the first worker.
-        chosen = Settings(**{"routing_strategy": "round_robin", "retry_deadline": 0.3, **settings})
+        chosen = Settings(**{**DEFAULTS, **settings})
         router = Router(
             chosen,
             source or StaticDiscovery([worker.url for worker in workers]),

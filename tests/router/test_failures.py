@@ -12,7 +12,7 @@ import asyncio
 import httpx
 import pytest
 
-from tests.router.conftest import StartRouter, http_client, until
+from tests.router.conftest import MovedClock, StartRouter, http_client, until
 from tests.router.fakes import (
     DONE,
     ERROR_EVENT,
@@ -154,10 +154,13 @@ async def test_an_answer_too_large_to_hold_that_breaks_off_is_seen_as_cut(start_
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_requests_on_a_worker_that_falls_silent_go_elsewhere(start_router: StartRouter, stream: bool) -> None:
-    quickly = {"liveness_timeout": 0.4, "stall_timeout": 0.6}
-    async with fake_workers(good, good) as workers, start_router(workers, **quickly) as router:
+    clock = MovedClock()
+    async with fake_workers(good, good) as workers, start_router(workers, clock=clock, stall_timeout=50) as router:
         workers[0].frozen.set()  # it accepts connections (the kernel does) and never answers, on any path
-        responses = await asyncio.gather(*(router.complete(stream=stream) for _ in range(8)))
+        asked = [asyncio.create_task(router.complete(stream=stream)) for _ in range(8)]
+        await until(lambda: sum(task.done() for task in asked) == len(router.router.in_flight) == 4)
+        await router.silence(clock, alive=workers[1:])
+        responses = await asyncio.gather(*asked)
         assert [response.status_code for response in responses] == [200] * 8
         assert {response.headers["x-kvcluster-worker"] for response in responses} == {workers[1].url}
         assert router.metric("retries_total", cause="stalled") >= 1
@@ -165,13 +168,12 @@ async def test_requests_on_a_worker_that_falls_silent_go_elsewhere(start_router:
 
 
 async def test_a_stream_that_stops_is_ended_after_the_idle_timeout(start_router: StartRouter) -> None:
-    async def stalls(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("Hel"))
-        await connection.closed()
-
-    async with fake_workers(stalls) as workers, start_router(workers, idle_timeout=0.2) as router:
-        assert await router.stream() == token("Hel") + ERROR_EVENT + DONE
+    clock, stalls = MovedClock(), streaming(token("Hel"), release=asyncio.Event())
+    async with fake_workers(stalls) as workers, start_router(workers, clock=clock, idle_timeout=50) as router:
+        async with router.streaming() as pieces:
+            assert await anext(pieces) == token("Hel")
+            clock.now += 51
+            assert b"".join([piece async for piece in pieces]) == ERROR_EVENT + DONE
         assert router.metric("broken_streams_total", cause="timeout") == 1
 
 
@@ -181,8 +183,12 @@ async def test_a_live_worker_that_never_answers_is_given_up_after_the_answer_tim
     async def never(connection: Connection, request: Received) -> None:
         await connection.closed()
 
-    async with fake_workers(never, good) as workers, start_router(workers, answer_timeout=0.2) as router:
-        assert (await router.complete()).json()["choices"][0]["text"] == "Hello"
+    clock = MovedClock()
+    async with fake_workers(never, good) as workers, start_router(workers, clock=clock, answer_timeout=50) as router:
+        asked = asyncio.create_task(router.complete())
+        await until(lambda: len(workers[0].received) == 1)
+        clock.now += 51
+        assert (await asked).json()["choices"][0]["text"] == "Hello"
         assert router.metric("retries_total", cause="timeout") == 1
 
 

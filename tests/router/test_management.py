@@ -185,10 +185,12 @@ async def test_a_heartbeat_needs_the_url_of_a_worker(start_router: StartRouter, 
 
 
 async def test_a_pushing_worker_that_falls_silent_leaves(start_router: StartRouter, pusher) -> None:  # type: ignore[no-untyped-def]
-    async with fake_workers(good) as (worker,), start_router(liveness_timeout=0.3) as router:
+    clock = MovedClock()
+    async with fake_workers(good) as (worker,), start_router(clock=clock) as router:
         await pusher(router, worker).heartbeat()
         assert router.candidates() == 1
-        await router.ready(0)
+        await router.silence(clock)
+        assert router.candidates() == 0
 
 
 async def test_health_and_readiness(start_router: StartRouter) -> None:

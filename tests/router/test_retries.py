@@ -13,7 +13,7 @@ import pytest
 
 from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorker
-from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.conftest import MovedClock, RunningRouter, StartRouter, until
 from tests.router.fakes import (
     DONE,
     ERROR_EVENT,
@@ -126,7 +126,8 @@ async def test_what_is_not_safe_to_repeat_goes_elsewhere_when_it_was_never_sent(
 
 
 async def test_when_everybody_fails_the_load_is_not_multiplied(start_router: StartRouter) -> None:
-    settings = {"retry_floor": 0.0, "retry_share": 0.2, "eject_after": 0, "retry_deadline": 0.0}
+    budget = {"retry_floor": 0.0, "retry_share": 0.2, "eject_after": 0, "retry_deadline": 0.0}
+    settings = {**budget, "clock": MovedClock()}
     async with fake_workers(*[answering(500)] * 4) as workers, start_router(workers, **settings) as router:
         for _ in range(50):
             assert (await router.complete()).status_code == 500
@@ -138,13 +139,14 @@ async def test_when_everybody_fails_the_load_is_not_multiplied(start_router: Sta
 
 
 async def test_a_worker_frozen_for_a_moment_keeps_what_it_computes(start_router: StartRouter) -> None:
-    release = asyncio.Event()
+    release, clock = asyncio.Event(), MovedClock()
     workers_of = fake_workers(good_after(release), good)
-    async with workers_of as workers, start_router(workers, liveness_timeout=0.3) as router:
+    async with workers_of as workers, start_router(workers, clock=clock, stall_timeout=1000) as router:
         computing = asyncio.create_task(router.complete())
         await until(lambda: len(workers[0].received) == 1)
         workers[0].frozen.set()  # its /health is not answered any more
-        await router.ready(1)
+        await router.silence(clock, alive=workers[1:])
+        assert router.candidates() == 1
         assert (await router.complete()).headers["x-kvcluster-worker"] == workers[1].url
         assert not computing.done()
         workers[0].frozen.clear()
@@ -158,31 +160,31 @@ async def test_a_worker_frozen_for_a_moment_keeps_what_it_computes(start_router:
 async def test_an_answer_of_a_worker_that_is_silent_altogether_is_cut_after_the_cut_timeout(
     start_router: StartRouter,
 ) -> None:
-    async def begins(connection: Connection, request: Received) -> None:
-        await connection.begin_stream()
-        await connection.chunk(token("Hel"))
-        worker.frozen.set()
-        await connection.closed()
-
-    quick = {"liveness_timeout": 0.3, "cut_timeout": 0.5, "stall_timeout": 1000, "idle_timeout": 1000}
-    async with fake_workers(begins) as (worker,), start_router([worker], **quick) as router:
-        assert await router.stream() == token("Hel") + ERROR_EVENT + DONE
+    clock, begins = MovedClock(), streaming(token("Hel"), release=asyncio.Event())
+    times = {"cut_timeout": 50, "stall_timeout": 1000, "idle_timeout": 1000}
+    async with fake_workers(begins) as (worker,), start_router([worker], clock=clock, **times) as router:
+        async with router.streaming() as pieces:
+            assert await anext(pieces) == token("Hel")
+            worker.frozen.set()
+            await router.silence(clock)
+            assert b"".join([piece async for piece in pieces]) == ERROR_EVENT + DONE
         assert router.metric("broken_streams_total", cause="stalled") == 1
 
 
 async def test_a_model_that_thinks_for_long_is_not_cut_while_its_worker_lives(start_router: StartRouter) -> None:
     """Its /health is answered, its stream says nothing: for far longer than any bound on silence altogether."""
-    release = asyncio.Event()
+    release, clock = asyncio.Event(), MovedClock()
     thinks = streaming(token("Hm"), release=release, rest=[token("!", "length")])
-    quick = {"liveness_timeout": 5.0, "stall_timeout": 0.2, "cut_timeout": 0.2}
-    async with fake_workers(thinks) as workers, start_router(workers, **quick) as router:
-        thinking = asyncio.create_task(router.stream())
-        await until(lambda: len(workers[0].received) == 1)
-        silent_since = router.router.clock()
-        await until(lambda: router.router.clock() - silent_since > 1.0)
-        assert not thinking.done()
+    times = {"stall_timeout": 50, "cut_timeout": 50, "idle_timeout": 1000}
+    async with (
+        fake_workers(thinks) as workers,
+        start_router(workers, clock=clock, **times) as router,
+        router.streaming() as pieces,
+    ):
+        assert await anext(pieces) == token("Hm")
+        await router.silence(clock, alive=workers)
         release.set()
-        assert await thinking == token("Hm") + token("!", "length")
+        assert b"".join([piece async for piece in pieces]) == token("!", "length")
 
 
 # --- black holes ---
@@ -225,7 +227,8 @@ async def test_an_engine_that_fails_at_once_draws_next_to_nothing(
     start_router: StartRouter, strategy: str, hole: Script, believed: int
 ) -> None:
     workers_of = fake_workers(hole, takes_a_while, takes_a_while, takes_a_while)
-    async with workers_of as workers, start_router(workers, routing_strategy=strategy) as router:
+    settings = {"routing_strategy": strategy, "clock": MovedClock()}  # no ejection ends
+    async with workers_of as workers, start_router(workers, **settings) as router:
         statuses = await drive(router, 96)
         assert len(statuses) - statuses.count(200) == believed
         # What is believed, five that count in a row, and what each client had sent by then.
@@ -233,7 +236,8 @@ async def test_an_engine_that_fails_at_once_draws_next_to_nothing(
 
 
 async def test_what_all_refuse_reaches_the_client_and_counts_against_nobody(start_router: StartRouter) -> None:
-    async with fake_workers(*[answering(404, message="no such model")] * 3) as workers, start_router(workers) as router:
+    unknown = answering(404, message="no such model")
+    async with fake_workers(*[unknown] * 3) as workers, start_router(workers, clock=MovedClock()) as router:
         for number in range(30):
             response = await router.complete(model="unknown")
             assert (response.status_code, response.json()["error"]["message"]) == (404, "no such model")
@@ -257,7 +261,8 @@ async def test_a_worker_that_lacks_a_model_is_not_asked_for_it_and_serves_the_re
 
 async def test_busy_everywhere_is_told_at_once_in_the_last_workers_words(start_router: StartRouter) -> None:
     full = answering(429, extra="retry-after: 17\r\n", message="slow down")
-    async with fake_workers(full, full) as workers, start_router(workers, retry_deadline=1000) as router:
+    settings = {"retry_deadline": 1000, "clock": MovedClock()}
+    async with fake_workers(full, full) as workers, start_router(workers, **settings) as router:
         response = await router.complete()
         assert response.status_code == 429
         assert response.headers["retry-after"] == "17"
@@ -268,8 +273,12 @@ async def test_busy_everywhere_is_told_at_once_in_the_last_workers_words(start_r
 
 async def test_a_full_worker_that_is_the_only_one_is_not_asked_again_before_its_time(start_router: StartRouter) -> None:
     full = answering(503, extra="retry-after: 17\r\n", message="my queue is full")
-    async with fake_workers(full) as workers, start_router(workers, retry_deadline=1000) as router:
-        response = await router.complete()
+    clock = MovedClock()
+    async with fake_workers(full) as workers, start_router(workers, clock=clock, retry_deadline=1000) as router:
+        asked = asyncio.create_task(router.complete())
+        await until(lambda: router.metric("worker_states", state="paused") == 1)
+        clock.now += 16
+        response = await asked
         assert (response.status_code, response.headers["retry-after"]) == (503, "17")
         assert response.json()["error"]["message"] == "my queue is full"
         assert counts(workers) == [1]
@@ -278,8 +287,8 @@ async def test_a_full_worker_that_is_the_only_one_is_not_asked_again_before_its_
 async def test_a_worker_that_leaves_with_a_retry_after_makes_requests_wait_for_the_next(
     start_router: StartRouter,
 ) -> None:
-    leaving = answering(503, extra="retry-after: 1\r\n")
-    async with fake_workers(leaving, good) as (old, new), start_router([old], retry_deadline=1000) as router:
+    leaving, still = answering(503, extra="retry-after: 1\r\n"), {"clock": MovedClock(), "retry_deadline": 1000}
+    async with fake_workers(leaving, good) as (old, new), start_router([old], **still) as router:
         old.health = 503
         waiting = asyncio.create_task(router.complete())
         await router.ready(0)
@@ -291,17 +300,17 @@ async def test_a_worker_that_leaves_with_a_retry_after_makes_requests_wait_for_t
 
 async def test_a_worker_that_asks_for_a_pause_gets_one_and_is_shown_so(start_router: StartRouter) -> None:
     full = answering(503, extra="retry-after: 20\r\n")
-    async with fake_workers(full, good) as workers, start_router(workers) as router:
+    async with fake_workers(full, good) as workers, start_router(workers, clock=MovedClock()) as router:
         for _ in range(6):
             assert (await router.complete()).status_code == 200
         assert counts(workers) == [1, 6]
         shown = (await router.management.get("/workers")).json()["workers"][0]
-        assert (shown["state"], shown["ready"]) == ("paused", False)
-        assert 10 < shown["state_until"] <= 20
+        assert (shown["state"], shown["ready"], shown["state_until"]) == ("paused", False, 20)
 
 
 async def test_an_ejected_worker_is_shown_everywhere_and_comes_back_when_it_is_well(start_router: StartRouter) -> None:
-    async with fake_workers(answering(500), good) as workers, start_router(workers, eject_seconds=0.6) as router:
+    clock = MovedClock()
+    async with fake_workers(answering(500), good) as workers, start_router(workers, clock=clock) as router:
         for _ in range(12):
             assert (await router.complete()).status_code == 200
         assert len(workers[0].received) == 5
@@ -313,6 +322,7 @@ async def test_an_ejected_worker_is_shown_everywhere_and_comes_back_when_it_is_w
         explained = (await router.management.post("/route/explain", json={"prompt": "x"})).json()
         assert [(each["worker"], each["state"]) for each in explained["left_out"]] == [(workers[0].url, "ejected")]
         workers[0].script = good
+        clock.now += router.router.fleet.config.outliers.first_seconds
         await until(lambda: router.metric("worker_states", state="half_open") == 1)
         for _ in range(6):
             assert (await router.complete()).status_code == 200

@@ -11,7 +11,7 @@ import asyncio
 
 import pytest
 
-from tests.router.conftest import StartRouter, until
+from tests.router.conftest import MovedClock, StartRouter, until
 from tests.router.fakes import DONE, ERROR_EVENT, Connection, Received, fake_workers, good, streaming, token
 
 COMMENT = b": keep-alive\n\n"
@@ -40,22 +40,24 @@ async def test_comments_are_passed_on_as_they_come_and_are_no_first_token(start_
 
 async def test_a_worker_that_only_comments_is_given_up(start_router: StartRouter) -> None:
     """A server writes comments while its engine hangs."""
-    stop = asyncio.Event()
+    clock, more = MovedClock(), asyncio.Event()
 
     async def script(connection: Connection, request: Received) -> None:
         await connection.begin_stream()
-        while not stop.is_set():
-            await connection.chunk(COMMENT)
-            await asyncio.sleep(0.01)
+        await connection.chunk(COMMENT)
+        await more.wait()
+        await connection.chunk(COMMENT)
+        await connection.closed()
 
-    async with (
-        fake_workers(script) as workers,
-        start_router(workers, answer_timeout=0.1, idle_timeout=0.1) as router,
-    ):
-        answer = await router.stream()
-        stop.set()
-        assert answer.startswith(COMMENT)
-        assert answer.endswith(ERROR_EVENT + DONE)
+    times = {"answer_timeout": 50, "idle_timeout": 50}
+    async with fake_workers(script) as workers, start_router(workers, clock=clock, **times) as router:
+        async with router.streaming() as pieces:
+            assert await anext(pieces) == COMMENT
+            clock.now += 30
+            more.set()
+            assert await anext(pieces) == COMMENT
+            clock.now += 30
+            assert b"".join([piece async for piece in pieces]) == ERROR_EVENT + DONE
         assert router.metric("broken_streams_total", cause="timeout") == 1
         assert router.metric("ttft_seconds_count") == 0
 

@@ -17,7 +17,7 @@ from kvcache.tokens.tokenizer import Tokenizer
 from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorker
 from router.discovery.sources import FileDiscovery, StaticDiscovery, WorkerUrlError, worker_url
-from tests.router.conftest import RunningRouter, StartRouter, until
+from tests.router.conftest import MovedClock, RunningRouter, StartRouter, until
 from tests.router.fakes import Connection, FakeWorker, Received, fake_workers, good, streaming, token
 
 
@@ -217,7 +217,7 @@ async def test_a_terminating_worker_finishes_what_it_has(start_router: StartRout
 
 
 async def test_a_feed_at_an_address_of_its_own(start_router: StartRouter, tokenizer: Tokenizer) -> None:
-    async with fake_workers(good, good) as (engine, agent), start_router(liveness_timeout=0.5) as router:
+    async with fake_workers(good, good) as (engine, agent), start_router() as router:
         agent.serve_feed(tokenizer.fingerprint, "pod")
         agent.blocks = CHAIN[:5]
         router.router.fleet_sync.apply({engine.url: DiscoveredWorker(feed=agent.url)})
@@ -245,10 +245,10 @@ async def test_a_feed_at_an_address_of_its_own(start_router: StartRouter, tokeni
 async def test_the_view_of_a_dead_agent_is_not_used_and_said_not_to_be(
     start_router: StartRouter, tokenizer: Tokenizer
 ) -> None:
-    prompt = {"prompt": list(range(320)), "max_tokens": 2}
+    prompt, clock = {"prompt": list(range(320)), "max_tokens": 2}, MovedClock()
     async with (
         fake_workers(good, good, good) as (engine, other, agent),
-        start_router(routing_strategy="cache_aware", view_timeout=0.2) as router,
+        start_router(routing_strategy="cache_aware", clock=clock) as router,
     ):
         agent.serve_feed(tokenizer.fingerprint, "pod")
         agent.blocks = CHAIN
@@ -260,7 +260,9 @@ async def test_the_view_of_a_dead_agent_is_not_used_and_said_not_to_be(
         assert response.headers["x-kvcluster-matched-blocks"] == "19"
         await agent.stop(reset=True)
         agent.feeds.clear()
-        await until(lambda: not any(worker.matching for worker in router.router.fleet.workers(router.router.clock())))
+        await until(lambda: router.metric("feed_connects_total", outcome="failed") > 0)
+        await router.silence(clock, alive=(engine, other))
+        assert not any(worker.matching for worker in router.router.fleet.workers(clock()))
         assert router.candidates() == 2
         response = await router.client.post("/v1/completions", json=prompt)
         assert response.headers["x-kvcluster-matched-blocks"] == "0"

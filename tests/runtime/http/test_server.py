@@ -178,8 +178,10 @@ async def test_idle_connections_are_closed_without_a_word() -> None:
         reader, writer = await connect(server)
         assert await reader.read() == b""
         writer.close()
-        reader, writer = await connect(server)
-        writer.write(GET)
+        # Sent before the event loop goes on: however long that takes, the connection is not idle yet.
+        client = socket.create_connection(("127.0.0.1", server.port))
+        client.sendall(GET)
+        reader, writer = await asyncio.open_connection(sock=client)
         await read_answer(reader)
         assert await reader.read() == b""
         writer.close()
