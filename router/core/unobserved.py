@@ -15,8 +15,11 @@ from typing import NamedTuple
 
 from router.core.ticket import Ticket
 
-ARRIVAL = 1.0
-"""Seconds after its dispatch by which a report counts a request: the gateway's way to the engine, and the report's."""
+ARRIVAL = 0.15
+"""Seconds after its dispatch by which a report counts a request: the gateway's way to the engine, and the report's.
+
+As long as a request is taken for running after its end, its worker seems busier than it is, and others get what it has
+cached. One that is released because it was still on its way shows in the next report as foreign work."""
 
 
 class Ended(StrEnum):

@@ -7,6 +7,7 @@ import math
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -33,8 +34,10 @@ SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 LIVENESS, READINESS = "liveness", "readiness"
 HEALTH_NAMES = ("", LIVENESS, READINESS, SERVICE, "inference-extension", HEALTH)
 """Names by which gateways ask. All but `LIVENESS` say whether requests should come here."""
-SWEEP = 0.25
-"""Seconds between two looks at what is over or late."""
+SWEEP = 0.05
+"""Seconds between two looks at which requests are over."""
+LATE_SWEEPS = 5
+"""Such looks between two at which streams are late."""
 MESSAGE_ROOM = 2**20
 """Bytes of a message beside a body."""
 
@@ -305,11 +308,12 @@ class PickerServer:
     # --- what time ends ---------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        while True:
+        for turn in count():
             await asyncio.sleep(SWEEP)
             now = self.clock()
-            for served in list(self.open):
-                if served.deadline <= now:
-                    served.give_up()
+            if turn % LATE_SWEEPS == 0:
+                for served in list(self.open):
+                    if served.deadline <= now:
+                        served.give_up()
             for why, ended in self.picker.following.unobserved.sweep(now).items():
                 self.metrics.released.labels(why.value).inc(ended)
