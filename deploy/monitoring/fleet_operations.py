@@ -137,6 +137,32 @@ VIEWS = Row(
             alerts=("KVClusterDiscoveryStale",),
         ),
         Panel(
+            title="Credentials that cannot be used",
+            shows="Routers that cannot use their file of API keys, or the files of a certificate, as these are now: 1.",
+            act="The router's log says why; what was read before stays in force.",
+            unit="none",
+            quiet="No router has keys or a certificate of its own.",
+            queries=(
+                Query(f"max by (pod) ({router('api_keys_unusable')})", "keys of {{pod}}"),
+                Query(f"max by (pod, port) ({router('tls_certificate_unusable')})", "certificate of {{pod}}, {{port}}"),
+            ),
+            alerts=("KVClusterCredentialsUnusable",),
+        ),
+        Panel(
+            title="Time left of certificates",
+            shows="Time until the certificate that each router serves with ends, or one of its chain.",
+            act="Below a week: see the runbook.",
+            unit="s",
+            quiet="No router has a certificate of its own.",
+            queries=(
+                Query(
+                    f"min by (pod, port) ({router('tls_certificate_expires_timestamp_seconds')}) - time()",
+                    "{{pod}}, {{port}}",
+                ),
+            ),
+            alerts=("KVClusterCertificateExpiring",),
+        ),
+        Panel(
             title="Discovery problems",
             shows="Failed attempts to list or watch EndpointSlices, and repeated lists, each a second.",
             act="Only periodic lists are normal. forbidden: the routers' Role or RoleBinding is missing.",

@@ -122,6 +122,12 @@ FIRES: Mapping[str, Series] = {
         for le in ("1", "2")
     },
     "KVClusterTokenizerMissing": {router("tokenizer_loaded", "r1"): gauge(1, 0)},
+    "KVClusterCredentialsUnusable": {router("api_keys_unusable", "r1"): gauge(0, 1)},
+    "KVClusterCertificateExpiring": {
+        # promtool's clock starts at 0; the other router's certificate is good for a month more.
+        router("tls_certificate_expires_timestamp_seconds", pod, port="data"): gauge(60 * TROUBLE + days * 86_400)
+        for pod, days in (("r0", 37), ("r1", 7))
+    },
     "KVClusterAgentNotFollowing": {next(iter(AGENT)): gauge(1, 0)},
     "KVClusterWorkerUnreachable": {router("worker_states", "r0", state="unreachable"): gauge(0, 1)},
     "KVClusterWorkerEjected": {

@@ -40,6 +40,8 @@ WINDOW = 60.0
 """Seconds over which a panel must show something."""
 NOT_HERE = {
     "Discovery problems": "workers are listed in a file, and only EndpointSlices are listed again or fail",
+    "Credentials that cannot be used": "no router of this run has API keys or a certificate of its own",
+    "Time left of certificates": "no router of this run has a certificate of its own",
 }
 """Panels whose queries return nothing in this run, and why."""
 TROUBLE = {"KVClusterWorkerUnreachable", "KVClusterWorkerEjected", "KVClusterWorkerUnmatched", "KVClusterDegraded"}
