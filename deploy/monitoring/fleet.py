@@ -73,7 +73,7 @@ _GLANCE = Row(
             queries=(
                 Query(
                     f"sum(min by ({CLUSTER}) (sum by ({CLUSTER}, pod) ("
-                    + router("workers", 'state=~"ready|unmatched"')
+                    + router("workers", 'state=~"ready|history|unmatched"')
                     + ")))",
                     "ready",
                 ),

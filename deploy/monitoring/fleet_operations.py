@@ -94,8 +94,9 @@ VIEWS = Row(
         ),
         Panel(
             title="Matching",
-            shows="Workers that may be chosen: those whose blocks are matched (ready), and those that are used by load "
-            "alone because block size, tokenizer or model differ (unmatched); and those that may not (not_ready).",
+            shows="Workers that may be chosen: those whose blocks are matched (ready, or history: by what was sent "
+            "there), and those that are used by load alone because block size, tokenizer or model differ (unmatched); "
+            "and those that may not (not_ready).",
             act="unmatched: GET /workers on a router's management port says what differs.",
             unit="none",
             queries=(Query(f"sum by (state) (max by ({CLUSTER}, state) ({router('workers')}))", "{{state}}"),),

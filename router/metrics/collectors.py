@@ -10,9 +10,21 @@ from prometheus_client.registry import Collector
 from router.core.fleet import Fleet
 from router.core.flow import FlowControl
 from router.core.view import Trust
+from router.core.worker import WorkerStatus
 from router.core.worker_state import WorkerPhase
 from router.discovery.sources import DiscoveryStatus
 from router.metrics.declared import PREFIX
+
+_ROUTED = ("ready", "history", "unmatched", "not_ready")
+
+
+def _routed(worker: WorkerStatus) -> str:
+    """How requests are routed to a worker, one of `_ROUTED`."""
+    if not worker.ready:
+        return "not_ready"
+    if worker.matching:
+        return "ready"
+    return "history" if worker.history else "unmatched"
 
 
 class FleetCollector(Collector):
@@ -57,14 +69,14 @@ class FleetCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         families = self._families()
         routed, states, age, trust, in_flight, blocks, running, waiting, requests, prompt, cached, *sizes = families
-        counts = dict.fromkeys(("ready", "unmatched", "not_ready"), 0)
+        counts = dict.fromkeys(_ROUTED, 0)
         by_state = dict.fromkeys(WorkerPhase, 0)
         del by_state[WorkerPhase.GONE]  # the fleet does not list such a worker
         seen: set[str] = set()
         for worker in self._fleet.workers(self._clock()):
             label = [worker.url if worker.worker_id in seen else worker.worker_id]
             seen.update(label)
-            counts["not_ready" if not worker.ready else "ready" if worker.matching else "unmatched"] += 1
+            counts[_routed(worker)] += 1
             by_state[worker.state] += 1
             if worker.view_age is not None:
                 age.add_metric(label, worker.view_age)

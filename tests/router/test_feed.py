@@ -230,6 +230,8 @@ async def test_a_worker_without_a_feed_is_asked_for_its_health_and_matched_by_wh
         assert (await router.complete(prompt)).headers["x-kvcluster-matched-blocks"] == "0"
         assert int((await router.complete(prompt)).headers["x-kvcluster-matched-blocks"]) >= 19
         assert (await router.management.get("/status")).json()["history_workers"] == 1
+        assert router.metric("workers", state="history") == 1
+        assert router.metric("workers", state="unmatched") == 0
 
 
 async def test_view_age_is_published(start_router: StartRouter, tokenizer: Tokenizer) -> None:
