@@ -170,8 +170,11 @@ async def test_a_request_that_kills_its_engine_kills_two_of_four(start_router: S
 
 
 async def test_a_worker_frozen_for_a_moment_computes_its_request_once(start_router: StartRouter) -> None:
-    """Frozen for longer than the liveness timeout, with the default settings."""
-    async with real_workers(2, speed=1.0) as workers, start_router(workers, ready=0) as router:
+    """Frozen for longer than the liveness timeout, which is the default one here."""
+    async with (
+        real_workers(2, speed=1.0) as workers,
+        start_router(workers, ready=0, liveness_timeout=2.0) as router,
+    ):
         await eventually(lambda: router.candidates() == 2)
         asked = asyncio.create_task(router.complete("x", max_tokens=200, ignore_eos=True))
         await until(lambda: len(busy(router)) == 1)
