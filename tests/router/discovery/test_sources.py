@@ -273,7 +273,8 @@ async def test_the_view_of_a_dead_agent_is_not_used_and_said_not_to_be(
         assert not row["matching"]
         assert "nothing has confirmed" in row["why_not_matching"]
         assert (await router.management.get("/status")).json()["workers"]["matching"] == 0
-        assert router.metric("workers", state="unmatched") == 2
+        assert router.metric("workers", state="unmatched") == 1
+        assert router.metric("workers", state="history") == 1, "the other worker has no feed at all"
         explained = (await router.management.post("/route/explain", json=prompt)).json()
         (candidate,) = [each for each in explained["candidates"] if each["worker"] == "pod"]
         assert (candidate["matched_blocks"], candidate["matching"]) == (0, False)
