@@ -38,6 +38,7 @@ from controller.api.gateway import Gateway
 from controller.api.latency import Latency
 from controller.api.routing import (
     AccessLog,
+    DataPlaneType,
     Ejection,
     Limits,
     Liveness,
@@ -225,6 +226,9 @@ class Router(Placement):
     """How many routers share the traffic. Local mode runs one."""
     strategy: Annotated[Strategy, Field(strict=False)] = Strategy.CACHE_AWARE
     """How a worker is chosen: see `docs/routing.md`."""
+    data_plane: Annotated[DataPlaneType, Field(strict=False)] = DataPlaneType.ROUTER
+    """Who receives requests and passes them on: the `router` itself, or an `envoy` beside it, which asks the router
+    where each request goes: see `docs/envoy.md`."""
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     """How long a router waits."""

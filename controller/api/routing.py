@@ -24,6 +24,13 @@ class Strategy(StrEnum):
     LINEAR = "linear"
 
 
+class DataPlaneType(StrEnum):
+    """Who receives clients' requests and passes them on to workers."""
+
+    ROUTER = "router"
+    ENVOY = "envoy"
+
+
 class ServedCluster(SpecModel):
     """Another KVCluster whose workers the routers serve, too."""
 
