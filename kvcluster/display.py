@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
+from controller.local.desired_processes import Role
 from controller.local.process import ProcessState, ProcessStatus
 from controller.local.view import ClusterView, WorkerView
-from controller.objects.names import Component
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Endpoints:
     url: str
     management_url: str
     log_dir: Path
+    envoy_admin: str | None = None
+    """Unix socket of Envoy's administration interface; None: the router is the data plane."""
 
 
 class Display(AbstractContextManager["Display", None], ABC):
@@ -83,7 +85,8 @@ class LineDisplay(Display):
 
     def ready(self, endpoints: Endpoints) -> None:
         page = f"{endpoints.management_url}/"
-        self.say(f"ready: OpenAI API at {endpoints.url}/v1, live page at {page}, management at the same port")
+        through = "" if endpoints.envoy_admin is None else f" through Envoy (admin socket {endpoints.envoy_admin})"
+        self.say(f"ready: OpenAI API at {endpoints.url}/v1{through}, live page at {page}, management at the same port")
 
     def view(self, view: ClusterView) -> None:
         return None
@@ -144,14 +147,17 @@ def _cells(view: WorkerView | None) -> tuple[str, ...]:
     return _number(view.blocks) + of, _number(view.running), _number(view.waiting), rate
 
 
+_ROWS = (Role.ROUTER, Role.ENVOY, Role.WORKER)
+
+
 def status_table(title: str, processes: Iterable[ProcessStatus], views: Mapping[str, WorkerView]) -> Table:
     """A row for each process. `views` has what is known of the workers, by name."""
     headings = ("blocks cached", "running", "waiting", "hit rate", "restarts")
     pid, *figures = (Column(heading, justify="right") for heading in ("pid", *headings))
     table = Table("process", pid, "state", *figures, title=title, title_justify="left")
-    for status in sorted(processes, key=lambda status: status.role is not Component.ROUTER):
+    for status in sorted(processes, key=lambda status: _ROWS.index(status.role)):
         view = views.get(status.name)
-        cells = _cells(view) if status.role is Component.WORKER else ("", "", "", "")
+        cells = _cells(view) if status.role is Role.WORKER else ("", "", "", "")
         number = "-" if status.pid is None else str(status.pid)
         table.add_row(status.name, number, _state(status, view), *cells, str(status.restarts))
     return table
@@ -185,6 +191,8 @@ class TableDisplay(Display):
         self.say(f"OpenAI API   {endpoints.url}/v1")
         self.say(f"Live page    {endpoints.management_url}/")
         self.say(f"Management   {endpoints.management_url}")
+        if endpoints.envoy_admin is not None:
+            self.say(f"Envoy admin  curl --unix-socket {endpoints.envoy_admin} http://envoy/")
         self.say(f"Logs         {endpoints.log_dir}")
         self.say("Ctrl-C stops")
 

@@ -62,10 +62,10 @@ from runtime.tls import CertificateFiles
 
 if TYPE_CHECKING:
     from router.discovery.kubernetes import Replacement
-    from router.picker.envoy import EnvoyAdmin
     from router.picker.server import PickerServer
     from router.server.key_file import KeyFile
     from router.server.tracing import Tracing
+    from runtime.envoy_admin import EnvoyAdmin
 
 logger = EventLogger(__name__)
 
@@ -387,7 +387,8 @@ class Router:
             *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
         ]
         if (file := self._settings.envoy_endpoints) is not None and (admin := self._settings.envoy_admin) is not None:
-            from router.picker.envoy import EndpointsFile, EnvoyAdmin
+            from router.picker.envoy import EndpointsFile
+            from runtime.envoy_admin import EnvoyAdmin
 
             self.envoy = EnvoyAdmin(admin, self.clock)
             beside = (EndpointsFile(file, self.fleet.urls).run(), self.envoy.join())

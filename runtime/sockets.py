@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 BACKLOG = 2048
@@ -24,8 +26,35 @@ def listen(host: str, port: int, flag: str = "") -> socket.socket:
     """A listening TCP socket; port 0 takes a free one. `::` is every address of the machine, of IPv4 too, and of IPv4
     alone where there is no IPv6. `flag` is the command-line flag that chooses the port. Raises `PortTakenError` or
     another `OSError`."""
-    try:
+    with _named(host, port, flag):
         sock = _everywhere(port) if host == EVERYWHERE else _listening(host, port)
+    sock.setblocking(False)
+    return sock
+
+
+def reserve(host: str, port: int, flag: str = "") -> socket.socket:
+    """A TCP socket that is bound and does not listen; port 0 takes a free one. It keeps its port for another program of
+    this user that listens there with SO_REUSEPORT, also while that program restarts: nobody else gets the port, and
+    connections are refused until the program listens. Linux; elsewhere the socket reserves nothing. Raises what
+    `listen` raises."""
+    # Two sockets with SO_REUSEPORT share a port, and connections: only one without finds out that it is taken.
+    with listen(host, port, flag) as free:
+        port = free.getsockname()[1]
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    with _named(host, port, flag):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # for connections of an earlier server in TIME_WAIT
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((host, port))
+    # A server that asks for the port may have SO_REUSEADDR, too: with it here the kernel would let both have it.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    return sock
+
+
+@contextlib.contextmanager
+def _named(host: str, port: int, flag: str) -> Iterator[None]:
+    """An error of `bind` names the port."""
+    try:
+        yield
     except OSError as error:
         choose = f": choose another with {flag} (0: any free one)" if flag else ""
         if error.errno == errno.EADDRINUSE:
@@ -33,8 +62,6 @@ def listen(host: str, port: int, flag: str = "") -> socket.socket:
         if error.errno == errno.EACCES:
             raise PortTakenError(error.errno, f"port {port} on {host} needs privileges{choose}") from None
         raise
-    sock.setblocking(False)
-    return sock
 
 
 def _listening(host: str, port: int, *, both: bool = False) -> socket.socket:

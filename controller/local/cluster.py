@@ -17,12 +17,21 @@ from typing import Any, Self
 import httpx
 
 from controller.api.model import KVCluster
-from controller.local.desired_processes import Addresses, DesiredProcess, check, desired_processes
-from controller.local.process import ManagedProcess, ProcessState, ProcessStatus
-from controller.objects.names import Component
+from controller.local.desired_processes import (
+    Addresses,
+    DesiredProcess,
+    Role,
+    check,
+    desired_processes,
+    has_envoy,
+    speaks_tls,
+)
+from controller.local.envoy import EnvoyControl, EnvoyParts
+from controller.local.process import Control, HttpControl, ManagedProcess, ProcessState, ProcessStatus
 from controller.process_settings import adapters_file
 from kvcache.ranks import split_rank
-from runtime.sockets import listen, url_of
+from runtime.envoy.binary import envoy_binary
+from runtime.sockets import listen, reserve, url_of
 
 LOOPBACK = "127.0.0.1"
 FAILED_STARTS = 3
@@ -54,10 +63,10 @@ class Options:
 class LocalCluster:
     """Runs a manifest on this machine while its context is entered.
 
-    Entering starts every process and returns at once: `await wait_ready()` before use. Leaving stops the router, which
-    finishes its requests, then the workers, and returns when all processes are gone. Leaving by an exception waits for
-    no request. The constructor raises `LocalModeError` for a manifest that a single machine cannot run; entering raises
-    `PortTakenError` or another `OSError`.
+    Entering starts every process and returns at once: `await wait_ready()` before use. Leaving stops Envoy, if there is
+    one, and the router, which finish their requests, then the workers, and returns when all processes are gone.
+    Leaving by an exception waits for no request. The constructor raises `LocalModeError` for a manifest that a single
+    machine cannot run; entering raises `PortTakenError` or another `OSError`.
     """
 
     def __init__(
@@ -73,8 +82,8 @@ class LocalCluster:
         self._desired = desired
         self._cleanup = contextlib.AsyncExitStack()
         self._changed = asyncio.Event()
-        self._workers: list[ManagedProcess] = []
-        self._routers: list[ManagedProcess] = []
+        self._processes: dict[Role, list[ManagedProcess]] = {role: [] for role in Role}
+        self._envoy: EnvoyControl | None = None
         self._sockets: dict[str, socket.socket] = {}
         self._missing = ""
 
@@ -90,8 +99,9 @@ class LocalCluster:
             cleanup.callback(os.close, write_end)
             cleanup.callback(os.close, read_end)
             for desired in self._desired(self.manifest, self.addresses):
-                process = self._managed(desired, read_end)
-                (self._workers if desired.role is Component.WORKER else self._routers).append(process)
+                _write(desired.files)
+                process = self._managed(desired, read_end, await self._control(desired, cleanup))
+                self._processes[desired.role].append(process)
                 process.start()
             self._cleanup = cleanup.pop_all()
         return self
@@ -102,15 +112,14 @@ class LocalCluster:
         if error is not None:
             self.kill()
         async with self._cleanup:
-            for router in self._routers:
-                router.stop()
-            # From here on new connections are refused, instead of waiting for a router that will not start again.
-            for url in (self.addresses.router, self.addresses.management):
-                self._sockets[url].close()
-            await asyncio.gather(*(router.ended() for router in self._routers))
-            for worker in self._workers:
-                worker.stop()
-            await asyncio.gather(*(worker.ended() for worker in self._workers))
+            for role in (Role.ENVOY, Role.ROUTER, Role.WORKER):
+                for process in self._processes[role]:
+                    process.stop()
+                if role is Role.ROUTER:
+                    # From here on new connections are refused, instead of waiting for a router that will not start.
+                    for url in (self.addresses.router, self.addresses.management):
+                        self._sockets[url].close()
+                await asyncio.gather(*(process.ended() for process in self._processes[role]))
 
     def _write_adapters(self) -> str | None:
         """The file with the manifest's LoRA adapters, beside the logs; None where it lists none."""
@@ -125,22 +134,36 @@ class LocalCluster:
         """Binds the sockets that the processes inherit. A process that is restarted keeps its address, and connections
         that are made meanwhile wait in the socket's queue instead of being refused."""
 
-        def address(port: int = 0, flag: str = "") -> str:
-            listener = cleanup.enter_context(contextlib.closing(listen(LOOPBACK, port, flag)))
+        def address(port: int = 0, flag: str = "", bound: Callable[..., socket.socket] = listen) -> str:
+            listener = cleanup.enter_context(contextlib.closing(bound(LOOPBACK, port, flag)))
             self._sockets[url := url_of(listener)] = listener
             return url
 
-        router = address(self._options.port, "--port")
+        envoy = None
+        if has_envoy(self.manifest):
+            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="kvcluster-envoy-"))
+            envoy = EnvoyParts(str(envoy_binary()), folder)
+        # Envoy takes no socket of ours, but listens beside it.
+        router = address(self._options.port, "--port", listen if envoy is None else reserve)
         management = address(self._options.management_port, "--management-port")
-        return Addresses(tuple(address() for _ in range(self.manifest.spec.workers.replicas)), router, management)
+        workers = tuple(address() for _ in range(self.manifest.spec.workers.replicas))
+        return Addresses(workers, router, management, envoy=envoy)
 
-    def _managed(self, desired: DesiredProcess, parent_pipe: int) -> ManagedProcess:
+    async def _control(self, desired: DesiredProcess, cleanup: contextlib.AsyncExitStack) -> Control:
+        parts = self.addresses.envoy
+        if desired.role is not Role.ENVOY or parts is None:
+            return HttpControl(self._client, desired.probe)
+        self._envoy = EnvoyControl(parts, desired.grace)
+        cleanup.push_async_callback(self._envoy.close)
+        return self._envoy
+
+    def _managed(self, desired: DesiredProcess, parent_pipe: int, control: Control) -> ManagedProcess:
         return ManagedProcess(
             desired,
             descriptors={url: listener.fileno() for url, listener in self._sockets.items()},
             parent_pipe=parent_pipe,
             log=self.log_dir / f"{desired.name}.log",
-            client=self._client,
+            control=control,
             on_change=self._on_change,
             echo=self._options.echo,
         )
@@ -153,7 +176,8 @@ class LocalCluster:
     @property
     def url(self) -> str:
         """Base URL of the OpenAI API."""
-        return self.addresses.router
+        url = self.addresses.router
+        return url.replace("http:", "https:", 1) if speaks_tls(self.manifest) else url
 
     @property
     def management_url(self) -> str:
@@ -161,27 +185,39 @@ class LocalCluster:
         return self.addresses.management
 
     @property
+    def envoy_admin(self) -> str | None:
+        """Unix socket of Envoy's administration interface; None: the router is the data plane."""
+        parts = self.addresses.envoy
+        return parts.files.admin if parts is not None else None
+
+    @property
     def workers(self) -> tuple[ProcessStatus, ...]:
         """The workers now, in the order of their indices; a worker's name is the id it reports."""
-        return tuple(process.status for process in self._workers)
+        return self._statuses(Role.WORKER)
 
     @property
     def router(self) -> ProcessStatus:
         """The router now."""
-        return self._routers[0].status
+        return self._processes[Role.ROUTER][0].status
 
     @property
     def processes(self) -> tuple[ProcessStatus, ...]:
-        """The router and the workers now."""
-        return (self.router, *self.workers)
+        """The router, its Envoy if there is one, and the workers now."""
+        return (self.router, *self._statuses(Role.ENVOY), *self.workers)
+
+    def _statuses(self, role: Role) -> tuple[ProcessStatus, ...]:
+        return tuple(process.status for process in self._processes[role])
 
     async def wait_ready(self, timeout: float = 60.0) -> None:
         """Returns when every process is ready and the router may choose every worker. Raises `StartError`."""
         try:
             async with asyncio.timeout(timeout):
                 await self._processes_ready()
-                if self._routers:
+                if self._processes[Role.ROUTER]:
                     await self._workers_known()
+                if self._envoy is not None:
+                    self._missing = "nothing, but Envoy does not know the router or the workers yet"
+                    await self._envoy.knows(len(self._processes[Role.WORKER]))
         except TimeoutError:
             waiting = [process for process in self._all() if process.status.state is not ProcessState.READY]
             raise StartError(
@@ -195,7 +231,7 @@ class LocalCluster:
             process.kill()
 
     def _all(self) -> list[ManagedProcess]:
-        return [*self._workers, *self._routers]
+        return [process for processes in self._processes.values() for process in processes]
 
     async def _processes_ready(self) -> None:
         while any(process.status.state is not ProcessState.READY for process in self._all()):
@@ -214,6 +250,11 @@ class LocalCluster:
                 ranks = self.manifest.spec.engine.data_parallel.size
                 self._missing = _unmatched(by_address(answer.json()["workers"]), self.workers, ranks)
             await asyncio.sleep(POLL_INTERVAL if self._missing else 0)
+
+
+def _write(files: Mapping[str, str]) -> None:
+    for path, content in files.items():
+        Path(path).write_text(content, encoding="utf-8")
 
 
 def by_address(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Sequence[Mapping[str, Any]]]:

@@ -16,13 +16,17 @@ import threading
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent(descriptor: int) -> None:
-    os.set_inheritable(descriptor, False)
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends; it can on Linux alone."""
     if sys.platform == "linux":
         import ctypes
 
         # Where this is refused (by a seccomp profile, for example), the pipe is left.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _watch(descriptor: int) -> None:
+    os.set_inheritable(descriptor, False)
 
     def watch() -> None:
         # Signals go to the threads that expect them.
@@ -38,7 +42,8 @@ def main() -> None:
     """The command line above."""
     descriptor, module = int(sys.argv[1]), sys.argv[2]
     del sys.argv[1:3]
-    _die_with_parent(descriptor)
+    die_with_parent()
+    _watch(descriptor)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 
-from controller.local.desired_processes import DesiredProcess
-from controller.objects.names import Component
+from controller.local.desired_processes import DesiredProcess, Role
 from runtime.backoff import Backoff
 
 RESTART_BACKOFF = Backoff(0.1, 5.0)
@@ -77,7 +77,7 @@ class ProcessStatus:
     """A process at one moment. `pid` is None while it does not run; `detail` explains the state where needed."""
 
     name: str
-    role: Component
+    role: Role
     url: str
     state: ProcessState
     pid: int | None
@@ -109,6 +109,35 @@ def environment(inherited: Mapping[str, str], own: Mapping[str, str]) -> dict[st
     return {**kept, "PYTHONUNBUFFERED": "1", **own}
 
 
+class Control(Protocol):
+    """What a supervisor asks of a process, beside its signals."""
+
+    async def ready(self) -> bool:
+        """Whether it serves."""
+
+    async def drain(self) -> None:
+        """Return when it may be sent SIGTERM."""
+
+
+class HttpControl:
+    """Of a process that finishes its requests after SIGTERM by itself. `probe`: a URL that answers 200."""
+
+    def __init__(self, client: httpx.AsyncClient, probe: str) -> None:
+        self._client = client
+        self._probe = probe
+
+    async def ready(self) -> bool:
+        # The socket listens before the process does. The request waits in its queue, so that most probes need one try.
+        try:
+            answer = await self._client.get(self._probe, timeout=PROBE_TIMEOUT)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == httpx.codes.OK
+
+    async def drain(self) -> None:
+        return None
+
+
 class ManagedProcess:
     """One process, kept running from `start` to `stop`.
 
@@ -124,7 +153,7 @@ class ManagedProcess:
         descriptors: Mapping[str, int],
         parent_pipe: int,
         log: Path,
-        client: httpx.AsyncClient,
+        control: Control,
         on_change: Callable[[ProcessStatus], None],
         echo: Callable[[str, str], None] | None = None,
     ) -> None:
@@ -136,7 +165,7 @@ class ManagedProcess:
         """Of the last process that ended; the number of a signal is negative."""
         self._sockets = tuple((flag, descriptors[url]) for flag, url in desired.listeners)
         self._parent_pipe = parent_pipe
-        self._client = client
+        self._control = control
         self._on_change = on_change
         self._echo = echo
         self._process: Process | None = None
@@ -233,7 +262,7 @@ class ManagedProcess:
         sockets = [f"{flag}={descriptor}" for flag, descriptor in self._sockets]
         with self.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "controller.local.parent_guard", str(self._parent_pipe), self.desired.module),
+                *(sys.executable, "-m", self.desired.guard, str(self._parent_pipe), self.desired.program),
                 *(*self.desired.args, *sockets),
                 stdin=DEVNULL,
                 stdout=PIPE if self._echo else log,
@@ -245,18 +274,10 @@ class ManagedProcess:
             )
 
     async def _watch_readiness(self) -> None:
-        while not await self._answers_probe():  # noqa: ASYNC110  another process is polled, which sets no event
+        while not await self._control.ready():  # noqa: ASYNC110  another process is polled, which sets no event
             await asyncio.sleep(PROBE_INTERVAL)
         self._ready_at = asyncio.get_running_loop().time()
         self._advance(ProcessEvent.PROBE_ANSWERED)
-
-    async def _answers_probe(self) -> bool:
-        # The socket listens before the process does. The request waits in its queue, so that most probes need one try.
-        try:
-            answer = await self._client.get(self.desired.probe, timeout=PROBE_TIMEOUT)
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == httpx.codes.OK
 
     async def _copy_output(self, output: asyncio.StreamReader, echo: Callable[[str, str], None]) -> None:
         with self.log.open("ab", buffering=0) as log:
@@ -267,10 +288,14 @@ class ManagedProcess:
     async def _terminate(self, process: Process, exited: asyncio.Task[int]) -> None:
         self._advance(ProcessEvent.TERMINATED)
         _signal_group(process, signal.SIGCONT)  # a frozen process would not see the other signal
-        _signal_group(process, signal.SIGTERM)
         killing = asyncio.create_task(self._killing.wait())
-        deadline = self.desired.grace + SHUTDOWN_MARGIN
-        await asyncio.wait((exited, killing), timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
+        drained = asyncio.create_task(self._control.drain())
+        timeout = self.desired.grace + SHUTDOWN_MARGIN
+        await asyncio.wait((drained, exited, killing), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+        await asyncio.gather(drained, return_exceptions=True)
+        _signal_group(process, signal.SIGTERM)
+        await asyncio.wait((exited, killing), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         killing.cancel()
         if not exited.done():
             _signal_group(process, signal.SIGKILL)

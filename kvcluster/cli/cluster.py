@@ -30,6 +30,10 @@ def up(
     strategy: Annotated[
         str | None, typer.Option(metavar="NAME", help="Use this strategy instead of the manifest's.")
     ] = None,
+    data_plane: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Who passes requests on instead of the manifest's choice: router or envoy."),
+    ] = None,
     speed: Annotated[
         float | None,
         typer.Option(metavar="N", help="Run the engines N times as fast as real ones."),
@@ -49,6 +53,7 @@ def up(
         port=port,
         management_port=management_port,
         strategy=strategy,
+        data_plane=data_plane,
         speed=speed,
         log_dir=log_dir,
         verbose=verbose,

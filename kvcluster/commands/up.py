@@ -35,6 +35,7 @@ class UpOptions:
     port: int
     management_port: int
     strategy: str | None
+    data_plane: str | None
     speed: float | None
     log_dir: Path | None
     verbose: bool
@@ -65,6 +66,7 @@ def overridden(manifest: KVCluster, options: UpOptions) -> KVCluster:
     """The manifest with the values that the command line gives instead. Raises `ManifestError`."""
     flags = (
         ("--strategy", ("spec", "router", "strategy"), options.strategy),
+        ("--data-plane", ("spec", "router", "dataPlane"), options.data_plane),
         ("--speed", ("spec", "engine", "speed"), options.speed),
     )
     for flag, path, value in flags:
@@ -114,7 +116,7 @@ async def _serve(manifest: KVCluster, options: UpOptions, display: Display, log_
         display.say(f"logs in {log_dir}")
         async with cluster:
             if await _ready_before(stop, cluster, options.timeout):
-                display.ready(Endpoints(cluster.url, cluster.management_url, log_dir))
+                display.ready(Endpoints(cluster.url, cluster.management_url, log_dir, cluster.envoy_admin))
                 if display.watches:
                     await _watch(cluster, display, stop)
                 await stop.wait()

@@ -55,6 +55,7 @@ def make_server(
         on_busy,
         released,
         full=settings.response_processing == "full",
+        explains=settings.envoy_endpoints is not None,
     )
     picker = Picker(following, prompts, models, recent, clock, settings.picker_fallbacks, callers, admission, gate)
     limits = PickerLimits(

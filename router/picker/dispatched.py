@@ -19,7 +19,7 @@ from router.picker.endpoints import endpoint_of
 from router.server.answer import MAX_HELD, AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
 from router.server.auth import Admitted, rate_headers
 from router.server.headers import find, retry_after
-from router.server.relay import MAX_BUFFERED, count_cached
+from router.server.relay import MAX_BUFFERED, count_cached, explained
 from runtime.http.context import Headers
 
 
@@ -70,6 +70,9 @@ class Following:
     on_busy: Callable[[str], None]
     released: Callable[[Ended], None]
     full: bool = False
+    """Answers are followed to their end."""
+    explains: bool = False
+    """Answers say in headers who gave them, and why, as those of the data port do."""
 
 
 @dataclass(slots=True)
@@ -117,6 +120,8 @@ class Dispatched:
         self._status = status
         if served and served != endpoint_of(self.decision.url):
             self._move(served)
+        if self.following.explains:
+            added += explained(self.decision, self.route)
         engine = bool(served) or bool(find(headers, b"x-envoy-upstream-service-time"))
         self._note(status, headers, engine=engine)
         if status >= 400:

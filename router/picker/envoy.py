@@ -1,25 +1,21 @@
-"""The Envoy beside this router that is its data plane: the workers that it is told of, and its end."""
+"""The Envoy beside this router that is its data plane: the workers that it is told of."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import aiohttp
 import orjson
 
 from router.picker.endpoints import endpoint_of
-from runtime.envoy.bootstrap import CLIENTS, endpoints
+from runtime.envoy.bootstrap import endpoints
 from runtime.logs import EventLogger
 
 logger = EventLogger(__name__)
 
 INTERVAL = 0.1
-"""Seconds between two looks at the workers, or at what Envoy still has to do."""
-ADMIN_TIMEOUT = aiohttp.ClientTimeout(total=1.0)
-_ACTIVE = f"http.{CLIENTS}.downstream_rq_active"
+"""Seconds between two looks at the workers."""
 
 
 class EndpointsFile:
@@ -55,43 +51,3 @@ class EndpointsFile:
             except OSError as error:
                 logger.error("envoy_endpoints_not_written", path=str(self._path), why=str(error))
             await asyncio.sleep(INTERVAL)
-
-
-class EnvoyAdmin:
-    """Envoy's administration interface, a Unix socket. Whether Envoy answers changes nothing here."""
-
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
-        self._session = aiohttp.ClientSession(
-            "http://envoy", connector=aiohttp.UnixConnector(str(path)), timeout=ADMIN_TIMEOUT
-        )
-        self._clock = clock
-
-    async def _ask(self, method: str, path: str) -> bytes | None:
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-            async with self._session.request(method, path) as answer:
-                return await answer.read() if answer.ok else None
-        return None
-
-    async def join(self) -> None:
-        """Clients may keep their connections: an earlier process may have said that they may not."""
-        await self._ask("POST", "/healthcheck/ok")
-
-    async def leave(self) -> None:
-        """Envoy is not ready any more, and closes each connection after the answer that is on its way."""
-        await self._ask("POST", "/healthcheck/fail")
-
-    async def active(self) -> int:
-        """Requests in progress; 0 if Envoy does not answer."""
-        answer = await self._ask("GET", f"/stats?format=json&filter=^{_ACTIVE}$")
-        if answer is None:
-            return 0
-        return sum(int(each["value"]) for each in orjson.loads(answer)["stats"] if each.get("name") == _ACTIVE)
-
-    async def idle(self, seconds: float) -> None:
-        """Return when no request is in progress, at the latest after so many seconds."""
-        end = self._clock() + seconds
-        while self._clock() < end and await self.active():  # noqa: ASYNC110  another process sets no event
-            await asyncio.sleep(INTERVAL)
-
-    async def close(self) -> None:
-        await self._session.close()

@@ -267,15 +267,8 @@ class Relay:
         await self.client.send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _headers(self) -> Headers:
-        decision = self.decision
-        added = [
-            (b"x-kvcluster-worker", _header_value(decision.worker_id)),
-            (b"x-kvcluster-reason", decision.reason.value.encode()),
-            (b"x-kvcluster-strategy", decision.strategy.encode()),
-            (b"x-kvcluster-attempts", b"%d" % self.attempts),
-        ]
-        if self.client.route.prompted:
-            added.append((b"x-kvcluster-matched-blocks", b"%d" % decision.matched_blocks))
+        added = explained(self.decision, self.client.route)
+        added.append((b"x-kvcluster-attempts", b"%d" % self.attempts))
         return to_client(self.response.headers, self.client.request_id, added)
 
     def _count(self, usage: Usage | None) -> None:
@@ -326,6 +319,18 @@ class Relay:
             cause=cause.value,
             why=why,
         )
+
+
+def explained(decision: Decision, route: RouteRequest) -> Headers:
+    """Headers of an answer that say who gave it, and why."""
+    added = [
+        (b"x-kvcluster-worker", _header_value(decision.worker_id)),
+        (b"x-kvcluster-reason", decision.reason.value.encode()),
+        (b"x-kvcluster-strategy", decision.strategy.encode()),
+    ]
+    if route.prompted:
+        added.append((b"x-kvcluster-matched-blocks", b"%d" % decision.matched_blocks))
+    return added
 
 
 @lru_cache(maxsize=4096)

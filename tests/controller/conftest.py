@@ -35,7 +35,7 @@ def standins(**modes: str) -> Callable[[KVCluster, Addresses], tuple[DesiredProc
         return tuple(
             dataclasses.replace(
                 process,
-                module="standin",
+                program="standin",
                 env={
                     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]),
                     "STANDIN": modes.get(process.name.replace("-", "_"), ""),

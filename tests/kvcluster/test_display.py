@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from controller.local.desired_processes import Role
 from controller.local.process import ProcessState, ProcessStatus
 from controller.local.view import ClusterView, WorkerView, hit_rate, worker_view
-from controller.objects.names import Component
 from kvcluster.display import Endpoints, JsonDisplay, LineDisplay, TableDisplay
 
-ROUTER = ProcessStatus("demo-router", Component.ROUTER, "http://127.0.0.1:8000", ProcessState.READY, 10, 0)
-WORKER = ProcessStatus("demo-worker-0", Component.WORKER, "http://127.0.0.1:1", ProcessState.READY, 11, 2)
+ROUTER = ProcessStatus("demo-router", Role.ROUTER, "http://127.0.0.1:8000", ProcessState.READY, 10, 0)
+WORKER = ProcessStatus("demo-worker-0", Role.WORKER, "http://127.0.0.1:1", ProcessState.READY, 11, 2)
 VIEW = ClusterView(
     "demo", "cache_aware", ROUTER, (WorkerView(WORKER, True, "", 900, 924, running=3, waiting=1, hit_rate=0.625),)
 )
@@ -88,7 +88,12 @@ def test_json_lines_report_a_status_only_when_it_changed():
     assert all(event.pop("time") for event in events)
     assert events[0] == {"message": "hello"}
     assert (events[1]["state"], events[1]["pid"], events[1]["restarts"]) == ("ready", 11, 2)
-    assert events[2] == {"url": ENDPOINTS.url, "management_url": ENDPOINTS.management_url, "log_dir": "/logs"}
+    assert events[2] == {
+        "url": ENDPOINTS.url,
+        "management_url": ENDPOINTS.management_url,
+        "log_dir": "/logs",
+        "envoy_admin": None,
+    }
     assert events[3]["workers"][0]["hit_rate"] == 0.625
 
 

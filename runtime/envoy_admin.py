@@ -1,0 +1,81 @@
+"""The administration interface of an Envoy beside this process, at a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import orjson
+
+from runtime.envoy.bootstrap import CLIENTS
+
+INTERVAL = 0.1
+"""Seconds between two questions about what Envoy still has to do."""
+TIMEOUT = aiohttp.ClientTimeout(total=1.0)
+_ACTIVE = f"http.{CLIENTS}.downstream_rq_active"
+
+
+class EnvoyAdmin:
+    """What is asked of Envoy. Whether it answers changes nothing here. Must be created inside the event loop."""
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        self._session = aiohttp.ClientSession(
+            "http://envoy", connector=aiohttp.UnixConnector(str(path)), timeout=TIMEOUT
+        )
+        self._clock = clock
+
+    async def _ask(self, method: str, path: str) -> bytes | None:
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with self._session.request(method, path) as answer:
+                return await answer.read() if answer.ok else None
+        return None
+
+    async def _stat(self, name: str) -> int | None:
+        answer = await self._ask("GET", f"/stats?format=json&filter=^{name}$")
+        if answer is None:
+            return None
+        return sum(int(each["value"]) for each in orjson.loads(answer)["stats"] if each.get("name") == name)
+
+    async def ready(self) -> bool:
+        """Whether Envoy takes requests."""
+        return await self._ask("GET", "/ready") is not None
+
+    async def healthy(self, cluster: str) -> int:
+        """How many hosts of a cluster are healthy; 0 if Envoy does not answer."""
+        return await self._stat(f"cluster.{cluster}.membership_healthy") or 0
+
+    async def join(self) -> None:
+        """Clients may keep their connections: an earlier process may have said that they may not."""
+        await self._ask("POST", "/healthcheck/ok")
+
+    async def leave(self) -> None:
+        """Envoy is not ready any more, and closes each connection after the answer that is on its way."""
+        await self._ask("POST", "/healthcheck/fail")
+
+    async def drain(self) -> None:
+        """Envoy closes each connection after the answer that is on its way, and then accepts no more. Returns when it
+        does not accept any, or does not answer."""
+        if await self._ask("POST", "/drain_listeners?graceful") is not None:
+            while await self._listening():  # noqa: ASYNC110  as below
+                await asyncio.sleep(INTERVAL)
+
+    async def _listening(self) -> bool:
+        # A listener that has stopped stays an active one in Envoy's count.
+        stopped, active = "listener_manager.listener_stopped", "listener_manager.total_listeners_active"
+        return (await self._stat(stopped) or 0) < (await self._stat(active) or 0)
+
+    async def active(self) -> int:
+        """Requests in progress; 0 if Envoy does not answer."""
+        return await self._stat(_ACTIVE) or 0
+
+    async def idle(self, seconds: float) -> None:
+        """Return when no request is in progress, at the latest after so many seconds."""
+        end = self._clock() + seconds
+        while self._clock() < end and await self.active():  # noqa: ASYNC110  another process sets no event
+            await asyncio.sleep(INTERVAL)
+
+    async def close(self) -> None:
+        await self._session.close()
