@@ -58,6 +58,7 @@ from runtime.http.server import HttpLimits
 from runtime.http.tls import TlsPort
 from runtime.http.tokens import TokenCheck, TokenFile
 from runtime.logs import EventLogger, LogFormat
+from runtime.process import report_crash
 from runtime.tls import CertificateFiles
 
 if TYPE_CHECKING:
@@ -393,6 +394,8 @@ class Router:
             self.envoy = EnvoyAdmin(admin, self.clock)
             beside = (EndpointsFile(file, self.fleet.urls).run(), self.envoy.join())
             self._tasks += map(asyncio.create_task, beside)
+        for task in self._tasks:
+            task.add_done_callback(report_crash)
 
     def _files(self) -> tuple[KeyFile | CertificateFiles | TokenFile | None, ...]:
         """The files that are read again when they change."""

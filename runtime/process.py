@@ -7,8 +7,13 @@ import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import uvloop
+
+from runtime.logs import EventLogger
+
+logger = EventLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -50,6 +55,15 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(guarded())
+
+
+def report_crash(task: asyncio.Task[Any]) -> None:
+    """To be called when a task has ended that runs as long as its process: says in the log that a defect ended it."""
+    if not task.cancelled():
+        try:
+            task.result()
+        except Exception:
+            logger.exception("task_crashed", task=getattr(task.get_coro(), "__qualname__", task.get_name()))
 
 
 def freeze_startup_objects() -> None:

@@ -21,7 +21,7 @@ from kvcache.tokens.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from runtime.draining import Drain, DrainPolicy
 from runtime.http.server import HttpLimits, HttpServer
 from runtime.logs import EventLogger, configure
-from runtime.process import EXIT_FAILED, exit_code, freeze_startup_objects, run
+from runtime.process import EXIT_FAILED, exit_code, freeze_startup_objects, report_crash, run
 from runtime.settings import SettingsError
 from runtime.sockets import inherited, listen
 from worker.addresses import advertised_url, default_worker_id
@@ -288,7 +288,7 @@ async def serve(settings: Settings, tokenizer: Tokenizer, generator: Generator, 
     freeze_startup_objects()
     _log_start(settings, worker, server.port)
     pushing = asyncio.create_task(push(worker, settings, server.port))
-    pushing.add_done_callback(_report_crash)
+    pushing.add_done_callback(report_crash)
     keeping = asyncio.create_task(worker.keep_adapters()) if settings.adapters_file is not None else None
     try:
         await _first(stop, worker.died())
@@ -324,11 +324,6 @@ async def _first(*ends: asyncio.Event | Coroutine[None, None, None]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _report_crash(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("push_crashed", error=repr(error))
 
 
 def _log_start(settings: Settings, worker: Worker, port: int) -> None:

@@ -16,7 +16,7 @@ from enum import Enum, StrEnum, auto
 from typing import NamedTuple
 
 from router.core.decision import RouteRequest
-from router.core.fair_queue import FairQueue, Flow, FlowKey
+from router.core.fair_queue import FairQueue, Flow
 
 OVERHEAD = 1024
 """Bytes that a waiting request takes besides its body: its task, its keys, its place in the queue."""
@@ -24,6 +24,9 @@ EARLIEST = 0.001
 """Seconds until the next look for room at least, where only the time makes room."""
 MAX_TRIES = 16
 """Requests for which a place is looked for before one is given the best worker that has room."""
+MAX_FULL = 64
+"""Groups of requests that may be found to have no room before the search is put off, to go on behind them: what makes a
+group (a model, a rank, a subset) clients choose."""
 MAX_CLASSES = 16
 """Each has series of its own in the metrics."""
 _CLASS = re.compile(
@@ -189,12 +192,13 @@ class Waiting:
         return self.state in (WaitState.WAITING, WaitState.HELD)
 
 
-def flow_key(waiting: Waiting) -> FlowKey:
-    """The flow that a request belongs to. Requests for the same model (and rank) can go to the same workers, within
-    the same restriction."""
+def group_of(waiting: Waiting) -> Hashable:
+    """The same for requests that can go to the same workers: for the same model (and rank), or about responses that
+    one worker stores, within the same restriction."""
     route, restriction = waiting.route, waiting.restriction
     allowed = restriction.name if restriction is not None else None
-    return FlowKey(route.caller.tenant, (route.model, route.rank, route.stored, allowed))
+    holder = (route.stored.tag,) if route.stored is not None else None
+    return route.model, route.rank, holder, allowed
 
 
 class Verdict(Enum):
@@ -260,6 +264,12 @@ class FlowControl:
         self.room_at = math.inf
         """When there may be room for one of those for which `next` looked for a place last; infinite: time alone makes
         none."""
+        self._full: set[Hashable] = set()
+        """The groups without room behind which a search that was put off goes on, until it has reached the end or
+        placed `MAX_FULL` requests."""
+        self._room_before = math.inf
+        """When there may be room for one of those groups."""
+        self._placed_behind = 0
 
     def class_of(self, priority: int) -> ClassQueue:
         """The class of a request of this priority."""
@@ -269,7 +279,7 @@ class FlowControl:
         """A request has to wait; if there is no room, it or others are shed, the least urgent first and among equals
         the newest of the tenant that holds most."""
         queue = waiting.queue = self.class_of(waiting.route.caller.priority)
-        waiting.flow = queue.flows.push(flow_key(waiting), waiting, waiting.size)
+        waiting.flow = queue.flows.push(waiting.route.caller.tenant, group_of(waiting), waiting, waiting.size)
         queue.waits[waiting.state][waiting] = None
         queue.size += waiting.size
         self.size += waiting.size
@@ -283,29 +293,39 @@ class FlowControl:
         """Place the request whose turn it is; None: none can be placed now.
 
         `place(waiting, anywhere)` says whether it can go to a worker now: to the one where it costs least, or
-        (`anywhere`) to the best of those that have room. It is asked at most `MAX_TRIES` + 1 times.
+        (`anywhere`) to the best of those that have room. It is asked at most `MAX_TRIES` + `MAX_FULL` + 1 times.
         """
-        full: set[object] = set()
+        full = set(self._full)
+        most = len(full) + MAX_FULL
         passed: list[Waiting] = []
-        self.room_at = math.inf
+        self.room_at = self._room_before
         for queue in self.classes:
             for flow in queue.flows.order():
-                if flow.key.group in full:
+                if flow.group in full:
                     continue
-                first = flow.waiting[0]
+                if len(full) >= most:
+                    self._full, self._room_before = full, self.room_at
+                    self.room_at = now  # at once, when the event loop has done something else
+                    return None
+                first = flow.first
                 anywhere = first.overtaken_at is not None and now - first.overtaken_at >= self.policy.overtaken
                 found = place(first, anywhere)
                 if found.verdict is Verdict.PLACED:
                     return self._placed(first, found.tokens, passed, now)
                 self.room_at = min(self.room_at, now + found.room_in)
                 if found.verdict is Verdict.FULL:
-                    full.add(flow.key.group)
+                    full.add(flow.group)
                     continue
                 passed.append(first)
                 if len(passed) >= MAX_TRIES:
                     found = place(passed[0], True)
                     return self._placed(passed[0], found.tokens, [], now) if found.verdict is Verdict.PLACED else None
+        self._begin_anew()
         return None
+
+    def _begin_anew(self) -> None:
+        """The next search begins with the request whose turn it is."""
+        self._full, self._room_before, self._placed_behind = set(), math.inf, 0
 
     def expire(self, now: float, absent: Callable[[], bool]) -> None:
         """Shed what has waited for too long. `absent()` says whether no worker is ready."""
@@ -347,13 +367,17 @@ class FlowControl:
         return self.size > self.policy.max_bytes or self.waiting > self.policy.max_requests
 
     def _shed_newest(self, queue: ClassQueue) -> None:
-        self._end(queue.flows.largest().waiting[-1], WaitEvent.SHED, ShedReason.SATURATED)
+        self._end(queue.flows.largest().newest, WaitEvent.SHED, ShedReason.SATURATED)
 
     def _placed(self, waiting: Waiting, tokens: int, passed: list[Waiting], now: float) -> Waiting:
         for each in passed:
             if each.overtaken_at is None:
                 each.overtaken_at = now
                 self._overtaken[each] = now + self.policy.overtaken
+        if self._full:
+            self._placed_behind += 1
+            if self._placed_behind >= MAX_FULL:
+                self._begin_anew()
         waiting.queue.flows.take(waiting.flow, waiting.size, tokens)
         self._leave(waiting, WaitEvent.PLACED)
         waiting.on_end(None)

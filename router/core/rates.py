@@ -96,11 +96,13 @@ class RateLimiter:
         return None
 
     def charge(self, tokens: int, now: float) -> Exceeded | None:
-        """Pay for the estimated tokens of a request. One that is larger than the bucket is admitted when that is full,
-        and the key owes the rest."""
+        """Pay for the estimated tokens of a request that has arrived. One that is larger than the bucket is admitted
+        when that is full, and the key owes the rest. One that is refused does not count as a request either."""
         if self.tokens is None:
             return None
         if wait := self.tokens.wait(tokens, now):
+            if self.requests is not None:
+                self.requests.take(-1.0, now)
             return Exceeded(Limit.TOKENS, self.tokens.capacity, wait)
         self.tokens.take(tokens, now)
         return None

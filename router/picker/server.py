@@ -25,6 +25,7 @@ from runtime.grpc.health import SERVICE as HEALTH
 from runtime.grpc.health import Health, Serving
 from runtime.grpc.server import GrpcServer
 from runtime.logs import EventLogger
+from runtime.process import report_crash
 from runtime.sockets import listen
 from runtime.tls import Certificates
 
@@ -73,7 +74,7 @@ def _late() -> ApiError:
 class _Served:
     """One stream that is being served."""
 
-    __slots__ = ("_arrived", "_call", "_server", "_task", "_unread", "deadline", "stream")
+    __slots__ = ("_arrived", "_call", "_kept", "_server", "_task", "_unread", "deadline", "stream")
 
     def __init__(self, server: PickerServer, call: Call) -> None:
         self.stream = server.stream()
@@ -84,6 +85,8 @@ class _Served:
         """Decides."""
         self._unread: list[bytes] = []
         """Messages that came meanwhile."""
+        self._kept = 0
+        """Bytes of the budget that they take."""
         self.deadline = now + server.limits.request_seconds
         server.open.add(self)
         server.reading.add(self)
@@ -92,7 +95,7 @@ class _Served:
 
     def message(self, data: bytes) -> None:
         if self._task is not None:
-            self._unread.append(data)
+            self._keep(data)
             return
         stream, server = self.stream, self._server
         try:
@@ -115,6 +118,22 @@ class _Served:
             self._finish(Status.INVALID_ARGUMENT, f"not what ext_proc sends: {wrong}")
             return
         self._answer(replies)
+
+    def _keep(self, data: bytes) -> None:
+        """Look at a message once it is decided where the request goes."""
+        try:
+            self._server.budget.take(self._kept, len(data))
+        except Refusal:
+            self._call.fail(Status.RESOURCE_EXHAUSTED, "too much comes before it is decided where the request goes")
+            return
+        self._kept += len(data)
+        self._unread.append(data)
+
+    def _take_unread(self) -> list[bytes]:
+        unread, self._unread = self._unread, []
+        self._server.budget.give(self._kept)
+        self._kept = 0
+        return unread
 
     def input_ended(self) -> None:
         if self._task is None:
@@ -151,8 +170,7 @@ class _Served:
         self._task = None
         self._answer(replies)
         self._call.resume()
-        unread, self._unread = self._unread, []
-        for data in unread:
+        for data in self._take_unread():
             if stream.state is not StreamState.ENDED:
                 self.message(data)
         if self._call.state is CallState.INPUT_ENDED:
@@ -189,6 +207,7 @@ class _Served:
     def _over(self) -> None:
         self._server.reading.discard(self)
         self._server.open.discard(self)
+        self._take_unread()
         if self.stream.state is not StreamState.ENDED:
             self.stream.end()
 
@@ -222,7 +241,9 @@ class PickerServer:
         """Those whose request is being read or decided."""
         self._health = Health(HEALTH_NAMES)
         methods = {f"/{SERVICE}/Process": lambda call: _Served(self, call), **self._health.methods()}
-        grpc_limits = GrpcLimits(limits.largest_body + MESSAGE_ROOM, limits.all_bodies, calls=limits.streams)
+        grpc_limits = GrpcLimits(
+            limits.largest_body + MESSAGE_ROOM, limits.all_bodies + MESSAGE_ROOM, calls=limits.streams
+        )
         self._server = GrpcServer(methods, grpc_limits)
         self._health_server = GrpcServer(self._health.methods())
         self._listening: list[tuple[GrpcServer, socket.socket, Certificates | None]] = []
@@ -265,6 +286,7 @@ class PickerServer:
         for server, sock, certificates in self._listening:
             await server.start(sock, certificates)
         self._sweeper = asyncio.create_task(self._sweep())
+        self._sweeper.add_done_callback(report_crash)
 
     async def ready(self, *, ready: bool) -> None:
         """Say to health checks whether requests should come here."""

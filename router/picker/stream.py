@@ -148,8 +148,8 @@ class Stream:
     was decided. Each returns the replies to send, and when the state is `ENDED` the stream is closed after them."""
 
     __slots__ = (
-        "_chunks", "_conformance", "_full", "_held", "_mode", "_named", "_response_mode", "_trailers", "budget",
-        "follower", "request", "state",
+        "_body", "_conformance", "_full", "_held", "_mode", "_named", "_response_mode", "_rest", "_trailers",
+        "budget", "follower", "request", "state",
     )  # fmt: skip
 
     def __init__(self, budget: BodyBudget, *, full: bool = False, conformance: bool = False) -> None:
@@ -161,7 +161,10 @@ class Stream:
         self.follower: Follower | None = None
         self._full = full or conformance
         self._conformance = conformance
-        self._chunks: list[bytes] = []
+        self._body = b""
+        """The first piece, which most bodies are whole."""
+        self._rest = bytearray()
+        """What follows it, copied together: clients choose how small the pieces are."""
         self._held = 0
         self._mode: int = FULL_DUPLEX
         self._response_mode: int = FULL_DUPLEX
@@ -233,7 +236,10 @@ class Stream:
         if data := body.body:
             self.budget.take(self._held, len(data))
             self._held += len(data)
-            self._chunks.append(data)
+            if self._body:
+                self._rest += data
+            else:
+                self._body = data
         if body.end_of_stream or self._mode != FULL_DUPLEX:
             self.request.whole = body.end_of_stream
             self._whole()
@@ -250,9 +256,8 @@ class Stream:
 
     def _whole(self) -> None:
         self.advance(StreamEvent.WHOLE)
-        chunks = self._chunks
-        self.request.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        self._chunks = []
+        self.request.body = self._body + self._rest if self._rest else self._body
+        self._body, self._rest = b"", bytearray()
 
     def routed(self, answer: Answer, follower: Follower) -> list[bytes]:
         """The picker says where the request goes."""
@@ -356,7 +361,7 @@ class Stream:
     def _release_body(self) -> None:
         self.budget.give(self._held)
         self._held = 0
-        self._chunks = []
+        self._body, self._rest = b"", bytearray()
         self.request.body = b""
 
 

@@ -60,7 +60,7 @@ class RateExceeded(ApiError):
         wait = exceeded.retry_after
         super().__init__(
             429,
-            f"Rate limit of this API key reached: {exceeded.rate:g} {exceeded.limit.value} a minute."
+            f"Rate limit of this API key reached: {exceeded.rate:.12g} {exceeded.limit.value} a minute."
             f" Try again in {duration(wait)}.",
             type=exceeded.limit.value,
             code="rate_limit_exceeded",

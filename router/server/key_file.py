@@ -78,13 +78,8 @@ def parse(data: bytes) -> Mapping[bytes, ApiKey]:
     if len(data) > MAX_BYTES:
         raise KeyFileError(f"it has {len(data)} bytes, and {MAX_BYTES} are the most")
     try:
-        parsed = _File.model_validate(yaml.load(data, _LOADER))  # noqa: S506 - a safe loader
-    except yaml.MarkedYAMLError as error:
-        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        raise KeyFileError(f"it is no YAML{line}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        if not isinstance(error, ValidationError):
-            raise KeyFileError("it is no YAML") from None
+        parsed = _File.model_validate(_loaded(data))
+    except ValidationError as error:
         raise KeyFileError("; ".join(_explain(each) for each in error.errors(include_input=False)[:3])) from None
     keys: dict[bytes, ApiKey] = {}
     for number, entry in enumerate(parsed.keys):
@@ -93,6 +88,17 @@ def parse(data: bytes) -> Mapping[bytes, ApiKey]:
             raise KeyFileError(f"keys[{number}] is the same key as an earlier one")
         keys[found.digest] = found
     return MappingProxyType(keys)
+
+
+def _loaded(data: bytes) -> object:
+    try:
+        return yaml.load(data, _LOADER)  # noqa: S506 - a safe loader
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise KeyFileError(f"it is no YAML{line}") from None
+    # What makes values of texts raises anything: an AttributeError for `!!timestamp soon`, a KeyError for `!!bool so`.
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        raise KeyFileError("it is no YAML") from None
 
 
 def _explain(error: Any) -> str:

@@ -81,15 +81,16 @@ class Call:
     """One call. `send` and `finish` may be called at any time; once it has ended they do nothing."""
 
     __slots__ = (
-        "_began", "_connection", "_ending", "_have", "_need", "_paused", "_pieces", "_sent", "_taken", "handler",
-        "queue", "send_window", "state", "stream",
+        "_began", "_connection", "_ending", "_need", "_partial", "_paused", "_sent", "_taken", "allowance", "handler",
+        "queue", "state", "stream",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, stream: int, send_window: int) -> None:
+    def __init__(self, connection: Connection, stream: int) -> None:
         self.stream = stream
         self.state = CallState.OPEN
         self.handler: Handler
-        self.send_window = send_window
+        self.allowance = 0
+        """Bytes that may be sent beyond the connection's initial window; negative: so many have been sent of it."""
         self.queue: list[bytes] = []
         """Bytes of messages that no window allows yet."""
         self._sent = 0
@@ -98,9 +99,8 @@ class Call:
         self._began = False
         self._ending: bytes | None = None
         """The trailers that follow `queue`."""
-        self._pieces: list[bytes] = []
-        """Of a message that is not whole: `_have` bytes of `_need`."""
-        self._have = 0
+        self._partial = bytearray()
+        """What has come of a message that is not whole, of the `_need` bytes to look at next."""
         self._need = 0
         self._taken = 0
         """Bytes that have come and that the client does not know to be taken."""
@@ -138,16 +138,14 @@ class Call:
 
     def _messages(self, data: bytes) -> None:
         context = self._connection.context
-        if self._pieces:
-            self._pieces.append(data)
-            self._have += len(data)
-            context.held += len(data)
-            if self._have < self._need:
-                if context.held > context.limits.held:
-                    self.fail(Status.RESOURCE_EXHAUSTED, "too many bytes of messages are being received")
+        if self._partial:
+            if len(self._partial) + len(data) < self._need:
+                self._hold(data)
                 return
-            data = b"".join(self._pieces)
-            self.drop_pieces()
+            whole = self._partial
+            self.drop_partial()
+            whole += data
+            data = bytes(whole)
         at, end = 0, len(data)
         while end - at >= PREFIX.size:
             compressed, size = PREFIX.unpack_from(data, at)
@@ -169,14 +167,20 @@ class Call:
         else:
             self._need = PREFIX.size
         if at < end:
-            self._pieces.append(data[at:] if at else data)
-            self._have = end - at
-            context.held += self._have
+            self._hold(data[at:])
 
-    def drop_pieces(self) -> None:
+    def _hold(self, data: bytes) -> None:
+        """More has come of a message that is not whole. It is copied together: the pieces may be tiny, and many."""
+        context = self._connection.context
+        self._partial += data
+        context.held += len(data)
+        if context.held > context.limits.held:
+            self.fail(Status.RESOURCE_EXHAUSTED, "too many bytes of messages are being received")
+
+    def drop_partial(self) -> None:
         """Forget what has come of a message that is not whole."""
-        self._connection.context.held -= self._have
-        self._pieces, self._have = [], 0
+        self._connection.context.held -= len(self._partial)
+        self._partial = bytearray()
 
     def _handle(self, message: bytes) -> None:
         try:
@@ -242,11 +246,12 @@ class Call:
         context, largest = connection.context, connection.largest_frame
         while self.queue:
             body, at = self.queue[0], self._sent
-            size = min(len(body) - at, largest, self.send_window, connection.send_window)
+            room = connection.initial_window + self.allowance
+            size = min(len(body) - at, largest, room, connection.send_window)
             if size <= 0:
                 return
             parts.append(HEAD.pack(size >> 16, size & 0xFFFF, Kind.DATA, 0, self.stream))
-            self.send_window -= size
+            self.allowance -= size
             connection.send_window -= size
             context.held -= size
             if at + size == len(body):

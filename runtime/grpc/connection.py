@@ -52,8 +52,6 @@ logger = EventLogger(__name__)
 CONNECTION_WINDOW = 2**24
 FRAME = 2**16
 """Payload that a client may put into one frame."""
-UNREAD_ACKS = 1000
-"""Acknowledgements written to a client that does not read, before its connection is given up."""
 
 
 class Connection(asyncio.Protocol):
@@ -63,21 +61,25 @@ class Connection(asyncio.Protocol):
         self.context = context
         self.calls: dict[int, Call] = {}
         self.send_window = DEFAULT_WINDOW
+        self.initial_window = DEFAULT_WINDOW
+        """Of each call: what may be sent before the client says that it has taken some of it."""
         self.largest_frame = SMALLEST_FRAME
         self._loop = loop
         self._transport: asyncio.Transport
         self._buffer = b""
         self._greeted = False
         self._blocks = HeaderBlocks(context.limits.metadata)
-        self._initial_window = DEFAULT_WINDOW
         self._last = 0
         """The highest stream that the client has opened."""
         self._taken = 0
         """Bytes that have come and that the client does not know to be taken."""
         self._waiting: dict[int, Call] = {}
         """Calls that have more to send than the windows allow."""
+        self._room = False
+        """There may be room for what waits: it is looked for once what has come is read."""
         self.paused = False
-        self._unread_acks = 0
+        self._unread = 0
+        """Bytes that were written while the client did not read."""
         self._closed = False
         self._leaving = False
         """The client has been asked to open no more calls."""
@@ -119,8 +121,8 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.paused = False
-        self._unread_acks = 0
-        if self._greeted:
+        self._unread = 0
+        if self._greeted and not self._closed:
             self._set_timer(None)
         self._flush()
 
@@ -140,6 +142,8 @@ class Connection(asyncio.Protocol):
             return
         if not self._writes and not self._receiving:
             self._loop.call_soon(self.write_out)
+        if self.paused:
+            self._unread += len(data)
         self._writes.append(data)
 
     def write_out(self) -> None:
@@ -193,9 +197,14 @@ class Connection(asyncio.Protocol):
             self._frame(kind, flags, stream & LAST_STREAM, data[at + HEAD_SIZE : stop])
             if self._closed:
                 return
+            if self._unread > self.context.limits.unread:
+                raise Broken(ErrorCode.ENHANCE_YOUR_CALM, "answers are asked for, and not read")
             at = stop
         if at < end:
             self._buffer = data[at:]
+        if self._room:
+            self._room = False
+            self._flush()
         if self._taken >= CONNECTION_WINDOW // 2:
             self.write(window_update(0, self._taken))
             self._taken = 0
@@ -271,18 +280,17 @@ class Connection(asyncio.Protocol):
             self.send_window += size
             if not size or self.send_window > LARGEST_WINDOW:
                 raise Broken(ErrorCode.FLOW_CONTROL_ERROR if size else ErrorCode.PROTOCOL_ERROR, "a bad window")
-            if self._waiting:
-                self._flush()
+            self._room = True
             return
         call = self.calls.get(stream)
         if call is None:
             self._closed_stream(stream, "WINDOW_UPDATE")
             return
-        call.send_window += size
-        if not size or call.send_window > LARGEST_WINDOW:
+        call.allowance += size
+        if not size or self.initial_window + call.allowance > LARGEST_WINDOW:
             self.reset(call, ErrorCode.FLOW_CONTROL_ERROR if size else ErrorCode.PROTOCOL_ERROR)
-        elif call.queue:
-            self._flush()
+        elif call.queue and call.flush():
+            self._waiting.pop(stream, None)
 
     def _was_reset(self, stream: int, payload: bytes) -> None:
         if len(payload) != NUMBER.size:
@@ -303,36 +311,25 @@ class Connection(asyncio.Protocol):
             if name == INITIAL_WINDOW_SIZE:
                 if value > LARGEST_WINDOW:
                     raise Broken(ErrorCode.FLOW_CONTROL_ERROR, "a bad window")
-                for call in self.calls.values():
-                    call.send_window += value - self._initial_window
-                    if call.send_window > LARGEST_WINDOW:
-                        raise Broken(ErrorCode.FLOW_CONTROL_ERROR, "a bad window")
-                self._initial_window = value
+                self.initial_window = value
+                self._room = True
             elif name == MAX_FRAME_SIZE:
                 if not SMALLEST_FRAME <= value <= LARGEST_FRAME:
                     raise Broken(ErrorCode.PROTOCOL_ERROR, "a bad size of frames")
                 self.largest_frame = min(value, FRAME)
             elif name == ENABLE_PUSH and value > 1:
                 raise Broken(ErrorCode.PROTOCOL_ERROR, "bad SETTINGS")
-        self._acknowledge(frame(Kind.SETTINGS, ACK, 0))
-        self._flush()
+        self.write(frame(Kind.SETTINGS, ACK, 0))
 
     def _ping(self, flags: int, stream: int, payload: bytes) -> None:
         if stream or len(payload) != 8:
             raise Broken(ErrorCode.PROTOCOL_ERROR if stream else ErrorCode.FRAME_SIZE_ERROR, "a bad PING")
         if not flags & ACK:
-            self._acknowledge(frame(Kind.PING, ACK, 0, payload))
+            self.write(frame(Kind.PING, ACK, 0, payload))
         elif self._leaving and payload == _LEAVING:
             self._left = True
             self.write(go_away(self._last, ErrorCode.NO_ERROR))
             self._close_if_left()
-
-    def _acknowledge(self, data: bytes) -> None:
-        if self.paused:
-            self._unread_acks += 1
-            if self._unread_acks > UNREAD_ACKS:
-                raise Broken(ErrorCode.ENHANCE_YOUR_CALM, "acknowledgements are asked for, and not read")
-        self.write(data)
 
     # --- header blocks ----------------------------------------------------------------------------------
 
@@ -376,7 +373,7 @@ class Connection(asyncio.Protocol):
             if not flags & END_STREAM:
                 self.write(reset(stream, ErrorCode.NO_ERROR))
             return
-        call = Call(self, stream, self._initial_window)
+        call = Call(self, stream)
         self.calls[stream] = call
         context.calls += 1
         method = context.methods.get(request.path)
@@ -417,7 +414,7 @@ class Connection(asyncio.Protocol):
 
     def forget(self, call: Call) -> None:
         """The call is over."""
-        call.drop_pieces()
+        call.drop_partial()
         call.drop_queue()
         self._waiting.pop(call.stream, None)
         if self.calls.pop(call.stream, None) is not None:

@@ -27,6 +27,8 @@ class GrpcLimits:
     """Of a call's header block, encoded and decoded."""
     calls: int = 20_000
     """In all; more are answered with RESOURCE_EXHAUSTED."""
+    unread: int = 2**20
+    """Written to a client that does not read, beside messages, before its connection is given up."""
     greeting: float = 10.0
     """For a connection to say what it is."""
     write: float = 60.0

@@ -84,6 +84,8 @@ class HeaderBlocks:
 
     def decoded(self, block: bytes) -> Request:
         """What a whole block asks for. Raises `Broken`."""
+        if len(block) > self._largest:
+            raise Broken(ErrorCode.ENHANCE_YOUR_CALM, "a header block that is too large")
         known = self._known.get(block)
         if known is not None:
             return known
@@ -91,8 +93,8 @@ class HeaderBlocks:
         before, first = len(table), table[0] if table else None
         try:
             request = Request.of([(name, value) for name, value in self._decoder.decode(block, raw=True)])
-        except (HPACKError, UnicodeError) as error:
-            raise Broken(ErrorCode.COMPRESSION_ERROR, f"a header block that cannot be read: {error}") from None
+        except (HPACKError, UnicodeError):
+            raise Broken(ErrorCode.COMPRESSION_ERROR, "a header block that cannot be read") from None
         resizes = block[:1] and block[0] & 0xE0 == 0x20
         if resizes or before != len(table) or first is not (table[0] if table else None):
             self._known.clear()

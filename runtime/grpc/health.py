@@ -52,6 +52,14 @@ class Health:
     def watch(self, watch: _Watch, name: str) -> None:
         self._watching[watch] = name
 
+    def watches(self, watch: _Watch) -> bool:
+        return watch in self._watching
+
+    @property
+    def watched(self) -> int:
+        """How many watch."""
+        return len(self._watching)
+
     def unwatch(self, watch: _Watch) -> None:
         self._watching.pop(watch, None)
 
@@ -105,9 +113,10 @@ class _Watch(Handler):
         self.call = call
 
     def message(self, data: bytes) -> None:
-        name = _name(data)
+        name = _name(data) if not self._health.watches(self) else None
         if name is None:
-            self.call.finish(Status.INVALID_ARGUMENT, "not a HealthCheckRequest")
+            self._health.unwatch(self)
+            self.call.finish(Status.INVALID_ARGUMENT, "not a HealthCheckRequest, or not the only one")
             return
         self._health.watch(self, name)
         self.call.send([_response(self._health.status(name) or Serving.SERVICE_UNKNOWN)])

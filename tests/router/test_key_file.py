@@ -74,6 +74,10 @@ def test_json_is_read_too() -> None:
             "keys[0].expires: Input should have timezone info",
             id="an end without a time zone",
         ),
+        *(
+            pytest.param(f"keys: [{{key: {KEY}, tenant: a, expires: {text}}}]", "it is no YAML", id=text)
+            for text in ("2027-13-01", "!!timestamp soon", "!!bool perhaps", "!!int ''", "!!float x")
+        ),
         pytest.param("#" * (MAX_BYTES + 1), "1048576 are the most", id="too large"),
     ],
 )

@@ -14,8 +14,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from router.core.decision import Caller, RouteRequest
+from router.core.decision import Caller, RouteRequest, StoredResponse
+from router.core.fair_queue import FairQueue
 from router.core.flow import (
+    MAX_FULL,
     MAX_TRIES,
     FlowClass,
     FlowControl,
@@ -53,12 +55,13 @@ class Bench:
         now: float = 0.0,
         model: str = "m",
         state: WaitState = WaitState.WAITING,
+        stored: StoredResponse | None = None,
     ) -> Waiting:
         def end(reason: ShedReason | None) -> None:
             assert waiting not in self.ends, "a request ends once"
             self.ends[waiting] = reason
 
-        route = RouteRequest(None, 1, streaming=True, model=model, caller=Caller(tenant, priority))
+        route = RouteRequest(None, 1, streaming=True, model=model, caller=Caller(tenant, priority), stored=stored)
         waiting = Waiting(route, size, now, end, state=state)
         self.put.append(waiting)
         self.flow.put(waiting)
@@ -122,6 +125,63 @@ def test_names_that_are_made_up_starve_nobody() -> None:
         served += bench.serve(1)
 
     assert served.count("honest") >= 19
+
+
+def test_a_tenant_that_names_many_models_gets_no_more_than_one_that_names_one() -> None:
+    bench = Bench(FlowPolicy((FlowClass("only", 0, 10.0, 10**9),), max_bytes=10**9, quantum=100))
+    for number in range(200):
+        bench.ask("many", model=f"m{number % 40}")
+        bench.ask("one")
+    served = bench.serve(100)
+    assert abs(served.count("many") - served.count("one")) <= 2
+
+    for number in range(20):
+        bench.ask("many", model=f"new-{number}")
+    assert bench.serve(40).count("one") >= 18, "nor is it new for each of them"
+
+
+def test_a_tenant_is_served_in_the_order_of_arrival_whatever_the_model() -> None:
+    bench = Bench()
+    asked = [bench.ask("a", size=10, model=model) for model in "mnmnnmo"]
+    assert [bench.flow.next(0.0, lambda *_: Place(Verdict.PLACED, 1)) for _ in asked] == asked
+
+
+def test_what_is_shed_is_the_newest_whatever_the_model() -> None:
+    bench = Bench(replace(POLICY, max_requests=4))
+    asked = [bench.ask("a", size=10, model=model) for model in "nmmnm"]
+    assert bench.ends == {asked[-1]: ShedReason.SATURATED}
+    bench.ask("b", size=1)
+    assert bench.ends == dict.fromkeys([asked[-1], asked[-2]], ShedReason.SATURATED)
+
+
+def test_what_everybody_owes_is_no_loop() -> None:
+    """Rounds in which nobody gets out of debt are given at once: a loop over these would not end."""
+    queue: FairQueue[str] = FairQueue(1)
+    flows = {name: queue.push(name, "", f"{name}0", 1) for name in "abc"}
+    for name in flows:
+        queue.push(name, "", f"{name}1", 1)
+    for name, tokens in (("a", 10**15 + 2), ("b", 10**15), ("c", 10**15 + 1)):
+        queue.take(flows[name], 1, tokens)
+    order = []
+    for _ in range(3):
+        first = next(queue.order())
+        order.append(queue.take(first, 1, 10))
+    assert order == ["b1", "c1", "a1"], "who owes least is out of debt first"
+
+
+def test_what_is_skipped_is_what_rounds_would_have_given() -> None:
+    quantum, debts = 7, {"a": 50, "b": 41, "c": 43, "d": 49}
+    queue: FairQueue[str] = FairQueue(quantum)
+    flows = {name: queue.push(name, "", name + "0", 1) for name in debts}
+    for name, flow in flows.items():
+        queue.push(name, "", name + "1", 1)
+        queue.take(flow, 1, debts[name])
+    credit = {name: 2 * quantum - debt for name, debt in debts.items()}
+    ring = list(debts)
+    while credit[ring[0]] <= 0:
+        credit[ring[0]] += quantum
+        ring = [*ring[1:], ring[0]]
+    assert next(queue.order()).tenant.name == ring[0]
 
 
 def test_what_finds_no_room_sheds_the_least_urgent_and_then_the_newest_of_the_largest_tenant() -> None:
@@ -237,6 +297,69 @@ def test_the_search_for_a_place_is_bounded() -> None:
 
     assert bench.flow.next(0.0, place) is first
     assert tried == MAX_TRIES + 1
+
+
+def test_a_search_among_many_groups_is_bounded_and_goes_on_where_it_was_put_off() -> None:
+    bench = Bench(FlowPolicy((FlowClass("only", 0, 10.0, 10**9),), max_bytes=10**9))
+    groups = 5 * MAX_FULL
+    for number in range(groups):
+        bench.ask("a", model=f"m{number}")
+    last = bench.ask("z", model="free")
+    asked: list[str | None] = []
+
+    def place(waiting: Waiting, anywhere: bool) -> Place:
+        asked.append(waiting.route.model)
+        if waiting is last:
+            return Place(Verdict.PLACED, 1)
+        return Place(Verdict.FULL, room_in=50.0 if waiting.route.model == "m3" else 90.0)
+
+    looks = 0
+    while last.waits:
+        before = len(asked)
+        bench.flow.next(1.0, place)
+        looks += 1
+        assert len(asked) - before <= MAX_FULL + 1
+        if last.waits:
+            assert bench.flow.room_at == 1.0, "it goes on at once"
+    assert looks <= groups / MAX_FULL + 1
+    assert len(asked) == len({*asked}), "nobody is asked twice meanwhile"
+
+    while bench.flow.room_at <= 1.0 or bench.flow.room_at == math.inf:
+        assert bench.flow.next(1.0, place) is None
+    assert bench.flow.room_at == 51.0, "that of the first to have room, wherever it was asked"
+
+
+def test_those_behind_a_search_that_was_put_off_do_not_go_first_for_ever() -> None:
+    bench = Bench(FlowPolicy((FlowClass("only", 0, 10.0, 10**9),), max_bytes=10**9))
+    first = bench.ask("a", model="first")
+    for number in range(2 * MAX_FULL):
+        bench.ask("a", model=f"m{number}")
+    full = {f"m{number}" for number in range(2 * MAX_FULL)} | {"first"}
+
+    def place(waiting: Waiting, anywhere: bool) -> Place:
+        return Place(Verdict.FULL) if waiting.route.model in full else Place(Verdict.PLACED, 1)
+
+    assert bench.flow.next(0.0, place) is None
+    full.discard("first")
+    for _ in range(MAX_FULL + 3):
+        bench.ask("z", model="free")
+        bench.flow.next(0.0, place)
+    assert first.state is WaitState.PLACED
+
+
+def test_responses_of_one_worker_wait_together() -> None:
+    bench = Bench()
+    for number in range(10):
+        bench.ask("a", stored=StoredResponse(f"resp_{number}", "0123456789ab"), size=10)
+    bench.ask("a", stored=StoredResponse("resp_x", None), size=10)
+    asked = []
+
+    def place(waiting: Waiting, anywhere: bool) -> Place:
+        asked.append(waiting)
+        return Place(Verdict.FULL)
+
+    assert bench.flow.next(0.0, place) is None
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,15 @@ def test_a_prompt_larger_than_a_minutes_tokens_waits_for_a_full_bucket_and_leave
     assert limiter.arrive(540.3) is None
 
 
+def test_a_request_that_is_refused_for_its_tokens_is_not_counted() -> None:
+    limiter = RateLimiter(Rates(requests=2, tokens=100), 0.0)
+    for _ in range(5):
+        assert limiter.arrive(0.0) is None
+        limiter.charge(90, 0.0)
+    assert limiter.requests is not None
+    assert limiter.requests.level(0.0) == 1
+
+
 def test_tokens_that_an_answer_did_not_use_are_given_back_and_those_it_used_beyond_are_taken() -> None:
     limiter = RateLimiter(Rates(tokens=600), 0.0)
     assert limiter.tokens is not None

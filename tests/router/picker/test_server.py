@@ -19,9 +19,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from kvcache.tokens.tokenizer import Tokenizer
+from router.core.flow import FlowPolicy
+from router.metrics import Metrics
 from router.metrics.picker import PickerMetrics
 from router.picker.protocol import ProcessingRequest
 from router.picker.server import SERVICE, PickerLimits, PickerServer
+from router.server.admission import Admission
 from runtime.tls import CertificateFiles, KeyPair, self_signed
 from tests.processes import eventually
 from tests.router.picker.messages import destination, request_body, request_headers
@@ -152,6 +155,29 @@ async def test_bodies_of_all_streams_are_bounded_together(tokenizer: Tokenizer) 
         assert server.budget.used == 4 * 900
         for call in calls:
             call.cancel()
+
+
+async def test_what_comes_while_a_request_waits_for_its_turn_is_bounded_and_handed_back(tokenizer: Tokenizer) -> None:
+    bench = Bench(tokenizer, workers=1, fallbacks=0)
+    bench.picker.admission = admission = Admission(bench.fleet, FlowPolicy(), Metrics(CollectorRegistry()), bench.clock)
+    await bench.ask({"prompt": "One two three " * 4000, "max_tokens": 4})
+    async with (
+        serving(bench) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        calls = [process(channel) for _ in range(2)]
+        for call in calls:
+            await call.write(request_headers())
+            await call.write(request_body(b'{"prompt":"hi"}'))
+        await eventually(lambda: admission.flow.waiting == 2, "both wait for their turn")
+        for _ in range(2):
+            await calls[0].write(request_body(b"x" * 600))
+        assert await calls[0].code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await eventually(lambda: admission.flow.waiting == 1, "the first has left the queue")
+        assert server.budget.used == len(b'{"prompt":"hi"}')
+        calls[1].cancel()
+        await eventually(lambda: server.budget.used == 0, "nothing is held")
+        admission.close()
 
 
 async def test_a_request_that_never_comes_is_given_up(tokenizer: Tokenizer) -> None:

@@ -6,6 +6,7 @@ Not covered: which worker is chosen (test_picker.py), and what a gateway makes o
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import dataclass, field
 
 import pytest
@@ -66,6 +67,23 @@ def test_a_get_is_decided_by_its_headers() -> None:
     assert reply.request_headers.response.clear_route_cache
     assert destination(reply) == HERE.endpoints == set_headers(reply)["x-gateway-destination-endpoint"]
     assert set_headers(reply)["x-request-id"]
+
+
+def test_a_body_in_tiny_pieces_takes_no_more_than_the_budget_says() -> None:
+    """A gateway passes a client's chunks on as they come, and the client chooses how small they are."""
+    stream = stream_of()
+    stream.receive(request_headers())
+    tracemalloc.start()
+    try:
+        for _ in range(10_000):
+            stream.receive(request_body(b"ab", end=False))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert stream.budget.used == 20_000
+    assert held < 60_000
+    stream.receive(request_body(b"c"))
+    assert stream.request.body == b"ab" * 10_000 + b"c"
 
 
 @pytest.mark.parametrize(

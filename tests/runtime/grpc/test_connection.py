@@ -7,6 +7,7 @@ tests/envoy), which speak to the same code.
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from runtime.grpc.frames import (
     NUMBER,
     PREFACE,
     PREFIX,
+    SETTING,
     ErrorCode,
     Kind,
     Status,
@@ -296,14 +298,128 @@ async def test_calls_that_are_refused() -> None:
     assert len(peer.handlers) == 1
 
 
-async def test_pings_to_a_client_that_does_not_read_are_bounded() -> None:
+async def test_a_ping_is_answered() -> None:
     peer = Peer()
-    ping = frame(Kind.PING, 0, 0, b"12345678")
-    peer.send(ping)
+    peer.send(frame(Kind.PING, 0, 0, b"12345678"))
     assert peer.sent() == [(Kind.PING, ACK, 0, b"12345678")]
+
+
+@pytest.mark.parametrize("asked", ["ping", "settings", "no method", "no gRPC", "no request", "finished"])
+async def test_answers_to_a_client_that_does_not_read_are_bounded(asked: str) -> None:
+    """Whatever makes the server write: what is held for the client has a bound, and then the connection ends."""
+    peer = Peer(lambda call, message: call.finish(Status.INTERNAL, "x" * 200), GrpcLimits(unread=20_000))
+    fields = {
+        "no method": [*FIELDS[:2], (":path", "/other"), *FIELDS[3:]],
+        "no gRPC": [*FIELDS[:5], ("content-type", "text/html")],
+        "no request": FIELDS[1:],
+    }.get(asked, FIELDS)
     peer.connection.pause_writing()
-    peer.send(ping * 2000)
+    for stream in range(1, 4000, 2):
+        match asked:
+            case "ping":
+                wire = frame(Kind.PING, 0, 0, bytes(8))
+            case "settings":
+                wire = frame(Kind.SETTINGS, 0, 0) * 2
+            case _:
+                wire = peer.headers(stream, fields=fields) + (data(stream, b"x") if asked == "finished" else b"")
+        peer.send(wire)
+        if peer.transport.closed:
+            break
+    written = len(peer.transport.written)
     assert peer.goodbye() == ErrorCode.ENHANCE_YOUR_CALM
+    assert 20_000 < written < 21_000
+    assert peer.nothing_is_held()
+
+
+async def test_a_client_that_reads_again_is_answered_on() -> None:
+    peer = Peer(limits=GrpcLimits(unread=20_000))
+    for _ in range(3):
+        peer.connection.pause_writing()
+        peer.send(frame(Kind.PING, 0, 0, bytes(8)) * 1000)
+        peer.connection.resume_writing()
+        assert len(peer.sent()) == 1000
+
+
+async def test_a_connection_that_is_being_closed_is_cut_though_some_of_it_was_read() -> None:
+    peer = Peer()
+    peer.send(frame(Kind.PUSH_PROMISE, 4, 1, bytes(4)))
+    peer.connection.pause_writing()
+    peer.connection.resume_writing()
+    assert peer.connection._timer is not None
+    assert peer.nothing_is_held()
+
+
+async def test_windows_of_many_calls_are_widened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few bytes of a client cost no work for each of its calls."""
+    flushed = 0
+    flush = Call.flush
+
+    def counted(call: Call) -> bool:
+        nonlocal flushed
+        flushed += 1
+        return flush(call)
+
+    monkeypatch.setattr(Call, "flush", counted)
+    peer = Peer(echo, settings={INITIAL_WINDOW_SIZE: 0})
+    calls = 100
+    for number in range(calls):
+        peer.send(peer.headers(2 * number + 1) + data(2 * number + 1, b"x" * 95))
+    peer.sent()
+    settings = b"".join(SETTING.pack(INITIAL_WINDOW_SIZE, size % 7 + 1) for size in range(100))
+    peer.send(frame(Kind.SETTINGS, 0, 0, settings) * 50 + window_update(0, 1) * 100)
+    assert flushed == calls
+    flushed = 0
+    peer.send(b"".join(window_update(2 * number + 1, 3) for number in range(calls)))
+    assert flushed == calls
+    widest = 99 % 7 + 1
+    assert sum(len(each[3]) for each in peer.sent() if each[0] == Kind.DATA) == calls * (widest + 3)
+    peer.send(frame(Kind.SETTINGS, 0, 0, SETTING.pack(INITIAL_WINDOW_SIZE, 200)))
+    assert sum(len(each[3]) for each in peer.sent() if each[0] == Kind.DATA) == calls * (100 - widest - 3)
+    assert peer.context.held == 0
+
+
+async def test_tiny_pieces_of_messages_take_no_more_than_they_hold() -> None:
+    peer = Peer()
+    peer.send(peer.headers(1) + frame(Kind.DATA, 0, 1, PREFIX.pack(0, 20_000)))
+    tracemalloc.start()
+    try:
+        for _ in range(40):
+            peer.send((frame(Kind.DATA, 0x8, 1, b"\0") + frame(Kind.DATA, 0x8, 1, b"\0ab")) * 200)
+            peer.sent()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peer.context.held == 16_005
+    assert held < 60_000
+    peer.send(frame(Kind.DATA, 0, 1, bytes(4000)))
+    assert peer.handlers[0].messages == [b"ab" * 8000 + bytes(4000)]
+
+
+async def test_the_first_pieces_of_many_messages_are_bounded_too() -> None:
+    peer = Peer(limits=GrpcLimits(message=10_000, held=5000))
+    for number in range(10):
+        stream = 2 * number + 1
+        peer.send(peer.headers(stream) + frame(Kind.DATA, 0, stream, PREFIX.pack(0, 9000) + bytes(900)))
+    assert peer.context.held <= 5000
+    assert len(peer.connection.calls) == 5
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_header_block_is_bounded_before_it_is_decoded(whole: bool) -> None:
+    peer = Peer()
+    block = peer.encoder.encode([*FIELDS, ("x", "y" * 20_000)], huffman=False)
+    if whole:
+        peer.send(frame(Kind.HEADERS, 4, 1, block))
+    else:
+        peer.send(frame(Kind.HEADERS, 0, 1, block[:10]) + frame(Kind.CONTINUATION, 4, 1, block[10:]))
+    assert peer.goodbye() == ErrorCode.ENHANCE_YOUR_CALM
+
+
+async def test_a_goodbye_says_nothing_of_memory() -> None:
+    peer = Peer()
+    peer.send(frame(Kind.HEADERS, 4, 1, b"\xff" * 9000))
+    (payload,) = [payload for kind, _, _, payload in peer.sent() if kind == Kind.GOAWAY]
+    assert payload[8:] == b"a header block that cannot be read"
 
 
 async def test_an_answer_that_nobody_reads_is_given_up() -> None:
