@@ -36,6 +36,7 @@ def _data_server(router: Router, settings: Settings, data_socket: socket.socket)
         cancel_on_disconnect=True,
         on_refusal=router.refused,
         refusal_headers=router.cors.headers,
+        screen=router.data_plane.screen,
         tls=router.tls_port(),
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from starlette.types import Message, Send
+from starlette.types import Message, Scope, Send
 
 from kvcache.errors import ApiError, MessagesError
 from router.core.decision import BYTES_OF_A_TOKEN, Caller, RouteRequest
@@ -22,6 +22,8 @@ BEARER = b"bearer "
 CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 """Headers that state a key: OpenAI's clients send the first, Anthropic's the second. No worker gets them."""
 CLIENT_ERROR = 400
+_ADMITTED, _REFUSED = "kvcluster.admitted", "kvcluster.refused"
+"""What a screened request's scope holds: `Admitted`, or the error that refuses it."""
 
 
 class Denial(StrEnum):
@@ -136,6 +138,23 @@ class Gate:
     file: KeyFile
     clock: Callable[[], float]
     wall: Callable[[], float]
+
+    def screen(self, scope: Scope) -> bool:
+        """Look at the key of a request whose headers are there, and note in its scope what `admitted` says of it.
+        Returns whether it is admitted."""
+        try:
+            scope[_ADMITTED] = self.admit(scope["headers"])
+        except (Unauthorized, RateExceeded) as error:
+            scope[_REFUSED] = error
+            return False
+        return True
+
+    def admitted(self, scope: Scope) -> Admitted:
+        """The key of a request that has been screened. Raises `Unauthorized`, `RateExceeded`."""
+        if (error := scope.get(_REFUSED)) is not None:
+            raise error
+        admitted: Admitted = scope[_ADMITTED]
+        return admitted
 
     def admit(self, headers: Headers) -> Admitted:
         """The key that a request's headers state. Raises `Unauthorized`, `RateExceeded`."""

@@ -61,6 +61,12 @@ class DataPlane:
     last_request: float = -math.inf
     """When the last request came, as a time of `clock`."""
 
+    def screen(self, scope: Scope) -> bool:
+        """Look at a request as soon as its headers are there, before `__call__`. Returns whether its body is wanted:
+        whoever has no key cannot make the router read one, and a browser's preflight has none."""
+        gate = self.gate
+        return gate is None or (not is_preflight(scope["method"], scope["headers"]) and gate.screen(scope))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         code = CLIENT_LEFT
         record = self.recorder.begin(scope)
@@ -88,7 +94,7 @@ class DataPlane:
         """Answer a request if it has a key, and settle what it has used of the key's rates."""
         self.last_request = self.clock()
         try:
-            admitted = gate.admit(scope["headers"])
+            admitted = gate.admitted(scope)
         except Unauthorized as error:
             self.metrics.unauthorized.labels(error.why.value).inc()
             await answer_error(send, error.shaped(scope["path"]), error.headers)

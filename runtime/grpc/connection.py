@@ -111,8 +111,7 @@ class Connection(asyncio.Protocol):
         self._set_timer(None)
         for call in list(self.calls.values()):
             self._lose(call)
-        self.context.connections.discard(self)
-        self.context.changed.set()
+        self.context.connections.closed(self)
 
     def pause_writing(self) -> None:
         self.paused = True

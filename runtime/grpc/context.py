@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from runtime.connections import OpenConnections
 from runtime.grpc.call import Call, Handler
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ class GrpcContext:
     methods: Mapping[bytes, Method]
     """By path."""
     limits: GrpcLimits
-    connections: set[Connection] = field(default_factory=set)
+    connections: OpenConnections[Connection] = field(default_factory=OpenConnections)
     calls: int = 0
     held: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a connection has closed."""

@@ -58,20 +58,12 @@ class GrpcServer:
         for connection in list(context.connections):
             connection.leave()
         end = loop.time() + grace
-        await self._until_closed(end - loop.time())
+        await context.connections.until_closed(end - loop.time())
         for connection in list(context.connections):
             connection.cut()
-        await self._until_closed(0.1)
+        await context.connections.until_closed(0.1)
         for connection in list(context.connections):
             connection.abort()
-
-    async def _until_closed(self, seconds: float) -> None:
-        context = self._context
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(seconds, 0.0)):
-                while context.connections:
-                    context.changed.clear()
-                    await context.changed.wait()
 
 
 def _context(certificates: Certificates) -> ssl.SSLContext:

@@ -24,6 +24,9 @@ logger = EventLogger(__name__)
 LINGER = 2.0
 """Seconds a refused connection is still read (and what comes is thrown away): closing it with unread bytes would reset
 it, and the client might never see the answer that says why."""
+MOST_UNWANTED = 65_536
+"""Bytes that are read of a body which nobody wants. If more is announced, or it is unknown how much will come, the
+connection is closed after the answer instead."""
 _TIMER_SLACK = 0.002
 """Seconds: uvloop's timers count milliseconds, and may fire that much early."""
 
@@ -39,8 +42,12 @@ class ReadState(Enum):
     """Ends after `header_timeout`."""
     BODY = "body"
     """Ends after `body_timeout` without a byte."""
+    UNWANTED = "unwanted body"
+    """The request is answered by its headers alone, and its body thrown away. Ends `LINGER` after the answer."""
     DISCARDING = "discarding"
-    """What comes is thrown away: a request was refused, or was the last. Ends after `LINGER`, once all is answered."""
+    """What comes is thrown away: a request was refused. Ends after `LINGER`, once all is answered."""
+    ENDED = "ended"
+    """The last request is there: what follows is thrown away. Ends with its answer."""
     CLOSED = "closed"
     """The connection is gone, or goes once the client has read what was written; it has `write_timeout` for that."""
 
@@ -53,6 +60,8 @@ class ReadEvent(Enum):
     BEGUN = "begun"
     """The first byte of a request has come."""
     HEAD_COMPLETE = "head complete"
+    TURNED_AWAY = "turned away"
+    """The head is complete, and nobody wants the body."""
     REQUEST_COMPLETE = "request complete"
     LAST = "last"
     """The request that is complete was the last that the client sends."""
@@ -63,12 +72,13 @@ class ReadEvent(Enum):
 READ_TRANSITIONS: Mapping[ReadState, Mapping[ReadEvent, ReadState]] = {
     ReadState.IDLE: {
         ReadEvent.BEGUN: ReadState.HEAD,
-        ReadEvent.LAST: ReadState.DISCARDING,
+        ReadEvent.LAST: ReadState.ENDED,
         ReadEvent.REFUSED: ReadState.DISCARDING,
         ReadEvent.CLOSED: ReadState.CLOSED,
     },
     ReadState.HEAD: {
         ReadEvent.HEAD_COMPLETE: ReadState.BODY,
+        ReadEvent.TURNED_AWAY: ReadState.UNWANTED,
         ReadEvent.REFUSED: ReadState.DISCARDING,
         ReadEvent.CLOSED: ReadState.CLOSED,
     },
@@ -77,10 +87,19 @@ READ_TRANSITIONS: Mapping[ReadState, Mapping[ReadEvent, ReadState]] = {
         ReadEvent.REFUSED: ReadState.DISCARDING,
         ReadEvent.CLOSED: ReadState.CLOSED,
     },
+    ReadState.UNWANTED: {
+        ReadEvent.REQUEST_COMPLETE: ReadState.IDLE,
+        ReadEvent.REFUSED: ReadState.DISCARDING,
+        ReadEvent.CLOSED: ReadState.CLOSED,
+    },
+    ReadState.ENDED: {ReadEvent.CLOSED: ReadState.CLOSED},
     ReadState.DISCARDING: {ReadEvent.CLOSED: ReadState.CLOSED},
     ReadState.CLOSED: {},
 }
 """What is not listed cannot happen, and is an error."""
+_UNREAD = frozenset({ReadState.ENDED, ReadState.DISCARDING, ReadState.CLOSED})
+_TIMED_AS_A_WHOLE = frozenset({ReadState.HEAD, ReadState.UNWANTED})
+"""Each further byte prolongs the time of the others."""
 
 
 class ServerConnection(asyncio.Protocol):
@@ -102,6 +121,8 @@ class ServerConnection(asyncio.Protocol):
         self._request: ServerRequest | None = None
         self._queue: deque[ServerRequest] = deque()
         self._paused = False
+        self._discardable = inf
+        """Bytes that are still read to be thrown away."""
         self._drained: asyncio.Event | None = None
         """Made when the client does not read; set when it does again."""
         self._write_timer: asyncio.TimerHandle | None = None
@@ -133,8 +154,10 @@ class ServerConnection(asyncio.Protocol):
             seconds = limits.keep_alive if self._request is None else inf
         elif reading is ReadState.CLOSED:
             seconds = limits.write_timeout
-        elif reading is ReadState.DISCARDING:
+        elif reading is ReadState.DISCARDING or reading is ReadState.UNWANTED:
             seconds = LINGER if self._request is None else inf
+        elif reading is ReadState.ENDED:
+            seconds = inf  # it is for us to answer
         elif self._paused:
             seconds = inf  # it is for us to read on
         else:
@@ -152,7 +175,7 @@ class ServerConnection(asyncio.Protocol):
         self._timer, self._timer_at = None, inf
         if self._loop.time() < self._deadline - _TIMER_SLACK:
             self._set_timer()
-        elif self._reading is ReadState.IDLE:
+        elif self._reading is ReadState.IDLE or self._reading is ReadState.UNWANTED:
             self.close()
         elif self._reading is ReadState.HEAD or self._reading is ReadState.BODY:
             message = f"The request's {self._reading.value} did not arrive in time."
@@ -195,8 +218,7 @@ class ServerConnection(asyncio.Protocol):
         if self._drained is not None:
             self._drained.set()
         self._reader.close()
-        context.connections.discard(self)
-        context.connection_closed.set()
+        context.connections.closed(self)
 
     def pause_writing(self) -> None:
         self._drained = asyncio.Event()
@@ -235,14 +257,17 @@ class ServerConnection(asyncio.Protocol):
     # --- reading ---
 
     def data_received(self, data: bytes) -> None:
-        if self._reading is ReadState.DISCARDING or self._reading is ReadState.CLOSED:
+        if self._reading in _UNREAD:
+            self._discardable -= len(data)
+            if self._discardable < 0:
+                self._transport.pause_reading()
             return
         try:
             self._reader.feed(data)
         except Refusal as refusal:
             self._unreadable(refusal)
             return
-        if self._reading is not ReadState.HEAD:  # its time began with its first byte
+        if self._reading not in _TIMED_AS_A_WHOLE:
             self._set_deadline()
         self._set_timer()
 
@@ -254,11 +279,25 @@ class ServerConnection(asyncio.Protocol):
         if expects_continue and self._request is None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    def turned_away(self, scope: Scope, rest: int | None, last: bool) -> bool:
+        self._advance(ReadEvent.TURNED_AWAY)
+        passed = rest is not None and rest <= MOST_UNWANTED
+        if not passed:
+            self._discardable = MOST_UNWANTED
+            self._advance(ReadEvent.REFUSED)
+        self._requested(scope, b"", last or not passed)
+        return passed
+
     def request_complete(self, scope: Scope, body: bytes | bytearray, last: bool) -> None:
-        context = self._context
+        answered = self._reading is ReadState.UNWANTED
         self._advance(ReadEvent.REQUEST_COMPLETE)
         if last:
             self._advance(ReadEvent.LAST)
+        if not answered:
+            self._requested(scope, body, last)
+
+    def _requested(self, scope: Scope, body: bytes | bytearray, last: bool) -> None:
+        context = self._context
         if context.state is ServerState.STOPPING:
             context.arrived_at = self._loop.time()
         request = ServerRequest(self, scope, body, not last and context.state is ServerState.SERVING)
@@ -305,7 +344,13 @@ class ServerConnection(asyncio.Protocol):
             return  # the connection is gone
         self._context.release(1, request.held_bytes)
         if not request.keep_alive or self._reading is ReadState.CLOSED:
-            self.close()
+            self._drop_queue()
+            if self._reading is ReadState.UNWANTED:
+                self._advance(ReadEvent.REFUSED)
+            if self._reading is ReadState.DISCARDING:
+                self._linger()
+            else:
+                self.close()
             return
         if self._queue:
             self._start(self._queue.popleft())
@@ -315,14 +360,14 @@ class ServerConnection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
             self._set_deadline()
-        elif self._reading is ReadState.IDLE:
+        elif self._reading is ReadState.IDLE or self._reading is ReadState.UNWANTED:
             self._set_deadline()
         self._set_timer()
 
     # --- refusing ---
 
     def _unreadable(self, refusal: Refusal) -> None:
-        if self._reading is not ReadState.DISCARDING:  # what follows a last request is not read
+        if self._reading is not ReadState.ENDED:  # what follows a last request is not read
             self._refuse(refusal)
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -335,8 +380,16 @@ class ServerConnection(asyncio.Protocol):
             self._request.keep_alive = False
             return
         self._transport.write(refusal.raw([*context.common_headers(), *context.refusal_headers(self._reader.headers)]))
+        self._linger()
+
+    def _linger(self) -> None:
+        """All is answered, and what the client is still sending is of no use: see `LINGER`."""
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
         if self._transport.can_write_eof():  # TLS has no half-closed connections
             self._transport.write_eof()
+        self._set_deadline()
         self._set_timer()
 
     # --- stopping ---

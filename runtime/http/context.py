@@ -10,8 +10,9 @@ from email.utils import formatdate
 from enum import Enum
 from typing import Protocol
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
+from runtime.connections import OpenConnections
 from runtime.http.limits import HttpLimits, Refusal
 
 Headers = list[tuple[bytes, bytes]]
@@ -65,16 +66,15 @@ class ServerContext:
     cancel_on_disconnect: bool = False
     on_refusal: Callable[[int], None] = lambda status: None
     refusal_headers: Callable[[Headers], Headers] = lambda headers: []
+    screen: Callable[[Scope], bool] = lambda scope: True
     state: ServerState = field(default=ServerState.SERVING, init=False)
-    connections: set[OpenConnection] = field(default_factory=set, init=False)
+    connections: OpenConnections[OpenConnection] = field(default_factory=OpenConnections, init=False)
     tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     in_flight: int = field(default=0, init=False)
     body_bytes: int = field(default=0, init=False)
     """Of all requests in flight whose answers have not begun."""
     arrived_at: float = field(default=0.0, init=False)
     """Loop time of the last request that came while stopping."""
-    connection_closed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    """Set whenever a connection goes away."""
     _second: int = field(default=0, init=False)
     _common: Headers = field(default_factory=list, init=False)
 

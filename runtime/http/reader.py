@@ -25,8 +25,16 @@ class RequestEvents(Protocol):
     def head_complete(self, expects_continue: bool) -> None:
         """All its headers have come, and it is within the limits: it counts as in flight."""
 
+    def turned_away(self, scope: Scope, rest: int | None, last: bool) -> bool:
+        """All its headers have come, and its body is of no use: it counts as in flight. `rest`: bytes of the body that
+        are still to come; None: nobody knows. Returns whether they are read past; if not, nothing more is read."""
+
     def request_complete(self, scope: Scope, body: bytes | bytearray, last: bool) -> None:
         """All of it has come; `last`: the client asks for no more on this connection."""
+
+
+class _NothingMore(Exception):
+    """Stops the parser."""
 
 
 class RequestReader:
@@ -45,7 +53,10 @@ class RequestReader:
         self._refusal: Refusal | None = None
         self._declining = False
         """The head offers another protocol, and is read again without that."""
-        self._begun = 0
+        self._progress = 0
+        """Grows with every part of a request that is understood."""
+        self._left = False
+        """Nothing more is read."""
         self._expect()
 
     def _expect(self) -> None:
@@ -56,11 +67,13 @@ class RequestReader:
         self._header_bytes = self._unparsed = self._announced = 0
         self._body = b""
         self._grown: bytearray | None = None
-        self._expects_continue = self._last = False
+        self._expects_continue = self._last = self._chunked = False
+        self._unwanted = False
+        """The body is read past."""
 
     def feed(self, data: bytes) -> None:
         """Read on. Raises `Refusal` for what cannot be served: nothing more can be read then."""
-        begun, held, size = self._begun, self.held_bytes, len(data)
+        progress, size = self._progress, len(data)
         try:
             while True:
                 try:
@@ -69,8 +82,10 @@ class RequestReader:
                 except httptools.HttpParserUpgrade as offer:
                     data = self._without_offer() + data[offer.args[0] :]
         except httptools.HttpParserError:
+            if self._left:
+                return
             raise (self._refusal or Refusal(400, "Invalid HTTP request received.")) from None
-        if begun != self._begun or held != self.held_bytes:
+        if progress != self._progress:
             self._unparsed = 0
             return
         # The parser keeps an unfinished header or trailer to itself, and passes over a chunk's extensions without a
@@ -104,7 +119,7 @@ class RequestReader:
     def on_message_begin(self) -> None:
         self._expect()
         if not self._declining:
-            self._begun += 1
+            self._progress += 1
             self._events.request_begun()
 
     def on_url(self, url: bytes) -> None:
@@ -122,6 +137,8 @@ class RequestReader:
         self.headers.append((name, value))
         if name == b"content-length":
             self._announced = int(value)
+        elif name == b"transfer-encoding":
+            self._chunked = True
         elif name == b"expect" and value.lower() == b"100-continue":
             self._expects_continue = True
 
@@ -138,9 +155,9 @@ class RequestReader:
         self._declining = parser.should_upgrade()
         if self._declining:
             return
+        context = self._context
         try:
-            self._context.check_room()
-            self._context.check_body(self._announced, self._announced)
+            context.check_room()
         except Refusal as refusal:
             raise self._refused(refusal) from None
         url = self._url
@@ -150,7 +167,7 @@ class RequestReader:
             parsed = httptools.parse_url(url)
             raw_path, query = parsed.path or b"/", parsed.query or b""
         path = raw_path.decode("ascii")
-        self._scope = {
+        self._scope = scope = {
             **self._common_scope,
             "http_version": version,
             "method": method,
@@ -159,11 +176,32 @@ class RequestReader:
             "query_string": query,
             "headers": self.headers,
         }
-        self._context.in_flight += 1
         # HTTP/1.0 knows no interim answers: it would take one for the answer (RFC 9110 10.1.1).
-        self._events.head_complete(self._expects_continue and version == "1.1")
+        expects_continue = self._expects_continue and version == "1.1"
+        if not context.screen(scope):
+            self._turn_away(scope, expects_continue)
+            return
+        try:
+            context.check_body(self._announced, self._announced)
+        except Refusal as refusal:
+            raise self._refused(refusal) from None
+        context.in_flight += 1
+        self._events.head_complete(expects_continue)
+
+    def _turn_away(self, scope: Scope, expects_continue: bool) -> None:
+        self._context.in_flight += 1
+        # A client that waits for 100 (Continue) and gets another answer may send the body or not (RFC 9110 10.1.1).
+        unsure = self._chunked or (expects_continue and self._announced > 0)
+        rest = None if unsure else self._announced
+        self._unwanted = self._events.turned_away(scope, rest, self._last)
+        if not self._unwanted:
+            self._left = True
+            raise _NothingMore
 
     def on_body(self, body: bytes) -> None:
+        self._progress += 1
+        if self._unwanted:
+            return
         size = len(body)
         try:
             self._context.check_body(self.held_bytes + size, size)

@@ -11,11 +11,10 @@ connections while a client may be writing its next request to one; its protocol 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Callable
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from runtime.http.connection import ServerConnection
 from runtime.http.context import Headers, ServerContext, ServerEvent
@@ -40,8 +39,10 @@ class HttpServer:
     `cancel_on_disconnect` cancels the app's task when its client leaves; otherwise the app learns of it from
     `receive()` (`http.disconnect`) or from `OSError` out of `send()`. `on_refusal` is called with the status of every
     request refused here, `refusal_headers` with such a request's headers (lower-case names, as far as they were read):
-    what it returns the answer carries. With `tls` the port speaks nothing else. A body is `bytes`, or `bytearray` if it
-    came in several pieces. ASGI's lifespan protocol is not spoken: whoever starts the server owns what the app needs.
+    what it returns the answer carries. `screen` sees each request's scope as soon as its headers are there: where it
+    says no, the app is called at once, with an empty body, to say why, and what the client sends is not kept. With
+    `tls` the port speaks nothing else. A body is `bytes`, or `bytearray` if it came in several pieces. ASGI's lifespan
+    protocol is not spoken: whoever starts the server owns what the app needs.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class HttpServer:
         cancel_on_disconnect: bool = False,
         on_refusal: Callable[[int], None] = lambda status: None,
         refusal_headers: Callable[[Headers], Headers] = lambda headers: [],
+        screen: Callable[[Scope], bool] = lambda scope: True,
         tls: TlsPort | None = None,
     ) -> None:
         self._sock = sock
@@ -63,6 +65,7 @@ class HttpServer:
             cancel_on_disconnect=cancel_on_disconnect,
             on_refusal=on_refusal,
             refusal_headers=refusal_headers,
+            screen=screen,
         )
         self._tls = tls
         self._listener: asyncio.Server | None = None
@@ -125,23 +128,15 @@ class HttpServer:
         if self._tls_listener is not None:
             self._tls_listener.close()
             await self._tls_listener.finish(min(HANDSHAKE_GRACE, grace))
-        await self._until_closed(min(QUIET_BEFORE_CLOSING, grace))
+        await context.connections.until_closed(min(QUIET_BEFORE_CLOSING, grace))
         while context.connections and (now := loop.time()) < end:
             if context.arrived_at <= (quiet_since := now - QUIET_BEFORE_CLOSING):
                 for connection in list(context.connections):
                     connection.close_if_idle(quiet_since)
-            await self._until_closed(min(QUIET_BEFORE_CLOSING / 5, end - now))
+            await context.connections.until_closed(min(QUIET_BEFORE_CLOSING / 5, end - now))
         tasks = list(context.tasks)
         for task in tasks:
             task.cancel("the grace period is over")
         await asyncio.gather(*tasks, return_exceptions=True)
         for connection in list(context.connections):
             connection.abort()
-
-    async def _until_closed(self, seconds: float) -> None:
-        context = self._context
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(seconds, 0.0)):
-                while context.connections:
-                    context.connection_closed.clear()
-                    await context.connection_closed.wait()

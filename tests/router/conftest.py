@@ -166,6 +166,7 @@ def router_starter(tokenizer: Tokenizer) -> StartRouter:
             cancel_on_disconnect=True,
             on_refusal=router.refused,
             refusal_headers=router.cors.headers,
+            screen=router.data_plane.screen,
             tls=router.tls_port(),
         )
         management = HttpServer(router.management_app(), listen("127.0.0.1", 0), MANAGEMENT_LIMITS)

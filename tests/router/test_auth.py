@@ -106,6 +106,46 @@ async def test_a_request_without_a_valid_key_is_refused_and_told_why(
         assert KEY not in caplog.text
 
 
+SENT = b"POST /v1/completions HTTP/1.1\r\nhost: h\r\n%b\r\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param([b"content-length: 1000"], 401, id="no key"),
+        pytest.param([b"content-length: 1000", b"x-api-key: " + KEY.encode()], 429, id="no requests left"),
+        pytest.param([b"content-length: 1000", b"expect: 100-continue"], 401, id="a body that waits to be asked for"),
+        pytest.param([b"content-length: %d" % 2**40], 401, id="a body beyond the limit"),
+        pytest.param([b"transfer-encoding: chunked"], 401, id="a body of unknown length"),
+        pytest.param(
+            [b"x-api-key: sk-unknown-0123456789", b"upgrade: h2c", b"connection: upgrade"], 401, id="an offer"
+        ),
+    ],
+)
+async def test_a_request_is_refused_before_a_byte_of_its_body_has_come(
+    start_router: StartRouter, keys: WriteKeys, headers: list[bytes], status: int
+) -> None:
+    settings = {"api_keys_file": keys(requests_per_minute=1), "clock": MovedClock()}
+    async with fake_workers(good) as workers, start_router(workers, ready=0, **settings) as router:
+        await router.client.get("/v1/models", headers=BEARER)
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.data.port)
+        writer.write(SENT % b"".join(header + b"\r\n" for header in headers))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert router.data.body_bytes == 0
+        assert router.metric("requests_total", code=str(status)) == 1
+        writer.close()
+        await until(lambda: router.data.connections <= 1)
+
+
+async def test_the_rate_of_a_key_counts_a_request_once(start_router: StartRouter, keys: WriteKeys) -> None:
+    settings = {"api_keys_file": keys(requests_per_minute=9), "clock": MovedClock()}
+    async with fake_workers(good) as workers, start_router(workers, **settings) as router:
+        for left in (8, 7):
+            response = await router.client.post("/v1/completions", json=BODY, headers=BEARER)
+            assert (response.status_code, response.headers["x-ratelimit-remaining-requests"]) == (200, str(left))
+
+
 async def test_errors_of_the_messages_api_have_its_shape(start_router: StartRouter, keys: WriteKeys) -> None:
     async with (
         fake_workers(good) as workers,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from starlette.types import Receive, Scope, Send
 
-from runtime.http.connection import ServerConnection
+from runtime.http.connection import MOST_UNWANTED, ServerConnection
 from runtime.http.context import ServerContext, ServerEvent
 from runtime.http.limits import HttpLimits
 from runtime.http.server import AnswerAborted
@@ -31,7 +31,8 @@ BODY = b"a body of some length"
 
 @dataclass
 class Request:
-    """One request as the client sends it; `fatal` ones are refused, and `last` ones are the last that are read."""
+    """One request as the client sends it; `fatal` ones are refused, and `last` ones are the last that are read.
+    `unwanted` ones have no key: the app says so before their body has come."""
 
     number: int
     method: str
@@ -41,9 +42,34 @@ class Request:
     """The body that the app must get."""
     last: bool = False
     fatal: bool = False
+    unwanted: bool = False
+
+
+KEYLESS = b"x-keyless: 1\r\n"
+
+
+def make_keyless(kind: str, number: int) -> Request:
+    line = b"POST /%d HTTP/1.1\r\nhost: h\r\n%s" % (number, KEYLESS)
+    length = b"content-length: %d\r\n" % len(BODY)
+    if kind == "keyless":
+        return Request(number, "POST", line + length + b"\r\n", BODY, b"", unwanted=True)
+    if kind == "keyless-close":
+        head = line + b"connection: close\r\n" + length + b"\r\n"
+        return Request(number, "POST", head, BODY, b"", last=True, unwanted=True)
+    if kind == "keyless-chunked":
+        head = line + b"transfer-encoding: chunked\r\n\r\n"
+        return Request(number, "POST", head, b"5\r\nabcde\r\n0\r\n\r\n", b"", last=True, unwanted=True)
+    if kind == "keyless-expect":  # such a client may send the body or not, and this one does
+        head = line + b"expect: 100-continue\r\n" + length + b"\r\n"
+        return Request(number, "POST", head, BODY, b"", last=True, unwanted=True)
+    size = MOST_UNWANTED + 1
+    head = line + b"content-length: %d\r\n\r\n" % size
+    return Request(number, "POST", head, b"GET /x HTTP/1.1\r\n\r\n" * 9, b"", last=True, unwanted=True)
 
 
 def make(kind: str, number: int) -> Request:
+    if kind.startswith("keyless"):
+        return make_keyless(kind, number)
     method = {"get": "GET", "head": "HEAD", "connect": "CONNECT"}.get(kind, "POST")
     line = f"{method} /{number} HTTP/1.1\r\nhost: h\r\n".encode()
     length = b"content-length: %d\r\n" % len(BODY)
@@ -81,8 +107,9 @@ def make(kind: str, number: int) -> Request:
     return Request(number, method, b"\x16\x03\x01 garbage\r\n\r\n", b"", b"", fatal=True)
 
 
-KINDS = ["get", "head", "post", "expect", "chunked", "upgrade"] * 3 + [
+KINDS = ["get", "head", "post", "expect", "chunked", "upgrade", "keyless"] * 3 + [
     "upgrade-close", "close", "1.0", "large", "large-chunk", "headers", "connect", "garbage",
+    "keyless-close", "keyless-chunked", "keyless-expect", "keyless-large",
 ]  # fmt: skip
 
 
@@ -123,7 +150,10 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @initialize()
     def connect(self) -> None:
-        self.shared = ServerContext(self._app, LIMITS, cancel_on_disconnect=True, on_refusal=self.refusals.append)
+        self.shared = ServerContext(
+            self._app, LIMITS, cancel_on_disconnect=True, on_refusal=self.refusals.append, screen=self._screen
+        )
+        self.screened: list[int] = []
         self.connection = ServerConnection(self.shared, self.loop)
         self.transport = FakeTransport(self.loop, self.connection, {"sockname": ("::1", 1), "peername": ("::1", 2)})
         self.refusals.clear()
@@ -139,6 +169,13 @@ class ConnectionMachine(RuleBasedStateMachine):
     async def _made(self) -> None:
         self.connection.connection_made(self.transport)
         self.waiting_since = self.loop.time()
+
+    def _screen(self, scope: Scope) -> bool:
+        """Called once for each request, as soon as its headers are there."""
+        request = self.sent[int(scope["path"][1:])]
+        self.screened.append(request.number)
+        assert (b"x-keyless", b"1") in scope["headers"] or not request.unwanted
+        return not request.unwanted
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         number = int(scope["path"][1:])
@@ -270,11 +307,25 @@ class ConnectionMachine(RuleBasedStateMachine):
             return
         if transport.unsent:  # its client does not read: it has as long as that may take
             return
+        if self.transport.ended and self.loop.time() - self.waiting_since > 2.5:
+            assert transport.closing
         if self._answering() and any(request.last for request in self.sent[:number]):
             return  # what comes behind a last request is not read
         limit = {"start": LIMITS.keep_alive, "head": LIMITS.header_timeout, "body": LIMITS.body_timeout}
         if self.loop.time() - self.waiting_since > limit[part] + 2.5:  # it lingers for 2 s
             assert transport.closing or (self.refusals and self._answering())
+
+    @invariant()
+    def nothing_is_kept_of_a_body_that_nobody_wants(self) -> None:
+        number, part = self._position()
+        if part == "body" and self.sent[number].unwanted:
+            assert self.shared.body_bytes <= sum(len(request.expected) for request in self.sent[:number])
+        assert self.screened == sorted(set(self.screened))
+
+    @invariant()
+    def a_client_without_a_key_is_not_asked_for_its_body(self) -> None:
+        asked = self.transport.written.count(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert asked <= sum(b"expect" in request.head and not request.unwanted for request in self.sent)
 
     @invariant()
     def one_request_is_refused_at_most(self) -> None:
