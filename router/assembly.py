@@ -43,6 +43,7 @@ from router.server.management import PROBES, Management
 from router.server.models import Models
 from router.server.prompts import PromptReader
 from router.server.proxy import Proxy
+from router.server.rate_exchange import RateExchange
 from router.server.recorder import Recorder
 from router.server.request_events import RequestEvents
 from router.server.resumption import Resumptions
@@ -308,6 +309,7 @@ class Router:
         )
         self.tokens = token_file(settings)
         self._peers = other_routers(settings)
+        self.rates: RateExchange | None = None
         gatherer = Gatherer(
             self.fleet,
             self.metrics,
@@ -329,6 +331,16 @@ class Router:
                 token=lambda: self.tokens.first if self.tokens is not None else "",
             ),
         )
+        if self.keys is not None:
+            self.rates = RateExchange(
+                self.keys,
+                self._peers,
+                self._control,
+                instance=gatherer.instance,
+                clock=clock,
+                token=lambda: self.tokens.first if self.tokens is not None else "",
+            )
+            self.metrics.rate_peers.set_function(self.rates.peers)
         self._ticker = Ticker(self.fleet, self.in_flight, self.metrics, clock, self._fell_silent)
         self._tasks: list[asyncio.Task[None]] = []
         self.picker: PickerServer | None = None
@@ -369,6 +381,8 @@ class Router:
         app = self.management.app()
         self.live.add_to(app)
         self.request_events.add_to(app)
+        if self.rates is not None:
+            self.rates.add_to(app)
         if self.tokens is not None:
             app.add_middleware(TokenCheck, tokens=self.tokens, open=PROBES | PAGE, open_folders=PAGE_FOLDERS)
         app.add_middleware(
@@ -385,6 +399,7 @@ class Router:
             asyncio.create_task(self._ticker.run()),
             asyncio.create_task(self.live.gatherer.record()),
             *(asyncio.create_task(each.follow()) for each in self._files() if each is not None),
+            *([asyncio.create_task(self.rates.run())] if self.rates is not None else ()),
             *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
         ]
         if (file := self._settings.envoy_endpoints) is not None and (admin := self._settings.envoy_admin) is not None:

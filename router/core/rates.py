@@ -6,6 +6,7 @@ estimate, because how long an answer will be is not known; what it really used i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -77,13 +78,17 @@ class Exceeded:
 
 
 class RateLimiter:
-    """The buckets of one key."""
+    """The buckets of one key. `used_requests` and `used_tokens` count what this router has let through, at `used_at`
+    last."""
 
-    __slots__ = ("requests", "tokens")
+    __slots__ = ("requests", "tokens", "used_at", "used_requests", "used_tokens")
 
     def __init__(self, rates: Rates, now: float) -> None:
         self.requests = Bucket(rates.requests, now) if rates.requests is not None else None
         self.tokens = Bucket(rates.tokens, now) if rates.tokens is not None else None
+        self.used_at = -math.inf
+        self.used_requests = 0
+        self.used_tokens = 0
 
     def arrive(self, now: float) -> Exceeded | None:
         """A request arrives, whose size is not known yet. It is paid for unless it is refused."""
@@ -93,6 +98,8 @@ class RateLimiter:
             return Exceeded(Limit.TOKENS, self.tokens.capacity, wait)
         if self.requests is not None:
             self.requests.take(1.0, now)
+        self.used_requests += 1
+        self.used_at = now
         return None
 
     def charge(self, tokens: int, now: float) -> Exceeded | None:
@@ -105,12 +112,23 @@ class RateLimiter:
                 self.requests.take(-1.0, now)
             return Exceeded(Limit.TOKENS, self.tokens.capacity, wait)
         self.tokens.take(tokens, now)
+        self.used_tokens += tokens
+        self.used_at = now
         return None
 
     def settle(self, charged: int, used: int, now: float) -> None:
         """A request that was charged for `charged` tokens has used `used` in the end."""
         if self.tokens is not None and used != charged:
             self.tokens.take(used - charged, now)
+            self.used_tokens += used - charged
+            self.used_at = now
+
+    def used_elsewhere(self, requests: int, tokens: int, now: float) -> None:
+        """Other routers have let so much through: the key pays for it here, too."""
+        if self.requests is not None:
+            self.requests.take(requests, now)
+        if self.tokens is not None:
+            self.tokens.take(tokens, now)
 
     def change(self, rates: Rates, now: float) -> None:
         """The key may use other rates from now on. What it has used of them stays used."""

@@ -3,6 +3,7 @@ official client takes 14 MB and 0.15 s."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from router.core.worker_state import Intake
@@ -27,12 +28,14 @@ class ServiceRouters:
         self._find = find
         self._pod = pod
         self._slices: Collection | None = None
+        self._finding = asyncio.Lock()
 
     async def addresses(self) -> Sequence[PeerAddress]:
         """Every other router. Raises `AddressesUnknown`."""
         try:
-            if self._slices is None:
-                self._slices = await self._find()
+            async with self._finding:
+                if self._slices is None:
+                    self._slices = await self._find()
             found = await self._slices.list()
         except (KubeApiError, SettingsError) as failure:
             raise AddressesUnknown(f"their EndpointSlices cannot be read: {failure}") from None

@@ -142,6 +142,9 @@ class Metrics:
         )
         self.unauthorized = rare("unauthorized", "Requests without a valid API key, by what is wrong with it.", "why")
         self.rate_limited = rare("rate_limited", "Requests beyond the rate of their API key, by which rate.", "limit")
+        self.rate_peers = Gauge(
+            PREFIX + "rate_peers", "Other routers whose use of the API keys' rates is counted here.", registry=registry
+        )
         self.tls_handshakes = rare("tls_handshakes", "TLS connections of clients, by version.", "version")
         self.tls_failures = rare(
             "tls_handshake_failures", "Connections to the data port that did not become TLS, by why.", "reason"
