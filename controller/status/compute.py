@@ -139,19 +139,20 @@ def endpoint(observed: Observed, previous: str) -> str | None:
     ports = raw.objects(service, "spec", "ports")
     port = next((item for item in ports if item.get("name") == HTTP), ports[0] if ports else {})
     number = raw.number(port, "port") or ROUTER_PORT
+    scheme = "https" if raw.text(port, "appProtocol") == "https" else "http"
     kind = raw.text(service, "spec", "type")
     if kind == "LoadBalancer":
         for ingress in raw.objects(service, "status", "loadBalancer", "ingress"):
             host = raw.text(ingress, "hostname") or raw.text(ingress, "ip")
             if host:
-                return _url(host, number)
+                return _url(scheme, host, number)
     if kind == "NodePort" and (node_port := raw.number(port, "nodePort")):
         routers = [pod for pod in active(observed.pods, Component.ROUTER) if is_ready(pod)]
         hosts = sorted({host for pod in routers if (host := raw.text(pod, "status", "hostIP"))})
         if hosts:
             before = urlsplit(previous).hostname or ""
-            return _url(before if before in hosts else hosts[0], node_port)
-    return _url(f"{raw.name(service)}.{observed.namespace}.svc", number)
+            return _url(scheme, before if before in hosts else hosts[0], node_port)
+    return _url(scheme, f"{raw.name(service)}.{observed.namespace}.svc", number)
 
 
 def _ingress_url(ingress: Raw | None) -> str | None:
@@ -165,5 +166,5 @@ def _ingress_url(ingress: Raw | None) -> str | None:
     return None
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

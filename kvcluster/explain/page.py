@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from urllib.parse import urlsplit
 
 from controller.objects.names import Component
 from controller.status import raw
@@ -15,6 +14,7 @@ from controller.status.pod_problems import find_pod_problem
 from controller.status.pods import active, component_of, containers, is_ready, state_of
 from controller.status.report import RecentDecision, RouterReport
 from kvcluster.explain.gather import Gathered, RouterAnswer
+from kvcluster.explain.workers import ForeignWorkerRow, WorkerFigures, figures_of_pod, foreign_workers
 
 EVENTS_SHOWN = 10
 
@@ -31,25 +31,6 @@ class ConditionRow:
     """Since its status changed."""
     good: bool | None
     """Whether that is as it should be; None for neither good nor bad."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFigures:
-    """What the routers report about a worker. None where no router could."""
-
-    blocks: int | None
-    capacity: int | None
-    in_flight: int
-    """Requests in progress, of all routers that were asked."""
-    reuse_score: float
-    """Blocks reused there lately, over the routers that were asked."""
-    view_age_seconds: float | None
-    """The oldest view of a router."""
-    routable: bool
-    matched: bool
-    """Whether every router matches prompts against its cache."""
-    why_not: str
-    """Why it is not routable or not matched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +87,8 @@ class Page:
     problems: tuple[str, ...]
     """What is wrong and what to do."""
     pods: tuple[PodRow, ...]
+    foreign: tuple[ForeignWorkerRow, ...]
+    """Workers that are no pods of this KVCluster. Empty where its pods could not be read."""
     routers: tuple[RouterRow, ...]
     events: tuple[EventRow, ...]
     unread: tuple[str, ...]
@@ -119,6 +102,7 @@ def page(gathered: Gathered, now: datetime) -> Page:
     rate = hit_rate_permille(reports, None)
     ages = [report.view_age_seconds for report in reports if report.view_age_seconds is not None]
     pods = tuple(_pod(pod, gathered.routers, now) for pod in sorted(gathered.pods, key=_routers_first))
+    foreign = tuple(foreign_workers(gathered)) if gathered.pods else ()
     conditions = tuple(_condition(item, now) for item in raw.objects(cluster, "status", "conditions"))
     return Page(
         name=raw.name(cluster),
@@ -135,11 +119,12 @@ def page(gathered: Gathered, now: datetime) -> Page:
                 *_status_problems(cluster),
                 *_condition_problems(conditions),
                 *_pod_problems(gathered, now),
-                *_worker_problems(pods),
+                *_worker_problems(pods, foreign),
                 *_router_problems(gathered.routers),
             ]
         ),
         pods=pods,
+        foreign=foreign,
         routers=tuple(RouterRow(router.pod, router.report, router.error) for router in gathered.routers),
         events=_events(gathered.events, now),
         unread=gathered.unread,
@@ -185,54 +170,8 @@ def _pod(pod: raw.Raw, routers: Sequence[RouterAnswer], now: datetime) -> PodRow
         restarts=sum(raw.number(status, "restartCount") for status in containers(pod)),
         age_seconds=_since(raw.at(pod, "metadata", "creationTimestamp"), now),
         node=raw.text(pod, "spec", "nodeName"),
-        worker=_figures(pod, routers) if role == Component.WORKER else None,
+        worker=figures_of_pod(pod, routers) if role == Component.WORKER else None,
     )
-
-
-def _figures(pod: raw.Raw, routers: Sequence[RouterAnswer]) -> WorkerFigures | None:
-    known = [(router, row) for router in routers for row in router.workers or () if _is_about(row, pod)]
-    if not known:
-        return None
-    rows = [row for _, row in known]
-    ages = [row["view_age"] for row in rows if isinstance(row.get("view_age"), int | float)]
-    why = next((text for row in rows for text in _reasons(row) if text), "")
-    return WorkerFigures(
-        blocks=_sum_of_ranks(rows, "blocks"),
-        capacity=_sum_of_ranks(rows, "capacity"),
-        in_flight=sum(raw.number(row, "in_flight") for row in rows),
-        reuse_score=sum(
-            router.report.reuse_score.get(raw.text(row, "worker_id"), 0.0)
-            for router, row in known
-            if router.report is not None
-        ),
-        view_age_seconds=max(ages, default=None),
-        routable=all(row.get("ready") is True for row in rows),
-        matched=all(row.get("matching") is True for row in rows),
-        why_not=why,
-    )
-
-
-def _is_about(row: raw.Raw, pod: raw.Raw) -> bool:
-    """A worker's id is the name of its pod, for a data-parallel rank with `/` and its number. A worker that has not yet
-    told its id is recognised by its address."""
-    address = raw.text(pod, "status", "podIP")
-    return raw.text(row, "worker_id").partition("/")[0] == raw.name(pod) or (
-        bool(address) and urlsplit(raw.text(row, "url")).hostname == address.lower()
-    )
-
-
-def _reasons(row: raw.Raw) -> tuple[str, str]:
-    return raw.text(row, "why_not_ready"), raw.text(row, "why_not_matching")
-
-
-def _sum_of_ranks(rows: Iterable[raw.Raw], field: str) -> int | None:
-    """The sum over a pod's data-parallel ranks of the largest figure that a router has of each; None without any."""
-    largest: dict[str, int] = {}
-    for row in rows:
-        if type(value := row.get(field)) is int:
-            url = raw.text(row, "url")
-            largest[url] = max(largest.get(url, 0), value)
-    return sum(largest.values()) if largest else None
 
 
 # --- problems ---
@@ -268,15 +207,15 @@ def _pod_problems(gathered: Gathered, now: datetime) -> list[str]:
     return [problem.message for problem in found if problem is not None]
 
 
-def _worker_problems(pods: Iterable[PodRow]) -> Iterator[str]:
-    for pod in pods:
-        # It is expected of a pod that is not ready that it gets no requests.
-        if not pod.ready or pod.worker is None:
-            continue
-        if not pod.worker.routable:
-            yield f"Worker {pod.name} is ready, and gets no requests: {pod.worker.why_not}"
-        elif not pod.worker.matched:
-            yield f"Worker {pod.name} gets requests by load alone: {pod.worker.why_not}"
+def _worker_problems(pods: Iterable[PodRow], foreign: Iterable[ForeignWorkerRow]) -> Iterator[str]:
+    # It is expected of a pod that is not ready that it gets no requests.
+    ready = [(pod.name, pod.worker) for pod in pods if pod.ready and pod.worker is not None]
+    for name, worker in (*ready, *((row.name, row.figures) for row in foreign)):
+        if not worker.routable:
+            is_ready = "is ready, and " if (name, worker) in ready else ""
+            yield f"Worker {name} {is_ready}gets no requests: {worker.why_not}"
+        elif not worker.matched and not worker.history:
+            yield f"Worker {name} gets requests by load alone: {worker.why_not}"
 
 
 def _router_problems(routers: Iterable[RouterAnswer]) -> Iterator[str]:

@@ -11,12 +11,23 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.objects.names import Component
-from kvcluster.explain.page import ConditionRow, EventRow, Page, PodRow, WorkerFigures, decision_reasons, last_decisions
+from kvcluster.explain.page import (
+    ConditionRow,
+    EventRow,
+    Page,
+    PodRow,
+    decision_reasons,
+    last_decisions,
+)
+from kvcluster.explain.workers import ForeignWorkerRow, WorkerFigures
 
 DECISIONS_SHOWN = 5
 """Of each router."""
 PROSE_WIDTH = 40
 """Columns that a column of prose gets at least."""
+
+_FIGURES = ("blocks", "in flight", "reuse score", "view age")
+"""Headings of what routers report about a worker."""
 
 _GOOD, _BAD, _DIM = "green", "bold red", "dim"
 
@@ -30,6 +41,8 @@ def rendered(page: Page) -> RenderableType:
         parts += [_title("Not known"), *(_bullet(text, "yellow") for text in page.unread)]
     parts += [_title("Conditions"), _conditions(page.conditions)]
     parts += [_title("Pods"), _pods(page.pods) if page.pods else Text("  none")]
+    if page.foreign:
+        parts += [_title("Workers that are no pods of this KVCluster"), _foreign(page.foreign)]
     parts += [_title("Routing"), *_routing(page)]
     parts += [_title("Events"), _events(page.events) if page.events else Text("  none")]
     return Group(*parts)
@@ -38,7 +51,7 @@ def rendered(page: Page) -> RenderableType:
 def width(page: Page, console: Console) -> int:
     """How many columns the page takes without cutting a name. A narrower terminal breaks the lines itself."""
     wide = console.options.update(width=10_000)
-    figures = (_pods(page.pods), _decisions(page))
+    figures = (_pods(page.pods), _foreign(page.foreign), _decisions(page))
     prose = (_conditions(page.conditions), _events(page.events))
     return max(
         console.width,
@@ -111,9 +124,9 @@ def _conditions(rows: Iterable[ConditionRow]) -> RenderableType:
 
 
 def _pods(rows: Iterable[PodRow]) -> RenderableType:
-    numbers = ("restarts", "age", "blocks", "in flight", "reuse score", "view age")
-    headings = ("pod", "state", "restarts", "age", "node", "blocks", "in flight", "reuse score", "view age", "matched")
-    table = _table(*headings, right=numbers)
+    table = _table(
+        "pod", "state", "restarts", "age", "node", *_FIGURES, "matched", right=("restarts", "age", *_FIGURES)
+    )
     for row in rows:
         state = Text(row.state, style=_GOOD if row.ready else "yellow" if row.state == "terminating" else _BAD)
         restarts = Text(str(row.restarts), style="yellow" if row.restarts else "")
@@ -123,12 +136,23 @@ def _pods(rows: Iterable[PodRow]) -> RenderableType:
     return _indented(table)
 
 
+def _foreign(rows: Iterable[ForeignWorkerRow]) -> RenderableType:
+    table = _table("worker", "URL", "state", *_FIGURES, "matched", right=_FIGURES)
+    for row in rows:
+        good = row.figures.routable
+        state = Text("ready" if good else "not ready", style=_GOOD if good else _BAD)
+        table.add_row(Text(row.name), Text(row.url), state, *_worker_cells(row.figures))
+    return _indented(table)
+
+
 def _worker_cells(worker: WorkerFigures | None) -> tuple[RenderableType, ...]:
     if worker is None:
         return ("-",) * 5
     blocks = "-" if worker.blocks is None else f"{worker.blocks:,}"
     of = "" if not worker.capacity else f" / {worker.capacity:,}"
     matched = Text("yes", style=_GOOD) if worker.matched else Text("no", style=_BAD)
+    if worker.history:
+        matched = Text("by history")
     return blocks + of, str(worker.in_flight), f"{worker.reuse_score:,.0f}", duration(worker.view_age_seconds), matched
 
 

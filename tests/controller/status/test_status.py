@@ -310,6 +310,32 @@ def test_the_endpoint_of_an_ingress(ingress, expected):
     assert wanted["endpoint"] == "http://rag-router.ns.svc:8000", "an Ingress that is not there leads nowhere"
 
 
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [
+        ({}, "https://rag-router.ns.svc:8000"),
+        ({"type": "LoadBalancer"}, "https://203.0.113.7:8000"),
+        ({"type": "NodePort"}, "https://10.0.0.2:31000"),
+    ],
+    ids=["in the cluster", "load balancer", "node port"],
+)
+def test_the_endpoint_of_routers_that_speak_https(service, expected):
+    """What is made for the spec, as an API server completes it."""
+    spec = KVClusterSpec.model_validate({"router": {"tls": {"secretRef": {"name": "cert"}}, "service": service}})
+    cluster = Cluster("rag", "ns", "u1", spec, Release("i"))
+    (made,) = [
+        each
+        for each in desired_objects(cluster)
+        if each["metadata"]["name"] == "rag-router" and each["kind"] == "Service"
+    ]
+    (port,) = made["spec"]["ports"]
+    completed = {**made["spec"], "ports": [{**port, "nodePort": 31000}]}
+    balancer = {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}
+    routers = [pod("rag-router-a", hostIP="10.0.0.2")]
+    seen = observed(service={**made, "spec": completed, "status": balancer}, spec=spec, pods=(*WORKERS, *routers))
+    assert compute(seen, None, NOW)["endpoint"] == expected
+
+
 def test_the_endpoint_of_a_node_port_stays_while_a_router_is_on_the_node():
     def on(*hosts: str):
         routers = [pod(f"rag-router-{host}", hostIP=host) for host in hosts]

@@ -110,6 +110,32 @@ def test_a_worker_that_gets_no_requests_is_named_with_the_reason():
     assert found.problems == ("Worker rag-worker-0 is ready, and gets no requests: silent for 3.0 s",)
 
 
+def test_workers_of_others_are_shown_with_their_figures():
+    """Two pods of an engine that somebody else runs, without agents: their ids are their URLs."""
+    urls = [f"http://10.1.0.{index}:8000" for index in (1, 2)]
+    rows = [
+        row(url, url=url, pod=f"llama-{index}", view_age=None, matching=False, history=True, why_not_matching="no feed")
+        for index, url in enumerate(urls)
+    ]
+    rows[1] |= {"ready": False, "why_not_ready": "connection refused"}
+    answers = tuple(RouterAnswer(name, REPORT, tuple(rows)) for name in ROUTERS)
+    found = seen(pods=tuple(PODS[len(WORKERS) :]), routers=answers)
+    assert [(worker.name, worker.url) for worker in found.foreign] == [("llama-0", urls[0]), ("llama-1", urls[1])]
+    assert found.foreign[0].figures.in_flight == 4
+    assert found.problems == ("Worker llama-1 gets no requests: connection refused",)
+    text = shown(found)
+    (first,) = [line for line in text.splitlines() if line.split()[:2] == ["llama-0", urls[0]]]
+    assert first.split()[2:] == ["ready", "900", "/", "924", "4", "0", "-", "by", "history"]
+    (second,) = [line for line in text.splitlines() if line.split()[:2] == ["llama-1", urls[1]]]
+    assert second.split()[2:4] == ["not", "ready"]
+
+
+def test_a_worker_of_ours_whose_pod_is_gone_is_not_somebody_elses():
+    assert seen(pods=tuple(PODS[1:])).foreign == ()
+    other = RouterAnswer(ROUTERS[0], REPORT, (row("mistral-worker-5d-x", url="http://10.0.9.9:8100"),))
+    assert [worker.name for worker in seen(routers=(other,)).foreign] == ["mistral-worker-5d-x"]
+
+
 def test_a_problem_of_a_pod_is_shown_before_the_status_has_it():
     broken = a_pod("rag-worker-x", ready=False, containerStatuses=waiting("ErrImagePull", "not found"))
     found = seen(pods=(*PODS, broken))
