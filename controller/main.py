@@ -26,8 +26,10 @@ from controller.operator import Operator, registry
 from controller.reconcile.inventory import Inventory
 from controller.reconcile.reconciler import Reconciler
 from controller.reconcile.reports import ReportCollector
+from controller.reconcile.tokens import FileTokens, SecretTokens
 from controller.settings import Settings
 from runtime.http.server import HttpServer
+from runtime.http.tokens import TokenFile, TokenFileError
 from runtime.kube.client import ApiServer
 from runtime.kube.credentials import find_credentials
 from runtime.kube.errors import NoClusterError
@@ -39,8 +41,27 @@ from runtime.sockets import listen
 logger = EventLogger("controller")
 
 
+def management_tokens(settings: Settings) -> TokenFile | None:
+    """The tokens of the Secret that the installation names for all KVClusters; None: the controller reads and makes
+    one for each. Raises `SettingsError`."""
+    if (settings.management_secret is None) != (settings.management_token_file is None):
+        raise SettingsError(
+            "--management-secret and --management-token-file go together: the first names the Secret that routers "
+            "mount, the second says where the controller finds its tokens"
+        )
+    if settings.management_token_file is None:
+        return None
+    try:
+        return TokenFile(settings.management_token_file)
+    except TokenFileError as error:
+        file = settings.management_token_file
+        raise SettingsError(f"--management-token-file {file} cannot be used: {error}") from None
+
+
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
-    """Reconciles KVClusters until `stop` is set. The exit code. Raises `NoClusterError`, or `OSError` for a port."""
+    """Reconciles KVClusters until `stop` is set. The exit code. Raises `NoClusterError`, `SettingsError`, or `OSError`
+    for a port."""
+    shared = management_tokens(settings)
     credentials = await find_credentials(settings.kubeconfig)
     metrics_registry = CollectorRegistry()
     ProcessCollector(registry=metrics_registry)
@@ -53,14 +74,16 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
     ):
         client = KubeClient(api_server, metrics.wrote)
+        tokens = SecretTokens(client, time.monotonic)
         reconciler = Reconciler(
             client,
             inventory,
             settings.release,
-            ReportCollector(session),
+            ReportCollector(session, tokens if shared is None else FileTokens(shared)),
             clock=time.monotonic,
             now=lambda: datetime.now(UTC),
             instance=socket.gethostname(),
+            secrets=tokens,
             repaired=metrics.repaired,
             recheck=settings.api_recheck,
         )
@@ -75,6 +98,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             rng=random.Random(),
         )
         metrics_registry.register(ClusterCollector(inventory, lambda: len(operator.queue), connections.watches.ages))
+        following = asyncio.create_task(shared.follow()) if shared is not None else None
         server = HttpServer(make_asgi_app(metrics_registry), listen(settings.host, settings.metrics_port))
         await server.start()
         health = HttpServer(health_app(operator.check), listen(settings.host, settings.health_port))
@@ -99,6 +123,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
                     standalone=True,
                 )
         finally:
+            if following is not None:
+                following.cancel()
             await server.stop(1.0)
             await health.stop(1.0)
     logger.info("controller_stopped")

@@ -48,6 +48,14 @@ class Settings(ProcessSettings):
     api_recheck: float = Field(
         60.0, gt=0, description="seconds after which optional APIs (Gateway API, KEDA, ...) are looked for again"
     )
+    management_secret: str | None = Field(
+        None,
+        description="Secret in each KVCluster's namespace with the tokens of the routers' management port; default: "
+        "one for each KVCluster, which the controller makes",
+    )
+    management_token_file: Path | None = Field(
+        None, description="file or folder with the same tokens, the first of which the controller shows to routers"
+    )
     workers: int = Field(4, ge=1, le=64, description="KVClusters reconciled at the same time")
 
     @field_validator("watch_namespaces", "image_pull_secrets", mode="before")
@@ -66,4 +74,5 @@ class Settings(ProcessSettings):
             ipv6=":" in os.environ.get("KUBERNETES_SERVICE_HOST", ""),
             drain_delay=self.router_drain_delay,
             drain_limit=self.drain_limit,
+            management_secret=self.management_secret,
         )

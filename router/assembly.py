@@ -384,7 +384,8 @@ class Router:
         if self.rates is not None:
             self.rates.add_to(app)
         if self.tokens is not None:
-            app.add_middleware(TokenCheck, tokens=self.tokens, open=PROBES | PAGE, open_folders=PAGE_FOLDERS)
+            metrics = {"/metrics"} if self._settings.management_open_metrics else set()
+            app.add_middleware(TokenCheck, tokens=self.tokens, open=PROBES | PAGE | metrics, open_folders=PAGE_FOLDERS)
         app.add_middleware(
             HostCheck,
             setting="give the router --management-names (ROUTER_MANAGEMENT_NAMES) with that name",

@@ -59,8 +59,12 @@ class Settings(ChatSettings):
 
     management_token_file: Path | None = Field(
         None,
-        description="file with a token a line, one of which every request to the management port must show, probes and "
-        "the page's files excepted (docs/security.md); read again when it changes. The first is shown to `--peers`",
+        description="file with a token a line, or folder of such files, one of which every request to the management "
+        "port must show, probes and the page's files excepted (docs/security.md); read again when it changes. The "
+        "first (in a folder, of the file `token`) is shown to `--peers`",
+    )
+    management_open_metrics: bool = Field(
+        False, description="whether `GET /metrics` needs no token, for a Prometheus that cannot show one"
     )
 
     strategy: str = Field(

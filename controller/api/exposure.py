@@ -98,6 +98,18 @@ class Auth(SpecModel):
     Default: no key is asked for."""
 
 
+ManagementAuth = Literal["token", "tokenExceptMetrics", "none"]
+
+
+class Management(SpecModel):
+    """Who may ask the routers' management port: see `docs/security.md`."""
+
+    auth: ManagementAuth | None = None
+    """`token`: whoever shows a token of the Secret `NAME-router-management`, which the operator makes.
+    `tokenExceptMetrics`: the same, but anybody may read `/metrics`. `none`: anybody. Default: `token`; where
+    `monitoring.scrapeAnnotations` is on, whose scrapers have no token, `tokenExceptMetrics`."""
+
+
 class Ingress(SpecModel):
     """An Ingress in front of the routers' Service."""
 

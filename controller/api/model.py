@@ -31,7 +31,18 @@ from controller.api.common import (
     rule_broken,
 )
 from controller.api.cpu_cache import CpuCache
-from controller.api.exposure import Auth, HttpRoute, Ingress, Monitoring, Network, NetworkPolicy, Service, Tls
+from controller.api.exposure import (
+    Auth,
+    HttpRoute,
+    Ingress,
+    Management,
+    ManagementAuth,
+    Monitoring,
+    Network,
+    NetworkPolicy,
+    Service,
+    Tls,
+)
 from controller.api.external import External, check_external
 from controller.api.flow_control import FlowControl
 from controller.api.gateway import Gateway
@@ -64,6 +75,8 @@ ADAPTERS_VOLUME = "kvcluster-adapters"
 """Worker pods have a volume of this name where the spec lists adapters."""
 KEYS_VOLUME, TLS_VOLUME = "kvcluster-keys", "kvcluster-tls"
 """Router pods have volumes of these names where the spec names API keys and a certificate."""
+MANAGEMENT_VOLUME = "kvcluster-management"
+"""Router pods have a volume of this name where their management port asks for a token."""
 MAX_DATA_PARALLEL = 64
 """Each engine has a port for its events in the pod."""
 MAX_NAME_LENGTH = 45
@@ -257,6 +270,7 @@ class Router(Placement):
     """API keys of the data port."""
     tls: Annotated[Tls, CLUSTER_ONLY] = Tls()
     """HTTPS at the data port."""
+    management: Annotated[Management, CLUSTER_ONLY] = Management()
     service: Annotated[Service, CLUSTER_ONLY] = Service()
     """The Service in front of the routers."""
     ingress: Annotated[Ingress | None, CLUSTER_ONLY] = None
@@ -294,6 +308,12 @@ class KVClusterSpec(SpecModel):
     def profile(self) -> Profile:
         """The named profile of model and GPU, with the times that are given beside it."""
         return self.model.latency.applied(profile(self.model.profile))
+
+    @property
+    def management_auth(self) -> ManagementAuth:
+        """Whom the routers' management port lets in: as given, else the default."""
+        default: ManagementAuth = "tokenExceptMetrics" if self.monitoring.scrape_annotations else "token"
+        return self.router.management.auth or default
 
     @property
     def model_name(self) -> str:
@@ -405,7 +425,7 @@ class KVClusterSpec(SpecModel):
     @model_validator(mode="after")
     def _volumes_have_names_of_their_own(self) -> KVClusterSpec:
         own = "the pods' own: call yours otherwise"
-        seen = dict.fromkeys((SCRATCH_VOLUME, ADAPTERS_VOLUME, KEYS_VOLUME, TLS_VOLUME), own)
+        seen = dict.fromkeys((SCRATCH_VOLUME, ADAPTERS_VOLUME, KEYS_VOLUME, TLS_VOLUME, MANAGEMENT_VOLUME), own)
         seen |= {CPU_CACHE_VOLUME: own} if self.engine.cpu_cache else {}
         for part, volumes in (("model", self.model.volumes), ("workers", self.workers.volumes)):
             for index, volume in enumerate(volumes):

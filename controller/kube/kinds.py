@@ -49,6 +49,9 @@ HPA = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscaler
 SCALED_OBJECT = Kind("keda.sh/v1alpha1", "ScaledObject", "scaledobjects", optional=True)
 INFERENCE_POOL = Kind("inference.networking.k8s.io/v1", "InferencePool", "inferencepools", optional=True)
 
+SECRET = Kind("v1", "Secret", "secrets")
+"""Read and created by name, never watched or changed."""
+
 OWNED = (
     Kind("v1", "ServiceAccount", "serviceaccounts"),
     Kind("rbac.authorization.k8s.io/v1", "Role", "roles"),
@@ -67,7 +70,9 @@ OWNED = (
 )
 """Kinds of the objects that a KVCluster owns."""
 
-_BY_NAME: Mapping[tuple[str, str], Kind] = {(kind.api_version, kind.name): kind for kind in (*OWNED, KVCLUSTER, POD)}
+_BY_NAME: Mapping[tuple[str, str], Kind] = {
+    (kind.api_version, kind.name): kind for kind in (*OWNED, KVCLUSTER, POD, SECRET)
+}
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:

@@ -9,7 +9,7 @@ import socket
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +31,7 @@ from controller.local.process import Control, HttpControl, ManagedProcess, Proce
 from controller.process_settings import adapters_file
 from kvcache.ranks import split_rank
 from runtime.envoy.binary import envoy_binary
+from runtime.http.tokens import token_headers
 from runtime.sockets import listen, reserve, url_of
 
 LOOPBACK = "127.0.0.1"
@@ -51,6 +52,8 @@ class Options:
 
     Port 0 takes any free one. `log_dir` None: a temporary folder that is removed with the cluster. `echo` is called
     with (process name, line) for each line a process writes, `on_change` with each change of a process.
+    `management_token` is what the management port asks for, if anything: `runtime.http.tokens.parse` says what it may
+    be.
     """
 
     port: int = 0
@@ -58,6 +61,7 @@ class Options:
     log_dir: Path | None = None
     echo: Callable[[str, str], None] | None = None
     on_change: Callable[[ProcessStatus], None] | None = None
+    management_token: str = field(default="", repr=False)
 
 
 class LocalCluster:
@@ -94,7 +98,9 @@ class LocalCluster:
             self.log_dir = self._options.log_dir or Path(
                 cleanup.enter_context(tempfile.TemporaryDirectory(prefix=f"kvcluster-{self.manifest.name}-"))
             )
-            self.addresses = replace(addresses, adapters_file=self._write_adapters())
+            self.addresses = replace(
+                addresses, adapters_file=self._write_adapters(), token_file=self._write_token(cleanup)
+            )
             read_end, write_end = os.pipe()
             cleanup.callback(os.close, write_end)
             cleanup.callback(os.close, read_end)
@@ -128,6 +134,15 @@ class LocalCluster:
         self.log_dir.mkdir(parents=True, exist_ok=True)
         file = self.log_dir / f"{self.manifest.name}-adapters.json"
         file.write_text(adapters_file(self.manifest.spec), encoding="utf-8")
+        return str(file)
+
+    def _write_token(self, cleanup: contextlib.AsyncExitStack) -> str | None:
+        """The file with the token of the management port, for nobody else to read, as long as the cluster runs."""
+        if not self._options.management_token:
+            return None
+        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="kvcluster-token-")))
+        file = folder / "token"
+        file.write_text(self._options.management_token, encoding="utf-8")
         return str(file)
 
     def _listen(self, cleanup: contextlib.AsyncExitStack) -> Addresses:
@@ -191,6 +206,11 @@ class LocalCluster:
         return parts.files.admin if parts is not None else None
 
     @property
+    def management_headers(self) -> dict[str, str]:
+        """What the management port asks of each request."""
+        return token_headers(self._options.management_token)
+
+    @property
     def workers(self) -> tuple[ProcessStatus, ...]:
         """The workers now, in the order of their indices; a worker's name is the id it reports."""
         return self._statuses(Role.WORKER)
@@ -246,7 +266,7 @@ class LocalCluster:
         self._missing = "the workers: nothing"
         while self._missing:
             with contextlib.suppress(httpx.HTTPError):
-                answer = await self._client.get(f"{self.management_url}/workers")
+                answer = await self._client.get(f"{self.management_url}/workers", headers=self.management_headers)
                 ranks = self.manifest.spec.engine.data_parallel.size
                 self._missing = _unmatched(by_address(answer.json()["workers"]), self.workers, ranks)
             await asyncio.sleep(POLL_INTERVAL if self._missing else 0)

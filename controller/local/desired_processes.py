@@ -47,6 +47,8 @@ class Addresses:
     """File with the list of LoRA adapters, where the manifest has any."""
     envoy: EnvoyParts | None = None
     """The Envoy that serves `router`; None: the router does."""
+    token_file: str | None = None
+    """File with the token of the management port, where it asks for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def _router(manifest: KVCluster, addresses: Addresses) -> DesiredProcess:
         url=addresses.router if envoy is None else addresses.management,
         program="router.main",
         args=flags(
-            {"workers": ",".join(addresses.workers)}
+            {"workers": ",".join(addresses.workers), "management-token-file": addresses.token_file}
             | router_settings(spec)
             | (router_flags(envoy) if envoy is not None else {})
         ),

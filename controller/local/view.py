@@ -92,7 +92,7 @@ def _total(values: Iterable[int | None]) -> int | None:
 async def observe(cluster: LocalCluster, client: httpx.AsyncClient) -> ClusterView:
     """Asks the router and every worker that runs, all at the same time."""
     listing, *metrics = await asyncio.gather(
-        _get(client, f"{cluster.management_url}/workers", cluster.router),
+        _get(client, f"{cluster.management_url}/workers", cluster.router, cluster.management_headers),
         *(_get(client, f"{worker.url}/metrics", worker) for worker in cluster.workers),
     )
     rows: Sequence[Mapping[str, Any]] = [] if listing is None else listing.json()["workers"]
@@ -108,12 +108,14 @@ async def observe(cluster: LocalCluster, client: httpx.AsyncClient) -> ClusterVi
     )
 
 
-async def _get(client: httpx.AsyncClient, url: str, process: ProcessStatus) -> httpx.Response | None:
+async def _get(
+    client: httpx.AsyncClient, url: str, process: ProcessStatus, headers: Mapping[str, str] | None = None
+) -> httpx.Response | None:
     # The socket of a process that does not run accepts connections as well, and would keep us waiting.
     if process.state not in (ProcessState.READY, ProcessState.STOPPING):
         return None
     try:
-        answer = await client.get(url, timeout=OBSERVE_TIMEOUT)
+        answer = await client.get(url, headers=headers, timeout=OBSERVE_TIMEOUT)
     except httpx.HTTPError:
         return None
     return answer if answer.is_success else None

@@ -106,6 +106,8 @@ def _router_settings(cluster: Cluster) -> dict[str, str]:
         own["tls-cert-path"] = TLS_FOLDER
     if cluster.spec.router.tls.client_ca_secret_ref is not None:
         own["tls-client-ca"] = f"{TLS_FOLDER}/{CLIENT_CA_FILE}"
+    if cluster.spec.management_auth == "tokenExceptMetrics":
+        own["management-open-metrics"] = "true"
     if cluster.spec.gateway.picks:
         own |= {"mode": "both", "picker-port": str(PICKER_PORT)}
     if cluster.spec.gateway.inference_pool:

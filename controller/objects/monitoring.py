@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controller.api.model import EngineType
+from controller.objects.management import scrape_authorization
 from controller.objects.names import FEED, HTTP, MANAGEMENT, Cluster, Component, Object
 
 _POD_LABEL = "__meta_kubernetes_pod_label_app_kubernetes_io_"
@@ -16,11 +17,15 @@ def build_pod_monitors(cluster: Cluster) -> tuple[Object, ...]:
         return ()
     feeds = (FEED,) if cluster.spec.engine.type is EngineType.VLLM else ()
     if cluster.spec.is_external:  # the pods are their owner's to monitor
-        return (_build_pod_monitor(cluster, Component.ROUTER, (MANAGEMENT,)),)
-    return (
-        _build_pod_monitor(cluster, Component.ROUTER, (MANAGEMENT,)),
-        _build_pod_monitor(cluster, Component.WORKER, (HTTP, *feeds)),
-    )
+        return (_build_routers_monitor(cluster),)
+    return (_build_routers_monitor(cluster), _build_pod_monitor(cluster, Component.WORKER, (HTTP, *feeds)))
+
+
+def _build_routers_monitor(cluster: Cluster) -> Object:
+    manifest = _build_pod_monitor(cluster, Component.ROUTER, (MANAGEMENT,))
+    (endpoint,) = manifest["spec"]["podMetricsEndpoints"]
+    endpoint |= scrape_authorization(cluster)
+    return manifest
 
 
 def _build_pod_monitor(cluster: Cluster, component: Component, ports: tuple[str, ...]) -> Object:

@@ -54,6 +54,9 @@ class Release:
     """Seconds for which a router accepts requests after SIGTERM, until the Services' proxies know that it leaves."""
     drain_limit: float = 30.0
     """Seconds for which a router or an emulated worker accepts requests after SIGTERM while no other one serves."""
+    management_secret: str | None = None
+    """Name of the Secret in each cluster's namespace with the tokens of the routers' management port. None: the
+    operator makes one for each cluster."""
 
 
 @dataclass(frozen=True, slots=True)

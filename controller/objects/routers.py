@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from controller.api.model import KEYS_VOLUME, START_SECONDS, TLS_VOLUME
+from controller.api.model import KEYS_VOLUME, MANAGEMENT_VOLUME, START_SECONDS, TLS_VOLUME
 from controller.objects.config import CLIENT_CA_FILE, KEYS_FILE, KEYS_FOLDER, TLS_FILES, TLS_FOLDER
+from controller.objects.management import MANAGEMENT_FOLDER, management_secret, management_variables
 from controller.objects.names import (
     HTTP,
     MANAGEMENT,
@@ -41,7 +42,7 @@ def build_router_deployment(cluster: Cluster) -> Object:
     wait = START_SECONDS[cluster.spec.engine.type]
     startup = build_startup_probe(f"/started?wait={wait}", MANAGEMENT, timeout=wait + ANSWER_SECONDS)
     picker = {PICKER: PICKER_PORT} if cluster.spec.gateway.picks else {}
-    secrets = (*_keys_volume(cluster), *_tls_volume(cluster))
+    secrets = (*_keys_volume(cluster), *_tls_volume(cluster), *_management_volume(cluster))
     process = build_container(
         cluster,
         Component.ROUTER,
@@ -50,7 +51,7 @@ def build_router_deployment(cluster: Cluster) -> Object:
         image=router.image,
         pull_policy=router.image_pull_policy,
         ports={HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT, **picker},
-        env=container_env(cluster.spec.model.env, router.env),
+        env=[*container_env(cluster.spec.model.env, router.env), *management_variables(cluster)],
         probes=build_probes(MANAGEMENT, readiness="/ready", liveness="/health", startup=startup),
         resources=container_resources(router),
         volume_mounts=[mount for _, mount in secrets],
@@ -106,6 +107,12 @@ def _tls_volume(cluster: Cluster) -> tuple[Mounted, ...]:
         items = [{"key": authorities.key, "path": CLIENT_CA_FILE}]
         sources.append({"secret": {"name": authorities.name, "items": items}})
     return (_mounted(TLS_VOLUME, TLS_FOLDER, {"projected": {"sources": sources}}),)
+
+
+def _management_volume(cluster: Cluster) -> tuple[Mounted, ...]:
+    """The tokens of the management port."""
+    name = management_secret(cluster)
+    return () if name is None else (_mounted(MANAGEMENT_VOLUME, MANAGEMENT_FOLDER, {"secret": {"secretName": name}}),)
 
 
 def build_router_service(cluster: Cluster) -> Object:

@@ -24,12 +24,14 @@ from controller.kube.kinds import (
     kind_of,
 )
 from controller.objects.desired import desired_objects
+from controller.objects.management import build_management_secret
 from controller.objects.names import Cluster, Component, Object, Release
 from controller.reconcile.events import EventRecorder
 from controller.reconcile.inventory import Inventory, Key
-from controller.reconcile.plan import Plan, foreign_owner, plan
+from controller.reconcile.plan import Plan, foreign_owner, plan, ref_of
 from controller.reconcile.queue import RetryLater
 from controller.reconcile.reports import ReportCollector
+from controller.reconcile.tokens import SecretTokens
 from controller.reconcile.writer import ApplyResult, DeletionCosts, Writer, name_conflict
 from controller.status.compute import compute
 from controller.status.observed import Observed, ReconcileProblem, RouterReports
@@ -64,7 +66,8 @@ class _InSync:
 class Reconciler:
     """Brings KVClusters and their statuses up to date.
 
-    `now` gives aware times; `instance` names this process; `repaired` is called with the kind of each object that was
+    `now` gives aware times; `instance` names this process; `secrets` makes those with the tokens of the routers'
+    management ports; `repaired` is called with the kind of each object that was
     brought back to what had been applied before.
     """
 
@@ -76,6 +79,7 @@ class Reconciler:
     clock: Callable[[], float]
     now: Callable[[], datetime]
     instance: str
+    secrets: SecretTokens
     repaired: Callable[[str], None] = lambda kind: None
     recheck: float = RECHECK
     _in_sync: dict[Key, _InSync] = field(default_factory=dict, init=False)
@@ -110,6 +114,7 @@ class Reconciler:
         self._costs.forget(key)
         self._events.forget(key)
         self.inventory.forget(key)
+        self.secrets.forget(key)
         self._in_sync.pop(key, None)
 
     async def _reconcile(self, key: Key, body: Object) -> float | None:
@@ -121,11 +126,15 @@ class Reconciler:
         result = ApplyResult()
         if cluster is not None:
             todo = await self._plan(key, cluster)
-            if todo.create and not await self._still_exists(key, body):
+            secret = await self._missing_secret(cluster, result)
+            if (todo.create or secret is not None) and not await self._still_exists(key, body):
                 return None
-            result = await self._writer.carry_out(todo, cluster)
+            if secret is not None:  # before the pods that mount it
+                with result.recording(ref_of(secret)):
+                    await self.secrets.create(secret)
+            await self._writer.carry_out(todo, cluster, result)
             problems += [*result.problems, *_problems_of(todo)]
-            if todo == Plan() and not problems:
+            if todo == Plan() and not problems and result.retryable is None:
                 self._in_sync[key] = _InSync(cluster, revision, now)
         pause = await self._report(key, body, cluster, problems)
         if (error := result.retryable) is not None:
@@ -151,6 +160,16 @@ class Reconciler:
         absent = await self._apis.absent({kind_of(manifest) for manifest in desired})
         live = {ref: item for ref, item in self.inventory.owned(key) if ref.kind != POD}
         return plan(cluster.uid, desired, live, self._writer.written, absent)
+
+    async def _missing_secret(self, cluster: Cluster, result: ApplyResult) -> Object | None:
+        """The Secret that is to be made, if any. What keeps us from knowing is put into `result`."""
+        wanted = build_management_secret(cluster)
+        if wanted is None:
+            return None
+        missing = False
+        with result.reading(ref_of(wanted)):
+            missing = await self.secrets.is_missing(wanted)
+        return wanted if missing else None
 
     async def _still_exists(self, key: Key, body: Object) -> bool:
         """Whether the KVCluster exists as we know it, asked at the server: its objects may be gone because it is, and

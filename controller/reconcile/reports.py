@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 
 import aiohttp
 
 from controller.objects.names import MANAGEMENT_PORT, Component, Object
+from controller.reconcile.tokens import Secret, Tokens, TokensUnknownError
 from controller.status import raw
 from controller.status.observed import RouterReports
-from controller.status.pods import component_of
+from controller.status.pods import component_of, management_secret
 from controller.status.report import ReportError, RouterReport, parse_report
+from runtime.http.tokens import token_headers
 
 TIMEOUT = 1.5
 """Seconds for an answer."""
@@ -22,40 +25,70 @@ CONCURRENCY = 32
 """Requests at the same time, over all clusters."""
 
 
-class ReportCollector:
-    """`GET /status` at every router pod of a cluster, all at the same time."""
+class TokenRefusedError(ReportError):
+    """The router wants another token."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+
+class ReportCollector:
+    """`GET /status` at every router pod of a cluster, all at the same time, with the token that the pod asks for."""
+
+    def __init__(self, session: aiohttp.ClientSession, tokens: Tokens) -> None:
         self._session = session
+        self._tokens = tokens
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
     async def collect(self, pods: Iterable[Object]) -> RouterReports:
         """The answers of the routers among these pods. Pods without an address or that terminate are not asked."""
-        addresses = {raw.name(pod): address(pod) for pod in pods if _can_be_asked(pod)}
+        routers = [pod for pod in pods if _can_be_asked(pod)]
         reports: dict[str, RouterReport] = {}
         errors: dict[str, str] = {}
 
-        async def one(name: str, url: str) -> None:
+        async def one(pod: Object) -> None:
+            name, url = raw.name(pod), address(pod)
+            secret = pod["metadata"]["namespace"], management_secret(pod)
             for _ in range(TRIES):
                 try:
-                    reports[name] = await self._ask(url)
+                    reports[name] = await self._ask_with_token(url, secret)
                 except ReportError as error:
                     errors[name] = str(error)
                 else:
                     errors.pop(name, None)
                     return
 
-        await asyncio.gather(*(one(name, url) for name, url in addresses.items()))
+        await asyncio.gather(*map(one, routers))
         return RouterReports(reports, errors)
 
-    async def _ask(self, url: str) -> RouterReport:
+    async def _ask_with_token(self, url: str, secret: Secret) -> RouterReport:
+        """Ask with each token that may be right. Raises `ReportError`."""
+        if not secret[1]:
+            return await self._ask(url, "")
+        tried: set[str] = set()
+        try:
+            for refused in (False, True):
+                for token in await self._tokens.of(secret, refused=refused):
+                    if token not in tried:
+                        tried.add(token)
+                        with contextlib.suppress(TokenRefusedError):
+                            return await self._ask(url, token)
+        except TokensUnknownError as error:
+            raise ReportError(f"its management port asks for a token: {error}") from None
+        raise TokenRefusedError(
+            f"it accepts no token of Secret {secret[1]}: a change of the Secret takes a minute to reach it, else its "
+            "log says (tokens_unusable) why it cannot use it"
+        )
+
+    async def _ask(self, url: str, token: str) -> RouterReport:
         """Raises `ReportError`."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)
         try:
             async with (
                 self._slots,
-                self._session.get(f"{url}/status", timeout=timeout, allow_redirects=False) as response,
+                self._session.get(
+                    f"{url}/status", headers=token_headers(token), timeout=timeout, allow_redirects=False
+                ) as response,
             ):
+                if response.status == 401 and token:
+                    raise TokenRefusedError("it answered 401")
                 if response.status != 200:
                     raise ReportError(f"it answered {response.status}")
                 return parse_report(await _read(response))

@@ -51,9 +51,16 @@ class ApplyResult:
     @contextmanager
     def recording(self, ref: Ref) -> Iterator[None]:
         """Records how the writing of this object ends. Raises the `KubeApiError` of a server that cannot be reached."""
-        try:
+        with self.reading(ref):
             yield
             self.written += 1
+
+    @contextmanager
+    def reading(self, ref: Ref) -> Iterator[None]:
+        """Records what keeps this object from being read or written. Raises the `KubeApiError` of a server that cannot
+        be reached."""
+        try:
+            yield
         except NameTakenError as taken:
             self.problems.append(name_conflict(ref, str(taken)))
         except KubeApiError as error:
@@ -87,12 +94,12 @@ class Writer:
         self._repaired = repaired
         self.written: dict[Ref, tuple[str, str]] = {}
 
-    async def carry_out(self, plan: Plan, cluster: Cluster) -> ApplyResult:
-        """Applies and deletes. An object that the server refuses does not keep the others from being written.
+    async def carry_out(self, plan: Plan, cluster: Cluster, result: ApplyResult) -> None:
+        """Applies and deletes, and puts into `result` what becomes of it. An object that the server refuses does not
+        keep the others from being written.
 
         Raises `KubeApiError` when the server cannot be reached.
         """
-        result = ApplyResult()
         for manifest in plan.apply:
             ref = ref_of(manifest)
             with result.recording(ref):
@@ -103,7 +110,6 @@ class Writer:
                 logger.info("deleting", object=str(ref), namespace=ref.namespace)
                 await self._client.delete(item)
                 self.written.pop(ref, None)
-        return result
 
     def forget(self, key: Key) -> None:
         """The cluster is gone: forgets what was written for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from controller.api.model import MANAGEMENT_VOLUME
 from controller.objects.names import COMPONENT_LABEL, Component
 from controller.status import raw
 from controller.status.raw import Raw
@@ -34,6 +35,14 @@ def is_ready(pod: Raw) -> bool:
 
 def _passes_its_probe(pod: Raw) -> bool:
     return raw.condition(pod, "Ready").get("status") == "True"
+
+
+def management_secret(pod: Raw) -> str:
+    """Name of the Secret with the tokens that this router's management port asks for; empty where it asks for none."""
+    volumes = raw.objects(pod, "spec", "volumes")
+    return next(
+        (raw.text(each, "secret", "secretName") for each in volumes if each.get("name") == MANAGEMENT_VOLUME), ""
+    )
 
 
 def is_running(pod: Raw) -> bool:

@@ -9,11 +9,20 @@ import signal
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 from rich.console import Console
 
 from controller.objects.names import MANAGEMENT_PORT
-from kvcluster.explain.gather import BadNameError, NotFoundError, check_names, find_cluster, router_pods
+from kvcluster.explain.gather import (
+    BadNameError,
+    NotFoundError,
+    RouterPod,
+    check_names,
+    find_cluster,
+    router_pods,
+)
+from kvcluster.management_token import NoTokenError, pod_token
 from kvcluster.portforward import ForwardError, PortForward
 from kvcluster.terminal import BAD_INPUT, FAILED, complain
 from runtime.kube.client import ApiServer
@@ -36,7 +45,7 @@ def dashboard(
     except NoClusterError as error:
         complain(f"{error} (kvcluster up runs a manifest without a cluster, and prints the address of its page)")
         return BAD_INPUT
-    except (KubeApiError, ForwardError) as error:
+    except (KubeApiError, ForwardError, NoTokenError) as error:
         complain(f"the page of {name} cannot be reached: {error}")
         return FAILED
     except OSError as error:
@@ -66,11 +75,14 @@ async def _serve(
     async with ApiServer(credentials, "kvcluster-dashboard") as api:
         await find_cluster(api, name, space)
 
-        async def pods() -> list[str]:
+        async def routers() -> list[RouterPod]:
             found = await router_pods(api, name, space)
             if not found:
                 raise ForwardError(f"no router pod of it runs: kubectl kvcluster explain {name} -n {space} says why")
             return found
+
+        async def pods() -> list[str]:
+            return [pod.name for pod in await routers()]
 
         forward = PortForward(
             api,
@@ -80,10 +92,14 @@ async def _serve(
             on_pod=lambda pod: show(f"connected to pod {pod}"),
             on_error=_once(lambda why: show(f"cannot connect: {why}")),
         )
+        # While an upgrade replaces the routers, the older ones may ask for none.
+        secret = next((pod.secret for pod in await routers() if pod.secret), "")
+        token = await pod_token(api, space, secret)
         await forward.check()
         stop = _stop_signals()
+        fragment = f"#token={quote(token, safe='')}" if token else ""
         async with forward.listening(HOST, port) as bound:
-            url = f"http://{HOST}:{bound}/"
+            url = f"http://{HOST}:{bound}/{fragment}"
             show(f"{name} in namespace {space}: {url} (Ctrl-C ends it)")
             if browser is not None:
                 await asyncio.to_thread(browser, url)

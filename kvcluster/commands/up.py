@@ -23,7 +23,9 @@ from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.desired_processes import LocalModeError, check
 from controller.local.view import observe
 from kvcluster.display import Display, Endpoints, JsonDisplay, LineDisplay, TableDisplay
+from kvcluster.options import TOKEN_VARIABLE
 from kvcluster.terminal import BAD_INPUT, FAILED, complain
+from runtime.http.tokens import TokenFileError, parse
 
 VIEW_INTERVAL = 1.0
 
@@ -48,12 +50,13 @@ def up(file: str, options: UpOptions) -> int:
     try:
         manifest = overridden(load_manifest(file), options)
         check(manifest)
-    except (ManifestError, LocalModeError) as error:
+        token = _management_token()
+    except (ManifestError, LocalModeError, TokenFileError) as error:
         complain(error)
         return BAD_INPUT
     log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix=f"kvcluster-{manifest.name}-"))
     try:
-        return asyncio.run(_serve(manifest, options, _display(manifest, options), log_dir))
+        return asyncio.run(_serve(manifest, options, _display(manifest, options), log_dir, token))
     except (StartError, OSError) as error:
         complain(error)
         return FAILED
@@ -99,7 +102,17 @@ def _echo(name: str, line: str) -> None:
     sys.stderr.write(f"{name} | {line}\n")
 
 
-async def _serve(manifest: KVCluster, options: UpOptions, display: Display, log_dir: Path) -> int:
+def _management_token() -> str:
+    """The token in the environment, by which the other commands are let in; empty: the port asks for none. Raises
+    `TokenFileError`."""
+    given = os.environ.get(TOKEN_VARIABLE, "").strip()
+    try:
+        return parse(given.encode())[0] if given else ""
+    except TokenFileError as error:
+        raise TokenFileError(f"{TOKEN_VARIABLE}: {error}") from None
+
+
+async def _serve(manifest: KVCluster, options: UpOptions, display: Display, log_dir: Path, token: str) -> int:
     cluster = LocalCluster(
         manifest,
         Options(
@@ -108,12 +121,17 @@ async def _serve(manifest: KVCluster, options: UpOptions, display: Display, log_
             log_dir=log_dir,
             echo=_echo if options.verbose else None,
             on_change=display.change,
+            management_token=token,
         ),
     )
     with display, _stop_signals(cluster, display) as stop:
         for path in cluster_only_in(manifest):
             display.say(f"{path}: only a cluster honours it; ignored here")
         display.say(f"logs in {log_dir}")
+        if token:
+            display.say(
+                f"the management port asks for the token in {TOKEN_VARIABLE}; its page takes it behind /#token="
+            )
         async with cluster:
             if await _ready_before(stop, cluster, options.timeout):
                 display.ready(Endpoints(cluster.url, cluster.management_url, log_dir, cluster.envoy_admin))

@@ -12,8 +12,9 @@ from urllib.parse import quote
 from controller.api.model import API_VERSION
 from controller.objects.names import MANAGEMENT_PORT, Component
 from controller.status import raw
-from controller.status.pods import active, is_ready, is_running
+from controller.status.pods import active, is_ready, is_running, management_secret
 from controller.status.report import ReportError, RouterReport, parse_report
+from kvcluster.management_token import NoTokenError, pod_headers
 from runtime.kube.client import ApiServer
 from runtime.kube.errors import KubeApiError
 
@@ -82,7 +83,7 @@ async def gather(api: ApiServer, name: str, namespace: str) -> Gathered:
     )
     names = frozenset(raw.name(pod) for pod in pods)
     routers = await asyncio.gather(
-        *(_router(api, core, raw.name(pod)) for pod in active(pods, Component.ROUTER) if is_running(pod))
+        *(_router(api, namespace, pod) for pod in active(pods, Component.ROUTER) if is_running(pod))
     )
     return Gathered(
         server=api.url,
@@ -95,15 +96,25 @@ async def gather(api: ApiServer, name: str, namespace: str) -> Gathered:
     )
 
 
-async def router_pods(api: ApiServer, name: str, namespace: str) -> list[str]:
-    """Names of the router pods of a KVCluster that run, those that are ready first. Raises `KubeApiError`."""
+@dataclass(frozen=True, slots=True)
+class RouterPod:
+    """A router pod that runs."""
+
+    name: str
+    secret: str
+    """Name of the Secret with the tokens that its management port asks for; empty where it asks for none."""
+
+
+async def router_pods(api: ApiServer, name: str, namespace: str) -> list[RouterPod]:
+    """The router pods of a KVCluster that run, those that are ready first. Raises `KubeApiError`."""
     selector = f"{_labels(name)},app.kubernetes.io/component={Component.ROUTER}"
     answer = await api.request_object(
         "GET", f"/api/v1/namespaces/{_segment(namespace)}/pods", {"labelSelector": selector}
     )
     pods = [dict(item) for item in raw.objects(answer, "items")]
     running = [pod for pod in active(pods, Component.ROUTER) if is_running(pod)]
-    return [raw.name(pod) for pod in sorted(running, key=lambda pod: not is_ready(pod))]
+    ordered = sorted(running, key=lambda pod: not is_ready(pod))
+    return [RouterPod(raw.name(pod), management_secret(pod)) for pod in ordered]
 
 
 def _labels(name: str) -> str:
@@ -148,27 +159,32 @@ def _of_objects(event: Raw, name: str, pods: frozenset[str]) -> bool:
     return subject in pods or re.fullmatch(f"{re.escape(name)}-(worker|router)(-{_GENERATED})*", subject) is not None
 
 
-async def _router(api: ApiServer, core: str, pod: str) -> RouterAnswer:
-    proxy = f"{core}/pods/{_segment(pod)}:{MANAGEMENT_PORT}/proxy"
+async def _router(api: ApiServer, namespace: str, pod: raw.Raw) -> RouterAnswer:
+    name = raw.name(pod)
+    proxy = f"/api/v1/namespaces/{_segment(namespace)}/pods/{_segment(name)}:{MANAGEMENT_PORT}/proxy"
     errors: dict[str, str] = {}
+    try:
+        headers = await pod_headers(api, namespace, management_secret(pod))
+    except (KubeApiError, NoTokenError) as error:
+        return RouterAnswer(name, None, None, str(error))
 
     async def report() -> RouterReport | None:
         try:
-            return parse_report(await api.request("GET", f"{proxy}/status"))
+            return parse_report(await api.request("GET", f"{proxy}/status", headers=headers))
         except (KubeApiError, ReportError) as error:
             errors["report"] = str(error)
             return None
 
     async def workers() -> tuple[Raw, ...] | None:
         try:
-            answer = await api.request_object("GET", f"{proxy}/workers")
+            answer = await api.request_object("GET", f"{proxy}/workers", headers=headers)
         except KubeApiError as error:
             errors["workers"] = str(error)
             return None
         return tuple(dict(row) for row in raw.objects(answer, "workers"))
 
     answers = await asyncio.gather(report(), workers())
-    return RouterAnswer(pod, *answers, errors.get("report") or errors.get("workers", ""))
+    return RouterAnswer(name, *answers, errors.get("report") or errors.get("workers", ""))
 
 
 def _segment(name: str) -> str:

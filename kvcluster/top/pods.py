@@ -13,7 +13,7 @@ from pathlib import Path
 
 from controller.objects.names import MANAGEMENT_PORT
 from kvcluster.explain.gather import check_names, find_cluster, router_pods
-from kvcluster.options import management_headers
+from kvcluster.management_token import NoTokenError, pod_headers
 from kvcluster.top.sources import SILENCE, SourceError, refused
 from runtime.kube.client import ApiServer
 from runtime.kube.credentials import find_credentials
@@ -56,7 +56,7 @@ class PodSource:
     @asynccontextmanager
     async def open(self, path: str) -> AsyncGenerator[AsyncIterator[bytes]]:
         """See `Source`."""
-        pod = ""
+        name = ""
         try:
             pods = await router_pods(self.api, self.name, self.namespace)
             if not pods:
@@ -64,11 +64,15 @@ class PodSource:
                 raise SourceError(f"no router pod of {self.title} runs: {ask} says why")
             pod = pods[self._tries % len(pods)]
             self._tries += 1
-            proxied = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:{MANAGEMENT_PORT}/proxy{path}"
-            stream = await self.api.stream(proxied, silence=SILENCE, headers=management_headers())
+            name = pod.name
+            proxied = f"/api/v1/namespaces/{self.namespace}/pods/{name}:{MANAGEMENT_PORT}/proxy{path}"
+            headers = await pod_headers(self.api, self.namespace, pod.secret)
+            stream = await self.api.stream(proxied, silence=SILENCE, headers=headers)
             with contextlib.closing(stream):
                 yield stream.pieces()
         except KubeApiError as error:
             if error.status == 404:
-                raise SourceError(refused(f"router pod {pod}", 404)) from None
+                raise SourceError(refused(f"router pod {name}", 404)) from None
+            raise SourceError(f"{self.title} cannot be read: {error}") from None
+        except NoTokenError as error:
             raise SourceError(f"{self.title} cannot be read: {error}") from None

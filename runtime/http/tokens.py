@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,8 @@ logger = EventLogger(__name__)
 TOKEN_HEADER = "x-kvcluster-token"  # noqa: S105  its name, not its value
 """What our own programs send: the API server's proxy to pods keeps `Authorization` to itself."""
 SHORTEST, MOST_BYTES, MOST_TOKENS = 16, 65_536, 64
+FIRST = "token"
+"""Of several files in a folder, or keys of a Secret, the one whose token is shown to others."""
 _NAMES = (b"authorization", TOKEN_HEADER.encode())
 
 
@@ -44,13 +48,27 @@ def parse(data: bytes) -> tuple[str, ...]:
     return tokens
 
 
+def joined(files: Mapping[str, bytes]) -> bytes:
+    """The files of a folder, or the keys of a Secret, as one file of tokens: `FIRST`, then the others by name."""
+    return b"\n".join(files[name] for name in sorted(files, key=lambda name: (name != FIRST, name)))
+
+
+def decoded(data: Mapping[str, object]) -> tuple[str, ...]:
+    """The tokens in `data` of a Secret as the API server gives it, which is base64. Raises `TokenFileError`."""
+    try:
+        return parse(joined({key: base64.b64decode(str(value), validate=True) for key, value in data.items()}))
+    except binascii.Error:
+        raise TokenFileError("its data is no base64") from None
+
+
 def token_headers(token: str) -> dict[str, str]:
     """The header by which our own programs show this token; none for an empty one."""
     return {TOKEN_HEADER: token} if token else {}
 
 
 class TokenFile:
-    """The tokens of a file, each of which is let in. A file that cannot be used replaces nothing."""
+    """The tokens of a file, or of all files in a folder (a mounted Secret), each of which is let in. What cannot be
+    used replaces nothing."""
 
     def __init__(self, path: Path) -> None:
         """Raises `TokenFileError`."""
@@ -63,7 +81,7 @@ class TokenFile:
     @property
     def first(self) -> str:
         """The token that this process shows to others."""
-        return self._first
+        return self.tokens[0]
 
     def accepts(self, token: bytes) -> bool:
         """Whether it is one of those in the file, compared by digests in constant time."""
@@ -92,16 +110,23 @@ class TokenFile:
                 logger.error("tokens_unusable", path=str(self._path), why=self.problem)
 
     def _adopt(self, data: bytes) -> None:
-        tokens = parse(data)
-        self._first = tokens[0]
-        self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
+        self.tokens = parse(data)
+        self._digests = [hashlib.sha256(token.encode()).digest() for token in self.tokens]
 
     def _read(self) -> bytes:
         try:
-            with self._path.open("rb") as file:
-                return file.read(MOST_BYTES + 1)
+            if not self._path.is_dir():
+                return _content(self._path)
+            # The kubelet swaps all files of a Secret at once, in a folder `..data` that these are links into.
+            named = [path for path in self._path.iterdir() if not path.name.startswith(".")]
+            return joined({path.name: _content(path) for path in named[: MOST_TOKENS + 1]})
         except OSError as error:
             raise TokenFileError(error.strerror or "it cannot be read") from None
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MOST_BYTES + 1)
 
 
 @dataclass(frozen=True, slots=True)

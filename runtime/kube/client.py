@@ -134,11 +134,13 @@ class ApiServer:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content_type: str = JSON,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
-        """The body of an answer of success. Raises `KubeApiError`."""
+        """The body of an answer of success. `headers` go on to the pod when the path is that of its proxy. Raises
+        `KubeApiError`."""
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._send(method, path, query, body, content_type)
+                answer = await self._send(method, path, query, body, content_type, headers)
                 data = await answer.read()
         except _BROKEN as error:
             raise self._unreachable(error) from None
@@ -153,9 +155,10 @@ class ApiServer:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content_type: str = JSON,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """The JSON object that an answer of success holds. Raises `KubeApiError`."""
-        found = parse_json(await self.request(method, path, query, body, content_type))
+        found = parse_json(await self.request(method, path, query, body, content_type, headers))
         if type(found) is not dict:
             message = f"{self.url}{path} answered something that is no JSON object"
             raise KubeApiError.of(ApiFailureCause.MALFORMED, message)

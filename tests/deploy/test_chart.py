@@ -219,8 +219,29 @@ def test_no_permission_is_wider_than_needed(helm_4: Helm) -> None:
     verbs = {verb for rule in role["rules"] for verb in rule["verbs"]}
     groups = {group for rule in role["rules"] for group in rule["apiGroups"]}
     assert "*" not in resources | verbs | groups
-    assert not {"secrets", "nodes", "pods/exec", "clusterroles", "clusterrolebindings"} & resources
+    assert not {"nodes", "pods/exec", "clusterroles", "clusterrolebindings"} & resources
+    (secrets,) = [rule for rule in role["rules"] if "secrets" in rule["resources"]]
+    assert secrets == {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "create"]}
     assert not {"escalate", "bind", "impersonate", "deletecollection"} & verbs
+
+
+@helm_runs
+def test_with_a_secret_of_ones_own_the_controller_has_no_right_on_secrets(helm_4: Helm) -> None:
+    own = CHART / "ci" / "own-token-values.yaml"
+    role = only(helm_4.template("--set=rbac.aggregate=false", f"--values={own}"), "ClusterRole")
+    assert not any("secrets" in rule["resources"] for rule in role["rules"])
+    default = only(helm_4.template("--set=rbac.aggregate=false"), "ClusterRole")
+    assert [rule for rule in default["rules"] if "secrets" not in rule["resources"]] == role["rules"]
+    pod = only(helm_4.template(f"--values={own}"), "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    env = {each["name"]: each.get("value") for each in container["env"]}
+    assert env["CONTROLLER_MANAGEMENT_SECRET"] == "kvcluster-management"
+    (volume,) = [each for each in pod["volumes"] if "secret" in each]
+    assert volume["secret"] == {"secretName": "kvcluster-management"}
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == volume["name"]]
+    assert mount["mountPath"] == env["CONTROLLER_MANAGEMENT_TOKEN_FILE"]
+    settings = Settings.load(["--image=i", "--management-secret=kvcluster-management"])
+    assert settings.release.management_secret == "kvcluster-management"
 
 
 @helm_runs

@@ -10,6 +10,7 @@ which answers 406 to a stream that asks for a media type. Not covered: what the 
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import sys
@@ -25,6 +26,8 @@ from aiohttp import WSMsgType, web
 
 from controller.objects.names import MANAGEMENT_PORT
 from kvcluster.commands.dashboard import dashboard
+from kvcluster.management_token import NoTokenError, pod_token
+from kvcluster.options import TOKEN_VARIABLE
 from kvcluster.portforward import ForwardError, PortForward
 from runtime.kube.client import ApiServer
 from runtime.kube.credentials import find_credentials
@@ -39,6 +42,10 @@ class Cluster:
 
     targets: dict[str, int] = field(default_factory=dict)
     """Local port that stands for the management port of each router pod."""
+    secret: str = ""
+    """Name of the Secret that the routers' pods mount."""
+    token: str = ""
+    """Token in that Secret; empty: the user may not read it."""
     refuses: int = 0
     """Status with which it answers whoever wants to forward a port."""
     forwarded: list[str] = field(default_factory=list)
@@ -49,6 +56,8 @@ class Cluster:
         for name in self.targets:
             item = pod(name)
             item["metadata"]["labels"] |= LABELS | {"app.kubernetes.io/component": "router"}
+            if self.secret:
+                item["spec"] = {"volumes": [{"name": "kvcluster-management", "secret": {"secretName": self.secret}}]}
             items.append(item)
         return web.json_response({"kind": "PodList", "items": items})
 
@@ -56,6 +65,14 @@ class Cluster:
         if request.match_info["name"] != "rag":
             return web.json_response({"message": "there is none"}, status=404)
         return web.json_response(cluster())
+
+    async def read_secret(self, request: web.Request) -> web.Response:
+        if request.match_info["name"] != self.secret:
+            return web.json_response({"message": "there is none"}, status=404)
+        if not self.token:
+            return web.json_response({"message": "secrets is forbidden"}, status=403)
+        data = {"token": base64.b64encode(self.token.encode()).decode()}
+        return web.json_response({"kind": "Secret", "metadata": {"name": self.secret}, "data": data})
 
     async def clusters(self, request: web.Request) -> web.Response:
         return web.json_response({"items": [cluster()]})
@@ -113,6 +130,7 @@ async def a_cluster() -> AsyncIterator[Cluster]:
     collection = "/apis/kvcluster.dev/v1alpha1/namespaces/ns/kvclusters"
     app.router.add_get("/api/v1/namespaces/ns/pods", made.pods)
     app.router.add_get("/api/v1/namespaces/ns/pods/{pod}/portforward", made.portforward)
+    app.router.add_get("/api/v1/namespaces/ns/secrets/{name}", made.read_secret)
     app.router.add_get(collection, made.clusters)
     app.router.add_get(collection + "/{name}", made.kvcluster)
     runner = web.AppRunner(app, shutdown_timeout=0.01)
@@ -223,10 +241,29 @@ async def test_the_rights_are_checked_before_the_page_is_opened(tmp_path: Path) 
                 await PortForward(api, "ns", MANAGEMENT_PORT, pods).check()
 
 
+async def test_the_token_is_read_with_the_users_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_cluster() as made:
+        credentials = await find_credentials(made.kubeconfig(tmp_path), pod=False)
+        made.secret, made.token = "rag-router-management", "a-token-of-the-secret"
+        async with ApiServer(credentials, "test") as api:
+            assert await pod_token(api, "ns", "") == ""
+            assert await pod_token(api, "ns", made.secret) == made.token
+            made.token = "short"
+            with pytest.raises(NoTokenError, match="Secret rag-router-management in namespace ns cannot be used"):
+                await pod_token(api, "ns", made.secret)
+            made.token = ""
+            with pytest.raises(NoTokenError, match="it takes the right to get secrets in namespace ns, or set KVC"):
+                await pod_token(api, "ns", made.secret)
+            with pytest.raises(NoTokenError, match="namespace ns has none of that name"):
+                await pod_token(api, "ns", "other")
+            monkeypatch.setenv(TOKEN_VARIABLE, "a-token-i-was-given")
+            assert await pod_token(api, "ns", made.secret) == "a-token-i-was-given"
+
+
 @pytest.mark.process
 async def test_the_command_prints_the_address_until_it_is_interrupted(tmp_path: Path) -> None:
     async with a_cluster() as made, a_pod("the page") as port:
-        made.targets = {"rag-router-a": port}
+        made.targets, made.secret, made.token = {"rag-router-a": port}, "rag-router-management", "a-token+/with#signs"
         options = ("--no-open", "--kubeconfig", str(made.kubeconfig(tmp_path)))
         command = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "kvcluster", "dashboard", "rag", *options),
@@ -237,6 +274,7 @@ async def test_the_command_prints_the_address_until_it_is_interrupted(tmp_path: 
         assert await command.stdout.readline() == b"connected to pod rag-router-a\n"
         line = (await command.stdout.readline()).decode()
         assert line.startswith("rag in namespace ns: http://127.0.0.1:")
+        assert "/#token=a-token%2B%2Fwith%23signs " in line
         async with httpx.AsyncClient(trust_env=False) as client:
             assert (await client.get(line.split()[4])).text == "the page"
         command.send_signal(signal.SIGINT)

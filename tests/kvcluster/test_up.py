@@ -18,7 +18,10 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from kvcluster.cli import app
+from kvcluster.options import TOKEN_VARIABLE, management_headers
 from tests.processes import runs
 
 pytestmark = pytest.mark.process
@@ -33,6 +36,7 @@ spec:
   engine: {speed: 50}
 """
 DEADLINE = 60.0
+TOKEN = "the-token-of-this-shell"
 
 
 class Up:
@@ -67,7 +71,8 @@ async def up(tmp_path: Path, *args: str) -> AsyncIterator[Up]:
         await process.wait()
 
 
-async def test_serves_restarts_what_dies_and_stops_cleanly(tmp_path):
+async def test_serves_restarts_what_dies_and_stops_cleanly(tmp_path, monkeypatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     async with up(tmp_path, "--json", "--strategy", "round_robin") as command, httpx.AsyncClient() as client:
         ignored = await command.event("message")
         assert ignored["message"] == "spec.workers.nodeSelector: only a cluster honours it; ignored here"
@@ -77,7 +82,11 @@ async def test_serves_restarts_what_dies_and_stops_cleanly(tmp_path):
         assert answer.headers["x-kvcluster-strategy"] == "round_robin"
         assert answer.headers["x-kvcluster-worker"] in ("small-worker-0", "small-worker-1")
 
+        workers = f"{ready['management_url']}/workers"
+        assert (await client.get(workers)).status_code == 401, "the port asks for the token in the environment"
+        assert (await client.get(workers, headers=management_headers())).status_code == 200
         status = await command.event("status")
+        assert [worker["routable"] for worker in status["workers"]] == [True, True]
         pids = [status["router"]["pid"], *(worker["process"]["pid"] for worker in status["workers"])]
         os.kill(pids[1], signal.SIGKILL)
         died = await command.event("process", name="small-worker-0", state="backoff")
@@ -119,3 +128,12 @@ async def test_settings_a_worker_refuses_end_the_command_with_its_words(tmp_path
     assert "error: does not start: small-worker-" in said.decode()
     assert "exited with code 2" in said.decode()
     assert "--max-num-seqs: Input should be a valid integer" in said.decode()
+
+
+def test_a_token_that_is_none_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "small.yaml"
+    file.write_text(MANIFEST)
+    monkeypatch.setenv(TOKEN_VARIABLE, "short")
+    ran = CliRunner().invoke(app, ["up", str(file)])
+    assert ran.exit_code == 2
+    assert "KVCLUSTER_MANAGEMENT_TOKEN: token 1 must have 16 characters or more" in ran.output

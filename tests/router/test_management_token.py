@@ -73,6 +73,37 @@ async def test_tokens_are_rotated_without_a_restart_and_a_broken_file_changes_no
         assert [await status(token) for token in (TOKEN, NEXT)] == [401, 200]
 
 
+async def test_all_files_of_a_folder_hold_tokens_and_the_one_called_token_is_shown(
+    start_router: StartRouter, tmp_path: Path
+) -> None:
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    (folder / "..data").mkdir()  # as the kubelet has it
+    write(folder / "next", f"{NEXT}\n")
+    write(folder / "token", TOKEN)
+    async with fake_workers(good) as workers, start_router(workers, management_token_file=folder) as router:
+        held = router.router.tokens
+        assert held is not None
+        assert held.first == TOKEN
+        write(folder / "token", NEXT)
+        (folder / "next").rename(folder / "previous")
+        write(folder / "previous", TOKEN)
+        held.refresh()
+        assert held.first == NEXT
+        for token in (TOKEN, NEXT):
+            assert (await router.management.get("/status", headers=token_headers(token))).status_code == 200
+        (folder / "previous").unlink()
+        held.refresh()
+        assert (await router.management.get("/status", headers=token_headers(TOKEN))).status_code == 401
+
+
+async def test_metrics_may_be_open_and_nothing_else_is(start_router: StartRouter, tokens: Path) -> None:
+    options = {"management_token_file": tokens, "management_open_metrics": True}
+    async with fake_workers(good) as workers, start_router(workers, **options) as router:
+        for path in READ:
+            assert (await router.management.get(path)).status_code == (200 if path == "/metrics" else 401), path
+
+
 async def test_routers_show_theirs_to_one_another(start_router: StartRouter, tokens: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text(NEXT)

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 
 from controller.api.model import KVClusterSpec
-from controller.kube.kinds import KVCLUSTER, POD, Kind, kind_of
+from controller.kube.kinds import KVCLUSTER, POD, SECRET, Kind, kind_of
 from controller.objects.desired import desired_objects
 from controller.objects.names import Cluster, Object, Release
 from controller.reconcile.inventory import Inventory, Ref
 from controller.reconcile.plan import Plan
+from controller.reconcile.queue import RetryLater
 from controller.reconcile.reconciler import POLL, POLL_UNSETTLED, RECHECK, Reconciler
-from controller.reconcile.writer import Writer
+from controller.reconcile.tokens import SecretTokens
+from controller.reconcile.writer import ApplyResult, Writer
 from controller.status.observed import RouterReports
 from controller.status.reasons import ConditionReason
 from controller.status.report import RouterReport
@@ -36,12 +38,13 @@ class Server:
     def __init__(self) -> None:
         self.applied: list[str] = []
         self.events: list[str] = []
+        self.secrets: dict[str, Object] = {}
         self.installed = False
         self._versions = itertools.count(100)
         self.body: Object = {}
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
-        return self.body if kind == KVCLUSTER else None
+        return self.body if kind == KVCLUSTER else self.secrets.get(name) if kind == SECRET else None
 
     async def exists(self, kind: Kind) -> bool:
         return self.installed
@@ -56,7 +59,11 @@ class Server:
         return {**manifest, "metadata": {**metadata, "generation": 1}}
 
     async def create(self, path: str, manifest: Object) -> None:
-        """An event, of the KVCluster with this uid."""
+        """A Secret, or an event of the KVCluster with this uid."""
+        if manifest["kind"] == "Secret":
+            self.applied.append(f"Secret/{manifest['metadata']['name']}")
+            self.secrets[manifest["metadata"]["name"]] = manifest
+            return
         self.events.append(manifest["involvedObject"]["uid"])
 
     def version(self) -> str:
@@ -100,6 +107,7 @@ class World:
             clock=lambda: self.now,
             now=lambda: START + timedelta(seconds=self.now),
             instance="me",
+            secrets=SecretTokens(self.server, lambda: self.now),  # type: ignore[arg-type]
             repaired=self.repaired.append,
         )
 
@@ -233,6 +241,50 @@ async def test_a_changed_spec_is_followed():
     assert world.repaired == []
 
 
+async def test_the_token_of_the_management_port_is_there_before_the_pods_that_mount_it():
+    world, secret = World(), "Secret/rag-router-management"
+    await world.reconcile()
+    applied = world.server.applied
+    assert applied.index(secret) < applied.index("Deployment/rag-router")
+    first = world.server.secrets["rag-router-management"]
+    await world.at_rest()
+    del world.server.secrets["rag-router-management"]
+    world.now += RECHECK + 1
+    await world.reconcile()
+    assert world.server.applied == [secret], "one that is deleted is made again"
+    assert world.server.secrets["rag-router-management"]["data"] != first["data"]
+
+
+async def test_no_token_is_made_where_none_is_asked_for():
+    world = World(router={"management": {"auth": "none"}})
+    await world.at_rest()
+    assert world.server.secrets == {}
+
+
+async def test_no_token_is_made_for_a_cluster_that_is_gone():
+    world = World()
+    await world.at_rest()
+    world.server.secrets.clear()
+    world.server.body = {**world.server.body, "metadata": {**world.server.body["metadata"], "uid": "next"}}
+    world.now += RECHECK + 1
+    assert await world.reconcile() is None
+    assert world.server.secrets == {}
+
+
+async def test_a_right_on_secrets_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch):
+    world, get = World(), Server.get
+
+    async def fail(kind: Kind, namespace: str, name: str) -> Object | None:
+        if kind == SECRET:
+            raise KubeApiError(403, "Forbidden", "cannot get resource secrets")
+        return await get(world.server, kind, namespace, name)
+
+    monkeypatch.setattr(world.server, "get", fail)
+    with pytest.raises(RetryLater, match="Secret/rag-router-management: cannot get resource secrets"):
+        await world.reconcile()
+    assert "Deployment/rag-router" in world.server.applied, "old routers go on until the new ones have their Secret"
+
+
 async def test_an_api_that_is_installed_later_is_noticed():
     world = World(monitoring={"podMonitor": True})
     assert await world.at_rest() == RECHECK
@@ -305,7 +357,9 @@ class Taken:
 
 async def outcome(server: Taken):  # type: ignore[no-untyped-def]
     plan = Plan(apply=tuple(item for item in desired_objects(CLUSTER) if item["kind"] == "ConfigMap"))
-    return await Writer(server, Inventory()).carry_out(plan, CLUSTER)  # type: ignore[arg-type]
+    result = ApplyResult()
+    await Writer(server, Inventory()).carry_out(plan, CLUSTER, result)  # type: ignore[arg-type]
+    return result
 
 
 async def test_a_name_that_is_taken_is_no_progress():

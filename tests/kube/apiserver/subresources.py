@@ -95,7 +95,7 @@ async def proxied(
     # The name by which the API server was asked goes on to the pod, as do headers: that of a hosted cluster is public.
     headers = {
         "host": "cluster.example.com",
-        **{name: call.headers[name] for name in call.headers if name[:4] == "sec-"},
+        **{name: call.headers[name] for name in call.headers if name.startswith(("sec-", "x-"))},
     }
     request = client.build_request("GET", f"http://{address}:{port}/{call.tail}", params=call.query, headers=headers)
     try:

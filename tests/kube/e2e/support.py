@@ -14,6 +14,7 @@ from bench.loadgen import LoadOptions, drive
 from bench.record import Record
 from bench.workloads import WorkloadSpec, build_workload
 from router.live.document import Live, decode
+from runtime.http.tokens import decoded, token_headers
 from tests.kube.kubelet import FakeNode
 from tests.kube.operator.support import NAMESPACE, Cluster, Controller, Object
 from tests.processes import eventually
@@ -99,7 +100,13 @@ class World:
         """The live document that the page of this router pod shows."""
         (found,) = [each for each in await self.pods("router") if each["metadata"]["name"] == pod]
         async with httpx.AsyncClient(trust_env=False) as client:
-            return decode((await client.get(f"http://{found['status']['podIP']}:9000/live")).content)
+            url = f"http://{found['status']['podIP']}:9000/live"
+            return decode((await client.get(url, headers=await self.management_headers())).content)
+
+    async def management_headers(self, name: str = "rag") -> dict[str, str]:
+        """What lets a program in at the routers' management ports."""
+        secret = await self.api.get("secrets", f"{name}-router-management")
+        return token_headers(decoded(secret["data"])[0])
 
     async def restart(self, component: str, name: str = "rag") -> None:
         """`kubectl rollout restart`."""

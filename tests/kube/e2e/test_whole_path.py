@@ -7,6 +7,7 @@ controllers do not run here.
 from __future__ import annotations
 
 import asyncio
+import base64
 
 import httpx
 import pytest
@@ -88,6 +89,26 @@ async def test_the_status_tells_what_goes_on(world: World):
     ]
     assert "Serving" in {reason for reason, _ in events}
     assert len(events) == len(set(events)), "no event is repeated"
+    await rotated(world)
+
+
+async def rotated(world: World) -> None:
+    """The routers' management port asks for the token of its Secret, and follows it."""
+    [pod] = await world.pods("router")
+    before = await world.management_headers()
+    async with httpx.AsyncClient(base_url=f"http://{pod['status']['podIP']}:9000", trust_env=False) as client:
+        assert (await client.get("/ready")).status_code == 200
+        assert (await client.get("/status")).status_code == 401
+        assert (await client.get("/status", headers=before)).status_code == 200
+        new = {"token": base64.b64encode(b"a-token-of-tomorrow").decode()}
+        await world.api.patch("secrets", "rag-router-management", {"data": new})
+        after = await world.management_headers()
+        assert after != before
+
+        async def followed() -> bool:
+            return [(await client.get("/status", headers=each)).status_code for each in (before, after)] == [401, 200]
+
+        await eventually(followed, "the router asks for the new token", 30)
 
 
 async def test_a_router_that_waits_for_its_first_worker_is_not_recorded_as_failing(world: World):

@@ -18,7 +18,7 @@ from tests.kube.kubelet.environment import ConfigError
 from tests.kube.kubelet.machine import Machine
 from tests.kube.kubelet.podstatus import Place, Waiting, pod_status
 from tests.kube.kubelet.rollout import is_active
-from tests.kube.kubelet.volumes import PodVolumes
+from tests.kube.kubelet.volumes import PodVolumes, is_followed
 
 DEFAULT_GRACE = 30
 
@@ -58,7 +58,7 @@ BELOW = {
 
 
 VOLUMES_INTERVAL = 1.0
-"""Seconds between two looks at the ConfigMaps of a pod's volumes."""
+"""Seconds between two looks at the ConfigMaps and Secrets of a pod's volumes."""
 
 
 class Pod:
@@ -139,10 +139,10 @@ class Pod:
             self._machine.api.delete(PODS, self.document, grace=0)
 
     async def _refresh_volumes(self) -> None:
-        """Files follow their ConfigMaps, also under a running container."""
-        while any(volume.get("configMap") for volume in self.document["spec"].get("volumes") or ()):
+        """Files follow their ConfigMaps and Secrets, also under a running container."""
+        while any(map(is_followed, self.document["spec"].get("volumes") or ())):
             await asyncio.sleep(VOLUMES_INTERVAL)
-            with contextlib.suppress(ConfigError):  # a deleted ConfigMap leaves its files behind
+            with contextlib.suppress(ConfigError):  # a deleted one leaves its files behind
                 self._volumes.refresh(self.document)
 
     async def _start(self, group: asyncio.TaskGroup) -> None:
@@ -236,10 +236,10 @@ def _unplayed(spec: Spec) -> Iterator[str]:
             if kind == "initContainers" and each.get("restartPolicy") != "Always":
                 yield f"spec.{kind}[{each['name']}], which is no sidecar"
     for volume in spec.get("volumes") or ():
-        yield from _beyond(f"spec.volumes[{volume['name']}]", volume, {"name", "emptyDir", "configMap"})
-        yield from _beyond(
-            f"spec.volumes[{volume['name']}].configMap", volume.get("configMap"), {"name", "defaultMode"}
-        )
+        where = f"spec.volumes[{volume['name']}]"
+        yield from _beyond(where, volume, {"name", "emptyDir", "configMap", "secret"})
+        yield from _beyond(f"{where}.configMap", volume.get("configMap"), {"name", "defaultMode"})
+        yield from _beyond(f"{where}.secret", volume.get("secret"), {"secretName", "defaultMode"})
 
 
 def _unplayed_container(path: str, container: Spec) -> Iterator[str]:

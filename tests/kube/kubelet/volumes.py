@@ -1,14 +1,16 @@
 """A pod's volumes as folders of this machine, and the token that its service account gets.
 
-Played: emptyDir, ConfigMaps (whole, each key a file; a changed one is written again within a second, where a kubelet
-takes up to a minute or two), and the files of the ServiceAccount admission (token, namespace, CA certificate), which
-are written when a container starts. Checked by `test_pod_surroundings.py`, and against what the same pods find under
-Kubernetes 1.36 and containerd 1.6. Not played, and refused (`pod.py`): Secrets and all others, and `items` and
-`optional` of ConfigMaps. Tokens do not expire.
+Played: emptyDir, ConfigMaps and Secrets (whole, each key a file; a changed one is written again within a second, where
+a kubelet takes up to a minute or two; one that is deleted leaves its files behind), and the files of the ServiceAccount
+admission (token, namespace, CA certificate), which are written when a container starts. Checked by
+`test_pod_surroundings.py`, and, Secrets apart, against what the same pods find under Kubernetes 1.36 and containerd
+1.6. Not played, and refused (`pod.py`): all others, and `items` and `optional` of ConfigMaps and Secrets. Tokens do not
+expire.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from tests.kube.kubelet.api import CONFIG_MAPS, SERVICE_ACCOUNTS, Api, Object
+from tests.kube.kubelet.api import CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, Api, Object
 from tests.kube.kubelet.environment import ConfigError
 from tests.kube.kubelet.process import TOKEN_MOUNT, Isolation, Mount, token_is_mounted
 
@@ -46,6 +48,11 @@ def account_of(api: Api, pod: Object) -> Object:
     return found or {"metadata": {"namespace": namespace, "name": name}}
 
 
+def is_followed(volume: Mapping[str, Any]) -> bool:
+    """Whether the volume's files are those of another object, and change with it."""
+    return bool(volume.get("configMap") or volume.get("secret"))
+
+
 class PodVolumes:
     """The volumes of one pod, below one folder."""
 
@@ -56,7 +63,7 @@ class PodVolumes:
 
     def prepare(self, pod: Object) -> dict[str, Path]:
         """Folders by the name of the volume. What an emptyDir holds stays. Raises `ConfigError` for a missing
-        ConfigMap."""
+        ConfigMap or Secret."""
         found = {}
         for volume in pod["spec"].get("volumes") or ():
             folder = found[volume["name"]] = self._folder / volume["name"]
@@ -66,19 +73,34 @@ class PodVolumes:
         return found
 
     def refresh(self, pod: Object) -> None:
-        """Write the files of ConfigMaps that have changed. Raises `ConfigError` for one that does not exist."""
+        """Write the files of ConfigMaps and Secrets that have changed. Raises `ConfigError` for one that does not
+        exist."""
         for volume in pod["spec"].get("volumes") or ():
-            if (reference := volume.get("configMap")) is None:
+            if not is_followed(volume):
                 continue
-            found = self._api.get(CONFIG_MAPS, (pod["metadata"]["namespace"], reference["name"]))
-            if found is None:
-                raise ConfigError(f'configmap "{reference["name"]}" not found')
-            for name, content in (found.get("data") or {}).items():
-                file = self._folder / volume["name"] / name
-                if not file.exists() or file.read_text(encoding="utf-8") != content:
+            files, folder = self._files(pod["metadata"]["namespace"], volume), self._folder / volume["name"]
+            for name, content in files.items():
+                file = folder / name
+                if not file.exists() or file.read_bytes() != content:
                     written = file.with_name(f"..{name}")
-                    written.write_text(content, encoding="utf-8")
+                    written.write_bytes(content)
                     written.replace(file)
+            for file in folder.iterdir():
+                if file.name not in files:
+                    file.unlink()
+
+    def _files(self, namespace: str, volume: Object) -> dict[str, bytes]:
+        """What the volume's ConfigMap or Secret holds. Raises `ConfigError`."""
+        if (reference := volume.get("secret")) is not None:
+            kind, name = SECRETS, reference["secretName"]
+        else:
+            kind, name = CONFIG_MAPS, volume["configMap"]["name"]
+        if (found := self._api.get(kind, (namespace, name))) is None:
+            raise ConfigError(f'{kind.name.lower()} "{name}" not found')
+        data = found.get("data") or {}
+        if kind is SECRETS:
+            return {key: base64.b64decode(value) for key, value in data.items()}
+        return {key: value.encode() for key, value in data.items()}
 
     def token(self, pod: Object, isolation: Isolation) -> Path | None:
         """What is mounted at `TOKEN_MOUNT` (or a kubeconfig, where nothing can be mounted); None: no token."""

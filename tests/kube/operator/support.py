@@ -32,7 +32,7 @@ OBJECTS = frozenset(
         *("serviceaccounts/rag-router", "roles/rag-router", "rolebindings/rag-router", "configmaps/rag-router"),
         *("configmaps/rag-worker", "services/rag-worker", "services/rag-router", "services/rag-router-management"),
         *("poddisruptionbudgets/rag-router", "poddisruptionbudgets/rag-worker"),
-        *("deployments/rag-worker", "deployments/rag-router"),
+        *("deployments/rag-worker", "deployments/rag-router", "secrets/rag-router-management"),
     }
 )
 """What every KVCluster called rag has."""
@@ -51,7 +51,13 @@ _GROUPS: Mapping[str, str] = {
     "httproutes": "apis/gateway.networking.k8s.io/v1",
 }
 _OPTIONAL = ("kvclusters", "inferencepools", "httproutes")
-_OWNED = ("serviceaccounts", "configmaps", "services", *(plural for plural in _GROUPS if plural not in _OPTIONAL))
+_OWNED = (
+    "serviceaccounts",
+    "configmaps",
+    "secrets",
+    "services",
+    *(plural for plural in _GROUPS if plural not in _OPTIONAL),
+)
 MERGE = {"content-type": "application/merge-patch+json"}
 APPLY = {"content-type": "application/apply-patch+yaml"}
 

@@ -5,6 +5,7 @@ Not covered: how the page looks (test_page), and answers that no API server of o
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import threading
@@ -29,6 +30,7 @@ from tests.kvcluster.explain.support import EVENT, STATUS, a_pod, cluster, row
 
 pytestmark = pytest.mark.process
 
+TOKEN = "the-token-of-the-routers"
 MANAGEMENT_PORT = 9000
 """Of every router: each needs an address of its own."""
 CLUSTERS = "/apis/kvcluster.dev/v1alpha1/namespaces/ns/kvclusters"
@@ -42,7 +44,7 @@ def router() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             content = json.dumps(pages[self.path]).encode()
-            self.send_response(200)
+            self.send_response(200 if self.headers.get("x-kvcluster-token") == TOKEN else 401)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -99,8 +101,12 @@ async def populated(router: str) -> AsyncIterator[Populated]:
             pods = [a_pod("rag-router-a", podIP=router), a_pod("rag-worker-0"), broken, a_pod("rag-worker-1")]
             await found.create_with_status(CLUSTERS, cluster(pods=tuple(pods)))
             containers = {"containers": [{"name": "c", "image": "registry.example/kvcluster:9"}]}
+            volumes = {"volumes": [{"name": "kvcluster-management", "secret": {"secretName": "tokens"}}]}
+            data = {"token": base64.b64encode(TOKEN.encode()).decode()}
+            secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tokens", "namespace": "ns"}}
+            await found.create("/api/v1/namespaces/ns/secrets", {**secret, "data": data})
             for pod in pods:
-                whole = {"apiVersion": "v1", "kind": "Pod", **pod, "spec": {**pod["spec"], **containers}}
+                whole = {"apiVersion": "v1", "kind": "Pod", **pod, "spec": {**pod["spec"], **containers, **volumes}}
                 whole["metadata"] |= {"namespace": "ns"}
                 await found.create_with_status("/api/v1/namespaces/ns/pods", whole)
             event = {"apiVersion": "v1", "kind": "Event", **EVENT, "metadata": {"name": "e", "namespace": "ns"}}

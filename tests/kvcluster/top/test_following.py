@@ -7,6 +7,7 @@ covered: what is drawn (test_render.py, test_app.py), and how documents and upda
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, closing
@@ -127,10 +128,22 @@ async def a_router() -> AsyncIterator[tuple[str, list[str]]]:
         yield str(router.management.base_url), sorted(worker.url for worker in workers)
 
 
+TOKEN = "the-token-of-the-routers"
+SECRET = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {"name": "tokens", "namespace": "ns"},
+    "data": {"token": base64.b64encode(TOKEN.encode()).decode()},
+}
+
+
 @asynccontextmanager
 async def a_cluster(folder: Path) -> AsyncIterator[tuple[FakeApiServer, Path]]:
-    """An API server with KVCluster `rag` in namespace `ns`, and two router pods, of which one does not answer."""
-    router = Router(Settings(), StaticDiscovery([]))
+    """An API server with KVCluster `rag` in namespace `ns`, and two router pods, of which one does not answer. They ask
+    for the token of Secret `tokens`."""
+    tokens = folder / "tokens"
+    tokens.write_text(TOKEN)
+    router = Router(Settings(management_token_file=tokens), StaticDiscovery([]))
     with closing(Loopback()) as network:
         address, silent = network.pod(), network.pod()
         server = HttpServer(router.management_app(), listen(address, 9000), MANAGEMENT_LIMITS)
@@ -143,6 +156,7 @@ async def a_cluster(folder: Path) -> AsyncIterator[tuple[FakeApiServer, Path]]:
                 objects = [
                     ("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd()),
                     ("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ns"}}),
+                    ("/api/v1/namespaces/ns/secrets", SECRET),
                     ("/apis/kvcluster.dev/v1alpha1/namespaces/ns/kvclusters", cluster()),
                 ]
                 for path, item in objects:
@@ -150,7 +164,9 @@ async def a_cluster(folder: Path) -> AsyncIterator[tuple[FakeApiServer, Path]]:
                 for name, ip in (("rag-router-a", silent), ("rag-router-b", address)):
                     pod = {"apiVersion": "v1", "kind": "Pod", **a_pod(name, podIP=ip)}
                     pod["metadata"] |= {"namespace": "ns"}
-                    pod["spec"] |= {"containers": [{"name": "c", "image": "registry.example/kvcluster:9"}]}
+                    volume = {"name": "kvcluster-management", "secret": {"secretName": "tokens"}}
+                    container = {"name": "c", "image": "registry.example/kvcluster:9"}
+                    pod["spec"] |= {"containers": [container], "volumes": [volume]}
                     made = (await client.post("/api/v1/namespaces/ns/pods", json=pod)).json()
                     status = f"/api/v1/namespaces/ns/pods/{name}/status"
                     assert (await client.put(status, json={**made, "status": pod["status"]})).status_code == 200

@@ -123,6 +123,13 @@ capabilities:
 - apiGroups: [llm-d.ai, inference.networking.x-k8s.io]
   resources: [inferenceobjectives]
   verbs: [list, watch]
+{{- if not .Values.managementToken.existingSecret }}
+# The tokens of routers' management ports. A right to create cannot be bound to names, nor one to get to names that
+# nobody knows in advance.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create]
+{{- end }}
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
