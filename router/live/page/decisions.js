@@ -6,6 +6,7 @@ import { clock, count, integer, seconds } from "./format.js";
 import { REASONS, reasonName, reasonWords } from "./words.js";
 
 const SHOWN = 120;
+const BESIDE = 40; // beside the fleet, where each second moves them all
 
 export class DecisionsView {
   #filter = byId("decisions-filter");
@@ -53,12 +54,12 @@ export class DecisionsView {
     const wanted = this.#filter.value.trim().toLowerCase();
     const reason = this.#reason.value;
     const missed = this.#paused === null ? 0 : fresh(live.decisions, this.#paused);
-    const key = [live.decisionsVersion, wanted, reason, this.#paused === null, live.routers.length > 1].join("|");
+    const key = [live.decisionsVersion, wanted, reason, this.#paused === null, live.routers.length > 1, document.body.dataset.view].join("|");
     if (key === this.#drawn) return;
     this.#drawn = key;
     const matching = all.filter((decision) =>
       (reason === "" || decision.reason === reason) && (wanted === "" || decision.worker_id.toLowerCase().includes(wanted)));
-    const shown = matching.slice(0, SHOWN);
+    const shown = matching.slice(0, document.body.dataset.view === "decisions" ? SHOWN : BESIDE);
     this.#rows.render(shown.map((decision) => ({ decision, several: live.routers.length > 1 })), ({ decision }) => decision.id);
     text(byId("decisions-aside"), [
       this.#paused === null ? "" : `Paused, ${count(missed, "newer decision")}`,

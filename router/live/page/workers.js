@@ -10,6 +10,8 @@ import { stateCounts, stateWords, workerState } from "./words.js";
 const FULL = 16; // at most so many workers are shown in full by themselves,
 const COMPACT = 72; // and so many compactly
 const RESORT = 5_000; // ms between two sorts by a figure that changes all the time
+const DENSE_REDRAW = 2_000; // ms between two drawings of more tiles than that, as long as only their figures change
+const MARGIN = 500; // ms by which the update that is waited for may come early or late
 
 const GROUPS = [
   { key: "attention", title: "Needs attention", holds: needsAttention },
@@ -63,7 +65,7 @@ export class WorkersView {
     const open = (url) => this.#dialog.open(url, this.#live);
     const problems = new ProblemList(`${title}: problems`, (url) => group.tiles.row(url)?.find());
     const node = el("div", { class: "group", "data-group": key }, el("div", { class: "group-head" }, heading, aside), problems.node, list);
-    const group = { node, aside, list, holds, key, problems, density: "full" };
+    const group = { node, aside, list, holds, key, problems, density: "full", look: "", drawnAt: -Infinity, redraw: 0 };
     group.tiles = new KeyedList(list, () => tile(group.density, open));
     return group;
   }
@@ -95,11 +97,26 @@ export class WorkersView {
     if (density !== group.density) {
       group.density = density;
       group.tiles.clear();
+      group.look = "";
     }
     attribute(group.list, "class", `tiles ${density}`);
-    group.tiles.render(members, (worker) => worker.url);
+    this.#renderTiles(group, members);
     group.problems.render(density === "full" ? [] : members); // a full tile has room for them
     text(group.aside, group.key === "attention" && members.length > 1 ? stateWords(members) : integer(members.length));
+  }
+
+  /** Hundreds of tiles follow their figures at half the pace, for half the work; a state, an order or a choice shows at once. */
+  #renderTiles(group, members) {
+    clearTimeout(group.redraw);
+    const look = members.map((worker) => `${worker.url} ${workerState(worker).name}`).join();
+    const left = group.density === "dense" && look === group.look ? group.drawnAt + DENSE_REDRAW - performance.now() : 0;
+    const draw = () => {
+      group.tiles.render(members, (worker) => worker.url);
+      group.look = look;
+      group.drawnAt = performance.now();
+    };
+    if (left > MARGIN) group.redraw = setTimeout(draw, left + MARGIN);
+    else draw();
   }
 
   /** Those that need attention are shown in words as long as there are few, however many serve. */
