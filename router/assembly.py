@@ -309,7 +309,6 @@ class Router:
         )
         self.tokens = token_file(settings)
         self._peers = other_routers(settings)
-        self.rates: RateExchange | None = None
         gatherer = Gatherer(
             self.fleet,
             self.metrics,
@@ -318,6 +317,7 @@ class Router:
             wall=time.time,
             pod=self.fleet_sync.pod,
             instance=uuid.uuid4().hex,
+            flow=self.admission.flow if self.admission is not None else None,
         )
         self.live = LiveEndpoints(
             gatherer,
@@ -331,16 +331,15 @@ class Router:
                 token=lambda: self.tokens.first if self.tokens is not None else "",
             ),
         )
-        if self.keys is not None:
-            self.rates = RateExchange(
-                self.keys,
-                self._peers,
-                self._control,
-                instance=gatherer.instance,
-                clock=clock,
-                token=lambda: self.tokens.first if self.tokens is not None else "",
-            )
-            self.metrics.rate_peers.set_function(self.rates.peers)
+        self.rates = RateExchange(
+            self.keys,
+            self._peers,
+            self._control,
+            instance=gatherer.instance,
+            clock=clock,
+            token=lambda: self.tokens.first if self.tokens is not None else "",
+        )
+        self.metrics.rate_peers.set_function(self.rates.peers)
         self._ticker = Ticker(self.fleet, self.in_flight, self.metrics, clock, self._fell_silent)
         self._tasks: list[asyncio.Task[None]] = []
         self.picker: PickerServer | None = None
@@ -381,8 +380,7 @@ class Router:
         app = self.management.app()
         self.live.add_to(app)
         self.request_events.add_to(app)
-        if self.rates is not None:
-            self.rates.add_to(app)
+        self.rates.add_to(app)
         if self.tokens is not None:
             metrics = {"/metrics"} if self._settings.management_open_metrics else set()
             app.add_middleware(TokenCheck, tokens=self.tokens, open=PROBES | PAGE | metrics, open_folders=PAGE_FOLDERS)
@@ -400,7 +398,7 @@ class Router:
             asyncio.create_task(self._ticker.run()),
             asyncio.create_task(self.live.gatherer.record()),
             *(asyncio.create_task(each.follow()) for each in self._files() if each is not None),
-            *([asyncio.create_task(self.rates.run())] if self.rates is not None else ()),
+            asyncio.create_task(self.rates.run()),
             *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
         ]
         if (file := self._settings.envoy_endpoints) is not None and (admin := self._settings.envoy_admin) is not None:

@@ -14,7 +14,7 @@ from kvcluster.terminal import plain
 from kvcluster.top.following import Link, ReaderState
 from kvcluster.top.words import BAD, DIM, GOOD, WARN, rate, seconds, sparkline
 from kvcluster.top.workers import COLUMNS, NAMES, Column, Order
-from router.live.document import DecisionLive, History, Live, RouterLive, RouterPhase, WorkerLive
+from router.live.document import DecisionLive, History, Live, QueueLive, RouterLive, RouterPhase, WorkerLive
 
 NARROW = 80
 """Columns below which the history is one column of figures."""
@@ -66,7 +66,30 @@ def head(document: Live, width: int) -> RenderableType:
     if len(shown) < len(document.routers):
         well = len(document.routers) - len(_unwell(document.routers))
         parts.append(Text(f"{well} of {len(document.routers)} routers serve and are ready", style=DIM))
+    if document.queues:
+        parts.append(queues_line(document.queues))
     return Group(*parts, history(document.history, width))
+
+
+def queues_line(queues: Sequence[QueueLive]) -> Text:
+    """What waits in the routers, class by class, the most urgent first."""
+    waiting = sum(queue.waiting for queue in queues)
+    line = Text.assemble(("waiting in the routers ", DIM))
+    if not waiting:
+        line.append("nothing", style=GOOD)
+    for queue in queues:
+        if not (queue.waiting or queue.shed):
+            continue
+        line.append("   ")
+        line.append(f"{plain(queue.name)} ", style=DIM)
+        line.append(count(queue.waiting), style=WARN if queue.waiting else "")
+        if queue.oldest_seconds is not None:
+            line.append(f" for up to {seconds(queue.oldest_seconds)}")
+        if queue.held:
+            line.append(f", {count(queue.held)} until a worker is ready")
+        if queue.shed:
+            line.append(f", {count(queue.shed)} turned away", style=BAD)
+    return line
 
 
 def _unwell(routers: Iterable[RouterLive]) -> tuple[RouterLive, ...]:

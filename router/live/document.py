@@ -112,6 +112,24 @@ class WorkerLive:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueLive:
+    """The requests of one class that wait in the routers, whose flow control holds them back."""
+
+    name: str
+    """Of the class."""
+    priority: Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
+    """The least of its requests' priorities."""
+    waiting: Count
+    """Because all workers are busy, or none is ready."""
+    held: Count
+    """Of them, those that no ready worker serves."""
+    oldest_seconds: Number | None
+    """For which the one that came first has waited, to tenths; None: none waits."""
+    shed: Count
+    """Requests turned away instead, since the routers started."""
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """Sums over all routers that answered, each since its start."""
 
@@ -193,6 +211,8 @@ class Live:
     history: History
     decisions: tuple[DecisionLive, ...] = field(default=())
     """Newest first; bounded."""
+    queues: tuple[QueueLive, ...] = ()
+    """The most urgent class first; none: no router holds requests back."""
 
 
 _DOCUMENT = TypeAdapter(Live)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeAlias
 
 from router.core.decision import Decision, RecentDecisions
 from router.core.fleet import Fleet, WorkerStatus
+from router.core.flow import FlowControl, WaitState
 from router.core.view import Trust
-from router.live.document import DecisionLive, RouterLive
+from router.live.document import DecisionLive, QueueLive, RouterLive
 from router.live.history import STEP_SECONDS, Reading, Recorder
 from router.live.report import Counts, LoadReported, Report, WorkerReport
 from router.metrics import TPOT_BUCKETS, TTFT_BUCKETS, Metrics, total
@@ -39,6 +41,8 @@ class Gatherer:
     wall: Callable[[], float]
     pod: Callable[[str], str]
     instance: str
+    flow: FlowControl | None = None
+    """What holds requests back; None: nothing does."""
     started: float = field(init=False)
     _recorder: Recorder = field(default_factory=Recorder, init=False)
 
@@ -88,7 +92,24 @@ class Gatherer:
             counts=self._counts(),
             steps=self._recorder.steps(after),
             decisions=tuple(self._decisions(name, now)),
+            queues=tuple(self._queues(self.flow, now)) if self.flow is not None else (),
         )
+
+    def _queues(self, flow: FlowControl, now: float) -> Iterator[QueueLive]:
+        shed: Counter[str] = Counter()
+        for sample in (sample for family in self.metrics.flow_shed.collect() for sample in family.samples):
+            if sample.name.endswith("_total"):
+                shed[sample.labels["class"]] += int(sample.value)
+        for queue in flow.classes:
+            oldest = queue.oldest
+            yield QueueLive(
+                name=queue.policy.name,
+                priority=queue.policy.priority,
+                waiting=queue.waiting,
+                held=len(queue.waits[WaitState.HELD]),
+                oldest_seconds=round(now - oldest.arrived, 1) if oldest is not None else None,
+                shed=shed[queue.policy.name],
+            )
 
     def _counts(self) -> Counts:
         metrics, requests, errors = self.metrics, 0, 0

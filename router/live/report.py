@@ -21,6 +21,7 @@ from router.live.document import (
     DocumentError,
     Live,
     Number,
+    QueueLive,
     RouterLive,
     Totals,
     WorkerLive,
@@ -106,6 +107,8 @@ class Report:
     """In the order of their numbers."""
     decisions: tuple[DecisionLive, ...]
     """Newest first."""
+    queues: tuple[QueueLive, ...] = ()
+    """In the order of their priorities, the highest first."""
 
 
 _SEVERITY: Mapping[WorkerPhase, int] = {
@@ -137,6 +140,7 @@ def merged(first: Report, *others: Report) -> Report:
     steps: dict[int, Step] = {}
     counts = Counts()
     routers: list[RouterLive] = []
+    queues: dict[tuple[int, str], QueueLive] = {}
     for report in (first, *others):
         if report.bounds != first.bounds:
             raise DocumentError("it measures times in other buckets than this router: is it of another version?")
@@ -145,6 +149,9 @@ def merged(first: Report, *others: Report) -> Report:
         for worker in report.workers:
             known = workers.get(worker.url)
             workers[worker.url] = worker if known is None else _merged_workers(known, worker)
+        for queue in report.queues:
+            same = queues.get(key := (-queue.priority, queue.name))
+            queues[key] = queue if same is None else _merged_queues(same, queue)
         for step in report.steps:
             other = steps.get(step.number)
             steps[step.number] = step if other is None else other + step
@@ -157,6 +164,7 @@ def merged(first: Report, *others: Report) -> Report:
         counts,
         tuple(steps[number] for number in sorted(steps)),
         latest(decision for report in (first, *others) for decision in report.decisions),
+        tuple(queues[key] for key in sorted(queues)),
     )
 
 
@@ -176,6 +184,17 @@ def latest(decisions: Iterable[DecisionLive]) -> tuple[DecisionLive, ...]:
     """The latest of them, each once, newest first, as many as a document holds."""
     by_id = {decision.id: decision for decision in decisions}
     return tuple(sorted(by_id.values(), key=lambda each: (-each.at, each.id))[:DECISIONS])
+
+
+def _merged_queues(one: QueueLive, two: QueueLive) -> QueueLive:
+    return QueueLive(
+        name=one.name,
+        priority=one.priority,
+        waiting=one.waiting + two.waiting,
+        held=one.held + two.held,
+        oldest_seconds=max((age for age in (one.oldest_seconds, two.oldest_seconds) if age is not None), default=None),
+        shed=one.shed + two.shed,
+    )
 
 
 def _merged_workers(one: WorkerReport, two: WorkerReport) -> WorkerReport:
@@ -237,6 +256,7 @@ def live(report: Report, at: float) -> Live:
         ),
         history=history,
         decisions=report.decisions,
+        queues=report.queues,
     )
 
 

@@ -17,6 +17,7 @@ from router.live.document import (
     DecisionLive,
     History,
     Live,
+    QueueLive,
     RouterLive,
     Totals,
     WorkerLive,
@@ -46,6 +47,8 @@ class Update:
     """Steps that the history has now: the oldest ones beyond that are dropped."""
     decisions: tuple[DecisionLive, ...] = ()
     """New ones, newest first; those beyond the latest `DECISIONS` are dropped."""
+    queues: tuple[QueueLive, ...] | None = None
+    """All of them."""
 
 
 _SERIES = tuple(each.name for each in fields(History) if each.name != "step_seconds")
@@ -67,6 +70,7 @@ def difference(old: Live, new: Live) -> Update:
         history=_new_steps(old.history, new.history),
         history_steps=len(new.history.at),
         decisions=tuple(decision for decision in new.decisions if decision.id not in shown),
+        queues=new.queues if new.queues != old.queues else None,
     )
 
 
@@ -121,6 +125,7 @@ def applied(document: Live, update: Update) -> Live:
         totals=update.totals if update.totals is not None else document.totals,
         history=_joined(document.history, update),
         decisions=tuple(decisions[:DECISIONS]),
+        queues=update.queues if update.queues is not None else document.queues,
     )
 
 

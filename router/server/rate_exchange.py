@@ -36,10 +36,13 @@ class PeerSilentError(Exception):
 
 @dataclass(slots=True)
 class RateExchange:
-    """Asks the other routers, and answers them. `instance` identifies this process, `clock` is that of the rates.
-    `token` gives what lets this router in at the others, empty where nothing is asked for."""
+    """Asks the other routers, and answers them. Without `keys` there is nothing to tell, nor to ask for.
 
-    keys: KeyFile
+    `instance` identifies this process, `clock` is that of the rates. `token` gives what lets this router in at the
+    others, empty where nothing is asked for.
+    """
+
+    keys: KeyFile | None
     routers: RouterList
     session: aiohttp.ClientSession
     _: KW_ONLY
@@ -136,7 +139,7 @@ class RateExchange:
             raise PeerSilentError("its answer is none: is it of another version?") from None
 
     def _limiters(self) -> Limiters:
-        keys = self.keys.keys
+        keys = self.keys.keys if self.keys is not None else {}
         if keys is not self._named_of:  # the file has changed
             self._named_of = keys
             self._named = {

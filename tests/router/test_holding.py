@@ -37,6 +37,26 @@ async def held(router: RunningRouter, count: int) -> list[asyncio.Task[httpx.Res
     return tasks
 
 
+async def test_the_live_document_shows_what_waits_for_how_long_and_what_was_turned_away(
+    start_router: StartRouter,
+) -> None:
+    limits = {"flow_classes": "high=1,standard=0", "flow_max_requests": 3}
+    async with without_worker(start_router, **limits) as (router, worker, clock):
+        tasks = await held(router, 3)
+        clock.now += 4.24
+        assert (await router.complete("a fourth")).status_code == 503
+        shown = (await router.management.get("/live")).json()["queues"]
+        worker.health = 200
+        await asyncio.gather(*tasks)
+        idle = (await router.management.get("/live")).json()["queues"]
+    high, standard = shown
+    assert (high["name"], high["priority"], high["waiting"], high["oldest_seconds"]) == ("high", 1, 0, None)
+    assert standard == {
+        "name": "standard", "priority": 0, "waiting": 3, "held": 3, "oldest_seconds": 4.2, "shed": 1,
+    }  # fmt: skip
+    assert [(each["waiting"], each["oldest_seconds"]) for each in idle] == [(0, None), (0, None)]
+
+
 @pytest.mark.parametrize("flow_control", [False, True], ids=["held alone", "with flow control"])
 async def test_every_held_request_is_answered_once_a_worker_is_ready(
     start_router: StartRouter, flow_control: bool

@@ -39,7 +39,6 @@ async def test_what_one_router_lets_through_the_other_counts(start_router: Start
     async with fake_workers(good) as workers, start_router(workers, **settings) as first:
         peers = str(first.management.base_url).rstrip("/")
         async with start_router(workers, peers=peers, **settings) as second:
-            assert second.router.rates is not None
             await first.client.get("/v1/models", headers=BEARER)
             await second.router.rates.exchange()
             for _ in range(4):
@@ -56,7 +55,7 @@ async def test_what_one_router_lets_through_the_other_counts(start_router: Start
 
 async def test_without_api_keys_there_is_nothing_to_tell(start_router: StartRouter) -> None:
     async with start_router() as router:
-        assert (await router.management.get(PATH)).status_code == 404
+        assert (await router.management.get(PATH)).json()["keys"] == {}
 
 
 class Unlisted:

@@ -13,6 +13,7 @@ export class LiveDocument {
   totals = null;
   history = null;
   decisions = []; // newest first
+  queues = []; // the most urgent class first
   receivedAt = 0; // performance.now() of the latest event
   historyVersion = 0; // grows when `history` changes
   decisionsVersion = 0;
@@ -40,7 +41,7 @@ export class LiveDocument {
     return this.at + this.age;
   }
 
-  #replace({ at, routers, workers, totals, history, decisions }) {
+  #replace({ at, routers, workers, totals, history, decisions, queues = [] }) {
     if (![routers, workers, decisions, history?.at].every(Array.isArray) || typeof at !== "number" || !totals) {
       throw new DocumentError("it answers with another document than this page knows: reload the page");
     }
@@ -48,15 +49,17 @@ export class LiveDocument {
     this.routers = routers;
     this.workers = new Map(workers.map((worker) => [worker.url, worker]));
     this.totals = totals;
+    this.queues = queues;
     this.history = history;
     this.historyVersion += 1;
     this.#remember(decisions);
   }
 
-  #update({ at, routers, workers, gone, totals, history, history_steps: steps, decisions }) {
+  #update({ at, routers, workers, gone, totals, history, history_steps: steps, decisions, queues = null }) {
     this.at = at;
     this.routers = routers ?? this.routers;
     this.totals = totals ?? this.totals;
+    this.queues = queues ?? this.queues;
     for (const url of gone) this.workers.delete(url);
     for (const changed of workers) this.workers.set(changed.url, { ...this.workers.get(changed.url), ...changed });
     if (history !== null) {

@@ -3,6 +3,7 @@
 import { Chart, Cursor, spanOf } from "./chart.js";
 import { attribute, byId, el, icon, KeyedList, show, text } from "./dom.js";
 import { age, compact, count, decimal, integer, NONE, percent, seconds } from "./format.js";
+import { queueRow, queuesWords } from "./queues.js";
 import { confirmedWords, routerState } from "./words.js";
 
 const CHARTS = [
@@ -23,6 +24,7 @@ export class FleetView {
   #charts = CHARTS.map((options) => new Chart(options, this.#cursor));
   #totals = new Map();
   #routers = new KeyedList(byId("routers"), routerRow);
+  #queues = new KeyedList(byId("queues"), queueRow);
   #drawn = -1;
 
   constructor() {
@@ -31,6 +33,7 @@ export class FleetView {
 
   render(live) {
     this.#renderTotals(live);
+    this.#renderQueues(live.queues);
     this.#renderRouters(live.routers);
     if (this.#drawn !== live.historyVersion) {
       this.#drawn = live.historyVersion;
@@ -65,6 +68,13 @@ export class FleetView {
     text(total.figure, figure);
     text(total.aside, aside);
     total.aside.classList.toggle("bad", bad);
+  }
+
+  /** Where no router holds requests back, there is nothing to say of it. */
+  #renderQueues(queues) {
+    show(byId("queues-section"), queues.length > 0);
+    text(byId("queues-aside"), queuesWords(queues));
+    this.#queues.render(queues, (queue) => queue.name);
   }
 
   #renderRouters(routers) {

@@ -19,7 +19,7 @@ from kvcluster.top.following import Link, ReaderState
 from kvcluster.top.render import decisions, details, head, page, routers, status_line, workers
 from kvcluster.top.words import bar, seconds, sparkline
 from kvcluster.top.workers import Order, by_name
-from router.live.document import Live
+from router.live.document import Live, QueueLive
 from tests.router.live.sample import live
 
 TITLE = "http://router:9000"
@@ -84,6 +84,17 @@ def test_a_very_long_name_hides_no_other_column() -> None:
     rows = (replace(first, worker_id="x" * 10_000), *others)
     heading = drawn(workers(rows, Order(), 120), 120).splitlines()[0].split()
     assert {"state", "running", "waiting", "cache"} <= set(heading)
+
+
+def test_what_waits_in_the_routers_is_a_line_of_the_head() -> None:
+    document = live(4)
+    line = next(line for line in whole(document, 200).splitlines() if line.startswith("waiting in the routers"))
+    assert "standard 12 for up to 4.2 s, 2 until a worker is ready" in line
+    assert "340 for up to 28 s, 41 turned away" in line
+    assert "interactive" not in line
+    idle = replace(document, queues=(QueueLive("standard", 0, 0, 0, None, 0),))
+    assert "waiting in the routers nothing" in whole(idle)
+    assert "waiting in the routers" not in whole(replace(document, queues=()))
 
 
 def test_what_is_wrong_is_said_in_words() -> None:

@@ -12,6 +12,7 @@ from router.live.document import (
     DiscoveryLive,
     History,
     Live,
+    QueueLive,
     RouterLive,
     RouterPhase,
     Totals,
@@ -56,6 +57,11 @@ def live(workers: int = 4, routers: int = 2, steps: int = 180, decisions: int = 
         ),
         history=_history(steps, rng),
         decisions=tuple(_decision(index, tiles, rng) for index in range(decisions)) if tiles else (),
+        queues=(
+            QueueLive("interactive", 10, 0, 0, None, 0),
+            QueueLive("standard", 0, 12, 2, 4.2, 0),
+            QueueLive(HOSTILE, -10, 340, 0, 28.0, 41),
+        ),
     )
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from router.core.view import Trust
 from router.core.worker_state import WorkerPhase
-from router.live.document import DecisionLive, DocumentError, RouterLive, RouterPhase
+from router.live.document import DecisionLive, DocumentError, QueueLive, RouterLive, RouterPhase
 from router.live.history import Step
 from router.live.report import (
     Counts,
@@ -114,7 +114,17 @@ def any_report(name: str, seed: int) -> Report:
             for number in numbers
         ),
         decisions=tuple(decision(number, name, float(rng.randrange(9))) for number in range(rng.randrange(4))),
+        queues=tuple(any_queue(each, rng) for each in QUEUES if rng.random() < 0.7),
     )
+
+
+QUEUES = (("high", 1), ("standard", 0), ("sheddable", -1))
+
+
+def any_queue(named: tuple[str, int], rng: random.Random) -> QueueLive:
+    waiting = rng.choice((0, rng.randrange(1, 100)))
+    oldest = float(rng.randrange(90)) if waiting else None
+    return QueueLive(*named, waiting, rng.randrange(waiting + 1), oldest, rng.randrange(100))
 
 
 @st.composite
@@ -173,6 +183,22 @@ def test_the_document_shows_sums_of_what_the_routers_counted(of: list[Report]) -
 def test_a_report_is_the_same_after_it_was_sent(of: list[Report]) -> None:
     together = merged(*of)
     assert decode_report(encode_report(together)) == together
+
+
+@given(several())
+@settings(max_examples=40, deadline=None)
+def test_what_waits_is_added_class_by_class_the_most_urgent_first(of: list[Report]) -> None:
+    shown = live(merged(*of), 100.0).queues
+    assert [(each.name, each.priority) for each in shown] == [
+        each for each in QUEUES if any(each[0] == queue.name for one in of for queue in one.queues)
+    ]
+    for queue in shown:
+        parts = [each for one in of for each in one.queues if each.name == queue.name]
+        assert queue.waiting == sum(each.waiting for each in parts)
+        assert (queue.held, queue.shed) == (sum(each.held for each in parts), sum(each.shed for each in parts))
+        ages = [each.oldest_seconds for each in parts if each.oldest_seconds is not None]
+        assert queue.oldest_seconds == max(ages, default=None)
+        assert (queue.oldest_seconds is None) == (queue.waiting == 0)
 
 
 def test_a_problem_that_every_router_sees_is_told_once() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.live.document import DocumentError, History, Live
+from router.live.document import DocumentError, History, Live, QueueLive
 from router.live.updates import DECISIONS, Update, applied, decode_update, difference
 from tests.router.live import sample
 
@@ -38,7 +38,12 @@ def later(document: Live, seed: int) -> Live:
         totals=replace(document.totals, requests=document.totals.requests + rng.randrange(2)),
         history=later_history(document.history, rng),
         decisions=tuple(decisions),
+        queues=rng.choice(((), document.queues, other.queues, tuple(map(_longer, other.queues)))),
     )
+
+
+def _longer(queue: QueueLive) -> QueueLive:
+    return replace(queue, waiting=queue.waiting + 1, oldest_seconds=(queue.oldest_seconds or 0.0) + 1.0)
 
 
 def later_history(history: History, rng: random.Random) -> History:

@@ -14,6 +14,7 @@ from router.live.document import (
     DiscoveryLive,
     History,
     Live,
+    QueueLive,
     RouterLive,
     RouterPhase,
     Totals,
@@ -219,6 +220,20 @@ def down(workers: int = 4) -> Live:
     rng = random.Random(3)
     lost = tuple(troubled(n, 0, rng) for n in range(workers))
     return replace(fleet(workers), workers=lost, routers=(router(ready=False, reason="no worker is ready"),))
+
+
+def queueing(waiting: int = 37, held: int = 0) -> Live:
+    """A fleet whose routers hold requests back: so many of the middle class, `held` of them because no worker is
+    ready; 0: there is room."""
+    oldest = 4.2 if waiting else None
+    return replace(
+        fleet(4),
+        queues=(
+            QueueLive("interactive", 10, 0, 0, None, 0),
+            QueueLive("standard", 0, waiting, held, oldest, 0),
+            QueueLive("batch", -10, waiting * 40, held * 40, 28.0 if waiting else None, 312),
+        ),
+    )
 
 
 def several_routers() -> Live:

@@ -60,6 +60,57 @@ async def test_a_state_says_what_to_do(open_page: Open, make: Callable[[], Live]
     assert opened.errors == []
 
 
+@pytest.mark.parametrize(
+    ("make", "said", "standard"),
+    [
+        pytest.param(
+            documents.queueing,
+            "1,517 requests wait for room on a worker",
+            "standard 37 4.20 s 0",
+            id="workers are busy",
+        ),
+        pytest.param(
+            lambda: documents.queueing(1, held=1),
+            "41 requests wait for a worker to become ready",
+            "standard 1 4.20 s 0",
+            id="no worker is ready",
+        ),
+        pytest.param(
+            lambda: documents.queueing(2, held=1),
+            "82 requests wait for room on a worker, 41 of them for one to become ready",
+            "standard 2 4.20 s 0",
+            id="both",
+        ),
+        pytest.param(
+            lambda: documents.queueing(0), "Nothing waits: workers have room", "standard 0 – 0", id="there is room"
+        ),
+    ],
+)
+async def test_what_waits_in_the_routers_is_shown_class_by_class(
+    open_page: Open, make: Callable[[], Live], said: str, standard: str
+) -> None:
+    opened = await open_page(make(), width=390)
+    assert await opened.text("#queues-aside") == said
+    rows = await opened.texts("#queues tr")
+    assert [row.split()[0] for row in rows] == ["interactive", "standard", "batch"]
+    assert rows[1] == standard
+    wide = await opened.page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 390, "the page scrolls sideways on a phone"
+    assert await opened.violations("#queues-section") == []
+    assert opened.errors == []
+
+
+async def test_queues_come_change_and_go(open_page: Open, made: MadeRouter) -> None:
+    opened = await open_page(documents.fleet(4))
+    assert not await opened.page.locator("#queues-section").is_visible(), "no router holds requests back"
+    made.live = documents.queueing(3)
+    await opened.eventually("() => document.getElementById('queues-aside').textContent.startsWith('123 requests')")
+    made.live = documents.queueing(0)
+    await opened.eventually("() => document.getElementById('queues-aside').textContent.startsWith('Nothing waits')")
+    made.live = documents.fleet(4)
+    await opened.eventually("() => document.getElementById('queues-section').hidden")
+
+
 @pytest.mark.parametrize(("workers", "density"), [(4, "full"), (60, "compact"), (500, "dense")])
 async def test_a_fleet_of_any_size_is_readable(open_page: Open, workers: int, density: str) -> None:
     opened = await open_page(documents.fleet(workers, 2), width=390, dark=True)
