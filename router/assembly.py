@@ -406,10 +406,16 @@ class Router:
             from runtime.envoy_admin import EnvoyAdmin
 
             self.envoy = EnvoyAdmin(admin, self.clock)
-            beside = (EndpointsFile(file, self.fleet.urls).run(), self.envoy.join())
+            beside = (EndpointsFile(file, self.fleet.urls).run(), self.envoy.join(), self._be_asked())
             self._tasks += map(asyncio.create_task, beside)
         for task in self._tasks:
             task.add_done_callback(report_crash)
+
+    async def _be_asked(self) -> None:
+        """Let Envoy ask once requests would find a worker. Until then it sends them where it knows workers, as it does
+        without a router, where this one could only refuse them."""
+        if (await self.management.until_ready())["ready"] and self.picker is not None:
+            await self.picker.start_unix()
 
     def _files(self) -> tuple[KeyFile | CertificateFiles | TokenFile | None, ...]:
         """The files that are read again when they change."""

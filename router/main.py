@@ -62,7 +62,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     if data is not None:
         await data.start()
     if picker is not None:
-        await picker.start()
+        await picker.start(unix=router.envoy is None)
     freeze_startup_objects()
     logger.info(
         "router_started",

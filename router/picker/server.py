@@ -247,6 +247,7 @@ class PickerServer:
         self._server = GrpcServer(methods, grpc_limits)
         self._health_server = GrpcServer(self._health.methods())
         self._listening: list[tuple[GrpcServer, socket.socket, Certificates | None]] = []
+        self._unix: socket.socket | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self.last_request = -math.inf
         """When the last request came, as a time of the clock."""
@@ -272,21 +273,28 @@ class PickerServer:
         if path is not None:
             if path.is_socket():
                 path.unlink()  # of a process that was killed
-            unix = socket.socket(socket.AF_UNIX)
-            unix.bind(str(path))
+            self._unix = socket.socket(socket.AF_UNIX)
+            self._unix.bind(str(path))
             path.chmod(SOCKET_MODE)
-            self._listening.append((self._server, unix, None))
 
     @property
     def in_flight(self) -> int:
         """Open streams."""
         return len(self.open)
 
-    async def start(self) -> None:
+    async def start(self, *, unix: bool = True) -> None:
+        """Serve; the Unix socket refuses connections until `start_unix` if it is not to be served yet."""
         for server, sock, certificates in self._listening:
             await server.start(sock, certificates)
+        if unix:
+            await self.start_unix()
         self._sweeper = asyncio.create_task(self._sweep())
         self._sweeper.add_done_callback(report_crash)
+
+    async def start_unix(self) -> None:
+        """Serve at the Unix socket, if there is one."""
+        if self._unix is not None:
+            await self._server.start(self._unix)
 
     async def ready(self, *, ready: bool) -> None:
         """Say to health checks whether requests should come here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum, auto
@@ -157,7 +158,11 @@ class Management:
         For startup probes: Kubernetes asks no other probe before this one has succeeded, so a router that starts before
         its first worker is not recorded as failing.
         """
-        end = self.clock() + wait
+        return _json(await self.until_ready(wait))
+
+    async def until_ready(self, seconds: float = math.inf) -> dict[str, Any]:
+        """The body of `/ready`: as soon as that answers 200 or the router stops, or after so many seconds."""
+        end = self.clock() + seconds
         while not (page := self._readiness())["ready"] and self.state is RouterState.SERVING:
             if (left := end - self.clock()) <= 0:
                 break
@@ -165,7 +170,7 @@ class Management:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, RECHECK_INTERVAL)):
                     await self.changed.wait()
-        return _json(page)
+        return page
 
     def _readiness(self, workers: Sequence[WorkerStatus] | None = None) -> dict[str, Any]:
         discovery, now, ready_at = self.discovery(), self.clock(), self.fleet.ready_at

@@ -5,11 +5,15 @@ Not covered: that the processes run (test_cluster), and that they understand the
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from controller.local.desired_processes import Addresses, LocalModeError, Role, check, desired_processes
+from controller.local.desired_processes import Addresses, Guard, LocalModeError, Role, check, desired_processes
+from controller.local.envoy import EnvoyParts
 from controller.local.process import describe_exit, environment, failures_in_a_row
 from router.settings import Settings as RouterSettings
 
@@ -150,3 +154,55 @@ def test_exits_are_described_in_words():
 def test_settings_of_other_processes_do_not_leak_in():
     inherited = {"PATH": "/bin", "WORKER_SPEED": "9", "ROUTER_PORT": "1", "ROUTING_STRATEGY": "x", "HF_HOME": "/hf"}
     assert environment(inherited, {"A": "b"}) == {"PATH": "/bin", "HF_HOME": "/hf", "PYTHONUNBUFFERED": "1", "A": "b"}
+
+
+ENVOY = dataclasses.replace(ADDRESSES, envoy=EnvoyParts("/bin/envoy", "/run/demo"))
+
+
+def envoys(make_manifest, **router):
+    manifest = make_manifest(workers={"replicas": 2}, router={"dataPlane": "envoy", **router})
+    *_, asked, envoy = desired_processes(manifest, ENVOY)
+    return asked, envoy, {Path(path).name: json.loads(text) for path, text in envoy.files.items()}
+
+
+def test_envoy_takes_the_port_of_the_router_which_is_asked_over_a_socket(make_manifest):
+    router, envoy, files = envoys(make_manifest)
+    settings = RouterSettings.load(router.args)
+    assert (settings.mode, settings.picker_port, settings.picker_health_port) == ("picker", -1, -1)
+    assert settings.picker_socket == Path("/run/demo/picker.sock")
+    assert (settings.envoy_endpoints, settings.envoy_admin) == (
+        Path("/run/demo/endpoints.json"), Path("/run/demo/admin.sock"),
+    )  # fmt: skip
+    assert (router.url, router.listeners) == (ADDRESSES.management, (("--management-fd", ADDRESSES.management),))
+    assert (envoy.name, envoy.role, envoy.url, envoy.listeners) == ("demo-envoy", Role.ENVOY, ADDRESSES.router, ())
+    assert (envoy.program, envoy.guard) == ("/bin/envoy", Guard.EXECUTABLE)
+    (clients,) = files["envoy.json"]["static_resources"]["listeners"]
+    assert clients["address"] == {"socket_address": {"address": "127.0.0.1", "port_value": 8000}}
+    listed = files["endpoints.json"]["resources"][0]["endpoints"][0]["lb_endpoints"]
+    assert [each["endpoint"]["address"]["socket_address"]["port_value"] for each in listed] == [1, 2]
+
+
+def asking(files):
+    (clients,) = files["envoy.json"]["static_resources"]["listeners"]
+    filters = clients["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+    return next(each["typed_config"] for each in filters if each["name"] == "picker")
+
+
+def test_what_the_routers_environment_says_of_keys_and_certificates_holds_for_envoy(make_manifest):
+    assert asking(envoys(make_manifest)[2])["failure_mode_allow"]
+    keys = {"name": "ROUTER_API_KEYS_FILE", "value": "/etc/keys.json"}
+    certificate = {"name": "ROUTER_TLS_CERT_PATH", "value": "/etc/tls"}
+    *_, files = envoys(make_manifest, env=[keys, certificate])
+    assert not asking(files)["failure_mode_allow"], "without the router nobody knows the keys"
+    (clients,) = files["envoy.json"]["static_resources"]["listeners"]
+    assert clients["filter_chains"][0]["transport_socket"]["name"] == "envoy.transport_sockets.tls"
+    (secret,) = files["secrets.json"]["resources"]
+    assert secret["tls_certificate"]["certificate_chain"] == {"filename": "/etc/tls/tls.crt"}
+
+
+def test_without_envoy_the_message_says_how_to_install_it(make_manifest, monkeypatch):
+    manifest = make_manifest(router={"dataPlane": "envoy"})
+    check(manifest)
+    monkeypatch.setitem(sys.modules, "envoy", None)
+    with pytest.raises(LocalModeError, match=r"^spec\.router\.dataPlane: envoy, .*pip install 'kvcluster\[envoy\]'$"):
+        check(manifest)

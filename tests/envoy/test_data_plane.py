@@ -90,6 +90,15 @@ async def test_requests_go_on_while_the_router_is_frozen_or_dead(tmp_path: Path)
                 except httpx.TransportError:
                     return False
 
+            going = asyncio.Event()
+
+            async def keeps_asking() -> set[int]:
+                going.set()
+                seen = set()
+                while going.is_set():
+                    seen.add((await ask()).status_code)
+                return seen
+
             async with running(tmp_path / "envoy.log", *envoy):
                 async with running(tmp_path / "router.log", *command) as router:
                     await eventually(decides, "the router decides, and Envoy knows the workers")
@@ -105,5 +114,8 @@ async def test_requests_go_on_while_the_router_is_frozen_or_dead(tmp_path: Path)
                     await router.wait()
                     assert await asked, "the requests that it was deciding go on"
                     assert await all_answered(), "a dead router costs no request"
+                asking = asyncio.create_task(keeps_asking())
                 async with running(tmp_path / "router.log", *command):
                     await eventually(decides, "a new router is asked")
+                    going.clear()
+                    assert await asking == {200}, "a router that starts costs no request"

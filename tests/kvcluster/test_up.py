@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from kvcluster.cli import app
@@ -56,9 +57,12 @@ class Up:
 
 
 @asynccontextmanager
-async def up(tmp_path: Path, *args: str) -> AsyncIterator[Up]:
+async def up(tmp_path: Path, *args: str, spec: Mapping[str, Any] | None = None) -> AsyncIterator[Up]:
+    """The command with `MANIFEST`, which `spec` adds to."""
     file = tmp_path / "small.yaml"
-    file.write_text(MANIFEST)
+    manifest = yaml.safe_load(MANIFEST)
+    manifest["spec"].update(spec or {})
+    file.write_text(json.dumps(manifest))
     command = [sys.executable, "-m", "kvcluster", "up", str(file), "--port", "0", "--management-port", "0"]
     process = await asyncio.create_subprocess_exec(
         *command, "--log-dir", str(tmp_path / "logs"), *args, stdout=PIPE, cwd=ROOT, limit=2**20

@@ -1,6 +1,7 @@
 """Sockets.
 
-Covers: listening on every address of a machine with and without IPv6, inheriting a socket, and the kernel's options
+Covers: listening on every address of a machine with and without IPv6, reserving a port,
+inheriting a socket, and the kernel's options
 for silent connections. Not covered: that the kernel keeps its word about probes.
 """
 
@@ -21,6 +22,7 @@ from runtime.sockets import (
     inherited,
     kept_alive,
     listen,
+    reserve,
     url_of,
 )
 
@@ -92,6 +94,26 @@ def test_a_port_that_is_taken_is_named_with_the_flag_that_chooses_another():
         port = listener.getsockname()[1]
         with pytest.raises(PortTakenError, match=rf"port {port} on 127\.0\.0\.1 is taken.* choose another with --port"):
             listen("127.0.0.1", port, "--port")
+
+
+def test_a_reserved_port_is_nobody_elses_and_open_to_a_program_that_shares_it() -> None:
+    with reserve("127.0.0.1", 0) as reserved:
+        port = reserved.getsockname()[1]
+        assert not reached("127.0.0.1", port), "it does not listen"
+        for take in (listen, reserve):
+            with pytest.raises(PortTakenError, match=r"choose another with --port"):
+                take("127.0.0.1", port, "--port")
+        with socket.socket() as sharing:
+            sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sharing.bind(("127.0.0.1", port))
+            sharing.listen()
+            assert reached("127.0.0.1", port)
+            with pytest.raises(PortTakenError):
+                reserve("127.0.0.1", port)
+        with pytest.raises(PortTakenError):
+            listen("127.0.0.1", port)
+    listen("127.0.0.1", port).close()
 
 
 def test_the_url_of_a_listener():
