@@ -52,6 +52,8 @@ logger = EventLogger(__name__)
 CONNECTION_WINDOW = 2**24
 FRAME = 2**16
 """Payload that a client may put into one frame."""
+FRAMES = 256
+"""That are dealt with before other connections have their turn: one read may bring many thousands."""
 
 
 class Connection(asyncio.Protocol):
@@ -89,6 +91,8 @@ class Connection(asyncio.Protocol):
         self._writes: list[bytes] = []
         """What is written together: all that is said to what came in one read, or in one turn of the event loop."""
         self._receiving = False
+        self.resting = False
+        """There is more to deal with, once other connections have had their turn."""
 
     # --- transport --------------------------------------------------------------------------------------
 
@@ -159,6 +163,9 @@ class Connection(asyncio.Protocol):
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
+        if self.resting:
+            self._buffer = data
+            return
         self._receiving = True
         try:
             self._receive(data)
@@ -168,6 +175,18 @@ class Connection(asyncio.Protocol):
             self._close()
         self._receiving = False
         self.write_out()
+
+    def _rest(self) -> None:
+        self.resting = True
+        self._transport.pause_reading()
+        self._loop.call_soon(self.go_on)
+
+    def go_on(self) -> None:
+        """Deal with more of what has come."""
+        if self.resting and not self._closed:
+            self.resting = False
+            self._transport.resume_reading()
+            self.data_received(b"")
 
     def _receive(self, data: bytes) -> None:
         at = 0
@@ -184,8 +203,12 @@ class Connection(asyncio.Protocol):
 
     def _frames(self, data: bytes, at: int) -> None:
         """The frames in `data` from `at` on. The last one may go on in what comes next."""
-        end = len(data)
+        end, left = len(data), FRAMES
         while end - at >= HEAD_SIZE:
+            if not left:
+                self._rest()
+                break
+            left -= 1
             high, low, kind, flags, stream = HEAD.unpack_from(data, at)
             size = high << 16 | low
             if size > FRAME:

@@ -49,6 +49,7 @@ class Transport:
     def __init__(self) -> None:
         self.written = b""
         self.closed = False
+        self.paused = False
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -60,6 +61,14 @@ class Transport:
 
     def get_extra_info(self, name: str) -> Any:
         return None
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        assert self.paused
+        self.paused = False
 
 
 @dataclass
@@ -93,7 +102,10 @@ class Peer:
         return notes
 
     def send(self, data: bytes) -> None:
+        """The bytes come, and the connection has as many turns as it needs for them."""
         self.connection.data_received(data)
+        while self.connection.resting and not self.transport.closed:
+            self.connection.go_on()
 
     def headers(self, stream: int, *, end: bool = False, fields: Sequence[tuple[str, str]] = FIELDS) -> bytes:
         return frame(Kind.HEADERS, 4 | end, stream, self.encoder.encode(fields))

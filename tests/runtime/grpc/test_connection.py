@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.grpc.call import WINDOW, Call
+from runtime.grpc.connection import FRAMES
 from runtime.grpc.context import GrpcLimits
 from runtime.grpc.frames import (
     ACK,
@@ -346,6 +347,24 @@ async def test_a_connection_that_is_being_closed_is_cut_though_some_of_it_was_re
     peer.connection.pause_writing()
     peer.connection.resume_writing()
     assert peer.connection._timer is not None
+    assert peer.nothing_is_held()
+
+
+async def test_many_frames_that_come_at_once_let_others_have_their_turn() -> None:
+    peer = Peer(finish)
+    wire = b"".join(peer.headers(stream) + data(stream, b"x") for stream in range(1, 4 * FRAMES, 2))
+    peer.connection.data_received(wire[:-3])
+    turns = 1
+    while peer.connection.resting:
+        assert peer.transport.paused
+        assert len(peer.handlers) <= turns * FRAMES / 2
+        peer.connection.data_received(wire[-3:] if turns == 1 else b"")  # TLS may have had more in hand
+        assert peer.connection.resting
+        peer.connection.go_on()
+        turns += 1
+    assert turns == 4
+    assert not peer.transport.paused
+    assert [each.messages for each in peer.handlers] == [[b"x"]] * 2 * FRAMES
     assert peer.nothing_is_held()
 
 
