@@ -7,9 +7,13 @@ from runtime.envoy.clusters import DESTINATION, PICKER, WORKERS
 from runtime.envoy.messages import Message, extension, seconds, typed
 from runtime.envoy.settings import DataPlane
 
-_ODD = r".*(?:[^A-Za-z0-9._~!$&'()*+,=:@/%-].*|%(?:.?|[^23].*|2[^0].*|3[^Aa].*))"
-"""Paths that one server may read in another way than the next. They hold other characters than these, or percent-encode
-anything but spaces and colons, which names of models have. Dots, empty segments and `%2F` are resolved by then."""
+_ODD = (
+    r".*(?:[^A-Za-z0-9._~!$&'()*+,=:@/%-].*|%(?:.?|[^23].*|2[^0].*|3[^Aa].*)"
+    r"|/(?:\.|%20)*%20(?:\.|%20)*(?:/.*)?)"
+)
+"""Paths that one server may read in another way than the next. They hold other characters than these, percent-encode
+anything but spaces and colons, which names of models have, or have a segment of spaces and dots alone. Dots, empty
+segments and `%2F` are resolved by then."""
 RETRIED = (429,)
 """Statuses below 500 that another worker may better."""
 _METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
