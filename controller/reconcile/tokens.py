@@ -66,6 +66,8 @@ class SecretTokens:
     _: KW_ONLY
     new_token: Callable[[], str] = lambda: secrets.token_urlsafe(TOKEN_BYTES)
     _known: dict[Secret, _Known] = field(default_factory=dict, init=False)
+    _seen: dict[Secret, tuple[str, float]] = field(default_factory=dict, init=False)
+    """For which KVCluster, by uid, and when a Secret was last seen to exist: one that is made anew takes its name."""
 
     async def of(self, secret: Secret, *, refused: bool = False) -> tuple[str, ...]:
         """See `Tokens`."""
@@ -87,16 +89,18 @@ class SecretTokens:
         """Whether there is no such Secret. One of an earlier KVCluster of the same name is about to go. Raises
         `NameTakenError` for that, or `KubeApiError`."""
         metadata = manifest["metadata"]
-        known = self._known.get((metadata["namespace"], metadata["name"]))
-        if known is not None and self.clock() - known.read_at < DOUBTED:
+        secret, uid = (metadata["namespace"], metadata["name"]), metadata["ownerReferences"][0]["uid"]
+        seen_for, seen_at = self._seen.get(secret, ("", 0.0))
+        if seen_for == uid and self.clock() - seen_at < DOUBTED:
             return False
-        found = await self.client.get(SECRET, metadata["namespace"], metadata["name"])
+        found = await self.client.get(SECRET, *secret)
         if found is None:
             return True
-        if (other := _other_cluster(found, metadata["ownerReferences"][0]["uid"])) is not None:
+        if (other := _other_cluster(found, uid)) is not None:
             raise NameTakenError(other)
         with contextlib.suppress(TokensUnknownError):  # routers and their reports say what is wrong with it
-            self._learn((metadata["namespace"], metadata["name"]), tokens_in(found))
+            self._learn(secret, tokens_in(found))
+        self._seen[secret] = uid, self.clock()
         return False
 
     async def create(self, manifest: Object) -> None:
@@ -115,6 +119,7 @@ class SecretTokens:
         """The KVCluster of this namespace and name is gone."""
         namespace, name = cluster
         self._known.pop((namespace, own_secret(name)), None)
+        self._seen.pop((namespace, own_secret(name)), None)
 
     def _learn(self, secret: Secret, tokens: tuple[str, ...]) -> _Known:
         before = self._known.get(secret)

@@ -83,7 +83,11 @@ async def test_another_refusal_is_told() -> None:
 async def test_one_that_was_deleted_is_noticed() -> None:
     it = World()
     await it.tokens.create(MANIFEST)
+    assert not await it.tokens.is_missing(MANIFEST)
     it.server.secret = None
+    assert not await it.tokens.is_missing(MANIFEST), "it was seen a moment ago"
+    anew = {"metadata": {**MANIFEST["metadata"], "ownerReferences": [{"kind": "KVCluster", "uid": "next"}]}}
+    assert await it.tokens.is_missing(anew), "a KVCluster that is made anew is not the one it was seen for"
     it.now += DOUBTED
     assert await it.tokens.is_missing(MANIFEST)
 
