@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -64,6 +65,8 @@ class LoadOptions:
     """Model that each body names; None: the endpoint is asked which one it serves."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Sent with every request, for example for authorization."""
+    tls: ssl.SSLContext | None = None
+    """How an https:// endpoint's certificate is checked; None: as this machine does."""
     timeout: float = 600.0
     """Wall seconds after which a request is given up."""
 
@@ -89,9 +92,17 @@ async def served_model(session: aiohttp.ClientSession, url: str) -> str | None:
     """The first model that the endpoint lists; None: it has no such list. Raises `EndpointError`."""
     try:
         async with session.get(f"{url}/v1/models", timeout=aiohttp.ClientTimeout(total=10)) as answer:
+            if answer.status == 401:
+                raise EndpointError(f"{url} asks for an API key: set KVCLUSTER_API_KEY, or give --api-key-file")
             if answer.status != 200:
                 return None
             listed = await answer.json(content_type=None)
+    except EndpointError:
+        raise
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise EndpointError(
+            f"{url} is not trusted ({error.certificate_error}); --ca takes the authorities to trust it by"
+        ) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise EndpointError(f"no answer from {url}/v1/models ({error}); is the server running there?") from error
     except ValueError:
@@ -222,7 +233,7 @@ async def drive(
     url: str, workload: Workload, options: LoadOptions, progress: Progress, started: Started = lambda: None
 ) -> Driven:
     """Send the workload to `url` (the base, without /v1) and collect every answer. Raises `EndpointError`."""
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, ssl=options.tls if options.tls is not None else True)
     timeout = aiohttp.ClientTimeout(total=None)  # that of `_Run.send` covers the wait for the end too
     headers = {"content-type": "application/json", **options.headers}
     async with aiohttp.ClientSession(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import ssl
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -17,11 +18,35 @@ from runtime.http.tokens import token_headers
 
 _LOAD = "Workload"
 _MEASURE = "Measurement"
+_ENDPOINT = "Endpoint"
+
+CA_VARIABLE = "KVCLUSTER_CA"
+"""Environment variable with a file of authorities, for what `--ca` is for."""
+API_KEY_VARIABLE = "KVCLUSTER_API_KEY"
+"""Environment variable with an API key of the data port. An option would be seen in the list of processes."""
 
 TOKEN_VARIABLE = "KVCLUSTER_MANAGEMENT_TOKEN"  # noqa: S105  its name, not its value
 """Environment variable with a token of the management port. An option would be seen in the list of processes."""
 LOCAL_ROUTER = "http://127.0.0.1:9000"
 """Management URL of the router in local mode."""
+
+
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", envvar=CA_VARIABLE, metavar="FILE", help="Authorities to trust an https:// URL by, in PEM."),
+]
+
+
+def tls_context(ca: Path | None) -> ssl.SSLContext:
+    """How servers' certificates are checked: by the authorities in this file, or in that of `CA_VARIABLE`, or else by
+    those of this machine. Raises `ValueError`."""
+    ca = ca or (Path(named) if (named := os.environ.get(CA_VARIABLE)) else None)
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(
+            f"--ca (or {CA_VARIABLE}) {ca}: {error.strerror or error}; it takes certificates in PEM"
+        ) from None
 
 
 def management_headers() -> dict[str, str]:
@@ -138,6 +163,36 @@ class LoadOptions:
         ),
     ] = None
     api: Annotated[str, _option("How agents is sent: chat or messages.", metavar="NAME")] = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointOptions:
+    """How requests are let in, and whom they trust."""
+
+    api_key_file: Annotated[
+        Path | None,
+        _option(
+            f"File with the API key to send, in place of the variable {API_KEY_VARIABLE}.",
+            panel=_ENDPOINT,
+            metavar="FILE",
+        ),
+    ] = None
+    ca: Annotated[
+        Path | None,
+        _option(
+            "Authorities to trust an https:// URL by, in PEM.", panel=_ENDPOINT, envvar=CA_VARIABLE, metavar="FILE"
+        ),
+    ] = None
+
+    def headers(self) -> dict[str, str]:
+        """With the API key, if there is one. Raises `OSError` or `ValueError`."""
+        if self.api_key_file is None:
+            key = os.environ.get(API_KEY_VARIABLE, "").strip()
+            return {"authorization": f"Bearer {key}"} if key else {}
+        key = self.api_key_file.read_text(encoding="utf-8").strip()
+        if not key or len(key.split()) > 1:
+            raise ValueError(f"--api-key-file {self.api_key_file} does not hold one API key and nothing else")
+        return {"authorization": f"Bearer {key}"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ import asyncio
 import ssl
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Protocol
 
@@ -48,8 +50,13 @@ class SelfSigned:
         return self._pair
 
 
-def self_signed(name: str, valid: timedelta = timedelta(days=365 * SELF_SIGNED_YEARS)) -> KeyPair:
-    """A new key (ECDSA P-256) and a certificate that it signs itself."""
+def self_signed(
+    name: str,
+    valid: timedelta = timedelta(days=365 * SELF_SIGNED_YEARS),
+    addresses: Sequence[IPv4Address | IPv6Address] = (),
+) -> KeyPair:
+    """A new key (ECDSA P-256) and a certificate that it signs itself, for this host and these addresses. Raises
+    `ImportError` without the package cryptography."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -57,6 +64,7 @@ def self_signed(name: str, valid: timedelta = timedelta(days=365 * SELF_SIGNED_Y
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
+    names = [x509.DNSName(name), *map(x509.IPAddress, addresses)]
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -65,7 +73,9 @@ def self_signed(name: str, valid: timedelta = timedelta(days=365 * SELF_SIGNED_Y
         .serial_number(x509.random_serial_number())
         .not_valid_before(min(now, now + valid) - timedelta(hours=1))
         .not_valid_after(now + valid)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     return KeyPair(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kvcluster.cli.apps import Manifest, app, plugin
-from kvcluster.options import LOCAL_ROUTER
+from kvcluster.options import LOCAL_ROUTER, Ca
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the KVCluster.")]
 Namespace = Annotated[
@@ -45,6 +45,15 @@ def up(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the processes' logs, on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Report one JSON object per line.")] = False,
     timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up when not ready by then.")] = 120,
+    secrets: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder with a folder for each Secret that the manifest names: API keys, certificates."
+        ),
+    ] = None,
+    self_signed: Annotated[
+        bool, typer.Option("--self-signed", help="Serve HTTPS with a certificate that is made now.")
+    ] = False,
 ) -> None:
     """Run a KVCluster on this machine, until Ctrl-C."""
     from kvcluster.commands.up import UpOptions, up
@@ -59,6 +68,8 @@ def up(
         verbose=verbose,
         json=json,
         timeout=timeout,
+        secrets=secrets,
+        self_signed=self_signed,
     )
     raise typer.Exit(up(file, options))
 
@@ -118,6 +129,7 @@ def top(
     sort: Sort = "worker",
     once: Once = False,
     json: Lines = False,
+    ca: Ca = None,
 ) -> None:
     """Show routers, workers, history and decisions live in the terminal. The key ? lists the keys.
 
@@ -126,7 +138,7 @@ def top(
     from kvcluster.commands.top import target as meant
     from kvcluster.commands.top import top
 
-    of = meant(target, namespace, context, kubeconfig)
+    of = meant(target, namespace, context, kubeconfig, ca)
     raise typer.Exit(top(of, sort=sort, once=once, as_json=json))
 
 
@@ -187,6 +199,7 @@ def metrics(
         str, typer.Option("--format", metavar="NAME", help="How they are printed: table, json or csv.")
     ] = "table",
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    ca: Ca = None,
 ) -> None:
     """Print the figures that routers have collected: hit rate, latencies, hits against misses, workers, match lengths.
 
@@ -194,7 +207,7 @@ def metrics(
     """
     from kvcluster.commands.metrics import metrics
 
-    raise typer.Exit(metrics(urls or [], workers=workers, interval=interval, form="json" if json else form))
+    raise typer.Exit(metrics(urls or [], workers=workers, interval=interval, form="json" if json else form, ca=ca))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kvcluster.cli.apps import Manifest, app, profiles
-from kvcluster.options import LoadOptions, MeasureOptions, takes
+from kvcluster.options import EndpointOptions, LoadOptions, MeasureOptions, takes
 
 Strategies = Annotated[str, typer.Option(metavar="A,B,...", help="Strategies to compare, separated by commas.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for results, tables, pictures and report.html.")]
@@ -18,12 +18,14 @@ Timeout = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give a r
 @app.command()
 @takes("load", LoadOptions)
 @takes("measured", MeasureOptions)
+@takes("endpoint", EndpointOptions)
 def bench(
     url: Annotated[
         str, typer.Argument(metavar="URL", help="Base URL of any OpenAI endpoint, say http://127.0.0.1:8000.")
     ],
     load: LoadOptions,
     measured: MeasureOptions,
+    endpoint: EndpointOptions,
     speed: Annotated[
         float, typer.Option(metavar="S", help="Divide arrival times by S, the speed at which the engines run.")
     ] = 1.0,
@@ -41,17 +43,30 @@ def bench(
     from kvcluster.commands.measure import bench
 
     raise typer.Exit(
-        bench(url, load, measured, speed=speed, model=model, timeout=timeout, as_json=json, result=result, out=out)
+        bench(
+            url,
+            load,
+            measured,
+            endpoint,
+            speed=speed,
+            model=model,
+            timeout=timeout,
+            as_json=json,
+            result=result,
+            out=out,
+        )
     )
 
 
 @app.command()
 @takes("load", LoadOptions)
 @takes("measured", MeasureOptions)
+@takes("endpoint", EndpointOptions)
 def compare(
     manifest: Manifest,
     load: LoadOptions,
     measured: MeasureOptions,
+    endpoint: EndpointOptions,
     strategies: Strategies = "cache_aware,round_robin,least_loaded",
     router: Annotated[
         list[str] | None,
@@ -67,12 +82,28 @@ def compare(
     ] = None,
     timeout: Timeout = 600,
     out: Out = Path("results"),
+    secrets: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Secrets that the manifest names, as for `kvcluster up`.")
+    ] = None,
 ) -> None:
     """Run a manifest once per strategy and other router, cold, under the same workload, and compare."""
     from kvcluster.commands.measure import compare
 
     names = strategies.split(",")
-    raise typer.Exit(compare(manifest, names, router or (), load, measured, speed=speed, timeout=timeout, out=out))
+    raise typer.Exit(
+        compare(
+            manifest,
+            names,
+            router or (),
+            load,
+            measured,
+            endpoint,
+            speed=speed,
+            timeout=timeout,
+            out=out,
+            secrets=secrets,
+        )
+    )
 
 
 @profiles.command()

@@ -26,10 +26,11 @@ from controller.api.model import KVCluster
 from controller.api.routing import Strategy
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.desired_processes import check, desired_workers
+from controller.local.secrets import Secrets, with_secrets
 from kvcache.ranks import rank_id
 from kvcache.tokens.tokenizer import load_tokenizer
 from kvcluster.commands.experiment import experiment_options, origin, workload_spec
-from kvcluster.options import LoadOptions, MeasureOptions
+from kvcluster.options import EndpointOptions, LoadOptions, MeasureOptions, tls_context
 from kvcluster.terminal import exits, output, writing
 
 READY_TIMEOUT = 120.0
@@ -72,6 +73,7 @@ def bench(
     url: str,
     load: LoadOptions,
     measured: MeasureOptions,
+    endpoint: EndpointOptions,
     *,
     speed: float,
     model: str | None,
@@ -84,7 +86,10 @@ def bench(
     experiment = experiment_options(workload_spec(load), measured)
     experiment.check()  # what is wrong with it is said before anything is sent
     console = Console(stderr=True) if as_json else output()
-    play = endpoint_play(url, LiveOptions(speed=speed, model=model, timeout=timeout), console)
+    options = LiveOptions(
+        speed=speed, model=model, timeout=timeout, headers=endpoint.headers(), tls=tls_context(endpoint.ca)
+    )
+    play = endpoint_play(url, options, console)
     repeated = experiment.repeats > 1
     folder = Folder(console, out, measured.raw, repeated=repeated, several=False)
     outcomes = uvloop.run(conduct(play, ["endpoint"], experiment, folder.keep))
@@ -163,16 +168,19 @@ def compare(
     router: Sequence[str],
     load: LoadOptions,
     measured: MeasureOptions,
+    endpoint: EndpointOptions,
     *,
     speed: float | None,
     timeout: float,
     out: Path,
+    secrets: Path | None = None,
 ) -> None:
     """Runs a manifest once per strategy and other router, and compares."""
     manifest = load_manifest(file)
     if speed is not None:
         manifest = override(manifest, {("spec", "engine", "speed"): speed}, f"{file} with --speed")
     check(manifest)
+    manifest = with_secrets(manifest, Secrets(secrets))
     routers = checked_routers(router)
     named = any(name.strip() for name in strategies)
     names = checked_strategies(manifest, strategies) if named or not routers else []
@@ -182,6 +190,8 @@ def compare(
         model=manifest.spec.model_name,
         timeout=timeout,
         block_size=manifest.spec.cache.block_size,
+        headers=endpoint.headers(),
+        tls=tls_context(endpoint.ca),
     )
     experiment.check()  # what is wrong with it is said before anything starts
     console = output()

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
+from pathlib import Path
 
 import httpx
 from rich.console import Console
@@ -15,7 +16,7 @@ from kvcluster.figures.exposition import ExpositionError
 from kvcluster.figures.figures import Figures, figures
 from kvcluster.figures.render import Period, Report, as_csv, as_json, rendered
 from kvcluster.figures.scrape import Scrape, ScrapeError, scrape
-from kvcluster.options import LOCAL_ROUTER, management_headers, management_url
+from kvcluster.options import LOCAL_ROUTER, management_headers, management_url, tls_context
 from kvcluster.terminal import exits, output, writing
 
 
@@ -32,6 +33,7 @@ async def collect(
     *,
     workers: bool,
     interval: float | None,
+    ca: Path | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Report:
     """The figures since the routers' start, and those of the next `interval` seconds if one is given.
@@ -40,7 +42,7 @@ async def collect(
     """
     routers = tuple(dict.fromkeys(map(management_url, urls)))
     loop = asyncio.get_running_loop()
-    async with httpx.AsyncClient(trust_env=False, headers=management_headers()) as client:
+    async with httpx.AsyncClient(trust_env=False, headers=management_headers(), verify=tls_context(ca)) as client:
         now = await scrape(client, routers, workers=workers)
         if interval is None:
             return Report(routers, (Period("since_start", None, _figures(now)),), now.unread)
@@ -64,11 +66,11 @@ def _figures(of: Scrape) -> Figures:
 
 
 @exits(ScrapeError, ExpositionError)
-def metrics(urls: Sequence[str], *, workers: bool, interval: float | None, form: str) -> None:
+def metrics(urls: Sequence[str], *, workers: bool, interval: float | None, form: str, ca: Path | None = None) -> None:
     """Runs the command; returns its exit code."""
     if form not in set(Format):
         raise ValueError(f"--format is one of {', '.join(Format)}, not {form!r}")
-    report = asyncio.run(collect(urls or [LOCAL_ROUTER], workers=workers, interval=interval))
+    report = asyncio.run(collect(urls or [LOCAL_ROUTER], workers=workers, interval=interval, ca=ca))
     with writing():
         match Format(form):
             case Format.JSON:

@@ -19,7 +19,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench.numbers import percent, tokens
 from bench.recording import RecordingError, TraceRecorder, access_log_lines
-from kvcluster.options import LOCAL_ROUTER, management_headers, management_url
+from kvcluster.options import LOCAL_ROUTER, management_headers, management_url, tls_context
 from kvcluster.terminal import exits, output
 from runtime.backoff import Backoff
 from runtime.sse import SseReader
@@ -124,7 +124,8 @@ async def _live(
                     stop.set()
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=SILENT)
-        async with aiohttp.ClientSession(timeout=timeout, headers=management_headers()) as session:
+        connector = aiohttp.TCPConnector(ssl=tls_context(None))
+        async with aiohttp.ClientSession(timeout=timeout, headers=management_headers(), connector=connector) as session:
             for url in urls:
                 await _check(session, url)
             followers = {asyncio.create_task(_follow(session, url, take, console)) for url in urls}

@@ -10,7 +10,7 @@ import httpx
 import orjson
 from rich.table import Column, Table
 
-from kvcluster.options import management_headers, management_url
+from kvcluster.options import management_headers, management_url, tls_context
 from kvcluster.terminal import BAD_INPUT, FAILED, complain, output
 
 TIMEOUT = 30.0
@@ -35,7 +35,11 @@ def ask_router(router: str, body: Mapping[str, Any], transport: httpx.BaseTransp
     url = f"{management_url(router)}/route/explain"
     try:
         with httpx.Client(
-            trust_env=False, timeout=TIMEOUT, transport=transport, headers=management_headers()
+            trust_env=False,
+            timeout=TIMEOUT,
+            transport=transport,
+            headers=management_headers(),
+            verify=tls_context(None),
         ) as client:
             answer = client.post(url, json=body)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -104,6 +108,9 @@ def route(prompt: str, *, router: str, chat: bool, model: str | None, as_json: b
         return BAD_INPUT
     try:
         explanation = ask_router(router, request_body(text, chat=chat, model=model))
+    except ValueError as error:  # authorities that are none
+        complain(error)
+        return BAD_INPUT
     except NoExplanationError as error:
         complain(error)
         return FAILED

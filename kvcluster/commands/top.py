@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from kvcluster.options import LOCAL_ROUTER, management_headers, management_url
+from kvcluster.options import LOCAL_ROUTER, management_headers, management_url, tls_context
 from kvcluster.terminal import BAD_INPUT, FAILED, INTERRUPTED, OutputError, ReaderLeftError, complain, output, writing
 from kvcluster.top.following import Link, ReaderState, follow
 from kvcluster.top.render import page
@@ -31,14 +31,18 @@ class Target:
     namespace: str | None = None
     context: str | None = None
     kubeconfig: Path | None = None
+    ca: Path | None = None
+    """Authorities that have signed the URL's certificate."""
 
 
-def target(text: str | None, namespace: str | None, context: str | None, kubeconfig: Path | None) -> Target:
+def target(
+    text: str | None, namespace: str | None, context: str | None, kubeconfig: Path | None, ca: Path | None = None
+) -> Target:
     """What the command line means: `text` with a colon is a URL, without one a name; None is local mode."""
     if text is None:
         return Target(LOCAL_ROUTER)
     if ":" in text:
-        return Target(management_url(text))
+        return Target(management_url(text), ca=ca)
     return Target(None, text, namespace, context, kubeconfig)
 
 
@@ -46,7 +50,8 @@ def target(text: str | None, namespace: str | None, context: str | None, kubecon
 async def opened(of: Target) -> AsyncGenerator[Source]:
     """The source of the target's live document. Raises, for a name, what `in_cluster` raises."""
     if of.url is not None:
-        async with httpx.AsyncClient(trust_env=False, headers=management_headers()) as client:
+        verify = tls_context(of.ca)
+        async with httpx.AsyncClient(trust_env=False, headers=management_headers(), verify=verify) as client:
             yield UrlSource(of.url, client)
         return
     from kvcluster.top.pods import in_cluster

@@ -21,6 +21,7 @@ from controller.api.model import KVCluster
 from controller.api.problems import ManifestError
 from controller.local.cluster import LocalCluster, Options, StartError
 from controller.local.desired_processes import LocalModeError, check
+from controller.local.secrets import Secrets, make_certificate, with_secrets
 from controller.local.view import observe
 from kvcluster.display import Display, Endpoints, JsonDisplay, LineDisplay, TableDisplay
 from kvcluster.options import TOKEN_VARIABLE
@@ -43,6 +44,12 @@ class UpOptions:
     verbose: bool
     json: bool
     timeout: float
+    secrets: Path | None = None
+    self_signed: bool = False
+
+
+NEED_SECRETS = frozenset({"spec.router.auth", "spec.router.tls"})
+"""Fields that local mode honours where it has their Secrets."""
 
 
 def up(file: str, options: UpOptions) -> int:
@@ -51,12 +58,18 @@ def up(file: str, options: UpOptions) -> int:
         manifest = overridden(load_manifest(file), options)
         check(manifest)
         token = _management_token()
+        with_secrets(manifest, Secrets(options.secrets))  # what is missing is said before anything is made
     except (ManifestError, LocalModeError, TokenFileError) as error:
         complain(error)
         return BAD_INPUT
     log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix=f"kvcluster-{manifest.name}-"))
     try:
+        certificate = make_certificate(log_dir / "certificate") if options.self_signed else None
+        manifest = with_secrets(manifest, Secrets(options.secrets, certificate))
         return asyncio.run(_serve(manifest, options, _display(manifest, options), log_dir, token))
+    except LocalModeError as error:
+        complain(error)
+        return BAD_INPUT
     except (StartError, OSError) as error:
         complain(error)
         return FAILED
@@ -126,7 +139,14 @@ async def _serve(manifest: KVCluster, options: UpOptions, display: Display, log_
     )
     with display, _stop_signals(cluster, display) as stop:
         for path in cluster_only_in(manifest):
-            display.say(f"{path}: only a cluster honours it; ignored here")
+            how = (
+                "ignored here without --secrets" if path in NEED_SECRETS else "only a cluster honours it; ignored here"
+            )
+            display.say(f"{path}: {how}")
+        if options.self_signed:
+            display.say(
+                f"certificate in {log_dir / 'certificate' / 'tls.crt'}: clients trust it by --ca or KVCLUSTER_CA"
+            )
         display.say(f"logs in {log_dir}")
         if token:
             display.say(

@@ -12,7 +12,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import yaml
 from typer.testing import CliRunner
 
 from kvcluster.cli import app
-from kvcluster.options import TOKEN_VARIABLE, management_headers
+from kvcluster.options import TOKEN_VARIABLE, management_headers, tls_context
 from tests.processes import runs
 
 pytestmark = pytest.mark.process
@@ -36,6 +36,8 @@ spec:
   workers: {replicas: 2, nodeSelector: {gpu: a100}}
   engine: {speed: 50}
 """
+KEY = "sk-0123456789abcdef"
+AUTH = {"keysSecretRef": {"name": "api-keys", "key": "keys.yaml"}}
 DEADLINE = 60.0
 TOKEN = "the-token-of-this-shell"
 
@@ -77,11 +79,20 @@ async def up(tmp_path: Path, *args: str, spec: Mapping[str, Any] | None = None) 
 
 async def test_serves_restarts_what_dies_and_stops_cleanly(tmp_path, monkeypatch):
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    async with up(tmp_path, "--json", "--strategy", "round_robin") as command, httpx.AsyncClient() as client:
+    (secret := tmp_path / "secrets" / "api-keys").mkdir(parents=True)
+    (secret / "keys.yaml").write_text(f"keys: [{{key: {KEY}, tenant: a}}]")
+    args = ["--strategy", "round_robin", "--self-signed", "--secrets", str(tmp_path / "secrets")]
+    spec = {"router": {"auth": AUTH}}
+    async with up(tmp_path, "--json", *args, spec=spec) as command, AsyncExitStack() as stack:
         ignored = await command.event("message")
         assert ignored["message"] == "spec.workers.nodeSelector: only a cluster honours it; ignored here"
         ready = await command.event("ready")
-        answer = await client.post(f"{ready['url']}/v1/completions", json={"prompt": "Hello", "max_tokens": 2})
+        trusted = tls_context(tmp_path / "logs" / "certificate" / "tls.crt")
+        client = await stack.enter_async_context(httpx.AsyncClient(verify=trusted))
+        assert ready["url"].startswith("https://127.0.0.1:")
+        completions, body = f"{ready['url']}/v1/completions", {"prompt": "Hello", "max_tokens": 2}
+        assert (await client.post(completions, json=body)).status_code == 401
+        answer = await client.post(completions, json=body, headers={"authorization": f"Bearer {KEY}"})
         assert answer.status_code == 200, answer.text
         assert answer.headers["x-kvcluster-strategy"] == "round_robin"
         assert answer.headers["x-kvcluster-worker"] in ("small-worker-0", "small-worker-1")
@@ -103,7 +114,7 @@ async def test_serves_restarts_what_dies_and_stops_cleanly(tmp_path, monkeypatch
         assert await command.process.wait() == 0
         assert not any(runs(pid) for pid in (*pids, back["pid"]))
     assert sorted(file.name for file in (tmp_path / "logs").iterdir()) == [
-        *("small-router.log", "small-worker-0.log", "small-worker-1.log"),
+        *("certificate", "small-router.log", "small-worker-0.log", "small-worker-1.log"),
     ]
 
 
@@ -132,6 +143,14 @@ async def test_settings_a_worker_refuses_end_the_command_with_its_words(tmp_path
     assert "error: does not start: small-worker-" in said.decode()
     assert "exited with code 2" in said.decode()
     assert "--max-num-seqs: Input should be a valid integer" in said.decode()
+
+
+def test_a_secret_that_is_not_there_is_refused_before_anything_starts(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(MANIFEST + f"  router: {{auth: {json.dumps(AUTH)}}}\n")
+    ran = CliRunner().invoke(app, ["up", str(file), "--secrets", str(tmp_path / "secrets")])
+    assert ran.exit_code == 2
+    assert f"spec.router.auth.keysSecretRef: there is no file {tmp_path}/secrets/api-keys/keys.yaml" in ran.output
 
 
 def test_a_token_that_is_none_is_refused(tmp_path, monkeypatch):
