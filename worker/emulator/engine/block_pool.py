@@ -1,9 +1,11 @@
 """The blocks of one engine: which are free, which are cached, and which is evicted next (vLLM rules 5-11).
 
-Shape. A block is a number below `total`. Its properties are in parallel lists: `_refs` (the number of sequences that
-use it), `_key` and `_parent` (None while the block cannot be hit), `_next` and `_prev`. The last two form one circular
-doubly linked list, the free queue, whose sentinel is the number `total`. `_first` maps a key to the oldest block that
-holds it, `_duplicates` to the later ones (rule 9: a recomputed block becomes a second one with the same key).
+Shape. A block is a number from `_BLOCKS` on. Its properties are in parallel lists: `_refs` (the number of sequences
+that use it), `_key` and `_parent` (None while the block cannot be hit), `_next` and `_prev`. The last two form one
+circular doubly linked list, the free queue, whose sentinel is the number `_END`. The blocks that were never taken are
+one node of it, `_FRESH`, and not in the lists yet: a cache that is not full takes memory for what it has held alone.
+`_first` maps a key to the oldest block that holds it, `_duplicates` to the later ones (rule 9: a recomputed block
+becomes a second one with the same key).
 
 Invariant. A block is in the free queue if and only if no sequence uses it. Allocation takes blocks from the left. From
 there the queue holds blocks without a key, and then cached ones in the order of their release; of one sequence the last
@@ -36,6 +38,10 @@ def group_key(key: BlockKey, group: int) -> BlockKey:
     return key + group.to_bytes(1) if group else key
 
 
+_END, _FRESH, _BLOCKS = range(3)
+"""Numbers of nodes of the free queue: its sentinel, the blocks that were never taken, and the first block."""
+
+
 @lru_cache(maxsize=8)
 def _numbers(count: int) -> tuple[int, ...]:
     """The numbers below `count`: the lists of all pools of one size share these objects, which halves their memory."""
@@ -57,12 +63,12 @@ class BlockPool:
         """Blocks that no sequence uses, cached or not."""
         self.freed = 0
         """Blocks ever returned to the free queue. A change tells a waiting scheduler that a new lookup may succeed."""
-        ids = _numbers(total + 1)
-        self._next = [*ids[1:], ids[0]]
-        self._prev = [ids[total], *ids[:total]]
-        self._refs = [0] * total
-        self._key: list[BlockKey | None] = [None] * total
-        self._parent: list[BlockKey | None] = [None] * total
+        self._numbers = _numbers(_BLOCKS + total)
+        self._next = [_FRESH, _END]
+        self._prev = [_FRESH, _END]
+        self._refs = [0] * _BLOCKS
+        self._key: list[BlockKey | None] = [None] * _BLOCKS
+        self._parent: list[BlockKey | None] = [None] * _BLOCKS
         self._first: dict[BlockKey, int] = {}
         self._duplicates: dict[BlockKey, OrderedDict[int, None]] = {}
         self._events: list[CacheEvent] = []
@@ -112,8 +118,15 @@ class BlockPool:
         refs, nxt, key, parent = self._refs, self._next, self._key, self._parent
         first, duplicates, removed = self._first, self._duplicates, self._removed
         taken: list[int] = []
-        block = nxt[self.total]
-        for _ in range(count):
+        block, wanted = nxt[_END], count
+        while wanted:
+            if block == _FRESH:
+                fresh = self._take_fresh(wanted)
+                taken += fresh
+                wanted -= len(fresh)
+                if len(refs) == len(self._numbers):
+                    block = nxt[_FRESH]
+                continue
             held = key[block]
             if held is not None:
                 if duplicates and held in duplicates:
@@ -124,11 +137,24 @@ class BlockPool:
                 removed.append(held)
             refs[block] = 1
             taken.append(block)
+            wanted -= 1
             block = nxt[block]
-        nxt[self.total] = block
-        self._prev[block] = self.total
+        nxt[_END] = block
+        self._prev[block] = _END
         self.free -= count
         return taken
+
+    def _take_fresh(self, wanted: int) -> tuple[int, ...]:
+        """Up to `wanted` of the blocks that were never taken."""
+        begin = len(self._refs)
+        fresh = self._numbers[begin : begin + wanted]
+        count = len(fresh)
+        self._refs += [1] * count
+        for links in (self._next, self._prev):
+            links += [_END] * count
+        for keys in (self._key, self._parent):
+            keys += [None] * count
+        return fresh
 
     def store(self, blocks: Sequence[int], stored: BlocksStored) -> None:
         """Make `blocks`, which the caller uses and which are full, available for hits under the keys of `stored`, which
@@ -151,7 +177,7 @@ class BlockPool:
         """Count one sequence less as a user of `blocks`, given in the order of the sequence. Blocks without a user
         enter the free queue in reverse: cached ones at the right, so the tail is evicted before the head, others at the
         left."""
-        refs, nxt, prv, key, end = self._refs, self._next, self._prev, self._key, self.total
+        refs, nxt, prv, key, end = self._refs, self._next, self._prev, self._key, _END
         right = prv[end]
         freed = 0
         for block in reversed(blocks):
@@ -181,8 +207,8 @@ class BlockPool:
         """Drop every cached block. False, with nothing done, while a sequence uses any block."""
         if self.free != self.total:
             return False
-        self._key = [None] * self.total
-        self._parent = [None] * self.total
+        self._key = [None] * len(self._key)
+        self._parent = [None] * len(self._parent)
         self._first.clear()
         self._duplicates.clear()
         self._flush_removed()
