@@ -8,10 +8,11 @@ from router.core.catalogue import Candidates
 from router.core.config import FleetConfig
 from router.core.decision import Candidate, Decision, DecisionReason, RouteRequest
 from router.core.field import Field, Question
+from router.core.idle import IdleWorkers
 from router.core.index import PrefixIndex
 from router.core.matches import NO_MATCHES, find_matches, reported_blocks
 from router.core.reuse import PrefixPopularity
-from router.core.selection import SELECTIONS
+from router.core.selection import SELECTIONS, cache_aware
 from router.core.sessions import SessionTable
 from router.core.shape import shape_of
 from router.core.standing import Changes
@@ -24,6 +25,9 @@ TIE_SECONDS = 1e-4
 """Costs that differ by this and half a decode step are equal: the end of that step is not known more precisely."""
 MANY = 24
 """From so many candidates on, computing with all of them at once (`Field`) takes less time than one after the other."""
+
+TIGHTEN = 256
+"""After so many decisions among many, or as many as there are workers, bounds that only widen are computed anew."""
 
 
 class Chooser:
@@ -51,6 +55,9 @@ class Chooser:
         self._changes = changes
         self._many = many
         self._table = Table(workers, changes)
+        self._idle = IdleWorkers(self._table, config, learnt, changes)
+        self._among_many = 0
+        """Decisions for which the costs on all workers were computed at once, or not at all."""
         self._usable = UsableViews(config.view_timeout, workers, changes)
         self._block_seconds = config.latency.prefill_block * config.block_size / config.latency.block_size
         """Seconds of computing one block."""
@@ -121,10 +128,16 @@ class Chooser:
             figures = tuple(worker.candidate(*question) for worker in workers)
             chosen = figures[0] if len(figures) == 1 else self._strategy(figures, conditions)
             return chosen, figures
-        self._table.refresh(now, candidates.members)
-        field = Field(self._table, self._config, self._learnt, question)
-        row = self._select(field, candidates.rows, conditions)
-        chosen = self._table.workers[row].candidate(*question)
+        table = self._table
+        self._among_many += 1
+        if self._among_many % max(TIGHTEN, len(workers)) == 0:
+            self._idle.tighten()
+            self._learnt.correction.narrow([worker.work.correction for worker in self._workers.values()])
+        row = self._idle.choose(question, candidates, conditions) if self._select is cache_aware else None
+        if row is None:
+            table.refresh(now, candidates.members)
+            row = self._select(Field(table, self._config, self._learnt, question), candidates.rows, conditions)
+        chosen = table.workers[row].candidate(*question)
         return chosen, (chosen,)
 
     def _reported_blocks(self, request: RouteRequest, chosen: Candidate, now: float) -> int:

@@ -9,7 +9,6 @@ these are counted once, by the functions that `Work.expect` uses too, and then d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -88,7 +87,7 @@ class Field:
         found = np.array(depths, float).take(combined if kinds == 1 else combined // kinds)
         return self._with_loads(found, "matched_blocks")
 
-    @cached_property
+    @property
     def queue_seconds(self) -> Figure:
         return self._with_loads(self._waiting + self._half_step + self.memory_seconds, "queue_seconds")
 
@@ -100,23 +99,23 @@ class Field:
         waits = self._learnt.decode_time.seconds * (active - capacity) / np.maximum(used, 1.0) * self._decode_factor
         return self._with_loads(np.where((active > capacity) & (used > 0.0), waits, 0.0), "memory_seconds")
 
-    @cached_property
+    @property
     def prefill_seconds(self) -> Figure:
         return self._with_loads(self._prefill, "prefill_seconds")
 
-    @cached_property
+    @property
     def active_blocks(self) -> Figure:
         return self._with_loads(self._active, "active_blocks")
 
-    @cached_property
+    @property
     def in_flight(self) -> Floats:
         return self._column("others")
 
-    @cached_property
+    @property
     def turn(self) -> Floats:
         return self._column("turn")
 
-    @cached_property
+    @property
     def cost(self) -> Floats:
         shape, best, charge, streaming = (
             self._question.shape, self._question.best, self._question.charge, self._question.streaming,
@@ -136,13 +135,10 @@ class Field:
         return np.asarray(self._with_loads(cost, "cost"))
 
     def assigned_seconds(self, rows: Rows) -> list[tuple[float, int]]:
-        """The rows among these that may have the least assigned work, with it. The logarithms order them but for
-        rounding, and work assigned so long ago that nothing is left of it."""
-        logs, now = self._column("assigned")[rows], self._question.now
-        least, faded = float(logs.min()), now / self._config.assigned_half_life - 1000.0
-        bound = max(least + 1e-9 + 1e-14 * abs(least), faded) if math.isfinite(least) else faded
-        workers = self._table.workers
-        return [(workers[row].work.assigned(now), row) for row in rows[logs <= bound].tolist()]
+        """The rows among these that may have the least assigned work, with it."""
+        return self._table.least_assigned(
+            rows, self._column("assigned")[rows], self._question.now, self._config.assigned_half_life
+        )
 
     # --- what they consist of ---------------------------------------------------------------------------
 
@@ -157,25 +153,13 @@ class Field:
                 figures[row] = getattr(candidate, name)
         return figures
 
-    @property
-    def _even(self) -> bool:
-        """Whether no worker's factors can differ from the fleet's."""
-        prefill, decode = self._learnt.correction.prefill.log, self._learnt.correction.decode.log
-        (least_prefill, most_prefill), (least_decode, most_decode) = self._table.own_logs
-        return (
-            prefill - least_prefill < CLEAR
-            and most_prefill - prefill < CLEAR
-            and decode - least_decode < CLEAR
-            and most_decode - decode < CLEAR
-        )
-
     @cached_property
     def _factors(self) -> list[Figure]:
         """`WorkerFactor.factor` of prefills and of decoding: those of the fleet, but for the workers that may differ
         clearly."""
         correction, columns = self._learnt.correction, self._table.columns
         fleet = correction.prefill, correction.decode
-        if self._even:
+        if correction.even:
             return [fleet[0].factor, fleet[1].factor]
         apart = np.abs(columns[_LOGS] - np.array([[fleet[0].log], [fleet[1].log]]))  # and less so with time
         different = apart >= CLEAR
@@ -202,7 +186,7 @@ class Field:
     def _decode_factor(self) -> Figure:
         return self._factors[1]
 
-    @cached_property
+    @property
     def _waiting(self) -> Floats:
         """`Work._waiting`."""
         now, seconds = self._question.now, self._column("seconds")
@@ -223,7 +207,7 @@ class Field:
         """`Work._step_in_progress`."""
         return self._column("step") * self._decode_factor
 
-    @cached_property
+    @property
     def _half_step(self) -> Floats:
         return 0.5 * self._step
 
@@ -231,7 +215,7 @@ class Field:
     def _prefill(self) -> Figure:
         return np.maximum(self._distributed(lambda blocks: blocks.unloaded) * self._prefill_factor, self._step)
 
-    @cached_property
+    @property
     def _context(self) -> int:
         shape = self._question.shape
         return shape.prompt_tokens + int(shape.output) // 2
@@ -245,7 +229,7 @@ class Field:
     def _active(self) -> Floats:
         return self._column("used") + self._distributed(lambda blocks: blocks.new)
 
-    @cached_property
+    @property
     def _slowdown(self) -> Figure:
         """A worker without requests has none: all that it is multiplied with is 0."""
         output, latency = self._question.shape.output, self._latency

@@ -7,6 +7,7 @@ are geometric (half as fast and twice as fast weigh the same) and forget exponen
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 SLOWEST, FASTEST = 20.0, 0.05
@@ -22,6 +23,8 @@ CLEAR = math.log(SEPARATE)
 EVIDENCE = 4.0
 """Full samples that it takes to tell a worker that differs by `SEPARATE` from the fleet; for larger differences fewer
 are enough."""
+TOLD_APART = 1.0
+"""Full samples that it takes for a worker to have a mean of its own."""
 HALF_LIFE = 60.0
 """Seconds after which a difference has faded by half (as a power), if no new samples came. A worker that looks slow
 gets little to do, so this is the only way in which it can show that it has recovered."""
@@ -46,11 +49,13 @@ class _Mean:
 class FleetFactor:
     """Observed / predicted seconds of all workers together: it makes up for wrong constants in a profile."""
 
-    __slots__ = ("_mean", "factor")
+    __slots__ = ("_least", "_mean", "_most", "factor")
 
     def __init__(self) -> None:
         self._mean = _Mean(1.0)
         self.factor = 1.0
+        self._least, self._most = math.inf, -math.inf
+        """Bounds of the workers' own means, as far as these tell them apart."""
 
     @property
     def log(self) -> float:
@@ -59,6 +64,27 @@ class FleetFactor:
     def add(self, log: float, weight: float) -> None:
         self._mean.add(log, weight)
         self.factor = math.exp(self._mean.log)
+
+    @property
+    def even(self) -> bool:
+        """Whether no worker can have another factor."""
+        log = self._mean.log
+        return log - self._least < CLEAR and self._most - log < CLEAR
+
+    def widen(self, own: float) -> None:
+        """A worker's own mean is this now."""
+        if own < self._least:
+            self._least = own
+        if own > self._most:
+            self._most = own
+
+    def narrow(self, factors: Iterable[WorkerFactor]) -> None:
+        """These are all workers' factors: means that they no longer have do not count."""
+        self._least, self._most = math.inf, -math.inf
+        for factor in factors:
+            log, mass = factor.own
+            if mass >= TOLD_APART:
+                self.widen(log)
 
 
 class WorkerFactor:
@@ -78,7 +104,7 @@ class WorkerFactor:
     def factor(self, now: float) -> float:
         """Expected over predicted seconds, between `FASTEST` and `SLOWEST`."""
         own = self._own
-        if own.mass < 1.0:
+        if own.mass < TOLD_APART:
             return self._fleet.factor
         difference = own.log - self._fleet.log
         if own.mass * abs(difference) < EVIDENCE * CLEAR:
@@ -96,7 +122,7 @@ class WorkerFactor:
     @property
     def estimate(self) -> float:
         """The best estimate, whether the difference is clear or not: samples are compared with it."""
-        return math.exp(self._own.log) if self._own.mass >= 1.0 else self._fleet.factor
+        return math.exp(self._own.log) if self._own.mass >= TOLD_APART else self._fleet.factor
 
     def observe(self, ratio: float, weight: float, now: float) -> None:
         """Add a sample: observed seconds over those that the latency model predicts, of `weight` 0..1."""
@@ -108,6 +134,8 @@ class WorkerFactor:
         self._fleet.add(log, weight)
         self._own.add(log, weight)
         self._sampled_at = now
+        if self._own.mass >= TOLD_APART:
+            self._fleet.widen(self._own.log)
 
 
 class FleetCorrection:
@@ -118,6 +146,16 @@ class FleetCorrection:
     def __init__(self) -> None:
         self.prefill = FleetFactor()
         self.decode = FleetFactor()
+
+    @property
+    def even(self) -> bool:
+        """Whether no worker's factors can differ from these."""
+        return self.prefill.even and self.decode.even
+
+    def narrow(self, workers: Collection[WorkerCorrection]) -> None:
+        """These are the corrections of all workers."""
+        self.prefill.narrow(worker.prefill for worker in workers)
+        self.decode.narrow(worker.decode for worker in workers)
 
 
 class Span(NamedTuple):

@@ -83,10 +83,15 @@ class LatencySamples:
         self._ended_seconds = 0.0
         """How long they took."""
         self._ended_at = 0.0
+        self._stated = 0, 0
         self._reported: Prefilled | None = None
+        """What the worker stated last: requests and tokens, and what follows."""
 
     def reported(self, count: int, tokens: int) -> None:
         """The worker's own count of its prefills so far, and of the tokens computed in them; zeros: it does not say."""
+        if self._stated == (count, tokens):
+            return
+        self._stated = count, tokens
         latency = self._latency
         seconds = latency.prefill_base * count + latency.prefill_block * tokens / latency.block_size
         self._reported = Prefilled(count, seconds) if count else None
@@ -100,6 +105,19 @@ class LatencySamples:
         """The state now. `ahead`: seconds of prefill that is not answered yet; `step`: of the decode step in progress,
         0 if nothing decodes."""
         return Mark(now, self._seconds, self._count, ahead, alone, self._reported, step, decoded)
+
+    def marked_after_dispatch(self, before: Mark) -> Mark:
+        """The same state, with the prefills that were given to the worker since then."""
+        return Mark(
+            before.at,
+            self._seconds,
+            self._count,
+            before.ahead,
+            before.alone,
+            before.reported,
+            before.step,
+            before.decoded,
+        )
 
     def discard_prefills(self) -> None:
         """Forget the prefills that ended last: what was observed of them cannot be relied on."""
@@ -122,14 +140,15 @@ class LatencySamples:
         """Whether the prefills that ended last are a full sample, which `take_prefills` will take."""
         return self._ended.prefill >= self._latency.prefill(FULL_BLOCKS)
 
-    def take_prefills(self, now: float) -> None:
-        """Take a sample of the prefills that ended last, once it is clear that no more of them end with that step."""
+    def take_prefills(self, now: float) -> bool:
+        """Take a sample of the prefills that ended last, once it is clear that no more of them end with that step.
+        Returns whether it was taken."""
         ended = self._ended
-        if not self.waiting:
-            return
-        if now - self._ended_at > APART * self._correction.seconds(ended):
-            self._correction.observe(ended, self._ended_seconds, now)
-            self.discard_prefills()
+        if not self.waiting or now - self._ended_at <= APART * self._correction.seconds(ended):
+            return False
+        self._correction.observe(ended, self._ended_seconds, now)
+        self.discard_prefills()
+        return True
 
     def answer_ended(
         self,

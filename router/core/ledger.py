@@ -100,6 +100,11 @@ class Ledger:
         """Whether there are requests whose progress cannot be observed."""
         return bool(self._non_streaming)
 
+    @property
+    def plain(self) -> bool:
+        """Whether all requests stream and none waits for a load: nothing changes by the time alone."""
+        return not (self._non_streaming or self._loading)
+
     def late(self, now: float) -> float:
         """Seconds by which the oldest request that does not stream is late: the engine is slower than expected, or
         stalled."""

@@ -21,7 +21,7 @@ class Changes:
 
     def __init__(self) -> None:
         self.members = 0
-        """Workers that joined or left."""
+        """Workers that joined, left, or have caches of another shape than before."""
         self.phases = 0
         """Changes of the phases of workers."""
         self.views = 0

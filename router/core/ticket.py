@@ -73,8 +73,7 @@ class Ticket:
         """`matched`: blocks that the prediction relies on; `certain`: the worker itself states that it holds them."""
         before = work.mark(now)
         self._entry = work.open(expected, streaming, now)
-        after = work.mark(now)
-        self._mark = before._replace(seconds=after.seconds, prefills=after.prefills)
+        self._mark = work.samples.marked_after_dispatch(before)
         """The state at its dispatch, not counting the request itself; later that at its first token."""
         self._certain = certain
         self._work = work

@@ -155,12 +155,14 @@ class Work:
 
     def set_shape(self, info: WorkerInfo) -> None:
         """The worker says how its cache is divided."""
-        self.block_size = info.block_size or self._config.block_size
-        self.groups = info.groups
+        shape = info.block_size or self._config.block_size, info.groups
+        if shape != (self.block_size, self.groups):
+            self.block_size, self.groups = shape
+            self._changes.members += 1
 
     def report(self, load: Load, now: float) -> None:
         """The worker reports its load."""
-        self._changes.works.add(self)
+        before = self.capacity, self._surplus_blocks, self.plain
         self._count_decoded(now)
         pending = self.ledger.remaining(now)
         self.load = load
@@ -176,6 +178,8 @@ class Work:
             self._foreign_seconds = max(0.0, seconds * self.correction.prefill.factor(now) - pending)
         self._surplus_blocks = load.total_blocks - load.free_blocks - self.ledger.blocks
         self._peak = self.ledger.in_flight
+        if before != (self.capacity, self._surplus_blocks, True) or not self.plain:
+            self._changes.works.add(self)
         self._changes.on_room()
 
     def report_age(self, now: float) -> float | None:
@@ -231,7 +235,7 @@ class Work:
     def mark(self, now: float) -> Mark:
         """The present state, from which the time of an answer will be measured."""
         ahead = self.ledger.remaining(now) / self.correction.prefill.factor(now)
-        step = self._step() if self.ledger.decoding else 0.0
+        step = self._step(self._decoding()) if self.ledger.decoding else 0.0
         return self.samples.mark(now, ahead, step, self.decoded(now), alone=not self._foreign_requests)
 
     def decoded(self, now: float) -> Decoded:
@@ -250,7 +254,7 @@ class Work:
             return
         self.ledger.remaining(now)
         work = Span(expected.unloaded, 0.0)
-        step = self._step()
+        step = self._step(self._decoding())
         if self.ledger.in_flight > 1 and expected.unloaded < step:
             work = Span(0.0, step)
         self.samples.prefill_ended(work, now - began, now, more=self.ledger.waiting)
@@ -260,8 +264,8 @@ class Work:
     def take_sample(self, now: float) -> bool:
         """Take the sample of the prefills that ended last if it is complete by now. Returns whether there still is one
         to be taken."""
-        self.samples.take_prefills(now)
-        self._changes.works.add(self)
+        if self.samples.take_prefills(now):
+            self._changes.works.add(self)
         return self.samples.waiting
 
     def observed(self) -> None:
@@ -293,6 +297,10 @@ class Work:
             return 0.0
         return self._assigned * math.exp2((self._assigned_at - now) / self._config.assigned_half_life)
 
+    def assigned_log(self, half_life: float) -> float:
+        """Logarithm of what was `assigned`, as if that had been at time 0."""
+        return math.log2(self._assigned) + self._assigned_at / half_life if self._assigned else -math.inf
+
     def queue(self, now: float) -> float:
         """Seconds until the worker could start on a new request, not counting the wait for memory."""
         waiting = self.ahead(now)
@@ -307,7 +315,8 @@ class Work:
 
     def _step_in_progress(self, decode_factor: float) -> float:
         """Seconds of a decode step as of the last `ahead`; 0: nothing decodes."""
-        return self._step() * decode_factor if self._decoding() else 0.0
+        decoding = self._decoding()
+        return self._step(decoding) * decode_factor if decoding else 0.0
 
     def expect(
         self, shape: Shape, matched: int, now: float, loaded: int = 0, load_seconds: float = 0.0, best: int = 0
@@ -390,11 +399,9 @@ class Work:
         if others:
             left = LEFT * (ledger.output / own) if own else math.nan
             theirs = latency.decode_sequence * others + latency.decode_token * self._context(ledger.reserved)
-            if self._decoding():
-                step = self._step()
-        assigned = -math.inf
-        if self._assigned:
-            assigned = math.log2(self._assigned) + self._assigned_at / self._config.assigned_half_life
+            if decoding := self._decoding():
+                step = self._step(decoding)
+        assigned = self.assigned_log(self._config.assigned_half_life)
         used, capacity = self.used_blocks(), self.capacity or math.inf
         prefill, prefill_mass = self.correction.prefill.own
         decode, decode_mass = self.correction.decode.own
@@ -420,6 +427,16 @@ class Work:
             decode_mass,
         )
 
+    @property
+    def plain(self) -> bool:
+        """Whether all requests on the worker are this router's, stream, and load no blocks."""
+        return not (self._foreign_requests or self._foreign_seconds) and self.ledger.plain
+
+    @property
+    def room(self) -> float:
+        """Blocks that are not in use; infinite if it is not known how many there are."""
+        return self.capacity - self.used_blocks() if self.capacity else math.inf
+
     def used_blocks(self) -> int:
         """Blocks in use by the requests on the worker."""
         return max(0, self.ledger.blocks + self._surplus_blocks)
@@ -433,17 +450,17 @@ class Work:
         taken to use what is in use besides the blocks of the ledger."""
         return own + max(self._surplus_blocks, 0) * self.block_size if self._foreign_requests else own
 
-    def _step(self) -> float:
-        """Seconds of a decode step now, uncorrected."""
-        return self._config.latency.decode_step(self._decoding(), self._context(self.ledger.context))
+    def _step(self, decoding: int) -> float:
+        """Seconds of a decode step of so many requests now, uncorrected."""
+        return self._config.latency.decode_step(decoding, self._context(self.ledger.context))
 
     def _count_decoded(self, now: float) -> None:
         """Count the decoding since the last call. Called before anything changes that a step depends on."""
         elapsed = now - self._decoded_at
         if elapsed > 0.0:
-            if self._decoding():
+            if decoding := self._decoding():
                 seconds, steps = self._decoded
-                self._decoded = Decoded(seconds + elapsed, steps + elapsed / self._step())
+                self._decoded = Decoded(seconds + elapsed, steps + elapsed / self._step(decoding))
             self._decoded_at = now
 
     def _memory_wait(self, active: int, needed: int) -> float:

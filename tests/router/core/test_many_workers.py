@@ -62,10 +62,12 @@ KINDS: tuple[dict[str, object], ...] = (
 class Twins:
     """The two fleets, and a random life for both."""
 
-    def __init__(self, seed: int, strategy: str, *, alike: bool = False) -> None:
-        """`alike`: workers of one kind, and prompts that nearly all end where what they have in common ends."""
+    def __init__(self, seed: int, strategy: str, *, alike: bool = False, calm: bool = False) -> None:
+        """`alike`: workers of one kind, and prompts that nearly all end where what they have in common ends. `calm`:
+        nothing but requests that stream, of this router alone, and workers that have room for them."""
         self.random = Random(seed)
         self.alike = alike
+        self.calm = calm
         chosen = config(latency=LATENCY, strategy=strategy, session_ttl=5.0, expected_output_tokens=20)
         self.fleets = (Fleet(chosen, many=1), Fleet(chosen, many=10**9))
         self.now = 100.0
@@ -85,6 +87,8 @@ class Twins:
 
     def load(self) -> Load:
         random = self.random
+        if self.calm:
+            return Load(0, 0, 0, random.randrange(250, 300), 300, random.randrange(9), 1000)
         counts = (random.randrange(4), random.randrange(3)) if random.random() < 0.5 else (0, 0)
         return Load(*counts, random.randrange(500), random.randrange(20, 300), 300, random.randrange(9), 1000)
 
@@ -143,9 +147,9 @@ class Twins:
         request = RouteRequest(
             keys if random.random() < 0.9 else None,
             len(prompt),
-            random.random() < 0.6,
+            self.calm or random.random() < 0.6,
             output_tokens=random.choice([None, 0, 5, 40]),
-            session=session if random.random() < 0.5 else None,
+            session=session if not self.calm and random.random() < 0.5 else None,
         )
         exclude = [url_of(random.randrange(WORKERS))] if random.random() < 0.2 else []
         decisions: list[Decision] = []
@@ -220,6 +224,20 @@ def test_so_it_is_where_all_workers_hold_the_beginning_that_prompts_share(strate
         twins.now += 0.01
         twins.ask()
         twins.progress()
+    assert twins.decisions > 20
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 2**32), st.booleans())
+def test_so_it_is_where_a_worker_without_requests_is_enough_to_decide(seed: int, alike: bool) -> None:
+    twins = Twins(seed, "cache_aware", alike=alike, calm=True)
+    for number in range(WORKERS):
+        twins.join(number)
+    for _ in range(150):
+        twins.now += twins.random.choice([0.0, 0.001, 0.02, 0.3])
+        twins.random.choice([twins.ask, twins.ask, twins.progress, twins.progress, twins.progress])()
+        if twins.random.random() < 0.2:
+            twins.report(twins.random.randrange(WORKERS))
     assert twins.decisions > 20
 
 
