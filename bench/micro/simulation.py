@@ -1,9 +1,9 @@
-"""How fast simulations run: `python -m bench.micro.simulation [--json] [--trace FILE]`.
+"""How fast simulations run: `python -m bench.micro.simulation [--json] [--trace FILE] [--requests N]`.
 
 Requests a second of CPU time of one core, for the two kinds of simulation that take longest: few workers with long
 prompts (with `--trace`, those of a recorded trace; otherwise synthetic ones of the same length), and a thousand workers
-with short prompts. A run of a million requests takes as long for each: nothing grows with their number
-but the records.
+with short prompts. `--requests` plays the latter alone with any number of requests, and tells how long each slice of
+25,000 of them took: nothing but the caches and the records grows with their number.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rich.table import Column, Table
 
 from bench.prompts import prompts
 from bench.simulation import ClusterShape, Simulation
+from bench.simulation.run import Progress
 from bench.workloads import Workload, WorkloadSpec, build_workload
 from bench.workloads.base import TimedRequest, completion, token_ids
 from kvcache.profiles import profile
@@ -31,6 +32,8 @@ from worker.emulator.engine.config import EngineConfig
 PROFILE = "llama-3.1-8b-h100-80gb"
 LONG_WORKERS, LONG_REQUESTS, LONG_RATE = 8, 500, 3.4
 MANY_WORKERS, MANY_REQUESTS, MANY_RATE = 1_000, 20_000, 4_000.0
+SLICE = 25_000
+"""Requests after which `--requests` prints how far it is."""
 TURN_TOKENS = 4_000
 """Tokens by which the next prompt of a long conversation is longer."""
 
@@ -60,11 +63,16 @@ def _conversations(count: int) -> Workload:
     return Workload("conversations", 0, count, {}, requests)
 
 
-def _measured(name: str, workload: Workload, shape: ClusterShape) -> dict[str, object]:
+def _measured(
+    name: str,
+    workload: Workload,
+    shape: ClusterShape,
+    progress: Progress = lambda sent, answered, failed: None,
+) -> dict[str, object]:
     simulation = Simulation(shape, "cache_aware")
     asked = prompts(workload, load_tokenizer(shape.tokenizer))
     started = time.process_time()
-    records = simulation.run(asked, lambda sent, answered, failed: None)
+    records = simulation.run(asked, progress)
     seconds = time.process_time() - started
     return {
         "simulation": name,
@@ -73,8 +81,29 @@ def _measured(name: str, workload: Workload, shape: ClusterShape) -> dict[str, o
         "prompt_tokens": sum(record.prompt_tokens or 0 for record in records),
         "cpu_seconds": round(seconds, 1),
         "requests_a_second": round(len(records) / seconds, 1),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mib": _peak_mib(),
     }
+
+
+def _peak_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+class _Slices:
+    """Prints how long each slice of a run took."""
+
+    def __init__(self) -> None:
+        self._sent = 0
+        self._since = time.process_time()
+
+    def progress(self, sent: int, answered: int, failed: int) -> None:
+        """So many requests are sent."""
+        if sent - self._sent < SLICE:
+            return
+        now = time.process_time()
+        each = (now - self._since) / (sent - self._sent)
+        sys.stderr.write(f"{sent:,} requests: {1e3 * each:.3f} ms each, {_peak_mib():,} MiB\n")
+        self._sent, self._since = sent, now
 
 
 def measure(requests: float = 1.0, trace: Path | None = None) -> list[dict[str, object]]:
@@ -89,6 +118,12 @@ def measure(requests: float = 1.0, trace: Path | None = None) -> list[dict[str, 
     ]
 
 
+def measure_many(requests: int) -> list[dict[str, object]]:
+    """The simulation of many workers with so many requests; what each slice of them took goes to the standard error."""
+    many = build_workload(WorkloadSpec("hot", limit=requests, rate=MANY_RATE))
+    return [_measured("many workers", many, _shape(MANY_WORKERS, 27_000), _Slices().progress)]
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.micro.simulation", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -96,8 +131,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--trace", type=Path, help="a trace in Mooncake's form: its first requests are the long prompts"
     )
+    parser.add_argument(
+        "--requests", type=int, help="play the thousand workers alone, with so many requests (a million, say)"
+    )
     options = parser.parse_args(arguments)
-    rows = measure(options.share, options.trace)
+    rows = measure(options.share, options.trace) if options.requests is None else measure_many(options.requests)
     if options.json:
         sys.stdout.buffer.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         return

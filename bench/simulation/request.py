@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import Enum, auto
+from enum import StrEnum, auto
 from functools import partial
 
 from bench.prompts import Prompt
@@ -26,8 +26,8 @@ WAIT = 1.0
 """Most seconds between two looks for a worker."""
 
 
-class RequestState(Enum):
-    """How far a request has got."""
+class RequestState(StrEnum):
+    """How far a request has got. (A `StrEnum`, because its members hash in C.)"""
 
     CHOOSING = auto()
     """A worker is chosen or waited for."""
@@ -38,7 +38,7 @@ class RequestState(Enum):
     OVER = auto()
 
 
-class RequestEvent(Enum):
+class RequestEvent(StrEnum):
     """What happens to a request."""
 
     SENT = auto()
@@ -102,9 +102,9 @@ class Attempt:
         if output.index == 0:
             played.first_token = seen
             if played.streaming:
-                played.router.clock.at(seen, self._first)
+                played.router.clock.soon(seen, self._first)
         if output.finish_reason is not None:
-            played.router.clock.at(seen, partial(self._finished, output))
+            played.router.clock.soon(seen, partial(self._finished, output))
 
     def on_broken(self, now: float) -> None:
         self._later(now, partial(self._failed, FailureCause.BROKEN, Progress.UNANSWERED, None))
@@ -112,7 +112,7 @@ class Attempt:
     def _later(self, now: float, happen: Callable[[float], None]) -> None:
         """The router sees it after the network's delay."""
         router = self.played.router
-        router.clock.at(now + router.delays.network, happen)
+        router.clock.soon(now + router.delays.network, happen)
 
     def _first(self, now: float) -> None:
         if self.played.attempt is self:
@@ -244,12 +244,13 @@ class PlayedRequest:
                 source=SeededTokens(request.index),
                 scope=self._prompt.scope,
                 ignore_eos=True,
+                unread=True,
                 keys=self._route.keys,
             ),
             now,
         )
         delays = router.delays
-        router.clock.at(now + delays.network + delays.token * len(self._prompt.tokens), attempt.reach)
+        router.clock.soon(now + delays.network + delays.token * len(self._prompt.tokens), attempt.reach)
 
     def _look_again(self, look: int, now: float) -> None:
         if look == self._look:

@@ -248,26 +248,30 @@ class SimulatedWorker:
         engine, calls, lag = self.engine, self._calls, self._lag
         if self._wakes is not None and self._wakes <= now:
             self._wakes = None
-        self._catch_up(now)
+        if self._skipped:
+            self._catch_up(now)
         for output in engine.advance(engine_now):
             if output.finish_reason is not None:
                 calls.pop(output.request_id).on_output(output, output.at + lag)
+                engine.take_finished()
             elif output.index == 0:
                 calls[output.request_id].on_output(output, output.at + lag)
-        engine.take_finished()
-        events = tuple(feed_events(engine.take_events()))
-        if events:
-            self._report(now, events, engine.load())
+        changes = engine.take_events()
+        if changes:
+            self._report(now, tuple(feed_events(changes)), engine.load())
         elif not self._reporting:
             self._reporting = True
             self._clock.at(max(now, self._looked_at + LOAD_INTERVAL), self._report_load)
+        due: float | None
         if self._leaps:
-            *self._skipped, due = engine.next_changes() or (None,)
+            ends = engine.next_changes()
+            due = ends.pop() if ends else None
+            self._skipped = ends
         else:
             due = engine.next_event()
-        if due is not None and due + lag != self._wakes:
-            self._due, self._wakes = due, due + lag
-            self._clock.at(self._wakes, self._wake)
+        if due is not None and (wakes := due + lag) != self._wakes:
+            self._due, self._wakes = due, wakes
+            self._clock.at(wakes, self._wake)
 
     def _wake(self, now: float) -> None:
         if self._wakes == now:  # otherwise a request that came at the end of the step has completed it
@@ -316,7 +320,7 @@ class SimulatedWorker:
         self._loaded, self._loaded_at, self._looked_at = load, now, now
         batch = Batch(self.info.epoch, self._seq, events, load)
         for subscription in self.subscriptions:
-            self._clock.at(now + subscription.delay, partial(subscription.receive, batch))
+            self._clock.soon(now + subscription.delay, partial(subscription.receive, batch))
 
     def _report_load(self, now: float) -> None:
         self._catch_up(now)

@@ -1,5 +1,5 @@
-"""Many decode steps at a time: an engine that is called only when more happens than decoding is, to the last bit, one
-that is called at the end of every step.
+"""Many decode steps at a time: an engine that is called only when more happens than decoding, and whose tokens nobody
+reads, is, to the last bit, one that is called at the end of every step.
 
 Not covered: what a step does (`test_engine_properties`, `test_time`), and that simulations give the same records either
 way (`tests/bench`).
@@ -7,10 +7,11 @@ way (`tests/bench`).
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from random import Random
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from kvcache.keys import CacheScope, PrefixKeys, pack_tokens
@@ -18,7 +19,7 @@ from kvcache.profiles import LatencyModel
 from worker.emulator.engine.config import EngineConfig
 from worker.emulator.engine.engine import Engine
 from worker.emulator.engine.events import feed_events
-from worker.emulator.engine.request import EngineRequest
+from worker.emulator.engine.request import EngineRequest, RequestRefusedError
 
 LATENCY = LatencyModel(0.0031, 0.00071, 0.0005, 0.0113, 0.00017, 1.3e-6, block_size=4)
 
@@ -91,7 +92,7 @@ def test_an_engine_that_leaps_is_one_that_steps(seed: int) -> None:
         new, aborted = request(number, random), str(random.randrange(12)) if random.random() < 0.2 else None
         for each in (stepping, leaping):
             each.until(now)
-            each.engine.submit(new, now)
+            each.engine.submit(replace(new, unread=each.leaps and new.ignore_eos), now)
             if aborted is not None:
                 each.engine.abort(aborted, now)
             each.look(now)
@@ -101,6 +102,12 @@ def test_an_engine_that_leaps_is_one_that_steps(seed: int) -> None:
     assert asdict(leaping.engine.stats) == asdict(stepping.engine.stats)
     assert leaping.engine.take_finished() == stepping.engine.take_finished()
     assert leaping.engine.blocks() == stepping.engine.blocks()
+
+
+def test_a_token_that_nobody_reads_ends_no_output() -> None:
+    engine = Observed(EngineConfig(64, 64, 4, 200), leaps=False).engine
+    with pytest.raises(RequestRefusedError, match="set ignore_eos"):
+        engine.submit(EngineRequest("a", [1], 16, Tokens(1), unread=True), 0.0)
 
 
 def test_steps_that_only_decode_take_one_call() -> None:

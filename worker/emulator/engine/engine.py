@@ -69,7 +69,7 @@ class Engine:
         self._run(now, begin_at_now=False)
         self._check(request)
         self._plan = []
-        sequence = Sequence(request, self.config.block_size, now)
+        sequence = Sequence(request, self.config.block_size, self.config.max_model_len, now)
         if self._stalled:
             self._ready_at = now
         elif not self._sequences and self._step is None:
@@ -201,6 +201,8 @@ class Engine:
             )
         if request.max_tokens < 1:
             raise RequestRefusedError(f"max_tokens must be at least 1, not {request.max_tokens}")
+        if request.unread and (request.stop_token_ids or not request.ignore_eos):
+            raise RequestRefusedError("a token that nobody reads ends no output: set ignore_eos, and no stop_token_ids")
 
     def _run(self, now: float, *, begin_at_now: bool) -> None:
         while True:
@@ -236,18 +238,25 @@ class Engine:
         self._ready_at = at = step.end
         self._scheduler.step_ended()
         outputs = self._outputs
-        before = len(outputs)
-        max_model_len, eos, finished = self.config.max_model_len, self.config.eos_token_id, _FINISHED
+        generated = 0
+        eos, finished = self.config.eos_token_id, _FINISHED
         ended = False
         for sequence in step.sampling:
             if sequence.state is finished:
                 continue  # aborted during the step
             index = sequence.generated
+            if sequence.unread and 0 < index < sequence.most_tokens - 1:
+                sequence.tokens += 1
+                sequence.generated = index + 1
+                sequence.last_token = at
+                generated += 1
+                continue
             token = sequence.source.token(index)
             if token is None:
                 continue
             sequence.append(token)
             sequence.last_token = at
+            generated += 1
             if not index:
                 sequence.first_token = at
                 self.stats.prefilled += 1
@@ -256,18 +265,18 @@ class Engine:
                 self.stats.loaded_prompt_tokens += sequence.loaded_tokens
             request = sequence.request
             reason: FinishReason | None = None
-            if index + 1 >= request.min_tokens and (
+            if (
                 (token == eos and not request.ignore_eos) or token in request.stop_token_ids
-            ):
+            ) and index + 1 >= request.min_tokens:
                 reason = "stop"
-            elif index + 1 >= request.max_tokens or sequence.tokens >= max_model_len:
+            elif index + 1 >= sequence.most_tokens:
                 reason = "length"
             outputs.append(Output(request.request_id, token, index, at, reason, sequence.cached_tokens))
             if reason is not None:
                 self._scheduler.free(sequence)
                 self._end(sequence, reason, at)
                 ended = True
-        self.stats.generation_tokens += len(outputs) - before
+        self.stats.generation_tokens += generated
         if ended:
             self._scheduler.sweep()
 

@@ -49,7 +49,7 @@ def _plain_steps(step: Step, scheduler: Scheduler, config: EngineConfig) -> int:
             return 0
         if not request.ignore_eos or request.stop_token_ids:
             return 0
-        left = min(request.max_tokens - sequence.generated, config.max_model_len - sequence.tokens) - 1
+        left = sequence.most_tokens - sequence.generated - 1
         count = min(count, size - 1 - filled, left)
     return count
 

@@ -48,6 +48,9 @@ class EngineRequest:
     """Tokens of the prompt that stand for one image."""
     read_cache: bool = True
     """If false, the whole prompt is computed even if blocks are cached. Its own blocks are cached as usual."""
+    unread: bool = False
+    """Nobody reads its tokens: there are outputs of the first and the last one alone, and the others are asked for when
+    a block of them is full. `source` has all of them ready, and none of them ends the output."""
     keys: PrefixKeys | None = None
     """The keys of the prompt in its scope, if the caller has computed all of them; None: they are computed here."""
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, auto
+from enum import StrEnum, auto
 
 from kvcache.keys import BYTES_PER_TOKEN, pack_tokens
 from worker.emulator.engine.request import EngineRequest, FinishedRequest, FinishReason, RequestTimes
-from worker.emulator.engine.tokens import SequenceTokens
+from worker.emulator.engine.tokens import SequenceTokens, ready
 
 
-class SequenceState(Enum):
-    """Where a request stands in the engine. vLLM's RUNNING is two states here, PREFILLING and DECODING."""
+class SequenceState(StrEnum):
+    """Where a request stands in the engine. vLLM's RUNNING is two states here, PREFILLING and DECODING. (A `StrEnum`,
+    because its members hash in C.)"""
 
     WAITING = auto()
     """In the queue: not admitted yet, or preempted. It holds no blocks."""
@@ -26,7 +27,7 @@ class SequenceState(Enum):
     FINISHED = auto()
 
 
-class SequenceEvent(Enum):
+class SequenceEvent(StrEnum):
     """What changes the state of a request."""
 
     LOAD_BEGAN = auto()
@@ -63,17 +64,21 @@ class Sequence:
 
     __slots__ = (
         "_packed", "admission_cost", "arrival", "block_cost", "blocks", "cached_tokens", "computed", "content",
-        "first_token", "generated", "known_hits", "last_token", "loaded_tokens", "offered", "preemptions",
-        "prompt_tokens", "request", "scheduled", "source", "state", "stored", "tokens", "used_from", "used_to",
+        "first_token", "generated", "known_hits", "last_token", "loaded_tokens", "most_tokens", "offered",
+        "preemptions", "prompt_tokens", "request", "scheduled", "source", "state", "stored", "tokens", "unread",
+        "used_from", "used_to",
     )  # fmt: skip
 
-    def __init__(self, request: EngineRequest, block_size: int, arrival: float) -> None:
+    def __init__(self, request: EngineRequest, block_size: int, max_model_len: int, arrival: float) -> None:
         self.request = request
         self.source = request.source
+        self.unread = request.unread
         self.arrival = arrival
         self.prompt_tokens = len(request.prompt)
         self.tokens = self.prompt_tokens
         """Prompt and generated tokens."""
+        self.most_tokens = min(request.max_tokens, max_model_len - self.prompt_tokens)
+        """Generated tokens after which it ends in any case."""
         self.generated = 0
         self.computed = 0
         """Leading tokens that have KV, including those that the step in progress computes."""
@@ -100,7 +105,13 @@ class Sequence:
         self.first_token: float | None = None
         self.last_token: float | None = None
         self.content = SequenceTokens(
-            request.prompt, block_size, request.scope, request.images, request.image_tokens, request.keys
+            request.prompt,
+            block_size,
+            request.scope,
+            request.images,
+            request.image_tokens,
+            request.keys,
+            request.source if request.unread else None,
         )
         self._packed = self.content.packed
 
@@ -110,14 +121,15 @@ class Sequence:
 
     def append(self, token: int) -> None:
         """Append a generated token."""
-        self._packed += token.to_bytes(BYTES_PER_TOKEN, "little")
+        if not self.unread:
+            self._packed += token.to_bytes(BYTES_PER_TOKEN, "little")
         self.tokens += 1
         self.generated += 1
 
     def append_many(self, count: int) -> None:
         """Append the next `count` generated tokens, which are ready."""
-        token, generated = self.source.token, self.generated
-        self._packed += pack_tokens([token(index) or 0 for index in range(generated, generated + count)])
+        if not self.unread:
+            self._packed += pack_tokens(ready(self.source, self.generated, self.generated + count))
         self.tokens += count
         self.generated += count
 

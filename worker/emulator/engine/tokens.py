@@ -7,6 +7,13 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
 from kvcache.keys import BYTES_PER_TOKEN, BlockKey, CacheScope, Image, PrefixHasher, PrefixKeys, pack_tokens
+from worker.emulator.engine.request import TokenSource
+
+
+def ready(source: TokenSource, begin: int, end: int) -> list[int]:
+    """Generated tokens of a source that has them ready."""
+    token = source.token
+    return [token(index) or 0 for index in range(begin, end)]
 
 
 class SequenceTokens:
@@ -17,7 +24,8 @@ class SequenceTokens:
     """
 
     __slots__ = (
-        "_block_bytes", "_hasher", "_keys", "block_size", "image_tokens", "images", "packed", "scope",
+        "_block_bytes", "_hasher", "_keys", "_prompt", "_source", "block_size", "image_tokens", "images", "packed",
+        "scope",
     )  # fmt: skip
 
     def __init__(
@@ -28,9 +36,11 @@ class SequenceTokens:
         images: Sequence[Image] = (),
         image_tokens: int = 0,
         keys: PrefixKeys | None = None,
+        source: TokenSource | None = None,
     ) -> None:
         """`images` begin at these tokens, in order, and have `image_tokens` each. `keys`: all keys of `tokens`, if they
-        are computed already; they do not matter if they are of another block size."""
+        are computed already; they do not matter if they are of another block size. `source`: has the tokens that
+        follow, which are then not appended but read when they are needed."""
         self.images = images
         self.image_tokens = image_tokens
         self.block_size = block_size
@@ -38,6 +48,8 @@ class SequenceTokens:
         known = keys if keys is not None and keys.block_size == block_size and not images else None
         self.packed = bytearray(pack_tokens(tokens) if known is None else known.packed)
         """Little-endian uint32. A generated token is appended to it."""
+        self._prompt = len(tokens)
+        self._source = source
         self._block_bytes = block_size * BYTES_PER_TOKEN
         self._hasher = PrefixHasher(scope) if known is None else known.hasher()
         self._keys: list[BlockKey] = [] if known is None else known.all()
@@ -67,6 +79,9 @@ class SequenceTokens:
     def _hash(self, end: int) -> Iterator[BlockKey]:
         """Extend the known keys to `end` blocks, one for each iteration."""
         size, packed, known, extend = self._block_bytes, self.packed, self._keys, self._hasher.extend
+        if self._source is not None and len(packed) < end * size:
+            begin = len(packed) // BYTES_PER_TOKEN - self._prompt
+            packed += pack_tokens(ready(self._source, begin, end * self.block_size - self._prompt))
         for start in range(len(known) * size, end * size, size):
             images = [image for image in self.images_in(len(known)) if image[0] >= 0] if self.images else ()
             key = extend(bytes(packed[start : start + size]), images)
