@@ -32,11 +32,13 @@ def data_plane(
     *,
     address: str,
     ready_port: int | None = None,
+    router_port: int | None = None,
     tls: Tls | None = None,
     asks_for_keys: bool = False,
     holds: float = 0.0,
 ) -> DataPlane:
-    """`port` and `address`: where clients come. `asks_for_keys`: no request goes on without the router, because it
+    """`port` and `address`: where clients come. `router_port`: management port of the router, for `/ready`.
+    `asks_for_keys`: no request goes on without the router, because it
     alone knows the keys. `holds`: seconds for which the router holds requests while no worker is ready."""
     router = spec.router
     timeouts, liveness, retries, ejection = router.timeouts, router.liveness, router.retries, router.ejection
@@ -70,6 +72,7 @@ def data_plane(
         access_log=_LOG_FORMS[router.access_log.format],
         cors_origins=tuple(router.cors_origins),
         allowed_paths=tuple(router.allowed_paths),
+        router_port=router_port,
     )
 
 

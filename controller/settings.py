@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from controller.objects.names import Release
+from controller.objects.names import ENVOY_IMAGE, Release
 from runtime.settings import ProcessSettings, split_list
 
 
@@ -20,6 +20,12 @@ class Settings(ProcessSettings):
 
     image: str = Field(min_length=1, description="default image of routers, emulated workers and cache agents")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
+        None, description="pull policy of that image; default: Kubernetes' own"
+    )
+    envoy_image: str = Field(
+        ENVOY_IMAGE, min_length=1, description="default image of the Envoys that are routers' data plane"
+    )
+    envoy_image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
         None, description="pull policy of that image; default: Kubernetes' own"
     )
     watch_namespaces: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -75,4 +81,6 @@ class Settings(ProcessSettings):
             drain_delay=self.router_drain_delay,
             drain_limit=self.drain_limit,
             management_secret=self.management_secret,
+            envoy_image=self.envoy_image,
+            envoy_image_pull_policy=self.envoy_image_pull_policy,
         )

@@ -393,8 +393,8 @@ class Router:
 
     def start(self) -> None:
         """Start to follow the workers and to load the tokenizer."""
+        source = self._source
         self._tasks = [
-            asyncio.create_task(self.fleet_sync.follow(self._source)),
             asyncio.create_task(self._ticker.run()),
             asyncio.create_task(self.live.gatherer.record()),
             *(asyncio.create_task(each.follow()) for each in self._files() if each is not None),
@@ -402,12 +402,14 @@ class Router:
             *(asyncio.create_task(loader.run()) for loader in (self.tokenizer, *self.tokenizers.values())),
         ]
         if (file := self._settings.envoy_endpoints) is not None and (admin := self._settings.envoy_admin) is not None:
-            from router.picker.envoy import EndpointsFile
+            from router.picker.envoy_first import EnvoyFirst
             from runtime.envoy_admin import EnvoyAdmin
 
             self.envoy = EnvoyAdmin(admin, self.clock)
-            beside = (EndpointsFile(file, self.fleet.urls).run(), self.envoy.join(), self._be_asked())
+            source = told = EnvoyFirst(source, file, self.envoy, self.fleet.urls)
+            beside = (told.file.run(), self.envoy.join(), self._be_asked())
             self._tasks += map(asyncio.create_task, beside)
+        self._tasks.append(asyncio.create_task(self.fleet_sync.follow(source)))
         for task in self._tasks:
             task.add_done_callback(report_crash)
 

@@ -109,10 +109,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             logger.info("router_closing", in_flight=in_flight())
         router.management.advance(RouterEvent.DRAINED)
         router.hand_back_before(settings.grace_period)
+        end = router.clock() + settings.grace_period
         if router.envoy is not None:
             await router.envoy.idle(settings.grace_period)
         if picker is not None:
-            await picker.stop(settings.grace_period)
+            await picker.stop(max(end - router.clock(), 0.0))
         if data is not None:
             await data.stop(settings.grace_period)
         router.live.broadcast.close()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import aiohttp
 import orjson
 
 from runtime.envoy.bootstrap import CLIENTS
+from runtime.envoy.clusters import WORKERS
 
 INTERVAL = 0.1
 """Seconds between two questions about what Envoy still has to do."""
@@ -47,6 +48,19 @@ class EnvoyAdmin:
         """How many hosts of a cluster are healthy; 0 if Envoy does not answer."""
         return await self._stat(f"cluster.{cluster}.membership_healthy") or 0
 
+    async def knows(self, workers: Iterable[str]) -> bool:
+        """Whether it has read of all these workers, each `ip:port`; True if it does not answer."""
+        answer = await self._ask("GET", "/clusters?format=json")
+        if answer is None:
+            return True
+        hosts = (
+            host["address"]["socket_address"]
+            for cluster in orjson.loads(answer)["cluster_statuses"]
+            if cluster["name"] == WORKERS
+            for host in cluster.get("host_statuses", ())
+        )
+        return {_endpoint(**each) for each in hosts} >= set(workers)
+
     async def join(self) -> None:
         """Clients may keep their connections: an earlier process may have said that they may not."""
         await self._ask("POST", "/healthcheck/ok")
@@ -79,3 +93,7 @@ class EnvoyAdmin:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def _endpoint(address: str, port_value: int, **_: object) -> str:
+    return f"[{address}]:{port_value}" if ":" in address else f"{address}:{port_value}"

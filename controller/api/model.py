@@ -31,6 +31,7 @@ from controller.api.common import (
     rule_broken,
 )
 from controller.api.cpu_cache import CpuCache
+from controller.api.envoy import Envoy, check_envoy
 from controller.api.exposure import (
     Auth,
     HttpRoute,
@@ -77,6 +78,8 @@ KEYS_VOLUME, TLS_VOLUME = "kvcluster-keys", "kvcluster-tls"
 """Router pods have volumes of these names where the spec names API keys and a certificate."""
 MANAGEMENT_VOLUME = "kvcluster-management"
 """Router pods have a volume of this name where their management port asks for a token."""
+ENVOY_VOLUME, ENVOY_CONFIG_VOLUME = "kvcluster-envoy", "kvcluster-envoy-config"
+"""Router pods with an Envoy have volumes of these names: what the two share, and Envoy's configuration."""
 MAX_DATA_PARALLEL = 64
 """Each engine has a port for its events in the pod."""
 MAX_NAME_LENGTH = 45
@@ -242,6 +245,7 @@ class Router(Placement):
     data_plane: Annotated[DataPlaneType, Field(strict=False)] = DataPlaneType.ROUTER
     """Who receives requests and passes them on: the `router` itself, or an `envoy` beside it, which asks the router
     where each request goes: see `docs/envoy.md`."""
+    envoy: Annotated[Envoy, CLUSTER_ONLY] = Envoy()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     """How long a router waits."""
@@ -282,9 +286,19 @@ class Router(Placement):
     image_pull_policy: Annotated[PullPolicy | None, CLUSTER_ONLY] = None
     """When the image is pulled. Default: the controller's setting for its own image, else Kubernetes' default."""
 
+    @property
+    def is_behind_envoy(self) -> bool:
+        """Whether an Envoy receives the requests, and the router only decides."""
+        return self.data_plane is DataPlaneType.ENVOY
+
     @model_validator(mode="after")
     def _env_names_are_unique(self) -> Router:
         check_unique_names(self.env)
+        return self
+
+    @model_validator(mode="after")
+    def _suits_the_data_plane(self) -> Router:
+        check_envoy(self)
         return self
 
 
@@ -426,6 +440,7 @@ class KVClusterSpec(SpecModel):
     def _volumes_have_names_of_their_own(self) -> KVClusterSpec:
         own = "the pods' own: call yours otherwise"
         seen = dict.fromkeys((SCRATCH_VOLUME, ADAPTERS_VOLUME, KEYS_VOLUME, TLS_VOLUME, MANAGEMENT_VOLUME), own)
+        seen |= dict.fromkeys((ENVOY_VOLUME, ENVOY_CONFIG_VOLUME), own)
         seen |= {CPU_CACHE_VOLUME: own} if self.engine.cpu_cache else {}
         for part, volumes in (("model", self.model.volumes), ("workers", self.workers.volumes)):
             for index, volume in enumerate(volumes):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from controller.api.envoy import CUTS, LOGS_BLOCKS, RESUMES, SERVES, WAITS
 from controller.api.external import (
     FOREIGN_ONLY,
     NO_MODEL,
@@ -94,6 +95,15 @@ _EXTERNAL = (
         f"and securityContext: {NOT_OURS}",
         ".workers",
     ),
+)
+
+_ROUTES_ITSELF = "self.dataPlane != 'envoy'"
+_ENVOY = (
+    Rule(f"{_ROUTES_ITSELF} || {_empty('self', 'serves')}", SERVES, ".serves"),
+    Rule(f"{_ROUTES_ITSELF} || !self.resumeStreams", RESUMES, ".resumeStreams"),
+    Rule(f"{_ROUTES_ITSELF} || !self.accessLog.blocks", LOGS_BLOCKS, ".accessLog.blocks"),
+    Rule(f"{_ROUTES_ITSELF} || {_absent('self.retries', 'deadlineSeconds')}", WAITS, ".retries.deadlineSeconds"),
+    Rule(f"{_ROUTES_ITSELF} || {_absent('self.liveness', 'cutSeconds')}", CUTS, ".liveness.cutSeconds"),
 )
 
 _VARIABLE = (
@@ -185,6 +195,7 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
             ".inferencePoolRef",
         ),
     ),
+    ("spec", "router"): _ENVOY,
     ("spec", "router", "tls"): (
         Rule(
             "!has(self.clientCASecretRef) || has(self.secretRef)",

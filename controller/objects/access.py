@@ -6,6 +6,7 @@ from controller.api.model import EngineType
 from controller.objects.names import (
     APP,
     COMPONENT_LABEL,
+    ENVOY_PORT,
     FEED_PORT,
     MANAGEMENT_PORT,
     NAME_LABEL,
@@ -64,14 +65,15 @@ def build_network_policies(cluster: Cluster) -> tuple[Object, ...]:
     worker_ports = [WORKER_PORT, *([FEED_PORT] if cluster.spec.engine.type is EngineType.VLLM else [])]
     routers = {"podSelector": {"matchLabels": cluster.selector(Component.ROUTER)}}
     management = _ingress([*_controller_peers(cluster), routers, *policy.scrapers], MANAGEMENT_PORT)
-    gateway = cluster.spec.gateway.picks
+    router, gateway = cluster.spec.router, cluster.spec.gateway.picks
+    stats = [_ingress(policy.scrapers, ENVOY_PORT)] if router.is_behind_envoy and router.envoy.stats else []
     data = _from_clients(cluster, ROUTER_PORT, *([PICKER_PORT] if gateway else []))
     # A gateway sends requests to the workers themselves.
     direct = [_from_clients(cluster, WORKER_PORT)] if gateway else []
     workers = _build_policy(cluster, Component.WORKER, [_ingress([routers, *policy.scrapers], *worker_ports), *direct])
     return (
         *(() if cluster.spec.is_external else (workers,)),
-        _build_policy(cluster, Component.ROUTER, [data, management]),
+        _build_policy(cluster, Component.ROUTER, [data, management, *(stats if policy.scrapers else ())]),
     )
 
 

@@ -16,6 +16,7 @@ from controller.process_settings import (
     router_settings,
     worker_settings,
 )
+from runtime.envoy.settings import Files
 
 EVENTS_PORT = 5557
 """Port inside the pod where the first of vLLM's engines publishes its KV events; those of the others follow it."""
@@ -61,6 +62,11 @@ TLS_FOLDER, CLIENT_CA_FILE = "/run/kvcluster-tls", "client-ca.crt"
 """Where router pods find their certificate and the authorities of clients' certificates, which roll nothing either."""
 
 
+ENVOY_FOLDER = "/run/kvcluster-envoy"
+"""What the containers of a router pod share where Envoy is the data plane: two sockets, and the list of workers."""
+ENVOY_SHARED = Files(f"{ENVOY_FOLDER}/endpoints.json", f"{ENVOY_FOLDER}/picker.sock", f"{ENVOY_FOLDER}/admin.sock")
+
+
 def build_adapters_config_map(cluster: Cluster) -> tuple[Object, ...]:
     """The ConfigMap with the list of LoRA adapters, where the spec has any."""
     if not cluster.spec.model.adapters:
@@ -98,21 +104,53 @@ def _router_settings(cluster: Cluster) -> dict[str, str]:
         "drain-delay": f"{cluster.release.drain_delay:g}",
         "drain-limit": f"{cluster.release.drain_limit:g}",
     }
-    if cluster.spec.scales_to_zero:
-        own["hold-seconds"] = str(cluster.spec.start_seconds + NOTICE_SECONDS)
+    if held := hold_seconds(cluster.spec):
+        own["hold-seconds"] = str(held)
     if cluster.spec.router.auth.keys_secret_ref is not None:
         own["api-keys-file"] = f"{KEYS_FOLDER}/{KEYS_FILE}"
-    if cluster.spec.router.tls.secret_ref is not None:
-        own["tls-cert-path"] = TLS_FOLDER
-    if cluster.spec.router.tls.client_ca_secret_ref is not None:
-        own["tls-client-ca"] = f"{TLS_FOLDER}/{CLIENT_CA_FILE}"
     if cluster.spec.management_auth == "tokenExceptMetrics":
         own["management-open-metrics"] = "true"
     if cluster.spec.gateway.picks:
         own |= {"mode": "both", "picker-port": str(PICKER_PORT)}
+    if cluster.spec.router.is_behind_envoy:
+        own |= _picker_settings(cluster)
+    else:
+        own |= _tls_settings(cluster)
     if cluster.spec.gateway.inference_pool:
         own["objectives-pool"] = cluster.object_name(Component.WORKER)
     return environment("ROUTER", router_settings(cluster.spec) | own)
+
+
+def _tls_settings(cluster: Cluster) -> dict[str, str]:
+    tls = cluster.spec.router.tls
+    return {
+        **({} if tls.secret_ref is None else {"tls-cert-path": TLS_FOLDER}),
+        **({} if tls.client_ca_secret_ref is None else {"tls-client-ca": f"{TLS_FOLDER}/{CLIENT_CA_FILE}"}),
+    }
+
+
+def _picker_settings(cluster: Cluster) -> dict[str, str]:
+    """Of a router that only decides, for the Envoy beside it. Gateways may ask it, too, at the ports for them."""
+    ports = {} if cluster.spec.gateway.picks else {"picker-port": "-1", "picker-health-port": "-1"}
+    shared = ENVOY_SHARED
+    return {
+        **ports,
+        "mode": "picker",
+        "picker-socket": shared.picker,
+        "envoy-endpoints": shared.endpoints,
+        "envoy-admin": shared.admin,
+    }
+
+
+def hold_seconds(spec: KVClusterSpec) -> int:
+    """How long routers hold requests while no worker is ready; 0: not longer than usual."""
+    return spec.start_seconds + NOTICE_SECONDS if spec.scales_to_zero else 0
+
+
+def is_ipv6(cluster: Cluster) -> bool:
+    """Whether clients and the kubelet may ask a pod under an IPv6 address. `::` listens on IPv4 as well."""
+    families = cluster.spec.network.ip_families
+    return "IPv6" in families if families else cluster.release.ipv6
 
 
 def _emulator_settings(cluster: Cluster) -> dict[str, str]:

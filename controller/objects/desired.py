@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from controller.objects.access import build_network_policies, build_router_rbac
 from controller.objects.config import build_adapters_config_map, build_config_map, digest
+from controller.objects.envoy import build_envoy_config_map
 from controller.objects.gateway import build_gateway_objects
 from controller.objects.monitoring import build_pod_monitors
 from controller.objects.names import APPLIED_HASH, Cluster, Component, Object
@@ -24,6 +25,7 @@ def desired_objects(cluster: Cluster) -> tuple[Object, ...]:
         *build_router_rbac(cluster),
         *(build_config_map(cluster, component) for component in own),
         *build_adapters_config_map(cluster),
+        *build_envoy_config_map(cluster),
         *build_network_policies(cluster),
         *build_worker_services(cluster),
         build_router_service(cluster),

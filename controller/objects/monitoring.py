@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from controller.api.model import EngineType
 from controller.objects.management import scrape_authorization
-from controller.objects.names import FEED, HTTP, MANAGEMENT, Cluster, Component, Object
+from controller.objects.names import ENVOY, FEED, HTTP, MANAGEMENT, Cluster, Component, Object
 
 _POD_LABEL = "__meta_kubernetes_pod_label_app_kubernetes_io_"
+_PATHS = {ENVOY: "/stats/prometheus"}
+"""Port -> path of its metrics, where that is another than /metrics."""
 _LABELS = {"instance": "kvcluster", "component": "component"}
 """Label of a pod, without the prefix app.kubernetes.io/ -> label of its time series (docs/dashboards.md)."""
 
@@ -22,9 +24,11 @@ def build_pod_monitors(cluster: Cluster) -> tuple[Object, ...]:
 
 
 def _build_routers_monitor(cluster: Cluster) -> Object:
-    manifest = _build_pod_monitor(cluster, Component.ROUTER, (MANAGEMENT,))
-    (endpoint,) = manifest["spec"]["podMetricsEndpoints"]
-    endpoint |= scrape_authorization(cluster)
+    router = cluster.spec.router
+    stats = (ENVOY,) if router.is_behind_envoy and router.envoy.stats else ()
+    manifest = _build_pod_monitor(cluster, Component.ROUTER, (MANAGEMENT, *stats))
+    management, *_ = manifest["spec"]["podMetricsEndpoints"]
+    management |= scrape_authorization(cluster)
     return manifest
 
 
@@ -44,7 +48,7 @@ def _build_pod_monitor(cluster: Cluster, component: Component, ports: tuple[str,
 def _endpoint(cluster: Cluster, port: str) -> Object:
     return {
         "port": port,
-        "path": "/metrics",
+        "path": _PATHS.get(port, "/metrics"),
         "interval": f"{cluster.spec.monitoring.interval_seconds}s",
         "relabelings": [
             {"action": "replace", "sourceLabels": [_POD_LABEL + label], "targetLabel": name}

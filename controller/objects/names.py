@@ -33,8 +33,11 @@ CONFIG_HASH = "kvcluster.dev/config-hash"
 APPLIED_HASH = "kvcluster.dev/applied-hash"
 """Annotation of objects: the digest of the manifest that was applied last."""
 
-HTTP, MANAGEMENT, FEED, PICKER = "http", "management", "feed", "picker"
-ROUTER_PORT, MANAGEMENT_PORT, WORKER_PORT, FEED_PORT, PICKER_PORT = 8000, 9000, 8100, 8101, 9002
+HTTP, MANAGEMENT, FEED, PICKER, ENVOY = "http", "management", "feed", "picker", "envoy"
+ROUTER_PORT, MANAGEMENT_PORT, WORKER_PORT, FEED_PORT, PICKER_PORT, ENVOY_PORT = 8000, 9000, 8100, 8101, 9002, 9901
+
+ENVOY_IMAGE = "envoyproxy/envoy:distroless-v1.40.0"
+"""The release with which everything was tested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class Release:
     management_secret: str | None = None
     """Name of the Secret in each cluster's namespace with the tokens of the routers' management port. None: the
     operator makes one for each cluster."""
+    envoy_image: str = ENVOY_IMAGE
+    """Default image of the Envoys that are the routers' data plane."""
+    envoy_image_pull_policy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from controller.api.common import EnvVar, Placement
+from controller.api.common import EnvVar, Placement, Resources
 from controller.api.model import SCRATCH_VOLUME
 from controller.objects.config import digest, settings
 from controller.objects.names import CONFIG_HASH, Cluster, Component, Object
@@ -42,8 +42,10 @@ def build_pod_template(
     service_account: str | None = None,
     runtime_class: str | None = None,
     security_context: Mapping[str, object] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Object:
-    """The pod template of a component's Deployment.
+    """The pod template of a component's Deployment. A change of its settings, or of its configuration `files` by name,
+    rolls the pods.
 
     `volumes` are added to the scratch volume and the model's, `grace_seconds` is the time from SIGTERM to SIGKILL,
     `automount_token` says whether the pod gets the token of its service account, and `security_context` is the pod's,
@@ -79,7 +81,7 @@ def build_pod_template(
             "annotations": (
                 _scrape_annotations(cluster, scrape_port)
                 | metadata.annotations
-                | {CONFIG_HASH: digest(settings(cluster, component))}
+                | {CONFIG_HASH: digest(settings(cluster, component) | dict(files or {}))}
             ),
         },
         "spec": spec | {name: value for name, value in optional.items() if value},
@@ -163,10 +165,10 @@ def image_fields(cluster: Cluster, image: str | None, pull_policy: str | None) -
     return {"image": image or cluster.release.image} | ({"imagePullPolicy": policy} if policy else {})
 
 
-def container_resources(placement: Placement) -> Object:
+def container_resources(wanted: Resources) -> Object:
     """`resources` of a container: requests and limits, where any are given."""
-    wanted = placement.resources.model_dump(by_alias=True)
-    return {kind: amounts for kind, amounts in wanted.items() if amounts}
+    amounts = wanted.model_dump(by_alias=True)
+    return {kind: each for kind, each in amounts.items() if each}
 
 
 def container_env(shared: Sequence[EnvVar], own: Sequence[EnvVar] = ()) -> list[Object]:

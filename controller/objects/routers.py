@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from controller.api.model import KEYS_VOLUME, MANAGEMENT_VOLUME, START_SECONDS, TLS_VOLUME
 from controller.objects.config import CLIENT_CA_FILE, KEYS_FILE, KEYS_FOLDER, TLS_FILES, TLS_FOLDER
+from controller.objects.envoy import SHARED_MOUNT, build_envoy_containers, envoy_files, envoy_volumes
 from controller.objects.management import MANAGEMENT_FOLDER, management_secret, management_variables
 from controller.objects.names import (
     HTTP,
@@ -42,7 +43,18 @@ def build_router_deployment(cluster: Cluster) -> Object:
     wait = START_SECONDS[cluster.spec.engine.type]
     startup = build_startup_probe(f"/started?wait={wait}", MANAGEMENT, timeout=wait + ANSWER_SECONDS)
     picker = {PICKER: PICKER_PORT} if cluster.spec.gateway.picks else {}
-    secrets = (*_keys_volume(cluster), *_tls_volume(cluster), *_management_volume(cluster))
+    own, tls = (*_keys_volume(cluster), *_management_volume(cluster)), _tls_volume(cluster)
+    volumes = [volume for volume, _ in (*own, *tls)]
+    mounts = [mount for _, mount in (*own, *tls)]
+    probes = build_probes(MANAGEMENT, readiness="/ready", liveness="/health", startup=startup)
+    ports = {HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT, **picker}
+    beside: list[Object] = []
+    if router.is_behind_envoy:
+        # Envoy listens, has the certificate, and asks the router itself whether requests should come.
+        beside = build_envoy_containers(cluster, [mount for _, mount in tls])
+        mounts = [*(mount for _, mount in own), SHARED_MOUNT]
+        volumes += envoy_volumes(cluster)
+        del ports[HTTP], probes["readinessProbe"]
     process = build_container(
         cluster,
         Component.ROUTER,
@@ -50,18 +62,20 @@ def build_router_deployment(cluster: Cluster) -> Object:
         module="router.main",
         image=router.image,
         pull_policy=router.image_pull_policy,
-        ports={HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT, **picker},
+        ports=ports,
         env=[*container_env(cluster.spec.model.env, router.env), *management_variables(cluster)],
-        probes=build_probes(MANAGEMENT, readiness="/ready", liveness="/health", startup=startup),
-        resources=container_resources(router),
-        volume_mounts=[mount for _, mount in secrets],
+        probes=probes,
+        resources=container_resources(router.resources),
+        volume_mounts=mounts,
     )
     template = build_pod_template(
         cluster,
         Component.ROUTER,
         router,
         containers=[process],
-        volumes=[volume for volume, _ in secrets],
+        init_containers=beside,
+        volumes=volumes,
+        files=envoy_files(cluster),
         scrape_port=MANAGEMENT_PORT,
         grace_seconds=drain + SHUTDOWN_MARGIN,
         service_account=cluster.object_name(Component.ROUTER),
@@ -119,12 +133,14 @@ def build_router_service(cluster: Cluster) -> Object:
     """The Service that clients talk to: the OpenAI API and nothing else."""
     wanted = cluster.spec.router.service
     protocol = {"appProtocol": "https"} if cluster.spec.router.tls.secret_ref is not None else {}
+    # By number: Envoy is a sidecar, and older EndpointSlice controllers find no named port there.
+    target = ROUTER_PORT if cluster.spec.router.is_behind_envoy else HTTP
     return {
         **_annotated(cluster, "v1", "Service", wanted.annotations),
         "spec": {
             "type": wanted.type,
             "selector": cluster.selector(Component.ROUTER),
-            "ports": [{"name": HTTP, "port": ROUTER_PORT, "targetPort": HTTP, "protocol": "TCP", **protocol}],
+            "ports": [{"name": HTTP, "port": ROUTER_PORT, "targetPort": target, "protocol": "TCP", **protocol}],
             **({} if wanted.load_balancer_class is None else {"loadBalancerClass": wanted.load_balancer_class}),
             **ip_families(cluster),
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from controller.api.model import ADAPTERS_VOLUME, CPU_CACHE_VOLUME, EngineType, KVClusterSpec
-from controller.objects.config import ADAPTERS_FOLDER, EVENTS_PORT, replay_port, worker_service_suffixes
+from controller.objects.config import ADAPTERS_FOLDER, EVENTS_PORT, is_ipv6, replay_port, worker_service_suffixes
 from controller.objects.names import FEED, FEED_PORT, HTTP, WORKER_PORT, Cluster, Component, Object
 from controller.objects.pods import (
     SCRATCH_MOUNT,
@@ -135,7 +135,7 @@ def _build_emulator_template(cluster: Cluster) -> Object:
         probes=build_probes(
             HTTP, readiness="/health", liveness="/health", startup=build_startup_probe("/health", HTTP)
         ),
-        resources=container_resources(spec.workers),
+        resources=container_resources(spec.workers.resources),
         volume_mounts=[*_adapters_mounts(cluster), *spec.workers.volume_mounts],
         security_context=_container_security(cluster),
     )
@@ -173,7 +173,7 @@ def _build_vllm_template(cluster: Cluster) -> Object:
     shared = [{"name": volume["name"], "mountPath": SHARED_MEMORY} for volume in _shared_memory(spec)]
     if mounts := [*scratch, *shared, *spec.model.volume_mounts, *spec.workers.volume_mounts]:
         engine["volumeMounts"] = mounts
-    if resources := container_resources(spec.workers):
+    if resources := container_resources(spec.workers.resources):
         engine["resources"] = resources
     agent = build_container(
         cluster,
@@ -220,7 +220,7 @@ def vllm_arguments(cluster: Cluster) -> list[str]:
     return [
         spec.loaded_model,
         # By default vLLM listens on IPv4 alone.
-        *(["--host=::"] if _is_ipv6(cluster) else []),
+        *(["--host=::"] if is_ipv6(cluster) else []),
         f"--port={WORKER_PORT}",
         "--served-model-name",
         *spec.served_names,
@@ -273,12 +273,6 @@ def _shared_memory(spec: KVClusterSpec) -> list[Object]:
         return []
     size = cache.size_bytes * spec.engine.data_parallel.size + OTHER_SHARED_MEMORY
     return [{"name": CPU_CACHE_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": f"{-(-size // 2**20)}Mi"}}]
-
-
-def _is_ipv6(cluster: Cluster) -> bool:
-    """Whether routers and the kubelet may ask the engine under an IPv6 address. `::` listens on IPv4 as well."""
-    families = cluster.spec.network.ip_families
-    return "IPv6" in families if families else cluster.release.ipv6
 
 
 def _engine_env(cluster: Cluster) -> list[Object]:

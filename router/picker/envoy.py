@@ -27,6 +27,11 @@ class EndpointsFile:
         self._written: frozenset[str] = frozenset()
         self._version = 0
 
+    @property
+    def written(self) -> frozenset[str]:
+        """`ip:port` of the workers in the file."""
+        return self._written
+
     def update(self) -> bool:
         """Write the file if the workers have changed; whether it did.
 
@@ -43,11 +48,17 @@ class EndpointsFile:
         self._written = found
         return True
 
+    def try_update(self) -> bool:
+        """The same, where a file that cannot be written is logged."""
+        try:
+            if self.update():
+                logger.info("envoy_endpoints_written", workers=len(self._written))
+                return True
+        except OSError as error:
+            logger.error("envoy_endpoints_not_written", path=str(self._path), why=str(error))
+        return False
+
     async def run(self) -> None:
         while True:
-            try:
-                if self.update():
-                    logger.info("envoy_endpoints_written", workers=len(self._written))
-            except OSError as error:
-                logger.error("envoy_endpoints_not_written", path=str(self._path), why=str(error))
+            self.try_update()
             await asyncio.sleep(INTERVAL)

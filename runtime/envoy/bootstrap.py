@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runtime.envoy.clusters import ADMIN, METADATA, PICKER, admin, picker, workers
+from runtime.envoy.clusters import ADMIN, METADATA, PICKER, ROUTER, admin, picker, router, workers
 from runtime.envoy.clusters import WORKERS as WORKERS_CLUSTER
 from runtime.envoy.logs import access_logs
 from runtime.envoy.messages import Message, address, extension, pipe, seconds, typed
-from runtime.envoy.routes import virtual_host
+from runtime.envoy.routes import silence, virtual_host
 from runtime.envoy.settings import DataPlane
 from runtime.envoy.tls import transport_socket
 
@@ -38,6 +38,8 @@ def bootstrap(plane: DataPlane) -> Message:
     if plane.ready_port is not None:
         listeners.append(_ready(plane, plane.ready_port))
         clusters.append(admin(plane))
+        if plane.router_port is not None:
+            clusters.append(router(plane.router_port))
     return {
         "node": {"id": "kvcluster", "cluster": "kvcluster"},
         "admin": {"address": pipe(plane.files.admin, SOCKET_MODE)},
@@ -109,7 +111,7 @@ def _clients(plane: DataPlane) -> Message:
         max_request_headers_kb=min(max(-(-limits.header_bytes // 1024), 1), 8192),
         request_headers_timeout=seconds(timeouts.header),
         request_timeout=seconds(_SLOW_BODY * timeouts.body),
-        stream_idle_timeout=seconds(max(timeouts.answer, timeouts.idle)),
+        stream_idle_timeout=silence(plane),
         stream_flush_timeout=seconds(timeouts.write),
         delayed_close_timeout="1s",
     )
@@ -191,15 +193,37 @@ def _own_answer(status: int) -> Message:
     return mapper
 
 
+_SILENT = ("UF", "UH", "UC", "UR", "UT")
+"""What Envoy notes of a server that cannot be reached, cuts off, or does not answer in time."""
+
+
 def _ready(plane: DataPlane, port: int) -> Message:
-    """Two paths of the administration interface, for probes and Prometheus; no other of them is open to the network."""
-    paths = [{"match": {"path": path}, "route": {"cluster": ADMIN}} for path in ("/ready", "/stats/prometheus")]
+    """For probes and Prometheus: whether Envoy's threads serve, whether requests should come here, and its statistics.
+    No other path of the administration interface is open to the network.
+
+    The router says whether requests should come. Where they go on without it, a router that says nothing is as good as
+    a ready one: the probe fails when the router wants no requests, not when it is frozen. Envoy's own `/ready` would
+    not do, for it fails as soon as connections are to be closed, while the last router goes on serving.
+    """
+    asked = ADMIN if plane.router_port is None else ROUTER
+    paths: list[Message] = [
+        {"match": {"path": "/live"}, "direct_response": {"status": 200, "body": {"inline_string": "LIVE\n"}}},
+        {"match": {"path": "/ready"}, "route": {"cluster": asked, "timeout": "1s"}},
+        {"match": {"path": "/stats/prometheus"}, "route": {"cluster": ADMIN}},
+    ]
+    silent: Message = {
+        "filter": {"response_flag_filter": {"flags": list(_SILENT)}},
+        "status_code": 200,
+        "body": {"inline_string": "the router does not say, and requests go on without it\n"},
+    }
+    tolerant = plane.router_port is not None and plane.asking.fail_open
     manager = extension(
         "http",
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="ready",
         http_filters=[extension("envoy.filters.http.router", "filters.http.router.v3.Router")],
         route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": paths}]},
+        **({"local_reply_config": {"mappers": [silent]}} if tolerant else {}),
     )
     return {
         "name": "ready",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from runtime.envoy.messages import Message, extension, percent, pipe, seconds, typed
+from runtime.envoy.messages import Message, address, extension, percent, pipe, seconds, typed
 from runtime.envoy.settings import DataPlane
 
-WORKERS, PICKER, ADMIN = "workers", "picker", "admin"
+WORKERS, PICKER, ADMIN, ROUTER = "workers", "picker", "admin", "router"
 METADATA, DESTINATION = "envoy.lb", "x-gateway-destination-endpoint"
 """Where the picker says who takes a request: namespace and key of its metadata, which no client can set."""
 SERVED = "x-gateway-destination-endpoint-served"
@@ -115,14 +115,7 @@ def picker(plane: DataPlane) -> Message:
     most = 4 * plane.limits.requests
     # Where the check fails Envoy opens no stream any more, but lets those wait that are open. Pings end them.
     keepalive = {"interval": seconds(asking.check_interval), "timeout": seconds(asking.check_timeout)}
-    return {
-        "name": PICKER,
-        "type": "STATIC",
-        "load_assignment": {
-            "cluster_name": PICKER,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": pipe(plane.files.picker)}}]}],
-        },
-        "connect_timeout": "0.25s",
+    return _local(PICKER, pipe(plane.files.picker)) | {
         # One that is not healthy is not asked.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0.0}},
         "health_checks": [
@@ -148,12 +141,18 @@ def picker(plane: DataPlane) -> Message:
 
 def admin(plane: DataPlane) -> Message:
     """Envoy's own administration interface, for the listener that serves two of its paths."""
+    return _local(ADMIN, pipe(plane.files.admin))
+
+
+def router(port: int) -> Message:
+    """The router's management port, for the listener that passes on one of its paths."""
+    return _local(ROUTER, address("127.0.0.1", port))
+
+
+def _local(name: str, where: Message) -> Message:
     return {
-        "name": ADMIN,
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "0.25s",
-        "load_assignment": {
-            "cluster_name": ADMIN,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": pipe(plane.files.admin)}}]}],
-        },
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": where}}]}]},
     }

@@ -48,13 +48,18 @@ def _in_resource(path: str) -> bool:
     return path.startswith("/v1/") and path.split("/")[2] in RESOURCES
 
 
-def _silence(plane: DataPlane) -> str:
-    return seconds(max(plane.timeouts.answer, plane.timeouts.idle))
+def silence(plane: DataPlane) -> str:
+    """For which a request's stream may be silent: while the router decides, too."""
+    return seconds(_worker_silence(plane) + plane.asking.decision)
+
+
+def _worker_silence(plane: DataPlane) -> float:
+    return max(plane.timeouts.answer, plane.timeouts.idle)
 
 
 def _passed(match: Message, plane: DataPlane) -> Message:
     # An answer may take as long as it likes, if it goes on.
-    return {"match": match, "route": {"cluster": WORKERS, "timeout": "0s", "idle_timeout": _silence(plane)}}
+    return {"match": match, "route": {"cluster": WORKERS, "timeout": "0s", "idle_timeout": silence(plane)}}
 
 
 def _retries(plane: DataPlane) -> Message:
@@ -63,7 +68,7 @@ def _retries(plane: DataPlane) -> Message:
         "retry_on": "connect-failure,refused-stream,reset,5xx,retriable-status-codes",
         "retriable_status_codes": list(RETRIED),
         "num_retries": plane.retries.attempts - 1,
-        "per_try_idle_timeout": _silence(plane),
+        "per_try_idle_timeout": seconds(_worker_silence(plane)),
         "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.1s"},
         "retry_host_predicate": [previous],
         "host_selection_retry_max_attempts": 5,

@@ -100,7 +100,7 @@ class DataPlane:
     address: str = "::"
     """`::` is every address of IPv6 and IPv4."""
     ready_port: int | None = None
-    """Port of `/ready` and `/stats/prometheus` alone; None: neither is served."""
+    """Port of `/live`, `/ready` and `/stats/prometheus` alone; None: none is served."""
     tls: Tls | None = None
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -112,3 +112,6 @@ class DataPlane:
     """Origins whose pages may send requests; `*` among them: all."""
     allowed_paths: tuple[str, ...] = ()
     """Paths that clients may reach in addition to inference APIs."""
+    router_port: int | None = None
+    """Management port of the router at 127.0.0.1, which says at `/ready` whether requests should come here; None:
+    Envoy's own state counts."""
