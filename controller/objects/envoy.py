@@ -105,11 +105,12 @@ def build_envoy_containers(cluster: Cluster, secret_mounts: list[Object]) -> lis
         **({"imagePullPolicy": policy} if policy else {}),
         "command": ["envoy"],
         "args": [
-            f"--config-path={CONFIG_FOLDER}/{BOOTSTRAP_FILE}",
-            f"--concurrency={wanted.threads}",
-            # It would want shared memory, and pods are replaced instead.
+            # It takes no `=` after a flag.
+            *("--config-path", f"{CONFIG_FOLDER}/{BOOTSTRAP_FILE}"),
+            *("--concurrency", str(wanted.threads)),
+            *("--log-level", "warning"),
+            # That would want shared memory, and pods are replaced instead.
             "--disable-hot-restart",
-            "--log-level=warning",
         ],
         "ports": container_ports({HTTP: ROUTER_PORT, ENVOY: ENVOY_PORT}),
         "securityContext": RESTRICTED,

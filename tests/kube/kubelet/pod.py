@@ -1,6 +1,6 @@
 """Pods on the node: which are taken, their addresses and containers, their status, their end.
 
-Played: binding to the one node, native sidecars before and after all others, graceful deletion. Checked by
+Played: binding to the one node, init containers, native sidecars before and after all others, graceful deletion. Checked by
 `test_kubelet*.py` and `test_pod_surroundings.py`. A pod with any field beyond those named here is refused: the node
 crashes, and the test with it.
 """
@@ -75,17 +75,20 @@ class Pod:
         self._gone = False
         self._over = False
         spec, folder = pod["spec"], machine.logs / "volumes" / pod["metadata"]["uid"]
-        self._volumes = volumes = PodVolumes(folder, machine.api, machine.credentials)
+        self._volumes = volumes = PodVolumes(folder, machine.api, machine.credentials, self.ip)
 
         def container(spec: Mapping[str, Any]) -> Container:
             return Container(machine, spec, self.ip, volumes, lambda: self.document, self._dirty.set)
 
         self._main = [container(each) for each in spec["containers"]]
-        self._sidecars = [container(each) for each in spec.get("initContainers") or ()]
-        if self._sidecars:
+        self._before = [container(each) for each in spec.get("initContainers") or ()]
+        if self._before:
             for each in self._main:
                 each.record.state = Waiting("PodInitializing")
-        self.containers = [*self._main, *self._sidecars]
+        for each in self._before:
+            each.record.completes = each.spec.get("restartPolicy") != "Always"
+        self._sidecars = [each for each in self._before if not each.record.completes]
+        self.containers = [*self._main, *self._before]
         self._running: list[asyncio.Task[None]] = []
 
     def update(self, pod: Object) -> None:
@@ -146,16 +149,18 @@ class Pod:
                 self._volumes.refresh(self.document)
 
     async def _start(self, group: asyncio.TaskGroup) -> None:
-        """Sidecars one after the other, then all others at once."""
-        for each in self._sidecars:
-            self._running.append(group.create_task(each.run()))
-            await each.started.wait()
+        """Init containers and sidecars one after the other, then all others at once."""
+        for each in self._before:
+            running = group.create_task(each.run())
+            self._running.append(running)
+            await (running if each.record.completes else each.started.wait())
         self._running += [group.create_task(each.run()) for each in self._main]
 
     async def _stop(self) -> None:
         """Ends what runs: the containers at once, then the sidecars, the last one first, in the time that is left."""
         deadline = asyncio.get_running_loop().time() + self._grace
-        await asyncio.gather(*(each.stop(self._grace) for each in self._main))
+        initial = [each for each in self._before if each.record.completes]
+        await asyncio.gather(*(each.stop(self._grace) for each in (*self._main, *initial)))
         for each in reversed(self._sidecars):
             left = deadline - asyncio.get_running_loop().time()
             await each.stop(max(left, LEAST_GRACE) if self._grace > 0 else 0.0)
@@ -167,7 +172,7 @@ class Pod:
             self._write()
 
     def _write(self) -> None:
-        records, before = [each.record for each in self._main], [each.record for each in self._sidecars]
+        records, before = [each.record for each in self._main], [each.record for each in self._before]
         status = pod_status(self.document, records, self._place, now(), terminal=self._over, before=before)
         present = self.document.get("status", {})
         if any(present.get(field) != value for field, value in status.items()):
@@ -233,8 +238,6 @@ def _unplayed(spec: Spec) -> Iterator[str]:
     for kind in ("initContainers", "containers"):
         for each in spec.get(kind) or ():
             yield from _unplayed_container(f"spec.{kind}[{each['name']}]", each)
-            if kind == "initContainers" and each.get("restartPolicy") != "Always":
-                yield f"spec.{kind}[{each['name']}], which is no sidecar"
     for volume in spec.get("volumes") or ():
         where = f"spec.volumes[{volume['name']}]"
         yield from _beyond(where, volume, {"name", "emptyDir", "configMap", "secret"})

@@ -1,8 +1,8 @@
 """What the kubelet reports about a pod: a pure function of its containers' states.
 
-Played: phases and conditions of pods that are always restarted, with native sidecars (KEP-753). Checked by
-`test_pod_states.py`, and against the rules of `pkg/kubelet/status` in Kubernetes. Not played, and refused (`pod.py`):
-other init containers, other restart policies, readiness gates.
+Played: phases and conditions of pods that are always restarted, with init containers and native sidecars (KEP-753).
+Checked by `test_pod_states.py`, and against the rules of `pkg/kubelet/status` in Kubernetes. Not played, and refused
+(`pod.py`): other restart policies, readiness gates.
 """
 
 from __future__ import annotations
@@ -78,6 +78,15 @@ class Record:
     restarts: int = 0
     started: bool = False
     ready: bool = False
+    completes: bool = False
+    """It is an init container that has to end well before the next one starts."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether what comes after it may start, if it comes before the others."""
+        if self.completes:
+            return isinstance(self.state, Terminated) and self.state.code == 0
+        return self.started or self.last is not None
 
     def document(self) -> dict[str, Any]:
         """Its entry in the pod's status."""
@@ -123,9 +132,9 @@ def pod_status(
 ) -> dict[str, Any]:
     """The whole status; conditions keep the time of their last transition from the pod's present status.
 
-    `before`: the native sidecars. `terminal`: the pod was told to end and all its processes have.
+    `before`: the init containers, native sidecars among them. `terminal`: the pod was told to end and all its processes have.
     """
-    incomplete = [each.name for each in before if not each.started and each.last is None]
+    incomplete = [each.name for each in before if not each.begun]
     stage = "Pending" if incomplete and not terminal else phase(records, terminal=terminal)
     unready = [each.name for each in (*before, *records) if not each.ready]
     done = stage in ("Succeeded", "Failed")

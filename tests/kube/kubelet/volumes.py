@@ -1,11 +1,11 @@
 """A pod's volumes as folders of this machine, and the token that its service account gets.
 
-Played: emptyDir, ConfigMaps and Secrets (whole, each key a file; a changed one is written again within a second, where
-a kubelet takes up to a minute or two; one that is deleted leaves its files behind), and the files of the ServiceAccount
-admission (token, namespace, CA certificate), which are written when a container starts. Checked by
-`test_pod_surroundings.py`, and, Secrets apart, against what the same pods find under Kubernetes 1.36 and containerd
-1.6. Not played, and refused (`pod.py`): all others, and `items` and `optional` of ConfigMaps and Secrets. Tokens do not
-expire.
+Played: emptyDir (of any size), ConfigMaps and Secrets (whole, each key a file, addresses in ConfigMaps as `at_home` has
+them; a changed one is written again within a second, where a kubelet takes up to a minute or two; one that is deleted
+leaves its files behind), and the files of the ServiceAccount admission (token, namespace, CA certificate), which are
+written when a container starts. Checked by `test_pod_surroundings.py`, and, Secrets apart, against what the same pods
+find under Kubernetes 1.36 and containerd 1.6. Not played, and refused (`pod.py`): all others, and `items` and
+`optional` of ConfigMaps and Secrets. Tokens do not expire.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from tests.kube.kubelet.api import CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, Api, Object
-from tests.kube.kubelet.environment import ConfigError
+from tests.kube.kubelet.environment import ConfigError, at_home
 from tests.kube.kubelet.process import TOKEN_MOUNT, Isolation, Mount, token_is_mounted
 
 Tokens = Callable[[str, str], str]
@@ -56,8 +56,9 @@ def is_followed(volume: Mapping[str, Any]) -> bool:
 class PodVolumes:
     """The volumes of one pod, below one folder."""
 
-    def __init__(self, folder: Path, api: Api, credentials: Credentials) -> None:
+    def __init__(self, folder: Path, api: Api, credentials: Credentials, ip: str) -> None:
         self._folder = folder
+        self._ip = ip
         self._api = api
         self._credentials = credentials
 
@@ -100,7 +101,7 @@ class PodVolumes:
         data = found.get("data") or {}
         if kind is SECRETS:
             return {key: base64.b64decode(value) for key, value in data.items()}
-        return {key: value.encode() for key, value in data.items()}
+        return {key: at_home(value, self._ip).encode() for key, value in data.items()}
 
     def token(self, pod: Object, isolation: Isolation) -> Path | None:
         """What is mounted at `TOKEN_MOUNT` (or a kubeconfig, where nothing can be mounted); None: no token."""
