@@ -18,6 +18,19 @@ RESUMES = f"Envoy cannot go on with a stream at another worker: {_OR_ELSE}"
 LOGS_BLOCKS = f"Envoy's access log does not know the blocks of a prompt: {_OR_ELSE}"
 WAITS = f"Envoy waits for no worker after a failure, it tries the next one at once: {_OR_ELSE}"
 CUTS = f"Envoy cuts an answer off when its worker has been silent for liveness.stallSeconds: {_OR_ELSE}"
+LONGEST_DECISION = 3_600
+"""Seconds for which an Envoy can wait for the router's decision at most (`message_timeout`)."""
+LONGEST_WAIT = LONGEST_DECISION - 10
+WAITS_LONG = (
+    f"Envoy waits for the router's decision for an hour at most: make it {LONGEST_WAIT} or less, or set "
+    "spec.router.dataPlane to router"
+)
+LONGEST_START = LONGEST_DECISION - 100
+"""Seconds for which a worker may start while requests are held: routers hold them for a minute longer."""
+STARTS_LONG = (
+    f"Envoy waits for the router's decision for an hour at most: make it {LONGEST_START} or less, or set "
+    "spec.router.dataPlane to router"
+)
 
 
 class Envoy(SpecModel):
@@ -54,3 +67,7 @@ def _unknown_to_envoy(router: Router) -> Iterator[tuple[str, str]]:
         yield "retries.deadlineSeconds", WAITS
     if router.liveness.cut_seconds is not None:
         yield "liveness.cutSeconds", CUTS
+    if router.flow_control.enabled:
+        for index, each in enumerate(router.flow_control.classes):
+            if each.ttl_seconds > LONGEST_WAIT:
+                yield f"flowControl.classes[{index}].ttlSeconds", WAITS_LONG

@@ -31,7 +31,7 @@ from controller.api.common import (
     rule_broken,
 )
 from controller.api.cpu_cache import CpuCache
-from controller.api.envoy import Envoy, check_envoy
+from controller.api.envoy import LONGEST_START, STARTS_LONG, Envoy, check_envoy
 from controller.api.exposure import (
     Auth,
     HttpRoute,
@@ -404,6 +404,12 @@ class KVClusterSpec(SpecModel):
                 "autoscaling.min",
                 "0 cannot be used beside spec.router.serves: the others' workers would be asked for this model",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _envoy_waits_for_the_first_worker(self) -> KVClusterSpec:
+        if self.router.is_behind_envoy and self.scales_to_zero and self.start_seconds > LONGEST_START:
+            raise rule_broken("autoscaling.startSeconds", STARTS_LONG)
         return self
 
     @model_validator(mode="after")

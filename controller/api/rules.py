@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from controller.api.envoy import CUTS, LOGS_BLOCKS, RESUMES, SERVES, WAITS
+from controller.api.envoy import CUTS, LOGS_BLOCKS, LONGEST_START, RESUMES, SERVES, STARTS_LONG, WAITS
 from controller.api.external import (
     FOREIGN_ONLY,
     NO_MODEL,
@@ -153,6 +153,12 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
             "size(self.router.serves) == 0",
             "0 cannot be used beside spec.router.serves: the others' workers would be asked for this model",
             ".autoscaling.min",
+        ),
+        Rule(
+            "self.router.dataPlane != 'envoy' || !has(self.autoscaling) || self.autoscaling.min > 0 || "
+            f"!has(self.autoscaling.startSeconds) || self.autoscaling.startSeconds <= {LONGEST_START}",
+            STARTS_LONG,
+            ".autoscaling.startSeconds",
         ),
         Rule(
             "self.cache.blockSize == oldSelf.cache.blockSize || "

@@ -108,38 +108,29 @@ def _router_settings(cluster: Cluster) -> dict[str, str]:
         own["hold-seconds"] = str(held)
     if cluster.spec.router.auth.keys_secret_ref is not None:
         own["api-keys-file"] = f"{KEYS_FOLDER}/{KEYS_FILE}"
+    if cluster.spec.router.tls.secret_ref is not None:
+        own["tls-cert-path"] = TLS_FOLDER
+    if cluster.spec.router.tls.client_ca_secret_ref is not None:
+        own["tls-client-ca"] = f"{TLS_FOLDER}/{CLIENT_CA_FILE}"
     if cluster.spec.management_auth == "tokenExceptMetrics":
         own["management-open-metrics"] = "true"
     if cluster.spec.gateway.picks:
         own |= {"mode": "both", "picker-port": str(PICKER_PORT)}
-    if cluster.spec.router.is_behind_envoy:
-        own |= _picker_settings(cluster)
-    else:
-        own |= _tls_settings(cluster)
     if cluster.spec.gateway.inference_pool:
         own["objectives-pool"] = cluster.object_name(Component.WORKER)
     return environment("ROUTER", router_settings(cluster.spec) | own)
 
 
-def _tls_settings(cluster: Cluster) -> dict[str, str]:
-    tls = cluster.spec.router.tls
-    return {
-        **({} if tls.secret_ref is None else {"tls-cert-path": TLS_FOLDER}),
-        **({} if tls.client_ca_secret_ref is None else {"tls-client-ca": f"{TLS_FOLDER}/{CLIENT_CA_FILE}"}),
-    }
-
-
-def _picker_settings(cluster: Cluster) -> dict[str, str]:
-    """Of a router that only decides, for the Envoy beside it. Gateways may ask it, too, at the ports for them."""
+def picker_settings(cluster: Cluster) -> dict[str, str]:
+    """Settings of a router that only decides, for the Envoy beside it; none of another. Gateways may ask it, too, at
+    the ports for them. They are variables of the pod's, not in the ConfigMap, which containers that restart in older
+    pods read as well: those have no Envoy."""
+    if not cluster.spec.router.is_behind_envoy:
+        return {}
     ports = {} if cluster.spec.gateway.picks else {"picker-port": "-1", "picker-health-port": "-1"}
     shared = ENVOY_SHARED
-    return {
-        **ports,
-        "mode": "picker",
-        "picker-socket": shared.picker,
-        "envoy-endpoints": shared.endpoints,
-        "envoy-admin": shared.admin,
-    }
+    own = {"picker-socket": shared.picker, "envoy-endpoints": shared.endpoints, "envoy-admin": shared.admin}
+    return environment("ROUTER", {"mode": "picker", **ports, **own})
 
 
 def hold_seconds(spec: KVClusterSpec) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from controller.api.model import KEYS_VOLUME, MANAGEMENT_VOLUME, START_SECONDS, TLS_VOLUME
-from controller.objects.config import CLIENT_CA_FILE, KEYS_FILE, KEYS_FOLDER, TLS_FILES, TLS_FOLDER
+from controller.objects.config import CLIENT_CA_FILE, KEYS_FILE, KEYS_FOLDER, TLS_FILES, TLS_FOLDER, picker_settings
 from controller.objects.envoy import SHARED_MOUNT, build_envoy_containers, envoy_files, envoy_volumes
 from controller.objects.management import MANAGEMENT_FOLDER, management_secret, management_variables
 from controller.objects.names import (
@@ -43,16 +43,19 @@ def build_router_deployment(cluster: Cluster) -> Object:
     wait = START_SECONDS[cluster.spec.engine.type]
     startup = build_startup_probe(f"/started?wait={wait}", MANAGEMENT, timeout=wait + ANSWER_SECONDS)
     picker = {PICKER: PICKER_PORT} if cluster.spec.gateway.picks else {}
-    own, tls = (*_keys_volume(cluster), *_management_volume(cluster)), _tls_volume(cluster)
-    volumes = [volume for volume, _ in (*own, *tls)]
-    mounts = [mount for _, mount in (*own, *tls)]
+    tls = _tls_volume(cluster)
+    secrets = (*_keys_volume(cluster), *tls, *_management_volume(cluster))
+    volumes, mounts = [volume for volume, _ in secrets], [mount for _, mount in secrets]
+    decides = picker_settings(cluster)
+    env = [each for each in container_env(cluster.spec.model.env, router.env) if each["name"] not in decides]
     probes = build_probes(MANAGEMENT, readiness="/ready", liveness="/health", startup=startup)
     ports = {HTTP: ROUTER_PORT, MANAGEMENT: MANAGEMENT_PORT, **picker}
     beside: list[Object] = []
     if router.is_behind_envoy:
-        # Envoy listens, has the certificate, and asks the router itself whether requests should come.
+        # Envoy listens, and asks the router itself whether requests should come. Both have the certificate: the router
+        # tells when it ends.
         beside = build_envoy_containers(cluster, [mount for _, mount in tls])
-        mounts = [*(mount for _, mount in own), SHARED_MOUNT]
+        mounts.append(SHARED_MOUNT)
         volumes += envoy_volumes(cluster)
         del ports[HTTP], probes["readinessProbe"]
     process = build_container(
@@ -63,7 +66,11 @@ def build_router_deployment(cluster: Cluster) -> Object:
         image=router.image,
         pull_policy=router.image_pull_policy,
         ports=ports,
-        env=[*container_env(cluster.spec.model.env, router.env), *management_variables(cluster)],
+        env=[
+            *env,
+            *({"name": name, "value": value} for name, value in decides.items()),
+            *management_variables(cluster),
+        ],
         probes=probes,
         resources=container_resources(router.resources),
         volume_mounts=mounts,

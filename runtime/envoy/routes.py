@@ -18,6 +18,7 @@ RETRIED = (429,)
 """Statuses below 500 that another worker may better."""
 _METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 _CORS = "envoy.filters.http.cors"
+_UNASKED = {PICKER: typed("extensions.filters.http.ext_proc.v3.ExtProcPerRoute", disabled=True)}
 
 
 def virtual_host(plane: DataPlane) -> Message:
@@ -27,6 +28,7 @@ def virtual_host(plane: DataPlane) -> Message:
         "name": "all",
         "domains": ["*"],
         "routes": [
+            *([_preflights()] if plane.cors_origins else []),
             *(_passed({"path": path}, plane) for path in (*opened, *plane.allowed_paths)),
             _answered({"safe_regex": {"regex": _ODD}}, 404, _UNKNOWN),
             *(_passed({"path_separated_prefix": f"/v1/{resource}"}, plane) for resource in sorted(RESOURCES)),
@@ -88,10 +90,20 @@ def _answered(match: Message, status: int, body: str) -> Message:
         "match": match,
         "direct_response": {"status": status, "body": {"inline_string": body}},
         "response_headers_to_add": [kind | {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
-        "typed_per_filter_config": {
-            PICKER: typed("extensions.filters.http.ext_proc.v3.ExtProcPerRoute", disabled=True)
-        },
+        "typed_per_filter_config": _UNASKED,
     }
+
+
+def _preflights() -> Message:
+    """Preflights. The filter for CORS answers them all, so that none gets to a worker, but only where a route leads to
+    some. The picker would be asked about that answer, to a request that it has not seen, and where nothing goes on
+    without it, that would be an error."""
+    headers = [
+        {"name": ":method", "string_match": {"exact": "OPTIONS"}},
+        *({"name": name, "present_match": True} for name in ("origin", "access-control-request-method")),
+    ]
+    match = {"prefix": "/", "headers": headers}
+    return {"match": match, "route": {"cluster": WORKERS}, "typed_per_filter_config": _UNASKED}
 
 
 def _cors(origins: tuple[str, ...]) -> Message:

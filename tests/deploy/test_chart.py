@@ -15,6 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from controller.objects.names import ENVOY_IMAGE
 from controller.settings import Settings
 from deploy.helm.docs import CHART, DOCUMENT, ROOT, SCHEMA, VALUES, defaults, schema, values, values_yaml, with_table
 from deploy.monitoring.alerts import ALERTS, rule_groups
@@ -137,6 +138,8 @@ def test_the_process_gets_what_the_contract_says(helm_4: Helm) -> None:
     assert environment(objects) == {
         "CONTROLLER_IMAGE": f"kvcluster:{VERSION}",
         "CONTROLLER_IMAGE_PULL_POLICY": "IfNotPresent",
+        "CONTROLLER_ENVOY_IMAGE": ENVOY_IMAGE,
+        "CONTROLLER_ENVOY_IMAGE_PULL_POLICY": "IfNotPresent",
         "CONTROLLER_WATCH_NAMESPACES": "",
         "CONTROLLER_NAMESPACE": None,
         "CONTROLLER_LOG_LEVEL": "info",
@@ -165,6 +168,23 @@ def test_one_image_for_the_controller_and_what_it_starts(helm_4: Helm, settings:
     objects = helm_4.template(*(f"--set={setting}" for setting in settings))
     assert environment(objects)["CONTROLLER_IMAGE"] == image
     assert {container["image"] for spec in pod_specs(objects) for container in spec["containers"]} == {image}
+
+
+@helm_runs
+@pytest.mark.parametrize(
+    ("settings", "image"),
+    [
+        (["repository=reg.example.com:5000/envoy", "tag=v1.40.1"], "reg.example.com:5000/envoy:v1.40.1"),
+        (["pullPolicy=Never", f"digest=sha256:{'b' * 64}"], f"envoyproxy/envoy@sha256:{'b' * 64}"),
+    ],
+)
+def test_the_image_of_envoys_reaches_the_controller(helm_4: Helm, settings: list[str], image: str) -> None:
+    found = environment(helm_4.template(*(f"--set=envoy.image.{setting}" for setting in settings)))
+    given = [f"--envoy-image={found['CONTROLLER_ENVOY_IMAGE']}", "--image=i"]
+    given.append(f"--envoy-image-pull-policy={found['CONTROLLER_ENVOY_IMAGE_PULL_POLICY']}")
+    release = Settings.load(given).release
+    assert release.envoy_image == image
+    assert release.envoy_image_pull_policy == ("Never" if "pullPolicy=Never" in settings else "IfNotPresent")
 
 
 @helm_runs

@@ -7,6 +7,7 @@ what Envoy does with requests (tests/envoy/test_data_plane.py).
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
 import httpx
@@ -24,16 +25,42 @@ pytestmark = [
 ]
 
 
+FROZEN = 8.0
+"""Seconds: several of the readiness probe's periods."""
+
+
+async def ready(world: World, pod: str) -> bool:
+    conditions = (await world.api.get("pods", pod))["status"]["conditions"]
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+async def picks(world: World) -> float:
+    """How many requests the routers have decided."""
+    total = 0.0
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for pod in await world.pods("router"):
+            text = (await client.get(f"http://{pod['status']['podIP']}:9000/metrics")).text
+            lines = [each for each in text.splitlines() if each.startswith("kvcluster_router_picks_total")]
+            total += sum(float(each.rpartition(" ")[2]) for each in lines)
+    return total
+
+
 async def test_requests_flow_through_envoy_while_everything_changes(world: World):
-    await world.serve(workers=2, routers=2, router={"replicas": 2, "dataPlane": "envoy"})
+    await world.serve(workers=2, router={"replicas": 2, "dataPlane": "envoy"})
 
-    async def restart(component: str) -> None:
-        await world.restart(component)
-        await world.rolled_out(component)
+    async def replace_the_routers() -> None:
+        await world.restart("router")
+        await world.rolled_out("router")
 
-    records = await world.under_load(
-        lambda: world.scale(3), lambda: restart("router"), lambda: restart("worker"), lambda: world.scale(1)
-    )
+    async def freeze_a_router() -> None:
+        pod = (await world.pods("router"))[0]["metadata"]["name"]
+        world.node.kill(pod, signal.SIGSTOP, container="router")
+        await asyncio.sleep(FROZEN)
+        assert await ready(world, pod), "its Envoy goes on without it"
+        world.node.kill(pod, signal.SIGKILL, container="router")
+
+    records = await world.under_load(lambda: world.scale(3), replace_the_routers, freeze_a_router)
     assert failures(records) == []
     assert len(records) > 50
+    await eventually(lambda: world.api.condition("rag", "RouterAvailable", "AllReady"), "the router is back", 60)
     assert await picks(world) > 0

@@ -48,8 +48,8 @@ def ours() -> Image:
 
 
 def known(image: str) -> Image:
-    """`kvcluster`, of whatever registry, is ours; `vllm-openai` has a miniature of vLLM, `envoy` the real Envoy. vLLM's,
-    and every other image, sets nothing and means to run as root."""
+    """`kvcluster`, of whatever registry, is ours; `vllm-openai` has a miniature of vLLM, and `envoy` the real Envoy.
+    What is not ours sets nothing, and all but Envoy's mean to run as root."""
     if _OURS.search(image):
         return ours()
     if _ENVOY.search(image):

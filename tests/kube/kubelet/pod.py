@@ -1,8 +1,8 @@
 """Pods on the node: which are taken, their addresses and containers, their status, their end.
 
-Played: binding to the one node, init containers, native sidecars before and after all others, graceful deletion. Checked by
-`test_kubelet*.py` and `test_pod_surroundings.py`. A pod with any field beyond those named here is refused: the node
-crashes, and the test with it.
+Played: binding to the one node, init containers, native sidecars before and after all others, graceful deletion.
+Checked by `test_kubelet*.py` and `test_pod_surroundings.py`. A pod with any field beyond those named here is refused:
+the node crashes, and the test with it.
 """
 
 from __future__ import annotations

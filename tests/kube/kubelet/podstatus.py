@@ -132,7 +132,8 @@ def pod_status(
 ) -> dict[str, Any]:
     """The whole status; conditions keep the time of their last transition from the pod's present status.
 
-    `before`: the init containers, native sidecars among them. `terminal`: the pod was told to end and all its processes have.
+    `before`: the init containers, native sidecars among them. `terminal`: the pod was told to end and all its processes
+    have.
     """
     incomplete = [each.name for each in before if not each.begun]
     stage = "Pending" if incomplete and not terminal else phase(records, terminal=terminal)

@@ -89,6 +89,34 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "spec.router.tls.clientCASecretRef", "set secretRef",
     ),
     "a route to nowhere": ({"router": {"httpRoute": {"parentRefs": []}}}, "spec.router.httpRoute.parentRefs", "1"),
+    "models of others behind Envoy": (
+        {"router": {"dataPlane": "envoy", "serves": [{"cluster": "other"}]}},
+        "spec.router.serves", "set spec.router.dataPlane to router",
+    ),
+    "streams that Envoy would have to go on with": (
+        {"router": {"dataPlane": "envoy", "resumeStreams": True}}, "spec.router.resumeStreams", "at another worker",
+    ),
+    "blocks in Envoy's log": (
+        {"router": {"dataPlane": "envoy", "accessLog": {"blocks": True}}},
+        "spec.router.accessLog.blocks", "does not know the blocks",
+    ),
+    "an Envoy that waits after a failure": (
+        {"router": {"dataPlane": "envoy", "retries": {"deadlineSeconds": 5}}},
+        "spec.router.retries.deadlineSeconds", "the next one at once",
+    ),
+    "an Envoy that cuts later than it moves": (
+        {"router": {"dataPlane": "envoy", "liveness": {"cutSeconds": 5}}},
+        "spec.router.liveness.cutSeconds", "stallSeconds",
+    ),
+    "an Envoy that would have to wait for too long": (
+        {
+            "autoscaling": {
+                "type": "keda", "min": 0, "max": 2, "prometheusAddress": "http://p", "startSeconds": 3600,
+            },
+            "router": {"dataPlane": "envoy"},
+        },
+        "spec.autoscaling.startSeconds", "an hour at most",
+    ),
     "a variable given twice": (
         {"engine": {"env": [{"name": "A"}, {"name": "A", "value": "b"}]}}, "spec.engine.env[1]", "Duplicate",
     ),

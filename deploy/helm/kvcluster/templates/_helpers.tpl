@@ -51,6 +51,16 @@ app.kubernetes.io/component: controller
 {{- end -}}
 {{- end }}
 
+{{- define "kvcluster.envoyImage" -}}
+{{- with .Values.envoy.image -}}
+{{- if .digest -}}
+{{- printf "%s@%s" .repository .digest -}}
+{{- else -}}
+{{- printf "%s:%s" .repository .tag -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{/* What Kubernetes' restricted profile asks of a pod, and of a container. */}}
 {{- define "kvcluster.podSecurityContext" -}}
 runAsNonRoot: true
