@@ -98,7 +98,11 @@ async def test_only_callers_with_a_key_get_in_over_a_certificate_that_may_change
                     return False
 
             await eventually(answers, "the pod serves: " + pod.log("envoy"))
-            assert await ready(pod) == 200
+
+            async def is_ready() -> bool:
+                return await ready(pod) == 200
+
+            await eventually(is_ready, "the router says so")
             assert (await ask(client)).status_code == 401
             asked = {"origin": PAGE, "access-control-request-method": "POST"}
             preflight = await client.options("/v1/completions", headers=asked)

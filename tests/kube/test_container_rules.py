@@ -90,7 +90,7 @@ UNPLAYED = [
     pytest.param({"restartPolicy": "Never"}, ["spec.restartPolicy: Never"], id="restart policy"),
     pytest.param({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}, ["spec.volumes[v].hostPath"], id="volume"),
     pytest.param({"securityContext": {"sysctls": [1]}}, ["spec.securityContext.sysctls"], id="security of the pod"),
-    pytest.param({"initContainers": [{"name": "i"}]}, ["spec.initContainers[i], which is no sidecar"], id="init"),
+    pytest.param({"initContainers": [{"name": "i", "tty": True}]}, ["spec.initContainers[i].tty"], id="init"),
 ]
 UNPLAYED_OF_A_CONTAINER = [
     pytest.param({"workingDir": "/"}, ".workingDir", id="field"),

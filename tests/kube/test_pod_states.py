@@ -61,6 +61,20 @@ def test_conditions_keep_the_time_of_their_last_transition():
     assert ready["podIP"] == "127.9.0.1"
 
 
+@pytest.mark.parametrize(
+    ("state", "phase_", "initialized"),
+    [
+        pytest.param(Running(NOW), "Pending", "False", id="it runs"),
+        pytest.param(ENDED, "Pending", "False", id="it has failed"),
+        pytest.param(Terminated(0, NOW, NOW), "Running", "True", id="it has ended well"),
+    ],
+)
+def test_an_init_container_has_to_end_well(state, phase_, initialized):
+    before = Record("init", "image", state=state, completes=True)
+    found = pod_status({"metadata": {}, "spec": {}}, [record(Running(NOW))], PLACE, NOW, before=[before])
+    assert (found["phase"], conditions(found)["Initialized"]["status"]) == (phase_, initialized)
+
+
 SERVICE = {
     "metadata": {"name": "rag-worker", "namespace": "prod", "uid": "s-1", "labels": {"a": "b"}},
     "spec": {

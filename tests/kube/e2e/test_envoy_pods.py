@@ -37,7 +37,7 @@ async def ready(world: World, pod: str) -> bool:
 async def picks(world: World) -> float:
     """How many requests the routers have decided."""
     total = 0.0
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, headers=await world.management_headers()) as client:
         for pod in await world.pods("router"):
             text = (await client.get(f"http://{pod['status']['podIP']}:9000/metrics")).text
             lines = [each for each in text.splitlines() if each.startswith("kvcluster_router_picks_total")]
