@@ -147,7 +147,8 @@ async def running(
     """The pod of a KVCluster with this `spec.router`: its init containers have ended, and the others run."""
     release = Release("kvcluster:1.2.3", drain_delay=0.5, drain_limit=0.5)
     found = objects(release=release, router={"dataPlane": "envoy", **router})
-    pod = RenderedPod(found, folder, workers, {"kvcluster-management": {"token": b"a-token-of-the-test"}, **(secrets or {})})
+    token = {"kvcluster-management": {"token": b"a-token-of-the-test"}}
+    pod = RenderedPod(found, folder, workers, {**token, **(secrets or {})})
     try:
         for each in (*pod.initial, *pod.main):
             process = await pod.start(each["name"])
