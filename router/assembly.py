@@ -406,7 +406,7 @@ class Router:
             from runtime.envoy_admin import EnvoyAdmin
 
             self.envoy = EnvoyAdmin(admin, self.clock)
-            source = told = EnvoyFirst(source, file, self.envoy, self.fleet.urls)
+            source = told = EnvoyFirst(source, file, self.envoy.knows, self.fleet.urls)
             beside = (told.file.run(), self.envoy.join(), self._be_asked())
             self._tasks += map(asyncio.create_task, beside)
         self._tasks.append(asyncio.create_task(self.fleet_sync.follow(source)))

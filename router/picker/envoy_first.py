@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 
 from router.discovery.discovered import DiscoveredWorkers
 from router.discovery.sources import Discovery, DiscoveryStatus
 from router.picker.envoy import EndpointsFile
-from runtime.envoy_admin import EnvoyAdmin
 
 CONFIRMATION = 1.0
 """Seconds for which new workers are kept back at most until Envoy knows them."""
@@ -25,10 +24,17 @@ class EnvoyFirst:
     the requests that were held until a first worker is there, all would.
     """
 
-    def __init__(self, source: Discovery, path: Path, admin: EnvoyAdmin, known: Callable[[], Iterable[str]]) -> None:
-        """`known`: URLs of the workers that the router has already; some register with it by themselves."""
+    def __init__(
+        self,
+        source: Discovery,
+        path: Path,
+        reads: Callable[[Iterable[str]], Awaitable[bool]],
+        known: Callable[[], Iterable[str]],
+    ) -> None:
+        """`reads`: whether Envoy has read of these workers, each `ip:port`; `known`: URLs of the workers that the
+        router has already, some of which register with it by themselves."""
         self._source = source
-        self._admin = admin
+        self._reads = reads
         self._latest: DiscoveredWorkers = {}
         self.file = EndpointsFile(path, lambda: {*self._latest, *known()})
 
@@ -45,5 +51,5 @@ class EnvoyFirst:
     async def _confirmed(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONFIRMATION):
-                while not await self._admin.knows(self.file.written):  # noqa: ASYNC110  another process sets no event
+                while not await self._reads(self.file.written):  # noqa: ASYNC110  another process sets no event
                     await asyncio.sleep(LOOK)
