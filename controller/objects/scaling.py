@@ -13,6 +13,9 @@ ROUTER_WAITING = "kvcluster_router_flow_waiting"
 """Metric: requests in a router's queue, by class."""
 ROUTER_IN_FLIGHT = "kvcluster_router_in_flight"
 """Metric: requests of a router that are with a worker."""
+_OF_A_DEPLOYMENT = "-[a-z0-9]+(-[a-z0-9]+)?"
+"""What a pod's name adds to its Deployment's: the template's hash and a suffix, of a long name without the hyphen. No
+more of them, or `rag-worker` would have the pods of a KVCluster that is called `rag-worker-2`."""
 POLLING_SECONDS = 5
 """How often KEDA asks where a request may wait for the first worker."""
 
@@ -95,7 +98,8 @@ def _triggers(cluster: Cluster, scaling: Autoscaling) -> list[Object]:
 
 
 def _sum(cluster: Cluster, component: Component, metric: str) -> str:
-    return f'sum({metric}{{namespace="{cluster.namespace}", pod=~"{cluster.object_name(component)}-.+"}})'
+    pods = cluster.object_name(component) + _OF_A_DEPLOYMENT
+    return f'sum({metric}{{namespace="{cluster.namespace}", pod=~"{pods}"}})'
 
 
 def _trigger(scaling: Autoscaling, query: str, threshold: int) -> Object:

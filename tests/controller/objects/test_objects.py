@@ -5,6 +5,7 @@ Not covered: what is in the pods (test_pods), and when the objects are written (
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import kubernetes_validate
@@ -68,7 +69,28 @@ def test_replicas_are_the_autoscalers_while_there_is_one():
     keda = objects(autoscaling={"type": "keda", "max": 5, "prometheusAddress": "http://prometheus:9090"})
     assert "HorizontalPodAutoscaler/rag-worker" not in keda
     trigger = keda["ScaledObject/rag-worker"]["spec"]["triggers"][0]["metadata"]
-    assert trigger["query"] == 'sum(vllm:num_requests_waiting{namespace="serving", pod=~"rag-worker-.+"})'
+    assert trigger["query"] == f'sum(vllm:num_requests_waiting{{namespace="serving", pod=~"{pods_of("rag-worker")}"}})'
+
+
+def pods_of(deployment: str) -> str:
+    """What Prometheus matches a whole name with."""
+    return deployment + "-[a-z0-9]+(-[a-z0-9]+)?"
+
+
+@pytest.mark.parametrize(
+    ("pod", "ours"),
+    [
+        ("rag-worker-5d4f8c7b9-x2x4z", True),
+        pytest.param("rag-worker-5d4f8c7b9x2x4z", True, id="a long name, cut off"),
+        pytest.param("rag-worker-2-worker-5d4f8c7b9-x2x4z", False, id="another KVCluster"),
+        pytest.param("rag-worker-2-router-5d4f8c7b9-x2x4z", False, id="its routers"),
+    ],
+)
+def test_an_autoscaler_counts_no_pod_of_another_kvcluster(pod, ours):
+    keda = objects(autoscaling={"type": "keda", "max": 5, "prometheusAddress": "http://prometheus:9090"})
+    query = keda["ScaledObject/rag-worker"]["spec"]["triggers"][0]["metadata"]["query"]
+    pattern = re.search('pod=~"(.*)"', query)[1]
+    assert bool(re.fullmatch(pattern, pod)) is ours
 
 
 def test_to_scale_to_zero_keda_counts_what_routers_hold_and_takes_no_loading_worker_away():
@@ -80,8 +102,8 @@ def test_to_scale_to_zero_keda_counts_what_routers_hold_and_takes_no_loading_wor
     assert spec["cooldownPeriod"] == spec["initialCooldownPeriod"] == window == 900, "as long as vLLM may load"
     waiting, running = (trigger["metadata"] for trigger in spec["triggers"])
     assert waiting["query"] == (
-        '(sum(vllm:num_requests_waiting{namespace="serving", pod=~"rag-worker-.+"}) or vector(0)) + '
-        '(sum(kvcluster_router_flow_waiting{namespace="serving", pod=~"rag-router-.+"}) or vector(0))'
+        f'(sum(vllm:num_requests_waiting{{namespace="serving", pod=~"{pods_of("rag-worker")}"}}) or vector(0)) + '
+        f'(sum(kvcluster_router_flow_waiting{{namespace="serving", pod=~"{pods_of("rag-router")}"}}) or vector(0))'
     )
     assert running["query"].startswith("clamp_max(sum(kvcluster_router_in_flight{")
     assert (waiting["threshold"], running["threshold"]) == ("4", "1")
