@@ -3,7 +3,8 @@
 After Shreedhar and Varghese, "Efficient Fair Queuing Using Deficit Round Robin" (SIGCOMM 1995), with two changes. What
 a request costs is known only when it is placed, so a tenant is served while it has credit and may fall below zero by
 one request (as in RFC 8290, 4.2). And, as there, a tenant that has just begun and has credit goes before those that
-have waited for their turn; but every other time only, so that callers who invent names starve nobody.
+have waited for their turn; but all that have just begun get no more tokens than the others meanwhile, so that callers
+who invent names starve nobody.
 
 Turns and credit are a tenant's, however many models, ranks or stored responses its requests name: each combination has
 a flow, because its requests can go to other workers, but no turn of its own.
@@ -74,7 +75,8 @@ class _Idle(NamedTuple):
 
 class FairQueue(Generic[T]):
     """The tenants of one class. Between two that both have requests waiting, and whose requests can be placed, the
-    tokens charged differ by at most two quanta and the largest request, from when both began to wait."""
+    tokens charged differ by at most two quanta and the largest request, from when both have used up their first turn.
+    Until then those that have just begun get together what the others get together."""
 
     def __init__(self, quantum: int) -> None:
         """`quantum`: tokens that each tenant may compute in one round."""
@@ -85,7 +87,8 @@ class FairQueue(Generic[T]):
         self._idle: OrderedDict[str, _Idle] = OrderedDict()
         self._served = 0
         self._arrivals = 0
-        self._new_first = True
+        self._ahead = 0
+        """Tokens by which those that have just begun are ahead of the others: within a quantum, counted so far."""
 
     def __bool__(self) -> bool:
         return bool(self._tenants)
@@ -120,7 +123,7 @@ class FairQueue(Generic[T]):
         item, tenant = flow.first, flow.tenant
         tenant.credit -= tokens
         self._served += tokens
-        self._new_first = tenant.name not in self._new
+        self._count(tokens if tenant.name in self._new else -tokens)
         self.remove(flow, item, size)
         if tenant.flows and tenant.credit <= 0:
             self._end_turn(tenant)
@@ -164,15 +167,18 @@ class FairQueue(Generic[T]):
         new, old = self._new, self._old
         passed = 0
         while True:
-            tenants = new if new and (self._new_first or not old) else old
+            tenants = new if new and (self._ahead <= 0 or not old) else old
             tenant = next(iter(tenants.values()))
             if tenant.credit > 0:
                 return tenant
             self._end_turn(tenant)
-            self._new_first = True  # what it owes has taken this turn
+            self._count(-self._quantum)  # what it owes has taken this turn
             passed += 1
             if passed == len(self._tenants):
                 self._skip_rounds()
+
+    def _count(self, ahead: int) -> None:
+        self._ahead = max(min(self._ahead + ahead, self._quantum), -self._quantum)
 
     def _skip_rounds(self) -> None:
         """Give the rounds at once in which nobody would get out of debt."""
