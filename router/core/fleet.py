@@ -118,7 +118,8 @@ class Fleet:
 
     def set_feedless(self, url: str, *, feedless: bool) -> None:
         """The worker serves no cache feed, or serves one again. Without one, prompts are matched against what this
-        router has sent there. Raises `UnknownWorker`."""
+        router has sent there. Of a worker whose feed has been heard, that it has none changes nothing: it has stopped,
+        and what it said is not confirmed any more. Raises `UnknownWorker`."""
         worker = self._find(url)
         if feedless and worker.history is None and worker.view.info is None:
             worker.history = History(self._index, worker.view.slot, self.config.history_blocks)

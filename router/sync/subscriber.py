@@ -156,6 +156,9 @@ class Subscriber:
             self._failures += 1
 
     def _lost(self, error: Exception) -> None:
+        if self.feed is not None:
+            # Perhaps there is no agent there, or not yet. If it has ever said what the worker holds, this does nothing.
+            self.fleet.set_feedless(self.url, feedless=True)
         if self._failures == 0:
             self._log("feed_lost", logging.WARNING, repr(error))
         self.metrics.feed_connects.labels("failed").inc()

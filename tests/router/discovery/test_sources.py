@@ -286,6 +286,33 @@ async def test_the_view_of_a_dead_agent_is_not_used_and_said_not_to_be(
         assert response.headers["x-kvcluster-matched-blocks"] == "19"
 
 
+async def test_a_worker_whose_agent_has_never_answered_is_matched_by_what_was_sent_there_until_it_does(
+    start_router: StartRouter, tokenizer: Tokenizer
+) -> None:
+    prompt = {"prompt": list(range(320)), "max_tokens": 2}
+    async with (
+        fake_workers(good, good) as (engine, agent),
+        start_router(routing_strategy="cache_aware") as router,
+    ):
+        agent.serve_feed(tokenizer.fingerprint, "pod")
+        agent.blocks = CHAIN
+        await agent.stop(reset=True)
+        router.router.fleet_sync.apply({engine.url: DiscoveredWorker(feed=agent.url)})
+        await router.ready(1)
+        await until(lambda: router.metric("workers", state="history") == 1)
+        matched = []
+        for _ in range(2):
+            response = await router.client.post("/v1/completions", json=prompt)
+            matched.append(int(response.headers["x-kvcluster-matched-blocks"]))
+        assert matched[0] == 0
+        assert matched[1] >= 19
+        await agent.start()
+        await until(lambda: len(agent.feeds) == 1)
+        await agent.publish(seq=0)
+        await until(lambda: router.metric("workers", state="history") == 0)
+        assert held(router, engine) == len(CHAIN)
+
+
 async def test_a_request_waits_for_workers_that_come_later(start_router: StartRouter) -> None:
     """A rolling restart of the only worker: the old one drains, then is gone, then another one comes."""
 
