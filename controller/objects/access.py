@@ -47,9 +47,10 @@ def _router_rules(cluster: Cluster) -> list[Object]:
     gateway = cluster.spec.gateway
     followed: dict[tuple[str, ...], str] = {("discovery.k8s.io",): "endpointslices"}
     if gateway.picks:
-        followed[OBJECTIVE_GROUPS] = "inferenceobjectives"
+        # An objective may select pools by their labels.
+        followed |= {OBJECTIVE_GROUPS: "inferenceobjectives", ("inference.networking.k8s.io",): "inferencepools"}
     if gateway.inference_pool_ref is not None:
-        followed |= {("",): "pods", ("inference.networking.k8s.io",): "inferencepools"}
+        followed[("",)] = "pods"
     return [
         {"apiGroups": list(groups), "resources": [resource], "verbs": ["list", "watch"]}
         for groups, resource in followed.items()

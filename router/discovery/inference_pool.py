@@ -139,6 +139,7 @@ class InferencePoolDiscovery:
                 self._pool = pools.get((self.api.namespace, self.api.pool))
                 if self._pool is None and (before is not None or self._workers is None):
                     logger.warning("inference_pool_absent", **self._where, why="waits for it")
+                self._objectives.pool_labelled(self._pool.own_labels if self._pool is not None else None)
                 await self._select(self._pool.selector if self._pool is not None else "")
                 self._changed.set()
 

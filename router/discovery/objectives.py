@@ -14,7 +14,7 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from router.discovery.discovered import DiscoveredWorkers
 from router.discovery.pool_api import PoolApi
-from router.discovery.pool_objects import Objective, priorities_of, read_objective
+from router.discovery.pool_objects import Objective, Pool, priorities_of, read_objective, read_pool
 from router.discovery.sources import Discovery, DiscoveryStatus
 from runtime.backoff import Backoff
 from runtime.kube.errors import ApiFailureCause, KubeApiError
@@ -45,6 +45,29 @@ class ObjectiveWatch:
     clock: Callable[[], float] = time.monotonic
     _found: dict[str, Mapping[Key, Objective]] = field(default_factory=dict, init=False)
     """By group."""
+    _labels: Mapping[str, str] | None = field(default=None, init=False)
+    """Those of the pool; None: not known, or there is none."""
+
+    def pool_labelled(self, labels: Mapping[str, str] | None) -> None:
+        """The pool has these labels now, by which objectives may select it; None: there is no such pool."""
+        self._labels = labels
+        self._merge()
+
+    async def follow_pool(self) -> None:
+        """Follow the pool for its labels, for ever, where nothing else does."""
+        reflector: Reflector[Pool] = Reflector(
+            self.api.pools(),
+            read_pool,
+            policy=self.policy,
+            chance=self.chance,
+            clock=self.clock,
+            on_failure=lambda failure: self._failed("pool", failure, reflector.state.streak),
+            on_settled=lambda: None,
+        )
+        async with contextlib.aclosing(reflector.follow()) as following:
+            async for pools in following:
+                pool = pools.get((self.api.namespace, self.api.pool))
+                self.pool_labelled(pool.own_labels if pool is not None else None)
 
     async def run(self) -> None:
         """Until cancelled. Whatever fails is asked for again: requests have the priority 0 meanwhile, or their last."""
@@ -79,7 +102,7 @@ class ObjectiveWatch:
         merged: dict[str, int] = {}
         for api in OBJECTIVES:
             named = ((key[1], each) for key, each in self._found.get(api, {}).items())
-            merged |= priorities_of(self.api.pool, named)
+            merged |= priorities_of(self.api.pool, self._labels, named)
         for name in self.priorities.keys() - merged.keys():
             del self.priorities[name]
         self.priorities.update(merged)
@@ -98,7 +121,7 @@ class WithObjectives:
 
     async def watch(self) -> AsyncIterator[DiscoveredWorkers]:
         """The workers, again whenever they change. Ends as that of the source does."""
-        following = asyncio.create_task(self._objectives.run(), name="objectives")
+        following = asyncio.gather(self._objectives.run(), self._objectives.follow_pool())
         try:
             async for workers in self._source.watch():
                 yield workers

@@ -121,7 +121,8 @@ def pool_definition() -> Object:
 
 def objective_definition(group: str = "llm-d.ai") -> Object:
     """InferenceObjective v1alpha2. Two projects define it, each with a group of its own, and they differ: the pool that
-    a reference without a group means, and the bounds of a priority."""
+    a reference without a group means, the bounds of a priority, and that llm-d's (0.10)
+    selects pools in other ways, too."""
     newer = group == "llm-d.ai"
     pools = "llm-d.ai" if newer else "inference.networking.k8s.io"
     kind = {**_KIND, "default": "InferencePool"}
@@ -132,7 +133,14 @@ def objective_definition(group: str = "llm-d.ai") -> Object:
         "lastTransitionTime": "1970-01-01T00:00:00Z",
     }  # fmt: skip
     conditions = {**_conditions(), "default": [pending]}
-    spec = _object({"priority": priority, "poolRef": reference}, "poolRef")
+    if newer:
+        expression = _object({"key": _NAME, "operator": _NAME, "values": {"type": "array", "items": _NAME}}, "key")
+        labels = {"type": "object", "additionalProperties": {"type": "string"}}
+        selector = _object({"matchLabels": labels, "matchExpressions": {"type": "array", "items": expression}})
+        several = {"type": "array", "items": reference}
+        spec = _object({"priority": priority, "poolRef": reference, "poolRefs": several, "poolSelector": selector})
+    else:
+        spec = _object({"priority": priority, "poolRef": reference}, "poolRef")
     return _definition(group, "v1alpha2", "InferenceObjective", spec, _object({"conditions": conditions}))
 
 

@@ -56,7 +56,7 @@ def test_a_pool_of_our_own_selects_their_pods() -> None:
     assert pool["selector"] == {"matchLabels": {"app": "llama"}}
     assert [port["number"] for port in pool["targetPorts"]] == [8000, 8001]
     assert settings(made).objectives_pool == "rag-worker"
-    assert rights(made) == {"endpointslices", "inferenceobjectives"}
+    assert rights(made) == {"endpointslices", "inferenceobjectives", "inferencepools"}
 
 
 def test_a_pool_of_theirs_names_the_workers_and_is_not_made() -> None:

@@ -56,7 +56,7 @@ def with_ports(made: dict[str, Any], **ports: int) -> dict[str, Any]:
 
 
 def workers(*pods: Mapping[str, Any], ports: tuple[int, ...] = (8000,)) -> DiscoveredWorkers:
-    return pool_workers(Pool((("app", "llama"),), ports), map(read_pod, pods))
+    return pool_workers(Pool((("app", "llama"),), ports, {}), map(read_pod, pods))
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,14 @@ class Place:
     discovery: InferencePoolDiscovery
     told: list[DiscoveredWorkers] = field(default_factory=list)
 
-    async def put_pool(self, labels: dict[str, str], *ports: int) -> None:
+    async def put_pool(self, labels: dict[str, str], *ports: int, own: dict[str, str] | None = None) -> None:
+        """The pool selects pods by `labels`; it has `own` ones."""
         path = f"{POOLS}/namespaces/{self.namespace}/inferencepools/llama"
+        pool = inference_pool("llama", labels, *ports)
+        pool["metadata"]["labels"] = own or {}
         answer = await self.client.patch(
             path,
-            json=inference_pool("llama", labels, *ports),
+            json=pool,
             params={"fieldManager": "test", "force": "true"},
             headers={"content-type": "application/apply-patch+yaml"},
         )
@@ -215,8 +218,11 @@ async def test_pool_ports_selector_and_pods_are_followed_and_workers_that_stay_a
 async def test_objectives_of_both_groups_are_followed_once_their_crd_is_there(
     tmp_path: Path, api: Backend, client: httpx.AsyncClient, ns: str  # noqa: F811
 ) -> None:  # fmt: skip
-    async def put(group: str, name: str, priority: int | None, pool: str = "llama") -> None:
-        spec = {"poolRef": {"name": pool}, **({} if priority is None else {"priority": priority})}
+    async def put(
+        group: str, name: str, priority: int | None, pool: str = "llama", selector: object = None
+    ) -> None:  # fmt: skip
+        target = {"poolRef": {"name": pool}} if selector is None else {"poolSelector": selector}
+        spec = {**target, **({} if priority is None else {"priority": priority})}
         made = {"apiVersion": f"{group}/v1alpha2", "kind": "InferenceObjective", "metadata": {"name": name}}
         path = f"/apis/{group}/v1alpha2/namespaces/{ns}/inferenceobjectives"
         answer = await client.post(path, json={**made, "spec": spec})
@@ -225,12 +231,17 @@ async def test_objectives_of_both_groups_are_followed_once_their_crd_is_there(
     old, new = "inference.networking.x-k8s.io", "llm-d.ai"
     async with following(tmp_path, api, client, ns) as place:
         priorities = place.discovery.priorities
-        await install(client, objective_definition(old), objective_definition(new))
+        await install(client, pool_definition(), objective_definition(old), objective_definition(new))
         await put(old, "batch", -1)
         await put(old, "chat", 1)
         await put(new, "chat", 5)
         await put(new, "plain", None)
         await put(new, "theirs", 9, pool="other")
+        await until(lambda: priorities == {"batch": -1, "chat": 5, "plain": 0})
+        await put(new, "tier", 7, selector={"matchLabels": {"tier": "gold"}})
+        await place.put_pool(LABELS, 8000, own={"tier": "gold"})
+        await until(lambda: priorities == {"batch": -1, "chat": 5, "plain": 0, "tier": 7})
+        await place.put_pool(LABELS, 8000, own={"tier": "silver"})
         await until(lambda: priorities == {"batch": -1, "chat": 5, "plain": 0})
         await uninstall(client, objective_definition(new))
         await until(lambda: priorities == {"batch": -1, "chat": 1})
