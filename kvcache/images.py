@@ -46,7 +46,7 @@ def is_image(part: object) -> bool:
 def image_parts(messages: object) -> Iterator[Mapping[str, Any]]:
     """The images of a chat request's messages, in their order."""
     for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, Mapping) else None
+        content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
             if is_image(part):
                 yield part

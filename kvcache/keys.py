@@ -57,6 +57,8 @@ class CacheScope:
 
 
 DEFAULT_SCOPE = CacheScope()
+_DEFAULT_START = hashlib.sha256(DEFAULT_SCOPE.header())
+"""The state before the first block of most prompts. It is only ever copied."""
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:
@@ -155,7 +157,7 @@ class PrefixKeys:
         self._block_bytes = block_size * BYTES_PER_TOKEN
         self.depth = len(packed) // self._block_bytes
         """How many full blocks the prompt has, hence the deepest depth that has a key."""
-        self._states = {0: hashlib.sha256(scope.header())}
+        self._states = {0: _DEFAULT_START if scope is DEFAULT_SCOPE else hashlib.sha256(scope.header())}
         self._depths = [0]
         self._keys: dict[int, BlockKey] = {}
         self._computed: list[BlockKey] | None = None

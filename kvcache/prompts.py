@@ -12,7 +12,7 @@ from kvcache.chat import anthropic, responses
 from kvcache.chat.messages import BY_TEMPLATE
 from kvcache.chat.request import ChatRequestError
 from kvcache.images import ImageError, ImageRule, expanded, identifier, image_parts
-from kvcache.keys import CacheScope, Image
+from kvcache.keys import DEFAULT_SCOPE, CacheScope, Image
 from kvcache.tokens.tokenizer import Tokenizer, TokenizerError
 
 
@@ -234,7 +234,7 @@ def request_scope(body: Mapping[str, Any], adapter: str = "") -> CacheScope:
     the LoRA `adapter` that serves it. Raises `PromptError`."""
     salt = body.get("cache_salt")
     if salt is None:
-        return CacheScope(adapter=adapter)
+        return CacheScope(adapter=adapter) if adapter else DEFAULT_SCOPE
     if not isinstance(salt, str) or not salt:
         raise PromptError("Parameter 'cache_salt' must be a non-empty string if provided.", param="cache_salt")
     try:

@@ -30,13 +30,14 @@ def _socket(fd: int | None, host: str, port: int) -> socket.socket:
 
 def _data_server(router: Router, settings: Settings, data_socket: socket.socket) -> HttpServer:
     return HttpServer(
-        router.data_plane,
+        None,
         data_socket,
         http_limits(settings),
         cancel_on_disconnect=True,
         on_refusal=router.refused,
         refusal_headers=router.cors.headers,
         screen=router.data_plane.screen,
+        handler=router.data_plane,
         tls=router.tls_port(),
     )
 

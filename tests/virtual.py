@@ -37,6 +37,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Run everything that is ready now, and what that makes ready."""
         self.run_until_complete(_turns(8))
 
+    def call(self, callback: Callable[[], T]) -> T:
+        """What a callback of the loop returns."""
+        results: list[T] = []
+        self.call_soon(lambda: results.append(callback()))
+        self.run_until_complete(asyncio.sleep(0))
+        return results[0]
+
     def advance(self, seconds: float) -> None:
         """Let time pass; timers due in it run, each at its time."""
         self.run_until_complete(asyncio.sleep(seconds))

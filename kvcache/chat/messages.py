@@ -74,7 +74,7 @@ def _text_of(content: str | list[dict[str, Any]]) -> str:
 
 
 def _message(message: object, form: ContentFormat, placeholder: str | None) -> Message:
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict | Mapping):  # an object of JSON is found to be a dict at once
         raise MessageError(f"a message must be an object, not {kind(message)}")
     role = message.get("role")
     if not isinstance(role, str):
@@ -143,6 +143,8 @@ def call_arguments(text: str) -> dict[str, Any]:
 
 
 def _content(role: str, content: object, form: ContentFormat, placeholder: str | None) -> str | list[dict[str, Any]]:
+    if isinstance(content, str) and form is ContentFormat.STRING and role != "system":
+        return content
     if content is None:
         parts: list[object] = []
     elif isinstance(content, str):

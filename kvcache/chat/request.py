@@ -243,7 +243,7 @@ def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
 
 def _forwards_tokens(fields: Mapping[str, Any]) -> bool:
     transfer = fields.get("kv_transfer_params")
-    return isinstance(transfer, Mapping) and transfer.get("prompt_token_ids") is not None
+    return transfer is not None and isinstance(transfer, Mapping) and transfer.get("prompt_token_ids") is not None
 
 
 def _check_objects(value: object, name: str) -> None:

@@ -216,6 +216,10 @@ class Refusals:
         self._streaks: dict[str, int] = {}
         self._agreed: OrderedDict[RequestKind, float] = OrderedDict()
 
+    def __bool__(self) -> bool:
+        """Whether any refusal is remembered."""
+        return bool(self._streaks or self._agreed)
+
     def doubtful(self, url: str, kind: RequestKind, status: int, now: float) -> bool:
         """The worker refused with `status`. Returns whether another worker should be asked."""
         streak = self._streaks[url] = self._streaks.get(url, 0) + 1

@@ -136,11 +136,11 @@ def with_request_id(body: bytes, name: str) -> bytes:
 
 def _session(fields: Mapping[str, Any], model: str | None) -> Session | None:
     extra = fields.get("vllm_xargs")
-    for name in (fields.get("session_id"), extra.get("session_id") if isinstance(extra, Mapping) else None):
+    for name in (fields.get("session_id"), extra.get("session_id") if isinstance(extra, dict) else None):
         if isinstance(name, str) and name:
             return session_of("session", name, model)
     metadata = fields.get("metadata")
-    user = metadata.get("user_id") if isinstance(metadata, Mapping) else None
+    user = metadata.get("user_id") if isinstance(metadata, dict) else None
     for kind, name in (*((hint, fields.get(hint)) for hint in _HINTS), ("user", user)):
         if isinstance(name, str) and name:
             return session_of(kind, name, model, hint=True)

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from starlette.types import Message, Scope, Send
+from starlette.types import Scope
 
 from kvcache.errors import ApiError, MessagesError
 from router.core.decision import BYTES_OF_A_TOKEN, Caller, RouteRequest
 from router.core.latency_samples import Usage
 from router.core.rates import MINUTE, Bucket, Exceeded, Limit, RateLimiter
+from router.server.client_answer import Edit
 from router.server.key_file import ApiKey, KeyFile, digest
 from router.server.prompts import MESSAGES
 from runtime.http.context import Headers
@@ -116,17 +117,15 @@ class Admitted:
             used = self.charged + self.events
         self.limiter.settle(self.charged, used, now)
 
-    def sender(self, send: Send, clock: Callable[[], float]) -> Send:
-        """`send`, adding OpenAI's headers about the rates of the key; `send` itself if it has none."""
+    def edit(self, clock: Callable[[], float]) -> Edit | None:
+        """Adds OpenAI's headers about the rates of the key to an answer; None if it has none."""
         limiter = self.limiter
         if limiter.requests is None and limiter.tokens is None:
-            return send
+            return None
 
-        async def with_rates(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                kept = [header for header in message["headers"] if not header[0].startswith(b"x-ratelimit-")]
-                message["headers"] = kept + rate_headers(limiter, clock())
-            await send(message)
+        def with_rates(headers: Headers) -> Headers:
+            kept = [header for header in headers if not header[0].startswith(b"x-ratelimit-")]
+            return kept + rate_headers(limiter, clock())
 
         return with_rates
 

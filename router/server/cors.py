@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starlette.types import Message, Send
-
+from router.server.client_answer import ClientAnswer, Edit
 from router.server.headers import find
 from runtime.http.context import Headers
 
@@ -50,7 +49,7 @@ class Cors:
             (b"vary", b"Origin"),
         ]
 
-    async def answer_preflight(self, headers: Headers, send: Send) -> int:
+    def answer_preflight(self, headers: Headers, to: ClientAnswer) -> int:
         """Answer a preflight as vLLM's server (Starlette) does. Returns the status."""
         origin = find(headers, b"origin")
         allowed = self._allows(origin)
@@ -61,26 +60,23 @@ class Cors:
             answer.append((b"access-control-allow-headers", wanted))
         if allowed:
             answer.append((b"access-control-allow-origin", b"*" if ANY in self.origins else origin))
-        await send({"type": "http.response.start", "status": status, "headers": answer})
-        await send({"type": "http.response.body", "body": body})
+        to.whole(status, answer, body)
         return status
 
-    def sender(self, request: Headers, send: Send) -> Send:
-        """`send` for the answer to a request with these headers: replaces what the worker says about origins."""
+    def edit(self, request: Headers) -> Edit | None:
+        """How the headers of the answer to a request with these headers change: what the worker says about origins is
+        replaced. None: they do not."""
         if not self.origins or not find(request, b"origin"):
-            return send
+            return None
         added = self.headers(request)
 
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                kept = [header for header in message["headers"] if not header[0].startswith(b"access-control-")]
-                if any(name == b"vary" and b"origin" in value.lower() for name, value in kept):
-                    message["headers"] = [*kept, *(header for header in added if header[0] != b"vary")]
-                else:
-                    message["headers"] = [*kept, *added]
-            await send(message)
+        def with_origins(headers: Headers) -> Headers:
+            kept = [header for header in headers if not header[0].startswith(b"access-control-")]
+            if any(name == b"vary" and b"origin" in value.lower() for name, value in kept):
+                return [*kept, *(header for header in added if header[0] != b"vary")]
+            return [*kept, *added]
 
-        return with_headers
+        return with_origins
 
     def _allows(self, origin: bytes) -> bool:
         return ANY in self.origins or origin.decode("latin-1") in self.origins

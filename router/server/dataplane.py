@@ -1,23 +1,24 @@
-"""The data port: inference APIs for clients, and nothing else. A raw ASGI app that passes bodies on unchanged."""
+"""The data port: inference APIs for clients, and nothing else. Bodies are passed on unchanged."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from kvcache.errors import ApiError, MessagesError
 from kvcache.paths import COMPUTED
 from router.metrics import Metrics
 from router.server.affinity import ANY_CALLERS, Callers, named_response, with_headers
 from router.server.auth import Admitted, Gate, RateExceeded, Unauthorized, without_credentials
+from router.server.client_answer import ClientAnswer
 from router.server.cors import NO_CORS, Cors, is_preflight
-from router.server.headers import find, to_worker
+from router.server.headers import RequestIds, find, to_worker
 from router.server.models import MODELS, Models
 from router.server.own_answers import answer_error, answer_json
 from router.server.paths import Access, access, repeatable
@@ -25,8 +26,10 @@ from router.server.prompts import INVOCATIONS, MESSAGES, PROMPTED, PROMPTLESS, P
 from router.server.proxy import Proxy
 from router.server.record import RequestRecord
 from router.server.recorder import Recorder
+from router.server.relay import Client
 from router.upstream.interface import UpstreamRequest
 from runtime.http.context import Headers
+from runtime.http.request import ServerRequest
 from runtime.http.tls import CLIENT_IDENTITY
 
 _IN_PATH = "/!$&'()*+,;=:@"
@@ -58,6 +61,7 @@ class DataPlane:
     """How requests say who sends them."""
     gate: Gate | None = None
     """Who may send requests; None: everybody."""
+    request_ids: RequestIds = field(default_factory=RequestIds)
     last_request: float = -math.inf
     """When the last request came, as a time of `clock`."""
 
@@ -67,19 +71,21 @@ class DataPlane:
         gate = self.gate
         return gate is None or (not is_preflight(scope["method"], scope["headers"]) and gate.screen(scope))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        code = CLIENT_LEFT
+    async def __call__(self, request: ServerRequest) -> None:
+        """Answer a request of the data port. Raises `OSError` when the client left."""
+        code, scope = CLIENT_LEFT, request.scope
         record = self.recorder.begin(scope)
-        if record is not None and record.whole:
-            send = record.sender(send)
+        answer = ClientAnswer(request, record if record is not None and record.whole else None)
         try:
-            if self.cors.is_preflight(scope["method"], scope["headers"]):
-                code = await self.cors.answer_preflight(scope["headers"], send)
-            elif self.gate is None or is_preflight(scope["method"], scope["headers"]):
-                code = await self._answer(scope, receive, self.cors.sender(scope["headers"], send), record)
+            if self.cors.origins and (edit := self.cors.edit(scope["headers"])) is not None:
+                if self.cors.is_preflight(scope["method"], scope["headers"]):
+                    code = self.cors.answer_preflight(scope["headers"], answer)
+                    return
+                answer.edit(edit)
+            if self.gate is None or is_preflight(scope["method"], scope["headers"]):
+                code = await self._answer(request, answer, record)
             else:
-                send = self.cors.sender(scope["headers"], send)
-                code = await self._admit(self.gate, scope, receive, send, record)
+                code = await self._admit(self.gate, request, answer, record)
         except (OSError, asyncio.CancelledError):
             raise
         except BaseException:
@@ -90,53 +96,56 @@ class DataPlane:
             if record is not None:
                 self.recorder.end(record, code, left=code == CLIENT_LEFT)
 
-    async def _admit(self, gate: Gate, scope: Scope, receive: Receive, send: Send, record: RequestRecord | None) -> int:
+    async def _admit(
+        self, gate: Gate, request: ServerRequest, answer: ClientAnswer, record: RequestRecord | None
+    ) -> int:
         """Answer a request if it has a key, and settle what it has used of the key's rates."""
         self.last_request = self.clock()
+        scope = request.scope
         try:
             admitted = gate.admitted(scope)
         except Unauthorized as error:
             self.metrics.unauthorized.labels(error.why.value).inc()
-            await answer_error(send, error.shaped(scope["path"]), error.headers)
+            answer_error(answer, error.shaped(scope["path"]), error.headers)
             return error.status
         except RateExceeded as error:
-            return await self._refuse(error, scope["path"], send, [])
+            return self._refuse(error, scope["path"], answer, [])
         code = None
+        if (edit := admitted.edit(self.clock)) is not None:
+            answer.edit(edit)
         try:
-            code = await self._answer(scope, receive, admitted.sender(send, self.clock), record, admitted)
+            code = await self._answer(request, answer, record, admitted)
         finally:
             admitted.settle(code, self.clock())
         return code
 
-    async def _refuse(self, error: RateExceeded, path: str, send: Send, headers: Headers) -> int:
+    def _refuse(self, error: RateExceeded, path: str, answer: ClientAnswer, headers: Headers) -> int:
         self.metrics.rate_limited.labels(error.limit.value).inc()
-        await answer_error(send, error.shaped(path), [*error.headers, *headers])
+        answer_error(answer, error.shaped(path), [*error.headers, *headers])
         return error.status
 
     async def _answer(
         self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
+        asked: ServerRequest,
+        answer: ClientAnswer,
         record: RequestRecord | None,
         admitted: Admitted | None = None,
     ) -> int:
+        scope = asked.scope
         arrived = self.last_request = self.clock() if record is None else record.arrived
         path: str = scope["path"]
         method: str = scope["method"]
         judged = access(path, self.allowed)
         if judged is not Access.PASSED:
-            return await _not_found(send, path, judged)
+            return _not_found(answer, path, judged)
         if path.endswith("/"):
-            return await _redirect(send, _target(path.rstrip("/"), scope))
-        if path.startswith(MODELS) and method == "GET" and (code := await self._list(path, send)):
+            return _redirect(answer, _target(path.rstrip("/"), scope))
+        if path.startswith(MODELS) and method == "GET" and (code := self._list(path, answer)):
             return code
-        headers, request_id, rank = to_worker(scope["headers"])
+        headers, request_id, rank = to_worker(scope["headers"], self.request_ids.new)
         if self.gate is not None:
             headers = without_credentials(headers)
-        request = UpstreamRequest(
-            method, _target(path, scope), headers, (await receive()).get("body", b""), repeatable(method, path)
-        )
+        request = UpstreamRequest(method, _target(path, scope), headers, asked.take_body(), repeatable(method, path))
         route = PROMPTLESS
         if method == "POST" and path in PROMPTED:
             adapter = find(headers, _ADAPTER).decode("latin-1") if path == INVOCATIONS else ""
@@ -162,34 +171,35 @@ class DataPlane:
             record.read(route, request_id)
         if (refusal := self.models.refuse(route)) is not None:
             refusal = MessagesError(refusal) if path.startswith(MESSAGES) else refusal
-            await answer_error(send, refusal, [(b"x-request-id", request_id)])
+            answer_error(answer, refusal, [(b"x-request-id", request_id)])
             return refusal.status
         if admitted is not None:
             try:
                 admitted.charge(route, len(request.body), self.clock())
             except RateExceeded as error:
-                return await self._refuse(error, path, send, [(b"x-request-id", request_id)])
-        return await self.proxy.forward(request, route, request_id, arrived, send, record, admitted)
+                return self._refuse(error, path, answer, [(b"x-request-id", request_id)])
+        client = Client(route, request_id, arrived, answer, record, admitted)
+        return await self.proxy.forward(request, client, asked.running)
 
-    async def _list(self, path: str, send: Send) -> int:
+    def _list(self, path: str, answer: ClientAnswer) -> int:
         """Answer a request about models. 0: a worker has to."""
         try:
             body = self.models.answer(path)
         except ApiError as error:
-            await answer_error(send, error, [])
+            answer_error(answer, error, [])
             return error.status
         if body is None:
             return 0
-        await answer_json(send, 200, orjson.dumps(body), [])
+        answer_json(answer, 200, orjson.dumps(body), [])
         return 200
 
 
-async def _not_found(send: Send, path: str, judged: Access) -> int:
+def _not_found(answer: ClientAnswer, path: str, judged: Access) -> int:
     if judged is Access.CLOSED:
         message = f"{path} is not passed on to workers: it is no part of an inference API (see --allowed-paths)."
-        await answer_error(send, ApiError(404, message), [])
+        answer_error(answer, ApiError(404, message), [])
     else:
-        await answer_json(send, 404, b'{"detail":"Not Found"}', [])
+        answer_json(answer, 404, b'{"detail":"Not Found"}', [])
     return 404
 
 
@@ -201,9 +211,8 @@ def _target(path: str, scope: Scope) -> str:
     return target
 
 
-async def _redirect(send: Send, location: str) -> int:
+def _redirect(answer: ClientAnswer, location: str) -> int:
     """Redirect as vLLM's server does, but by a relative location: a worker would name its own address."""
     headers = [(b"content-length", b"0"), (b"location", location.encode())]
-    await send({"type": "http.response.start", "status": 307, "headers": headers})
-    await send({"type": "http.response.body"})
+    answer.whole(307, headers, b"")
     return 307

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable
+import itertools
+import os
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
@@ -30,40 +31,66 @@ _NOT_TO_CLIENT = _HOP_BY_HOP | {b"date", b"server"}
 """The router's own server writes the last two."""
 
 
-def _passed(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
-    passed = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower == b"connection" and value.lower() not in (b"close", b"keep-alive"):
-            dropped = dropped | {token.strip() for token in value.lower().split(b",")}
-        passed.append((lower, value))
-    return [header for header in passed if header[0] not in dropped]
+_NAMES_OTHERS = frozenset({b"close", b"keep-alive"})
+"""The values of `Connection` that name no header of this hop alone."""
+_ID = b"x-request-id"
 
 
-def to_worker(headers: Iterable[tuple[bytes, bytes]]) -> tuple[Headers, bytes, int | None]:
-    """The headers a worker gets; the request's id: the client's `x-request-id`, or a new one; and the data-parallel
-    rank that the client asks for (None: none), whose header is not among those for the worker."""
+def _passed(headers: Headers, dropped: frozenset[bytes]) -> Headers:
+    passed, named = [], None
+    for header in headers:
+        name = header[0]
+        if name not in dropped:
+            passed.append(header)
+        elif name == b"connection" and (value := header[1].lower()) not in _NAMES_OTHERS:
+            named = {*(named or ()), *(token.strip() for token in value.split(b","))}
+    return passed if named is None else [header for header in passed if header[0] not in named]
+
+
+class RequestIds:
+    """Ids for requests that have none: 32 hexadecimal digits, a random half for this process and a number. No secrets,
+    and never the same twice."""
+
+    __slots__ = ("_numbers", "_process")
+
+    def __init__(self) -> None:
+        self._process = os.urandom(8).hex().encode()
+        self._numbers = itertools.count(1)
+
+    def new(self) -> bytes:
+        """The next one."""
+        return b"%s%016x" % (self._process, next(self._numbers))
+
+
+def to_worker(headers: Headers, new_id: Callable[[], bytes]) -> tuple[Headers, bytes, int | None]:
+    """The headers a worker gets; the request's id: the client's `x-request-id`, or a `new_id`; and the data-parallel
+    rank that the client asks for (None: none), whose header is not among those for the worker. Names are in lower
+    case."""
     passed = _passed(headers, _NOT_TO_WORKER)
     request_id, named = b"", None
     for name, value in passed:
-        if name == b"x-request-id":
+        if name == _ID:
             request_id = request_id or value
         elif name == _RANK and named is None:
             named = value
     if not request_id:
-        request_id = uuid.uuid4().hex.encode()
-        passed.append((b"x-request-id", request_id))
+        request_id = new_id()
+        passed.append((_ID, request_id))
     if named is None:
         return passed, request_id, None
     return [header for header in passed if header[0] != _RANK], request_id, asked_rank(named.decode("latin-1"))
 
 
-def to_client(headers: Iterable[tuple[bytes, bytes]], request_id: bytes, added: Headers) -> Headers:
-    """The headers a client gets: the worker's, `added`, and the request's id unless the worker sent one."""
+def to_client(headers: Headers, request_id: bytes, added: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The headers a client gets: the worker's (their names in lower case), `added`, and the request's id unless the
+    worker sent one."""
     passed = _passed(headers, _NOT_TO_CLIENT)
-    if not any(name == b"x-request-id" for name, _ in passed):
-        passed.append((b"x-request-id", request_id))
-    passed.extend(added)
+    for header in passed:
+        if header[0] == _ID:
+            break
+    else:
+        passed.append((_ID, request_id))
+    passed += added
     return passed
 
 

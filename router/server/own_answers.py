@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import ceil
 
 import orjson
-from starlette.types import Send
 
 from kvcache.errors import ApiError, MessagesError
 from router.core.decision import StoredResponse
 from router.server.admission import SHED_HEADER, Shed
+from router.server.client_answer import ClientAnswer
 from runtime.http.context import Headers
 
 
@@ -24,7 +24,7 @@ def response_not_found(stored: StoredResponse) -> ApiError:
     return ApiError(404, message, param="response_id", type="invalid_request_error")
 
 
-async def answer_shed(send: Send, shed: Shed, request_id: bytes, *, messages: bool) -> int:
+def answer_shed(answer: ClientAnswer, shed: Shed, request_id: bytes, *, messages: bool) -> int:
     """The answer to a request that flow control turned away. Returns its status. `messages`: in the format of the
     Messages API."""
     error = ApiError(shed.status, str(shed), type="rate_limit_error" if shed.status == 429 else None)
@@ -33,18 +33,16 @@ async def answer_shed(send: Send, shed: Shed, request_id: bytes, *, messages: bo
         (b"retry-after", b"%d" % ceil(shed.retry_after)),
         (SHED_HEADER, shed.reason.value.encode()),
     ]
-    await answer_error(send, MessagesError(error) if messages else error, headers)
+    answer_error(answer, MessagesError(error) if messages else error, headers)
     return error.status
 
 
-async def answer_error(send: Send, error: ApiError, headers: Headers) -> None:
+def answer_error(answer: ClientAnswer, error: ApiError, headers: Headers) -> None:
     """An error."""
-    await answer_json(send, error.status, orjson.dumps(error.body()), headers)
+    answer_json(answer, error.status, orjson.dumps(error.body()), headers)
 
 
-async def answer_json(send: Send, status: int, body: bytes, headers: Headers) -> None:
+def answer_json(answer: ClientAnswer, status: int, body: bytes, headers: Headers) -> None:
     """A whole answer in JSON; `headers` come after its type and its length."""
     length = (b"content-length", b"%d" % len(body))
-    fields = [(b"content-type", b"application/json"), length, *headers]
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body})
+    answer.whole(status, [(b"content-type", b"application/json"), length, *headers], body)

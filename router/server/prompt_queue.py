@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from runtime.inline import within_task
+
 T = TypeVar("T")
 
 LONG = 256 * 1024
@@ -73,6 +75,7 @@ class PromptQueue:
 
     async def run(self, size: int, work: Callable[[Checkpoint], T]) -> T:
         """The result of `work`, a job on `size` bytes. Raises what `work` raises, or `TimeoutError` on a timeout."""
+        await within_task()
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
         job = _Job(work, size, loop.time() + size / BYTES_PER_SECOND, result)

@@ -112,7 +112,9 @@ class PromptReader:
     ) -> RouteRequest | None:
         """As `read`; None if that would delay other requests: a thread has to read it."""
         size, catalogue = len(body), self._catalogue()
-        if size > (catalogue.max_model_len or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + OTHER_FIELDS:
+        if size > OTHER_FIELDS and (
+            size > (catalogue.max_model_len or UNKNOWN_CONTEXT) * BYTES_PER_TOKEN + OTHER_FIELDS
+        ):
             return _unparsed(path, body, Unread.TOO_LONG, adapter)
         if size <= INLINE_BODY:
             fields = bodies.parse(body, _EXACT_BY_PATH.get(path, _EXACT))

@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import ceil
-
-from starlette.types import Send
 
 from kvcache.errors import ApiError, MessagesError
 from router.core.decision import Decision, NoWorkerReady, RecentDecisions, RouteRequest
@@ -22,15 +20,14 @@ from router.core.stored_responses import HolderGone, response_id
 from router.metrics import Metrics
 from router.server.admission import Admission, Shed
 from router.server.affinity import with_request_id
-from router.server.auth import Admitted
 from router.server.headers import find, retry_after
 from router.server.own_answers import answer_error, answer_shed, response_not_found
 from router.server.prompts import MESSAGES
-from router.server.record import RequestRecord
 from router.server.relay import STREAM_BROKEN, AttemptFailure, Client, Relay
 from router.server.resumption import Resumption
 from router.upstream.in_flight import InFlight, InFlightRequest, RequestEvent, RequestState
 from router.upstream.interface import Upstream, UpstreamError, UpstreamRequest, UpstreamResponse
+from runtime.inline import Cancellable, within_task
 from runtime.logs import EventLogger
 
 logger = EventLogger(__name__)
@@ -78,28 +75,19 @@ class Proxy:
     async def forward(
         self,
         request: UpstreamRequest,
-        route: RouteRequest,
-        request_id: bytes,
-        arrived: float,
-        send: Send,
-        record: RequestRecord | None = None,
-        admitted: Admitted | None = None,
+        client: Client,
+        task: Cancellable,
     ) -> int:
-        """Answer one request, and write what happens into `record`, and what it uses into `admitted`. Returns the
-        status. Raises `OSError` when the client left."""
-        self.budget.request(arrived)
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("requests are handled in tasks")
+        """Answer one request, which `task` does. Returns the status. Raises `OSError` when the client left."""
+        route = client.route
+        self.budget.request(client.arrived)
         retries = Retries(self.policy, self.budget, repeatable=request.repeatable)
-        kind = RequestKind(request.method, request.target.partition("?")[0], route.model)
-        client = Client(route, request_id, arrived, send, record, admitted)
         resumption = self.resumptions(request, route) if self.resumptions is not None else None
-        proxied = _ProxiedRequest(self, request, client, InFlightRequest(task), retries, kind, resumption)
+        proxied = _ProxiedRequest(self, request, client, InFlightRequest(task), retries, resumption)
         try:
             return await proxied.run()
         except Shed as shed:
-            return await answer_shed(send, shed, request_id, messages=request.target.startswith(MESSAGES))
+            return answer_shed(client.answer, shed, client.request_id, messages=request.target.startswith(MESSAGES))
 
     def sharing(self, url: str, cause: FailureCause) -> list[str]:
         """The workers that a failure of the one at `url` is about: every rank of its process, or that one alone."""
@@ -132,9 +120,8 @@ class _ProxiedRequest:
     client: Client
     in_flight: InFlightRequest
     retries: Retries
-    kind: RequestKind
     resumption: Resumption | None
-    excluded: set[str] = field(default_factory=set)
+    excluded: Set[str] = frozenset()
     """URLs of the workers that failed, which are not chosen again while there are others."""
     deadline: float | None = None
     """When to stop waiting for another worker; None before the first failure and the first wait."""
@@ -150,6 +137,11 @@ class _ProxiedRequest:
     doubted: dict[str, int] = field(default_factory=dict)
     """Statuses of the refusals that were doubted, by worker URL."""
     status: int = 0
+
+    @property
+    def kind(self) -> RequestKind:
+        """What refusals of it may be about."""
+        return RequestKind(self.request.method, self.request.target.partition("?")[0], self.client.route.model)
 
     async def run(self) -> int:
         proxy, retries, record = self.proxy, self.retries, self.client.record
@@ -173,7 +165,7 @@ class _ProxiedRequest:
             if denial is not None:
                 proxy.metrics.retries_denied.labels(denial.value).inc()
                 break
-        await self._answer_without_worker()
+        self._answer_without_worker()
         return self.status
 
     def _count(self, decision: Decision) -> None:
@@ -232,8 +224,9 @@ class _ProxiedRequest:
                 continue
             pause = min(EXCLUDED_PAUSE if self.excluded else 1.0, self.deadline - now)
             if self.told_to_wait_at is None:
-                self.excluded.clear()
+                self.excluded = frozenset()
             proxy.changed.clear()
+            await within_task()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await proxy.changed.wait()
@@ -263,7 +256,7 @@ class _ProxiedRequest:
             why=failure.why,
         )
         failed = proxy.sharing(decision.url, failure.cause)
-        self.excluded.update(failed)
+        self.excluded |= set(failed)
         now = proxy.clock()
         self.deadline = now + proxy.policy.deadline
         told_to_wait = failure.answer is not None and bool(find(failure.answer[1], b"retry-after"))
@@ -311,31 +304,33 @@ class _ProxiedRequest:
             if self.resumption is not None:
                 self.resumption.begin()
             self.request.rank = decision.rank if route.rank is None else route.rank
-            with (
-                proxy.fleet.dispatching(decision, route, proxy.clock) as ticket,
-                proxy.in_flight.at(decision.url, self.in_flight, sent := proxy.clock()),
-            ):
-                if route.prompted and self.deadline is None:
-                    proxy.metrics.decision_seconds.observe(sent - self.client.arrived)
-                if self.client.record is not None:
-                    self.client.record.sent(decision, sent)
-                response = await proxy.upstream.send(decision.url, self._outgoing(decision.url))
-                if self.in_flight.state is RequestState.PENDING:
-                    self.status = response.status
-                relay = Relay(
-                    self.client,
-                    self.request,
-                    self.in_flight,
-                    decision,
-                    response,
-                    ticket,
-                    proxy.metrics,
-                    proxy.clock,
-                    proxy.fleet.config.block_size,
-                    self.retries.sent,
-                    self.resumption,
-                )
-                failure = await relay.run(self._failing(decision.url, response))
+            ticket = proxy.fleet.dispatch(decision, route, proxy.clock())
+            try:
+                sent = proxy.clock()
+                with proxy.in_flight.at(decision.url, self.in_flight, sent):
+                    if route.prompted and self.deadline is None:
+                        proxy.metrics.decision_seconds.observe(sent - self.client.arrived)
+                    if self.client.record is not None:
+                        self.client.record.sent(decision, sent)
+                    response = await proxy.upstream.send(decision.url, self._outgoing(decision.url))
+                    if self.in_flight.state is RequestState.PENDING:
+                        self.status = response.status
+                    relay = Relay(
+                        self.client,
+                        self.request,
+                        self.in_flight,
+                        decision,
+                        response,
+                        ticket,
+                        proxy.metrics,
+                        proxy.clock,
+                        proxy.fleet.config.block_size,
+                        self.retries.sent,
+                        self.resumption,
+                    )
+                    failure = await relay.run(self._failing(decision.url, response))
+            finally:
+                ticket.release(proxy.clock(), reused=ticket.served or ticket.answered)
         except UpstreamError as error:
             if relay is not None and self.in_flight.state is RequestState.RESPONDING:
                 if await self._goes_on(error.cause):
@@ -343,7 +338,7 @@ class _ProxiedRequest:
                     return AttemptFailure(error.cause, str(error), progress)
                 for url in proxy.sharing(decision.url, error.cause):
                     proxy.note(url, Outcome.BAD)
-                await relay.cut(error)
+                relay.cut(error)
                 return None
             return AttemptFailure(error.cause, str(error), error.progress)
         else:
@@ -406,14 +401,15 @@ class _ProxiedRequest:
             return
         if self.client.route.prompted:
             proxy.metrics.request_seconds.observe(proxy.clock() - self.client.arrived)
-        proxy.refusals.answered(url, self.kind)
+        if proxy.refusals:
+            proxy.refusals.answered(url, self.kind)
         proxy.note(url, Outcome.GOOD)
         for other in self.doubted:
             proxy.note(other, Outcome.REFUSED)
 
     # --- no worker answered ---
 
-    async def _answer_without_worker(self) -> None:
+    def _answer_without_worker(self) -> None:
         """Answer with the last failure's answer, if there is one, else with an error of the router's own."""
         resuming = self.in_flight.state is RequestState.RESUMING
         self.in_flight.advance(RequestEvent.GIVEN_UP)
@@ -422,14 +418,13 @@ class _ProxiedRequest:
             self.proxy.metrics.broken_streams.labels(cause.value).inc()
             if self.client.record is not None:
                 self.client.record.cause = cause
-            await self.client.send({"type": "http.response.body", "body": STREAM_BROKEN})
+            self.client.answer.write(STREAM_BROKEN, last=True)
             return
         if self.failure is not None and self.failure.answer is not None:
             self.status, headers, body = self.failure.answer
             if self.status == 503 and not find(headers, b"retry-after"):
                 headers = [*headers, (b"retry-after", b"%d" % ceil(self.retry_after))]
-            await self.client.send({"type": "http.response.start", "status": self.status, "headers": headers})
-            await self.client.send({"type": "http.response.body", "body": body})
+            self.client.answer.whole(self.status, headers, body)
             return
         error = self._no_worker()
         if self.request.target.startswith(MESSAGES):
@@ -441,7 +436,7 @@ class _ProxiedRequest:
         ]
         if error.status == 503:
             headers.append((b"retry-after", b"%d" % max(1, ceil(self.retry_after))))
-        await answer_error(self.client.send, error, headers)
+        answer_error(self.client.answer, error, headers)
 
     def _no_worker(self) -> ApiError:
         """The error that says why no worker answered."""

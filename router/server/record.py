@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from starlette.types import Message, Send
 
 from router.core.decision import Decision, RouteRequest
 from router.core.latency_samples import Usage
@@ -82,18 +80,6 @@ class RequestRecord:
     _looked_up_at: float = 0.0
     _hashed: tuple[float, float] = (0.0, 0.0)
     """Seconds of hashing before the search for a worker, and before its lookup ended."""
-
-    def sender(self, send: Send) -> Send:
-        """`send`, noting what is sent."""
-
-        def noting(message: Message) -> Awaitable[None]:
-            if message["type"] == "http.response.start":
-                self.answer_status = message["status"]
-            else:
-                self.sent_bytes += len(message.get("body", b""))
-            return send(message)
-
-        return noting
 
     def read(self, route: RouteRequest, request_id: bytes) -> None:
         """The request was read."""

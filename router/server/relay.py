@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-from starlette.types import Send
-
 from kvcache.errors import SSE_DONE, engine_dead, messages_error, sse_error
-from router.core.decision import Decision, RouteRequest
+from router.core.decision import Decision, DecisionReason, RouteRequest
 from router.core.fleet import Ticket
 from router.core.latency_samples import Usage
 from router.core.retries import FailureCause, Progress
 from router.metrics import OVER, UNDER, Metrics
-from router.server.answer import MAX_HELD, AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
+from router.server.answer import AnswerStream, StreamState, UsageFinder, WholeAnswer, read_answer
 from router.server.auth import Admitted
+from router.server.client_answer import ClientAnswer
 from router.server.headers import find, to_client
 from router.server.prompts import MESSAGES
 from router.server.record import RequestRecord
@@ -75,14 +74,14 @@ class AttemptFailure:
     """Status, headers and body."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Client:
     """The client's side of a request. `arrived` is a time on the router's clock."""
 
     route: RouteRequest
     request_id: bytes
     arrived: float
-    send: Send
+    answer: ClientAnswer
     record: RequestRecord | None = None
     """Where to write what happens, if anything reads it."""
     admitted: Admitted | None = None
@@ -111,6 +110,16 @@ class Relay:
     """Time spent waiting for the client to read."""
     first_at: float = 0.0
     """When this worker's first token came, if it did."""
+    stream: AnswerStream = field(init=False)
+    """What has come of a stream."""
+    last_at: float = 0.0
+    """When its last piece came."""
+    events: int = 0
+    """Events from the first with content on."""
+    first_events: int = 0
+    """Those of them that came with the first."""
+    unsent: bytes = b""
+    """Of a stream that failed before it began."""
 
     async def run(self, failing: FailureCause | None) -> AttemptFailure | None:
         """Pass the answer on, unless its status says that it should not be (`failing`). After an `AttemptFailure`
@@ -143,59 +152,71 @@ class Relay:
         The head is sent with the first comment or the first event with content, whichever comes first. After a comment
         the request cannot go to another worker: the client has been told which worker answers.
         """
-        response, in_flight, clock = self.response, self.in_flight, self.clock
+        in_flight, resumption = self.in_flight, self.resumption
         self.streaming = True
-        resumption = self.resumption
-        stream, now, events = AnswerStream(MAX_HELD if resumption is None else resumption.MAX_HELD), clock(), 0
-        first = 0
+        self.stream = stream = AnswerStream() if resumption is None else AnswerStream(resumption.MAX_HELD)
+        self.last_at = self.clock()
         try:
-            while piece := await response.read():
-                now = clock()
-                before = stream.state
-                passed = stream.push(piece)
-                if stream.state is not before:
-                    if stream.state.is_failure and in_flight.state in AWAITING:
-                        cause = (
-                            FailureCause.ABORTED if stream.state is StreamState.ABORTED else FailureCause.ERROR_EVENT
-                        )
-                        held = passed + stream.finish()
-                        return await self._failed_answer(cause, "its stream began with a failure", held)
-                    if stream.state is StreamState.ANSWERING:
-                        self._first_token(now)
-                        first = passed.count(EVENT_END)
-                        events = -first
-                events += passed.count(EVENT_END)
-                # Comments are no progress: a server writes them while its engine hangs.
-                if stream.state is not StreamState.SILENT:
-                    in_flight.waiting_since = now
-                if passed and resumption is not None:
-                    passed = resumption.push(passed)
-                if passed:
-                    await self._pass_on(passed)
+            while not await self.response.pass_on(self._piece):
+                if stream.state.is_failure and in_flight.state in AWAITING:
+                    cause = FailureCause.ABORTED if stream.state is StreamState.ABORTED else FailureCause.ERROR_EVENT
+                    held = self.unsent + stream.finish()
+                    return await self._failed_answer(cause, "its stream began with a failure", held)
                 if resumption is not None and resumption.failure is not None:
                     raise UpstreamError(resumption.failure, "it says that it failed", Progress.ANSWERING)
                 if resumption is not None and resumption.stopped:
                     break
+                await self._drain()
             rest = stream.finish()
             if resumption is not None and not resumption.ended:
                 raise UpstreamError(FailureCause.BROKEN, "the stream ended before its last event", Progress.ANSWERING)
             if stream.state is StreamState.SILENT and not rest:
                 raise UpstreamError(FailureCause.BROKEN, "the stream ended before its first event", Progress.ANSWERING)
             # After the end of a stream that may go on, the worker's events are no part of what the client reads.
-            await self._pass_on(rest if resumption is None else b"", last=True)
+            self._pass_on(rest if resumption is None else b"", last=True)
         finally:
             if self.client.admitted is not None and stream.state is StreamState.ANSWERING:
-                self.client.admitted.events += events + first
+                self.client.admitted.events += self.events
             if in_flight.state not in AWAITING:
                 self._count(stream.usage)
         if stream.state is StreamState.ANSWERING:
-            self._learn(stream.usage, now)
-            self._count_tokens(stream.usage, events, now)
+            self._learn(stream.usage, self.last_at)
+            self._count_tokens(stream.usage, self.events - self.first_events, self.last_at)
         if stream.state.is_failure:
             self._broken(FailureCause.ERROR_EVENT, "its stream holds an error")
         else:
             in_flight.advance(RequestEvent.ANSWER_COMPLETE)
         return None
+
+    def _piece(self, piece: bytes) -> bool:
+        """Pass on what is whole with this piece of a stream, within the callback that has brought it. Returns whether
+        the next piece may come; if not, `_stream` has to do something first."""
+        stream = self.stream
+        self.last_at = now = self.clock()
+        before = stream.state
+        passed = stream.push(piece)
+        state = stream.state
+        if state is not before:
+            if state.is_failure and self.in_flight.state in AWAITING:
+                self.unsent = passed
+                return False
+            if state is StreamState.ANSWERING:
+                self._first_token(now)
+                self.first_events = passed.count(EVENT_END)
+        # Comments are no progress: a server writes them while its engine hangs.
+        if state is not StreamState.SILENT:
+            self.in_flight.waiting_since = now
+        if not passed:
+            return True
+        if state is StreamState.ANSWERING:
+            self.events += passed.count(EVENT_END)
+        resumption = self.resumption
+        if resumption is None:
+            return self._pass_on(passed)
+        writable = True
+        if passed := resumption.push(passed):
+            writable = self._pass_on(passed)
+        return writable and resumption.failure is None and not resumption.stopped
 
     def _first_token(self, now: float) -> None:
         if self.response.status < 400:
@@ -228,32 +249,37 @@ class Relay:
         finder = UsageFinder()
         while piece:
             finder.push(body)
-            await self._pass_on(body)
+            if not self._pass_on(body):
+                await self._drain()
             body = piece = await response.read()
             in_flight.waiting_since = clock()
         self.ticket.served = response.status < 400
         if answer.choices == 1:
             self._learn(answer.usage, clock())
-        await self._pass_on(body, last=True)
+        self._pass_on(body, last=True)
         if response.status == 200:
             self._count(answer.usage or finder.usage)
         in_flight.advance(RequestEvent.ANSWER_COMPLETE)
         return None
 
-    async def _pass_on(self, data: bytes, *, last: bool = False) -> None:
-        """Send bytes to the client, after the head if they are the first. The time that the client takes to read does
-        not count as time in which the worker sent nothing."""
-        in_flight, clock = self.in_flight, self.clock
-        began, since = clock(), in_flight.waiting_since
-        in_flight.waiting_since = NOT_WAITING
-        if in_flight.state in AWAITING:
-            await self._begin()
-        await self.client.send({"type": "http.response.body", "body": data, "more_body": not last})
-        took = clock() - began
-        self.client_seconds += took
-        in_flight.waiting_since = NOT_WAITING if last else since + took
+    def _pass_on(self, data: bytes, *, last: bool = False) -> bool:
+        """Send bytes to the client, after the head if they are the first. Returns whether it takes more."""
+        if self.in_flight.state in AWAITING:
+            self._begin()
+        if last:
+            self.in_flight.waiting_since = NOT_WAITING
+        return self.client.answer.write(data, last=last)
 
-    async def _begin(self) -> None:
+    async def _drain(self) -> None:
+        """Wait until the client takes more. This is no time in which the worker sent nothing."""
+        began, since = self.clock(), self.in_flight.waiting_since
+        self.in_flight.waiting_since = NOT_WAITING
+        await self.client.answer.drain()
+        took = self.clock() - began
+        self.client_seconds += took
+        self.in_flight.waiting_since = since + took
+
+    def _begin(self) -> None:
         """Send status and headers to the client, unless it has them from a worker that failed. From now on the whole
         request cannot go to another worker."""
         began = self.in_flight.state is RequestState.PENDING
@@ -263,8 +289,7 @@ class Relay:
             if self.resumption is not None and self.resumption.cause is not None:
                 self.metrics.resumed_streams.labels(self.resumption.cause.value).inc()
             return
-        status, headers = self.response.status, self._headers()
-        await self.client.send({"type": "http.response.start", "status": status, "headers": headers})
+        self.client.answer.begin(self.response.status, self._headers())
 
     def _headers(self) -> Headers:
         added = explained(self.decision, self.client.route)
@@ -294,19 +319,19 @@ class Relay:
         if usage is not None and self.client.route.reported is None and not slow_client:
             self.ticket.finished(now, usage)
 
-    async def cut(self, error: UpstreamError) -> None:
+    def cut(self, error: UpstreamError) -> None:
         """The worker failed after the first byte: report it in the stream as vLLM does, or break the answer off. Only
         the end of a stream can be missing that has said all: then the stream is ended here."""
         closing = self.resumption.closing() if self.resumption is not None else None
         if closing is not None:
             self.in_flight.advance(RequestEvent.ANSWER_COMPLETE)
-            await self.client.send({"type": "http.response.body", "body": closing})
+            self.client.answer.write(closing, last=True)
             return
         self._broken(error.cause, str(error))
         if not self.streaming:
             raise AnswerAborted(str(error))
         messages = self.request.target.partition("?")[0] == MESSAGES
-        await self.client.send({"type": "http.response.body", "body": MESSAGES_BROKEN if messages else STREAM_BROKEN})
+        self.client.answer.write(MESSAGES_BROKEN if messages else STREAM_BROKEN, last=True)
 
     def _broken(self, cause: FailureCause, why: str) -> None:
         self.in_flight.advance(RequestEvent.ANSWER_BROKEN)
@@ -323,17 +348,17 @@ class Relay:
 
 def explained(decision: Decision, route: RouteRequest) -> Headers:
     """Headers of an answer that say who gave it, and why."""
-    added = [
-        (b"x-kvcluster-worker", _header_value(decision.worker_id)),
-        (b"x-kvcluster-reason", decision.reason.value.encode()),
-        (b"x-kvcluster-strategy", decision.strategy.encode()),
-    ]
+    added = [*_explaining(decision.worker_id, decision.reason, decision.strategy)]
     if route.prompted:
         added.append((b"x-kvcluster-matched-blocks", b"%d" % decision.matched_blocks))
     return added
 
 
 @lru_cache(maxsize=4096)
-def _header_value(text: str) -> bytes:
-    """A worker's name of its own choice in a form that fits a header."""
-    return re.sub(r"[^\x21-\x7e]", "?", text).encode()
+def _explaining(worker_id: str, reason: DecisionReason, strategy: str) -> tuple[tuple[bytes, bytes], ...]:
+    # A worker chooses its name itself: it is put into a form that fits a header.
+    return (
+        (b"x-kvcluster-worker", re.sub(r"[^\x21-\x7e]", "?", worker_id).encode()),
+        (b"x-kvcluster-reason", reason.value.encode()),
+        (b"x-kvcluster-strategy", strategy.encode()),
+    )

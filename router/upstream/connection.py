@@ -11,8 +11,9 @@ from enum import StrEnum
 import httptools
 
 from router.core.retries import FailureCause, Progress
-from router.upstream.interface import UpstreamError
+from router.upstream.interface import Sink, UpstreamError
 from runtime.http.context import Headers
+from runtime.inline import Signal
 
 MAX_HEADER_BYTES = 131_072
 HIGH_WATER = 262_144
@@ -116,7 +117,13 @@ class WorkerConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._state = ConnectionState.IDLE
-        self._waiter: asyncio.Future[None] | None = None
+        self._signal = Signal(self._loop)
+        """Set whenever something has happened that the request may wait for."""
+        self._sink: Sink | None = None
+        """What gets the pieces of the body as they come."""
+        self._sink_error: Exception | None = None
+        self._refused = False
+        """The sink took no more."""
         self._error: UpstreamError | None = None
         self._written = 0
         """Bytes of all requests so far, the current one included."""
@@ -166,8 +173,8 @@ class WorkerConnection(asyncio.Protocol):
         `bodiless`: the answer has no body, because the request is HEAD.
         """
         self._write(head, body, bodiless)
-        while self._state in _BEFORE_BODY:
-            await self._wait()
+        while self._state in _BEFORE_BODY and self._error is None:
+            await self._signal
         if self._error is not None and not self.status:
             raise self._error
 
@@ -186,14 +193,50 @@ class WorkerConnection(asyncio.Protocol):
         else:
             transport.writelines((head, body))
 
+    async def pass_on(self, sink: Sink) -> bool:
+        """Hand the pieces of the body to `sink` as they come, within the callback that brings them, as long as it takes
+        them. Returns whether that was all. Raises `UpstreamError`, and what `sink` raises."""
+        while True:
+            if self._pieces and not sink(self._take()):
+                return False
+            if self._state in _ANSWERED:
+                return True
+            if self._error is not None:
+                raise self._error
+            self._sink = sink
+            try:
+                await self._signal
+            finally:
+                self._sink = None
+            if (error := self._sink_error) is not None:
+                self._sink_error = None
+                raise error
+            if self._refused:
+                self._refused = False
+                return False
+
+    def _feed(self, sink: Sink) -> None:
+        """Hand over what has come, and wake the request if it has to go on itself."""
+        try:
+            self._refused = not sink(self._take())
+        except Exception as error:  # noqa: BLE001  # raised in the request
+            self._sink_error = error
+            self._refused = True
+        if self._refused or self._state is not ConnectionState.BODY:
+            self._signal.set()
+
     async def read(self) -> bytes:
         """The next piece of the body; empty at its end. Raises `UpstreamError`."""
         while not self._pieces:
             if self._state in _ANSWERED:
                 return b""
-            await self._wait()
-            if self._error is not None and not self._pieces:
+            if self._error is not None:
                 raise self._error
+            await self._signal
+        return self._take()
+
+    def _take(self) -> bytes:
+        """What has come of the body."""
         pieces = self._pieces
         piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._pieces = []
@@ -221,26 +264,11 @@ class WorkerConnection(asyncio.Protocol):
         if self._state not in _OVER:
             self._advance(ConnectionEvent.CLOSED)
             self._pieces = []
-            self._wake()
-
-    async def _wait(self) -> None:
-        if self._error is not None:
-            raise self._error
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+            self._signal.set_soon()
 
     def _fail(self, why: str, progress: Progress) -> None:
         self._error = UpstreamError(FailureCause.BROKEN, why, progress)
         self._advance(ConnectionEvent.FAILED)
-        self._wake()
 
     # --- the connection's side ---
 
@@ -269,7 +297,10 @@ class WorkerConnection(asyncio.Protocol):
             self._fail(f"the headers of the answer take more than {MAX_HEADER_BYTES} bytes", Progress.ANSWERING)
         elif self._state is ConnectionState.BODY and self._waiting_bytes > HIGH_WATER:
             self._advance(ConnectionEvent.HIGH_WATER)
-        self._wake()
+        if self._sink is not None and self._pieces:
+            self._feed(self._sink)
+        elif self._state is not ConnectionState.HEAD:
+            self._signal.set()
 
     def eof_received(self) -> None:
         """The worker closed its end in order: its kernel's acknowledgements say how much of the request had arrived.
@@ -282,6 +313,7 @@ class WorkerConnection(asyncio.Protocol):
             before = self._written - self._length
             if received is not None and before <= received < self._written:
                 self._fail("the worker closed the connection before it received the request", Progress.UNSENT)
+                self._signal.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         state = self._state
@@ -296,7 +328,7 @@ class WorkerConnection(asyncio.Protocol):
         self._transport = None
         self.closed.set()
         self._on_closed(self)
-        self._wake()
+        self._signal.set()
 
     # --- parser callbacks ---
 

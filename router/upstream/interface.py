@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from router.core.retries import FailureCause, Progress
 from runtime.http.context import Headers
+
+Sink = Callable[[bytes], bool]
+"""Takes a piece of an answer. Returns whether it takes the next one at once."""
 
 
 class UpstreamError(Exception):
@@ -47,6 +51,10 @@ class UpstreamResponse(Protocol):
 
     async def read(self) -> bytes:
         """The next piece of the body as it arrives; empty at its end. Raises `UpstreamError`."""
+
+    async def pass_on(self, sink: Sink) -> bool:
+        """Hand the pieces of the body to `sink` as they arrive, as long as it takes them. Returns whether that was all.
+        Raises `UpstreamError`, and what `sink` raises."""
 
     def close(self) -> None:
         """Return the connection to the pool if the answer is complete; otherwise close it, which cancels the request

@@ -15,6 +15,7 @@ from kvcache.ranks import RANK_HEADER, split_rank
 from router.core.retries import FailureCause, Progress
 from router.upstream.connection import ConnectionState, WorkerConnection
 from router.upstream.interface import UpstreamError, UpstreamRequest
+from runtime.inline import within_task
 
 STALE_WITHIN = 1.0
 """Seconds. A worker that closes an idle connection while a request is on its way does so within one round trip. A
@@ -150,6 +151,7 @@ class ConnectionPool:
         return connection
 
     async def _open(self, connection: WorkerConnection, origin: _Origin) -> None:
+        await within_task()
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout):

@@ -17,6 +17,7 @@ from runtime.http.limits import Refusal
 from runtime.http.reader import RequestReader
 from runtime.http.request import AnswerState, ServerRequest
 from runtime.http.tls import CLIENT_IDENTITY, identity
+from runtime.inline import InlineTask
 from runtime.logs import EventLogger
 
 logger = EventLogger(__name__)
@@ -120,6 +121,8 @@ class ServerConnection(asyncio.Protocol):
         self._reading = ReadState.IDLE
         self._request: ServerRequest | None = None
         self._queue: deque[ServerRequest] = deque()
+        self._arrived: ServerRequest | None = None
+        """It has come whole while nothing was being answered, and starts when what has come is read."""
         self._paused = False
         self._discardable = inf
         """Bytes that are still read to be thrown away."""
@@ -145,7 +148,8 @@ class ServerConnection(asyncio.Protocol):
         if before is ReadState.BODY and reading is not ReadState.IDLE:
             self._context.release(1, self._reader.held_bytes)  # it will not be answered
         self._reading = reading
-        self._set_deadline()
+        if reading is not ReadState.IDLE and reading is not ReadState.BODY:  # `data_received` sets theirs, at its end
+            self._set_deadline()
 
     def _set_deadline(self) -> None:
         """From now on the state has its whole time."""
@@ -266,7 +270,11 @@ class ServerConnection(asyncio.Protocol):
             self._reader.feed(data)
         except Refusal as refusal:
             self._unreadable(refusal)
+            if self._arrived is not None:
+                self._start_arrived()
             return
+        if self._arrived is not None:
+            self._start_arrived()
         if self._reading not in _TIMED_AS_A_WHOLE:
             self._set_deadline()
         self._set_timer()
@@ -302,7 +310,7 @@ class ServerConnection(asyncio.Protocol):
             context.arrived_at = self._loop.time()
         request = ServerRequest(self, scope, body, not last and context.state is ServerState.SERVING)
         if self._request is None:
-            self._start(request)
+            self._request = self._arrived = request
         else:
             self._queue.append(request)
             if not self._paused:
@@ -311,12 +319,25 @@ class ServerConnection(asyncio.Protocol):
 
     # --- answering ---
 
-    def _start(self, request: ServerRequest) -> None:
-        self._request = request
-        tasks = self._context.tasks
-        request.task = task = self._loop.create_task(request.run(self._context.app))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+    def _start_arrived(self) -> None:
+        """Begin to answer a request. A handler runs on from here, before this returns."""
+        request, self._arrived = self._arrived, None
+        if request is None or request is not self._request:
+            return  # the connection is gone
+        context, loop = self._context, self._loop
+        if context.handler is not None:
+            request.task = inline = InlineTask(loop, request.handle(context.handler), context.ended)
+            context.tasks.add(inline)
+            inline.step()
+        elif context.app is not None:
+            request.task = task = loop.create_task(request.run(context.app))
+            context.tasks.add(task)
+            task.add_done_callback(context.ended)
+
+    def _start_next(self) -> None:
+        """Answer the next request, in a turn of the loop of its own: the last one's task may still be running."""
+        self._request = self._arrived = self._queue.popleft()
+        self._loop.call_soon(self._start_arrived)
 
     @property
     def writable(self) -> bool:
@@ -353,7 +374,7 @@ class ServerConnection(asyncio.Protocol):
                 self.close()
             return
         if self._queue:
-            self._start(self._queue.popleft())
+            self._start_next()
         elif self._context.state is ServerState.STOPPING:
             self._idle_since = self._loop.time()
         if self._paused and not self._queue:

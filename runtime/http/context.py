@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from email.utils import formatdate
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from starlette.types import ASGIApp, Scope
 
 from runtime.connections import OpenConnections
 from runtime.http.limits import HttpLimits, Refusal
+from runtime.inline import Cancellable
+
+if TYPE_CHECKING:
+    from runtime.http.request import ServerRequest
 
 Headers = list[tuple[bytes, bytes]]
+
+
+class Handler(Protocol):
+    """Answers requests without ASGI in between."""
+
+    def __call__(self, request: ServerRequest, /) -> Coroutine[None, None, None]:
+        """Answer a request that has come whole. Runs in an `InlineTask`."""
 
 
 class ServerState(Enum):
@@ -58,29 +69,40 @@ class OpenConnection(Protocol):
 
 @dataclass(eq=False)
 class ServerContext:
-    """One for each server. `in_flight` counts requests between the end of their headers and the end of their answer."""
+    """One for each server. `in_flight` counts requests between the end of their headers and the end of their answer.
 
-    app: ASGIApp
+    `app` answers requests, each in a task of its own; or `handler` does, if there is one, each in an `InlineTask`."""
+
+    app: ASGIApp | None
     limits: HttpLimits
     _: KW_ONLY
     cancel_on_disconnect: bool = False
     on_refusal: Callable[[int], None] = lambda status: None
     refusal_headers: Callable[[Headers], Headers] = lambda headers: []
     screen: Callable[[Scope], bool] = lambda scope: True
+    handler: Handler | None = None
     state: ServerState = field(default=ServerState.SERVING, init=False)
     connections: OpenConnections[OpenConnection] = field(default_factory=OpenConnections, init=False)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    tasks: set[Cancellable] = field(default_factory=set, init=False)
     in_flight: int = field(default=0, init=False)
     body_bytes: int = field(default=0, init=False)
     """Of all requests in flight whose answers have not begun."""
     arrived_at: float = field(default=0.0, init=False)
     """Loop time of the last request that came while stopping."""
+    task_ended: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    """Set whenever a request is over while the server stops."""
     _second: int = field(default=0, init=False)
     _common: Headers = field(default_factory=list, init=False)
 
     def advance(self, event: ServerEvent) -> None:
         """The only way in which `state` changes."""
         self.state = SERVER_TRANSITIONS.get((self.state, event), self.state)
+
+    def ended(self, task: Cancellable) -> None:
+        """The task of a request is over."""
+        self.tasks.discard(task)
+        if self.state is ServerState.STOPPING:
+            self.task_ended.set()
 
     def common_headers(self) -> Headers:
         """`date` and `server`; renewed when a second has passed, never by a timer."""

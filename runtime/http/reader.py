@@ -13,6 +13,8 @@ from runtime.http.limits import Refusal
 
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _VERSIONS = frozenset({"1.0", "1.1"})
+_OF_BODY = frozenset({b"content-length", b"transfer-encoding", b"expect"})
+"""Headers about the request's body."""
 _OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
@@ -127,19 +129,24 @@ class RequestReader:
         self._count_header(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_header(len(name) + len(value))
+        self._header_bytes += len(name) + len(value)
+        limits = self._limits
+        if self._header_bytes > limits.max_header_bytes:
+            raise self._refused(self._headers_too_large())
         if self._scope is not None:
             return  # a trailer: no header of the request
-        if len(self.headers) >= self._limits.max_headers:
-            message = f"The request has more than {self._limits.max_headers} headers."
+        if len(self.headers) >= limits.max_headers:
+            message = f"The request has more than {limits.max_headers} headers."
             raise self._refused(Refusal(431, message, "RequestHeadersTooLarge"))
         name = name.lower()
         self.headers.append((name, value))
+        if name not in _OF_BODY:
+            return
         if name == b"content-length":
             self._announced = int(value)
         elif name == b"transfer-encoding":
             self._chunked = True
-        elif name == b"expect" and value.lower() == b"100-continue":
+        elif value.lower() == b"100-continue":
             self._expects_continue = True
 
     def on_headers_complete(self) -> None:

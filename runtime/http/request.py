@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from enum import Enum
 from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
+from runtime.http.context import Handler
 from runtime.http.limits import STATUS_LINE, Refusal
+from runtime.inline import Cancellable
 from runtime.logs import EventLogger
 
 logger = EventLogger(__name__)
@@ -66,6 +68,10 @@ ANSWER_TRANSITIONS: Mapping[AnswerState, Mapping[AnswerEvent, AnswerState]] = {
 }
 """What is not listed cannot happen, and is an error."""
 _OVER = frozenset({AnswerState.COMPLETE, AnswerState.ABORTED})
+
+
+_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+"""Headers that say where an answer ends."""
 
 
 class Framing(Enum):
@@ -133,13 +139,20 @@ class ServerRequest:
         """Bytes of the request's body, counted until its answer begins: an app that has begun to answer has no more
         need of the body, and keeps none of it."""
         self.keep_alive = keep_alive
-        self.task: asyncio.Task[None] | None = None
+        self.task: Cancellable | None = None
         self._state = AnswerState.PENDING
         self._framing = Framing.CHUNKED
         self._missing = 0
         """Bytes of the body that Content-Length announced and that have not been sent."""
         self._head = b""
         self._over: asyncio.Event | None = None
+
+    @property
+    def running(self) -> Cancellable:
+        """What answers it."""
+        if self.task is None:
+            raise RuntimeError("nothing answers this request yet")
+        return self.task
 
     @property
     def state(self) -> AnswerState:
@@ -180,19 +193,58 @@ class ServerRequest:
 
     async def send(self, message: Message) -> None:
         """The head goes out together with the first piece of the body, if that follows at once."""
-        state = self._state
-        if not self._transport.writable and state not in _OVER:
-            await self._transport.drain()
-            state = self._state
+        if not self._transport.writable:
+            await self.drain()
         kind = message["type"]
-        if state is AnswerState.ABORTED:
-            raise ClientDisconnected("the client closed the connection")
-        if kind == "http.response.start" and state is AnswerState.PENDING:
-            self._make_head(message["status"], message.get("headers", ()))
-        elif kind == "http.response.body" and (state is AnswerState.HELD or state is AnswerState.BEGUN):
-            self._send_body(message.get("body", b""), message.get("more_body", False))
+        if kind == "http.response.start":
+            self.begin(message["status"], message.get("headers", ()))
+        elif kind == "http.response.body":
+            self.write(message.get("body", b""), last=not message.get("more_body", False))
         else:
-            raise RuntimeError(f"ASGI message {kind!r} is out of order: the answer is {state.value}")
+            raise RuntimeError(f"ASGI message {kind!r} is unknown")
+
+    # --- without ASGI ---
+
+    @property
+    def writable(self) -> bool:
+        """The client takes what is written. If not, `drain` before anything else is."""
+        return self._transport.writable
+
+    async def drain(self) -> None:
+        """Wait until the client takes what is written, or has left."""
+        if self._state not in _OVER:
+            await self._transport.drain()
+
+    def take_body(self) -> bytes:
+        """The request's body, once. It may be a bytearray, which nobody may change."""
+        body, self._body = self._body, None
+        return body or b""  # type: ignore[return-value]
+
+    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """The head of the answer. It goes out with the first piece of the body, if that follows at once. Raises
+        `ClientDisconnected`."""
+        state = self._state
+        if state is not AnswerState.PENDING:
+            self._out_of_order("head")
+        self._make_head(status, headers)
+
+    def write(self, data: bytes, *, last: bool = False) -> bool:
+        """A piece of the body. Returns whether the client takes more: if not, `drain` first. Raises
+        `ClientDisconnected`."""
+        state = self._state
+        if state is AnswerState.BEGUN and self._framing is Framing.CHUNKED and data and not last:
+            # Most pieces are events in the middle of a stream.
+            self._transport.write(b"%x\r\n%s\r\n" % (len(data), data))
+            return self._transport.writable
+        if state is not AnswerState.BEGUN and state is not AnswerState.HELD:
+            self._out_of_order("body")
+        self._send_body(data, not last)
+        return self._transport.writable
+
+    def _out_of_order(self, what: str) -> None:
+        if self._state is AnswerState.ABORTED:
+            raise ClientDisconnected("the client closed the connection")
+        raise RuntimeError(f"the answer's {what} is out of order: the answer is {self._state.value}")
 
     def _make_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         lines = [STATUS_LINE[status]]
@@ -203,18 +255,18 @@ class ServerRequest:
             framing = Framing.UNTIL_CLOSE
         else:
             framing = Framing.CHUNKED
-        for name, value in (*self._transport.common_headers(), *headers):
-            name = name.lower()
-            if name == b"content-length":
+        for header in (*self._transport.common_headers(), *headers):
+            name = header[0].lower()
+            if name in _FRAMING:
+                value = header[1]
+                if name == b"connection":
+                    keep_alive = keep_alive and value.lower() != b"close"
+                if name != b"content-length":
+                    continue  # ours to write
                 if framing is not Framing.NONE:
                     framing = Framing.LENGTH
                     self._missing = int(value)
-            elif name == b"transfer-encoding":
-                continue  # ours to write
-            elif name == b"connection":
-                keep_alive = keep_alive and value.lower() != b"close"
-                continue
-            lines.append(b"%s: %s\r\n" % (name, value))
+            lines.append(b"%s: %s\r\n" % (name, header[1]))
         count = len(lines)
         if not keep_alive:
             lines.append(b"connection: close\r\n")
@@ -267,8 +319,15 @@ class ServerRequest:
 
     async def run(self, app: ASGIApp) -> None:
         """Let the app answer; whatever it does, the client gets a whole answer or sees that it is not whole."""
+        await self._guard(app(self.scope, self.receive, self.send))
+
+    async def handle(self, handler: Handler) -> None:
+        """Let the handler answer; as `run`."""
+        await self._guard(handler(self))
+
+    async def _guard(self, answer: Awaitable[None]) -> None:
         try:
-            await app(self.scope, self.receive, self.send)
+            await answer
         except ClientDisconnected:
             pass
         except AnswerAborted:

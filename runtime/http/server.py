@@ -17,7 +17,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Scope
 
 from runtime.http.connection import ServerConnection
-from runtime.http.context import Headers, ServerContext, ServerEvent
+from runtime.http.context import Handler, Headers, ServerContext, ServerEvent
 from runtime.http.limits import HttpLimits, Refusal
 from runtime.http.request import AnswerAborted
 from runtime.http.tls import TlsListener, TlsPort
@@ -34,7 +34,8 @@ and each is told `Connection: close`."""
 
 
 class HttpServer:
-    """Serves one ASGI app on one listening socket.
+    """Serves one ASGI app on one listening socket, or one `Handler` (then `app` is None), which gets each request as
+    this server has it.
 
     `cancel_on_disconnect` cancels the app's task when its client leaves; otherwise the app learns of it from
     `receive()` (`http.disconnect`) or from `OSError` out of `send()`. `on_refusal` is called with the status of every
@@ -47,7 +48,7 @@ class HttpServer:
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: ASGIApp | None,
         sock: socket.socket,
         limits: HttpLimits | None = None,
         *,
@@ -55,6 +56,7 @@ class HttpServer:
         on_refusal: Callable[[int], None] = lambda status: None,
         refusal_headers: Callable[[Headers], Headers] = lambda headers: [],
         screen: Callable[[Scope], bool] = lambda scope: True,
+        handler: Handler | None = None,
         tls: TlsPort | None = None,
     ) -> None:
         self._sock = sock
@@ -66,6 +68,7 @@ class HttpServer:
             on_refusal=on_refusal,
             refusal_headers=refusal_headers,
             screen=screen,
+            handler=handler,
         )
         self._tls = tls
         self._listener: asyncio.Server | None = None
@@ -134,9 +137,10 @@ class HttpServer:
                 for connection in list(context.connections):
                     connection.close_if_idle(quiet_since)
             await context.connections.until_closed(min(QUIET_BEFORE_CLOSING / 5, end - now))
-        tasks = list(context.tasks)
-        for task in tasks:
+        for task in list(context.tasks):
             task.cancel("the grace period is over")
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while context.tasks:
+            context.task_ended.clear()
+            await context.task_ended.wait()
         for connection in list(context.connections):
             connection.abort()

@@ -160,13 +160,14 @@ def router_starter(tokenizer: Tokenizer) -> StartRouter:
         if load is None:
             router.tokenizer.loaded(tokenizer)
         data = HttpServer(
-            router.data_plane,
+            None,
             listen("127.0.0.1", 0),
             http_limits(chosen),
             cancel_on_disconnect=True,
             on_refusal=router.refused,
             refusal_headers=router.cors.headers,
             screen=router.data_plane.screen,
+            handler=router.data_plane,
             tls=router.tls_port(),
         )
         management = HttpServer(router.management_app(), listen("127.0.0.1", 0), MANAGEMENT_LIMITS)

@@ -11,9 +11,9 @@ import weakref
 from contextlib import AsyncExitStack
 
 import pytest
-from starlette.types import Message
 
 from router.settings import Settings
+from runtime.http.request import ServerRequest
 from runtime.settings import SettingsError
 from tests.router.conftest import StartRouter, until
 from tests.router.fakes import DONE, fake_workers, good, good_after, streaming, token
@@ -110,23 +110,42 @@ async def test_nothing_of_the_router_keeps_a_body_whose_answer_has_begun(start_r
     release, begun = asyncio.Event(), asyncio.Event()
     script = streaming(token("Hel"), release=release, rest=[token("lo", "length") + DONE])
 
-    async def send(message: Message) -> None:
-        if message.get("body"):
+    class Connection:
+        """A client's, which takes whatever is written."""
+
+        writable = True
+
+        async def drain(self) -> None:
+            raise AssertionError("it takes everything at once")
+
+        def write(self, data: bytes) -> None:
             begun.set()
+
+        def common_headers(self) -> list[tuple[bytes, bytes]]:
+            return []
+
+        def refusal_headers(self, request: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+            return []
+
+        def release_body(self, size: int) -> None:
+            pass
+
+        def answered(self) -> None:
+            pass
+
+        def close(self) -> None:
+            raise AssertionError("the answer is complete")
 
     async with fake_workers(script) as workers, start_router(workers) as router:
         await router.ready(1)
         bodies = [Body(b'{"stream": true, "prompt": "' + b"a " * (size // 2) + b'"}')]
         seen = weakref.ref(bodies[0])
-
-        async def receive() -> Message:
-            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
-
         scope = {
             "type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions",
-            "query_string": b"", "headers": [],
+            "query_string": b"", "headers": [], "http_version": "1.1",
         }  # fmt: skip
-        answer = asyncio.create_task(router.router.data_plane(scope, receive, send))
+        request = ServerRequest(Connection(), scope, bodies.pop(), keep_alive=True)
+        request.task = answer = asyncio.create_task(request.handle(router.router.data_plane))
         await begun.wait()
         await until(lambda: seen() is None)  # a thread of the executor lets go of it a moment after it has answered
         assert not answer.done()

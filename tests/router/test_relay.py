@@ -8,21 +8,21 @@ what is passed on (test_streams.py, test_dataplane.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 import pytest
 from prometheus_client import CollectorRegistry
-from starlette.types import Message
 
 from kvcache.keys import PrefixKeys
 from router.core.decision import CacheUse, Decision, DecisionReason, ReportedSequence, RouteRequest
 from router.metrics import Metrics, by_label
+from router.server.client_answer import ClientAnswer
 from router.server.relay import MAX_CLIENT_SHARE, Client, Relay
 from router.upstream.in_flight import NOT_WAITING, InFlight, InFlightRequest, RequestState, UpstreamTimeouts
-from router.upstream.interface import UpstreamRequest
+from router.upstream.interface import Sink, UpstreamRequest
 from tests.router.fakes import DONE, token, usage
 
 KEYS = PrefixKeys(b"", 16)
@@ -88,6 +88,13 @@ class Response:
         self.clock[0] += self.each
         return self.pieces.pop(0) if self.pieces else b""
 
+    async def pass_on(self, sink: Sink) -> bool:
+        while self.pieces:
+            if not sink(await self.read()):
+                return False
+        self.clock[0] += self.each
+        return True
+
     def close(self) -> None:
         return
 
@@ -105,15 +112,24 @@ async def relayed(
     task = asyncio.current_task()
     assert task is not None
 
-    async def send(message: Message) -> None:
-        assert request.waiting_since == NOT_WAITING, "the client's time is not the worker's silence"
-        clock[0] += client_seconds
+    class Writer:
+        """A client that takes `client_seconds` to read a piece."""
+
+        async def drain(self) -> None:
+            assert request.waiting_since == NOT_WAITING, "the client's time is not the worker's silence"
+            clock[0] += client_seconds
+
+        def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+            pass
+
+        def write(self, data: bytes, *, last: bool = False) -> bool:
+            return client_seconds == 0.0
 
     request = InFlightRequest(task)
     timeouts = UpstreamTimeouts(answer=1e9, idle=1e9, stall=1e9, cut=1e9)
     with InFlight(timeouts).at(URL, request, 0.0):
         relay = Relay(
-            Client(RouteRequest(KEYS, 100, stream, reported=reported), b"id", 0.0, send),
+            Client(RouteRequest(KEYS, 100, stream, reported=reported), b"id", 0.0, ClientAnswer(Writer())),
             UpstreamRequest("POST", "/v1/completions", [], b"{}"),
             request,
             DECISION,

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from runtime.http.connection import MOST_UNWANTED, ServerConnection
 from runtime.http.context import ServerContext, ServerEvent
 from runtime.http.limits import HttpLimits
+from runtime.http.request import ServerRequest
 from runtime.http.server import AnswerAborted
 from tests.virtual import FakeTransport, VirtualLoop
 
@@ -142,6 +143,9 @@ def read_answers(data: bytes, methods: list[str]) -> Iterator[tuple[int, bytes, 
 class ConnectionMachine(RuleBasedStateMachine):
     """One connection, its client, and an app that answers when the test says so."""
 
+    handler = False
+    """Requests are answered by a `Handler`, in the callbacks of the loop."""
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualLoop()
@@ -151,7 +155,12 @@ class ConnectionMachine(RuleBasedStateMachine):
     @initialize()
     def connect(self) -> None:
         self.shared = ServerContext(
-            self._app, LIMITS, cancel_on_disconnect=True, on_refusal=self.refusals.append, screen=self._screen
+            None if self.handler else self._app,
+            LIMITS,
+            cancel_on_disconnect=True,
+            on_refusal=self.refusals.append,
+            screen=self._screen,
+            handler=self._handle if self.handler else None,
         )
         self.screened: list[int] = []
         self.connection = ServerConnection(self.shared, self.loop)
@@ -205,6 +214,9 @@ class ConnectionMachine(RuleBasedStateMachine):
         await send({"type": "http.response.body", "body": body})
         self.ended.append((number, order))
 
+    async def _handle(self, request: ServerRequest) -> None:
+        await self._app(request.scope, request.receive, request.send)
+
     # --- what happens ---
 
     @precondition(lambda self: self.transport.lost)
@@ -226,7 +238,7 @@ class ConnectionMachine(RuleBasedStateMachine):
     def deliver(self, size: int) -> None:
         data = self.wire[:size]
         before = self._position()
-        if self.transport.receive(data):
+        if self.loop.call(lambda: self.transport.receive(data)):
             self.wire = self.wire[size:]
             self.delivered += len(data)
             position = self._position()
@@ -366,5 +378,13 @@ class ConnectionMachine(RuleBasedStateMachine):
         assert (self.shared.in_flight, self.shared.body_bytes, self.shared.connections) == (0, 0, set())
 
 
+class HandlerMachine(ConnectionMachine):
+    """The same for a `Handler`."""
+
+    handler = True
+
+
 ConnectionMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+HandlerMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 TestConnection = ConnectionMachine.TestCase
+TestConnectionOfAHandler = HandlerMachine.TestCase
