@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest --dist worksteal --numprocesses
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo docs test unit check lint types suite format bench kind kind-delete dist clean
+.PHONY: help install tools demo docs test unit check lint types suite format bench bench-perf kind kind-delete dist clean
 
 help: ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,9 @@ bench: $(VENV)/.dev ## micro-benchmarks of the index, the decision, the engine a
 	$(BIN)/python -m bench.micro.engine
 	$(BIN)/python -m bench.micro.index
 	$(BIN)/python -m bench.opponents
+
+bench-perf: $(VENV)/.dev ## instructions of a request by stage (needs valgrind); CHECK=1 fails if one takes 10 % more than is committed
+	$(BIN)/python -m bench.micro.request $(if $(CHECK),--check)
 
 kind: ## a Kubernetes cluster in Docker with the controller and a KVCluster in it (needs docker, kind, kubectl, helm)
 	deploy/kind/up.sh
