@@ -131,11 +131,12 @@ class Writer:
 
     async def _apply(self, ref: Ref, manifest: Object, current: Object | None, cluster: Cluster) -> None:
         replicas = replicas_to_hand_over(manifest, current, _initial_replicas(cluster))
-        if replicas is not None and current is not None:
+        if replicas is not None:
+            if current is None:
+                # With its number: the default, 1, would be started before anybody could correct it.
+                await self._client.apply({**manifest, "spec": {**manifest["spec"], "replicas": replicas}})
             await self._client.apply(_replicas(manifest, replicas), HANDOVER_MANAGER)
         answer = await self._client.apply(manifest)
-        if replicas is not None and current is None:
-            answer = await self._client.apply(_replicas(manifest, replicas), HANDOVER_MANAGER)
         logger.info("applied", object=str(ref), namespace=ref.namespace, new=current is None)
         self._inventory.put(ref.kind, answer)
         if has_drifted(manifest, current, answer, self.written.get(ref)):

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from controller.objects.names import FIELD_MANAGER
 from tests.kube.operator.support import COLLECTED_WITHIN, OBJECTS, Cluster
 from tests.processes import eventually
 
@@ -82,6 +83,25 @@ async def test_optional_parts_come_change_and_go(cluster: Cluster):
     await cluster.patch("kvclusters", "rag", {"spec": {"autoscaling": None, "networkPolicy": {"enabled": False}}})
     await eventually(lambda: cluster.lacks(optional), "they are gone")
     assert await cluster.has(OBJECTS)
+
+
+async def test_a_deployment_of_an_autoscaler_never_has_another_number(cluster: Cluster):
+    """A Deployment controller starts what it sees: with 1, the default, an engine without anybody who asks."""
+    await cluster.create(
+        "rag",
+        workers={"replicas": 0},
+        autoscaling={"type": "keda", "min": 0, "max": 2, "prometheusAddress": "http://p"},
+    )
+    await eventually(lambda: cluster.has(OBJECTS), "the objects are there")
+
+    async def handed_over() -> bool:
+        entries = (await cluster.get("deployments", "rag-worker"))["metadata"]["managedFields"]
+        own = next(each for each in entries if each["manager"] == FIELD_MANAGER)
+        return "f:replicas" not in own["fieldsV1"]["f:spec"]
+
+    await eventually(handed_over, "the number is an autoscaler's to change")
+    made = await cluster.get("deployments", "rag-worker")
+    assert (made["spec"]["replicas"], made["metadata"]["generation"]) == (0, 1), "it was made with this number"
 
 
 async def test_replicas_belong_to_the_autoscaler_while_there_is_one(cluster: Cluster):
