@@ -74,6 +74,10 @@ class Following:
     explains: bool = False
     """Answers say in headers who gave them, and why, as those of the data port do."""
 
+    def count(self, status: int) -> None:
+        """A request is answered with this status."""
+        self.metrics.requests.counts[str(status), self.fleet.config.strategy] += 1
+
 
 @dataclass(slots=True)
 class Dispatched:
@@ -118,6 +122,7 @@ class Dispatched:
         if not self._advance(DispatchEvent.ANSWERED):
             return added
         self._status = status
+        self.following.count(status)
         if served and served != endpoint_of(self.decision.url):
             self._move(served)
         if self.following.explains:

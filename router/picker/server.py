@@ -333,6 +333,7 @@ class PickerServer:
 
     def refuse(self, stream: Stream, refusal: Refusal) -> list[bytes]:
         self.metrics.picks.labels(refusal.why).inc()
+        self.picker.following.count(refusal.error.status)
         return stream.refused(refusal)
 
     # --- what time ends ---------------------------------------------------------------------------------

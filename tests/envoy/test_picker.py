@@ -53,6 +53,10 @@ async def test_requests_reach_workers_as_they_are(start_gateway: StartGateway, m
         assert (await client.post("/v1/messages", content=b"[]")).json()["type"] == "error"
         await ends(behind)
         assert len([each for worker in workers for each in worker.received]) == 4
+        # In full duplex nobody sees how a worker answers.
+        answered = 0 if modes is DUPLEX else 4
+        assert behind.router.metric("requests_total", code="200") == answered
+        assert behind.router.metric("requests_total", code="400") == 2
 
 
 async def test_a_dead_first_endpoint_costs_the_client_nothing(start_gateway: StartGateway) -> None:

@@ -98,6 +98,27 @@ async def test_many_streams_end_in_every_way_and_nothing_is_held(tokenizer: Toke
         assert (bench.in_flight(), len(bench.unobserved), server.budget.used) == ([0, 0, 0], 0, 0)
 
 
+async def test_more_requests_than_may_be_read_are_refused_before_their_bodies_come(tokenizer: Tokenizer) -> None:
+    limits = replace(LIMITS, reading=2)
+    async with (
+        serving(Bench(tokenizer), limits) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        held = [process(channel), process(channel)]
+        for call in held:
+            await call.write(request_headers())
+        await eventually(lambda: server.in_flight == 2, "two requests are being read")
+        more = process(channel)
+        await more.write(request_headers())
+        refused = (await more.read()).immediate_response
+        assert refused.status.code == 503
+        assert b"Too many requests are being read" in refused.body
+        assert (await more.read(), await more.code()) == (grpc.aio.EOF, grpc.StatusCode.OK)
+        for call in held:
+            await call.write(request_body(b'{"prompt":"hi"}'))
+            assert destination(await call.read()), "those that were there first are served"
+
+
 async def test_garbage_has_a_clear_status_and_no_traceback(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
