@@ -102,7 +102,7 @@ def bootstrap(picker: str, workers: Sequence[str], modes: Modes, *, tls: bool) -
     )  # fmt: skip
     served = {
         "name": "workers",
-        "connect_timeout": "1s",
+        "connect_timeout": "30s",
         "load_assignment": _hosts("workers", [found for url in workers if (found := endpoint_of(url))]),
         "load_balancing_policy": {
             "policies": [{"typed_extension_config": {"name": "override", "typed_config": override}}]
@@ -111,7 +111,7 @@ def bootstrap(picker: str, workers: Sequence[str], modes: Modes, *, tls: bool) -
     http2 = {"explicit_http_config": {"http2_protocol_options": {}}}
     asked = {
         "name": "picker",
-        "connect_timeout": "1s",
+        "connect_timeout": "30s",
         "load_assignment": _hosts("picker", [picker]),
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _any(
