@@ -69,11 +69,11 @@ def envoy_files(
     tls = None
     if folder:
         ca = str(Path(authorities).absolute()) if authorities else None
-        tls = Tls(str(Path(folder).absolute()), f"{parts.folder}/secrets.json", ca)
+        tls = Tls(str(Path(folder).absolute()), parts.folder, ca)
     plane = data_plane(manifest.spec, parts.files, port, address=host, tls=tls, asks_for_keys=bool(env.get(API_KEYS)))
     written = {parts.config: bootstrap(plane), parts.files.endpoints: endpoints(workers, 0)}
     if tls is not None:
-        written[tls.secrets] = secrets(tls)
+        written |= {f"{tls.secrets}/{name}": content for name, content in secrets(tls).items()}
     return {path: json.dumps(content, indent=1) for path, content in written.items()}
 
 

@@ -30,7 +30,7 @@ from runtime.envoy.settings import DataPlane, Tls
 from runtime.envoy.tls import secrets
 
 CONFIG_FOLDER = "/run/kvcluster-envoy-config"
-BOOTSTRAP_FILE, SECRETS_FILE = "bootstrap.json", "secrets.json"
+BOOTSTRAP_FILE = "bootstrap.json"
 START_SECONDS = 60
 """What Envoy may take until it listens."""
 SHARED_MOUNT: Object = {"name": ENVOY_VOLUME, "mountPath": ENVOY_FOLDER}
@@ -48,7 +48,7 @@ def envoy_files(cluster: Cluster) -> dict[str, str]:
     if not cluster.spec.router.is_behind_envoy:
         return {}
     plane = _plane(cluster)
-    files = {BOOTSTRAP_FILE: bootstrap(plane)} | ({} if plane.tls is None else {SECRETS_FILE: secrets(plane.tls)})
+    files = {BOOTSTRAP_FILE: bootstrap(plane)} | ({} if plane.tls is None else secrets(plane.tls))
     return {name: json.dumps(content, indent=1) for name, content in files.items()}
 
 
@@ -73,7 +73,7 @@ def _tls(cluster: Cluster) -> Tls | None:
     if wanted.secret_ref is None:
         return None
     authorities = f"{TLS_FOLDER}/{CLIENT_CA_FILE}" if wanted.client_ca_secret_ref is not None else None
-    return Tls(TLS_FOLDER, f"{CONFIG_FOLDER}/{SECRETS_FILE}", authorities)
+    return Tls(TLS_FOLDER, CONFIG_FOLDER, authorities)
 
 
 def envoy_volumes(cluster: Cluster) -> list[Object]:

@@ -25,7 +25,7 @@ class Tls:
     folder: str
     """Has `tls.crt` and `tls.key`."""
     secrets: str
-    """The file with `runtime.envoy.tls.secrets`."""
+    """The folder with the files of `runtime.envoy.tls.secrets`."""
     client_ca: str | None = None
     """File with the authorities of clients' certificates; None: clients need none."""
 

@@ -32,32 +32,29 @@ def transport_socket(tls: Tls) -> Message:
 
 
 def _named(name: str, tls: Tls) -> Message:
-    source = {"path_config_source": {"path": tls.secrets}, "resource_api_version": "V3"}
+    source = {"path_config_source": {"path": f"{tls.secrets}/{name}.json"}, "resource_api_version": "V3"}
     return {"name": name, "sds_config": source}
 
 
-def secrets(tls: Tls) -> Message:
-    """The content of `Tls.secrets`: which files to read, again whenever their folder changes."""
-    watched = {"path": tls.folder}
-    found: list[Message] = [
-        {
-            "name": CERTIFICATE,
+def secrets(tls: Tls) -> dict[str, Message]:
+    """The files in `Tls.secrets` by name: each says which files to read, again whenever their folder changes. Envoy
+    rejects a file with more than the one secret that it was asked for."""
+    found: dict[str, Message] = {
+        CERTIFICATE: {
             "tls_certificate": {
                 "certificate_chain": {"filename": f"{tls.folder}/tls.crt"},
                 "private_key": {"filename": f"{tls.folder}/tls.key"},
-                "watched_directory": watched,
+                "watched_directory": {"path": tls.folder},
             },
         }
-    ]
+    }
     if tls.client_ca is not None:
         folder = tls.client_ca.rpartition("/")[0]
-        found.append(
-            {
-                "name": AUTHORITIES,
-                "validation_context": {
-                    "trusted_ca": {"filename": tls.client_ca},
-                    "watched_directory": {"path": folder},
-                },
-            }
-        )
-    return {"resources": [typed("extensions.transport_sockets.tls.v3.Secret", **each) for each in found]}
+        found[AUTHORITIES] = {
+            "validation_context": {
+                "trusted_ca": {"filename": tls.client_ca},
+                "watched_directory": {"path": folder},
+            },
+        }
+    kind = "extensions.transport_sockets.tls.v3.Secret"
+    return {f"{name}.json": {"resources": [typed(kind, name=name, **each)]} for name, each in found.items()}

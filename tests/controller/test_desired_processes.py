@@ -196,7 +196,7 @@ def test_what_the_routers_environment_says_of_keys_and_certificates_holds_for_en
     assert not asking(files)["failure_mode_allow"], "without the router nobody knows the keys"
     (clients,) = files["envoy.json"]["static_resources"]["listeners"]
     assert clients["filter_chains"][0]["transport_socket"]["name"] == "envoy.transport_sockets.tls"
-    (secret,) = files["secrets.json"]["resources"]
+    (secret,) = files["certificate.json"]["resources"]
     assert secret["tls_certificate"]["certificate_chain"] == {"filename": "/etc/tls/tls.crt"}
 
 

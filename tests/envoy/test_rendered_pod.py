@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from runtime.tls import self_signed
 from tests.envoy.rendered import RenderedPod, publish, running
@@ -125,6 +126,31 @@ async def test_only_callers_with_a_key_get_in_over_a_certificate_that_may_change
             assert sum(len(each.received) for each in workers) == before
             pod.processes["router"].send_signal(signal.SIGCONT)
             await eventually(answers, "the router is asked again")
+
+
+async def test_clients_need_a_certificate_where_there_are_authorities_for_them(folder: Path) -> None:
+    authority = trustme.CA()
+    context = unverified()
+    authority.issue_cert(common_name="team-a").configure_cert(context)
+    secrets = {CERTIFICATES: {**certificate(), "client-ca.crt": authority.cert_pem.bytes()}}
+    tls = {"secretRef": {"name": "cert"}, "clientCASecretRef": {"name": "clients"}}
+    async with (
+        fake_workers(good) as workers,
+        running(folder, [each.url for each in workers], secrets, tls=tls) as pod,
+        client_of(pod, "https") as nobody,
+        httpx.AsyncClient(base_url=nobody.base_url, verify=context, timeout=30, trust_env=False) as somebody,
+    ):
+
+        async def answers() -> bool:
+            try:
+                return (await ask(somebody)).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await eventually(answers, "a client with a certificate gets in: " + pod.log("envoy"))
+        with pytest.raises(httpx.TransportError):
+            await ask(nobody)
+        assert len(workers[0].received) == 1
 
 
 async def test_nothing_is_lost_when_the_pod_ends_or_the_router_does_not_answer(folder: Path) -> None:

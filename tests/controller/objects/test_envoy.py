@@ -176,13 +176,15 @@ def test_envoy_has_the_certificate_and_not_the_keys() -> None:
     assert "kvcluster-keys" not in mounts(each["envoy"])
     assert "ROUTER_API_KEYS_FILE" in environment(found)
     folder = mounts(each["envoy"])["kvcluster-tls"]
+    files = {name: configuration(found, name) for name in ("certificate.json", "authorities.json")}
+    assert {name: len(content["resources"]) for name, content in files.items()} == dict.fromkeys(files, 1)
     read = {path["filename"] for name in ("certificate_chain", "private_key", "trusted_ca")
-            for path in parts(configuration(found, "secrets.json"), name)}  # fmt: skip
+            for path in parts(files, name)}  # fmt: skip
     [volume] = [each for each in pod_of(found)["volumes"] if each["name"] == "kvcluster-tls"]
     projected = {item["path"] for source in volume["projected"]["sources"] for item in source["secret"]["items"]}
     assert read == {f"{folder}/{name}" for name in projected}
     sources = {each["path_config_source"]["path"] for each in parts(configuration(found), "sds_config")}
-    assert sources == {f"{mounts(each['envoy'])['kvcluster-envoy-config']}/secrets.json"}
+    assert sources == {f"{mounts(each['envoy'])['kvcluster-envoy-config']}/{name}" for name in files}
 
 
 def test_with_api_keys_nothing_goes_on_without_the_router() -> None:

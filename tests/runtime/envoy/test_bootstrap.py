@@ -107,7 +107,7 @@ def test_workers_are_listed_by_address() -> None:
 def _variants(folder: Path) -> dict[str, DataPlane]:
     files = Files(str(folder / "endpoints.json"), str(folder / "picker.sock"), str(folder / "admin.sock"))
     plain = DataPlane(files, 8000)
-    tls = Tls(str(folder), str(folder / "secrets.json"), str(folder / "ca.crt"))
+    tls = Tls(str(folder), str(folder), str(folder / "ca.crt"))
     return {
         "defaults": plain,
         "everything": DataPlane(
@@ -141,7 +141,8 @@ async def test_envoy_accepts_what_is_built(tmp_path: Path) -> None:
         return "" if process.returncode == 0 else output.decode()
 
     variants = _variants(tmp_path)
-    (tmp_path / "secrets.json").write_text(json.dumps(_secrets(variants["everything"])))
+    for name, content in _secrets(variants["everything"]).items():
+        (tmp_path / name).write_text(json.dumps(content))
     complaints = await asyncio.gather(*(complaint(name, plane) for name, plane in variants.items()))
     assert dict(zip(variants, complaints, strict=True)) == dict.fromkeys(variants, "")
 
