@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, ProcessCollector
+from starlette.types import Scope
 
 from kvcache.keys import KEY_SCHEME
 from kvcache.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -57,7 +58,7 @@ from runtime.draining import Drain, DrainPolicy
 from runtime.http.hosts import HostCheck
 from runtime.http.server import HttpLimits
 from runtime.http.tls import TlsPort
-from runtime.http.tokens import TokenCheck, TokenFile
+from runtime.http.tokens import TokenCheck, TokenFile, TokenRule
 from runtime.logs import EventLogger, LogFormat
 from runtime.process import report_crash
 from runtime.tls import CertificateFiles
@@ -308,6 +309,10 @@ class Router:
             "data", "--tls-cert-path", settings.tls_cert_path, self.metrics, settings.tls_client_ca
         )
         self.tokens = token_file(settings)
+        self._token_rule: TokenRule | None = None
+        if self.tokens is not None:
+            metrics = {"/metrics"} if settings.management_open_metrics else set()
+            self._token_rule = TokenRule(self.tokens, PROBES | PAGE | metrics, PAGE_FOLDERS)
         self._peers = other_routers(settings)
         gatherer = Gatherer(
             self.fleet,
@@ -375,15 +380,18 @@ class Router:
         )
         return self.picker
 
+    def screen_management(self, scope: Scope) -> bool:
+        """Whether the body of a request to the management port is wanted: only of those that are let in."""
+        return self._token_rule is None or self._token_rule.admits(scope)
+
     def management_app(self) -> FastAPI:
         """What the management port serves."""
         app = self.management.app()
         self.live.add_to(app)
         self.request_events.add_to(app)
         self.rates.add_to(app)
-        if self.tokens is not None:
-            metrics = {"/metrics"} if self._settings.management_open_metrics else set()
-            app.add_middleware(TokenCheck, tokens=self.tokens, open=PROBES | PAGE | metrics, open_folders=PAGE_FOLDERS)
+        if self._token_rule is not None:
+            app.add_middleware(TokenCheck, rule=self._token_rule)
         app.add_middleware(
             HostCheck,
             setting="give the router --management-names (ROUTER_MANAGEMENT_NAMES) with that name",

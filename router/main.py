@@ -57,7 +57,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     router = Router(named, source, tracing=make_tracing(), priorities=priorities)
     data = _data_server(router, settings, data_socket) if data_socket is not None else None
     picker = router.picker_server() if settings.mode != "proxy" else None
-    management = HttpServer(router.management_app(), management_socket, MANAGEMENT_LIMITS)
+    management = HttpServer(
+        router.management_app(), management_socket, MANAGEMENT_LIMITS, screen=router.screen_management
+    )
     router.start()
     await management.start()
     if data is not None:

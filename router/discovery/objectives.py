@@ -120,11 +120,13 @@ class WithObjectives:
         return self._source.status()
 
     async def watch(self) -> AsyncIterator[DiscoveredWorkers]:
-        """The workers, again whenever they change. Ends as that of the source does."""
+        """The workers, again whenever they change. Ends only with its task: a list that never changes is no reason to
+        follow the objectives no more."""
         following = asyncio.gather(self._objectives.run(), self._objectives.follow_pool())
         try:
             async for workers in self._source.watch():
                 yield workers
+            await following
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)

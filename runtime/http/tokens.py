@@ -130,27 +130,17 @@ def _content(path: Path) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenCheck:
-    """An ASGI application that passes on the requests that show a token, as `Authorization: Bearer TOKEN` or in
-    `TOKEN_HEADER`, and those that read a path that is `open` or under one of `open_folders`. Others get 401."""
+class TokenRule:
+    """Who is let in: requests that show a token, as `Authorization: Bearer TOKEN` or in `TOKEN_HEADER`, and those that
+    read a path that is `open` or under one of `open_folders`."""
 
-    app: ASGIApp
     tokens: TokenFile
     open: frozenset[str]
     open_folders: tuple[str, ...] = ()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application."""
-        if scope["type"] == "http" and not self._is_open(scope) and not self._is_shown(scope["headers"]):
-            message = (
-                "this port needs a token: send it as `Authorization: Bearer TOKEN`. In a browser, open the page with "
-                "#token=TOKEN behind its address; for commands of kvcluster, set KVCLUSTER_MANAGEMENT_TOKEN"
-            )
-            body = orjson.dumps(error_body(message, "AuthenticationError", None, 401))
-            headers = {"www-authenticate": "Bearer"}
-            await Response(body, 401, headers, "application/json")(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+    def admits(self, scope: Scope) -> bool:
+        """Whether a request is let in, by its headers alone: nobody has to read the body of one that is not."""
+        return self._is_open(scope) or self._is_shown(scope["headers"])
 
     def _is_open(self, scope: Scope) -> bool:
         path = scope["path"]
@@ -163,3 +153,24 @@ class TokenCheck:
                 if (name != b"authorization" or scheme.strip().lower() == b"bearer") and self.tokens.accepts(token):
                     return True
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCheck:
+    """An ASGI application that passes on the requests that `rule` admits. Others get 401."""
+
+    app: ASGIApp
+    rule: TokenRule
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        if scope["type"] == "http" and not self.rule.admits(scope):
+            message = (
+                "this port needs a token: send it as `Authorization: Bearer TOKEN`. In a browser, open the page with "
+                "#token=TOKEN behind its address; for commands of kvcluster, set KVCLUSTER_MANAGEMENT_TOKEN"
+            )
+            body = orjson.dumps(error_body(message, "AuthenticationError", None, 401))
+            headers = {"www-authenticate": "Bearer"}
+            await Response(body, 401, headers, "application/json")(scope, receive, send)
+            return
+        await self.app(scope, receive, send)

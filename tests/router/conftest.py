@@ -170,7 +170,9 @@ def router_starter(tokenizer: Tokenizer) -> StartRouter:
             handler=router.data_plane,
             tls=router.tls_port(),
         )
-        management = HttpServer(router.management_app(), listen("127.0.0.1", 0), MANAGEMENT_LIMITS)
+        management = HttpServer(
+            router.management_app(), listen("127.0.0.1", 0), MANAGEMENT_LIMITS, screen=router.screen_management
+        )
         router.start()
         await data.start()
         await management.start()

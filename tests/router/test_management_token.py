@@ -5,6 +5,7 @@ Not covered: the page (tests/router/page).
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,19 @@ def tokens(tmp_path: Path) -> Path:
 
 def write(path: Path, content: str) -> None:
     path.write_text(content)
+
+
+async def test_what_shows_no_token_is_refused_before_a_byte_of_its_body_has_come(
+    start_router: StartRouter, tokens: Path
+) -> None:
+    async with start_router(management_token_file=tokens) as router:
+        base = router.management.base_url
+        for shown, status in ((b"", 401), (b"x-kvcluster-token: %b\r\n" % TOKEN.encode(), 100)):
+            reader, writer = await asyncio.open_connection(base.host, base.port)
+            head = b"POST /internal/sync HTTP/1.1\r\nhost: h\r\ncontent-length: 100000000\r\nexpect: 100-continue\r\n"
+            writer.write(head + shown + b"\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 %d " % status)
+            writer.close()
 
 
 async def test_everything_but_probes_and_the_page_itself_needs_a_token(start_router: StartRouter, tokens: Path) -> None:

@@ -19,8 +19,10 @@ import pytest
 from router.core.worker_state import Intake
 from router.discovery.discovered import DiscoveredWorker, DiscoveredWorkers
 from router.discovery.inference_pool import InferencePoolDiscovery
+from router.discovery.objectives import ObjectiveWatch, WithObjectives
 from router.discovery.pool_api import find_pool
 from router.discovery.pool_objects import Pool, pool_workers, read_pod, read_pool
+from router.discovery.sources import StaticDiscovery
 from runtime.backoff import Backoff
 from runtime.kube.listwatch import ListWatchPolicy
 from tests.controller.objects.support import objects
@@ -248,6 +250,33 @@ async def test_objectives_of_both_groups_are_followed_once_their_crd_is_there(
         await place.delete(f"/apis/{old}/v1alpha2/namespaces/{ns}/inferenceobjectives/batch")
         await until(lambda: priorities == {"chat": 1})
         await uninstall(client, objective_definition(old))
+
+
+@pytest.mark.process
+async def test_beside_another_source_of_workers_objectives_are_selected_by_the_pools_labels_too(
+    tmp_path: Path, api: Backend, client: httpx.AsyncClient, ns: str  # noqa: F811
+) -> None:  # fmt: skip
+    priorities: dict[str, int] = {}
+    path = api.kubeconfig(tmp_path / "kubeconfig", "admin", namespace=ns)
+    pool = await find_pool("llama", None, path, setting="--objectives-pool")
+    source = WithObjectives(StaticDiscovery(["http://127.0.0.1:1"]), ObjectiveWatch(pool, priorities, policy=QUICK))
+    place, watch = Place(client, ns, InferencePoolDiscovery(pool)), source.watch()
+    assert list(await anext(watch)) == ["http://127.0.0.1:1"]
+    last = asyncio.ensure_future(anext(watch, None))  # the list is static: it only keeps the objectives followed
+    await install(client, pool_definition(), objective_definition())
+    objective = {
+        "apiVersion": "llm-d.ai/v1alpha2", "kind": "InferenceObjective", "metadata": {"name": "tier"},
+        "spec": {"priority": 7, "poolSelector": {"matchLabels": {"tier": "gold"}}},
+    }  # fmt: skip
+    answer = await client.post(f"/apis/llm-d.ai/v1alpha2/namespaces/{ns}/inferenceobjectives", json=objective)
+    assert answer.is_success, answer.text
+    await place.put_pool(LABELS, 8000, own={"tier": "gold"})
+    await until(lambda: priorities == {"tier": 7})
+    await place.put_pool(LABELS, 8000)
+    await until(lambda: priorities == {})
+    last.cancel()
+    await asyncio.gather(last, return_exceptions=True)
+    await watch.aclose()
 
 
 @pytest.mark.process
