@@ -55,6 +55,7 @@ from router.sync.liveness import Ticker
 from router.upstream.in_flight import InFlight, UpstreamTimeouts
 from router.upstream.pool import ConnectionPool
 from runtime.draining import Drain, DrainPolicy
+from runtime.envoy.tls import AUTHORITIES, CERTIFICATE
 from runtime.http.hosts import HostCheck
 from runtime.http.server import HttpLimits
 from runtime.http.tls import TlsPort
@@ -414,12 +415,18 @@ class Router:
             from runtime.envoy_admin import EnvoyAdmin
 
             self.envoy = EnvoyAdmin(admin, self.clock)
-            source = told = EnvoyFirst(source, file, self.envoy.knows, self.fleet.urls)
+            source = told = EnvoyFirst(source, file, self.envoy.knows, self.fleet.urls, self._secured)
             beside = (told.file.run(), self.envoy.join(), self._be_asked())
             self._tasks += map(asyncio.create_task, beside)
         self._tasks.append(asyncio.create_task(self.fleet_sync.follow(source)))
         for task in self._tasks:
             task.add_done_callback(report_crash)
+
+    async def _secured(self) -> bool:
+        """Whether Envoy has taken what the data port is to have: its certificate, the authorities of clients' ones."""
+        named = {CERTIFICATE: self._settings.tls_cert_path, AUTHORITIES: self._settings.tls_client_ca}
+        wanted = [name for name, path in named.items() if path is not None]
+        return self.envoy is None or not wanted or await self.envoy.reads(wanted)
 
     async def _be_asked(self) -> None:
         """Let Envoy ask once requests would find a worker. Until then it sends them where it knows workers, as it does

@@ -61,6 +61,11 @@ class EnvoyAdmin:
         )
         return {_endpoint(**each) for each in hosts} >= set(workers)
 
+    async def reads(self, secrets: Iterable[str]) -> bool:
+        """Whether it has taken all these secrets (`runtime.envoy.tls`): without one its port answers nobody. True if it
+        does not answer."""
+        return 0 not in [await self._stat(f"sds.{name}.update_success") for name in secrets]
+
     async def join(self) -> None:
         """Clients may keep their connections: an earlier process may have said that they may not."""
         await self._ask("POST", "/healthcheck/ok")

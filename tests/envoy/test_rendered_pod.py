@@ -13,12 +13,18 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from runtime.tls import self_signed
 from tests.envoy.rendered import RenderedPod, publish, running
@@ -151,6 +157,30 @@ async def test_clients_need_a_certificate_where_there_are_authorities_for_them(f
         with pytest.raises(httpx.TransportError):
             await ask(nobody)
         assert len(workers[0].received) == 1
+
+
+async def test_a_pod_whose_envoy_does_not_take_the_certificate_is_not_ready(folder: Path) -> None:
+    """Python takes a key of this curve and Envoy none but P-256, P-384 and P-521: a rollout stops, as it should."""
+    key = ec.generate_private_key(ec.SECP224R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "router")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    secrets = {CERTIFICATES: {"tls.crt": made.public_bytes(Encoding.PEM), "tls.key": pem}}
+    tls = {"secretRef": {"name": "cert"}}
+    async with fake_workers(good) as workers, running(folder, [each.url for each in workers], secrets, tls=tls) as pod:
+
+        async def said() -> bool:
+            return "envoy_without_certificate" in pod.log("router")
+
+        await eventually(said, "the router says what is wrong: " + pod.log("router"))
+        assert await ready(pod, 9000) == 503
+        assert await ready(pod) != 200
 
 
 async def test_nothing_is_lost_when_the_pod_ends_or_the_router_does_not_answer(folder: Path) -> None:

@@ -51,6 +51,11 @@ class Admin:
         return now - self.asked.setdefault(frozenset(workers), now) >= self.takes
 
 
+async def plain() -> bool:
+    """A port without TLS needs no certificate."""
+    return True
+
+
 def in_file(path: Path) -> set[str]:
     found: Mapping[str, Any] = json.loads(path.read_text())
     [assignment] = found["resources"]
@@ -64,7 +69,7 @@ def in_file(path: Path) -> set[str]:
 )
 async def test_a_new_worker_is_kept_back_until_envoy_knows_it(tmp_path: Path, takes: float, waited: float) -> None:
     source, path, clock = Lists(), tmp_path / "endpoints.json", asyncio.get_running_loop().time
-    seen = EnvoyFirst(source, path, Admin(takes).knows, tuple).watch()
+    seen = EnvoyFirst(source, path, Admin(takes).knows, tuple, plain).watch()
     source.give(ONE)
     begun = clock()
     assert set(await anext(seen)) == {ONE}
@@ -82,7 +87,20 @@ async def test_a_new_worker_is_kept_back_until_envoy_knows_it(tmp_path: Path, ta
 
 async def test_workers_that_register_by_themselves_are_told_as_well(tmp_path: Path) -> None:
     source, path = Lists(), tmp_path / "endpoints.json"
-    first = EnvoyFirst(source, path, Admin(0.0).knows, lambda: [TWO])
+    first = EnvoyFirst(source, path, Admin(0.0).knows, lambda: [TWO], plain)
     source.give(ONE)
     await anext(first.watch())
     assert in_file(path) == {ONE, TWO}
+
+
+async def test_without_its_certificate_envoy_gets_no_workers_and_the_router_none(tmp_path: Path) -> None:
+    source, path, clock = Lists(), tmp_path / "endpoints.json", asyncio.get_running_loop().time
+    first = EnvoyFirst(source, path, Admin(0.0).knows, tuple, lambda: _after(10.0))
+
+    async def _after(seconds: float) -> bool:
+        return clock() >= begun + seconds
+
+    begun = clock()
+    source.give(ONE)
+    assert set(await anext(first.watch())) == {ONE}
+    assert clock() - begun == pytest.approx(10.0, abs=0.03)
