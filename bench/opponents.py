@@ -114,7 +114,8 @@ async def _engine(requests: asyncio.StreamReader, answers: asyncio.StreamWriter)
             if first_line.startswith(b"post"):
                 fields = json.loads(body)
                 if fields.get("stream"):
-                    await _stream(answers, fields["max_tokens"])
+                    # sglang-router writes a request anew, with the field's later name.
+                    await _stream(answers, fields.get("max_tokens") or fields["max_completion_tokens"])
                 else:
                     answers.write(_ANSWER)
             else:
