@@ -58,11 +58,11 @@ from runtime.draining import Drain, DrainPolicy
 from runtime.envoy.tls import AUTHORITIES, CERTIFICATE
 from runtime.http.hosts import HostCheck
 from runtime.http.server import HttpLimits
-from runtime.http.tls import TlsPort
 from runtime.http.tokens import TokenCheck, TokenFile, TokenRule
 from runtime.logs import EventLogger, LogFormat
 from runtime.process import report_crash
 from runtime.tls import CertificateFiles
+from runtime.tls_listener import TlsPort
 
 if TYPE_CHECKING:
     from router.discovery.kubernetes import Replacement

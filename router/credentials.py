@@ -8,10 +8,10 @@ from pathlib import Path
 from router.metrics import Metrics
 from router.server.key_file import KeyFile, KeyFileError
 from router.settings import Settings
-from runtime.http.tls import TlsPort
 from runtime.http.tokens import TokenFile, TokenFileError
 from runtime.settings import SettingsError
 from runtime.tls import CertificateFiles, TlsError
+from runtime.tls_listener import TlsPort
 
 
 def key_file(settings: Settings, clock: Callable[[], float]) -> KeyFile | None:

@@ -30,7 +30,7 @@ from router.server.relay import Client
 from router.upstream.interface import UpstreamRequest
 from runtime.http.context import Headers
 from runtime.http.request import ServerRequest
-from runtime.http.tls import CLIENT_IDENTITY
+from runtime.tls_listener import CLIENT_IDENTITY
 
 _IN_PATH = "/!$&'()*+,;=:@"
 """The characters that a path may hold besides letters, digits and `-._~` (RFC 3986 3.3): others are percent-encoded."""

@@ -59,8 +59,10 @@ FRAMES = 256
 class Connection(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, context: GrpcContext, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, context: GrpcContext, loop: asyncio.AbstractEventLoop, refusal: str = "") -> None:
+        """`refusal`: why the client is sent away once it has greeted, whatever it asks for."""
         self.context = context
+        self._refusal = refusal
         self.calls: dict[int, Call] = {}
         self.send_window = DEFAULT_WINDOW
         self.initial_window = DEFAULT_WINDOW
@@ -100,8 +102,13 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # that of a stream
         with contextlib.suppress(OSError, AttributeError):
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self.context.connections.add(self)
-        limits = self.context.limits
+        context, limits = self.context, self.context.limits
+        if not context.make_room():
+            self.write(frame(Kind.SETTINGS, 0, 0))  # must come first
+            self._dismiss(ErrorCode.ENHANCE_YOUR_CALM, "too many connections are open")
+            return
+        context.connections.add(self)
+        context.idle.add(self, self._loop)
         stated = {
             HEADER_TABLE_SIZE: TABLE, MAX_CONCURRENT_STREAMS: limits.calls, INITIAL_WINDOW_SIZE: WINDOW,
             MAX_FRAME_SIZE: FRAME, MAX_HEADER_LIST_SIZE: limits.metadata,
@@ -115,6 +122,7 @@ class Connection(asyncio.Protocol):
         self._set_timer(None)
         for call in list(self.calls.values()):
             self._lose(call)
+        self.context.idle.discard(self)
         self.context.connections.closed(self)
 
     def pause_writing(self) -> None:
@@ -196,6 +204,8 @@ class Connection(asyncio.Protocol):
                     raise Broken(ErrorCode.PROTOCOL_ERROR, "this port speaks HTTP/2 with prior knowledge")
                 self._buffer = data
                 return
+            if self._refusal:
+                raise Broken(ErrorCode.PROTOCOL_ERROR, self._refusal)
             self._greeted = True
             self._set_timer(None)
             at = len(PREFACE)
@@ -396,6 +406,8 @@ class Connection(asyncio.Protocol):
                 self.write(reset(stream, ErrorCode.NO_ERROR))
             return
         call = Call(self, stream)
+        if not self.calls:
+            context.idle.discard(self)
         self.calls[stream] = call
         context.calls += 1
         method = context.methods.get(request.path)
@@ -441,6 +453,8 @@ class Connection(asyncio.Protocol):
         self._waiting.pop(call.stream, None)
         if self.calls.pop(call.stream, None) is not None:
             self.context.calls -= 1
+            if not self.calls and not self._closed:
+                self.context.idle.add(self, self._loop)
         if self._left:
             self._close_if_left()
 
@@ -456,6 +470,25 @@ class Connection(asyncio.Protocol):
     def _close_if_left(self) -> None:
         if self._left and not self.calls and not self._closed:
             self._loop.call_soon(self._close)
+
+    def retire(self) -> None:
+        """It has been idle for long enough: ask the client to leave, or end it if that has been asked before."""
+        if self._leaving or self._closed:
+            self.abort()
+        else:
+            self.leave()
+
+    def displace(self) -> None:
+        """Make room for another connection, now. A call that is on its way was not looked at, and may be repeated."""
+        self._dismiss(ErrorCode.NO_ERROR, "other connections need the room")
+
+    def _dismiss(self, code: ErrorCode, why: str) -> None:
+        """Say why, and be gone."""
+        self.write(go_away(self._last, code, why))
+        self.write_out()
+        self.abort()
+        self.context.idle.discard(self)
+        self.context.connections.closed(self)
 
     def cut(self) -> None:
         """End every call, and the connection."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from runtime.connections import OpenConnections
 from runtime.grpc.call import Call, Handler
+from runtime.grpc.idle import IdleConnections
+from runtime.tls_listener import MAX_HANDSHAKES
 
 if TYPE_CHECKING:
     from runtime.grpc.connection import Connection
@@ -33,6 +35,15 @@ class GrpcLimits:
     """For a connection to say what it is."""
     write: float = 60.0
     """For which a client may read nothing of what it is sent."""
+    handshake: float = 10.0
+    """For TLS, from a connection's acceptance on."""
+    handshakes: int = MAX_HANDSHAKES
+    """Of TLS, at once. One more takes the place of the oldest."""
+    connections: int = 2048
+    """At once. One more takes the place of the one that has been without a call for longest; if all have calls, it is
+    refused. A gateway's proxy needs one for each of its threads."""
+    idle: float = 300.0
+    """Without a call, before a client is asked to connect anew when it needs to; as long again, and it is cut off."""
 
 
 @dataclass(slots=True)
@@ -43,5 +54,18 @@ class GrpcContext:
     """By path."""
     limits: GrpcLimits
     connections: OpenConnections[Connection] = field(default_factory=OpenConnections)
+    idle: IdleConnections = field(init=False)
     calls: int = 0
     held: int = 0
+
+    def __post_init__(self) -> None:
+        self.idle = IdleConnections(self.limits.idle)
+
+    def make_room(self) -> bool:
+        """For one more connection; False if there is none, since all have calls."""
+        if len(self.connections) < self.limits.connections:
+            return True
+        oldest = self.idle.oldest()
+        if oldest is not None:
+            oldest.displace()
+        return oldest is not None

@@ -8,16 +8,18 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from runtime.grpc.connection import Connection
 from runtime.grpc.context import GrpcContext, GrpcLimits, Method
 from runtime.sockets import BACKLOG
 from runtime.tls import Certificates, KeyPair
+from runtime.tls_listener import TlsListener, TlsPort
 
-HANDSHAKE = 10.0
-"""Seconds for a TLS handshake."""
+_TLS_ONLY = "this port speaks TLS only"
+HANDSHAKE_GRACE = 1.0
+"""Seconds that a TLS handshake under way may take when a server stops."""
 
 
 class GrpcServer:
@@ -26,6 +28,7 @@ class GrpcServer:
     def __init__(self, methods: Mapping[str, Method], limits: GrpcLimits | None = None) -> None:
         self._context = GrpcContext({path.encode(): method for path, method in methods.items()}, limits or GrpcLimits())
         self._listeners: list[asyncio.Server] = []
+        self._tls_listeners: list[TlsListener] = []
 
     @property
     def calls(self) -> int:
@@ -41,48 +44,54 @@ class GrpcServer:
         """Accept connections on one more socket."""
         loop = asyncio.get_running_loop()
 
-        def connection() -> Connection:
-            return Connection(self._context, loop)
-
-        options: dict[str, Any] = {"sock": sock, "backlog": BACKLOG}
         if certificates is not None:
-            options |= {"ssl": _context(certificates), "ssl_handshake_timeout": HANDSHAKE}
+            limits = self._context.limits
+            port = TlsPort(_contexts(certificates), limits.handshake, limits.handshakes)
+            self._tls_listeners.append(
+                TlsListener(sock, port, lambda secure: Connection(self._context, loop, "" if secure else _TLS_ONLY))
+            )
+            return
         make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._listeners.append(await make(connection, **options))
+        self._listeners.append(await make(lambda: Connection(self._context, loop), sock=sock, backlog=BACKLOG))
 
     async def stop(self, grace: float) -> None:
         """Accept no connection and no call, give those that are open so many seconds, then end them."""
         context, loop = self._context, asyncio.get_running_loop()
         for listener in self._listeners:
             listener.close()
+        end = loop.time() + grace
+        for tls_listener in self._tls_listeners:
+            tls_listener.close()
         for connection in list(context.connections):
             connection.leave()
-        end = loop.time() + grace
+        for tls_listener in self._tls_listeners:
+            await tls_listener.finish(min(HANDSHAKE_GRACE, grace))
+        for connection in list(context.connections):
+            connection.leave()  # those whose handshakes have ended meanwhile
         await context.connections.until_closed(end - loop.time())
         for connection in list(context.connections):
             connection.cut()
         await context.connections.until_closed(0.1)
         for connection in list(context.connections):
             connection.abort()
+        context.idle.close()
 
 
-def _context(certificates: Certificates) -> ssl.SSLContext:
-    """What handshakes use: made anew when the certificate has changed."""
+def _contexts(certificates: Certificates) -> Callable[[], ssl.SSLContext]:
+    """What each handshake uses: made anew when the certificate has changed."""
     noted = certificates.current()
-    current = _made(noted)
+    context = _made(noted)
 
-    def choose(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
-        nonlocal noted, current
+    def current() -> ssl.SSLContext:
+        nonlocal noted, context
         pair = certificates.current()
         if pair is not noted:
             with contextlib.suppress(ssl.SSLError, OSError):
-                current = _made(pair)
+                context = _made(pair)
             noted = pair
-        connection.context = current
+        return context
 
-    first = _made(noted)
-    first.sni_callback = choose  # called for clients that name no server, too
-    return first
+    return current
 
 
 def _made(pair: KeyPair) -> ssl.SSLContext:

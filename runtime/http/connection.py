@@ -16,9 +16,9 @@ from runtime.http.context import Headers, ServerContext, ServerState
 from runtime.http.limits import Refusal
 from runtime.http.reader import RequestReader
 from runtime.http.request import AnswerState, ServerRequest
-from runtime.http.tls import CLIENT_IDENTITY, identity
 from runtime.inline import InlineTask
 from runtime.logs import EventLogger
+from runtime.tls_listener import CLIENT_IDENTITY, identity
 
 logger = EventLogger(__name__)
 

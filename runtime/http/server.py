@@ -20,8 +20,8 @@ from runtime.http.connection import ServerConnection
 from runtime.http.context import Handler, Headers, ServerContext, ServerEvent
 from runtime.http.limits import HttpLimits, Refusal
 from runtime.http.request import AnswerAborted
-from runtime.http.tls import TlsListener, TlsPort
 from runtime.sockets import BACKLOG
+from runtime.tls_listener import TlsListener, TlsPort
 
 __all__ = ["AnswerAborted", "HttpLimits", "HttpServer"]
 

@@ -17,9 +17,9 @@ from bench.workloads import WorkloadSpec, build_workload
 from kvcluster.cli import app
 from kvcluster.options import API_KEY_VARIABLE, CA_VARIABLE, EndpointOptions, tls_context
 from runtime.http.server import HttpServer
-from runtime.http.tls import TlsPort
 from runtime.sockets import listen
 from runtime.tls import CertificateFiles, self_signed
+from runtime.tls_listener import TlsPort
 
 
 def test_the_key_of_a_file_or_of_the_environment_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,11 +79,13 @@ class Peer:
     limits: GrpcLimits = field(default_factory=GrpcLimits)
     settings: dict[int, int] = field(default_factory=dict)
     greet: bool = True
+    beside: Peer | None = None
+    """Another client of the same server."""
 
     def __post_init__(self) -> None:
         self.handlers: list[Notes] = []
         self.transport = Transport()
-        self.context = GrpcContext({PATH.encode(): self._open}, self.limits)
+        self.context = self.beside.context if self.beside else GrpcContext({PATH.encode(): self._open}, self.limits)
         self.connection = Connection(self.context, asyncio.get_running_loop())
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]  # all that is used of one
         self.encoder = Encoder()

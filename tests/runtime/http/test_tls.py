@@ -19,8 +19,8 @@ import trustme
 from starlette.types import Receive, Scope, Send
 
 from runtime.http.server import HttpServer
-from runtime.http.tls import CLIENT_IDENTITY, HandshakeFailure, TlsPort, identity
 from runtime.sockets import listen
+from runtime.tls_listener import CLIENT_IDENTITY, HandshakeFailure, TlsPort, identity
 from tests.runtime.http.test_server import answer, read_answer, until
 
 GET = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"

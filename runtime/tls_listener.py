@@ -61,7 +61,7 @@ class TlsListener:
     """Accepts connections on a listening socket until it is closed.
 
     `protocol(True)` makes the protocol of a connection whose handshake succeeded, `protocol(False)` of one that speaks
-    plain HTTP, which has to tell it so.
+    plain HTTP (of any version), which has to tell it so.
     """
 
     def __init__(self, sock: socket.socket, port: TlsPort, protocol: Callable[[bool], asyncio.Protocol]) -> None:
