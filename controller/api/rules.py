@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from controller.api.envoy import CUTS, LOGS_BLOCKS, LONGEST_START, RESUMES, SERVES, STARTS_LONG, WAITS
 from controller.api.external import (
     FOREIGN_ONLY,
+    NO_LABELS,
     NO_MODEL,
     NO_PODS,
     NOT_OURS,
@@ -89,10 +90,13 @@ _EXTERNAL = (
     Rule(
         _unless_external(
             f"{_empty('self.workers', 'tolerations', 'topologySpreadConstraints', 'volumes', 'volumeMounts')} && "
-            f"{_absent('self.workers', 'affinity', 'priorityClassName', 'runtimeClassName', 'securityContext')}"
+            f"{_absent('self.workers', 'affinity', 'priorityClassName', 'runtimeClassName', 'securityContext')} && "
+            f"{_empty('self.workers', 'nodeSelector')} && "
+            f"(!has(self.workers.resources) || ({_empty('self.workers.resources', 'requests', 'limits')})) && "
+            f"(!has(self.workers.podMetadata) || ({_empty('self.workers.podMetadata', 'labels', 'annotations')}))"
         ),
-        "tolerations, topologySpreadConstraints, volumes, volumeMounts, affinity, priorityClassName, runtimeClassName "
-        f"and securityContext: {NOT_OURS}",
+        "resources, nodeSelector, tolerations, affinity, topologySpreadConstraints, priorityClassName, podMetadata, "
+        f"volumes, volumeMounts, runtimeClassName and securityContext: {NOT_OURS}",
         ".workers",
     ),
 )
@@ -176,6 +180,7 @@ RULES: Mapping[Path, tuple[Rule, ...]] = {
             ".feedPort",
         ),
     ),
+    ("spec", "engine", "external", "selector"): (Rule("size(self.matchLabels) > 0", NO_LABELS, ".matchLabels"),),
     ("spec", "network"): (
         Rule(
             "!has(self.ipFamilyPolicy) || self.ipFamilyPolicy != 'SingleStack' || !has(self.ipFamilies) || "

@@ -93,8 +93,11 @@ def test_everything_that_a_rule_reads_is_bounded():
     bounds = {"string": {"maxLength", "enum", "format"}, "array": {"maxItems"}, "object": {"maxProperties"}}
     for path, rules in RULES.items():
         for rule in rules:
+            beyond = re.sub(r"\b(?:has|size)\([\w.]*\)", "", rule.expression)
             for chain in re.findall(r"\b(?:self|oldSelf)((?:\.[a-z]\w*(?!\w*\())*)", rule.expression):
                 node = found[(*path, *chain.split(".")[1:])]
+                if "additionalProperties" in node and f"self{chain}" not in beyond:
+                    continue  # how many keys a map has costs the same for any map
                 if node.get("type") != "object" or "additionalProperties" in node:
                     assert node.keys() & bounds.get(node["type"], node.keys()), (path, chain)
         for end in range(len(path)):
