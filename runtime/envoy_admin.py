@@ -6,12 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import aiohttp
 import orjson
 
 from runtime.envoy.bootstrap import CLIENTS
 from runtime.envoy.clusters import WORKERS
+from runtime.logs import EventLogger
+
+T = TypeVar("T")
+logger = EventLogger(__name__)
 
 INTERVAL = 0.1
 """Seconds between two questions about what Envoy still has to do."""
@@ -28,6 +33,18 @@ class EnvoyAdmin:
         )
         self._clock = clock
 
+    async def _report(self, path: str, parse: Callable[[Any], T]) -> T | None:
+        """What `parse` makes of a report in JSON; None if Envoy does not answer, or answers something else: the process
+        at the socket may be no Envoy, or one that is just ending."""
+        answer = await self._ask("GET", path)
+        if answer is None:
+            return None
+        try:
+            return parse(orjson.loads(answer))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            logger.warning("envoy_admin_unreadable", path=path, why=repr(error))
+            return None
+
     async def _ask(self, method: str, path: str) -> bytes | None:
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             async with self._session.request(method, path) as answer:
@@ -35,10 +52,10 @@ class EnvoyAdmin:
         return None
 
     async def _stat(self, name: str) -> int | None:
-        answer = await self._ask("GET", f"/stats?format=json&filter=^{name}$")
-        if answer is None:
-            return None
-        return sum(int(each["value"]) for each in orjson.loads(answer)["stats"] if each.get("name") == name)
+        return await self._report(
+            f"/stats?format=json&filter=^{name}$",
+            lambda report: sum(int(each["value"]) for each in report["stats"] if each.get("name") == name),
+        )
 
     async def ready(self) -> bool:
         """Whether Envoy takes requests."""
@@ -50,16 +67,8 @@ class EnvoyAdmin:
 
     async def knows(self, workers: Iterable[str]) -> bool:
         """Whether it has read of all these workers, each `ip:port`; True if it does not answer."""
-        answer = await self._ask("GET", "/clusters?format=json")
-        if answer is None:
-            return True
-        hosts = (
-            host["address"]["socket_address"]
-            for cluster in orjson.loads(answer)["cluster_statuses"]
-            if cluster["name"] == WORKERS
-            for host in cluster.get("host_statuses", ())
-        )
-        return {_endpoint(**each) for each in hosts} >= set(workers)
+        known = await self._report("/clusters?format=json", _workers)
+        return known is None or known >= set(workers)
 
     async def reads(self, secrets: Iterable[str]) -> bool:
         """Whether it has taken all these secrets (`runtime.envoy.tls`): without one its port answers nobody. True if it
@@ -98,6 +107,16 @@ class EnvoyAdmin:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def _workers(report: Any) -> set[str]:
+    """The workers that a report on clusters names, each `ip:port`."""
+    return {
+        _endpoint(**host["address"]["socket_address"])
+        for cluster in report["cluster_statuses"]
+        if cluster["name"] == WORKERS
+        for host in cluster.get("host_statuses", ())
+    }
 
 
 def _endpoint(address: str, port_value: int, **_: object) -> str:
