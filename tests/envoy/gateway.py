@@ -162,9 +162,9 @@ async def running(
         )
         assert process.returncode is None, log.read_text()
         address = "http://" + admin.read_text().strip()
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=90) as client:
             port = await _port(client, address)
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as clients:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=90) as clients:
                 yield Gateway(port, address, process, clients)
     finally:
         if process.returncode is None:

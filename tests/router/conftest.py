@@ -102,7 +102,7 @@ class RunningRouter:
 def http_client(port: int) -> httpx.AsyncClient:
     """A client of one port. Reading the certificates that TLS would need takes longer than most tests."""
     no_certificates = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30, verify=no_certificates)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=90, verify=no_certificates)
 
 
 DEFAULTS = {
@@ -119,7 +119,7 @@ StartRouter = Callable[..., AbstractAsyncContextManager[RunningRouter]]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):  # a hang, and not a slow machine
         while not condition():  # noqa: ASYNC110  # nothing to wait on: the condition is a count
             await asyncio.sleep(0.002)
 

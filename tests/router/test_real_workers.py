@@ -105,7 +105,7 @@ class Load:
 
 
 async def test_workers_restarted_one_after_another_lose_no_request(start_router: StartRouter) -> None:
-    async with real_workers(2) as workers, start_router(workers, retry_deadline=20) as router:
+    async with real_workers(2) as workers, start_router(workers, retry_deadline=60) as router:
         load = Load(router)
         for worker in workers:
             await load.some()
@@ -119,7 +119,7 @@ async def test_workers_restarted_one_after_another_lose_no_request(start_router:
 
 
 async def test_the_only_worker_restarted_makes_requests_wait(start_router: StartRouter) -> None:
-    async with real_workers(1) as workers, start_router(workers, retry_deadline=20) as router:
+    async with real_workers(1) as workers, start_router(workers, retry_deadline=60) as router:
         load = Load(router)
         await load.some()
         await workers[0].drain()

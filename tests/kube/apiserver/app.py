@@ -69,11 +69,7 @@ class App:
     async def _answer(self, call: Call, receive: Receive, send: Send) -> None:
         call.user = authenticate(call.headers)
         wanted = call.attributes()
-        wait, failure = self.faults.strike(wanted, call.user.name)
-        if wait:
-            await asyncio.sleep(wait)
-        if failure is not None:
-            raise failure
+        await self.faults.strike(wanted, call.user.name)
         if not authorized(self.cluster, call.user, wanted):
             raise forbidden(call.user, wanted)
         if not call.resource:

@@ -6,6 +6,7 @@ that is away is `FakeApiServer.stop`, a network that goes dead without a word is
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Fault:
     message: str = ""
     retry_after: int | None = None
     delay: float = 0.0
+    until: asyncio.Event | None = None
+    """What matching requests wait for, before they are delayed."""
     probability: float = 1.0
     """By a seeded generator: the same requests fail each run."""
     times: int | None = None
@@ -61,6 +64,10 @@ class Faults:
         """Let matching requests wait before anything is done for them."""
         return self._add(Fault(delay=seconds, **what))
 
+    def hold(self, until: asyncio.Event, **what: Any) -> Fault:
+        """Let matching requests wait for an event before anything is done for them."""
+        return self._add(Fault(until=until, **what))
+
     def _add(self, fault: Fault) -> Fault:
         self._faults.append(fault)
         return fault
@@ -75,17 +82,23 @@ class Faults:
     def clear(self) -> None:
         self._faults.clear()
 
-    def strike(self, asked: Attributes, user: str) -> tuple[float, ApiError | None]:
-        """How long a request waits, and the error it is answered with, if any."""
-        wait = 0.0
+    async def strike(self, asked: Attributes, user: str) -> None:
+        """Let a request wait as it shall. Raises the `ApiError` that it is answered with, if any."""
+        struck = []
         for fault in self._faults:
             if not fault.applies(asked, user) or self._random.random() >= fault.probability:
                 continue
             fault.hits += 1
-            wait += fault.delay
+            struck.append(fault)
             if fault.status:
-                return wait, _error(fault, asked)
-        return wait, None
+                break
+        for fault in struck:
+            if fault.until is not None:
+                await fault.until.wait()
+        if wait := sum(fault.delay for fault in struck):
+            await asyncio.sleep(wait)
+        if struck and struck[-1].status:
+            raise _error(struck[-1], asked)
 
 
 def _error(fault: Fault, asked: Attributes) -> ApiError:

@@ -33,7 +33,7 @@ from tests.router.fakes import FakeWorker, fake_workers, good
 pytestmark = pytest.mark.process
 
 QUICK = ListWatchPolicy(
-    shortest_watch=1, longest_watch=2, slack=0.3, settled=0.1, relist=300.0, retry=Backoff(0.01, 0.2)
+    shortest_watch=1, longest_watch=2, slack=1.0, settled=0.1, relist=300.0, retry=Backoff(0.01, 0.2)
 )
 ACCOUNT = "system:serviceaccount:ns:rag-router"
 _, ROLE, BINDING = build_router_rbac(Owner("rag", "ns", "u", KVClusterSpec(), Release("image")))
@@ -97,7 +97,7 @@ async def routing(
     path.write_text(yaml.safe_dump(config))
     source = KubernetesDiscovery(await find_service("workers", None, path), policy=QUICK)
     try:
-        async with start_router(source=source, retry_deadline=20) as router:
+        async with start_router(source=source, retry_deadline=60) as router:
             yield relay, router
     finally:
         await relay.stop()
@@ -149,13 +149,15 @@ async def test_whatever_happens_to_the_api_server_no_request_is_lost(start_route
         await made.put("b", two, "w-2")
         await until(lambda: known(router) == {one.url, two.url})
 
-        # While it is slow to answer, its history is compacted away: 410, and a deletion that no event tells of.
-        slow = faults.delay(0.5, verb="watch", resource="endpointslices", times=1)
+        # While it does not answer, its history is compacted away: 410, and a deletion that no event tells of.
+        answers = asyncio.Event()
+        held = faults.hold(answers, verb="watch", resource="endpointslices")
         faults.cut_watches()
-        await until(lambda: slow.hits == 1)
+        await until(lambda: held.hits > 0)
         await made.delete("b")
         await made.put("c", three, "w-3")
         api.compact()
+        answers.set()
         await until(lambda: known(router) == {one.url, three.url})
         assert router.metric("discovery_relists_total", reason="expired") == 1
         await some()
@@ -183,11 +185,12 @@ async def test_whatever_happens_to_the_api_server_no_request_is_lost(start_route
 
         # A network that goes dead without a word, in which it goes and another one comes.
         await until(lambda: router.router.management.discovery().error == "")
+        silent = router.metric("discovery_failures_total", cause="silent")
         relay.freeze()
         await made.delete("a")
         await made.put("b", two, "w-4")
         await until(lambda: known(router) == {two.url, three.url})
-        assert router.metric("discovery_failures_total", cause="silent") == 1
+        assert router.metric("discovery_failures_total", cause="silent") > silent
         await some()
 
         ending.set()
