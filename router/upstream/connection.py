@@ -207,12 +207,13 @@ class WorkerConnection(asyncio.Protocol):
             try:
                 await self._signal
             finally:
+                # A request that is cancelled leaves nothing to the next one on this connection.
                 self._sink = None
-            if (error := self._sink_error) is not None:
-                self._sink_error = None
+                error, self._sink_error = self._sink_error, None
+                refused, self._refused = self._refused, False
+            if error is not None:
                 raise error
-            if self._refused:
-                self._refused = False
+            if refused:
                 return False
 
     def _feed(self, sink: Sink) -> None:

@@ -342,10 +342,9 @@ class ServerRequest:
             where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
             logger.error("app_failed", path=self.scope["path"], error=repr(error), where=where)
             await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
-        else:
-            if self._state not in _OVER:
-                logger.error("app_failed", path=self.scope["path"], error="answer is incomplete")
-                await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
+        if self._state not in _OVER:
+            logger.error("app_failed", path=self.scope["path"], error="answer is incomplete")
+            await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
 
     async def _fail(self, refusal: Refusal) -> None:
         """Answer if nothing has been sent yet; else close the connection, so that the client sees that

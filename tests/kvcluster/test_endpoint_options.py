@@ -33,7 +33,9 @@ def test_the_key_of_a_file_or_of_the_environment_is_sent(tmp_path: Path, monkeyp
         EndpointOptions(api_key_file=tmp_path / "empty").headers()
 
 
-@pytest.mark.parametrize("command", [["bench", "https://127.0.0.1:1"], ["metrics"], ["top"], ["route", "a prompt"]])
+@pytest.mark.parametrize(
+    "command", [["bench", "https://127.0.0.1:1"], ["metrics"], ["top"], ["route", "a prompt"]], ids=" ".join
+)
 def test_authorities_that_are_none_are_a_wrong_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:

@@ -1,8 +1,8 @@
 """A connection to a worker under every order of segments, reads, closes and resets that hypothesis finds.
 
-Covered: the bytes of each answer, when the connection is free again, what a failure says of the request's progress. Not
-covered: whole requests over real sockets and the replacement of stale connections (test_pool.py), and TLS, which the
-pool does not speak.
+Covered: the bytes of each answer, when the connection is free again, what a failure says of the request's progress, and
+clients that take no more or leave, also in the moment in which something comes. Not covered: whole requests over real
+sockets and the replacement of stale connections (test_pool.py), and TLS, which the pool does not speak.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import asyncio
 import socket
 import struct
 from dataclasses import dataclass
+from enum import Enum
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -22,6 +24,18 @@ from router.upstream.interface import UpstreamError
 from tests.virtual import FakeTransport, VirtualLoop
 
 BIG = b"x" * (HIGH_WATER + 1)
+
+
+class Client(Enum):
+    """How the client takes the pieces of its answer."""
+
+    TAKES = "takes them"
+    FULL = "takes one, and no more for now"
+    LEFT = "has left"
+
+
+class ClientLeft(OSError):
+    """What writing to a client that has left raises."""
 
 
 @dataclass
@@ -49,7 +63,9 @@ class ObservedRequest:
     """What the answer's header `x-number` says."""
     any_byte: bool = False
     read: bytes = b""
-    reading: asyncio.Task[bytes] | None = None
+    reading: asyncio.Task[tuple[bytes, bool]] | None = None
+    """Gives what was read, and whether that is the end."""
+    client: Client = Client.TAKES
     ended: bool = False
     error: UpstreamError | None = None
 
@@ -112,7 +128,34 @@ class ConnectionMachine(RuleBasedStateMachine):
     @rule()
     def read(self) -> None:
         assert self.current is not None
-        self.current.reading = self.loop.create_task(self.connection.read())
+        connection, self.current.client = self.connection, Client.TAKES
+
+        async def read() -> tuple[bytes, bool]:
+            piece = await connection.read()
+            return piece, not piece
+
+        self.current.reading = self.loop.create_task(read())
+        self._settle()
+
+    @precondition(lambda self: self._answering() and self.current.reading is None)
+    @rule(client=st.sampled_from(Client))
+    def pass_on(self, client: Client) -> None:
+        assert self.current is not None
+        connection, self.current.client = self.connection, client
+        taken = []
+
+        def take(piece: bytes) -> bool:
+            if client is Client.LEFT:
+                raise ClientLeft
+            taken.append(piece)
+            return client is Client.TAKES
+
+        async def pass_on() -> tuple[bytes, bool]:
+            ended = await connection.pass_on(take)
+            assert ended or client is Client.FULL
+            return b"".join(taken), ended
+
+        self.current.reading = self.loop.create_task(pass_on())
         self._settle()
 
     @precondition(lambda self: self.current is not None and self.current.task.done())
@@ -166,12 +209,19 @@ class ConnectionMachine(RuleBasedStateMachine):
         request.whole = True
 
     @precondition(lambda self: self.wire)
-    @rule(size=st.sampled_from([1, 2, 7, 40, 1000, 10**9]))
-    def deliver(self, size: int) -> None:
+    @rule(size=st.sampled_from([1, 2, 7, 40, 1000, 10**9]), leaves=st.sampled_from([False, False, False, True]))
+    def deliver(self, size: int, leaves: bool) -> None:
+        """`leaves`: the request is cancelled before it learns of what has come."""
+        request = self.current
         if self.transport.receive(self.wire[:size]):
             self.wire = self.wire[size:]
-            if self.current is not None:
-                self.current.any_byte = True
+            if request is not None:
+                request.any_byte = True
+        if leaves and request is not None and request.reading is not None:
+            request.reading.cancel()
+            self.loop.settle()
+            self.current = None
+            self.connection.close()
         self._settle()
 
     @precondition(lambda self: self.fin and not self.wire and not self.transport.closing and not self.transport.paused)
@@ -223,13 +273,15 @@ class ConnectionMachine(RuleBasedStateMachine):
         if reading is not None and reading.done():
             request.reading = None
             if (error := reading.exception()) is not None:
-                self._failed(request, error)
+                if request.client is Client.LEFT and isinstance(error, ClientLeft):
+                    request.ended = True
+                else:
+                    self._failed(request, error)
                 return
-            piece = reading.result()
+            piece, request.ended = reading.result()
             assert dict(self.connection.headers)[b"x-number"] == request.number
             request.read += piece
-            request.ended = not piece
-            if not piece:
+            if request.ended:
                 assert request.read == request.body
             assert request.body is not None
             assert request.body.startswith(request.read)
@@ -289,3 +341,20 @@ class ConnectionMachine(RuleBasedStateMachine):
 
 ConnectionMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
 TestConnection = ConnectionMachine.TestCase
+
+
+@pytest.mark.parametrize("client", [Client.FULL, Client.LEFT], ids=lambda client: client.name)
+def test_a_request_that_is_cancelled_when_its_answer_ends_leaves_nothing_to_the_next(client: Client) -> None:
+    """Its connection is free again, and the next request there had what its client did: it ended without a word."""
+    machine = ConnectionMachine()
+    machine.connect()
+    for each, leaves in ((client, True), (Client.TAKES, False)):
+        machine.ask(head=False)
+        machine.answer(body=b"some text", framing="length", interim=False, surplus=b"")
+        machine.deliver(len(machine.wire) - len(b"some text"), leaves=False)
+        machine.pass_on(each)
+        request = machine.current
+        machine.deliver(len(machine.wire), leaves=leaves)
+    assert request is not None
+    assert (request.read, request.ended, request.error) == (b"some text", True, None)
+    machine.teardown()

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from runtime.http.request import ClientDisconnected
 from runtime.http.server import HttpLimits, HttpServer
 from runtime.sockets import inherited, listen
 
@@ -280,12 +281,15 @@ async def test_the_app_learns_that_the_client_left(cancel: bool) -> None:
         await until(lambda: server.in_flight == 0)
 
 
-async def test_an_app_that_fails_costs_one_request_and_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("raised", [RuntimeError("a bug"), ClientDisconnected("another one left")], ids=repr)
+async def test_an_app_that_fails_costs_one_request_and_no_traceback(
+    raised: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     async def failing(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/late":
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"x", "more_body": True})
-        raise RuntimeError("a bug")
+        raise raised
 
     async with serving(failing) as server:
         status, _, body = await exchange(server, GET)
