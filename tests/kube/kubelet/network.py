@@ -38,6 +38,7 @@ Backend = tuple[str, int]
 Table = Mapping[int, tuple[Backend, ...]]
 """Where connections to each port of a Service may go."""
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
 
 
 def backends(slices: Iterable[Mapping[str, Any]], port_name: str) -> tuple[Backend, ...]:
@@ -142,10 +143,20 @@ class ServiceProxy:
             task.add_done_callback(lambda _: writer.close())
 
         try:
-            port.server = await asyncio.start_server(accept, self.address(key), number, backlog=1024)
+            port.server = await _serve(accept, self.address(key), number)
         except OSError as error:
             # Ports below 1024 may be denied to us; nobody can connect then, and the test that tries sees why.
             logger.error("Service %s/%s: cannot listen on port %d: %s", *key, number, error)
+
+
+async def _serve(accept: Accept, address: str, number: int, context: ssl.SSLContext | None = None) -> asyncio.Server:
+    """Listens. `asyncio.start_server` by itself leaves its socket open if it is cancelled."""
+    sock = socket.create_server((address, number), backlog=1024)
+    try:
+        return await asyncio.start_server(accept, sock=sock, ssl=context, backlog=1024)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _close(port: _Port) -> None:
@@ -177,7 +188,7 @@ class FrontDoor:
             task = self._spawn(_join(self._upstream, reader, writer), "connection to the API server")
             task.add_done_callback(lambda _: writer.close())
 
-        server = await asyncio.start_server(accept, self.address, HTTPS, ssl=self._context, backlog=1024)
+        server = await _serve(accept, self.address, HTTPS, self._context)
         try:
             await asyncio.Event().wait()
         finally:
