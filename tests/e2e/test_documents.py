@@ -113,7 +113,7 @@ async def test_a_cluster_is_run_asked_explained_and_driven(tmp_path: Path) -> No
 async def test_strategies_are_compared_live_and_in_virtual_time(tmp_path: Path) -> None:
     """With fewer requests than on the page."""
     shell = Shell(tmp_path)
-    assert "longest_prefix" in await shell.run(_one("kvcluster compare").replace("--limit 200", "--limit 60"))
+    assert "longest_prefix" in await shell.run(_one("kvcluster compare").replace("--limit 200", "--limit 30"))
     for file in ("results_cache_aware.json", "strategy_comparison_summary.json", "strategy_comparison.png"):
         assert (tmp_path / "results" / file).stat().st_size > 0
     assert "pooled ceiling" in await shell.run(_one("kvcluster simulate") + " --limit 200")

@@ -150,11 +150,11 @@ async def test_clients_need_a_certificate_where_there_are_authorities_for_them(f
         async def answers() -> bool:
             try:
                 return (await ask(somebody)).status_code == 200
-            except httpx.TransportError:
+            except (httpx.TransportError, ssl.SSLError):
                 return False
 
         await eventually(answers, "a client with a certificate gets in: " + pod.log("envoy"))
-        with pytest.raises(httpx.TransportError):
+        with pytest.raises((httpx.TransportError, ssl.SSLError)):  # httpx leaves alerts that come late as they are
             await ask(nobody)
         assert len(workers[0].received) == 1
 

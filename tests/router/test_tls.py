@@ -69,7 +69,7 @@ async def test_a_clients_certificate_names_its_tenant_whatever_its_headers_say(
         headers = {"x-llm-d-inference-fairness-id": "another"}
         async with secure_client(router, CA.issue_cert("search", common_name="search")) as client:
             assert (await client.post("/v1/completions", json=BODY, headers=headers)).status_code == 200
-        with pytest.raises(httpx.TransportError):
+        with pytest.raises((httpx.TransportError, ssl.SSLError)):  # httpx leaves alerts that come late as they are
             async with secure_client(router) as client:
                 await client.post("/v1/completions", json=BODY)
         assert seen == ["search"]
