@@ -149,7 +149,10 @@ class InlineTask:
             self._end()
         except asyncio.CancelledError:
             self._end()
-        except Exception as raised:  # noqa: BLE001  # nobody awaits it
+        except (KeyboardInterrupt, SystemExit):
+            self._end()
+            raise
+        except BaseException as raised:  # noqa: BLE001  # nobody awaits it; a Rust library's panic is no Exception
             self._loop.call_exception_handler({"message": "an inline task failed", "exception": raised})
             self._end()
         else:
@@ -179,6 +182,8 @@ class InlineTask:
                 self._must_cancel = False
 
     def _happened(self, future: asyncio.Future[Any]) -> None:
+        if future is not self._waits_for:
+            return
         try:
             future.result()
         except BaseException as error:  # noqa: BLE001  # it is raised in the coroutine
@@ -213,9 +218,9 @@ class InlineTask:
         return True
 
     def _cancelled(self) -> None:
-        if self._must_cancel and self._coroutine is not None:
-            if type(self._waits_for) is Signal:
-                self._waits_for._inline = None
+        # Otherwise it has gone on meanwhile, or will: a future that is done steps it itself.
+        if self._must_cancel and type(self._waits_for) is Signal:
+            self._waits_for._inline = None
             self.step()
 
     def uncancel(self) -> int:

@@ -222,11 +222,13 @@ class _ProxiedRequest:
                     return await self._wait(admission, now)
                 self.deadline = None
                 continue
+            if asyncio.current_task() is None:
+                await within_task()
+                continue  # a worker may have become ready in that turn
             pause = min(EXCLUDED_PAUSE if self.excluded else 1.0, self.deadline - now)
             if self.told_to_wait_at is None:
                 self.excluded = frozenset()
             proxy.changed.clear()
-            await within_task()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await proxy.changed.wait()

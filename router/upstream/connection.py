@@ -223,6 +223,8 @@ class WorkerConnection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001  # raised in the request
             self._sink_error = error
             self._refused = True
+        if self._refused:
+            self._sink = None  # a task of asyncio's goes on in the loop's next turn, and more may come before
         if self._refused or self._state is not ConnectionState.BODY:
             self._signal.set()
 

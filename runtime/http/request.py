@@ -342,6 +342,11 @@ class ServerRequest:
             where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
             logger.error("app_failed", path=self.scope["path"], error=repr(error), where=where)
             await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self._abort()
+            raise
         if self._state not in _OVER:
             logger.error("app_failed", path=self.scope["path"], error="answer is incomplete")
             await self._fail(Refusal(500, "Internal Server Error", "InternalServerError"))

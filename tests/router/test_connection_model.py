@@ -358,3 +358,23 @@ def test_a_request_that_is_cancelled_when_its_answer_ends_leaves_nothing_to_the_
     assert request is not None
     assert (request.read, request.ended, request.error) == (b"some text", True, None)
     machine.teardown()
+
+
+def test_who_takes_no_more_gets_no_more_until_its_request_goes_on() -> None:
+    """A request in a task of asyncio's goes on in the loop's next turn, and two pieces may be read before that."""
+    machine = ConnectionMachine()
+    machine.connect()
+    machine.ask(head=False)
+    machine.answer(body=b"some text", framing="chunked", interim=False, surplus=b"")
+    machine.deliver(len(machine.wire) - len(chunked(b"some text")), leaves=False)
+    machine.pass_on(Client.FULL)
+    request, first = machine.current, machine.wire.index(b"some") + len(b"some\r\n")
+    assert request is not None
+    assert machine.transport.receive(machine.wire[:first])
+    assert machine.transport.receive(machine.wire[first:])
+    machine.deliver(0, leaves=False)
+    assert request.read == b"some"
+    machine.pass_on(Client.TAKES)
+    assert (request.read, request.ended, request.error) == (b"some text", True, None)
+    machine.wire = b""
+    machine.teardown()

@@ -184,3 +184,42 @@ def test_a_request_to_cancel_outlives_the_change_into_a_task(bed: Bed) -> None:
     bed.loop.call_soon(tasks[0].step)
     bed.loop.settle()
     assert (bed.seen, bed.ended) == ([], tasks)
+
+
+class Panic(BaseException):
+    """What a library in Rust raises when it panics."""
+
+
+def test_whatever_it_raises_it_is_over(bed: Bed) -> None:
+    async def panics() -> None:
+        await bed.signal
+        raise Panic
+
+    task = bed.start(panics)
+    bed.signal.set()
+    assert bed.ended == [task]
+    assert [type(each["exception"]) for each in bed.failed] == [Panic]
+    assert not task.cancel()
+
+
+def test_a_cancellation_is_delivered_once_though_what_it_waits_for_happens_in_the_same_turn(bed: Bed) -> None:
+    first, second = bed.loop.create_future(), bed.loop.create_future()
+
+    async def goes_on() -> None:
+        for each in (bed.signal, first, second):
+            try:
+                await each
+                bed.seen.append("happened")
+            except asyncio.CancelledError as error:
+                bed.seen.append(f"cancelled: {error}")
+
+    task = bed.start(goes_on)
+    task.cancel("one")
+    bed.signal.set()
+    first.set_result(None)
+    task.cancel("two")
+    bed.loop.settle()
+    assert bed.seen == ["cancelled: one", "cancelled: two"]
+    second.set_result(None)
+    bed.loop.settle()
+    assert (bed.seen[2:], bed.ended, bed.failed) == (["happened"], [task], [])
